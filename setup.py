@@ -1,0 +1,45 @@
+"""Builds the compiled parts of usbipd: the packet pump and the claim.
+
+Everything else about the package stands in pyproject.toml.  The sources lie in
+cython/, the modules are usbipd._pump and usbipd._claim.
+"""
+
+import shlex
+import subprocess
+import sys
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+
+def pkg_config(option: str, package: str) -> list[str]:
+    """The flags that pkg-config names for `package`; exits with advice when it cannot."""
+    try:
+        answer = subprocess.run(
+            ["pkg-config", option, package], check=True, capture_output=True, text=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        sys.exit(
+            f"usbipd needs {package} 1.0.26 or newer with its headers, and pkg-config to find it ({error}).\n"
+            "Debian: apt install libusb-1.0-0-dev pkg-config    macOS: brew install libusb pkg-config"
+        )
+    return shlex.split(answer)
+
+
+libusb = {
+    "extra_compile_args": ["-O2", "-Wall", "-Wno-unused-function", *pkg_config("--cflags", "libusb-1.0")],
+    "extra_link_args": pkg_config("--libs", "libusb-1.0"),
+    "include_dirs": ["cython"],
+}
+
+setup(
+    ext_modules=cythonize(
+        [
+            Extension("usbipd._pump", ["cython/pump.pyx"], **libusb),
+            Extension("usbipd._claim", ["cython/claim.pyx"], **libusb),
+        ],
+        build_dir="build/cython",
+        include_path=["cython"],
+        compiler_directives={"language_level": "3", "freethreading_compatible": False},
+    )
+)
