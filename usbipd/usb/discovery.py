@@ -1,0 +1,115 @@
+"""Which USB devices this host has.  Runs in the extension, in a thread of its executor.
+
+Each listing uses a context of its own: it sees what is there now, and no libusb thread lives on.  Nothing is
+opened on Linux, where sysfs has all the strings; elsewhere libusb opens each device to read them.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+import usb1
+
+from usbipd.errors import UsbipdError
+from usbipd.ipc.messages import SimulatedSpec
+from usbipd.protocol.constants import USB_CLASS_HUB, Speed
+
+SYSFS_DEVICES: Final = Path("/sys/bus/usb/devices")  # Linux Documentation/ABI/testing/sysfs-bus-usb
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRecord:
+    """One device that could be shared: where it is, and what is known without claiming it."""
+
+    busid: str
+    busnum: int
+    devnum: int
+    path: str
+    """As OP_REP_* shows it: in sysfs on Linux, a name of ours elsewhere."""
+    vendor_id: int
+    product_id: int
+    device_class: int
+    speed: Speed
+    manufacturer: str | None
+    product: str | None
+    simulated: SimulatedSpec | None = None
+
+
+class DeviceSource(Protocol):
+    """Something that has devices: this host, or a set of simulated ones."""
+
+    async def list_devices(self) -> list[DeviceRecord]:
+        """The devices of this moment, ordered by busid.  Raises `UsbipdError`."""
+
+
+class DeviceDiscovery:
+    """The devices on this host's buses, without hubs, which nobody could use alone."""
+
+    async def list_devices(self) -> list[DeviceRecord]:
+        """Takes milliseconds on Linux; on macOS each device costs some control transfers.
+
+        Raises `UsbipdError` if libusb is missing or fails.
+        """
+        return await asyncio.to_thread(_list_devices)
+
+
+def _list_devices() -> list[DeviceRecord]:
+    try:
+        with usb1.USBContext() as context:
+            devices = [
+                _describe(device)
+                # a device that vanishes while it is looked at is no error
+                for device in context.getDeviceIterator(skip_on_error=True)
+                if device.getDeviceClass() != USB_CLASS_HUB and device.getPortNumberList()
+            ]
+    except usb1.USBError as error:
+        raise UsbipdError(f"libusb cannot list devices: {error}", code="libusb") from error
+    except OSError as error:
+        raise UsbipdError(
+            f"libusb 1.0 cannot be loaded: {error}",
+            code="no-libusb",
+            advice="Debian: apt install libusb-1.0-0    macOS: brew install libusb",
+        ) from error
+    return sorted(devices, key=lambda device: (device.busnum, device.busid))
+
+
+def _describe(device: usb1.USBDevice) -> DeviceRecord:
+    busnum: int = device.getBusNumber()
+    # Linux's own numbering (drivers/usb/core/usb.c, usb_alloc_dev), which libusb shares
+    busid = f"{busnum}-{'.'.join(str(port) for port in device.getPortNumberList())}"
+    if sys.platform == "linux":
+        path = str((SYSFS_DEVICES / busid).resolve())
+        manufacturer, product = _sysfs_string(busid, "manufacturer"), _sysfs_string(busid, "product")
+    else:
+        path = f"/usb/{busid}"
+        manufacturer, product = _read_string(device.getManufacturer), _read_string(device.getProduct)
+    return DeviceRecord(
+        busid=busid,
+        busnum=busnum,
+        devnum=device.getDeviceAddress(),
+        path=path,
+        vendor_id=device.getVendorID(),
+        product_id=device.getProductID(),
+        device_class=device.getDeviceClass(),
+        speed=Speed.of_libusb(device.getDeviceSpeed()),
+        manufacturer=manufacturer,
+        product=product,
+    )
+
+
+def _sysfs_string(busid: str, attribute: str) -> str | None:
+    try:
+        text = (SYSFS_DEVICES / busid / attribute).read_text(encoding="utf-8", errors="replace")
+    except OSError:  # the device has no such string, or has gone
+        return None
+    return text.strip() or None
+
+
+def _read_string(read: Callable[[], str | None]) -> str | None:
+    try:
+        return read() or None
+    except usb1.USBError:  # may not be opened, or does not answer
+        return None
