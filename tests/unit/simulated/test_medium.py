@@ -1,0 +1,131 @@
+"""Where a disk keeps its blocks: what a file may be, and what is told when it may not."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.unit.simulated.bot_host import BotHost
+from usbipd.errors import UsageError
+from usbipd.simulated.mass_storage import MassStorage
+from usbipd.simulated.medium import DEFAULT_SIZE, FileMedium, MemoryMedium, parse_size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("512", 512),
+        ("65536", 65536),
+        ("512K", 512 << 10),
+        ("64M", 64 << 20),
+        ("1G", 1 << 30),
+        ("2T", 2 << 40),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "M", "1.5M", "64m", "64MB", "1 M", "\u0661K", "0512", "9" * 30])
+def test_other_sizes_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a number of bytes such as"):
+        parse_size(text)
+
+
+def test_memory_is_zero_and_keeps_what_is_written() -> None:
+    medium = MemoryMedium(4096)
+    assert bytes(medium.read(0, 4096)) == bytes(4096)
+    medium.write(512, memoryview(b"x" * 512))
+    assert bytes(medium.read(511, 3)) == b"\0xx"
+    medium.close()
+
+
+def test_memory_that_there_is_not() -> None:
+    with pytest.raises(UsageError, match="no memory for a disk of"):
+        MemoryMedium(1 << 62)
+
+
+def test_a_missing_file_is_created_with_its_size(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    FileMedium(path, 1 << 20).close()
+    assert path.stat().st_size == 1 << 20
+    assert path.stat().st_mode & 0o777 == 0o600
+    FileMedium(tmp_path / "default.img", None).close()
+    assert (tmp_path / "default.img").stat().st_size == DEFAULT_SIZE
+
+
+def test_a_file_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(range(256)) * 8)
+    medium = FileMedium(path, None)
+    assert medium.size == 2048
+    assert medium.read(513, 3) == bytes((1, 2, 3))
+    medium.write(1024, memoryview(b"new"))
+    medium.close()
+    assert path.read_bytes()[1023:1028] == b"\xffnew\x03"
+
+
+def test_a_file_of_another_size(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(1024))
+    with pytest.raises(UsageError, match=r"disk.img has 1024 bytes, not the 2048 that size= says"):
+        FileMedium(path, 2048)
+    assert path.read_bytes() == bytes(1024)
+
+
+def test_a_file_that_is_no_number_of_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(1000))
+    with pytest.raises(UsageError, match="1000 bytes, which is not a multiple of 512"):
+        FileMedium(path, None)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pytest.raises(UsageError, match="fifo is not a regular file"):
+        FileMedium(fifo, None)
+    with pytest.raises(UsageError, match="cannot open"):
+        FileMedium(tmp_path, None)
+    with pytest.raises(UsageError, match="No such file or directory"):
+        FileMedium(tmp_path / "nowhere" / "disk.img", None)
+
+
+def test_one_disk_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    first = FileMedium(path, 4096)
+    with pytest.raises(UsageError, match="in use by another simulated disk"):
+        FileMedium(path, 4096)
+    first.close()
+    FileMedium(path, 4096).close()
+
+
+def test_refused_files_are_closed(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(1000))
+    before = len(list(Path("/dev/fd").iterdir()))
+    with pytest.raises(UsageError):
+        FileMedium(path, None)
+    assert len(list(Path("/dev/fd").iterdir())) == before
+
+
+def test_a_file_that_was_cut_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    medium = FileMedium(path, 4096)
+    os.truncate(path, 1024)
+    with pytest.raises(OSError, match="ends before byte 2048"):
+        medium.read(512, 1536)
+    medium.close()
+
+
+def test_the_disk_in_a_file_is_there_again(tmp_path: Path) -> None:
+    options = {"file": str(tmp_path / "disk.img"), "size": "64K"}
+    write, read = bytes.fromhex("2a 00 00000002 00 0002 00"), bytes.fromhex("28 00 00000002 00 0002 00")
+    data = bytes(range(256)) * 4
+    disk = MassStorage(options)
+    assert BotHost(disk).command_out(write, data).status == 0
+    disk.close()
+    disk = MassStorage(options)
+    assert BotHost(disk).command_in(read, 1024).data == data
+    disk.close()
+    assert Path(options["file"]).read_bytes()[1024:2048] == data

@@ -1,0 +1,1 @@
+"""Software USB devices that a real kernel drives with its class drivers.  Run in their workers."""

@@ -1,0 +1,77 @@
+"""All simulated devices by name, and the argument of --simulate.  Used by the extension and by workers."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Final
+
+from usbipd.errors import UsageError
+from usbipd.ipc.messages import SimulatedSpec
+from usbipd.simulated.audio import Audio
+from usbipd.simulated.device import SimulatedDevice
+from usbipd.simulated.keyboard import Keyboard
+from usbipd.simulated.loopback import Loopback
+from usbipd.simulated.mass_storage import MassStorage
+from usbipd.simulated.serial import Serial
+
+NAMES: Final[dict[str, type[SimulatedDevice]]] = {
+    device.name: device for device in (MassStorage, Keyboard, Serial, Loopback, Audio)
+}
+
+MAX_SIMULATED: Final = 64
+"""Devices of one --simulate: each of them is a process."""
+
+
+def create(name: str, options: Mapping[str, str]) -> SimulatedDevice:
+    """The device of this name, as after power-on.
+
+    Raises `UsageError` for a name, an option or a value that there is not, and if its file cannot be had.
+    """
+    device = _find(name)
+    return device(device.check_options(options))
+
+
+def parse_simulate(text: str) -> list[SimulatedSpec]:
+    """The devices in `NAME[:OPTION=VALUE]…[,NAME…]`, such as `mass-storage:size=1G:file=disk.img,keyboard`.
+
+    Names may repeat; devices of one kind get serial numbers that differ.  Paths become absolute.  Commas and
+    colons separate, so no value may hold them.  Raises `UsageError`.
+    """
+    items = text.split(",")
+    if len(items) > MAX_SIMULATED:
+        raise UsageError(f"--simulate: {len(items)} devices, at most {MAX_SIMULATED} are possible")
+    specs = []
+    count: Counter[str] = Counter()
+    for item in items:
+        name, *fields = item.strip().split(":")
+        device = _find(name)
+        count[name] += 1
+        options = {"serial": device.serial_number(count[name])} | _parse_options(name, fields)
+        specs.append(SimulatedSpec(name=name, options=device.check_options(options)))
+    _check_distinct(specs)
+    return specs
+
+
+def _find(name: str) -> type[SimulatedDevice]:
+    if name not in NAMES:
+        raise UsageError(f"--simulate: there is no device {name!r}; there are {', '.join(NAMES)}")
+    return NAMES[name]
+
+
+def _parse_options(name: str, fields: list[str]) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for field in fields:
+        option, equals, value = field.partition("=")
+        if not equals or not value:
+            raise UsageError(f"--simulate: {name}: {field!r} is not OPTION=VALUE")
+        if option in options:
+            raise UsageError(f"--simulate: {name}: option {option!r} is given twice")
+        options[option] = value
+    return options
+
+
+def _check_distinct(specs: list[SimulatedSpec]) -> None:
+    for option in ("file", "serial"):
+        values = Counter((spec.name, spec.options[option]) for spec in specs if option in spec.options)
+        for (name, value), times in values.items():
+            if times > 1:
+                raise UsageError(f"--simulate: {times} devices {name} have the same {option} {value}")
