@@ -1,0 +1,113 @@
+# Memory of URBs: a pool that one client can make grow to its budget and not beyond.  Runs in workers.
+#
+# An Urb comes from a free list of at most MAX_URBS; data of up to INLINE_DATA bytes lies inside it.  Larger data
+# gets a buffer of a size class, a power of two from 1 KiB to 32 MiB.  Buffers in use and buffers kept for the next
+# URB count against the same budget, so the worker's memory for one client is at most
+#     budget + MAX_URBS * (sizeof(Urb) + the backend's transfer).
+# Nothing is zeroed: what leaves the process is only what the device wrote.
+
+from posix.stdlib cimport posix_memalign
+
+cdef enum:
+    SIZE_CLASSES = 16        # 1 KiB << 15 = 32 MiB: MAX_TRANSFER_LENGTH and 1024 isochronous packets
+    SMALLEST_CLASS = 1024
+    MAX_URBS = 4096
+    CACHE_LINE = 64
+
+cdef struct Block:           # a free buffer
+    Block *next
+
+cdef struct Pool:
+    size_t budget            # bytes
+    size_t allocated         # bytes of buffers, in use or kept
+    Block *kept[SIZE_CLASSES]
+    Urb *free_urbs
+    int urbs                 # URBs that are not on the free list
+
+
+cdef void pool_trim(Pool *pool) noexcept nogil:
+    """Gives the kept buffers back to the system."""
+    cdef int k
+    cdef Block *block
+    for k in range(SIZE_CLASSES):
+        while pool.kept[k] != NULL:
+            block = pool.kept[k]
+            pool.kept[k] = block.next
+            pool.allocated -= HEADROOM + (<size_t>SMALLEST_CLASS << k)
+            free(block)
+
+
+cdef uint8_t *pool_take_buffer(Pool *pool, size_t size, int *size_class) noexcept nogil:
+    """HEADROOM + `size` bytes, or NULL when that would break the budget."""
+    cdef int k = 0
+    cdef size_t whole
+    cdef void *memory = NULL
+    while (<size_t>SMALLEST_CLASS << k) < size:
+        k += 1
+    size_class[0] = k
+    if pool.kept[k] != NULL:
+        memory = pool.kept[k]
+        pool.kept[k] = pool.kept[k].next
+        return <uint8_t *>memory
+    whole = HEADROOM + (<size_t>SMALLEST_CLASS << k)
+    if pool.allocated + whole > pool.budget:
+        pool_trim(pool)
+        if pool.allocated + whole > pool.budget:
+            return NULL
+    if posix_memalign(&memory, CACHE_LINE, whole) != 0:
+        return NULL
+    pool.allocated += whole
+    return <uint8_t *>memory
+
+
+cdef Urb *pool_take(Pool *pool, size_t size) noexcept nogil:
+    """An URB with `size` bytes of data, or NULL: the client has all that it may have."""
+    cdef Urb *urb = pool.free_urbs
+    cdef uint8_t *buffer
+    if pool.urbs >= MAX_URBS:
+        return NULL
+    if urb != NULL:
+        pool.free_urbs = urb.next
+    else:
+        urb = <Urb *>calloc(1, sizeof(Urb))
+        if urb == NULL:
+            return NULL
+    if size <= INLINE_DATA:
+        urb.size_class = -1
+        buffer = urb.storage
+    else:
+        buffer = pool_take_buffer(pool, size, &urb.size_class)
+        if buffer == NULL:
+            urb.next = pool.free_urbs
+            pool.free_urbs = urb
+            return NULL
+    pool.urbs += 1
+    urb.data = buffer + HEADROOM
+    urb.next = urb.hash_next = urb.unlink_reply = NULL
+    urb.length = urb.actual_length = urb.error_count = urb.start_frame = urb.packets = 0
+    urb.status = 0
+    urb.iso = NULL
+    return urb
+
+
+cdef void pool_give(Pool *pool, Urb *urb) noexcept nogil:
+    cdef Block *block
+    if urb.size_class >= 0:
+        block = <Block *>(urb.data - HEADROOM)
+        block.next = pool.kept[urb.size_class]
+        pool.kept[urb.size_class] = block
+    urb.state = URB_FREE
+    urb.next = pool.free_urbs
+    pool.free_urbs = urb
+    pool.urbs -= 1
+
+
+cdef void pool_close(Pool *pool, Backend *backend) noexcept nogil:
+    """Frees everything; no URB may be in use."""
+    cdef Urb *urb
+    pool_trim(pool)
+    while pool.free_urbs != NULL:
+        urb = pool.free_urbs
+        pool.free_urbs = urb.next
+        backend.forget(backend, urb)
+        free(urb)

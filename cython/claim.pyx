@@ -1,0 +1,246 @@
+"""The claim: takes a real device from the host's drivers, holds it, and gives it back.  Runs in workers.
+
+libusb does the work on both systems (usbfs on Linux, IOKit capture on macOS).  A claim is made once, for the whole
+device, and given up once: on macOS the first detach captures the device and the last attach lets it go
+(darwin_usb.c), and libusb's automatic detaching would give it back at the first released interface.
+
+Nothing here retries or waits: the extension decides what happens after an error.
+"""
+
+from cpython.pycapsule cimport PyCapsule_New
+from libusb cimport *
+
+from usbipd.errors import ClaimError
+from usbipd.usb.descriptors import Endpoint, Interface
+
+MINIMUM_LIBUSB = (1, 0, 26)  # the first with whole-device capture on macOS and the fixes that it needs
+
+_ADVICE = {
+    LIBUSB_ERROR_ACCESS: "The extension has to run as root; on macOS a mass-storage volume has to be unmounted first.",
+    LIBUSB_ERROR_BUSY: "Another program holds the device: close it and try again.",
+    LIBUSB_ERROR_NO_DEVICE: "Plug the device in again.",
+    LIBUSB_ERROR_NOT_FOUND: "Plug the device in again.",
+}
+
+
+cdef object error(int code, str what):
+    name = libusb_error_name(code).decode()
+    return ClaimError(f"{what}: {libusb_strerror(code).decode()} ({name})", code=name, advice=_ADVICE.get(code))
+
+
+def libusb_runtime_version() -> tuple[int, int, int]:
+    """The version of the libusb in use."""
+    cdef const libusb_version *version = libusb_get_version()
+    return version.major, version.minor, version.micro
+
+
+cdef class Claim:
+    """One device of this host, found by bus number and address; held from `take` until `give_back`.
+
+    Blocks for as long as the device takes to answer.  One thread.  Raises `ClaimError` with libusb's name of the
+    reason; what was taken before an error is given back first.
+    """
+
+    cdef libusb_context *_context
+    cdef libusb_device_handle *_handle
+    cdef readonly object context
+    """The libusb_context, as a capsule for the pump."""
+    cdef readonly object handle
+    """The libusb_device_handle, as a capsule for the pump."""
+    cdef readonly list detached
+    """bInterfaceNumber of every interface whose driver was sent away, in that order."""
+    cdef readonly list held
+    """bInterfaceNumber of every claimed interface, in that order."""
+    cdef bint captures
+
+    def __cinit__(self, int busnum, int devnum):
+        cdef int code
+        if libusb_runtime_version() < MINIMUM_LIBUSB:
+            raise ClaimError(f"libusb {libusb_runtime_version()} is too old: usbipd needs {MINIMUM_LIBUSB} or newer")
+        self.detached = []
+        self.held = []
+        code = libusb_init(&self._context)
+        if code < 0:
+            raise error(code, "libusb does not start")
+        self.context = PyCapsule_New(self._context, "libusb_context", NULL)
+        self._open(busnum, devnum)
+        self.handle = PyCapsule_New(self._handle, "libusb_device_handle", NULL)
+        self.captures = libusb_has_capability(LIBUSB_CAP_SUPPORTS_DETACH_KERNEL_DRIVER)
+
+    cdef object _open(self, int busnum, int devnum):
+        cdef libusb_device **devices
+        cdef ssize_t count = libusb_get_device_list(self._context, &devices), i
+        cdef int code = LIBUSB_ERROR_NO_DEVICE
+        if count < 0:
+            raise error(<int>count, "libusb lists no devices")
+        for i in range(count):
+            if libusb_get_bus_number(devices[i]) == busnum and libusb_get_device_address(devices[i]) == devnum:
+                code = libusb_open(devices[i], &self._handle)
+                break
+        libusb_free_device_list(devices, 1)
+        if code < 0:
+            raise error(code, f"device {devnum} of bus {busnum} cannot be opened")
+
+    def __dealloc__(self):
+        if self._handle != NULL:
+            libusb_close(self._handle)
+        if self._context != NULL:
+            libusb_exit(self._context)
+
+    def take(self) -> None:
+        """Sends the drivers of all interfaces away, then claims all interfaces."""
+        numbers = [i.bInterfaceNumber for i in self.interfaces() if i.bAlternateSetting == 0]
+        try:
+            if self.captures:
+                for number in numbers:
+                    self._detach(number)
+            for number in numbers:
+                self._claim(number)
+        except ClaimError:
+            self.give_back()
+            raise
+
+    cdef object _detach(self, int number):
+        cdef int code
+        with nogil:
+            code = libusb_kernel_driver_active(self._handle, number)
+            if code == 1:
+                code = libusb_detach_kernel_driver(self._handle, number)
+                if code == 0:
+                    code = 1
+        if code == 1:
+            self.detached.append(number)
+        elif code < 0 and code != LIBUSB_ERROR_NOT_FOUND and code != LIBUSB_ERROR_NOT_SUPPORTED:
+            raise error(code, f"the driver of interface {number} does not let go")
+
+    cdef object _claim(self, int number):
+        cdef int code
+        with nogil:
+            code = libusb_claim_interface(self._handle, number)
+        if code < 0:
+            raise error(code, f"interface {number} cannot be claimed")
+        self.held.append(number)
+
+    def give_back(self) -> list[str]:
+        """Releases all interfaces, then calls their drivers back in the order in which they left.
+
+        Returns what did not work, a sentence each; a device that is gone is no failure.
+        """
+        problems = self._release()
+        cdef int code, number
+        for number in self.detached:
+            with nogil:
+                code = libusb_attach_kernel_driver(self._handle, number)
+            if code < 0 and code != LIBUSB_ERROR_NO_DEVICE and code != LIBUSB_ERROR_NOT_FOUND:
+                problems.append(f"no driver came back to interface {number}: {libusb_error_name(code).decode()}")
+        self.detached.clear()
+        return problems
+
+    cdef list _release(self):
+        cdef int code, number
+        problems = []
+        for number in reversed(self.held):
+            with nogil:
+                code = libusb_release_interface(self._handle, number)
+            if code < 0 and code != LIBUSB_ERROR_NO_DEVICE and code != LIBUSB_ERROR_NOT_FOUND:
+                problems.append(f"interface {number} cannot be released: {libusb_error_name(code).decode()}")
+        self.held.clear()
+        return problems
+
+    def set_configuration(self, int value) -> int:
+        """SET_CONFIGURATION for the client; 0 or libusb's negative code.
+
+        The value that is already active means a fresh start of its interfaces: alternate setting 0 for each
+        (USB 2.0 section 9.1.1.5).  Another one is only possible with no interface claimed, and new interfaces
+        bring the host's drivers back at once, so they are sent away again.
+        """
+        cdef int code, active, number
+        code = libusb_get_configuration(self._handle, &active)
+        if code < 0:
+            return code
+        if active == value:
+            for number in self.held:
+                with nogil:
+                    code = libusb_set_interface_alt_setting(self._handle, number, 0)
+                if code < 0:
+                    return code
+            return 0
+        self._release()
+        with nogil:
+            code = libusb_set_configuration(self._handle, value if value else -1)
+        if code == 0:
+            self.detached.clear()  # of interfaces that are no more
+        try:
+            self.take()
+        except ClaimError:
+            return code if code < 0 else LIBUSB_ERROR_BUSY
+        return code
+
+    @property
+    def configuration(self) -> int:
+        """bConfigurationValue of the active configuration; 0: the device is not configured."""
+        cdef int code, value
+        code = libusb_get_configuration(self._handle, &value)
+        if code < 0:
+            raise error(code, "the device does not say which configuration is active")
+        return value
+
+    def device_descriptor(self) -> dict[str, int]:
+        """The fields of the device descriptor that OP_REP_IMPORT carries, by their names in USB 2.0 table 9-8."""
+        cdef libusb_device_descriptor d
+        cdef int code = libusb_get_device_descriptor(libusb_get_device(self._handle), &d)
+        if code < 0:
+            raise error(code, "the device descriptor cannot be read")
+        return {
+            "idVendor": d.idVendor,
+            "idProduct": d.idProduct,
+            "bcdDevice": d.bcdDevice,
+            "bDeviceClass": d.bDeviceClass,
+            "bDeviceSubClass": d.bDeviceSubClass,
+            "bDeviceProtocol": d.bDeviceProtocol,
+            "bNumConfigurations": d.bNumConfigurations,
+        }
+
+    def speed(self) -> int:
+        """enum libusb_speed: 1 low, 2 full, 3 high, 4 super, 5 super plus; 0 unknown."""
+        return libusb_get_device_speed(libusb_get_device(self._handle))
+
+    def interfaces(self) -> list[Interface]:
+        """Every alternate setting of every interface of the active configuration; none if there is none."""
+        cdef libusb_config_descriptor *config
+        cdef int code = libusb_get_active_config_descriptor(libusb_get_device(self._handle), &config)
+        if code == LIBUSB_ERROR_NOT_FOUND:
+            return []
+        if code < 0:
+            raise error(code, "the active configuration cannot be read")
+        found = []
+        cdef const libusb_interface_descriptor *d
+        cdef int i, k
+        for i in range(config.bNumInterfaces):
+            for k in range(config.interface[i].num_altsetting):
+                d = &config.interface[i].altsetting[k]
+                found.append(Interface(d.bInterfaceNumber, d.bAlternateSetting, d.bInterfaceClass,
+                                       d.bInterfaceSubClass, d.bInterfaceProtocol))
+        libusb_free_config_descriptor(config)
+        return found
+
+    def endpoints(self) -> list[Endpoint]:
+        """Every endpoint of every setting of every configuration."""
+        cdef libusb_config_descriptor *config
+        cdef const libusb_interface_descriptor *d
+        cdef const libusb_endpoint_descriptor *e
+        cdef int code, n, i, k, m
+        found = []
+        for n in range(self.device_descriptor()["bNumConfigurations"]):
+            code = libusb_get_config_descriptor(libusb_get_device(self._handle), n, &config)
+            if code < 0:
+                raise error(code, f"configuration {n} cannot be read")
+            for i in range(config.bNumInterfaces):
+                for k in range(config.interface[i].num_altsetting):
+                    d = &config.interface[i].altsetting[k]
+                    for m in range(d.bNumEndpoints):
+                        e = &d.endpoint[m]
+                        found.append(Endpoint(config.bConfigurationValue, d.bInterfaceNumber, d.bAlternateSetting,
+                                              e.bEndpointAddress, e.bmAttributes, e.wMaxPacketSize, e.bInterval))
+            libusb_free_config_descriptor(config)
+        return found

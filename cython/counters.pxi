@@ -1,0 +1,33 @@
+# The counter page: what a worker has moved, in memory that the extension maps.  Runs in workers; the layout is
+# described once more, for the reader, in usbipd/worker/report.py, and a test holds the two together.
+# Only the pump writes, each word with one store: reading costs the pump nothing.
+
+cdef enum:
+    LATENCY_BUCKETS = 24     # the last one: 4 s and more
+
+cdef struct Counters:
+    uint64_t urbs
+    uint64_t bytes_in
+    uint64_t bytes_out
+    uint64_t errors
+    uint64_t unlinks
+    uint64_t in_flight
+    uint64_t latency[LATENCY_BUCKETS]
+
+
+cdef inline void count_latency(Counters *counters, int64_t microseconds) noexcept nogil:
+    cdef int bucket = 0
+    while bucket < LATENCY_BUCKETS - 1 and (<int64_t>1 << bucket) <= microseconds:
+        bucket += 1
+    counters.latency[bucket] += 1
+
+
+cdef inline void count_completion(Counters *counters, Urb *urb, int64_t now) noexcept nogil:
+    counters.urbs += 1
+    if urb.wire_in:
+        counters.bytes_in += urb.actual_length
+    else:
+        counters.bytes_out += urb.actual_length
+    if urb.status != 0 and urb.status != -LINUX_EREMOTEIO:
+        counters.errors += 1
+    count_latency(counters, now - urb.submitted)

@@ -1,0 +1,66 @@
+# The endpoint map: which transfer type an endpoint of the active configuration and alternate settings has.  Runs
+# in workers.  The wire does not say (usbip_protocol.rst carries no type), and it changes with SET_CONFIGURATION
+# and SET_INTERFACE.
+
+from libc.string cimport memset
+
+cdef struct Endpoint:
+    uint8_t bConfigurationValue
+    uint8_t bInterfaceNumber
+    uint8_t bAlternateSetting
+    uint8_t bEndpointAddress
+    uint8_t bmAttributes
+    uint8_t bInterval
+    uint16_t wMaxPacketSize
+
+cdef struct EndpointMap:
+    Endpoint *all            # every endpoint of every setting of every configuration
+    int count
+    uint8_t configuration    # bConfigurationValue that is active; 0: none
+    uint8_t alternate[256]   # by bInterfaceNumber
+    Endpoint *active[32]     # by endpoint number, + 16 for IN; NULL: there is no such endpoint now
+
+
+cdef void endpoints_load(EndpointMap *map, object endpoints) except *:
+    """Fills `map.all` from `usbipd.usb.descriptors.Endpoint` tuples."""
+    cdef int i = 0
+    map.all = <Endpoint *>calloc(max(1, len(endpoints)), sizeof(Endpoint))
+    if map.all == NULL:
+        raise MemoryError
+    for endpoint in endpoints:
+        map.all[i].bConfigurationValue = endpoint.bConfigurationValue
+        map.all[i].bInterfaceNumber = endpoint.bInterfaceNumber
+        map.all[i].bAlternateSetting = endpoint.bAlternateSetting
+        map.all[i].bEndpointAddress = endpoint.bEndpointAddress
+        map.all[i].bmAttributes = endpoint.bmAttributes
+        map.all[i].bInterval = endpoint.bInterval
+        map.all[i].wMaxPacketSize = endpoint.wMaxPacketSize
+        i += 1
+    map.count = i
+
+
+cdef void endpoints_refresh(EndpointMap *map) noexcept nogil:
+    cdef int i
+    cdef Endpoint *e
+    memset(map.active, 0, sizeof(map.active))
+    for i in range(map.count):
+        e = &map.all[i]
+        if e.bConfigurationValue == map.configuration and e.bAlternateSetting == map.alternate[e.bInterfaceNumber]:
+            map.active[(e.bEndpointAddress & 0x0f) + (16 if e.bEndpointAddress & DIRECTION_IN else 0)] = e
+
+
+cdef void endpoints_configure(EndpointMap *map, uint8_t value) noexcept nogil:
+    """SET_CONFIGURATION: every interface falls back to alternate setting 0 (USB 2.0 section 9.1.1.5)."""
+    map.configuration = value
+    memset(map.alternate, 0, sizeof(map.alternate))
+    endpoints_refresh(map)
+
+
+cdef void endpoints_select(EndpointMap *map, uint8_t interface, uint8_t alternate) noexcept nogil:
+    """SET_INTERFACE (USB 2.0 section 9.4.10)."""
+    map.alternate[interface] = alternate
+    endpoints_refresh(map)
+
+
+cdef inline Endpoint *endpoints_find(EndpointMap *map, uint32_t ep, bint is_in) noexcept nogil:
+    return map.active[ep + (16 if is_in else 0)]

@@ -1,0 +1,155 @@
+# The core of the pump: one client, its URBs in flight, and how each of them ends.  Runs in workers.
+
+cdef enum:
+    BUCKETS = 4096           # clients count seqnum up by one, so chains stay short; at most MAX_URBS URBs in all
+    INBOX_SIZE = 64 << 10
+    GATHER = 512             # replies that leave in one sendmsg, at most; IOV_MAX is 1024
+    PROBLEM_SIZE = 200
+
+cdef enum Wake:              # why the pump went back to Python
+    RUNNING = 0
+    WAKE_CHANNEL = 1         # the extension has something to say
+    WAKE_CLIENT_CLOSED = 2   # the client closed the connection
+    WAKE_CLIENT_FAILED = 3   # the connection broke, or the client broke the protocol: see `problem`
+    WAKE_DEVICE_GONE = 4
+    WAKE_SIGNAL = 5
+
+cdef struct Core:
+    Backend *backend
+    EndpointMap endpoints
+    Pool pool
+    Counters *counters
+    uint32_t devid
+    int client               # the client's socket; -1: nobody is attached
+    int64_t now              # of this round
+    Wake wake
+    char problem[PROBLEM_SIZE]
+    bint closing             # URBs that end are not answered any more
+
+    Urb *in_flight[BUCKETS]  # by seqnum
+    int pending
+
+    uint8_t *inbox           # bytes at..end are received and not parsed
+    size_t at
+    size_t end
+    Urb *incoming            # the URB whose payload is on its way
+    size_t expected          # bytes of that payload
+    size_t received
+    size_t discard           # bytes of a payload that nobody wants
+    bint stalled             # the client holds its whole budget: its socket is not read
+
+    Urb *outbox              # replies to be sent, oldest first
+    Urb *outbox_last
+    size_t sent              # bytes of the oldest that the socket has taken
+    bint blocked             # the socket takes no more for now
+    iovec gather[GATHER]
+
+
+# ---- the in-flight table ------------------------------------------------------------------------------------
+
+cdef Urb *inflight_find(Core *core, uint32_t seqnum) noexcept nogil:
+    cdef Urb *urb = core.in_flight[seqnum % BUCKETS]
+    while urb != NULL and urb.seqnum != seqnum:
+        urb = urb.hash_next
+    return urb
+
+
+cdef void inflight_add(Core *core, Urb *urb) noexcept nogil:
+    urb.hash_next = core.in_flight[urb.seqnum % BUCKETS]
+    core.in_flight[urb.seqnum % BUCKETS] = urb
+    urb.state = URB_PENDING
+    core.pending += 1
+    core.counters.in_flight = core.pending
+
+
+cdef void inflight_remove(Core *core, Urb *urb) noexcept nogil:
+    cdef Urb **link = &core.in_flight[urb.seqnum % BUCKETS]
+    while link[0] != urb:
+        link = &link[0].hash_next
+    link[0] = urb.hash_next
+    urb.state = URB_DONE
+    core.pending -= 1
+    core.counters.in_flight = core.pending
+
+
+# ---- the outbox ---------------------------------------------------------------------------------------------
+
+cdef void outbox_add(Core *core, Urb *urb) noexcept nogil:
+    urb.next = NULL
+    if core.outbox == NULL:
+        core.outbox = urb
+    else:
+        core.outbox_last.next = urb
+    core.outbox_last = urb
+
+
+cdef void answer(Core *core, Urb *urb, int32_t status) noexcept nogil:
+    """RET_SUBMIT for an URB that never reached the device."""
+    urb.status = status
+    urb.actual_length = 0
+    core.counters.urbs += 1
+    if status != 0:
+        core.counters.errors += 1
+    encode_ret_submit(urb)
+    urb.state = URB_DONE
+    outbox_add(core, urb)
+
+
+# ---- UNLINK strategy ----------------------------------------------------------------------------------------
+#
+# An UNLINK races with the completion of the URB that it names.  Three parties could decide: the device, the
+# backend, the socket.  Here the in-flight table does, on one thread, so there is one answer:
+#
+#   The URB is in the table.  The RET_UNLINK is made at once, hung on the URB, and the backend is asked to cancel.
+#   When the URB completes, its status says who won:
+#     cancelled   the RET_UNLINK goes out with -ECONNRESET, and no RET_SUBMIT ever does;
+#     otherwise   the device was faster: RET_SUBMIT with all its data, then RET_UNLINK with 0.  The client's
+#                 vhci_hcd takes the data and finds nothing left to unlink.  (Linux's own stub answers with
+#                 RET_UNLINK alone here and loses what an IN URB had read.)
+#   The URB is not in the table: it was answered, or there never was one.  RET_UNLINK with 0; the outbox keeps
+#   order, so a RET_SUBMIT that is still waiting there leaves first (stub_rx.c, stub_recv_cmd_unlink).
+#   A second UNLINK for the same URB finds its place taken and gets 0, as from the kernel, which no longer finds
+#   the seqnum.
+#
+# So every SUBMIT ends in exactly one RET_SUBMIT or one winning RET_UNLINK as long as the connection lives.
+
+cdef void unlink(Core *core, uint32_t seqnum, Urb *reply) noexcept nogil:
+    """`reply` is an empty URB that carries the seqnum of the UNLINK."""
+    cdef Urb *urb = inflight_find(core, seqnum)
+    core.counters.unlinks += 1
+    reply.state = URB_DONE
+    if urb == NULL or urb.unlink_reply != NULL:
+        encode_ret_unlink(reply, 0)
+        outbox_add(core, reply)
+        return
+    urb.unlink_reply = reply
+    core.backend.cancel(core.backend, urb)
+
+
+cdef void completed(Backend *backend, Urb *urb) noexcept nogil:
+    """The backend gives an URB back: `Backend.complete`."""
+    cdef Core *core = <Core *>backend.owner
+    cdef Urb *reply = urb.unlink_reply
+    cdef bint cancelled = urb.status == -LINUX_ECONNRESET
+    inflight_remove(core, urb)
+    urb.unlink_reply = NULL
+    if core.closing:
+        pool_give(&core.pool, urb)
+        if reply != NULL:
+            pool_give(&core.pool, reply)
+        return
+    if cancelled and reply != NULL:
+        pool_give(&core.pool, urb)
+        encode_ret_unlink(reply, -LINUX_ECONNRESET)
+        outbox_add(core, reply)
+        return
+    if cancelled:  # not by the client: its endpoint was switched off, as usb_hcd_flush_endpoint says it
+        urb.status = -LINUX_ESHUTDOWN
+    if urb.type == CONTROL and urb.wire_in:
+        mask_remote_wakeup(urb)
+    encode_ret_submit(urb)
+    count_completion(core.counters, urb, core.now)
+    outbox_add(core, urb)
+    if reply != NULL:
+        encode_ret_unlink(reply, 0)
+        outbox_add(core, reply)

@@ -1,0 +1,296 @@
+"""The pump: carries the URBs of one client to one device and back.  Runs in workers, on one thread.
+
+One round is: read all that the client has sent, submit all of it, let the device complete what it has, send all
+replies.  Between rounds one poll waits for the client, the extension and the device.  No round creates a Python
+object or takes a lock; the GIL is taken only for a simulated device whose model is written in Python and for
+SET_CONFIGURATION.
+
+The parts, in the order in which a byte meets them:
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_READ, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.ref cimport PyObject
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
+from libusb cimport *
+from posix.time cimport timeval
+
+cdef extern from *:
+    """
+    #include <poll.h>
+    #include <sys/socket.h>
+    #include <sys/uio.h>
+    #ifndef MSG_NOSIGNAL
+    #define MSG_NOSIGNAL 0  /* macOS has none; Python ignores SIGPIPE anyway */
+    #endif
+    """
+    int MSG_DONTWAIT
+    int MSG_NOSIGNAL
+    short POLLIN
+    short POLLOUT
+    short POLLERR
+    short POLLHUP
+
+    cdef struct pollfd:
+        int fd
+        short events
+        short revents
+
+    cdef struct iovec:
+        void *iov_base
+        size_t iov_len
+
+    cdef struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
+
+    int poll(pollfd *fds, unsigned int count, int timeout) nogil
+    ssize_t recvmsg(int fd, msghdr *message, int flags) nogil
+    ssize_t sendmsg(int fd, const msghdr *message, int flags) nogil
+
+include "transfer.pxi"       # the transfer interface: Urb, Backend
+include "urb.pxi"            # the wire
+include "buffers.pxi"        # memory, bounded
+include "counters.pxi"       # the counter page
+include "endpoints.pxi"      # which type an endpoint has
+include "inflight.pxi"       # the core, and how an URB ends: the UNLINK strategy
+include "requests.pxi"       # the control requests that are intercepted
+include "receiver.pxi"       # socket to backend
+include "sender.pxi"         # backend to socket
+include "transfer_libusb.pxi"
+include "transfer_simulated.pxi"
+include "simulated_requests.pxi"
+include "simulated_model.pxi"
+
+cdef enum:
+    POLLED = 32              # client, channel and the backend's descriptors
+    DRAIN_TIME = 5000000     # microseconds that cancelled URBs get to come back
+
+CHANNEL = WAKE_CHANNEL
+CLIENT_CLOSED = WAKE_CLIENT_CLOSED
+CLIENT_FAILED = WAKE_CLIENT_FAILED
+DEVICE_GONE = WAKE_DEVICE_GONE
+SIGNAL = WAKE_SIGNAL
+COUNTER_WORDS = sizeof(Counters) // sizeof(uint64_t)
+SMALLEST_BUDGET = 40 << 20  # one URB of the largest size class fits, and some
+
+
+cdef void work(Core *core) noexcept nogil:
+    """Completes, sends, and reads on where memory was the only thing missing."""
+    cdef size_t at
+    while True:
+        core.now = monotonic_us()
+        core.backend.events(core.backend)
+        if core.outbox != NULL and not core.blocked:
+            send_replies(core)
+        if not core.stalled or core.wake != RUNNING:
+            return
+        at = core.at
+        core.stalled = False
+        parse(core)
+        if core.at == at:
+            return
+
+
+cdef int poll_timeout(Core *core) noexcept nogil:
+    """Milliseconds until the backend wants a turn, rounded up; -1: it does not."""
+    cdef int64_t deadline = core.backend.deadline(core.backend), left
+    if deadline < 0:
+        return -1
+    left = deadline - monotonic_us()
+    return 0 if left <= 0 else <int>((left + 999) // 1000)
+
+
+cdef Wake run(Core *core, int channel) noexcept nogil:
+    """Moves packets until Python is needed."""
+    cdef pollfd fds[POLLED]
+    cdef int count, client_events
+    core.wake = RUNNING
+    while True:
+        fds[0].fd = channel
+        fds[0].events = POLLIN
+        client_events = (0 if core.stalled else POLLIN) | (POLLOUT if core.blocked else 0)
+        fds[1].fd = core.client  # poll skips -1
+        fds[1].events = <short>client_events
+        fds[0].revents = fds[1].revents = 0
+        count = 2 + core.backend.describe(core.backend, fds + 2, POLLED - 2)
+        if poll(fds, count, poll_timeout(core)) < 0:
+            if errno == EINTR:
+                return WAKE_SIGNAL
+            continue
+        core.now = monotonic_us()
+        if fds[1].revents & POLLOUT:
+            core.blocked = False
+        if fds[1].revents & POLLIN:
+            receive(core)
+        elif fds[1].revents & (POLLHUP | POLLERR):
+            core.wake = WAKE_CLIENT_CLOSED
+        work(core)
+        if core.wake != RUNNING:
+            return core.wake
+        if core.backend.gone:
+            return WAKE_DEVICE_GONE
+        if fds[0].revents:
+            return WAKE_CHANNEL
+
+
+cdef void cancel_all(Core *core) noexcept nogil:
+    """Asks every URB in flight to end.  Cancelling may complete others, which stay readable in the pool."""
+    cdef int i
+    cdef Urb *urb
+    cdef Urb *following
+    for i in range(BUCKETS):
+        urb = core.in_flight[i]
+        while urb != NULL:
+            following = urb.hash_next
+            if urb.state == URB_PENDING:
+                core.backend.cancel(core.backend, urb)
+            urb = following
+
+
+cdef bint drain(Core *core) noexcept nogil:
+    """Waits until the backend has given every URB back; False: it does not."""
+    cdef pollfd fds[POLLED]
+    cdef int64_t end = monotonic_us() + DRAIN_TIME
+    cdef int count
+    core.closing = True
+    cancel_all(core)
+    core.backend.events(core.backend)
+    while core.pending and monotonic_us() < end:
+        count = core.backend.describe(core.backend, fds, POLLED)
+        poll(fds, count, 50)
+        core.backend.events(core.backend)
+    core.closing = False
+    return core.pending == 0
+
+
+cdef void forget_client(Core *core) noexcept nogil:
+    """Back to where the next client begins."""
+    cdef Urb *urb
+    if core.incoming != NULL:
+        pool_give(&core.pool, core.incoming)
+        core.incoming = NULL
+    while core.outbox != NULL:
+        urb = core.outbox
+        core.outbox = urb.next
+        pool_give(&core.pool, urb)
+    core.at = core.end = core.expected = core.received = core.discard = core.sent = 0
+    core.stalled = core.blocked = False
+    core.client = -1
+    pool_trim(&core.pool)
+
+
+@cython.final
+cdef class Pump:
+    """The packets of one device.
+
+    transfers: the device, a `LibusbTransfers` or a `SimulatedTransfers`.
+    endpoints: every endpoint of every setting (`usbipd.usb.descriptors.Endpoint`).
+    configuration: bConfigurationValue that is active now and that each client begins with.
+    channel: the descriptor of the extension's channel; it is only watched here.
+    counters: a writable buffer of COUNTER_WORDS 64-bit words.
+    budget: bytes of buffers that one client may hold; at least SMALLEST_BUDGET.
+    """
+
+    cdef Core *core
+    cdef Transfers transfers
+    cdef int channel
+    cdef uint8_t configuration
+    cdef Py_buffer page
+    cdef bint page_held
+
+    def __cinit__(self, Transfers transfers not None, *, endpoints, int configuration, uint32_t devid, int channel,
+                  counters, size_t budget):
+        if budget < <size_t>SMALLEST_BUDGET:
+            raise ValueError(f"budget {budget} is below {SMALLEST_BUDGET} bytes")
+        self.core = <Core *>calloc(1, sizeof(Core))
+        if self.core == NULL:
+            raise MemoryError
+        self.core.client = -1
+        self.core.inbox = <uint8_t *>malloc(INBOX_SIZE)
+        if self.core.inbox == NULL:
+            raise MemoryError
+        PyObject_GetBuffer(counters, &self.page, PyBUF_WRITABLE)
+        self.page_held = True
+        if <size_t>self.page.len < sizeof(Counters):
+            raise ValueError(f"the counter page has {self.page.len} bytes, not {sizeof(Counters)}")
+        self.core.counters = <Counters *>self.page.buf
+        self.core.pool.budget = budget
+        self.core.devid = devid
+        self.core.backend = transfers.backend
+        self.core.backend.owner = self.core
+        self.core.backend.complete = completed
+        self.transfers = transfers
+        self.channel = channel
+        self.configuration = <uint8_t>configuration
+        endpoints_load(&self.core.endpoints, endpoints)
+        endpoints_configure(&self.core.endpoints, self.configuration)
+
+    def __dealloc__(self):
+        if self.core != NULL:
+            if self.core.backend != NULL and drain(self.core):
+                forget_client(self.core)
+                pool_close(&self.core.pool, self.core.backend)
+            free(self.core.endpoints.all)
+            free(self.core.inbox)
+            free(self.core)
+        if self.page_held:
+            PyBuffer_Release(&self.page)
+
+    def attach(self, int client) -> None:
+        """Serves this connected socket from now on; the caller keeps and closes it, after `finish`."""
+        if self.core.client != -1:
+            raise ValueError("a client is attached")
+        self.core.client = client
+
+    def run(self) -> int:
+        """Moves packets until Python is needed, and returns why: one of the constants of this module.
+
+        Without a client it waits for the extension, and for the device to vanish.
+        """
+        cdef Wake wake
+        with nogil:
+            wake = run(self.core, self.channel)
+        return wake
+
+    @property
+    def problem(self) -> str:
+        """What was wrong, after CLIENT_FAILED."""
+        return self.core.problem.decode(errors="replace")
+
+    def finish(self) -> bool:
+        """Ends the client's session: cancels its URBs and takes them back.  False: the device keeps some."""
+        cdef bint drained
+        with nogil:
+            drained = drain(self.core)
+        if drained:
+            forget_client(self.core)
+        return drained
+
+    def restore(self) -> int:
+        """Prepares the device for the next client: reset, first configuration, default settings.
+
+        Blocks for a bus reset.  Returns 0 or the first negative Linux errno.
+        """
+        cdef Core *core = self.core
+        cdef int result, interface
+        with nogil:
+            result = reset_device(core)
+            if core.endpoints.configuration != self.configuration:
+                result = select_configuration(core, self.configuration) or result
+            else:
+                for interface in range(256):
+                    if core.endpoints.alternate[interface]:
+                        result = select_interface(core, interface, 0) or result
+        return result
+
+    @property
+    def gone(self) -> bool:
+        """The device is no longer there."""
+        return self.core.backend.gone

@@ -1,0 +1,246 @@
+# From the client's socket to the backend: CMD_SUBMIT and CMD_UNLINK.  Runs in workers.
+#
+# One recvmsg brings as many headers as there are; the rest of a large OUT payload goes straight into its URB's
+# buffer, with what follows it behind.  Every number of the header is checked before it is used.
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.string cimport memmove, memset, strerror
+
+cdef enum:
+    READS_A_ROUND = 16       # then the device and the replies have their turn
+
+
+cdef void fail(Core *core, const char *problem) noexcept nogil:
+    core.wake = WAKE_CLIENT_FAILED
+    snprintf(core.problem, PROBLEM_SIZE, "%s", problem)
+
+
+cdef bint read_unlink(Core *core, const uint8_t *header) noexcept nogil:
+    cdef Urb *reply = pool_take(&core.pool, 0)
+    if reply == NULL:
+        return False
+    reply.seqnum = get32(header + AT_SEQNUM)
+    unlink(core, get32(header + AT_UNLINK_SEQNUM), reply)
+    return True
+
+
+cdef bint read_submit(Core *core, const uint8_t *header) noexcept nogil:
+    """Begins an URB.  False: the client has used up its budget, and the header has to wait."""
+    cdef uint32_t seqnum = get32(header + AT_SEQNUM)
+    cdef uint32_t direction = get32(header + AT_DIRECTION)
+    cdef uint32_t ep = get32(header + AT_EP)
+    cdef uint32_t length = get32(header + AT_TRANSFER_BUFFER_LENGTH)
+    cdef uint32_t count = get32(header + AT_NUMBER_OF_PACKETS)
+    cdef bint is_in = direction == USBIP_DIR_IN
+    cdef uint32_t packets = 0
+    cdef TransferType type = CONTROL
+    cdef Endpoint *endpoint = NULL
+    cdef int refusal = 0
+    cdef size_t room
+    cdef Urb *urb
+
+    if direction > USBIP_DIR_IN or ep > 15:
+        snprintf(core.problem, PROBLEM_SIZE, "CMD_SUBMIT seqnum %u: direction %u, ep %u: ep is 0 to 15, direction 0 or 1",
+                 seqnum, direction, ep)
+        core.wake = WAKE_CLIENT_FAILED
+        return True
+    if length > MAX_TRANSFER_LENGTH:
+        snprintf(core.problem, PROBLEM_SIZE, "CMD_SUBMIT seqnum %u: transfer_buffer_length %u is above %d",
+                 seqnum, length, <int>MAX_TRANSFER_LENGTH)
+        core.wake = WAKE_CLIENT_FAILED
+        return True
+    if ep != 0:
+        endpoint = endpoints_find(&core.endpoints, ep, is_in)
+        if endpoint == NULL:
+            # Whether isochronous descriptors follow, only the endpoint could say.
+            if count != 0 and count != NO_PACKETS:
+                snprintf(core.problem, PROBLEM_SIZE,
+                         "CMD_SUBMIT seqnum %u: no endpoint %u %s in the active setting, and number_of_packets %u",
+                         seqnum, ep, <const char *>(b"IN" if is_in else b"OUT"), count)
+                core.wake = WAKE_CLIENT_FAILED
+                return True
+            refusal = -LINUX_ENOENT
+        else:
+            type = <TransferType>(endpoint.bmAttributes & 3)
+    if type == ISOCHRONOUS and count != NO_PACKETS:
+        packets = count
+    if packets > MAX_ISO_PACKETS:
+        snprintf(core.problem, PROBLEM_SIZE, "CMD_SUBMIT seqnum %u: number_of_packets %u is above %d",
+                 seqnum, packets, <int>MAX_ISO_PACKETS)
+        core.wake = WAKE_CLIENT_FAILED
+        return True
+    if type == ISOCHRONOUS and packets == 0:
+        refusal = -LINUX_EINVAL
+    if inflight_find(core, seqnum) != NULL:
+        snprintf(core.problem, PROBLEM_SIZE, "CMD_SUBMIT seqnum %u: an URB of this seqnum is in flight", seqnum)
+        core.wake = WAKE_CLIENT_FAILED
+        return True
+
+    # Behind the data: the descriptors as they come and go, then as IsoPacket, aligned.
+    room = 0 if refusal else length + <size_t>packets * (ISO_DESCRIPTOR_SIZE + sizeof(IsoPacket)) + sizeof(IsoPacket)
+    urb = pool_take(&core.pool, room)
+    if urb == NULL:
+        return False
+    urb.state = URB_RECEIVING
+    urb.seqnum = seqnum
+    urb.endpoint = <uint8_t>(ep | (DIRECTION_IN if is_in else 0))
+    urb.wire_in = is_in
+    urb.type = type
+    urb.transfer_flags = get32(header + AT_TRANSFER_FLAGS)
+    urb.interval = get32(header + AT_INTERVAL)
+    urb.number_of_packets = count
+    urb.submitted = core.now
+    if refusal:
+        core.discard = 0 if is_in else length
+        answer(core, urb, refusal)
+        return True
+    urb.length = length
+    urb.packets = packets
+    memcpy(urb.data - SETUP_SIZE, header + AT_SETUP, SETUP_SIZE)
+    core.incoming = urb
+    core.received = 0
+    core.expected = (0 if is_in else length) + <size_t>packets * ISO_DESCRIPTOR_SIZE
+    return True
+
+
+cdef int arrange_isochronous(Urb *urb) noexcept nogil:
+    """Reads the descriptors and lays the packets of an OUT URB one behind the other; 0 or a negative errno."""
+    cdef const uint8_t *wire = urb.data + (0 if urb.wire_in else urb.length)
+    cdef size_t behind = <size_t>(urb.data + urb.length) + <size_t>urb.packets * ISO_DESCRIPTOR_SIZE
+    cdef uint32_t i, begin = 0
+    cdef IsoPacket *packet
+    urb.iso = <IsoPacket *>((behind + sizeof(IsoPacket) - 1) & ~<size_t>(sizeof(IsoPacket) - 1))
+    get_iso(wire, urb.iso, urb.packets)
+    for i in range(urb.packets):
+        packet = &urb.iso[i]
+        if packet.offset > urb.length or packet.length > urb.length - packet.offset or packet.offset < begin:
+            return -LINUX_EINVAL
+        if not urb.wire_in and packet.offset != begin:
+            memmove(urb.data + begin, urb.data + packet.offset, packet.length)
+        begin += packet.length
+    return 0
+
+
+cdef int check_control(Urb *urb) noexcept nogil:
+    """The setup packet against the header (usb_submit_urb, drivers/usb/core/urb.c); 0 or a negative errno."""
+    cdef uint8_t *setup = urb.data - SETUP_SIZE
+    cdef uint16_t wLength = get16le(setup + 6)
+    if wLength > urb.length:
+        return -LINUX_EINVAL
+    if wLength and (setup[0] & DIRECTION_IN != 0) != (urb.wire_in != 0):
+        return -LINUX_EINVAL
+    urb.length = wLength
+    urb.endpoint = setup[0] & DIRECTION_IN
+    return 0
+
+
+cdef void begin_urb(Core *core, Urb *urb) noexcept nogil:
+    """The URB is whole: to the device with it."""
+    cdef int result = 0
+    if urb.type == CONTROL:
+        result = check_control(urb)
+        if result == 0 and intercept(core, urb, &result):
+            answer(core, urb, result)
+            return
+    elif urb.type == ISOCHRONOUS:
+        result = arrange_isochronous(urb)
+    if result == 0:
+        inflight_add(core, urb)
+        result = core.backend.submit(core.backend, urb)
+        if result == 0:
+            return
+        inflight_remove(core, urb)
+    answer(core, urb, result)
+
+
+cdef bint read_header(Core *core, const uint8_t *header) noexcept nogil:
+    cdef uint32_t command = get32(header + AT_COMMAND)
+    if command != USBIP_CMD_SUBMIT and command != USBIP_CMD_UNLINK:
+        snprintf(core.problem, PROBLEM_SIZE, "command 0x%08x is neither CMD_SUBMIT nor CMD_UNLINK", command)
+        core.wake = WAKE_CLIENT_FAILED
+        return True
+    if get32(header + AT_DEVID) != core.devid:
+        snprintf(core.problem, PROBLEM_SIZE, "devid 0x%08x is not the imported device's 0x%08x",
+                 get32(header + AT_DEVID), core.devid)
+        core.wake = WAKE_CLIENT_FAILED
+        return True
+    if command == USBIP_CMD_UNLINK:
+        return read_unlink(core, header)
+    return read_submit(core, header)
+
+
+cdef void parse(Core *core) noexcept nogil:
+    """Takes what the inbox holds, as far as it goes."""
+    cdef size_t available, taken
+    cdef Urb *urb
+    while core.wake == RUNNING:
+        available = core.end - core.at
+        if core.discard:
+            taken = min(available, core.discard)
+            core.at += taken
+            core.discard -= taken
+            if core.discard:
+                return
+        elif core.incoming != NULL:
+            urb = core.incoming
+            taken = min(available, core.expected - core.received)
+            memcpy(urb.data + core.received, core.inbox + core.at, taken)
+            core.at += taken
+            core.received += taken
+            if core.received < core.expected:
+                return
+            core.incoming = NULL
+            begin_urb(core, urb)
+        elif available < USBIP_HEADER_SIZE:
+            return
+        elif read_header(core, core.inbox + core.at):
+            core.at += USBIP_HEADER_SIZE
+        else:
+            core.stalled = True
+            return
+
+
+cdef void receive(Core *core) noexcept nogil:
+    """Reads and parses all that the socket has, within reason."""
+    cdef iovec pieces[2]
+    cdef msghdr message
+    cdef size_t asked, direct
+    cdef ssize_t got
+    cdef int turn
+    memset(&message, 0, sizeof(message))
+    message.msg_iov = pieces
+    for turn in range(READS_A_ROUND):
+        if core.stalled or core.wake != RUNNING:
+            return
+        message.msg_iovlen = 1
+        if core.incoming != NULL:  # and so the inbox is empty
+            pieces[0].iov_base = core.incoming.data + core.received
+            pieces[0].iov_len = core.expected - core.received
+            pieces[1].iov_base = core.inbox
+            pieces[1].iov_len = INBOX_SIZE
+            message.msg_iovlen = 2
+            asked = pieces[0].iov_len + INBOX_SIZE
+        else:
+            memmove(core.inbox, core.inbox + core.at, core.end - core.at)
+            core.end -= core.at
+            core.at = 0
+            pieces[0].iov_base = core.inbox + core.end
+            asked = pieces[0].iov_len = INBOX_SIZE - core.end
+        got = recvmsg(core.client, &message, MSG_DONTWAIT)
+        if got == 0:
+            core.wake = WAKE_CLIENT_CLOSED
+            return
+        if got < 0:
+            if errno != EAGAIN and errno != EINTR:
+                fail(core, strerror(errno))
+            return
+        if core.incoming != NULL:
+            direct = min(<size_t>got, core.expected - core.received)
+            core.received += direct
+            core.at = 0
+            core.end = <size_t>got - direct
+        else:
+            core.end += <size_t>got
+        parse(core)
+        if <size_t>got < asked:
+            return

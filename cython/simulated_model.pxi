@@ -1,0 +1,176 @@
+# Calls into the Python model of a simulated device.  Runs in workers, on the pump's thread, with the GIL.
+# No exception leaves: it ends its URB with -EPROTO, an isochronous packet with -EXDEV, and is kept for the log.
+
+import time
+
+from usbipd.simulated.descriptors import string_descriptors
+from usbipd.simulated.device import Handshake
+from usbipd.usb.descriptors import parse_configuration
+
+cdef object NAK = Handshake.NAK
+cdef object STALL = Handshake.STALL
+
+cdef enum Outcome:
+    WAITS                    # the pipe's oldest URB stays
+    ENDS                     # it is complete, with urb.status
+
+
+cdef int32_t failed(SimulatedBackend *it, object error):
+    text = f"{type(error).__name__}: {error}".encode(errors="replace")
+    snprintf(it.problem, PROBLEM_SIZE, "%s", <const char *>text)
+    return -LINUX_EPROTO
+
+
+cdef int32_t take_answer(Urb *urb, object content):
+    """Copies what the model gave for an IN URB; more than was asked for is babble."""
+    cdef const uint8_t[::1] view = content
+    cdef uint32_t length = <uint32_t>min(<size_t>view.shape[0], <size_t>urb.length)
+    if length:
+        memcpy(urb.data, &view[0], length)
+    urb.actual_length = length
+    return -LINUX_EOVERFLOW if <size_t>view.shape[0] > urb.length else 0
+
+
+cdef object readable(uint8_t *data, uint32_t length):
+    return PyMemoryView_FromMemory(<char *>data, length, PyBUF_READ)
+
+
+cdef int32_t model_control(SimulatedBackend *it, Urb *urb) noexcept nogil:
+    with gil:
+        return model_control_with_gil(it, urb)
+
+
+cdef int32_t model_control_with_gil(SimulatedBackend *it, Urb *urb) noexcept:
+    model = <object>it.model
+    setup = (urb.data - SETUP_SIZE)[:SETUP_SIZE]
+    it.stirred = True
+    try:
+        if urb.endpoint & DIRECTION_IN:  # of bmRequestType: without a data stage the header may say anything
+            answer = model.control_in(setup, urb.length)
+            if isinstance(answer, Handshake):
+                return -LINUX_EPIPE
+            return supply(urb, answer, <uint32_t>len(answer))
+        if model.control_out(setup, readable(urb.data, urb.length)) is not None:
+            return -LINUX_EPIPE
+        urb.actual_length = urb.length
+        return 0
+    except BaseException as error:
+        return failed(it, error)
+
+
+cdef Outcome model_bulk(SimulatedBackend *it, Urb *urb) noexcept:
+    """Offers the pipe's oldest URB to the model."""
+    model = <object>it.model
+    try:
+        if urb.wire_in:
+            answer = model.read(urb.endpoint, urb.length)
+            if answer is NAK:
+                return WAITS
+            urb.status = -LINUX_EPIPE if answer is STALL else take_answer(urb, answer)
+            return ENDS
+        answer = model.write(urb.endpoint, readable(urb.data + urb.actual_length, urb.length - urb.actual_length))
+        if answer is NAK:
+            return WAITS
+        if answer is STALL:
+            urb.status = -LINUX_EPIPE
+            return ENDS
+        if not 0 <= answer <= urb.length - urb.actual_length:
+            raise ValueError(f"write took {answer} of {urb.length - urb.actual_length} bytes")
+        urb.actual_length += <uint32_t>answer
+        urb.status = 0
+        return ENDS if urb.actual_length == urb.length else WAITS
+    except BaseException as error:
+        urb.status = failed(it, error)
+        return ENDS
+
+
+cdef bint advance_model_pipe(SimulatedBackend *it, Pipe *pipe) noexcept:
+    """Moves the URBs of one pipe as far as the model goes; True if any of them got further."""
+    cdef bint moved = False
+    cdef uint32_t before
+    cdef Outcome outcome
+    while pipe.first != NULL:
+        before = pipe.first.actual_length
+        if pipe.halted:
+            pipe.first.status = -LINUX_EPIPE
+        else:
+            outcome = model_bulk(it, pipe.first)
+            if outcome == WAITS:
+                return moved or pipe.first.actual_length != before
+        moved = True
+        pipe.halted = pipe.first.status == -LINUX_EPIPE
+        pipe_finish(it, pipe, pipe.first.status)
+    return moved
+
+
+cdef void advance_models(SimulatedBackend *it) noexcept nogil:
+    with gil:
+        advance_models_with_gil(it)
+
+
+cdef void advance_models_with_gil(SimulatedBackend *it) noexcept:
+    """Each pipe in turn until none gets further: what one takes, another may have waited for."""
+    cdef bint moved = True, waiting = False
+    cdef int i
+    it.stirred = False
+    while moved:
+        moved = waiting = False
+        for i in range(PIPES):
+            if it.pipes[i].first != NULL and it.pipes[i].behaviour == MODEL and it.pipes[i].first.type != ISOCHRONOUS:
+                moved = advance_model_pipe(it, &it.pipes[i]) or moved
+                waiting = waiting or it.pipes[i].first != NULL
+    it.wake = -1
+    if waiting:
+        try:
+            moment = (<object>it.model).wake_at()
+            if moment is not None:
+                it.wake = monotonic_us() + <int64_t>((moment - time.monotonic()) * 1000000)
+        except BaseException as error:
+            failed(it, error)
+
+
+cdef void model_isochronous(SimulatedBackend *it, Urb *urb) noexcept nogil:
+    with gil:
+        model_isochronous_with_gil(it, urb)
+
+
+cdef void model_isochronous_with_gil(SimulatedBackend *it, Urb *urb) noexcept:
+    cdef uint32_t i, begin = 0
+    cdef IsoPacket *packet
+    cdef const uint8_t[::1] view
+    model = <object>it.model
+    for i in range(urb.packets):
+        packet = &urb.iso[i]
+        try:
+            if urb.wire_in:
+                view = model.iso_read(urb.endpoint, packet.length)
+                packet.actual_length = <uint32_t>min(<size_t>view.shape[0], <size_t>packet.length)
+                packet.status = -LINUX_EOVERFLOW if <size_t>view.shape[0] > packet.length else 0
+                if packet.actual_length:
+                    memcpy(urb.data + begin, &view[0], packet.actual_length)
+            else:
+                model.iso_write(urb.endpoint, readable(urb.data + begin, packet.length))
+                packet.actual_length = packet.length
+        except BaseException as error:
+            failed(it, error)
+            packet.status = -LINUX_EXDEV
+        begin += packet.length
+
+
+cdef int model_reset(SimulatedBackend *it) noexcept nogil:
+    with gil:
+        try:
+            (<object>it.model).reset()
+            return 0
+        except BaseException as error:
+            return failed(it, error)
+
+
+cdef int model_halt_cleared(SimulatedBackend *it, uint8_t endpoint) noexcept nogil:
+    it.stirred = True
+    with gil:
+        try:
+            (<object>it.model).halt_cleared(endpoint)
+            return 0
+        except BaseException as error:
+            return failed(it, error)

@@ -1,0 +1,146 @@
+# Device requests of simulated devices, answered from their descriptors (USB 2.0 section 9.4).  Runs in workers.
+# Class and vendor requests, and those to an interface, go to the model.
+
+cdef enum:
+    USB_REQ_GET_STATUS = 0
+    USB_REQ_GET_CONFIGURATION = 8
+    USB_REQ_GET_INTERFACE = 10
+    USB_DT_DEVICE = 1
+    USB_DT_STRING = 3
+    FROM_INTERFACE = 0x81
+    FROM_ENDPOINT = 0x82
+    SELF_POWERED = 0x40      # bmAttributes of a configuration, USB 2.0 table 9-10
+
+
+cdef int32_t supply(Urb *urb, const uint8_t *bytes, uint32_t length) noexcept nogil:
+    urb.actual_length = min(length, urb.length)
+    memcpy(urb.data, bytes, urb.actual_length)
+    return 0
+
+
+cdef int32_t supply_blob(Urb *urb, Blob *blobs, int count, int index) noexcept nogil:
+    if index >= count or blobs[index].length == 0:
+        return -LINUX_EPIPE
+    return supply(urb, blobs[index].bytes, blobs[index].length)
+
+
+cdef int32_t get_descriptor(SimulatedBackend *it, Urb *urb, int type, int index) noexcept nogil:
+    if type == USB_DT_DEVICE:
+        return supply_blob(urb, &it.device, 1, index)
+    if type == USB_DT_CONFIGURATION:
+        return supply_blob(urb, it.configurations, it.configuration_count, index)
+    if type == USB_DT_STRING:
+        return supply_blob(urb, it.strings, it.string_count, index)
+    return -LINUX_EPIPE  # also for a device qualifier and a BOS: these devices have none
+
+
+cdef bint has_setting(SimulatedBackend *it, int configuration, int interface, int alternate) noexcept nogil:
+    """Whether there is such a setting; -1 for `interface` and `alternate`: such a configuration."""
+    cdef int i
+    cdef uint8_t *s
+    for i in range(it.setting_count):
+        s = it.settings + 3 * i
+        if s[0] == configuration and (interface < 0 or s[1] == interface and (alternate < 0 or s[2] == alternate)):
+            return True
+    return False
+
+
+cdef int32_t control_request(SimulatedBackend *it, Urb *urb) noexcept nogil:
+    """The status of a control URB, with its data stage done."""
+    cdef uint8_t *setup = urb.data - SETUP_SIZE
+    cdef uint8_t to = setup[0], request = setup[1]
+    cdef uint8_t[2] answer
+    cdef uint16_t value = get16le(setup + 2), index = get16le(setup + 4)
+    answer[0] = answer[1] = 0
+    if to == FROM_DEVICE and request == USB_REQ_GET_DESCRIPTOR:
+        return get_descriptor(it, urb, value >> 8, value & 0xff)
+    if to == FROM_DEVICE and request == USB_REQ_GET_CONFIGURATION:
+        answer[0] = it.map.configuration
+        return supply(urb, answer, 1)
+    if to == FROM_DEVICE and request == USB_REQ_GET_STATUS:
+        answer[0] = it.configurations[0].bytes[7] & SELF_POWERED != 0
+        return supply(urb, answer, 2)
+    if to == FROM_INTERFACE and request in (USB_REQ_GET_STATUS, USB_REQ_GET_INTERFACE):
+        if not has_setting(it, it.map.configuration, index, -1):
+            return -LINUX_EPIPE
+        if request == USB_REQ_GET_STATUS:
+            return supply(urb, answer, 2)
+        answer[0] = it.map.alternate[index]
+        return supply(urb, answer, 1)
+    if to == FROM_ENDPOINT and request == USB_REQ_GET_STATUS:
+        if not has_endpoint(it, index):
+            return -LINUX_EPIPE
+        answer[0] = pipe_of(it, <uint8_t>index).halted
+        return supply(urb, answer, 2)
+    if to == TO_ENDPOINT and request == USB_REQ_SET_FEATURE and value == USB_ENDPOINT_HALT:
+        if not has_endpoint(it, index) or index & 0x0f == 0:
+            return -LINUX_EPIPE
+        halt(it, <uint8_t>index)
+        return 0
+    if to & 0x60 == 0 and to & 0x1f != 1:  # standard, and not to an interface
+        return -LINUX_EPIPE
+    return model_control(it, urb)
+
+
+cdef bint has_endpoint(SimulatedBackend *it, uint16_t address) noexcept nogil:
+    """Endpoint 0 is always there."""
+    if address & ~(DIRECTION_IN | 0x0f):
+        return False
+    return address & 0x0f == 0 or endpoints_find(&it.map, address & 0x0f, address & DIRECTION_IN) != NULL
+
+
+cdef void halt(SimulatedBackend *it, uint8_t endpoint) noexcept nogil:
+    """The endpoint answers STALL from now on, also to what is pending."""
+    cdef Pipe *pipe = pipe_of(it, endpoint)
+    pipe.halted = True
+    while pipe.first != NULL:
+        pipe_finish(it, pipe, -LINUX_EPIPE)
+
+
+cdef void reset_pipes(SimulatedBackend *it) noexcept nogil:
+    cdef int i
+    for i in range(PIPES):
+        pipe_flush(it, &it.pipes[i])
+    for i in range(16):
+        if it.loops[i] != NULL:
+            loop_clear(it.loops[i])
+
+
+cdef int simulated_set_configuration(Backend *self, int value) noexcept nogil:
+    cdef SimulatedBackend *it = <SimulatedBackend *>self
+    if value != 0 and not has_setting(it, value, -1, -1):
+        return -LINUX_EPIPE
+    reset_pipes(it)
+    endpoints_configure(&it.map, <uint8_t>value)
+    return model_reset(it)
+
+
+cdef int simulated_set_interface(Backend *self, int interface, int alternate) noexcept nogil:
+    cdef SimulatedBackend *it = <SimulatedBackend *>self
+    cdef Endpoint *e
+    cdef int i
+    if not has_setting(it, it.map.configuration, interface, alternate):
+        return -LINUX_EPIPE
+    for i in range(it.map.count):
+        e = &it.map.all[i]
+        if e.bConfigurationValue == it.map.configuration and e.bInterfaceNumber == interface:
+            pipe_flush(it, pipe_of(it, e.bEndpointAddress))
+            if it.loops[e.bEndpointAddress & 0x0f] != NULL:
+                loop_clear(it.loops[e.bEndpointAddress & 0x0f])
+    endpoints_select(&it.map, <uint8_t>interface, <uint8_t>alternate)
+    return 0
+
+
+cdef int simulated_clear_halt(Backend *self, uint8_t endpoint) noexcept nogil:
+    cdef SimulatedBackend *it = <SimulatedBackend *>self
+    if not has_endpoint(it, endpoint):
+        return -LINUX_EPIPE
+    pipe_of(it, endpoint).halted = False
+    return model_halt_cleared(it, endpoint)
+
+
+cdef int simulated_reset(Backend *self) noexcept nogil:
+    """Configuration and settings stay: the host's stack would bring them back."""
+    cdef SimulatedBackend *it = <SimulatedBackend *>self
+    reset_pipes(it)
+    return model_reset(it)

@@ -1,0 +1,114 @@
+# The transfer interface: what the pump asks of the thing that moves data to a device.  Runs in workers, without
+# the GIL, on the pump's one thread.  Two implementations: transfer_libusb.pxi and transfer_simulated.pxi.
+#
+# Contract
+#   submit    Starts `urb`.  Never blocks.  Returns 0, and from then on the backend owns urb.data until it calls
+#             `complete`, which may happen inside submit; or returns a negative Linux errno, and owns nothing.
+#   cancel    Asks for a submitted URB to end early.  Never blocks.  The URB still completes, exactly once: with
+#             urb.status = -LINUX_ECONNRESET if the cancel won, with its real status if the device was faster.
+#             May call `complete` for it, or for others, before it returns.
+#   events    Completes all that has ended by now.  Never blocks.
+#   describe  Writes at most `room` descriptors to be polled into `fds`; returns how many.
+#   deadline  The moment, in microseconds of CLOCK_MONOTONIC, at which `events` has work even if no descriptor
+#             says so; -1 when there is none.
+#   forget    Frees what the backend hung on urb.transfer.  The URB is in nobody's hands.
+#   The device requests (set_configuration, set_interface, clear_halt, reset) do what the kernel's stub driver
+#   intercepts in tweak_special_requests (drivers/usb/usbip/stub_rx.c).  They may block as long as the device
+#   takes to answer one control transfer (reset: a bus reset).  They return 0 or a negative Linux errno; URBs
+#   that they end complete as cancelled ones do.
+#
+# At completion the backend has set urb.status (0 or a negative Linux errno), urb.actual_length (bytes moved, for
+# control without the setup packet; not for isochronous URBs) and, per isochronous packet, actual_length and
+# status.  Isochronous packets lie one behind the other in urb.data, in both directions: packet i begins where the
+# lengths before it end.  iso[i].offset is the client's and means nothing here.
+
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+cdef enum TransferType:  # bmAttributes & 3, USB 2.0 table 9-13
+    CONTROL = 0
+    ISOCHRONOUS = 1
+    BULK = 2
+    INTERRUPT = 3
+
+cdef enum UrbState:
+    URB_FREE       # in the pool; nobody holds a pointer to it
+    URB_RECEIVING  # the receiver owns the buffer and fills it from the socket
+    URB_PENDING    # the backend owns the buffer; the URB stands in the in-flight table
+    URB_DONE       # the sender owns the buffer; the URB is no longer in the in-flight table
+
+cdef enum:
+    HEADROOM = 64       # bytes in front of urb.data: the reply's header, or the setup packet of a control URB
+    INLINE_DATA = 320   # data up to here needs no buffer of its own
+    SETUP_SIZE = 8      # USB 2.0 section 9.3
+    DIRECTION_IN = 0x80  # in endpoint addresses and bmRequestType
+
+cdef struct IsoPacket:  # struct usbip_iso_packet_descriptor, include/uapi/linux/usbip.h, in host byte order
+    uint32_t offset
+    uint32_t length
+    uint32_t actual_length
+    int32_t status
+
+cdef struct Backend
+
+cdef struct Urb:
+    Urb *next                # the list that the URB is on: pool, send queue, or whatever its backend keeps
+    Urb *hash_next           # the in-flight table's chain
+    Urb *unlink_reply        # the RET_UNLINK that will say how the race ended; set: an UNLINK came for this URB
+    UrbState state
+    Backend *backend         # whom it is submitted to
+    uint32_t seqnum
+    uint8_t endpoint         # bEndpointAddress: 0x80 set for IN; control: 0x80 as in bmRequestType
+    uint8_t wire_in          # the header's direction: decides which way data crosses the socket
+    TransferType type
+    uint32_t transfer_flags
+    uint32_t interval
+    uint8_t *data            # `length` bytes; HEADROOM bytes in front of it belong to the URB too
+    uint32_t length          # transfer_buffer_length
+    uint32_t actual_length
+    int32_t status
+    uint32_t start_frame
+    uint32_t error_count
+    uint32_t number_of_packets  # as it came, even where it means nothing
+    uint32_t packets         # isochronous packets; 0 for every other type
+    IsoPacket *iso           # `packets` of them
+    int64_t submitted        # microseconds, CLOCK_MONOTONIC
+    size_t reply_length      # bytes of the reply from data - USBIP_HEADER_SIZE on
+    int size_class           # which pool the buffer belongs to; -1: inline
+    void *transfer           # the backend's own
+    uint32_t transfer_room   # isochronous packets that `transfer` has room for
+    int64_t due              # the simulated backend's: when an isochronous URB ends
+    uint8_t storage[HEADROOM + INLINE_DATA]
+
+cdef struct Backend:
+    int (*submit)(Backend *self, Urb *urb) noexcept nogil
+    void (*cancel)(Backend *self, Urb *urb) noexcept nogil
+    void (*events)(Backend *self) noexcept nogil
+    int (*describe)(Backend *self, pollfd *fds, int room) noexcept nogil
+    int64_t (*deadline)(Backend *self) noexcept nogil
+    void (*forget)(Backend *self, Urb *urb) noexcept nogil
+    int (*set_configuration)(Backend *self, int value) noexcept nogil
+    int (*set_interface)(Backend *self, int interface, int alternate) noexcept nogil
+    int (*clear_halt)(Backend *self, uint8_t endpoint) noexcept nogil
+    int (*reset)(Backend *self) noexcept nogil
+    # set by the pump:
+    void (*complete)(Backend *self, Urb *urb) noexcept nogil  # gives the URB back; the backend forgets its pointer
+    void *owner
+    # set by the backend:
+    bint gone                # the device is no longer there; pending URBs have completed or are about to
+
+
+cdef class Transfers:
+    """One device's transfers: the Python handle of a `Backend`, made by its subclasses."""
+
+    cdef Backend *backend
+
+    @property
+    def problem(self) -> str | None:
+        """The last thing that went wrong inside the backend, for the log."""
+        return None
+
+
+cdef inline int64_t monotonic_us() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1000000 + now.tv_nsec // 1000

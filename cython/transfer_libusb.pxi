@@ -1,0 +1,216 @@
+# The transfer interface over libusb: real devices.  Runs in workers, on the pump's thread; libusb's callbacks run
+# inside `events`, called from there.  Blocking: only the device requests, which go to the claim (claim.pyx).
+
+cdef enum:
+    LIBUSB_DESCRIPTORS = 16
+
+cdef struct LibusbBackend:
+    Backend base
+    libusb_context *context
+    libusb_device_handle *handle
+    PyObject *claim
+    pollfd fds[LIBUSB_DESCRIPTORS]
+    int fd_count
+    bint fds_changed
+
+
+cdef int32_t errno_of_transfer(int status) noexcept nogil:
+    """A completed transfer's status on the wire."""
+    if status == LIBUSB_TRANSFER_COMPLETED:
+        return 0
+    if status == LIBUSB_TRANSFER_CANCELLED:
+        return -LINUX_ECONNRESET
+    if status == LIBUSB_TRANSFER_STALL:
+        return -LINUX_EPIPE
+    if status == LIBUSB_TRANSFER_NO_DEVICE:
+        return -LINUX_ENODEV
+    if status == LIBUSB_TRANSFER_OVERFLOW:
+        return -LINUX_EOVERFLOW
+    if status == LIBUSB_TRANSFER_TIMED_OUT:
+        return -LINUX_ETIMEDOUT
+    return -LINUX_EPROTO
+
+
+cdef int32_t errno_of_packet(int status) noexcept nogil:
+    """An isochronous packet's status: what libusb calls an error is a packet that did not make it (EXDEV)."""
+    return -LINUX_EXDEV if status == LIBUSB_TRANSFER_ERROR else errno_of_transfer(status)
+
+
+cdef int errno_of_libusb(int code) noexcept nogil:
+    """What a libusb call returned, as a negative Linux errno."""
+    if code >= 0:
+        return 0
+    if code == LIBUSB_ERROR_NO_DEVICE:
+        return -LINUX_ENODEV
+    if code == LIBUSB_ERROR_NOT_FOUND:
+        return -LINUX_ENOENT
+    if code == LIBUSB_ERROR_BUSY:
+        return -LINUX_EBUSY
+    if code == LIBUSB_ERROR_NO_MEM:
+        return -LINUX_ENOMEM
+    if code == LIBUSB_ERROR_INVALID_PARAM or code == LIBUSB_ERROR_NOT_SUPPORTED:
+        return -LINUX_EINVAL
+    if code == LIBUSB_ERROR_ACCESS:
+        return -LINUX_EACCES
+    if code == LIBUSB_ERROR_TIMEOUT:
+        return -LINUX_ETIMEDOUT
+    if code == LIBUSB_ERROR_OVERFLOW:
+        return -LINUX_EOVERFLOW
+    if code == LIBUSB_ERROR_IO:
+        return -LINUX_EPROTO
+    return -LINUX_EPIPE  # LIBUSB_ERROR_PIPE; LIBUSB_ERROR_OTHER is how a stalled device request comes back
+
+
+cdef void libusb_done(libusb_transfer *transfer) noexcept nogil:
+    cdef Urb *urb = <Urb *>transfer.user_data
+    cdef Backend *backend = urb.backend
+    cdef uint32_t i
+    urb.status = errno_of_transfer(transfer.status)
+    urb.actual_length = <uint32_t>transfer.actual_length
+    for i in range(urb.packets):
+        urb.iso[i].actual_length = transfer.iso_packet_desc[i].actual_length
+        urb.iso[i].status = errno_of_packet(transfer.iso_packet_desc[i].status)
+    if transfer.status == LIBUSB_TRANSFER_NO_DEVICE:
+        backend.gone = True
+    backend.complete(backend, urb)
+
+
+cdef int libusb_submit(Backend *self, Urb *urb) noexcept nogil:
+    cdef libusb_transfer *transfer = <libusb_transfer *>urb.transfer
+    cdef uint32_t i, total = 0
+    cdef int result
+    if transfer == NULL or urb.transfer_room < urb.packets:
+        libusb_free_transfer(transfer)
+        transfer = libusb_alloc_transfer(<int>urb.packets)
+        urb.transfer = transfer
+        urb.transfer_room = urb.packets
+        if transfer == NULL:
+            return -LINUX_ENOMEM
+    transfer.dev_handle = (<LibusbBackend *>self).handle
+    transfer.flags = 0
+    transfer.endpoint = urb.endpoint
+    transfer.type = urb.type
+    transfer.timeout = 0  # an idle IN transfer waits for ever
+    transfer.callback = libusb_done
+    transfer.user_data = urb
+    transfer.buffer = urb.data
+    transfer.length = <int>urb.length
+    transfer.num_iso_packets = <int>urb.packets
+    if urb.type == CONTROL:
+        transfer.endpoint = 0
+        transfer.buffer = urb.data - SETUP_SIZE
+        transfer.length = <int>urb.length + SETUP_SIZE
+    elif urb.type == ISOCHRONOUS:
+        for i in range(urb.packets):
+            transfer.iso_packet_desc[i].length = urb.iso[i].length
+            total += urb.iso[i].length
+        transfer.length = <int>total
+        urb.start_frame = <uint32_t>(monotonic_us() // 1000)  # libusb does not tell; frames are milliseconds
+    elif urb.type == BULK and not urb.wire_in and urb.transfer_flags & URB_ZERO_PACKET:
+        transfer.flags = LIBUSB_TRANSFER_ADD_ZERO_PACKET
+    result = libusb_submit_transfer(transfer)
+    if result == LIBUSB_ERROR_NO_DEVICE:
+        self.gone = True
+    return errno_of_libusb(result)
+
+
+cdef void libusb_cancel(Backend *self, Urb *urb) noexcept nogil:
+    libusb_cancel_transfer(<libusb_transfer *>urb.transfer)  # NOT_FOUND: it is complete, `events` will bring it
+
+
+cdef void libusb_events(Backend *self) noexcept nogil:
+    cdef timeval none
+    none.tv_sec = 0
+    none.tv_usec = 0
+    libusb_handle_events_timeout_completed((<LibusbBackend *>self).context, &none, NULL)
+
+
+cdef void libusb_fd_added(int fd, short events, void *backend) noexcept nogil:
+    (<LibusbBackend *>backend).fds_changed = True
+
+
+cdef void libusb_fd_removed(int fd, void *backend) noexcept nogil:
+    """libusb stops watching the device's own descriptor only when the device is gone, or closed."""
+    (<LibusbBackend *>backend).fds_changed = True
+    (<LibusbBackend *>backend).base.gone = True
+
+
+cdef int libusb_describe(Backend *self, pollfd *fds, int room) noexcept nogil:
+    cdef LibusbBackend *backend = <LibusbBackend *>self
+    cdef const libusb_pollfd **list
+    cdef int i = 0
+    if backend.fds_changed:
+        backend.fds_changed = False
+        backend.fd_count = 0
+        list = libusb_get_pollfds(backend.context)
+        if list != NULL:
+            while list[i] != NULL and i < LIBUSB_DESCRIPTORS:
+                backend.fds[i].fd = list[i].fd
+                backend.fds[i].events = list[i].events
+                i += 1
+            backend.fd_count = i
+            libusb_free_pollfds(list)
+    i = min(backend.fd_count, room)
+    memcpy(fds, backend.fds, i * sizeof(pollfd))
+    return i
+
+
+cdef int64_t libusb_deadline(Backend *self) noexcept nogil:
+    return -1  # no transfer has a timeout
+
+
+cdef void libusb_forget(Backend *self, Urb *urb) noexcept nogil:
+    libusb_free_transfer(<libusb_transfer *>urb.transfer)
+    urb.transfer = NULL
+
+
+cdef int libusb_set_configuration_(Backend *self, int value) noexcept nogil:
+    with gil:
+        return errno_of_libusb((<object>(<LibusbBackend *>self).claim).set_configuration(value))
+
+
+cdef int libusb_set_interface_(Backend *self, int interface, int alternate) noexcept nogil:
+    return errno_of_libusb(
+        libusb_set_interface_alt_setting((<LibusbBackend *>self).handle, interface, alternate))
+
+
+cdef int libusb_clear_halt_(Backend *self, uint8_t endpoint) noexcept nogil:
+    return errno_of_libusb(libusb_clear_halt((<LibusbBackend *>self).handle, endpoint))
+
+
+cdef int libusb_reset_(Backend *self) noexcept nogil:
+    cdef int result = libusb_reset_device((<LibusbBackend *>self).handle)
+    if result == LIBUSB_ERROR_NOT_FOUND or result == LIBUSB_ERROR_NO_DEVICE:
+        self.gone = True  # it came back as another device, or not at all
+    return errno_of_libusb(result)
+
+
+cdef class LibusbTransfers(Transfers):
+    """Transfers of a device that this process holds; `claim` is a `usbipd._claim.Claim`."""
+
+    cdef LibusbBackend libusb
+    cdef object claim
+
+    def __cinit__(self, claim):
+        cdef LibusbBackend *it = &self.libusb
+        self.claim = claim
+        it.claim = <PyObject *>claim
+        it.context = <libusb_context *>PyCapsule_GetPointer(claim.context, "libusb_context")
+        it.handle = <libusb_device_handle *>PyCapsule_GetPointer(claim.handle, "libusb_device_handle")
+        it.fds_changed = True
+        it.base.submit = libusb_submit
+        it.base.cancel = libusb_cancel
+        it.base.events = libusb_events
+        it.base.describe = libusb_describe
+        it.base.deadline = libusb_deadline
+        it.base.forget = libusb_forget
+        it.base.set_configuration = libusb_set_configuration_
+        it.base.set_interface = libusb_set_interface_
+        it.base.clear_halt = libusb_clear_halt_
+        it.base.reset = libusb_reset_
+        self.backend = &it.base
+        libusb_set_pollfd_notifiers(it.context, libusb_fd_added, libusb_fd_removed, it)
+
+    def __dealloc__(self):
+        if self.libusb.context != NULL:
+            libusb_set_pollfd_notifiers(self.libusb.context, NULL, NULL, NULL)

@@ -1,0 +1,47 @@
+"""Types of the compiled pump (cython/pump.pyx).  Runs in workers."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from usbipd._claim import Claim
+from usbipd.simulated.device import SimulatedDevice
+from usbipd.usb.descriptors import Endpoint
+
+CHANNEL: Final[int]
+CLIENT_CLOSED: Final[int]
+CLIENT_FAILED: Final[int]
+DEVICE_GONE: Final[int]
+SIGNAL: Final[int]
+COUNTER_WORDS: Final[int]
+SMALLEST_BUDGET: Final[int]
+
+class Transfers:
+    @property
+    def problem(self) -> str | None: ...
+
+class LibusbTransfers(Transfers):
+    def __init__(self, claim: Claim) -> None: ...
+
+class SimulatedTransfers(Transfers):
+    def __init__(self, model: SimulatedDevice) -> None: ...
+
+class Pump:
+    def __init__(
+        self,
+        transfers: Transfers,
+        *,
+        endpoints: Iterable[Endpoint],
+        configuration: int,
+        devid: int,
+        channel: int,
+        counters: object,
+        budget: int,
+    ) -> None: ...
+    def attach(self, client: int) -> None: ...
+    def run(self) -> int: ...
+    def finish(self) -> bool: ...
+    def restore(self) -> int: ...
+    @property
+    def problem(self) -> str: ...
+    @property
+    def gone(self) -> bool: ...
