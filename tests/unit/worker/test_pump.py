@@ -1,0 +1,457 @@
+"""The pump between a scripted client and a scripted device."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.unit.worker.rig import (
+    IN,
+    INTERRUPT_IN,
+    ISO_IN,
+    ISO_OUT,
+    LOOP_IN,
+    LOOP_OUT,
+    MODEL_IN,
+    MODEL_OUT,
+    SINK,
+    SOURCE,
+    Rig,
+)
+from usbipd import _pump
+from usbipd.protocol.constants import (
+    LINUX_ECONNRESET,
+    LINUX_EINVAL,
+    LINUX_ENOENT,
+    LINUX_EOVERFLOW,
+    LINUX_EPIPE,
+    LINUX_EPROTO,
+    LINUX_EREMOTEIO,
+    LINUX_ESHUTDOWN,
+    MAX_TRANSFER_LENGTH,
+    URB_SHORT_NOT_OK,
+)
+from usbipd.protocol.urb import RetSubmit, RetUnlink, Submit, Unlink, encode
+from usbipd.simulated.device import Handshake
+from usbipd.worker.report import COUNTER_WORDS
+
+GET_DEVICE_DESCRIPTOR = "80 06 0001 0000 1200"
+GET_CONFIGURATION_DESCRIPTOR = "80 06 0002 0000 ff00"
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    rig = Rig()
+    yield rig
+    rig.close()
+
+
+def statuses(replies: list[RetSubmit | RetUnlink]) -> list[tuple[int, int]]:
+    return [(reply.seqnum, reply.status) for reply in replies]
+
+
+# ---- control -------------------------------------------------------------------------------------
+
+
+@pytest.mark.rule("setup-little-endian")
+def test_descriptor_is_cut_to_wlength(rig: Rig) -> None:
+    assert rig.control(GET_DEVICE_DESCRIPTOR).data == rig.device.device_descriptor
+    assert rig.control("80 06 0001 0000 0800").data == rig.device.device_descriptor[:8]
+    assert rig.control("80 06 0001 0000 ff00").data == rig.device.device_descriptor
+
+
+@pytest.mark.rule("remote-wakeup")
+def test_remote_wakeup_is_masked(rig: Rig) -> None:
+    raw = bytearray(rig.device.configurations[0])
+    raw[7] |= 0x20
+    rig.device.__class__ = type("Waking", (type(rig.device),), {"configurations": (bytes(raw),)})
+    waking = Rig(rig.device)
+    reply = waking.control(GET_CONFIGURATION_DESCRIPTOR)
+    assert reply.data[7] == raw[7] & ~0x20
+    assert reply.data[8:] == bytes(raw[8:])
+    waking.close()
+
+
+def test_stall_and_recovery(rig: Rig) -> None:
+    assert rig.control("80 06 0009 0000 0400").status == -LINUX_EPIPE
+    assert rig.control("c0 01 0000 0000 0400").status == -LINUX_EPIPE
+    assert rig.control(GET_DEVICE_DESCRIPTOR).status == 0
+
+
+@pytest.mark.rule("ep0-direction")
+def test_header_and_setup_of_different_directions_are_refused(rig: Rig) -> None:
+    out_setup = bytes.fromhex("21 20 0000 0000 0700")
+    [reply] = rig.exchange(rig.submit(0x80, 7, setup=out_setup))
+    assert reply.status == -LINUX_EINVAL
+    in_setup = bytes.fromhex("80 06 0001 0000 0700")
+    [reply] = rig.exchange(rig.submit(0x00, 7, b"abcdefg", setup=in_setup))
+    assert reply.status == -LINUX_EINVAL
+    assert rig.device.requests == []
+
+
+def test_wlength_above_the_buffer_is_refused(rig: Rig) -> None:
+    assert rig.control(GET_DEVICE_DESCRIPTOR, length=8).status == -LINUX_EINVAL
+
+
+@pytest.mark.rule("set-interface")
+def test_set_interface_changes_what_an_endpoint_is(rig: Rig) -> None:
+    gone = rig.submit(ISO_OUT, 3, b"abc", number_of_packets=0)
+    assert rig.exchange(gone)[0].status == -LINUX_ENOENT
+    assert rig.control("01 0b 0100 0100 0000").status == 0
+    assert rig.control("81 0a 0000 0100 0100").data == b"\x01"
+    rig.client.send(encode(rig.submit(ISO_OUT, 3, b"abc", packets=[(0, 3)])))
+    [reply] = rig.awaited()
+    assert (reply.status, reply.actual_length) == (0, 3)
+    assert rig.control("01 0b 0000 0100 0000").status == 0
+    assert rig.exchange(rig.submit(ISO_OUT, 3, b"abc", number_of_packets=0))[0].status == -LINUX_ENOENT
+    assert rig.control("01 0b 0200 0100 0000").status == -LINUX_EPIPE
+
+
+@pytest.mark.rule("set-configuration")
+def test_set_configuration_ends_pending_urbs_and_settings(rig: Rig) -> None:
+    rig.control("01 0b 0100 0100 0000")
+    waiting = rig.submit(LOOP_IN, 512)
+    assert rig.exchange(waiting) == []
+    request = rig.submit(0, setup=bytes.fromhex("00 09 0100 0000 0000"))
+    assert statuses(rig.exchange(request)) == [(waiting.seqnum, -LINUX_ESHUTDOWN), (request.seqnum, 0)]
+    assert rig.control("81 0a 0000 0100 0100").data == b"\x00"
+    assert rig.control("00 09 0700 0000 0000").status == -LINUX_EPIPE
+
+
+@pytest.mark.rule("clear-halt")
+def test_stalled_endpoint_stays_halted_until_cleared(rig: Rig) -> None:
+    rig.device.to_read[MODEL_IN] = [Handshake.STALL, b"later"]
+    assert rig.exchange(rig.submit(MODEL_IN, 512))[0].status == -LINUX_EPIPE
+    assert rig.exchange(rig.submit(MODEL_IN, 512))[0].status == -LINUX_EPIPE
+    assert rig.control("82 00 0000 8100 0200").data == b"\x01\x00"
+    assert rig.control("02 01 0000 8100 0000").status == 0
+    assert rig.device.cleared == [MODEL_IN]
+    assert rig.exchange(rig.submit(MODEL_IN, 512))[0].data == b"later"
+
+
+@pytest.mark.rule("port-reset")
+def test_port_reset_resets_the_device(rig: Rig) -> None:
+    assert rig.control("23 03 0400 0000 0000").status == 0
+    assert rig.device.resets == 1
+
+
+# ---- bulk and interrupt --------------------------------------------------------------------------
+
+
+@pytest.mark.rule("short-not-ok")
+def test_short_read(rig: Rig) -> None:
+    rig.device.to_read[MODEL_IN] = [b"short", b"short"]
+    lenient, strict = rig.submit(MODEL_IN, 512), rig.submit(MODEL_IN, 512, flags=URB_SHORT_NOT_OK)
+    first, second = rig.exchange(lenient, strict)
+    assert (first.status, first.data) == (0, b"short")
+    assert (second.status, second.data) == (-LINUX_EREMOTEIO, b"short")
+
+
+@pytest.mark.rule("actual-length-bounded")
+def test_babble_is_cut_and_reported(rig: Rig) -> None:
+    rig.device.to_read[MODEL_IN] = [b"more than asked for"]
+    [reply] = rig.exchange(rig.submit(MODEL_IN, 4))
+    assert (reply.status, reply.data) == (-LINUX_EOVERFLOW, b"more")
+
+
+@pytest.mark.rule("ret-data-in-only")
+@pytest.mark.rule("ret-out-taken")
+def test_out_reports_what_was_taken_and_carries_nothing(rig: Rig) -> None:
+    rig.send(encode(rig.submit(SINK, 1000, bytes(1000))))
+    assert len(rig.client.recv(4096)) == 48
+
+
+@pytest.mark.rule("bug-zero-length")
+def test_zero_length_bulk(rig: Rig) -> None:
+    rig.device.to_read[MODEL_IN] = [b""]
+    replies = rig.exchange(rig.submit(MODEL_OUT), rig.submit(MODEL_IN), rig.submit(SOURCE), rig.submit(SINK))
+    assert [(reply.status, reply.actual_length) for reply in replies] == [(0, 0)] * 4
+    assert rig.device.written == [(MODEL_OUT, b"")]
+
+
+def test_out_that_the_device_takes_in_parts(rig: Rig) -> None:
+    rig.device.accepts = [2, Handshake.NAK]
+    assert rig.exchange(rig.submit(MODEL_OUT, 5, b"abcde")) == []
+    rig.device.accepts = []
+    replies = rig.exchange(rig.submit(MODEL_OUT, 1, b"f"))
+    assert [reply.actual_length for reply in replies] == [5, 1]
+    assert rig.device.written == [(MODEL_OUT, b"ab"), (MODEL_OUT, b"cde"), (MODEL_OUT, b"f")]
+
+
+def test_model_that_raises_fails_its_urb_only(rig: Rig) -> None:
+    rig.device.to_read[MODEL_IN] = [ValueError("no such block"), b"fine"]
+    first, second = rig.exchange(rig.submit(MODEL_IN, 8), rig.submit(MODEL_IN, 8))
+    assert (first.status, second.data) == (-LINUX_EPROTO, b"fine")
+    assert rig.transfers.problem == "ValueError: no such block"
+
+
+@pytest.mark.parametrize("length", [1, 320, 321, 1024, 65536, 1000000, MAX_TRANSFER_LENGTH])
+def test_source_fills_what_was_asked_for(rig: Rig, length: int) -> None:
+    rig.send(encode(rig.submit(SOURCE, length)))
+    data = b"".join(reply.data for reply in rig.awaited())
+    packet = bytes(i % 63 for i in range(512))
+    assert data == (packet * (length // 512 + 1))[:length]
+
+
+@pytest.mark.parametrize("length", [1, 511, 512, 513, 320, 321, 65536, (1 << 20) - 1, 1 << 20, (3 << 20) + 5])
+def test_loopback_gives_back_what_it_took(rig: Rig, length: int) -> None:
+    content = bytes(i * 7 % 251 for i in range(length))
+    out, back = rig.submit(LOOP_OUT, length, content), rig.submit(LOOP_IN, length)
+    rig.send(encode(out) + encode(back))
+    replies = rig.awaited()
+    while len(replies) < 2:
+        replies += rig.awaited()
+    by_seqnum = {reply.seqnum: reply for reply in replies}
+    assert by_seqnum[out.seqnum].actual_length == length
+    assert by_seqnum[back.seqnum].data == content
+
+
+def test_loopback_keeps_message_boundaries(rig: Rig) -> None:
+    rig.exchange(*(rig.submit(LOOP_OUT, len(text), text) for text in (b"one", b"", b"three")))
+    replies = rig.exchange(*(rig.submit(LOOP_IN, 512) for _ in range(3)))
+    assert [reply.data for reply in replies] == [b"one", b"", b"three"]
+
+
+@pytest.mark.rule("order-per-endpoint")
+def test_order_per_endpoint(rig: Rig) -> None:
+    waiting = [rig.submit(LOOP_IN, 64) for _ in range(50)]
+    assert rig.exchange(*waiting) == []
+    replies = rig.exchange(*(rig.submit(LOOP_OUT, 1, bytes([i])) for i in range(50)))
+    came_back = [reply for reply in replies if reply.data]
+    assert [reply.seqnum for reply in came_back] == [submit.seqnum for submit in waiting]
+    assert b"".join(reply.data for reply in came_back) == bytes(range(50))
+
+
+@pytest.mark.rule("endpoints-independent")
+@pytest.mark.rule("idle-in")
+def test_waiting_in_holds_nothing_up(rig: Rig) -> None:
+    waiting = [rig.submit(endpoint, 64) for endpoint in (INTERRUPT_IN, LOOP_IN, MODEL_IN)]
+    assert rig.exchange(*waiting) == []
+    assert rig.control(GET_DEVICE_DESCRIPTOR).status == 0
+    assert rig.exchange(rig.submit(SINK, 512, bytes(512)))[0].status == 0
+    assert rig.exchange(rig.submit(SOURCE, 512))[0].status == 0
+
+
+# ---- isochronous ---------------------------------------------------------------------------------
+
+
+@pytest.mark.rule("iso-compacted")
+@pytest.mark.rule("iso-sum")
+@pytest.mark.rule("iso-error-count")
+@pytest.mark.rule("iso-descriptors-kept")
+def test_isochronous_in_is_compacted(rig: Rig) -> None:
+    rig.control("01 0b 0100 0100 0000")
+    rig.device.iso_packets = [b"ab", b"", RuntimeError("missed"), b"cdef", b"toolong"]
+    packets = [(0, 4), (10, 4), (20, 4), (24, 4), (40, 4)]
+    submit = rig.submit(ISO_IN, 64, packets=packets)
+    rig.client.send(encode(submit))
+    [reply] = rig.awaited()
+    assert reply.data == b"abcdeftool"
+    assert [packet.actual_length for packet in reply.iso] == [2, 0, 0, 4, 4]
+    assert [packet.status for packet in reply.iso] == [0, 0, -18, 0, -75]
+    assert reply.error_count == 2
+
+
+def test_isochronous_out_with_gaps(rig: Rig) -> None:
+    rig.control("01 0b 0100 0100 0000")
+    rig.client.send(encode(rig.submit(ISO_OUT, 12, b"ab..cde...f.", packets=[(0, 2), (4, 3), (10, 1)])))
+    [reply] = rig.awaited()
+    assert reply.actual_length == 6
+    assert rig.device.iso_written == [b"ab", b"cde", b"f"]
+
+
+@pytest.mark.parametrize(
+    "packets", [[(0, 9)], [(9, 0)], [(4, 5)], [(0xFFFFFFFF, 2)], [(2, 0xFFFFFFFF)], [(4, 4), (0, 4)]]
+)
+def test_packets_outside_the_buffer_are_refused(rig: Rig, packets: list[tuple[int, int]]) -> None:
+    rig.control("01 0b 0100 0100 0000")
+    [reply] = rig.exchange(rig.submit(ISO_OUT, 8, bytes(8), packets=packets))
+    assert reply.status == -LINUX_EINVAL
+
+
+@pytest.mark.rule("iso-limit")
+def test_isochronous_of_as_many_packets_as_can_be(rig: Rig) -> None:
+    rig.control("01 0b 0100 0100 0000")
+    rig.client.send(encode(rig.submit(ISO_IN, 1024, packets=[(i, 1) for i in range(1024)])))
+    [reply] = rig.awaited()
+    assert len(reply.iso) == 1024
+
+
+# ---- UNLINK --------------------------------------------------------------------------------------
+
+
+@pytest.mark.rule("unlink-by-seqnum")
+@pytest.mark.rule("bug-unlink-ep0")
+def test_unlink_of_one_among_many(rig: Rig) -> None:
+    first, second, third = (rig.submit(LOOP_IN, 64) for _ in range(3))
+    rig.exchange(first, second, third)
+    unlink = rig.unlink(second)
+    assert statuses(rig.exchange(unlink)) == [(unlink.seqnum, -LINUX_ECONNRESET)]
+    replies = rig.exchange(rig.submit(LOOP_OUT, 1, b"x"), rig.submit(LOOP_OUT, 1, b"y"))
+    assert [(r.seqnum, r.data) for r in replies if r.data] == [(first.seqnum, b"x"), (third.seqnum, b"y")]
+
+
+@pytest.mark.rule("unlink-answered")
+def test_unlink_that_comes_with_the_completion(rig: Rig) -> None:
+    submit = rig.submit(SOURCE, 4)
+    unlink = rig.unlink(submit)
+    answer, late = rig.exchange(submit, unlink)
+    assert (answer.seqnum, answer.data) == (submit.seqnum, bytes(range(4)))
+    assert (late.seqnum, late.status) == (unlink.seqnum, 0)
+
+
+def test_unlink_twice(rig: Rig) -> None:
+    submit = rig.submit(LOOP_IN, 64)
+    first = rig.unlink(submit)
+    second = rig.unlink(submit)
+    assert statuses(rig.exchange(submit, first, second)) == [
+        (first.seqnum, -LINUX_ECONNRESET),
+        (second.seqnum, 0),
+    ]
+
+
+def test_unlink_of_isochronous(rig: Rig) -> None:
+    rig.control("01 0b 0100 0100 0000")
+    submit = rig.submit(ISO_IN, 1000, packets=[(i, 1) for i in range(1000)])
+    unlink = rig.unlink(submit)
+    assert statuses(rig.exchange(submit, unlink)) == [(unlink.seqnum, -LINUX_ECONNRESET)]
+
+
+# ---- bad bytes -----------------------------------------------------------------------------------
+
+
+def submit_with(rig: Rig, **fields: int) -> Submit:
+    values = {"seqnum": 1, "devid": 0x00F00002, "direction": 0, "ep": 3, "transfer_flags": 0}
+    return Submit(**{**values, "transfer_buffer_length": 0, **fields})  # type: ignore[arg-type]
+
+
+@pytest.mark.rule("devid-checked")
+@pytest.mark.rule("capped-lengths")
+@pytest.mark.rule("ep-number")
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"devid": 7}, "devid 0x00000007 is not the imported device's 0x00f00002"),
+        ({"ep": 16}, "ep 16: ep is 0 to 15"),
+        ({"ep": 0x81, "direction": IN}, "ep 129: ep is 0 to 15"),
+        ({"direction": 2}, "direction 2"),
+        ({"transfer_buffer_length": 0xFFFFFFFF}, "transfer_buffer_length 4294967295 is above 16777216"),
+        ({"transfer_buffer_length": MAX_TRANSFER_LENGTH + 1}, "is above 16777216"),
+        ({"ep": 9, "number_of_packets": 3}, "no endpoint 9 OUT in the active setting"),
+    ],
+)
+def test_impossible_submit_ends_the_connection(rig: Rig, fields: dict[str, int], problem: str) -> None:
+    assert rig.send(encode(submit_with(rig, **fields))) == _pump.CLIENT_FAILED
+    assert problem in rig.pump.problem
+    assert rig.received() == []
+
+
+@pytest.mark.rule("iso-limit")
+def test_too_many_packets(rig: Rig) -> None:
+    rig.control("01 0b 0100 0100 0000")
+    wake = rig.send(encode(submit_with(rig, ep=5, direction=IN, number_of_packets=1025)))
+    assert wake == _pump.CLIENT_FAILED
+    assert "number_of_packets 1025 is above 1024" in rig.pump.problem
+
+
+def test_duplicate_seqnum(rig: Rig) -> None:
+    submit = rig.submit(LOOP_IN, 64)
+    assert rig.send(encode(submit) * 2) == _pump.CLIENT_FAILED
+    assert "seqnum 1: an URB of this seqnum is in flight" in rig.pump.problem
+
+
+def test_unknown_command(rig: Rig) -> None:
+    assert rig.send(b"\x00\x00\x00\x05" + bytes(44)) == _pump.CLIENT_FAILED
+    assert "command 0x00000005" in rig.pump.problem
+
+
+def test_unlink_for_another_device(rig: Rig) -> None:
+    assert rig.send(encode(Unlink(1, 7, 0, 0, 0))) == _pump.CLIENT_FAILED
+
+
+@pytest.mark.rule("packets-by-endpoint")
+@pytest.mark.rule("packets-echoed")
+def test_endpoint_that_does_not_exist_is_answered(rig: Rig) -> None:
+    missing = rig.submit(0x09, 700, bytes(700))
+    after = rig.submit(SINK, 3, b"abc")
+    assert statuses(rig.exchange(missing, after)) == [(missing.seqnum, -LINUX_ENOENT), (after.seqnum, 0)]
+
+
+# ---- the session ---------------------------------------------------------------------------------
+
+
+@pytest.mark.rule("lost-client")
+@pytest.mark.rule("seqnum-per-connection")
+def test_next_client_starts_afresh(rig: Rig) -> None:
+    rig.control("01 0b 0100 0100 0000")
+    waiting = rig.submit(LOOP_IN, 64)
+    half = encode(rig.submit(SINK, 5000, bytes(5000)))[:3000]
+    rig.client.send(encode(waiting) + half)
+    rig.client.shutdown(1)
+    while (wake := rig.turn()) == _pump.CHANNEL:
+        pass
+    assert wake == _pump.CLIENT_CLOSED
+    assert rig.counters.in_flight == 1
+    assert rig.finish()
+    assert rig.counters.in_flight == 0
+    assert rig.pump.restore() == 0
+    assert rig.device.resets == 1
+    rig.attach()
+    rig.seqnum = 0
+    assert rig.control("81 0a 0000 0100 0100").data == b"\x00"
+    assert rig.exchange(rig.submit(SINK, 1, b"a"))[0].status == 0
+
+
+def test_client_that_reads_nothing_is_not_read_any_more() -> None:
+    rig = Rig()
+    taken = 0
+    request = encode(rig.submit(SOURCE, 1 << 20))
+    first = int.from_bytes(request[4:8], "big")
+    for i in range(1000):
+        data = request[:4] + (first + i).to_bytes(4, "big") + request[8:]
+        try:
+            rig.client.send(data)
+        except BlockingIOError:
+            break
+        rig.turn()
+        taken += 1
+    assert taken * (1 << 20) > 2 * _pump.SMALLEST_BUDGET, "the pump itself took so many"
+    assert rig.counters.urbs * (1 << 20) <= _pump.SMALLEST_BUDGET + (1 << 20)
+    assert rig.finish()
+    rig.close()
+
+
+def test_flood_of_waiting_urbs_is_bounded() -> None:
+    rig = Rig()
+    for start in range(0, 6000, 50):
+        batch = b"".join(encode(submit_with(rig, seqnum=start + i, ep=4, direction=IN)) for i in range(50))
+        try:
+            rig.client.send(batch)
+        except BlockingIOError:
+            break
+        assert rig.turn() == _pump.CHANNEL
+    assert rig.counters.in_flight == 4096
+    assert rig.finish()
+    assert rig.counters.in_flight == 0
+    rig.close()
+
+
+def test_counters(rig: Rig) -> None:
+    rig.exchange(rig.submit(SINK, 100, bytes(100)), rig.submit(SOURCE, 30))
+    waiting = rig.submit(LOOP_IN, 64)
+    rig.exchange(waiting)
+    rig.control("80 06 0009 0000 0400")
+    assert rig.counters.in_flight == 1
+    rig.exchange(rig.unlink(waiting))
+    counters = rig.counters
+    assert (counters.urbs, counters.bytes_in, counters.bytes_out) == (3, 30, 100)
+    assert (counters.errors, counters.unlinks, counters.in_flight) == (1, 1, 0)
+    assert sum(counters.latency_us) == 3
+
+
+def test_counter_page_has_one_layout() -> None:
+    assert _pump.COUNTER_WORDS == COUNTER_WORDS
+
+
+def test_budget_must_hold_the_largest_urb() -> None:
+    with pytest.raises(ValueError, match="budget 1000 is below"):
+        Rig(budget=1000)

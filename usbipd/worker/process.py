@@ -1,0 +1,185 @@
+"""The worker's main: claims one device, drops its rights, then serves one client after the other.
+
+Every process of usbipd starts alike: channel on descriptor 3, log, signals, orders from the extension, drop,
+proof.  A worker lives exactly as long as its claim: it ends when the extension tells it to give the device
+back, when the device is gone, or when the extension is (end of file on the channel).
+"""
+
+import logging
+import mmap
+import os
+import signal
+import socket
+from typing import NoReturn
+
+from usbipd import _pump, log, privileges
+from usbipd.errors import IPCError, UsbipdError
+from usbipd.ipc.channel import BlockingChannel, Request
+from usbipd.ipc.messages import (
+    AttachParameters,
+    ClaimParameters,
+    ClaimResult,
+    Command,
+    DetachedParameters,
+    EventName,
+    GoneParameters,
+    Nothing,
+)
+from usbipd.worker.claim import Held, hold
+from usbipd.worker.report import COUNTER_PAGE_SIZE
+
+CHANNEL_FD = 3
+_log = logging.getLogger(__name__)
+
+
+class _Ended(Exception):  # noqa: N818 - not an error
+    """The worker's time is over, and the device is given back."""
+
+
+class Worker:
+    """One claimed device and the client that uses it, if any."""
+
+    def __init__(self, channel: BlockingChannel, held: Held, pump: _pump.Pump) -> None:
+        self._channel = channel
+        self._held = held
+        self._pump = pump
+        self._client: socket.socket | None = None
+
+    def run(self) -> NoReturn:
+        """Serves until `_Ended`."""
+        while True:
+            wake = self._pump.run()
+            if wake == _pump.CHANNEL:
+                self._read_channel()
+            elif wake == _pump.CLIENT_CLOSED:
+                self._detach("the client closed the connection")
+            elif wake == _pump.CLIENT_FAILED:
+                self._detach(self._pump.problem)
+            elif wake == _pump.DEVICE_GONE:
+                self._detach("the device is gone")
+            # after _pump.SIGNAL the interpreter has run the handler by now
+
+    def _read_channel(self) -> None:
+        item = self._channel.receive()
+        if item is None:
+            _log.warning("the extension is gone: giving the device back")
+            self._end()
+        if not isinstance(item, Request):
+            raise IPCError(f"the extension sent a {type(item).__name__} to a worker")
+        match item.parameters:
+            case AttachParameters() if item.descriptor is not None:
+                self._attach(socket.socket(fileno=item.descriptor), item.parameters)
+                self._channel.respond(item, Nothing())
+            case Nothing() if item.command is Command.DETACH:
+                self._channel.respond(item, Nothing())
+                self._detach("detached by this host")
+            case Nothing() if item.command is Command.RELEASE:
+                self._close_client()
+                problems = self._let_go()
+                self._channel.respond(
+                    item, UsbipdError("; ".join(problems), code="release-failed") if problems else Nothing()
+                )
+                raise _Ended
+            case _:
+                raise IPCError(f"the extension sent {item.command} to a worker that has its device")
+
+    def _attach(self, client: socket.socket, parameters: AttachParameters) -> None:
+        if self._client is not None:
+            client.close()
+            raise IPCError("the extension sent ATTACH while a client is attached")
+        _log.info("attached by %s", parameters.client)
+        self._client = client
+        self._pump.attach(client.fileno())
+
+    def _detach(self, reason: str) -> None:
+        """Ends the client's session and makes the device ready for the next one."""
+        if self._client is not None:
+            _log.info("client detached: %s", reason)
+            self._close_client()
+            self._channel.push(EventName.DETACHED, DetachedParameters(reason=reason))
+            if not self._pump.gone:
+                result = self._pump.restore()
+                if result < 0:
+                    _log.warning("resetting the device for the next client failed: Linux errno %d", -result)
+        if self._pump.gone:
+            self._channel.push(EventName.DEVICE_GONE, GoneParameters(reason=reason))
+            self._end()
+        self._channel.push(EventName.RESTORED, Nothing())
+
+    def _close_client(self) -> None:
+        """The connection ends first, so that the client knows; then its URBs are taken back."""
+        if self._client is None:
+            return
+        try:
+            self._client.shutdown(socket.SHUT_RDWR)
+        except OSError:  # it is closed already
+            _log.debug("the client's socket was closed before")
+        drained = self._pump.finish()
+        if self._held.transfers.problem:
+            _log.error("the simulated device failed: %s", self._held.transfers.problem)
+        self._client.close()
+        self._client = None
+        if not drained:
+            raise UsbipdError("the device keeps cancelled URBs: only the end of this worker frees them")
+
+    def _let_go(self) -> list[str]:
+        problems = self._held.give_back()
+        for problem in problems:
+            _log.error("%s", problem)
+        return problems
+
+    def _end(self) -> NoReturn:
+        self._close_client()
+        self._let_go()
+        raise _Ended
+
+
+def _start(channel: BlockingChannel) -> Worker:
+    """CLAIM: takes the device, drops rights, answers.  Raises when there is nothing to live for."""
+    order = channel.receive()
+    if order is None:
+        raise _Ended
+    if (
+        not isinstance(order, Request)
+        or not isinstance(order.parameters, ClaimParameters)
+        or order.descriptor is None
+    ):
+        raise IPCError("the first order to a worker is CLAIM with the counter page")
+    parameters = order.parameters
+    log.configure("worker", parameters.busid, parameters.log_level)
+    with os.fdopen(order.descriptor, "r+b") as file:
+        page = mmap.mmap(file.fileno(), COUNTER_PAGE_SIZE)
+    try:
+        held = hold(parameters)
+        device = held.device()
+        user = privileges.drop(parameters.run_as)
+        pump = _pump.Pump(
+            held.transfers,
+            endpoints=held.endpoints,
+            configuration=device.bConfigurationValue,
+            devid=device.devid,
+            channel=channel.fileno(),
+            counters=page,
+            budget=parameters.transfer_budget,
+        )
+    except UsbipdError as error:
+        channel.respond(order, error)
+        raise
+    channel.respond(order, ClaimResult(device=device, claim_method=held.claim_method, user=user))
+    _log.info("claimed %04x:%04x as %s", device.idVendor, device.idProduct, user)
+    return Worker(channel, held, pump)
+
+
+def main(arguments: list[str]) -> int:
+    """`usbipd-ext @worker BUSID`, started by the extension; the busid is for people who read `ps`."""
+    log.configure("worker", busid=arguments[0] if arguments else None)
+    for each in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group: the extension decides
+        signal.signal(each, signal.SIG_IGN)
+    try:
+        channel = BlockingChannel(socket.socket(fileno=CHANNEL_FD), "worker")
+        _start(channel).run()
+    except _Ended:
+        return 0
+    except (UsbipdError, OSError) as error:
+        _log.error("%s", error)
+        return 1
