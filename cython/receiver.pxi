@@ -40,8 +40,8 @@ cdef bint read_submit(Core *core, const uint8_t *header) noexcept nogil:
     cdef Urb *urb
 
     if direction > USBIP_DIR_IN or ep > 15:
-        snprintf(core.problem, PROBLEM_SIZE, "CMD_SUBMIT seqnum %u: direction %u, ep %u: ep is 0 to 15, direction 0 or 1",
-                 seqnum, direction, ep)
+        snprintf(core.problem, PROBLEM_SIZE,
+                 "CMD_SUBMIT seqnum %u: direction %u, ep %u: ep is 0 to 15, direction 0 or 1", seqnum, direction, ep)
         core.wake = WAKE_CLIENT_FAILED
         return True
     if length > MAX_TRANSFER_LENGTH:

@@ -87,7 +87,10 @@ class HeldSimulation(Held):
         return self._describe(fields, model.speed, first.bConfigurationValue, list(first.interfaces))
 
     def give_back(self) -> list[str]:
-        self._model.close()
+        try:
+            self._model.close()
+        except OSError as error:
+            return [f"the simulated device's file is not written in full: {error}"]
         return []
 
 
