@@ -8,12 +8,12 @@ back, when the device is gone, or when the extension is (end of file on the chan
 import logging
 import mmap
 import os
-import signal
 import socket
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from usbipd import _pump, log, privileges
 from usbipd.errors import IPCError, UsbipdError
+from usbipd.ipc import CHANNEL_DESCRIPTOR
 from usbipd.ipc.channel import BlockingChannel, Request
 from usbipd.ipc.messages import (
     AttachParameters,
@@ -28,8 +28,7 @@ from usbipd.ipc.messages import (
 from usbipd.worker.claim import Held, hold
 from usbipd.worker.report import COUNTER_PAGE_SIZE
 
-CHANNEL_FD = 3
-_log = logging.getLogger(__name__)
+_LOG: Final = logging.getLogger(__name__)
 
 
 class _Ended(Exception):  # noqa: N818 - not an error
@@ -46,23 +45,28 @@ class Worker:
         self._client: socket.socket | None = None
 
     def run(self) -> NoReturn:
-        """Serves until `_Ended`."""
-        while True:
-            wake = self._pump.run()
-            if wake == _pump.CHANNEL:
-                self._read_channel()
-            elif wake == _pump.CLIENT_CLOSED:
-                self._detach("the client closed the connection")
-            elif wake == _pump.CLIENT_FAILED:
-                self._detach(self._pump.problem)
-            elif wake == _pump.DEVICE_GONE:
-                self._detach("the device is gone")
-            # after _pump.SIGNAL the interpreter has run the handler by now
+        """Serves until `_Ended`.  Whatever else ends it, the device is given back first."""
+        try:
+            while True:
+                self._serve(self._pump.run())
+        except UsbipdError:
+            self._let_go()
+            raise
+
+    def _serve(self, wake: int) -> None:
+        if wake == _pump.CHANNEL:
+            self._read_channel()
+        elif wake == _pump.CLIENT_CLOSED:
+            self._detach("the client closed the connection")
+        elif wake == _pump.CLIENT_FAILED:
+            self._detach(self._pump.problem)
+        elif wake == _pump.DEVICE_GONE:
+            self._detach("the device is gone")
 
     def _read_channel(self) -> None:
         item = self._channel.receive()
         if item is None:
-            _log.warning("the extension is gone: giving the device back")
+            _LOG.warning("the extension is gone: giving the device back")
             self._end()
         if not isinstance(item, Request):
             raise IPCError(f"the extension sent a {type(item).__name__} to a worker")
@@ -74,7 +78,6 @@ class Worker:
                 self._channel.respond(item, Nothing())
                 self._detach("detached by this host")
             case Nothing() if item.command is Command.RELEASE:
-                self._close_client()
                 problems = self._let_go()
                 self._channel.respond(
                     item, UsbipdError("; ".join(problems), code="release-failed") if problems else Nothing()
@@ -87,20 +90,17 @@ class Worker:
         if self._client is not None:
             client.close()
             raise IPCError("the extension sent ATTACH while a client is attached")
-        _log.info("attached by %s", parameters.client)
+        _LOG.debug("attached by %s", parameters.client)
         self._client = client
         self._pump.attach(client.fileno())
 
     def _detach(self, reason: str) -> None:
         """Ends the client's session and makes the device ready for the next one."""
         if self._client is not None:
-            _log.info("client detached: %s", reason)
+            _LOG.debug("client detached: %s", reason)
             self._close_client()
             self._channel.push(EventName.DETACHED, DetachedParameters(reason=reason))
-            if not self._pump.gone:
-                result = self._pump.restore()
-                if result < 0:
-                    _log.warning("resetting the device for the next client failed: Linux errno %d", -result)
+            self._restore()
         if self._pump.gone:
             self._channel.push(EventName.DEVICE_GONE, GoneParameters(reason=reason))
             self._end()
@@ -108,28 +108,37 @@ class Worker:
 
     def _close_client(self) -> None:
         """The connection ends first, so that the client knows; then its URBs are taken back."""
-        if self._client is None:
-            return
+        assert self._client is not None
         try:
             self._client.shutdown(socket.SHUT_RDWR)
         except OSError:  # it is closed already
-            _log.debug("the client's socket was closed before")
+            _LOG.debug("the client's socket was closed before")
         drained = self._pump.finish()
         if self._held.transfers.problem:
-            _log.error("the simulated device failed: %s", self._held.transfers.problem)
+            _LOG.error("the simulated device failed: %s", self._held.transfers.problem)
         self._client.close()
         self._client = None
         if not drained:
             raise UsbipdError("the device keeps cancelled URBs: only the end of this worker frees them")
 
+    def _restore(self) -> None:
+        """What the client did to the device's settings is undone."""
+        if not self._pump.gone:
+            result = self._pump.restore()
+            if result < 0:
+                _LOG.warning("resetting the device failed: Linux errno %d", -result)
+
     def _let_go(self) -> list[str]:
+        """Gives the device back to this host.  Returns what did not work, a sentence each."""
+        if self._client is not None:
+            self._close_client()
+            self._restore()
         problems = self._held.give_back()
         for problem in problems:
-            _log.error("%s", problem)
+            _LOG.error("%s", problem)
         return problems
 
     def _end(self) -> NoReturn:
-        self._close_client()
         self._let_go()
         raise _Ended
 
@@ -146,7 +155,7 @@ def _start(channel: BlockingChannel) -> Worker:
     ):
         raise IPCError("the first order to a worker is CLAIM with the counter page")
     parameters = order.parameters
-    log.configure("worker", parameters.busid, parameters.log_level)
+    log.set_level(parameters.log_level)
     with os.fdopen(order.descriptor, "r+b") as file:
         page = mmap.mmap(file.fileno(), COUNTER_PAGE_SIZE)
     try:
@@ -166,20 +175,18 @@ def _start(channel: BlockingChannel) -> Worker:
         channel.respond(order, error)
         raise
     channel.respond(order, ClaimResult(device=device, claim_method=held.claim_method, user=user))
-    _log.info("claimed %04x:%04x as %s", device.idVendor, device.idProduct, user)
+    _LOG.debug("claimed %04x:%04x as %s", device.idVendor, device.idProduct, user)
     return Worker(channel, held, pump)
 
 
 def main(arguments: list[str]) -> int:
     """`usbipd-ext @worker BUSID`, started by the extension; the busid is for people who read `ps`."""
     log.configure("worker", busid=arguments[0] if arguments else None)
-    for each in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group: the extension decides
-        signal.signal(each, signal.SIG_IGN)
     try:
-        channel = BlockingChannel(socket.socket(fileno=CHANNEL_FD), "worker")
+        channel = BlockingChannel(socket.socket(fileno=CHANNEL_DESCRIPTOR), "worker")
         _start(channel).run()
     except _Ended:
         return 0
     except (UsbipdError, OSError) as error:
-        _log.error("%s", error)
+        _LOG.error("%s", error)
         return 1
