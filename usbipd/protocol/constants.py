@@ -65,7 +65,6 @@ USBIP_DIR_IN: Final = 1  # drivers/usb/usbip/usbip_common.h
 
 URB_HEADER_SIZE: Final = 48  # drivers/usb/usbip/usbip_common.h, struct usbip_header
 ISO_PACKET_SIZE: Final = 16  # drivers/usb/usbip/usbip_common.h, struct usbip_iso_packet_descriptor
-SETUP_SIZE: Final = 8  # USB 2.0, 9.3
 
 MAX_ISO_PACKETS: Final = 1024  # drivers/usb/usbip/usbip_common.h, USBIP_MAX_ISO_PACKETS
 MAX_TRANSFER_LENGTH: Final = 16 * 1024 * 1024
@@ -98,13 +97,8 @@ LINUX_EREMOTEIO: Final = 121  # include/uapi/asm-generic/errno.h
 
 # ---- USB: control requests ---------------------------------------------------------------------------------
 
-USB_DIR_OUT: Final = 0x00  # USB 2.0, table 9-2, bmRequestType; also table 9-13, bEndpointAddress
 USB_DIR_IN: Final = 0x80  # USB 2.0, table 9-2, bmRequestType; also table 9-13, bEndpointAddress
-USB_TYPE_MASK: Final = 0x60  # USB 2.0, table 9-2, bmRequestType
-USB_TYPE_STANDARD: Final = 0x00  # USB 2.0, table 9-2
 USB_TYPE_CLASS: Final = 0x20  # USB 2.0, table 9-2
-USB_TYPE_VENDOR: Final = 0x40  # USB 2.0, table 9-2
-USB_RECIP_MASK: Final = 0x1F  # USB 2.0, table 9-2, bmRequestType
 USB_RECIP_DEVICE: Final = 0x00  # USB 2.0, table 9-2
 USB_RECIP_INTERFACE: Final = 0x01  # USB 2.0, table 9-2
 USB_RECIP_ENDPOINT: Final = 0x02  # USB 2.0, table 9-2
@@ -113,7 +107,6 @@ USB_RECIP_OTHER: Final = 0x03  # USB 2.0, table 9-2; a port of a hub
 USB_REQ_GET_STATUS: Final = 0x00  # USB 2.0, table 9-4
 USB_REQ_CLEAR_FEATURE: Final = 0x01  # USB 2.0, table 9-4
 USB_REQ_SET_FEATURE: Final = 0x03  # USB 2.0, table 9-4
-USB_REQ_SET_ADDRESS: Final = 0x05  # USB 2.0, table 9-4
 USB_REQ_GET_DESCRIPTOR: Final = 0x06  # USB 2.0, table 9-4
 USB_REQ_GET_CONFIGURATION: Final = 0x08  # USB 2.0, table 9-4
 USB_REQ_SET_CONFIGURATION: Final = 0x09  # USB 2.0, table 9-4
@@ -130,9 +123,6 @@ USB_DT_CONFIG: Final = 0x02  # USB 2.0, table 9-5
 USB_DT_STRING: Final = 0x03  # USB 2.0, table 9-5
 USB_DT_INTERFACE: Final = 0x04  # USB 2.0, table 9-5
 USB_DT_ENDPOINT: Final = 0x05  # USB 2.0, table 9-5
-USB_DT_DEVICE_QUALIFIER: Final = 0x06  # USB 2.0, table 9-5
-USB_DT_INTERFACE_ASSOCIATION: Final = 0x0B  # USB interface association descriptor ECN, table 9-Z
-USB_DT_BOS: Final = 0x0F  # USB 3.2, table 9-6
 USB_DT_HID: Final = 0x21  # HID 1.11, 7.1
 USB_DT_HID_REPORT: Final = 0x22  # HID 1.11, 7.1
 USB_DT_CS_INTERFACE: Final = 0x24  # class-specific interface: CDC 1.2, table 12; Audio 1.0, table A-4
@@ -144,22 +134,16 @@ USB_DT_INTERFACE_SIZE: Final = 9  # USB 2.0, table 9-12
 USB_DT_ENDPOINT_SIZE: Final = 7  # USB 2.0, table 9-13
 
 USB_CONFIG_ATT_ONE: Final = 0x80  # USB 2.0, table 9-10, bmAttributes: reserved, always one
-USB_CONFIG_ATT_SELFPOWER: Final = 0x40  # USB 2.0, table 9-10, bmAttributes
-USB_CONFIG_ATT_WAKEUP: Final = 0x20  # USB 2.0, table 9-10, bmAttributes: remote wake-up
 
 USB_ENDPOINT_NUMBER_MASK: Final = 0x0F  # USB 2.0, table 9-13, bEndpointAddress
-USB_ENDPOINT_XFERTYPE_MASK: Final = 0x03  # USB 2.0, table 9-13, bmAttributes
-USB_ENDPOINT_XFER_CONTROL: Final = 0  # USB 2.0, table 9-13
 USB_ENDPOINT_XFER_ISOC: Final = 1  # USB 2.0, table 9-13
 USB_ENDPOINT_XFER_BULK: Final = 2  # USB 2.0, table 9-13
 USB_ENDPOINT_XFER_INT: Final = 3  # USB 2.0, table 9-13
 
-USB_CLASS_PER_INTERFACE: Final = 0x00  # usb.org, defined class codes
 USB_CLASS_AUDIO: Final = 0x01  # usb.org, defined class codes
 USB_CLASS_COMM: Final = 0x02  # usb.org, defined class codes
 USB_CLASS_HID: Final = 0x03  # usb.org, defined class codes
 USB_CLASS_MASS_STORAGE: Final = 0x08  # usb.org, defined class codes
 USB_CLASS_HUB: Final = 0x09  # usb.org, defined class codes
 USB_CLASS_CDC_DATA: Final = 0x0A  # usb.org, defined class codes
-USB_CLASS_MISC: Final = 0xEF  # usb.org, defined class codes; with an interface association
 USB_CLASS_VENDOR_SPEC: Final = 0xFF  # usb.org, defined class codes

@@ -1,0 +1,299 @@
+"""A small USB/IP client, for tests and `make demo`: blocking, strict about what the server sends.
+
+    client = Client("127.0.0.1", 3240)
+    for device in client.devlist():
+        print(device.busid)
+    with client.import_device("240-1") as session:
+        session.control_in(0x80, USB_REQ_GET_DESCRIPTOR, USB_DT_DEVICE << 8, length=18)
+        session.bulk_out(0x02, b"hello")
+        pending = session.submit(0x82, length=512)
+        session.wait(pending)
+
+Endpoints are given as bEndpointAddress, with 0x80 for IN.  Everything that the server sends goes through
+`ReplyReader`, which raises `ProtocolError` for what would make a kernel hang up.
+"""
+
+import socket
+import struct
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+from usbipd.errors import UsbipdError
+from usbipd.protocol.constants import (
+    NO_ISO_PACKETS,
+    ST_OK,
+    URB_DIR_IN,
+    URB_ISO_ASAP,
+    USB_DIR_IN,
+    USB_ENDPOINT_NUMBER_MASK,
+    USBIP_DIR_IN,
+    USBIP_DIR_OUT,
+    USBIP_PORT,
+)
+from usbipd.protocol.op import (
+    DevlistReplyReader,
+    ImportReplyReader,
+    UsbDevice,
+    encode_devlist_request,
+    encode_import_request,
+)
+from usbipd.protocol.reader import OneMessageReader
+from usbipd.protocol.urb import (
+    Command,
+    IsoPacket,
+    Reply,
+    ReplyReader,
+    RetSubmit,
+    RetUnlink,
+    Submit,
+    Unlink,
+    encode,
+)
+
+ReplyT = TypeVar("ReplyT")
+
+_CHUNK: Final = 256 * 1024
+"""Bytes of one read from the socket."""
+
+_SETUP: Final = struct.Struct("<BBHHH")  # USB 2.0, table 9-2
+
+
+class RefusedError(UsbipdError):
+    """The server answers with an error: `status` is an ST_* number."""
+
+    def __init__(self, what: str, status: int) -> None:
+        super().__init__(f"{what}: the server refuses with status {status}")
+        self.status = status
+
+
+class TransferError(UsbipdError):
+    """A transfer failed: `status` is a negative Linux errno, `reply` the whole answer."""
+
+    def __init__(self, reply: RetSubmit) -> None:
+        super().__init__(f"transfer {reply.seqnum} ends with status {reply.status}")
+        self.status = reply.status
+        self.reply = reply
+
+
+class ClosedError(UsbipdError):
+    """The server closed the connection."""
+
+
+class Client:
+    """Asks one server; each operation is a connection of its own, as USB/IP wants it."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int = USBIP_PORT,
+        *,
+        timeout: float = 10.0,
+        source: str | None = None,
+    ) -> None:
+        """`timeout` is in seconds, for each read and write; `source` is the address to connect from."""
+        self._address = (host, port)
+        self._timeout = timeout
+        self._source = None if source is None else (source, 0)
+
+    def connect(self) -> socket.socket:
+        """A bare connection."""
+        connection = socket.create_connection(self._address, self._timeout, self._source)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
+
+    def devlist(self) -> tuple[UsbDevice, ...]:
+        """The devices that the server shares.  Raises `RefusedError`."""
+        with self.connect() as connection:
+            connection.sendall(encode_devlist_request())
+            reply = receive(connection, DevlistReplyReader())
+        if reply.status != ST_OK:
+            raise RefusedError("OP_REQ_DEVLIST", reply.status)
+        return reply.devices
+
+    def import_device(self, busid: str) -> "Session":
+        """Attaches a device.  Raises `RefusedError`."""
+        connection = self.connect()
+        try:
+            connection.sendall(encode_import_request(busid))
+            reply = receive(connection, ImportReplyReader())
+            if reply.device is None:
+                raise RefusedError(f"OP_REQ_IMPORT {busid}", reply.status)
+            return Session(connection, reply.device)
+        except BaseException:
+            connection.close()
+            raise
+
+
+class Session:
+    """An attached device, until `close`."""
+
+    def __init__(self, connection: socket.socket, device: UsbDevice) -> None:
+        self.device = device
+        self.connection = connection
+        self.replies: dict[int, Reply] = {}
+        """What has come and nobody has waited for, by seqnum, in order of arrival."""
+        self._reader = ReplyReader()
+        self._seqnum = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Detaches the device."""
+        self.connection.close()
+
+    # ---- whole transfers ----
+
+    def control_in(
+        self, bmRequestType: int, bRequest: int, wValue: int = 0, wIndex: int = 0, *, length: int
+    ) -> bytes:
+        """The data of a control transfer from the device.  Raises `TransferError`."""
+        setup = _SETUP.pack(bmRequestType, bRequest, wValue, wIndex, length)
+        return self._finish(self.submit(USB_DIR_IN, length=length, setup=setup)).data
+
+    def control_out(
+        self, bmRequestType: int, bRequest: int, wValue: int = 0, wIndex: int = 0, data: bytes = b""
+    ) -> int:
+        """Bytes that the device took in a control transfer to it.  Raises `TransferError`."""
+        setup = _SETUP.pack(bmRequestType, bRequest, wValue, wIndex, len(data))
+        return self._finish(self.submit(0, data=data, setup=setup)).actual_length
+
+    def bulk_in(self, endpoint: int, length: int) -> bytes:
+        """What the device has to say, at most `length` bytes.  Raises `TransferError`."""
+        return self._finish(self.submit(endpoint, length=length)).data
+
+    def bulk_out(self, endpoint: int, data: bytes) -> int:
+        """Bytes of `data` that the device took.  Raises `TransferError`."""
+        return self._finish(self.submit(endpoint, data=data)).actual_length
+
+    def interrupt_in(self, endpoint: int, length: int) -> bytes:
+        """The next report; on the wire it is a bulk transfer with an interval.  Raises `TransferError`."""
+        return self._finish(self.submit(endpoint, length=length, interval=1)).data
+
+    def iso_in(self, endpoint: int, lengths: Sequence[int]) -> RetSubmit:
+        """Isochronous packets of these lengths, one behind the other.  Raises `TransferError`."""
+        return self._finish(self.submit(endpoint, iso=lengths, transfer_flags=URB_ISO_ASAP))
+
+    # ---- transfers in parts ----
+
+    def submit(
+        self,
+        endpoint: int,
+        *,
+        length: int | None = None,
+        data: bytes = b"",
+        setup: bytes = bytes(8),
+        iso: Sequence[int] = (),
+        transfer_flags: int = 0,
+        number_of_packets: int | None = None,
+        interval: int = 0,
+        devid: int | None = None,
+    ) -> int:
+        """Sends a CMD_SUBMIT and returns its seqnum.
+
+        `iso` holds the lengths of the packets; only an isochronous endpoint may have it.  What is not given
+        is what a well-behaved client would send.
+        """
+        incoming = bool(endpoint & USB_DIR_IN)
+        packets = tuple(IsoPacket(sum(iso[:index]), size) for index, size in enumerate(iso))
+        if length is None:
+            length = sum(iso) if iso else len(data)
+        if number_of_packets is None:
+            number_of_packets = len(iso) if iso else NO_ISO_PACKETS
+        return self.send(
+            Submit(
+                seqnum=self.next_seqnum(),
+                devid=self.device.devid if devid is None else devid,
+                direction=USBIP_DIR_IN if incoming else USBIP_DIR_OUT,
+                ep=endpoint & USB_ENDPOINT_NUMBER_MASK,
+                transfer_flags=transfer_flags | (URB_DIR_IN if incoming else 0),
+                transfer_buffer_length=length,
+                number_of_packets=number_of_packets,
+                interval=interval,
+                setup=setup,
+                data=data,
+                iso=packets,
+            )
+        )
+
+    def unlink(self, seqnum: int) -> int:
+        """Takes a transfer back; returns the status of RET_UNLINK."""
+        reply = self.wait(self.send_unlink(seqnum))
+        assert isinstance(reply, RetUnlink)
+        return reply.status
+
+    def send_unlink(self, seqnum: int) -> int:
+        """Sends a CMD_UNLINK and returns its own seqnum."""
+        return self.send(Unlink(self.next_seqnum(), self.device.devid, USBIP_DIR_OUT, 0, seqnum))
+
+    def send(self, command: Command) -> int:
+        """Sends any command; returns its seqnum."""
+        self.expect(command)
+        self.connection.sendall(encode(command))
+        return command.seqnum
+
+    def expect(self, command: Command) -> None:
+        """Announces a command that the caller sends by itself."""
+        self._reader.expect(command)
+
+    def next_seqnum(self) -> int:
+        """A seqnum that was not used yet."""
+        self._seqnum += 1
+        return self._seqnum
+
+    def wait(self, seqnum: int) -> Reply:
+        """The reply to `seqnum`; others that come before it are kept in `replies`.
+
+        Raises `ClosedError`, `TimeoutError` and `ProtocolError`.
+        """
+        while seqnum not in self.replies:
+            self._receive()
+        return self.replies.pop(seqnum)
+
+    def wait_submit(self, seqnum: int) -> RetSubmit:
+        """The RET_SUBMIT to `seqnum`, whatever its status."""
+        reply = self.wait(seqnum)
+        assert isinstance(reply, RetSubmit)
+        return reply
+
+    def wait_closed(self) -> None:
+        """Returns when the server has closed the connection; replies before that are kept in `replies`."""
+        try:
+            while True:
+                self._receive()
+        except ClosedError:
+            return
+
+    def _finish(self, seqnum: int) -> RetSubmit:
+        reply = self.wait_submit(seqnum)
+        if reply.status != 0:
+            raise TransferError(reply)
+        return reply
+
+    def _receive(self) -> None:
+        for reply in self._reader.feed(read_some(self.connection, _CHUNK)):
+            self.replies[reply.seqnum] = reply
+
+
+def read_some(connection: socket.socket, size: int) -> bytes:
+    """What comes next, at most `size` bytes.  Raises `ClosedError` and `TimeoutError`."""
+    try:
+        data = connection.recv(size)
+    except ConnectionError:
+        data = b""
+    if not data:
+        raise ClosedError("the server closed the connection")
+    return data
+
+
+def receive(connection: socket.socket, reader: OneMessageReader[ReplyT]) -> ReplyT:
+    """The one message of `reader`, no byte more.  Raises `ClosedError`, `TimeoutError`, `ProtocolError`."""
+    while (message := reader.feed(read_some(connection, reader.wanted))) is None:
+        pass
+    return message
