@@ -76,8 +76,9 @@ cdef bint read_submit(Core *core, const uint8_t *header) noexcept nogil:
         core.wake = WAKE_CLIENT_FAILED
         return True
 
-    # Behind the data: the descriptors as they come and go, then as IsoPacket, aligned.
-    room = 0 if refusal else length + <size_t>packets * (ISO_DESCRIPTOR_SIZE + sizeof(IsoPacket)) + sizeof(IsoPacket)
+    room = 0 if refusal else length
+    if packets:  # behind the data: the descriptors as they come and go, then as IsoPacket, aligned
+        room += <size_t>packets * (ISO_DESCRIPTOR_SIZE + sizeof(IsoPacket)) + sizeof(IsoPacket)
     urb = pool_take(&core.pool, room)
     if urb == NULL:
         return False
