@@ -1,0 +1,419 @@
+"""The channel of extension and server, over real socketpairs."""
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from usbipd.errors import IPCError, UsbipdError
+from usbipd.ipc.async_channel import MAX_QUEUED, MAX_RUNNING, Channel
+from usbipd.ipc.channel import (
+    Conversation,
+    Event,
+    Request,
+    encode_frame,
+    event_frame,
+    request_frame,
+    response_frame,
+)
+from usbipd.ipc.messages import (
+    BindParameters,
+    Command,
+    DetachedParameters,
+    EventName,
+    ListResult,
+    Message,
+    Nothing,
+    ReservationParameters,
+    UnbindParameters,
+    UnbindResult,
+)
+from usbipd.ipc.policy import Role
+
+PATIENCE = 5.0
+
+
+async def refuse(request: Request) -> Message:
+    raise UsbipdError(f"no {request.command}", code="refused", advice="ask something else")
+
+
+class End:
+    """A channel whose end can be waited for."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        role: Role,
+        on_request: Callable[[Request], Awaitable[Message]] = refuse,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.closed: asyncio.Future[IPCError | None] = asyncio.get_running_loop().create_future()
+        self.channel = Channel(
+            connection,
+            name=f"the {role}",
+            role=role,
+            on_request=on_request,
+            on_event=on_event,
+            on_close=self.closed.set_result,
+        )
+
+    async def reason(self) -> IPCError | None:
+        async with asyncio.timeout(PATIENCE):
+            return await self.closed
+
+
+def run(test: Awaitable[None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(30):
+            await test
+
+    asyncio.run(bounded(), debug=True)
+
+
+def test_requests_meet_their_answers_in_any_order() -> None:
+    async def test() -> None:
+        first_may_go = asyncio.Event()
+
+        async def answer(request: Request) -> Message:
+            assert isinstance(request.parameters, UnbindParameters)
+            if request.parameters.busid == "1-1":
+                await first_may_go.wait()
+            else:
+                first_may_go.set()
+            return UnbindResult(busids=[str(request.parameters.busid)])
+
+        one, other = socket.socketpair()
+        asking, answering = End(one, Role.EXTENSION), End(other, Role.ROOT, answer)
+        results = await asyncio.gather(
+            *(
+                asking.channel.request(
+                    Command.UNBIND, UnbindParameters(busid=busid), UnbindResult, timeout=PATIENCE
+                )
+                for busid in ("1-1", "2-2")
+            )
+        )
+        assert [result.busids for result in results] == [["1-1"], ["2-2"]]
+        asking.channel.close()
+        assert await answering.reason() is None
+
+    run(test())
+
+
+def test_an_error_is_an_answer() -> None:
+    async def test() -> None:
+        one, other = socket.socketpair()
+        asking, answering = End(one, Role.EXTENSION), End(other, Role.ROOT)
+        with pytest.raises(UsbipdError, match="no list") as caught:
+            await asking.channel.request(Command.LIST, Nothing(), ListResult, timeout=PATIENCE)
+        assert (caught.value.code, caught.value.advice) == ("refused", "ask something else")
+        assert answering.channel.is_open
+        asking.channel.close()
+        answering.channel.close()
+
+    run(test())
+
+
+def test_a_handler_that_fails_is_an_internal_error(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async def fail(request: Request) -> Message:
+            raise ZeroDivisionError
+
+        one, other = socket.socketpair()
+        asking, answering = End(one, Role.EXTENSION), End(other, Role.ROOT, fail)
+        with pytest.raises(UsbipdError, match="see the log"):
+            await asking.channel.request(Command.LIST, Nothing(), ListResult, timeout=PATIENCE)
+        asking.channel.close()
+        answering.channel.close()
+
+    run(test())
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_an_answer_that_is_too_large_is_an_error() -> None:
+    async def test() -> None:
+        async def overdo(request: Request) -> Message:
+            return UnbindResult(busids=["1-1"] * 50_000)
+
+        one, other = socket.socketpair()
+        asking, answering = End(one, Role.EXTENSION), End(other, Role.ROOT, overdo)
+        with pytest.raises(UsbipdError, match="65536 are allowed"):
+            await asking.channel.request(Command.LIST, Nothing(), ListResult, timeout=PATIENCE)
+        asking.channel.close()
+        answering.channel.close()
+
+    run(test())
+
+
+def test_no_answer_in_time_and_one_that_comes_late() -> None:
+    async def test() -> None:
+        late = asyncio.Event()
+
+        async def answer(request: Request) -> Message:
+            await late.wait()
+            return ListResult(devices=[])
+
+        one, other = socket.socketpair()
+        asking, answering = End(one, Role.EXTENSION), End(other, Role.ROOT, answer)
+        with pytest.raises(IPCError, match="does not answer list") as caught:
+            await asking.channel.request(Command.LIST, Nothing(), ListResult, timeout=0.01)
+        assert caught.value.code == "timeout"
+        late.set()
+        await asking.channel.request(Command.LIST, Nothing(), ListResult, timeout=PATIENCE)
+        asking.channel.close()
+        answering.channel.close()
+
+    run(test())
+
+
+def test_who_waits_for_a_peer_that_dies_is_told() -> None:
+    async def test() -> None:
+        one, other = socket.socketpair()
+        asking = End(one, Role.WORKER)
+        waiting = asyncio.create_task(
+            asking.channel.request(Command.LIST, Nothing(), ListResult, timeout=PATIENCE)
+        )
+        await asyncio.sleep(0)
+        other.close()
+        with pytest.raises(IPCError, match="gone"):
+            await waiting
+        await asking.reason()
+        with pytest.raises(IPCError, match="gone"):
+            await asking.channel.request(Command.LIST, Nothing(), ListResult, timeout=PATIENCE)
+
+    run(test())
+
+
+def test_a_descriptor_travels_and_stays_the_senders() -> None:
+    async def test() -> None:
+        inheritable: list[bool] = []
+
+        async def use(request: Request) -> Message:
+            assert request.descriptor is not None
+            inheritable.append(os.get_inheritable(request.descriptor))
+            os.write(request.descriptor, b"through")
+            return Nothing()
+
+        one, other = socket.socketpair()
+        asking, answering = End(one, Role.EXTENSION), End(other, Role.SERVER, use)
+        read_end, write_end = os.pipe()
+        await asking.channel.request(
+            Command.HANDOVER,
+            ReservationParameters(reservation=1),
+            Nothing,
+            timeout=PATIENCE,
+            descriptor=write_end,
+        )
+        os.close(write_end)
+        assert os.read(read_end, 100) == b"through"
+        assert os.read(read_end, 100) == b"", "nobody else holds it any more"
+        os.close(read_end)
+        assert inheritable == [False]
+        asking.channel.close()
+        answering.channel.close()
+
+    run(test())
+
+
+def test_events_arrive_in_order_before_the_end() -> None:
+    async def test() -> None:
+        told: list[Message] = []
+        one, other = socket.socketpair()
+        worker = End(one, Role.EXTENSION)
+        extension = End(other, Role.WORKER, on_event=lambda event: told.append(event.parameters))
+        expected = [DetachedParameters(reason=str(number)) for number in range(20)]
+        for parameters in expected:
+            worker.channel.push(EventName.DETACHED, parameters)
+        worker.channel.close()
+        assert await extension.reason() is None
+        assert told == expected
+
+    run(test())
+
+
+HELLO = Conversation().hello()
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (b"\xff\xff\xff\xff\x00", "4294967295 bytes"),
+        (encode_frame(b"\xc1 rubbish", descriptor=False), "cannot be read"),
+        (response_frame(1, Nothing()), "before hello"),
+        (HELLO + HELLO, "second hello"),
+        (HELLO + response_frame(1, Nothing()), "never asked"),
+        (HELLO + request_frame(1, "x", Command.CLAIM, Nothing()), "none came"),
+        (HELLO + request_frame(1, "x", Command.STATUS, Nothing()), "server may not send status"),
+        (HELLO + event_frame(EventName.RESTORED, Nothing()), "server may not send restored"),
+        (HELLO[:-1], "in the middle of a message"),
+    ],
+    ids=str,
+)
+def test_a_process_that_breaks_the_rules_is_dropped(sent: bytes, reason: str) -> None:
+    async def test() -> None:
+        one, other = socket.socketpair()
+        extension = End(one, Role.SERVER)
+        other.sendall(sent)
+        other.shutdown(socket.SHUT_WR)
+        told = await extension.reason()
+        assert told is not None
+        assert reason in told.message
+        other.close()
+
+    run(test())
+
+
+def test_an_event_handler_may_find_a_rule_broken() -> None:
+    async def test() -> None:
+        def object_(event: Event) -> None:
+            raise IPCError("not now", code="bad-message")
+
+        one, other = socket.socketpair()
+        extension = End(one, Role.WORKER, on_event=object_)
+        other.sendall(HELLO + event_frame(EventName.RESTORED, Nothing()))
+        told = await extension.reason()
+        assert told is not None
+        assert told.message == "not now"
+        other.close()
+
+    run(test())
+
+
+def test_a_person_who_may_not_gets_an_answer() -> None:
+    async def test() -> None:
+        one, other = socket.socketpair()
+        asking, extension = End(one, Role.EXTENSION), End(other, Role.USER)
+        with pytest.raises(UsbipdError, match="you may not bind") as caught:
+            await asking.channel.request(
+                Command.BIND, BindParameters(busid="1-1"), Nothing, timeout=PATIENCE
+            )
+        assert caught.value.code == "not-permitted"
+        assert extension.channel.is_open
+        asking.channel.close()
+        extension.channel.close()
+
+    run(test())
+
+
+def test_a_descriptor_that_may_not_come_is_closed() -> None:
+    async def test() -> None:
+        one, other = socket.socketpair()
+        extension = End(one, Role.USER)
+        read_end, write_end = os.pipe()
+        frame = request_frame(1, "x", Command.HANDOVER, ReservationParameters(reservation=1))
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", write_end))]
+        other.sendall(HELLO)
+        other.sendmsg([frame], ancillary)
+        os.close(write_end)
+        async with asyncio.timeout(PATIENCE):
+            assert await asyncio.to_thread(os.read, read_end, 1) == b""
+        os.close(read_end)
+        assert extension.channel.is_open
+        extension.channel.close()
+        other.close()
+
+    run(test())
+
+
+def test_a_slow_reader_is_dropped_and_blocks_nobody() -> None:
+    async def test() -> None:
+        one, other = socket.socketpair()
+        extension = End(one, Role.SERVER)
+        parameters = DetachedParameters(reason="x" * 60_000)
+        for _number in range(2 * MAX_QUEUED // 60_000):
+            extension.channel.push(EventName.DETACHED, parameters)
+        told = await extension.reason()
+        assert told is not None
+        assert told.code == "slow"
+        other.close()
+
+    run(test())
+
+
+def test_what_does_not_fit_at_once_is_sent_when_it_does() -> None:
+    async def test() -> None:
+        told: list[Message] = []
+        one, other = socket.socketpair()
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        worker = End(one, Role.EXTENSION)
+        expected = [DetachedParameters(reason=str(number) * 30_000) for number in range(9)]
+        for parameters in expected:
+            worker.channel.push(EventName.DETACHED, parameters)
+        extension = End(other, Role.WORKER, on_event=lambda event: told.append(event.parameters))
+        read_end, write_end = os.pipe()
+        with pytest.raises(UsbipdError, match=r"may not|gone"):
+            # behind all that, a descriptor; a worker may not, so that this ends the channel
+            await worker.channel.request(
+                Command.HANDOVER,
+                ReservationParameters(reservation=1),
+                Nothing,
+                timeout=PATIENCE,
+                descriptor=write_end,
+            )
+        assert await extension.reason() is not None
+        assert told == expected
+        os.close(write_end)
+        assert os.read(read_end, 1) == b""
+        os.close(read_end)
+
+    run(test())
+
+
+def test_more_requests_than_may_run_wait_their_turn() -> None:
+    async def test() -> None:
+        running = 0
+        most = 0
+        full, go = asyncio.Event(), asyncio.Event()
+
+        async def answer(request: Request) -> Message:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            if running == MAX_RUNNING:
+                full.set()
+            await go.wait()
+            running -= 1
+            return Nothing()
+
+        one, other = socket.socketpair()
+        asking, answering = End(one, Role.EXTENSION), End(other, Role.SERVER, answer)
+        parameters = ReservationParameters(reservation=1)
+        requests = [
+            asyncio.create_task(
+                asking.channel.request(Command.ABANDON, parameters, Nothing, timeout=PATIENCE)
+            )
+            for _number in range(2 * MAX_RUNNING)
+        ]
+        await full.wait()
+        go.set()
+        await asyncio.gather(*requests)
+        assert most == MAX_RUNNING
+        asking.channel.close()
+        answering.channel.close()
+
+    run(test())
+
+
+def test_a_bind_is_not_cut_in_half_by_its_client_leaving() -> None:
+    async def test() -> None:
+        begun, go, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def answer(request: Request) -> Message:
+            begun.set()
+            await go.wait()
+            ended.set()
+            return Nothing()
+
+        one, other = socket.socketpair()
+        extension = End(one, Role.ROOT, answer)
+        other.sendall(HELLO + request_frame(1, "x", Command.BIND, BindParameters(busid="1-1")))
+        await begun.wait()
+        other.close()
+        await extension.reason()
+        go.set()
+        async with asyncio.timeout(PATIENCE):
+            await ended.wait()
+
+    run(test())

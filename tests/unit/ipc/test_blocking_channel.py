@@ -1,0 +1,147 @@
+"""The blocking channel of worker and CLI, over real socketpairs."""
+
+import os
+import select
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from usbipd.errors import IPCError, UsbipdError
+from usbipd.ipc.channel import BlockingChannel, Request, encode_frame, response_frame
+from usbipd.ipc.messages import (
+    AttachParameters,
+    BindParameters,
+    Command,
+    DetachedParameters,
+    EventName,
+    Nothing,
+    UnbindParameters,
+    UnbindResult,
+)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[BlockingChannel, BlockingChannel]]:
+    one, other = socket.socketpair()
+    channels = BlockingChannel(one, "one"), BlockingChannel(other, "other")
+    yield channels
+    for channel in channels:
+        channel.close()
+
+
+def raw_pair() -> tuple[BlockingChannel, socket.socket]:
+    """A channel and its peer's bare socket, which has greeted."""
+    ours, theirs = socket.socketpair()
+    BlockingChannel(theirs.dup(), "peer").close()
+    return BlockingChannel(ours, "test"), theirs
+
+
+def test_a_request_and_its_answer(pair: tuple[BlockingChannel, BlockingChannel]) -> None:
+    asking, answering = pair
+
+    def answer() -> None:
+        request = answering.receive()
+        assert isinstance(request, Request)
+        assert request.parameters == UnbindParameters(busid=None)
+        answering.respond(request, UnbindResult(busids=["3-1"]))
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    result = asking.request(Command.UNBIND, UnbindParameters(busid=None), UnbindResult, timeout=5)
+    thread.join()
+    assert result.busids == ["3-1"]
+
+
+def test_an_error_is_raised_as_it_was(pair: tuple[BlockingChannel, BlockingChannel]) -> None:
+    asking, answering = pair
+
+    def refuse() -> None:
+        request = answering.receive()
+        assert isinstance(request, Request)
+        answering.respond(request, UsbipdError("in use", code="busy", advice="wait"))
+
+    thread = threading.Thread(target=refuse)
+    thread.start()
+    with pytest.raises(UsbipdError, match="in use") as caught:
+        asking.request(Command.BIND, BindParameters(busid="1-1"), Nothing, timeout=5)
+    thread.join()
+    assert (caught.value.code, caught.value.advice) == ("busy", "wait")
+
+
+def test_the_descriptor_tells_whether_there_is_more(pair: tuple[BlockingChannel, BlockingChannel]) -> None:
+    """A worker polls it: nothing may be left in a buffer of ours."""
+    one, other = pair
+    for number in range(3):
+        one.push(EventName.DETACHED, DetachedParameters(reason=str(number)))
+    for _number in range(3):
+        assert select.select([other], [], [], 5)[0]
+        assert other.receive() is not None
+    assert not select.select([other], [], [], 0)[0]
+
+
+def test_a_descriptor_arrives_closed_on_exec(pair: tuple[BlockingChannel, BlockingChannel]) -> None:
+    one, other = pair
+    read_end, write_end = os.pipe()
+    with pytest.raises(IPCError, match="no answer in time") as caught:
+        one.request(
+            Command.ATTACH, AttachParameters(client="c"), Nothing, timeout=0.01, descriptor=write_end
+        )
+    assert caught.value.code == "timeout"
+    os.close(write_end)
+    request = other.receive()
+    assert isinstance(request, Request)
+    assert request.descriptor is not None
+    assert not os.get_inheritable(request.descriptor)
+    os.write(request.descriptor, b"through")
+    os.close(request.descriptor)
+    assert os.read(read_end, 100) == b"through"
+    os.close(read_end)
+
+
+def test_the_end_of_the_stream(pair: tuple[BlockingChannel, BlockingChannel]) -> None:
+    one, other = pair
+    one.close()
+    assert other.receive() is None
+    with pytest.raises(IPCError, match="gone"):
+        other.push(EventName.RESTORED, Nothing())
+
+
+def test_the_end_of_the_stream_within_a_message() -> None:
+    channel, peer = raw_pair()
+    peer.sendall(response_frame(1, Nothing())[:-1])
+    peer.close()
+    with pytest.raises(IPCError, match="in the middle"):
+        channel.receive()
+    channel.close()
+
+
+def test_an_answer_to_something_else() -> None:
+    channel, peer = raw_pair()
+    peer.sendall(response_frame(99, Nothing()))
+    with pytest.raises(IPCError, match="something else"):
+        channel.request(Command.LIST, Nothing(), Nothing, timeout=5)
+    channel.close()
+    peer.close()
+
+
+def open_descriptors() -> set[str]:
+    return {path.name for path in Path("/dev/fd").iterdir()}
+
+
+def test_more_descriptors_than_one_are_all_closed() -> None:
+    channel, peer = raw_pair()
+    sent = [os.open(os.devnull, os.O_RDONLY) for _number in range(5)]
+    before = open_descriptors()
+    frame = encode_frame(b"anything", descriptor=True)
+    peer.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("5i", *sent))])
+    with pytest.raises(IPCError, match="descriptor"):
+        channel.receive()
+    channel.close()
+    assert open_descriptors() < before, "the channel's own is gone and no other came"
+    peer.close()
+    for descriptor in sent:
+        os.close(descriptor)

@@ -1,0 +1,70 @@
+"""The table of who may ask what, row by row, and how a role is found."""
+
+import pytest
+
+from usbipd.ipc.messages import Command, EventName, RunAs
+from usbipd.ipc.policy import COMMAND_POLICY, EVENT_POLICY, Role, may, refusal, role_of
+from usbipd.privileges import Peer
+
+ALL = set(Role)
+
+EXPECTED: dict[Command | EventName, set[Role]] = {
+    Command.LIST: {Role.ROOT, Role.ADMIN, Role.OWNER, Role.USER},
+    Command.STATUS: {Role.ROOT, Role.ADMIN, Role.OWNER, Role.USER},
+    Command.BIND: {Role.ROOT, Role.ADMIN, Role.OWNER},
+    Command.UNBIND: {Role.ROOT, Role.ADMIN, Role.OWNER},
+    Command.DEVLIST: {Role.SERVER},
+    Command.RESERVE: {Role.SERVER},
+    Command.HANDOVER: {Role.SERVER},
+    Command.ABANDON: {Role.SERVER},
+    Command.SERVE: {Role.EXTENSION},
+    Command.CLAIM: {Role.EXTENSION},
+    Command.ATTACH: {Role.EXTENSION},
+    Command.DETACH: {Role.EXTENSION},
+    Command.RELEASE: {Role.EXTENSION},
+    EventName.DETACHED: {Role.WORKER},
+    EventName.RESTORED: {Role.WORKER},
+    EventName.DEVICE_GONE: {Role.WORKER},
+}
+
+
+def test_every_command_and_event_has_its_row() -> None:
+    assert set(COMMAND_POLICY) == set(Command)
+    assert set(EVENT_POLICY) == set(EventName)
+    assert set(EXPECTED) == {*Command, *EventName}
+
+
+@pytest.mark.parametrize("what", EXPECTED, ids=str)
+def test_row(what: Command | EventName) -> None:
+    assert {role for role in ALL if may(role, what)} == EXPECTED[what]
+
+
+def test_a_refusal_says_who_may() -> None:
+    assert "you may not unbind" in refusal(Command.UNBIND).message
+    assert refusal(Command.UNBIND).advice
+
+
+OWNER, ADMINS, CHILD = 1000, 60, 61
+
+
+@pytest.mark.parametrize(
+    ("peer", "owner", "role"),
+    [
+        (Peer(0, 1, frozenset({0})), 0, Role.ROOT),
+        (Peer(0, 1, frozenset({0})), OWNER, Role.ROOT),
+        (Peer(OWNER, 1, frozenset({OWNER})), OWNER, Role.OWNER),
+        (Peer(1001, 1, frozenset({1001, ADMINS})), 0, Role.ADMIN),
+        (Peer(1001, 1, frozenset({1001})), 0, Role.USER),
+        (Peer(OWNER, 1, frozenset({OWNER})), 0, Role.USER),
+        (Peer(CHILD, 1, frozenset({ADMINS})), 0, Role.USER),
+    ],
+    ids=["root", "root asks a user's", "owner", "admin", "user", "user asks root's", "our children's user"],
+)
+def test_role(peer: Peer, owner: int, role: Role) -> None:
+    run_as = RunAs(user="usbipd", uid=CHILD, gid=ADMINS)
+    assert role_of(peer, owner=owner, admin_group=ADMINS, run_as=run_as) is role
+
+
+def test_a_host_without_the_group_has_no_administrators() -> None:
+    peer = Peer(1001, 1, frozenset({1001}))
+    assert role_of(peer, owner=0, admin_group=None, run_as=None) is Role.USER

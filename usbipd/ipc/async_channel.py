@@ -1,0 +1,279 @@
+"""The channel of the two asyncio processes, extension and server.
+
+Reading never waits on handling, and writing never waits at all: what the peer does not read queues up to a
+bound, then the peer is dropped.  What the peer may ask is decided here, before any handler sees it.
+"""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from usbipd.errors import IPCError, UsbipdError
+from usbipd.ipc import policy
+from usbipd.ipc.channel import (
+    Conversation,
+    Event,
+    Request,
+    Response,
+    Result,
+    event_frame,
+    read_result,
+    receive_into,
+    request_frame,
+    response_frame,
+    send_some,
+)
+from usbipd.ipc.messages import MAX_MESSAGE, Command, EventName, Message
+
+_LOG: Final = logging.getLogger(__name__)
+
+MAX_QUEUED: Final = 16 * MAX_MESSAGE
+"""Bytes that may wait for a peer to read them."""
+
+MAX_RUNNING: Final = 256
+"""Requests of one peer that may be in work; beyond it we read no more from that peer for a while."""
+
+RequestHandler = Callable[[Request], Awaitable[Message]]
+"""Answers a request; a `UsbipdError` that it raises becomes the answer.  The request's descriptor is closed
+when it returns.  It runs to its end even if the peer leaves: half a bind is worse than an unread answer."""
+
+EventHandler = Callable[[Event], None]
+CloseHandler = Callable[[IPCError | None], None]
+"""Hears once why the channel closed; None: the peer or we closed it, between two messages."""
+
+
+class Channel:
+    """One peer.  Made inside a running event loop, which it joins at once and leaves at `close`."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        *,
+        name: str,
+        role: policy.Role,
+        on_request: RequestHandler,
+        on_event: EventHandler | None = None,
+        on_close: CloseHandler | None = None,
+    ) -> None:
+        """Takes over `connection`, a connected Unix stream socket, and says hello.
+
+        `name` labels the peer in logs, `role` says what it may send.
+        """
+        self.name = name
+        self._role = role
+        self._connection = connection
+        self._on_request = on_request
+        self._on_event = on_event
+        self._on_close = on_close
+        self._loop = asyncio.get_running_loop()
+        self._conversation = Conversation()
+        self._outgoing: deque[tuple[memoryview, int | None]] = deque()
+        self._queued = 0
+        self._last_request = 0
+        self._waiting: dict[int, asyncio.Future[Response]] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._open = True
+        connection.setblocking(False)
+        self._loop.add_reader(connection, self._readable)
+        self._send(self._conversation.hello(), None)
+
+    @property
+    def is_open(self) -> bool:
+        return self._open
+
+    async def request(
+        self,
+        command: Command,
+        parameters: Message,
+        result: type[Result],
+        *,
+        timeout: float,  # noqa: ASYNC109 - callers want an IPCError, not a TimeoutError
+        descriptor: int | None = None,
+    ) -> Result:
+        """Ask and wait for the answer.  `descriptor` stays the caller's; a duplicate of it travels.
+
+        Raises the `UsbipdError` that the peer answers, or `IPCError` (codes "timeout", "gone").
+        """
+        if not self._open:
+            raise IPCError(f"{self.name} is gone", code="gone")
+        answer: asyncio.Future[Response] = self._loop.create_future()
+        self._last_request += 1
+        request_id = self._last_request
+        self._waiting[request_id] = answer
+        try:
+            self._send(request_frame(request_id, self.name, command, parameters), descriptor)
+            async with asyncio.timeout(timeout):
+                response = await answer
+        except TimeoutError:
+            raise IPCError(f"{self.name} does not answer {command}", code="timeout") from None
+        finally:
+            self._waiting.pop(request_id, None)
+        return read_result(response, result)
+
+    def tell(self, command: Command, parameters: Message) -> None:
+        """Ask without caring for the answer; lost if the channel is closed."""
+        self._last_request += 1
+        self._send(request_frame(self._last_request, self.name, command, parameters), None)
+
+    def push(self, event: EventName, parameters: Message) -> None:
+        """Tell the peer what it did not ask; lost if the channel is closed."""
+        self._send(event_frame(event, parameters), None)
+
+    def close(self, reason: IPCError | None = None) -> None:
+        """Leave the loop, close the connection and what is under way, fail whoever waits.  Idempotent."""
+        if not self._open:
+            return
+        self._open = False
+        self._loop.remove_reader(self._connection)
+        self._loop.remove_writer(self._connection)
+        self._conversation.decoder.close()
+        self._discard()
+        self._connection.close()
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(IPCError(f"{self.name} is gone", code="gone"))
+        if self._on_close is not None:
+            self._on_close(reason)
+
+    # ---- reading -------------------------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        try:
+            more = receive_into(self._conversation.decoder, self._connection, MAX_MESSAGE)
+            self._dispatch()
+        except (BlockingIOError, InterruptedError):
+            return
+        except IPCError as error:
+            self.close(error)
+            return
+        except OSError:
+            more = False
+        if not more:
+            half = self._conversation.decoder.in_frame
+            self.close(IPCError("closed in the middle of a message", code="gone") if half else None)
+
+    def _dispatch(self) -> None:
+        while self._open and len(self._running) < MAX_RUNNING:
+            item = self._conversation.next_item()
+            if item is None:
+                return
+            if isinstance(item, Request):
+                self._accept(item)
+            elif isinstance(item, Response):
+                self._answered(item)
+            else:
+                self._told(item)
+        if self._open:
+            self._loop.remove_reader(self._connection)  # until a request is done
+
+    def _accept(self, request: Request) -> None:
+        if not policy.may(self._role, request.command):
+            _close(request.descriptor)
+            if self._role in policy.PROCESSES:
+                raise IPCError(f"{self._role} may not send {request.command}", code="not-permitted")
+            self._send(response_frame(request.request_id, policy.refusal(request.command)), None)
+            return
+        task = self._loop.create_task(self._run(request))
+        self._running.add(task)
+        task.add_done_callback(functools.partial(self._done, request))
+
+    async def _run(self, request: Request) -> None:
+        outcome: Message | UsbipdError
+        try:
+            outcome = await self._on_request(request)
+        except UsbipdError as error:
+            outcome = error
+        except Exception:
+            _LOG.exception("%s from %s failed", request.command, self.name)
+            outcome = UsbipdError("internal error: see the log", code="internal")
+        self._send(self._fitting_response(request, outcome), None)
+
+    def _fitting_response(self, request: Request, outcome: Message | UsbipdError) -> bytes:
+        try:
+            return response_frame(request.request_id, outcome)
+        except IPCError as error:
+            _LOG.error("the answer to %s from %s: %s", request.command, self.name, error)
+            return response_frame(request.request_id, error)
+
+    def _done(self, request: Request, task: asyncio.Task[None]) -> None:
+        _close(request.descriptor)
+        full = len(self._running) >= MAX_RUNNING
+        self._running.discard(task)
+        if full and self._open:
+            self._loop.add_reader(self._connection, self._readable)
+            self._loop.call_soon(self._resume)
+
+    def _resume(self) -> None:
+        """Go on with what had been read when the peer's requests became too many."""
+        try:
+            self._dispatch()
+        except IPCError as error:
+            self.close(error)
+
+    def _answered(self, response: Response) -> None:
+        answer = self._waiting.get(response.request_id)
+        if answer is not None:
+            if not answer.done():
+                answer.set_result(response)
+        elif not 0 < response.request_id <= self._last_request:
+            raise IPCError("an answer to what was never asked", code="bad-message")
+        # else: it comes after its timeout
+
+    def _told(self, event: Event) -> None:
+        if self._on_event is None or not policy.may(self._role, event.event):
+            raise IPCError(f"{self._role} may not send {event.event}", code="not-permitted")
+        self._on_event(event)
+
+    # ---- writing -------------------------------------------------------------------------------------------
+
+    def _send(self, frame: bytes, descriptor: int | None) -> None:
+        if not self._open:
+            return
+        own = None if descriptor is None else os.dup(descriptor)
+        self._outgoing.append((memoryview(frame), own))
+        self._queued += len(frame)
+        if len(self._outgoing) == 1:
+            self._writable()
+        if self._queued > MAX_QUEUED:
+            # not from here: whoever sends goes on with this channel for some lines
+            self._loop.call_soon(self.close, IPCError("does not read what we send", code="slow"))
+
+    def _writable(self) -> None:
+        while self._outgoing:
+            rest, descriptor = self._outgoing[0]
+            try:
+                sent = send_some(self._connection, rest, descriptor)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError:
+                # The peer is gone; what it said before is still to be read, and then the end of its stream.
+                self._discard()
+                break
+            _close(descriptor)
+            self._queued -= sent
+            if sent == len(rest):
+                self._outgoing.popleft()
+            else:
+                self._outgoing[0] = (rest[sent:], None)
+        if self._outgoing:
+            self._loop.add_writer(self._connection, self._writable)
+        else:
+            self._loop.remove_writer(self._connection)
+
+    def _discard(self) -> None:
+        for _rest, descriptor in self._outgoing:
+            _close(descriptor)
+        self._outgoing.clear()
+        self._queued = 0
+
+
+def _close(descriptor: int | None) -> None:
+    if descriptor is not None:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)

@@ -1,0 +1,383 @@
+"""Envelopes over a stream socket: the framing, the rules of a conversation, and the blocking channel.
+
+`FrameDecoder` and `Conversation` do no I/O and are used by every process.  `BlockingChannel` serves the
+worker and the CLI; the extension and the server use `async_channel.Channel` on the same two.
+
+A frame is a header of five bytes, the length of the payload (4, big-endian) and flags (1), and the payload,
+one encoded envelope.  Flag 1 says that exactly one descriptor comes with the first byte of this frame
+(SCM_RIGHTS).
+`Hello` is the first envelope in each direction and never comes again.
+"""
+
+import os
+import select
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import Final, NamedTuple, TypeVar
+
+import msgspec
+
+import usbipd
+from usbipd.errors import IPCError, UsbipdError
+from usbipd.ipc.messages import (
+    CARRIES_DESCRIPTOR,
+    COMMANDS,
+    EVENTS,
+    IPC_VERSION,
+    MAX_MESSAGE,
+    Command,
+    ErrorReport,
+    EventName,
+    Hello,
+    IPCEvent,
+    IPCRequest,
+    IPCResponse,
+    Message,
+    decode_envelope,
+    encode,
+    pack,
+)
+
+_HEADER: Final = struct.Struct(">IB")
+_WITH_DESCRIPTOR: Final = 0x01
+_ANCILLARY_SPACE: Final = socket.CMSG_SPACE(struct.calcsize("i"))
+_CLOSE_ON_EXEC: Final[int] = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # Linux; elsewhere set right after
+_NO_RESULT: Final = msgspec.Raw(encode(None))
+
+Result = TypeVar("Result", bound=Message)
+
+
+class Frame(NamedTuple):
+    """One payload and the descriptor that came with it, which now belongs to whoever holds the frame."""
+
+    payload: bytes
+    descriptor: int | None
+
+
+class FrameDecoder:
+    """Bytes and descriptors in, frames out, in any chunking; what is only announced takes no memory."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._descriptors: deque[int] = deque()
+
+    @property
+    def wanted(self) -> int:
+        """Bytes missing from the header, then from the frame: reading so many never reads too far."""
+        if len(self._buffer) < _HEADER.size:
+            return _HEADER.size - len(self._buffer)
+        length, _flags = _HEADER.unpack_from(self._buffer)
+        return _HEADER.size + int(length) - len(self._buffer)
+
+    @property
+    def in_frame(self) -> bool:
+        """Whether a frame has begun and not ended."""
+        return bool(self._buffer)
+
+    def feed(self, data: bytes, descriptors: Iterable[int] = ()) -> None:
+        """Take what was received.  The descriptors are ours from now on."""
+        self._buffer += data
+        self._descriptors.extend(descriptors)
+
+    def next_frame(self) -> Frame | None:
+        """The next whole frame; None: more is needed.  Raises `IPCError` on a frame that breaks the rules."""
+        if len(self._buffer) < _HEADER.size:
+            if len(self._descriptors) > bool(self._buffer):
+                raise IPCError("a descriptor that no frame announced", code="bad-frame")
+            return None
+        length, flags = _HEADER.unpack_from(self._buffer)
+        if not 0 < length <= MAX_MESSAGE:
+            raise IPCError(f"a frame of {length} bytes: 1 to {MAX_MESSAGE} are allowed", code="bad-frame")
+        if flags not in (0, _WITH_DESCRIPTOR):
+            raise IPCError(f"unknown frame flags {flags:#04x}", code="bad-frame")
+        end = _HEADER.size + length
+        if len(self._buffer) < end:
+            if len(self._descriptors) > flags:
+                raise IPCError("a descriptor that no frame announced", code="bad-frame")
+            return None
+        if flags and not self._descriptors:
+            raise IPCError("a frame announced a descriptor and none came", code="bad-frame")
+        payload = bytes(self._buffer[_HEADER.size : end])
+        del self._buffer[:end]
+        return Frame(payload, self._descriptors.popleft() if flags else None)
+
+    def close(self) -> None:
+        """Close the descriptors that no frame has taken."""
+        while self._descriptors:
+            os.close(self._descriptors.popleft())
+
+
+def encode_frame(payload: bytes, *, descriptor: bool) -> bytes:
+    """`payload` framed; `descriptor` announces one, to be sent with the first byte.  Raises `IPCError`."""
+    if len(payload) > MAX_MESSAGE:
+        raise IPCError(f"a message of {len(payload)} bytes: {MAX_MESSAGE} are allowed", code="too-large")
+    return _HEADER.pack(len(payload), _WITH_DESCRIPTOR if descriptor else 0) + payload
+
+
+class Request(NamedTuple):
+    """A command that the peer asks for; `descriptor` is there exactly if the command carries one."""
+
+    request_id: int
+    command: Command
+    parameters: Message
+    descriptor: int | None
+
+
+class Response(NamedTuple):
+    """The answer to a request of ours: its result still encoded, or an error."""
+
+    request_id: int
+    outcome: msgspec.Raw | UsbipdError
+
+
+class Event(NamedTuple):
+    """What the peer tells unasked."""
+
+    event: EventName
+    parameters: Message
+
+
+class Conversation:
+    """The rules of a channel without its I/O: hello first, strict types, descriptors where they belong."""
+
+    def __init__(self) -> None:
+        self.decoder = FrameDecoder()
+        self._greeted = False
+
+    def hello(self) -> bytes:
+        """The frame that we send first."""
+        return _frame(Hello(ipc_version=IPC_VERSION, software=f"usbipd {usbipd.__version__}"))
+
+    def next_item(self) -> Request | Response | Event | None:
+        """What the bytes fed so far say next; None: more is needed.
+
+        Raises `IPCError` when the peer breaks the rules; what came with that message is closed.
+        """
+        while (frame := self.decoder.next_frame()) is not None:
+            try:
+                item = self._decode(frame)
+            except BaseException as error:
+                if frame.descriptor is not None:
+                    os.close(frame.descriptor)
+                if isinstance(error, msgspec.DecodeError):
+                    raise IPCError(f"a message that cannot be read: {error}", code="bad-message") from error
+                raise
+            if item is not None:
+                return item
+        return None
+
+    def _decode(self, frame: Frame) -> Request | Response | Event | None:
+        envelope = decode_envelope(frame.payload)
+        if isinstance(envelope, IPCRequest) and (envelope.command in CARRIES_DESCRIPTOR) == (
+            frame.descriptor is None
+        ):
+            raise IPCError(f"{envelope.command}: surplus or missing descriptor", code="bad-message")
+        if not isinstance(envelope, IPCRequest) and frame.descriptor is not None:
+            raise IPCError("a descriptor with a message that carries none", code="bad-message")
+        if isinstance(envelope, Hello):
+            if self._greeted:
+                raise IPCError("a second hello", code="bad-message")
+            if envelope.ipc_version != IPC_VERSION:
+                raise IPCError(
+                    f"{envelope.software} speaks IPC version {envelope.ipc_version}, we speak {IPC_VERSION}",
+                    code="version",
+                    advice="restart the daemon, so that all its parts are of one version",
+                )
+            self._greeted = True
+            return None
+        if not self._greeted:
+            raise IPCError("a message before hello", code="bad-message")
+        if isinstance(envelope, IPCRequest):
+            kind, _result = COMMANDS[envelope.command]
+            parameters = msgspec.msgpack.decode(envelope.parameters, type=kind)
+            return Request(envelope.request_id, envelope.command, parameters, frame.descriptor)
+        if isinstance(envelope, IPCEvent):
+            told = msgspec.msgpack.decode(envelope.parameters, type=EVENTS[envelope.event])
+            return Event(envelope.event, told)
+        return _response(envelope)
+
+
+def _response(envelope: IPCResponse) -> Response:
+    if envelope.success and envelope.error is None:
+        return Response(envelope.request_id, envelope.result)
+    if not envelope.success and envelope.error is not None and envelope.result == _NO_RESULT:
+        report = envelope.error
+        error = UsbipdError(report.message, code=report.code, advice=report.advice)
+        return Response(envelope.request_id, error)
+    raise IPCError("a response that is neither a result nor an error", code="bad-message")
+
+
+def _frame(message: Message, *, descriptor: bool = False) -> bytes:
+    return encode_frame(encode(message), descriptor=descriptor)
+
+
+def request_frame(request_id: int, client_id: str, command: Command, parameters: Message) -> bytes:
+    """A request as bytes; a descriptor goes with it if the command carries one."""
+    return _frame(
+        IPCRequest(
+            request_id=request_id,
+            client_id=client_id,
+            command=command,
+            parameters=pack(parameters),
+            timestamp=time.time(),
+        ),
+        descriptor=command in CARRIES_DESCRIPTOR,
+    )
+
+
+def response_frame(request_id: int, outcome: Message | UsbipdError) -> bytes:
+    """A result or an error as bytes."""
+    error = None
+    result = _NO_RESULT
+    if isinstance(outcome, UsbipdError):
+        error = ErrorReport(code=outcome.code, message=outcome.message, advice=outcome.advice)
+    else:
+        result = pack(outcome)
+    return _frame(
+        IPCResponse(
+            request_id=request_id, success=error is None, result=result, error=error, timestamp=time.time()
+        )
+    )
+
+
+def event_frame(event: EventName, parameters: Message) -> bytes:
+    """An event as bytes."""
+    return _frame(IPCEvent(event=event, parameters=pack(parameters), timestamp=time.time()))
+
+
+def receive_into(decoder: FrameDecoder, connection: socket.socket, size: int) -> bool:
+    """One recvmsg of at most `size` bytes into `decoder`; False at the end of the stream.
+
+    Descriptors arrive close-on-exec.  Raises `OSError`, and `IPCError` if some were lost on the way
+    (MSG_CTRUNC), having closed those that were not.
+    """
+    data, ancillary, flags, _address = connection.recvmsg(size, _ANCILLARY_SPACE, _CLOSE_ON_EXEC)
+    descriptors: list[int] = []
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            count = len(content) // struct.calcsize("i")
+            descriptors += struct.unpack_from(f"{count}i", content)
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    decoder.feed(data, descriptors)
+    if flags & socket.MSG_CTRUNC:
+        decoder.close()
+        raise IPCError("more descriptors than a message may carry", code="bad-frame")
+    return bool(data)
+
+
+def send_some(connection: socket.socket, data: bytes | memoryview, descriptor: int | None) -> int:
+    """One sendmsg of a frame or of its rest; the bytes taken, and with the first the descriptor.
+
+    Raises `OSError`.
+    """
+    ancillary = []
+    if descriptor is not None:
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))]
+    return connection.sendmsg([data], ancillary)
+
+
+class BlockingChannel:
+    """A channel for a process that waits by itself.
+
+    It reads exactly one message at a time, so `fileno()` is readable whenever there is more to receive.
+    Every method raises `IPCError` when the peer broke the rules, or is gone while we send.
+    """
+
+    def __init__(self, connection: socket.socket, client_id: str) -> None:
+        """Takes over `connection`, a connected stream socket, and says hello."""
+        self._connection = connection
+        self._client_id = client_id
+        self._conversation = Conversation()
+        self._last_request = 0
+        connection.setblocking(True)
+        self._send(self._conversation.hello(), None)
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    def receive(self, timeout: float | None = None) -> Request | Response | Event | None:
+        """The next message, waited for; None when the peer has closed.
+
+        Raises `IPCError`, with code "timeout" if none has come whole after `timeout` seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        decoder = self._conversation.decoder
+        while True:
+            item = self._conversation.next_item()
+            if item is not None:
+                return item
+            self._wait(deadline)
+            try:
+                more = receive_into(decoder, self._connection, decoder.wanted)
+            except ConnectionError:
+                more = False
+            if not more:
+                if decoder.in_frame:
+                    raise IPCError("the peer closed in the middle of a message", code="gone")
+                return None
+
+    def request(
+        self,
+        command: Command,
+        parameters: Message,
+        result: type[Result],
+        *,
+        timeout: float,
+        descriptor: int | None = None,
+    ) -> Result:
+        """Ask and wait for the answer.  `descriptor` stays the caller's.
+
+        Raises the `UsbipdError` that the peer answers, or `IPCError` (codes "timeout", "gone").
+        """
+        self._last_request += 1
+        self._send(request_frame(self._last_request, self._client_id, command, parameters), descriptor)
+        item = self.receive(timeout)
+        if item is None:
+            raise IPCError("the peer closed the channel", code="gone")
+        if not isinstance(item, Response) or item.request_id != self._last_request:
+            raise IPCError(f"something else than the answer to {command}", code="bad-message")
+        return read_result(item, result)
+
+    def respond(self, request: Request, outcome: Message | UsbipdError) -> None:
+        """Answer `request` with its result or an error."""
+        self._send(response_frame(request.request_id, outcome), None)
+
+    def push(self, event: EventName, parameters: Message) -> None:
+        """Tell the peer what it did not ask."""
+        self._send(event_frame(event, parameters), None)
+
+    def close(self) -> None:
+        """Close the connection and what arrived unread."""
+        self._conversation.decoder.close()
+        self._connection.close()
+
+    def _wait(self, deadline: float | None) -> None:
+        if deadline is None:
+            return
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise IPCError("no answer in time", code="timeout")
+
+    def _send(self, frame: bytes, descriptor: int | None) -> None:
+        rest = memoryview(frame)
+        try:
+            while rest:
+                rest = rest[send_some(self._connection, rest, descriptor) :]
+                descriptor = None
+        except OSError as error:
+            raise IPCError(f"the peer is gone: {error.strerror}", code="gone") from error
+
+
+def read_result(response: Response, kind: type[Result]) -> Result:
+    """The result in `response`.  Raises the error that it carries, or `IPCError` if it is of another kind."""
+    if isinstance(response.outcome, UsbipdError):
+        raise response.outcome
+    try:
+        return msgspec.msgpack.decode(response.outcome, type=kind)
+    except msgspec.DecodeError as error:
+        raise IPCError(f"a result that cannot be read: {error}", code="bad-message") from error

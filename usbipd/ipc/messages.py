@@ -1,0 +1,370 @@
+"""The messages that the processes exchange, all of them.  Used by every process.
+
+An envelope is an `IPCRequest`, an `IPCResponse` or an `IPCEvent`; a `Hello` opens every channel in both
+directions.  `COMMANDS` names the types of each command's parameters and result, `EVENTS` those of each event;
+decoding is strict: unknown fields, commands and trailing bytes are refused (msgspec).  Who may send which
+command stands in `policy.py`, how messages become bytes in `channel.py`.
+"""
+
+from enum import StrEnum
+from typing import Any, Final
+
+import msgspec
+
+from usbipd.protocol.op import UsbDevice
+
+IPC_VERSION: Final = 1
+"""Raised whenever a message changes its form.  Both ends must agree; they come from one executable."""
+
+MAX_MESSAGE: Final = 64 * 1024
+"""Bytes of one encoded envelope, at most."""
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of all that travels: immutable, strictly decoded."""
+
+
+# ---- envelopes -----------------------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """The first message in each direction."""
+
+    ipc_version: int
+    software: str
+
+
+class Command(StrEnum):
+    """Everything that one process may ask of another."""
+
+    # the CLI asks the extension
+    LIST = "list"
+    BIND = "bind"
+    UNBIND = "unbind"
+    STATUS = "status"
+    # the server asks the extension
+    DEVLIST = "devlist"
+    RESERVE = "reserve"
+    HANDOVER = "handover"
+    ABANDON = "abandon"
+    # the extension asks the server
+    SERVE = "serve"
+    # the extension asks a worker
+    CLAIM = "claim"
+    ATTACH = "attach"
+    DETACH = "detach"
+    RELEASE = "release"
+
+
+class IPCRequest(Message, frozen=True, tag="request"):
+    """A command.  `client_id` is a label for logs; who the peer is, the kernel says."""
+
+    request_id: int
+    client_id: str
+    command: Command
+    parameters: msgspec.Raw
+    timestamp: float
+
+
+class ErrorReport(Message, frozen=True):
+    """A `UsbipdError` on its way to another process."""
+
+    code: str
+    message: str
+    advice: str | None = None
+
+
+class IPCResponse(Message, frozen=True, tag="response"):
+    """The answer to the request of the same `request_id`: `result` if `success`, else `error`."""
+
+    request_id: int
+    success: bool
+    result: msgspec.Raw
+    """An encoded None without success."""
+    error: ErrorReport | None
+    timestamp: float
+
+
+class EventName(StrEnum):
+    """Everything that a process tells another without being asked."""
+
+    DETACHED = "detached"
+    RESTORED = "restored"
+    DEVICE_GONE = "device-gone"
+
+
+class IPCEvent(Message, frozen=True, tag="event"):
+    """A fact that nobody asked for."""
+
+    event: EventName
+    parameters: msgspec.Raw
+    timestamp: float
+
+
+Envelope = Hello | IPCRequest | IPCResponse | IPCEvent
+
+
+# ---- what people see: CLI and extension ----------------------------------------------------------
+
+
+class DeviceState(StrEnum):
+    """The four states shown to people."""
+
+    NOT_SHARED = "not shared"
+    SHARED = "shared"
+    ATTACHED = "attached"
+    FAILED = "failed"
+
+
+class Counters(Message, frozen=True):
+    """What a worker has moved since it claimed its device.  Bytes are payload, seen from the client."""
+
+    urbs: int
+    bytes_in: int
+    bytes_out: int
+    errors: int
+    unlinks: int
+    in_flight: int
+    latency_us: list[int]
+    """URBs by time from submit to completion: entry n counts those of less than 2**n microseconds
+    that did not fit entry n - 1; the last one takes all the rest."""
+
+
+class DeviceReport(Message, frozen=True):
+    """One device, as `usbipd list` and `usbipd status` show it."""
+
+    busid: str
+    vendor_id: int
+    product_id: int
+    manufacturer: str | None
+    product: str | None
+    speed: str
+    device_class: int
+    drivers: list[str]
+    """Drivers of this host that hold the device's interfaces now."""
+    simulated: bool
+    state: DeviceState
+    client: str | None = None
+    claim_method: str | None = None
+    claim_time: float | None = None
+    worker_pid: int | None = None
+    error: str | None = None
+    counters: Counters | None = None
+
+
+class ProcessReport(Message, frozen=True):
+    """One process of the daemon."""
+
+    role: str
+    pid: int
+    user: str
+    busid: str | None = None
+
+
+class Nothing(Message, frozen=True):
+    """No parameters, or no result."""
+
+
+class ListResult(Message, frozen=True):
+    """Every device of this host that could be shared."""
+
+    devices: list[DeviceReport]
+
+
+class BindParameters(Message, frozen=True):
+    """Share this device."""
+
+    busid: str
+
+
+class BindResult(Message, frozen=True):
+    """The device as it is now."""
+
+    device: DeviceReport
+
+
+class UnbindParameters(Message, frozen=True):
+    """Stop sharing one device, or all of them (`busid` is None)."""
+
+    busid: str | None
+
+
+class UnbindResult(Message, frozen=True):
+    """The devices that went back to this host."""
+
+    busids: list[str]
+
+
+class StatusResult(Message, frozen=True):
+    """The whole daemon at one moment.  Times are seconds since the epoch."""
+
+    version: str
+    pid: int
+    user: str
+    start_time: float
+    uptime: float
+    listening: list[str]
+    devices: list[DeviceReport]
+    processes: list[ProcessReport]
+    error_count: int
+    memory_usage: int
+    """Bytes resident in the extension."""
+
+
+# ---- server and extension ------------------------------------------------------------------------
+
+
+class RunAs(Message, frozen=True):
+    """The unprivileged user that a process becomes after its start; only sent when the extension is root."""
+
+    user: str
+    uid: int
+    gid: int
+
+
+class ServeParameters(Message, frozen=True):
+    """How the server shall listen.  `listen` holds `ADDRESS:PORT`, IPv6 in brackets; port 0: a free one."""
+
+    listen: list[str]
+    max_connections: int
+    max_connections_per_address: int
+    handshake_timeout: float
+    run_as: RunAs | None
+    chroot: str | None
+    log_level: str
+
+
+class ServeResult(Message, frozen=True):
+    """Where the server listens in fact, and as whom."""
+
+    listening: list[str]
+    user: str
+
+
+class DevlistParameters(Message, frozen=True):
+    """`client` is the client's address, for access rules."""
+
+    client: str
+
+
+class DevlistResult(Message, frozen=True):
+    """Devices that this client may import, free or not."""
+
+    devices: list[UsbDevice]
+
+
+class ReserveParameters(Message, frozen=True):
+    """A client wants this device; it is kept for it until HANDOVER or ABANDON."""
+
+    busid: str
+    client: str
+
+
+class ReserveResult(Message, frozen=True):
+    """`status` is the OP_REP_IMPORT status; the rest is there when it is 0."""
+
+    status: int
+    reservation: int | None = None
+    device: UsbDevice | None = None
+
+
+class ReservationParameters(Message, frozen=True):
+    """HANDOVER carries the client's socket; ABANDON says that the client left before."""
+
+    reservation: int
+
+
+# ---- extension and worker ------------------------------------------------------------------------
+
+
+class SimulatedSpec(Message, frozen=True):
+    """Which simulated device a worker is to be, with its options as the user wrote them."""
+
+    name: str
+    options: dict[str, str]
+
+
+class ClaimParameters(Message, frozen=True):
+    """Take this device.  Carries the descriptor of the counter page (`worker/report.py`)."""
+
+    busid: str
+    busnum: int
+    devnum: int
+    path: str
+    simulated: SimulatedSpec | None
+    run_as: RunAs | None
+    transfer_budget: int
+    """Bytes that the URBs of one client may hold at most."""
+    log_level: str
+
+
+class ClaimResult(Message, frozen=True):
+    """The claimed device, as it goes into OP_REP_IMPORT, and how it was taken."""
+
+    device: UsbDevice
+    claim_method: str
+    user: str
+
+
+class AttachParameters(Message, frozen=True):
+    """Serve this client.  Carries its TCP socket, on which OP_REP_IMPORT was the last thing sent."""
+
+    client: str
+
+
+class DetachedParameters(Message, frozen=True):
+    """The client is gone.  `reason` is a sentence for logs; the device is not ready for the next one yet."""
+
+    reason: str
+
+
+class GoneParameters(Message, frozen=True):
+    """The device was unplugged or is beyond repair; the worker is about to exit."""
+
+    reason: str
+
+
+COMMANDS: Final[dict[Command, tuple[type[Message], type[Message]]]] = {
+    Command.LIST: (Nothing, ListResult),
+    Command.BIND: (BindParameters, BindResult),
+    Command.UNBIND: (UnbindParameters, UnbindResult),
+    Command.STATUS: (Nothing, StatusResult),
+    Command.DEVLIST: (DevlistParameters, DevlistResult),
+    Command.RESERVE: (ReserveParameters, ReserveResult),
+    Command.HANDOVER: (ReservationParameters, Nothing),
+    Command.ABANDON: (ReservationParameters, Nothing),
+    Command.SERVE: (ServeParameters, ServeResult),
+    Command.CLAIM: (ClaimParameters, ClaimResult),
+    Command.ATTACH: (AttachParameters, Nothing),
+    Command.DETACH: (Nothing, Nothing),
+    Command.RELEASE: (Nothing, Nothing),
+}
+"""Each command with the type of its parameters and of its result."""
+
+CARRIES_DESCRIPTOR: Final = frozenset({Command.HANDOVER, Command.CLAIM, Command.ATTACH})
+"""The commands that come with exactly one file descriptor; all others come with none."""
+
+EVENTS: Final[dict[EventName, type[Message]]] = {
+    EventName.DETACHED: DetachedParameters,
+    EventName.RESTORED: Nothing,
+    EventName.DEVICE_GONE: GoneParameters,
+}
+"""Each event with the type of its parameters."""
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_ENVELOPE_DECODER: Final[msgspec.msgpack.Decoder[Envelope]] = msgspec.msgpack.Decoder(Envelope)
+
+
+def encode(message: Any) -> bytes:
+    """Any message as bytes."""
+    return _ENCODER.encode(message)
+
+
+def decode_envelope(data: bytes | bytearray | memoryview) -> Envelope:
+    """The envelope in `data`; raises `msgspec.DecodeError` unless it is exactly one, whole and strict."""
+    return _ENVELOPE_DECODER.decode(data)
+
+
+def pack(message: Message) -> msgspec.Raw:
+    """Parameters or a result, ready to be put into an envelope."""
+    return msgspec.Raw(encode(message))
