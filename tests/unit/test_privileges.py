@@ -1,0 +1,130 @@
+"""Users: finding the unprivileged one, dropping to it for good, and who is at the other end of a socket."""
+
+import json
+import os
+import pwd
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from usbipd import privileges
+from usbipd.errors import UsageError
+from usbipd.ipc.messages import RunAs
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to drop")
+as_user = pytest.mark.skipif(os.geteuid() == 0, reason="root has privileges to drop")
+
+
+def nobody() -> RunAs:
+    user = pwd.getpwnam("nobody")
+    return RunAs(user="nobody", uid=user.pw_uid, gid=user.pw_gid)
+
+
+def run_dropped(program: str) -> subprocess.CompletedProcess[str]:
+    """Run `program` in a process of its own, in which `drop` and `nobody` are known."""
+    user = nobody()
+    prelude = (
+        "import json, os\n"
+        "from usbipd import privileges\n"
+        "from usbipd.ipc.messages import RunAs\n"
+        f"nobody = RunAs(user='nobody', uid={user.uid}, gid={user.gid})\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", prelude + program], capture_output=True, text=True, check=False
+    )
+
+
+@as_root
+def test_a_dropped_process_has_nothing_left() -> None:
+    done = run_dropped(
+        "os.setgroups([0, 4, 27])\n"
+        "name = privileges.drop(nobody)\n"
+        "status = dict(line.split(':\\t', 1) for line in open('/proc/self/status').read().splitlines())\n"
+        "print(json.dumps([name, status['Uid'], status['Gid'], status['Groups'], status['CapEff'],"
+        " status['CapPrm'], status['NoNewPrivs']]))"
+    )
+    assert done.returncode == 0, done.stderr
+    name, uids, gids, groups, effective, permitted, no_new_privileges = json.loads(done.stdout)
+    user = nobody()
+    assert name == "nobody"
+    assert set(uids.split()) == {str(user.uid)}
+    assert set(gids.split()) == {str(user.gid)}
+    assert groups.strip() == ""
+    assert (int(effective, 16), int(permitted, 16)) == (0, 0)
+    assert no_new_privileges == "1"
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("sabotage", "complaint"),
+    [
+        ("os.setuid = lambda uid: None", "still holds uids (0, 0, 0)"),
+        ("os.setgid = lambda gid: None", "gids (0, 0, 0)"),
+        ("os.setgroups = lambda groups: None; os.system('true'); real = os.getgroups;"
+         "os.getgroups = lambda: [*real(), 27]", "groups {27}"),
+        ("os.setuid = lambda uid: os.setresuid(uid, uid, 0)", "still holds uids"),
+        ("os.seteuid = lambda uid: None", "seteuid(0) worked"),
+    ],
+    ids=["user kept", "group kept", "supplementary group kept", "saved user kept", "a way back"],
+)  # fmt: skip
+def test_a_drop_that_did_not_work_ends_the_process(sabotage: str, complaint: str) -> None:
+    done = run_dropped(f"{sabotage}\nprivileges.drop(nobody)\nprint('alive')")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert complaint in done.stderr
+
+
+@as_user
+def test_who_may_not_drop_ends() -> None:
+    with pytest.raises(SystemExit):
+        privileges.drop(nobody())
+
+
+def test_nothing_to_drop() -> None:
+    assert privileges.drop(None) == privileges.user_name(os.geteuid())
+
+
+@as_root
+def test_the_configured_user() -> None:
+    assert privileges.find_run_as("nobody") == nobody()
+
+
+@as_root
+def test_the_default_user(caplog: pytest.LogCaptureFixture) -> None:
+    found = privileges.find_run_as(None)
+    assert found is not None
+    if found.user == privileges.DEFAULT_USER:
+        assert not caplog.records
+    else:
+        assert found == nobody()
+        assert f"no user '{privileges.DEFAULT_USER}' on this host" in caplog.text
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("user", "complaint"),
+    [("no-such-user", "no user 'no-such-user' on this host"), ("root", "root's user or group")],
+)
+def test_users_that_cannot_be(user: str, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        privileges.find_run_as(user)
+
+
+@as_user
+def test_a_user_has_nothing_to_give_up() -> None:
+    assert privileges.find_run_as(None) is None
+
+
+def test_the_kernel_names_the_peer() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        peer = privileges.peer_of(one)
+    assert (peer.uid, peer.pid) == (os.geteuid(), os.getpid())
+    assert peer.groups == {os.getegid(), *os.getgroups()}
+    assert peer.name == pwd.getpwuid(os.geteuid()).pw_name
+
+
+def test_a_user_without_a_name_is_a_number() -> None:
+    assert privileges.user_name(3_999_999_999) == "3999999999"

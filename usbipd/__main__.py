@@ -1,0 +1,47 @@
+"""The front door: decides which of the roles this process has.
+
+`usbipd` is the user's command and `usbipd-ext` the extension with its command; the name under which we were
+called decides.  `@server` and `@worker` as first argument are the extension's children, which nobody else can
+start: they need their channel as descriptor 3.  Each role imports what it needs and nothing else.
+"""
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+from usbipd.ipc import CHANNEL_DESCRIPTOR
+
+
+def main() -> int:
+    """The entry of every process; returns its exit code."""
+    name, arguments = Path(sys.argv[0]).name, sys.argv[1:]
+    if arguments[:1] in (["@server"], ["@worker"]):
+        if not _is_socket(CHANNEL_DESCRIPTOR):
+            print(f"usbipd: {arguments[0]} is started by usbipd-ext only", file=sys.stderr)
+            return 2
+        if arguments[0] == "@server":
+            from usbipd.server.process import main as server
+
+            return server(arguments[1:])
+        from usbipd.worker.process import main as worker
+
+        return worker(arguments[1:])
+    if name == "usbipd-ext":
+        from usbipd.cli.ext import main as extension
+
+        return extension(arguments)
+    from usbipd.cli.main import main as command
+
+    return command(arguments)
+
+
+def _is_socket(descriptor: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+    except OSError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Users: who we become, who talks to us.  Used by the extension, the server and the workers.
+
+Dropping happens once, early, in the server and on Linux in the workers: supplementary groups, group, user,
+in this order, because each step needs the rights that the next one gives away.  Afterwards the process proves
+that root cannot come back, or exits.
+"""
+
+import ctypes
+import grp
+import logging
+import os
+import pwd
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from usbipd.errors import UsageError
+from usbipd.ipc.messages import RunAs
+
+_LOG: Final = logging.getLogger(__name__)
+
+DEFAULT_USER: Final = "_usbipd" if sys.platform == "darwin" else "usbipd"
+ADMIN_GROUP: Final = "admin" if sys.platform == "darwin" else "usbipd"
+"""Members may bind, unbind and detach."""
+
+_PR_SET_NO_NEW_PRIVS: Final = 38  # Linux include/uapi/linux/prctl.h
+_SO_PEERGROUPS: Final = 59  # Linux include/uapi/asm-generic/socket.h; all groups of the peer as gid_t[]
+_LONGEST_OPTION: Final = 1024  # CPython Modules/socketmodule.c, sock_getsockopt
+_SOL_LOCAL: Final = 0  # macOS <sys/un.h>
+_LOCAL_PEERCRED: Final = 0x001  # macOS <sys/un.h>; struct xucred
+_LOCAL_PEERPID: Final = 0x002  # macOS <sys/un.h>
+_XUCRED: Final = struct.Struct("=IIh2x16I")  # macOS <sys/ucred.h>: version, uid, ngroups, groups[NGROUPS]
+
+# Loaded now: after chroot there is nothing to load from.
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end of a Unix socket, as the kernel says it."""
+
+    uid: int
+    pid: int
+    groups: frozenset[int]
+
+    @property
+    def name(self) -> str:
+        return user_name(self.uid)
+
+
+def peer_of(connection: socket.socket) -> Peer:
+    """The process that connected `connection` (or made the socketpair).  Raises `OSError`."""
+    if sys.platform == "darwin":
+        raw = connection.getsockopt(_SOL_LOCAL, _LOCAL_PEERCRED, _XUCRED.size)
+        _version, uid, count, *groups = _XUCRED.unpack(raw)
+        pid = connection.getsockopt(_SOL_LOCAL, _LOCAL_PEERPID)
+        return Peer(uid, pid, frozenset(groups[:count]))
+    pid, uid, gid = struct.unpack("=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    try:
+        raw = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _LONGEST_OPTION)
+    except OSError:  # more groups than fit: then only its own counts
+        raw = b""
+    return Peer(uid, pid, frozenset({gid, *struct.unpack(f"={len(raw) // 4}I", raw)}))
+
+
+def user_name(uid: int) -> str:
+    """The name of `uid`, or the number where it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def admin_group() -> int | None:
+    """The id of the group whose members may bind; None where the host has no such group."""
+    try:
+        return grp.getgrnam(ADMIN_GROUP).gr_gid
+    except KeyError:
+        return None
+
+
+def find_run_as(configured: str | None) -> RunAs | None:
+    """Who server and workers shall become: the `user` of the configuration or the platform's default.
+
+    None unless we are root: there is nothing to give up.  Raises `UsageError` if `configured` does not exist
+    or is root.
+    """
+    if os.geteuid() != 0:
+        return None
+    if configured is None:
+        try:
+            user = pwd.getpwnam(DEFAULT_USER)
+        except KeyError:
+            user = pwd.getpwnam("nobody")
+            _LOG.warning("no user %r on this host: server and workers run as nobody", DEFAULT_USER)
+    else:
+        try:
+            user = pwd.getpwnam(configured)
+        except KeyError:
+            raise UsageError(
+                f"no user {configured!r} on this host: name an unprivileged one or create it", code="bad-user"
+            ) from None
+    if user.pw_uid == 0 or user.pw_gid == 0:
+        raise UsageError(
+            f"user {user.pw_name!r} has root's user or group id: name an unprivileged user", code="bad-user"
+        )
+    return RunAs(user=user.pw_name, uid=user.pw_uid, gid=user.pw_gid)
+
+
+def drop(run_as: RunAs | None) -> str:
+    """Become `run_as` for good (None: there is nothing to drop).  Returns the name of the user that we are.
+
+    Raises `SystemExit` if a step or the proof fails: nothing runs half dropped.
+    """
+    if run_as is None:
+        return user_name(os.geteuid())
+    try:
+        os.setgroups([])
+        os.setgid(run_as.gid)
+        os.setuid(run_as.uid)
+        if sys.platform == "linux" and _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
+    except OSError as error:
+        _LOG.critical("cannot become user %s: %s", run_as.user, error)
+        raise SystemExit(1) from error
+    _prove(run_as)
+    return run_as.user
+
+
+def _prove(run_as: RunAs) -> None:
+    """Try to come back; exit if that works or if anything of root is left."""
+    uids: tuple[int, ...] = (os.getuid(), os.geteuid())
+    gids: tuple[int, ...] = (os.getgid(), os.getegid())
+    if sys.platform != "darwin":  # macOS has no saved ids to ask for; the attempts below show them
+        uids, gids = os.getresuid(), os.getresgid()
+    left = set(os.getgroups()) - {run_as.gid}  # macOS counts the group itself
+    if set(uids) != {run_as.uid} or set(gids) != {run_as.gid} or left:
+        _LOG.critical("became %s and still holds uids %s, gids %s, groups %s", run_as.user, uids, gids, left)
+        raise SystemExit(1)
+    attempts: tuple[tuple[str, Callable[[int], None]], ...] = (
+        ("setuid", os.setuid),
+        ("seteuid", os.seteuid),
+        ("setgid", os.setgid),
+        ("setegid", os.setegid),
+    )
+    for name, attempt in attempts:
+        try:
+            attempt(0)
+        except PermissionError:
+            continue
+        _LOG.critical("%s(0) worked after becoming %s", name, run_as.user)
+        raise SystemExit(1)
