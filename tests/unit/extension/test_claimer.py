@@ -1,0 +1,275 @@
+"""Claims: taken, kept when their worker dies, given back."""
+
+import asyncio
+import os
+import struct
+
+import pytest
+
+from tests.unit.extension.fakes import FakeSource, FakeSpawner, FakeSysfs, other_device, record, run, until
+from usbipd.errors import ClaimError, UsbipdError
+from usbipd.extension import claimer as claimer_module
+from usbipd.extension.claim import ClaimState
+from usbipd.extension.claimer import DeviceClaimer
+from usbipd.ipc.messages import ClaimParameters, Command, DeviceState, RunAs
+from usbipd.usb.ownership import Ownership
+from usbipd.worker.report import COUNTER_PAGE_SIZE
+
+REFUSED = ClaimError("1-2: somebody has it", code="LIBUSB_ERROR_BUSY", advice="ask them")
+
+
+class Host:
+    """A claimer on a host with one device, 1-2."""
+
+    def __init__(self, spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
+        self.source = FakeSource(record("1-2"))
+        self.claimer = DeviceClaimer(
+            spawner,
+            Ownership(sysfs.root, sysfs.mount_table),
+            self.source.find,
+            run_as=RunAs(user="nobody", uid=1, gid=2),
+            transfer_budget=1 << 20,
+            log_level="debug",
+        )
+
+    def state(self) -> ClaimState:
+        return self.claimer.claims["1-2"].state
+
+    async def release(self) -> None:
+        await self.claimer.release_device("1-2", timeout=5)
+
+
+@pytest.fixture
+def host(spawner: FakeSpawner, sysfs: FakeSysfs) -> Host:
+    return Host(spawner, sysfs)
+
+
+@pytest.mark.rule("bug-identical-devices", "bug-devid-collision")
+def test_a_claim_and_its_end(host: Host, spawner: FakeSpawner) -> None:
+    """The worker is told bus and device number: vendor and product do not tell two devices apart."""
+
+    async def test() -> None:
+        device = await host.claimer.claim_device(record("1-2"))
+        assert (device.bus_id, device.vendor_id, device.product_id) == ("1-2", 0x1234, 0x5678)
+        assert device.device_id == 1 << 16 | 12
+        assert (device.product_string, device.claim_method) == ("Thing", "fake")
+        asked = spawner.last.parameters(Command.CLAIM)
+        assert isinstance(asked, ClaimParameters)
+        assert (asked.busid, asked.busnum, asked.devnum) == ("1-2", 1, 12)
+        assert (asked.run_as, asked.transfer_budget) == (RunAs(user="nobody", uid=1, gid=2), 1 << 20)
+        assert host.claimer.is_device_claimed("1-2")
+        assert host.state() is ClaimState.READY
+        await host.release()
+        assert spawner.last.commands == [Command.CLAIM, Command.RELEASE]
+        assert not spawner.last.killed
+        assert not host.claimer.is_device_claimed("1-2")
+        assert not host.claimer.claims
+
+    run(test())
+
+
+def test_claiming_twice_is_claiming_once(host: Host, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        first = await host.claimer.claim_device(record("1-2"))
+        assert await host.claimer.claim_device(record("1-2")) == first
+        assert len(spawner.children) == 1
+        await host.release()
+
+    run(test())
+
+
+def test_the_page_of_counters_is_shared_and_cannot_shrink(host: Host, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        await host.claimer.claim_device(record("1-2"))
+        page = spawner.last.descriptor
+        assert page is not None
+        assert os.fstat(page).st_size == COUNTER_PAGE_SIZE
+        os.pwrite(page, struct.pack("=Q", 77), 0)
+        counters = host.claimer.claims["1-2"].counters()
+        assert counters is not None
+        assert counters.urbs == 77
+        if hasattr(os, "memfd_create"):
+            with pytest.raises(PermissionError):
+                os.ftruncate(page, 0)
+        await host.release()
+
+    run(test())
+
+
+def test_a_claim_that_fails_leaves_nothing(host: Host, spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
+    async def test() -> None:
+        sysfs.add_interface("1-2", 0, None)
+        spawner.answers[Command.CLAIM] = REFUSED
+        with pytest.raises(ClaimError, match="somebody has it") as caught:
+            await host.claimer.claim_device(record("1-2"))
+        assert (caught.value.code, caught.value.advice) == ("LIBUSB_ERROR_BUSY", "ask them")
+        assert not host.claimer.claims
+        assert not spawner.last.channel.is_open
+        assert sysfs.probed == "1-2:1.0", "its driver is looked for"
+
+    run(test())
+
+
+def test_no_process_to_be_had(host: Host, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        spawner.error = OSError(11, "no more processes")
+        with pytest.raises(ClaimError, match="no more processes"):
+            await host.claimer.claim_device(record("1-2"))
+        assert not host.claimer.claims
+
+    run(test())
+
+
+def test_a_worker_that_dies_is_replaced(host: Host, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        await host.claimer.claim_device(record("1-2"))
+        claim = host.claimer.claims["1-2"]
+        claim.attached("192.0.2.1:5")
+        spawner.last.die()
+        await until(lambda: len(spawner.children) == 2 and host.state() is ClaimState.READY)
+        assert claim.client is None
+        assert host.claimer.is_device_claimed("1-2")
+        await host.release()
+
+    run(test())
+
+
+def test_a_worker_that_breaks_the_rules_is_replaced(host: Host, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        await host.claimer.claim_device(record("1-2"))
+        spawner.last.detach()  # nobody is attached
+        await until(lambda: len(spawner.children) == 2 and host.state() is ClaimState.READY)
+        assert not spawner.children[0].channel.is_open
+        await host.release()
+
+    run(test())
+
+
+def test_what_cannot_be_claimed_again_has_failed_until_it_can(host: Host, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        await host.claimer.claim_device(record("1-2"))
+        spawner.answers[Command.CLAIM] = REFUSED
+        spawner.last.die()
+        await until(lambda: host.state() is ClaimState.FAILED)
+        claim = host.claimer.claims["1-2"]
+        assert claim.state.shown is DeviceState.FAILED
+        assert claim.error == "1-2: somebody has it"
+        assert not host.claimer.is_device_claimed("1-2")
+        del spawner.answers[Command.CLAIM]
+        await until(lambda: host.state() is ClaimState.READY)
+        assert claim.error is None
+        await host.release()
+
+    run(test())
+
+
+def test_a_failed_claim_can_be_asked_for_again(host: Host, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        await host.claimer.claim_device(record("1-2"))
+        spawner.answers[Command.CLAIM] = REFUSED
+        spawner.last.die()
+        await until(lambda: host.state() is ClaimState.FAILED)
+        with pytest.raises(ClaimError, match="somebody has it"):
+            await host.claimer.claim_device(record("1-2"))
+        assert not host.claimer.claims
+
+    run(test())
+
+
+@pytest.mark.parametrize("announced", [True, False], ids=["the worker says so", "the worker just dies"])
+def test_a_device_that_is_gone_is_forgotten(host: Host, spawner: FakeSpawner, announced: bool) -> None:
+    async def test() -> None:
+        await host.claimer.claim_device(record("1-2"))
+        host.source.records.clear()
+        if announced:
+            spawner.last.device_gone()
+        spawner.last.die()
+        await until(lambda: not host.claimer.claims)
+        assert len(spawner.children) == 1
+
+    run(test())
+
+
+def test_another_device_at_the_port_is_not_taken_for_the_old_one(host: Host, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        await host.claimer.claim_device(record("1-2"))
+        host.source.records["1-2"] = other_device(record("1-2"))
+        spawner.last.die()
+        await until(lambda: not host.claimer.claims)
+
+    run(test())
+
+
+def test_a_device_that_is_not_there(host: Host) -> None:
+    async def test() -> None:
+        with pytest.raises(ClaimError, match="is gone"):
+            await host.claimer.claim_device(record("1-9"))
+        assert not host.claimer.claims
+
+    run(test())
+
+
+@pytest.mark.parametrize("answer", ["silence", UsbipdError("stuck", code="release-failed")], ids=str)
+def test_a_device_that_its_worker_does_not_give_back(
+    host: Host, spawner: FakeSpawner, sysfs: FakeSysfs, answer: UsbipdError | str
+) -> None:
+    async def test() -> None:
+        sysfs.add_interface("1-2", 0, None)
+        await host.claimer.claim_device(record("1-2"))
+        spawner.answers[Command.RELEASE] = answer
+        await host.claimer.release_device("1-2", timeout=0.01)
+        assert not spawner.last.channel.is_open
+        assert sysfs.probed == "1-2:1.0"
+        assert not host.claimer.claims
+
+    run(test())
+
+
+def test_a_release_while_the_worker_is_claiming(
+    host: Host, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        monkeypatch.setattr(claimer_module, "END_TIMEOUT", 0.01)
+        spawner.answers[Command.CLAIM] = "silence"
+        claiming = asyncio.create_task(host.claimer.claim_device(record("1-2")))
+        await until(lambda: spawner.children and spawner.last.asked)
+        await host.claimer.release_device("1-2", timeout=5)
+        with pytest.raises(ClaimError, match="released"):
+            await claiming
+        assert spawner.last.killed
+        assert not host.claimer.claims
+
+    run(test())
+
+
+def test_releasing_what_is_not_claimed_is_nothing(host: Host) -> None:
+    run(host.release())
+
+
+def test_a_mounted_device_is_refused(host: Host, spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
+    async def test() -> None:
+        sysfs.add_interface("1-2", 0, "usb-storage")
+        disk = sysfs.add_block_device(sysfs.root / "devices/1-2/1-2:1.0/host0/block", "sda", "8:0")
+        sysfs.add_block_device(disk, "sda1", "8:1")
+        sysfs.mount("8:1", "/media/stick", "/dev/sda1")
+        with pytest.raises(ClaimError, match="1-2 is in use: it is mounted on /media/stick") as caught:
+            await host.claimer.claim_device(record("1-2"))
+        assert caught.value.code == "mounted"
+        assert caught.value.advice == "unmount it first: umount /media/stick"
+        assert not spawner.children
+
+    run(test())
+
+
+def test_all_are_claimed_again(spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
+    async def test() -> None:
+        records = [record(f"240-{port}", simulated=True) for port in range(1, 5)]
+        host = Host(spawner, sysfs)
+        host.source = FakeSource(*records)
+        host.claimer._find_device = host.source.find
+        await host.claimer.restore_claimed_devices(records)
+        assert sorted(host.claimer.claims) == ["240-1", "240-2", "240-3", "240-4"]
+        await asyncio.gather(*(host.claimer.release_device(each.busid, timeout=5) for each in records))
+        assert all(not child.channel.is_open for child in spawner.children)
+
+    run(test())

@@ -1,0 +1,156 @@
+"""The extension's side of the server: kept running, and answered."""
+
+import os
+
+import pytest
+
+from tests.unit.extension.fakes import (
+    PATIENCE,
+    FakeChild,
+    FakeSource,
+    FakeSpawner,
+    FakeSysfs,
+    record,
+    run,
+    until,
+)
+from usbipd.errors import UsbipdError
+from usbipd.extension.claimer import DeviceClaimer
+from usbipd.extension.network import NetworkServer
+from usbipd.extension.reservations import Reservations
+from usbipd.ipc.messages import (
+    Command,
+    DevlistParameters,
+    DevlistResult,
+    Nothing,
+    ReservationParameters,
+    ReserveParameters,
+    ReserveResult,
+    ServeParameters,
+)
+from usbipd.ipc.policy import Role
+from usbipd.protocol.constants import ST_OK
+from usbipd.usb.ownership import Ownership
+
+ORDERS = ServeParameters(
+    listen=["127.0.0.1:0", "[::1]:3240"],
+    max_connections=5,
+    max_connections_per_address=2,
+    handshake_timeout=1.0,
+    run_as=None,
+    chroot=None,
+    log_level="info",
+)
+
+
+class Daemon:
+    """A server, and one claimed device."""
+
+    def __init__(self, spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
+        self.spawner = spawner
+        self.claimer = DeviceClaimer(
+            spawner,
+            Ownership(sysfs.root, sysfs.mount_table),
+            FakeSource(record("1-2")).find,
+            run_as=None,
+            transfer_budget=1 << 20,
+            log_level="info",
+        )
+        claims = self.claimer.claims
+        reservations = Reservations(claims, handover_timeout=20.0)
+        self.network = NetworkServer(spawner, ORDERS, lambda: list(claims.values()), reservations)
+
+    async def start(self) -> None:
+        await self.network.start()
+        await self.claimer.claim_device(record("1-2"))
+
+    async def stop(self) -> None:
+        await self.network.stop()
+        await self.claimer.release_device("1-2", timeout=5)
+
+    async def reserve(self) -> ReserveResult:
+        return await self.servers[-1].channel.request(
+            Command.RESERVE, ReserveParameters(busid="1-2", client="c"), ReserveResult, timeout=PATIENCE
+        )
+
+    @property
+    def servers(self) -> list[FakeChild]:
+        return [child for child in self.spawner.children if child.role is Role.SERVER]
+
+
+@pytest.fixture
+def daemon(spawner: FakeSpawner, sysfs: FakeSysfs) -> Daemon:
+    return Daemon(spawner, sysfs)
+
+
+def test_what_a_server_asks(daemon: Daemon) -> None:
+    async def test() -> None:
+        await daemon.start()
+        server = daemon.servers[0].channel
+        listed = await server.request(
+            Command.DEVLIST, DevlistParameters(client="c"), DevlistResult, timeout=PATIENCE
+        )
+        assert [device.busid for device in listed.devices] == ["1-2"]
+        first = await daemon.reserve()
+        assert first.status == ST_OK
+        assert first.reservation is not None
+        await server.request(
+            Command.ABANDON, ReservationParameters(reservation=first.reservation), Nothing, timeout=PATIENCE
+        )
+        second = await daemon.reserve()
+        assert second.reservation is not None
+        descriptor = os.open(os.devnull, os.O_RDONLY)
+        await server.request(
+            Command.HANDOVER,
+            ReservationParameters(reservation=second.reservation),
+            Nothing,
+            timeout=PATIENCE,
+            descriptor=descriptor,
+        )
+        os.close(descriptor)
+        assert daemon.claimer.claims["1-2"].client == "c"
+        await daemon.stop()
+
+    run(test())
+
+
+def test_a_server_that_dies_is_replaced_on_the_same_ports(daemon: Daemon) -> None:
+    async def test() -> None:
+        await daemon.start()
+        assert daemon.network.listening == ["127.0.0.1:4321", "[::1]:3240"]
+        claim = daemon.claimer.claims["1-2"]
+        assert (await daemon.reserve()).status == ST_OK
+        assert not claim.is_free
+        daemon.servers[0].die()
+        await until(lambda: len(daemon.servers) == 2 and daemon.network.child is not None)
+        assert claim.is_free, "its client is gone with it"
+        assert daemon.servers[1].parameters(Command.SERVE).listen == ["127.0.0.1:4321", "[::1]:3240"]
+        await daemon.stop()
+        assert daemon.servers[1].killed
+
+    run(test())
+
+
+def test_a_port_in_use_is_an_error_at_the_start(daemon: Daemon, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        spawner.answers[Command.SERVE] = UsbipdError("in use", code="address-in-use", advice="choose another")
+        with pytest.raises(UsbipdError, match="in use"):
+            await daemon.network.start()
+        assert daemon.servers[0].killed
+        assert daemon.network.child is None
+
+    run(test())
+
+
+def test_a_port_in_use_later_is_waited_for(daemon: Daemon, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        await daemon.start()
+        spawner.answers[Command.SERVE] = UsbipdError("in use", code="address-in-use")
+        daemon.servers[0].die()
+        await until(lambda: len(daemon.servers) >= 3)
+        assert daemon.network.child is None
+        del spawner.answers[Command.SERVE]
+        await until(lambda: daemon.network.child is not None)
+        await daemon.stop()
+
+    run(test())

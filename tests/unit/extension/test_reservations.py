@@ -1,0 +1,231 @@
+"""A client's way from OP_REQ_IMPORT to a worker, with all that can come between."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests.unit.extension.fakes import FakeSource, FakeSpawner, FakeSysfs, record, run, until
+from usbipd.errors import IPCError, UsbipdError
+from usbipd.extension import reservations as module
+from usbipd.extension.claim import Claim, ClaimState
+from usbipd.extension.claimer import DeviceClaimer
+from usbipd.extension.reservations import Reservations
+from usbipd.ipc.messages import AttachParameters, Command, ReserveParameters, ReserveResult
+from usbipd.protocol.constants import ST_DEV_BUSY, ST_DEV_ERR, ST_NODEV, ST_OK
+from usbipd.usb.ownership import Ownership
+
+LONG = 20.0
+
+
+class Desk:
+    """Reservations for one claimed device, 1-2."""
+
+    def __init__(self, spawner: FakeSpawner, sysfs: FakeSysfs, handover_timeout: float = LONG) -> None:
+        source = FakeSource(record("1-2"))
+        self.claimer = DeviceClaimer(
+            spawner,
+            Ownership(sysfs.root, sysfs.mount_table),
+            source.find,
+            run_as=None,
+            transfer_budget=1 << 20,
+            log_level="info",
+        )
+        self.reservations = Reservations(self.claimer.claims, handover_timeout)
+
+    @property
+    def claim(self) -> Claim:
+        return self.claimer.claims["1-2"]
+
+    @asynccontextmanager
+    async def claimed(self) -> AsyncIterator[None]:
+        await self.claimer.claim_device(record("1-2"))
+        yield
+        await self.claimer.release_device("1-2", timeout=5)
+
+    async def reserve(self, client: str = "192.0.2.1:1", busid: str = "1-2") -> ReserveResult:
+        return await self.reservations.reserve(ReserveParameters(busid=busid, client=client))
+
+    async def attach(self, client: str = "192.0.2.1:1") -> None:
+        result = await self.reserve(client)
+        assert result.reservation is not None
+        descriptor = os.open(os.devnull, os.O_RDONLY)
+        await self.reservations.hand_over(result.reservation, descriptor)
+        os.close(descriptor)
+
+
+@pytest.fixture
+def desk(spawner: FakeSpawner, sysfs: FakeSysfs) -> Desk:
+    return Desk(spawner, sysfs)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BUSY_PATIENCE", 0.01)
+    monkeypatch.setattr(module, "RESTORE_PATIENCE", 0.01)
+
+
+def test_a_free_device_goes_to_its_client(desk: Desk, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        async with desk.claimed():
+            result = await desk.reserve("192.0.2.1:7777")
+            assert result.status == ST_OK
+            assert result.device == desk.claim.wire_device
+            assert result.reservation is not None
+            read_end, write_end = os.pipe()
+            await desk.reservations.hand_over(result.reservation, write_end)
+            os.close(write_end)
+            assert spawner.last.parameters(Command.ATTACH) == AttachParameters(client="192.0.2.1:7777")
+            assert spawner.last.descriptor is not None
+            os.write(spawner.last.descriptor, b"through")
+            assert os.read(read_end, 10) == b"through"
+            os.close(read_end)
+            assert desk.claim.state is ClaimState.ATTACHED
+            assert desk.claim.client == "192.0.2.1:7777"
+
+    run(test())
+
+
+@pytest.mark.rule("op-status")
+def test_no_such_device(desk: Desk) -> None:
+    async def test() -> None:
+        async with desk.claimed():
+            assert await desk.reserve(busid="9-9") == ReserveResult(status=ST_NODEV)
+
+    run(test())
+
+
+@pytest.mark.rule("op-status")
+def test_a_device_that_could_not_be_claimed(desk: Desk) -> None:
+    async def test() -> None:
+        async with desk.claimed():
+            desk.claim.failed("stuck")
+            assert await desk.reserve() == ReserveResult(status=ST_DEV_ERR)
+
+    run(test())
+
+
+@pytest.mark.rule("import-busy")
+@pytest.mark.usefixtures("impatient")
+def test_an_attached_device_is_busy(desk: Desk) -> None:
+    async def test() -> None:
+        async with desk.claimed():
+            await desk.attach()
+            assert await desk.reserve("192.0.2.2:2") == ReserveResult(status=ST_DEV_BUSY)
+
+    run(test())
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("state", [ClaimState.RESTORING, ClaimState.CLAIMING])
+def test_a_device_that_does_not_become_free_is_busy(desk: Desk, state: ClaimState) -> None:
+    async def test() -> None:
+        async with desk.claimed():
+            desk.claim.state = state
+            assert await desk.reserve() == ReserveResult(status=ST_DEV_BUSY)
+
+    run(test())
+
+
+def test_who_comes_while_the_last_client_leaves_waits(
+    desk: Desk, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        monkeypatch.setattr(module, "RESTORE_PATIENCE", LONG)
+        async with desk.claimed():
+            await desk.attach()
+            waiting = asyncio.create_task(desk.reserve("192.0.2.2:2"))
+            spawner.last.detach()
+            await until(lambda: desk.claim.state is ClaimState.RESTORING)
+            monkeypatch.setattr(module, "BUSY_PATIENCE", 0.0)
+            assert not waiting.done()
+            spawner.last.restored()
+            result = await waiting
+            assert result.status == ST_OK
+
+    run(test())
+
+
+@pytest.mark.usefixtures("impatient")
+def test_of_two_that_wait_one_gets_it(desk: Desk, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        async with desk.claimed():
+            results = await asyncio.gather(desk.reserve("192.0.2.1:1"), desk.reserve("192.0.2.2:2"))
+            assert sorted(result.status for result in results) == [ST_OK, ST_DEV_BUSY]
+
+    run(test())
+
+
+@pytest.mark.parametrize("how", ["abandoned", "expired", "its server died"])
+def test_a_reservation_ends(spawner: FakeSpawner, sysfs: FakeSysfs, how: str) -> None:
+    async def test() -> None:
+        desk = Desk(spawner, sysfs, handover_timeout=0.01 if how == "expired" else LONG)
+        async with desk.claimed():
+            result = await desk.reserve()
+            assert result.reservation is not None
+            if how == "abandoned":
+                desk.reservations.abandon(result.reservation)
+            elif how == "its server died":
+                desk.reservations.drop_all()
+            await until(lambda: desk.claim.is_free)
+            with pytest.raises(UsbipdError, match="no longer good"):
+                await desk.reservations.hand_over(result.reservation, 0)
+            desk.reservations.abandon(result.reservation)  # again: nothing happens
+
+    run(test())
+
+
+def test_a_reservation_does_not_outlive_its_worker(desk: Desk, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        async with desk.claimed():
+            result = await desk.reserve()
+            assert result.reservation is not None
+            spawner.last.die()
+            await until(lambda: len(spawner.children) == 2 and desk.claim.is_free)
+            with pytest.raises(UsbipdError, match="no longer good"):
+                await desk.reservations.hand_over(result.reservation, 0)
+            assert desk.claim.is_free
+
+    run(test())
+
+
+def test_a_device_that_is_unbound_meanwhile(desk: Desk) -> None:
+    async def test() -> None:
+        async with desk.claimed():
+            await desk.attach()
+            waiting = asyncio.create_task(desk.reserve("192.0.2.2:2"))
+            await asyncio.sleep(0)
+            await desk.claimer.release_device("1-2", timeout=5)
+            assert await waiting == ReserveResult(status=ST_NODEV)
+
+    run(test())
+
+
+def test_a_worker_that_does_not_take_its_client_is_replaced(desk: Desk, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        async with desk.claimed():
+            spawner.answers[Command.ATTACH] = UsbipdError("no", code="no")
+            with pytest.raises(UsbipdError, match="no"):
+                await desk.attach()
+            await until(lambda: len(spawner.children) == 2 and desk.claim.is_free)
+            del spawner.answers[Command.ATTACH]
+            await desk.attach()
+            assert desk.claim.state is ClaimState.ATTACHED
+
+    run(test())
+
+
+def test_a_worker_that_dies_while_it_attaches(desk: Desk, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        async with desk.claimed():
+            spawner.answers[Command.ATTACH] = "silence"
+            attaching = asyncio.create_task(desk.attach())
+            await until(lambda: Command.ATTACH in spawner.last.commands)
+            spawner.last.die()
+            with pytest.raises(IPCError, match="gone"):
+                await attaching
+            await until(lambda: len(spawner.children) == 2 and desk.claim.is_free)
+
+    run(test())

@@ -1,0 +1,222 @@
+"""Starting, reaping and ending children: real processes, which are a script that tells what it was given."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from tests.unit.extension.fakes import PATIENCE, run
+from usbipd.errors import UsbipdError
+from usbipd.extension import supervisor as module
+from usbipd.extension.supervisor import Backoff, Child, Supervisor, seal_descriptors, wait_ended
+from usbipd.ipc.channel import Event, Request
+from usbipd.ipc.messages import DetachedParameters, Message
+from usbipd.ipc.policy import Role
+
+SCRIPT = """\
+    #!{python} -I
+    import json, os, signal, socket, sys, time
+    sys.path.insert(0, {root!r})
+    from usbipd.ipc.channel import BlockingChannel
+    from usbipd.ipc.messages import DetachedParameters, EventName
+
+    found = {{
+        "arguments": sys.argv[1:],
+        "descriptors": sorted(fd for fd in range(64) if os.path.exists(f"/dev/fd/{{fd}}")),
+        "environment": dict(os.environ),
+        "input": os.readlink("/proc/self/fd/0") if os.path.exists("/proc/self/fd/0") else "/dev/null",
+        "output_is_errors": os.path.sameopenfile(1, 2),
+        "blocked": sorted(int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+    }}
+    channel = BlockingChannel(socket.socket(fileno=3), "test")
+    channel.push(EventName.DETACHED, DetachedParameters(reason=json.dumps(found)))
+    {then}
+"""
+
+WAIT_FOR_END = "channel.receive()"
+IGNORE_END = "signal.pause()"
+
+
+async def refuse(request: Request) -> Message:
+    raise UsbipdError("no")
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Make the children run the script, ending with the statement `then`, as if it were frozen."""
+
+    def write(then: str) -> None:
+        path = tmp_path / "child"
+        root = str(Path(__file__).parents[3])
+        path.write_text(dedent(SCRIPT).format(python=sys.executable, root=root, then=then))
+        path.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(path))
+        monkeypatch.setattr(sys, "frozen", True, raising=False)
+
+    return write
+
+
+async def start(supervisor: Supervisor) -> tuple[Child, dict[str, object]]:
+    """A child, and what it found."""
+    told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def listen(event: Event) -> None:
+        assert isinstance(event.parameters, DetachedParameters)
+        told.set_result(event.parameters.reason)
+
+    child = supervisor.spawn(Role.WORKER, "240-1", refuse, listen)
+    async with asyncio.timeout(PATIENCE):
+        return child, json.loads(await told)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_child_gets_its_channel_and_nothing_else(
+    script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(WAIT_FOR_END)
+    monkeypatch.setenv("SECRET", "x")
+    monkeypatch.setenv("PYTHONPATH", "/tmp")
+    monkeypatch.setenv("_PYI_ARCHIVE_FILE", "/unpacked")
+
+    async def test() -> None:
+        supervisor = Supervisor()
+        supervisor.start()
+        inherited = os.open(os.devnull, os.O_RDONLY)
+        os.set_inheritable(inherited, True)
+        seal_descriptors()
+        child, found = await start(supervisor)
+        assert found["arguments"] == ["@worker", "240-1"]
+        assert found["descriptors"] == [0, 1, 2, 3]
+        assert found["input"] == "/dev/null"
+        assert found["output_is_errors"]
+        assert found["blocked"] == [signal.SIGINT, signal.SIGTERM]
+        environment = found["environment"]
+        assert isinstance(environment, dict)
+        assert environment.keys() - {"LC_CTYPE"} == {"PATH", "LANG", "_PYI_ARCHIVE_FILE"}
+        child.channel.close()
+        assert await wait_ended(child, PATIENCE)
+        assert not is_running(child.pid)
+        os.close(inherited)
+
+    run(test())
+
+
+def test_a_child_that_dies_is_reaped_and_heard_of(
+    script: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    script("sys.exit(3)")
+
+    async def test() -> None:
+        supervisor = Supervisor()
+        supervisor.start()
+        child, _found = await start(supervisor)
+        assert await wait_ended(child, PATIENCE)
+        assert not child.channel.is_open
+        assert not is_running(child.pid)
+        supervisor.kill(child)  # the number may be another's by now: nothing happens
+
+    run(test())
+    assert "240-1 ended with exit code 3" in caplog.text
+
+
+def test_a_child_is_killed(script: Callable[[str], None], caplog: pytest.LogCaptureFixture) -> None:
+    script(IGNORE_END)
+
+    async def test() -> None:
+        supervisor = Supervisor()
+        supervisor.start()
+        child, _found = await start(supervisor)
+        assert not await wait_ended(child, 0.0)
+        supervisor.kill(child)
+        assert await wait_ended(child, PATIENCE)
+
+    run(test())
+    assert "SIGKILL" not in caplog.text, "it was us"
+
+
+def test_a_child_that_does_not_end_with_its_channel_is_killed(
+    script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(IGNORE_END)
+    monkeypatch.setattr(module, "LETTING_GO", 0.01)
+
+    async def test() -> None:
+        supervisor = Supervisor()
+        supervisor.start()
+        child, _found = await start(supervisor)
+        child.channel.close()
+        assert await wait_ended(child, PATIENCE)
+
+    run(test())
+
+
+def test_a_child_that_breaks_the_rules_is_killed(
+    script: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    script("os.write(3, bytes(100)); signal.pause()")
+
+    async def test() -> None:
+        supervisor = Supervisor()
+        supervisor.start()
+        child, _found = await start(supervisor)
+        assert await wait_ended(child, PATIENCE)
+
+    run(test())
+    assert "a frame of 0 bytes" in caplog.text
+
+
+def test_what_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/file")
+
+    async def test() -> None:
+        supervisor = Supervisor()
+        supervisor.start()
+        before = len(os.listdir("/dev/fd"))  # noqa: PTH208
+        with pytest.raises(OSError, match="No such file"):
+            supervisor.spawn(Role.SERVER, None, refuse, None)
+        assert len(os.listdir("/dev/fd")) == before  # noqa: PTH208
+
+    run(test())
+
+
+def test_sealing_leaves_the_standard_descriptors() -> None:
+    one, other = socket.socketpair()
+    os.set_inheritable(one.fileno(), True)
+    before = [os.get_inheritable(number) for number in range(3)]
+    seal_descriptors()
+    assert [os.get_inheritable(number) for number in range(3)] == before
+    assert not os.get_inheritable(one.fileno())
+    one.close()
+    other.close()
+
+
+def test_the_next_try_waits_longer_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_DELAY", 0.1)
+
+    async def test() -> None:
+        backoff = Backoff()
+        delays = [backoff.failed() for _number in range(20)]
+        for number, delay in enumerate(delays):
+            longest = min(0.1 * 2**number, module.LONGEST_DELAY)
+            assert 0.75 * longest <= delay <= longest
+        backoff.succeeded()
+        assert backoff.failed() > 20, "it has not lived for long"
+        monkeypatch.setattr(module, "WELL_AFTER", 0.0)
+        backoff.succeeded()
+        assert backoff.failed() <= 0.1
+
+    run(test())

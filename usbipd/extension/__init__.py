@@ -1,0 +1,1 @@
+"""The privileged process: decides what is shared, starts the others, keeps what is known."""

@@ -1,0 +1,136 @@
+"""The extension's side of the server: keeps one running and answers what it asks.  Runs in the extension.
+
+Attached clients do not depend on the server: when it dies, another one listens on the same addresses.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from usbipd.errors import UsbipdError
+from usbipd.extension.claim import Claim
+from usbipd.extension.reservations import Reservations
+from usbipd.extension.supervisor import Backoff, Child, Spawner, wait_ended
+from usbipd.ipc.channel import Request
+from usbipd.ipc.messages import (
+    Command,
+    DevlistResult,
+    Message,
+    ReservationParameters,
+    ReserveParameters,
+    ServeParameters,
+    ServeResult,
+)
+from usbipd.ipc.policy import Role
+
+_LOG: Final = logging.getLogger(__name__)
+
+SERVE_TIMEOUT: Final = 15.0
+"""Seconds from the start of a server until it listens."""
+
+
+class NetworkServer:
+    """One server process, started again whenever it dies."""
+
+    def __init__(
+        self,
+        spawner: Spawner,
+        parameters: ServeParameters,
+        claims: Callable[[], list[Claim]],
+        reservations: Reservations,
+    ) -> None:
+        self._spawner = spawner
+        self._parameters = parameters
+        self._claims = claims
+        self._reservations = reservations
+        self._keeper: asyncio.Task[None] | None = None
+        self.child: Child | None = None
+
+    @property
+    def listening(self) -> list[str]:
+        """Where clients connect; once it has been started, with the ports that it got."""
+        return self._parameters.listen
+
+    async def start(self) -> None:
+        """Listen.  Raises `UsbipdError` if that does not work, for instance because an address is in use."""
+        child = await self._serve()
+        self._keeper = asyncio.create_task(self._keep(child))
+
+    async def stop(self) -> None:
+        """Listen no more."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait({self._keeper})
+        if self.child is not None:
+            await self._end(self.child)
+
+    async def _serve(self) -> Child:
+        """Start a server.  Raises `UsbipdError`; none is left then."""
+        try:
+            child = self._spawner.spawn(Role.SERVER, None, self._answer, None)
+        except OSError as error:
+            raise UsbipdError(f"cannot start the server: {error}", code="spawn") from error
+        try:
+            result = await child.channel.request(
+                Command.SERVE, self._parameters, ServeResult, timeout=SERVE_TIMEOUT
+            )
+        except BaseException:
+            await self._end(child)
+            raise
+        child.user = result.user
+        self.child = child
+        # the next one takes the same ports, also where this one took free ones
+        self._parameters = msgspec.structs.replace(self._parameters, listen=result.listening)
+        _LOG.info("%s listens on %s as %s", child.label, ", ".join(result.listening), child.user)
+        return child
+
+    async def _keep(self, child: Child) -> None:
+        backoff = Backoff()
+        backoff.succeeded()
+        while True:
+            await child.ended
+            self.child = None
+            self._reservations.drop_all()
+            while True:
+                delay = backoff.failed()
+                _LOG.warning("no server: the next one comes in %.1f s", delay)
+                await asyncio.sleep(delay)
+                try:
+                    child = await self._serve()
+                except UsbipdError as error:
+                    _LOG.error("the server cannot listen: %s", error)
+                else:
+                    backoff.succeeded()
+                    break
+
+    async def _end(self, child: Child) -> None:
+        """A server holds nothing that it would have to give back."""
+        child.ending = True
+        child.channel.close()
+        self._spawner.kill(child)
+        await wait_ended(child, 1.0)
+
+    async def _answer(self, request: Request) -> Message:
+        parameters = request.parameters
+        match request.command:
+            case Command.DEVLIST:
+                devices = [claim.wire_device for claim in self._claims() if claim.wire_device is not None]
+                return DevlistResult(devices=devices)
+            case Command.RESERVE:
+                assert isinstance(parameters, ReserveParameters)
+                asking = self.child
+                result = await self._reservations.reserve(parameters)
+                if self.child is not asking and asking is not None and result.reservation is not None:
+                    self._reservations.abandon(result.reservation)  # the server died while its client waited
+                return result
+            case Command.HANDOVER:
+                assert isinstance(parameters, ReservationParameters)
+                assert request.descriptor is not None
+                return await self._reservations.hand_over(parameters.reservation, request.descriptor)
+            case Command.ABANDON:
+                assert isinstance(parameters, ReservationParameters)
+                return self._reservations.abandon(parameters.reservation)
+        raise UsbipdError(f"{request.command} is not for the server", code="not-permitted")

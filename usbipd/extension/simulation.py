@@ -1,0 +1,44 @@
+"""The simulated devices that this daemon offers.  Runs in the extension; they themselves run in workers."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from usbipd.ipc.messages import SimulatedSpec
+from usbipd.simulated import catalog
+from usbipd.simulated.device import MANUFACTURER
+from usbipd.usb.descriptors import parse_device
+from usbipd.usb.discovery import DeviceRecord
+
+BUSNUM: Final = 240
+"""The bus on which they all are: above the numbers that hosts give to their own."""
+FIRST_DEVNUM: Final = 2
+"""Linux's root hubs are 1."""
+
+
+class SimulatedBus:
+    """A source of devices: ports 1 to n of one bus, always the same."""
+
+    def __init__(self, specs: Sequence[SimulatedSpec]) -> None:
+        self._records = [_record(port, spec) for port, spec in enumerate(specs, 1)]
+
+    async def list_devices(self) -> list[DeviceRecord]:
+        return self._records
+
+
+def _record(port: int, spec: SimulatedSpec) -> DeviceRecord:
+    model = catalog.NAMES[spec.name]
+    fields = parse_device(model.device_descriptor)
+    busid = f"{BUSNUM}-{port}"
+    return DeviceRecord(
+        busid=busid,
+        busnum=BUSNUM,
+        devnum=port - 1 + FIRST_DEVNUM,
+        path=f"/simulated/{busid}",
+        vendor_id=fields["idVendor"],
+        product_id=fields["idProduct"],
+        device_class=fields["bDeviceClass"],
+        speed=model.speed,
+        manufacturer=MANUFACTURER,
+        product=model.product,
+        simulated=spec,
+    )

@@ -1,0 +1,210 @@
+"""Starts the extension's children, reaps them, ends them.  Runs in the extension.
+
+A child is this executable again with a role as its first argument: never a bare fork.  It gets /dev/null as
+stdin, our stderr as stdout and stderr, its end of a socketpair as descriptor 3, and nothing else.
+"""
+
+import asyncio
+import fcntl
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from usbipd.errors import IPCError
+from usbipd.ipc import CHANNEL_DESCRIPTOR
+from usbipd.ipc.async_channel import Channel, EventHandler, RequestHandler
+from usbipd.ipc.policy import Role
+
+_LOG: Final = logging.getLogger(__name__)
+
+_CLEAN_ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
+
+FIRST_DELAY: Final = 0.1
+LONGEST_DELAY: Final = 30.0
+WELL_AFTER: Final = 60.0
+"""Seconds that a child must have lived for its failures before to be forgotten."""
+
+
+LETTING_GO: Final = 5.0
+"""Seconds that a child has to end once its channel is closed."""
+
+
+class Backoff:
+    """How long to wait before the next try: doubled each time up to a bound, with jitter, so that many
+    children that died of one cause do not all come back at one moment."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._well_since: float | None = None
+
+    def succeeded(self) -> None:
+        """The try that began now works so far."""
+        self._well_since = asyncio.get_running_loop().time()
+
+    def failed(self) -> float:
+        """It failed, or what worked has ended: the seconds to wait now."""
+        now = asyncio.get_running_loop().time()
+        if self._well_since is not None and now - self._well_since >= WELL_AFTER:
+            self._failures = 0
+        self._well_since = None
+        delay = min(FIRST_DELAY * 2.0**self._failures, LONGEST_DELAY)
+        self._failures = min(self._failures + 1, 16)
+        return delay * random.uniform(0.75, 1.0)  # noqa: S311 - nobody gains by guessing it
+
+
+@dataclass(slots=True)
+class Child:
+    """One process of ours and the channel to it.  `ended` is done when both are over."""
+
+    role: Role
+    busid: str | None
+    pid: int
+    channel: Channel
+    ended: asyncio.Future[None] = field(repr=False)
+    ending: bool = False
+    """Whether we have asked it to end, or killed it: its end is no failure."""
+    user: str = "?"
+    """Whom it runs as; known once it has said so."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.role}[{self.pid}]" + (f" {self.busid}" if self.busid else "")
+
+
+class Spawner(Protocol):
+    """What the rest of the extension needs of the supervisor."""
+
+    def spawn(
+        self, role: Role, busid: str | None, on_request: RequestHandler, on_event: EventHandler | None
+    ) -> Child:
+        """Start a child.  Raises `OSError`."""
+
+    def kill(self, child: Child) -> None:
+        """End a child at once; `child.ended` says when."""
+
+
+class Supervisor:
+    """The extension's children."""
+
+    def __init__(self) -> None:
+        self._children: dict[int, Child] = {}
+
+    def start(self) -> None:
+        """Begin to reap; inside the running loop."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap)
+
+    def spawn(
+        self, role: Role, busid: str | None, on_request: RequestHandler, on_event: EventHandler | None
+    ) -> Child:
+        """Start `role` and return at once; the child may still fail.  Raises `OSError`."""
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            try:
+                pid = _execute(role, busid, theirs)
+            except OSError:
+                ours.close()
+                raise
+        child: Child
+
+        def closed(reason: IPCError | None) -> None:
+            if reason is not None:
+                _LOG.error("%s: %s: ended", child.label, reason)
+            # The child sees the end of its channel, gives back what it holds and ends; one that broke the
+            # rules is not trusted with that.
+            if reason is not None and reason.code != "gone":
+                self.kill(child)
+            elif child.pid in self._children:
+                loop.call_later(LETTING_GO, self.kill, child)
+            else:
+                _done(child)
+
+        channel = Channel(
+            ours, name=f"{role}[{pid}]", role=role, on_request=on_request, on_event=on_event, on_close=closed
+        )
+        child = Child(role, busid, pid, channel, loop.create_future())
+        self._children[pid] = child
+        _LOG.debug("%s started", child.label)
+        return child
+
+    def kill(self, child: Child) -> None:
+        """End `child` at once, whatever it does; `child.ended` says when."""
+        if child.pid in self._children:  # else it is reaped and the number may be another's
+            child.ending = True
+            os.kill(child.pid, signal.SIGKILL)
+
+    def _reap(self) -> None:
+        for pid, child in list(self._children.items()):
+            reaped, status = os.waitpid(pid, os.WNOHANG)
+            if reaped == 0:
+                continue
+            del self._children[pid]
+            code = os.waitstatus_to_exitcode(status)
+            if code != 0 and not child.ending:
+                how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+                _LOG.error("%s ended with %s", child.label, how)
+            else:
+                _LOG.debug("%s ended", child.label)
+            if not child.channel.is_open:
+                _done(child)
+            # else: what it said last is read first; the end of its stream closes the channel
+
+
+def _done(child: Child) -> None:
+    if not child.ended.done():
+        child.ended.set_result(None)
+
+
+async def wait_ended(child: Child, seconds: float) -> bool:
+    """Whether `child` ends within `seconds`."""
+    done, _pending = await asyncio.wait({child.ended}, timeout=seconds)
+    return bool(done)
+
+
+def seal_descriptors() -> None:
+    """Make every descriptor that we inherited close on exec, so that no child inherits it from us.
+
+    Python's own are so from the start (PEP 446).
+    """
+    for name in os.listdir("/dev/fd"):  # noqa: PTH208 - names are all we need, on Linux and macOS
+        descriptor = int(name)
+        if descriptor > 2:
+            try:
+                os.set_inheritable(descriptor, False)
+            except OSError:  # the one with which the directory was read
+                continue
+
+
+def _execute(role: Role, busid: str | None, channel: socket.socket) -> int:
+    arguments = [f"@{role}", *([busid] if busid else [])]
+    environment = dict(_CLEAN_ENVIRONMENT)
+    if getattr(sys, "frozen", False):
+        command = ["usbipd-ext", *arguments]
+        # PyInstaller's own: with these the child uses the files that this process has unpacked
+        environment |= {name: value for name, value in os.environ.items() if name.startswith("_PYI_")}
+    else:
+        command = [sys.executable, "-I", "-m", "usbipd", *arguments]
+    # Above 3, so that the dup2 below is not one onto itself, which would leave close-on-exec set.
+    above = fcntl.fcntl(channel, fcntl.F_DUPFD_CLOEXEC, CHANNEL_DESCRIPTOR + 1)
+    try:
+        return os.posix_spawn(
+            sys.executable,
+            command,
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, 2, 1),
+                (os.POSIX_SPAWN_DUP2, above, CHANNEL_DESCRIPTOR),
+            ],
+            # Ctrl-C reaches all processes of the terminal, a stopping service manager all of the service; the
+            # extension decides.  A blocked signal stays so.
+            setsigmask=[signal.SIGINT, signal.SIGTERM],
+            setsigdef=[signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD],
+        )
+    finally:
+        os.close(above)
