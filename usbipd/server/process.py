@@ -1,0 +1,82 @@
+"""The server's main: takes its orders, listens, gives up its rights, then talks to the network.
+
+It reads OP_* messages of anybody and holds nothing but listening sockets.  All that it will ever import is
+imported here, at its start: after SERVE its root directory is empty.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+from typing import Final
+
+from usbipd import log, privileges
+from usbipd.errors import IPCError, UsbipdError
+from usbipd.ipc import CHANNEL_DESCRIPTOR
+from usbipd.ipc.async_channel import Channel
+from usbipd.ipc.channel import Request
+from usbipd.ipc.messages import Message, ServeParameters, ServeResult
+from usbipd.ipc.policy import Role
+from usbipd.server.coordinator import ServerCoordinator
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+def main(arguments: list[str]) -> int:
+    """`@server`, started by the extension; ends when the extension does."""
+    log.configure("server")
+    return asyncio.run(_Server().run())
+
+
+class _Server:
+    def __init__(self) -> None:
+        self._coordinator: ServerCoordinator | None = None
+        self._ended = asyncio.Event()
+        self._exit_code = 0
+
+    async def run(self) -> int:
+        self._channel = Channel(
+            socket.socket(fileno=CHANNEL_DESCRIPTOR),
+            name="extension",
+            role=Role.EXTENSION,
+            on_request=self._answer,
+            on_close=self._closed,
+        )
+        await self._ended.wait()
+        return self._exit_code
+
+    def _closed(self, reason: IPCError | None) -> None:
+        if reason is not None:
+            _LOG.error("the extension: %s", reason)
+            self._exit_code = 1
+        self._ended.set()
+
+    async def _answer(self, request: Request) -> Message:
+        parameters = request.parameters
+        if not isinstance(parameters, ServeParameters) or self._coordinator is not None:
+            raise UsbipdError(f"{request.command} is not what a server does now", code="not-permitted")
+        log.set_level(parameters.log_level)
+        self._coordinator = ServerCoordinator(
+            self._channel,
+            max_connections=parameters.max_connections,
+            max_connections_per_address=parameters.max_connections_per_address,
+            handshake_timeout=parameters.handshake_timeout,
+        )
+        listening = self._coordinator.bind(parameters.listen)
+        if parameters.chroot is not None:
+            _enter(parameters.chroot)
+        user = privileges.drop(parameters.run_as)
+        self._coordinator.start()
+        return ServeResult(listening=listening, user=user)
+
+
+def _enter(directory: str) -> None:
+    """Make `directory` all that there is.  Raises `UsbipdError`."""
+    try:
+        os.chroot(directory)
+        os.chdir("/")
+        left = os.listdir("/")  # noqa: PTH208 - names are all we need
+    except OSError as error:
+        raise UsbipdError(f"cannot chroot to {directory}: {error.strerror}", code="chroot") from error
+    if left:
+        raise UsbipdError(f"the chroot {directory} holds {', '.join(left)}", code="chroot")
