@@ -1,0 +1,85 @@
+"""The other ends that commands talk to, scripted: an extension and a USB/IP server, each in a thread."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from usbipd.errors import IPCError, UsbipdError
+from usbipd.ipc.channel import BlockingChannel, Request
+from usbipd.ipc.messages import Message
+
+Answer = Callable[[Request], Message | UsbipdError]
+
+
+@contextmanager
+def serving(listener: socket.socket, talk: Callable[[socket.socket], None]) -> Iterator[None]:
+    """One connection to `listener` is given to `talk` in a thread; what that raises fails the test."""
+    errors: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            connection, _address = listener.accept()
+            with connection:
+                talk(connection)
+        except BaseException as error:  # told to the test below
+            errors.append(error)
+
+    thread = threading.Thread(target=serve)
+    with listener:
+        listener.settimeout(10)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
+    assert not errors
+
+
+def drain(connection: socket.socket) -> None:
+    """Read until the command has left."""
+    with contextlib.suppress(ConnectionResetError):  # it left with something unread
+        while connection.recv(4096):
+            pass
+
+
+@pytest.fixture
+def socket_path(tmp_path: Path) -> Path:
+    return tmp_path / "control.sock"
+
+
+@pytest.fixture
+def extension(socket_path: Path) -> Callable[..., object]:
+    """`with extension(answer)`: an extension on `socket_path`; `answer(request)` is what it answers.
+
+    `with extension(talk=...)` scripts the bare connection instead.
+    """
+
+    def start(answer: Answer | None = None, *, talk: Callable[[socket.socket], None] | None = None) -> object:
+        def converse(connection: socket.socket) -> None:
+            assert answer is not None
+            channel = BlockingChannel(connection, "scripted extension")
+            while (item := _receive(channel)) is not None:
+                assert isinstance(item, Request)
+                channel.respond(item, answer(item))
+
+        socket_path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(socket_path))
+        listener.listen()
+        return serving(listener, talk or converse)
+
+    return start
+
+
+def _receive(channel: BlockingChannel) -> object:
+    try:
+        return channel.receive(10)
+    except IPCError as error:
+        if error.code == "gone":
+            return None
+        raise

@@ -1,0 +1,168 @@
+"""The control connection against an extension that is scripted, absent, old or broken, over real sockets."""
+
+import os
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.conftest import drain
+from tests.unit.cli.reports import make_device
+from usbipd.cli.connection import ControlConnection
+from usbipd.errors import ExtensionUnreachableError, UsageError, UsbipdError
+from usbipd.ipc.channel import Request, encode_frame
+from usbipd.ipc.messages import (
+    IPC_VERSION,
+    BindParameters,
+    BindResult,
+    Command,
+    Hello,
+    ListResult,
+    Message,
+    Nothing,
+    encode,
+)
+
+Extension = Callable[..., AbstractContextManager[None]]
+
+
+def hello(version: int) -> bytes:
+    return encode_frame(encode(Hello(ipc_version=version, software="usbipd 9.9.9")), descriptor=False)
+
+
+def ask(path: Path, timeout: float = 10.0) -> ListResult:
+    with ControlConnection(path, timeout=timeout) as extension:
+        extension.open()
+        return extension.request(Command.LIST, Nothing(), ListResult)
+
+
+def test_several_requests_on_one_connection(extension: Extension, socket_path: Path) -> None:
+    seen: list[tuple[Command, Message]] = []
+
+    def answer(request: Request) -> Message:
+        seen.append((request.command, request.parameters))
+        if request.command is Command.BIND:
+            return BindResult(device=make_device("3-1"))
+        return ListResult(devices=[make_device("3-1")])
+
+    with extension(answer), ControlConnection(socket_path) as control:
+        control.open()
+        listed = control.request(Command.LIST, Nothing(), ListResult)
+        bound = control.request(Command.BIND, BindParameters(busid="3-1"), BindResult)
+    assert listed.devices == [bound.device]
+    assert seen == [(Command.LIST, Nothing()), (Command.BIND, BindParameters(busid="3-1"))]
+
+
+def test_the_error_of_the_extension_arrives_whole(extension: Extension, socket_path: Path) -> None:
+    error = UsbipdError("3-1 is busy", code="busy", advice="close it")
+    with extension(lambda _request: error), pytest.raises(UsbipdError) as caught:
+        ask(socket_path)
+    assert (caught.value.message, caught.value.code, caught.value.advice) == (
+        "3-1 is busy",
+        "busy",
+        "close it",
+    )
+    assert caught.value.exit_code == 1
+
+
+def refused(path: Path, code: str, timeout: float = 10.0) -> ExtensionUnreachableError:
+    with pytest.raises(ExtensionUnreachableError) as caught:
+        ask(path, timeout)
+    assert caught.value.code == code
+    assert caught.value.exit_code == 3
+    assert caught.value.advice
+    return caught.value
+
+
+def test_no_socket(socket_path: Path) -> None:
+    assert str(socket_path) in refused(socket_path, "not-running").message
+
+
+def test_a_socket_that_a_dead_extension_left(socket_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(socket_path))
+    refused(socket_path, "not-running")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_no_permission(socket_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(socket_path))
+        listener.listen()
+        for directory in (socket_path.parent, *socket_path.parent.parents):
+            if directory.owner() == "root" and directory.name.startswith("pytest"):
+                directory.chmod(0o755)
+        socket_path.chmod(0o600)
+        os.seteuid(65534)
+        try:
+            assert str(socket_path) in refused(socket_path, "no-permission").message
+        finally:
+            os.seteuid(0)
+
+
+def test_a_path_that_no_socket_can_have(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="103 bytes"):
+        ask(tmp_path / ("x" * 104))
+
+
+def test_an_extension_of_another_version(extension: Extension, socket_path: Path) -> None:
+    def talk(connection: socket.socket) -> None:
+        connection.sendall(hello(IPC_VERSION + 1))
+        drain(connection)
+
+    with extension(talk=talk):
+        error = refused(socket_path, "version")
+    assert "usbipd 9.9.9" in error.message
+
+
+def test_an_extension_of_another_version_that_has_closed_already(
+    extension: Extension, socket_path: Path
+) -> None:
+    closed = []
+
+    def talk(connection: socket.socket) -> None:
+        connection.sendall(hello(IPC_VERSION + 1))
+        connection.recv(4096)
+        closed.append(True)
+
+    with ControlConnection(socket_path, timeout=10) as control:
+        with extension(talk=talk):
+            control.open()
+        assert closed  # and only now the request is sent
+        with pytest.raises(ExtensionUnreachableError, match=r"usbipd 9\.9\.9"):
+            control.request(Command.LIST, Nothing(), ListResult)
+
+
+@pytest.mark.parametrize("said", [b"", hello(IPC_VERSION)[:7], hello(IPC_VERSION)])
+def test_an_extension_that_closes(extension: Extension, socket_path: Path, said: bytes) -> None:
+    def talk(connection: socket.socket) -> None:
+        connection.sendall(said)
+        connection.shutdown(socket.SHUT_WR)
+        drain(connection)
+
+    with extension(talk=talk):
+        refused(socket_path, "gone")
+
+
+def test_an_extension_that_says_nothing(extension: Extension, socket_path: Path) -> None:
+    with extension(talk=drain):
+        assert "0.05 s" in refused(socket_path, "timeout", timeout=0.05).message
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "bad-frame"),
+        (struct.pack(">IB", 4, 0) + b"\xc1\xc1\xc1\xc1", "bad-message"),
+    ],
+)
+def test_something_else_answers(extension: Extension, socket_path: Path, said: bytes, code: str) -> None:
+    def talk(connection: socket.socket) -> None:
+        connection.sendall(said)
+        drain(connection)
+
+    with extension(talk=talk):
+        refused(socket_path, code)

@@ -1,0 +1,120 @@
+"""The connection of a command to the extension's control socket.  Runs in the caller's process."""
+
+import os
+import socket
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+from usbipd.errors import ExtensionUnreachableError, IPCError, UsageError
+from usbipd.ipc.channel import BlockingChannel
+from usbipd.ipc.messages import Command, Message
+from usbipd.paths import MAX_SOCKET_PATH, control_socket
+
+ANSWER_TIMEOUT: Final = 30.0
+"""Seconds; a claim that has to wait for a driver to let go takes a few."""
+
+Result = TypeVar("Result", bound=Message)
+
+
+class ControlConnection:
+    """Asks the extension; connects in `open`, closes at the end of its `with` block."""
+
+    def __init__(self, path: Path | None, *, timeout: float = ANSWER_TIMEOUT) -> None:
+        """`path` is that of the control socket; None: the usual one."""
+        self.path = path or control_socket()
+        self._timeout = timeout
+        self._channel: BlockingChannel | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._channel is not None:
+            self._channel.close()
+
+    def open(self) -> None:
+        """Connect.  Raises `ExtensionUnreachableError`, with an advice for each reason."""
+        if len(os.fsencode(self.path)) > MAX_SOCKET_PATH:
+            raise UsageError(
+                f"{self.path}: longer than the {MAX_SOCKET_PATH} bytes that a Unix socket may have",
+                code="bad-path",
+                advice="choose a shorter path with --socket",
+            )
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.settimeout(self._timeout)
+            connection.connect(os.fspath(self.path))
+            self._channel = BlockingChannel(connection, f"cli {os.getpid()}")
+        except OSError as error:
+            connection.close()
+            raise self._unreachable(error) from error
+        except IPCError as error:
+            connection.close()
+            raise self._broken(error) from error
+
+    def request(self, command: Command, parameters: Message, result: type[Result]) -> Result:
+        """The extension's answer to `command`.
+
+        Raises the `UsbipdError` that it answers with, `ExtensionUnreachableError` if it gives no answer.
+        """
+        assert self._channel is not None, "open() comes first"
+        try:
+            return self._channel.request(command, parameters, result, timeout=self._timeout)
+        except IPCError as error:
+            raise self._broken(self._reason_of(error)) from error
+
+    def _reason_of(self, error: IPCError) -> IPCError:
+        """What the extension said before it closed, or `error`: a hello of another version explains a lot."""
+        if error.code == "gone" and self._channel is not None:
+            try:
+                self._channel.receive(self._timeout)
+            except IPCError as reason:
+                return reason
+        return error
+
+    def _unreachable(self, error: OSError) -> ExtensionUnreachableError:
+        if isinstance(error, FileNotFoundError | ConnectionRefusedError | NotADirectoryError):
+            return ExtensionUnreachableError(
+                f"the extension is not running: nothing answers on {self.path}",
+                code="not-running",
+                advice="start it with `sudo usbipd-ext --run`, or name its socket with --socket",
+            )
+        if isinstance(error, PermissionError):
+            return ExtensionUnreachableError(
+                f"you have no permission to use {self.path}",
+                code="no-permission",
+                advice="run the command with sudo, or as the user who started the extension",
+            )
+        return ExtensionUnreachableError(
+            f"cannot connect to the extension on {self.path}: {error.strerror or error}",
+            code="unreachable",
+            advice="is this the extension's control socket?  --socket names another one",
+        )
+
+    def _broken(self, error: IPCError) -> ExtensionUnreachableError:
+        if error.code == "version":
+            return ExtensionUnreachableError(
+                f"the extension is of another version than this command: {error.message}",
+                code="version",
+                advice="restart the extension after an update, or use the command that came with it",
+            )
+        if error.code == "timeout":
+            return ExtensionUnreachableError(
+                f"the extension did not answer within {self._timeout:g} s",
+                code="timeout",
+                advice="its log says what it waits for; if it says nothing, restart it",
+            )
+        if error.code == "gone":
+            return ExtensionUnreachableError(
+                f"the extension closed the connection before it answered ({error.message})",
+                code="gone",
+                advice="it may be stopping or starting anew: try again, then look into its log",
+            )
+        return ExtensionUnreachableError(
+            f"what answers on {self.path} is not an extension of this version: {error.message}",
+            code=error.code,
+            advice="is this the extension's control socket?  --socket names another one",
+        )

@@ -1,0 +1,149 @@
+"""`usbipd list`: the devices of this machine, or those of another one.  Runs in the caller's process."""
+
+import argparse
+
+from usbipd.cli.connection import ControlConnection
+from usbipd.cli.device import device_name, device_user, hardware_id
+from usbipd.cli.documents import ListDocument, RemoteDevice, RemoteInterface, RemoteListDocument, render
+from usbipd.cli.outcome import emit, say
+from usbipd.cli.remote import fetch_devlist
+from usbipd.cli.table import Column, format_table, terminal_width
+from usbipd.cli.usb_class import class_name, count_classes
+from usbipd.cli.verb import Verb, add_json_argument, host_and_port, seconds
+from usbipd.ipc.messages import Command, DeviceReport, ListResult, Nothing
+from usbipd.protocol.constants import Speed
+from usbipd.protocol.op import UsbDevice
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--remote",
+        metavar="HOST[:PORT]",
+        type=host_and_port,
+        help="ask this USB/IP server instead; an IPv6 address with a port is written [ADDRESS]:PORT",
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=seconds,
+        default=5.0,
+        help="how long --remote waits for the answer (default: %(default)g)",
+    )
+    add_json_argument(parser)
+
+
+def requires_extension(arguments: argparse.Namespace) -> bool:
+    return arguments.remote is None
+
+
+def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
+    if arguments.remote is not None:
+        list_remote(*arguments.remote, timeout=arguments.timeout, as_json=arguments.json)
+    else:
+        list_local(extension, as_json=arguments.json)
+    return 0
+
+
+def list_local(extension: ControlConnection, *, as_json: bool) -> None:
+    devices = extension.request(Command.LIST, Nothing(), ListResult).devices
+    if as_json:
+        emit(render(ListDocument(devices=devices)))
+    elif devices:
+        emit(format_local(devices, terminal_width()))
+    else:
+        say("No USB device that could be shared is plugged in.")
+
+
+def format_local(devices: list[DeviceReport], width: int) -> str:
+    """The table of `usbipd list`."""
+    columns = (
+        Column("BUSID"),
+        Column("VID:PID"),
+        Column("STATE"),
+        Column("DEVICE", minimum=12),
+        Column("USED BY", minimum=10),
+    )
+    rows = [
+        (
+            device.busid,
+            hardware_id(device.vendor_id, device.product_id),
+            device.state.value,
+            device_name(device),
+            device_user(device),
+        )
+        for device in devices
+    ]
+    return format_table(columns, rows, width)
+
+
+def list_remote(host: str, port: int, *, timeout: float, as_json: bool) -> None:
+    devices = [_remote_device(device) for device in fetch_devlist(host, port, timeout)]
+    if as_json:
+        emit(render(RemoteListDocument(host=host, port=port, devices=devices)))
+    elif devices:
+        emit(format_remote(devices, terminal_width()))
+    else:
+        say(f"{host} shares no device with us.")
+
+
+def format_remote(devices: list[RemoteDevice], width: int) -> str:
+    """The table of `usbipd list --remote`."""
+    columns = (
+        Column("BUSID"),
+        Column("VID:PID"),
+        Column("SPEED"),
+        Column("CLASS", minimum=8),
+        Column("INTERFACES", minimum=10),
+    )
+    rows = [
+        (
+            device.busid,
+            hardware_id(device.vendor_id, device.product_id),
+            device.speed,
+            class_name(device.device_class),
+            count_classes(interface.interface_class for interface in device.interfaces),
+        )
+        for device in devices
+    ]
+    return format_table(columns, rows, width)
+
+
+def _remote_device(device: UsbDevice) -> RemoteDevice:
+    return RemoteDevice(
+        busid=device.busid,
+        path=device.path,
+        vendor_id=device.idVendor,
+        product_id=device.idProduct,
+        device_version=device.bcdDevice,
+        speed=_speed_label(device.speed),
+        device_class=device.bDeviceClass,
+        device_subclass=device.bDeviceSubClass,
+        device_protocol=device.bDeviceProtocol,
+        configuration=device.bConfigurationValue,
+        configurations=device.bNumConfigurations,
+        interfaces=[
+            RemoteInterface(
+                interface_class=interface.bInterfaceClass,
+                interface_subclass=interface.bInterfaceSubClass,
+                interface_protocol=interface.bInterfaceProtocol,
+            )
+            for interface in device.interfaces
+        ],
+    )
+
+
+def _speed_label(speed: int) -> str:
+    """The word for a speed as it travels; other servers also send those that this one never does."""
+    try:
+        return Speed(speed).label
+    except ValueError:
+        return {4: "wireless", 6: "super plus"}.get(speed, "unknown")  # include/uapi/linux/usb/ch9.h
+
+
+VERB = Verb(
+    name="list",
+    summary="show the USB devices of this machine, or those that another one shares",
+    add_arguments=add_arguments,
+    requires_extension=requires_extension,
+    run=run,
+)

@@ -1,0 +1,65 @@
+"""How a command ends: its output, its error and its exit code.  Runs in the caller's process.
+
+Data goes to stdout and talk to stderr.  An error is two lines, what is wrong and what to try; under `--json`
+stdout gets it as a document too.  Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no extension answers; 130
+interrupted and 141 nobody reads our output any more, which is what a shell says of SIGINT and SIGPIPE.
+"""
+
+import contextlib
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from usbipd.errors import UsbipdError
+
+
+def emit(text: str) -> None:
+    """Write data to stdout, all of it and now."""
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
+        # The interpreter flushes stdout once more at its end, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if isinstance(error, BrokenPipeError):
+            sys.exit(128 + signal.SIGPIPE)
+        raise UsbipdError(f"cannot write the output: {error.strerror}", code="output") from error
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal something; lost when nobody listens."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def conclude(program: str, argv: Sequence[str], command: Callable[[], int]) -> int:
+    """Run `command` to its exit code, reporting a `UsbipdError` in the name of `program`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        try:
+            code = command()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+        emit("")  # argparse leaves what it printed for --help and --version in the buffer
+        return code
+    except UsbipdError as error:
+        report(program, error, as_json="--json" in argv)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def report(program: str, error: UsbipdError, *, as_json: bool) -> None:
+    """Print `error` for people, and under `--json` for programs."""
+    say(f"{program}: {error.message}")
+    if error.advice is not None:
+        say(f"hint: {error.advice}")
+    if as_json:
+        # Imported here: an error of usage needs no messages.
+        from usbipd.cli.documents import error_document, render
+
+        with contextlib.suppress(UsbipdError):
+            emit(render(error_document(error)))
