@@ -1,0 +1,160 @@
+"""A whole daemon under test: started, watched and stopped as a user would."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import IO, Any, Final, cast
+
+from tests.client import Client
+from usbipd.config import parse_listen
+from usbipd.simulated import catalog
+
+SIMULATE: Final = "mass-storage,keyboard,serial,loopback,audio"
+PATIENCE: Final = 20.0
+"""Seconds that anything may take on a slow machine before a test fails."""
+
+# The front door under the name of usbipd-ext, as its console script opens it.
+_COMMAND: Final = [
+    sys.executable,
+    "-c",
+    "import sys; sys.argv[0] = 'usbipd-ext'; from usbipd.__main__ import main; sys.exit(main())",
+]
+
+
+class Lines:
+    """What a process prints, line by line, as it comes."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._lines: list[str] = []
+        self._ended = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        for line in self._stream:
+            with self._changed:
+                self._lines.append(line.rstrip("\n"))
+                self._changed.notify_all()
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def position(self) -> int:
+        """Where the next line will be, for `wait_for(..., since)`."""
+        with self._changed:
+            return len(self._lines)
+
+    def wait_for(self, text: str, since: int = 0) -> str:
+        """The first line from `since` on that has `text` in it; waits for it to come."""
+
+        def found() -> str | None:
+            return next((line for line in self._lines[since:] if text in line), None)
+
+        with self._changed:
+            self._changed.wait_for(lambda: found() or self._ended, PATIENCE)
+            line = found()
+            if line is None:
+                raise AssertionError(f"no line with {text!r} in:\n" + "\n".join(self._lines[since:]))
+            return line
+
+    def close(self) -> str:
+        """All of it, once the process has ended."""
+        self._thread.join(PATIENCE)
+        self._stream.close()
+        return "\n".join(self._lines)
+
+
+class Daemon:
+    """`usbipd-ext --run` in a directory of its own, on a free port of 127.0.0.1."""
+
+    def __init__(self, directory: Path, simulate: str = SIMULATE, config: str = "") -> None:
+        """`config` is the text of its usbipd.toml."""
+        self.directory = directory
+        self.socket = directory / "control.sock"
+        file = directory / "usbipd.toml"
+        file.write_text(config)
+        self.devices = len(catalog.parse_simulate(simulate))
+        arguments = ["--run", "--listen", "127.0.0.1:0", "--simulate", simulate]
+        arguments += ["--socket", str(self.socket), "--config", str(file)]
+        self.process = subprocess.Popen(
+            _COMMAND + arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.output = Lines(cast(IO[str], self.process.stdout))
+        self.log = Lines(cast(IO[str], self.process.stderr))
+        try:
+            # The announcement comes in one piece when all devices are claimed.
+            announced = self.output.wait_for(" listens on ")
+        except AssertionError as error:
+            self.process.kill()
+            raise AssertionError(f"the daemon does not start:\n{self.log.close()}") from error
+        self.host, self.port = parse_listen(announced.split(" listens on ")[1].rstrip("."))
+
+    def busid(self, name: str, instance: int = 0) -> str:
+        """The busid of a simulated device, the first of its kind or the `instance`th after it."""
+        product = int.from_bytes(catalog.NAMES[name].device_descriptor[10:12], "little")
+        devices = [device for device in Client(self.host, self.port).devlist() if device.idProduct == product]
+        return devices[instance].busid
+
+    def status(self) -> dict[str, Any]:
+        """What `usbipd-ext --status --json` says."""
+        answer = subprocess.run(
+            [*_COMMAND, "--status", "--json", "--socket", str(self.socket)],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert answer.returncode == 0, answer.stderr
+        status: dict[str, Any] = json.loads(answer.stdout)["status"]
+        return status
+
+    def device(self, busid: str) -> dict[str, Any]:
+        """What the status says of one device."""
+        [device] = [device for device in self.status()["devices"] if device["busid"] == busid]
+        return cast(dict[str, Any], device)
+
+    def wait_for_state(self, busid: str, state: str) -> dict[str, Any]:
+        """The status of a device once it is in this state; asks until it is."""
+        deadline = time.monotonic() + PATIENCE
+        while (device := self.device(busid))["state"] != state:
+            assert time.monotonic() < deadline, f"{busid} does not become {state}: {device}"
+        return device
+
+    def worker_pid(self, busid: str) -> int:
+        """The process that holds this device."""
+        return int(self.device(busid)["worker_pid"])
+
+    def stop(self) -> None:
+        """Ctrl-C: the daemon must end with exit code 0 and leave nothing behind."""
+        pids = [process["pid"] for process in self.status()["processes"]]
+        assert len(pids) == 2 + self.devices
+        self.process.send_signal(signal.SIGINT)
+        code = self.process.wait(PATIENCE)
+        self.output.close()
+        log = self.log.close()
+        assert code == 0, log
+        assert "Traceback" not in log
+        assert "never awaited" not in log
+        left = _running(pids)
+        assert not left, f"processes {left} are left:\n{log}"
+        assert [path.name for path in self.directory.iterdir()] == ["usbipd.toml"], log
+
+    def kill(self) -> None:
+        """The end that always works; the children see that they are alone and end too."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.wait(PATIENCE)
+
+
+def _running(pids: list[int]) -> list[str]:
+    """Those of `pids` that run, as ps shows them; not those that ended and wait for init to notice."""
+    command = ["ps", "-o", "stat=,pid=,args=", "-p", ",".join(map(str, pids))]
+    lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    return [line for line in lines if not line.startswith("Z")]
