@@ -1,0 +1,64 @@
+# usbipd: build, run, test.  `make` alone lists the targets.
+#
+# Everything that Python needs lives in .venv; a stamp there tells what is up to date.
+
+SHELL := /bin/sh
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SOURCES := $(wildcard cython/*) setup.py pyproject.toml usbipd/__init__.py
+
+# What `make run` shares and where.
+SIMULATE ?= mass-storage,keyboard,serial,loopback
+LISTEN ?= 127.0.0.1:3240
+
+.PHONY: help deps venv build run demo test e2e-deps e2e lint clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+deps:  ## install what the build needs from the system (apt-get or Homebrew), if it is missing
+	@packaging/install-deps $(PYTHON) build
+
+venv: $(BIN)/python  ## make the virtual environment .venv
+
+$(BIN)/python:
+	@$(MAKE) --no-print-directory deps
+	$(PYTHON) -m venv $(VENV)
+
+build: $(INSTALLED)  ## compile the Cython modules and install into .venv, editable
+
+$(INSTALLED): $(SOURCES) | $(BIN)/python
+	@$(MAKE) --no-print-directory deps
+	$(BIN)/pip install --quiet --disable-pip-version-check 'setuptools>=77' 'cython>=3.1'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+run: build  ## run the daemon in the foreground with simulated devices, Ctrl-C ends it
+	@exec $(BIN)/python packaging/foreground.py \
+	    $(BIN)/usbipd-ext --run --listen $(LISTEN) --simulate $(SIMULATE)
+
+demo: build  ## the whole chain once: start, list, import, read, write, status, stop
+	@exec $(BIN)/python tests/demo.py
+
+test: build  ## unit and integration tests
+	$(BIN)/python -m pytest tests/unit tests/integration
+
+e2e-deps:  ## install what the tests in a virtual machine need, if it is missing
+	@packaging/install-deps $(PYTHON) e2e
+
+e2e: build e2e-deps  ## a real kernel in a virtual machine uses what usbipd shares
+	$(BIN)/python -m pytest tests/e2e
+
+lint: export PATH := $(CURDIR)/$(BIN):$(PATH)
+lint: build  ## ruff, mypy --strict, cython-lint, shellcheck
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/cython-lint cython
+	$(BIN)/shellcheck packaging/install-deps .ci/run $(wildcard tests/e2e/*.sh tests/e2e/*/*.sh)
+
+clean:  ## remove everything that was made here, .venv too
+	rm -rf $(VENV) build dist *.egg-info usbipd/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find usbipd tests -name __pycache__ -prune -exec rm -rf {} +

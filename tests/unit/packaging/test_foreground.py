@@ -1,0 +1,75 @@
+"""packaging/foreground.py under make: Ctrl-C ends the command, and make with status 0."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOREGROUND = Path(__file__).parents[3] / "packaging" / "foreground.py"
+
+COMMAND = """
+import signal, sys
+signal.signal(signal.{signal}, lambda *_: sys.exit({code}))
+print("up", flush=True)
+signal.pause()
+"""
+
+
+def script(directory: Path, name: str, code: int) -> list[str]:
+    path = directory / "command.py"
+    path.write_text(COMMAND.format(signal=name, code=code))
+    return [sys.executable, str(FOREGROUND), sys.executable, str(path)]
+
+
+def read_until(descriptor: int, end: bytes | None) -> bytes:
+    """What is written to a terminal, until it has said `end`, or until nobody has it open any more."""
+    text = b""
+    while end is None or end not in text:
+        try:
+            data = os.read(descriptor, 4096)
+        except OSError:  # Linux says EIO where others say end of file
+            data = b""
+        if not data:
+            assert end is None, text
+            break
+        text += data
+    return text
+
+
+@pytest.mark.parametrize(("code", "status"), [(0, 0), (3, 2)])
+def test_ctrl_c_on_a_terminal(tmp_path: Path, code: int, status: int) -> None:
+    recipe = " ".join(script(tmp_path, "SIGINT", code))
+    (tmp_path / "Makefile").write_text(f"run:\n\t@exec {recipe}\n")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.execvp("make", ["make", "run"])
+    try:
+        read_until(terminal, b"up")
+        os.write(terminal, b"\x03")
+        said = read_until(terminal, None)
+    finally:
+        os.close(terminal)
+        _pid, ended = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(ended) == status
+    assert (b"***" in said) == (status != 0)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_signals_go_on_to_the_command(tmp_path: Path, name: str) -> None:
+    with subprocess.Popen(
+        script(tmp_path, name, 7), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.send_signal(getattr(signal, name))
+        assert process.wait(10) == 7
+
+
+def test_a_command_that_a_signal_kills(tmp_path: Path) -> None:
+    command = [sys.executable, str(FOREGROUND), "/bin/sh", "-c", "kill -TERM $$"]
+    assert subprocess.run(command, check=False).returncode == 128 + signal.SIGTERM
