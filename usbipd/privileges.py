@@ -110,6 +110,14 @@ def find_run_as(configured: str | None) -> RunAs | None:
     return RunAs(user=user.pw_name, uid=user.pw_uid, gid=user.pw_gid)
 
 
+def worker_run_as(run_as: RunAs | None) -> RunAs | None:
+    """Whom a worker becomes once it has its device.
+
+    On macOS it stays what it is: resetting a captured device takes root (darwin_usb.c).
+    """
+    return None if sys.platform == "darwin" else run_as
+
+
 def drop(run_as: RunAs | None) -> str:
     """Become `run_as` for good (None: there is nothing to drop).  Returns the name of the user that we are.
 

@@ -19,7 +19,7 @@ PATIENCE: Final = 20.0
 """Seconds that anything may take on a slow machine before a test fails."""
 
 # The front door under the name of usbipd-ext, as its console script opens it.
-_COMMAND: Final = [
+COMMAND: Final = [
     sys.executable,
     "-c",
     "import sys; sys.argv[0] = 'usbipd-ext'; from usbipd.__main__ import main; sys.exit(main())",
@@ -84,7 +84,7 @@ class Daemon:
         arguments = ["--run", "--listen", "127.0.0.1:0", "--simulate", simulate]
         arguments += ["--socket", str(self.socket), "--config", str(file)]
         self.process = subprocess.Popen(
-            _COMMAND + arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            COMMAND + arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         self.output = Lines(cast(IO[str], self.process.stdout))
         self.log = Lines(cast(IO[str], self.process.stderr))
@@ -105,7 +105,7 @@ class Daemon:
     def status(self) -> dict[str, Any]:
         """What `usbipd-ext --status --json` says."""
         answer = subprocess.run(
-            [*_COMMAND, "--status", "--json", "--socket", str(self.socket)],
+            [*COMMAND, "--status", "--json", "--socket", str(self.socket)],
             capture_output=True,
             text=True,
             timeout=PATIENCE,

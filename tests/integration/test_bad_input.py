@@ -369,9 +369,7 @@ def test_iso_packets_outside_of_the_buffer(attach: Attach) -> None:
         seqnum = session.next_seqnum()
         length = 384
         session.send(
-            Submit(
-                seqnum, session.device.devid, 1, AUDIO_IN & 0x0F, 0x200, length, 0, len(iso), 1, iso=iso
-            )
+            Submit(seqnum, session.device.devid, 1, AUDIO_IN & 0x0F, 0x200, length, 0, len(iso), 1, iso=iso)
         )
         reply = session.wait_submit(seqnum)
         assert (reply.status, reply.actual_length) == (-LINUX_EINVAL, 0)

@@ -15,6 +15,7 @@ from usbipd.protocol.constants import (
     OP_DEVICE_SIZE,
     URB_SHORT_NOT_OK,
     URB_ZERO_PACKET,
+    USB_CONFIG_ATT_ONE,
     USB_DT_CONFIG,
     USB_DT_DEVICE,
     USB_DT_STRING,
@@ -117,12 +118,14 @@ def test_of_two_identical_devices_each_is_itself(start_daemon: StartDaemon) -> N
 
 
 @pytest.mark.rule("setup-little-endian")
+@pytest.mark.rule("remote-wakeup")
 def test_descriptors_are_those_of_the_device(attach: Attach) -> None:
     for name, model in catalog.NAMES.items():
         with attach(name) as session:
             assert get_descriptor(session, USB_DT_DEVICE) == model.device_descriptor
             raw = get_descriptor(session, USB_DT_CONFIG, length=len(model.configurations[0]))
             assert raw[:7] == model.configurations[0][:7]
+            assert raw[7] == USB_CONFIG_ATT_ONE
             assert raw[8:] == model.configurations[0][8:]
             assert get_descriptor(session, USB_DT_CONFIG, length=9) == raw[:9]
 

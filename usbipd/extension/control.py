@@ -81,9 +81,7 @@ class IPCHandler:
     def authenticate_client(self, connection: socket.socket) -> tuple[privileges.Peer, Role]:
         """Who connected, as the kernel says it.  Raises `OSError` if that one is gone."""
         peer = privileges.peer_of(connection)
-        role = role_of(
-            peer, owner=os.geteuid(), admin_group=privileges.admin_group(), run_as=self._run_as
-        )
+        role = role_of(peer, owner=os.geteuid(), admin_group=privileges.admin_group(), run_as=self._run_as)
         return peer, role
 
     def _accept(self) -> None:

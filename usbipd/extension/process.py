@@ -65,7 +65,7 @@ class Extension:
             sources,
             self._supervisor,
             Ownership(),
-            run_as=run_as,
+            run_as=privileges.worker_run_as(run_as),
             transfer_budget=config.limits.transfer_budget,
             log_level=config.log_level,
         )

@@ -134,6 +134,7 @@ USB_DT_INTERFACE_SIZE: Final = 9  # USB 2.0, table 9-12
 USB_DT_ENDPOINT_SIZE: Final = 7  # USB 2.0, table 9-13
 
 USB_CONFIG_ATT_ONE: Final = 0x80  # USB 2.0, table 9-10, bmAttributes: reserved, always one
+USB_CONFIG_ATT_WAKEUP: Final = 0x20  # USB 2.0, table 9-10, bmAttributes: remote wake-up
 
 USB_ENDPOINT_NUMBER_MASK: Final = 0x0F  # USB 2.0, table 9-13, bEndpointAddress
 USB_ENDPOINT_XFER_ISOC: Final = 1  # USB 2.0, table 9-13

@@ -9,6 +9,7 @@ from typing import Final
 
 from usbipd.protocol.constants import (
     USB_CONFIG_ATT_ONE,
+    USB_CONFIG_ATT_WAKEUP,
     USB_DT_CONFIG,
     USB_DT_CONFIG_SIZE,
     USB_DT_DEVICE,
@@ -104,7 +105,7 @@ def endpoint_descriptor(
     )
 
 
-def configuration_descriptor(*parts: bytes) -> bytes:
+def configuration_descriptor(*parts: bytes, remote_wakeup: bool = False) -> bytes:
     """Configuration 1 of a bus-powered device; `parts` are its interfaces with all that belongs to them."""
     numbers = {part[2] for part in parts if part[1] == USB_DT_INTERFACE}
     body = b"".join(parts)
@@ -117,7 +118,7 @@ def configuration_descriptor(*parts: bytes) -> bytes:
             len(numbers),
             1,
             0,
-            USB_CONFIG_ATT_ONE,
+            USB_CONFIG_ATT_ONE | (USB_CONFIG_ATT_WAKEUP if remote_wakeup else 0),
             _MAX_POWER,
         )
         + body

@@ -101,6 +101,7 @@ class Keyboard(SimulatedDevice):
             interface_descriptor(0, 1, USB_CLASS_HID, _SUBCLASS_BOOT, _PROTOCOL_KEYBOARD),
             _HID_DESCRIPTOR,
             endpoint_descriptor(INTERRUPT_IN, USB_ENDPOINT_XFER_INT, 8, 10),
+            remote_wakeup=True,  # as keyboards have it; clients are not shown it
         ),
     )
 

@@ -19,9 +19,7 @@ USBFS: Final = "usbfs"  # the driver of an interface that a program has claimed:
 class Ownership:
     """What sysfs says about the devices of one host."""
 
-    def __init__(
-        self, sysfs: Path = Path("/sys"), mount_table: Path = Path("/proc/self/mountinfo")
-    ) -> None:
+    def __init__(self, sysfs: Path = Path("/sys"), mount_table: Path = Path("/proc/self/mountinfo")) -> None:
         self._bus = sysfs / "bus/usb"
         self._block_devices = sysfs / "class/block"
         self._mount_table = mount_table

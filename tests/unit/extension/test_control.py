@@ -64,7 +64,7 @@ class Daemon:
             chroot=None,
             log_level="info",
         )
-        self.network = NetworkServer(spawner, orders, lambda: [], Reservations(self.manager.claims, 1.0))
+        self.network = NetworkServer(spawner, orders, list, Reservations(self.manager.claims, 1.0))
         self.monitor = StatusMonitor(self.manager, self.network, ErrorCounter())
         self.handler = self.new_handler()
 

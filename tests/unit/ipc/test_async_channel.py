@@ -286,9 +286,7 @@ def test_a_person_who_may_not_gets_an_answer() -> None:
         one, other = socket.socketpair()
         asking, extension = End(one, Role.EXTENSION), End(other, Role.USER)
         with pytest.raises(UsbipdError, match="you may not bind") as caught:
-            await asking.channel.request(
-                Command.BIND, BindParameters(busid="1-1"), Nothing, timeout=PATIENCE
-            )
+            await asking.channel.request(Command.BIND, BindParameters(busid="1-1"), Nothing, timeout=PATIENCE)
         assert caught.value.code == "not-permitted"
         assert extension.channel.is_open
         asking.channel.close()

@@ -87,9 +87,7 @@ def test_a_descriptor_arrives_closed_on_exec(pair: tuple[BlockingChannel, Blocki
     one, other = pair
     read_end, write_end = os.pipe()
     with pytest.raises(IPCError, match="no answer in time") as caught:
-        one.request(
-            Command.ATTACH, AttachParameters(client="c"), Nothing, timeout=0.01, descriptor=write_end
-        )
+        one.request(Command.ATTACH, AttachParameters(client="c"), Nothing, timeout=0.01, descriptor=write_end)
     assert caught.value.code == "timeout"
     os.close(write_end)
     request = other.receive()

@@ -1,4 +1,4 @@
-"""The Cython codec against the golden vectors: what enters the pump reaches the device, and the answer is right."""
+"""The Cython codec against the golden vectors: what enters reaches the device, and the answer is right."""
 
 import pytest
 

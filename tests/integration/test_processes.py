@@ -1,0 +1,246 @@
+"""The processes of a whole daemon: what each is and holds, and what happens when one of them is killed."""
+
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.client import Client, ClosedError, Session
+from tests.integration.conftest import ECHO_IN, ECHO_OUT, StartDaemon
+from tests.integration.daemon import COMMAND, PATIENCE, Daemon
+
+on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to drop")
+
+
+def processes(daemon: Daemon, role: str) -> list[dict[str, Any]]:
+    return [process for process in daemon.status()["processes"] if process["role"] == role]
+
+
+def pid_of(daemon: Daemon, role: str) -> int:
+    [process] = processes(daemon, role)
+    return int(process["pid"])
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Ask until it holds; asking takes long enough not to be a busy loop."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+
+
+def has_ended(pid: int) -> bool:
+    """Whether the process is no more, or only waits for init to notice that."""
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def descriptors(pid: int) -> dict[int, str]:
+    """What each descriptor of a process is, such as `socket`, `pipe` or a path."""
+    found = {}
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        target = str(link.readlink())
+        found[int(link.name)] = target if target.startswith("/") else target.partition(":[")[0]
+    return found
+
+
+def field(pid: int, name: str) -> list[str]:
+    """A line of /proc/PID/status."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(line.split()[1:] for line in lines if line.startswith(f"{name}:"))
+
+
+def echo(session: Session, text: bytes) -> None:
+    assert session.bulk_out(ECHO_OUT, text) == len(text)
+    assert session.bulk_in(ECHO_IN, 512) == text
+
+
+@on_linux
+def test_every_process_holds_what_it_needs_and_nothing_else(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon("serial,loopback")
+    session = Client(daemon.host, daemon.port).import_device(daemon.busid("serial"))
+    [server] = processes(daemon, "server")
+    workers = {process["busid"]: descriptors(process["pid"]) for process in processes(daemon, "worker")}
+    held = descriptors(server["pid"])
+    standard = {0: os.devnull, 1: "pipe", 2: "pipe", 3: "socket"}
+    for each in (held, *workers.values()):
+        assert {number: each[number] for number in range(4)} == standard
+    # asyncio's epoll and the socketpair that wakes it, and one listening socket
+    others = sorted(held[number] for number in held if number > 3)
+    assert others == ["anon_inode:[eventpoll]", "socket", "socket", "socket"]
+    idle = workers[daemon.busid("loopback")]
+    attached = workers[daemon.busid("serial")]
+    assert sum(target == "socket" for target in idle.values()) == 1
+    assert sum(target == "socket" for target in attached.values()) == 2, "its channel and its client"
+    for each in workers.values():
+        assert os.devnull not in {target for number, target in each.items() if number > 0}
+    session.close()
+
+
+@on_linux
+@as_root
+def test_server_and_workers_have_no_rights(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon("loopback")
+    for role in ("server", "worker"):
+        [process] = processes(daemon, role)
+        user = pwd.getpwnam(process["user"])
+        assert user.pw_uid != 0
+        pid = process["pid"]
+        assert set(field(pid, "Uid")) == {str(user.pw_uid)}
+        assert set(field(pid, "Gid")) == {str(user.pw_gid)}
+        assert field(pid, "Groups") == []
+        assert {int(field(pid, name)[0], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {0}
+        assert field(pid, "NoNewPrivs") == ["1"]
+    server_root = Path(f"/proc/{pid_of(daemon, 'server')}/root")
+    assert list(server_root.iterdir()) == []
+    [extension] = processes(daemon, "extension")
+    assert extension["user"] == "root"
+
+
+@on_linux
+def test_the_environment_of_children_is_clean(
+    start_daemon: StartDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "x")
+    daemon = start_daemon("loopback")
+    for role in ("server", "worker"):
+        content = Path(f"/proc/{pid_of(daemon, role)}/environ").read_bytes()
+        names = {entry.partition(b"=")[0] for entry in content.split(b"\0") if entry}
+        assert names == {b"PATH", b"LANG"}
+
+
+def test_a_killed_server_is_replaced_and_attached_clients_do_not_notice(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon("serial,loopback")
+    client = Client(daemon.host, daemon.port)
+    with client.import_device(daemon.busid("serial")) as session:
+        echo(session, b"before")
+        old = pid_of(daemon, "server")
+        os.kill(old, signal.SIGKILL)
+        echo(session, b"meanwhile")
+        daemon.log.wait_for(f"server[{old}] ended with signal SIGKILL")
+        until(lambda: [process["pid"] for process in processes(daemon, "server")] not in ([], [old]))
+        echo(session, b"after")
+        assert len(client.devlist()) == 2, "on the same port"
+        with client.import_device(daemon.busid("loopback")):
+            pass
+
+
+def test_a_killed_worker_closes_its_connection_and_its_device_is_claimed_again(
+    start_daemon: StartDaemon,
+) -> None:
+    daemon = start_daemon("serial,serial")
+    client = Client(daemon.host, daemon.port)
+    busid, other = daemon.busid("serial"), daemon.busid("serial", 1)
+    with client.import_device(busid) as session, client.import_device(other) as bystander:
+        echo(session, b"before")
+        old = daemon.worker_pid(busid)
+        os.kill(old, signal.SIGKILL)
+        with pytest.raises(ClosedError):
+            session.bulk_in(ECHO_IN, 512)
+        with client.import_device(busid) as again:
+            echo(again, b"after")
+            assert daemon.worker_pid(busid) != old
+        echo(bystander, b"undisturbed")
+
+
+@on_linux
+def test_children_of_a_killed_extension_end(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, "serial,loopback")
+    client = Client(daemon.host, daemon.port)
+    children = [process["pid"] for process in daemon.status()["processes"] if process["role"] != "extension"]
+    assert len(children) == 3
+    with client.import_device(daemon.busid("serial")) as session:
+        daemon.process.kill()
+        with pytest.raises(ClosedError):
+            session.bulk_in(ECHO_IN, 512)
+    until(lambda: all(has_ended(pid) for pid in children))
+    daemon.kill()
+    successor = Daemon(tmp_path, "serial,loopback")  # on the same control socket
+    successor.stop()
+
+
+def test_the_end_takes_less_than_two_seconds(tmp_path: Path) -> None:
+    """With clients attached that have URBs in flight, and one that has said nothing."""
+    daemon = Daemon(tmp_path, "serial,serial,loopback,keyboard,audio,mass-storage")
+    client = Client(daemon.host, daemon.port)
+    idle = client.connect()
+    sessions = [client.import_device(daemon.busid("serial", instance)) for instance in range(2)]
+    for session in sessions:
+        session.submit(ECHO_IN, length=512)
+    start = time.monotonic()
+    daemon.stop()
+    assert time.monotonic() - start < 2.0
+    for session in sessions:
+        with pytest.raises(ClosedError):
+            session.bulk_in(ECHO_IN, 512)
+        session.close()
+    idle.close()
+
+
+def test_ctrl_c_reaches_all_and_ends_in_order(start_daemon: StartDaemon) -> None:
+    """A terminal sends SIGINT to the whole group; the children leave it to the extension."""
+    daemon = start_daemon("serial,loopback")
+    for process in daemon.status()["processes"]:
+        if process["role"] != "extension":
+            os.kill(process["pid"], signal.SIGINT)
+    with Client(daemon.host, daemon.port).import_device(daemon.busid("serial")) as session:
+        echo(session, b"nothing happened")
+
+
+def start_second(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Another extension, which cannot start."""
+    return subprocess.run(
+        [*COMMAND, "--run", "--simulate", "loopback", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def test_a_second_extension_says_why_it_does_not_start(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon("loopback")
+    done = start_second("--listen", "127.0.0.1:0", "--socket", str(daemon.socket))
+    assert done.returncode == 1
+    assert "an extension is running already" in done.stderr
+    assert len(Client(daemon.host, daemon.port).devlist()) == 1
+
+
+def test_a_port_in_use_is_one_line_and_leaves_nothing(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    daemon = start_daemon("loopback")
+    path = tmp_path / "second" / "control.sock"
+    done = start_second("--listen", f"{daemon.host}:{daemon.port}", "--socket", str(path))
+    assert done.returncode == 1
+    assert f"cannot listen on {daemon.host}:{daemon.port}: another program does" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not path.parent.exists()
+
+
+def test_descriptors_do_not_grow(start_daemon: StartDaemon) -> None:
+    """Attaching and leaving 50 times costs no process a descriptor."""
+    daemon = start_daemon("serial")
+    client = Client(daemon.host, daemon.port)
+
+    def held() -> dict[int, int]:
+        return {
+            process["pid"]: len(list(Path(f"/proc/{process['pid']}/fd").iterdir()))
+            for process in daemon.status()["processes"]
+        }
+
+    busid = daemon.busid("serial")
+    client.import_device(busid).close()
+    daemon.wait_for_state(busid, "shared")
+    before = held()
+    for _turn in range(50):
+        client.import_device(busid).close()
+    daemon.wait_for_state(busid, "shared")
+    until(lambda: held() == before)
