@@ -83,6 +83,7 @@ cdef bint read_submit(Core *core, const uint8_t *header) noexcept nogil:
     if urb == NULL:
         return False
     urb.state = URB_RECEIVING
+    urb.backend = core.backend
     urb.seqnum = seqnum
     urb.endpoint = <uint8_t>(ep | (DIRECTION_IN if is_in else 0))
     urb.wire_in = is_in

@@ -34,7 +34,7 @@ from usbipd.worker.report import COUNTER_PAGE_SIZE
 
 _LOG: Final = logging.getLogger(__name__)
 
-CLAIM_TIMEOUT: Final = 15.0
+CLAIM_TIMEOUT: Final = 60.0
 """Seconds from the start of a worker to its claim: drivers may take long to let go of a device."""
 END_TIMEOUT: Final = 1.0
 """Seconds that a worker has to end once it said that it is done."""
@@ -180,7 +180,7 @@ class DeviceClaimer:
                         first.set_result(device)
                     backoff.succeeded()
                     assert claim.worker is not None
-                    await claim.worker.ended
+                    await claim.worker.ended.wait()
                     claim.lost()
                 delay = backoff.failed()
                 _LOG.warning("%s has no worker: the next try comes in %.1f s", busid, delay)
@@ -213,7 +213,7 @@ class DeviceClaimer:
             worker.channel.close()
             if not await wait_ended(worker, END_TIMEOUT):
                 self._spawner.kill(worker)
-                await worker.ended
+                await worker.ended.wait()
         if record.simulated is None:
             await asyncio.to_thread(self._ownership.give_back, record.busid)
 

@@ -28,7 +28,7 @@ from usbipd.ipc.policy import Role
 
 _LOG: Final = logging.getLogger(__name__)
 
-SERVE_TIMEOUT: Final = 15.0
+SERVE_TIMEOUT: Final = 60.0
 """Seconds from the start of a server until it listens."""
 
 
@@ -91,7 +91,7 @@ class NetworkServer:
         backoff = Backoff()
         backoff.succeeded()
         while True:
-            await child.ended
+            await child.ended.wait()
             self.child = None
             self._reservations.drop_all()
             while True:

@@ -59,13 +59,14 @@ class Backoff:
 
 @dataclass(slots=True)
 class Child:
-    """One process of ours and the channel to it.  `ended` is done when both are over."""
+    """One process of ours and the channel to it."""
 
     role: Role
     busid: str | None
     pid: int
     channel: Channel
-    ended: asyncio.Future[None] = field(repr=False)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when process and channel are both over."""
     ending: bool = False
     """Whether we have asked it to end, or killed it: its end is no failure."""
     user: str = "?"
@@ -122,12 +123,12 @@ class Supervisor:
             elif child.pid in self._children:
                 loop.call_later(LETTING_GO, self.kill, child)
             else:
-                _done(child)
+                child.ended.set()
 
         channel = Channel(
             ours, name=f"{role}[{pid}]", role=role, on_request=on_request, on_event=on_event, on_close=closed
         )
-        child = Child(role, busid, pid, channel, loop.create_future())
+        child = Child(role, busid, pid, channel)
         self._children[pid] = child
         _LOG.debug("%s started", child.label)
         return child
@@ -151,19 +152,18 @@ class Supervisor:
             else:
                 _LOG.debug("%s ended", child.label)
             if not child.channel.is_open:
-                _done(child)
+                child.ended.set()
             # else: what it said last is read first; the end of its stream closes the channel
-
-
-def _done(child: Child) -> None:
-    if not child.ended.done():
-        child.ended.set_result(None)
 
 
 async def wait_ended(child: Child, seconds: float) -> bool:
     """Whether `child` ends within `seconds`."""
-    done, _pending = await asyncio.wait({child.ended}, timeout=seconds)
-    return bool(done)
+    try:
+        async with asyncio.timeout(seconds):
+            await child.ended.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 def seal_descriptors() -> None:
