@@ -140,7 +140,7 @@ class Daemon:
         self.output.close()
         log = self.log.close()
         assert code == 0, log
-        assert "Traceback" not in log
+        assert "Traceback" not in log, log
         assert "never awaited" not in log
         left = _running(pids)
         assert not left, f"processes {left} are left:\n{log}"

@@ -129,7 +129,7 @@ class FakeChild:
             await asyncio.Event().wait()
         if isinstance(answer, UsbipdError):
             raise answer
-        if request.command is Command.RELEASE:
+        if request.command is Command.RELEASE and not self._spawner.lingering:
             asyncio.get_running_loop().call_soon(self.die)
         return answer_of(request)
 
@@ -170,6 +170,8 @@ class FakeSpawner:
         self.children: list[FakeChild] = []
         self.answers: dict[Command, UsbipdError | str] = {}
         self.error: OSError | None = None
+        self.lingering = False
+        """Whether children live on after they answered RELEASE."""
         self._pids = itertools.count(1000)
         self._ends: dict[int, FakeChild] = {}
 
@@ -184,19 +186,17 @@ class FakeSpawner:
             raise self.error
         ours, theirs = socket.socketpair()
         fake = FakeChild(self, role, theirs)
-        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def closed(_reason: IPCError | None) -> None:
             # One that does not even answer CLAIM does not notice either that its channel is closed.
             if self.answers.get(Command.CLAIM) != "silence" or fake.killed:
                 fake.die()
-                if not ended.done():
-                    ended.set_result(None)
+                child.ended.set()
 
         channel = Channel(
             ours, name=f"fake {role}", role=role, on_request=on_request, on_event=on_event, on_close=closed
         )
-        child = Child(role, busid, next(self._pids), channel, ended)
+        child = Child(role, busid, next(self._pids), channel)
         self._ends[child.pid] = fake
         self.children.append(fake)
         return child
@@ -206,8 +206,7 @@ class FakeSpawner:
         fake.killed = True
         fake.die()
         child.channel.close()
-        if not child.ended.done():  # the channel was closed before
-            child.ended.set_result(None)
+        child.ended.set()
 
 
 class FakeSysfs:

@@ -68,6 +68,21 @@ def test_a_claim_and_its_end(host: Host, spawner: FakeSpawner) -> None:
     run(test())
 
 
+def test_a_release_is_over_when_the_worker_is(host: Host, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        await host.claimer.claim_device(record("1-2"))
+        spawner.lingering = True
+        release = asyncio.create_task(host.release())
+        await until(lambda: Command.RELEASE in spawner.last.commands)
+        done, _pending = await asyncio.wait({release}, timeout=0.05)
+        assert not done
+        spawner.last.die()
+        await release
+        assert not spawner.last.killed
+
+    run(test())
+
+
 def test_claiming_twice_is_claiming_once(host: Host, spawner: FakeSpawner) -> None:
     async def test() -> None:
         first = await host.claimer.claim_device(record("1-2"))

@@ -1,0 +1,51 @@
+"""The front door: which role a process has, by its name and its first argument."""
+
+import subprocess
+import sys
+
+import pytest
+
+ENTER = "import sys; sys.argv[0] = {name!r}; from usbipd.__main__ import main; sys.exit(main())"
+
+
+def enter(name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """A process called by that name."""
+    command = [sys.executable, "-c", ENTER.format(name=name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "program"),
+    [("usbipd", "usbipd"), ("/usr/bin/usbipd-ext", "usbipd-ext"), ("/x/__main__.py", "usbipd")],
+)
+def test_the_name_decides(name: str, program: str) -> None:
+    done = enter(name, "--version")
+    assert done.returncode == 0
+    assert done.stdout.split()[0] == program
+
+
+@pytest.mark.parametrize("name", ["usbipd", "usbipd-ext"])
+@pytest.mark.parametrize("role", ["@server", "@worker"])
+def test_children_are_started_by_the_extension_only(name: str, role: str) -> None:
+    done = enter(name, role)
+    assert done.returncode == 2
+    assert done.stderr == f"usbipd: {role} is started by usbipd-ext only\n"
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-I", "-m", "usbipd", "--version"], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split()[0] == "usbipd"
+
+
+def test_a_server_does_not_import_what_it_does_not_need() -> None:
+    """Neither libusb nor simulated devices nor the pump lie in the process that reads the network."""
+    names = "[name for name in sys.modules if name.split('.')[0] == 'usb1' or name.startswith(unwanted)]"
+    program = (
+        "import sys, usbipd.server.process\n"
+        "unwanted = ('usbipd._', 'usbipd.simulated', 'usbipd.extension', 'usbipd.worker', 'usbipd.cli')\n"
+        f"print({names})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
