@@ -1,0 +1,71 @@
+"""The steps of a scenario, and how the guest reports them.  Runs in the guest; pytest asks for the names.
+
+Each step prints one line, `ok NAME` or `not ok NAME: why`; other lines are diagnostics.
+"""
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+Action = Callable[[], None]
+
+
+class StepError(Exception):
+    """What a step found is not what it must be; the message says both."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A test of its own.  If a step fails, the rest of its `chain` is left out; after "" all the rest is."""
+
+    name: str
+    chain: str
+    action: Action
+
+
+class Scenario:
+    """Steps in the order of their definition."""
+
+    def __init__(self) -> None:
+        self._steps: Final[list[Step]] = []
+
+    @property
+    def names(self) -> list[str]:
+        """What pytest shows, one test each."""
+        return [step.name for step in self._steps]
+
+    def step(self, chain: str = "") -> Callable[[Action], Action]:
+        """Makes a function a step: it is done when it returns, failed when it raises."""
+
+        def register(action: Action) -> Action:
+            self._steps.append(Step(action.__name__.replace("_", "-"), chain, action))
+            return action
+
+        return register
+
+    def run(self) -> int:
+        """Do the steps; the exit status is 1 if one failed.  After a failure its chain is left out."""
+        failed: dict[str, str] = {}
+        for step in self._steps:
+            cause = failed.get(step.chain) or failed.get("")
+            if cause is not None:
+                print(f"not ok {step.name}: not reached, since {cause} failed", flush=True)
+                continue
+            try:
+                step.action()
+            except Exception as error:  # every failure of a step is a result
+                if not isinstance(error, StepError):
+                    traceback.print_exc()
+                why = str(error).strip() or type(error).__name__
+                print(f"not ok {step.name}: {' / '.join(why.splitlines())}", flush=True)
+                failed[step.chain] = step.name
+            else:
+                print(f"ok {step.name}", flush=True)
+        return 1 if failed else 0
+
+
+def check(condition: bool, why: str) -> None:
+    """Raises `StepError` unless `condition` holds."""
+    if not condition:
+        raise StepError(why)

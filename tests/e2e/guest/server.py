@@ -1,0 +1,155 @@
+"""The servers whose devices the stock client attaches: our daemon, and the kernel's own.  Runs in the guest.
+
+The kernel's is there to check the machine and the scenario: what fails with it too is no fault of ours.
+"""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final, cast
+
+from tests.e2e.guest.scenario import StepError, check
+from tests.e2e.guest.system import JOB, run, wait_for
+
+ADDRESS: Final = ("127.0.0.1", 3240)
+LOG: Final = JOB / "daemon.log"
+STOP_TIME: Final = 10.0
+"""Seconds in which a server must end: 2 on real hardware; the guest is emulated, several times slower."""
+
+
+class Server(ABC):
+    """A USB/IP server on 127.0.0.1:3240."""
+
+    ready: ClassVar[re.Pattern[str]]
+    """What it says once it can be asked for something."""
+
+    def __init__(self, command: Sequence[str | Path]) -> None:
+        self._command = command
+        self.process: subprocess.Popen[bytes]
+
+    def start(self) -> None:
+        """Start it, and wait until it is ready.  Its log is daemon.log in the job directory."""
+        with LOG.open("wb") as log:
+            self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        wait_for("the server to say that it is ready", self._is_ready)
+
+    def _is_ready(self) -> bool:
+        if (status := self.process.poll()) is not None:
+            raise StepError(f"the server ended with {status} as soon as it was started; see its log")
+        return self.ready.search(LOG.read_text()) is not None
+
+    def stop(self) -> None:
+        """End it by SIGTERM, which must succeed, soon."""
+        family = _descendants(self.process.pid)
+        start = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            status = self.process.wait(STOP_TIME)
+        except subprocess.TimeoutExpired:
+            raise StepError(f"the server still runs {STOP_TIME:.0f} s after SIGTERM") from None
+        print(f"the server ended {time.monotonic() - start:.1f} s after SIGTERM")
+        check(status == 0, f"the server ended with {status} after SIGTERM")
+        left = [f"{pid} {name}" for pid, name in family.items() if _name(pid) == name]
+        check(not left, f"processes of the server still run: {', '.join(left)}")
+        with socket.socket() as connection:
+            check(connection.connect_ex(ADDRESS) != 0, f"port {ADDRESS[1]} still accepts connections")
+
+    @abstractmethod
+    def bind(self, busid: str) -> None:
+        """Share a device of this host."""
+
+    @abstractmethod
+    def unbind(self, busid: str) -> None:
+        """Give it back to its own driver."""
+
+
+class Usbipd(Server):
+    """Ours, by the commands that are installed beside this Python."""
+
+    ready = re.compile(r"^usbipd \S+ listens on ", re.MULTILINE)
+
+    def __init__(self, *options: str) -> None:
+        self._programs = Path(sys.prefix) / "bin"
+        super().__init__([self._programs / "usbipd-ext", "--run", "--log-level", "debug", *options])
+
+    def devices(self) -> list[dict[str, Any]]:
+        """The devices of `usbipd list --json`."""
+        document = json.loads(run(self._programs / "usbipd", "list", "--json"))
+        return cast("list[dict[str, Any]]", document["devices"])
+
+    def device(self, busid: str) -> dict[str, Any]:
+        """One device of `usbipd status --json`."""
+        status = json.loads(run(self._programs / "usbipd", "status", "--json"))["status"]
+        return _named(status["devices"], busid)
+
+    def listed_device(self, busid: str) -> dict[str, Any]:
+        """One device of `usbipd list --json`."""
+        return _named(self.devices(), busid)
+
+    def processes(self) -> list[dict[str, Any]]:
+        """The processes of `usbipd-ext --status --json`."""
+        status = json.loads(run(self._programs / "usbipd-ext", "--status", "--json"))["status"]
+        return cast("list[dict[str, Any]]", status["processes"])
+
+    def bind(self, busid: str) -> None:
+        run(self._programs / "usbipd", "bind", "--busid", busid)
+
+    def unbind(self, busid: str) -> None:
+        run(self._programs / "usbipd", "unbind", "--busid", busid)
+
+    def stop(self) -> None:
+        super().stop()
+        left = [str(path) for path in Path("/run").rglob("usbipd*")]
+        check(not left, f"files are left: {', '.join(left)}")
+
+
+class KernelServer(Server):
+    """usbip-host and Debian's usbipd."""
+
+    ready = re.compile("listening on ")
+
+    def __init__(self) -> None:
+        super().__init__(["/usr/sbin/usbipd", "-4"])
+
+    def bind(self, busid: str) -> None:
+        run("usbip", "bind", "-b", busid)
+
+    def unbind(self, busid: str) -> None:
+        run("usbip", "unbind", "-b", busid)
+
+
+def credentials(pid: int) -> dict[str, str]:
+    """/proc/PID/status by its keys: what the kernel says of a process, not what it says itself."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _named(devices: list[dict[str, Any]], busid: str) -> dict[str, Any]:
+    for device in devices:
+        if device["busid"] == busid:
+            return device
+    raise StepError(f"no device {busid} among {[device['busid'] for device in devices]}")
+
+
+def _descendants(pid: int) -> dict[int, str]:
+    """The processes that `pid` and its children started, and itself, with their names."""
+    family = {pid: _name(pid)}
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in children.read_text().split():
+            family |= _descendants(int(child))
+    return family
+
+
+def _name(pid: int) -> str:
+    """The command line of a process, "" if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""

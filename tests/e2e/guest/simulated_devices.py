@@ -1,0 +1,321 @@
+"""Simulated devices, each used as people use such a device.  Runs in the guest.
+
+Our daemon offers them, the kernel attaches them by 127.0.0.1, its class drivers and its tools use them.
+"""
+
+import array
+import fcntl
+import hashlib
+import math
+import os
+import select
+import struct
+import sys
+import termios
+import threading
+import time
+import tty
+import wave
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import usb.core  # type: ignore[import-untyped]
+
+from tests.e2e.guest import client
+from tests.e2e.guest.scenario import Scenario, StepError, check
+from tests.e2e.guest.server import Usbipd
+from tests.e2e.guest.system import JOB, PATIENCE, run, wait_for
+from tests.e2e.guest.usb import UsbDevice
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+PRODUCTS: Final = {
+    "mass-storage": "Simulated disk",
+    "keyboard": "Simulated keyboard",
+    "serial": "Simulated serial port",
+    "loopback": "Simulated loopback",
+    "audio": "Simulated microphone",
+}
+"""Names for --simulate, and what the devices call themselves."""
+
+SERVER: Final = Usbipd("--simulate", ",".join(PRODUCTS))
+BUSIDS: Final[dict[str, str]] = {}  # at the server, by name
+HARDWARE_IDS: Final[dict[str, str]] = {}
+ATTACHED: Final[dict[str, UsbDevice]] = {}
+
+SCENARIO: Final = Scenario()
+step = SCENARIO.step
+
+
+@step()
+def daemon_starts() -> None:
+    SERVER.start()
+
+
+@step()
+def list_shows_simulated_devices() -> None:
+    devices = {device["product"]: device for device in SERVER.devices()}
+    check(sorted(devices) == sorted(PRODUCTS.values()), f"usbipd lists {sorted(devices)}")
+    for name, product in PRODUCTS.items():
+        device = devices[product]
+        check(device["simulated"], f"{product} is not shown as simulated")
+        check(device["state"] == "shared", f"{product} is {device['state']}, not shared")
+        BUSIDS[name] = device["busid"]
+        HARDWARE_IDS[name] = f"{device['vendor_id']:04x}:{device['product_id']:04x}"
+
+
+@step()
+def stock_client_lists_simulated_devices() -> None:
+    listing = client.listed()
+    for name, busid in BUSIDS.items():
+        check(f"{busid}: " in listing and HARDWARE_IDS[name] in listing, f"usbip list does not show {name}")
+
+
+# ---- mass storage ------------------------------------------------------------------------------------------
+
+MOUNT_POINT: Final = Path("/run/mnt")
+
+
+@step("mass-storage")
+def disk_attaches() -> None:
+    _attach("mass-storage", "usb-storage")
+
+
+@step("mass-storage")
+def disk_takes_a_file_system() -> None:
+    run("mkfs.ext4", "-q", _disk())
+
+
+@step("mass-storage")
+def disk_returns_what_was_written_after_remount() -> None:
+    data = os.urandom(16 * MIB)
+    MOUNT_POINT.mkdir()
+    run("mount", "-t", "ext4", _disk(), MOUNT_POINT)
+    (MOUNT_POINT / "data").write_bytes(data)
+    run("umount", MOUNT_POINT)
+    Path("/proc/sys/vm/drop_caches").write_text("3\n")  # the disk, not this kernel's memory, shall answer
+    run("mount", "-t", "ext4", "-o", "ro", _disk(), MOUNT_POINT)
+    found = hashlib.sha256((MOUNT_POINT / "data").read_bytes()).hexdigest()
+    run("umount", MOUNT_POINT)
+    check(found == hashlib.sha256(data).hexdigest(), "sha256 is not that of what was written")
+
+
+def _disk() -> Path:
+    return wait_for("a block device of the disk", ATTACHED["mass-storage"].block_device)
+
+
+# ---- keyboard ----------------------------------------------------------------------------------------------
+
+INPUT_EVENT: Final = struct.Struct("llHHi")  # include/uapi/linux/input.h, struct input_event
+EV_KEY: Final = 1  # include/uapi/linux/input-event-codes.h
+KEYS: Final = {22: "u", 31: "s", 48: "b", 23: "i", 25: "p", 32: "d", 28: "\n"}  # the same, KEY_U, KEY_S, ...
+EVIOCGRAB: Final = 0x40044590  # include/uapi/linux/input.h, _IOW('E', 0x90, int)
+TEXT: Final = "usbipd\n"
+
+
+@step("keyboard")
+def keyboard_attaches() -> None:
+    _attach("keyboard", "usbhid")
+
+
+@step("keyboard")
+def keyboard_types_its_text() -> None:
+    node = wait_for("an event device of the keyboard", ATTACHED["keyboard"].event_device)
+    typed = ""
+    down = None
+    with node.open("rb", buffering=0) as events:
+        fcntl.ioctl(events, EVIOCGRAB, 1)  # or else the guest's own console takes the keys too
+        while len(typed) < 2 * len(TEXT):
+            check(bool(select.select([events], [], [], PATIENCE)[0]), f"only {typed!r} was typed")
+            for *_time, kind, code, value in INPUT_EVENT.iter_unpack(events.read(64 * INPUT_EVENT.size)):
+                if kind != EV_KEY or value == 2:  # autorepeat, the kernel's own
+                    continue
+                check(code in KEYS, f"key code {code} came after {typed!r}")
+                if value == 1:
+                    check(down is None, f"key code {code} went down while {down} was down")
+                    typed += KEYS[code]
+                    down = code
+                else:
+                    check(down in (code, None), f"key code {code} went up, but {down} was down")
+                    check(down is not None or not typed, f"key code {code} went up twice")
+                    down = None
+    print(f"typed: {typed!r}")
+    check(typed in 4 * TEXT, f"the keyboard typed {typed!r}, not {TEXT!r} over and over")
+
+
+# ---- serial port -------------------------------------------------------------------------------------------
+
+
+@step("serial")
+def serial_port_attaches() -> None:
+    _attach("serial", "cdc_acm")
+
+
+@step("serial")
+def serial_port_echoes() -> None:
+    node = wait_for("a tty of the serial port", ATTACHED["serial"].tty)
+    sent = os.urandom(64 * KIB)
+    received = bytearray()
+    port = os.open(node, os.O_RDWR | os.O_NOCTTY)
+    try:
+        tty.setraw(port, termios.TCSANOW)
+        with _Background(lambda: _write_all(port, sent)):
+            while len(received) < len(sent):
+                check(bool(select.select([port], [], [], PATIENCE)[0]), f"{len(received)} bytes came back")
+                received += os.read(port, 64 * KIB)
+    finally:
+        os.close(port)
+    _check_same(bytes(received), sent)
+
+
+def _write_all(port: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(port, view) :]
+
+
+# ---- loopback ----------------------------------------------------------------------------------------------
+
+SOURCE_IN, SINK_OUT, LOOPBACK_IN, LOOPBACK_OUT = 0x81, 0x01, 0x82, 0x02
+URB_SIZE: Final = 16 * KIB  # what libusb asks of usbfs at once: linux_usbfs.h, MAX_BULK_BUFFER_LENGTH
+MAX_PACKET: Final = 512  # high speed
+USB_TIMEOUT: Final = int(PATIENCE * 1000)  # ms
+
+
+@step("loopback")
+def loopback_attaches() -> None:
+    _attach("loopback", None)
+
+
+@step("loopback")
+def loopback_returns_one_mib() -> None:
+    device = _open_loopback()
+    sent = os.urandom(MIB)
+    received = bytearray()
+    with _Background(lambda: check(device.write(LOOPBACK_OUT, sent, USB_TIMEOUT) == MIB, "a short write")):
+        while len(received) < len(sent):
+            received += device.read(LOOPBACK_IN, URB_SIZE, USB_TIMEOUT)
+    _check_same(bytes(received), sent)
+
+
+@step("loopback")
+def loopback_sources_its_pattern() -> None:
+    device = _open_loopback()
+    pattern = bytes(index % MAX_PACKET % 63 for index in range(URB_SIZE))  # as Linux's g_zero does
+    for _ in range(MIB // URB_SIZE):
+        _check_same(bytes(device.read(SOURCE_IN, URB_SIZE, USB_TIMEOUT)), pattern)
+
+
+@step("loopback")
+def loopback_sinks_one_mib() -> None:
+    taken = _open_loopback().write(SINK_OUT, bytes(MIB), USB_TIMEOUT)
+    check(taken == MIB, f"the sink took {taken} bytes of {MIB}")
+
+
+@cache  # one handle for all steps: a second one could not claim the interfaces
+def _open_loopback() -> usb.core.Device:
+    busnum, devnum = (int((ATTACHED["loopback"].path / name).read_text()) for name in ("busnum", "devnum"))
+    device = usb.core.find(bus=busnum, address=devnum)
+    check(device is not None, f"libusb does not see {ATTACHED['loopback'].busid}")
+    return device
+
+
+# ---- audio -------------------------------------------------------------------------------------------------
+
+RATE: Final = 48000
+TONE: Final = 440
+SECONDS: Final = 2
+
+
+@step("audio")
+def audio_source_attaches() -> None:
+    _attach("audio", "snd-usb-audio")
+
+
+@step("audio")
+def audio_source_is_an_unbroken_tone() -> None:
+    node = wait_for("a sound card of the audio source", ATTACHED["audio"].capture_device)
+    card = node.name.removeprefix("pcmC").partition("D")[0]
+    recording = JOB / "tone.wav"
+    form = ["-f", "S16_LE", "-r", str(RATE), "-c", "2", "-d", str(SECONDS)]
+    run("arecord", "-q", "-D", f"hw:{card},0", *form, recording)
+    with wave.open(str(recording)) as file:
+        samples = array.array("h", file.readframes(file.getnframes()))
+    left = samples[0::2]
+    check(len(left) == SECONDS * RATE, f"{len(left)} samples, not {SECONDS * RATE}")
+    check(left == samples[1::2], "left and right differ")
+    check(max(left) > 8192 and min(left) < -8192, f"too soft: from {min(left)} to {max(left)}")
+    # A sine of frequency f has s[n+1] = 2 cos(2 pi f / rate) s[n] - s[n-1]; rounding to whole numbers adds
+    # at most 1/2 + 1 + 1/2.  A gap, a repeated packet or another frequency breaks it.
+    factor = 2 * math.cos(2 * math.pi * TONE / RATE)
+    for index in range(1, len(left) - 1):
+        if abs(left[index + 1] - factor * left[index] + left[index - 1]) > 2.01:
+            around = list(left[max(index - 3, 0) : index + 4])
+            raise StepError(f"no {TONE} Hz at sample {index} ({index / RATE:.4f} s): {around}")
+
+
+# ---- the end -----------------------------------------------------------------------------------------------
+
+
+@step("end")
+def stock_client_detaches_all() -> None:
+    for name in list(ATTACHED):
+        client.detach(ATTACHED.pop(name))
+
+
+@step("end")
+def status_shows_all_devices_free() -> None:
+    deadline = time.monotonic() + PATIENCE
+    while busy := {d["busid"]: d["state"] for d in SERVER.devices() if d["state"] != "shared"}:
+        check(time.monotonic() < deadline, f"after detach some devices are not free: {busy}")
+
+
+@step("end")
+def daemon_stops_and_leaves_nothing() -> None:
+    SERVER.stop()
+
+
+def _attach(name: str, driver: str | None) -> None:
+    """Attach the device and wait for `driver` to take its first interface."""
+    device = client.attach(BUSIDS[name], HARDWARE_IDS[name])
+    ATTACHED[name] = device
+    if driver is not None:
+        wait_for(f"{driver} taking {device.busid}", lambda: device.driver() == driver)
+
+
+def _check_same(received: bytes, sent: bytes) -> None:
+    if received != sent:
+        pairs = enumerate(zip(received, sent, strict=False))
+        same = next((index for index, (a, b) in pairs if a != b), min(len(received), len(sent)))
+        raise StepError(f"{len(received)} bytes came, not {len(sent)}; the first {same} are as expected")
+
+
+class _Background:
+    """Does something in a thread during a `with` block; what it raised is raised at the end of the block."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action = action
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self._action()
+        except Exception as error:
+            self._error = error
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *failure: object) -> None:
+        if failure[0] is None:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
+if __name__ == "__main__":
+    sys.exit(SCENARIO.run())

@@ -1,0 +1,88 @@
+"""USB devices as sysfs shows them.  Runs in the guest."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.e2e.guest.system import wait_for
+
+DEVICES: Final = Path("/sys/bus/usb/devices")
+
+GADGET: Final = "dummy_hcd"
+CLIENT: Final = "vhci_hcd"
+"""The host controllers on which devices appear: a gadget's here, the stock USB/IP client's there."""
+
+
+@dataclass(frozen=True)
+class UsbDevice:
+    """A device that is plugged in, by its busid."""
+
+    busid: str
+
+    @property
+    def path(self) -> Path:
+        """Its directory in sysfs, by the whole path."""
+        return (DEVICES / self.busid).resolve()
+
+    @property
+    def hardware_id(self) -> str:
+        """`VID:PID` in hexadecimal; ":" if the device is gone."""
+        return f"{_read(self.path / 'idVendor')}:{_read(self.path / 'idProduct')}"
+
+    def driver(self, interface: int = 0) -> str | None:
+        """The name of the driver that holds an interface of the configuration 1."""
+        link = self.path / f"{self.busid}:1.{interface}" / "driver"
+        return link.resolve().name if link.is_symlink() else None
+
+    def block_device(self) -> Path | None:
+        """The /dev/sdX of a disk, once its medium has been seen."""
+        for path in self.path.glob(f"{self.busid}:*/host*/target*/*/block/sd*"):
+            node = Path("/dev") / path.name
+            if _read(path / "size") not in ("", "0") and node.exists():
+                return node
+        return None
+
+    def tty(self) -> Path | None:
+        """The /dev/ttyACMn of a serial port."""
+        return self._node("tty/tty*", Path("/dev"))
+
+    def event_device(self) -> Path | None:
+        """The /dev/input/eventN of a keyboard."""
+        return self._node("*/input/input*/event*", Path("/dev/input"))
+
+    def capture_device(self) -> Path | None:
+        """The /dev/snd/pcmCnD0c of a sound card n that can record."""
+        return self._node("sound/card*/pcmC*D0c", Path("/dev/snd"))
+
+    def _node(self, pattern: str, directory: Path) -> Path | None:
+        for path in self.path.glob(f"{self.busid}:*/{pattern}"):
+            if (directory / path.name).exists():
+                return directory / path.name
+        return None
+
+
+def find(controller: str, hardware_id: str) -> UsbDevice | None:
+    """The device `VID:PID` on a bus of `controller`, once its interfaces are there."""
+    for path in DEVICES.iterdir():
+        if ":" not in path.name and f"/{controller}." in str(path.resolve()):
+            device = UsbDevice(path.name)
+            if device.hardware_id == hardware_id and (DEVICES / f"{path.name}:1.0").exists():
+                return device
+    return None
+
+
+def wait_until_plugged(controller: str, hardware_id: str) -> UsbDevice:
+    """As `find`, waiting.  Raises `StepError`."""
+    return wait_for(f"device {hardware_id} on {controller}", lambda: find(controller, hardware_id))
+
+
+def wait_until_unplugged(controller: str, hardware_id: str) -> None:
+    """Until `find` finds nothing.  Raises `StepError`."""
+    wait_for(f"no device {hardware_id} on {controller}", lambda: find(controller, hardware_id) is None)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:  # the device went away meanwhile
+        return ""

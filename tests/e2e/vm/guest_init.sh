@@ -1,0 +1,45 @@
+#!/bin/bash
+# Process 1 of the guest after initramfs.sh: makes the system ready, runs the job, reports its status, switches off.
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TERM=linux
+JOB=/run/e2e
+
+exec </dev/null
+ln -s /proc/self/fd /dev/fd
+ln -s fd/0 /dev/stdin
+ln -s fd/1 /dev/stdout
+ln -s fd/2 /dev/stderr
+mkdir -p /dev/shm /dev/pts
+mount -t tmpfs tmpfs /dev/shm
+mount -t devpts devpts /dev/pts
+
+# What the job prints goes through a virtio port: ISA serial ports share interrupts and stall each other.
+shopt -s nullglob # an interactive machine has no port, it talks on the serial line
+for port in /sys/class/virtio-ports/*; do
+    [ "$(<"$port/name")" = e2e.output ] && exec >"/dev/${port##*/}" 2>&1
+done
+
+mapfile -t modules <"/lib/modules/$(uname -r)/modules.e2e"
+modprobe -a "${modules[@]}"
+mount -t configfs configfs /sys/kernel/config
+
+# The system user that the server and the workers become.  Lines, not useradd: a host that is shared by an ordinary
+# user does not let us read /etc/shadow.  Debian never gives numbers of this range to a package's users by itself.
+grep -q '^usbipd:' /etc/group || echo 'usbipd:x:64240:' >>/etc/group
+grep -q '^usbipd:' /etc/passwd || echo 'usbipd:x:64240:64240:usbipd:/nonexistent:/usr/sbin/nologin' >>/etc/passwd
+
+# Debian's libusb learns of devices only from what udevd sends on: without udevd, hotplug and even a later device
+# list of a running process show nothing new.  Rules would cost time and take the devices: it runs without any.
+[ -d /usr/lib/udev/rules.d ] && mount -t tmpfs tmpfs /usr/lib/udev/rules.d
+[ -d /etc/udev/rules.d ] && mount -t tmpfs tmpfs /etc/udev/rules.d
+/lib/systemd/systemd-udevd --daemon --children-max=2
+
+dmesg -n info # from here on the console shows what the drivers say
+if [ -e $JOB/interactive ]; then
+    setsid -c bash $JOB/command </dev/ttyS0 >/dev/ttyS0 2>&1
+else
+    setsid bash $JOB/command
+fi
+echo $? >$JOB/status
+sync
+echo o >/proc/sysrq-trigger
+sleep 60 # until the power is off; process 1 must not end

@@ -1,0 +1,155 @@
+"""Boots the virtual machine and runs one command in it as root.  Runs on the host.
+
+The guest sees the host's files below what it writes itself, so the command is named as on the host; what it
+prints streams out, and its exit status comes back.
+"""
+
+import shlex
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from tests.e2e.vm.prepare import BUILD, VM, PrepareError, prepare
+
+TIMED_OUT: Final = 124  # as timeout(1) has it
+DIED: Final = 125  # the guest went away without a status: a panic, or QEMU's own error
+
+
+class Machine:
+    """One boot, from `with` to the end of its block; what the command printed is in `lines`.
+
+    The job directory keeps what is left of it: output.log, console.log (the kernel's), qemu.log, and whatever
+    the command wrote into /run/e2e.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        directory: Path,
+        timeout: float = 300,
+        show: Callable[[str], object] | None = None,
+    ) -> None:
+        """`directory` is the command's working directory, `timeout` in seconds; `show` gets each line."""
+        self.job = BUILD / "jobs" / name
+        self.lines: list[str] = []
+        self.ended = False
+        self._command = command
+        self._directory = directory
+        self._timeout = timeout
+        self._show = show
+        self._news = threading.Condition()
+
+    def __enter__(self) -> Self:
+        write_job(self.job, self._command, self._directory)
+        with (self.job / "qemu.log").open("wb") as errors:
+            self._qemu = subprocess.Popen(
+                [
+                    *("timeout", "--kill-after=5", str(self._timeout)),
+                    *qemu_command(self.job),
+                    # a file, since a stdio channel counts as closed as soon as its stdin is at its end
+                    *("-device", "virtio-serial-pci", "-chardev", "file,id=output,path=/dev/fd/1"),
+                    *("-device", "virtserialport,chardev=output,name=e2e.output"),
+                    *("-chardev", f"file,id=console,path={_quoted(self.job / 'console.log')}"),
+                    *("-serial", "chardev:console"),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                errors="replace",
+            )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._qemu.terminate()  # no harm if it has ended
+        self._reader.join()
+
+    def _read(self) -> None:
+        """Collect the lines, in output.log with their time since the start, until the machine is off."""
+        start = time.monotonic()
+        assert self._qemu.stdout is not None
+        with self._qemu.stdout as output, (self.job / "output.log").open("w", buffering=1) as log:
+            for line in output:
+                log.write(f"{time.monotonic() - start:6.1f}  {line}")
+                if self._show is not None:
+                    self._show(line)
+                with self._news:
+                    self.lines.append(line.rstrip("\r\n"))
+                    self._news.notify_all()
+        self._qemu.wait()
+        with self._news:
+            self.ended = True
+            self._news.notify_all()
+
+    def wait_for(self, wanted: Callable[[str], bool]) -> str | None:
+        """The first line that is `wanted`, as soon as the guest has printed it; None if it ends without."""
+        seen = 0
+        with self._news:
+            while True:
+                for line in self.lines[seen:]:
+                    if wanted(line):
+                        return line
+                seen = len(self.lines)
+                if self.ended:
+                    return None
+                self._news.wait()
+
+    def wait(self) -> int:
+        """The command's exit status once the machine is off, or TIMED_OUT, or DIED."""
+        self._reader.join()
+        try:
+            return int((self.job / "status").read_text())
+        except (FileNotFoundError, ValueError):
+            return TIMED_OUT if self._qemu.returncode in (TIMED_OUT, 128 + 9, -9) else DIED
+
+
+def write_job(job: Path, command: Sequence[str], directory: Path) -> None:
+    """A new job directory: what initramfs.sh and guest_init.sh read in the guest's /run/e2e."""
+    shutil.rmtree(job, ignore_errors=True)
+    job.mkdir(parents=True)
+    (job / "init").write_text(str(VM / "guest_init.sh"))
+    (job / "command").write_text(f"cd {shlex.quote(str(directory))} && exec {shlex.join(command)}\n")
+
+
+def qemu_command(job: Path) -> list[str]:
+    """QEMU's command line, but for its serial port and what the command prints.  Raises `PrepareError`."""
+    qemu = shutil.which("qemu-system-x86_64")
+    if qemu is None:
+        raise PrepareError("no qemu-system-x86_64: `make e2e-deps` installs Debian's qemu-system-x86")
+    image = prepare()
+    command = [qemu, "-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max", "-smp", "2"]
+    command += ["-m", "1024", "-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot"]
+    command += ["-kernel", str(image.kernel), "-initrd", str(image.initramfs)]
+    # norandmaps: at the same addresses a new process finds what the emulator has translated for the last one
+    options = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr norandmaps tsc=reliable"
+    command += ["-append", options]
+    shares = (("host", Path("/"), ",readonly=on"), ("layer", image.layer, ",readonly=on"), ("job", job, ""))
+    for tag, path, more in shares:
+        share = f"local,path={_quoted(path)},mount_tag={tag},security_model=none,multidevs=remap{more}"
+        command += ["-virtfs", share]
+    return command
+
+
+def _quoted(path: Path) -> str:
+    """`path` as it stands in an option of QEMU, where a comma is written twice."""
+    return str(path).replace(",", ",,")
+
+
+def tail(path: Path, lines: int) -> str:
+    """The last `lines` of a log, or what became of it."""
+    try:
+        text = path.read_text(errors="replace").replace("\r", "")
+    except FileNotFoundError:
+        return f"(no {path.name})"
+    return "\n".join(text.splitlines()[-lines:]) or f"({path.name} is empty)"
