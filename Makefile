@@ -49,7 +49,7 @@ e2e-deps:  ## install what the tests in a virtual machine need, if it is missing
 	@packaging/install-deps $(PYTHON) e2e
 
 e2e: build e2e-deps  ## a real kernel in a virtual machine uses what usbipd shares
-	$(BIN)/python -m pytest tests/e2e
+	$(BIN)/python -m pytest tests/e2e -v
 
 lint: export PATH := $(CURDIR)/$(BIN):$(PATH)
 lint: build  ## ruff, mypy --strict, cython-lint, shellcheck

@@ -10,7 +10,7 @@ from tests.e2e.running import RunningScenario, run_scenario
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[RunningScenario]:
-    with run_scenario("simulated_devices", timeout=300) as running:
+    with run_scenario("simulated_devices", timeout=600) as running:
         yield running
 
 

@@ -31,7 +31,7 @@ class Behaviour(IntEnum):
     """Who moves the data of an endpoint.  The numbers are known to cython/transfer_simulated.pxi."""
 
     MODEL = 0  # read, write, iso_read and iso_write of the model
-    SOURCE = 1  # IN: as many bytes as asked for, byte i is i % 63 as in Linux's g_zero
+    SOURCE = 1  # IN: as many bytes as asked for, byte i of each packet is i % 63 as in Linux's g_zero
     SINK = 2  # OUT: everything is taken and forgotten
     LOOPBACK = 3  # OUT 0x0n: what is written comes out of IN 0x8n, message by message
 

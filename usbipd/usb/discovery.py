@@ -19,6 +19,8 @@ from usbipd.protocol.constants import USB_CLASS_HUB, Speed
 
 SYSFS_DEVICES: Final = Path("/sys/bus/usb/devices")  # Linux Documentation/ABI/testing/sysfs-bus-usb
 
+IMPORTED: Final = "/vhci_hcd."  # in the path of a device on a virtual bus: drivers/usb/usbip/vhci_hcd.c
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceRecord:
@@ -46,7 +48,11 @@ class DeviceSource(Protocol):
 
 
 class DeviceDiscovery:
-    """The devices on this host's buses, without hubs, which nobody could use alone."""
+    """The devices on this host's buses.
+
+    Without hubs, which nobody could use alone, and without those that this host itself imported: sharing them
+    again could run in a circle (usbip_bind.c refuses them too).
+    """
 
     async def list_devices(self) -> list[DeviceRecord]:
         """Takes milliseconds on Linux; on macOS each device costs some control transfers.
@@ -73,7 +79,8 @@ def _list_devices() -> list[DeviceRecord]:
             code="no-libusb",
             advice="Debian: apt install libusb-1.0-0    macOS: brew install libusb",
         ) from error
-    return sorted(devices, key=lambda device: (device.busnum, device.busid))
+    own = [device for device in devices if IMPORTED not in device.path]
+    return sorted(own, key=lambda device: (device.busnum, device.busid))
 
 
 def _describe(device: usb1.USBDevice) -> DeviceRecord:

@@ -125,6 +125,8 @@ def status_shows_device_attached() -> None:
         device = WORLD.server.device(WORLD.device.busid)
         _check_fields(device, state="attached")
         check(str(device["client"]).startswith("127.0.0.1"), f"client is {device['client']}, not 127.0.0.1")
+        offered = [device["busid"] for device in WORLD.server.devices()]
+        check(WORLD.attached.busid not in offered, "what this host has imported is offered again")
 
 
 @step

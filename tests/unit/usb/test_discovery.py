@@ -74,6 +74,17 @@ def test_hubs_and_what_hangs_nowhere_are_left_out(monkeypatch: pytest.MonkeyPatc
     assert listed(monkeypatch, *devices, FakeDevice(1, [2]))[0].busid == "1-2"
 
 
+def test_what_this_host_imported_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(discovery, "SYSFS_DEVICES", tmp_path)
+    monkeypatch.setattr(discovery.sys, "platform", "linux")
+    imported = tmp_path / "platform" / "vhci_hcd.0" / "usb2" / "2-1"
+    imported.mkdir(parents=True)
+    (tmp_path / "2-1").symlink_to(imported)
+    (tmp_path / "1-1").mkdir()
+    devices = listed(monkeypatch, FakeDevice(2, [1]), FakeDevice(1, [1]))
+    assert [device.busid for device in devices] == ["1-1"]
+
+
 @pytest.mark.rule("speed-numbers", "speed-super-plus")
 @pytest.mark.parametrize(("libusb", "wire"), [(1, 1), (2, 2), (3, 3), (4, 5), (5, 5)])
 def test_speeds_are_numbered_as_on_the_wire(monkeypatch: pytest.MonkeyPatch, libusb: int, wire: int) -> None:
