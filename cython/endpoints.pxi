@@ -64,3 +64,9 @@ cdef void endpoints_select(EndpointMap *map, uint8_t interface, uint8_t alternat
 
 cdef inline Endpoint *endpoints_find(EndpointMap *map, uint32_t ep, bint is_in) noexcept nogil:
     return map.active[ep + (16 if is_in else 0)]
+
+
+cdef inline int interface_of(EndpointMap *map, Urb *urb) noexcept nogil:
+    """bInterfaceNumber that the URB's endpoint belongs to; -1: none, as for endpoint 0."""
+    cdef Endpoint *endpoint = endpoints_find(map, urb.endpoint & 0x0f, urb.endpoint & DIRECTION_IN)
+    return -1 if endpoint == NULL else endpoint.bInterfaceNumber

@@ -108,8 +108,8 @@ cdef void answer(Core *core, Urb *urb, int32_t status) noexcept nogil:
 #                 RET_UNLINK alone here and loses what an IN URB had read.)
 #   The URB is not in the table: it was answered, or there never was one.  RET_UNLINK with 0; the outbox keeps
 #   order, so a RET_SUBMIT that is still waiting there leaves first (stub_rx.c, stub_recv_cmd_unlink).
-#   A second UNLINK for the same URB finds its place taken and gets 0, as from the kernel, which no longer finds
-#   the seqnum.
+#   A second UNLINK for the same URB waits with the first, and gets 0 behind the answer to that: the client must
+#   not learn that the URB is answered while it is not.
 #
 # So every SUBMIT ends in exactly one RET_SUBMIT or one winning RET_UNLINK as long as the connection lives.
 
@@ -118,38 +118,45 @@ cdef void unlink(Core *core, uint32_t seqnum, Urb *reply) noexcept nogil:
     cdef Urb *urb = inflight_find(core, seqnum)
     core.counters.unlinks += 1
     reply.state = URB_DONE
-    if urb == NULL or urb.unlink_reply != NULL:
+    if urb == NULL:
         encode_ret_unlink(reply, 0)
         outbox_add(core, reply)
-        return
-    urb.unlink_reply = reply
-    core.backend.cancel(core.backend, urb)
+    elif urb.unlink_reply != NULL:
+        reply.next = urb.unlink_reply.next
+        urb.unlink_reply.next = reply
+    else:
+        urb.unlink_reply = reply
+        core.backend.cancel(core.backend, urb)
 
 
 cdef void completed(Backend *backend, Urb *urb) noexcept nogil:
     """The backend gives an URB back: `Backend.complete`."""
     cdef Core *core = <Core *>backend.owner
     cdef Urb *reply = urb.unlink_reply
+    cdef Urb *following
     cdef bint cancelled = urb.status == -LINUX_ECONNRESET
+    cdef int32_t verdict = 0
     inflight_remove(core, urb)
     urb.unlink_reply = NULL
     if core.closing:
         pool_give(&core.pool, urb)
-        if reply != NULL:
-            pool_give(&core.pool, reply)
-        return
-    if cancelled and reply != NULL:
+    elif cancelled and reply != NULL:
         pool_give(&core.pool, urb)
-        encode_ret_unlink(reply, -LINUX_ECONNRESET)
-        outbox_add(core, reply)
-        return
-    if cancelled:  # not by the client: its endpoint was switched off, as usb_hcd_flush_endpoint says it
-        urb.status = -LINUX_ESHUTDOWN
-    if urb.type == CONTROL and urb.wire_in:
-        mask_remote_wakeup(urb)
-    encode_ret_submit(urb)
-    count_completion(core.counters, urb, core.now)
-    outbox_add(core, urb)
-    if reply != NULL:
-        encode_ret_unlink(reply, 0)
-        outbox_add(core, reply)
+        verdict = -LINUX_ECONNRESET
+    else:
+        if cancelled:  # not by the client: its endpoint was switched off, as usb_hcd_flush_endpoint says it
+            urb.status = -LINUX_ESHUTDOWN
+        if urb.type == CONTROL and urb.wire_in:
+            mask_remote_wakeup(urb)
+        encode_ret_submit(urb)
+        count_completion(core.counters, urb, core.now)
+        outbox_add(core, urb)
+    while reply != NULL:
+        following = reply.next
+        if core.closing:
+            pool_give(&core.pool, reply)
+        else:
+            encode_ret_unlink(reply, verdict)
+            outbox_add(core, reply)
+        verdict = 0
+        reply = following

@@ -29,6 +29,9 @@ cdef extern from *:
     #ifndef MSG_NOSIGNAL
     #define MSG_NOSIGNAL 0  /* macOS has none; Python ignores SIGPIPE anyway */
     #endif
+    #ifndef POLLRDHUP
+    #define POLLRDHUP 0  /* Linux only, behind _GNU_SOURCE */
+    #endif
     """
     int MSG_DONTWAIT
     int MSG_NOSIGNAL
@@ -36,6 +39,7 @@ cdef extern from *:
     short POLLOUT
     short POLLERR
     short POLLHUP
+    short POLLRDHUP
 
     cdef struct pollfd:
         int fd
@@ -70,7 +74,7 @@ include "simulated_model.pxi"
 
 cdef enum:
     POLLED = 32              # client, channel and the backend's descriptors
-    DRAIN_TIME = 5000000     # microseconds that cancelled URBs get to come back
+    DRAIN_TIME = 2000000     # microseconds that cancelled URBs get to come back
 
 CHANNEL = WAKE_CHANNEL
 CLIENT_CLOSED = WAKE_CLIENT_CLOSED
@@ -115,7 +119,8 @@ cdef Wake run(Core *core, int channel) noexcept nogil:
     while True:
         fds[0].fd = channel
         fds[0].events = POLLIN
-        client_events = (0 if core.stalled else POLLIN) | (POLLOUT if core.blocked else 0)
+        # Of a client that is not read, poll would not tell that it has closed.
+        client_events = (POLLRDHUP if core.stalled else POLLIN) | (POLLOUT if core.blocked else 0)
         fds[1].fd = core.client  # poll skips -1
         fds[1].events = <short>client_events
         fds[0].revents = fds[1].revents = 0
@@ -129,7 +134,7 @@ cdef Wake run(Core *core, int channel) noexcept nogil:
             core.blocked = False
         if fds[1].revents & POLLIN:
             receive(core)
-        elif fds[1].revents & (POLLHUP | POLLERR):
+        elif fds[1].revents & (POLLHUP | POLLERR | POLLRDHUP):
             core.wake = WAKE_CLIENT_CLOSED
         work(core)
         if core.wake != RUNNING:
@@ -140,34 +145,48 @@ cdef Wake run(Core *core, int channel) noexcept nogil:
             return WAKE_CHANNEL
 
 
-cdef void cancel_all(Core *core) noexcept nogil:
-    """Asks every URB in flight to end.  Cancelling may complete others, which stay readable in the pool."""
-    cdef int i
+cdef int cancel_urbs(Core *core, int interface) noexcept nogil:
+    """Asks the URBs of one interface to end, -1: all; how many of them are still to come back.
+
+    Cancelling may complete others, which stay readable in the outbox or the pool.
+    """
+    cdef int i, left = 0
     cdef Urb *urb
     cdef Urb *following
     for i in range(BUCKETS):
         urb = core.in_flight[i]
         while urb != NULL:
             following = urb.hash_next
-            if urb.state == URB_PENDING:
+            if urb.state == URB_PENDING and (interface < 0 or interface_of(&core.endpoints, urb) == interface):
                 core.backend.cancel(core.backend, urb)
+                left += urb.state == URB_PENDING
             urb = following
+    return left
 
 
-cdef bint drain(Core *core) noexcept nogil:
-    """Waits until the backend has given every URB back; False: it does not."""
+cdef bint drain(Core *core, int interface) noexcept nogil:
+    """Ends the URBs of one interface, -1: all, and waits for the backend to give them back; False: it does not."""
     cdef pollfd fds[POLLED]
     cdef int64_t end = monotonic_us() + DRAIN_TIME
     cdef int count
-    core.closing = True
-    cancel_all(core)
-    core.backend.events(core.backend)
-    while core.pending and monotonic_us() < end:
+    while cancel_urbs(core, interface):
+        if monotonic_us() > end:
+            return False
         count = core.backend.describe(core.backend, fds, POLLED)
         poll(fds, count, 50)
         core.backend.events(core.backend)
+    return True
+
+
+cdef bint close_session(Core *core) noexcept nogil:
+    """Takes all URBs back, unanswered, and forgets the client; False: the device keeps some."""
+    cdef bint drained
+    core.closing = True
+    drained = drain(core, -1)
     core.closing = False
-    return core.pending == 0
+    if drained:
+        forget_client(core)
+    return drained
 
 
 cdef void forget_client(Core *core) noexcept nogil:
@@ -187,6 +206,7 @@ cdef void forget_client(Core *core) noexcept nogil:
 
 
 @cython.final
+@cython.no_gc_clear  # __dealloc__ needs `transfers`
 cdef class Pump:
     """The packets of one device.
 
@@ -234,8 +254,7 @@ cdef class Pump:
 
     def __dealloc__(self):
         if self.core != NULL:
-            if self.core.backend != NULL and drain(self.core):
-                forget_client(self.core)
+            if self.core.backend != NULL and close_session(self.core):
                 pool_close(&self.core.pool, self.core.backend)
             free(self.core.endpoints.all)
             free(self.core.inbox)
@@ -268,9 +287,7 @@ cdef class Pump:
         """Ends the client's session: cancels its URBs and takes them back.  False: the device keeps some."""
         cdef bint drained
         with nogil:
-            drained = drain(self.core)
-        if drained:
-            forget_client(self.core)
+            drained = close_session(self.core)
         return drained
 
     def restore(self) -> int:

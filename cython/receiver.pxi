@@ -62,6 +62,8 @@ cdef bint read_submit(Core *core, const uint8_t *header) noexcept nogil:
             refusal = -LINUX_ENOENT
         else:
             type = <TransferType>(endpoint.bmAttributes & 3)
+            if type == CONTROL:  # besides endpoint 0: it must not end up there
+                refusal = -LINUX_EINVAL
     if type == ISOCHRONOUS and count != NO_PACKETS:
         packets = count
     if packets > MAX_ISO_PACKETS:

@@ -23,15 +23,23 @@ cdef inline uint16_t get16le(const uint8_t *at) noexcept nogil:
     return at[0] | (<uint16_t>at[1] << 8)
 
 
+# Each of the three that follow ends the URBs that it concerns first, as usb_disable_interface does in Linux.  Left to
+# the host's stack they come back as complete with no data, or as if the device were gone (handle_bulk_completion and
+# handle_control_completion in libusb's linux_usbfs.c).
+
 cdef int select_configuration(Core *core, int value) noexcept nogil:
-    cdef int result = core.backend.set_configuration(core.backend, value)
+    cdef int result = -LINUX_ETIMEDOUT
+    if drain(core, -1):
+        result = core.backend.set_configuration(core.backend, value)
     if result == 0:
         endpoints_configure(&core.endpoints, <uint8_t>value)
     return result
 
 
 cdef int select_interface(Core *core, int interface, int alternate) noexcept nogil:
-    cdef int result = core.backend.set_interface(core.backend, interface, alternate)
+    cdef int result = -LINUX_ETIMEDOUT
+    if drain(core, interface):
+        result = core.backend.set_interface(core.backend, interface, alternate)
     if result == 0:
         endpoints_select(&core.endpoints, <uint8_t>interface, <uint8_t>alternate)
     return result
@@ -39,7 +47,7 @@ cdef int select_interface(Core *core, int interface, int alternate) noexcept nog
 
 cdef int reset_device(Core *core) noexcept nogil:
     """A bus reset; the host's stack brings the device back to the settings that it had (usb_reset_device)."""
-    return core.backend.reset(core.backend)
+    return core.backend.reset(core.backend) if drain(core, -1) else -LINUX_ETIMEDOUT
 
 
 cdef bint intercept(Core *core, Urb *urb, int *result) noexcept nogil:

@@ -100,7 +100,7 @@ cdef void halt(SimulatedBackend *it, uint8_t endpoint) noexcept nogil:
 cdef void reset_pipes(SimulatedBackend *it) noexcept nogil:
     cdef int i
     for i in range(PIPES):
-        pipe_flush(it, &it.pipes[i])
+        it.pipes[i].halted = False
     for i in range(16):
         if it.loops[i] != NULL:
             loop_clear(it.loops[i])
@@ -108,11 +108,14 @@ cdef void reset_pipes(SimulatedBackend *it) noexcept nogil:
 
 cdef int simulated_set_configuration(Backend *self, int value) noexcept nogil:
     cdef SimulatedBackend *it = <SimulatedBackend *>self
+    cdef int result
     if value != 0 and not has_setting(it, value, -1, -1):
         return -LINUX_EPIPE
     reset_pipes(it)
-    endpoints_configure(&it.map, <uint8_t>value)
-    return model_reset(it)
+    result = model_reset(it)
+    if result == 0:  # only then does the pump's map change, and the two must agree
+        endpoints_configure(&it.map, <uint8_t>value)
+    return result
 
 
 cdef int simulated_set_interface(Backend *self, int interface, int alternate) noexcept nogil:
@@ -124,7 +127,7 @@ cdef int simulated_set_interface(Backend *self, int interface, int alternate) no
     for i in range(it.map.count):
         e = &it.map.all[i]
         if e.bConfigurationValue == it.map.configuration and e.bInterfaceNumber == interface:
-            pipe_flush(it, pipe_of(it, e.bEndpointAddress))
+            pipe_of(it, e.bEndpointAddress).halted = False
             if it.loops[e.bEndpointAddress & 0x0f] != NULL:
                 loop_clear(it.loops[e.bEndpointAddress & 0x0f])
     endpoints_select(&it.map, <uint8_t>interface, <uint8_t>alternate)

@@ -14,8 +14,8 @@
 #   forget    Frees what the backend hung on urb.transfer.  The URB is in nobody's hands.
 #   The device requests (set_configuration, set_interface, clear_halt, reset) do what the kernel's stub driver
 #   intercepts in tweak_special_requests (drivers/usb/usbip/stub_rx.c).  They may block as long as the device
-#   takes to answer one control transfer (reset: a bus reset).  They return 0 or a negative Linux errno; URBs
-#   that they end complete as cancelled ones do.
+#   takes to answer one control transfer (reset: a bus reset).  They return 0 or a negative Linux errno.  Before
+#   set_configuration and reset no URB is pending, before set_interface none of that interface.
 #
 # At completion the backend has set urb.status (0 or a negative Linux errno), urb.actual_length (bytes moved, for
 # control without the setup packet; not for isochronous URBs) and, per isochronous packet, actual_length and

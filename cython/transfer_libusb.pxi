@@ -166,7 +166,10 @@ cdef void libusb_forget(Backend *self, Urb *urb) noexcept nogil:
 
 cdef int libusb_set_configuration_(Backend *self, int value) noexcept nogil:
     with gil:
-        return errno_of_libusb((<object>(<LibusbBackend *>self).claim).set_configuration(value))
+        try:
+            return errno_of_libusb((<object>(<LibusbBackend *>self).claim).set_configuration(value))
+        except BaseException:  # an exception that left from here would read as 0
+            return -LINUX_EPROTO
 
 
 cdef int libusb_set_interface_(Backend *self, int interface, int alternate) noexcept nogil:
@@ -185,6 +188,7 @@ cdef int libusb_reset_(Backend *self) noexcept nogil:
     return errno_of_libusb(result)
 
 
+@cython.no_gc_clear  # __dealloc__ needs what `claim` keeps open
 cdef class LibusbTransfers(Transfers):
     """Transfers of a device that this process holds; `claim` is a `usbipd._claim.Claim`."""
 

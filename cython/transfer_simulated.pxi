@@ -23,7 +23,6 @@ cdef struct Pipe:
     Urb *last
     Behaviour behaviour
     bint halted
-    int64_t free_at          # isochronous: when the packets of the last URB are over
     uint8_t *pattern         # SOURCE: PATTERN_PACKETS packets of what it gives
     uint32_t pattern_length
 
@@ -81,14 +80,6 @@ cdef void pipe_finish(SimulatedBackend *it, Pipe *pipe, int32_t status) noexcept
     if status != 0 and pipe.behaviour == LOOPBACK and not urb.wire_in:
         loop_end_message(it.loops[urb.endpoint])
     it.base.complete(&it.base, urb)
-
-
-cdef void pipe_flush(SimulatedBackend *it, Pipe *pipe) noexcept nogil:
-    """Ends all as a cancel would, and begins anew: the endpoint was switched off."""
-    while pipe.first != NULL:
-        pipe_finish(it, pipe, -LINUX_ECONNRESET)
-    pipe.halted = False
-    pipe.free_at = 0
 
 
 # ---- SOURCE, SINK, LOOPBACK -----------------------------------------------------------------------------------
@@ -188,9 +179,11 @@ cdef void schedule_isochronous(SimulatedBackend *it, Pipe *pipe, Urb *urb) noexc
     cdef Endpoint *endpoint = endpoints_find(&it.map, urb.endpoint & 0x0f, urb.endpoint & DIRECTION_IN)
     cdef int exponent = max(0, min(15, endpoint.bInterval - 1))
     cdef int64_t frame = 1000 if it.speed < 3 else 125  # microseconds; below high speed frames, else microframes
-    cdef int64_t start = max(monotonic_us(), pipe.free_at)
+    cdef int64_t start = monotonic_us()
+    if pipe.first != NULL:
+        start = max(start, pipe.last.due)
     urb.start_frame = <uint32_t>(start // frame)
-    urb.due = pipe.free_at = start + (frame << exponent) * urb.packets
+    urb.due = start + (frame << exponent) * urb.packets
     pipe_add(pipe, urb)
 
 
@@ -289,6 +282,7 @@ cdef void simulated_forget(Backend *self, Urb *urb) noexcept nogil:
     pass  # an URB of a simulated device carries nothing
 
 
+@cython.no_gc_clear  # the pump may call `model` once more when both are freed together
 cdef class SimulatedTransfers(Transfers):
     """Transfers of a `usbipd.simulated.device.SimulatedDevice`."""
 

@@ -58,8 +58,8 @@ class HeldDevice(Held):
 
     def __init__(self, parameters: ClaimParameters) -> None:
         self._claim = Claim(parameters.busnum, parameters.devnum)
-        self._claim.take()
         super().__init__(parameters, LibusbTransfers(self._claim), self._claim.endpoints())
+        self._claim.take()  # last: it undoes itself when it fails, but not when something after it does
 
     def device(self) -> UsbDevice:
         claim = self._claim

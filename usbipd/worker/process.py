@@ -49,7 +49,9 @@ class Worker:
         try:
             while True:
                 self._serve(self._pump.run())
-        except UsbipdError:
+        except _Ended:
+            raise
+        except BaseException:
             self._let_go()
             raise
 
@@ -160,6 +162,10 @@ def _start(channel: BlockingChannel) -> Worker:
         page = mmap.mmap(file.fileno(), COUNTER_PAGE_SIZE)
     try:
         held = hold(parameters)
+    except UsbipdError as error:
+        channel.respond(order, error)
+        raise
+    try:
         device = held.device()
         user = privileges.drop(parameters.run_as)
         pump = _pump.Pump(
@@ -171,10 +177,13 @@ def _start(channel: BlockingChannel) -> Worker:
             counters=page,
             budget=parameters.transfer_budget,
         )
-    except UsbipdError as error:
-        channel.respond(order, error)
+        channel.respond(order, ClaimResult(device=device, claim_method=held.claim_method, user=user))
+    except BaseException as error:
+        for problem in held.give_back():
+            _LOG.error("%s", problem)
+        if isinstance(error, UsbipdError):
+            channel.respond(order, error)
         raise
-    channel.respond(order, ClaimResult(device=device, claim_method=held.claim_method, user=user))
     _LOG.debug("claimed %04x:%04x as %s", device.idVendor, device.idProduct, user)
     return Worker(channel, held, pump)
 
@@ -188,5 +197,8 @@ def main(arguments: list[str]) -> int:
     except _Ended:
         return 0
     except (UsbipdError, OSError) as error:
+        if isinstance(error, IPCError) and error.code == "gone":  # found out while we told it something
+            _LOG.warning("the extension is gone: gave the device back")
+            return 0
         _LOG.error("%s", error)
         return 1

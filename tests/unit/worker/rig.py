@@ -20,14 +20,14 @@ from usbipd.simulated.descriptors import (
     interface_descriptor,
 )
 from usbipd.simulated.device import Behaviour, Handshake, SimulatedDevice
-from usbipd.usb.descriptors import parse_configuration
+from usbipd.usb.descriptors import Endpoint, parse_configuration
 from usbipd.worker.report import COUNTER_PAGE_SIZE, read_counters
 
 DEVID = 0x00F00002
 OUT, IN = 0, 1
 MODEL_OUT, MODEL_IN, INTERRUPT_IN, SOURCE, SINK, LOOP_OUT, LOOP_IN = 0x01, 0x81, 0x82, 0x83, 0x03, 0x04, 0x84
 ISO_OUT, ISO_IN = 0x05, 0x85
-BULK, INTERRUPT, ISOCHRONOUS = 2, 3, 1
+CONTROL, ISOCHRONOUS, BULK, INTERRUPT = range(4)
 
 
 class ScriptedDevice(SimulatedDevice):
@@ -70,6 +70,7 @@ class ScriptedDevice(SimulatedDevice):
         self.iso_packets: list[bytes | Exception] = []
         self.iso_written: list[bytes] = []
         self.resets = 0
+        self.reset_error: Exception | None = None
         self.cleared: list[int] = []
 
     def control_in(self, setup: bytes, length: int) -> bytes | Handshake:
@@ -108,6 +109,8 @@ class ScriptedDevice(SimulatedDevice):
         return time.monotonic() if any(self.to_read.values()) else None
 
     def reset(self) -> None:
+        if self.reset_error is not None:
+            raise self.reset_error
         self.resets += 1
 
     def halt_cleared(self, endpoint: int) -> None:
@@ -122,13 +125,30 @@ class Rig:
     ) -> None:
         self.device = device or ScriptedDevice()
         configurations = [parse_configuration(raw) for raw in self.device.configurations]
+        self._start(
+            _pump.SimulatedTransfers(self.device),
+            [endpoint for each in configurations for endpoint in each.endpoints],
+            configurations[0].bConfigurationValue,
+            devid=devid,
+            budget=budget,
+        )
+
+    def _start(
+        self,
+        transfers: _pump.Transfers,
+        endpoints: list[Endpoint],
+        configuration: int,
+        *,
+        devid: int = DEVID,
+        budget: int = _pump.SMALLEST_BUDGET,
+    ) -> None:
         self.page = mmap.mmap(-1, COUNTER_PAGE_SIZE)
         self._pumps_channel, self._channel = socket.socketpair()
-        self.transfers = _pump.SimulatedTransfers(self.device)
+        self.transfers = transfers
         self.pump = _pump.Pump(
-            self.transfers,
-            endpoints=[endpoint for each in configurations for endpoint in each.endpoints],
-            configuration=configurations[0].bConfigurationValue,
+            transfers,
+            endpoints=endpoints,
+            configuration=configuration,
             devid=devid,
             channel=self._pumps_channel.fileno(),
             counters=self.page,

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.unit.worker.rig import (
+    CONTROL,
     IN,
     INTERRUPT_IN,
     ISO_IN,
@@ -16,6 +17,7 @@ from tests.unit.worker.rig import (
     SINK,
     SOURCE,
     Rig,
+    ScriptedDevice,
 )
 from usbipd import _pump
 from usbipd.protocol.constants import (
@@ -31,8 +33,8 @@ from usbipd.protocol.constants import (
     URB_SHORT_NOT_OK,
 )
 from usbipd.protocol.urb import RetSubmit, RetUnlink, Submit, Unlink, encode
+from usbipd.simulated.descriptors import configuration_descriptor, endpoint_descriptor, interface_descriptor
 from usbipd.simulated.device import Handshake
-from usbipd.worker.report import COUNTER_WORDS
 
 GET_DEVICE_DESCRIPTOR = "80 06 0001 0000 1200"
 GET_CONFIGURATION_DESCRIPTOR = "80 06 0002 0000 ff00"
@@ -115,6 +117,25 @@ def test_set_configuration_ends_pending_urbs_and_settings(rig: Rig) -> None:
     assert statuses(rig.exchange(request)) == [(waiting.seqnum, -LINUX_ESHUTDOWN), (request.seqnum, 0)]
     assert rig.control("81 0a 0000 0100 0100").data == b"\x00"
     assert rig.control("00 09 0700 0000 0000").status == -LINUX_EPIPE
+
+
+def test_set_configuration_that_the_device_fails_leaves_its_endpoints(rig: Rig) -> None:
+    rig.control("01 0b 0100 0100 0000")
+    rig.device.reset_error = RuntimeError("stuck")
+    assert rig.control("00 09 0100 0000 0000").status == -LINUX_EPROTO
+    assert rig.control("81 0a 0000 0100 0100").data == b"\x01"
+    rig.client.send(encode(rig.submit(ISO_OUT, 3, b"abc", packets=[(0, 3)])))
+    assert rig.awaited()[0].status == 0
+    rig.device.reset_error = None
+
+
+def test_set_interface_leaves_the_urbs_of_others(rig: Rig) -> None:
+    rig.control("01 0b 0100 0100 0000")
+    stream, other = rig.submit(ISO_IN, 1000, packets=[(i, 1) for i in range(1000)]), rig.submit(LOOP_IN, 64)
+    assert rig.exchange(stream, other) == []
+    request = rig.submit(0, setup=bytes.fromhex("01 0b 0000 0100 0000"))
+    assert statuses(rig.exchange(request)) == [(stream.seqnum, -LINUX_ESHUTDOWN), (request.seqnum, 0)]
+    assert {reply.seqnum for reply in rig.exchange(rig.submit(LOOP_OUT, 1, b"x"))} > {other.seqnum}
 
 
 @pytest.mark.rule("clear-halt")
@@ -259,6 +280,15 @@ def test_isochronous_out_with_gaps(rig: Rig) -> None:
     assert rig.device.iso_written == [b"ab", b"cde", b"f"]
 
 
+def test_a_cancelled_stream_does_not_delay_the_next(rig: Rig) -> None:
+    rig.control("01 0b 0100 0100 0000")
+    for _ in range(100):  # two minutes of packets
+        submit = rig.submit(ISO_IN, 1000, packets=[(i, 1) for i in range(1000)])
+        rig.exchange(submit, rig.unlink(submit))
+    rig.client.send(encode(rig.submit(ISO_IN, 1, packets=[(0, 1)])))
+    assert rig.awaited()[0].status == 0
+
+
 @pytest.mark.parametrize(
     "packets", [[(0, 9)], [(9, 0)], [(4, 5)], [(0xFFFFFFFF, 2)], [(2, 0xFFFFFFFF)], [(4, 4), (0, 4)]]
 )
@@ -376,82 +406,14 @@ def test_endpoint_that_does_not_exist_is_answered(rig: Rig) -> None:
     assert statuses(rig.exchange(missing, after)) == [(missing.seqnum, -LINUX_ENOENT), (after.seqnum, 0)]
 
 
-# ---- the session ---------------------------------------------------------------------------------
-
-
-@pytest.mark.rule("lost-client")
-@pytest.mark.rule("seqnum-per-connection")
-def test_next_client_starts_afresh(rig: Rig) -> None:
-    rig.control("01 0b 0100 0100 0000")
-    waiting = rig.submit(LOOP_IN, 64)
-    half = encode(rig.submit(SINK, 5000, bytes(5000)))[:3000]
-    rig.client.send(encode(waiting) + half)
-    rig.client.shutdown(1)
-    while (wake := rig.turn()) == _pump.CHANNEL:
-        pass
-    assert wake == _pump.CLIENT_CLOSED
-    assert rig.counters.in_flight == 1
-    assert rig.finish()
-    assert rig.counters.in_flight == 0
-    assert rig.pump.restore() == 0
-    assert rig.device.resets == 1
-    rig.attach()
-    rig.seqnum = 0
-    assert rig.control("81 0a 0000 0100 0100").data == b"\x00"
-    assert rig.exchange(rig.submit(SINK, 1, b"a"))[0].status == 0
-
-
-def test_client_that_reads_nothing_is_not_read_any_more() -> None:
-    rig = Rig()
-    taken = 0
-    request = encode(rig.submit(SOURCE, 1 << 20))
-    first = int.from_bytes(request[4:8], "big")
-    for i in range(1000):
-        data = request[:4] + (first + i).to_bytes(4, "big") + request[8:]
-        try:
-            rig.client.send(data)
-        except BlockingIOError:
-            break
-        rig.turn()
-        taken += 1
-    assert taken * (1 << 20) > 2 * _pump.SMALLEST_BUDGET, "the pump itself took so many"
-    assert rig.counters.urbs * (1 << 20) <= _pump.SMALLEST_BUDGET + (1 << 20)
-    assert rig.finish()
+def test_control_endpoint_besides_0_is_refused() -> None:
+    device = ScriptedDevice()
+    device.configurations = (
+        configuration_descriptor(interface_descriptor(0, 1, 0xFF), endpoint_descriptor(0x06, CONTROL, 64, 0)),
+    )
+    device.behaviours = {}
+    rig = Rig(device)
+    request = rig.submit(0x06, setup=bytes.fromhex("21 20 0000 0000 0000"))
+    assert statuses(rig.exchange(request)) == [(request.seqnum, -LINUX_EINVAL)]
+    assert device.requests == [], "what was meant for endpoint 6 does not reach endpoint 0"
     rig.close()
-
-
-def test_flood_of_waiting_urbs_is_bounded() -> None:
-    rig = Rig()
-    for start in range(0, 6000, 50):
-        batch = b"".join(encode(submit_with(rig, seqnum=start + i, ep=4, direction=IN)) for i in range(50))
-        try:
-            rig.client.send(batch)
-        except BlockingIOError:
-            break
-        assert rig.turn() == _pump.CHANNEL
-    assert rig.counters.in_flight == 4096
-    assert rig.finish()
-    assert rig.counters.in_flight == 0
-    rig.close()
-
-
-def test_counters(rig: Rig) -> None:
-    rig.exchange(rig.submit(SINK, 100, bytes(100)), rig.submit(SOURCE, 30))
-    waiting = rig.submit(LOOP_IN, 64)
-    rig.exchange(waiting)
-    rig.control("80 06 0009 0000 0400")
-    assert rig.counters.in_flight == 1
-    rig.exchange(rig.unlink(waiting))
-    counters = rig.counters
-    assert (counters.urbs, counters.bytes_in, counters.bytes_out) == (3, 30, 100)
-    assert (counters.errors, counters.unlinks, counters.in_flight) == (1, 1, 0)
-    assert sum(counters.latency_us) == 3
-
-
-def test_counter_page_has_one_layout() -> None:
-    assert _pump.COUNTER_WORDS == COUNTER_WORDS
-
-
-def test_budget_must_hold_the_largest_urb() -> None:
-    with pytest.raises(ValueError, match="budget 1000 is below"):
-        Rig(budget=1000)

@@ -1,0 +1,356 @@
+/*
+ * A libusb with one device that does what the test says.  Runs in the process of libusb_cases.py only, where it stands
+ * in for libusb-1.0.so.0: the claim and the pump are the ones that are shipped.
+ *
+ * Device 2 of bus 1.  Configuration 1: interface 0 with bulk 0x01 and 0x81 and interrupt 0x82; interface 1 with nothing
+ * in setting 0 and isochronous 0x05 and 0x85 in setting 1.  Configuration 2: interface 0 without endpoints.
+ *
+ * A transfer waits until fake_complete(), a cancel or an unplug ends it.  What the host's stack takes away itself it
+ * reports as libusb does on Linux (os/linux_usbfs.c, handle_bulk_completion and handle_control_completion): complete
+ * with no data after set_interface, release and reset, and of endpoint 0 after a reset as if the device were gone.
+ */
+
+#include <libusb.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define MAX_TRANSFERS 64
+#define LENGTH(array) (sizeof(array) / sizeof *(array))
+
+struct libusb_context { int unused; };
+struct libusb_device { int unused; };
+struct libusb_device_handle { int unused; };
+
+struct item {
+    struct libusb_transfer *transfer;
+    int done;
+};
+
+static libusb_context the_context;
+static libusb_device the_device;
+static libusb_device_handle the_handle;
+static int ready[2] = {-1, -1}; /* readable: there is something to be completed */
+static int watched = 1;
+static struct item items[MAX_TRANSFERS]; /* submitted, oldest first */
+static int count;
+static int configuration = 1;
+static int drivers = 3; /* a bit per interface */
+static int hold_cancels;
+static char failing[32];
+static int failure;
+static char journal[4096];
+static libusb_pollfd_removed_cb removed;
+static void *removed_data;
+
+/* ---- what the test calls ---- */
+
+void fake_fail(const char *function, int code)
+{
+    snprintf(failing, sizeof failing, "%s", function);
+    failure = code;
+}
+
+void fake_hold_cancels(int hold) { hold_cancels = hold; }
+int fake_pending(void) { return count; }
+
+/* As it was in the beginning: plugged in, with a driver at each interface. */
+void fake_begin(void)
+{
+    watched = configuration = 1;
+    drivers = 3;
+    hold_cancels = 0;
+    failing[0] = 0;
+    journal[0] = 0;
+}
+
+const char *fake_journal(void)
+{
+    static char read[sizeof journal];
+    strcpy(read, journal);
+    journal[0] = 0;
+    return read;
+}
+
+static void end(struct item *item, enum libusb_transfer_status status)
+{
+    if (item->done)
+        return;
+    item->done = 1;
+    item->transfer->status = status;
+    if (write(ready[1], "!", 1) != 1)
+        abort();
+}
+
+/* Ends the oldest transfer of `endpoint`; an isochronous one gets `data` packet by packet.  0: there is none. */
+int fake_complete(unsigned char endpoint, int status, const unsigned char *data, int length)
+{
+    for (int i = 0; i < count; i++) {
+        struct libusb_transfer *t = items[i].transfer;
+        if (t->endpoint != endpoint || items[i].done)
+            continue;
+        t->actual_length = length;
+        if (t->type == LIBUSB_TRANSFER_TYPE_ISOCHRONOUS) {
+            unsigned char *to = t->buffer;
+            t->actual_length = 0; /* libusb leaves it so */
+            for (int p = 0; p < t->num_iso_packets; p++) {
+                struct libusb_iso_packet_descriptor *d = &t->iso_packet_desc[p];
+                int part = length < (int)d->length ? length : (int)d->length;
+                if (endpoint & LIBUSB_ENDPOINT_IN)
+                    memcpy(to, data, part);
+                d->actual_length = part;
+                d->status = part ? LIBUSB_TRANSFER_COMPLETED : LIBUSB_TRANSFER_ERROR;
+                to += d->length;
+                data += part;
+                length -= part;
+            }
+        } else if (data != NULL) {
+            memcpy(t->buffer + (t->type == LIBUSB_TRANSFER_TYPE_CONTROL ? LIBUSB_CONTROL_SETUP_SIZE : 0), data, length);
+        }
+        end(&items[i], status);
+        return 1;
+    }
+    return 0;
+}
+
+/* The oldest transfer of `endpoint` as it was submitted: "type flags length" and its bytes in hexadecimal. */
+const char *fake_submitted(unsigned char endpoint)
+{
+    static char text[4096];
+    text[0] = 0;
+    for (int i = 0; i < count; i++) {
+        struct libusb_transfer *t = items[i].transfer;
+        if (t->endpoint != endpoint || items[i].done)
+            continue;
+        int at = snprintf(text, sizeof text, "%d %d %d ", t->type, t->flags, t->length);
+        for (int k = 0; k < t->length && k < 64; k++)
+            at += snprintf(text + at, sizeof text - at, "%02x", t->buffer[k]);
+        break;
+    }
+    return text;
+}
+
+void fake_unplug(void)
+{
+    for (int i = 0; i < count; i++)
+        end(&items[i], LIBUSB_TRANSFER_NO_DEVICE);
+    watched = 0;
+    if (removed != NULL)
+        removed(ready[0], removed_data);
+}
+
+/* ---- libusb ---- */
+
+static int call(const char *function, const char *arguments)
+{
+    size_t at = strlen(journal);
+    snprintf(journal + at, sizeof journal - at, "%s%s %s", at ? "\n" : "", function, arguments);
+    if (strcmp(function, failing) != 0)
+        return 0;
+    failing[0] = 0;
+    return failure;
+}
+
+static int call_with(const char *function, int number)
+{
+    char text[16];
+    snprintf(text, sizeof text, "%d", number);
+    return call(function, text);
+}
+
+/* The host's stack ends the transfers of an interface, -1: of all. */
+static void flush(int interface)
+{
+    for (int i = 0; i < count; i++) {
+        int number = items[i].transfer->endpoint & LIBUSB_ENDPOINT_ADDRESS_MASK;
+        if (interface < 0 || (number && (number == 5) == interface))
+            end(&items[i], number ? LIBUSB_TRANSFER_COMPLETED : LIBUSB_TRANSFER_NO_DEVICE);
+    }
+}
+
+int libusb_init(libusb_context **context)
+{
+    *context = &the_context;
+    return ready[0] >= 0 || pipe(ready) == 0 ? 0 : LIBUSB_ERROR_OTHER;
+}
+
+void libusb_exit(libusb_context *context) { call("exit", ""); }
+
+const struct libusb_version *libusb_get_version(void)
+{
+    static const struct libusb_version version = {1, 0, 27, 0, "", ""};
+    return &version;
+}
+
+int libusb_has_capability(uint32_t capability) { return 1; }
+const char *libusb_error_name(int code) { return code == LIBUSB_ERROR_BUSY ? "LIBUSB_ERROR_BUSY" : "LIBUSB_ERROR"; }
+const char *libusb_strerror(int code) { return "as the test said"; }
+
+ssize_t libusb_get_device_list(libusb_context *context, libusb_device ***list)
+{
+    static libusb_device *devices[] = {&the_device, NULL};
+    *list = devices;
+    return 1;
+}
+
+void libusb_free_device_list(libusb_device **list, int unref) {}
+uint8_t libusb_get_bus_number(libusb_device *device) { return 1; }
+uint8_t libusb_get_device_address(libusb_device *device) { return 2; }
+int libusb_get_device_speed(libusb_device *device) { return LIBUSB_SPEED_HIGH; }
+int libusb_open(libusb_device *device, libusb_device_handle **handle) { *handle = &the_handle; return 0; }
+void libusb_close(libusb_device_handle *handle) { call("close", ""); }
+libusb_device *libusb_get_device(libusb_device_handle *handle) { return &the_device; }
+
+int libusb_get_device_descriptor(libusb_device *device, struct libusb_device_descriptor *descriptor)
+{
+    memset(descriptor, 0, sizeof *descriptor);
+    descriptor->idVendor = 0x1d6b;
+    descriptor->bNumConfigurations = 2;
+    return 0;
+}
+
+#define BULK LIBUSB_TRANSFER_TYPE_BULK
+#define INTERRUPT LIBUSB_TRANSFER_TYPE_INTERRUPT
+#define ISOCHRONOUS LIBUSB_TRANSFER_TYPE_ISOCHRONOUS
+#define ENDPOINT(address, type, size) \
+    {.bEndpointAddress = address, .bmAttributes = type, .wMaxPacketSize = size, .bInterval = 1}
+
+static const struct libusb_endpoint_descriptor plain[] = {
+    ENDPOINT(0x01, BULK, 512), ENDPOINT(0x81, BULK, 512), ENDPOINT(0x82, INTERRUPT, 64)};
+static const struct libusb_endpoint_descriptor streams[] = {
+    ENDPOINT(0x05, ISOCHRONOUS, 192), ENDPOINT(0x85, ISOCHRONOUS, 192)};
+static const struct libusb_interface_descriptor settings_0[] = {{.bNumEndpoints = LENGTH(plain), .endpoint = plain}};
+static const struct libusb_interface_descriptor settings_1[] = {
+    {.bInterfaceNumber = 1},
+    {.bInterfaceNumber = 1, .bAlternateSetting = 1, .bNumEndpoints = LENGTH(streams), .endpoint = streams}};
+static const struct libusb_interface_descriptor settings_empty[] = {{.bInterfaceNumber = 0}};
+static const struct libusb_interface interfaces_1[] = {{settings_0, 1}, {settings_1, 2}};
+static const struct libusb_interface interfaces_2[] = {{settings_empty, 1}};
+static struct libusb_config_descriptor configurations[] = {
+    {.bNumInterfaces = 2, .bConfigurationValue = 1, .interface = interfaces_1},
+    {.bNumInterfaces = 1, .bConfigurationValue = 2, .interface = interfaces_2}};
+
+int libusb_get_config_descriptor(libusb_device *device, uint8_t index, struct libusb_config_descriptor **config)
+{
+    *config = &configurations[index];
+    return call_with("get_config_descriptor", index);
+}
+
+int libusb_get_active_config_descriptor(libusb_device *device, struct libusb_config_descriptor **config)
+{
+    *config = &configurations[configuration - 1];
+    return 0;
+}
+
+void libusb_free_config_descriptor(struct libusb_config_descriptor *config) {}
+int libusb_get_configuration(libusb_device_handle *handle, int *value) { *value = configuration; return 0; }
+
+int libusb_set_configuration(libusb_device_handle *handle, int value)
+{
+    int code = call_with("set_configuration", value);
+    if (code == 0)
+        configuration = value;
+    return code;
+}
+
+int libusb_set_interface_alt_setting(libusb_device_handle *handle, int interface, int alternate)
+{
+    char text[32];
+    snprintf(text, sizeof text, "%d %d", interface, alternate);
+    flush(interface);
+    return call("set_interface", text);
+}
+
+int libusb_clear_halt(libusb_device_handle *handle, unsigned char endpoint) { return call_with("clear_halt", endpoint); }
+int libusb_reset_device(libusb_device_handle *handle) { flush(-1); return call("reset", ""); }
+int libusb_kernel_driver_active(libusb_device_handle *handle, int interface) { return drivers >> interface & 1; }
+
+int libusb_detach_kernel_driver(libusb_device_handle *handle, int interface)
+{
+    int code = call_with("detach", interface);
+    if (code == 0)
+        drivers &= ~(1 << interface);
+    return code;
+}
+
+int libusb_attach_kernel_driver(libusb_device_handle *handle, int interface)
+{
+    drivers |= 1 << interface;
+    return call_with("attach", interface);
+}
+
+int libusb_claim_interface(libusb_device_handle *handle, int interface) { return call_with("claim", interface); }
+
+int libusb_release_interface(libusb_device_handle *handle, int interface)
+{
+    flush(interface);
+    return call_with("release", interface);
+}
+
+struct libusb_transfer *libusb_alloc_transfer(int packets)
+{
+    return calloc(1, sizeof(struct libusb_transfer) + packets * sizeof(struct libusb_iso_packet_descriptor));
+}
+
+void libusb_free_transfer(struct libusb_transfer *transfer) { free(transfer); }
+
+int libusb_submit_transfer(struct libusb_transfer *transfer)
+{
+    int code = call_with("submit", transfer->endpoint);
+    if (code != 0)
+        return code;
+    if (!watched)
+        return LIBUSB_ERROR_NO_DEVICE;
+    if (count == MAX_TRANSFERS)
+        return LIBUSB_ERROR_NO_MEM;
+    transfer->actual_length = 0;
+    items[count++] = (struct item){transfer, 0};
+    return 0;
+}
+
+int libusb_cancel_transfer(struct libusb_transfer *transfer)
+{
+    for (int i = 0; i < count; i++)
+        if (items[i].transfer == transfer && !items[i].done && !hold_cancels) {
+            end(&items[i], LIBUSB_TRANSFER_CANCELLED);
+            return 0;
+        }
+    return LIBUSB_ERROR_NOT_FOUND;
+}
+
+int libusb_handle_events_timeout_completed(libusb_context *context, struct timeval *tv, int *completed)
+{
+    for (int i = 0; i < count;) {
+        struct libusb_transfer *transfer = items[i].transfer;
+        char byte;
+        if (!items[i].done) {
+            i++;
+            continue;
+        }
+        memmove(&items[i], &items[i + 1], (--count - i) * sizeof *items);
+        if (read(ready[0], &byte, 1) != 1)
+            abort();
+        transfer->callback(transfer);
+    }
+    return 0;
+}
+
+const struct libusb_pollfd **libusb_get_pollfds(libusb_context *context)
+{
+    static struct libusb_pollfd fd;
+    static const struct libusb_pollfd *list[2];
+    fd.fd = ready[0];
+    fd.events = 1; /* POLLIN */
+    list[0] = watched ? &fd : NULL;
+    return list;
+}
+
+void libusb_free_pollfds(const struct libusb_pollfd **pollfds) {}
+
+void libusb_set_pollfd_notifiers(libusb_context *context, libusb_pollfd_added_cb added,
+                                 libusb_pollfd_removed_cb on_removed, void *data)
+{
+    removed = on_removed;
+    removed_data = data;
+}

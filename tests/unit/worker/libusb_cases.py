@@ -1,0 +1,337 @@
+"""The claim and the libusb transfers on fake_libusb.c.  test_libusb.py runs it, in a process of its own."""
+
+import ctypes
+from collections.abc import Iterator
+
+import pytest
+
+from tests.unit.worker.rig import Rig
+from usbipd import _pump
+from usbipd._claim import Claim, libusb_runtime_version
+from usbipd.errors import ClaimError
+from usbipd.ipc.messages import ClaimParameters
+from usbipd.protocol.constants import (
+    LINUX_ECONNRESET,
+    LINUX_ENODEV,
+    LINUX_ENOENT,
+    LINUX_ENOMEM,
+    LINUX_EPIPE,
+    LINUX_ESHUTDOWN,
+    LINUX_EXDEV,
+    URB_ZERO_PACKET,
+)
+from usbipd.protocol.urb import Reply, Submit
+from usbipd.worker.claim import HeldDevice
+
+BULK_OUT, BULK_IN, INTERRUPT_IN, ISO_OUT, ISO_IN = 0x01, 0x81, 0x82, 0x05, 0x85
+COMPLETED, CANCELLED, STALL = 0, 3, 4  # enum libusb_transfer_status
+ERROR_IO, ERROR_NOT_FOUND, ERROR_BUSY, ERROR_NO_MEM, ERROR_OTHER = -1, -5, -6, -11, -99  # enum libusb_error
+VENDOR_IN = bytes.fromhex("c0 01 0000 0000 4000")
+
+fake = ctypes.CDLL("libusb-1.0.so.0")
+fake.fake_journal.restype = fake.fake_submitted.restype = ctypes.c_char_p
+
+
+def journal() -> list[str]:
+    """The calls that changed something, since it was asked last."""
+    return [line.strip() for line in fake.fake_journal().decode().splitlines()]
+
+
+def submitted(endpoint: int) -> tuple[int, int, int, bytes]:
+    """Type, flags, length and data of the oldest transfer of `endpoint`."""
+    kind, flags, length, *data = fake.fake_submitted(endpoint).decode().split()
+    return int(kind), int(flags), int(length), bytes.fromhex("".join(data))
+
+
+class LibusbRig(Rig):
+    """The pump of the fake device, claimed."""
+
+    def __init__(self) -> None:
+        self.claim = Claim(1, 2)
+        self.claim.take()
+        self._start(_pump.LibusbTransfers(self.claim), self.claim.endpoints(), self.claim.configuration)
+
+    def ended(self, endpoint: int, status: int = COMPLETED, data: bytes = b"") -> list[Reply]:
+        """The replies once the device has ended the oldest transfer of `endpoint`."""
+        assert fake.fake_complete(endpoint, status, data, len(data))
+        self.turn()
+        return self.received()
+
+    def waiting(self, *submits: Submit) -> None:
+        assert self.exchange(*submits) == []
+
+
+@pytest.fixture(autouse=True)
+def begin() -> Iterator[None]:
+    fake.fake_begin()
+    yield
+    assert fake.fake_pending() == 0
+
+
+@pytest.fixture
+def rig() -> Iterator[LibusbRig]:
+    rig = LibusbRig()
+    journal()
+    yield rig
+    rig.close()
+
+
+def outcome(reply: Reply) -> tuple[int, int]:
+    return reply.seqnum, reply.status
+
+
+def test_this_is_the_fake() -> None:
+    assert libusb_runtime_version() == (1, 0, 27)
+
+
+# ---- transfers -----------------------------------------------------------------------------------
+
+
+def test_in_carries_what_came(rig: LibusbRig) -> None:
+    submit = rig.submit(BULK_IN, 1000)
+    rig.waiting(submit)
+    assert submitted(BULK_IN)[:3] == (2, 0, 1000)
+    [reply] = rig.ended(BULK_IN, data=b"short")
+    assert (reply.seqnum, reply.status, reply.data) == (submit.seqnum, 0, b"short")
+
+
+def test_out_carries_the_data_and_the_zero_packet(rig: LibusbRig) -> None:
+    rig.waiting(rig.submit(BULK_OUT, data=b"hello", flags=URB_ZERO_PACKET))
+    assert submitted(BULK_OUT) == (2, 8, 5, b"hello")  # LIBUSB_TRANSFER_ADD_ZERO_PACKET
+    [reply] = rig.ended(BULK_OUT, data=b"hello")
+    assert (reply.status, reply.actual_length, reply.data) == (0, 5, b"")
+
+
+def test_control_goes_to_endpoint_0_with_its_setup(rig: LibusbRig) -> None:
+    rig.waiting(rig.submit(0x80, 0x40, setup=VENDOR_IN))
+    assert submitted(0)[:3] == (0, 0, 0x48)
+    assert submitted(0)[3][:8] == VENDOR_IN
+    [reply] = rig.ended(0, data=b"answer")
+    assert reply.data == b"answer"
+
+
+def test_no_reply_carries_the_bytes_of_another(rig: LibusbRig) -> None:
+    rig.exchange(rig.submit(BULK_OUT, data=b"secret" * 1000))
+    rig.ended(BULK_OUT, data=b"secret" * 1000)
+    rig.waiting(rig.submit(BULK_IN, 6000))
+    [reply] = rig.ended(BULK_IN, STALL)
+    assert (reply.status, reply.actual_length, reply.data) == (-LINUX_EPIPE, 0, b"")
+
+
+@pytest.mark.rule("iso-sum")
+@pytest.mark.rule("iso-compacted")
+def test_isochronous_both_ways(rig: LibusbRig) -> None:
+    assert rig.control("01 0b 0100 0100 0000").status == 0
+    packets = [(0, 100), (100, 100), (200, 100)]
+    rig.waiting(
+        rig.submit(ISO_IN, 300, packets=packets), rig.submit(ISO_OUT, data=bytes(300), packets=packets)
+    )
+    [reply] = rig.ended(ISO_IN, data=b"x" * 150)
+    assert reply.data == b"x" * 150
+    assert [(p.actual_length, p.status) for p in reply.iso] == [(100, 0), (50, 0), (0, -LINUX_EXDEV)]
+    assert (reply.actual_length, reply.error_count) == (150, 1)
+    [reply] = rig.ended(ISO_OUT, data=bytes(300))
+    assert (reply.actual_length, reply.data) == (300, b"")
+
+
+def test_a_transfer_with_more_packets_than_its_urb_had_before(rig: LibusbRig) -> None:
+    rig.control("01 0b 0100 0100 0000")
+    for count in (1, 200, 3):
+        rig.waiting(rig.submit(ISO_IN, count, packets=[(i, 1) for i in range(count)]))
+        [reply] = rig.ended(ISO_IN, data=b"y" * count)
+        assert reply.data == b"y" * count
+
+
+def test_a_refused_submit_is_answered(rig: LibusbRig) -> None:
+    fake.fake_fail(b"submit", ERROR_NO_MEM)
+    submit = rig.submit(BULK_IN, 64)
+    assert [outcome(reply) for reply in rig.exchange(submit)] == [(submit.seqnum, -LINUX_ENOMEM)]
+    assert rig.counters.in_flight == 0
+
+
+# ---- UNLINK --------------------------------------------------------------------------------------
+
+
+@pytest.mark.rule("unlink-pending")
+def test_unlink_of_a_pending_urb(rig: LibusbRig) -> None:
+    submit, other = rig.submit(BULK_IN, 64), rig.submit(BULK_IN, 64)
+    rig.waiting(submit, other)
+    unlink = rig.unlink(submit)
+    assert [outcome(reply) for reply in rig.exchange(unlink)] == [(unlink.seqnum, -LINUX_ECONNRESET)]
+    assert rig.ended(BULK_IN, data=b"z")[0].seqnum == other.seqnum
+
+
+@pytest.mark.rule("unlink-answered")
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_every_unlink_is_answered_behind_the_urb(rig: LibusbRig, cancelled: bool) -> None:
+    submit = rig.submit(BULK_IN, 64)
+    unlinks = [rig.unlink(submit) for _ in range(3)]
+    fake.fake_hold_cancels(1)  # the device takes its time
+    assert rig.exchange(submit, *unlinks) == []
+    fake.fake_hold_cancels(0)
+    replies = rig.ended(BULK_IN, CANCELLED if cancelled else COMPLETED, b"data")
+    first = [(unlinks[0].seqnum, -LINUX_ECONNRESET)]
+    if not cancelled:
+        first = [(submit.seqnum, 0), (unlinks[0].seqnum, 0)]
+    assert [outcome(reply) for reply in replies[: len(first)]] == first
+    assert {outcome(reply) for reply in replies[len(first) :]} == {(each.seqnum, 0) for each in unlinks[1:]}
+
+
+@pytest.mark.rule("lost-client")
+def test_the_next_client_finds_nothing_of_the_last(rig: LibusbRig) -> None:
+    urbs = [rig.submit(endpoint, 64) for endpoint in (BULK_IN, BULK_IN, INTERRUPT_IN)]
+    rig.waiting(*urbs, rig.submit(0x80, 0x40, setup=VENDOR_IN))
+    assert rig.finish()
+    assert (fake.fake_pending(), rig.counters.in_flight) == (0, 0)
+    assert rig.pump.restore() == 0
+    rig.attach()
+    rig.waiting(rig.submit(BULK_IN, 64))
+    assert rig.ended(BULK_IN, data=b"new")[0].data == b"new"
+
+
+@pytest.mark.slow
+def test_a_device_that_keeps_a_cancelled_urb_is_told() -> None:
+    rig = LibusbRig()
+    rig.waiting(rig.submit(BULK_IN, 64))
+    fake.fake_hold_cancels(1)
+    assert not rig.pump.finish()
+    fake.fake_hold_cancels(0)
+    assert rig.pump.finish()
+    rig.close()
+
+
+# ---- requests that the host's stack has to know of -----------------------------------------------
+
+
+@pytest.mark.rule("set-interface")
+def test_set_interface_ends_the_urbs_of_that_interface_only(rig: LibusbRig) -> None:
+    rig.control("01 0b 0100 0100 0000")
+    stream, other = rig.submit(ISO_IN, 4, packets=[(0, 4)]), rig.submit(BULK_IN, 64)
+    rig.waiting(stream, other, rig.submit(0x80, 0x40, setup=VENDOR_IN))
+    request = rig.submit(0, setup=bytes.fromhex("01 0b 0000 0100 0000"))
+    replies = rig.exchange(request)
+    assert [outcome(reply) for reply in replies] == [(stream.seqnum, -LINUX_ESHUTDOWN), (request.seqnum, 0)]
+    assert journal()[-1] == "set_interface 1 0"
+    assert rig.ended(BULK_IN, data=b"lives")[0].data == b"lives"
+    assert rig.ended(0, data=b"too")[0].data == b"too"
+
+
+@pytest.mark.rule("port-reset")
+def test_reset_ends_all_urbs_and_the_device_is_still_there(rig: LibusbRig) -> None:
+    bulk, control = rig.submit(BULK_IN, 64), rig.submit(0x80, 0x40, setup=VENDOR_IN)
+    rig.waiting(bulk, control)
+    request = rig.submit(0, setup=bytes.fromhex("23 03 0400 0100 0000"))
+    replies = rig.exchange(request)
+    assert {outcome(reply) for reply in replies[:-1]} == {
+        (bulk.seqnum, -LINUX_ESHUTDOWN),
+        (control.seqnum, -LINUX_ESHUTDOWN),
+    }
+    assert outcome(replies[-1]) == (request.seqnum, 0)
+    assert not rig.pump.gone
+
+
+@pytest.mark.rule("set-configuration")
+def test_set_configuration_with_pending_urbs(rig: LibusbRig) -> None:
+    pending = rig.submit(BULK_IN, 64)
+    rig.waiting(pending)
+    request = rig.submit(0, setup=bytes.fromhex("00 09 0200 0000 0000"))
+    replies = rig.exchange(request)
+    assert [outcome(reply) for reply in replies] == [(pending.seqnum, -LINUX_ESHUTDOWN), (request.seqnum, 0)]
+    expected = ["release 1", "release 0", "set_configuration 2", "claim 0"]
+    assert [line for line in journal() if not line.startswith("submit")] == expected
+    assert rig.exchange(rig.submit(BULK_IN, 64, number_of_packets=0))[0].status == -LINUX_ENOENT
+    assert rig.pump.restore() == 0
+    assert rig.claim.configuration == 1
+    rig.waiting(rig.submit(BULK_IN, 64))
+
+
+@pytest.mark.rule("set-configuration")
+def test_the_active_configuration_again_resets_the_settings(rig: LibusbRig) -> None:
+    rig.control("01 0b 0100 0100 0000")
+    journal()
+    assert rig.control("00 09 0100 0000 0000").status == 0
+    assert journal() == ["set_interface 0 0", "set_interface 1 0"]
+    assert rig.exchange(rig.submit(ISO_IN, 4, number_of_packets=0))[0].status == -LINUX_ENOENT
+
+
+@pytest.mark.parametrize(
+    ("function", "setup"),
+    [
+        (b"set_interface", "01 0b 0100 0100 0000"),
+        (b"set_configuration", "00 09 0200 0000 0000"),
+        (b"clear_halt", "02 01 0000 8100 0000"),
+    ],
+)
+def test_a_failed_request_changes_nothing(rig: LibusbRig, function: bytes, setup: str) -> None:
+    fake.fake_fail(function, ERROR_OTHER)
+    assert rig.control(setup).status == -LINUX_EPIPE
+    rig.waiting(rig.submit(BULK_IN, 64))
+    assert rig.exchange(rig.submit(ISO_IN, 4, number_of_packets=0))[0].status == -LINUX_ENOENT
+
+
+# ---- the device goes -----------------------------------------------------------------------------
+
+
+@pytest.mark.rule("unplug-closes")
+def test_unplug(rig: LibusbRig) -> None:
+    submit = rig.submit(BULK_IN, 64)
+    rig.waiting(submit)
+    fake.fake_unplug()
+    assert rig.turn() == _pump.DEVICE_GONE
+    assert [outcome(reply) for reply in rig.received()] == [(submit.seqnum, -LINUX_ENODEV)]
+    assert rig.pump.gone
+
+
+def test_reset_that_the_device_does_not_survive(rig: LibusbRig) -> None:
+    fake.fake_fail(b"reset", ERROR_NOT_FOUND)  # it came back as another
+    assert rig.pump.restore() < 0
+    assert rig.pump.gone
+
+
+# ---- the claim -----------------------------------------------------------------------------------
+
+
+def held_drivers() -> list[str]:
+    return [line for line in journal() if line.split()[0] in ("detach", "attach")]
+
+
+def test_drivers_leave_and_come_back() -> None:
+    claim = Claim(1, 2)
+    claim.take()
+    assert claim.held == [0, 1]
+    assert claim.give_back() == []
+    assert held_drivers() == ["detach 0", "detach 1", "attach 0", "attach 1"]
+    del claim
+    assert journal() == ["close", "exit"]
+
+
+def test_what_was_taken_before_an_error_is_given_back() -> None:
+    fake.fake_fail(b"claim", ERROR_BUSY)
+    with pytest.raises(ClaimError, match="interface 0 cannot be claimed"):
+        Claim(1, 2).take()
+    assert held_drivers() == ["detach 0", "detach 1", "attach 0", "attach 1"]
+
+
+def test_no_driver_stays_away_from_a_device_that_cannot_be_read() -> None:
+    fake.fake_fail(b"get_config_descriptor", ERROR_IO)
+    parameters = ClaimParameters(
+        busid="1-1",
+        path="/sys",
+        busnum=1,
+        devnum=2,
+        simulated=None,
+        run_as=None,
+        log_level="info",
+        transfer_budget=_pump.SMALLEST_BUDGET,
+    )
+    with pytest.raises(ClaimError, match="configuration 0 cannot be read"):
+        HeldDevice(parameters)
+    assert held_drivers() == []
+
+
+def test_a_transfer_lives_no_longer_than_its_pump() -> None:
+    rig = LibusbRig()
+    rig.waiting(rig.submit(BULK_IN, 64))
+    assert fake.fake_pending() == 1
+    rig.close()
+    assert fake.fake_pending() == 0

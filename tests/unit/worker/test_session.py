@@ -1,0 +1,114 @@
+"""Sessions of the pump: one client after the other, bounds, counters, and the end."""
+
+from collections.abc import Iterator
+from socket import SHUT_WR
+
+import pytest
+
+from tests.unit.worker.rig import DEVID, IN, LOOP_IN, SINK, SOURCE, Rig
+from usbipd import _pump
+from usbipd.protocol.urb import Submit, encode
+from usbipd.worker.report import COUNTER_WORDS
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    rig = Rig()
+    yield rig
+    rig.close()
+
+
+def idle_read(seqnum: int) -> Submit:
+    """A read of nothing that the device does not answer."""
+    return Submit(
+        seqnum, devid=DEVID, direction=IN, ep=LOOP_IN & 0x0F, transfer_flags=0, transfer_buffer_length=0
+    )
+
+
+@pytest.mark.rule("lost-client")
+@pytest.mark.rule("seqnum-per-connection")
+def test_next_client_starts_afresh(rig: Rig) -> None:
+    rig.control("01 0b 0100 0100 0000")
+    waiting = rig.submit(LOOP_IN, 64)
+    half = encode(rig.submit(SINK, 5000, bytes(5000)))[:3000]
+    rig.client.send(encode(waiting) + half)
+    rig.client.shutdown(1)
+    while (wake := rig.turn()) == _pump.CHANNEL:
+        pass
+    assert wake == _pump.CLIENT_CLOSED
+    assert rig.counters.in_flight == 1
+    assert rig.finish()
+    assert rig.counters.in_flight == 0
+    assert rig.pump.restore() == 0
+    assert rig.device.resets == 1
+    rig.attach()
+    rig.seqnum = 0
+    assert rig.control("81 0a 0000 0100 0100").data == b"\x00"
+    assert rig.exchange(rig.submit(SINK, 1, b"a"))[0].status == 0
+
+
+def test_client_that_reads_nothing_is_not_read_any_more() -> None:
+    rig = Rig()
+    taken = 0
+    request = encode(rig.submit(SOURCE, 1 << 20))
+    first = int.from_bytes(request[4:8], "big")
+    for i in range(1000):
+        data = request[:4] + (first + i).to_bytes(4, "big") + request[8:]
+        try:
+            rig.client.send(data)
+        except BlockingIOError:
+            break
+        rig.turn()
+        taken += 1
+    assert taken * (1 << 20) > 2 * _pump.SMALLEST_BUDGET, "the pump itself took so many"
+    assert rig.counters.urbs * (1 << 20) <= _pump.SMALLEST_BUDGET + (1 << 20)
+    assert rig.finish()
+    rig.close()
+
+
+@pytest.mark.rule("lost-client")
+def test_a_client_that_is_not_read_any_more_may_leave() -> None:
+    rig = Rig()
+    rig.send(b"".join(encode(idle_read(i)) for i in range(4097)))
+    assert rig.counters.in_flight == 4096
+    rig.client.shutdown(SHUT_WR)
+    assert rig.turn() == _pump.CLIENT_CLOSED
+    assert rig.finish()
+    rig.close()
+
+
+def test_flood_of_waiting_urbs_is_bounded() -> None:
+    rig = Rig()
+    for start in range(0, 6000, 50):
+        batch = b"".join(encode(idle_read(start + i)) for i in range(50))
+        try:
+            rig.client.send(batch)
+        except BlockingIOError:
+            break
+        assert rig.turn() == _pump.CHANNEL
+    assert rig.counters.in_flight == 4096
+    assert rig.finish()
+    assert rig.counters.in_flight == 0
+    rig.close()
+
+
+def test_counters(rig: Rig) -> None:
+    rig.exchange(rig.submit(SINK, 100, bytes(100)), rig.submit(SOURCE, 30))
+    waiting = rig.submit(LOOP_IN, 64)
+    rig.exchange(waiting)
+    rig.control("80 06 0009 0000 0400")
+    assert rig.counters.in_flight == 1
+    rig.exchange(rig.unlink(waiting))
+    counters = rig.counters
+    assert (counters.urbs, counters.bytes_in, counters.bytes_out) == (3, 30, 100)
+    assert (counters.errors, counters.unlinks, counters.in_flight) == (1, 1, 0)
+    assert sum(counters.latency_us) == 3
+
+
+def test_counter_page_has_one_layout() -> None:
+    assert _pump.COUNTER_WORDS == COUNTER_WORDS
+
+
+def test_budget_must_hold_the_largest_urb() -> None:
+    with pytest.raises(ValueError, match="budget 1000 is below"):
+        Rig(budget=1000)
