@@ -89,7 +89,6 @@ RULES: Final[dict[str, str]] = {
 
 PENDING: Final[dict[str, str]] = {
     "unlink-others-live-mac": "only macOS cancels so: it needs a Mac, or a fake of its USB stack",
-    "zero-packet": "a simulated device sees whole transfers, no packets: it needs a real device",
     "zero-packet-mac": "only where libusb lacks the flag: it needs a Mac, or a fake of its USB stack",
     "uas-falls-back": "needs a super speed device with streams; no simulated device has them",
 }

@@ -1,6 +1,6 @@
 """Types of the compiled pump (cython/pump.pyx).  Runs in workers."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
 from usbipd._claim import Claim
@@ -30,7 +30,7 @@ class Pump:
         self,
         transfers: Transfers,
         *,
-        endpoints: Iterable[Endpoint],
+        endpoints: Sequence[Endpoint],
         configuration: int,
         devid: int,
         channel: int,

@@ -28,7 +28,10 @@ class ListenAddress(NamedTuple):
 
 
 def parse_listen(text: str) -> ListenAddress:
-    """`A.B.C.D`, `A.B.C.D:PORT`, `IPv6`, `[IPv6]` or `[IPv6]:PORT`.  Raises `UsageError` on all else."""
+    """`A.B.C.D`, `A.B.C.D:PORT`, `IPv6`, `[IPv6]` or `[IPv6]:PORT`.
+
+    Raises `UsageError` on all else, and on addresses to which no client can connect.
+    """
     wrong = UsageError(
         f"{text!r} is not an address to listen on: "
         f"give a numeric address with or without a port, such as 127.0.0.1 or [::1]:{USBIP_PORT}",
@@ -50,7 +53,16 @@ def parse_listen(text: str) -> ListenAddress:
     number = USBIP_PORT if port is None else int(port)
     if number > 65535 or (bracketed and address.version != 6):
         raise wrong
+    if address.is_multicast or address == _BROADCAST or getattr(address, "ipv4_mapped", None) is not None:
+        raise wrong
     return ListenAddress(str(address), number)
+
+
+_BROADCAST: Final = ipaddress.IPv4Address("255.255.255.255")
+
+
+SMALLEST_BUDGET: Final = 40 << 20
+"""Bytes: one URB of the largest size fits, and some; the pump has the same (cython/pump.pyx)."""
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -62,7 +74,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """The same from one client address."""
     handshake_timeout: Annotated[float, msgspec.Meta(gt=0, le=300)] = 10.0
     """Seconds from connect to the end of OP_REQ_*."""
-    transfer_budget: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 32)] = 64 << 20
+    transfer_budget: Annotated[int, msgspec.Meta(ge=SMALLEST_BUDGET, le=1 << 32)] = 64 << 20
     """Bytes that the URBs of one client may hold."""
 
 

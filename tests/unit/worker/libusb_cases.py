@@ -95,6 +95,7 @@ def test_in_carries_what_came(rig: LibusbRig) -> None:
     assert (reply.seqnum, reply.status, reply.data) == (submit.seqnum, 0, b"short")
 
 
+@pytest.mark.rule("zero-packet")
 def test_out_carries_the_data_and_the_zero_packet(rig: LibusbRig) -> None:
     rig.waiting(rig.submit(BULK_OUT, data=b"hello", flags=URB_ZERO_PACKET))
     assert submitted(BULK_OUT) == (2, 8, 5, b"hello")  # LIBUSB_TRANSFER_ADD_ZERO_PACKET

@@ -6,7 +6,7 @@ from socket import SHUT_WR
 import pytest
 
 from tests.unit.worker.rig import DEVID, IN, LOOP_IN, SINK, SOURCE, Rig
-from usbipd import _pump
+from usbipd import _pump, config
 from usbipd.protocol.urb import Submit, encode
 from usbipd.worker.report import COUNTER_WORDS
 
@@ -110,5 +110,6 @@ def test_counter_page_has_one_layout() -> None:
 
 
 def test_budget_must_hold_the_largest_urb() -> None:
+    assert config.SMALLEST_BUDGET == _pump.SMALLEST_BUDGET
     with pytest.raises(ValueError, match="budget 1000 is below"):
         Rig(budget=1000)
