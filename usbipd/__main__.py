@@ -6,6 +6,7 @@ start: they need their channel as descriptor 3.  Each role imports what it needs
 """
 
 import os
+import signal
 import stat
 import sys
 from pathlib import Path
@@ -15,6 +16,13 @@ from usbipd.ipc import CHANNEL_DESCRIPTOR
 
 def main() -> int:
     """The entry of every process; returns its exit code."""
+    try:
+        return _enter()
+    except KeyboardInterrupt:  # while a role was being imported
+        return 128 + signal.SIGINT
+
+
+def _enter() -> int:
     name, arguments = Path(sys.argv[0]).name, sys.argv[1:]
     if arguments[:1] in (["@server"], ["@worker"]):
         if not _is_socket(CHANNEL_DESCRIPTOR):

@@ -3,7 +3,8 @@
     2026-05-04T12:30:01.123Z INFO worker[4711] 1-2: attached by 192.0.2.7:51234
 
 Time is UTC, so that the lines of a process in a chroot agree with all others.  The role, the pid and
-(in a worker) the busid are said once, by `configure`.
+(in a worker) the busid are said once, by `configure`.  A message is one line: it may hold what a peer said,
+who must neither write lines of his own nor drive the terminal that shows them.
 """
 
 import logging
@@ -24,6 +25,10 @@ class _Formatter(logging.Formatter):
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
         whole = time.strftime("%Y-%m-%dT%H:%M:%S", self.converter(record.created))
         return f"{whole}.{int(record.msecs):03d}Z"
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        line = super().formatMessage(record)  # without the traceback, which has lines of its own
+        return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
 
 
 class ErrorCounter(logging.Handler):

@@ -32,20 +32,23 @@ def runtime_directory() -> Path:
     if os.geteuid() == 0:
         return system_runtime_directory()
     session = os.environ.get("XDG_RUNTIME_DIR", "")
-    if session.startswith("/") and Path(session).is_dir():
+    if session.startswith("/") and _is_ours(Path(session)):  # after `su` it may be another user's
         return Path(session, "usbipd")
     return Path(tempfile.gettempdir(), f"usbipd-{os.geteuid()}")
 
 
 def control_socket() -> Path:
-    """The socket on which a daemon may answer: this user's own if there is one, else root's."""
+    """The socket on which a daemon may answer: this user's own if there is one, else root's.
+
+    One in the usual place that somebody else has put there does not count.
+    """
     own = runtime_directory() / CONTROL_SOCKET
-    return own if own.exists() else system_runtime_directory() / CONTROL_SOCKET
+    return own if _is_ours(own) else system_runtime_directory() / CONTROL_SOCKET
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeFiles:
-    """What one extension keeps in its directory; `remove` leaves nothing behind."""
+    """What one extension keeps in its directory, beside the socket, which `IPCHandler` makes and removes."""
 
     control_socket: Path
 
@@ -80,13 +83,20 @@ class RuntimeFiles:
                 raise UsbipdError(f"{self.chroot} is not empty", code="bad-path", advice="empty it")
 
     def remove(self) -> None:
-        """Remove socket and directories; a directory that holds anything else stays."""
-        self.control_socket.unlink(missing_ok=True)
+        """Remove the directories; one that holds anything else stays."""
         for directory in (self.chroot, self.directory):
             try:
                 directory.rmdir()
             except OSError:  # not there, not empty, or in a parent that we may not write
                 continue
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether `path` is there and belongs to this process's user."""
+    try:
+        return path.lstat().st_uid == os.geteuid()
+    except OSError:
+        return False
 
 
 def _make_directory(path: Path, mode: int) -> None:

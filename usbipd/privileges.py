@@ -99,7 +99,7 @@ def find_run_as(configured: str | None) -> RunAs | None:
     else:
         try:
             user = pwd.getpwnam(configured)
-        except KeyError:
+        except (KeyError, ValueError):  # ValueError: a NUL in it
             raise UsageError(
                 f"no user {configured!r} on this host: name an unprivileged one or create it", code="bad-user"
             ) from None

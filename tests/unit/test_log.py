@@ -54,3 +54,17 @@ def test_errors_are_counted() -> None:
         "logging.warning('a')\nlogging.error('b')\nlogging.critical('c')\nlogging.info('%d', counter.count)"
     )
     assert lines[-1].endswith(": 2")
+
+
+def test_a_message_cannot_write_lines_of_its_own_or_drive_a_terminal() -> None:
+    program = "log.configure('server')\nlogging.info('%s', 'a\\nb\\x1b[2J\\r\\x9b\\u2028\\ud800 ä\\t')"
+    _pid, lines = run(program)
+    assert len(lines) == 1
+    assert lines[0].endswith(r": a\nb\x1b[2J\r\x9b\u2028\ud800 ä\t")
+
+
+def test_a_traceback_keeps_its_lines() -> None:
+    _pid, lines = run(
+        "log.configure('server')\ntry: 1 / 0\nexcept ZeroDivisionError: logging.exception('so')"
+    )
+    assert lines[1] == "Traceback (most recent call last):"

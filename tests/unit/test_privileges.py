@@ -105,7 +105,11 @@ def test_the_default_user(caplog: pytest.LogCaptureFixture) -> None:
 @as_root
 @pytest.mark.parametrize(
     ("user", "complaint"),
-    [("no-such-user", "no user 'no-such-user' on this host"), ("root", "root's user or group")],
+    [
+        ("no-such-user", "no user 'no-such-user' on this host"),
+        ("nobody\0", r"no user 'nobody\\x00' on this host"),
+        ("root", "root's user or group"),
+    ],
 )
 def test_users_that_cannot_be(user: str, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
