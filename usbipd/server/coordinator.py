@@ -11,6 +11,7 @@ floods us displaces himself, and a client that speaks at once is through before 
 import asyncio
 import errno
 import functools
+import itertools
 import logging
 import socket
 from collections import Counter
@@ -54,9 +55,11 @@ class ServerCoordinator:
 
         Raises `UsbipdError` if one cannot be had; none is taken then.
         """
+        wanted = [parse_listen(text) for text in addresses]
+        _refuse_overlap(wanted)
         try:
-            for text in addresses:
-                self._listeners.append(_listener(parse_listen(text)))
+            for address in wanted:
+                self._listeners.append(_listener(address))
         except BaseException:
             for listener in self._listeners:
                 listener.close()
@@ -102,11 +105,28 @@ class ServerCoordinator:
         session.close()
 
 
+def _refuse_overlap(addresses: Sequence[ListenAddress]) -> None:
+    """Raises `UsbipdError` if one address includes another: the kernel would not say that it was us."""
+    for one, other in itertools.permutations(addresses, 2):
+        every = "::" if ":" in other.host else "0.0.0.0"  # noqa: S104 - what is asked for, not what we choose
+        if one.port == other.port != 0 and one.host in (other.host, every):
+            raise UsbipdError(
+                f"cannot listen on {other}: it is given twice"
+                if one == other
+                else f"cannot listen on {other}: {one} is given too, and includes it",
+                code="bad-address",
+                advice="leave one of them out",
+            )
+
+
 def _listener(address: ListenAddress) -> socket.socket:
-    family, _type, _protocol, _name, where = socket.getaddrinfo(
-        *address, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-    )[0]
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        family, _type, _protocol, _name, where = socket.getaddrinfo(
+            *address, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:  # the interface behind % is not there; this host has no IPv6
+        raise _explain(address, error) from error
     try:
         # A new server takes over the address while connections of the last one's clients live on.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -128,7 +148,7 @@ def _explain(address: ListenAddress, error: OSError) -> UsbipdError:
             code="address-in-use",
             advice=f"end that program (`lsof -i :{address.port}` names it), or choose another address",
         )
-    if error.errno == errno.EADDRNOTAVAIL:
+    if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, socket.EAI_NONAME):
         return UsbipdError(
             f"cannot listen on {address}: this host has no such address",
             code="no-such-address",

@@ -7,6 +7,7 @@ imported here, at its start: after SERVE its root directory is empty.
 import asyncio
 import logging
 import os
+import resource
 import socket
 from typing import Final
 
@@ -20,6 +21,9 @@ from usbipd.ipc.policy import Role
 from usbipd.server.coordinator import ServerCoordinator
 
 _LOG: Final = logging.getLogger(__name__)
+
+_OWN_DESCRIPTORS: Final = 32
+"""What a server has open beside connections: standard ones, channel, event loop, at most 16 listeners."""
 
 
 def main(arguments: list[str]) -> int:
@@ -58,7 +62,7 @@ class _Server:
         log.set_level(parameters.log_level)
         self._coordinator = ServerCoordinator(
             self._channel,
-            max_connections=parameters.max_connections,
+            max_connections=_allow_connections(parameters.max_connections),
             max_connections_per_address=parameters.max_connections_per_address,
             handshake_timeout=parameters.handshake_timeout,
         )
@@ -68,6 +72,22 @@ class _Server:
         user = privileges.drop(parameters.run_as)
         self._coordinator.start()
         return ServeResult(listening=listening, user=user)
+
+
+def _allow_connections(wanted: int) -> int:
+    """Raise our limit of open files so that `wanted` connections fit; how many do.
+
+    Where accept failed for want of descriptors, nobody would be displaced and new clients would wait.
+    """
+    needed = wanted + _OWN_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted
+    possible = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
+    if possible < needed:
+        _LOG.warning("%d connections are allowed, but only %d open files (ulimit -Hn)", wanted, possible)
+    return max(1, possible - _OWN_DESCRIPTORS)
 
 
 def _enter(directory: str) -> None:

@@ -400,3 +400,29 @@ def test_a_port_in_use_is_named_and_nothing_is_taken() -> None:
 def test_an_address_of_another_host() -> None:
     error = refused_to_bind("192.0.2.1:3240")
     assert error.message == "cannot listen on 192.0.2.1:3240: this host has no such address"
+
+
+@pytest.mark.parametrize(
+    ("addresses", "complaint"),
+    [
+        (["127.0.0.1:4000", "127.0.0.1:4000"], "127.0.0.1:4000: it is given twice"),
+        (["127.0.0.1:4000", "0.0.0.0:4000"], "127.0.0.1:4000: 0.0.0.0:4000 is given too, and includes it"),
+        (["[::]:4000", "[::1]:4000"], "[::1]:4000: [::]:4000 is given too, and includes it"),
+    ],
+)
+def test_addresses_that_exclude_each_other(addresses: list[str], complaint: str) -> None:
+    """The kernel would say that the port is in use, and its user would look for another program."""
+    assert refused_to_bind(*addresses).message == f"cannot listen on {complaint}"
+
+
+def test_free_ports_may_be_asked_for_twice() -> None:
+    async def test() -> None:
+        async with serving() as server:
+            assert len(set(server.coordinator.bind(["127.0.0.1:0", "127.0.0.1:0"]))) == 3
+
+    asyncio.run(test())
+
+
+def test_an_interface_that_is_not_there() -> None:
+    error = refused_to_bind("fe80::1%no-such-one")
+    assert error.message.endswith("this host has no such address")
