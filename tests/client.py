@@ -233,9 +233,12 @@ class Session:
         return self.send(Unlink(self.next_seqnum(), self.device.devid, USBIP_DIR_OUT, 0, seqnum))
 
     def send(self, command: Command) -> int:
-        """Sends any command; returns its seqnum."""
+        """Sends any command; returns its seqnum.  Raises `ClosedError`."""
         self.expect(command)
-        self.connection.sendall(encode(command))
+        try:
+            self.connection.sendall(encode(command))
+        except ConnectionError as error:
+            raise ClosedError("the server closed the connection") from error
         return command.seqnum
 
     def expect(self, command: Command) -> None:

@@ -128,8 +128,11 @@ class Daemon:
         return device
 
     def worker_pid(self, busid: str) -> int:
-        """The process that holds this device."""
-        return int(self.device(busid)["worker_pid"])
+        """The process that holds this device; asks until there is one."""
+        deadline = time.monotonic() + PATIENCE
+        while (pid := self.device(busid)["worker_pid"]) is None:
+            assert time.monotonic() < deadline, f"no worker takes {busid}"
+        return int(pid)
 
     def stop(self) -> None:
         """Ctrl-C: the daemon must end with exit code 0 and leave nothing behind."""

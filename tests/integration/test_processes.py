@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -188,14 +188,64 @@ def test_the_end_takes_less_than_two_seconds(tmp_path: Path) -> None:
     idle.close()
 
 
-def test_ctrl_c_reaches_all_and_ends_in_order(start_daemon: StartDaemon) -> None:
-    """A terminal sends SIGINT to the whole group; the children leave it to the extension."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM])
+def test_a_signal_to_all_is_for_the_extension(start_daemon: StartDaemon, number: signal.Signals) -> None:
+    """A terminal sends it to the whole group; the children leave it to the extension to end in order."""
     daemon = start_daemon("serial,loopback")
     for process in daemon.status()["processes"]:
         if process["role"] != "extension":
-            os.kill(process["pid"], signal.SIGINT)
+            os.kill(process["pid"], number)
     with Client(daemon.host, daemon.port).import_device(daemon.busid("serial")) as session:
         echo(session, b"nothing happened")
+
+
+def start_with_output(tmp_path: Path, output: IO[bytes]) -> "subprocess.Popen[str]":
+    """An extension that prints into `output`."""
+    where = ["--listen", "127.0.0.1:0", "--socket", str(tmp_path / "run" / "control.sock")]
+    return subprocess.Popen(
+        [*COMMAND, "--run", "--simulate", "loopback,serial", *where],
+        stdout=output,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_ctrl_c_while_devices_are_being_claimed(tmp_path: Path) -> None:
+    with Path(os.devnull).open("wb") as nowhere, start_with_output(tmp_path, nowhere) as process:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if " listens on " in line:
+                process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 0
+    log = "".join(lines)
+    assert "ERROR" not in log, log
+    assert "Traceback" not in log, log
+    assert not (tmp_path / "run").exists()
+
+
+@on_linux
+def test_nobody_need_read_what_the_extension_prints(tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as full, start_with_output(tmp_path, full) as process:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if sum(" claimed " in each for each in lines) == 2 and "claimed" in line:
+                process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 0, lines
+
+
+def test_the_end_takes_less_than_two_seconds_with_a_worker_that_hangs(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, "loopback,serial")
+    os.kill(daemon.worker_pid(daemon.busid("loopback")), signal.SIGSTOP)
+    start = time.monotonic()
+    daemon.process.send_signal(signal.SIGINT)
+    assert daemon.process.wait(PATIENCE) == 0
+    assert time.monotonic() - start < 2.0
+    assert "did not give its device back" in daemon.log.close()
+    daemon.output.close()
 
 
 def start_second(*arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -126,6 +126,8 @@ class Claim:
 
     def heard(self, event: Event) -> None:
         """The worker tells something.  Raises `IPCError` if it cannot be so."""
+        if self.state is ClaimState.ENDED:
+            return  # said before it read that it is to give its device back
         if event.event is EventName.DETACHED and self.state is ClaimState.ATTACHED:
             self.client = None
             self._become(ClaimState.RESTORING)

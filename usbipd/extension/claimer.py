@@ -9,6 +9,7 @@ import fcntl
 import logging
 import mmap
 import os
+import struct
 import tempfile
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -28,6 +29,7 @@ from usbipd.ipc.messages import (
     RunAs,
 )
 from usbipd.ipc.policy import Role
+from usbipd.protocol.op import UsbDevice, encode_devlist_reply
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.ownership import Ownership
 from usbipd.worker.report import COUNTER_PAGE_SIZE
@@ -99,7 +101,7 @@ class DeviceClaimer:
         await asyncio.wait({keeper})
         worker = claim.worker
         claim.ended()
-        if worker is None or not await _release(worker, timeout):
+        if worker is None or not await self._release(worker, timeout):
             await self._give_back(worker, claim.record)
         _LOG.info("%s released", busid)
 
@@ -116,7 +118,12 @@ class DeviceClaimer:
         """Start a worker that claims the device.  Raises `ClaimError`; no worker is left then."""
         record = claim.record
         if record.simulated is None:
-            points = await asyncio.to_thread(self._ownership.mount_points_of, record.busid)
+            try:
+                points = await asyncio.to_thread(self._ownership.mount_points_of, record.busid)
+            except OSError as error:  # a device that goes while it is looked at
+                raise ClaimError(
+                    f"cannot tell whether {record.busid} is in use: {error}", code="in-use"
+                ) from error
             if points:
                 raise ClaimError(
                     f"{record.busid} is in use: it is mounted on {' and '.join(points)}",
@@ -135,6 +142,7 @@ class DeviceClaimer:
                         timeout=CLAIM_TIMEOUT,
                         descriptor=descriptor,
                     )
+                    _check(record, result.device)
                 except BaseException:
                     await self._give_back(worker, record)
                     raise
@@ -171,7 +179,7 @@ class DeviceClaimer:
                 except UsbipdError as error:
                     if not first.done():
                         self._forget(claim)
-                        first.set_exception(error)
+                        _fail(first, error)
                         return
                     _LOG.error("%s cannot be claimed again: %s", busid, error)
                     claim.failed(error.message)
@@ -189,7 +197,7 @@ class DeviceClaimer:
             self._forget(claim)
         finally:
             if not first.done():
-                first.set_exception(ClaimError(f"{busid} was released or is gone", code="gone"))
+                _fail(first, ClaimError(f"{busid} was released or is gone", code="gone"))
 
     async def _is_present(self, claim: Claim) -> bool:
         try:
@@ -206,6 +214,18 @@ class DeviceClaimer:
         del self.claims[claim.record.busid], self._keepers[claim.record.busid]
         claim.ended()
 
+    async def _release(self, worker: Child, seconds: float) -> bool:
+        """Whether the worker gives its device back and ends, in `seconds`."""
+        worker.ending = True
+        try:
+            await worker.channel.request(Command.RELEASE, Nothing(), Nothing, timeout=seconds)
+        except UsbipdError as error:
+            _LOG.error("%s did not give its device back: %s", worker.label, error)
+            if error.code == "timeout":
+                self._spawner.kill(worker)  # it had its time
+            return False
+        return await wait_ended(worker, END_TIMEOUT)
+
     async def _give_back(self, worker: Child | None, record: DeviceRecord) -> None:
         """Make sure that a failed worker is gone and its device back with its drivers."""
         if worker is not None:
@@ -218,17 +238,6 @@ class DeviceClaimer:
             await asyncio.to_thread(self._ownership.give_back, record.busid)
 
 
-async def _release(worker: Child, seconds: float) -> bool:
-    """Whether the worker gives its device back and ends, in `seconds`."""
-    worker.ending = True
-    try:
-        await worker.channel.request(Command.RELEASE, Nothing(), Nothing, timeout=seconds)
-    except UsbipdError as error:
-        _LOG.error("%s did not give its device back: %s", worker.label, error)
-        return False
-    return await wait_ended(worker, END_TIMEOUT)
-
-
 def _listener(claim: Claim) -> Callable[[Event], None]:
     def listen(event: Event) -> None:
         claim.heard(event)
@@ -236,6 +245,28 @@ def _listener(claim: Claim) -> Callable[[Event], None]:
             _LOG.info("%s %s: %s", claim.record.busid, event.event, event.parameters.reason)
 
     return listen
+
+
+def _fail(first: asyncio.Future[ClaimedDevice], error: UsbipdError) -> None:
+    """The first try has failed; who asked for it may have left meanwhile, then nobody need hear of it."""
+    first.set_exception(error)
+    first.exception()
+
+
+def _check(record: DeviceRecord, device: UsbDevice) -> None:
+    """Raises `ClaimError` unless `device` is the one that was to be claimed and fits the wire.
+
+    Every client is shown what the worker says here, at the end of a conversation with a device of unknown
+    make.
+    """
+    if (device.busid, device.busnum, device.devnum) != (record.busid, record.busnum, record.devnum):
+        raise ClaimError(f"{record.busid}: the worker claimed {device.busid}", code="bad-message")
+    try:
+        encode_devlist_reply([device])
+    except (ValueError, struct.error) as error:
+        raise ClaimError(
+            f"{record.busid} cannot be described to clients: {error}", code="bad-message"
+        ) from error
 
 
 def _same_device(one: DeviceRecord, other: DeviceRecord) -> bool:

@@ -4,6 +4,7 @@ Anybody may connect to root's daemon; the kernel says who it is, and `ipc/policy
 """
 
 import asyncio
+import fcntl
 import logging
 import os
 import socket
@@ -33,6 +34,8 @@ _LOG: Final = logging.getLogger(__name__)
 
 MAX_CONNECTIONS_PER_USER: Final = 32
 """One user's programs cannot keep another's out."""
+ACCEPT_PAUSE: Final = 0.1
+"""Seconds to wait when accept fails for want of descriptors or memory."""
 
 
 class IPCHandler:
@@ -46,35 +49,44 @@ class IPCHandler:
         self._monitor = monitor
         self._run_as = run_as
         self._listener: socket.socket | None = None
+        self._lock = -1
+        """Descriptor of the socket's directory, locked while we listen."""
         self._channels: dict[Channel, int] = {}
         """With the uid of the peer."""
 
     def start_listener(self) -> None:
         """Accept from now on.
 
-        Raises `UsbipdError` if another extension answers here already, or the socket cannot be made.
+        Raises `UsbipdError` if another extension has its socket in this directory already, or the socket
+        cannot be made.
         """
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.setblocking(False)
         try:
-            _replace_stale(self._path)
+            self._lock = _lock(self._path.parent)
+            _remove_stale(self._path)
             listener.bind(os.fspath(self._path))
             self._path.chmod(0o666 if os.geteuid() == 0 else 0o600)
             listener.listen(socket.SOMAXCONN)
         except OSError as error:
             listener.close()
+            self._unlock()
             raise UsbipdError(f"{self._path}: {error.strerror}", code="bad-path") from error
         except UsbipdError:
             listener.close()
+            self._unlock()
             raise
         self._listener = listener
-        asyncio.get_running_loop().add_reader(listener, self._accept)
+        self._listen()
 
     def close(self) -> None:
-        """Accept no more and leave everybody."""
+        """Accept no more, remove the socket and leave everybody."""
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
+            self._listener = None
+            self._path.unlink(missing_ok=True)
+            self._unlock()  # last: from here on the path may be another extension's
         for channel in list(self._channels):
             channel.close()
 
@@ -84,6 +96,15 @@ class IPCHandler:
         role = role_of(peer, owner=os.geteuid(), admin_group=privileges.admin_group(), run_as=self._run_as)
         return peer, role
 
+    def _listen(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
+    def _unlock(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
     def _accept(self) -> None:
         assert self._listener is not None
         try:
@@ -91,7 +112,10 @@ class IPCHandler:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as error:
-            _LOG.error("cannot accept on the control socket: %s", error)
+            _LOG.error("cannot accept on the control socket: %s", error.strerror)
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._listener)  # who waits there would call us again at once
+            loop.call_later(ACCEPT_PAUSE, self._listen)
             return
         try:
             peer, role = self.authenticate_client(connection)
@@ -140,21 +164,34 @@ class IPCHandler:
         raise UsbipdError(f"{request.command} is not for the control socket", code="not-permitted")
 
 
-def _replace_stale(path: Path) -> None:
-    """Remove the socket that a killed extension left.  Raises `OSError`, or `UsbipdError` if one answers."""
-    if not path.is_socket():
-        return  # nothing there; anything else is not ours to remove, and bind will say so
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(os.fspath(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-        except BlockingIOError:  # its queue is full: it lives
-            pass
-    raise UsbipdError(
-        f"an extension is running already: it answers on {path}",
-        code="already-running",
-        advice="`usbipd-ext --status` shows it; end it first, or choose another --socket",
-    )
+def _lock(directory: Path) -> int:
+    """A descriptor of `directory` that no other extension can have while it is open.
+
+    Without it two that start at one moment could each take the other's socket for a stale one.  Raises
+    `OSError`, or `UsbipdError` if another extension has it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if not isinstance(error, BlockingIOError):
+            raise
+        raise UsbipdError(
+            f"an extension is running already: it has its socket in {directory}",
+            code="already-running",
+            advice="`usbipd-ext --status` shows it; end it first, or choose another directory with --socket",
+        ) from error
+    return descriptor
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the socket that a killed extension left.  Raises `OSError`, or `UsbipdError` if it is none."""
+    if path.is_socket():
+        path.unlink()
+    elif os.path.lexists(path):
+        raise UsbipdError(
+            f"{path} is there already and is no socket",
+            code="bad-path",
+            advice="choose another path with --socket",
+        )

@@ -71,13 +71,16 @@ class SystemExtensionManager:
             )
 
     async def stop(self) -> None:
-        """Give every device back, all at the same time, also those that are just being claimed."""
+        """Give every device back, all at the same time, also those that are being claimed or released."""
         self._stopping = True
-        await self._release(list(self.claims), STOP_TIMEOUT)
+        await asyncio.gather(self._release(list(self.claims), STOP_TIMEOUT), self._wait_settled(STOP_TIMEOUT))
 
     async def claim_device(self, busid: str) -> ClaimedDevice:
         """Take the device from this host.  Raises `UsbipdError`: no such device, or it cannot be had."""
-        return await self._claimer.claim_device(await self._require_device(busid))
+        record = await self._require_device(busid)
+        if self._stopping:
+            raise UsbipdError("the daemon is ending", code="ending")
+        return await self._claimer.claim_device(record)
 
     async def release_device(self, busid: str) -> None:
         """Give the device back to this host."""
@@ -90,8 +93,6 @@ class SystemExtensionManager:
     async def bind(self, busid: str) -> DeviceReport:
         """Share the device from now on.  Raises `UsbipdError`; nothing is bound then."""
         async with self._lock:
-            if self._stopping:
-                raise UsbipdError("the daemon is ending", code="ending")
             await self.claim_device(busid)
             self._bindings.add(busid)
         return await self._report(await self._require_device(busid))
@@ -117,6 +118,12 @@ class SystemExtensionManager:
 
     async def _release(self, busids: list[str], seconds: float) -> None:
         await asyncio.gather(*(self._claimer.release_device(busid, timeout=seconds) for busid in busids))
+
+    async def _wait_settled(self, seconds: float) -> None:
+        """Wait until no bind or unbind is under way, but not longer than that."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds), self._lock:
+                return
 
     async def _list_records(self) -> list[DeviceRecord]:
         return [record for source in self._sources for record in await source.list_devices()]

@@ -5,12 +5,15 @@ Attached clients do not depend on the server: when it dies, another one listens 
 
 import asyncio
 import logging
+import os
+import socket
+import stat
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
-from usbipd.errors import UsbipdError
+from usbipd.errors import IPCError, UsbipdError
 from usbipd.extension.claim import Claim
 from usbipd.extension.reservations import Reservations
 from usbipd.extension.supervisor import Backoff, Child, Spawner, wait_ended
@@ -123,14 +126,28 @@ class NetworkServer:
                 assert isinstance(parameters, ReserveParameters)
                 asking = self.child
                 result = await self._reservations.reserve(parameters)
-                if self.child is not asking and asking is not None and result.reservation is not None:
+                if (asking is None or self.child is not asking) and result.reservation is not None:
                     self._reservations.abandon(result.reservation)  # the server died while its client waited
                 return result
             case Command.HANDOVER:
                 assert isinstance(parameters, ReservationParameters)
                 assert request.descriptor is not None
+                if not _is_tcp(request.descriptor):
+                    broken = IPCError("HANDOVER of what is no TCP socket", code="bad-message")
+                    if self.child is not None:
+                        self.child.channel.close(broken)
+                    raise broken
                 return await self._reservations.hand_over(parameters.reservation, request.descriptor)
             case Command.ABANDON:
                 assert isinstance(parameters, ReservationParameters)
                 return self._reservations.abandon(parameters.reservation)
         raise UsbipdError(f"{request.command} is not for the server", code="not-permitted")
+
+
+def _is_tcp(descriptor: int) -> bool:
+    """Whether a worker may be given this: it would die of anything else, and its device's session with it."""
+    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        return False
+    with socket.socket(fileno=os.dup(descriptor)) as connection:
+        internet = connection.family in (socket.AF_INET, socket.AF_INET6)
+        return internet and connection.type == socket.SOCK_STREAM

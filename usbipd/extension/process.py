@@ -5,9 +5,9 @@ SIGTERM or SIGHUP: listen no more, give every device back, remove what was made;
 """
 
 import asyncio
-import contextlib
 import ipaddress
 import logging
+import os
 import signal
 import socket
 from collections.abc import Sequence
@@ -113,8 +113,7 @@ class Extension:
         await self._network.start()  # first: with its port in use, no driver need lose its device
         await self._manager.start()
         text = announcement(self._network.listening, await self._manager.list_devices())
-        with contextlib.suppress(OSError):  # nobody listens
-            print(text, flush=True)
+        _say(text)
 
     async def _stop(self, started: asyncio.Task[None]) -> None:
         started.cancel()
@@ -141,6 +140,15 @@ def announcement(listening: Sequence[str], devices: Sequence[DeviceReport]) -> s
         lines += ["On the client:", "  sudo modprobe vhci-hcd", f"  {usbip} list -r {host}"]
         lines += [f"  sudo {usbip} attach -r {host} -b {device.busid}" for device in shared]
     return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    """Print for the person at the terminal; that nobody reads it, now or at the end, is no failure."""
+    try:
+        print(text, flush=True)
+    except OSError:  # what is left in the buffer goes nowhere
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
 
 
 def _reachable_name(address: ListenAddress) -> str:

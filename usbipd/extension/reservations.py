@@ -73,10 +73,12 @@ class Reservations:
                 timeout=ATTACH_TIMEOUT,
                 descriptor=descriptor,
             )
-        except UsbipdError as error:
+        except (UsbipdError, OSError) as error:
             # It did not take the client, or nobody knows whether it did: a new worker knows.
             _LOG.error("%s does not take %s: %s", worker.label, client, error)
             worker.channel.close()
+            if isinstance(error, OSError):  # no descriptor left to send it
+                raise UsbipdError(f"cannot hand over: {error.strerror}", code="hand-over") from error
             raise
         _LOG.info("%s attached by %s", claim.record.busid, client)
         return Nothing()

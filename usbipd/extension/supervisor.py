@@ -1,7 +1,8 @@
 """Starts the extension's children, reaps them, ends them.  Runs in the extension.
 
 A child is this executable again with a role as its first argument: never a bare fork.  It gets /dev/null as
-stdin, our stderr as stdout and stderr, its end of a socketpair as descriptor 3, and nothing else.
+stdin, our stderr as stdout and stderr, its end of a socketpair as descriptor 3, and nothing else.  It ends
+when its channel does, having given back what it holds, and not of a signal to all processes of a terminal.
 """
 
 import asyncio
@@ -28,8 +29,6 @@ FIRST_DELAY: Final = 0.1
 LONGEST_DELAY: Final = 30.0
 WELL_AFTER: Final = 60.0
 """Seconds that a child must have lived for its failures before to be forgotten."""
-
-
 LETTING_GO: Final = 5.0
 """Seconds that a child has to end once its channel is closed."""
 
@@ -135,7 +134,7 @@ class Supervisor:
 
     def kill(self, child: Child) -> None:
         """End `child` at once, whatever it does; `child.ended` says when."""
-        if child.pid in self._children:  # else it is reaped and the number may be another's
+        if self._children.get(child.pid) is child:  # else it is reaped and the number may be another's
             child.ending = True
             os.kill(child.pid, signal.SIGKILL)
 
@@ -157,20 +156,25 @@ class Supervisor:
 
 
 async def wait_ended(child: Child, seconds: float) -> bool:
-    """Whether `child` ends within `seconds`."""
-    try:
-        async with asyncio.timeout(seconds):
-            await child.ended.wait()
-    except TimeoutError:
-        return False
-    return True
+    """Whether `child` ends within `seconds`; also for a task that was cancelled and cleans up."""
+    # Not asyncio.timeout: in such a task it cancels once more instead of timing out (before Python 3.11.3).
+    waiting = asyncio.create_task(child.ended.wait())
+    done, _pending = await asyncio.wait({waiting}, timeout=seconds)
+    waiting.cancel()
+    return bool(done)
 
 
 def seal_descriptors() -> None:
     """Make every descriptor that we inherited close on exec, so that no child inherits it from us.
 
-    Python's own are so from the start (PEP 446).
+    Python's own are so from the start (PEP 446).  Of 0 to 2 the closed ones become /dev/null: else sockets of
+    ours would have these numbers, and children would get them as stdin, stdout and stderr.
     """
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    while descriptor <= 2:
+        os.set_inheritable(descriptor, True)
+        descriptor = os.open(os.devnull, os.O_RDWR)
+    os.close(descriptor)
     for name in os.listdir("/dev/fd"):  # noqa: PTH208 - names are all we need, on Linux and macOS
         descriptor = int(name)
         if descriptor > 2:
@@ -201,10 +205,10 @@ def _execute(role: Role, busid: str | None, channel: socket.socket) -> int:
                 (os.POSIX_SPAWN_DUP2, 2, 1),
                 (os.POSIX_SPAWN_DUP2, above, CHANNEL_DESCRIPTOR),
             ],
-            # Ctrl-C reaches all processes of the terminal, a stopping service manager all of the service; the
-            # extension decides.  A blocked signal stays so.
-            setsigmask=[signal.SIGINT, signal.SIGTERM],
-            setsigdef=[signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD],
+            # Ctrl-C, Ctrl-\\ and the end of the terminal reach all its processes, a stopping service manager
+            # all of the service; the extension decides.  A blocked signal stays so.
+            setsigmask=[signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM],
+            setsigdef=[signal.SIGPIPE, signal.SIGCHLD],
         )
     finally:
         os.close(above)

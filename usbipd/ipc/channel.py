@@ -162,7 +162,7 @@ class Conversation:
             except BaseException as error:
                 if frame.descriptor is not None:
                     os.close(frame.descriptor)
-                if isinstance(error, msgspec.DecodeError):
+                if isinstance(error, msgspec.DecodeError | RecursionError):
                     raise IPCError(f"a message that cannot be read: {error}", code="bad-message") from error
                 raise
             if item is not None:

@@ -7,7 +7,7 @@ command stands in `policy.py`, how messages become bytes in `channel.py`.
 """
 
 from enum import StrEnum
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -241,10 +241,15 @@ class ServeResult(Message, frozen=True):
     user: str
 
 
+ClientName = Annotated[str, msgspec.Meta(max_length=80)]
+"""A client's address and port: at most 39 for IPv6, 16 for its scope, 8 for brackets and port.  Bounded,
+since it comes from a process that reads the network, and goes into logs and the status."""
+
+
 class DevlistParameters(Message, frozen=True):
     """`client` is the client's address, for access rules."""
 
-    client: str
+    client: ClientName
 
 
 class DevlistResult(Message, frozen=True):
@@ -257,7 +262,7 @@ class ReserveParameters(Message, frozen=True):
     """A client wants this device; it is kept for it until HANDOVER or ABANDON."""
 
     busid: str
-    client: str
+    client: ClientName
 
 
 class ReserveResult(Message, frozen=True):

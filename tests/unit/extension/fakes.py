@@ -129,6 +129,8 @@ class FakeChild:
             await asyncio.Event().wait()
         if isinstance(answer, UsbipdError):
             raise answer
+        if isinstance(answer, Message):
+            return answer
         if request.command is Command.RELEASE and not self._spawner.lingering:
             asyncio.get_running_loop().call_soon(self.die)
         return answer_of(request)
@@ -164,11 +166,11 @@ def answer_of(request: Request) -> Message:
 
 
 class FakeSpawner:
-    """Starts `FakeChild`s.  `answers` says what they answer instead of the good: an error, or "silence"."""
+    """Starts `FakeChild`s.  `answers` says what they answer instead of the good; "silence" is nothing."""
 
     def __init__(self) -> None:
         self.children: list[FakeChild] = []
-        self.answers: dict[Command, UsbipdError | str] = {}
+        self.answers: dict[Command, Message | UsbipdError | str] = {}
         self.error: OSError | None = None
         self.lingering = False
         """Whether children live on after they answered RELEASE."""

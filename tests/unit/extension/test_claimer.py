@@ -1,8 +1,10 @@
 """Claims: taken, kept when their worker dies, given back."""
 
 import asyncio
+import gc
 import os
 import struct
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +13,19 @@ from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import claimer as claimer_module
 from usbipd.extension.claim import ClaimState
 from usbipd.extension.claimer import DeviceClaimer
-from usbipd.ipc.messages import ClaimParameters, Command, DeviceState, RunAs
+from usbipd.ipc.channel import Event
+from usbipd.ipc.messages import (
+    ClaimParameters,
+    ClaimResult,
+    Command,
+    DetachedParameters,
+    DeviceState,
+    EventName,
+    Nothing,
+    RunAs,
+)
+from usbipd.protocol.constants import Speed
+from usbipd.protocol.op import UsbDevice
 from usbipd.usb.ownership import Ownership
 from usbipd.worker.report import COUNTER_PAGE_SIZE
 
@@ -286,5 +300,109 @@ def test_all_are_claimed_again(spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
         assert sorted(host.claimer.claims) == ["240-1", "240-2", "240-3", "240-4"]
         await asyncio.gather(*(host.claimer.release_device(each.busid, timeout=5) for each in records))
         assert all(not child.channel.is_open for child in spawner.children)
+
+    run(test())
+
+
+def test_what_a_worker_says_before_it_hears_of_its_release(host: Host) -> None:
+    """The client leaves at the moment of an unbind: the worker has said so, and is no less trusted for it."""
+
+    async def test() -> None:
+        await host.claimer.claim_device(record("1-2"))
+        claim = host.claimer.claims["1-2"]
+        claim.attached("192.0.2.1:1")
+        await host.release()
+        claim.heard(Event(EventName.DETACHED, DetachedParameters(reason="the client has gone")))
+        claim.heard(Event(EventName.RESTORED, Nothing()))
+        assert claim.state is ClaimState.ENDED
+
+    run(test())
+
+
+def test_a_first_claim_of_which_nobody_waits_to_hear(host: Host, spawner: FakeSpawner) -> None:
+    """As when Ctrl-C comes during the start: no complaint of asyncio's reaches the log."""
+    complaints: list[object] = []
+
+    async def test() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
+        spawner.answers[Command.CLAIM] = "silence"
+        asking = asyncio.create_task(host.claimer.claim_device(record("1-2")))
+        await until(lambda: spawner.children and spawner.last.commands)
+        asking.cancel()
+        await asyncio.wait({asking})
+        await host.claimer.release_device("1-2", timeout=0.01)
+        gc.collect()
+
+    run(test())
+    assert complaints == []
+
+
+def test_a_worker_that_used_up_its_time_is_killed_at_once(
+    host: Host, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claimer_module, "END_TIMEOUT", 3600.0)
+
+    async def test() -> None:
+        await host.claimer.claim_device(record("1-2"))
+        spawner.answers[Command.RELEASE] = "silence"
+        await host.claimer.release_device("1-2", timeout=0.01)
+        assert spawner.last.killed
+
+    run(test())
+
+
+DEVICE = UsbDevice(
+    path="/sys/devices/1-2",
+    busid="1-2",
+    busnum=1,
+    devnum=12,
+    speed=Speed.HIGH,
+    idVendor=0x1234,
+    idProduct=0x5678,
+    bcdDevice=0,
+    bDeviceClass=0,
+    bDeviceSubClass=0,
+    bDeviceProtocol=0,
+    bConfigurationValue=1,
+    bNumConfigurations=1,
+    interfaces=(),
+)
+
+
+@pytest.mark.parametrize(
+    ("device", "complaint"),
+    [
+        (replace(DEVICE, busid="1-3"), "the worker claimed 1-3"),
+        (replace(DEVICE, devnum=13), "the worker claimed 1-2"),
+        (replace(DEVICE, bDeviceClass=256), "cannot be described to clients"),
+        (replace(DEVICE, idVendor=-1), "cannot be described to clients"),
+    ],
+)
+def test_a_worker_that_lies_about_its_device(
+    host: Host, spawner: FakeSpawner, device: UsbDevice, complaint: str
+) -> None:
+    """What does not fit the wire would keep the server from listing any device to anybody."""
+
+    async def test() -> None:
+        spawner.answers[Command.CLAIM] = ClaimResult(device=device, claim_method="fake", user="nobody")
+        with pytest.raises(ClaimError, match=complaint):
+            await host.claimer.claim_device(record("1-2"))
+        assert not host.claimer.claims
+        assert not spawner.last.channel.is_open
+
+    run(test())
+
+
+def test_a_device_that_goes_while_its_mounts_are_looked_for(
+    host: Host, spawner: FakeSpawner, sysfs: FakeSysfs
+) -> None:
+    sysfs.add_interface("1-2", 0, "usb-storage")
+    disk = sysfs.add_block_device(sysfs.root / "devices/1-2/1-2:1.0/host0/block", "sda", "8:0")
+    (disk / "dev").unlink()
+
+    async def test() -> None:
+        with pytest.raises(ClaimError, match="cannot tell whether 1-2 is in use"):
+            await host.claimer.claim_device(record("1-2"))
+        assert not spawner.children
 
     run(test())

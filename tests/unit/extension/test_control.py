@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import socket
 import stat
 import tempfile
@@ -9,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.unit.extension.fakes import PATIENCE, FakeSource, FakeSpawner, FakeSysfs, record, run, until
@@ -25,6 +27,7 @@ from usbipd.ipc.messages import (
     BindResult,
     Command,
     DeviceState,
+    IPCRequest,
     ListResult,
     Message,
     Nothing,
@@ -32,6 +35,7 @@ from usbipd.ipc.messages import (
     StatusResult,
     UnbindParameters,
     UnbindResult,
+    encode,
 )
 from usbipd.ipc.policy import Role
 from usbipd.log import ErrorCounter
@@ -127,6 +131,12 @@ def daemon(spawner: FakeSpawner, sysfs: FakeSysfs) -> Iterator[Daemon]:
         yield Daemon(spawner, sysfs, Path(directory, "control.sock"))
 
 
+def nested(depth: int) -> bytes:
+    """A request whose parameters are an array in an array in an array..."""
+    deep = msgspec.Raw(b"\x91" * depth + b"\x80")
+    return encode(IPCRequest(request_id=1, client_id="", command=Command.LIST, parameters=deep, timestamp=0))
+
+
 def test_everything_that_can_be_asked(daemon: Daemon) -> None:
     async def test() -> None:
         async with daemon.listening():
@@ -197,8 +207,9 @@ def test_the_role_comes_from_the_kernel(daemon: Daemon) -> None:
         b"\xff\xff\xff\xff\x00",
         b"GET / HTTP/1.1\r\n\r\n",
         Conversation().hello() + encode_frame(b"\xc1", descriptor=False),
+        Conversation().hello() + encode_frame(nested(60_000), descriptor=False),
     ],
-    ids=["4 GiB", "HTTP", "no MessagePack"],
+    ids=["4 GiB", "HTTP", "no MessagePack", "deep"],
 )
 def test_rubbish_ends_one_connection_and_no_other(
     daemon: Daemon, rubbish: bytes, caplog: pytest.LogCaptureFixture
@@ -215,6 +226,7 @@ def test_rubbish_ends_one_connection_and_no_other(
 
     run(test())
     assert "dropped: " in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 def test_one_user_cannot_take_all_connections(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,6 +270,45 @@ def test_a_second_extension_is_refused(daemon: Daemon) -> None:
     run(test())
 
 
+def test_two_that_start_at_one_moment(daemon: Daemon) -> None:
+    """The second one does not take the first one's socket for a stale one, whatever it finds there."""
+
+    async def test() -> None:
+        async with daemon.listening():
+            daemon.path.unlink()
+            with pytest.raises(UsbipdError, match="running already"):
+                daemon.new_handler().start_listener()
+        async with daemon.listening():
+            await daemon.ask(Command.LIST, Nothing(), ListResult)
+        assert not daemon.path.exists()
+
+    run(test())
+
+
+def test_no_descriptor_left_for_a_connection(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It waits until there is one, and neither spins nor floods the log meanwhile."""
+
+    async def test() -> None:
+        async with daemon.listening():
+            connection = socket.socket(socket.AF_UNIX)
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (connection.fileno() + 1, hard))
+            try:
+                connection.connect(str(daemon.path))
+                await until(lambda: "cannot accept" in caplog.text)
+                for _turn in range(100):
+                    await asyncio.sleep(0)
+                assert caplog.text.count("cannot accept") == 1
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert await asyncio.to_thread(connection.recv, 1)
+            connection.close()
+
+    run(test())
+
+
 def test_the_socket_of_a_killed_extension_is_replaced(daemon: Daemon) -> None:
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(daemon.path))
@@ -273,7 +324,7 @@ def test_a_file_that_is_no_socket_stays(daemon: Daemon) -> None:
     daemon.path.write_text("precious")
 
     async def test() -> None:
-        with pytest.raises(UsbipdError, match="in use"):
+        with pytest.raises(UsbipdError, match="is there already and is no socket"):
             daemon.handler.start_listener()
 
     run(test())

@@ -8,6 +8,7 @@ from tests.unit.extension.fakes import FakeSource, FakeSpawner, FakeSysfs, recor
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension.manager import SystemExtensionManager
 from usbipd.ipc.messages import Command, DeviceState
+from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.ownership import Ownership
 
 BUSY = ClaimError("1-2: somebody has it", code="LIBUSB_ERROR_BUSY")
@@ -162,4 +163,41 @@ def test_a_bind_under_way_is_ended_with_the_daemon(
             await binding
         assert spawner.last.killed
 
+    run(test())
+
+
+def test_the_end_waits_for_an_unbind_under_way(manager: SystemExtensionManager, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        await manager.bind("1-2")
+        spawner.lingering = True
+        unbind = asyncio.create_task(manager.unbind("1-2"))
+        await until(lambda: Command.RELEASE in spawner.last.commands)
+        stop = asyncio.create_task(manager.stop())
+        done, _pending = await asyncio.wait({stop}, timeout=0.05)
+        assert not done
+        spawner.last.die()
+        await stop
+        assert await unbind == ["1-2"]
+
+    run(test())
+
+
+def test_a_bind_that_still_looks_for_its_device_at_the_end_claims_nothing(
+    manager: SystemExtensionManager, spawner: FakeSpawner
+) -> None:
+    async def test() -> None:
+        bind = asyncio.create_task(manager.bind("1-2"))
+        await asyncio.sleep(0)  # it has the lock, and looks
+        await manager.stop()
+        with pytest.raises(UsbipdError, match="the daemon is ending"):
+            await bind
+        assert not spawner.children
+
+    class SlowSource(FakeSource):
+        async def list_devices(self) -> list[DeviceRecord]:
+            for _turn in range(10):
+                await asyncio.sleep(0)
+            return await super().list_devices()
+
+    manager._sources = [SlowSource(record("1-2"))]
     run(test())

@@ -1,6 +1,8 @@
 """The extension's side of the server: kept running, and answered."""
 
 import os
+import socket
+from collections.abc import Callable
 
 import pytest
 
@@ -99,16 +101,56 @@ def test_what_a_server_asks(daemon: Daemon) -> None:
         )
         second = await daemon.reserve()
         assert second.reservation is not None
-        descriptor = os.open(os.devnull, os.O_RDONLY)
-        await server.request(
-            Command.HANDOVER,
-            ReservationParameters(reservation=second.reservation),
-            Nothing,
-            timeout=PATIENCE,
-            descriptor=descriptor,
-        )
-        os.close(descriptor)
+        with socket.socket() as connection:
+            await server.request(
+                Command.HANDOVER,
+                ReservationParameters(reservation=second.reservation),
+                Nothing,
+                timeout=PATIENCE,
+                descriptor=connection.fileno(),
+            )
         assert daemon.claimer.claims["1-2"].client == "c"
+        await daemon.stop()
+
+    run(test())
+
+
+def unix_socket() -> int:
+    return socket.socket(socket.AF_UNIX).detach()
+
+
+def datagram_socket() -> int:
+    return socket.socket(type=socket.SOCK_DGRAM).detach()
+
+
+def no_socket() -> int:
+    return os.open(os.devnull, os.O_RDONLY)
+
+
+@pytest.mark.parametrize("make", [no_socket, unix_socket, datagram_socket])
+def test_a_server_that_hands_over_what_is_no_client_is_replaced(
+    daemon: Daemon, make: Callable[[], int]
+) -> None:
+    """It was taken over: the worker, who would die of this, never sees it."""
+
+    async def test() -> None:
+        await daemon.start()
+        worker = daemon.spawner.last
+        reserved = await daemon.reserve()
+        assert reserved.reservation is not None
+        descriptor = make()
+        with pytest.raises(UsbipdError):
+            await daemon.servers[0].channel.request(
+                Command.HANDOVER,
+                ReservationParameters(reservation=reserved.reservation),
+                Nothing,
+                timeout=PATIENCE,
+                descriptor=descriptor,
+            )
+        os.close(descriptor)
+        await until(lambda: len(daemon.servers) == 2 and daemon.network.child is not None)
+        assert worker.commands == [Command.CLAIM]
+        assert daemon.claimer.claims["1-2"].is_free
         await daemon.stop()
 
     run(test())

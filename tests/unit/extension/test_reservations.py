@@ -1,6 +1,7 @@
 """A client's way from OP_REQ_IMPORT to a worker, with all that can come between."""
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -229,3 +230,26 @@ def test_a_worker_that_dies_while_it_attaches(desk: Desk, spawner: FakeSpawner) 
             await until(lambda: len(spawner.children) == 2 and desk.claim.is_free)
 
     run(test())
+
+
+def test_no_descriptor_left_for_a_hand_over(
+    desk: Desk, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device does not stay attached to nobody: another worker claims it."""
+
+    async def test() -> None:
+        async with desk.claimed():
+            result = await desk.reserve()
+            assert result.reservation is not None
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "dup", no_descriptor_left)
+                with pytest.raises(UsbipdError, match="cannot hand over: Too many open files"):
+                    await desk.reservations.hand_over(result.reservation, 0)
+            await until(lambda: len(spawner.children) == 2 and desk.claim.is_free)
+            await desk.attach()
+
+    run(test())
+
+
+def no_descriptor_left(_descriptor: int) -> int:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
