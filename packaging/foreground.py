@@ -1,7 +1,8 @@
 """Runs a command so that Ctrl-C reaches it alone: `foreground.py COMMAND...`.  Used by `make run`.
 
 make dies of a SIGINT whatever its recipe answers.  So the command gets a process group of its own and the
-terminal with it, as a shell would do; signals sent to us go on to it; its exit status is ours.
+terminal with it, as a shell would do; signals sent to us go on to it; its exit status is ours.  Ctrl-Z does
+nothing: make knows no jobs, and would wait for ever for a command that is stopped.
 """
 
 import os
@@ -14,6 +15,7 @@ from types import FrameType
 def main() -> int:
     terminal = 0 if os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp() else None
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # else taking the terminal back would stop us
+    signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # the command inherits this
     child = subprocess.Popen(sys.argv[1:], process_group=0)  # noqa: S603 - the command is what we are for
 
     def forward(number: int, _frame: FrameType | None) -> None:

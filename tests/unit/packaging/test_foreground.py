@@ -40,8 +40,9 @@ def read_until(descriptor: int, end: bytes | None) -> bytes:
     return text
 
 
+@pytest.mark.parametrize("keys", [b"\x03", b"\x1a\x03"], ids=["Ctrl-C", "Ctrl-Z, Ctrl-C"])
 @pytest.mark.parametrize(("code", "status"), [(0, 0), (3, 2)])
-def test_ctrl_c_on_a_terminal(tmp_path: Path, code: int, status: int) -> None:
+def test_ctrl_c_on_a_terminal(tmp_path: Path, keys: bytes, code: int, status: int) -> None:
     recipe = " ".join(script(tmp_path, "SIGINT", code))
     (tmp_path / "Makefile").write_text(f"run:\n\t@exec {recipe}\n")
     pid, terminal = pty.fork()
@@ -50,7 +51,7 @@ def test_ctrl_c_on_a_terminal(tmp_path: Path, code: int, status: int) -> None:
         os.execvp("make", ["make", "run"])
     try:
         read_until(terminal, b"up")
-        os.write(terminal, b"\x03")
+        os.write(terminal, keys)
         said = read_until(terminal, None)
     finally:
         os.close(terminal)
