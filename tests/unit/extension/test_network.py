@@ -156,6 +156,25 @@ def test_a_server_that_hands_over_what_is_no_client_is_replaced(
     run(test())
 
 
+def test_a_server_that_makes_up_endless_clients_is_replaced(daemon: Daemon) -> None:
+    """Their names go into logs and into the status, which has to fit one message."""
+
+    async def test() -> None:
+        await daemon.start()
+        with pytest.raises(UsbipdError):
+            await daemon.servers[0].channel.request(
+                Command.RESERVE,
+                ReserveParameters(busid="1-2", client="c" * 81),
+                ReserveResult,
+                timeout=PATIENCE,
+            )
+        await until(lambda: len(daemon.servers) == 2 and daemon.network.child is not None)
+        assert daemon.claimer.claims["1-2"].is_free
+        await daemon.stop()
+
+    run(test())
+
+
 def test_a_server_that_dies_is_replaced_on_the_same_ports(daemon: Daemon) -> None:
     async def test() -> None:
         await daemon.start()
