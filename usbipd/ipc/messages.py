@@ -52,7 +52,6 @@ class Command(StrEnum):
     # the extension asks a worker
     CLAIM = "claim"
     ATTACH = "attach"
-    DETACH = "detach"
     RELEASE = "release"
 
 
@@ -341,7 +340,6 @@ COMMANDS: Final[dict[Command, tuple[type[Message], type[Message]]]] = {
     Command.SERVE: (ServeParameters, ServeResult),
     Command.CLAIM: (ClaimParameters, ClaimResult),
     Command.ATTACH: (AttachParameters, Nothing),
-    Command.DETACH: (Nothing, Nothing),
     Command.RELEASE: (Nothing, Nothing),
 }
 """Each command with the type of its parameters and of its result."""

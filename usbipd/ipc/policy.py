@@ -46,7 +46,6 @@ COMMAND_POLICY: Final[Mapping[Command, frozenset[Role]]] = {
     Command.SERVE: _allow(Role.EXTENSION),
     Command.CLAIM: _allow(Role.EXTENSION),
     Command.ATTACH: _allow(Role.EXTENSION),
-    Command.DETACH: _allow(Role.EXTENSION),
     Command.RELEASE: _allow(Role.EXTENSION),
 }
 """The roles that may send each command."""

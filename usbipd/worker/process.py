@@ -76,9 +76,6 @@ class Worker:
             case AttachParameters() if item.descriptor is not None:
                 self._attach(socket.socket(fileno=item.descriptor), item.parameters)
                 self._channel.respond(item, Nothing())
-            case Nothing() if item.command is Command.DETACH:
-                self._channel.respond(item, Nothing())
-                self._detach("detached by this host")
             case Nothing() if item.command is Command.RELEASE:
                 problems = self._let_go()
                 self._channel.respond(

@@ -20,7 +20,6 @@ EXPECTED: dict[Command | EventName, set[Role]] = {
     Command.SERVE: {Role.EXTENSION},
     Command.CLAIM: {Role.EXTENSION},
     Command.ATTACH: {Role.EXTENSION},
-    Command.DETACH: {Role.EXTENSION},
     Command.RELEASE: {Role.EXTENSION},
     EventName.DETACHED: {Role.WORKER},
     EventName.RESTORED: {Role.WORKER},
