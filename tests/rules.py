@@ -90,6 +90,5 @@ RULES: Final[dict[str, str]] = {
 PENDING: Final[dict[str, str]] = {
     "unlink-others-live-mac": "only macOS cancels so: it needs a Mac, or a fake of its USB stack",
     "zero-packet-mac": "only where libusb lacks the flag: it needs a Mac, or a fake of its USB stack",
-    "uas-falls-back": "needs a super speed device with streams; no simulated device has them",
 }
 """The rules that no test holds yet, each with the reason."""

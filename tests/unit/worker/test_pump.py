@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.unit.worker.rig import (
+    BULK,
     CONTROL,
     IN,
     INTERRUPT_IN,
@@ -62,15 +63,27 @@ def test_descriptor_is_cut_to_wlength(rig: Rig) -> None:
 
 
 @pytest.mark.rule("remote-wakeup")
-def test_remote_wakeup_is_masked(rig: Rig) -> None:
-    raw = bytearray(rig.device.configurations[0])
-    raw[7] |= 0x20
-    rig.device.__class__ = type("Waking", (type(rig.device),), {"configurations": (bytes(raw),)})
-    waking = Rig(rig.device)
-    reply = waking.control(GET_CONFIGURATION_DESCRIPTOR)
-    assert reply.data[7] == raw[7] & ~0x20
-    assert reply.data[8:] == bytes(raw[8:])
+def test_remote_wakeup_is_masked() -> None:
+    raw = configuration_descriptor(interface_descriptor(0, 0, 0xFF), remote_wakeup=True)
+    waking = Rig(type("Waking", (ScriptedDevice,), {"configurations": (raw,), "behaviours": {}})())
+    assert waking.control(GET_CONFIGURATION_DESCRIPTOR).data == raw[:7] + bytes([raw[7] & ~0x20]) + raw[8:]
     waking.close()
+
+
+@pytest.mark.rule("uas-falls-back")
+def test_streams_are_shown_as_the_device_has_them() -> None:
+    # Linux's stub changes no descriptor; the client takes bulk-only because its vhci_hcd has no streams.
+    companion = bytes.fromhex("06 30 0f 04 00 00")  # USB 3.2 table 9-28: bMaxBurst 15, 16 streams
+    raw = configuration_descriptor(
+        interface_descriptor(0, 1, 0x08, 0x06, 0x62),  # USB Attached SCSI
+        endpoint_descriptor(MODEL_IN, BULK, 1024, 0) + companion,
+    )
+    device = type("Uas", (ScriptedDevice,), {"configurations": (raw,), "behaviours": {}})()
+    rig = Rig(device)
+    assert rig.control(GET_CONFIGURATION_DESCRIPTOR).data == raw
+    device.to_read[MODEL_IN] = [b"status"]
+    assert rig.exchange(rig.submit(MODEL_IN, 512))[0].data == b"status"
+    rig.close()
 
 
 def test_stall_and_recovery(rig: Rig) -> None:
