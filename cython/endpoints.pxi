@@ -13,12 +13,20 @@ cdef struct Endpoint:
     uint8_t bInterval
     uint16_t wMaxPacketSize
 
+cdef enum:
+    ENDPOINTS = 32           # 16 endpoint numbers, OUT and IN
+
 cdef struct EndpointMap:
     Endpoint *all            # every endpoint of every setting of every configuration
     int count
     uint8_t configuration    # bConfigurationValue that is active; 0: none
     uint8_t alternate[256]   # by bInterfaceNumber
-    Endpoint *active[32]     # by endpoint number, + 16 for IN; NULL: there is no such endpoint now
+    Endpoint *active[ENDPOINTS]  # by endpoint_index; NULL: there is no such endpoint now
+
+
+cdef inline int endpoint_index(uint8_t address) noexcept nogil:
+    """Where a table of endpoints has this bEndpointAddress: by number, + 16 for IN."""
+    return (address & 0x0f) + (16 if address & DIRECTION_IN else 0)
 
 
 cdef void endpoints_load(EndpointMap *map, object endpoints) except *:
@@ -46,7 +54,7 @@ cdef void endpoints_refresh(EndpointMap *map) noexcept nogil:
     for i in range(map.count):
         e = &map.all[i]
         if e.bConfigurationValue == map.configuration and e.bAlternateSetting == map.alternate[e.bInterfaceNumber]:
-            map.active[(e.bEndpointAddress & 0x0f) + (16 if e.bEndpointAddress & DIRECTION_IN else 0)] = e
+            map.active[endpoint_index(e.bEndpointAddress)] = e
 
 
 cdef void endpoints_configure(EndpointMap *map, uint8_t value) noexcept nogil:
@@ -62,11 +70,11 @@ cdef void endpoints_select(EndpointMap *map, uint8_t interface, uint8_t alternat
     endpoints_refresh(map)
 
 
-cdef inline Endpoint *endpoints_find(EndpointMap *map, uint32_t ep, bint is_in) noexcept nogil:
-    return map.active[ep + (16 if is_in else 0)]
+cdef inline Endpoint *endpoints_find(EndpointMap *map, uint8_t address) noexcept nogil:
+    return map.active[endpoint_index(address)]
 
 
 cdef inline int interface_of(EndpointMap *map, Urb *urb) noexcept nogil:
     """bInterfaceNumber that the URB's endpoint belongs to; -1: none, as for endpoint 0."""
-    cdef Endpoint *endpoint = endpoints_find(map, urb.endpoint & 0x0f, urb.endpoint & DIRECTION_IN)
+    cdef Endpoint *endpoint = endpoints_find(map, urb.endpoint)
     return -1 if endpoint == NULL else endpoint.bInterfaceNumber

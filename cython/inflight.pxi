@@ -75,12 +75,7 @@ cdef void inflight_remove(Core *core, Urb *urb) noexcept nogil:
 # ---- the outbox ---------------------------------------------------------------------------------------------
 
 cdef void outbox_add(Core *core, Urb *urb) noexcept nogil:
-    urb.next = NULL
-    if core.outbox == NULL:
-        core.outbox = urb
-    else:
-        core.outbox_last.next = urb
-    core.outbox_last = urb
+    list_append(&core.outbox, &core.outbox_last, urb)
 
 
 cdef void answer(Core *core, Urb *urb, int32_t status) noexcept nogil:

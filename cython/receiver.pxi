@@ -32,6 +32,7 @@ cdef bint read_submit(Core *core, const uint8_t *header) noexcept nogil:
     cdef uint32_t length = get32(header + AT_TRANSFER_BUFFER_LENGTH)
     cdef uint32_t count = get32(header + AT_NUMBER_OF_PACKETS)
     cdef bint is_in = direction == USBIP_DIR_IN
+    cdef uint8_t address = <uint8_t>(ep | (DIRECTION_IN if is_in else 0))
     cdef uint32_t packets = 0
     cdef TransferType type = CONTROL
     cdef Endpoint *endpoint = NULL
@@ -50,7 +51,7 @@ cdef bint read_submit(Core *core, const uint8_t *header) noexcept nogil:
         core.wake = WAKE_CLIENT_FAILED
         return True
     if ep != 0:
-        endpoint = endpoints_find(&core.endpoints, ep, is_in)
+        endpoint = endpoints_find(&core.endpoints, address)
         if endpoint == NULL:
             # Whether isochronous descriptors follow, only the endpoint could say.
             if count != 0 and count != NO_PACKETS:
@@ -87,7 +88,7 @@ cdef bint read_submit(Core *core, const uint8_t *header) noexcept nogil:
     urb.state = URB_RECEIVING
     urb.backend = core.backend
     urb.seqnum = seqnum
-    urb.endpoint = <uint8_t>(ep | (DIRECTION_IN if is_in else 0))
+    urb.endpoint = address
     urb.wire_in = is_in
     urb.type = type
     urb.transfer_flags = get32(header + AT_TRANSFER_FLAGS)

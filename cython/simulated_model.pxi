@@ -21,14 +21,13 @@ cdef int32_t failed(SimulatedBackend *it, object error):
     return -LINUX_EPROTO
 
 
-cdef int32_t take_answer(Urb *urb, object content):
-    """Copies what the model gave for an IN URB; more than was asked for is babble."""
+cdef int32_t take_answer(object content, uint8_t *to, uint32_t room, uint32_t *taken):
+    """Copies what the model gave for an IN URB or packet; more than there is room for is babble."""
     cdef const uint8_t[::1] view = content
-    cdef uint32_t length = <uint32_t>min(<size_t>view.shape[0], <size_t>urb.length)
-    if length:
-        memcpy(urb.data, &view[0], length)
-    urb.actual_length = length
-    return -LINUX_EOVERFLOW if <size_t>view.shape[0] > urb.length else 0
+    taken[0] = <uint32_t>min(<size_t>view.shape[0], <size_t>room)
+    if taken[0]:
+        memcpy(to, &view[0], taken[0])
+    return -LINUX_EOVERFLOW if <size_t>view.shape[0] > room else 0
 
 
 cdef object readable(uint8_t *data, uint32_t length):
@@ -66,7 +65,10 @@ cdef Outcome model_bulk(SimulatedBackend *it, Urb *urb) noexcept:
             answer = model.read(urb.endpoint, urb.length)
             if answer is NAK:
                 return WAITS
-            urb.status = -LINUX_EPIPE if answer is STALL else take_answer(urb, answer)
+            if answer is STALL:
+                urb.status = -LINUX_EPIPE
+            else:
+                urb.status = take_answer(answer, urb.data, urb.length, &urb.actual_length)
             return ENDS
         answer = model.write(urb.endpoint, readable(urb.data + urb.actual_length, urb.length - urb.actual_length))
         if answer is NAK:
@@ -115,7 +117,7 @@ cdef void advance_models_with_gil(SimulatedBackend *it) noexcept:
     it.stirred = False
     while moved:
         moved = waiting = False
-        for i in range(PIPES):
+        for i in range(ENDPOINTS):
             if it.pipes[i].first != NULL and it.pipes[i].behaviour == MODEL and it.pipes[i].first.type != ISOCHRONOUS:
                 moved = advance_model_pipe(it, &it.pipes[i]) or moved
                 waiting = waiting or it.pipes[i].first != NULL
@@ -137,17 +139,13 @@ cdef void model_isochronous(SimulatedBackend *it, Urb *urb) noexcept nogil:
 cdef void model_isochronous_with_gil(SimulatedBackend *it, Urb *urb) noexcept:
     cdef uint32_t i, begin = 0
     cdef IsoPacket *packet
-    cdef const uint8_t[::1] view
     model = <object>it.model
     for i in range(urb.packets):
         packet = &urb.iso[i]
         try:
             if urb.wire_in:
-                view = model.iso_read(urb.endpoint, packet.length)
-                packet.actual_length = <uint32_t>min(<size_t>view.shape[0], <size_t>packet.length)
-                packet.status = -LINUX_EOVERFLOW if <size_t>view.shape[0] > packet.length else 0
-                if packet.actual_length:
-                    memcpy(urb.data + begin, &view[0], packet.actual_length)
+                content = model.iso_read(urb.endpoint, packet.length)
+                packet.status = take_answer(content, urb.data + begin, packet.length, &packet.actual_length)
             else:
                 model.iso_write(urb.endpoint, readable(urb.data + begin, packet.length))
                 packet.actual_length = packet.length

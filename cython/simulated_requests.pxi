@@ -86,7 +86,7 @@ cdef bint has_endpoint(SimulatedBackend *it, uint16_t address) noexcept nogil:
     """Endpoint 0 is always there."""
     if address & ~(DIRECTION_IN | 0x0f):
         return False
-    return address & 0x0f == 0 or endpoints_find(&it.map, address & 0x0f, address & DIRECTION_IN) != NULL
+    return address & 0x0f == 0 or endpoints_find(&it.map, <uint8_t>address) != NULL
 
 
 cdef void halt(SimulatedBackend *it, uint8_t endpoint) noexcept nogil:
@@ -99,7 +99,7 @@ cdef void halt(SimulatedBackend *it, uint8_t endpoint) noexcept nogil:
 
 cdef void reset_pipes(SimulatedBackend *it) noexcept nogil:
     cdef int i
-    for i in range(PIPES):
+    for i in range(ENDPOINTS):
         it.pipes[i].halted = False
     for i in range(16):
         if it.loops[i] != NULL:

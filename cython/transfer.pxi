@@ -97,6 +97,16 @@ cdef struct Backend:
     bint gone                # the device is no longer there; pending URBs have completed or are about to
 
 
+cdef inline void list_append(Urb **first, Urb **last, Urb *urb) noexcept nogil:
+    """Puts the URB at the end of a list that its `next` links; an empty one has `first` NULL."""
+    urb.next = NULL
+    if first[0] == NULL:
+        first[0] = urb
+    else:
+        last[0].next = urb
+    last[0] = urb
+
+
 cdef class Transfers:
     """One device's transfers: the Python handle of a `Backend`, made by its subclasses."""
 

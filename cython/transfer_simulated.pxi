@@ -13,7 +13,6 @@ cdef enum Behaviour:         # usbipd/simulated/device.py
     LOOPBACK = 3
 
 cdef enum:
-    PIPES = 32               # by endpoint number, + 16 for IN, as in EndpointMap.active
     LOOP_SIZE = 1 << 20      # bytes on their way through a loopback
     LOOP_MESSAGES = 4096
     PATTERN_PACKETS = 16
@@ -43,7 +42,7 @@ cdef struct SimulatedBackend:
     Backend base
     EndpointMap map
     uint8_t speed            # enum usb_device_speed
-    Pipe pipes[PIPES]
+    Pipe pipes[ENDPOINTS]
     Loop *loops[16]
     PyObject *model
     bint stirred             # something happened that a model may have waited for
@@ -59,16 +58,11 @@ cdef struct SimulatedBackend:
 
 
 cdef inline Pipe *pipe_of(SimulatedBackend *it, uint8_t endpoint) noexcept nogil:
-    return &it.pipes[(endpoint & 0x0f) + (16 if endpoint & DIRECTION_IN else 0)]
+    return &it.pipes[endpoint_index(endpoint)]
 
 
 cdef void pipe_add(Pipe *pipe, Urb *urb) noexcept nogil:
-    urb.next = NULL
-    if pipe.first == NULL:
-        pipe.first = urb
-    else:
-        pipe.last.next = urb
-    pipe.last = urb
+    list_append(&pipe.first, &pipe.last, urb)
 
 
 cdef void pipe_finish(SimulatedBackend *it, Pipe *pipe, int32_t status) noexcept nogil:
@@ -176,7 +170,7 @@ cdef void advance_loop(SimulatedBackend *it, int number) noexcept nogil:
 
 cdef void schedule_isochronous(SimulatedBackend *it, Pipe *pipe, Urb *urb) noexcept nogil:
     """The packets follow those of the URB before, one in each service interval (USB 2.0 section 9.6.6)."""
-    cdef Endpoint *endpoint = endpoints_find(&it.map, urb.endpoint & 0x0f, urb.endpoint & DIRECTION_IN)
+    cdef Endpoint *endpoint = endpoints_find(&it.map, urb.endpoint)
     cdef int exponent = max(0, min(15, endpoint.bInterval - 1))
     cdef int64_t frame = 1000 if it.speed < 3 else 125  # microseconds; below high speed frames, else microframes
     cdef int64_t start = monotonic_us()
@@ -202,7 +196,7 @@ cdef void finish_packets(SimulatedBackend *it, Pipe *pipe, Urb *urb) noexcept no
 cdef void advance_isochronous(SimulatedBackend *it) noexcept nogil:
     cdef int64_t now = monotonic_us()
     cdef int i
-    for i in range(PIPES):
+    for i in range(ENDPOINTS):
         while it.pipes[i].first != NULL and it.pipes[i].first.type == ISOCHRONOUS and it.pipes[i].first.due <= now:
             finish_packets(it, &it.pipes[i], it.pipes[i].first)
             pipe_finish(it, &it.pipes[i], 0)
@@ -271,7 +265,7 @@ cdef int64_t simulated_deadline(Backend *self) noexcept nogil:
     cdef SimulatedBackend *it = <SimulatedBackend *>self
     cdef int64_t soonest = it.wake
     cdef int i
-    for i in range(PIPES):
+    for i in range(ENDPOINTS):
         if it.pipes[i].first != NULL and it.pipes[i].first.type == ISOCHRONOUS:
             if soonest < 0 or it.pipes[i].first.due < soonest:
                 soonest = it.pipes[i].first.due
@@ -383,7 +377,7 @@ cdef class SimulatedTransfers(Transfers):
         free(self.it.configurations)
         free(self.it.strings)
         free(self.it.settings)
-        for i in range(PIPES):
+        for i in range(ENDPOINTS):
             free(self.it.pipes[i].pattern)
         free(self.it.map.all)
 
