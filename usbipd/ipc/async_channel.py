@@ -29,7 +29,8 @@ from usbipd.ipc.channel import (
     response_frame,
     send_some,
 )
-from usbipd.ipc.messages import MAX_MESSAGE, Command, EventName, Message
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import MAX_MESSAGE, Command, EventName
 
 _LOG: Final = logging.getLogger(__name__)
 

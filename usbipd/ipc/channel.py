@@ -22,6 +22,7 @@ import msgspec
 
 import usbipd
 from usbipd.errors import IPCError, UsbipdError
+from usbipd.ipc.message import Message
 from usbipd.ipc.messages import (
     CARRIES_DESCRIPTOR,
     COMMANDS,
@@ -35,7 +36,6 @@ from usbipd.ipc.messages import (
     IPCEvent,
     IPCRequest,
     IPCResponse,
-    Message,
     decode_envelope,
     encode,
     pack,
@@ -283,7 +283,8 @@ def send_some(connection: socket.socket, data: bytes | memoryview, descriptor: i
 class BlockingChannel:
     """A channel for a process that waits by itself.
 
-    It reads exactly one message at a time, so `fileno()` is readable whenever there is more to receive.
+    It reads exactly one message at a time, so `fileno()` is readable whenever there is more to receive, but
+    for events that `request` met on its way: who asks and is told things has to call `receive` for them.
     Every method raises `IPCError` when the peer broke the rules, or is gone while we send.
     """
 
@@ -293,6 +294,8 @@ class BlockingChannel:
         self._client_id = client_id
         self._conversation = Conversation()
         self._last_request = 0
+        self._told: deque[Event] = deque()
+        """Events that came before the answer to a request of ours."""
         connection.setblocking(True)
         self._send(self._conversation.hello(), None)
 
@@ -304,7 +307,11 @@ class BlockingChannel:
 
         Raises `IPCError`, with code "timeout" if none has come whole after `timeout` seconds.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        if self._told:
+            return self._told.popleft()
+        return self._receive(None if timeout is None else time.monotonic() + timeout)
+
+    def _receive(self, deadline: float | None) -> Request | Response | Event | None:
         decoder = self._conversation.decoder
         while True:
             item = self._conversation.next_item()
@@ -331,11 +338,14 @@ class BlockingChannel:
     ) -> Result:
         """Ask and wait for the answer.  `descriptor` stays the caller's.
 
-        Raises the `UsbipdError` that the peer answers, or `IPCError` (codes "timeout", "gone").
+        Events that come before it are kept for `receive`.  Raises the `UsbipdError` that the peer answers, or
+        `IPCError` (codes "timeout", "gone").
         """
+        deadline = time.monotonic() + timeout
         self._last_request += 1
         self._send(request_frame(self._last_request, self._client_id, command, parameters), descriptor)
-        item = self.receive(timeout)
+        while isinstance(item := self._receive(deadline), Event):
+            self._told.append(item)
         if item is None:
             raise IPCError("the peer closed the channel", code="gone")
         if not isinstance(item, Response) or item.request_id != self._last_request:

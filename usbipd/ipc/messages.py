@@ -1,9 +1,10 @@
 """The messages that the processes exchange, all of them.  Used by every process.
 
-An envelope is an `IPCRequest`, an `IPCResponse` or an `IPCEvent`; a `Hello` opens every channel in both
-directions.  `COMMANDS` names the types of each command's parameters and result, `EVENTS` those of each event;
-decoding is strict: unknown fields, commands and trailing bytes are refused (msgspec).  Who may send which
-command stands in `policy.py`, how messages become bytes in `channel.py`.
+What people ask and get stands in `reports.py`, the rest here.  An envelope is an `IPCRequest`, an
+`IPCResponse` or an `IPCEvent`; a `Hello` opens every channel in both directions.  `COMMANDS` names the types
+of each command's parameters and result, `EVENTS` those of each event; decoding is strict: unknown fields,
+commands and trailing bytes are refused (msgspec).  Who may send which command stands in `policy.py`, how
+messages become bytes in `channel.py`.
 """
 
 from enum import StrEnum
@@ -11,6 +12,20 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from usbipd.ipc.message import Message
+from usbipd.ipc.reports import (
+    BindParameters,
+    BindResult,
+    DetachParameters,
+    DetachResult,
+    HealthResult,
+    HistoryParameters,
+    HistoryResult,
+    ListResult,
+    StatusResult,
+    UnbindParameters,
+    UnbindResult,
+)
 from usbipd.protocol.op import UsbDevice
 
 IPC_VERSION: Final = 1
@@ -18,10 +33,6 @@ IPC_VERSION: Final = 1
 
 MAX_MESSAGE: Final = 64 * 1024
 """Bytes of one encoded envelope, at most."""
-
-
-class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of all that travels: immutable, strictly decoded."""
 
 
 # ---- envelopes -----------------------------------------------------------------------------------
@@ -41,7 +52,11 @@ class Command(StrEnum):
     LIST = "list"
     BIND = "bind"
     UNBIND = "unbind"
+    DETACH = "detach"
     STATUS = "status"
+    HISTORY = "history"
+    HEALTH = "health"
+    WATCH = "watch"
     # the server asks the extension
     DEVLIST = "devlist"
     RESERVE = "reserve"
@@ -49,9 +64,12 @@ class Command(StrEnum):
     ABANDON = "abandon"
     # the extension asks the server
     SERVE = "serve"
+    # the extension asks the server or a worker
+    LOG = "log"
     # the extension asks a worker
     CLAIM = "claim"
     ATTACH = "attach"
+    DISCONNECT = "disconnect"
     RELEASE = "release"
 
 
@@ -87,9 +105,12 @@ class IPCResponse(Message, frozen=True, tag="response"):
 class EventName(StrEnum):
     """Everything that a process tells another without being asked."""
 
+    # a worker tells the extension
     DETACHED = "detached"
     RESTORED = "restored"
     DEVICE_GONE = "device-gone"
+    # the extension tells a command that asked for it by WATCH
+    CHANGED = "changed"
 
 
 class IPCEvent(Message, frozen=True, tag="event"):
@@ -103,111 +124,8 @@ class IPCEvent(Message, frozen=True, tag="event"):
 Envelope = Hello | IPCRequest | IPCResponse | IPCEvent
 
 
-# ---- what people see: CLI and extension ----------------------------------------------------------
-
-
-class DeviceState(StrEnum):
-    """The four states shown to people."""
-
-    NOT_SHARED = "not shared"
-    SHARED = "shared"
-    ATTACHED = "attached"
-    FAILED = "failed"
-
-
-class Counters(Message, frozen=True):
-    """What a worker has moved since it claimed its device.  Bytes are payload, seen from the client."""
-
-    urbs: int
-    bytes_in: int
-    bytes_out: int
-    errors: int
-    unlinks: int
-    in_flight: int
-    latency_us: list[int]
-    """URBs by time from submit to completion: entry n counts those of less than 2**n microseconds
-    that did not fit entry n - 1; the last one takes all the rest."""
-
-
-class DeviceReport(Message, frozen=True):
-    """One device, as `usbipd list` and `usbipd status` show it."""
-
-    busid: str
-    vendor_id: int
-    product_id: int
-    manufacturer: str | None
-    product: str | None
-    speed: str
-    device_class: int
-    drivers: list[str]
-    """Drivers of this host that hold the device's interfaces now."""
-    simulated: bool
-    state: DeviceState
-    client: str | None = None
-    claim_method: str | None = None
-    claim_time: float | None = None
-    worker_pid: int | None = None
-    error: str | None = None
-    counters: Counters | None = None
-
-
-class ProcessReport(Message, frozen=True):
-    """One process of the daemon."""
-
-    role: str
-    pid: int
-    user: str
-    busid: str | None = None
-
-
 class Nothing(Message, frozen=True):
     """No parameters, or no result."""
-
-
-class ListResult(Message, frozen=True):
-    """Every device of this host that could be shared."""
-
-    devices: list[DeviceReport]
-
-
-class BindParameters(Message, frozen=True):
-    """Share this device."""
-
-    busid: str
-
-
-class BindResult(Message, frozen=True):
-    """The device as it is now."""
-
-    device: DeviceReport
-
-
-class UnbindParameters(Message, frozen=True):
-    """Stop sharing one device, or all of them (`busid` is None)."""
-
-    busid: str | None
-
-
-class UnbindResult(Message, frozen=True):
-    """The devices that went back to this host."""
-
-    busids: list[str]
-
-
-class StatusResult(Message, frozen=True):
-    """The whole daemon at one moment.  Times are seconds since the epoch."""
-
-    version: str
-    pid: int
-    user: str
-    start_time: float
-    uptime: float
-    listening: list[str]
-    devices: list[DeviceReport]
-    processes: list[ProcessReport]
-    error_count: int
-    memory_usage: int
-    """Bytes resident in the extension."""
 
 
 # ---- server and extension ------------------------------------------------------------------------
@@ -221,16 +139,25 @@ class RunAs(Message, frozen=True):
     gid: int
 
 
+class LogParameters(Message, frozen=True):
+    """What is logged from now on."""
+
+    level: str
+
+
 class ServeParameters(Message, frozen=True):
-    """How the server shall listen.  `listen` holds `ADDRESS:PORT`, IPv6 in brackets; port 0: a free one."""
+    """How the server shall listen.  `listen` holds `ADDRESS:PORT`, IPv6 in brackets; port 0: a free one.
+    `allow` holds the addresses and networks of clients that are let in; none: all."""
 
     listen: list[str]
+    allow: list[str]
     max_connections: int
     max_connections_per_address: int
     handshake_timeout: float
     run_as: RunAs | None
     chroot: str | None
     log_level: str
+    log_to: str
 
 
 class ServeResult(Message, frozen=True):
@@ -246,9 +173,10 @@ since it comes from a process that reads the network, and goes into logs and the
 
 
 class DevlistParameters(Message, frozen=True):
-    """`client` is the client's address, for access rules."""
+    """`client` is who asks, for logs; `address` is without port and scope, for access rules."""
 
     client: ClientName
+    address: ClientName
 
 
 class DevlistResult(Message, frozen=True):
@@ -262,6 +190,7 @@ class ReserveParameters(Message, frozen=True):
 
     busid: str
     client: ClientName
+    address: ClientName
 
 
 class ReserveResult(Message, frozen=True):
@@ -300,6 +229,7 @@ class ClaimParameters(Message, frozen=True):
     transfer_budget: int
     """Bytes that the URBs of one client may hold at most."""
     log_level: str
+    log_to: str
 
 
 class ClaimResult(Message, frozen=True):
@@ -332,14 +262,20 @@ COMMANDS: Final[dict[Command, tuple[type[Message], type[Message]]]] = {
     Command.LIST: (Nothing, ListResult),
     Command.BIND: (BindParameters, BindResult),
     Command.UNBIND: (UnbindParameters, UnbindResult),
+    Command.DETACH: (DetachParameters, DetachResult),
     Command.STATUS: (Nothing, StatusResult),
+    Command.HISTORY: (HistoryParameters, HistoryResult),
+    Command.HEALTH: (Nothing, HealthResult),
+    Command.WATCH: (Nothing, Nothing),
     Command.DEVLIST: (DevlistParameters, DevlistResult),
     Command.RESERVE: (ReserveParameters, ReserveResult),
     Command.HANDOVER: (ReservationParameters, Nothing),
     Command.ABANDON: (ReservationParameters, Nothing),
     Command.SERVE: (ServeParameters, ServeResult),
+    Command.LOG: (LogParameters, Nothing),
     Command.CLAIM: (ClaimParameters, ClaimResult),
     Command.ATTACH: (AttachParameters, Nothing),
+    Command.DISCONNECT: (Nothing, Nothing),
     Command.RELEASE: (Nothing, Nothing),
 }
 """Each command with the type of its parameters and of its result."""
@@ -351,6 +287,7 @@ EVENTS: Final[dict[EventName, type[Message]]] = {
     EventName.DETACHED: DetachedParameters,
     EventName.RESTORED: Nothing,
     EventName.DEVICE_GONE: GoneParameters,
+    EventName.CHANGED: Nothing,
 }
 """Each event with the type of its parameters."""
 

@@ -37,15 +37,21 @@ def _allow(*roles: Role) -> frozenset[Role]:
 COMMAND_POLICY: Final[Mapping[Command, frozenset[Role]]] = {
     Command.LIST: _allow(Role.ROOT, Role.ADMIN, Role.OWNER, Role.USER),
     Command.STATUS: _allow(Role.ROOT, Role.ADMIN, Role.OWNER, Role.USER),
+    Command.HISTORY: _allow(Role.ROOT, Role.ADMIN, Role.OWNER, Role.USER),
+    Command.HEALTH: _allow(Role.ROOT, Role.ADMIN, Role.OWNER, Role.USER),
+    Command.WATCH: _allow(Role.ROOT, Role.ADMIN, Role.OWNER, Role.USER),
     Command.BIND: _allow(Role.ROOT, Role.ADMIN, Role.OWNER),
     Command.UNBIND: _allow(Role.ROOT, Role.ADMIN, Role.OWNER),
+    Command.DETACH: _allow(Role.ROOT, Role.ADMIN, Role.OWNER),
     Command.DEVLIST: _allow(Role.SERVER),
     Command.RESERVE: _allow(Role.SERVER),
     Command.HANDOVER: _allow(Role.SERVER),
     Command.ABANDON: _allow(Role.SERVER),
     Command.SERVE: _allow(Role.EXTENSION),
+    Command.LOG: _allow(Role.EXTENSION),
     Command.CLAIM: _allow(Role.EXTENSION),
     Command.ATTACH: _allow(Role.EXTENSION),
+    Command.DISCONNECT: _allow(Role.EXTENSION),
     Command.RELEASE: _allow(Role.EXTENSION),
 }
 """The roles that may send each command."""
@@ -54,6 +60,7 @@ EVENT_POLICY: Final[Mapping[EventName, frozenset[Role]]] = {
     EventName.DETACHED: _allow(Role.WORKER),
     EventName.RESTORED: _allow(Role.WORKER),
     EventName.DEVICE_GONE: _allow(Role.WORKER),
+    EventName.CHANGED: _allow(Role.EXTENSION),
 }
 """The roles that may push each event."""
 

@@ -19,19 +19,10 @@ from usbipd.ipc.channel import (
     request_frame,
     response_frame,
 )
-from usbipd.ipc.messages import (
-    BindParameters,
-    Command,
-    DetachedParameters,
-    EventName,
-    ListResult,
-    Message,
-    Nothing,
-    ReservationParameters,
-    UnbindParameters,
-    UnbindResult,
-)
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command, DetachedParameters, EventName, Nothing, ReservationParameters
 from usbipd.ipc.policy import Role
+from usbipd.ipc.reports import BindParameters, ListResult, UnbindParameters, UnbindResult
 
 PATIENCE = 5.0
 
@@ -83,7 +74,7 @@ def test_requests_meet_their_answers_in_any_order() -> None:
                 await first_may_go.wait()
             else:
                 first_may_go.set()
-            return UnbindResult(busids=[str(request.parameters.busid)])
+            return UnbindResult(bindings=[], busids=[str(request.parameters.busid)])
 
         one, other = socket.socketpair()
         asking, answering = End(one, Role.EXTENSION), End(other, Role.ROOT, answer)
@@ -135,7 +126,7 @@ def test_a_handler_that_fails_is_an_internal_error(caplog: pytest.LogCaptureFixt
 def test_an_answer_that_is_too_large_is_an_error() -> None:
     async def test() -> None:
         async def overdo(request: Request) -> Message:
-            return UnbindResult(busids=["1-1"] * 50_000)
+            return UnbindResult(bindings=[], busids=["1-1"] * 50_000)
 
         one, other = socket.socketpair()
         asking, answering = End(one, Role.EXTENSION), End(other, Role.ROOT, overdo)
@@ -153,7 +144,7 @@ def test_no_answer_in_time_and_one_that_comes_late() -> None:
 
         async def answer(request: Request) -> Message:
             await late.wait()
-            return ListResult(devices=[])
+            return ListResult(devices=[], bindings=[])
 
         one, other = socket.socketpair()
         asking, answering = End(one, Role.EXTENSION), End(other, Role.ROOT, answer)

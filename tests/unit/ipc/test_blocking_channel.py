@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 
 from usbipd.errors import IPCError, UsbipdError
-from usbipd.ipc.channel import BlockingChannel, Request, encode_frame, response_frame
-from usbipd.ipc.messages import (
-    AttachParameters,
-    BindParameters,
-    Command,
-    DetachedParameters,
-    EventName,
-    Nothing,
-    UnbindParameters,
-    UnbindResult,
+from usbipd.ipc.channel import (
+    BlockingChannel,
+    Event,
+    Request,
+    encode_frame,
+    event_frame,
+    request_frame,
+    response_frame,
 )
+from usbipd.ipc.messages import AttachParameters, Command, DetachedParameters, EventName, Nothing
+from usbipd.ipc.reports import BindParameters, UnbindParameters, UnbindResult
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_request_and_its_answer(pair: tuple[BlockingChannel, BlockingChannel])
         request = answering.receive()
         assert isinstance(request, Request)
         assert request.parameters == UnbindParameters(busid=None)
-        answering.respond(request, UnbindResult(busids=["3-1"]))
+        answering.respond(request, UnbindResult(bindings=[], busids=["3-1"]))
 
     thread = threading.Thread(target=answer)
     thread.start()
@@ -120,6 +120,42 @@ def test_the_end_of_the_stream_within_a_message() -> None:
 def test_an_answer_to_something_else() -> None:
     channel, peer = raw_pair()
     peer.sendall(response_frame(99, Nothing()))
+    with pytest.raises(IPCError, match="something else"):
+        channel.request(Command.LIST, Nothing(), Nothing, timeout=5)
+    channel.close()
+    peer.close()
+
+
+def told(number: int) -> Event:
+    return Event(EventName.DETACHED, DetachedParameters(reason=str(number)))
+
+
+def test_events_before_an_answer_are_kept_in_their_order() -> None:
+    channel, peer = raw_pair()
+    for number in (1, 2):
+        peer.sendall(event_frame(*told(number)))
+    peer.sendall(response_frame(1, Nothing()) + event_frame(*told(3)))
+    assert channel.request(Command.LIST, Nothing(), Nothing, timeout=5) == Nothing()
+    assert [channel.receive(5) for _number in range(3)] == [told(1), told(2), told(3)]
+    channel.close()
+    peer.close()
+
+
+def test_events_are_kept_even_if_no_answer_comes() -> None:
+    channel, peer = raw_pair()
+    peer.sendall(event_frame(*told(1)))
+    with pytest.raises(IPCError) as caught:
+        channel.request(Command.LIST, Nothing(), Nothing, timeout=0.01)
+    assert caught.value.code == "timeout"
+    peer.sendall(event_frame(*told(2)))
+    assert [channel.receive(5), channel.receive(5)] == [told(1), told(2)]
+    channel.close()
+    peer.close()
+
+
+def test_a_request_instead_of_an_answer() -> None:
+    channel, peer = raw_pair()
+    peer.sendall(request_frame(1, "peer", Command.LIST, Nothing()))
     with pytest.raises(IPCError, match="something else"):
         channel.request(Command.LIST, Nothing(), Nothing, timeout=5)
     channel.close()

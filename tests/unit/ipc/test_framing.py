@@ -27,7 +27,6 @@ from usbipd.ipc.channel import (
 from usbipd.ipc.messages import (
     IPC_VERSION,
     MAX_MESSAGE,
-    BindParameters,
     Command,
     DetachedParameters,
     EventName,
@@ -35,10 +34,10 @@ from usbipd.ipc.messages import (
     IPCRequest,
     IPCResponse,
     Nothing,
-    UnbindResult,
     encode,
     pack,
 )
+from usbipd.ipc.reports import BindParameters, UnbindResult
 
 
 def frames(decoder: FrameDecoder) -> list[Frame]:
@@ -168,7 +167,7 @@ def test_every_kind_of_message_arrives() -> None:
     conversation = greeted()
     conversation.decoder.feed(
         request_frame(7, "test", Command.BIND, BindParameters(busid="1-2"))
-        + response_frame(8, UnbindResult(busids=["1-2"]))
+        + response_frame(8, UnbindResult(bindings=[], busids=["1-2"]))
         + response_frame(9, UsbipdError("no", code="some-code", advice="do this"))
         + event_frame(EventName.DETACHED, DetachedParameters(reason="bye"))
     )
@@ -176,7 +175,7 @@ def test_every_kind_of_message_arrives() -> None:
     good, bad = conversation.next_item(), conversation.next_item()
     assert isinstance(good, Response)
     assert good.request_id == 8
-    assert read_result(good, UnbindResult) == UnbindResult(busids=["1-2"])
+    assert read_result(good, UnbindResult) == UnbindResult(bindings=[], busids=["1-2"])
     assert isinstance(bad, Response)
     with pytest.raises(UsbipdError, match="no") as caught:
         read_result(bad, UnbindResult)
@@ -198,7 +197,7 @@ def test_a_result_of_another_kind_is_refused() -> None:
     conversation.decoder.feed(response_frame(1, Nothing()))
     item = conversation.next_item()
     assert isinstance(item, Response)
-    with pytest.raises(IPCError, match="busids"):
+    with pytest.raises(IPCError, match="bindings"):
         read_result(item, UnbindResult)
 
 
@@ -219,8 +218,9 @@ def request(command: str = "bind", parameters: object = None, **more: object) ->
     [
         request("format-disk"),
         request(parameters={"busid": 12}),
-        request(parameters={"busid": "1-2", "force": True}),
-        request(parameters={}),
+        request(parameters={"busid": "1-2", "color": "red"}),
+        request(parameters={"busid": "1" * 32}),
+        request("detach", parameters={}),
         request(surprise=1),
         request(request_id="1"),
         {"type": "response", "request_id": 1, "success": True, "result": None, "error": None},

@@ -11,7 +11,11 @@ ALL = set(Role)
 EXPECTED: dict[Command | EventName, set[Role]] = {
     Command.LIST: {Role.ROOT, Role.ADMIN, Role.OWNER, Role.USER},
     Command.STATUS: {Role.ROOT, Role.ADMIN, Role.OWNER, Role.USER},
+    Command.HISTORY: {Role.ROOT, Role.ADMIN, Role.OWNER, Role.USER},
+    Command.HEALTH: {Role.ROOT, Role.ADMIN, Role.OWNER, Role.USER},
+    Command.WATCH: {Role.ROOT, Role.ADMIN, Role.OWNER, Role.USER},
     Command.BIND: {Role.ROOT, Role.ADMIN, Role.OWNER},
+    Command.DETACH: {Role.ROOT, Role.ADMIN, Role.OWNER},
     Command.UNBIND: {Role.ROOT, Role.ADMIN, Role.OWNER},
     Command.DEVLIST: {Role.SERVER},
     Command.RESERVE: {Role.SERVER},
@@ -21,9 +25,12 @@ EXPECTED: dict[Command | EventName, set[Role]] = {
     Command.CLAIM: {Role.EXTENSION},
     Command.ATTACH: {Role.EXTENSION},
     Command.RELEASE: {Role.EXTENSION},
+    Command.LOG: {Role.EXTENSION},
+    Command.DISCONNECT: {Role.EXTENSION},
     EventName.DETACHED: {Role.WORKER},
     EventName.RESTORED: {Role.WORKER},
     EventName.DEVICE_GONE: {Role.WORKER},
+    EventName.CHANGED: {Role.EXTENSION},
 }
 
 

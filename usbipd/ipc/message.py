@@ -1,0 +1,7 @@
+"""The base of everything that travels between the processes.  Used by every process."""
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Immutable, strictly decoded."""

@@ -1,0 +1,273 @@
+"""What people ask the extension and what it answers: the messages of the control socket.
+
+Used by the CLI and the extension.  `docs/json.md` describes those that commands print under `--json`.
+"""
+
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+
+from usbipd.ipc.message import Message
+
+UsbId = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
+"""idVendor or idProduct."""
+Serial = Annotated[str, msgspec.Meta(min_length=1, max_length=126)]
+"""iSerialNumber's string: a string descriptor has room for 126 UTF-16 units (USB 2.0, 9.6.7)."""
+Busid = Annotated[str, msgspec.Meta(max_length=31)]
+"""BUS-PORT[.PORT...], as long as the wire has room for."""
+Networks = Annotated[list[str], msgspec.Meta(max_length=64)]
+"""Addresses and networks in CIDR notation; none: no restriction."""
+
+HISTORY_PAGE = 100
+"""Entries of the history in one answer: more of them might not fit into one message."""
+
+
+class DeviceState(StrEnum):
+    """The four states shown to people."""
+
+    NOT_SHARED = "not shared"
+    SHARED = "shared"
+    ATTACHED = "attached"
+    FAILED = "failed"
+
+
+class Counters(Message, frozen=True):
+    """What a worker has moved since it claimed its device.  Bytes are payload, seen from the client."""
+
+    urbs: int
+    bytes_in: int
+    bytes_out: int
+    errors: int
+    unlinks: int
+    in_flight: int
+    latency_us: list[int]
+    """URBs by time from submit to completion: entry n counts those of less than 2**n microseconds
+    that did not fit entry n - 1; the last one takes all the rest."""
+
+
+class Rate(Message, frozen=True):
+    """Traffic per second, over the last second or two."""
+
+    urbs: float
+    bytes_in: float
+    bytes_out: float
+
+
+class Latency(Message, frozen=True):
+    """Microseconds within which half, and 99 of 100, of all URBs since the claim were completed."""
+
+    p50_us: int
+    p99_us: int
+
+
+class DeviceReport(Message, frozen=True):
+    """One device, as `usbipd list` and `usbipd status` show it."""
+
+    busid: str
+    vendor_id: int
+    product_id: int
+    serial: str | None
+    manufacturer: str | None
+    product: str | None
+    speed: str
+    device_class: int
+    drivers: list[str]
+    """Drivers of this host that hold the device's interfaces now."""
+    simulated: bool
+    state: DeviceState
+    client: str | None = None
+    claim_method: str | None = None
+    claim_time: float | None = None
+    worker_pid: int | None = None
+    error: str | None = None
+    advice: str | None = None
+    next_try: float | None = None
+    """When a failed claim is tried again, seconds since the epoch."""
+    counters: Counters | None = None
+    rate: Rate | None = None
+    latency: Latency | None = None
+
+
+class BindingReport(Message, frozen=True):
+    """A rule that says what is shared, with the devices that it shares now."""
+
+    vendor_id: int
+    product_id: int
+    serial: str | None
+    busid: str | None
+    """The port; None: wherever the device is plugged in."""
+    product: str | None
+    """What the device called itself when it was bound."""
+    allow: list[str]
+    """Addresses and networks that may use the device; none: every client that the server lets in."""
+    created: float
+    created_by: str
+    devices: list[str]
+    """Busids of the devices that are plugged in and fit."""
+
+
+class ProcessReport(Message, frozen=True):
+    """One process of the daemon."""
+
+    role: str
+    pid: int
+    user: str
+    memory: int | None
+    """Bytes resident; None: it has just ended."""
+    busid: str | None = None
+
+
+class LoggedError(Message, frozen=True):
+    """An error that the extension has logged."""
+
+    time: float
+    message: str
+
+
+class ListResult(Message, frozen=True):
+    """Every device of this host that could be shared, and every binding."""
+
+    devices: list[DeviceReport]
+    bindings: list[BindingReport]
+
+
+class HardwareId(Message, frozen=True):
+    """Devices by what they are, wherever they are plugged in."""
+
+    vendor_id: UsbId
+    product_id: UsbId
+    serial: Serial | None = None
+
+
+class BindParameters(Message, frozen=True):
+    """Share the device at `busid`, or every device with this hardware id; exactly one is given."""
+
+    busid: Busid | None = None
+    hardware: HardwareId | None = None
+    allow: Networks = msgspec.field(default_factory=list)
+    force: bool = False
+    """Unmount its file systems first."""
+
+
+class BindResult(Message, frozen=True):
+    """The binding, and the devices that it shares now."""
+
+    binding: BindingReport
+    devices: list[DeviceReport]
+
+
+class UnbindParameters(Message, frozen=True):
+    """Remove the bindings of this port, or the one of this hardware id, or (neither) all."""
+
+    busid: Busid | None = None
+    hardware: HardwareId | None = None
+
+
+class UnbindResult(Message, frozen=True):
+    """The bindings that are no more, and the devices that went back to this host."""
+
+    bindings: list[BindingReport]
+    busids: list[str]
+
+
+class DetachParameters(Message, frozen=True):
+    """End the session of the client that uses this device; the device stays shared."""
+
+    busid: Busid
+
+
+class DetachResult(Message, frozen=True):
+    """Who was cut off."""
+
+    client: str
+
+
+class StatusResult(Message, frozen=True):
+    """The whole daemon at one moment.  Times are seconds since the epoch."""
+
+    version: str
+    pid: int
+    user: str
+    start_time: float
+    uptime: float
+    listening: list[str]
+    devices: list[DeviceReport]
+    bindings: list[BindingReport]
+    processes: list[ProcessReport]
+    error_count: int
+    last_errors: list[LoggedError]
+    """The newest last."""
+    memory_usage: int
+    """Bytes resident in all processes together."""
+
+
+class HistoryEvent(StrEnum):
+    """What can happen."""
+
+    STARTED = "started"
+    STOPPED = "stopped"
+    BOUND = "bound"
+    UNBOUND = "unbound"
+    CLAIMED = "claimed"
+    RELEASED = "released"
+    ATTACHED = "attached"
+    DETACHED = "detached"
+    UNPLUGGED = "unplugged"
+    FAILED = "failed"
+
+
+class HistoryEntry(Message, frozen=True):
+    """Something that happened, to the daemon itself (without `busid`) or to a device."""
+
+    id: int
+    """Grows with time."""
+    time: float
+    event: HistoryEvent
+    busid: str | None = None
+    vendor_id: int | None = None
+    product_id: int | None = None
+    product: str | None = None
+    client: str | None = None
+    reason: str | None = None
+    seconds: float | None = None
+    """How long what ended now had lasted: a session, a claim."""
+    bytes_in: int | None = None
+    bytes_out: int | None = None
+    """What a session has moved, seen from the client."""
+
+
+class HistoryParameters(Message, frozen=True):
+    """The newest entries, or the newest of those with an id below `before`."""
+
+    limit: Annotated[int, msgspec.Meta(ge=1, le=HISTORY_PAGE)]
+    before: int | None = None
+
+
+class HistoryResult(Message, frozen=True):
+    """The newest first."""
+
+    entries: list[HistoryEntry]
+
+
+class CheckState(StrEnum):
+    """How a check of the daemon's health came out."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+class CheckReport(Message, frozen=True):
+    """One check, what it found, and the steps that mend it."""
+
+    name: str
+    state: CheckState
+    message: str
+    steps: list[str] = msgspec.field(default_factory=list)
+
+
+class HealthResult(Message, frozen=True):
+    """Every check that the extension can make."""
+
+    checks: list[CheckReport]
