@@ -1,11 +1,12 @@
-"""Where things lie while the daemon runs.  Used by the extension and by the CLI.
+"""Where things lie: sockets while the daemon runs, what outlives it, its configuration.
 
-Root's daemon uses one fixed directory, so that every local user finds its control socket.  A daemon run
-by any other user (development) has a private directory of that user.  Nothing here is ever derived from
-the home of whoever ran sudo.
+Used by the extension and by the CLI.  Root's daemon uses fixed directories, so that every local user finds
+its control socket.  A daemon run by any other user (development) has private directories of that user.
+Nothing here is ever derived from the home of whoever ran sudo.
 """
 
 import os
+import pwd
 import stat
 import sys
 import tempfile
@@ -46,6 +47,47 @@ def control_socket() -> Path:
     return own if _is_ours(own) else system_runtime_directory() / CONTROL_SOCKET
 
 
+def state_directory() -> Path:
+    """The directory in which a daemon of this process's user keeps what outlives it; it need not exist.
+
+    Raises `UsbipdError` if the user has no home in the user database.
+    """
+    if os.geteuid() == 0:
+        return Path("/Library/Application Support/usbipd" if sys.platform == "darwin" else "/var/lib/usbipd")
+    if sys.platform == "darwin":
+        return _home() / "Library" / "Application Support" / "usbipd"
+    state = os.environ.get("XDG_STATE_HOME", "")
+    return Path(state, "usbipd") if state.startswith("/") else _home() / ".local" / "state" / "usbipd"
+
+
+def prepare_state_directory(directory: Path) -> None:
+    """Make `directory`, with the ones above it that are missing.
+
+    Raises `UsbipdError` if that fails, or `directory` belongs to or may be written by somebody else, who
+    could then put bindings of his own in the place of ours.
+    """
+    try:
+        missing = [above for above in reversed(directory.parents) if not above.exists()]
+    except OSError as error:  # one that may not be looked into
+        raise _unusable(directory, error, "--state") from error
+    for path in [*missing, directory]:
+        _make_directory(path, 0o700, "--state")  # 0700: XDG Base Directory Specification, last section
+
+
+def config_file() -> Path:
+    """The configuration that root's daemon reads unless it is told another; it need not exist."""
+    if sys.platform == "darwin":
+        return Path("/Library/Application Support/usbipd/usbipd.toml")
+    return Path("/etc/usbipd/usbipd.toml")
+
+
+def launch_daemon() -> Path | None:
+    """The file that describes the launchd job of the extension, on macOS; it need not exist."""
+    if sys.platform == "darwin":
+        return Path("/Library/LaunchDaemons/org.usbipd.extension.plist")
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class RuntimeFiles:
     """What one extension keeps in its directory, beside the socket, which `IPCHandler` makes and removes."""
@@ -73,12 +115,12 @@ class RuntimeFiles:
                 code="bad-path",
                 advice="choose a shorter path with --socket",
             )
-        _make_directory(self.directory, 0o755 if os.geteuid() == 0 else 0o700)
+        _make_directory(self.directory, 0o755 if os.geteuid() == 0 else 0o700, "--socket")
 
     def prepare_chroot(self) -> None:
         """Make the server's empty root directory if we are root.  Raises `UsbipdError`."""
         if os.geteuid() == 0:
-            _make_directory(self.chroot, 0o755)
+            _make_directory(self.chroot, 0o755, "--socket")
             if any(self.chroot.iterdir()):
                 raise UsbipdError(f"{self.chroot} is not empty", code="bad-path", advice="empty it")
 
@@ -91,6 +133,18 @@ class RuntimeFiles:
                 continue
 
 
+def _home() -> Path:
+    """The home of the user whose rights this process has; not $HOME, which sudo may leave as it was."""
+    try:
+        return Path(pwd.getpwuid(os.geteuid()).pw_dir)
+    except KeyError as error:
+        raise UsbipdError(
+            f"the user database has no entry for uid {os.geteuid()}, so there is no home to keep state in",
+            code="bad-path",
+            advice="choose a place with --state",
+        ) from error
+
+
 def _is_ours(path: Path) -> bool:
     """Whether `path` is there and belongs to this process's user."""
     try:
@@ -99,17 +153,18 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def _make_directory(path: Path, mode: int) -> None:
-    """Make `path` unless it is there, and make sure that nobody else can write it."""
+def _make_directory(path: Path, mode: int, option: str) -> None:
+    """Make `path` unless it is there, and make sure that nobody else can write it.
+
+    `option` is the one of the command line that chooses another place.
+    """
     try:
         path.mkdir(mode)
-        path.chmod(mode)  # the umask does not decide who finds the socket
+        path.chmod(mode)  # the umask does not decide who may look into it
     except FileExistsError:
         pass
     except OSError as error:
-        raise UsbipdError(
-            f"{path}: {error.strerror}", code="bad-path", advice="choose another place with --socket"
-        ) from error
+        raise _unusable(path, error, option) from error
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode):
         raise UsbipdError(f"{path} is not a directory", code="bad-path", advice=f"remove {path}")
@@ -118,5 +173,11 @@ def _make_directory(path: Path, mode: int) -> None:
             f"{path} belongs to or may be written by another user (uid {found.st_uid}, "
             f"mode {stat.S_IMODE(found.st_mode):04o})",
             code="bad-path",
-            advice=f"remove {path}, or choose another place with --socket",
+            advice=f"remove {path}, or choose another place with {option}",
         )
+
+
+def _unusable(path: Path, error: OSError, option: str) -> UsbipdError:
+    return UsbipdError(
+        f"{path}: {error.strerror}", code="bad-path", advice=f"choose another place with {option}"
+    )

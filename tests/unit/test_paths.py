@@ -1,7 +1,10 @@
-"""Runtime directories: where they are, that nobody else can write them, that nothing is left."""
+"""Directories: where they are, that nobody else can write them, that nothing is left."""
 
+import errno
 import os
+import pwd
 import stat
+import sys
 import tempfile
 from pathlib import Path
 
@@ -133,3 +136,119 @@ def test_the_servers_root_directory_is_empty(files: paths.RuntimeFiles) -> None:
     (files.chroot / "something").touch()
     with pytest.raises(UsbipdError, match="is not empty"):
         files.prepare_chroot()
+
+
+HOME = Path("/home/somebody")
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home that the user database has for user 1000, who this process is; $HOME is another one."""
+    entry = pwd.struct_passwd(("somebody", "x", 1000, 1000, "", str(HOME), "/bin/sh"))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(pwd, "getpwuid", {1000: entry}.__getitem__)
+    monkeypatch.setenv("HOME", "/root")
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    return HOME
+
+
+@pytest.mark.parametrize(
+    ("platform", "state", "config", "job"),
+    [
+        ("linux", "/var/lib/usbipd", "/etc/usbipd/usbipd.toml", None),
+        (
+            "darwin",
+            "/Library/Application Support/usbipd",
+            "/Library/Application Support/usbipd/usbipd.toml",
+            "/Library/LaunchDaemons/org.usbipd.extension.plist",
+        ),
+    ],
+)
+def test_what_outlives_roots_daemon_has_fixed_places(
+    monkeypatch: pytest.MonkeyPatch, platform: str, state: str, config: str, job: str | None
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("XDG_STATE_HOME", "/home/somebody/state")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert paths.state_directory() == Path(state)
+    assert paths.config_file() == Path(config)
+    assert paths.launch_daemon() == (None if job is None else Path(job))
+
+
+@pytest.mark.parametrize(
+    ("platform", "session", "place"),
+    [
+        ("linux", None, "/home/somebody/.local/state/usbipd"),
+        ("linux", "", "/home/somebody/.local/state/usbipd"),
+        ("linux", "relative", "/home/somebody/.local/state/usbipd"),
+        ("linux", "/data/state", "/data/state/usbipd"),
+        ("darwin", None, "/home/somebody/Library/Application Support/usbipd"),
+    ],
+)
+@pytest.mark.usefixtures("home")
+def test_a_user_keeps_state_at_home(
+    monkeypatch: pytest.MonkeyPatch, platform: str, session: str | None, place: str
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    if session is not None:
+        monkeypatch.setenv("XDG_STATE_HOME", session)
+    assert paths.state_directory() == Path(place)
+
+
+@pytest.mark.usefixtures("home")
+def test_a_user_whom_nobody_knows_has_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1001)
+    with pytest.raises(UsbipdError, match="no entry for uid 1001") as caught:
+        paths.state_directory()
+    assert "--state" in (caught.value.advice or "")
+
+
+def test_a_state_directory_is_made_with_those_above_it(tmp_path: Path) -> None:
+    directory = tmp_path / "one" / "two" / "usbipd"
+    before = os.umask(0)
+    try:
+        paths.prepare_state_directory(directory)
+        paths.prepare_state_directory(directory)
+    finally:
+        os.umask(before)
+    for made in (directory, directory.parent, directory.parent.parent):
+        assert stat.S_IMODE(made.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
+def test_a_state_directory_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
+    tmp_path.chmod(mode)
+    with pytest.raises(UsbipdError, match="may be written by another user") as caught:
+        paths.prepare_state_directory(tmp_path)
+    assert caught.value.advice == f"remove {tmp_path}, or choose another place with --state"
+
+
+def test_a_state_directory_that_others_may_read_is_not(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    paths.prepare_state_directory(tmp_path)
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+
+
+@as_root
+def test_a_state_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    os.chown(tmp_path, 1000, 1000)
+    with pytest.raises(UsbipdError, match="uid 1000"):
+        paths.prepare_state_directory(tmp_path)
+
+
+@pytest.mark.parametrize("below", ["usbipd", "more/usbipd"])
+def test_a_state_directory_below_a_file(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsbipdError, match=r"Not a directory|is not a directory"):
+        paths.prepare_state_directory(tmp_path / "file" / below)
+
+
+def test_a_place_that_may_not_be_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(UsbipdError, match="Permission denied") as caught:
+        paths.prepare_state_directory(tmp_path / "usbipd")
+    assert caught.value.advice == "choose another place with --state"

@@ -1,0 +1,390 @@
+"""The store's files: damage of every kind loses no binding and is told to people."""
+
+import asyncio
+import random
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tests.unit.extension.fakes import run
+from tests.unit.extension.stores import (
+    BINDINGS,
+    CLAIM,
+    COPY,
+    DATABASE,
+    LOG,
+    Files,
+    after_a_kill,
+    after_an_end,
+    binding,
+    fast_directory,
+    reopen,
+)
+from usbipd.extension import store_tables
+from usbipd.extension.store import Store
+from usbipd.ipc.reports import HistoryEvent
+
+
+@pytest.fixture(scope="module")
+def image() -> Files:
+    return after_a_kill()
+
+
+@pytest.fixture(scope="module")
+def whole() -> Files:
+    return after_an_end()
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with fast_directory() as directory:
+        yield directory
+
+
+def kept(directory: Path) -> list[str]:
+    """The names of what was kept aside, without their logs."""
+    return sorted({path.name.removesuffix("-shm").removesuffix("-wal") for path in directory.glob("*Z*")})
+
+
+def edit(directory: Path, statement: str) -> None:
+    """Change the store behind our back."""
+    with closing(sqlite3.connect(directory / DATABASE, isolation_level=None)) as connection:
+        connection.execute(statement)
+
+
+def edit_and_be_killed(directory: Path, statement: str) -> None:
+    """Change the store and leave the change in the log."""
+    script = "import os, sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+    script += "c.execute(sys.argv[2]); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", script, directory / DATABASE, statement], check=False)
+
+
+async def check(directory: Path) -> list[str]:
+    store = await Store.open(directory)
+    try:
+        return await store.check()
+    finally:
+        await store.close()
+
+
+def test_a_killed_extension_has_damaged_nothing(directory: Path, image: Files) -> None:
+    image.write(directory)
+
+    async def test() -> None:
+        store = await Store.open(directory)
+        assert store.problems == []
+        assert await store.bindings() == BINDINGS
+        assert await store.claims() == [CLAIM]
+        assert [entry.event for entry in await store.history(10)] == [HistoryEvent.CLAIMED]
+        assert await store.check() == []
+        await store.close()
+
+    run(test())
+
+
+def test_a_first_start_has_nothing_to_say(directory: Path) -> None:
+    assert asyncio.run(reopen(directory)) == ([], [])
+
+
+def contents(data: bytes) -> Callable[[Path], object]:
+    return lambda directory: (directory / DATABASE).write_bytes(data)
+
+
+def index_without_a_row(directory: Path) -> None:
+    """Only the table tells what is bound: an index that misses a row would let a rule be bound twice."""
+    data = (directory / DATABASE).read_bytes()
+    with closing(sqlite3.connect(directory / DATABASE)) as connection:
+        query = "SELECT rootpage FROM sqlite_master WHERE name = 'bindings_by_rule'"
+        [number] = connection.execute(query).fetchone()
+    page = slice((number - 1) * 4096, number * 4096)
+    assert b"S1" in data[page]
+    (directory / DATABASE).write_bytes(
+        data[: page.start] + data[page].replace(b"S1", b"S0") + data[page.stop :]
+    )
+
+
+def statement(text: str) -> Callable[[Path], None]:
+    return lambda directory: edit(directory, text)
+
+
+def another_database(directory: Path) -> None:
+    (directory / DATABASE).unlink()
+    edit(directory, "CREATE TABLE notes (text)")
+
+
+def a_directory(directory: Path) -> None:
+    (directory / DATABASE).unlink()
+    (directory / DATABASE).mkdir()
+
+
+def a_link(directory: Path) -> None:
+    (directory / DATABASE).rename(directory / "elsewhere")
+    (directory / DATABASE).symlink_to(directory / "elsewhere")
+
+
+def unknown_format(directory: Path) -> None:
+    with (directory / DATABASE).open("r+b") as file:
+        file.seek(18)
+        file.write(b"\x07")
+
+
+DAMAGE = [
+    (contents(b""), "it is empty"),
+    (contents(random.Random(1).randbytes(20_000)), "it is not an SQLite database"),
+    (contents(b"SQLite format 3\0"), "it is not an SQLite database"),
+    (contents(b"SQLite format 3\0" + bytes(84)), "it is in an unknown format"),
+    (unknown_format, "it is in an unknown format"),
+    (another_database, "it is not a store of usbipd"),
+    (a_directory, "it is not a regular file"),
+    (a_link, "it is not a regular file"),
+    (statement("PRAGMA application_id = 5"), "it is not a store of usbipd"),
+    (statement("PRAGMA user_version = 0"), "there never was a schema version 0"),
+    (statement("PRAGMA user_version = -7"), "there never was a schema version -7"),
+    (index_without_a_row, "row 1 missing from index bindings_by_rule"),
+    (statement("DROP TABLE claims"), "its tables are not those of schema version 1"),
+    (statement("CREATE TABLE more (x)"), "its tables are not those of schema version 1"),
+    (statement("UPDATE bindings SET allow = '[]' WHERE id = 2"), "do not agree with their checksum"),
+    (statement("DELETE FROM bindings"), "do not agree with their checksum"),
+    (statement("DELETE FROM seal"), "do not agree with their checksum"),
+    (statement("UPDATE seal SET generation = generation + 1"), "do not agree with their checksum"),
+    (statement("UPDATE seal SET generation = 'x'"), "is not a number"),
+    (statement("UPDATE bindings SET product = CAST(x'ff' AS TEXT)"), "Could not decode to UTF-8"),
+    (statement("UPDATE claims SET since = 'yesterday'"), "a claim is impossible"),
+    (statement("UPDATE claims SET vendor_id = 65536"), "a claim is impossible"),
+]
+
+
+@pytest.mark.parametrize(("damage", "finding"), DAMAGE, ids=[finding for _damage, finding in DAMAGE])
+def test_damage_is_kept_aside_and_the_copy_restored(
+    directory: Path, whole: Files, damage: Callable[[Path], object], finding: str
+) -> None:
+    whole.write(directory)
+    damage(directory)
+    found = Files.of(directory)
+
+    async def test() -> None:
+        store = await Store.open(directory)
+        [sentence] = store.problems
+        [name] = kept(directory)
+        assert name.startswith(f"{DATABASE}.damaged-20")
+        assert sentence.startswith(f"{directory / DATABASE} was damaged (")
+        assert finding in sentence
+        assert f"); what was there is kept as {name}; its last good copy of 20" in sentence
+        assert sentence.endswith(" was restored, with 3 bindings")
+        assert await store.bindings() == BINDINGS
+        assert await store.claims() == [CLAIM]
+        [first, second] = await store.check()
+        assert first == sentence
+        assert second.startswith(f"{directory / name} was kept on 20")
+        assert second.endswith(" UTC, because it was damaged; look at it and remove it")
+        await store.close()
+        assert await reopen(directory) == (BINDINGS, []), "it has been mended"
+        assert await check(directory) == [second]
+        if DATABASE in found and damage is not a_link:
+            assert Files.of(directory)[name] == found[DATABASE], "as it was found"
+
+    run(test())
+    for path in directory.glob("*Z*"):
+        path.rmdir() if path.is_dir() else path.unlink()
+    assert asyncio.run(check(directory)) == []
+
+
+def expect_everything_there(directory: Path) -> None:
+    """Damage to one file loses no binding, and is told if and only if something was done about it."""
+    copy = (directory / COPY).read_bytes()
+    bindings, problems = asyncio.run(reopen(directory))
+    assert bindings == BINDINGS
+    if kept(directory):
+        [problem] = problems
+        assert problem.endswith("was restored, with 3 bindings")
+    else:
+        for problem in problems:
+            assert problem.endswith("it was made again, nothing is lost")
+            assert (directory / COPY).read_bytes() != copy
+    assert asyncio.run(reopen(directory)) == (BINDINGS, [])
+
+
+@pytest.mark.parametrize("part", [DATABASE, LOG, COPY])
+def test_truncated_at_any_place(image: Files, part: str) -> None:
+    size = len(image[part])
+    for length in sorted({0, 1, 16, 32, 99, 100, 512, *range(0, size, 3571), size - 1}):
+        with fast_directory() as directory:
+            Files({**image, part: image[part][:length]}).write(directory)
+            expect_everything_there(directory)
+
+
+places = st.tuples(st.integers(0, 220) | st.integers(0), st.integers(1, 255))
+
+
+@pytest.mark.slow
+@settings(max_examples=80, deadline=None)
+@given(place=places, part=st.sampled_from([DATABASE, LOG, COPY]))
+def test_a_changed_byte(image: Files, place: tuple[int, int], part: str) -> None:
+    with fast_directory() as directory:
+        Files({**image, part: flipped(image[part], place)}).write(directory)
+        expect_everything_there(directory)
+
+
+@pytest.mark.slow
+@settings(max_examples=120, deadline=None)
+@given(st.lists(places, min_size=1, max_size=3))
+@example([(3622, 128)])  # the message of SQLite quotes it, and is no UTF-8
+def test_changed_bytes_without_a_log(whole: Files, changes: list[tuple[int, int]]) -> None:
+    data = whole[DATABASE]
+    for place in changes:
+        data = flipped(data, place)
+    with fast_directory() as directory:
+        Files({**whole, DATABASE: data}).write(directory)
+        expect_everything_there(directory)
+
+
+def flipped(data: bytes, change: tuple[int, int]) -> bytes:
+    place, bits = change
+    place %= len(data)
+    return data[:place] + bytes([data[place] ^ bits]) + data[place + 1 :]
+
+
+@pytest.mark.slow
+@settings(max_examples=50, deadline=None)
+@given(st.binary(max_size=5000), st.booleans())
+def test_any_bytes(whole: Files, data: bytes, header: bool) -> None:
+    with fast_directory() as directory:
+        Files({**whole, DATABASE: whole[DATABASE][: 100 * header] + data}).write(directory)
+        expect_everything_there(directory)
+
+
+def test_a_log_that_is_lost_is_noticed(directory: Path, image: Files) -> None:
+    """Without it the file is whole, but has no binding."""
+    Files({name: data for name, data in image.items() if name != LOG}).write(directory)
+    bindings, [sentence] = asyncio.run(reopen(directory))
+    assert bindings == BINDINGS
+    assert "its last good copy has 3 later changes of the bindings" in sentence
+
+
+def test_an_older_store_in_the_place_of_the_present_one(directory: Path, image: Files) -> None:
+    image.write(directory)
+
+    async def unbind() -> None:
+        store = await Store.open(directory)
+        await store.remove_bindings([BINDINGS[0].rule])
+        await store.close()
+
+    run(unbind())
+    for name in (DATABASE, LOG):
+        (directory / name).write_bytes(image[name])
+    bindings, [sentence] = asyncio.run(reopen(directory))
+    assert bindings == BINDINGS[1:]
+    assert "its last good copy has 1 later change of the bindings" in sentence
+
+
+def test_a_newer_store_is_kept_with_its_log(directory: Path, image: Files) -> None:
+    image.write(directory)
+    edit_and_be_killed(directory, "PRAGMA user_version = 77")
+    found = Files.of(directory)
+    bindings, [sentence] = asyncio.run(reopen(directory))
+    assert bindings == BINDINGS
+    [name] = kept(directory)
+    assert name.startswith(f"{DATABASE}.newer-v77-20")
+    assert (
+        f"is of a newer release (schema version 77, we know 1); what was there is kept as {name}; its last"
+        in sentence
+    )
+    assert Files.of(directory)[name] == found[DATABASE]
+    assert Files.of(directory)[f"{name}-wal"] == found[LOG]
+    with closing(sqlite3.connect(directory / name)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (77,)
+        assert connection.execute("SELECT count(*) FROM bindings").fetchone() == (3,)
+    [sentence] = asyncio.run(check(directory))
+    assert sentence.endswith(" UTC, because it was of a newer release; look at it and remove it")
+
+
+def test_without_any_good_copy_everything_is_kept_for_people(directory: Path, whole: Files) -> None:
+    Files({DATABASE: b"x", COPY: whole[COPY][:5000]}).write(directory)
+
+    async def test() -> None:
+        store = await Store.open(directory)
+        [of_copy, of_store] = store.problems
+        assert of_copy.startswith(f"{directory / COPY} was damaged too (")
+        assert "there was no good copy, so nothing is bound now: bind again" in of_store
+        assert await store.bindings() == []
+        assert len(await store.check()) == 4
+        await store.add_binding(BINDINGS[0])
+        await store.close()
+        assert await reopen(directory) == ([BINDINGS[0]], [])
+
+    run(test())
+    files = Files.of(directory)
+    assert sorted(files[name] for name in kept(directory)) == sorted([b"x", whole[COPY][:5000]])
+
+
+def test_a_missing_store_is_restored(directory: Path, image: Files) -> None:
+    Files({COPY: image[COPY]}).write(directory)
+    bindings, [sentence] = asyncio.run(reopen(directory))
+    assert bindings == BINDINGS
+    assert sentence.startswith(f"{directory / DATABASE} was missing; its last good copy of ")
+
+
+def test_the_log_of_a_missing_store_is_not_taken_for_that_of_another(directory: Path, image: Files) -> None:
+    Files({LOG: image[LOG]}).write(directory)
+    bindings, [sentence] = asyncio.run(reopen(directory))
+    assert bindings == []
+    [name] = kept(directory)
+    assert Files.of(directory)[f"{name}-wal"] == image[LOG]
+    assert f" was missing; what was there is kept as {name}; there was no good copy" in sentence
+    assert len(asyncio.run(check(directory))) == 1
+
+
+def test_what_is_kept_in_the_same_second_has_names_of_its_own(directory: Path, whole: Files) -> None:
+    whole.write(directory)
+    for text in (b"1", b"2", b"3"):
+        (directory / DATABASE).write_bytes(text)
+        asyncio.run(reopen(directory))
+    files = Files.of(directory)
+    assert sorted(files[name] for name in kept(directory)) == [b"1", b"2", b"3"]
+
+
+def test_releases_come_and_go(directory: Path, whole: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version 2 is installed, version 1 again, and version 2 again; each goes on with what it knows."""
+    ours = store_tables.MIGRATIONS
+    next_release = (*ours, ("ALTER TABLE bindings ADD COLUMN note TEXT NOT NULL DEFAULT ''",))
+    newer_copy = "usbipd.copy-v2.sqlite"
+    whole.write(directory)
+
+    async def bind_one_more() -> tuple[list[str | None], list[str]]:
+        store = await Store.open(directory)
+        before = [one.rule.serial for one in await store.bindings()]
+        await store.add_binding(binding(f"S{len(before) + 1}", "7-1"))
+        await store.close()
+        return before, store.problems
+
+    def start(migrations: tuple[tuple[str, ...], ...]) -> tuple[list[str | None], list[str]]:
+        monkeypatch.setattr(store_tables, "MIGRATIONS", migrations)
+        return asyncio.run(bind_one_more())
+
+    assert start(next_release) == (["S1", "S2", None], [])
+    assert start(next_release) == (["S1", "S2", None, "S4"], [])
+    for _number in range(5):
+        start(next_release)
+    assert Files.of(directory)[COPY] == whole[COPY], "version 1 finds it as it was"
+    assert newer_copy in Files.of(directory)
+
+    serials, [sentence] = start(ours)
+    assert serials == ["S1", "S2", None]
+    assert "is of a newer release (schema version 2, we know 1); what was there is kept as" in sentence
+    assert start(ours) == (["S1", "S2", None, "S4"], [])
+
+    (directory / f"{newer_copy}.new").mkdir()  # so that none is made, as if it were killed before
+    assert start(next_release) == (["S1", "S2", None, "S4", "S5"], [])
+    (directory / f"{newer_copy}.new").rmdir()
+    assert start(next_release) == (["S1", "S2", None, "S4", "S5", "S6"], []), "its old copy does not count"
+    (directory / DATABASE).write_bytes(b"")
+    (directory / newer_copy).unlink()
+    serials, [sentence] = start(next_release)
+    assert serials == ["S1", "S2", None, "S4", "S5"], "the copy of an older release is better than none"

@@ -1,0 +1,279 @@
+"""What outlives the extension: bindings, claims and the history, in SQLite.  Runs in the extension.
+
+All work with SQLite happens on one thread of the store's own, one job after the other, so the event loop
+never waits for a disk.  `store_tables` has the schema and the rows, `store_file` the files and how they are
+mended.
+"""
+
+import asyncio
+import logging
+import sqlite3
+import threading
+import time as clock
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, TypeVar
+
+from usbipd.errors import UsbipdError
+from usbipd.extension import store_tables
+from usbipd.extension.store_file import FAILURES, StoreFile, store_error
+from usbipd.extension.store_tables import MAX_INTEGER, Binding, StoredClaim
+from usbipd.ipc.reports import HistoryEntry, HistoryEvent
+from usbipd.usb.identity import DeviceRule
+
+__all__ = ["Binding", "Store", "StoredClaim"]
+
+_LOG: Final = logging.getLogger(__name__)
+
+MAX_QUEUED: Final = 1000
+"""Entries of the history that wait to be written; beyond, the oldest one is given up."""
+MAX_HISTORY: Final = 10_000
+"""Entries that are kept."""
+HISTORY_AGE: Final = 90 * 86400.0
+"""Seconds that they are kept."""
+
+_T = TypeVar("_T")
+
+
+class Store:
+    """Bindings, claims and the history.
+
+    What changes bindings or claims is durable when it returns.  Every method raises `UsbipdError`, code
+    "store", if the disk does not take or give what it should; nothing has changed then.
+    """
+
+    def __init__(self, file: StoreFile | None) -> None:
+        """Use `open` instead."""
+        self._file = file
+        self._where = file.path if file is not None else Path(":memory:")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        self._queue = _Queue()
+        self._is_open = True
+        self._connection: sqlite3.Connection | None = None  # of the thread
+        self._history_fails = False  # of the thread
+        self.problems: list[str] = [] if file is None else file.problems
+        """What recovery found and did when the store was opened, a sentence each."""
+
+    @classmethod
+    async def open(cls, directory: Path | None) -> "Store":
+        """The store in `directory`, which is made if it is missing; None: one in memory.
+
+        One that is damaged or of a newer release is kept aside, and the last good copy is used: see
+        `problems`.  Raises `UsbipdError` if another extension uses the directory (code "store-in-use"), if
+        others may write it, or its disk does not work.
+        """
+        store = cls(None if directory is None else StoreFile(directory))
+        try:
+            await store._run(store._open)
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    async def bindings(self) -> list[Binding]:
+        """All bindings, the oldest first."""
+        return await self._with_connection(store_tables.read_bindings)
+
+    async def add_binding(self, binding: Binding) -> None:
+        """Keep a binding, in the place of the one with the same rule if there is one."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            store_tables.put_binding(connection, binding)
+            self._save_copy(connection)
+
+        await self._with_connection(work)
+
+    async def remove_bindings(self, rules: Sequence[DeviceRule]) -> None:
+        """Forget the bindings with exactly these rules; one that is not there is no error."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            store_tables.delete_bindings(connection, rules)
+            self._save_copy(connection)
+
+        await self._with_connection(work)
+
+    async def claims(self) -> list[StoredClaim]:
+        """What we hold, or were about to take when we were killed."""
+        return await self._with_connection(store_tables.read_claims)
+
+    async def begin_claim(self, claim: StoredClaim) -> None:
+        """Write down that we are about to take a device: before its drivers are sent away."""
+        await self._with_connection(lambda connection: store_tables.put_claim(connection, claim))
+
+    async def end_claim(self, busid: str) -> None:
+        """The device is back with its drivers, or gone."""
+        await self._with_connection(lambda connection: store_tables.delete_claim(connection, busid))
+
+    def record(
+        self,
+        event: HistoryEvent,
+        *,
+        time: float | None = None,
+        busid: str | None = None,
+        vendor_id: int | None = None,
+        product_id: int | None = None,
+        product: str | None = None,
+        client: str | None = None,
+        reason: str | None = None,
+        seconds: float | None = None,
+        bytes_in: int | None = None,
+        bytes_out: int | None = None,
+    ) -> None:
+        """Queue an entry of the history; `time` is seconds since the epoch, now unless given.
+
+        Returns at once and never raises.  An entry that cannot be kept is counted, which the history and
+        `check` say; after `close` nothing happens.
+        """
+        entry = HistoryEntry(
+            id=0,  # the table's to give
+            time=clock.time() if time is None else time,
+            event=event,
+            busid=busid,
+            vendor_id=vendor_id,
+            product_id=product_id,
+            product=product,
+            client=client,
+            reason=reason,
+            seconds=seconds,
+            bytes_in=bytes_in,
+            bytes_out=bytes_out,
+        )
+        if self._is_open and self._queue.put(entry):
+            self._thread.submit(self._write_history)  # before all that is asked for from here on
+
+    async def history(self, limit: int, before: int | None = None) -> list[HistoryEntry]:
+        """The newest `limit` entries, of those with an id below `before`; the newest first."""
+        below = MAX_INTEGER if before is None else max(0, min(before, MAX_INTEGER))
+        return await self._with_connection(
+            lambda connection: store_tables.read_history(connection, limit, below)
+        )
+
+    async def check(self) -> list[str]:
+        """What was wrong when it was opened and is wrong now, a sentence each.
+
+        Reads all of it and tries to write.
+        """
+        return await self._run(self._check)
+
+    async def close(self) -> None:
+        """Close, when everything asked for is done and what was recorded is written.  Again: nothing."""
+        if self._is_open:
+            self._is_open = False
+            # also when we are cancelled: what runs now ends first, then the store is closed
+            closed = asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+            self._thread.shutdown(wait=False)
+            await asyncio.shield(closed)
+
+    async def _with_connection(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        def job() -> _T:
+            assert self._connection is not None
+            return work(self._connection)
+
+        return await self._run(job)
+
+    async def _run(self, job: Callable[[], _T]) -> _T:
+        if not self._is_open:
+            raise UsbipdError(f"the store {self._where} is closed", code="store")
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, job)
+        except FAILURES as error:
+            raise store_error(self._where, error) from error
+
+    # What follows runs on the store's thread.
+
+    def _open(self) -> None:
+        self._connection = store_tables.create() if self._file is None else self._file.open()
+
+    def _close(self) -> None:
+        try:
+            if self._connection is not None:
+                self._connection.close()
+        finally:
+            if self._file is not None:
+                self._file.close()
+
+    def _save_copy(self, connection: sqlite3.Connection) -> None:
+        if self._file is not None:
+            self._file.save_copy(connection)
+
+    def _write_history(self) -> None:
+        entries, untold = self._queue.take()
+        if not entries or self._connection is None:
+            return
+        told = [_gap(untold, entries[0].time)] if untold else []
+        try:
+            store_tables.append_history(
+                self._connection, told + entries, keep=MAX_HISTORY, since=clock.time() - HISTORY_AGE
+            )
+            self._history_fails = False
+        except FAILURES as error:
+            self._queue.lose(len(entries), untold)
+            if not self._history_fails:
+                _LOG.error("the history cannot be written: %s", store_error(self._where, error))
+            self._history_fails = True
+
+    def _check(self) -> list[str]:
+        assert self._connection is not None
+        problems = list(self.problems)
+        try:
+            store_tables.verify(self._connection)
+            store_tables.try_to_write(self._connection)
+            if self._file is not None:
+                problems += self._file.problems_now()
+        except FAILURES as error:
+            failure = store_error(self._where, error)
+            problems.append(f"{failure}: {failure.advice}")
+        if self._queue.lost:
+            problems.append(f"{_entries(self._queue.lost)} of the history could not be written and are lost")
+        return problems
+
+
+class _Queue:
+    """Entries on their way from the event loop to the store's thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: deque[HistoryEntry] = deque()
+        self._untold = 0
+        self.lost = 0
+        """Entries that were given up."""
+
+    def put(self, entry: HistoryEntry) -> bool:
+        """Whether nobody has been asked yet to `take`."""
+        with self._lock:
+            first = not self._entries
+            if len(self._entries) == MAX_QUEUED:
+                self._entries.popleft()
+                self._lose(1)
+            self._entries.append(entry)
+            return first
+
+    def take(self) -> tuple[list[HistoryEntry], int]:
+        """All entries, and how many before them were given up since the last ones."""
+        with self._lock:
+            entries, untold = list(self._entries), self._untold
+            if entries:
+                self._entries.clear()
+                self._untold = 0
+            return entries, untold
+
+    def lose(self, count: int, untold: int) -> None:
+        """Give up `count` entries that were taken; `untold` ones before them are still to be told of."""
+        with self._lock:
+            self._lose(count)
+            self._untold += untold
+
+    def _lose(self, count: int) -> None:
+        self._untold += count
+        self.lost += count
+
+
+def _gap(lost: int, time: float) -> HistoryEntry:
+    reason = f"{_entries(lost)} of the history before this one could not be written and are lost"
+    return HistoryEntry(id=0, time=time, event=HistoryEvent.FAILED, reason=reason)
+
+
+def _entries(count: int) -> str:
+    return "1 entry" if count == 1 else f"{count} entries"
