@@ -13,10 +13,10 @@ SOURCES := $(wildcard cython/*) setup.py pyproject.toml usbipd/__init__.py
 SIMULATE ?= mass-storage,keyboard,serial,loopback
 LISTEN ?= 127.0.0.1:3240
 
-.PHONY: help deps venv build run demo test e2e-deps e2e lint clean
+.PHONY: help deps venv build run demo test e2e-deps e2e lint darwin-check clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 deps:  ## install what the build needs from the system (apt-get or Homebrew), if it is missing
 	@packaging/install-deps $(PYTHON) build
@@ -58,6 +58,11 @@ lint: build  ## ruff, mypy --strict, cython-lint, shellcheck
 	$(BIN)/mypy
 	$(BIN)/cython-lint cython
 	$(BIN)/shellcheck packaging/install-deps .ci/run $(wildcard tests/e2e/*.sh tests/e2e/*/*.sh)
+
+darwin-check: build  ## compile the Cython modules for macOS, on any system
+	@$(BIN)/python -c 'import ziglang' 2>/dev/null || \
+	    $(BIN)/pip install --quiet --disable-pip-version-check 'ziglang>=0.17'
+	$(BIN)/python packaging/darwin_check.py
 
 clean:  ## remove everything that was made here, .venv too
 	rm -rf $(VENV) build dist *.egg-info usbipd/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

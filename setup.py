@@ -1,7 +1,7 @@
-"""Builds the compiled parts of usbipd: the packet pump and the claim.
+"""Builds the compiled parts of usbipd: the packet pump, the claim and, on macOS, the view of the IORegistry.
 
 Everything else about the package stands in pyproject.toml.  The sources lie in
-cython/, the modules are usbipd._pump and usbipd._claim.
+cython/, the modules are usbipd._pump, usbipd._claim and usbipd._iokit.
 """
 
 import shlex
@@ -32,12 +32,25 @@ libusb = {
     "include_dirs": ["cython"],
 }
 
+modules = [
+    Extension("usbipd._pump", ["cython/pump.pyx"], **libusb),
+    Extension("usbipd._claim", ["cython/claim.pyx"], **libusb),
+]
+if sys.platform == "darwin":
+    frameworks = ["-framework", "IOKit", "-framework", "CoreFoundation"]
+    modules.append(
+        Extension(
+            "usbipd._iokit",
+            ["cython/iokit.pyx"],
+            extra_compile_args=["-O2", "-Wall", "-Wno-unused-function"],
+            extra_link_args=frameworks,
+            include_dirs=["cython"],
+        )
+    )
+
 setup(
     ext_modules=cythonize(
-        [
-            Extension("usbipd._pump", ["cython/pump.pyx"], **libusb),
-            Extension("usbipd._claim", ["cython/claim.pyx"], **libusb),
-        ],
+        modules,
         build_dir="build/cython",
         include_path=["cython"],
         compiler_directives={"language_level": "3", "freethreading_compatible": False},
