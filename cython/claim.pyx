@@ -15,17 +15,11 @@ from usbipd.usb.descriptors import Endpoint, Interface
 
 MINIMUM_LIBUSB = (1, 0, 26)  # the first with whole-device capture on macOS and the fixes that it needs
 
-_ADVICE = {
-    LIBUSB_ERROR_ACCESS: "The extension has to run as root; on macOS a mass-storage volume has to be unmounted first.",
-    LIBUSB_ERROR_BUSY: "Another program holds the device: close it and try again.",
-    LIBUSB_ERROR_NO_DEVICE: "Plug the device in again.",
-    LIBUSB_ERROR_NOT_FOUND: "Plug the device in again.",
-}
-
 
 cdef object error(int code, str what):
+    """What to try is for the extension to say (usbipd/usb/refusal.py): it knows who else has the device."""
     name = libusb_error_name(code).decode()
-    return ClaimError(f"{what}: {libusb_strerror(code).decode()} ({name})", code=name, advice=_ADVICE.get(code))
+    return ClaimError(f"{what}: {libusb_strerror(code).decode()} ({name}, {code})", code=name)
 
 
 def libusb_runtime_version() -> tuple[int, int, int]:
@@ -56,7 +50,8 @@ cdef class Claim:
     def __cinit__(self, int busnum, int devnum):
         cdef int code
         if libusb_runtime_version() < MINIMUM_LIBUSB:
-            raise ClaimError(f"libusb {libusb_runtime_version()} is too old: usbipd needs {MINIMUM_LIBUSB} or newer")
+            found, least = "%d.%d.%d" % libusb_runtime_version(), "%d.%d.%d" % MINIMUM_LIBUSB
+            raise ClaimError(f"libusb {found} is too old: usbipd needs {least} or newer", code="old-libusb")
         self.detached = []
         self.held = []
         code = libusb_init(&self._context)
@@ -111,7 +106,7 @@ cdef class Claim:
         if code == 1:
             self.detached.append(number)
         elif code < 0 and code != LIBUSB_ERROR_NOT_FOUND and code != LIBUSB_ERROR_NOT_SUPPORTED:
-            raise error(code, f"the driver of interface {number} does not let go")
+            raise error(code, f"interface {number} cannot be taken from its driver")
 
     cdef object _claim(self, int number):
         cdef int code
@@ -132,7 +127,8 @@ cdef class Claim:
             with nogil:
                 code = libusb_attach_kernel_driver(self._handle, number)
             if code < 0 and code != LIBUSB_ERROR_NO_DEVICE and code != LIBUSB_ERROR_NOT_FOUND:
-                problems.append(f"no driver came back to interface {number}: {libusb_error_name(code).decode()}")
+                name = libusb_error_name(code).decode()
+                problems.append(f"no driver came back to interface {number} ({name}, {code})")
         self.detached.clear()
         return problems
 
@@ -143,7 +139,8 @@ cdef class Claim:
             with nogil:
                 code = libusb_release_interface(self._handle, number)
             if code < 0 and code != LIBUSB_ERROR_NO_DEVICE and code != LIBUSB_ERROR_NOT_FOUND:
-                problems.append(f"interface {number} cannot be released: {libusb_error_name(code).decode()}")
+                name = libusb_error_name(code).decode()
+                problems.append(f"interface {number} cannot be released ({name}, {code})")
         self.held.clear()
         return problems
 

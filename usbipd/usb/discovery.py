@@ -1,12 +1,13 @@
 """Which USB devices this host has.  Runs in the extension, in a thread of its executor.
 
-Each listing uses a context of its own: it sees what is there now, and no libusb thread lives on.  Nothing is
-opened on Linux, where sysfs has all the strings; elsewhere libusb opens each device to read them.
+Each listing uses a libusb context of its own, because a new one looks for devices itself, in sysfs or IOKit
+(op_init in linux_usbfs.c, darwin_init in darwin_usb.c).  A second list of the same context has only what
+libusb was told since: on Debian by udevd, and nothing at all where udevd does not run.  Nothing is opened on
+Linux, where sysfs has all the strings; elsewhere libusb opens a device to read them, once.
 """
 
 import asyncio
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -16,6 +17,7 @@ import usb1
 from usbipd.errors import UsbipdError
 from usbipd.ipc.messages import SimulatedSpec
 from usbipd.protocol.constants import USB_CLASS_HUB, Speed
+from usbipd.usb.device_strings import AskedStrings, strings_in_sysfs
 
 SYSFS_DEVICES: Final = Path("/sys/bus/usb/devices")  # Linux Documentation/ABI/testing/sysfs-bus-usb
 
@@ -33,6 +35,8 @@ class DeviceRecord:
     """As OP_REP_* shows it: in sysfs on Linux, a name of ours elsewhere."""
     vendor_id: int
     product_id: int
+    serial: str | None
+    """iSerialNumber's string; logged at debug level only."""
     device_class: int
     speed: Speed
     manufacturer: str | None
@@ -54,45 +58,48 @@ class DeviceDiscovery:
     again could run in a circle (usbip_bind.c refuses them too).
     """
 
+    def __init__(self) -> None:
+        self._asked = AskedStrings()
+
     async def list_devices(self) -> list[DeviceRecord]:
-        """Takes milliseconds on Linux; on macOS each device costs some control transfers.
+        """Takes milliseconds on Linux; on macOS each new device costs some control transfers.
 
         Raises `UsbipdError` if libusb is missing or fails.
         """
-        return await asyncio.to_thread(_list_devices)
+        return await asyncio.to_thread(self._list_devices)
+
+    def _list_devices(self) -> list[DeviceRecord]:
+        try:
+            with usb1.USBContext() as context:
+                devices = [
+                    _describe(device, self._asked)
+                    # a device that vanishes while it is looked at is no error
+                    for device in context.getDeviceIterator(skip_on_error=True)
+                    if device.getDeviceClass() != USB_CLASS_HUB and device.getPortNumberList()
+                ]
+        except usb1.USBError as error:
+            raise UsbipdError(f"libusb cannot list devices: {error}", code="libusb") from error
+        except OSError as error:
+            raise UsbipdError(
+                f"libusb 1.0 cannot be loaded: {error}",
+                code="no-libusb",
+                advice="Debian: apt install libusb-1.0-0    macOS: brew install libusb",
+            ) from error
+        self._asked.keep({device.busid for device in devices})
+        own = [device for device in devices if IMPORTED not in device.path]
+        return sorted(own, key=lambda device: (device.busnum, device.busid))
 
 
-def _list_devices() -> list[DeviceRecord]:
-    try:
-        with usb1.USBContext() as context:
-            devices = [
-                _describe(device)
-                # a device that vanishes while it is looked at is no error
-                for device in context.getDeviceIterator(skip_on_error=True)
-                if device.getDeviceClass() != USB_CLASS_HUB and device.getPortNumberList()
-            ]
-    except usb1.USBError as error:
-        raise UsbipdError(f"libusb cannot list devices: {error}", code="libusb") from error
-    except OSError as error:
-        raise UsbipdError(
-            f"libusb 1.0 cannot be loaded: {error}",
-            code="no-libusb",
-            advice="Debian: apt install libusb-1.0-0    macOS: brew install libusb",
-        ) from error
-    own = [device for device in devices if IMPORTED not in device.path]
-    return sorted(own, key=lambda device: (device.busnum, device.busid))
-
-
-def _describe(device: usb1.USBDevice) -> DeviceRecord:
+def _describe(device: usb1.USBDevice, asked: AskedStrings) -> DeviceRecord:
     busnum: int = device.getBusNumber()
     # Linux's own numbering (drivers/usb/core/usb.c, usb_alloc_dev), which libusb shares
     busid = f"{busnum}-{'.'.join(str(port) for port in device.getPortNumberList())}"
     if sys.platform == "linux":
         path = str((SYSFS_DEVICES / busid).resolve())
-        manufacturer, product = _sysfs_string(busid, "manufacturer"), _sysfs_string(busid, "product")
+        strings = strings_in_sysfs(SYSFS_DEVICES / busid)
     else:
         path = f"/usb/{busid}"
-        manufacturer, product = _read_string(device.getManufacturer), _read_string(device.getProduct)
+        strings = asked.ask(busid, device)
     return DeviceRecord(
         busid=busid,
         busnum=busnum,
@@ -100,23 +107,9 @@ def _describe(device: usb1.USBDevice) -> DeviceRecord:
         path=path,
         vendor_id=device.getVendorID(),
         product_id=device.getProductID(),
+        serial=strings.serial,
         device_class=device.getDeviceClass(),
         speed=Speed.of_libusb(device.getDeviceSpeed()),
-        manufacturer=manufacturer,
-        product=product,
+        manufacturer=strings.manufacturer,
+        product=strings.product,
     )
-
-
-def _sysfs_string(busid: str, attribute: str) -> str | None:
-    try:
-        text = (SYSFS_DEVICES / busid / attribute).read_text(encoding="utf-8", errors="replace")
-    except OSError:  # the device has no such string, or has gone
-        return None
-    return text.strip() or None
-
-
-def _read_string(read: Callable[[], str | None]) -> str | None:
-    try:
-        return read() or None
-    except usb1.USBError:  # may not be opened, or does not answer
-        return None

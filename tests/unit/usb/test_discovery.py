@@ -25,6 +25,15 @@ class FakeDevice:
         self.getDeviceSpeed = lambda: speed
         self.getVendorID = lambda: 0x0781
         self.getProductID = lambda: 0x5567
+        self.getbcdDevice = lambda: 0x0100
+        self.getManufacturerDescriptor = self.getProductDescriptor = lambda: 0
+        self.getManufacturer = self.getProduct = lambda: None
+        self.getSerialNumberDescriptor = lambda: 3
+        self.asked = 0
+
+    def getSerialNumber(self) -> str:  # noqa: N802
+        self.asked += 1
+        return "4C530001"
 
 
 class FakeContext:
@@ -42,10 +51,12 @@ class FakeContext:
         return self.devices
 
 
-def listed(monkeypatch: pytest.MonkeyPatch, *devices: FakeDevice) -> list[DeviceRecord]:
+def listed(
+    monkeypatch: pytest.MonkeyPatch, *devices: FakeDevice, source: DeviceDiscovery | None = None
+) -> list[DeviceRecord]:
     monkeypatch.setattr(FakeContext, "devices", list(devices), raising=False)
     monkeypatch.setattr(usb1, "USBContext", FakeContext)
-    return asyncio.run(DeviceDiscovery().list_devices())
+    return asyncio.run((source or DeviceDiscovery()).list_devices())
 
 
 def test_a_device_with_its_strings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -53,6 +64,7 @@ def test_a_device_with_its_strings(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(discovery.sys, "platform", "linux")
     (tmp_path / "3-1.4").mkdir()
     (tmp_path / "3-1.4" / "manufacturer").write_text("SanDisk\n")
+    (tmp_path / "3-1.4" / "serial").write_text("4C530001\n")
     assert listed(monkeypatch, FakeDevice(3, [1, 4])) == [
         DeviceRecord(
             busid="3-1.4",
@@ -61,12 +73,26 @@ def test_a_device_with_its_strings(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
             path=str(tmp_path / "3-1.4"),
             vendor_id=0x0781,
             product_id=0x5567,
+            serial="4C530001",
             device_class=0,
             speed=Speed.HIGH,
             manufacturer="SanDisk",
             product=None,
         )
     ]
+
+
+def test_elsewhere_than_on_linux_the_device_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery.sys, "platform", "darwin")
+    device = FakeDevice(20, [1, 4])
+    source = DeviceDiscovery()
+    first, again = (listed(monkeypatch, device, source=source) for _ in range(2))
+    assert first == again
+    assert (first[0].path, first[0].serial, first[0].manufacturer) == ("/usb/20-1.4", "4C530001", None)
+    assert device.asked == 1
+    assert listed(monkeypatch, source=source) == []
+    assert listed(monkeypatch, device, source=source) == first
+    assert device.asked == 2, "it was gone"
 
 
 def test_hubs_and_what_hangs_nowhere_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

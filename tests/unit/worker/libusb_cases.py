@@ -323,6 +323,7 @@ def test_no_driver_stays_away_from_a_device_that_cannot_be_read() -> None:
         simulated=None,
         run_as=None,
         log_level="info",
+        log_to="stderr",
         transfer_budget=_pump.SMALLEST_BUDGET,
     )
     with pytest.raises(ClaimError, match="configuration 0 cannot be read"):

@@ -1,0 +1,30 @@
+"""Text of others: nothing in it moves a cursor, and everything of it can be sent."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from usbipd.usb.foreign_text import readable
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Müller's stick", "Müller's stick"),
+        (" a b ", " a b "),
+        ("\x1b[2Ja\nb", "\\x1b[2Ja\\nb"),
+        ("\u202e\u2028\U000e0001", "\\u202e\\u2028\\U000e0001"),
+        ("\udcff", "\\udcff"),
+        (b"caf\xc3\xa9 \xff", "café \\xff"),
+        (b"", ""),
+    ],
+)
+def test_examples(name: str | bytes, text: str) -> None:
+    assert readable(name) == text
+
+
+@given(st.text() | st.binary())
+def test_any_name_can_be_shown_and_sent(name: str | bytes) -> None:
+    text = readable(name)
+    assert text.isprintable()
+    text.encode()

@@ -1,0 +1,160 @@
+"""Why a claim failed, in words: who has the device, the code, and what to try."""
+
+import re
+from pathlib import Path
+
+import pytest
+import usb1
+
+from usbipd.errors import ClaimError, UsbipdError
+from usbipd.usb import refusal
+from usbipd.usb.ownership import Holder
+from usbipd.usb.refusal import explain
+
+VIRTUALBOX = Holder("program", "virtualbox", 4711, None)
+QEMU = Holder("program", "qemu", 33, None)
+UNSEEN = Holder("program", "", None, 0)
+STORAGE = Holder("driver", "usb-storage", None, 0)
+HID = Holder("driver", "usbhid", None, 1)
+
+BUSY = ClaimError(
+    "interface 0 cannot be claimed: Resource busy (LIBUSB_ERROR_BUSY, -6)", code="LIBUSB_ERROR_BUSY"
+)
+ACCESS = ClaimError(
+    "device 5 of bus 1 cannot be opened: Access denied (LIBUSB_ERROR_ACCESS, -3)", code="LIBUSB_ERROR_ACCESS"
+)
+TIMEOUT = UsbipdError("worker[7] did not answer CLAIM within 60 s", code="timeout")
+
+
+@pytest.mark.parametrize(
+    ("error", "holders", "platform", "text", "advice"),
+    [
+        (
+            BUSY,
+            [VIRTUALBOX, HID],
+            "linux",
+            "is held by the program virtualbox (pid 4711)",
+            "close the program virtualbox (pid 4711), then try again",
+        ),
+        (
+            BUSY,
+            [QEMU, VIRTUALBOX],
+            "darwin",
+            "is held by the program qemu (pid 33) and the program virtualbox (pid 4711)",
+            "close the program qemu (pid 33) and the program virtualbox (pid 4711), then try again",
+        ),
+        (
+            TIMEOUT,
+            [HID, VIRTUALBOX],
+            "linux",
+            "is held by the driver usbhid, which does not let go",
+            "plug the device in again, then try again",
+        ),
+        (
+            BUSY,
+            [STORAGE, STORAGE, HID],
+            "linux",
+            "is held by the driver usb-storage and the driver usbhid, which does not let go",
+            "close what uses it on this host, such as a virtual machine, or unload the driver: "
+            "modprobe --remove usb-storage usbhid, then try again",
+        ),
+        (
+            BUSY,
+            [STORAGE],
+            "darwin",
+            "is held by the driver usb-storage, which does not let go",
+            "close what uses it on this host, such as a virtual machine, then try again",
+        ),
+        (
+            BUSY,
+            [UNSEEN, HID],
+            "linux",
+            "is held by another program",
+            "close what uses it on this host, such as a virtual machine, then try again",
+        ),
+        (
+            BUSY,
+            [],
+            "linux",
+            "is held by another program or driver",
+            "close what uses it on this host, such as a virtual machine, then try again",
+        ),
+        (
+            ACCESS,
+            [STORAGE],
+            "linux",
+            "may not be opened",
+            "run the extension as root: sudo usbipd-ext --run, then try again",
+        ),
+        (
+            ACCESS,
+            [],
+            "darwin",
+            "may not be captured",
+            "unmount all its volumes (diskutil unmountDisk DISK), and run the extension as root: "
+            "sudo usbipd-ext --run, then try again",
+        ),
+        (
+            ACCESS,
+            [STORAGE],
+            "darwin",
+            "is held by the driver usb-storage, which does not let go",
+            "unmount all its volumes (diskutil unmountDisk DISK), and run the extension as root: "
+            "sudo usbipd-ext --run, then try again",
+        ),
+        (
+            TIMEOUT,
+            [STORAGE],
+            "linux",
+            "is held by the driver usb-storage, which does not let go",
+            "plug the device in again, then try again",
+        ),
+        (TIMEOUT, [], "linux", "cannot be taken in time", "plug the device in again, then try again"),
+        (
+            ClaimError("x (LIBUSB_ERROR_NO_DEVICE, -4)", code="LIBUSB_ERROR_NO_DEVICE"),
+            [STORAGE],
+            "linux",
+            "is gone",
+            "plug the device in again, then try again",
+        ),
+    ],
+)
+def test_who_has_it_and_what_to_try(
+    error: UsbipdError, holders: list[Holder], platform: str, text: str, advice: str
+) -> None:
+    explained = explain("1-2", error, holders, platform=platform)
+    assert isinstance(explained, ClaimError)
+    assert explained.message == f"1-2 {text}: {error.message}"
+    assert explained.advice == advice
+    assert explained.code == error.code
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ("1-2 cannot be described to clients: x", "1-2 cannot be described to clients: x"),
+        ("libusb 1.0.9 is too old", "1-2 cannot be taken: libusb 1.0.9 is too old"),
+    ],
+)
+def test_what_the_table_does_not_know_stays_as_it_is(message: str, text: str) -> None:
+    explained = explain("1-2", UsbipdError(message, code="odd", advice="update it"), [VIRTUALBOX])
+    assert (explained.message, explained.code, explained.advice) == (text, "odd", "update it")
+
+
+def test_every_code_of_libusb_is_one_that_libusb_has() -> None:
+    own = {"timeout", "spawn"}
+    names = set(refusal._REFUSALS) | set(refusal._ON_MACOS)
+    assert names - own <= {f"LIBUSB_{name}" for name in dir(usb1) if re.fullmatch(r"ERROR_\w+", name)}
+
+
+def test_texts_are_written_alike() -> None:
+    for each in [*refusal._REFUSALS.values(), *refusal._ON_MACOS.values()]:
+        assert each.text[0].islower()
+        assert each.advice[0].islower()
+        assert not each.advice.endswith(".")
+
+
+def test_a_claim_says_name_and_number_of_the_code() -> None:
+    """cython/claim.pyx, whose texts the table does not repeat."""
+    source = (Path(__file__).parents[3] / "cython/claim.pyx").read_text()
+    assert source.count("({name}, {code})") == 3

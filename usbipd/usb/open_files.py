@@ -1,0 +1,55 @@
+"""Which programs have a file open, as Linux's /proc shows it.  Runs in the extension, in threads.
+
+Other users' programs are seen by root only.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from usbipd.usb.foreign_text import readable
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A running program."""
+
+    pid: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.name} (pid {self.pid})"
+
+
+def programs_using(proc: Path, is_meant: Callable[[bytes], bool]) -> list[Program]:
+    """The programs with an open file, working directory, root or executable whose path `is_meant`, by pid.
+
+    Only the texts of the links count: no file is touched, so that none on a dead server can make us wait.
+    """
+    pids = sorted(int(entry.name) for entry in proc.glob("[0-9]*"))
+    return [
+        Program(pid, _name(proc / str(pid)))
+        for pid in pids
+        if any(is_meant(path) for path in _paths(proc / str(pid)))
+    ]
+
+
+def _paths(process: Path) -> Iterator[bytes]:
+    # Linux Documentation/filesystems/proc.rst, 1.1; a deleted file has " (deleted)" behind its path
+    try:
+        links = list((process / "fd").iterdir())
+    except OSError:  # it has ended, or belongs to somebody else
+        return
+    for link in (*links, process / "cwd", process / "root", process / "exe"):
+        try:
+            yield os.fsencode(link.readlink())
+        except OSError:
+            continue
+
+
+def _name(process: Path) -> str:
+    try:
+        return readable((process / "comm").read_bytes().strip()) or "?"
+    except OSError:
+        return "?"

@@ -1,0 +1,97 @@
+"""Why a device could not be claimed, in words for people: who has it, and what to try.
+
+One table says for each code what has happened and what helps; the message keeps what the worker said, with
+the code by name and number.  Used by the extension.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from usbipd.errors import ClaimError, UsbipdError
+from usbipd.usb.ownership import Holder
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """What a code means; the text follows the busid."""
+
+    text: str
+    advice: str
+    is_held: bool = False
+    """Whether somebody who holds the device is the reason."""
+
+
+_REPLUG: Final = "plug the device in again"
+_OTHER_PORT: Final = "plug the device in again, into another port or with another cable"
+_AS_ROOT: Final = "run the extension as root: sudo usbipd-ext --run"
+
+_REFUSALS: Final = {
+    # libusb.h, enum libusb_error
+    "LIBUSB_ERROR_IO": _Refusal("does not answer", _OTHER_PORT),
+    "LIBUSB_ERROR_ACCESS": _Refusal("may not be opened", _AS_ROOT),
+    "LIBUSB_ERROR_NO_DEVICE": _Refusal("is gone", _REPLUG),
+    "LIBUSB_ERROR_NOT_FOUND": _Refusal("is not what it was a moment ago", _REPLUG),
+    "LIBUSB_ERROR_BUSY": _Refusal(
+        "is held by another program or driver",
+        "close what uses it on this host, such as a virtual machine",
+        is_held=True,
+    ),
+    "LIBUSB_ERROR_TIMEOUT": _Refusal("does not answer in time", _OTHER_PORT),
+    "LIBUSB_ERROR_OVERFLOW": _Refusal("answers with more than was asked for", _OTHER_PORT),
+    "LIBUSB_ERROR_PIPE": _Refusal("refuses what every device must answer", _OTHER_PORT),
+    "LIBUSB_ERROR_NO_MEM": _Refusal("cannot be taken: this host is short of memory", "end other programs"),
+    "LIBUSB_ERROR_NOT_SUPPORTED": _Refusal(
+        "cannot be taken with this libusb", "install libusb 1.0.26 or newer (macOS: 1.0.30) and start again"
+    ),
+    # of ours
+    "timeout": _Refusal("cannot be taken in time", _REPLUG, is_held=True),
+    "spawn": _Refusal(
+        "gets no worker", "end other programs: this host is short of memory, processes or open files"
+    ),
+}
+
+_ON_MACOS: Final = {
+    # Capturing takes root, and a storage driver stays while a volume is mounted: USBDeviceReEnumerate in
+    # IOUSBLib.h.
+    "LIBUSB_ERROR_ACCESS": _Refusal(
+        "may not be captured",
+        f"unmount all its volumes (diskutil unmountDisk DISK), and {_AS_ROOT}",
+        is_held=True,
+    ),
+}
+
+
+def explain(
+    busid: str, error: UsbipdError, holders: Sequence[Holder], *, platform: str = sys.platform
+) -> ClaimError:
+    """`error`, with which claiming the device ended, as a person is to read it.
+
+    `holders` are those who have the device now, who is in the way first.  The code stays; so do message and
+    advice of an error that the table does not know.
+    """
+    refusal = _REFUSALS.get(error.code)
+    if platform == "darwin":
+        refusal = _ON_MACOS.get(error.code, refusal)
+    if refusal is None:
+        is_whole = error.message.startswith(busid)
+        text = error.message if is_whole else f"{busid} cannot be taken: {error.message}"
+        return ClaimError(text, code=error.code, advice=error.advice)
+    text, advice = refusal.text, refusal.advice
+    if refusal.is_held and holders:
+        # Where a program is in the way, the drivers of other interfaces are not, nor the other way round.
+        culprits = [holder for holder in holders if holder.kind == holders[0].kind]
+        text = f"is held by {_list(culprits)}"
+        if holders[0].kind == "driver":
+            text += ", which does not let go"
+            if platform == "linux" and error.code == "LIBUSB_ERROR_BUSY":
+                drivers = dict.fromkeys(holder.name for holder in culprits)
+                advice = f"{advice}, or unload the driver: modprobe --remove {' '.join(drivers)}"
+        elif any(holder.name for holder in culprits):
+            advice = f"close {_list(culprits)}"
+    return ClaimError(f"{busid} {text}: {error.message}", code=error.code, advice=f"{advice}, then try again")
+
+
+def _list(holders: Sequence[Holder]) -> str:
+    return " and ".join(dict.fromkeys(str(holder) for holder in holders))
