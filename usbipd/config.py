@@ -1,68 +1,30 @@
 """`usbipd.toml`: how the daemon shall behave.  Read by the extension; never written.
 
-Every key has a default; an unknown key or a bad value is a `UsageError` that names the file, the key and
-what would be right.
+Every key has a default; an unknown key or a bad value is a `UsageError` that names the file, the line where
+it can be told, the key and what would be right.
 """
 
 import difflib
-import ipaddress
 import re
 import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from usbipd.addresses import ListenAddress, parse_listen, parse_network
 from usbipd.errors import UsageError
-from usbipd.protocol.constants import USBIP_PORT
-
-
-class ListenAddress(NamedTuple):
-    """A numeric address and a TCP port; port 0 takes a free one."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def parse_listen(text: str) -> ListenAddress:
-    """`A.B.C.D`, `A.B.C.D:PORT`, `IPv6`, `[IPv6]` or `[IPv6]:PORT`.
-
-    Raises `UsageError` on all else, and on addresses to which no client can connect.
-    """
-    wrong = UsageError(
-        f"{text!r} is not an address to listen on: "
-        f"give a numeric address with or without a port, such as 127.0.0.1 or [::1]:{USBIP_PORT}",
-        code="bad-address",
-    )
-    bracketed = re.fullmatch(r"\[([^\[\]]*)\](?::([0-9]{1,5}))?", text)
-    if bracketed:
-        host, port = bracketed.groups()
-    elif text.count(":") == 1:
-        host, port = text.split(":")
-    else:
-        host, port = text, None
-    if port is not None and not re.fullmatch("[0-9]{1,5}", port):
-        raise wrong
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        raise wrong from None
-    number = USBIP_PORT if port is None else int(port)
-    if number > 65535 or (bracketed and address.version != 6):
-        raise wrong
-    if address.is_multicast or address == _BROADCAST or getattr(address, "ipv4_mapped", None) is not None:
-        raise wrong
-    return ListenAddress(str(address), number)
-
-
-_BROADCAST: Final = ipaddress.IPv4Address("255.255.255.255")
-
+from usbipd.ipc.reports import Serial
+from usbipd.usb.identity import DeviceRule, parse_busid, parse_hardware_id
 
 SMALLEST_BUDGET: Final = 40 << 20
 """Bytes: one URB of the largest size fits, and some; the pump has the same (cython/pump.pyx)."""
+
+Networks = Annotated[tuple[str, ...], msgspec.Meta(max_length=256)]
+"""What `parse_network` takes.  As many as fit into one message to the server."""
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -78,22 +40,68 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Bytes that the URBs of one client may hold."""
 
 
+class AccessRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table `[[access]]`: who may have the devices that it fits.  All tables that fit a device count."""
+
+    busid: str | None = None
+    hardware_id: str | None = None
+    """VID:PID.  One of busid and hardware_id is there, at least."""
+    serial: Serial | None = None
+    allow: Networks = ()
+    """Never empty."""
+
+    @property
+    def rule(self) -> DeviceRule:
+        """The devices that are meant."""
+        vendor_id, product_id = (
+            (None, None) if self.hardware_id is None else parse_hardware_id(self.hardware_id)
+        )
+        return DeviceRule(vendor_id, product_id, self.serial, self.busid)
+
+
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole file."""
 
     listen: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=16)] = ("127.0.0.1",)
     """Where clients may connect."""
+    allow: Networks = ()
+    """Where clients may come from; none: from anywhere."""
     user: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     """Who server and workers become when the extension is root; None: the platform's default."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_to: Literal["stderr", "syslog"] = "stderr"
     limits: Limits = Limits()
+    access: Annotated[tuple[AccessRule, ...], msgspec.Meta(max_length=256)] = ()
 
     @property
     def addresses(self) -> tuple[ListenAddress, ...]:
         return tuple(parse_listen(text) for text in self.listen)
 
 
-_TABLES: Final[dict[str, type[msgspec.Struct]]] = {"": ServerConfig, "limits": Limits}
+_PLACES: Final[dict[str, type[msgspec.Struct]]] = {
+    "above all tables": ServerConfig,
+    "in [limits]": Limits,
+    "in [[access]]": AccessRule,
+}
+"""What may stand where."""
+
+_RIGHT: Final = {
+    "listen": 'listen = ["127.0.0.1", "[::1]:3240"]',
+    "allow": 'allow = ["192.168.1.0/24", "::1"]',
+    "user": 'user = "usbipd"',
+    "log_level": '"debug", "info", "warning" or "error"',
+    "log_to": '"stderr" or "syslog"',
+    "limits": "[limits]",
+    "access": "[[access]]",
+    "max_connections": "max_connections = 128",
+    "max_connections_per_address": "max_connections_per_address = 32",
+    "handshake_timeout": "handshake_timeout = 10.0",
+    "transfer_budget": f"transfer_budget = {64 << 20}",
+    "busid": 'busid = "1-1"',
+    "hardware_id": 'hardware_id = "0781:5567"',
+    "serial": 'serial = "4C530001"',
+}
+"""What to write, for each key."""
 
 
 def load(path: Path) -> ServerConfig:
@@ -111,33 +119,132 @@ def parse(text: str, source: str) -> ServerConfig:
     """The configuration in `text`; `source` names it in errors.  Raises `UsageError`."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{source}: not TOML: {error}", code="bad-config") from error
-    for name, table in _TABLES.items():
-        content = document.get(name, {}) if name else document
-        if isinstance(content, dict):
-            _refuse_unknown_keys(content, table, name, source)
+    except (ValueError, RecursionError) as error:  # not all that tomllib refuses is a TOMLDecodeError
+        raise UsageError(f"{source}: not TOML: {_explain(text, str(error))}", code="bad-config") from error
+    file = _File(text, source)
+    for where, table, kind in _tables(document):
+        _refuse_unknown_keys(file, where, table, kind)
     try:
         config = msgspec.convert(document, ServerConfig)
     except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$.")
-        raise UsageError(f"{source}: {where.rstrip('`')}: {_lower(what)}", code="bad-config") from error
-    for index, listen in enumerate(config.listen):
-        try:
-            parse_listen(listen)
-        except UsageError as error:
-            raise UsageError(f"{source}: listen[{index}]: {error}", code="bad-config") from error
+        what, _, where = str(error).replace("`object`", "`table`").rpartition(" - at `$.")
+        where = where.rstrip("`")
+        key = _without_index(where).rpartition(".")[2]
+        raise file.wrong(where, f"{what[:1].lower()}{what[1:]}: write {_RIGHT[key]}") from error
+    _check(file, config)
     return config
 
 
-def _refuse_unknown_keys(content: dict[str, Any], kind: type[msgspec.Struct], name: str, source: str) -> None:
+@dataclass(frozen=True, slots=True)
+class _File:
+    text: str
+    source: str
+
+    def wrong(self, where: str, what: str) -> UsageError:
+        line = _line_of(where, self.text)
+        place = self.source if line is None else f"{self.source}, line {line}"
+        return UsageError(f"{place}: {where}: {what}", code="bad-config")
+
+
+def _tables(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], type[msgspec.Struct]]]:
+    """Every table, with its place."""
+    yield "", document, ServerConfig
+    if isinstance(limits := document.get("limits"), dict):
+        yield "limits", limits, Limits
+    if isinstance(access := document.get("access"), list):
+        for index, table in enumerate(access):
+            if isinstance(table, dict):
+                yield f"access[{index}]", table, AccessRule
+
+
+def _refuse_unknown_keys(file: _File, where: str, table: dict[str, Any], kind: type[msgspec.Struct]) -> None:
     known = kind.__struct_fields__
-    for key in content.keys() - set(known):
-        close = difflib.get_close_matches(key, known, 1)
-        right = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-        where = f"{name}.{key}" if name else key
-        raise UsageError(f"{source}: unknown key {where}: {right}", code="bad-config")
+    for key in table:
+        if key in known:
+            continue
+        elsewhere = next((place for place, other in _PLACES.items() if key in other.__struct_fields__), None)
+        if elsewhere is not None:
+            right = f"it stands {elsewhere}"
+        elif close := difflib.get_close_matches(key, known, 1):
+            right = f"did you mean {close[0]!r}?"
+        else:
+            right = f"known are {', '.join(known)}"
+        shown = key if _BARE_KEY.fullmatch(key) else repr(key)
+        raise file.wrong(f"{where}.{shown}" if where else shown, f"unknown key: {right}")
 
 
-def _lower(sentence: str) -> str:
-    return sentence[:1].lower() + sentence[1:]
+def _check(file: _File, config: ServerConfig) -> None:
+    """What a type cannot say.  Raises `UsageError`."""
+    for index, address in enumerate(config.listen):
+        _parse(file, f"listen[{index}]", parse_listen, address)
+    for index, network in enumerate(config.allow):
+        _parse(file, f"allow[{index}]", parse_network, network)
+    for number, rule in enumerate(config.access):
+        where = f"access[{number}]"
+        if rule.busid is None and rule.hardware_id is None:
+            also = " beside the serial number" if rule.serial is not None else ""
+            raise file.wrong(where, f"it fits no device: write busid or hardware_id, or both{also}")
+        if rule.busid is not None:
+            _parse(file, f"{where}.busid", parse_busid, rule.busid)
+        if rule.hardware_id is not None:
+            _parse(file, f"{where}.hardware_id", parse_hardware_id, rule.hardware_id)
+        if not rule.allow:
+            raise file.wrong(where, f"nobody is allowed: write {_RIGHT['allow']}")
+        for index, network in enumerate(rule.allow):
+            _parse(file, f"{where}.allow[{index}]", parse_network, network)
+
+
+def _parse(file: _File, where: str, parse_one: Callable[[str], object], text: str) -> None:
+    try:
+        parse_one(text)
+    except UsageError as error:
+        raise file.wrong(where, str(error)) from error
+
+
+# ---- lines -----------------------------------------------------------------------------------------------
+#
+# tomllib tells the line of what is no TOML, and of nothing else.  In a document that it has accepted, a line
+# that begins with `key =` sets that key, unless it lies inside a string of several lines.
+
+_BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
+_ASSIGNMENT: Final = re.compile(r"\s*([A-Za-z0-9_-]+)\s*=")
+_HEADER: Final = re.compile(r"\s*(\[\[?)\s*([A-Za-z0-9_-]+)\s*\]\]?\s*(?:#.*)?")
+
+
+def _line_of(where: str, text: str) -> int | None:
+    """The line that sets the key or opens the table `where`, such as `access[1].busid`; of an element, where
+    its list begins.  None: it is written in another way."""
+    if '"""' in text or "'''" in text:
+        return None
+    places: dict[str, int] = {}
+    opened: Counter[str] = Counter()
+    table = ""
+    for number, line in enumerate(text.split("\n"), 1):
+        if assignment := _ASSIGNMENT.match(line):
+            places[table + assignment[1]] = number
+        elif line.lstrip().startswith("["):
+            header = _HEADER.fullmatch(line)
+            if header is None:  # a table that we do not have, or a part of some list
+                table = "?."
+                continue
+            name = header[2]
+            if header[1] == "[[":
+                name = f"{name}[{opened[name]}]"
+                opened[header[2]] += 1
+            places[name] = number
+            table = f"{name}."
+    return places.get(where) or places.get(_without_index(where)) or places.get(f"{where}[0]")
+
+
+def _without_index(where: str) -> str:
+    return re.sub(r"\[[0-9]+\]$", "", where)
+
+
+def _explain(text: str, error: str) -> str:
+    """What tomllib says, with the line in any case, and with what would be right where the line tells."""
+    lines = text.split("\n")
+    error = error.replace("at end of document", f"at the end, line {len(lines)}")
+    place = re.search(r"^Invalid value \(at (?:line|the end, line) ([0-9]+)", error)
+    assignment = place and _ASSIGNMENT.match(lines[int(place[1]) - 1])
+    right = assignment and _RIGHT.get(assignment[1])
+    return f"{error}: write {right}" if right else error

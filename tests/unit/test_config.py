@@ -1,62 +1,214 @@
-"""usbipd.toml: what is right is taken, what is wrong is named with file, key and what would be right."""
+"""usbipd.toml: what is right is taken, what is wrong is named with file, line, key and what is right."""
 
+import re
 from pathlib import Path
 
+import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from usbipd.config import Limits, ListenAddress, ServerConfig, load, parse, parse_listen
+from usbipd.addresses import ListenAddress
+from usbipd.config import _RIGHT, AccessRule, Limits, ServerConfig, load, parse
 from usbipd.errors import UsageError
+from usbipd.usb.identity import DeviceRule
 
 
 def test_an_empty_file_has_the_defaults() -> None:
     config = parse("", "usbipd.toml")
     assert config == ServerConfig()
     assert config.addresses == (ListenAddress("127.0.0.1", 3240),), "nobody else reaches it unless asked for"
+    assert (config.allow, config.access) == ((), ())
+    assert (config.log_level, config.log_to) == ("info", "stderr")
     assert config.limits == Limits(
         max_connections=128, max_connections_per_address=32, handshake_timeout=10.0, transfer_budget=64 << 20
     )
 
 
+ALL_KEYS = """\
+listen = ["0.0.0.0", "[::1]:4000"]
+allow = [
+    "192.168.1.0/24",  # this house
+    "::1",
+]
+user = "somebody"
+log_level = "debug"
+log_to = "syslog"
+
+[limits]
+max_connections = 5
+max_connections_per_address = 2
+handshake_timeout = 3
+transfer_budget = 52428800
+
+[[access]]
+hardware_id = "0781:5567"
+serial = "4C53"
+allow = ["192.168.1.7"]
+
+[[access]]
+busid = "3-2.4"
+allow = ["192.168.1.8", "::1", "::1"]
+"""
+
+
 def test_all_keys(tmp_path: Path) -> None:
     file = tmp_path / "usbipd.toml"
-    file.write_text(
-        'listen = ["0.0.0.0", "[::1]:4000"]\nuser = "somebody"\nlog_level = "debug"\n'
-        "[limits]\nmax_connections = 5\nmax_connections_per_address = 2\nhandshake_timeout = 3\n"
-        "transfer_budget = 52428800\n"
-    )
+    file.write_text(ALL_KEYS)
     config = load(file)
     assert config.addresses == (ListenAddress("0.0.0.0", 3240), ListenAddress("::1", 4000))
-    assert (config.user, config.log_level) == ("somebody", "debug")
+    assert config.allow == ("192.168.1.0/24", "::1")
+    assert (config.user, config.log_level, config.log_to) == ("somebody", "debug", "syslog")
     assert config.limits == Limits(
         max_connections=5, max_connections_per_address=2, handshake_timeout=3.0, transfer_budget=50 << 20
     )
+    assert config.access == (
+        AccessRule(hardware_id="0781:5567", serial="4C53", allow=("192.168.1.7",)),
+        AccessRule(busid="3-2.4", allow=("192.168.1.8", "::1", "::1")),
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "rule"),
+    [
+        ('busid = "1-1"', DeviceRule(busid="1-1")),
+        ('hardware_id = "0781:ABCD"', DeviceRule(0x0781, 0xABCD)),
+        ('hardware_id = "0781:5567"\nserial = "x"', DeviceRule(0x0781, 0x5567, "x")),
+        ('busid = "1-1"\nserial = "x"', DeviceRule(serial="x", busid="1-1")),
+        ('busid = "1-1"\nhardware_id = "0000:0000"', DeviceRule(0, 0, busid="1-1")),
+    ],
+)
+def test_the_devices_of_an_access_table(written: str, rule: DeviceRule) -> None:
+    [access] = parse(f'[[access]]\n{written}\nallow = ["::1"]', "usbipd.toml").access
+    assert access.rule == rule
+
+
+ALLOW = '\nallow = ["::1"]'
 
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("listne = []", "unknown key listne: did you mean 'listen'?"),
-        ("[limits]\nmax_conections = 1", "unknown key limits.max_conections: did you mean 'max_connections"),
-        ("zzz = 1", "unknown key zzz: known are listen, user, log_level, limits"),
-        ("listen = []", "listen: expected `array` of length >= 1"),
-        ('listen = "127.0.0.1"', "listen: expected `array`, got `str`"),
-        ("listen = [3240]", "listen[0]: expected `str`, got `int`"),
-        ('listen = ["127.0.0.1", "localhost"]', "listen[1]: 'localhost' is not an address to listen on"),
-        ('log_level = "loud"', "log_level: invalid enum value 'loud'"),
-        ('user = ""', "user: expected `str` of length >= 1"),
-        ("limits = 5", "limits: expected `object`, got `int`"),
-        ("[limits]\nmax_connections = 0", "limits.max_connections: expected `int` >= 1"),
-        ("[limits]\nmax_connections = true", "limits.max_connections: expected `int`, got `bool`"),
-        ("[limits]\nhandshake_timeout = 0", "limits.handshake_timeout: expected `float` > 0"),
-        ("[limits]\ntransfer_budget = 1000", "limits.transfer_budget: expected `int` >= 41943040"),
-        ("listen = [", "not TOML: "),
+        # unknown keys
+        ("listne = []", ", line 1: listne: unknown key: did you mean 'listen'?"),
+        (
+            "[limits]\nmax_conections = 1",
+            ", line 2: limits.max_conections: unknown key: did you mean 'max_connections'?",
+        ),
+        (f'[[access]]\nbus_id = "1-1"{ALLOW}', ", line 2: access[0].bus_id: unknown key: did you mean 'bus"),
+        (
+            "zzz = 1",
+            ", line 1: zzz: unknown key: known are listen, allow, user, log_level, log_to, limits, access",
+        ),
+        ("[limits]\nzzz = 1", ", line 2: limits.zzz: unknown key: known are max_connections, max_con"),
+        ("[[access]]\nzzz = 1", ", line 2: access[0].zzz: unknown key: known are busid, hardware_id, serial"),
+        ("[[acess]]\n[[acess]]", ", line 1: acess: unknown key: did you mean 'access'?"),
+        ("max_connections = 1", ", line 1: max_connections: unknown key: it stands in [limits]"),
+        ('[limits]\nlog_to = "syslog"', ", line 2: limits.log_to: unknown key: it stands above all tables"),
+        ('busid = "1-1"', ", line 1: busid: unknown key: it stands in [[access]]"),
+        ('"zz\\u001b" = 1', ": 'zz\\x1b': unknown key: known are"),
+        # types and ranges
+        ("listen = []", ", line 1: listen: expected `array` of length >= 1: write listen = ["),
+        ('listen = "127.0.0.1"', ", line 1: listen: expected `array`, got `str`: write listen = ["),
+        ("listen = [3240]", ", line 1: listen[0]: expected `str`, got `int`: write listen = ["),
+        ('log_level = "loud"', ", line 1: log_level: invalid enum value 'loud': write \"debug\""),
+        ('log_to = "file"', ", line 1: log_to: invalid enum value 'file': write \"stderr\" or \"syslog\""),
+        ('user = ""', ", line 1: user: expected `str` of length >= 1: write user = "),
+        ("limits = 5", ", line 1: limits: expected `table`, got `int`: write [limits]"),
+        ("\n[[limits]]", ", line 2: limits: expected `table`, got `array`: write [limits]"),
+        ("[access]", ", line 1: access: expected `array`, got `table`: write [[access]]"),
+        ("access = [1]", ", line 1: access[0]: expected `table`, got `int`: write [[access]]"),
+        ("[limits]\nmax_connections = 0", ", line 2: limits.max_connections: expected `int` >= 1: write max"),
+        (f"[limits]\nmax_connections = {10**30}", ", line 2: limits.max_connections: expected `int` <= 4096"),
+        ("[limits]\nmax_connections = true", ", line 2: limits.max_connections: expected `int`, got `bool`"),
+        ("[limits]\nhandshake_timeout = 0", ", line 2: limits.handshake_timeout: expected `float` > 0"),
+        ("[limits]\nhandshake_timeout = nan", ", line 2: limits.handshake_timeout: expected `float` > 0"),
+        ("[limits]\ntransfer_budget = 1000", ", line 2: limits.transfer_budget: expected `int` >= 41943040"),
+        ("allow = [1]", ", line 1: allow[0]: expected `str`, got `int`: write allow = ["),
+        (f"[[access]]\nbusid = 1{ALLOW}", ", line 2: access[0].busid: expected `str | null`, got `int`: "),
+        # addresses
+        (
+            'listen = ["127.0.0.1", "localhost"]',
+            ", line 1: listen[1]: 'localhost' is not an address to listen on: give a numeric address",
+        ),
+        (
+            'allow = ["::1", "192.168.1.7/24"]',
+            ", line 1: allow[1]: '192.168.1.7/24' is not an address or a network of clients: "
+            "it has bits set behind the first 24, write 192.168.1.0/24",
+        ),
+        (
+            '[[access]]\nbusid = "1-1"\nallow = ["home"]',
+            ", line 3: access[0].allow[0]: 'home' is not an address or a network of clients: names are not",
+        ),
+        # access tables
+        (f"[[access]]{ALLOW}", ", line 1: access[0]: it fits no device: write busid or hardware_id, or both"),
+        (
+            f'[[access]]\nserial = "x"{ALLOW}',
+            ", line 1: access[0]: it fits no device: write busid or hardware_id, or both beside",
+        ),
+        ('[[access]]\nbusid = "1-1"', ", line 1: access[0]: nobody is allowed: write allow = ["),
+        ('[[access]]\nbusid = "1-1"\nallow = []', ", line 1: access[0]: nobody is allowed: write allow = ["),
+        (f'[[access]]\nbusid = "1_1"{ALLOW}', ", line 2: access[0].busid: '1_1' is not a busid: it is BUS"),
+        (f'[[access]]\nbusid = "٣-1"{ALLOW}', ", line 2: access[0].busid: '٣-1' is not a busid"),
+        (f'[[access]]\nbusid = "1-{"1." * 15}1"{ALLOW}', ", line 2: access[0].busid: '1-1."),
+        (
+            f'[[access]]\nbusid = "1-1"{ALLOW}\n[[access]]\nhardware_id = "781:5567"{ALLOW}',
+            ", line 5: access[1].hardware_id: '781:5567' is not a hardware id: it is VID:PID, four hex",
+        ),
+        # what is no TOML
+        ("listen = [", ": not TOML: Invalid value (at the end, line 1): write listen = ["),
+        ("\nlog_level = debug", ': not TOML: Invalid value (at line 2, column 13): write "debug", "info"'),
+        ("zzz = debug", ": not TOML: Invalid value (at line 1, column 7)"),
+        ("listen", ": not TOML: Expected '=' after a key in a key/value pair (at the end, line 1)"),
+        ("user = 'a'\nuser = 'b'\n", ": not TOML: Cannot overwrite a value (at line 2"),
+        ("a = " + "9" * 5000, ": not TOML: Exceeds the limit"),
+        ("a = " + "[" * 5000, ": not TOML: maximum recursion depth exceeded"),
     ],
-)
+)  # fmt: skip
 def test_a_mistake_is_named(text: str, complaint: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse(text, "/etc/usbipd.toml")
-    assert str(caught.value).startswith(f"/etc/usbipd.toml: {complaint}")
+    assert str(caught.value).startswith(f"/etc/usbipd.toml{complaint}")
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('# log_level = "x"\r\n\r\n \tlog_level = 1', ", line 3: log_level"),
+        ('listen = [\n"::1",\n"localhost",\n]', ", line 1: listen[1]"),
+        (
+            "[ limits ]  # comment\nmax_connections = 1\n\nhandshake_timeout=0",
+            ", line 4: limits.handshake_timeout",
+        ),
+        (f'[[ access ]]\nbusid="1-1"{ALLOW}\n[[access]]\nbusid="1"{ALLOW}', ", line 5: access[1].busid"),
+        ("limits = {max_connections = 0}", ": limits.max_connections"),
+        ("limits.max_connections = 0", ": limits.max_connections"),
+        ("[limits]\n'max_connections' = 0", ": limits.max_connections"),
+        (f"access = [{{busid = 5, {ALLOW.strip()}}}]", ": access[0].busid"),
+        ("[[access]]\n[access.busid]\nallow = 1", ": access[0].busid"),
+        ('"allow" = [1]\n[["access"]]\nbusid = "1-1"\nallow = ["::1"]', ": allow[0]"),
+        ("x = [\n[1],\n[true]\n]\n", ", line 1: x"),
+        ("user = '''\nlog_level = 1\n'''\nlog_level = 1", ": log_level"),
+        ('user = """\nlog_level = 1\n"""\nlog_level = 1', ": log_level"),
+    ],
+)
+def test_the_line_is_right_or_left_out(text: str, place: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(text, "/etc/usbipd.toml")
+    assert str(caught.value).startswith(f"/etc/usbipd.toml{place}: ")
+
+
+@pytest.mark.parametrize("kind", [ServerConfig, Limits, AccessRule])
+def test_what_is_right_is_known_of_each_key(kind: type[msgspec.Struct]) -> None:
+    assert set(kind.__struct_fields__) <= _RIGHT.keys()
+
+
+def test_no_serial_number_is_told() -> None:
+    for serial in ('"secret"', '["secret"]', f'"secret{"x" * 200}"'):
+        with pytest.raises(UsageError) as caught:
+            parse(f"[[access]]\nserial = {serial}{ALLOW}", "usbipd.toml")
+        assert "secret" not in str(caught.value)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -71,31 +223,51 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
         load(file)
 
 
-@pytest.mark.parametrize(
-    ("text", "host", "port"),
-    [
-        ("127.0.0.1", "127.0.0.1", 3240),
-        ("0.0.0.0:1", "0.0.0.0", 1),
-        ("127.0.0.1:0", "127.0.0.1", 0),
-        ("127.0.0.1:65535", "127.0.0.1", 65535),
-        ("::1", "::1", 3240),
-        ("[::]", "::", 3240),
-        ("[2001:DB8::1]:3241", "2001:db8::1", 3241),
-        ("fe80::1%eth0", "fe80::1%eth0", 3240),
-    ],
+WORDS = """
+listen allow user log_level limits max_connections access busid hardware_id serial zzz [[access]] [limits]
+= . , [ ] { } ' " \'\'\' \\ # 0 -1 1e999 nan true 2026-01-01 "1-1" "0781:5567" "::1" "192.168.1.7/24"
+"""
+PIECES = st.sampled_from([*WORDS.split(), '"""', " ", "\n", "\r\n", "\0"])
+
+
+def accepted(text: str) -> ServerConfig | None:
+    """The configuration in `text`; None: it is refused, with a line that has the key if with any."""
+    try:
+        return parse(text, "usbipd.toml")
+    except UsageError as error:
+        complaint = error.message
+    assert complaint.startswith("usbipd.toml")
+    if place := re.match(r"usbipd\.toml, line ([0-9]+): (?:[^ ]*\.)?(\w+)", complaint):
+        assert place[2] in text.split("\n")[int(place[1]) - 1]
+    return None
+
+
+@settings(deadline=None)
+@given(st.text() | st.lists(PIECES, max_size=24).map("".join))
+def test_any_text_is_a_configuration_or_refused(text: str) -> None:
+    config = accepted(text)
+    if config is not None:
+        assert len(config.addresses) == len(config.listen)
+        for access in config.access:
+            assert access.rule != DeviceRule()
+
+
+SIMPLE = st.sampled_from(['"::1"', '"1-1"', '"0781:5567"', "0.5", "nan", "07:32:00", "true", "[]"])
+VALUES = st.recursive(
+    SIMPLE | st.integers().map(str),
+    lambda inner: st.lists(inner, max_size=3).map(lambda items: f"[{', '.join(items)}]"),
+    max_leaves=5,
 )
-def test_listen(text: str, host: str, port: int) -> None:
-    address = parse_listen(text)
-    assert address == (host, port)
-    assert parse_listen(str(address)) == address
+KEYS = st.sampled_from([*_RIGHT, "zzz"])
+ASSIGNMENTS = st.dictionaries(KEYS, VALUES, max_size=3).map(
+    lambda pairs: "".join(f"{key} = {value}\n" for key, value in pairs.items())
+)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", ":3240", "localhost", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:٣", "1.2.3:4",
-     "[127.0.0.1]:1", "[::1", "::1]:1", "[::1]:x", "127.0.0.1:1:2", "*",
-     "224.0.0.1", "[ff02::1]:1", "255.255.255.255", "::ffff:127.0.0.1"],
-)  # fmt: skip
-def test_not_to_listen_on(text: str) -> None:
-    with pytest.raises(UsageError, match="is not an address to listen on"):
-        parse_listen(text)
+@settings(deadline=None)
+@given(ASSIGNMENTS, ASSIGNMENTS, st.lists(ASSIGNMENTS, max_size=3))
+def test_any_values_are_a_configuration_or_refused(top: str, limits: str, access: list[str]) -> None:
+    text = top + "".join(f"[[access]]\n{table}" for table in access) + f"[limits]\n{limits}"
+    config = accepted(text)
+    if config is not None:
+        assert all(rule.allow for rule in config.access)

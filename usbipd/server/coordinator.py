@@ -6,6 +6,8 @@ A connection costs a slot from accept until its request is answered or it is han
 needs it for one round trip.  A limit that refused the newest would let idle connections keep everybody out,
 so the oldest one that has not sent its request leaves instead, of the address that has most: someone who
 floods us displaces himself, and a client that speaks at once is through before its turn comes.
+
+A client whose address is not allowed never gets a slot: it is closed before a byte of it is read.
 """
 
 import asyncio
@@ -18,9 +20,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from usbipd.config import ListenAddress, parse_listen
+from usbipd.addresses import ListenAddress, parse_listen
 from usbipd.errors import UsbipdError
 from usbipd.ipc.async_channel import Channel
+from usbipd.server.access import AccessList
+from usbipd.server.refusals import Refusals
 from usbipd.server.session import Session
 
 _LOG: Final = logging.getLogger(__name__)
@@ -36,12 +40,15 @@ class ServerCoordinator:
     def __init__(
         self,
         extension: Channel,
+        access: AccessList,
         *,
         max_connections: int,
         max_connections_per_address: int,
         handshake_timeout: float,
     ) -> None:
         self._extension = extension
+        self._access = access
+        self._refusals = Refusals(asyncio.get_running_loop().call_later)
         self._max_connections = max_connections
         self._max_per_address = max_connections_per_address
         self._handshake_timeout = handshake_timeout
@@ -79,7 +86,13 @@ class ServerCoordinator:
                 _LOG.error("cannot accept: %s", error.strerror)
                 await asyncio.sleep(_ACCEPT_PAUSE)
                 continue
-            self._admit(connection, ListenAddress(*name[:2]))
+            peer = ListenAddress(*name[:2])
+            if self._access.allows(peer.host):
+                self._admit(connection, peer)
+            else:
+                connection.close()
+                self._refusals.add(str(peer))
+            await asyncio.sleep(0)  # sock_accept does not wait while clients queue: sessions have their turn
 
     def _admit(self, connection: socket.socket, peer: ListenAddress) -> None:
         connections = Counter(session.address for session in self._sessions)

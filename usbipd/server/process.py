@@ -16,8 +16,10 @@ from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc import CHANNEL_DESCRIPTOR
 from usbipd.ipc.async_channel import Channel
 from usbipd.ipc.channel import Request
-from usbipd.ipc.messages import Message, ServeParameters, ServeResult
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import LogParameters, Nothing, ServeParameters, ServeResult
 from usbipd.ipc.policy import Role
+from usbipd.server.access import AccessList
 from usbipd.server.coordinator import ServerCoordinator
 
 _LOG: Final = logging.getLogger(__name__)
@@ -56,12 +58,21 @@ class _Server:
         self._ended.set()
 
     async def _answer(self, request: Request) -> Message:
-        parameters = request.parameters
-        if not isinstance(parameters, ServeParameters) or self._coordinator is not None:
-            raise UsbipdError(f"{request.command} is not what a server does now", code="not-permitted")
+        match request.parameters:
+            case ServeParameters() as parameters if self._coordinator is None:
+                return self._serve(parameters)
+            case LogParameters(level=level) if self._coordinator is not None:
+                log.set_level(level)
+                return Nothing()
+        raise UsbipdError(f"{request.command} is not what a server does now", code="not-permitted")
+
+    def _serve(self, parameters: ServeParameters) -> ServeResult:
+        """Raises `UsbipdError`."""
         log.set_level(parameters.log_level)
+        log.send_to(parameters.log_to)  # while there is a way to the syslog
         self._coordinator = ServerCoordinator(
             self._channel,
+            AccessList(parameters.allow),
             max_connections=_allow_connections(parameters.max_connections),
             max_connections_per_address=parameters.max_connections_per_address,
             handshake_timeout=parameters.handshake_timeout,

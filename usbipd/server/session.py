@@ -42,6 +42,7 @@ class Session:
     def __init__(self, connection: socket.socket, address: str, peer: str, extension: Channel) -> None:
         """`connection` is non-blocking; `address` is the client's, `peer` with its port."""
         self.address = address
+        """Numeric; with an interface behind `%` where it is link-local."""
         self.waiting = True
         """Whether the request is not here yet."""
         self._connection = connection
@@ -91,7 +92,10 @@ class Session:
 
     async def _answer_devlist(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds one step
         result = await self._extension.request(
-            Command.DEVLIST, DevlistParameters(client=self._peer), DevlistResult, timeout=EXTENSION_TIMEOUT
+            Command.DEVLIST,
+            DevlistParameters(client=self._peer, address=self._address_without_interface),
+            DevlistResult,
+            timeout=EXTENSION_TIMEOUT,
         )
         await self._send(encode_devlist_reply(result.devices), timeout)
         _LOG.info("%s listed %d devices", self._peer, len(result.devices))
@@ -99,7 +103,7 @@ class Session:
     async def _answer_import(self, busid: str, timeout: float) -> None:  # noqa: ASYNC109 - bounds one step
         result = await self._extension.request(
             Command.RESERVE,
-            ReserveParameters(busid=busid, client=self._peer),
+            ReserveParameters(busid=busid, client=self._peer, address=self._address_without_interface),
             ReserveResult,
             timeout=EXTENSION_TIMEOUT,
         )
@@ -126,6 +130,10 @@ class Session:
     async def _send(self, data: bytes, timeout: float) -> None:  # noqa: ASYNC109 - bounds one step
         async with asyncio.timeout(timeout):
             await asyncio.get_running_loop().sock_sendall(self._connection, data)
+
+    @property
+    def _address_without_interface(self) -> str:
+        return self.address.partition("%")[0]
 
     def _tune(self) -> None:
         """As usbipd.c does (tools/usb/usbip/src/usbipd.c, do_accept)."""

@@ -1,11 +1,124 @@
-"""The server's main: what it makes of the limits of its process."""
+"""The server's main: its orders from the extension, and what it makes of the limits of its process."""
 
+import contextlib
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
-PROGRAM = """
+from usbipd.addresses import parse_listen
+from usbipd.errors import UsbipdError
+from usbipd.ipc.channel import BlockingChannel
+from usbipd.ipc.messages import Command, LogParameters, Nothing, ServeParameters, ServeResult
+
+PATIENCE = 20.0
+
+SERVER = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+from usbipd.server.process import main
+sys.exit(main([]))
+"""
+
+
+class Server:
+    """A server process, and the extension's end of its channel."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", SERVER, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        self._channel = BlockingChannel(ours, "extension")
+
+    def serve(self, *, allow: list[str], log_level: str) -> None:
+        parameters = ServeParameters(
+            listen=["127.0.0.1:0"],
+            allow=allow,
+            max_connections=8,
+            max_connections_per_address=8,
+            handshake_timeout=PATIENCE,
+            run_as=None,
+            chroot=None,
+            log_level=log_level,
+            log_to="stderr",
+        )
+        result = self._channel.request(Command.SERVE, parameters, ServeResult, timeout=PATIENCE)
+        [self._address] = map(parse_listen, result.listening)
+
+    def log(self, level: str) -> None:
+        self._channel.request(Command.LOG, LogParameters(level=level), Nothing, timeout=PATIENCE)
+
+    def meet(self, source: str) -> None:
+        """Be a client that is no USB/IP client, until the server closes the connection."""
+        connection = socket.create_connection(self._address, PATIENCE, (source, 0))
+        with connection as client, contextlib.suppress(ConnectionError):
+            client.sendall(b"GET / HTTP/1.1")
+            assert client.recv(1) == b""
+
+    def end(self) -> list[str]:
+        """What the log says of clients."""
+        self._channel.close()
+        _output, log = self._process.communicate(timeout=PATIENCE)
+        assert self._process.returncode == 0, log
+        return [line for line in log.splitlines() if "127.0.0." in line]
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    running = Server()
+    try:
+        yield running
+    finally:
+        running.kill()
+
+
+def test_the_level_of_the_log_follows_the_extension(server: Server) -> None:
+    server.serve(allow=[], log_level="error")
+    for source, level in (("127.0.0.1", "info"), ("127.0.0.2", "error"), ("127.0.0.3", "info")):
+        server.meet(source)
+        server.log(level)
+    server.meet("127.0.0.4")
+    lines = server.end()
+    assert len(lines) == 2
+    assert " WARNING server[" in lines[0]
+    assert "127.0.0.2:" in lines[0]
+    assert "127.0.0.4:" in lines[1]
+
+
+def test_who_may_come_is_the_extensions_to_say(server: Server) -> None:
+    server.serve(allow=["127.0.0.2"], log_level="info")
+    server.meet("127.0.0.1")
+    server.meet("127.0.0.2")
+    refused, closed = server.end()
+    assert " refused: its address is not allowed" in refused
+    assert "127.0.0.2:" in closed
+
+
+def test_orders_that_do_not_fit_now(server: Server) -> None:
+    with pytest.raises(UsbipdError, match="log is not what a server does now"):
+        server.log("debug")
+    with pytest.raises(UsbipdError, match=r"write 10\.0\.0\.0/8"):
+        server.serve(allow=["10.0.0.1/8"], log_level="info")
+    server.serve(allow=[], log_level="info")
+    with pytest.raises(UsbipdError, match="log level 'loud' is unknown"):
+        server.log("loud")
+    with pytest.raises(UsbipdError, match="serve is not what a server does now"):
+        server.serve(allow=[], log_level="info")
+    assert server.end() == []
+
+
+LIMITED = """
 import logging, resource, sys
 from usbipd.server.process import _allow_connections
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
@@ -24,6 +137,6 @@ print(_allow_connections({wanted}), resource.getrlimit(resource.RLIMIT_NOFILE))
 )
 def test_the_limit_of_open_files_follows_that_of_connections(wanted: int, said: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(wanted=wanted)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", LIMITED.format(wanted=wanted)], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == said

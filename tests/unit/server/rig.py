@@ -1,0 +1,142 @@
+"""A server under test: real TCP on loopback, and a fake extension behind it."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from usbipd.addresses import parse_listen
+from usbipd.errors import UsbipdError
+from usbipd.ipc.async_channel import Channel
+from usbipd.ipc.channel import Request
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command, DevlistResult, Nothing, ReserveParameters, ReserveResult
+from usbipd.ipc.policy import Role
+from usbipd.protocol.constants import ST_NODEV, ST_OK
+from usbipd.protocol.op import UsbDevice
+from usbipd.server.access import AccessList
+from usbipd.server.coordinator import ServerCoordinator
+
+PATIENCE = 10.0
+
+DEVICE = UsbDevice(
+    path="/simulated/240-1",
+    busid="240-1",
+    busnum=240,
+    devnum=2,
+    speed=3,
+    idVendor=0x1D6B,
+    idProduct=0x1F1,
+    bcdDevice=0x100,
+    bDeviceClass=0,
+    bDeviceSubClass=0,
+    bDeviceProtocol=0,
+    bConfigurationValue=1,
+    bNumConfigurations=1,
+    interfaces=(),
+)
+
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class FakeExtension:
+    """Answers as the extension does; one free device, 240-1."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.asked: list[Request] = []
+        self.status = ST_OK
+        self.silent: set[Command] = set()
+        self.refused: set[Command] = set()
+        self.client: socket.socket | None = None
+        """What HANDOVER brought."""
+        self.channel = Channel(connection, name="server", role=Role.SERVER, on_request=self._answer)
+
+    @property
+    def commands(self) -> list[Command]:
+        return [request.command for request in self.asked]
+
+    async def _answer(self, request: Request) -> Message:
+        self.asked.append(request)
+        if request.command in self.silent:
+            await asyncio.Event().wait()
+        if request.command in self.refused:
+            raise UsbipdError("the reservation is no longer good", code="no-reservation")
+        if request.command is Command.DEVLIST:
+            return DevlistResult(devices=[DEVICE])
+        if request.command is Command.RESERVE:
+            assert isinstance(request.parameters, ReserveParameters)
+            if request.parameters.busid != "240-1":
+                return ReserveResult(status=ST_NODEV)
+            if self.status != ST_OK:
+                return ReserveResult(status=self.status)
+            return ReserveResult(status=ST_OK, reservation=7, device=DEVICE)
+        if request.descriptor is not None:
+            self.client = socket.socket(fileno=os.dup(request.descriptor))
+        return Nothing()
+
+
+class Server:
+    """A coordinator that listens, the extension behind it, and clients."""
+
+    def __init__(self, coordinator: ServerCoordinator, extension: FakeExtension, address: str) -> None:
+        self.coordinator = coordinator
+        self.extension = extension
+        self.address = parse_listen(address)
+
+    async def connect(self, *, source: str = "127.0.0.1") -> Streams:
+        return await asyncio.open_connection(*self.address, local_addr=(source, 0))
+
+    async def ask(self, request: bytes, *, source: str = "127.0.0.1") -> bytes:
+        """All that the server answers until it closes."""
+        reader, writer = await self.connect(source=source)
+        writer.write(request)
+        return await rest(reader, writer)
+
+
+async def rest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    try:
+        async with asyncio.timeout(PATIENCE):
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    *,
+    total: int = 100,
+    per_address: int = 100,
+    handshake_timeout: float = PATIENCE,
+    listen: str = "127.0.0.1:0",
+    allow: Sequence[str] = (),
+) -> AsyncIterator[Server]:
+    one, other = socket.socketpair()
+    extension = FakeExtension(one)
+    channel = Channel(other, name="extension", role=Role.EXTENSION, on_request=extension._answer)
+    coordinator = ServerCoordinator(
+        channel,
+        AccessList(allow),
+        max_connections=total,
+        max_connections_per_address=per_address,
+        handshake_timeout=handshake_timeout,
+    )
+    address = coordinator.bind([listen])[0]
+    coordinator.start()
+    yield Server(coordinator, extension, address)
+    channel.close()
+    extension.channel.close()
+    if extension.client is not None:
+        extension.client.close()
+    for listener in coordinator._listeners:
+        asyncio.get_running_loop().remove_reader(listener)
+        listener.close()
+
+
+async def until_log(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while text not in caplog.text:  # noqa: ASYNC110 - a log has no event
+            await asyncio.sleep(0.001)

@@ -1,0 +1,116 @@
+"""Addresses and networks as people write them, numeric ones only.  Used by extension, server and CLI.
+
+Names are not looked up: what a resolver says later must not change who reaches a device.
+"""
+
+import ipaddress
+import re
+from typing import Final, NamedTuple
+
+from usbipd.errors import UsageError
+from usbipd.protocol.constants import USBIP_PORT
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+"""A range of addresses, or one of them."""
+
+
+class ListenAddress(NamedTuple):
+    """A numeric address and a TCP port; port 0 takes a free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_listen(text: str) -> ListenAddress:
+    """`A.B.C.D`, `A.B.C.D:PORT`, `IPv6`, `[IPv6]` or `[IPv6]:PORT`.
+
+    Raises `UsageError` on all else, and on addresses to which no client can connect.
+    """
+    wrong = UsageError(
+        f"{text!r} is not an address to listen on: "
+        f"give a numeric address with or without a port, such as 127.0.0.1 or [::1]:{USBIP_PORT}",
+        code="bad-address",
+    )
+    bracketed = re.fullmatch(r"\[([^\[\]]*)\](?::([0-9]{1,5}))?", text)
+    if bracketed:
+        host, port = bracketed.groups()
+    elif text.count(":") == 1:
+        host, port = text.split(":")
+    else:
+        host, port = text, None
+    if port is not None and not re.fullmatch("[0-9]{1,5}", port):
+        raise wrong
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        raise wrong from None
+    number = USBIP_PORT if port is None else int(port)
+    if number > 65535 or (bracketed and address.version != 6):
+        raise wrong
+    if address.is_multicast or address == _BROADCAST or getattr(address, "ipv4_mapped", None) is not None:
+        raise wrong
+    return ListenAddress(str(address), number)
+
+
+_BROADCAST: Final = ipaddress.IPv4Address("255.255.255.255")
+
+
+def parse_network(text: str) -> Network:
+    """An address, or a network in CIDR notation: `A.B.C.D`, `A.B.C.D/BITS`, `IPv6` or `IPv6/BITS`.
+
+    Raises `UsageError` on all else, and on what would never fit the clients that it seems to mean.  Where one
+    can see what is meant, the error says how to write it.
+    """
+    wrong = f"{text!r} is not an address or a network of clients"
+    plain = _plain(text)
+    try:
+        network = ipaddress.ip_network(plain, strict=False)
+    except ValueError:
+        raise UsageError(f"{wrong}: {_unreadable(plain)}", code="bad-network") from None
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped is not None and network.prefixlen >= _MAPPED_BITS:
+        network = ipaddress.IPv4Network((mapped, network.prefixlen - _MAPPED_BITS))
+        fault = "clients that come over IPv4 have IPv4 addresses"
+    elif network.num_addresses == 1 and network.network_address.is_unspecified:
+        network = network.supernet(new_prefix=0)
+        fault = "no client has this address; if every one is meant"
+    elif "%" in text:
+        fault = "the interface does not matter here"
+    elif plain != text or "." in text.partition("/")[2]:  # a netmask
+        fault = "only a number of bits goes with an address"
+    elif network.network_address != ipaddress.ip_address(text.partition("/")[0]):
+        fault = f"it has bits set behind the first {network.prefixlen}"
+    else:
+        return network
+    right = network.network_address if network.num_addresses == 1 else network
+    raise UsageError(f"{wrong}: {fault}, write {right}", code="bad-network")
+
+
+_MAPPED_BITS: Final = 96
+"""The length of ::ffff:0:0/96, behind which an IPv4 address lies (RFC 4291, 2.5.5.2)."""
+
+_WITH_PORT: Final = re.compile(r"([0-9.]+):[0-9]+|\[(.*)\](?::[0-9]+)?")
+_NAME: Final = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9_.-]+(/.*)?")
+
+
+def _plain(text: str) -> str:
+    """`text` without what has its place in other addresses: spaces, interface, brackets, port."""
+    bare = re.sub(r"%[^/\]]*", "", text.strip())
+    with_port = _WITH_PORT.fullmatch(bare)
+    return bare if with_port is None else with_port[1] or with_port[2]
+
+
+def _unreadable(text: str) -> str:
+    """Why `text` is no network, and what one looks like."""
+    if _NAME.fullmatch(text):
+        right = "127.0.0.1 and ::1" if text == "localhost" else "its numeric address, such as 192.168.1.7"
+        return f"names are not looked up, write {right}"
+    address, _slash, _bits = text.partition("/")
+    try:
+        most = ipaddress.ip_address(address).max_prefixlen
+    except ValueError:
+        return "write a numeric one, such as 192.168.1.7, 192.168.1.0/24 or 2001:db8::/32"
+    return f"behind the / stands a number of bits, 0 to {most}"
