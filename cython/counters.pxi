@@ -4,6 +4,13 @@
 
 cdef enum:
     LATENCY_BUCKETS = 24     # the last one: 4 s and more
+    WINDOW = 1000000         # microseconds between two snapshots, at least
+
+cdef struct Snapshot:
+    int64_t taken            # microseconds of CLOCK_MONOTONIC; 0: never
+    uint64_t urbs
+    uint64_t bytes_in
+    uint64_t bytes_out
 
 cdef struct Counters:
     uint64_t urbs
@@ -13,6 +20,24 @@ cdef struct Counters:
     uint64_t unlinks
     uint64_t in_flight
     uint64_t latency[LATENCY_BUCKETS]
+    Snapshot previous        # what stood in `newest` until that was taken
+    Snapshot newest
+
+
+cdef inline void take_snapshot(Counters *counters, int64_t now) noexcept nogil:
+    """Keeps what the counters say as a round begins, if the newest snapshot is a second old.
+
+    A round counts only after that.  So what was counted since a snapshot is younger than it, and between a second
+    after a snapshot and the next one nothing was counted: from this the reader makes rates.  No timer runs for
+    them, and an URB pays nothing.
+    """
+    if now - counters.newest.taken < WINDOW:
+        return
+    counters.previous = counters.newest
+    counters.newest.urbs = counters.urbs
+    counters.newest.bytes_in = counters.bytes_in
+    counters.newest.bytes_out = counters.bytes_out
+    counters.newest.taken = now
 
 
 cdef inline void count_latency(Counters *counters, int64_t microseconds) noexcept nogil:

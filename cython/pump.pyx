@@ -130,6 +130,7 @@ cdef Wake run(Core *core, int channel) noexcept nogil:
                 return WAKE_SIGNAL
             continue
         core.now = monotonic_us()
+        take_snapshot(core.counters, core.now)
         if fds[1].revents & POLLOUT:
             core.blocked = False
         if fds[1].revents & POLLIN:

@@ -1,22 +1,53 @@
-"""Logs: one format for all processes, to stderr.  Used by every process.
+"""Logs: one format for all processes, to stderr or to syslog(3).  Used by every process.
 
     2026-05-04T12:30:01.123Z INFO worker[4711] 1-2: attached by 192.0.2.7:51234
 
-Time is UTC, so that the lines of a process in a chroot agree with all others.  The role, the pid and
-(in a worker) the busid are said once, by `configure`.  A message is one line: it may hold what a peer said,
-who must neither write lines of his own nor drive the terminal that shows them.
+Time is UTC, so that the lines of a process in a chroot agree with all others; syslog brings its own, and gets
+the line from the level on.  The role, the pid and (in a worker) the busid are said once, by `configure`.  A
+message is one line: it may hold what a peer said, who must neither write lines of his own nor drive the
+terminal that shows them.
 """
 
 import logging
 import os
 import sys
+import syslog
 import time
-from typing import Final
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+from typing import Final, TextIO
 
 from usbipd.errors import UsageError
+from usbipd.ipc.reports import LoggedError
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 """The names that configuration and command line take."""
+
+DESTINATIONS: Final = ("stderr", "syslog")
+"""Where lines go; syslog is the system's log: the journal on Linux, the unified log on macOS."""
+
+LAST_ERRORS: Final = 20
+"""Errors that `ErrorCounter` remembers."""
+LONGEST_ERROR: Final = 500
+"""Characters of each of them that it keeps."""
+
+_LOG: Final = logging.getLogger(__name__)
+
+_SYSLOG_SOCKETS: Final = (
+    Path("/dev/log"),
+    Path("/var/run/syslog"),
+)  # _PATH_LOG in Linux's and macOS's syslog.h
+
+_PRIORITIES: Final = {
+    logging.DEBUG: syslog.LOG_DEBUG,
+    logging.INFO: syslog.LOG_NOTICE,  # macOS keeps LOG_INFO in memory only (os_log(5))
+    logging.WARNING: syslog.LOG_WARNING,
+    logging.ERROR: syslog.LOG_ERR,
+    logging.CRITICAL: syslog.LOG_CRIT,
+}
+
+_ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
 class _Formatter(logging.Formatter):
@@ -27,8 +58,38 @@ class _Formatter(logging.Formatter):
         return f"{whole}.{int(record.msecs):03d}Z"
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        line = super().formatMessage(record)  # without the traceback, which has lines of its own
-        return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+        return _one_line(super().formatMessage(record))
+
+    def formatException(self, ei: _ExceptionInfo) -> str:  # noqa: N802
+        return "\n".join(map(_one_line, super().formatException(ei).split("\n")))
+
+
+class _Output(logging.StreamHandler[TextIO]):
+    """Where this process's lines go."""
+
+    def __init__(self, who: str) -> None:
+        super().__init__(sys.stderr)
+        self._who = who
+        self._to_syslog = False
+        self.send_to("stderr")
+
+    def send_to(self, to: str) -> None:
+        self._to_syslog = to == "syslog"
+        if self._to_syslog:
+            # Opened now, while there is a way to it: not from a chroot.  The line says role and pid itself.
+            syslog.openlog("usbipd", syslog.LOG_NDELAY, syslog.LOG_DAEMON)
+        clock = "" if self._to_syslog else "%(asctime)s "
+        self.setFormatter(_Formatter(f"{clock}%(levelname)s {self._who.replace('%', '%%')}: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._to_syslog:
+            super().emit(record)
+            return
+        try:
+            for line in self.format(record).split("\n"):  # a traceback has more than one
+                syslog.syslog(_PRIORITIES.get(record.levelno, syslog.LOG_NOTICE), line)
+        except Exception:
+            self.handleError(record)
 
 
 class ErrorCounter(logging.Handler):
@@ -37,19 +98,32 @@ class ErrorCounter(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
         self.count = 0
+        self.last: deque[LoggedError] = deque(maxlen=LAST_ERRORS)
+        """The newest last.  One line each, without traceback."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.count += 1
+        try:
+            message = record.getMessage()
+            if record.exc_info is not None and record.exc_info[1] is not None:
+                message += f": {record.exc_info[1]!r}"
+            message = _one_line(message)
+            if len(message) > LONGEST_ERROR:
+                message = message[: LONGEST_ERROR - 3] + "..."
+            self.last.append(LoggedError(time=record.created, message=message))
+        except Exception:
+            self.handleError(record)
 
 
-def configure(role: str, busid: str | None = None, level: str = "info") -> None:
-    """Send this process's logs to stderr.  Raises `UsageError` if `level` is not one of `LEVELS`."""
+def configure(role: str, busid: str | None = None, level: str = "info", to: str = "stderr") -> None:
+    """Begin to log.  Raises `UsageError` if `level` is not one of `LEVELS`, or `to` of `DESTINATIONS`."""
     who = f"{role}[{os.getpid()}]" + (f" {busid}" if busid else "")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter(f"%(asctime)s %(levelname)s {who.replace('%', '%%')}: %(message)s"))
-    logging.basicConfig(handlers=[handler], force=True)
+    logging.basicConfig(handlers=[_Output(who)], force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)  # its debug lines say nothing about us
     set_level(level)
+    if to == "syslog" and not any(path.exists() for path in _SYSLOG_SOCKETS):
+        _LOG.warning("no syslog daemon answers on this host: what follows is lost until one does")
+    send_to(to)
 
 
 def set_level(level: str) -> None:
@@ -57,3 +131,22 @@ def set_level(level: str) -> None:
     if level not in LEVELS:
         raise UsageError(f"log level {level!r} is unknown: one of {', '.join(LEVELS)}", code="bad-log-level")
     logging.getLogger().setLevel(level.upper())
+
+
+def send_to(to: str) -> None:
+    """Send this process's lines there from now on.  Raises `UsageError` if `to` is not one of `DESTINATIONS`.
+
+    To syslog before a chroot, from which there is no way to it.  So a process in a chroot loses a syslog
+    daemon that makes a new socket when it is started again; systemd and launchd keep the socket for theirs.
+    """
+    if to not in DESTINATIONS:
+        raise UsageError(
+            f"log destination {to!r} is unknown: one of {', '.join(DESTINATIONS)}", code="bad-log-destination"
+        )
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Output):
+            handler.send_to(to)
+
+
+def _one_line(text: str) -> str:
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

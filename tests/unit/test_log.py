@@ -1,9 +1,13 @@
 """The one format of all processes' logs."""
 
+import logging
 import os
 import re
 import subprocess
 import sys
+import syslog
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +60,35 @@ def test_errors_are_counted() -> None:
     assert lines[-1].endswith(": 2")
 
 
+def test_the_last_errors_are_kept(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.Logger("alone")
+    counter = log.ErrorCounter()
+    logger.addHandler(counter)
+    logger.warning("no error")
+    assert list(counter.last) == []
+    logger.error("%s: %s", "a", "b\n\x1b[2J")
+    try:
+        raise ValueError("c\nd")
+    except ValueError:
+        logger.exception("it failed")
+    assert [error.message for error in counter.last] == [r"a: b\n\x1b[2J", r"it failed: ValueError('c\nd')"]
+    assert counter.last[0].time <= counter.last[1].time
+    for number in range(30):
+        logger.error("%d %s", number, "x\0" * 1000)
+    assert counter.count == 32
+    assert [error.message.split()[0] for error in counter.last] == [str(n) for n in range(10, 30)]
+    assert {len(error.message) for error in counter.last} == {500}
+    assert counter.last[-1].message.endswith("...")
+
+
+def test_an_error_that_cannot_be_read_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    counter = log.ErrorCounter()
+    logger = logging.Logger("alone")
+    logger.addHandler(counter)
+    logger.error("%d", "no number")
+    assert (counter.count, len(counter.last)) == (1, 0)
+
+
 def test_a_message_cannot_write_lines_of_its_own_or_drive_a_terminal() -> None:
     program = "log.configure('server')\nlogging.info('%s', 'a\\nb\\x1b[2J\\r\\x9b\\u2028\\ud800 ä\\t')"
     _pid, lines = run(program)
@@ -68,3 +101,100 @@ def test_a_traceback_keeps_its_lines() -> None:
         "log.configure('server')\ntry: 1 / 0\nexcept ZeroDivisionError: logging.exception('so')"
     )
     assert lines[1] == "Traceback (most recent call last):"
+
+
+def test_a_traceback_cannot_drive_a_terminal() -> None:
+    _pid, lines = run(
+        "log.configure('server')\ntry: raise ValueError('\x1b[2J')\n"
+        "except ValueError: logging.exception('so')"
+    )
+    assert lines[-1] == r"ValueError: \x1b[2J"
+
+
+class Syslog:
+    """The system's log in the test's hands; what it was told, the priority's name first."""
+
+    LEVELS = {  # noqa: RUF012
+        getattr(syslog, name): name
+        for name in ("LOG_DEBUG", "LOG_NOTICE", "LOG_WARNING", "LOG_ERR", "LOG_CRIT")
+    }
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.opened: list[tuple[str, int, int]] = []
+        self.lines: list[tuple[str, str]] = []
+        monkeypatch.setattr(syslog, "openlog", lambda *arguments: self.opened.append(arguments))
+        monkeypatch.setattr(
+            syslog, "syslog", lambda priority, line: self.lines.append((self.LEVELS[priority], line))
+        )
+
+
+@pytest.fixture
+def system_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Syslog]:
+    """The fake, in a process whose logs are the test's own."""
+    (tmp_path / "log").touch()
+    monkeypatch.setattr(log, "_SYSLOG_SOCKETS", (tmp_path / "log",))
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    yield Syslog(monkeypatch)
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+def test_syslog_is_opened_at_once_and_gets_the_line_without_the_time(
+    system_log: Syslog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.configure("worker", "1-2", "debug", "syslog")
+    assert system_log.opened == [("usbipd", syslog.LOG_NDELAY, syslog.LOG_DAEMON)]
+    for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL):
+        logging.log(level, "so %d", level)
+    who = f"worker[{os.getpid()}] 1-2"
+    assert system_log.lines == [
+        ("LOG_DEBUG", f"DEBUG {who}: so 10"),
+        ("LOG_NOTICE", f"INFO {who}: so 20"),
+        ("LOG_WARNING", f"WARNING {who}: so 30"),
+        ("LOG_ERR", f"ERROR {who}: so 40"),
+        ("LOG_CRIT", f"CRITICAL {who}: so 50"),
+    ]
+    assert capsys.readouterr().err == ""
+
+
+def test_lines_to_syslog_are_clean_and_those_of_a_traceback_are_its_own(system_log: Syslog) -> None:
+    log.configure("server", to="syslog")
+    logging.info("%s", "a\nb\0\x1b[2J\ud800")
+    try:
+        raise ValueError("c\0d")
+    except ValueError:
+        logging.exception("so")
+    who = f"server[{os.getpid()}]"
+    first, second, third, *_others, last = (line for _priority, line in system_log.lines)
+    assert first == rf"INFO {who}: a\nb\x00\x1b[2J\ud800"
+    assert (second, third) == (f"ERROR {who}: so", "Traceback (most recent call last):")
+    assert last == r"ValueError: c\x00d"
+
+
+def test_a_process_moves_to_syslog_and_back(system_log: Syslog, capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("server")
+    logging.getLogger().addHandler(counter := log.ErrorCounter())
+    logging.error("before")
+    log.send_to("syslog")
+    logging.error("between")
+    log.send_to("stderr")
+    logging.error("after")
+    lines = [line.rsplit(" ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["before", "after"]
+    assert [line.rsplit(" ", 1)[1] for _priority, line in system_log.lines] == ["between"]
+    assert counter.count == 3, "other handlers stay"
+
+
+def test_a_host_without_syslog_is_told_of(
+    system_log: Syslog, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(log, "_SYSLOG_SOCKETS", (tmp_path / "none",))
+    log.configure("extension", to="syslog")
+    assert "no syslog daemon answers on this host" in capsys.readouterr().err
+    assert system_log.lines == []
+
+
+def test_an_unknown_destination() -> None:
+    with pytest.raises(UsageError, match="'printer' is unknown: one of stderr, syslog"):
+        log.send_to("printer")

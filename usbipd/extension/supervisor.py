@@ -3,9 +3,14 @@
 A child is this executable again with a role as its first argument: never a bare fork.  It gets /dev/null as
 stdin, our stderr as stdout and stderr, its end of a socketpair as descriptor 3, and nothing else.  It ends
 when its channel does, having given back what it holds, and not of a signal to all processes of a terminal.
+
+A child may turn out to be several processes: the launcher of a frozen executable waits for the one that does
+the work.  So each child leads a process group, and is killed with all of it.  Where somebody else kills the
+first process alone, the channel shows that another one lives.
 """
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -56,7 +61,7 @@ class Backoff:
         return delay * random.uniform(0.75, 1.0)  # noqa: S311 - nobody gains by guessing it
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Child:
     """One process of ours and the channel to it."""
 
@@ -70,6 +75,10 @@ class Child:
     """Whether we have asked it to end, or killed it: its end is no failure."""
     user: str = "?"
     """Whom it runs as; known once it has said so."""
+    offence: IPCError | None = None
+    """The rule of the channel that it broke, for which it was killed."""
+    exit: str | None = None
+    """What it ended with, such as "exit code 1" or "signal SIGKILL"; None: it has not ended."""
 
     @property
     def label(self) -> str:
@@ -92,7 +101,8 @@ class Supervisor:
     """The extension's children."""
 
     def __init__(self) -> None:
-        self._children: dict[int, Child] = {}
+        self._children: dict[int, tuple[Child, socket.socket]] = {}
+        """By pid those that are not reaped, with our ends of their channels."""
 
     def start(self) -> None:
         """Begin to reap; inside the running loop."""
@@ -117,42 +127,60 @@ class Supervisor:
                 _LOG.error("%s: %s: ended", child.label, reason)
             # The child sees the end of its channel, gives back what it holds and ends; one that broke the
             # rules is not trusted with that.
-            if reason is not None and reason.code != "gone":
-                self.kill(child)
-            elif child.pid in self._children:
-                loop.call_later(LETTING_GO, self.kill, child)
-            else:
+            if not self._is_running(child):
                 child.ended.set()
+            elif reason is not None and reason.code != "gone":
+                child.offence = reason
+                self.kill(child)
+            else:
+                loop.call_later(LETTING_GO, self.kill, child)
 
         channel = Channel(
             ours, name=f"{role}[{pid}]", role=role, on_request=on_request, on_event=on_event, on_close=closed
         )
         child = Child(role, busid, pid, channel)
-        self._children[pid] = child
+        self._children[pid] = child, ours
         _LOG.debug("%s started", child.label)
         return child
 
     def kill(self, child: Child) -> None:
         """End `child` at once, whatever it does; `child.ended` says when."""
-        if self._children.get(child.pid) is child:  # else it is reaped and the number may be another's
+        if self._is_running(child):  # else it is reaped and the number may be another's
             child.ending = True
-            os.kill(child.pid, signal.SIGKILL)
+            # one that has just ended by itself: macOS says so with ESRCH or EPERM
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGKILL)
+
+    def _is_running(self, child: Child) -> bool:
+        """Whether it is not reaped yet."""
+        known = self._children.get(child.pid)
+        return known is not None and known[0] is child
 
     def _reap(self) -> None:
-        for pid, child in list(self._children.items()):
+        for pid, (child, connection) in list(self._children.items()):
             reaped, status = os.waitpid(pid, os.WNOHANG)
             if reaped == 0:
                 continue
             del self._children[pid]
-            code = os.waitstatus_to_exitcode(status)
-            if code != 0 and not child.ending:
-                how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-                _LOG.error("%s ended with %s", child.label, how)
+            child.exit = _exit_of(status) + (f": {child.offence}" if child.offence else "")
+            if status != 0 and not child.ending:
+                _LOG.error("%s ended with %s", child.label, child.exit)
             else:
                 _LOG.debug("%s ended", child.label)
             if not child.channel.is_open:
                 child.ended.set()
-            # else: what it said last is read first; the end of its stream closes the channel
+                continue
+            # What it said last is still to be read; the end of its stream then closes the channel.  That end
+            # does not come while another process holds the channel: one that the child has left behind.  It
+            # reads an end of file now, gives back what it holds, and ends as the child would have done.
+            with contextlib.suppress(OSError):  # nobody is there
+                connection.shutdown(socket.SHUT_WR)
+            asyncio.get_running_loop().call_later(LETTING_GO, self._give_up, child)
+
+    def _give_up(self, child: Child) -> None:
+        if child.channel.is_open:
+            _LOG.error("%s is dead and left a process behind that does not end", child.label)
+            child.channel.close()
 
 
 async def wait_ended(child: Child, seconds: float) -> bool:
@@ -162,6 +190,17 @@ async def wait_ended(child: Child, seconds: float) -> bool:
     done, _pending = await asyncio.wait({waiting}, timeout=seconds)
     waiting.cancel()
     return bool(done)
+
+
+def _exit_of(status: int) -> str:
+    """A wait status in words."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:  # most real-time signals have no name
+        return f"signal {-code}"
 
 
 def seal_descriptors() -> None:
@@ -205,9 +244,11 @@ def _execute(role: Role, busid: str | None, channel: socket.socket) -> int:
                 (os.POSIX_SPAWN_DUP2, 2, 1),
                 (os.POSIX_SPAWN_DUP2, above, CHANNEL_DESCRIPTOR),
             ],
+            setpgroup=0,
             # Ctrl-C, Ctrl-\\ and the end of the terminal reach all its processes, a stopping service manager
-            # all of the service; the extension decides.  A blocked signal stays so.
-            setsigmask=[signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM],
+            # all of the service; the extension decides.  SIGTTOU would stop a child that logs to a terminal
+            # under `stty tostop`.  A blocked signal stays so.
+            setsigmask=[signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGTTOU],
             setsigdef=[signal.SIGPIPE, signal.SIGCHLD],
         )
     finally:

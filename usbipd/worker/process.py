@@ -23,12 +23,15 @@ from usbipd.ipc.messages import (
     DetachedParameters,
     EventName,
     GoneParameters,
+    LogParameters,
     Nothing,
 )
 from usbipd.worker.claim import Held, hold
 from usbipd.worker.report import COUNTER_PAGE_SIZE
 
 _LOG: Final = logging.getLogger(__name__)
+
+_GONE: Final = "the device is gone"
 
 
 class _Ended(Exception):  # noqa: N818 - not an error
@@ -63,7 +66,7 @@ class Worker:
         elif wake == _pump.CLIENT_FAILED:
             self._detach(self._pump.problem)
         elif wake == _pump.DEVICE_GONE:
-            self._detach("the device is gone")
+            self._detach(_GONE)
 
     def _read_channel(self) -> None:
         item = self._channel.receive()
@@ -76,6 +79,10 @@ class Worker:
             case AttachParameters() if item.descriptor is not None:
                 self._attach(socket.socket(fileno=item.descriptor), item.parameters)
                 self._channel.respond(item, Nothing())
+            case LogParameters():
+                self._channel.respond(item, _set_log_level(item.parameters))
+            case Nothing() if item.command is Command.DISCONNECT:
+                self._disconnect(item)
             case Nothing() if item.command is Command.RELEASE:
                 problems = self._let_go()
                 self._channel.respond(
@@ -93,15 +100,28 @@ class Worker:
         self._client = client
         self._pump.attach(client.fileno())
 
-    def _detach(self, reason: str) -> None:
-        """Ends the client's session and makes the device ready for the next one."""
+    def _disconnect(self, request: Request) -> None:
+        if self._client is None:  # it may have left while the request was on its way
+            error = UsbipdError("no client is attached", code="not-attached")
+            self._channel.respond(request, error)
+        else:
+            self._detach("ended on request", request)
+
+    def _detach(self, reason: str, request: Request | None = None) -> None:
+        """Ends the client's session and makes the device ready for the next one.
+
+        `request` asked for it.  Its answer goes out behind DETACHED, so that whoever gets it knows of the end
+        already, and before the reset, which takes time.
+        """
         if self._client is not None:
             _LOG.debug("client detached: %s", reason)
             self._close_client()
             self._channel.push(EventName.DETACHED, DetachedParameters(reason=reason))
+            if request is not None:
+                self._channel.respond(request, Nothing())
             self._restore()
         if self._pump.gone:
-            self._channel.push(EventName.DEVICE_GONE, GoneParameters(reason=reason))
+            self._channel.push(EventName.DEVICE_GONE, GoneParameters(reason=_GONE))
             self._end()
         self._channel.push(EventName.RESTORED, Nothing())
 
@@ -142,8 +162,17 @@ class Worker:
         raise _Ended
 
 
+def _set_log_level(parameters: LogParameters) -> Nothing | UsbipdError:
+    try:
+        log.set_level(parameters.level)
+    except UsbipdError as error:
+        return error
+    return Nothing()
+
+
 def _start(channel: BlockingChannel) -> Worker:
-    """CLAIM: takes the device, drops rights, answers.  Raises when there is nothing to live for."""
+    """CLAIM: takes the device, drops rights, answers.  Raises when there is nothing to live for, having said
+    why; what had been taken is given back."""
     order = channel.receive()
     if order is None:
         raise _Ended
@@ -153,15 +182,19 @@ def _start(channel: BlockingChannel) -> Worker:
         or order.descriptor is None
     ):
         raise IPCError("the first order to a worker is CLAIM with the counter page")
-    parameters = order.parameters
-    log.set_level(parameters.log_level)
-    with os.fdopen(order.descriptor, "r+b") as file:
-        page = mmap.mmap(file.fileno(), COUNTER_PAGE_SIZE)
     try:
-        held = hold(parameters)
-    except UsbipdError as error:
-        channel.respond(order, error)
+        with os.fdopen(order.descriptor, "r+b") as file:
+            page = mmap.mmap(file.fileno(), COUNTER_PAGE_SIZE)
+        log.set_level(order.parameters.log_level)
+        log.send_to(order.parameters.log_to)
+        return _claim(channel, order, order.parameters, page)
+    except BaseException as error:
+        channel.respond(order, _refusal(error))
         raise
+
+
+def _claim(channel: BlockingChannel, order: Request, parameters: ClaimParameters, page: mmap.mmap) -> Worker:
+    held = hold(parameters)
     try:
         device = held.device()
         user = privileges.drop(parameters.run_as)
@@ -175,14 +208,20 @@ def _start(channel: BlockingChannel) -> Worker:
             budget=parameters.transfer_budget,
         )
         channel.respond(order, ClaimResult(device=device, claim_method=held.claim_method, user=user))
-    except BaseException as error:
+    except BaseException:
         for problem in held.give_back():
             _LOG.error("%s", problem)
-        if isinstance(error, UsbipdError):
-            channel.respond(order, error)
         raise
     _LOG.debug("claimed %04x:%04x as %s", device.idVendor, device.idProduct, user)
     return Worker(channel, held, pump)
+
+
+def _refusal(error: BaseException) -> UsbipdError:
+    """What the extension gets to know of an error that ends a claim before it has begun."""
+    if isinstance(error, UsbipdError):
+        return error
+    what = "cannot give up root's rights" if isinstance(error, SystemExit) else f"failed: {error!r}"
+    return UsbipdError(f"the worker {what}", code="worker-failed", advice="the log says more")
 
 
 def main(arguments: list[str]) -> int:
@@ -198,4 +237,7 @@ def main(arguments: list[str]) -> int:
             _LOG.warning("the extension is gone: gave the device back")
             return 0
         _LOG.error("%s", error)
+        return 1
+    except Exception:
+        _LOG.exception("internal error")
         return 1

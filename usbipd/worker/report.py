@@ -2,17 +2,21 @@
 
 The pump (cython/counters.pxi) writes in the worker, the extension maps the same page and reads: asking for
 the status costs the pump nothing.  Each word is written whole; words of one reading may be some microseconds
-apart.
+apart.  A worker that was broken into may write anything: the readers give nonsense then, and never raise.
 """
 
+import itertools
 import mmap
 import struct
+import time
 from typing import Final
 
-from usbipd.ipc.messages import Counters
+from usbipd.ipc.reports import Counters, Latency, Rate
 
 LATENCY_BUCKETS: Final = 24
-_LAYOUT: Final = struct.Struct(f"=6Q{LATENCY_BUCKETS}Q")  # struct Counters of cython/counters.pxi
+# struct Counters of cython/counters.pxi; at its end two snapshots: microseconds, URBs, bytes in and out
+_LAYOUT: Final = struct.Struct(f"=6Q{LATENCY_BUCKETS}Q4Q4Q")
+_COUNTED: Final = 6 + LATENCY_BUCKETS
 
 COUNTER_WORDS: Final = _LAYOUT.size // 8
 COUNTER_PAGE_SIZE: Final = mmap.PAGESIZE
@@ -21,7 +25,7 @@ COUNTER_PAGE_SIZE: Final = mmap.PAGESIZE
 
 def read_counters(page: mmap.mmap) -> Counters:
     """The counters as they stand now."""
-    urbs, bytes_in, bytes_out, errors, unlinks, in_flight, *latency = _LAYOUT.unpack_from(page)
+    urbs, bytes_in, bytes_out, errors, unlinks, in_flight, *latency = _LAYOUT.unpack_from(page)[:_COUNTED]
     return Counters(
         urbs=urbs,
         bytes_in=bytes_in,
@@ -31,3 +35,52 @@ def read_counters(page: mmap.mmap) -> Counters:
         in_flight=in_flight,
         latency_us=latency,
     )
+
+
+def read_rate(page: mmap.mmap) -> Rate:
+    """URBs and bytes per second, over a time that ends now and is one to two seconds long.
+
+    The pump takes a snapshot no more often than each second, and counts nothing from a second after one until
+    the next (`take_snapshot`).  So a snapshot of more than two seconds ago says that nothing has moved in the
+    last second but what a newer one tells.
+    """
+    words = _LAYOUT.unpack_from(page)
+    now = _now()  # after the page, so that no snapshot is younger than now
+    counted, previous, newest = words[:3], words[-8:-4], words[-4:]
+    for taken, *before in (previous, newest):
+        seconds = (now - taken) / 1_000_000
+        if seconds <= 2.0:
+            # What a snapshot leaves out has been counted after it: when that is less than a second ago, in a
+            # second.  Below zero: a word was read before, and its snapshot after, the pump wrote them.
+            urbs, bytes_in, bytes_out = (
+                max(0, count - old) / max(1.0, seconds) for count, old in zip(counted, before, strict=True)
+            )
+            return Rate(urbs=urbs, bytes_in=bytes_in, bytes_out=bytes_out)
+    return Rate(urbs=0.0, bytes_in=0.0, bytes_out=0.0)
+
+
+def latency_of(counters: Counters) -> Latency | None:
+    """How long URBs took from submit to completion; None: none has been completed.
+
+    `p50_us` is the upper end of the bucket of the histogram in which the median lies: at least half of all
+    URBs took less.  It is a power of two, and up to twice the true value; so is `p99_us`.  Nothing finer is
+    known, since a bucket does not say where in it its URBs lie.  The last bucket has no upper end: 2**23
+    microseconds (8.4 s) stand for all that took 2**22 (4.2 s) or longer.
+    """
+    total = sum(counters.latency_us)
+    if not total:
+        return None
+    return Latency(
+        p50_us=_percentile(counters.latency_us, total, 50), p99_us=_percentile(counters.latency_us, total, 99)
+    )
+
+
+def _percentile(buckets: list[int], total: int, percent: int) -> int:
+    """The upper end of the first bucket up to which that many of 100 lie."""
+    sums = itertools.accumulate(buckets)
+    return 1 << next(n for n, below in enumerate(sums) if below * 100 >= total * percent)
+
+
+def _now() -> int:
+    """Microseconds of the pump's clock, which on macOS is not that of `time.monotonic`."""
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000

@@ -19,7 +19,8 @@ from usbipd.errors import UsbipdError
 from usbipd.extension import supervisor as module
 from usbipd.extension.supervisor import Backoff, Child, Supervisor, seal_descriptors, wait_ended
 from usbipd.ipc.channel import Event, Request
-from usbipd.ipc.messages import DetachedParameters, Message
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import DetachedParameters
 from usbipd.ipc.policy import Role
 
 SCRIPT = """\
@@ -35,15 +36,26 @@ SCRIPT = """\
         "environment": dict(os.environ),
         "input": os.readlink("/proc/self/fd/0") if os.path.exists("/proc/self/fd/0") else "/dev/null",
         "output_is_errors": os.path.sameopenfile(1, 2),
+        "leads_its_group": os.getpgrp() == os.getpid(),
         "blocked": sorted(int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])),
     }}
     channel = BlockingChannel(socket.socket(fileno=3), "test")
     channel.push(EventName.DETACHED, DetachedParameters(reason=json.dumps(found)))
-    {then}
 """
 
 WAIT_FOR_END = "channel.receive()"
 IGNORE_END = "signal.pause()"
+LEAVE_A_PROCESS = """\
+if os.fork():
+    signal.pause()
+channel.push(EventName.DETACHED, DetachedParameters(reason=json.dumps(os.getpid())))
+"""
+"""A launcher and the one that does the work.  What follows is for the second."""
+SAY_THAT_IT_ENDED = """\
+while channel.receive() is not None:
+    pass
+channel.push(EventName.DETACHED, DetachedParameters(reason=json.dumps("it has ended")))
+"""
 
 
 async def refuse(request: Request) -> Message:
@@ -57,7 +69,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
     def write(then: str) -> None:
         path = tmp_path / "child"
         root = str(Path(__file__).parents[3])
-        path.write_text(dedent(SCRIPT).format(python=sys.executable, root=root, then=then))
+        path.write_text(dedent(SCRIPT).format(python=sys.executable, root=root) + then)
         path.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(path))
         monkeypatch.setattr(sys, "frozen", True, raising=False)
@@ -105,7 +117,9 @@ def test_a_child_gets_its_channel_and_nothing_else(
         assert found["descriptors"] == [0, 1, 2, 3]
         assert found["input"] == "/dev/null"
         assert found["output_is_errors"]
-        assert found["blocked"] == [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM]
+        blocked = [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGTTOU]
+        assert found["blocked"] == blocked
+        assert found["leads_its_group"]
         environment = found["environment"]
         assert isinstance(environment, dict)
         assert environment.keys() - {"LC_CTYPE"} == {"PATH", "LANG", "_PYI_ARCHIVE_FILE"}
@@ -129,10 +143,33 @@ def test_a_child_that_dies_is_reaped_and_heard_of(
         assert await wait_ended(child, PATIENCE)
         assert not child.channel.is_open
         assert not is_running(child.pid)
+        assert child.exit == "exit code 3"
         supervisor.kill(child)  # the number may be another's by now: nothing happens
 
     run(test())
     assert "240-1 ended with exit code 3" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("then", "exit_"),
+    [
+        ("", "exit code 0"),
+        ("import no_such_module", "exit code 1"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "signal SIGKILL"),
+        ("os.kill(os.getpid(), signal.SIGRTMIN + 5)", f"signal {signal.SIGRTMIN + 5}"),
+    ],
+)
+def test_what_a_child_ended_with(script: Callable[[str], None], then: str, exit_: str) -> None:
+    script(then)
+
+    async def test() -> None:
+        supervisor = Supervisor()
+        supervisor.start()
+        child, _found = await start(supervisor)
+        assert await wait_ended(child, PATIENCE)
+        assert child.exit == exit_
+
+    run(test())
 
 
 def test_a_child_is_killed(script: Callable[[str], None], caplog: pytest.LogCaptureFixture) -> None:
@@ -143,8 +180,10 @@ def test_a_child_is_killed(script: Callable[[str], None], caplog: pytest.LogCapt
         supervisor.start()
         child, _found = await start(supervisor)
         assert not await wait_ended(child, 0.0)
+        assert child.exit is None
         supervisor.kill(child)
         assert await wait_ended(child, PATIENCE)
+        assert child.exit == "signal SIGKILL"
 
     run(test())
     assert "SIGKILL" not in caplog.text, "it was us"
@@ -177,8 +216,98 @@ def test_a_child_that_breaks_the_rules_is_killed(
         child, _found = await start(supervisor)
         assert await wait_ended(child, PATIENCE)
 
+        assert child.exit is not None
+        assert child.exit.startswith("signal SIGKILL: a frame of 0 bytes")
+
     run(test())
     assert "a frame of 0 bytes" in caplog.text
+
+
+def test_a_child_that_breaks_the_rules_and_dies_has_ended(script: Callable[[str], None]) -> None:
+    """It is reaped before its last words are read."""
+    script("os.write(3, bytes(100))")
+
+    async def test() -> None:
+        supervisor = Supervisor()
+        child = supervisor.spawn(Role.WORKER, "240-1", refuse, lambda _event: None)
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - nothing else shall run
+        supervisor._reap()
+        assert await wait_ended(child, PATIENCE)
+        assert child.exit == "exit code 0"
+
+    run(test())
+
+
+async def start_family(supervisor: Supervisor) -> tuple[Child, int, asyncio.Queue[object]]:
+    """A child that has left a process behind: it, the pid of that one, and what else that one will tell."""
+    told: asyncio.Queue[object] = asyncio.Queue()
+
+    def listen(event: Event) -> None:
+        assert isinstance(event.parameters, DetachedParameters)
+        told.put_nowait(json.loads(event.parameters.reason))
+
+    child = supervisor.spawn(Role.WORKER, "240-1", refuse, listen)
+    async with asyncio.timeout(PATIENCE):
+        await told.get()
+        pid = await told.get()
+    assert isinstance(pid, int)
+    return child, pid, told
+
+
+def test_who_is_left_behind_by_a_killed_child_reads_the_end_and_ends(
+    script: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The child has ended when that one has, not before: it holds the device until then."""
+    script(LEAVE_A_PROCESS + SAY_THAT_IT_ENDED)
+
+    async def test() -> None:
+        supervisor = Supervisor()
+        supervisor.start()
+        child, _pid, told = await start_family(supervisor)
+        os.kill(child.pid, signal.SIGKILL)
+        async with asyncio.timeout(PATIENCE):
+            assert await told.get() == "it has ended"
+        assert await wait_ended(child, PATIENCE)
+        assert child.exit == "signal SIGKILL"
+
+    run(test())
+    assert "240-1 ended with signal SIGKILL" in caplog.text
+    assert "left a process" not in caplog.text
+
+
+def test_who_is_left_behind_and_does_not_end_is_given_up(
+    script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    script(LEAVE_A_PROCESS + IGNORE_END)
+    monkeypatch.setattr(module, "LETTING_GO", 0.01)
+
+    async def test() -> None:
+        supervisor = Supervisor()
+        supervisor.start()
+        child, pid, _told = await start_family(supervisor)
+        os.kill(child.pid, signal.SIGKILL)
+        assert await wait_ended(child, PATIENCE)
+        assert not child.channel.is_open
+        os.kill(pid, signal.SIGKILL)
+
+    run(test())
+    assert "240-1 is dead and left a process behind that does not end" in caplog.text
+
+
+def test_a_child_is_killed_with_all_that_belongs_to_it(
+    script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(LEAVE_A_PROCESS + IGNORE_END)
+    monkeypatch.setattr(module, "LETTING_GO", 10 * PATIENCE)
+
+    async def test() -> None:
+        supervisor = Supervisor()
+        supervisor.start()
+        child, _pid, _told = await start_family(supervisor)
+        supervisor.kill(child)
+        assert await wait_ended(child, PATIENCE), "the channel ends when nobody holds it any more"
+
+    run(test())
 
 
 def test_what_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:

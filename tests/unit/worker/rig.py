@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 
 from usbipd import _pump
-from usbipd.ipc.messages import Counters
+from usbipd.ipc.reports import Counters
 from usbipd.protocol.constants import Speed
 from usbipd.protocol.urb import Command, IsoPacket, Reply, ReplyReader, Submit, Unlink, encode
 from usbipd.simulated.descriptors import (

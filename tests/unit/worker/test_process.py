@@ -1,5 +1,6 @@
 """The worker's main against an extension in the test's hands: whatever ends it, the device goes back."""
 
+import logging
 import os
 import socket
 import tempfile
@@ -7,12 +8,33 @@ from collections.abc import Iterator
 
 import pytest
 
-from usbipd import _pump
-from usbipd.ipc.channel import BlockingChannel, request_frame, send_some
-from usbipd.ipc.messages import AttachParameters, ClaimParameters, Command, Message, SimulatedSpec
+from usbipd import _pump, log
+from usbipd.errors import UsbipdError
+from usbipd.ipc.channel import (
+    BlockingChannel,
+    Event,
+    Request,
+    Response,
+    read_result,
+    request_frame,
+    send_some,
+)
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import (
+    AttachParameters,
+    ClaimParameters,
+    ClaimResult,
+    Command,
+    DetachedParameters,
+    EventName,
+    LogParameters,
+    Nothing,
+    SimulatedSpec,
+)
 from usbipd.simulated.catalog import create
 from usbipd.worker import process
 from usbipd.worker.claim import HeldSimulation
+from usbipd.worker.process import Worker
 from usbipd.worker.report import COUNTER_PAGE_SIZE
 
 
@@ -33,34 +55,79 @@ class Extension:
         self._socket, theirs = socket.socketpair()
         self.channel = BlockingChannel(theirs, "worker")
         self._ours = BlockingChannel(self._socket, "extension")
+        self._asked = 0
+        self._clients: list[socket.socket] = []
         self.held: list[Watched] = []
+        self.problem: BaseException | None = None
         monkeypatch.setattr(process, "hold", self._hold)
 
     def _hold(self, parameters: ClaimParameters) -> Watched:
+        if self.problem is not None:
+            raise self.problem
         self.held.append(Watched(parameters, create("loopback", {})))
         return self.held[-1]
 
-    def say(self, command: Command, parameters: Message, descriptor: int) -> None:
-        send_some(self._socket, request_frame(1, "extension", command, parameters), descriptor)
+    def say(self, command: Command, parameters: Message, descriptor: int | None = None) -> None:
+        self._asked += 1
+        send_some(self._socket, request_frame(self._asked, "extension", command, parameters), descriptor)
 
-    def claim(self, budget: int) -> None:
+    def claim(self, budget: int = _pump.SMALLEST_BUDGET, **changes: str) -> None:
         parameters = ClaimParameters(
             busid="sim-1",
             path="/simulated",
             busnum=1,
             devnum=1,
-            simulated=SimulatedSpec("loopback", {}),
+            simulated=SimulatedSpec(name="loopback", options={}),
             run_as=None,
-            log_level="info",
             transfer_budget=budget,
+            **{"log_level": "info", "log_to": "stderr"} | changes,
         )
         with tempfile.TemporaryFile() as page:
             page.truncate(COUNTER_PAGE_SIZE)
             self.say(Command.CLAIM, parameters, page.fileno())
 
+    def start(self) -> Worker:
+        """A worker that has its device."""
+        self.claim()
+        worker = process._start(self.channel)
+        self.result(ClaimResult)
+        return worker
+
+    def attach(self) -> socket.socket:
+        """A client; its end of the connection."""
+        client, theirs = socket.socketpair()
+        client.settimeout(5.0)
+        with theirs:
+            self.say(Command.ATTACH, AttachParameters(client="somebody"), theirs.fileno())
+        self._clients.append(client)
+        return client
+
+    def leave(self) -> None:
+        """The extension dies, but what the worker says can still be read."""
+        self._socket.shutdown(socket.SHUT_WR)
+
+    def heard(self) -> Request | Response | Event | None:
+        return self._ours.receive(timeout=5.0)
+
+    def result(self, kind: type[Message]) -> Message:
+        response = self.heard()
+        assert isinstance(response, Response)
+        return read_result(response, kind)
+
+    def events(self) -> list[EventName]:
+        """All that the worker has told since, when it is over."""
+        found = []
+        self.channel.close()
+        while (item := self.heard()) is not None:
+            assert isinstance(item, Event)
+            found.append(item.event)
+        return found
+
     def close(self) -> None:
         self._ours.close()
         self.channel.close()
+        for client in self._clients:
+            client.close()
 
 
 @pytest.fixture
@@ -70,18 +137,148 @@ def extension(monkeypatch: pytest.MonkeyPatch) -> Iterator[Extension]:
     extension.close()
 
 
+@pytest.fixture(autouse=True)
+def level() -> Iterator[None]:
+    """A worker sets the level of all that is logged in its process."""
+    before = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(before)
+
+
+def serve(worker: Worker) -> None:
+    """Until the extension is gone."""
+    with pytest.raises(process._Ended):
+        worker.run()
+
+
 def test_a_claim_that_leads_to_nothing_is_undone(extension: Extension) -> None:
     extension.claim(budget=1000)
     with pytest.raises(ValueError, match="budget 1000 is below"):
         process._start(extension.channel)
     assert [held.given_back for held in extension.held] == [1]
+    with pytest.raises(UsbipdError, match=r"the worker failed: ValueError\('budget 1000 is below"):
+        extension.result(ClaimResult)
+
+
+@pytest.mark.parametrize(
+    ("problem", "told", "code"),
+    [
+        (UsbipdError("somebody has it", code="LIBUSB_ERROR_BUSY"), "somebody has it", "LIBUSB_ERROR_BUSY"),
+        (MemoryError(), r"the worker failed: MemoryError\(\)", "worker-failed"),
+        (OSError(24, "Too many open files"), "the worker failed: OSError.*Too many open", "worker-failed"),
+        (SystemExit(1), "the worker cannot give up root's rights", "worker-failed"),
+    ],
+)
+def test_the_extension_is_told_why_a_claim_failed(
+    extension: Extension, problem: BaseException, told: str, code: str
+) -> None:
+    extension.problem = problem
+    extension.claim()
+    with pytest.raises(type(problem)):
+        process._start(extension.channel)
+    with pytest.raises(UsbipdError, match=told) as caught:
+        extension.result(ClaimResult)
+    assert caught.value.code == code
 
 
 def test_an_error_of_the_system_gives_the_device_back(extension: Extension) -> None:
-    extension.claim(budget=_pump.SMALLEST_BUDGET)
-    worker = process._start(extension.channel)
+    worker = extension.start()
     with open(os.devnull, "rb") as no_socket:  # noqa: PTH123 - its descriptor is all we want
         extension.say(Command.ATTACH, AttachParameters(client="nobody"), no_socket.fileno())
     with pytest.raises(OSError, match="non-socket"):
         worker.run()
     assert [held.given_back for held in extension.held] == [1]
+
+
+def test_logs_go_where_the_claim_says(extension: Extension, monkeypatch: pytest.MonkeyPatch) -> None:
+    destinations: list[str] = []
+    monkeypatch.setattr(log, "send_to", destinations.append)
+    extension.claim(log_level="warning", log_to="syslog")
+    process._start(extension.channel)
+    assert destinations == ["syslog"]
+    assert logging.getLogger().level == logging.WARNING
+
+
+def test_the_log_level_may_change(extension: Extension) -> None:
+    worker = extension.start()
+    extension.say(Command.LOG, LogParameters(level="debug"))
+    extension.say(Command.LOG, LogParameters(level="loud"))
+    extension.leave()
+    serve(worker)
+    assert extension.result(Nothing) == Nothing()
+    with pytest.raises(UsbipdError, match="log level 'loud' is unknown"):
+        extension.result(Nothing)
+    assert logging.getLogger().level == logging.DEBUG
+
+
+def test_a_client_is_disconnected_and_the_next_one_served(extension: Extension) -> None:
+    worker = extension.start()
+    client = extension.attach()
+    extension.say(Command.DISCONNECT, Nothing())
+    other = extension.attach()
+    extension.leave()
+    serve(worker)
+    assert client.recv(1) == b""
+    assert other.recv(1) == b""
+    assert extension.result(Nothing) == Nothing()
+    told = extension.heard()
+    assert told == Event(EventName.DETACHED, DetachedParameters(reason="ended on request"))
+    assert extension.result(Nothing) == Nothing()
+    assert extension.heard() == Event(EventName.RESTORED, Nothing())
+    assert extension.result(Nothing) == Nothing(), "the next client is attached"
+    assert extension.events() == []
+    assert [held.given_back for held in extension.held] == [1]
+
+
+def test_who_is_told_that_a_client_is_disconnected_finds_it_so(
+    extension: Extension, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client's connection is closed by then, and the device not ready yet."""
+    worker = extension.start()
+    client = extension.attach()
+    seen: list[bytes | EventName] = []
+    respond, restore = extension.channel.respond, worker._restore
+
+    def responding(request: Request, outcome: Message | UsbipdError) -> None:
+        if request.command is Command.DISCONNECT:
+            seen.append(client.recv(1))
+        respond(request, outcome)
+
+    def restoring() -> None:
+        seen.append(EventName.RESTORED)
+        restore()
+
+    monkeypatch.setattr(extension.channel, "respond", responding)
+    monkeypatch.setattr(worker, "_restore", restoring)
+    extension.say(Command.DISCONNECT, Nothing())
+    extension.leave()
+    serve(worker)
+    assert seen == [b"", EventName.RESTORED]
+
+
+def test_nobody_to_disconnect(extension: Extension) -> None:
+    worker = extension.start()
+    extension.say(Command.DISCONNECT, Nothing())
+    extension.leave()
+    serve(worker)
+    with pytest.raises(UsbipdError, match="no client is attached") as caught:
+        extension.result(Nothing)
+    assert caught.value.code == "not-attached"
+    assert extension.events() == []
+
+
+def test_a_client_that_has_just_left_is_not_disconnected(extension: Extension) -> None:
+    worker = extension.start()
+    extension.attach().close()
+    worker._serve(worker._pump.run())
+    worker._serve(worker._pump.run())
+    extension.say(Command.DISCONNECT, Nothing())
+    extension.leave()
+    serve(worker)
+    assert extension.result(Nothing) == Nothing()
+    detached, restored = extension.heard(), extension.heard()
+    assert isinstance(detached, Event)
+    assert detached.parameters == DetachedParameters(reason="the client closed the connection")
+    assert restored == Event(EventName.RESTORED, Nothing())
+    with pytest.raises(UsbipdError, match="no client is attached"):
+        extension.result(Nothing)

@@ -1,13 +1,16 @@
 """Sessions of the pump: one client after the other, bounds, counters, and the end."""
 
+import struct
 from collections.abc import Iterator
 from socket import SHUT_WR
+from typing import NamedTuple
 
 import pytest
 
 from tests.unit.worker.rig import DEVID, IN, LOOP_IN, SINK, SOURCE, Rig
 from usbipd import _pump, config
 from usbipd.protocol.urb import Submit, encode
+from usbipd.worker import report
 from usbipd.worker.report import COUNTER_WORDS
 
 
@@ -103,6 +106,52 @@ def test_counters(rig: Rig) -> None:
     assert (counters.urbs, counters.bytes_in, counters.bytes_out) == (3, 30, 100)
     assert (counters.errors, counters.unlinks, counters.in_flight) == (1, 1, 0)
     assert sum(counters.latency_us) == 3
+
+
+class Snapshot(NamedTuple):
+    """One of the counter page."""
+
+    taken: int
+    urbs: int
+    bytes_in: int
+    bytes_out: int
+
+
+NEWEST = (COUNTER_WORDS - 4) * 8
+
+
+def snapshots(rig: Rig) -> tuple[Snapshot, Snapshot]:
+    """The two in the counter page, the older one first."""
+    words = struct.unpack_from("=8q", rig.page, NEWEST - 4 * 8)
+    return Snapshot(*words[:4]), Snapshot(*words[4:])
+
+
+def age_newest(rig: Rig, microseconds: int) -> None:
+    """As if the newest snapshot had been taken so much earlier."""
+    struct.pack_into("=q", rig.page, NEWEST, snapshots(rig)[1].taken - microseconds)
+
+
+def test_a_round_begins_with_a_snapshot_once_the_newest_is_a_second_old(rig: Rig) -> None:
+    hour = 3_600_000_000
+    begin = report._now()
+    rig.exchange(rig.submit(SINK, 100, bytes(100)))
+    older, newest = snapshots(rig)
+    assert older == (0, 0, 0, 0)
+    assert begin <= newest.taken <= report._now(), "both have one clock"
+    assert newest[1:] == (0, 0, 0), "it is from before the URB"
+    age_newest(rig, -hour)
+    rig.exchange(rig.submit(SOURCE, 30))
+    assert snapshots(rig)[1] == (newest.taken + hour, 0, 0, 0)
+    age_newest(rig, hour + 1_000_000)
+    rig.exchange(rig.submit(SOURCE, 30))
+    older, newest = snapshots(rig)
+    assert (older[1:], newest[1:]) == ((0, 0, 0), (2, 30, 100))
+    age_newest(rig, 1_000_000)
+    rig.turn()
+    older, newest = snapshots(rig)
+    assert (older[1:], newest[1:]) == ((2, 30, 100), (3, 60, 100))
+    rate = report.read_rate(rig.page)
+    assert 0.0 <= rate.urbs <= 1.0
 
 
 def test_counter_page_has_one_layout() -> None:
