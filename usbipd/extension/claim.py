@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from usbipd.errors import IPCError
+from usbipd.errors import IPCError, UsbipdError
+from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.supervisor import Child
 from usbipd.ipc.channel import Event
-from usbipd.ipc.messages import ClaimResult, Counters, DeviceState, EventName
+from usbipd.ipc.messages import ClaimResult, DetachedParameters, EventName
+from usbipd.ipc.reports import Counters, DeviceState, HistoryEvent, Rate
 from usbipd.protocol.op import UsbDevice
 from usbipd.usb.discovery import DeviceRecord
-from usbipd.worker.report import read_counters
+from usbipd.worker.report import read_counters, read_rate
 
 
 class ClaimState(Enum):
@@ -40,6 +42,13 @@ class ClaimState(Enum):
 
 _SHOWN: Final = {ClaimState.ATTACHED: DeviceState.ATTACHED, ClaimState.FAILED: DeviceState.FAILED}
 
+_LAST_WORDS: Final = {
+    HistoryEvent.RELEASED: "the device is not shared any more",
+    HistoryEvent.UNPLUGGED: "the device was unplugged",
+    HistoryEvent.FAILED: "the device could not be taken",
+}
+"""Why a session ended with its claim."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClaimedDevice:
@@ -56,18 +65,42 @@ class ClaimedDevice:
     claim_method: str
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a device could not be taken, and what comes next."""
+
+    error: UsbipdError
+    next_try: float
+    """Seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """One client's use of the device."""
+
+    client: str
+    since: float
+    """Of the monotonic clock, in seconds."""
+    bytes_in: int
+    bytes_out: int
+    """What the worker had moved before."""
+
+
 class Claim:
     """The state machine above.  Whoever waits for a change of it calls `changed`."""
 
-    def __init__(self, record: DeviceRecord) -> None:
+    def __init__(self, record: DeviceRecord, chronicle: Chronicle) -> None:
         self.record = record
         self.state = ClaimState.CLAIMING
         self.worker: Child | None = None
         self.wire_device: UsbDevice | None = None
         self.device: ClaimedDevice | None = None
-        self.client: str | None = None
         self.reservation: int | None = None
-        self.error: str | None = None
+        self.failure: Failure | None = None
+        self._chronicle = chronicle
+        self._session: _Session | None = None
+        self._held_since: float | None = None
+        """Of the monotonic clock, in seconds: when a worker first had the device."""
         self._page: mmap.mmap | None = None
         self._change = asyncio.Event()
 
@@ -75,13 +108,19 @@ class Claim:
     def is_free(self) -> bool:
         return self.state is ClaimState.READY and self.reservation is None
 
+    @property
+    def client(self) -> str | None:
+        """Who uses the device."""
+        return None if self._session is None else self._session.client
+
     def taken(self, worker: Child, result: ClaimResult, page: mmap.mmap) -> ClaimedDevice:
         """The worker has the device, which is then free for a client."""
         worker.user = result.user
         self.worker = worker
         self.wire_device = result.device
         self._page = page
-        self.error = None
+        self._held_since = self._held_since or time.monotonic()
+        self.failure = None
         device = self.device = ClaimedDevice(
             device_id=result.device.devid,
             bus_id=result.device.busid,
@@ -92,22 +131,35 @@ class Claim:
             claim_method=result.claim_method,
         )
         self._become(ClaimState.READY)
+        self._chronicle.happened(HistoryEvent.CLAIMED, self.record)
         return device
 
     def lost(self) -> None:
         """The worker is gone, and its client with it."""
+        assert self.worker is not None, "only what was taken can be lost"
+        self._end_session(f"the worker ended with {self.worker.exit}")
         self._clear()
         self._become(ClaimState.CLAIMING)
 
-    def ended(self) -> None:
-        """The claim is over."""
+    def ended(self, event: HistoryEvent) -> None:
+        """The claim is over: RELEASED by us, UNPLUGGED, or FAILED at the first try."""
+        self._end_session(_LAST_WORDS[event])
         self._clear()
         self._become(ClaimState.ENDED)
+        if self._held_since is not None:
+            self._chronicle.happened(event, self.record, seconds=time.monotonic() - self._held_since)
 
-    def failed(self, error: str) -> None:
-        """The device could not be taken (again)."""
-        self.error = error
+    def failed(self, error: UsbipdError, next_try: float) -> bool:
+        """The device could not be taken (again); tried once more in `next_try` seconds.
+
+        Whether that is news: one that fails again and again for one reason does not fill log and history.
+        """
+        news = self.failure is None or self.failure.error.message != error.message
+        self.failure = Failure(error, time.time() + next_try)
         self._become(ClaimState.FAILED)
+        if news:
+            self._chronicle.happened(HistoryEvent.FAILED, self.record, reason=error.message)
+        return news
 
     def reserve(self, reservation: int) -> None:
         """Keep a free device for the client with that reservation."""
@@ -121,15 +173,19 @@ class Claim:
     def attached(self, client: str) -> None:
         """The reservation has become a session."""
         self.reservation = None
-        self.client = client
+        counters = self.counters()
+        moved = (0, 0) if counters is None else (counters.bytes_in, counters.bytes_out)
+        self._session = _Session(client, time.monotonic(), *moved)
         self._become(ClaimState.ATTACHED)
+        self._chronicle.happened(HistoryEvent.ATTACHED, self.record, client=client)
 
     def heard(self, event: Event) -> None:
         """The worker tells something.  Raises `IPCError` if it cannot be so."""
         if self.state is ClaimState.ENDED:
             return  # said before it read that it is to give its device back
         if event.event is EventName.DETACHED and self.state is ClaimState.ATTACHED:
-            self.client = None
+            assert isinstance(event.parameters, DetachedParameters)
+            self._end_session(event.parameters.reason)
             self._become(ClaimState.RESTORING)
         elif event.event is EventName.RESTORED and self.state in (ClaimState.RESTORING, ClaimState.READY):
             self._become(ClaimState.READY)
@@ -140,6 +196,10 @@ class Claim:
         """What the worker has moved; None while there is none."""
         return None if self._page is None else read_counters(self._page)
 
+    def rate(self) -> Rate | None:
+        """What it moves per second now; None while there is none."""
+        return None if self._page is None else read_rate(self._page)
+
     async def changed(self, seconds: float) -> bool:
         """Whether anything changes within `seconds`."""
         try:
@@ -149,8 +209,23 @@ class Claim:
             return False
         return True
 
+    def _end_session(self, reason: str) -> None:
+        session, counters, self._session = self._session, self.counters(), None
+        if session is None:
+            return
+        moved_in, moved_out = (0, 0) if counters is None else (counters.bytes_in, counters.bytes_out)
+        self._chronicle.happened(
+            HistoryEvent.DETACHED,
+            self.record,
+            client=session.client,
+            reason=reason,
+            seconds=time.monotonic() - session.since,
+            bytes_in=max(0, moved_in - session.bytes_in),
+            bytes_out=max(0, moved_out - session.bytes_out),
+        )
+
     def _clear(self) -> None:
-        self.worker = self.wire_device = self.device = self.client = self.reservation = self._page = None
+        self.worker = self.wire_device = self.device = self.reservation = self._page = None
 
     def _become(self, state: ClaimState) -> None:
         self.state = state
@@ -159,3 +234,4 @@ class Claim:
     def _announce(self) -> None:
         self._change.set()
         self._change = asyncio.Event()
+        self._chronicle.changed()

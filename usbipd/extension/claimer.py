@@ -5,34 +5,36 @@ worker frees the device, and if we still want it, another worker takes it again.
 """
 
 import asyncio
-import fcntl
+import functools
 import logging
-import mmap
 import os
-import struct
-import tempfile
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from usbipd.errors import ClaimError, UsbipdError
+from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.claim import Claim, ClaimedDevice
+from usbipd.extension.evidence import check_claimed, counter_page
+from usbipd.extension.store import Store, StoredClaim
 from usbipd.extension.supervisor import Backoff, Child, Spawner, wait_ended
 from usbipd.ipc.channel import Event, Request
+from usbipd.ipc.message import Message
 from usbipd.ipc.messages import (
     ClaimParameters,
     ClaimResult,
     Command,
     DetachedParameters,
     GoneParameters,
-    Message,
+    LogParameters,
     Nothing,
     RunAs,
 )
 from usbipd.ipc.policy import Role
-from usbipd.protocol.op import UsbDevice, encode_devlist_reply
+from usbipd.ipc.reports import HistoryEvent
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.ownership import Ownership
-from usbipd.worker.report import COUNTER_PAGE_SIZE
+from usbipd.usb.refusal import explain
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -40,6 +42,12 @@ CLAIM_TIMEOUT: Final = 60.0
 """Seconds from the start of a worker to its claim: drivers may take long to let go of a device."""
 END_TIMEOUT: Final = 1.0
 """Seconds that a worker has to end once it said that it is done."""
+DISCONNECT_TIMEOUT: Final = 10.0
+"""Seconds that a worker has to take a client's URBs back."""
+PARTING_TIME: Final = 2.0
+"""Seconds that a worker has to notice by itself that its device is gone."""
+STARTING_AT_ONCE: Final = 4
+"""Workers that start at one moment: more of them make each other slow, up to the timeout of all."""
 
 FindDevice = Callable[[str], Awaitable[DeviceRecord | None]]
 """The device with this busid, if it is present."""
@@ -53,18 +61,32 @@ class DeviceClaimer:
         spawner: Spawner,
         ownership: Ownership,
         find_device: FindDevice,
+        store: Store,
+        chronicle: Chronicle,
         *,
         run_as: RunAs | None,
         transfer_budget: int,
         log_level: str,
+        log_to: str,
+        on_end: Callable[[], None],
     ) -> None:
+        """`on_end` hears of each claim that ended by itself: its port is free for another device."""
         self._spawner = spawner
         self._ownership = ownership
         self._find_device = find_device
+        self._store = store
+        self._chronicle = chronicle
         self._run_as = run_as
         self._transfer_budget = transfer_budget
         self._log_level = log_level
+        self._log_to = log_to
+        self._on_end = on_end
+        self._starting = asyncio.Semaphore(STARTING_AT_ONCE)
         self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._hurry: dict[str, asyncio.Event] = {}
+        """Set when a keeper that waits for its next try is to look at once."""
+        self._parting: dict[int, asyncio.Task[None]] = {}
+        """By pid: workers whose device seems to be gone."""
         self.claims: dict[str, Claim] = {}
 
     def is_device_claimed(self, busid: str) -> bool:
@@ -72,20 +94,29 @@ class DeviceClaimer:
         claim = self.claims.get(busid)
         return claim is not None and claim.device is not None
 
-    async def claim_device(self, record: DeviceRecord) -> ClaimedDevice:
+    async def claim_device(self, record: DeviceRecord, *, force: bool = False) -> ClaimedDevice:
         """Take the device from its drivers and keep it until `release_device`.
 
-        Raises `ClaimError` if somebody else has it, or it is not there; nothing is kept then.
+        `force` unmounts its file systems first.  Raises `ClaimError` if somebody else has it, or it is not
+        there; nothing is kept then.
         """
         held = self.claims.get(record.busid)
         if held is not None and held.device is not None:
             return held.device
         if held is not None:  # the last tries failed: this one is to say why
             await self.release_device(record.busid, timeout=END_TIMEOUT)
-        claim = self.claims[record.busid] = Claim(record)
         first: asyncio.Future[ClaimedDevice] = asyncio.get_running_loop().create_future()
-        self._keepers[record.busid] = asyncio.create_task(self._keep(claim, first))
+        self._start_keeper(record, first, force=force)
         return await asyncio.shield(first)
+
+    async def restore_claimed_devices(self, records: Sequence[DeviceRecord]) -> None:
+        """Keep all of these that are not kept yet, from now on, and return at once.
+
+        One that cannot be taken is FAILED, and tried again until it is released or gone.
+        """
+        for record in records:
+            if record.busid not in self.claims:
+                self._start_keeper(record, None, force=False)
 
     async def release_device(self, busid: str, *, timeout: float) -> None:  # noqa: ASYNC109 - bounds one step
         """Give the device back to this host; a client's session ends.  Nothing happens if it is not claimed.
@@ -97,107 +128,128 @@ class DeviceClaimer:
         if claim is None:
             return
         keeper = self._keepers.pop(busid)
+        del self._hurry[busid]
         keeper.cancel()
         await asyncio.wait({keeper})
         worker = claim.worker
-        claim.ended()
+        claim.ended(HistoryEvent.RELEASED)
         if worker is None or not await self._release(worker, timeout):
             await self._give_back(worker, claim.record)
+        await self._forget_intent(claim.record)
         _LOG.info("%s released", busid)
 
-    async def restore_claimed_devices(self, records: list[DeviceRecord]) -> None:
-        """Claim all of these at the same time.  Raises the first `ClaimError`, when all tries are over."""
-        results = await asyncio.gather(
-            *(self.claim_device(record) for record in records), return_exceptions=True
-        )
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-
-    async def _take(self, claim: Claim) -> ClaimedDevice:
-        """Start a worker that claims the device.  Raises `ClaimError`; no worker is left then."""
-        record = claim.record
-        if record.simulated is None:
-            try:
-                points = await asyncio.to_thread(self._ownership.mount_points_of, record.busid)
-            except OSError as error:  # a device that goes while it is looked at
-                raise ClaimError(
-                    f"cannot tell whether {record.busid} is in use: {error}", code="in-use"
-                ) from error
-            if points:
-                raise ClaimError(
-                    f"{record.busid} is in use: it is mounted on {' and '.join(points)}",
-                    code="mounted",
-                    advice=f"unmount it first: umount {' '.join(points)}",
-                )
+    async def disconnect(self, busid: str) -> str:
+        """End the session of the client that uses the device; its name.  Raises `UsbipdError`."""
+        claim = self.claims.get(busid)
+        if claim is None or claim.worker is None or claim.client is None:
+            raise UsbipdError(
+                f"no client uses {busid}", code="not-attached", advice="`usbipd status` shows who uses what"
+            )
+        client = claim.client
         try:
-            page, descriptor = _counter_page()
-            with os.fdopen(descriptor):
-                worker = self._spawner.spawn(Role.WORKER, record.busid, _refuse, _listener(claim))
-                try:
-                    result = await worker.channel.request(
-                        Command.CLAIM,
-                        self._parameters(record),
-                        ClaimResult,
-                        timeout=CLAIM_TIMEOUT,
-                        descriptor=descriptor,
-                    )
-                    _check(record, result.device)
-                except BaseException:
-                    await self._give_back(worker, record)
-                    raise
-        except OSError as error:
-            raise ClaimError(f"cannot start a worker: {error}", code="spawn") from error
+            await claim.worker.channel.request(
+                Command.DISCONNECT, Nothing(), Nothing, timeout=DISCONNECT_TIMEOUT
+            )
         except UsbipdError as error:
-            raise ClaimError(error.message, code=error.code, advice=error.advice) from error
-        _LOG.info("%s claimed (%s) by worker[%d]", record.busid, result.claim_method, worker.pid)
-        return claim.taken(worker, result, page)
+            if error.code != "gone":  # a worker that could not take all URBs back has ended, and the session
+                raise
+        return client
 
-    def _parameters(self, record: DeviceRecord) -> ClaimParameters:
-        return ClaimParameters(
-            busid=record.busid,
-            busnum=record.busnum,
-            devnum=record.devnum,
-            path=record.path,
-            simulated=record.simulated,
-            run_as=self._run_as,
-            transfer_budget=self._transfer_budget,
-            log_level=self._log_level,
-        )
+    def compare(self, present: Sequence[DeviceRecord]) -> None:
+        """These devices are plugged in now: what is not among them, or is another one, is let go of."""
+        now = {record.busid: record for record in present}
+        for busid, claim in self.claims.items():
+            record = now.get(busid)
+            if record is not None and record.devnum == claim.record.devnum:
+                continue
+            self._hurry[busid].set()
+            if claim.worker is not None:
+                self._doubt(claim, claim.worker)
 
-    async def _keep(self, claim: Claim, first: asyncio.Future[ClaimedDevice]) -> None:
+    def set_log_level(self, level: str) -> None:
+        """For the workers that live and those that come."""
+        self._log_level = level
+        for claim in self.claims.values():
+            if claim.worker is not None:
+                claim.worker.channel.tell(Command.LOG, LogParameters(level=level))
+
+    def _doubt(self, claim: Claim, worker: Child) -> None:
+        """Its device seems to be gone."""
+        if worker.pid not in self._parting:
+            parting = self._parting[worker.pid] = asyncio.create_task(self._part(claim, worker))
+            parting.add_done_callback(functools.partial(self._parted, worker.pid))
+
+    async def _part(self, claim: Claim, worker: Child) -> None:
+        """libusb tells the worker, too, that its device is gone, and it ends by itself; if not, we end it."""
+        if not await wait_ended(worker, PARTING_TIME):
+            before = claim.record
+            if not await self._is_present(claim) or claim.record.devnum != before.devnum:
+                _LOG.warning("%s has not noticed that its device is gone", worker.label)
+                worker.channel.close()
+
+    def _parted(self, pid: int, _task: asyncio.Task[None]) -> None:
+        del self._parting[pid]
+
+    # ---- one claim -----------------------------------------------------------------------------------------
+
+    def _start_keeper(
+        self, record: DeviceRecord, first: asyncio.Future[ClaimedDevice] | None, *, force: bool
+    ) -> None:
+        claim = self.claims[record.busid] = Claim(record, self._chronicle)
+        self._hurry[record.busid] = asyncio.Event()
+        self._keepers[record.busid] = asyncio.create_task(self._keep(claim, first, force=force))
+
+    async def _keep(self, claim: Claim, first: asyncio.Future[ClaimedDevice] | None, *, force: bool) -> None:
         """Claim, and claim again whenever the worker dies, until the device is gone or we are cancelled.
 
-        `first` is the outcome of the first try; if that fails, there is no claim.
+        `first` is the outcome of the first try; if that fails, there is no claim.  Without it, the first try
+        is one of many.
         """
         busid = claim.record.busid
         backoff = Backoff()
         try:
             while await self._is_present(claim):
                 try:
-                    device = await self._take(claim)
+                    device = await self._take(claim, force=force)
                 except UsbipdError as error:
-                    if not first.done():
-                        self._forget(claim)
+                    if first is not None and not first.done():
+                        self._chronicle.happened(HistoryEvent.FAILED, claim.record, reason=error.message)
+                        self._forget(claim, HistoryEvent.FAILED)
                         _fail(first, error)
                         return
-                    _LOG.error("%s cannot be claimed again: %s", busid, error)
-                    claim.failed(error.message)
+                    delay = backoff.failed()
+                    if claim.failed(error, delay):
+                        _LOG.error("%s cannot be claimed: %s", busid, error)
                 else:
-                    if not first.done():
+                    if first is not None and not first.done():
                         first.set_result(device)
+                    force = False  # said once, for the file systems of that moment
                     backoff.succeeded()
                     assert claim.worker is not None
+                    if self._hurry[busid].is_set():  # it changed while it was being taken
+                        self._hurry[busid].clear()
+                        self._doubt(claim, claim.worker)
                     await claim.worker.ended.wait()
                     claim.lost()
-                delay = backoff.failed()
-                _LOG.warning("%s has no worker: the next try comes in %.1f s", busid, delay)
-                await asyncio.sleep(delay)
-            _LOG.warning("%s is gone", busid)
-            self._forget(claim)
+                    delay = backoff.failed()
+                _LOG.info("%s has no worker: the next try comes in %.1f s", busid, delay)
+                await self._pause(busid, delay)
+            _LOG.info("%s was unplugged", busid)
+            await self._forget_intent(claim.record)
+            self._forget(claim, HistoryEvent.UNPLUGGED)
+            self._on_end()
         finally:
-            if not first.done():
+            if first is not None and not first.done():
                 _fail(first, ClaimError(f"{busid} was released or is gone", code="gone"))
+
+    async def _pause(self, busid: str, seconds: float) -> None:
+        hurry = self._hurry[busid]
+        waiting = asyncio.create_task(hurry.wait())
+        try:
+            await asyncio.wait({waiting}, timeout=seconds)
+        finally:
+            waiting.cancel()
+            hurry.clear()
 
     async def _is_present(self, claim: Claim) -> bool:
         try:
@@ -210,9 +262,113 @@ class DeviceClaimer:
         claim.record = record
         return True
 
-    def _forget(self, claim: Claim) -> None:
-        del self.claims[claim.record.busid], self._keepers[claim.record.busid]
-        claim.ended()
+    async def _take(self, claim: Claim, *, force: bool) -> ClaimedDevice:
+        """Start a worker that claims the device.  Raises `ClaimError`; no worker is left then."""
+        record, parameters = claim.record, self._parameters(claim.record)
+        async with self._starting:
+            if record.simulated is None:
+                await self._free_from_use(record.busid, force=force)
+                await self._note_intent(record)
+            try:
+                page, descriptor = counter_page()
+                with os.fdopen(descriptor):
+                    worker = self._spawner.spawn(Role.WORKER, record.busid, _refuse, _listener(claim))
+                    try:
+                        result = await worker.channel.request(
+                            Command.CLAIM,
+                            parameters,
+                            ClaimResult,
+                            timeout=CLAIM_TIMEOUT,
+                            descriptor=descriptor,
+                        )
+                        check_claimed(record, result.device)
+                    except BaseException:
+                        await self._give_back(worker, record)
+                        await self._forget_intent(record)
+                        raise
+            except OSError as error:
+                failure = UsbipdError(f"cannot start a worker: {error}", code="spawn")
+                raise explain(record.busid, failure, []) from error
+            except UsbipdError as error:
+                raise await self._explain(record, error, worker) from error
+        if parameters.log_level != self._log_level:  # it has changed meanwhile
+            worker.channel.tell(Command.LOG, LogParameters(level=self._log_level))
+        _LOG.info("%s claimed (%s) by worker[%d]", record.busid, result.claim_method, worker.pid)
+        return claim.taken(worker, result, page)
+
+    async def _free_from_use(self, busid: str, *, force: bool) -> None:
+        """Raises `ClaimError` while the host uses what is on the device; `force` unmounts that first."""
+        try:
+            used = await asyncio.to_thread(self._ownership.in_use, busid)
+            if used and force:
+                await asyncio.to_thread(self._ownership.unmount, busid)
+                _LOG.info("%s: unmounted %s", busid, " and ".join(used))
+                used = []
+        except OSError as error:  # a device that goes while it is looked at
+            raise ClaimError(f"cannot tell whether {busid} is in use: {error}", code="in-use") from error
+        if used:
+            mounted = all(each.startswith("/") for each in used)
+            raise ClaimError(
+                f"{busid} is in use on this host: {' and '.join(used)}",
+                code="mounted" if mounted else "in-use",
+                advice=f"unmount it first, or let `usbipd bind --busid {busid} --force` do it"
+                if mounted
+                else f"`usbipd bind --busid {busid} --force` says how to end that",
+            )
+
+    async def _explain(self, record: DeviceRecord, error: UsbipdError, worker: Child) -> ClaimError:
+        """What the worker said, with the name of who holds the device."""
+        if error.code == "gone":
+            return ClaimError(
+                f"{record.busid}: the worker ended with {worker.exit} before it had the device",
+                code="worker-ended",
+                advice="the log says more",
+            )
+        holders = []
+        if record.simulated is None:
+            try:
+                holders = await asyncio.to_thread(self._ownership.holders_of, record.busid)
+            except OSError as problem:
+                _LOG.warning("cannot tell who holds %s: %s", record.busid, problem)
+        return explain(record.busid, error, holders)
+
+    def _parameters(self, record: DeviceRecord) -> ClaimParameters:
+        return ClaimParameters(
+            busid=record.busid,
+            busnum=record.busnum,
+            devnum=record.devnum,
+            path=record.path,
+            simulated=record.simulated,
+            run_as=self._run_as,
+            transfer_budget=self._transfer_budget,
+            log_level=self._log_level,
+            log_to=self._log_to,
+        )
+
+    def _forget(self, claim: Claim, event: HistoryEvent) -> None:
+        busid = claim.record.busid
+        del self.claims[busid], self._keepers[busid], self._hurry[busid]
+        claim.ended(event)
+
+    # ---- what the store knows of it ------------------------------------------------------------------------
+
+    async def _note_intent(self, record: DeviceRecord) -> None:
+        """From here on the device may be without its drivers: whoever comes after us can know it."""
+        try:
+            await self._store.begin_claim(
+                StoredClaim(record.busid, record.vendor_id, record.product_id, time.time())
+            )
+        except UsbipdError as error:  # a full disk is no reason to share less
+            _LOG.error("the claim of %s is not noted: %s", record.busid, error)
+
+    async def _forget_intent(self, record: DeviceRecord) -> None:
+        if record.simulated is None:
+            try:
+                await self._store.end_claim(record.busid)
+            except UsbipdError as error:
+                _LOG.error("the end of the claim of %s is not noted: %s", record.busid, error)
+
+    # ---- the end of a worker -------------------------------------------------------------------------------
 
     async def _release(self, worker: Child, seconds: float) -> bool:
         """Whether the worker gives its device back and ends, in `seconds`."""
@@ -253,42 +409,10 @@ def _fail(first: asyncio.Future[ClaimedDevice], error: UsbipdError) -> None:
     first.exception()
 
 
-def _check(record: DeviceRecord, device: UsbDevice) -> None:
-    """Raises `ClaimError` unless `device` is the one that was to be claimed and fits the wire.
-
-    Every client is shown what the worker says here, at the end of a conversation with a device of unknown
-    make.
-    """
-    if (device.busid, device.busnum, device.devnum) != (record.busid, record.busnum, record.devnum):
-        raise ClaimError(f"{record.busid}: the worker claimed {device.busid}", code="bad-message")
-    try:
-        encode_devlist_reply([device])
-    except (ValueError, struct.error) as error:
-        raise ClaimError(
-            f"{record.busid} cannot be described to clients: {error}", code="bad-message"
-        ) from error
-
-
 def _same_device(one: DeviceRecord, other: DeviceRecord) -> bool:
-    return (one.vendor_id, one.product_id) == (other.vendor_id, other.product_id)
+    return (one.vendor_id, one.product_id, one.serial) == (other.vendor_id, other.product_id, other.serial)
 
 
 async def _refuse(request: Request) -> Message:
     """A worker asks for nothing; the policy has said so before."""
     raise UsbipdError(f"{request.command} is not for workers", code="not-permitted")
-
-
-def _counter_page() -> tuple[mmap.mmap, int]:
-    """A page of zeros that a worker may map too, and its descriptor, which the caller closes."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("usbipd-counters", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(descriptor, COUNTER_PAGE_SIZE)
-        # A worker that shrank it would make us read behind the end of a file, which is SIGBUS.
-        fcntl.fcntl(
-            descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-        )
-    else:
-        with tempfile.TemporaryFile() as file:
-            file.truncate(COUNTER_PAGE_SIZE)
-            descriptor = os.dup(file.fileno())
-    return mmap.mmap(descriptor, COUNTER_PAGE_SIZE, prot=mmap.PROT_READ), descriptor

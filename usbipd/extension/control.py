@@ -9,26 +9,29 @@ import logging
 import os
 import socket
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from usbipd import privileges
 from usbipd.errors import IPCError, UsbipdError
+from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.manager import SystemExtensionManager
 from usbipd.extension.monitor import StatusMonitor
 from usbipd.ipc.async_channel import Channel
 from usbipd.ipc.channel import Request
-from usbipd.ipc.messages import (
-    BindParameters,
-    BindResult,
-    Command,
-    ListResult,
-    Message,
-    RunAs,
-    UnbindParameters,
-    UnbindResult,
-)
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command, EventName, Nothing, RunAs
 from usbipd.ipc.policy import Role, role_of
+from usbipd.ipc.reports import (
+    BindParameters,
+    DetachParameters,
+    DetachResult,
+    HistoryParameters,
+    HistoryResult,
+    ListResult,
+    UnbindParameters,
+)
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -37,25 +40,73 @@ MAX_CONNECTIONS_PER_USER: Final = 32
 ACCEPT_PAUSE: Final = 0.1
 """Seconds to wait when accept fails for want of descriptors or memory."""
 
+TELL_AFTER: Final = 0.1
+"""Seconds between a change and the word of it to those who watch: changes come in bursts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Who knows the answers to what people ask."""
+
+    manager: SystemExtensionManager
+    monitor: StatusMonitor
+    chronicle: Chronicle
+
+    async def answer(self, request: Request, user: str) -> Message:
+        """The result of `request`, which this user may send.  Raises `UsbipdError`."""
+        manager, monitor, parameters = self.manager, self.monitor, request.parameters
+        match request.command:
+            case Command.LIST:
+                return ListResult(
+                    devices=await manager.list_devices(), bindings=await manager.binding_reports()
+                )
+            case Command.STATUS:
+                return await monitor.report()
+            case Command.HISTORY:
+                assert isinstance(parameters, HistoryParameters)
+                entries = await monitor.get_claim_history(parameters.limit, parameters.before)
+                return HistoryResult(entries=entries)
+            case Command.HEALTH:
+                return await monitor.perform_health_check()
+            case Command.WATCH:
+                return Nothing()
+            case Command.BIND:
+                assert isinstance(parameters, BindParameters)
+                bound = await manager.bind(parameters, user)
+                _LOG.info("%s bound by %s", parameters.busid or "a hardware id", user)
+                return bound
+            case Command.UNBIND:
+                assert isinstance(parameters, UnbindParameters)
+                unbound = await manager.unbind(parameters, user)
+                _LOG.info("%d bindings removed by %s", len(unbound.bindings), user)
+                return unbound
+            case Command.DETACH:
+                assert isinstance(parameters, DetachParameters)
+                client = await manager.detach(parameters.busid)
+                _LOG.info("%s detached from %s by %s", client, parameters.busid, user)
+                return DetachResult(client=client)
+        raise UsbipdError(f"{request.command} is not for the control socket", code="not-permitted")
+
 
 class IPCHandler:
     """The listener, and the answers to what comes in."""
 
-    def __init__(
-        self, path: Path, manager: SystemExtensionManager, monitor: StatusMonitor, run_as: RunAs | None
-    ) -> None:
+    def __init__(self, path: Path, run_as: RunAs | None) -> None:
         self._path = path
-        self._manager = manager
-        self._monitor = monitor
         self._run_as = run_as
+        self._telling: asyncio.TimerHandle | None = None
+        self._answers: Answers | None = None
+        self._ready = asyncio.Event()
         self._listener: socket.socket | None = None
         self._lock = -1
         """Descriptor of the socket's directory, locked while we listen."""
         self._channels: dict[Channel, int] = {}
         """With the uid of the peer."""
+        self._watching: dict[Channel, bool] = {}
+        """Those that have sent WATCH; whether they know that something has changed and have not asked yet."""
 
-    def start_listener(self) -> None:
-        """Accept from now on.
+    def start_listener(self) -> bool:
+        """Accept from now on; requests wait for `serve`.  Whether an extension before us was killed.
 
         Raises `UsbipdError` if another extension has its socket in this directory already, or the socket
         cannot be made.
@@ -64,7 +115,7 @@ class IPCHandler:
         listener.setblocking(False)
         try:
             self._lock = _lock(self._path.parent)
-            _remove_stale(self._path)
+            was_killed = _remove_stale(self._path)
             listener.bind(os.fspath(self._path))
             self._path.chmod(0o666 if os.geteuid() == 0 else 0o600)
             listener.listen(socket.SOMAXCONN)
@@ -78,6 +129,13 @@ class IPCHandler:
             raise
         self._listener = listener
         self._listen()
+        return was_killed
+
+    def serve(self, answers: Answers) -> None:
+        """Answer from now on."""
+        answers.chronicle.watch(self._changed)
+        self._answers = answers
+        self._ready.set()
 
     def close(self) -> None:
         """Accept no more, remove the socket and leave everybody."""
@@ -134,34 +192,32 @@ class IPCHandler:
 
         def closed(reason: IPCError | None) -> None:
             del self._channels[channel]
+            self._watching.pop(channel, None)
             if reason is not None:
                 _LOG.warning("%s dropped: %s", who, reason)
 
         async def answer(request: Request) -> Message:
             _LOG.debug("%s asks for %s", who, request.command)
-            return await self._answer(request, who)
+            if request.command is Command.WATCH or channel in self._watching:
+                self._watching[channel] = False
+            await self._ready.wait()
+            assert self._answers is not None
+            return await self._answers.answer(request, peer.name)
 
         channel = Channel(connection, name=who, role=role, on_request=answer, on_close=closed)
         self._channels[channel] = peer.uid
 
-    async def _answer(self, request: Request, who: str) -> Message:
-        parameters = request.parameters
-        match request.command:
-            case Command.LIST:
-                return ListResult(devices=await self._manager.list_devices())
-            case Command.STATUS:
-                return await self._monitor.report()
-            case Command.BIND:
-                assert isinstance(parameters, BindParameters)
-                device = await self._manager.bind(parameters.busid)
-                _LOG.info("%s bound by %s", parameters.busid, who)
-                return BindResult(device=device)
-            case Command.UNBIND:
-                assert isinstance(parameters, UnbindParameters)
-                busids = await self._manager.unbind(parameters.busid)
-                _LOG.info("%s unbound by %s", ", ".join(busids) or "nothing", who)
-                return UnbindResult(busids=busids)
-        raise UsbipdError(f"{request.command} is not for the control socket", code="not-permitted")
+    def _changed(self) -> None:
+        if self._watching and self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(TELL_AFTER, self._tell)
+
+    def _tell(self) -> None:
+        """Tell those who watch, once until they ask: one that is slow gets no queue of it."""
+        self._telling = None
+        for channel, knows in self._watching.items():
+            if not knows:
+                self._watching[channel] = True
+                channel.push(EventName.CHANGED, Nothing())
 
 
 def _lock(directory: Path) -> int:
@@ -185,13 +241,18 @@ def _lock(directory: Path) -> int:
     return descriptor
 
 
-def _remove_stale(path: Path) -> None:
-    """Remove the socket that a killed extension left.  Raises `OSError`, or `UsbipdError` if it is none."""
+def _remove_stale(path: Path) -> bool:
+    """Remove the socket that a killed extension left; whether there was one.
+
+    Raises `OSError`, or `UsbipdError` if it is no socket.
+    """
     if path.is_socket():
         path.unlink()
-    elif os.path.lexists(path):
+        return True
+    if os.path.lexists(path):
         raise UsbipdError(
             f"{path} is there already and is no socket",
             code="bad-path",
             advice="choose another path with --socket",
         )
+    return False

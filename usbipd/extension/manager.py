@@ -1,21 +1,40 @@
 """What is shared: bindings, and the operations on them.  Runs in the extension.
 
-A binding says that a device is to be shared; here they live in memory, as long as the extension does.
+A device that fits a binding is claimed whenever it is there: at the start, when it is plugged in, when it
+comes back as another device (a bootloader) that is bound too.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from usbipd.errors import UsbipdError
-from usbipd.extension.claim import Claim, ClaimedDevice
+from usbipd.extension.bindings import Bindings, report_binding
+from usbipd.extension.chronicle import Chronicle
+from usbipd.extension.claim import Claim, ClaimedDevice, ClaimState
 from usbipd.extension.claimer import DeviceClaimer
+from usbipd.extension.device_report import report_device
+from usbipd.extension.store import Binding, Store
 from usbipd.extension.supervisor import Spawner
-from usbipd.ipc.messages import DeviceReport, DeviceState, RunAs
+from usbipd.ipc.messages import RunAs
+from usbipd.ipc.reports import (
+    BindingReport,
+    BindParameters,
+    BindResult,
+    DeviceReport,
+    HardwareId,
+    HistoryEvent,
+    UnbindParameters,
+    UnbindResult,
+)
+from usbipd.protocol.op import UsbDevice
+from usbipd.server.access import AccessList
 from usbipd.usb.discovery import DeviceRecord, DeviceSource
-from usbipd.usb.ownership import USBFS, Ownership
+from usbipd.usb.identity import DeviceRule
+from usbipd.usb.ownership import Ownership
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -23,6 +42,10 @@ RELEASE_TIMEOUT: Final = 5.0
 """Seconds that a worker has to give its device back: the host's drivers look at it before it answers."""
 STOP_TIMEOUT: Final = 1.0
 """The same when the whole daemon ends, which takes 2 s at most."""
+FIRST_CLAIMS: Final = 10.0
+"""Seconds that the start of the daemon waits for devices that are bound and present."""
+LIST_AGAIN: Final = 5.0
+"""Seconds until the devices are listed again when that has failed."""
 
 
 class SystemExtensionManager:
@@ -33,24 +56,36 @@ class SystemExtensionManager:
         sources: Sequence[DeviceSource],
         spawner: Spawner,
         ownership: Ownership,
+        store: Store,
+        bindings: Bindings,
+        chronicle: Chronicle,
         *,
         run_as: RunAs | None,
         transfer_budget: int,
         log_level: str,
+        log_to: str,
     ) -> None:
         self._sources = sources
         self._ownership = ownership
+        self._store = store
+        self._bindings = bindings
+        self._chronicle = chronicle
         self._claimer = DeviceClaimer(
             spawner,
             ownership,
             self._find_device,
+            store,
+            chronicle,
             run_as=run_as,
             transfer_budget=transfer_budget,
             log_level=log_level,
+            log_to=log_to,
+            on_end=self.devices_changed,
         )
-        self._bindings: set[str] = set()
         # bind and unbind one after the other: half of each would be neither
         self._lock = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._follower: asyncio.Task[None] | None = None
         self._stopping = False
 
     @property
@@ -59,28 +94,44 @@ class SystemExtensionManager:
         return self._claimer.claims
 
     async def start(self) -> None:
-        """Bind the simulated devices, which are there to be shared, and claim all that is bound.
+        """Claim all that is bound and present, and from now on all that comes.
 
-        Raises `ClaimError`.
+        The simulated devices are bound here: they are there to be shared.  Raises `UsbipdError` if one of
+        them cannot be had, which is an error of who asked for it.
         """
         async with self._lock:
+            await self._bindings.load()
             records = await self._list_records()
-            self._bindings |= {record.busid for record in records if record.simulated is not None}
-            await self._claimer.restore_claimed_devices(
-                [record for record in records if record.busid in self._bindings]
-            )
+            simulated = [record for record in records if record.simulated is not None]
+            for record in simulated:
+                self._bindings.bind_simulated(record)
+            await self._give_strays_back(records)
+            await self._claim_all(simulated, force=False)
+            await self._follow(records)
+            await self._wait_for_first_claims()
+        self._follower = asyncio.create_task(self._follow_changes())
 
     async def stop(self) -> None:
         """Give every device back, all at the same time, also those that are being claimed or released."""
         self._stopping = True
+        if self._follower is not None:
+            self._follower.cancel()
+            await asyncio.wait({self._follower})
         await asyncio.gather(self._release(list(self.claims), STOP_TIMEOUT), self._wait_settled(STOP_TIMEOUT))
+
+    def devices_changed(self) -> None:
+        """Something was plugged in or out, or a port became free: look what there is."""
+        self._changed.set()
+
+    def set_log_level(self, level: str) -> None:
+        """For the workers that live and those that come."""
+        self._claimer.set_log_level(level)
+
+    # ---- what people ask for -------------------------------------------------------------------------------
 
     async def claim_device(self, busid: str) -> ClaimedDevice:
         """Take the device from this host.  Raises `UsbipdError`: no such device, or it cannot be had."""
-        record = await self._require_device(busid)
-        if self._stopping:
-            raise UsbipdError("the daemon is ending", code="ending")
-        return await self._claimer.claim_device(record)
+        return await self._claimer.claim_device(await self._require_device(busid))
 
     async def release_device(self, busid: str) -> None:
         """Give the device back to this host."""
@@ -90,33 +141,151 @@ class SystemExtensionManager:
         """What our workers hold now."""
         return [claim.device for claim in self.claims.values() if claim.device is not None]
 
-    async def bind(self, busid: str) -> DeviceReport:
-        """Share the device from now on.  Raises `UsbipdError`; nothing is bound then."""
-        async with self._lock:
-            await self.claim_device(busid)
-            self._bindings.add(busid)
-        return await self._report(await self._require_device(busid))
+    async def bind(self, parameters: BindParameters, by: str) -> BindResult:
+        """Share a device, or all with one hardware id, from now on.
 
-    async def unbind(self, busid: str | None) -> list[str]:
-        """Share one device no longer, or (None) no device at all; the busids that were shared.
-
-        Raises `UsbipdError` if `busid` was not shared.
+        Raises `UsbipdError` if one that is present cannot be had; nothing is bound then.
         """
         async with self._lock:
-            if busid is not None and busid not in self._bindings:
-                raise UsbipdError(
-                    f"{busid} is not shared", code="not-shared", advice="`usbipd list` shows what is"
+            AccessList(parameters.allow)  # one that is wrong is an error before anything is claimed
+            rule, records = await self._meant(parameters)
+            if self._stopping:
+                raise UsbipdError("the daemon is ending", code="ending")
+            new = [record for record in records if not self._claimer.is_device_claimed(record.busid)]
+            binding = Binding(
+                rule=rule,
+                product=records[0].product if records else None,
+                allow=tuple(parameters.allow),
+                created=time.time(),
+                created_by=by,
+            )
+            try:
+                await self._claim_all(new, force=parameters.force)
+                await self._bindings.add(
+                    binding, simulated=parameters.busid is not None and records[0].simulated is not None
                 )
-            busids = sorted(self._bindings) if busid is None else [busid]
-            self._bindings -= set(busids)
-            await self._release(busids, RELEASE_TIMEOUT)
-            return busids
+            except BaseException:
+                await self._release_unbound()
+                self.devices_changed()  # what another binding shares, and this try has let go of
+                raise
+            for record in records:
+                self._chronicle.happened(HistoryEvent.BOUND, record, reason=f"by {by}")
+            if not records:
+                self._chronicle.happened(
+                    HistoryEvent.BOUND,
+                    vendor_id=rule.vendor_id,
+                    product_id=rule.product_id,
+                    reason=f"by {by}",
+                )
+        devices = [await self._report(record) for record in records]
+        return BindResult(binding=report_binding(binding, records), devices=devices)
+
+    async def unbind(self, parameters: UnbindParameters, by: str) -> UnbindResult:
+        """Remove bindings, and give back what no other one shares.  Raises `UsbipdError`: there are none."""
+        async with self._lock:
+            bindings = await self._chosen(parameters)
+            records = await self._list_records()
+            await self._bindings.remove(bindings)
+            for binding in bindings:
+                self._chronicle.happened(
+                    HistoryEvent.UNBOUND,
+                    busid=binding.rule.busid,
+                    vendor_id=binding.rule.vendor_id,
+                    product_id=binding.rule.product_id,
+                    product=binding.product,
+                    reason=f"by {by}",
+                )
+            return UnbindResult(
+                bindings=[report_binding(binding, records) for binding in bindings],
+                busids=await self._release_unbound(),
+            )
+
+    async def detach(self, busid: str) -> str:
+        """End the session of the client that uses the device; who it was.  Raises `UsbipdError`."""
+        return await self._claimer.disconnect(busid)
 
     async def list_devices(self) -> list[DeviceReport]:
         """Every device that is or could be shared.  Raises `UsbipdError` if libusb cannot list them."""
         return [await self._report(record) for record in await self._list_records()]
 
-    async def _release(self, busids: list[str], seconds: float) -> None:
+    async def binding_reports(self) -> list[BindingReport]:
+        """Every binding, with the devices that it shares now.  Raises `UsbipdError` as `list_devices`."""
+        records = await self._list_records()
+        return [report_binding(binding, records) for binding in self._bindings.all()]
+
+    # ---- what clients ask for ------------------------------------------------------------------------------
+
+    def offers(self, address: str) -> list[UsbDevice]:
+        """The devices that a client at `address` may import, free or not."""
+        return [
+            claim.wire_device
+            for claim in self.claims.values()
+            if claim.wire_device is not None and self.may_use(claim, address)
+        ]
+
+    def may_use(self, claim: Claim, address: str) -> bool:
+        """Whether a client at `address` may know of this device."""
+        return self._bindings.allow(claim.record, address)
+
+    # ---- what is there, and what is to be claimed of it ----------------------------------------------------
+
+    async def _follow_changes(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            try:
+                await self._follow(await self._list_records())
+            except UsbipdError as error:
+                _LOG.error("%s", error)
+                asyncio.get_running_loop().call_later(LIST_AGAIN, self._changed.set)
+            self._chronicle.changed()
+
+    async def _follow(self, records: Sequence[DeviceRecord]) -> None:
+        """These are plugged in now: claim what is bound of them, let go of what is gone."""
+        if not self._stopping:
+            self._claimer.compare(records)
+            await self._claimer.restore_claimed_devices(
+                [record for record in records if self._bindings.that_fit(record)]
+            )
+
+    async def _wait_for_first_claims(self) -> None:
+        """Until each claim has been tried once, but not longer than `FIRST_CLAIMS`."""
+        deadline = time.monotonic() + FIRST_CLAIMS
+        for claim in list(self.claims.values()):
+            while claim.state is ClaimState.CLAIMING and await claim.changed(deadline - time.monotonic()):
+                continue
+
+    async def _give_strays_back(self, records: Sequence[DeviceRecord]) -> None:
+        """Devices that an extension before us held and that are not bound: back to their drivers.
+
+        If all its processes were killed at one moment, nobody has given them back.
+        """
+        for stored in await self._store.claims():
+            record = next((record for record in records if record.busid == stored.busid), None)
+            if record is None or not self._bindings.that_fit(record):
+                if record is not None:
+                    _LOG.warning("%s was left without its drivers: giving it back", record.busid)
+                    await asyncio.to_thread(self._ownership.give_back, record.busid)
+                await self._store.end_claim(stored.busid)
+
+    async def _claim_all(self, records: Iterable[DeviceRecord], *, force: bool) -> None:
+        """Claim all of these at the same time.  Raises the first error, when all tries are over."""
+        results = await asyncio.gather(
+            *(self._claimer.claim_device(record, force=force) for record in records), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _release_unbound(self) -> list[str]:
+        """Give back what no binding shares; the busids."""
+        busids = sorted(
+            busid for busid, claim in self.claims.items() if not self._bindings.that_fit(claim.record)
+        )
+        await self._release(busids, RELEASE_TIMEOUT)
+        return busids
+
+    async def _release(self, busids: Sequence[str], seconds: float) -> None:
         await asyncio.gather(*(self._claimer.release_device(busid, timeout=seconds) for busid in busids))
 
     async def _wait_settled(self, seconds: float) -> None:
@@ -124,6 +293,41 @@ class SystemExtensionManager:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds), self._lock:
                 return
+
+    async def _meant(self, parameters: BindParameters) -> tuple[DeviceRule, list[DeviceRecord]]:
+        """The rule that is to be made, and the devices that fit it now.  Raises `UsbipdError`."""
+        if parameters.busid is not None and parameters.hardware is None:
+            record = await self._require_device(parameters.busid)
+            return DeviceRule.of_port(record), [record]
+        if parameters.hardware is not None and parameters.busid is None:
+            rule = _hardware_rule(parameters.hardware)
+            return rule, [record for record in await self._list_records() if rule.fits(record)]
+        raise UsbipdError("bind takes either a busid or a hardware id", code="bad-message")
+
+    async def _chosen(self, parameters: UnbindParameters) -> list[Binding]:
+        """The bindings that are to go.  Raises `UsbipdError` if there are none."""
+        everything = self._bindings.all()
+        if parameters.hardware is not None:
+            rule = _hardware_rule(parameters.hardware)
+            chosen = [binding for binding in everything if binding.rule == rule]
+            what = f"no binding of the hardware id {rule}"
+        elif parameters.busid is not None:
+            chosen = [binding for binding in everything if binding.rule.busid == parameters.busid]
+            what = f"{parameters.busid} is not shared"
+        else:
+            return everything
+        if chosen:
+            return chosen
+        advice = "`usbipd list` shows what is"
+        claim = self.claims.get(parameters.busid or "")
+        others = [] if claim is None else self._bindings.that_fit(claim.record)
+        if others:
+            rule = others[0].rule
+            what = f"{parameters.busid} is shared by its hardware id, not by its port"
+            advice = f"`usbipd unbind --hardware-id {rule.vendor_id:04x}:{rule.product_id:04x}`"
+            advice += " --serial SERIAL" if rule.serial is not None else ""
+            advice += " unbinds it, wherever it is plugged in"
+        raise UsbipdError(what, code="not-shared", advice=advice)
 
     async def _list_records(self) -> list[DeviceRecord]:
         return [record for source in self._sources for record in await source.list_devices()]
@@ -140,29 +344,11 @@ class SystemExtensionManager:
         return record
 
     async def _report(self, record: DeviceRecord) -> DeviceReport:
-        claim = self.claims.get(record.busid)
         drivers: list[str] = []
         if record.simulated is None:
             drivers = await asyncio.to_thread(self._ownership.drivers_of, record.busid)
-        device = None if claim is None else claim.device
-        if device is not None:
-            with contextlib.suppress(ValueError):
-                drivers.remove(USBFS)  # that is our own worker
-        return DeviceReport(
-            busid=record.busid,
-            vendor_id=record.vendor_id,
-            product_id=record.product_id,
-            manufacturer=record.manufacturer,
-            product=record.product,
-            speed=record.speed.label,
-            device_class=record.device_class,
-            drivers=drivers,
-            simulated=record.simulated is not None,
-            state=DeviceState.NOT_SHARED if claim is None else claim.state.shown,
-            client=None if claim is None else claim.client,
-            claim_method=None if device is None else device.claim_method,
-            claim_time=None if device is None else device.claim_time,
-            worker_pid=None if claim is None or claim.worker is None else claim.worker.pid,
-            error=None if claim is None else claim.error,
-            counters=None if claim is None else claim.counters(),
-        )
+        return report_device(record, self.claims.get(record.busid), drivers)
+
+
+def _hardware_rule(hardware: HardwareId) -> DeviceRule:
+    return DeviceRule(hardware.vendor_id, hardware.product_id, hardware.serial)

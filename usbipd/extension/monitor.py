@@ -1,19 +1,46 @@
-"""The whole daemon at one moment.  Runs in the extension."""
+"""The whole daemon at one moment, what happened before, and how well it is.  Runs in the extension."""
 
+import asyncio
 import os
-import resource
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import psutil
 
 import usbipd
 from usbipd.extension.claim import ClaimedDevice
-from usbipd.extension.manager import SystemExtensionManager
-from usbipd.extension.network import NetworkServer
-from usbipd.extension.supervisor import Child
-from usbipd.ipc.messages import ProcessReport, StatusResult
+from usbipd.extension.health import examine
+from usbipd.extension.subject import (
+    Host,
+    Listeners,
+    PlugEvents,
+    Records,
+    SharedDevices,
+    Subject,
+)
+from usbipd.ipc.messages import RunAs
+from usbipd.ipc.reports import HealthResult, HistoryEntry, ProcessReport, StatusResult
 from usbipd.log import ErrorCounter
 from usbipd.privileges import user_name
+from usbipd.usb.identity import DeviceRule
+
+
+class ClaimedDevices(SharedDevices, Protocol):
+    """What status needs of the manager."""
+
+    def get_claimed_devices(self) -> list[ClaimedDevice]:
+        """What our workers hold now."""
+
+
+class History(Records, Protocol):
+    """What status needs of the store."""
+
+    async def history(self, limit: int, before: int | None = None) -> list[HistoryEntry]:
+        """The newest entries first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +60,35 @@ class SystemExtensionStatus:
 class StatusMonitor:
     """Answers what people ask about the daemon."""
 
-    def __init__(self, manager: SystemExtensionManager, network: NetworkServer, errors: ErrorCounter) -> None:
+    def __init__(
+        self,
+        manager: ClaimedDevices,
+        network: Listeners,
+        store: History,
+        hotplug: PlugEvents | None,
+        errors: ErrorCounter,
+        control_socket: Path,
+        *,
+        run_as: RunAs | None,
+        access: Sequence[DeviceRule],
+        host: Host | None = None,
+    ) -> None:
+        """`run_as` is whom the server becomes; `access` the devices that have a table `[[access]]`."""
         self._manager = manager
         self._network = network
+        self._store = store
         self._errors = errors
+        self._subject = Subject(
+            manager=manager,
+            network=network,
+            store=store,
+            hotplug=hotplug,
+            control_socket=control_socket,
+            run_as=run_as,
+            access=access,
+            host=host or Host(),
+        )
+        self._examination: asyncio.Task[HealthResult] | None = None
         self._start_time = time.time()
         self._started = time.monotonic()
 
@@ -47,39 +99,64 @@ class StatusMonitor:
             claimed_devices=self._manager.get_claimed_devices(),
             last_start_time=self._start_time,
             error_count=self._errors.count,
-            memory_usage=_resident_bytes(),
+            memory_usage=resident_bytes(os.getpid()) or 0,
         )
 
     async def report(self) -> StatusResult:
         """The extension with all its devices and processes.  Raises `UsbipdError` if libusb fails."""
-        status = self.get_current_status()
+        devices = await self._manager.list_devices()
+        bindings = await self._manager.binding_reports()
+        processes = await self._processes()
         return StatusResult(
             version=usbipd.__version__,
             pid=os.getpid(),
             user=user_name(os.geteuid()),
-            start_time=status.last_start_time,
+            start_time=self._start_time,
             uptime=time.monotonic() - self._started,
             listening=self._network.listening,
-            devices=await self._manager.list_devices(),
-            processes=self._processes(),
-            error_count=status.error_count,
-            memory_usage=status.memory_usage,
+            devices=devices,
+            bindings=bindings,
+            processes=processes,
+            error_count=self._errors.count,
+            last_errors=list(self._errors.last),
+            memory_usage=sum(process.memory or 0 for process in processes),
         )
 
-    def _processes(self) -> list[ProcessReport]:
+    async def get_claim_history(self, limit: int, before: int | None = None) -> list[HistoryEntry]:
+        """What happened, the newest first: at most `limit` entries, of those with an id below `before`.
+
+        Raises `UsbipdError` if the store cannot be read.
+        """
+        return await self._store.history(limit, before)
+
+    async def perform_health_check(self) -> HealthResult:
+        """Every check, within seconds.  Who asks while one examination is under way gets its result:
+        everybody may ask, and nobody makes us do more by asking more often."""
+        if self._examination is None or self._examination.done():
+            self._examination = asyncio.create_task(examine(self._subject))
+        return await asyncio.shield(self._examination)
+
+    async def _processes(self) -> list[ProcessReport]:
         children = [self._network.child]
         children += [claim.worker for _busid, claim in sorted(self._manager.claims.items())]
-        ourselves = ProcessReport(role="extension", pid=os.getpid(), user=user_name(os.geteuid()))
-        return [ourselves, *(_process(child) for child in children if child is not None)]
+        reports = [
+            ProcessReport(role="extension", pid=os.getpid(), user=user_name(os.geteuid()), memory=None)
+        ]
+        reports += [
+            ProcessReport(role=child.role, pid=child.pid, user=child.user, memory=None, busid=child.busid)
+            for child in children
+            if child is not None
+        ]
+        memories = await asyncio.to_thread(lambda: [resident_bytes(report.pid) for report in reports])
+        return [
+            msgspec.structs.replace(report, memory=memory)
+            for report, memory in zip(reports, memories, strict=True)
+        ]
 
 
-def _process(child: Child) -> ProcessReport:
-    return ProcessReport(role=child.role, pid=child.pid, user=child.user, busid=child.busid)
-
-
-def _resident_bytes() -> int:
+def resident_bytes(pid: int) -> int | None:
+    """Bytes of memory that a process has resident; None if it has ended."""
     try:
-        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]  # Linux proc(5)
-    except FileNotFoundError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS getrusage(2): bytes, at their most
-    return int(pages) * resource.getpagesize()
+        return psutil.Process(pid).memory_info().rss
+    except psutil.Error:
+        return None

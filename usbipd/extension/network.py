@@ -14,25 +14,30 @@ from typing import Final
 import msgspec
 
 from usbipd.errors import IPCError, UsbipdError
-from usbipd.extension.claim import Claim
 from usbipd.extension.reservations import Reservations
-from usbipd.extension.supervisor import Backoff, Child, Spawner, wait_ended
+from usbipd.extension.supervisor import FIRST_DELAY, Backoff, Child, Spawner, wait_ended
 from usbipd.ipc.channel import Request
+from usbipd.ipc.message import Message
 from usbipd.ipc.messages import (
     Command,
+    DevlistParameters,
     DevlistResult,
-    Message,
+    LogParameters,
     ReservationParameters,
     ReserveParameters,
     ServeParameters,
     ServeResult,
 )
 from usbipd.ipc.policy import Role
+from usbipd.protocol.op import UsbDevice
 
 _LOG: Final = logging.getLogger(__name__)
 
 SERVE_TIMEOUT: Final = 60.0
 """Seconds from the start of a server until it listens."""
+
+LEAVING_TIME: Final = 5.0
+"""Seconds that a server whose extension was killed has to end."""
 
 
 class NetworkServer:
@@ -42,12 +47,13 @@ class NetworkServer:
         self,
         spawner: Spawner,
         parameters: ServeParameters,
-        claims: Callable[[], list[Claim]],
+        offers: Callable[[str], list[UsbDevice]],
         reservations: Reservations,
     ) -> None:
+        """`offers` tells what a client at this address may import."""
         self._spawner = spawner
         self._parameters = parameters
-        self._claims = claims
+        self._offers = offers
         self._reservations = reservations
         self._keeper: asyncio.Task[None] | None = None
         self.child: Child | None = None
@@ -57,9 +63,32 @@ class NetworkServer:
         """Where clients connect; once it has been started, with the ports that it got."""
         return self._parameters.listen
 
-    async def start(self) -> None:
-        """Listen.  Raises `UsbipdError` if that does not work, for instance because an address is in use."""
-        child = await self._serve()
+    @property
+    def allow(self) -> list[str]:
+        """The addresses and networks that are let in; none: all."""
+        return self._parameters.allow
+
+    def set_log_level(self, level: str) -> None:
+        """For the server that lives and those that come."""
+        self._parameters = msgspec.structs.replace(self._parameters, log_level=level)
+        if self.child is not None:
+            self.child.channel.tell(Command.LOG, LogParameters(level=level))
+
+    async def start(self, *, after_a_kill: bool) -> None:
+        """Listen.  Raises `UsbipdError` if that does not work, for instance because an address is in use.
+
+        `after_a_kill`: the server of an extension that was killed may be about to leave that address.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (LEAVING_TIME if after_a_kill else 0.0)
+        while True:
+            try:
+                child = await self._serve()
+                break
+            except UsbipdError as error:
+                if error.code != "address-in-use" or loop.time() >= deadline:
+                    raise
+                await asyncio.sleep(FIRST_DELAY)
         self._keeper = asyncio.create_task(self._keep(child))
 
     async def stop(self) -> None:
@@ -120,8 +149,8 @@ class NetworkServer:
         parameters = request.parameters
         match request.command:
             case Command.DEVLIST:
-                devices = [claim.wire_device for claim in self._claims() if claim.wire_device is not None]
-                return DevlistResult(devices=devices)
+                assert isinstance(parameters, DevlistParameters)
+                return DevlistResult(devices=self._offers(parameters.address))
             case Command.RESERVE:
                 assert isinstance(parameters, ReserveParameters)
                 asking = self.child

@@ -1,46 +1,77 @@
 """The extension's main: brings the daemon up, prints what is shared, and takes it down.  Called by the CLI.
 
-Up: runtime directory, control socket (so that a second daemon stops here), server, claims.  Down, on SIGINT,
-SIGTERM or SIGHUP: listen no more, give every device back, remove what was made; in less than two seconds.
+Up: runtime directory, control socket (so that a second daemon stops here), store, server, claims.  Down, on
+SIGINT, SIGTERM or SIGHUP: listen no more, give every device back, remove what was made; in less than two
+seconds.  SIGUSR1 makes all processes log at level debug, SIGUSR2 as configured.
 """
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from usbipd import __version__, log, paths, privileges
-from usbipd.config import ListenAddress, ServerConfig, parse_listen
-from usbipd.extension.control import IPCHandler
+from usbipd.addresses import ListenAddress, parse_listen
+from usbipd.config import ServerConfig
+from usbipd.extension.bindings import Bindings
+from usbipd.extension.chronicle import Chronicle
+from usbipd.extension.control import Answers, IPCHandler
 from usbipd.extension.manager import SystemExtensionManager
 from usbipd.extension.monitor import StatusMonitor
 from usbipd.extension.network import NetworkServer
+from usbipd.extension.parent import watch_parent
 from usbipd.extension.reservations import Reservations
 from usbipd.extension.simulation import SimulatedBus
+from usbipd.extension.store import Store
 from usbipd.extension.supervisor import Supervisor, seal_descriptors
-from usbipd.ipc.messages import DeviceReport, DeviceState, ServeParameters, SimulatedSpec
+from usbipd.ipc.messages import ServeParameters, SimulatedSpec
+from usbipd.ipc.reports import DeviceReport, DeviceState, HistoryEvent
 from usbipd.protocol.constants import USBIP_PORT
 from usbipd.usb.discovery import DeviceDiscovery, DeviceSource
-from usbipd.usb.ownership import Ownership
+from usbipd.usb.hotplug import Hotplug
+from usbipd.usb.ownership import host_ownership
 
 _LOG: Final = logging.getLogger(__name__)
 
 
-def run(config: ServerConfig, simulate: Sequence[SimulatedSpec], with_real: bool, socket_path: Path) -> int:
+def run(
+    config: ServerConfig,
+    simulate: Sequence[SimulatedSpec],
+    with_real: bool,
+    socket_path: Path,
+    state_directory: Path | None,
+) -> int:
     """Be the extension until a signal ends it; the exit code.
 
-    `simulate` are the simulated devices to share, `with_real` offers this host's devices too.  Raises
-    `UsbipdError` if the daemon does not come up; nothing is left then.
+    `simulate` are the simulated devices to share, `with_real` offers this host's devices too; bindings and
+    history live in `state_directory`, or (None) as long as this process.  Raises `UsbipdError` if the daemon
+    does not come up; nothing is left then.
     """
-    log.configure("extension", level=config.log_level)
-    seal_descriptors()
+    launcher = os.getppid()
+    seal_descriptors()  # first: what is opened from here on has no number below 3
+    log.configure("extension", level=config.log_level, to=config.log_to)
+    errors = log.ErrorCounter()
+    logging.getLogger().addHandler(errors)
     files = paths.RuntimeFiles(socket_path.absolute())
-    return asyncio.run(Extension(config, simulate, with_real, files).run())
+    extension = Extension(config, simulate, with_real, files, state_directory, errors, launcher)
+    return asyncio.run(extension.run())
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What there is once the store is open."""
+
+    manager: SystemExtensionManager
+    network: NetworkServer
+    hotplug: Hotplug | None
 
 
 class Extension:
@@ -52,75 +83,131 @@ class Extension:
         simulate: Sequence[SimulatedSpec],
         with_real: bool,
         files: paths.RuntimeFiles,
+        state_directory: Path | None,
+        errors: log.ErrorCounter,
+        launcher: int,
     ) -> None:
-        run_as = privileges.find_run_as(config.user)
-        errors = log.ErrorCounter()
-        logging.getLogger().addHandler(errors)
-        sources: list[DeviceSource] = [SimulatedBus(simulate)]
-        if with_real:
-            sources.append(DeviceDiscovery())
+        """`launcher` is the pid of our parent as we started."""
+        self._config = config
+        self._simulate = simulate
+        self._with_real = with_real
         self._files = files
+        self._state_directory = state_directory
+        self._errors = errors
+        self._launcher = launcher
+        self._run_as = privileges.find_run_as(config.user)
         self._supervisor = Supervisor()
-        self._manager = SystemExtensionManager(
-            sources,
-            self._supervisor,
-            Ownership(),
-            run_as=privileges.worker_run_as(run_as),
-            transfer_budget=config.limits.transfer_budget,
-            log_level=config.log_level,
-        )
-        limits = config.limits
-        self._network = NetworkServer(
-            self._supervisor,
-            ServeParameters(
-                listen=[str(address) for address in config.addresses],
-                max_connections=limits.max_connections,
-                max_connections_per_address=limits.max_connections_per_address,
-                handshake_timeout=limits.handshake_timeout,
-                run_as=run_as,
-                chroot=None if run_as is None else str(files.chroot),
-                log_level=config.log_level,
-            ),
-            lambda: list(self._manager.claims.values()),
-            Reservations(self._manager.claims, limits.handshake_timeout),
-        )
-        monitor = StatusMonitor(self._manager, self._network, errors)
-        self._control = IPCHandler(files.control_socket, self._manager, monitor, run_as)
+        self._stopped = asyncio.Event()
+        self._parts: _Parts | None = None
 
     async def run(self) -> int:
         """Up, until a signal, and down.  Raises `UsbipdError` if it does not come up."""
-        loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, stop.set)
+        self._handle_signals()
         self._supervisor.start()
         self._files.prepare()
-        self._control.start_listener()  # from here on the socket's path is ours
-        stopped = asyncio.create_task(stop.wait())
-        started = asyncio.create_task(self._start())
-        try:
-            await asyncio.wait({stopped, started}, return_when=asyncio.FIRST_COMPLETED)
-            if started.done():
-                started.result()
-                await stopped
-            _LOG.info("ending")
-        finally:
-            await self._stop(started)
+        control = IPCHandler(self._files.control_socket, self._run_as)
+        was_killed = control.start_listener()  # from here on the socket's path is ours
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._files.remove)
+            stack.callback(control.close)
+            store = await Store.open(self._state_directory)
+            stack.push_async_callback(store.close)
+            chronicle = Chronicle(store)
+            parts = self._parts = self._build(store, chronicle, control)
+            stack.push_async_callback(self._stop, parts, control)
+            chronicle.happened(HistoryEvent.STARTED, reason=f"version {__version__}")
+            stopped = asyncio.create_task(self._stopped.wait())
+            started = asyncio.create_task(self._start(parts, was_killed))
+            try:
+                await asyncio.wait({stopped, started}, return_when=asyncio.FIRST_COMPLETED)
+                if started.done():
+                    started.result()
+                    await stopped
+                _LOG.info("ending")
+            finally:
+                started.cancel()
+                await asyncio.wait({started})
+                chronicle.happened(HistoryEvent.STOPPED)
         return 0
 
-    async def _start(self) -> None:
-        self._files.prepare_chroot()
-        await self._network.start()  # first: with its port in use, no driver need lose its device
-        await self._manager.start()
-        text = announcement(self._network.listening, await self._manager.list_devices())
-        _say(text)
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._stopped.set)
+        loop.add_signal_handler(signal.SIGUSR1, self._set_log_level, "debug")
+        loop.add_signal_handler(signal.SIGUSR2, self._set_log_level, self._config.log_level)
+        if getattr(sys, "frozen", False):
+            # PyInstaller's bootloader is our parent: whoever ends it by force means us.
+            watch_parent(self._launcher, self._stopped.set)
 
-    async def _stop(self, started: asyncio.Task[None]) -> None:
-        started.cancel()
-        await asyncio.wait({started})
-        await asyncio.gather(self._network.stop(), self._manager.stop())
-        self._control.close()  # last: a command that waits for its answer has it by now
-        self._files.remove()
+    def _build(self, store: Store, chronicle: Chronicle, control: IPCHandler) -> _Parts:
+        config, limits = self._config, self._config.limits
+        sources: list[DeviceSource] = [SimulatedBus(self._simulate)]
+        if self._with_real:
+            sources.append(DeviceDiscovery())
+        manager = SystemExtensionManager(
+            sources,
+            self._supervisor,
+            host_ownership(),
+            store,
+            Bindings(store, config.access),
+            chronicle,
+            run_as=privileges.worker_run_as(self._run_as),
+            transfer_budget=limits.transfer_budget,
+            log_level=config.log_level,
+            log_to=config.log_to,
+        )
+        network = NetworkServer(
+            self._supervisor,
+            ServeParameters(
+                listen=[str(address) for address in config.addresses],
+                allow=list(config.allow),
+                max_connections=limits.max_connections,
+                max_connections_per_address=limits.max_connections_per_address,
+                handshake_timeout=limits.handshake_timeout,
+                run_as=self._run_as,
+                chroot=None if self._run_as is None else str(self._files.chroot),
+                log_level=config.log_level,
+                log_to=config.log_to,
+            ),
+            manager.offers,
+            Reservations(manager.claims, manager.may_use, limits.handshake_timeout),
+        )
+        hotplug = Hotplug(manager.devices_changed) if self._with_real else None
+        monitor = StatusMonitor(
+            manager,
+            network,
+            store,
+            hotplug,
+            self._errors,
+            self._files.control_socket,
+            run_as=self._run_as,
+            access=[table.rule for table in config.access],
+        )
+        control.serve(Answers(manager, monitor, chronicle))
+        return _Parts(manager, network, hotplug)
+
+    async def _start(self, parts: _Parts, was_killed: bool) -> None:
+        self._files.prepare_chroot()
+        # first: with its port in use, no driver need lose its device
+        await parts.network.start(after_a_kill=was_killed)
+        if parts.hotplug is not None:
+            parts.hotplug.start()  # before the devices are listed: none slips through between
+        await parts.manager.start()
+        _say(announcement(parts.network.listening, await parts.manager.list_devices()))
+
+    async def _stop(self, parts: _Parts, control: IPCHandler) -> None:
+        await asyncio.gather(parts.network.stop(), parts.manager.stop())
+        control.close()  # now: a command that waited for its answer has it, and the store is still there
+        if parts.hotplug is not None:
+            await parts.hotplug.stop()
+
+    def _set_log_level(self, level: str) -> None:
+        log.set_level(level)
+        _LOG.info("log level %s", level)
+        if self._parts is not None:
+            self._parts.manager.set_log_level(level)
+            self._parts.network.set_log_level(level)
 
 
 def announcement(listening: Sequence[str], devices: Sequence[DeviceReport]) -> str:

@@ -7,7 +7,7 @@ reservation that sees neither in time, or whose server dies, is dropped.
 import asyncio
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from usbipd.errors import UsbipdError
@@ -29,20 +29,23 @@ _SOON_FREE: Final = (ClaimState.CLAIMING, ClaimState.RESTORING)
 class Reservations:
     """All clients that wait between reservation and hand-over."""
 
-    def __init__(self, claims: Mapping[str, Claim], handover_timeout: float) -> None:
-        """`claims` are by busid and change under us; `handover_timeout` is in seconds."""
+    def __init__(
+        self, claims: Mapping[str, Claim], may_use: Callable[[Claim, str], bool], handover_timeout: float
+    ) -> None:
+        """`claims` are by busid and change under us; `may_use` says whether a client's address may know of
+        one; `handover_timeout` is in seconds."""
         self._claims = claims
+        self._may_use = may_use
         self._handover_timeout = handover_timeout
         self._numbers = itertools.count(1)
         self._pending: dict[int, tuple[Claim, str, asyncio.TimerHandle]] = {}
 
     async def reserve(self, parameters: ReserveParameters) -> ReserveResult:
         """Keep the device for this client, or the OP_REP_IMPORT status that says why not."""
-        busid = parameters.busid
-        claim = self._claims.get(busid)
+        claim = self._visible(parameters)
         if claim is not None:
             await _until_free(claim)
-            claim = self._claims.get(busid)  # it may have been released, or claimed anew
+            claim = self._visible(parameters)  # it may have been released, or claimed anew
         if claim is None:
             return ReserveResult(status=ST_NODEV)
         if claim.state is ClaimState.FAILED:
@@ -94,6 +97,11 @@ class Reservations:
         """The server is dead and its clients with it."""
         for number in list(self._pending):
             self.abandon(number)
+
+    def _visible(self, parameters: ReserveParameters) -> Claim | None:
+        """The claim that is asked for; one that this client may not have is not there for it."""
+        claim = self._claims.get(parameters.busid)
+        return claim if claim is not None and self._may_use(claim, parameters.address) else None
 
     def _take(self, number: int) -> tuple[Claim | None, str]:
         """The claim that is still kept for this reservation, and the client; the reservation ends."""

@@ -36,6 +36,7 @@ def _record(port: int, spec: SimulatedSpec) -> DeviceRecord:
         path=f"/simulated/{busid}",
         vendor_id=fields["idVendor"],
         product_id=fields["idProduct"],
+        serial=None,
         device_class=fields["bDeviceClass"],
         speed=model.speed,
         manufacturer=MANUFACTURER,

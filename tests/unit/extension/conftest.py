@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.extension.fakes import FakeSpawner, FakeSysfs
+from tests.unit.extension.managed_host import Host
 from usbipd.extension import supervisor
 
 
@@ -22,3 +23,9 @@ def spawner() -> FakeSpawner:
 @pytest.fixture
 def sysfs(tmp_path: Path) -> FakeSysfs:
     return FakeSysfs(tmp_path)
+
+
+@pytest.fixture
+def host(spawner: FakeSpawner, sysfs: FakeSysfs) -> Host:
+    """Whose manager has not been started yet."""
+    return Host(spawner, sysfs)

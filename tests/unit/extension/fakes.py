@@ -1,17 +1,25 @@
-"""Children that live in the test's own process, behind real channels, and a host's sysfs made of files."""
+"""Children that live in the test's own process, behind real channels."""
 
 import asyncio
 import itertools
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
+from tests.unit.usb.fake_sysfs import FakeSysfs as FakeSysfs  # one of the fakes that tests take from here
+from usbipd.config import AccessRule
 from usbipd.errors import IPCError, UsbipdError
+from usbipd.extension.bindings import Bindings
+from usbipd.extension.chronicle import Chronicle
+from usbipd.extension.claimer import DeviceClaimer, FindDevice
+from usbipd.extension.manager import SystemExtensionManager
+from usbipd.extension.store import Binding, StoredClaim
 from usbipd.extension.supervisor import Child
 from usbipd.ipc.async_channel import Channel, EventHandler, RequestHandler
 from usbipd.ipc.channel import Request
+from usbipd.ipc.message import Message
 from usbipd.ipc.messages import (
     AttachParameters,
     ClaimParameters,
@@ -20,16 +28,19 @@ from usbipd.ipc.messages import (
     DetachedParameters,
     EventName,
     GoneParameters,
-    Message,
+    LogParameters,
     Nothing,
+    RunAs,
     ServeParameters,
     ServeResult,
     SimulatedSpec,
 )
 from usbipd.ipc.policy import Role
+from usbipd.ipc.reports import HistoryEntry, HistoryEvent
 from usbipd.protocol.constants import Speed
 from usbipd.protocol.op import UsbDevice
 from usbipd.usb.discovery import DeviceRecord
+from usbipd.usb.identity import DeviceRule
 
 PATIENCE = 10.0
 
@@ -61,6 +72,7 @@ def record(busid: str = "1-2", *, simulated: bool = False) -> DeviceRecord:
         path=f"/sys/devices/{busid}",
         vendor_id=0x1234,
         product_id=0x5678,
+        serial=None,
         device_class=0,
         speed=Speed.HIGH,
         manufacturer="Maker",
@@ -82,11 +94,121 @@ class FakeSource:
         return self.records.get(busid)
 
 
+class FakeStore:
+    """What `Store` remembers, without a file; `error` is what writing bindings raises."""
+
+    def __init__(self) -> None:
+        self.kept: dict[DeviceRule, Binding] = {}
+        self.held: dict[str, StoredClaim] = {}
+        self.events: list[tuple[HistoryEvent, dict[str, Any]]] = []
+        self.error: UsbipdError | None = None
+        self.problems: list[str] = []
+
+    def happened(self, event: HistoryEvent) -> list[dict[str, Any]]:
+        """The details of each event of this kind."""
+        return [details for kind, details in self.events if kind is event]
+
+    async def check(self) -> list[str]:
+        return []
+
+    async def bindings(self) -> list[Binding]:
+        return list(self.kept.values())
+
+    async def add_binding(self, binding: Binding) -> None:
+        if self.error is not None:
+            raise self.error
+        self.kept[binding.rule] = binding
+
+    async def remove_bindings(self, rules: Sequence[DeviceRule]) -> None:
+        if self.error is not None:
+            raise self.error
+        for rule in rules:
+            del self.kept[rule]
+
+    async def claims(self) -> list[StoredClaim]:
+        return list(self.held.values())
+
+    async def begin_claim(self, claim: StoredClaim) -> None:
+        self.held[claim.busid] = claim
+
+    async def end_claim(self, busid: str) -> None:
+        self.held.pop(busid, None)
+
+    def record(self, event: HistoryEvent, **details: Any) -> None:
+        self.events.append((event, details))
+
+    async def history(self, limit: int, before: int | None = None) -> list[HistoryEntry]:
+        entries = [
+            HistoryEntry(id=number, time=float(number), event=event, **details)
+            for number, (event, details) in enumerate(self.events, 1)
+            if before is None or number < before
+        ]
+        return entries[-limit:][::-1]
+
+
+def make_claimer(
+    spawner: "FakeSpawner", sysfs: FakeSysfs, find: FindDevice, store: FakeStore | None = None
+) -> DeviceClaimer:
+    """A claimer on the host that `sysfs` shows."""
+    store = store or FakeStore()
+    return DeviceClaimer(
+        spawner,
+        sysfs.ownership(),
+        find,
+        store,
+        Chronicle(store),
+        run_as=RunAs(user="nobody", uid=1, gid=2),
+        transfer_budget=1 << 20,
+        log_level="debug",
+        log_to="stderr",
+        on_end=lambda: None,
+    )
+
+
+def make_manager(
+    spawner: "FakeSpawner",
+    sysfs: FakeSysfs,
+    *sources: "FakeSource",
+    store: FakeStore | None = None,
+    access: Sequence[AccessRule] = (),
+) -> SystemExtensionManager:
+    """A manager of the devices that `sources` have."""
+    store = store or FakeStore()
+    return SystemExtensionManager(
+        sources,
+        spawner,
+        sysfs.ownership(),
+        store,
+        Bindings(store, access),
+        Chronicle(store),
+        run_as=None,
+        transfer_budget=1 << 20,
+        log_level="info",
+        log_to="stderr",
+    )
+
+
+ORDERS = ServeParameters(
+    listen=["127.0.0.1:0", "[::1]:3240"],
+    allow=[],
+    max_connections=5,
+    max_connections_per_address=2,
+    handshake_timeout=1.0,
+    run_as=None,
+    chroot=None,
+    log_level="info",
+    log_to="stderr",
+)
+
+
 class FakeChild:
     """The child's end: answers as a good server or worker does, unless the test says otherwise."""
 
-    def __init__(self, spawner: "FakeSpawner", role: Role, connection: socket.socket) -> None:
+    def __init__(
+        self, spawner: "FakeSpawner", role: Role, busid: str | None, connection: socket.socket
+    ) -> None:
         self.role = role
+        self.busid = busid
         self.killed = False
         self.asked: list[Request] = []
         self.descriptor: int | None = None
@@ -133,6 +255,9 @@ class FakeChild:
             return answer
         if request.command is Command.RELEASE and not self._spawner.lingering:
             asyncio.get_running_loop().call_soon(self.die)
+        if request.command is Command.DISCONNECT:
+            self.detach()
+            self.restored()
         return answer_of(request)
 
 
@@ -161,7 +286,7 @@ def answer_of(request: Request) -> Message:
         return ServeResult(
             listening=[address.replace(":0", ":4321") for address in parameters.listen], user="nobody"
         )
-    assert isinstance(parameters, Nothing | AttachParameters)
+    assert isinstance(parameters, Nothing | AttachParameters | LogParameters)
     return Nothing()
 
 
@@ -187,7 +312,7 @@ class FakeSpawner:
         if self.error is not None:
             raise self.error
         ours, theirs = socket.socketpair()
-        fake = FakeChild(self, role, theirs)
+        fake = FakeChild(self, role, busid, theirs)
 
         def closed(_reason: IPCError | None) -> None:
             # One that does not even answer CLAIM does not notice either that its channel is closed.
@@ -209,52 +334,6 @@ class FakeSpawner:
         fake.die()
         child.channel.close()
         child.ended.set()
-
-
-class FakeSysfs:
-    """A directory that looks like the USB part of sysfs."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.mount_table = root / "mountinfo"
-        self.mount_table.write_text("")
-        self._probe = root / "bus/usb/drivers_probe"
-        (root / "bus/usb/devices").mkdir(parents=True)
-        (root / "class/block").mkdir(parents=True)
-        self._probe.touch()
-
-    @property
-    def probed(self) -> str:
-        """The interface for which a driver was last looked."""
-        return self._probe.read_text()
-
-    def add_interface(self, busid: str, number: int, driver: str | None) -> None:
-        """The device has interface `number`, held by `driver`."""
-        device = self.root / "devices" / busid
-        device.mkdir(parents=True, exist_ok=True)
-        interface = device / f"{busid}:1.{number}"
-        interface.mkdir()
-        link = self.root / "bus/usb/devices" / busid
-        if not link.is_symlink():
-            link.symlink_to(device)
-        (self.root / "bus/usb/devices" / interface.name).symlink_to(interface)
-        if driver is not None:
-            target = self.root / "bus/usb/drivers" / driver
-            target.mkdir(parents=True, exist_ok=True)
-            (interface / "driver").symlink_to(target)
-
-    def add_block_device(self, under: Path, name: str, number: str) -> Path:
-        """A block device with major:minor `number` below the directory `under`."""
-        block = under / name
-        (block / "holders").mkdir(parents=True)
-        (block / "dev").write_text(number + "\n")
-        (self.root / "class/block" / name).symlink_to(block)
-        return block
-
-    def mount(self, number: str, point: str, source: str) -> None:
-        """A line of the mount table."""
-        line = f"36 25 {number} / {point} rw,relatime shared:1 - ext4 {source} rw\n"
-        self.mount_table.write_text(self.mount_table.read_text() + line)
 
 
 def other_device(original: DeviceRecord) -> DeviceRecord:

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from usbipd.extension.process import announcement
-from usbipd.ipc.messages import DeviceReport, DeviceState
+from usbipd.ipc.reports import DeviceReport, DeviceState
 
 
 def device(busid: str, state: DeviceState) -> DeviceReport:
@@ -13,6 +13,7 @@ def device(busid: str, state: DeviceState) -> DeviceReport:
         busid=busid,
         vendor_id=0x1D6B,
         product_id=0x1F1,
+        serial=None,
         manufacturer="usbipd",
         product="Simulated disk",
         speed="high",

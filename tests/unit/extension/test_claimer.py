@@ -8,25 +8,33 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.extension.fakes import FakeSource, FakeSpawner, FakeSysfs, other_device, record, run, until
+from tests.unit.extension.fakes import (
+    FakeSource,
+    FakeSpawner,
+    FakeStore,
+    FakeSysfs,
+    make_claimer,
+    other_device,
+    record,
+    run,
+    until,
+)
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import claimer as claimer_module
 from usbipd.extension.claim import ClaimState
-from usbipd.extension.claimer import DeviceClaimer
 from usbipd.ipc.channel import Event
 from usbipd.ipc.messages import (
     ClaimParameters,
     ClaimResult,
     Command,
     DetachedParameters,
-    DeviceState,
     EventName,
     Nothing,
     RunAs,
 )
+from usbipd.ipc.reports import DeviceState
 from usbipd.protocol.constants import Speed
 from usbipd.protocol.op import UsbDevice
-from usbipd.usb.ownership import Ownership
 from usbipd.worker.report import COUNTER_PAGE_SIZE
 
 REFUSED = ClaimError("1-2: somebody has it", code="LIBUSB_ERROR_BUSY", advice="ask them")
@@ -37,14 +45,8 @@ class Host:
 
     def __init__(self, spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
         self.source = FakeSource(record("1-2"))
-        self.claimer = DeviceClaimer(
-            spawner,
-            Ownership(sysfs.root, sysfs.mount_table),
-            self.source.find,
-            run_as=RunAs(user="nobody", uid=1, gid=2),
-            transfer_budget=1 << 20,
-            log_level="debug",
-        )
+        self.store = FakeStore()
+        self.claimer = make_claimer(spawner, sysfs, self.source.find, self.store)
 
     def state(self) -> ClaimState:
         return self.claimer.claims["1-2"].state
@@ -131,7 +133,8 @@ def test_a_claim_that_fails_leaves_nothing(host: Host, spawner: FakeSpawner, sys
         spawner.answers[Command.CLAIM] = REFUSED
         with pytest.raises(ClaimError, match="somebody has it") as caught:
             await host.claimer.claim_device(record("1-2"))
-        assert (caught.value.code, caught.value.advice) == ("LIBUSB_ERROR_BUSY", "ask them")
+        assert caught.value.code == "LIBUSB_ERROR_BUSY"
+        assert "try again" in str(caught.value.advice)
         assert not host.claimer.claims
         assert not spawner.last.channel.is_open
         assert sysfs.probed == "1-2:1.0", "its driver is looked for"
@@ -182,11 +185,12 @@ def test_what_cannot_be_claimed_again_has_failed_until_it_can(host: Host, spawne
         await until(lambda: host.state() is ClaimState.FAILED)
         claim = host.claimer.claims["1-2"]
         assert claim.state.shown is DeviceState.FAILED
-        assert claim.error == "1-2: somebody has it"
+        assert claim.failure is not None
+        assert "somebody has it" in claim.failure.error.message
         assert not host.claimer.is_device_claimed("1-2")
         del spawner.answers[Command.CLAIM]
         await until(lambda: host.state() is ClaimState.READY)
-        assert claim.error is None
+        assert claim.failure is None
         await host.release()
 
     run(test())
@@ -281,10 +285,10 @@ def test_a_mounted_device_is_refused(host: Host, spawner: FakeSpawner, sysfs: Fa
         disk = sysfs.add_block_device(sysfs.root / "devices/1-2/1-2:1.0/host0/block", "sda", "8:0")
         sysfs.add_block_device(disk, "sda1", "8:1")
         sysfs.mount("8:1", "/media/stick", "/dev/sda1")
-        with pytest.raises(ClaimError, match="1-2 is in use: it is mounted on /media/stick") as caught:
+        with pytest.raises(ClaimError, match="1-2 is in use on this host: /media/stick") as caught:
             await host.claimer.claim_device(record("1-2"))
         assert caught.value.code == "mounted"
-        assert caught.value.advice == "unmount it first: umount /media/stick"
+        assert "--busid 1-2 --force" in str(caught.value.advice)
         assert not spawner.children
 
     run(test())

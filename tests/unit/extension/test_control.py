@@ -6,40 +6,51 @@ import resource
 import socket
 import stat
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from tests.unit.extension.fakes import PATIENCE, FakeSource, FakeSpawner, FakeSysfs, record, run, until
+from tests.unit.extension.fakes import (
+    ORDERS,
+    PATIENCE,
+    FakeSource,
+    FakeSpawner,
+    FakeStore,
+    FakeSysfs,
+    make_manager,
+    record,
+    run,
+    until,
+)
+from usbipd import privileges
 from usbipd.errors import UsbipdError
 from usbipd.extension import control as module
-from usbipd.extension.control import IPCHandler
-from usbipd.extension.manager import SystemExtensionManager
+from usbipd.extension.control import Answers, IPCHandler
 from usbipd.extension.monitor import StatusMonitor
 from usbipd.extension.network import NetworkServer
 from usbipd.extension.reservations import Reservations
-from usbipd.ipc.channel import BlockingChannel, Conversation, Result, encode_frame
-from usbipd.ipc.messages import (
+from usbipd.ipc.channel import BlockingChannel, Conversation, Event, Result, encode_frame
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command, EventName, IPCRequest, Nothing, encode
+from usbipd.ipc.policy import Role
+from usbipd.ipc.reports import (
     BindParameters,
     BindResult,
-    Command,
+    DetachParameters,
+    DetachResult,
     DeviceState,
-    IPCRequest,
+    HealthResult,
+    HistoryParameters,
+    HistoryResult,
     ListResult,
-    Message,
-    Nothing,
-    ServeParameters,
     StatusResult,
     UnbindParameters,
     UnbindResult,
-    encode,
 )
-from usbipd.ipc.policy import Role
 from usbipd.log import ErrorCounter
-from usbipd.usb.ownership import Ownership
 
 SOMEBODY = 54321
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
@@ -51,34 +62,31 @@ class Daemon:
     def __init__(self, spawner: FakeSpawner, sysfs: FakeSysfs, path: Path) -> None:
         self.path = path
         self.spawner = spawner
-        self.manager = SystemExtensionManager(
-            [FakeSource(record("1-2"))],
-            spawner,
-            Ownership(sysfs.root, sysfs.mount_table),
+        self.store = FakeStore()
+        self.manager = make_manager(spawner, sysfs, FakeSource(record("1-2")), store=self.store)
+        reservations = Reservations(self.manager.claims, self.manager.may_use, 1.0)
+        self.network = NetworkServer(spawner, ORDERS, self.manager.offers, reservations)
+        self.monitor = StatusMonitor(
+            self.manager,
+            self.network,
+            self.store,
+            None,
+            ErrorCounter(),
+            path,
             run_as=None,
-            transfer_budget=1 << 20,
-            log_level="info",
+            access=(),
         )
-        orders = ServeParameters(
-            listen=["127.0.0.1:0"],
-            max_connections=5,
-            max_connections_per_address=2,
-            handshake_timeout=1.0,
-            run_as=None,
-            chroot=None,
-            log_level="info",
-        )
-        self.network = NetworkServer(spawner, orders, list, Reservations(self.manager.claims, 1.0))
-        self.monitor = StatusMonitor(self.manager, self.network, ErrorCounter())
+        self.chronicle = self.manager._chronicle
         self.handler = self.new_handler()
 
     def new_handler(self) -> IPCHandler:
-        return IPCHandler(self.path, self.manager, self.monitor, run_as=None)
+        return IPCHandler(self.path, run_as=None)
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
-        await self.network.start()
+        await self.network.start(after_a_kill=False)
         self.handler.start_listener()
+        self.handler.serve(Answers(self.manager, self.monitor, self.chronicle))
         yield
         self.handler.close()
         await self.manager.stop()
@@ -90,10 +98,16 @@ class Daemon:
         return connection
 
     async def ask(
-        self, command: Command, parameters: Message, result: type[Result], *, uid: int | None = None
+        self,
+        command: Command,
+        parameters: Message,
+        result: type[Result],
+        *,
+        uid: int | None = None,
+        groups: Sequence[int] = (),
     ) -> Result:
-        """A request as the CLI sends it, by the user `uid`."""
-        with identity(uid):
+        """A request as the CLI sends it, by the user `uid`, a member of `groups`."""
+        with identity(uid, groups):
             connection = self.connect()
 
         def request() -> Result:
@@ -107,13 +121,13 @@ class Daemon:
 
 
 @contextmanager
-def identity(uid: int | None) -> Iterator[None]:
+def identity(uid: int | None, groups: Sequence[int] = ()) -> Iterator[None]:
     """Be another user for a moment; the kernel notes who connects."""
     if uid is None:
         yield
         return
-    groups = os.getgroups()
-    os.setgroups([])
+    own = os.getgroups()
+    os.setgroups(groups)
     os.setegid(uid)
     os.seteuid(uid)
     try:
@@ -121,7 +135,7 @@ def identity(uid: int | None) -> Iterator[None]:
     finally:
         os.seteuid(0)
         os.setegid(0)
-        os.setgroups(groups)
+        os.setgroups(own)
 
 
 @pytest.fixture
@@ -145,10 +159,13 @@ def test_everything_that_can_be_asked(daemon: Daemon) -> None:
                 ("1-2", DeviceState.NOT_SHARED)
             ]
             bound = await daemon.ask(Command.BIND, BindParameters(busid="1-2"), BindResult)
-            assert bound.device.state is DeviceState.SHARED
+            assert [device.state for device in bound.devices] == [DeviceState.SHARED]
+            assert [
+                binding.busid for binding in (await daemon.ask(Command.LIST, Nothing(), ListResult)).bindings
+            ] == ["1-2"]
             status = await daemon.ask(Command.STATUS, Nothing(), StatusResult)
             assert status.pid == os.getpid()
-            assert status.listening == ["127.0.0.1:4321"]
+            assert status.listening == ["127.0.0.1:4321", "[::1]:3240"]
             assert [(process.role, process.busid, process.user) for process in status.processes[1:]] == [
                 ("server", None, "nobody"),
                 ("worker", "1-2", "nobody"),
@@ -174,21 +191,90 @@ def test_an_error_is_told_with_its_advice(daemon: Daemon) -> None:
     run(test())
 
 
+ADMINS = 54322
+"""The group of those who manage the host, in these tests."""
+
+LOOK = (
+    (Command.LIST, Nothing(), ListResult),
+    (Command.STATUS, Nothing(), StatusResult),
+    (Command.HISTORY, HistoryParameters(limit=1), HistoryResult),
+    (Command.HEALTH, Nothing(), HealthResult),
+    (Command.WATCH, Nothing(), Nothing),
+)
+CHANGE = (
+    (Command.BIND, BindParameters(busid="1-2"), BindResult),
+    (Command.UNBIND, UnbindParameters(busid="1-2"), UnbindResult),
+)
+
+
 @as_root
-def test_root_may_and_somebody_may_only_look(daemon: Daemon) -> None:
+@pytest.mark.parametrize(
+    ("uid", "groups", "may_change"),
+    [(None, (), True), (SOMEBODY, (ADMINS,), True), (SOMEBODY, (ADMINS + 1,), False)],
+    ids=["root", "a member of the group", "somebody"],
+)
+def test_each_row_of_the_policy(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, uid: int | None, groups: Sequence[int], may_change: bool
+) -> None:
+    """Who it is says the kernel, of a real connection of a real user."""
+    monkeypatch.setattr(privileges, "admin_group", lambda: ADMINS)
+
     async def test() -> None:
         async with daemon.listening():
-            await daemon.ask(Command.BIND, BindParameters(busid="1-2"), BindResult)
-            await daemon.ask(Command.LIST, Nothing(), ListResult, uid=SOMEBODY)
-            await daemon.ask(Command.STATUS, Nothing(), StatusResult, uid=SOMEBODY)
-            for command, parameters in (
-                (Command.BIND, BindParameters(busid="1-2")),
-                (Command.UNBIND, UnbindParameters(busid=None)),
-            ):
+            for command, parameters, result in LOOK:
+                await daemon.ask(command, parameters, result, uid=uid, groups=groups)
+            for command, parameters, result in CHANGE:
+                if may_change:
+                    await daemon.ask(command, parameters, result, uid=uid, groups=groups)
+                    continue
                 with pytest.raises(UsbipdError, match=f"you may not {command}") as caught:
-                    await daemon.ask(command, parameters, Nothing, uid=SOMEBODY)
+                    await daemon.ask(command, parameters, result, uid=uid, groups=groups)
                 assert caught.value.code == "not-permitted"
-            assert daemon.manager.claims
+            with pytest.raises(UsbipdError) as caught:
+                await daemon.ask(
+                    Command.DETACH, DetachParameters(busid="1-2"), DetachResult, uid=uid, groups=groups
+                )
+            assert caught.value.code == ("not-attached" if may_change else "not-permitted")
+            for command in set(Command) - {row[0] for row in LOOK + CHANGE} - {Command.DETACH}:
+                with pytest.raises(UsbipdError) as caught:
+                    await daemon.ask(command, Nothing(), Nothing, uid=uid, groups=groups)
+                assert caught.value.code in ("not-permitted", "gone"), "what only our processes may send"
+
+    run(test())
+
+
+def test_watching(daemon: Daemon) -> None:
+    """One CHANGED, however much changes, until the one who watches asks again."""
+
+    async def test() -> None:
+        async with daemon.listening():
+            channel = await asyncio.to_thread(BlockingChannel, daemon.connect(), "test")
+            await asyncio.to_thread(channel.request, Command.WATCH, Nothing(), Nothing, timeout=PATIENCE)
+            for _turn in range(2):
+                for _change in range(100):
+                    daemon.chronicle.changed()
+                event = await asyncio.to_thread(channel.receive, PATIENCE)
+                assert isinstance(event, Event)
+                assert event.event is EventName.CHANGED
+                await asyncio.to_thread(
+                    channel.request, Command.LIST, Nothing(), ListResult, timeout=PATIENCE
+                )
+            channel.close()
+            await until(lambda: not daemon.handler._watching)
+            daemon.chronicle.changed()
+
+    run(test())
+
+
+def test_a_request_waits_until_the_daemon_can_answer(daemon: Daemon) -> None:
+    async def test() -> None:
+        daemon.handler.start_listener()
+        asking = asyncio.create_task(daemon.ask(Command.LIST, Nothing(), ListResult))
+        await until(lambda: daemon.handler._channels)
+        assert not asking.done()
+        daemon.handler.serve(Answers(daemon.manager, daemon.monitor, daemon.chronicle))
+        assert (await asking).devices
+        daemon.handler.close()
 
     run(test())
 

@@ -1,164 +1,154 @@
-"""Bindings: what is shared, as people ask for it and see it."""
+"""What is shared, as people ask for it and see it."""
 
 import asyncio
 
 import pytest
 
-from tests.unit.extension.fakes import FakeSource, FakeSpawner, FakeSysfs, record, run, until
+from tests.unit.extension.fakes import (
+    FakeSource,
+    FakeSpawner,
+    FakeSysfs,
+    record,
+    run,
+    until,
+)
+from tests.unit.extension.managed_host import BUSY, Host
+from usbipd.config import AccessRule
 from usbipd.errors import ClaimError, UsbipdError
-from usbipd.extension.manager import SystemExtensionManager
-from usbipd.ipc.messages import Command, DeviceState
+from usbipd.extension.store import Binding
+from usbipd.ipc.messages import Command
+from usbipd.ipc.reports import (
+    DeviceState,
+    HistoryEvent,
+)
 from usbipd.usb.discovery import DeviceRecord
-from usbipd.usb.ownership import Ownership
-
-BUSY = ClaimError("1-2: somebody has it", code="LIBUSB_ERROR_BUSY")
+from usbipd.usb.identity import DeviceRule
 
 
-@pytest.fixture
-def manager(spawner: FakeSpawner, sysfs: FakeSysfs) -> SystemExtensionManager:
-    """Of a host with devices 1-2 and 1-3, held by drivers, and a simulated one."""
-    sysfs.add_interface("1-2", 0, "usb-storage")
-    sysfs.add_interface("1-3", 0, "usbhid")
-    sysfs.add_interface("1-3", 1, "usbhid")
-    sysfs.add_interface("1-3", 2, "snd-usb-audio")
-    return SystemExtensionManager(
-        [FakeSource(record("240-1", simulated=True)), FakeSource(record("1-2"), record("1-3"))],
-        spawner,
-        Ownership(sysfs.root, sysfs.mount_table),
-        run_as=None,
-        transfer_budget=1 << 20,
-        log_level="info",
-    )
-
-
-async def states(manager: SystemExtensionManager) -> dict[str, DeviceState]:
-    return {device.busid: device.state for device in await manager.list_devices()}
-
-
-def test_simulated_devices_are_shared_from_the_start_and_no_other(manager: SystemExtensionManager) -> None:
+def test_simulated_devices_are_shared_from_the_start_and_no_other(host: Host) -> None:
     async def test() -> None:
-        await manager.start()
-        assert await states(manager) == {
+        await host.manager.start()
+        assert await host.states() == {
             "240-1": DeviceState.SHARED,
             "1-2": DeviceState.NOT_SHARED,
             "1-3": DeviceState.NOT_SHARED,
         }
-        await manager.stop()
+        await host.manager.stop()
 
     run(test())
 
 
-def test_bind_and_unbind(manager: SystemExtensionManager, spawner: FakeSpawner) -> None:
+def test_bind_and_unbind(host: Host, spawner: FakeSpawner) -> None:
     async def test() -> None:
-        report = await manager.bind("1-2")
+        report = await host.bind("1-2")
         assert (report.state, report.claim_method, report.worker_pid) == (DeviceState.SHARED, "fake", 1000)
         assert report.claim_time is not None
         assert report.counters is not None
-        assert [device.bus_id for device in manager.get_claimed_devices()] == ["1-2"]
-        assert await manager.bind("1-2") == report, "binding twice is no error"
-        assert await manager.unbind("1-2") == ["1-2"]
-        assert (await states(manager))["1-2"] is DeviceState.NOT_SHARED
+        assert [device.bus_id for device in host.manager.get_claimed_devices()] == ["1-2"]
+        assert await host.bind("1-2") == report, "binding twice is no error"
+        assert len(host.store.kept) == 1
+        assert await host.unbind("1-2") == ["1-2"]
+        assert (await host.states())["1-2"] is DeviceState.NOT_SHARED
         assert not spawner.last.channel.is_open
+        assert not host.store.kept
+        assert not host.store.held
 
     run(test())
 
 
-def test_unbind_all(manager: SystemExtensionManager) -> None:
+def test_unbind_all(host: Host) -> None:
     async def test() -> None:
-        await manager.start()
-        await manager.bind("1-3")
-        assert await manager.unbind(None) == ["1-3", "240-1"]
-        assert set((await states(manager)).values()) == {DeviceState.NOT_SHARED}
-        assert await manager.unbind(None) == []
-        assert (await manager.bind("240-1")).state is DeviceState.SHARED, "a simulated device comes back too"
-        await manager.stop()
+        await host.manager.start()
+        await host.bind("1-3")
+        assert await host.unbind(None) == ["1-3", "240-1"]
+        assert set((await host.states()).values()) == {DeviceState.NOT_SHARED}
+        assert await host.unbind(None) == []
+        assert (await host.bind("240-1")).state is DeviceState.SHARED, "a simulated device comes back too"
+        await host.manager.stop()
 
     run(test())
 
 
-def test_unbinding_what_is_not_shared(manager: SystemExtensionManager) -> None:
+def test_unbinding_what_is_not_shared(host: Host) -> None:
     async def test() -> None:
         with pytest.raises(UsbipdError, match="1-2 is not shared"):
-            await manager.unbind("1-2")
+            await host.unbind("1-2")
 
     run(test())
 
 
-def test_binding_what_is_not_there(manager: SystemExtensionManager) -> None:
+def test_binding_what_is_not_there(host: Host) -> None:
     async def test() -> None:
         with pytest.raises(UsbipdError, match="there is no device '7-7'"):
-            await manager.bind("7-7")
+            await host.bind("7-7")
 
     run(test())
 
 
-def test_a_bind_that_fails_binds_nothing(manager: SystemExtensionManager, spawner: FakeSpawner) -> None:
+def test_a_bind_that_fails_binds_nothing(host: Host, spawner: FakeSpawner) -> None:
     async def test() -> None:
         spawner.answers[Command.CLAIM] = BUSY
         with pytest.raises(ClaimError, match="somebody has it"):
-            await manager.bind("1-2")
-        assert (await states(manager))["1-2"] is DeviceState.NOT_SHARED
+            await host.bind("1-2")
+        assert (await host.states())["1-2"] is DeviceState.NOT_SHARED
         with pytest.raises(UsbipdError, match="not shared"):
-            await manager.unbind("1-2")
+            await host.unbind("1-2")
 
     run(test())
 
 
-def test_a_device_that_fails_later_is_shown_as_failed(
-    manager: SystemExtensionManager, spawner: FakeSpawner
-) -> None:
+def test_a_device_that_fails_later_is_shown_as_failed(host: Host, spawner: FakeSpawner) -> None:
     async def test() -> None:
-        await manager.bind("1-2")
+        await host.bind("1-2")
         spawner.answers[Command.CLAIM] = BUSY
         spawner.last.die()
-        await until(lambda: manager.claims["1-2"].error)
-        report = next(device for device in await manager.list_devices() if device.busid == "1-2")
-        assert (report.state, report.error) == (DeviceState.FAILED, "1-2: somebody has it")
+        await until(lambda: host.manager.claims["1-2"].failure)
+        report = await host.device("1-2")
+        assert report.state is DeviceState.FAILED
+        assert "somebody has it" in str(report.error)
+        assert report.advice is not None
+        assert report.next_try is not None
         assert report.worker_pid is None
-        assert await manager.unbind("1-2") == ["1-2"]
+        assert await host.unbind("1-2") == ["1-2"]
 
     run(test())
 
 
-def test_drivers_are_named_but_not_our_own(manager: SystemExtensionManager, sysfs: FakeSysfs) -> None:
+def test_drivers_are_named_but_not_our_own(host: Host, sysfs: FakeSysfs) -> None:
     async def test() -> None:
-        drivers = {device.busid: device.drivers for device in await manager.list_devices()}
+        drivers = {device.busid: device.drivers for device in await host.manager.list_devices()}
         assert drivers == {"240-1": [], "1-2": ["usb-storage"], "1-3": ["usbhid", "snd-usb-audio"]}
-        await manager.bind("1-2")
+        await host.bind("1-2")
         interface = sysfs.root / "bus/usb/devices/1-2:1.0"
         (interface / "driver").unlink()
         (interface / "driver").symlink_to(sysfs.root / "bus/usb/drivers/usbfs")
-        drivers = {device.busid: device.drivers for device in await manager.list_devices()}
+        drivers = {device.busid: device.drivers for device in await host.manager.list_devices()}
         assert drivers["1-2"] == []
-        await manager.stop()
-        drivers = {device.busid: device.drivers for device in await manager.list_devices()}
+        await host.manager.stop()
+        drivers = {device.busid: device.drivers for device in await host.manager.list_devices()}
         assert drivers["1-2"] == ["usbfs"], "another program's"
 
     run(test())
 
 
-def test_nothing_is_claimed_once_the_daemon_ends(
-    manager: SystemExtensionManager, spawner: FakeSpawner
-) -> None:
+def test_nothing_is_claimed_once_the_daemon_ends(host: Host, spawner: FakeSpawner) -> None:
     async def test() -> None:
-        await manager.start()
-        await manager.stop()
-        assert not manager.claims
+        await host.manager.start()
+        await host.manager.stop()
+        assert not host.manager.claims
         with pytest.raises(UsbipdError, match="ending"):
-            await manager.bind("1-2")
+            await host.bind("1-2")
         assert all(not child.channel.is_open for child in spawner.children)
 
     run(test())
 
 
-def test_a_bind_under_way_is_ended_with_the_daemon(
-    manager: SystemExtensionManager, spawner: FakeSpawner
-) -> None:
+def test_a_bind_under_way_is_ended_with_the_daemon(host: Host, spawner: FakeSpawner) -> None:
     async def test() -> None:
         spawner.answers[Command.CLAIM] = "silence"
-        binding = asyncio.create_task(manager.bind("1-2"))
+        binding = asyncio.create_task(host.bind("1-2"))
         await until(lambda: spawner.children and spawner.last.asked)
-        await manager.stop()
+        await host.manager.stop()
         with pytest.raises(ClaimError, match="released"):
             await binding
         assert spawner.last.killed
@@ -166,13 +156,13 @@ def test_a_bind_under_way_is_ended_with_the_daemon(
     run(test())
 
 
-def test_the_end_waits_for_an_unbind_under_way(manager: SystemExtensionManager, spawner: FakeSpawner) -> None:
+def test_the_end_waits_for_an_unbind_under_way(host: Host, spawner: FakeSpawner) -> None:
     async def test() -> None:
-        await manager.bind("1-2")
+        await host.bind("1-2")
         spawner.lingering = True
-        unbind = asyncio.create_task(manager.unbind("1-2"))
+        unbind = asyncio.create_task(host.unbind("1-2"))
         await until(lambda: Command.RELEASE in spawner.last.commands)
-        stop = asyncio.create_task(manager.stop())
+        stop = asyncio.create_task(host.manager.stop())
         done, _pending = await asyncio.wait({stop}, timeout=0.05)
         assert not done
         spawner.last.die()
@@ -183,12 +173,12 @@ def test_the_end_waits_for_an_unbind_under_way(manager: SystemExtensionManager, 
 
 
 def test_a_bind_that_still_looks_for_its_device_at_the_end_claims_nothing(
-    manager: SystemExtensionManager, spawner: FakeSpawner
+    host: Host, spawner: FakeSpawner
 ) -> None:
     async def test() -> None:
-        bind = asyncio.create_task(manager.bind("1-2"))
+        bind = asyncio.create_task(host.bind("1-2"))
         await asyncio.sleep(0)  # it has the lock, and looks
-        await manager.stop()
+        await host.manager.stop()
         with pytest.raises(UsbipdError, match="the daemon is ending"):
             await bind
         assert not spawner.children
@@ -199,5 +189,68 @@ def test_a_bind_that_still_looks_for_its_device_at_the_end_claims_nothing(
                 await asyncio.sleep(0)
             return await super().list_devices()
 
-    manager._sources = [SlowSource(record("1-2"))]
+    host.source = SlowSource(record("1-2"))
+    host.new_manager()
+    run(test())
+
+
+# ---- clients -----------------------------------------------------------------------------------------------
+
+
+def test_who_may_know_of_a_device(host: Host) -> None:
+    async def test() -> None:
+        host.new_manager((AccessRule(busid="1-3", allow=("192.0.2.0/24",)),))
+        await host.manager.start()
+        await host.bind("1-2", "192.0.2.7", "2001:db8::/32")
+        await host.bind("1-3")
+
+        def offered(address: str) -> list[str]:
+            return sorted(device.busid for device in host.manager.offers(address))
+
+        assert offered("192.0.2.7") == ["1-2", "1-3", "240-1"]
+        assert offered("192.0.2.8") == ["1-3", "240-1"]
+        assert offered("2001:db8::1") == ["1-2", "240-1"]
+        assert offered("198.51.100.1") == ["240-1"]
+        await host.bind("1-2")  # the same rule again, for everybody
+        assert offered("198.51.100.1") == ["1-2", "240-1"]
+        await host.manager.stop()
+
+    run(test())
+
+
+def test_detach_ends_the_session_and_leaves_the_device_shared(host: Host) -> None:
+    async def test() -> None:
+        await host.bind("1-2")
+        host.manager.claims["1-2"].attached("192.0.2.1:5")
+        assert (await host.device("1-2")).client == "192.0.2.1:5"
+        assert await host.manager.detach("1-2") == "192.0.2.1:5"
+        await host.until_state("1-2", DeviceState.SHARED)
+        [ended] = host.store.happened(HistoryEvent.DETACHED)
+        assert (ended["client"], ended["busid"]) == ("192.0.2.1:5", "1-2")
+        with pytest.raises(UsbipdError, match="no client uses 1-2"):
+            await host.manager.detach("1-2")
+        await host.manager.stop()
+
+    run(test())
+
+
+def test_bindings_are_reported_with_what_they_share(host: Host) -> None:
+    async def test() -> None:
+        await host.bind("1-2", "192.0.2.7")
+        host.source.records.clear()
+        [report] = await host.manager.binding_reports()
+        assert (report.busid, report.allow, report.product) == ("1-2", ["192.0.2.7"], "Thing")
+        assert report.devices == []
+
+    run(test())
+
+
+def test_what_the_store_has_is_a_binding_too(host: Host) -> None:
+    async def test() -> None:
+        rule = DeviceRule(0x1234, 0x5678)
+        host.store.kept[rule] = Binding(rule, "Thing", (), 1.0, "root")
+        await host.manager.start()
+        assert set((await host.states()).values()) == {DeviceState.SHARED}
+        await host.manager.stop()
+
     run(test())

@@ -1,5 +1,6 @@
 """The extension's side of the server: kept running, and answered."""
 
+import asyncio
 import os
 import socket
 from collections.abc import Callable
@@ -7,17 +8,18 @@ from collections.abc import Callable
 import pytest
 
 from tests.unit.extension.fakes import (
+    ORDERS,
     PATIENCE,
     FakeChild,
     FakeSource,
     FakeSpawner,
     FakeSysfs,
+    make_claimer,
     record,
     run,
     until,
 )
 from usbipd.errors import UsbipdError
-from usbipd.extension.claimer import DeviceClaimer
 from usbipd.extension.network import NetworkServer
 from usbipd.extension.reservations import Reservations
 from usbipd.ipc.messages import (
@@ -28,21 +30,10 @@ from usbipd.ipc.messages import (
     ReservationParameters,
     ReserveParameters,
     ReserveResult,
-    ServeParameters,
 )
 from usbipd.ipc.policy import Role
 from usbipd.protocol.constants import ST_OK
-from usbipd.usb.ownership import Ownership
-
-ORDERS = ServeParameters(
-    listen=["127.0.0.1:0", "[::1]:3240"],
-    max_connections=5,
-    max_connections_per_address=2,
-    handshake_timeout=1.0,
-    run_as=None,
-    chroot=None,
-    log_level="info",
-)
+from usbipd.protocol.op import UsbDevice
 
 
 class Daemon:
@@ -50,20 +41,19 @@ class Daemon:
 
     def __init__(self, spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
         self.spawner = spawner
-        self.claimer = DeviceClaimer(
-            spawner,
-            Ownership(sysfs.root, sysfs.mount_table),
-            FakeSource(record("1-2")).find,
-            run_as=None,
-            transfer_budget=1 << 20,
-            log_level="info",
-        )
+        self.claimer = make_claimer(spawner, sysfs, FakeSource(record("1-2")).find)
         claims = self.claimer.claims
-        reservations = Reservations(claims, handover_timeout=20.0)
-        self.network = NetworkServer(spawner, ORDERS, lambda: list(claims.values()), reservations)
+        self.asked: list[str] = []
+
+        def offers(address: str) -> list[UsbDevice]:
+            self.asked.append(address)
+            return [claim.wire_device for claim in claims.values() if claim.wire_device is not None]
+
+        reservations = Reservations(claims, lambda _claim, _address: True, handover_timeout=20.0)
+        self.network = NetworkServer(spawner, ORDERS, offers, reservations)
 
     async def start(self) -> None:
-        await self.network.start()
+        await self.network.start(after_a_kill=False)
         await self.claimer.claim_device(record("1-2"))
 
     async def stop(self) -> None:
@@ -72,7 +62,10 @@ class Daemon:
 
     async def reserve(self) -> ReserveResult:
         return await self.servers[-1].channel.request(
-            Command.RESERVE, ReserveParameters(busid="1-2", client="c"), ReserveResult, timeout=PATIENCE
+            Command.RESERVE,
+            ReserveParameters(busid="1-2", client="c", address="192.0.2.1"),
+            ReserveResult,
+            timeout=PATIENCE,
         )
 
     @property
@@ -90,9 +83,13 @@ def test_what_a_server_asks(daemon: Daemon) -> None:
         await daemon.start()
         server = daemon.servers[0].channel
         listed = await server.request(
-            Command.DEVLIST, DevlistParameters(client="c"), DevlistResult, timeout=PATIENCE
+            Command.DEVLIST,
+            DevlistParameters(client="c", address="192.0.2.1"),
+            DevlistResult,
+            timeout=PATIENCE,
         )
         assert [device.busid for device in listed.devices] == ["1-2"]
+        assert daemon.asked == ["192.0.2.1"]
         first = await daemon.reserve()
         assert first.status == ST_OK
         assert first.reservation is not None
@@ -164,7 +161,7 @@ def test_a_server_that_makes_up_endless_clients_is_replaced(daemon: Daemon) -> N
         with pytest.raises(UsbipdError):
             await daemon.servers[0].channel.request(
                 Command.RESERVE,
-                ReserveParameters(busid="1-2", client="c" * 81),
+                ReserveParameters(busid="1-2", client="c" * 81, address="192.0.2.1"),
                 ReserveResult,
                 timeout=PATIENCE,
             )
@@ -196,9 +193,24 @@ def test_a_port_in_use_is_an_error_at_the_start(daemon: Daemon, spawner: FakeSpa
     async def test() -> None:
         spawner.answers[Command.SERVE] = UsbipdError("in use", code="address-in-use", advice="choose another")
         with pytest.raises(UsbipdError, match="in use"):
-            await daemon.network.start()
+            await daemon.network.start(after_a_kill=False)
         assert daemon.servers[0].killed
         assert daemon.network.child is None
+
+    run(test())
+
+
+def test_the_port_of_a_killed_extension_is_waited_for(daemon: Daemon, spawner: FakeSpawner) -> None:
+    """Its server sees that it is alone, and ends; but not before we are there."""
+
+    async def test() -> None:
+        spawner.answers[Command.SERVE] = UsbipdError("in use", code="address-in-use")
+        starting = asyncio.create_task(daemon.network.start(after_a_kill=True))
+        await until(lambda: len(daemon.servers) > 1)
+        del spawner.answers[Command.SERVE]
+        await starting
+        assert daemon.network.child is not None
+        await daemon.network.stop()
 
     run(test())
 

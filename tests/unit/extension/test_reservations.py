@@ -8,15 +8,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.unit.extension.fakes import FakeSource, FakeSpawner, FakeSysfs, record, run, until
+from tests.unit.extension.fakes import FakeSource, FakeSpawner, FakeSysfs, make_claimer, record, run, until
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.extension import reservations as module
 from usbipd.extension.claim import Claim, ClaimState
-from usbipd.extension.claimer import DeviceClaimer
 from usbipd.extension.reservations import Reservations
 from usbipd.ipc.messages import AttachParameters, Command, ReserveParameters, ReserveResult
 from usbipd.protocol.constants import ST_DEV_BUSY, ST_DEV_ERR, ST_NODEV, ST_OK
-from usbipd.usb.ownership import Ownership
 
 LONG = 20.0
 
@@ -26,15 +24,11 @@ class Desk:
 
     def __init__(self, spawner: FakeSpawner, sysfs: FakeSysfs, handover_timeout: float = LONG) -> None:
         source = FakeSource(record("1-2"))
-        self.claimer = DeviceClaimer(
-            spawner,
-            Ownership(sysfs.root, sysfs.mount_table),
-            source.find,
-            run_as=None,
-            transfer_budget=1 << 20,
-            log_level="info",
+        self.claimer = make_claimer(spawner, sysfs, source.find)
+        self.hidden_from: set[str] = set()
+        self.reservations = Reservations(
+            self.claimer.claims, lambda _claim, address: address not in self.hidden_from, handover_timeout
         )
-        self.reservations = Reservations(self.claimer.claims, handover_timeout)
 
     @property
     def claim(self) -> Claim:
@@ -47,7 +41,9 @@ class Desk:
         await self.claimer.release_device("1-2", timeout=5)
 
     async def reserve(self, client: str = "192.0.2.1:1", busid: str = "1-2") -> ReserveResult:
-        return await self.reservations.reserve(ReserveParameters(busid=busid, client=client))
+        return await self.reservations.reserve(
+            ReserveParameters(busid=busid, client=client, address=client.split(":")[0])
+        )
 
     async def attach(self, client: str = "192.0.2.1:1") -> None:
         result = await self.reserve(client)
@@ -98,11 +94,22 @@ def test_no_such_device(desk: Desk) -> None:
     run(test())
 
 
+def test_a_device_that_the_client_may_not_know_of_is_not_there(desk: Desk) -> None:
+    async def test() -> None:
+        async with desk.claimed():
+            desk.hidden_from.add("192.0.2.1")
+            assert await desk.reserve() == ReserveResult(status=ST_NODEV)
+            assert desk.claim.is_free
+            assert (await desk.reserve("192.0.2.2:1")).status == ST_OK
+
+    run(test())
+
+
 @pytest.mark.rule("op-status")
 def test_a_device_that_could_not_be_claimed(desk: Desk) -> None:
     async def test() -> None:
         async with desk.claimed():
-            desk.claim.failed("stuck")
+            desk.claim.failed(UsbipdError("stuck"), 30.0)
             assert await desk.reserve() == ReserveResult(status=ST_DEV_ERR)
 
     run(test())

@@ -1,0 +1,85 @@
+"""A host with devices, and the manager that shares them, for the tests of it."""
+
+from tests.unit.extension.fakes import (
+    FakeSource,
+    FakeSpawner,
+    FakeStore,
+    FakeSysfs,
+    make_manager,
+    record,
+    until,
+)
+from usbipd.config import AccessRule
+from usbipd.errors import ClaimError
+from usbipd.extension.manager import SystemExtensionManager
+from usbipd.ipc.reports import (
+    BindParameters,
+    DeviceReport,
+    DeviceState,
+    HardwareId,
+    UnbindParameters,
+)
+from usbipd.usb.discovery import DeviceRecord
+
+BUSY = ClaimError("1-2: somebody has it", code="LIBUSB_ERROR_BUSY")
+THING = HardwareId(vendor_id=0x1234, product_id=0x5678)
+"""What every device of these tests is."""
+
+
+class Host:
+    """A host with devices 1-2 and 1-3, held by drivers, and a simulated one."""
+
+    def __init__(self, spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
+        sysfs.add_interface("1-2", 0, "usb-storage")
+        sysfs.add_interface("1-3", 0, "usbhid")
+        sysfs.add_interface("1-3", 1, "usbhid")
+        sysfs.add_interface("1-3", 2, "snd-usb-audio")
+        self.spawner = spawner
+        self.sysfs = sysfs
+        self.source = FakeSource(record("1-2"), record("1-3"))
+        self.simulated = FakeSource(record("240-1", simulated=True))
+        self.store = FakeStore()
+        self.manager = self.new_manager()
+
+    def new_manager(self, access: tuple[AccessRule, ...] = ()) -> SystemExtensionManager:
+        """As after a restart: the same store, the same devices."""
+        self.manager = make_manager(
+            self.spawner, self.sysfs, self.simulated, self.source, store=self.store, access=access
+        )
+        return self.manager
+
+    async def bind(self, busid: str, *allow: str) -> DeviceReport:
+        [device] = (await self.manager.bind(BindParameters(busid=busid, allow=list(allow)), "test")).devices
+        return device
+
+    async def unbind(self, busid: str | None) -> list[str]:
+        return (await self.manager.unbind(UnbindParameters(busid=busid), "test")).busids
+
+    async def states(self) -> dict[str, DeviceState]:
+        return {device.busid: device.state for device in await self.manager.list_devices()}
+
+    async def device(self, busid: str) -> DeviceReport:
+        return next(device for device in await self.manager.list_devices() if device.busid == busid)
+
+    async def until_state(self, busid: str, state: DeviceState) -> None:
+        """Also until a shared device is held."""
+        await until(
+            lambda: (
+                (claim := self.manager.claims.get(busid)) is not None
+                and claim.state.shown is state
+                and (claim.device is not None or state is DeviceState.FAILED)
+            )
+        )
+
+    def plug(self, device: DeviceRecord) -> None:
+        self.source.records[device.busid] = device
+        self.manager.devices_changed()
+
+    def unplug(self, busid: str) -> None:
+        """The worker hears it from libusb, and ends."""
+        del self.source.records[busid]
+        for child in self.spawner.children:
+            if child.channel.is_open and child.busid == busid:
+                child.device_gone()
+                child.die()
+        self.manager.devices_changed()

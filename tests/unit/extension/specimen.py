@@ -1,0 +1,181 @@
+"""A daemon in good health, made of facts: a test spoils one of them and sees that it is found."""
+
+import asyncio
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from usbipd.errors import UsbipdError
+from usbipd.extension.claim import ClaimedDevice, ClaimState, Failure
+from usbipd.extension.health import Check
+from usbipd.extension.subject import Finding, Host, Subject
+from usbipd.extension.supervisor import Child
+from usbipd.ipc.messages import SimulatedSpec
+from usbipd.ipc.policy import Role
+from usbipd.ipc.reports import BindingReport, CheckState, DeviceReport, DeviceState, HistoryEntry
+from usbipd.protocol.constants import Speed
+from usbipd.usb.discovery import DeviceRecord
+
+PATIENCE = 20.0
+
+
+def child(
+    role: Role = Role.WORKER, busid: str | None = None, *, pid: int | None = None, user: str = "usbipd"
+) -> Child:
+    """A child that lives: its pid is the test's own unless another is given.  It has no channel."""
+    return Child(role, busid, pid or os.getpid(), channel=None, user=user)  # type: ignore[arg-type]
+
+
+def device(busid: str = "1-2", **changes: Any) -> DeviceReport:
+    """A real device, shared and off its drivers, or what `changes` make of it."""
+    fields: dict[str, Any] = {
+        "busid": busid,
+        "vendor_id": 0x1234,
+        "product_id": 0x5678,
+        "serial": None,
+        "manufacturer": "Maker",
+        "product": "Thing",
+        "speed": Speed.HIGH.label,
+        "device_class": 0,
+        "drivers": [],
+        "simulated": False,
+        "state": DeviceState.SHARED,
+    }
+    return DeviceReport(**(fields | changes))
+
+
+def binding(busid: str | None = "1-2", **changes: Any) -> BindingReport:
+    """Of that device, at its port."""
+    fields: dict[str, Any] = {
+        "vendor_id": 0x1234,
+        "product_id": 0x5678,
+        "serial": None,
+        "busid": busid,
+        "product": "Thing",
+        "allow": [],
+        "created": 1.7e9,
+        "created_by": "root",
+        "devices": [busid],
+    }
+    return BindingReport(**(fields | changes))
+
+
+@dataclass
+class FakeClaim:
+    """Of a device that its worker holds."""
+
+    record: DeviceRecord
+    state: ClaimState = ClaimState.READY
+    worker: Child | None = field(default_factory=child)
+    failure: Failure | None = None
+
+
+def claim(busid: str = "1-2", *, simulated: bool = False, **changes: Any) -> FakeClaim:
+    record = DeviceRecord(
+        busid=busid,
+        busnum=1,
+        devnum=12,
+        path=f"/sys/devices/{busid}",
+        vendor_id=0x1234,
+        product_id=0x5678,
+        serial=None,
+        device_class=0,
+        speed=Speed.HIGH,
+        manufacturer="Maker",
+        product="Thing",
+        simulated=SimulatedSpec(name="loopback", options={}) if simulated else None,
+    )
+    return FakeClaim(record, **changes)
+
+
+@dataclass
+class FakeManager:
+    """Has one device, 1-2, which is bound and claimed."""
+
+    claims: dict[str, FakeClaim] = field(default_factory=lambda: {"1-2": claim()})
+    devices: list[DeviceReport] = field(default_factory=lambda: [device()])
+    bindings: list[BindingReport] = field(default_factory=lambda: [binding()])
+    error: UsbipdError | None = None
+    """What libusb says instead of listing devices."""
+
+    async def list_devices(self) -> list[DeviceReport]:
+        if self.error is not None:
+            raise self.error
+        return self.devices
+
+    async def binding_reports(self) -> list[BindingReport]:
+        if self.error is not None:
+            raise self.error
+        return self.bindings
+
+    def get_claimed_devices(self) -> list[ClaimedDevice]:
+        return [ClaimedDevice(0x1000C, "1-2", 0x1234, 0x5678, "Thing", 1.7e9, "fake")]
+
+
+@dataclass
+class FakeNetwork:
+    child: Child | None = field(default_factory=lambda: child(Role.SERVER))
+    listening: list[str] = field(default_factory=list)
+    allow: list[str] = field(default_factory=list)
+
+
+@dataclass
+class FakeStore:
+    problems: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    entries: list[HistoryEntry] = field(default_factory=list)
+
+    async def check(self) -> list[str]:
+        return self.wrong
+
+    async def history(self, limit: int, before: int | None = None) -> list[HistoryEntry]:
+        return [entry for entry in self.entries if before is None or entry.id < before][:limit]
+
+
+@dataclass
+class FakeHotplug:
+    problem: str | None = None
+
+
+def linux(**changes: Any) -> Host:
+    """A Linux host on which we are root, or what `changes` make of it."""
+    facts: dict[str, Any] = {"uid": 0, "mac_version": "", "machine": "x86_64", "launch_daemon": None}
+    return Host(**(facts | changes))
+
+
+def mac(**changes: Any) -> Host:
+    """A Mac with Apple silicon, likewise."""
+    return linux(**({"mac_version": "26.4", "machine": "arm64"} | changes))
+
+
+def subject(**changes: Any) -> Subject:
+    """The daemon in good health, or what `changes` make of it."""
+    parts: dict[str, Any] = {
+        "manager": FakeManager(),
+        "network": FakeNetwork(),
+        "store": FakeStore(),
+        "hotplug": FakeHotplug(),
+        "control_socket": Path("/nowhere/control.sock"),
+        "run_as": None,
+        "access": (),
+        "host": linux(),
+    }
+    return Subject(**(parts | changes))
+
+
+def findings(check: Check, specimen: Subject) -> list[Finding]:
+    """What `check` finds."""
+
+    async def look() -> list[Finding]:
+        async with asyncio.timeout(PATIENCE):
+            return list(await check(specimen))
+
+    return asyncio.run(look())
+
+
+def finding(check: Check, specimen: Subject) -> Finding:
+    """The one thing that it finds; if it is not in order, there are steps that mend it."""
+    (found,) = findings(check, specimen)
+    assert bool(found.steps) == (found.state is not CheckState.OK)
+    return found

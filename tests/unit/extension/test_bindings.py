@@ -1,0 +1,184 @@
+"""Bindings: which devices they mean, who may use them, and that they are kept."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.extension.fakes import (
+    FakeSpawner,
+    record,
+    run,
+)
+from tests.unit.extension.managed_host import BUSY, THING, Host
+from usbipd.errors import ClaimError, UsbipdError
+from usbipd.extension.store import Binding
+from usbipd.ipc.messages import Command
+from usbipd.ipc.reports import (
+    BindParameters,
+    DeviceState,
+    HardwareId,
+    UnbindParameters,
+)
+from usbipd.usb.identity import DeviceRule
+
+
+def test_bindings_outlive_the_daemon(host: Host) -> None:
+    async def test() -> None:
+        await host.manager.start()
+        await host.bind("1-2")
+        await host.manager.stop()
+        assert (await host.states())["1-2"] is DeviceState.NOT_SHARED
+        await host.new_manager().start()
+        assert (await host.states())["1-2"] is DeviceState.SHARED
+        assert (await host.states())["1-3"] is DeviceState.NOT_SHARED
+        await host.manager.stop()
+
+    run(test())
+
+
+def test_simulated_devices_never_reach_the_store(host: Host) -> None:
+    async def test() -> None:
+        await host.manager.start()
+        await host.unbind("240-1")
+        await host.bind("240-1")
+        assert not host.store.kept
+        assert not host.store.held
+        await host.manager.stop()
+
+    run(test())
+
+
+def test_binding_by_busid_remembers_the_device(host: Host) -> None:
+    """Another device at the port is not shared, and the same one at another port is not."""
+
+    async def test() -> None:
+        host.source.records["1-2"] = replace(record("1-2"), serial="A1")
+        await host.bind("1-2")
+        [rule] = host.store.kept
+        assert rule == DeviceRule(0x1234, 0x5678, "A1", "1-2")
+        await host.manager.stop()
+        for stranger in (
+            replace(record("1-2"), serial="B2"),
+            replace(record("1-2"), serial="A1", product_id=1),
+            replace(record("1-4"), serial="A1"),
+        ):
+            host.source.records = {stranger.busid: stranger}
+            await host.new_manager().start()
+            assert (await host.states())[stranger.busid] is DeviceState.NOT_SHARED
+            await host.manager.stop()
+
+    run(test())
+
+
+def test_binding_by_hardware_id(host: Host) -> None:
+    async def test() -> None:
+        result = await host.manager.bind(BindParameters(hardware=THING), "test")
+        assert [device.state for device in result.devices] == [DeviceState.SHARED] * 3
+        assert (result.binding.busid, result.binding.created_by) == (None, "test")
+        unbound = await host.manager.unbind(UnbindParameters(hardware=THING), "test")
+        assert unbound.busids == ["1-2", "1-3", "240-1"]
+
+    run(test())
+
+
+def test_binding_by_hardware_id_what_is_not_plugged_in(host: Host) -> None:
+    async def test() -> None:
+        await host.manager.start()
+        hardware = HardwareId(vendor_id=0x1234, product_id=0x5678, serial="S")
+        result = await host.manager.bind(BindParameters(hardware=hardware), "test")
+        assert result.devices == []
+        host.plug(replace(record("1-7"), serial="S"))
+        await host.until_state("1-7", DeviceState.SHARED)
+        assert (await host.states())["1-2"] is DeviceState.NOT_SHARED
+        await host.manager.stop()
+
+    run(test())
+
+
+def test_what_two_bindings_share_is_shared_until_both_are_gone(host: Host) -> None:
+    async def test() -> None:
+        await host.bind("1-2")
+        await host.manager.bind(BindParameters(hardware=THING), "test")
+        assert await host.unbind("1-2") == []
+        assert (await host.states())["1-2"] is DeviceState.SHARED
+        with pytest.raises(UsbipdError, match="shared by its hardware id") as caught:
+            await host.unbind("1-2")
+        assert caught.value.advice is not None
+        assert "unbind --hardware-id 1234:5678`" in caught.value.advice
+        await host.manager.unbind(UnbindParameters(hardware=THING), "test")
+        assert set((await host.states()).values()) == {DeviceState.NOT_SHARED}
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "parameters", [BindParameters(), BindParameters(busid="1-2", hardware=THING)], ids=["neither", "both"]
+)
+def test_a_bind_means_one_thing(host: Host, parameters: BindParameters) -> None:
+    async def test() -> None:
+        with pytest.raises(UsbipdError, match="either a busid or a hardware id"):
+            await host.manager.bind(parameters, "test")
+
+    run(test())
+
+
+def test_a_bind_that_cannot_be_kept_binds_nothing(host: Host) -> None:
+    async def test() -> None:
+        host.store.error = UsbipdError("the disk is full", code="store")
+        with pytest.raises(UsbipdError, match="disk is full"):
+            await host.bind("1-2")
+        assert (await host.states())["1-2"] is DeviceState.NOT_SHARED
+        assert not host.manager.claims
+
+    run(test())
+
+
+def test_an_unbind_that_cannot_be_kept_unbinds_nothing(host: Host) -> None:
+    async def test() -> None:
+        await host.bind("1-2")
+        host.store.error = UsbipdError("the disk is full", code="store")
+        with pytest.raises(UsbipdError, match="disk is full"):
+            await host.unbind("1-2")
+        assert (await host.states())["1-2"] is DeviceState.SHARED
+        host.store.error = None
+        assert await host.unbind("1-2") == ["1-2"]
+
+    run(test())
+
+
+def test_a_failed_bind_does_not_end_the_claim_of_another_binding(host: Host, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        await host.manager.start()
+        await host.bind("1-2")
+        spawner.answers[Command.CLAIM] = BUSY
+        spawner.last.die()
+        await host.until_state("1-2", DeviceState.FAILED)
+        with pytest.raises(ClaimError):
+            await host.bind("1-2")
+        del spawner.answers[Command.CLAIM]
+        await host.until_state("1-2", DeviceState.SHARED)
+        await host.manager.stop()
+
+    run(test())
+
+
+def test_an_allow_list_that_is_wrong_binds_nothing(host: Host, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        with pytest.raises(UsbipdError, match="junk"):
+            await host.bind("1-2", "junk")
+        assert not spawner.children
+        assert not host.store.kept
+
+    run(test())
+
+
+def test_a_kept_allow_list_that_is_wrong_lets_nobody_in(host: Host) -> None:
+    async def test() -> None:
+        rule = DeviceRule.of_port(record("1-2"))
+        host.store.kept[rule] = Binding(rule, "Thing", ("junk",), 1.0, "root")
+        await host.manager.start()
+        assert (await host.states())["1-2"] is DeviceState.SHARED
+        assert [device.busid for device in host.manager.offers("127.0.0.1")] == ["240-1"]
+        await host.manager.stop()
+
+    run(test())

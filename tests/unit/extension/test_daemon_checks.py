@@ -1,0 +1,395 @@
+"""What health finds of the daemon's own parts: store, sockets, children, bindings."""
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.extension.specimen import (
+    FakeManager,
+    FakeNetwork,
+    FakeStore,
+    binding,
+    child,
+    claim,
+    device,
+    finding,
+    findings,
+    linux,
+    subject,
+)
+from usbipd.errors import ClaimError
+from usbipd.extension import daemon_checks
+from usbipd.extension.claim import ClaimState, Failure
+from usbipd.extension.daemon_checks import (
+    check_bindings,
+    check_captured,
+    check_control_socket,
+    check_exposure,
+    check_network,
+    check_store,
+    check_workers,
+)
+from usbipd.extension.subject import Finding, Subject
+from usbipd.ipc.policy import Role
+from usbipd.ipc.reports import CheckState
+from usbipd.usb.identity import DeviceRule
+
+
+def test_store() -> None:
+    assert finding(check_store, subject()).state is CheckState.OK
+
+
+def test_store_with_problems() -> None:
+    """What is wrong now fails; what was mended warns, though the store tells it again."""
+    store = FakeStore(problems=["it was damaged"], wrong=["it was damaged", "it cannot be written"])
+    found = findings(check_store, subject(store=store))
+    assert [(each.state, each.message) for each in found] == [
+        (CheckState.WARNING, "it was damaged"),
+        (CheckState.FAILED, "it cannot be written"),
+    ]
+    assert all(each.steps for each in found)
+
+
+@pytest.fixture
+def control(tmp_path: Path) -> Iterator[Path]:
+    """The path of a control socket as a daemon of this user has it."""
+    directory = tmp_path / "run"
+    directory.mkdir(0o700)
+    path = directory / "control.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        path.chmod(0o666 if os.geteuid() == 0 else 0o600)
+        yield path
+
+
+def look_at(control: Path) -> Finding:
+    return finding(check_control_socket, subject(control_socket=control, host=linux(uid=os.geteuid())))
+
+
+def test_control_socket(control: Path) -> None:
+    assert look_at(control).state is CheckState.OK
+
+
+def test_control_socket_removed(control: Path) -> None:
+    control.unlink()
+    found = look_at(control)
+    assert found.state is CheckState.FAILED
+    assert str(control) in found.message
+
+
+def test_control_socket_replaced_by_a_file(control: Path) -> None:
+    control.unlink()
+    control.touch()
+    found = look_at(control)
+    assert found.state is CheckState.FAILED
+    assert "not our socket" in found.message
+
+
+def test_control_socket_of_another_user(control: Path) -> None:
+    host = linux(uid=os.geteuid() + 1)
+    found = finding(check_control_socket, subject(control_socket=control, host=host))
+    assert found.state is CheckState.FAILED
+    assert "not our socket" in found.message
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_control_socket_in_a_directory_of_another_user(control: Path) -> None:
+    os.chown(control.parent, 54321, -1)
+    found = look_at(control)
+    assert found.state is CheckState.FAILED
+    assert "uid 54321" in found.message
+
+
+def test_control_socket_with_another_mode(control: Path) -> None:
+    control.chmod(0o640)
+    found = look_at(control)
+    assert found.state is CheckState.FAILED
+    assert "0640" in found.message
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707])
+def test_control_socket_in_a_directory_that_others_write(control: Path, mode: int) -> None:
+    control.parent.chmod(mode)
+    found = look_at(control)
+    assert found.state is CheckState.FAILED
+    assert f"{mode:04o}" in found.message
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port on which somebody listens, on every IPv4 address; each connection waits in the backlog."""
+    with socket.create_server(("", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port that is ours and on which nobody listens."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        yield unused.getsockname()[1]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_network(port: int, host: str) -> None:
+    found = finding(check_network, subject(network=FakeNetwork(listening=[f"{host}:{port}"])))
+    assert found.state is CheckState.OK
+    assert f"{host}:{port}" in found.message
+
+
+@pytest.mark.parametrize("host", ["[::1]", "[::]"])
+def test_network_ipv6(host: str) -> None:
+    try:
+        listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("this host has no IPv6")
+    with listener:
+        listening = [f"{host}:{listener.getsockname()[1]}"]
+        assert (
+            finding(check_network, subject(network=FakeNetwork(listening=listening))).state is CheckState.OK
+        )
+
+
+def test_network_on_every_address_is_tried_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connecting to 0.0.0.0 or :: means this host on some systems only."""
+    tried = []
+
+    def resolve(host: str, port: int, **_how: object) -> list[Any]:
+        tried.append((host, port))
+        raise OSError(errno.ECONNREFUSED, "")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    findings(check_network, subject(network=FakeNetwork(listening=["0.0.0.0:1", "[::]:2", "192.0.2.1:3"])))
+    assert tried == [("127.0.0.1", 1), ("::1", 2), ("192.0.2.1", 3)]
+
+
+def test_network_connections_are_closed_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listening = [f"127.0.0.1:{listener.getsockname()[1]}"]
+        findings(check_network, subject(network=FakeNetwork(listening=listening)))
+        connection, _address = listener.accept()
+        with connection:
+            assert connection.recv(1) == b""
+
+
+def test_network_with_an_address_that_does_not_answer(port: int, closed_port: int) -> None:
+    listening = [f"127.0.0.1:{closed_port}", f"127.0.0.1:{port}"]
+    found = finding(check_network, subject(network=FakeNetwork(listening=listening)))
+    assert found.state is CheckState.FAILED
+    assert found.message == f"127.0.0.1:{closed_port} takes no connections: Connection refused"
+
+
+def test_network_with_a_listener_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its backlog is full: the system neither takes nor refuses more."""
+    monkeypatch.setattr(daemon_checks, "CONNECT_TIMEOUT", 0.1)
+    with socket.create_server(("127.0.0.1", 0), backlog=1) as listener:
+        address = listener.getsockname()
+        clients = [socket.socket() for _each in range(8)]
+        for client in clients:
+            client.setblocking(False)
+            client.connect_ex(address)
+        found = finding(check_network, subject(network=FakeNetwork(listening=[f"127.0.0.1:{address[1]}"])))
+        for client in clients:
+            client.close()
+    assert found.state is CheckState.FAILED
+    assert "no answer within 0.1 s" in found.message
+
+
+def test_network_without_a_server(port: int) -> None:
+    """Somebody listens there, but it is not ours."""
+    listening = [f"127.0.0.1:{port}"]
+    found = finding(check_network, subject(network=FakeNetwork(None, listening)))
+    assert found.state is CheckState.FAILED
+    dead = child(Role.SERVER)
+    dead.ended.set()
+    assert finding(check_network, subject(network=FakeNetwork(dead, listening))).state is CheckState.FAILED
+
+
+def exposed(allow: tuple[str, ...] = (), **changes: Any) -> Subject:
+    """Listening for everybody; clients of `allow` are let in."""
+    return subject(
+        network=FakeNetwork(listening=["127.0.0.1:3240", "0.0.0.0:3241"], allow=[*allow]), **changes
+    )
+
+
+def test_exposure_of_loopback_only() -> None:
+    network = FakeNetwork(listening=["127.0.0.1:3240", "[::1]:3240"])
+    assert finding(check_exposure, subject(network=network)).state is CheckState.OK
+
+
+def test_exposure_to_everybody() -> None:
+    found = finding(check_exposure, exposed())
+    assert found.state is CheckState.WARNING
+    assert "0.0.0.0:3241" in found.message
+    assert "127.0.0.1:3240" not in found.message
+    assert "1234:5678 at 1-2" in found.message
+    assert "neither login nor encryption" in found.message
+    assert any('allow = ["192.168.1.0/24"]' in step for step in found.steps)
+
+
+def test_exposure_of_what_will_be_bound() -> None:
+    assert finding(check_exposure, exposed(manager=FakeManager(bindings=[]))).state is CheckState.WARNING
+
+
+def test_exposure_with_an_allow_list() -> None:
+    found = finding(check_exposure, exposed(("192.0.2.0/24",)))
+    assert found.state is CheckState.OK
+    assert "192.0.2.0/24" in found.message
+
+
+def test_exposure_of_devices_with_lists_of_their_own() -> None:
+    listed = binding("1-3", allow=["192.0.2.7"])
+    assert finding(check_exposure, exposed(manager=FakeManager(bindings=[listed]))).state is CheckState.OK
+    found = finding(check_exposure, exposed(manager=FakeManager(bindings=[listed, binding()])))
+    assert found.state is CheckState.WARNING
+    assert "1-3" not in found.message
+
+
+@pytest.mark.parametrize(
+    ("rule", "state"),
+    [
+        (DeviceRule(busid="1-2"), CheckState.OK),
+        (DeviceRule(0x1234, 0x5678), CheckState.OK),
+        (DeviceRule(0x1234, 0x5679), CheckState.WARNING),
+        (DeviceRule(0x1234, 0x5678, serial="S1"), CheckState.WARNING),
+        (DeviceRule(busid="1-3"), CheckState.WARNING),
+    ],
+)
+def test_exposure_with_a_table_in_the_configuration(rule: DeviceRule, state: CheckState) -> None:
+    assert finding(check_exposure, exposed(access=[rule])).state is state
+
+
+def test_workers() -> None:
+    claims = {"1-2": claim(), "1-3": claim("1-3", state=ClaimState.CLAIMING, worker=None)}
+    found = finding(check_workers, subject(manager=FakeManager(claims=claims)))
+    assert (found.state, found.message) == (CheckState.OK, "live workers: 1")
+
+
+def test_workers_that_are_gone() -> None:
+    over = child(busid="1-3")
+    over.ended.set()
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+        reaped = child(busid="1-4", pid=process.pid)
+    claims = {
+        "1-2": claim("1-2", worker=None),
+        "1-3": claim("1-3", worker=over, state=ClaimState.ATTACHED),
+        "1-4": claim("1-4", worker=reaped, state=ClaimState.RESTORING),
+    }
+    found = findings(check_workers, subject(manager=FakeManager(claims=claims)))
+    assert [each.state for each in found] == [CheckState.FAILED] * 3
+    assert [busid in each.message for busid, each in zip(claims, found, strict=True)] == [True] * 3
+
+
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="macOS has it from Python 3.13 on")
+def test_a_worker_that_is_a_zombie() -> None:
+    with subprocess.Popen(["true"]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        claims = {"1-2": claim(worker=child(busid="1-2", pid=process.pid))}
+        found = finding(check_workers, subject(manager=FakeManager(claims=claims)))
+    assert found.state is CheckState.FAILED
+    assert found.message.endswith("is dead")
+
+
+def test_a_worker_that_is_stopped() -> None:
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        try:
+            process.send_signal(signal.SIGSTOP)
+            os.waitpid(process.pid, os.WUNTRACED)
+            claims = {"1-2": claim(worker=child(busid="1-2", pid=process.pid))}
+            found = finding(check_workers, subject(manager=FakeManager(claims=claims)))
+        finally:
+            process.kill()
+    assert found.state is CheckState.FAILED
+    assert f"kill -CONT {process.pid}" in found.steps[0]
+
+
+def test_captured() -> None:
+    found = finding(check_captured, subject())
+    assert (found.state, found.message) == (CheckState.OK, "taken from their drivers: 1-2")
+
+
+def test_captured_but_a_driver_is_back() -> None:
+    found = finding(check_captured, subject(manager=FakeManager(devices=[device(drivers=["usbhid"])])))
+    assert found.state is CheckState.WARNING
+    assert "usbhid" in found.message
+
+
+def test_captured_counts_real_devices_that_are_held() -> None:
+    claims = {
+        "1-2": claim("1-2", state=ClaimState.FAILED, worker=None),
+        "240-1": claim("240-1", simulated=True),
+    }
+    devices = [
+        device("1-2", drivers=["usb-storage"]),
+        device("1-3", drivers=["usbhid"]),
+        device("240-1", simulated=True),
+    ]
+    found = finding(check_captured, subject(manager=FakeManager(claims=claims, devices=devices)))
+    assert (found.state, found.message) == (CheckState.OK, "no real device is taken from its drivers")
+
+
+def test_no_bindings() -> None:
+    found = finding(check_bindings, subject(manager=FakeManager(bindings=[])))
+    assert (found.state, found.message) == (CheckState.OK, "nothing is bound")
+
+
+@pytest.mark.parametrize("state", [ClaimState.READY, ClaimState.ATTACHED])
+def test_a_binding_that_works(state: ClaimState) -> None:
+    manager = FakeManager(claims={"1-2": claim(state=state)})
+    found = finding(check_bindings, subject(manager=manager))
+    assert (found.state, found.message) == (CheckState.OK, f"1234:5678 at 1-2: {state.value}")
+
+
+def test_a_binding_of_several_devices_tells_each() -> None:
+    manager = FakeManager(
+        bindings=[binding(None, devices=["1-2", "1-3"])], claims={"1-2": claim(), "1-3": claim("1-3")}
+    )
+    messages = [each.message for each in findings(check_bindings, subject(manager=manager))]
+    assert messages == [f"1234:5678: {busid}: free for a client" for busid in ("1-2", "1-3")]
+
+
+@pytest.mark.parametrize("state", [ClaimState.FAILED, ClaimState.CLAIMING], ids=["waiting", "trying again"])
+def test_a_binding_whose_device_cannot_be_taken(state: ClaimState) -> None:
+    error = ClaimError("1-2 is in use: it is mounted on /mnt", advice="unmount it first: umount /mnt")
+    manager = FakeManager(claims={"1-2": claim(state=state, worker=None, failure=Failure(error, 1.7e9))})
+    found = finding(check_bindings, subject(manager=manager))
+    assert found.state is CheckState.FAILED
+    assert found.message == "1234:5678 at 1-2: 1-2 is in use: it is mounted on /mnt"
+    assert found.steps[0] == "Unmount it first: umount /mnt"
+    assert "30 s" in found.steps[1]
+
+
+def test_a_binding_whose_device_is_not_claimed_yet() -> None:
+    assert finding(check_bindings, subject(manager=FakeManager(claims={}))).state is CheckState.WARNING
+
+
+@pytest.mark.parametrize("busid", ["1-2", None])
+def test_a_binding_whose_device_is_not_there(busid: str | None) -> None:
+    manager = FakeManager(bindings=[binding(busid, devices=[])], devices=[device("1-3")])
+    found = finding(check_bindings, subject(manager=manager))
+    assert found.state is CheckState.OK
+    assert found.message.endswith("not plugged in")
+
+
+def test_a_binding_at_whose_port_another_device_is() -> None:
+    manager = FakeManager(bindings=[binding(devices=[])], devices=[device(product_id=0x9999, product=None)])
+    found = finding(check_bindings, subject(manager=manager))
+    assert found.state is CheckState.WARNING
+    assert found.message == "1234:5678 at 1-2: another device is there, 1234:9999 (unnamed device)"
+
+
+def test_a_binding_at_whose_port_a_twin_is_does_not_tell_serial_numbers() -> None:
+    manager = FakeManager(bindings=[binding(serial="S1", devices=[])], devices=[device(serial="S2")])
+    found = finding(check_bindings, subject(manager=manager))
+    assert found.state is CheckState.WARNING
+    assert "with another serial number" in found.message
+    assert "S1" not in found.message
+    assert "S2" not in found.message

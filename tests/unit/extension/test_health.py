@@ -1,0 +1,194 @@
+"""How health is examined: all checks at once, bounded, and none hides another."""
+
+import asyncio
+import re
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.unit.extension.specimen import PATIENCE, FakeManager, FakeStore, binding, claim, mac, subject
+from usbipd.errors import ClaimError, UsbipdError
+from usbipd.extension.claim import Failure
+from usbipd.extension.health import CHECKS, LONGEST_TEXT, MOST_FINDINGS, Check, examine
+from usbipd.extension.subject import Finding, Subject, failed, ok, warning
+from usbipd.ipc.messages import MAX_MESSAGE, encode
+from usbipd.ipc.reports import CheckReport, CheckState, HealthResult
+
+
+def result(
+    *checks: tuple[str, Check], specimen: Subject | None = None, seconds: float = PATIENCE
+) -> HealthResult:
+    return asyncio.run(examine(specimen or subject(), checks, seconds=seconds))
+
+
+def finds(*found: Finding) -> Check:
+    """A check that finds these."""
+
+    async def check(_subject: Subject) -> Sequence[Finding]:
+        return found
+
+    return check
+
+
+def breaks(error: Exception) -> Check:
+    """A check that raises."""
+
+    async def check(_subject: Subject) -> Sequence[Finding]:
+        raise error
+
+    return check
+
+
+def test_every_finding_gets_the_name_of_its_check() -> None:
+    done = result(
+        ("store", finds(failed("broken", "Mend it."), warning("old", "Renew it."))),
+        ("launchd", finds()),
+        ("rights", finds(ok("root"))),
+    )
+    assert done.checks == [
+        CheckReport(name="store", state=CheckState.FAILED, message="broken", steps=["Mend it."]),
+        CheckReport(name="store", state=CheckState.WARNING, message="old", steps=["Renew it."]),
+        CheckReport(name="rights", state=CheckState.OK, message="root"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("advice", "steps"),
+    [
+        (None, []),
+        ("unmount it first", ["Unmount it first"]),
+        ("Debian: apt\n    macOS: brew", ["Debian: apt", "macOS: brew"]),
+    ],
+)
+def test_an_error_for_people_keeps_its_advice(advice: str | None, steps: list[str]) -> None:
+    (report,) = result(("libusb", breaks(UsbipdError("it does not work", advice=advice)))).checks
+    assert (report.state, report.message) == (CheckState.FAILED, "it does not work")
+    assert report.steps == steps
+
+
+@pytest.mark.parametrize("error", [ValueError("what?"), asyncio.CancelledError()])
+def test_a_check_that_breaks_hides_no_other(error: Exception) -> None:
+    done = result(("store", breaks(error)), ("rights", finds(ok("root"))))
+    assert [(each.name, each.state) for each in done.checks] == [
+        ("store", CheckState.FAILED),
+        ("rights", CheckState.OK),
+    ]
+    assert done.checks[0].steps
+
+
+def test_what_broke_is_named() -> None:
+    (report,) = result(("store", breaks(ValueError("what?")))).checks
+    assert "ValueError: what?" in report.message
+
+
+def test_a_check_that_hangs_is_given_up() -> None:
+    ended = []
+
+    async def hang(_subject: Subject) -> Sequence[Finding]:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+        raise AssertionError
+
+    done = result(("hang", hang), ("rights", finds(ok("root"))), seconds=0.05)
+    assert [each.state for each in done.checks] == [CheckState.FAILED, CheckState.OK]
+    assert "0.05 s" in done.checks[0].message
+    assert ended, "and goes on no longer"
+
+
+def test_a_check_that_hangs_in_a_thread_is_given_up() -> None:
+    go_on = threading.Event()
+
+    async def hang(_subject: Subject) -> Sequence[Finding]:
+        await asyncio.to_thread(go_on.wait, PATIENCE)
+        return []
+
+    async def test() -> HealthResult:
+        try:
+            return await examine(subject(), [("hang", hang)], seconds=0.05)
+        finally:
+            go_on.set()
+
+    assert asyncio.run(test()).checks[0].state is CheckState.FAILED
+
+
+def test_checks_run_at_the_same_time() -> None:
+    """Each waits for the other: one after the other they would never end."""
+    meeting = [asyncio.Event(), asyncio.Event()]
+
+    def meet(mine: int) -> Check:
+        async def check(_subject: Subject) -> Sequence[Finding]:
+            meeting[mine].set()
+            await meeting[1 - mine].wait()
+            return [ok("met")]
+
+        return check
+
+    assert {each.state for each in result(("one", meet(0)), ("other", meet(1))).checks} == {CheckState.OK}
+
+
+def test_who_gives_up_leaves_nothing_running() -> None:
+    ended = asyncio.Event()
+
+    async def hang(_subject: Subject) -> Sequence[Finding]:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        raise AssertionError
+
+    async def test() -> None:
+        examination = asyncio.create_task(examine(subject(), [("hang", hang)]))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        examination.cancel()
+        async with asyncio.timeout(PATIENCE):
+            await ended.wait()
+
+    asyncio.run(test())
+
+
+def test_the_worst_comes_first_and_no_more_than_can_be_told() -> None:
+    many = [
+        *(ok(f"{number}") for number in range(40)),
+        failed("broken", "Mend it."),
+        warning("old", "Renew it."),
+    ]
+    checks = result(("binding", finds(*many))).checks
+    assert [each.message for each in checks[:3]] == ["broken", "old", "0"]
+    assert (len(checks), checks[-1].message) == (MOST_FINDINGS + 1, "and 18 more like these, or better")
+    assert checks[-1].state is CheckState.OK
+
+
+def test_long_texts_are_cut() -> None:
+    (report,) = result(("store", finds(failed("x" * 10_000, "y" * 10_000)))).checks
+    assert (len(report.message), len(report.steps[0])) == (LONGEST_TEXT, LONGEST_TEXT)
+
+
+def test_the_names_are_words() -> None:
+    names = [name for name, _check in CHECKS]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch("[a-z]+(-[a-z]+)*", name) for name in names)
+
+
+def test_every_check_has_something_to_say_of_a_mac(tmp_path: Path) -> None:
+    specimen = subject(
+        host=mac(launch_daemon=tmp_path / "job.plist"), control_socket=tmp_path / "control.sock"
+    )
+    done = asyncio.run(examine(specimen))
+    assert list(dict.fromkeys(each.name for each in done.checks)) == [name for name, _check in CHECKS]
+
+
+def test_everything_at_once_fits_one_message(tmp_path: Path) -> None:
+    """Hundreds of bindings of which each fails at length, and everything else that can be wrong."""
+    error = ClaimError("a driver holds it " * 30, advice="do this\nand that")
+    busids = [f"1-{port}" for port in range(1, 300)]
+    manager = FakeManager(
+        bindings=[binding(busid) for busid in busids],
+        claims={busid: claim(busid, worker=None, failure=Failure(error, 1.7e9)) for busid in busids},
+    )
+    specimen = subject(manager=manager, control_socket=tmp_path / "no", store=FakeStore(["x" * 999] * 20))
+    assert len(encode(asyncio.run(examine(specimen)))) < MAX_MESSAGE - 1024

@@ -1,0 +1,260 @@
+"""What health finds of the host: rights, libusb, hotplug, launchd, macOS."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import usb1
+
+from tests.unit.extension.specimen import (
+    FakeHotplug,
+    FakeManager,
+    FakeNetwork,
+    binding,
+    child,
+    claim,
+    device,
+    finding,
+    findings,
+    linux,
+    mac,
+    subject,
+)
+from usbipd import privileges
+from usbipd.errors import UsbipdError
+from usbipd.extension import host_checks
+from usbipd.extension.host_checks import (
+    check_hotplug,
+    check_launchd,
+    check_libusb,
+    check_macos,
+    check_rights,
+)
+from usbipd.ipc.messages import RunAs
+from usbipd.ipc.policy import Role
+from usbipd.ipc.reports import CheckState
+
+USBIPD = RunAs(user="usbipd", uid=990, gid=990)
+NOBODY = RunAs(user="nobody", uid=65534, gid=65534)
+
+
+@pytest.fixture
+def no_such_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(privileges, "DEFAULT_USER", "no-such-user")
+
+
+@pytest.fixture
+def linux_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers drop their rights, as they do on Linux."""
+    monkeypatch.setattr(privileges, "worker_run_as", lambda run_as: run_as)
+
+
+def test_rights_of_root(linux_workers: None) -> None:
+    found = finding(check_rights, subject(run_as=USBIPD))
+    assert found.state is CheckState.OK
+    assert "as usbipd" in found.message
+
+
+def test_rights_of_an_ordinary_user() -> None:
+    found = finding(check_rights, subject(host=linux(uid=54321)))
+    assert found.state is CheckState.WARNING
+    assert "runs as 54321" in found.message
+    assert any("sudo usbipd-ext --run" in step for step in found.steps)
+
+
+def test_rights_without_a_user_of_our_own(no_such_user: None, linux_workers: None) -> None:
+    specimen = subject(
+        run_as=NOBODY, network=FakeNetwork(child=child(Role.SERVER, user="nobody")), manager=FakeManager({})
+    )
+    found = finding(check_rights, specimen)
+    assert found.state is CheckState.WARNING
+    assert "useradd" in found.steps[0]
+    assert "no-such-user" in found.steps[0]
+
+
+def test_rights_without_a_user_of_our_own_on_a_mac(no_such_user: None) -> None:
+    specimen = subject(
+        host=mac(), run_as=NOBODY, network=FakeNetwork(child=None), manager=FakeManager(claims={})
+    )
+    steps = finding(check_rights, specimen).steps
+    assert any("sysadminctl -addUser no-such-user" in step for step in steps)
+    assert not any("useradd" in step for step in steps)
+
+
+def test_rights_nobody_by_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where our user exists, `user = "nobody"` in the configuration is what somebody wants."""
+    monkeypatch.setattr(privileges, "DEFAULT_USER", "root")
+    specimen = subject(run_as=NOBODY, network=FakeNetwork(child=None), manager=FakeManager(claims={}))
+    assert finding(check_rights, specimen).state is CheckState.OK
+
+
+def test_rights_of_a_child_that_is_still_root(linux_workers: None) -> None:
+    specimen = subject(
+        run_as=USBIPD,
+        network=FakeNetwork(child=child(Role.SERVER, user="root")),
+        manager=FakeManager(claims={"1-2": claim(worker=child(busid="1-2", user="root"))}),
+    )
+    found = findings(check_rights, specimen)
+    assert [each.state for each in found] == [CheckState.FAILED, CheckState.FAILED]
+    assert found[0].message.startswith("server[")
+    assert found[1].message.endswith("1-2 runs as root and should as usbipd")
+
+
+def test_rights_of_workers_that_have_to_stay_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(privileges, "worker_run_as", lambda _run_as: None)  # as on macOS
+    specimen = subject(
+        run_as=USBIPD, manager=FakeManager(claims={"1-2": claim(worker=child(busid="1-2", user="root"))})
+    )
+    assert finding(check_rights, specimen).state is CheckState.OK
+
+
+def libusb(monkeypatch: pytest.MonkeyPatch, *version: int) -> None:
+    major, minor, micro = version
+    monkeypatch.setattr(usb1, "getVersion", lambda: SimpleNamespace(major=major, minor=minor, micro=micro))
+
+
+def test_libusb(monkeypatch: pytest.MonkeyPatch) -> None:
+    libusb(monkeypatch, 1, 0, 26)
+    manager = FakeManager(devices=[device("1-2"), device("1-3"), device("240-1", simulated=True)])
+    found = finding(check_libusb, subject(manager=manager))
+    assert found.state is CheckState.OK
+    assert found.message == "libusb 1.0.26; real devices that could be shared: 2"
+
+
+def test_libusb_of_this_host() -> None:
+    assert finding(check_libusb, subject()).state is CheckState.OK
+
+
+def test_libusb_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    libusb(monkeypatch, 1, 0, 25)
+    found = finding(check_libusb, subject())
+    assert found.state is CheckState.FAILED
+    assert "1.0.25" in found.message
+    assert "1.0.26" in found.message
+
+
+@pytest.mark.parametrize(("micro", "state"), [(29, CheckState.WARNING), (30, CheckState.OK)])
+def test_libusb_on_a_mac(monkeypatch: pytest.MonkeyPatch, micro: int, state: CheckState) -> None:
+    libusb(monkeypatch, 1, 0, micro)
+    assert finding(check_libusb, subject(host=mac())).state is state
+
+
+def test_libusb_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise OSError("libusb-1.0.so.0: cannot open shared object file")
+
+    monkeypatch.setattr(usb1, "getVersion", missing)
+    found = finding(check_libusb, subject())
+    assert found.state is CheckState.FAILED
+    assert "libusb-1.0.so.0" in found.message
+
+
+def test_libusb_that_lists_nothing_says_why() -> None:
+    manager = FakeManager(error=UsbipdError("libusb cannot list devices"))
+    with pytest.raises(UsbipdError, match="cannot list"):
+        findings(check_libusb, subject(manager=manager))
+
+
+def test_hotplug() -> None:
+    assert finding(check_hotplug, subject()).state is CheckState.OK
+    problem = "hotplug does not work here, so devices are looked for every two seconds"
+    found = finding(check_hotplug, subject(hotplug=FakeHotplug(problem)))
+    assert (found.state, found.message) == (CheckState.WARNING, problem)
+
+
+def test_hotplug_of_simulated_devices_only() -> None:
+    assert findings(check_hotplug, subject(hotplug=None)) == []
+
+
+JOB = "org.usbipd.extension.plist"
+
+
+def launchctl(directory: Path, script: str) -> Path:
+    """A launchctl that does what `script` says."""
+    program = directory / "launchctl"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    return program
+
+
+def job(directory: Path) -> Path:
+    path = directory / JOB
+    path.touch()
+    return path
+
+
+def test_no_launchd_here() -> None:
+    assert findings(check_launchd, subject()) == []
+
+
+def test_launchd_has_the_job(tmp_path: Path) -> None:
+    script = '[ "$*" = "print system/org.usbipd.extension" ] || exit 64; echo state = disabled; exit 0'
+    host = mac(launch_daemon=job(tmp_path), launchctl=launchctl(tmp_path, script))
+    assert finding(check_launchd, subject(host=host)).state is CheckState.OK, "its text does not count"
+
+
+def test_launchd_does_not_have_the_job(tmp_path: Path) -> None:
+    host = mac(launch_daemon=job(tmp_path), launchctl=launchctl(tmp_path, "exit 113"))
+    found = finding(check_launchd, subject(host=host))
+    assert found.state is CheckState.FAILED
+    assert "exit code 113" in found.message
+    assert "System Settings > General > Login Items & Extensions" in found.steps[0]
+    assert any("launchctl enable system/org.usbipd.extension" in step for step in found.steps)
+    assert any(f"launchctl bootstrap system {tmp_path / JOB}" in step for step in found.steps)
+
+
+def test_launchd_job_not_installed(tmp_path: Path) -> None:
+    found = finding(check_launchd, subject(host=mac(launch_daemon=tmp_path / JOB)))
+    assert found.state is CheckState.WARNING
+    assert str(tmp_path / JOB) in found.message
+
+
+def test_launchctl_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_checks, "LAUNCHCTL_TIMEOUT", 0.1)
+    pid = tmp_path / "pid"
+    host = mac(launch_daemon=job(tmp_path), launchctl=launchctl(tmp_path, f"echo $$ >{pid}; exec sleep 1000"))
+    found = finding(check_launchd, subject(host=host))
+    assert found.state is CheckState.FAILED
+    if pid.exists():  # else it was killed before it could even say who it is
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid.read_text()), 0)
+
+
+def test_macos_is_no_matter_elsewhere() -> None:
+    assert findings(check_macos, subject()) == []
+
+
+def test_macos_in_order() -> None:
+    assert finding(check_macos, subject(host=mac())).state is CheckState.OK
+
+
+FULL_SPEED = FakeManager(
+    devices=[device("1-2", speed="full"), device("1-3"), device("240-1", simulated=True, speed="full")]
+)
+
+
+def test_macos_that_may_crash() -> None:
+    found = finding(check_macos, subject(host=mac(mac_version="26.3.1"), manager=FULL_SPEED))
+    assert found.state is CheckState.WARNING
+    assert "1-2" in found.message
+    assert "1-3" not in found.message
+    assert "240-1" not in found.message
+
+
+@pytest.mark.parametrize(
+    ("version", "manager"), [("26.3.1", FakeManager()), ("26.4", FULL_SPEED)], ids=["no such device", "newer"]
+)
+def test_macos_that_does_not(version: str, manager: FakeManager) -> None:
+    assert (
+        finding(check_macos, subject(host=mac(mac_version=version), manager=manager)).state is CheckState.OK
+    )
+
+
+def test_an_accessory_that_may_not_be_allowed() -> None:
+    """Apple silicon leaves a device out until somebody allows it; it looks as if it were not plugged in."""
+    manager = FakeManager(bindings=[binding(), binding("1-4", devices=[])])
+    found = finding(check_macos, subject(host=mac(), manager=manager))
+    assert found.state is CheckState.WARNING
+    assert any("Allow accessor" in step for step in found.steps)
+    assert finding(check_macos, subject(host=mac(machine="x86_64"), manager=manager)).state is CheckState.OK

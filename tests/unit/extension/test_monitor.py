@@ -1,0 +1,168 @@
+"""Status, history and health, as the control socket asks for them."""
+
+import asyncio
+import logging
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import usbipd
+from tests.unit.extension.specimen import (
+    PATIENCE,
+    FakeManager,
+    FakeNetwork,
+    FakeStore,
+    binding,
+    child,
+    claim,
+    device,
+    linux,
+)
+from usbipd.errors import UsbipdError
+from usbipd.extension.monitor import StatusMonitor, resident_bytes
+from usbipd.ipc.policy import Role
+from usbipd.ipc.reports import CheckState, HistoryEntry, HistoryEvent, StatusResult
+from usbipd.log import ErrorCounter
+from usbipd.privileges import user_name
+
+
+def monitor(**changes: Any) -> StatusMonitor:
+    """Of a daemon in good health, or what `changes` make of it."""
+    parts: dict[str, Any] = {
+        "manager": FakeManager(),
+        "network": FakeNetwork(listening=["127.0.0.1:3240"]),
+        "store": FakeStore(),
+        "hotplug": None,
+        "errors": ErrorCounter(),
+        "control_socket": Path("/nowhere/control.sock"),
+        "run_as": None,
+        "access": (),
+        "host": linux(),
+    }
+    return StatusMonitor(**(parts | changes))
+
+
+def report(subject: StatusMonitor) -> StatusResult:
+    return asyncio.run(subject.report())
+
+
+def test_status_of_the_extension() -> None:
+    status = monitor().get_current_status()
+    assert status.is_running
+    assert [device.bus_id for device in status.claimed_devices] == ["1-2"]
+    assert abs(status.last_start_time - time.time()) < PATIENCE
+    assert status.error_count == 0
+    assert status.memory_usage == pytest.approx(resident_bytes(os.getpid()), rel=0.5)
+
+
+def test_report_of_the_whole_daemon() -> None:
+    found = report(monitor())
+    assert (found.version, found.pid, found.user) == (
+        usbipd.__version__,
+        os.getpid(),
+        user_name(os.geteuid()),
+    )
+    assert found.listening == ["127.0.0.1:3240"]
+    assert found.devices == [device()]
+    assert found.bindings == [binding()]
+    assert 0 <= found.uptime < PATIENCE
+    assert (found.error_count, found.last_errors) == (0, [])
+
+
+def test_report_of_the_processes() -> None:
+    """In one order: extension, server, workers by busid; claims without a worker have none."""
+    workers = {busid: child(busid=busid) for busid in ("1-3", "1-10")}
+    claims = {busid: claim(busid, worker=worker) for busid, worker in workers.items()}
+    claims["1-1"] = claim("1-1", worker=None)
+    found = report(monitor(manager=FakeManager(claims=claims)))
+    assert [(each.role, each.user, each.busid) for each in found.processes] == [
+        ("extension", user_name(os.geteuid()), None),
+        ("server", "usbipd", None),
+        ("worker", "usbipd", "1-10"),
+        ("worker", "usbipd", "1-3"),
+    ]
+    memories = [each.memory for each in found.processes]
+    assert all(memory is not None and memory > 1 << 20 for memory in memories)
+    assert found.memory_usage == sum(memory or 0 for memory in memories)
+
+
+def test_report_while_there_is_no_server() -> None:
+    found = report(monitor(network=FakeNetwork(child=None)))
+    assert [each.role for each in found.processes] == ["extension", "worker"]
+
+
+def test_a_process_that_has_just_ended_has_no_memory() -> None:
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    assert resident_bytes(process.pid) is None
+    found = report(monitor(network=FakeNetwork(child=child(Role.SERVER, pid=process.pid))))
+    assert found.processes[1].memory is None
+    assert found.memory_usage == sum(each.memory for each in found.processes if each.role != "server")
+
+
+def test_report_of_errors() -> None:
+    errors = ErrorCounter()
+    logger = logging.Logger("test")
+    logger.addHandler(errors)
+    logger.error("first")
+    logger.error("second")
+    found = report(monitor(errors=errors))
+    assert found.error_count == 2
+    assert [error.message for error in found.last_errors] == ["first", "second"]
+
+
+def test_report_when_libusb_fails() -> None:
+    with pytest.raises(UsbipdError, match="cannot list"):
+        report(monitor(manager=FakeManager(error=UsbipdError("libusb cannot list devices"))))
+
+
+def test_history() -> None:
+    entries = [HistoryEntry(id=number, time=1.7e9, event=HistoryEvent.CLAIMED) for number in (3, 2, 1)]
+    subject = monitor(store=FakeStore(entries=entries))
+    assert asyncio.run(subject.get_claim_history(2)) == entries[:2]
+    assert asyncio.run(subject.get_claim_history(2, before=2)) == entries[2:]
+
+
+def test_health() -> None:
+    health = asyncio.run(monitor(store=FakeStore(problems=["it was damaged"])).perform_health_check())
+    states = {check.name: check.state for check in health.checks}
+    assert states["rights"] is CheckState.OK
+    assert states["store"] is CheckState.WARNING
+    assert states["control-socket"] is CheckState.FAILED
+
+
+class SlowStore(FakeStore):
+    """Counts who checks it, and lets him wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checked = 0
+        self.go_on = asyncio.Event()
+
+    async def check(self) -> list[str]:
+        self.checked += 1
+        await self.go_on.wait()
+        return []
+
+
+def test_who_asks_for_health_at_the_same_time_shares_one_examination() -> None:
+    async def test() -> None:
+        store = SlowStore()
+        subject = monitor(store=store)
+        impatient, *others = [asyncio.create_task(subject.perform_health_check()) for _each in range(5)]
+        while not store.checked:  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0)
+        impatient.cancel()
+        store.go_on.set()
+        first, *rest = await asyncio.gather(*others)
+        assert all(each is first for each in rest)
+        assert store.checked == 1
+        assert impatient.cancelled()
+        assert await subject.perform_health_check() is not first, "who comes later gets a new one"
+        assert store.checked == 2
+
+    asyncio.run(test())

@@ -1,0 +1,104 @@
+"""Which devices are to be shared, and with whom.  Runs in the extension.
+
+A binding is a rule that somebody made with `usbipd bind`; the store keeps it.  Those of simulated devices
+live as long as the daemon does.  The `[[access]]` tables of the configuration may narrow who gets a device.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from usbipd.config import AccessRule
+from usbipd.errors import UsageError
+from usbipd.extension.store import Binding, Store
+from usbipd.ipc.reports import BindingReport
+from usbipd.server.access import AccessList
+from usbipd.usb.discovery import DeviceRecord
+from usbipd.usb.identity import DeviceRule
+
+_LOG: Final = logging.getLogger(__name__)
+
+CREATED_BY_US: Final = "usbipd-ext"
+"""Who has bound the simulated devices."""
+
+
+class Bindings:
+    """All bindings of this daemon."""
+
+    def __init__(self, store: Store, access: Sequence[AccessRule]) -> None:
+        self._store = store
+        self._kept: dict[DeviceRule, Binding] = {}
+        self._simulated: dict[DeviceRule, Binding] = {}
+        self._lists: dict[DeviceRule, AccessList] = {}
+        self._access = [(table.rule, AccessList(table.allow)) for table in access]
+
+    async def load(self) -> None:
+        """Take what the store has.  Raises `UsbipdError`."""
+        for binding in await self._store.bindings():
+            self._kept[binding.rule] = binding
+            try:
+                self._lists[binding.rule] = AccessList(binding.allow)
+            except UsageError as error:  # of another release, say
+                _LOG.error("nobody gets %s, since its allow list is wrong: %s", binding.rule, error)
+
+    def all(self) -> list[Binding]:
+        """In the order in which they were made."""
+        return [*self._simulated.values(), *self._kept.values()]
+
+    def that_fit(self, record: DeviceRecord) -> list[Binding]:
+        """The bindings by which this device is shared; none: it is not."""
+        return [binding for binding in self.all() if binding.rule.fits(record)]
+
+    def allow(self, record: DeviceRecord, address: str) -> bool:
+        """Whether a client at `address` may know of the device and use it."""
+        lists = (self._lists.get(binding.rule) for binding in self.that_fit(record))
+        return any(access is not None and access.allows(address) for access in lists) and all(
+            access.allows(address) for rule, access in self._access if rule.fits(record)
+        )
+
+    def bind_simulated(self, record: DeviceRecord) -> None:
+        """Share a simulated device, which is there to be shared."""
+        rule = DeviceRule.of_port(record)
+        self._lists[rule] = AccessList(())
+        self._simulated[rule] = Binding(
+            rule=rule, product=record.product, allow=(), created=time.time(), created_by=CREATED_BY_US
+        )
+
+    async def add(self, binding: Binding, *, simulated: bool) -> None:
+        """Keep a binding, in place of an older one of its rule.  Raises `UsbipdError`: nothing changes."""
+        access = AccessList(binding.allow)
+        if simulated:
+            self._simulated[binding.rule] = binding
+        else:
+            await self._store.add_binding(binding)
+            self._kept[binding.rule] = binding
+        self._lists[binding.rule] = access
+
+    async def remove(self, bindings: Sequence[Binding]) -> None:
+        """Forget these.  Raises `UsbipdError`: nothing changes."""
+        kept = [binding.rule for binding in bindings if binding.rule in self._kept]
+        if kept:
+            await self._store.remove_bindings(kept)
+        for binding in bindings:
+            self._kept.pop(binding.rule, None)
+            self._simulated.pop(binding.rule, None)
+            self._lists.pop(binding.rule, None)
+
+
+def report_binding(binding: Binding, records: Sequence[DeviceRecord]) -> BindingReport:
+    """The binding for people, with those of `records` that it shares."""
+    rule = binding.rule
+    assert rule.vendor_id is not None, "a binding says which device it means"
+    assert rule.product_id is not None, "a binding says which device it means"
+    return BindingReport(
+        vendor_id=rule.vendor_id,
+        product_id=rule.product_id,
+        serial=rule.serial,
+        busid=rule.busid,
+        product=binding.product,
+        allow=list(binding.allow),
+        created=binding.created,
+        created_by=binding.created_by,
+        devices=[record.busid for record in records if rule.fits(record)],
+    )

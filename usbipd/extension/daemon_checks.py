@@ -1,0 +1,259 @@
+"""Checks of the daemon's own parts: store, sockets, children, bindings.  Runs in the extension."""
+
+import asyncio
+import ipaddress
+import os
+import socket
+import stat
+from collections.abc import Mapping
+from typing import Final
+
+import psutil
+
+from usbipd.addresses import ListenAddress, parse_listen
+from usbipd.extension.claim import ClaimState
+from usbipd.extension.subject import Finding, HeldClaim, Subject, failed, ok, steps_of, warning
+from usbipd.extension.supervisor import LONGEST_DELAY, Child
+from usbipd.ipc.reports import BindingReport, DeviceReport
+from usbipd.usb.identity import DeviceRule
+
+CONNECT_TIMEOUT: Final = 1.0
+"""Seconds for a connection to ourselves."""
+
+_HOLDING: Final = frozenset({ClaimState.READY, ClaimState.ATTACHED, ClaimState.RESTORING})
+"""What a claim is doing while its worker holds the device."""
+_START_AGAIN: Final = "End the daemon and start it again."
+
+
+async def check_store(subject: Subject) -> list[Finding]:
+    """Whether what it keeps is whole and can be written; what was mended at the start is but a warning."""
+    mended = subject.store.problems
+    found = [
+        warning(problem, "See with `usbipd list` that every binding is there, and bind what is missing.")
+        for problem in mended
+    ]
+    found += [
+        failed(problem, "Mend that.", _START_AGAIN)
+        for problem in await subject.store.check()
+        if problem not in mended
+    ]
+    return found or [ok("bindings, claims and history are whole")]
+
+
+async def check_control_socket(subject: Subject) -> list[Finding]:
+    """Whether people find it and nobody else can put one of his own in its place."""
+    path, uid = subject.control_socket, subject.host.uid
+    try:
+        found, directory = os.lstat(path), os.lstat(path.parent)
+    except OSError as error:
+        return [failed(f"{error.filename}: {error.strerror}: no new command finds the daemon", _START_AGAIN)]
+    if not stat.S_ISSOCK(found.st_mode) or found.st_uid != uid:
+        return [
+            failed(f"{path} is not our socket: somebody has replaced it", f"Remove {path}.", _START_AGAIN)
+        ]
+    if directory.st_uid != uid or directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return [
+            failed(
+                f"{path.parent} belongs to or may be written by another user (uid {directory.st_uid}, "
+                f"mode {stat.S_IMODE(directory.st_mode):04o}), who could put a socket of his own there",
+                f"Run `chmod go-w {path.parent}`; if it is not yours, remove it.",
+                _START_AGAIN,
+            )
+        ]
+    wanted = 0o666 if uid == 0 else 0o600
+    mode = stat.S_IMODE(found.st_mode)
+    if mode != wanted:
+        return [failed(f"{path} has mode {mode:04o}, not {wanted:04o}", f"Run `chmod {wanted:o} {path}`.")]
+    return [ok(f"{path} is ours")]
+
+
+async def check_network(subject: Subject) -> list[Finding]:
+    """Whether a server lives and every address takes connections."""
+    child = subject.network.child
+    if child is None or child.ended.is_set():
+        return [
+            failed(
+                "no server runs; another one is started again and again",
+                "Read in the daemon's log why it ends, or why it cannot listen.",
+            )
+        ]
+    addresses = [parse_listen(text) for text in subject.network.listening]
+    refusals = await asyncio.gather(*(_refusal(address) for address in addresses))
+    findings = [
+        failed(
+            f"{address} takes no connections: {refusal}",
+            "See that no firewall of this host blocks it.",
+            f"See who listens there: `lsof -nP -iTCP:{address.port} -sTCP:LISTEN`.",
+            _START_AGAIN,
+        )
+        for address, refusal in zip(addresses, refusals, strict=True)
+        if refusal is not None
+    ]
+    return findings or [ok(f"{child.label} takes connections on {', '.join(map(str, addresses))}")]
+
+
+async def _refusal(address: ListenAddress) -> str | None:
+    """Why nobody can connect there; None: one can.  The connection is closed at once."""
+    host = ipaddress.ip_address(address.host)
+    name = address.host
+    if host.is_unspecified:
+        name = "127.0.0.1" if host.version == 4 else "::1"
+    try:
+        family, kind, _protocol, _name, where = socket.getaddrinfo(
+            name, address.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )[0]
+        with socket.socket(family, kind) as connection:
+            connection.setblocking(False)
+            connecting = asyncio.ensure_future(asyncio.get_running_loop().sock_connect(connection, where))
+            try:
+                done, _pending = await asyncio.wait({connecting}, timeout=CONNECT_TIMEOUT)
+                if not done:
+                    return f"no answer within {CONNECT_TIMEOUT:g} s"
+                connecting.result()
+            finally:
+                connecting.cancel()
+                await asyncio.wait({connecting})  # it lets go of the descriptor before that is closed
+    except OSError as error:
+        return str(error) if error.errno is None else os.strerror(error.errno)
+    return None
+
+
+async def check_exposure(subject: Subject) -> list[Finding]:
+    """Whether more than this host can use a device without that somebody said who may."""
+    addresses = [parse_listen(text) for text in subject.network.listening]
+    beyond = [str(each) for each in addresses if not ipaddress.ip_address(each.host).is_loopback]
+    if not beyond:
+        return [ok("only this host can connect")]
+    if subject.network.allow:
+        return [ok(f"only {', '.join(subject.network.allow)} may connect")]
+    bindings = await subject.manager.binding_reports()
+    unrestricted = [binding for binding in bindings if not _is_restricted(binding, subject)]
+    if bindings and not unrestricted:
+        return [ok("each binding says who may use its device")]
+    what = ", ".join(str(_rule_of(binding)) for binding in unrestricted) or "what will be bound"
+    return [
+        warning(
+            f"whoever reaches {', '.join(beyond)} may use {what}: USB/IP has neither login nor encryption",
+            'Write who may connect into usbipd.toml, for instance allow = ["192.168.1.0/24"], '
+            "or start the daemon with --allow 192.168.1.0/24.",
+            "Or say it for one device: `usbipd bind --busid BUSID --allow 192.168.1.7`.",
+            'Or listen on this host only, listen = ["127.0.0.1"], and let clients come through a tunnel.',
+            _START_AGAIN,
+        )
+    ]
+
+
+def _is_restricted(binding: BindingReport, subject: Subject) -> bool:
+    """Whether the binding, or a table of the configuration that fits all its devices, says who may."""
+    return bool(binding.allow) or any(_includes(rule, _rule_of(binding)) for rule in subject.access)
+
+
+def _includes(wide: DeviceRule, narrow: DeviceRule) -> bool:
+    """Whether `wide` fits every device that `narrow` fits."""
+    return (
+        wide.vendor_id in (None, narrow.vendor_id)
+        and wide.product_id in (None, narrow.product_id)
+        and wide.serial in (None, narrow.serial)
+        and wide.busid in (None, narrow.busid)
+    )
+
+
+async def check_workers(subject: Subject) -> list[Finding]:
+    """Whether everything that we hold has a worker that lives."""
+    holding = {busid: claim for busid, claim in subject.manager.claims.items() if claim.state in _HOLDING}
+    findings = []
+    for busid, claim in sorted(holding.items()):
+        worker = claim.worker
+        if worker is None or worker.ended.is_set():
+            findings += [
+                failed(f"no worker holds {busid}", "Wait for the next one: it is started by itself.")
+            ]
+        elif (status := _process_status(worker)) in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
+            findings += [
+                failed(
+                    f"{worker.label} is stopped: its device answers nobody",
+                    f"Let it go on: `sudo kill -CONT {worker.pid}`.",
+                )
+            ]
+        elif status is None or status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            findings += [failed(f"{worker.label} is dead", "Wait for the next one: it is started by itself.")]
+    return findings or [ok(f"live workers: {len(holding)}")]
+
+
+def _process_status(child: Child) -> str | None:
+    """What the system says of it; None: there is no such process."""
+    try:
+        return psutil.Process(child.pid).status()
+    except psutil.NoSuchProcess:
+        return None
+
+
+async def check_captured(subject: Subject) -> list[Finding]:
+    """Whether what we hold is really off its drivers."""
+    held = {busid for busid, claim in subject.manager.claims.items() if claim.state in _HOLDING}
+    captured = [
+        device
+        for device in await subject.manager.list_devices()
+        if device.busid in held and not device.simulated
+    ]
+    if not captured:
+        return [ok("no real device is taken from its drivers")]
+    findings = [
+        warning(
+            f"{device.busid} is claimed, and {', '.join(device.drivers)} of this host has a part of it",
+            f"Run `usbipd unbind --busid {device.busid}`, then bind it again.",
+            "If that changes nothing, unplug the device and plug it in again.",
+        )
+        for device in captured
+        if device.drivers
+    ]
+    return findings or [ok(f"taken from their drivers: {', '.join(device.busid for device in captured)}")]
+
+
+async def check_bindings(subject: Subject) -> list[Finding]:
+    """What has become of each binding."""
+    bindings = await subject.manager.binding_reports()
+    if not bindings:
+        return [ok("nothing is bound")]
+    present = {device.busid: device for device in await subject.manager.list_devices()}
+    return [
+        finding
+        for binding in bindings
+        for finding in _look_at_binding(binding, present, subject.manager.claims)
+    ]
+
+
+def _look_at_binding(
+    binding: BindingReport, present: Mapping[str, DeviceReport], claims: Mapping[str, HeldClaim]
+) -> list[Finding]:
+    rule = _rule_of(binding)
+    if binding.devices:
+        return [_look_at_device(busid, rule, claims.get(busid)) for busid in binding.devices]
+    other = None if binding.busid is None else present.get(binding.busid)
+    if other is None:
+        return [ok(f"{rule}: not plugged in")]
+    ids = f"{other.vendor_id:04x}:{other.product_id:04x}"
+    if (other.vendor_id, other.product_id) == (binding.vendor_id, binding.product_id):
+        ids += " with another serial number"
+    return [
+        warning(
+            f"{rule}: another device is there, {ids} ({other.product or 'unnamed device'})",
+            f"Plug the bound device into {binding.busid}.",
+            f"Or bind what is there now: `usbipd bind --busid {binding.busid}`.",
+        )
+    ]
+
+
+def _look_at_device(busid: str, rule: DeviceRule, claim: HeldClaim | None) -> Finding:
+    where = str(rule) if rule.busid is not None else f"{rule}: {busid}"
+    if claim is None:
+        return warning(f"{where}: plugged in, and not claimed yet", "Try again in a second.")
+    if claim.failure is not None:
+        error = claim.failure.error
+        again = f"Nothing else is needed: it is tried again by itself, at least every {LONGEST_DELAY:g} s."
+        return failed(f"{where}: {error.message}", *steps_of(error), again)
+    return ok(f"{where}: {claim.state.value}")
+
+
+def _rule_of(binding: BindingReport) -> DeviceRule:
+    return DeviceRule(binding.vendor_id, binding.product_id, binding.serial, binding.busid)

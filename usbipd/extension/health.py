@@ -1,0 +1,95 @@
+"""The checks of the daemon's health: the table of them, and how they are made.  Runs in the extension.
+
+They run at the same time and within a bound.  One that breaks is a finding of its own and hides no other.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from usbipd.errors import UsbipdError
+from usbipd.extension import daemon_checks, host_checks
+from usbipd.extension.subject import Finding, Subject, failed, steps_of
+from usbipd.ipc.reports import CheckReport, CheckState, HealthResult
+
+_LOG: Final = logging.getLogger(__name__)
+
+HEALTH_TIMEOUT: Final = 4.0
+"""Seconds that all checks together may take: who asks waits for them."""
+MOST_FINDINGS: Final = 24
+"""Findings of one check that are told, and ..."""
+LONGEST_TEXT: Final = 400
+"""... characters of a message or a step: hundreds of devices may fail, and all has to fit into one answer."""
+
+_BADNESS: Final = {CheckState.FAILED: 0, CheckState.WARNING: 1, CheckState.OK: 2}
+
+Check = Callable[[Subject], Awaitable[Sequence[Finding]]]
+"""Looks at one thing and says what it found; nothing, where there is nothing to look at."""
+
+CHECKS: Final[tuple[tuple[str, Check], ...]] = (
+    ("rights", host_checks.check_rights),
+    ("libusb", host_checks.check_libusb),
+    ("hotplug", host_checks.check_hotplug),
+    ("launchd", host_checks.check_launchd),
+    ("macos", host_checks.check_macos),
+    ("store", daemon_checks.check_store),
+    ("control-socket", daemon_checks.check_control_socket),
+    ("network", daemon_checks.check_network),
+    ("exposure", daemon_checks.check_exposure),
+    ("workers", daemon_checks.check_workers),
+    ("captured", daemon_checks.check_captured),
+    ("binding", daemon_checks.check_bindings),
+)
+"""Every check with its name, in the order in which people read them."""
+
+
+async def examine(
+    subject: Subject, checks: Sequence[tuple[str, Check]] = CHECKS, *, seconds: float = HEALTH_TIMEOUT
+) -> HealthResult:
+    """Make all checks, within `seconds`.  Raises nothing: what goes wrong is found."""
+    tasks = [(name, asyncio.ensure_future(check(subject))) for name, check in checks]
+    try:
+        await asyncio.wait([task for _name, task in tasks], timeout=seconds)
+        return HealthResult(
+            checks=[
+                _report(name, finding)
+                for name, task in tasks
+                for finding in _worst(_findings(name, task, seconds))
+            ]
+        )
+    finally:
+        for _name, task in tasks:
+            task.cancel()
+
+
+def _findings(name: str, task: asyncio.Future[Sequence[Finding]], seconds: float) -> Sequence[Finding]:
+    if not task.done() or task.cancelled():
+        return [
+            failed(f"this check was not done within {seconds:g} s", "Try again when the host is less busy.")
+        ]
+    error = task.exception()
+    if error is None:
+        return task.result()
+    if isinstance(error, UsbipdError):
+        return [failed(error.message, *steps_of(error))]
+    _LOG.error("health check %s", name, exc_info=error)
+    return [failed(f"this check broke: {type(error).__name__}: {error}", "The log of the daemon has more.")]
+
+
+def _worst(findings: Sequence[Finding]) -> list[Finding]:
+    """The worst first, and no more than can be told."""
+    ordered = sorted(findings, key=lambda finding: _BADNESS[finding.state])
+    told, rest = ordered[:MOST_FINDINGS], ordered[MOST_FINDINGS:]
+    if rest:
+        told.append(Finding(rest[0].state, f"and {len(rest)} more like these, or better"))
+    return told
+
+
+def _report(name: str, finding: Finding) -> CheckReport:
+    return CheckReport(
+        name=name,
+        state=finding.state,
+        message=finding.message[:LONGEST_TEXT],
+        steps=[step[:LONGEST_TEXT] for step in finding.steps],
+    )

@@ -1,0 +1,236 @@
+"""Checks of what the daemon stands on: rights, libusb, launchd and macOS.  Runs in the extension."""
+
+import asyncio
+import pwd
+from pathlib import Path
+from typing import Final
+
+import usb1
+
+from usbipd import privileges
+from usbipd.extension.subject import Finding, Host, Subject, failed, ok, warning
+from usbipd.protocol.constants import Speed
+
+MINIMUM_LIBUSB: Final = (1, 0, 26)  # the same as cython/claim.pyx
+RECOMMENDED_ON_MACOS: Final = (1, 0, 30)  # port numbers on macOS 26, several uses of freed memory
+
+ISOCHRONOUS_PANIC: Final = "26.3.1"  # https://github.com/libusb/libusb/issues/1762
+
+LAUNCHCTL_TIMEOUT: Final = 2.0
+"""Seconds."""
+
+_START_AS_ROOT: Final = "Start it as root: `sudo usbipd-ext --run`."
+_START_AGAIN: Final = "Start the daemon again."
+
+
+async def check_rights(subject: Subject) -> list[Finding]:
+    """Root, to take devices from their drivers; and nobody else in reach of the network or a device."""
+    if subject.host.uid != 0:
+        user = privileges.user_name(subject.host.uid)
+        return [
+            warning(
+                f"the extension runs as {user}, not as root: "
+                "it can share simulated devices, and real ones that this user may open",
+                "End this daemon.",
+                _START_AS_ROOT,
+            )
+        ]
+    findings = _wrong_users(subject)
+    user = "root" if subject.run_as is None else subject.run_as.user
+    own = privileges.DEFAULT_USER
+    if user == "nobody" and not await asyncio.to_thread(_user_exists, own):
+        findings += [
+            warning(
+                f"there is no user {own}: what reads the network runs as nobody, as other services do",
+                *_steps_to_make_user(subject.host),
+                _START_AGAIN,
+            )
+        ]
+    return findings or [ok(f"the extension runs as root, what reads the network as {user}")]
+
+
+def _wrong_users(subject: Subject) -> list[Finding]:
+    """Our children that did not become whom they should."""
+    children = [(subject.network.child, subject.run_as)]
+    children += [
+        (claim.worker, privileges.worker_run_as(subject.run_as)) for claim in subject.manager.claims.values()
+    ]
+    return [
+        failed(f"{child.label} runs as {child.user} and should as {run_as.user}", _START_AGAIN)
+        for child, run_as in children
+        if child is not None and run_as is not None and child.user != run_as.user
+    ]
+
+
+def _user_exists(name: str) -> bool:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
+
+
+def _steps_to_make_user(host: Host) -> tuple[str, ...]:
+    user = privileges.DEFAULT_USER
+    if host.mac_version:
+        return (
+            "Look for a free user id between 200 and 400: `dscl . -list /Users UniqueID`.",
+            f"Make the user with it: `sudo sysadminctl -addUser {user} -UID ID -roleAccount`.",
+        )
+    shell = "/usr/sbin/nologin"
+    return (f"Make the user: `sudo useradd --system --user-group --no-create-home --shell {shell} {user}`.",)
+
+
+async def check_libusb(subject: Subject) -> list[Finding]:
+    """New enough, and able to list devices."""
+    try:
+        version = await asyncio.to_thread(_libusb_version)
+    except OSError as error:
+        return [
+            failed(
+                f"libusb 1.0 cannot be loaded: {error}",
+                "Install it: `sudo apt-get install libusb-1.0-0` (Debian), `brew install libusb` (macOS).",
+                _START_AGAIN,
+            )
+        ]
+    devices = await subject.manager.list_devices()
+    count = sum(not device.simulated for device in devices)
+    name = f"libusb {_dotted(version)}"
+    if version < MINIMUM_LIBUSB:
+        return [
+            failed(
+                f"{name} is too old: usbipd needs {_dotted(MINIMUM_LIBUSB)} or newer",
+                "Install a newer libusb, from the system's packages or from https://libusb.info.",
+                _START_AGAIN,
+            )
+        ]
+    if subject.host.mac_version and version < RECOMMENDED_ON_MACOS:
+        return [
+            warning(
+                f"{name} has known faults on macOS: {_dotted(RECOMMENDED_ON_MACOS)} mends them",
+                "Install the newest one: `brew upgrade libusb`.",
+                _START_AGAIN,
+            )
+        ]
+    return [ok(f"{name}; real devices that could be shared: {count}")]
+
+
+def _libusb_version() -> tuple[int, int, int]:
+    """Raises `OSError` if there is no libusb."""
+    version = usb1.getVersion()
+    return version.major, version.minor, version.micro
+
+
+def _dotted(version: tuple[int, int, int]) -> str:
+    return ".".join(str(number) for number in version)
+
+
+async def check_hotplug(subject: Subject) -> list[Finding]:
+    """Whether the system tells us what is plugged in; nothing where only simulated devices are shared."""
+    if subject.hotplug is None:
+        return []
+    if subject.hotplug.problem is None:
+        return [ok("devices are noticed as they are plugged in")]
+    return [
+        warning(
+            subject.hotplug.problem,
+            "Nothing is lost by it: the daemon looks for devices again and again, "
+            "and notices them a little later.",
+            "Install a libusb that was built with hotplug (on Linux: with udev) and start the daemon again.",
+        )
+    ]
+
+
+async def check_launchd(subject: Subject) -> list[Finding]:
+    """Whether launchd has the job that starts the extension; nothing where there is no launchd.
+
+    Only the exit code of `launchctl print` counts: its text is for people (launchctl(1)).
+    """
+    job = subject.host.launch_daemon
+    if job is None:
+        return []
+    label = job.stem
+    if not job.exists():
+        return [
+            warning(
+                f"no launchd job is installed ({job} is not there): the daemon does not start by itself",
+                "Install usbipd from its package.",
+            )
+        ]
+    code = await _exit_code(subject.host.launchctl, "print", f"system/{label}")
+    if code == 0:
+        return [ok(f"launchd has the job {label}")]
+    if code is None:
+        return [failed(f"launchctl did not answer within {LAUNCHCTL_TIMEOUT:g} s", "Restart this Mac.")]
+    return [
+        failed(
+            f"launchd does not have the job {label} (launchctl print: exit code {code}): "
+            "it is switched off, or was never loaded",
+            "Open System Settings > General > Login Items & Extensions.",
+            'Under "Allow in the Background" (or "App Background Activity"), switch usbipd on.',
+            f"Run `sudo launchctl enable system/{label}`.",
+            f"Run `sudo launchctl bootstrap system {job}`.",
+            f"See that it is there: `launchctl print system/{label}`.",
+        )
+    ]
+
+
+async def _exit_code(program: Path, *arguments: str) -> int | None:
+    """How `program` ended; None if it did not in time.  Raises `OSError` if it cannot be started."""
+    process = await asyncio.create_subprocess_exec(
+        program,
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        env={},
+    )
+    ending = asyncio.create_task(process.wait())
+    try:
+        await asyncio.wait({ending}, timeout=LAUNCHCTL_TIMEOUT)
+        return process.returncode
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await asyncio.wait({ending})
+
+
+async def check_macos(subject: Subject) -> list[Finding]:
+    """What is known of this version of macOS and this kind of Mac; nothing elsewhere."""
+    version = subject.host.mac_version
+    if not version:
+        return []
+    findings = []
+    if version == ISOCHRONOUS_PANIC:
+        findings += await _isochronous_panic(subject)
+    if subject.host.machine == "arm64":
+        findings += await _accessories_not_allowed(subject)
+    return findings or [ok(f"nothing stands in the way on macOS {version}")]
+
+
+async def _isochronous_panic(subject: Subject) -> list[Finding]:
+    devices = await subject.manager.list_devices()
+    full = [each.busid for each in devices if not each.simulated and each.speed == Speed.FULL.label]
+    if not full:
+        return []
+    return [
+        warning(
+            f"macOS {ISOCHRONOUS_PANIC} may crash when a full-speed device with isochronous endpoints "
+            f"(sound, video) is claimed; full speed here: {', '.join(full)}",
+            "Do not bind these devices if they carry sound or video.",
+            "Update macOS.",
+        )
+    ]
+
+
+async def _accessories_not_allowed(subject: Subject) -> list[Finding]:
+    if all(binding.devices for binding in await subject.manager.binding_reports()):
+        return []
+    return [
+        warning(
+            "a bound device is not there: if it is plugged in, this Mac may not have been allowed to use it",
+            'Unlock the Mac and choose Allow where it asks "Allow accessory to connect?".',
+            "If it does not ask, unplug the device and plug it in again.",
+            'Or set System Settings > Privacy & Security > "Allow accessories to connect" to what you need.',
+        )
+    ]

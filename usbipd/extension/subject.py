@@ -1,0 +1,141 @@
+"""What a check of the daemon's health looks at, and what it finds.  Runs in the extension."""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol
+
+from usbipd import paths
+from usbipd.errors import UsbipdError
+from usbipd.extension.claim import ClaimState, Failure
+from usbipd.extension.supervisor import Child
+from usbipd.ipc.messages import RunAs
+from usbipd.ipc.reports import BindingReport, CheckState, DeviceReport
+from usbipd.usb.discovery import DeviceRecord
+from usbipd.usb.identity import DeviceRule
+
+LAUNCHCTL: Final = Path("/bin/launchctl")
+
+
+class HeldClaim(Protocol):
+    """What health needs of a `Claim`."""
+
+    @property
+    def record(self) -> DeviceRecord: ...
+    @property
+    def state(self) -> ClaimState: ...
+    @property
+    def worker(self) -> Child | None: ...
+    @property
+    def failure(self) -> Failure | None: ...
+
+
+class SharedDevices(Protocol):
+    """What health needs of the manager."""
+
+    @property
+    def claims(self) -> Mapping[str, HeldClaim]:
+        """By busid."""
+
+    async def list_devices(self) -> list[DeviceReport]:
+        """Raises `UsbipdError` if libusb cannot list them."""
+
+    async def binding_reports(self) -> list[BindingReport]:
+        """Raises `UsbipdError`, likewise."""
+
+
+class Listeners(Protocol):
+    """What health needs of the network's side."""
+
+    @property
+    def child(self) -> Child | None:
+        """The server; None while there is none."""
+
+    @property
+    def listening(self) -> list[str]:
+        """`ADDRESS:PORT`, IPv6 in brackets."""
+
+    @property
+    def allow(self) -> list[str]:
+        """Addresses and networks of clients that are let in; none: all."""
+
+
+class Records(Protocol):
+    """What health needs of the store."""
+
+    @property
+    def problems(self) -> list[str]:
+        """What recovery found and did when the store was opened."""
+
+    async def check(self) -> list[str]:
+        """What is wrong with it now."""
+
+
+class PlugEvents(Protocol):
+    """What health needs of hotplug."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why the system does not tell us what is plugged in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """Facts about this machine.  Which platform it is, only they tell."""
+
+    uid: int = field(default_factory=os.geteuid)
+    mac_version: str = field(default_factory=lambda: platform.mac_ver()[0])
+    """Empty where this is not macOS."""
+    machine: str = field(default_factory=platform.machine)
+    launch_daemon: Path | None = field(default_factory=paths.launch_daemon)
+    """The property list of the launchd job; None where there is no launchd."""
+    launchctl: Path = LAUNCHCTL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """The daemon, as far as its health goes."""
+
+    manager: SharedDevices
+    network: Listeners
+    store: Records
+    hotplug: PlugEvents | None
+    """None where there are simulated devices only."""
+    control_socket: Path
+    run_as: RunAs | None
+    """Whom server and workers become; None: they stay what we are."""
+    access: Sequence[DeviceRule]
+    """The devices for which the configuration says who may have them."""
+    host: Host
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """How one thing is, and the steps that mend it: each a whole sentence."""
+
+    state: CheckState
+    message: str
+    steps: tuple[str, ...] = ()
+
+
+def ok(message: str) -> Finding:
+    """As it should be."""
+    return Finding(CheckState.OK, message)
+
+
+def warning(message: str, *steps: str) -> Finding:
+    """It works, but not as it could, or not for all."""
+    return Finding(CheckState.WARNING, message, steps)
+
+
+def failed(message: str, *steps: str) -> Finding:
+    """It does not work."""
+    return Finding(CheckState.FAILED, message, steps)
+
+
+def steps_of(error: UsbipdError) -> tuple[str, ...]:
+    """What the error's advice says to do: a sentence, or a line for each platform."""
+    lines = [line.strip() for line in (error.advice or "").splitlines()]
+    return (lines[0][:1].upper() + lines[0][1:],) if len(lines) == 1 else tuple(lines)
