@@ -7,8 +7,9 @@ from types import TracebackType
 from typing import Final, Self, TypeVar
 
 from usbipd.errors import ExtensionUnreachableError, IPCError, UsageError
-from usbipd.ipc.channel import BlockingChannel
-from usbipd.ipc.messages import Command, Message
+from usbipd.ipc.channel import BlockingChannel, Event
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command
 from usbipd.paths import MAX_SOCKET_PATH, control_socket
 
 ANSWER_TIMEOUT: Final = 30.0
@@ -18,7 +19,10 @@ Result = TypeVar("Result", bound=Message)
 
 
 class ControlConnection:
-    """Asks the extension; connects in `open`, closes at the end of its `with` block."""
+    """Asks the extension; connects in `open`, closes in `close` and at the end of its `with` block.
+
+    Once closed it may be opened again: perhaps another extension answers by then.
+    """
 
     def __init__(self, path: Path | None, *, timeout: float = ANSWER_TIMEOUT) -> None:
         """`path` is that of the control socket; None: the usual one."""
@@ -32,8 +36,13 @@ class ControlConnection:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the extension.  Idempotent."""
         if self._channel is not None:
             self._channel.close()
+            self._channel = None
 
     def open(self) -> None:
         """Connect.  Raises `ExtensionUnreachableError`, with an advice for each reason."""
@@ -53,18 +62,40 @@ class ControlConnection:
             raise self._unreachable(error) from error
         except IPCError as error:
             connection.close()
-            raise self._broken(error) from error
+            raise self._broken(error, self._timeout) from error
 
-    def request(self, command: Command, parameters: Message, result: type[Result]) -> Result:
-        """The extension's answer to `command`.
+    def request(
+        self, command: Command, parameters: Message, result: type[Result], *, timeout: float | None = None
+    ) -> Result:
+        """The extension's answer to `command`, within `timeout` seconds if that is given.
 
         Raises the `UsbipdError` that it answers with, `ExtensionUnreachableError` if it gives no answer.
         """
         assert self._channel is not None, "open() comes first"
+        patience = self._timeout if timeout is None else timeout
         try:
-            return self._channel.request(command, parameters, result, timeout=self._timeout)
+            return self._channel.request(command, parameters, result, timeout=patience)
         except IPCError as error:
-            raise self._broken(self._reason_of(error)) from error
+            raise self._broken(self._reason_of(error), patience) from error
+
+    def wait_for_events(self, seconds: float) -> bool:
+        """Whether the extension tells something within `seconds`; returns as soon as it does.
+
+        What it has told by then is one thing, however often it told it.  Raises `ExtensionUnreachableError`
+        when it is gone.
+        """
+        assert self._channel is not None, "open() comes first"
+        patience, told = seconds, False
+        try:
+            while (item := self._channel.receive(patience)) is not None:
+                if not isinstance(item, Event):
+                    raise IPCError("something that was not asked for", code="bad-message")
+                patience, told = 0.0, True
+        except IPCError as error:
+            if error.code == "timeout":
+                return told
+            raise self._broken(error, seconds) from error
+        raise ExtensionUnreachableError("it has closed the connection", code="gone")
 
     def _reason_of(self, error: IPCError) -> IPCError:
         """What the extension said before it closed, or `error`: a hello of another version explains a lot."""
@@ -94,7 +125,7 @@ class ControlConnection:
             advice="is this the extension's control socket?  --socket names another one",
         )
 
-    def _broken(self, error: IPCError) -> ExtensionUnreachableError:
+    def _broken(self, error: IPCError, patience: float) -> ExtensionUnreachableError:
         if error.code == "version":
             return ExtensionUnreachableError(
                 f"the extension is of another version than this command: {error.message}",
@@ -103,7 +134,7 @@ class ControlConnection:
             )
         if error.code == "timeout":
             return ExtensionUnreachableError(
-                f"the extension did not answer within {self._timeout:g} s",
+                f"the extension did not answer within {patience:g} s",
                 code="timeout",
                 advice="its log says what it waits for; if it says nothing, restart it",
             )

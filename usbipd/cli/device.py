@@ -1,6 +1,10 @@
-"""How a device is called in tables and sentences.  Runs in the caller's process."""
+"""How devices and bindings are called in tables and sentences.  Runs in the caller's process."""
 
-from usbipd.ipc.messages import DeviceReport
+from collections.abc import Iterable
+
+from usbipd.cli.quantity import format_clock
+from usbipd.cli.table import wrap
+from usbipd.ipc.reports import BindingReport, DeviceReport
 
 
 def hardware_id(vendor_id: int, product_id: int) -> str:
@@ -25,3 +29,30 @@ def device_user(device: DeviceReport) -> str:
     if device.client is not None:
         return device.client
     return ", ".join(sorted(set(device.drivers)))
+
+
+def binding_name(binding: BindingReport) -> str:
+    """What the binding means: `0781:5581 at 3-1 (Ultra)`."""
+    parts = [hardware_id(binding.vendor_id, binding.product_id)]
+    if binding.busid is not None:
+        parts.append(f"at {binding.busid}")
+    elif binding.serial is not None:  # beside a port it tells people nothing
+        parts.append(f"with serial number {binding.serial}")
+    if binding.product:
+        parts.append(f"({binding.product})")
+    return " ".join(parts)
+
+
+def format_failures(devices: Iterable[DeviceReport], width: int) -> str:
+    """Why devices failed, what to try, and when it is tried again."""
+    text = ""
+    for device in devices:
+        if device.error is None:
+            continue
+        named = device.error.startswith(device.busid)
+        text += wrap(device.error, width, "  ", first="" if named else f"{device.busid}: ")
+        if device.advice is not None:
+            text += wrap(device.advice, width, "  ", first="  hint: ")
+        if device.next_try is not None:
+            text += f"  next try: {format_clock(device.next_try)}\n"
+    return text

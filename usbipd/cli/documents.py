@@ -1,7 +1,7 @@
 """The JSON documents that the commands print under `--json`.  Runs in the caller's process.
 
-docs/json.md describes each field; a test keeps the two together.  `FORMAT` is raised when a field changes its
-meaning or goes away; a new field does not raise it.
+docs/json.md describes each field, docs/schema/ has a schema of each document; tests keep both together with
+the code.  `FORMAT` is raised when a field changes its meaning or goes away; a new field does not raise it.
 """
 
 from typing import Final
@@ -9,7 +9,8 @@ from typing import Final
 import msgspec
 
 from usbipd.errors import UsbipdError
-from usbipd.ipc.messages import DeviceReport, ErrorReport, StatusResult
+from usbipd.ipc.messages import ErrorReport
+from usbipd.ipc.reports import BindingReport, CheckReport, DeviceReport, HistoryEntry, StatusResult
 
 FORMAT: Final = 1
 
@@ -24,6 +25,7 @@ class ListDocument(Document, frozen=True, kw_only=True):
     """`usbipd list --json`."""
 
     devices: list[DeviceReport]
+    bindings: list[BindingReport]
 
 
 class RemoteInterface(msgspec.Struct, frozen=True):
@@ -62,19 +64,41 @@ class RemoteListDocument(Document, frozen=True, kw_only=True):
 class BindDocument(Document, frozen=True, kw_only=True):
     """`usbipd bind --json`."""
 
-    device: DeviceReport
+    binding: BindingReport
+    devices: list[DeviceReport]
 
 
 class UnbindDocument(Document, frozen=True, kw_only=True):
     """`usbipd unbind --json`."""
 
+    bindings: list[BindingReport]
     busids: list[str]
+    still_shared: list[str]
+
+
+class DetachDocument(Document, frozen=True, kw_only=True):
+    """`usbipd detach --json`."""
+
+    busid: str
+    client: str
 
 
 class StatusDocument(Document, frozen=True, kw_only=True):
-    """`usbipd status --json` and `usbipd-ext --status --json`."""
+    """`usbipd status --json` and `usbipd-ext --status --json`; each line of them under `--watch`."""
 
     status: StatusResult
+
+
+class HistoryDocument(Document, frozen=True, kw_only=True):
+    """`usbipd history --json`."""
+
+    entries: list[HistoryEntry]
+
+
+class HealthDocument(Document, frozen=True, kw_only=True):
+    """`usbipd doctor --json` and `usbipd-ext --health --json`."""
+
+    checks: list[CheckReport]
 
 
 class ErrorDocument(Document, frozen=True, kw_only=True):
@@ -91,3 +115,8 @@ def error_document(error: UsbipdError) -> ErrorDocument:
 def render(document: Document) -> str:
     """`document` as indented JSON, line ended."""
     return msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
+
+
+def render_line(document: Document) -> str:
+    """`document` as JSON on one line, ended."""
+    return msgspec.json.encode(document).decode() + "\n"

@@ -1,22 +1,48 @@
 """The `usbipd-ext` command: runs the extension, or asks a running one how it is.
 
-`--status` runs in the caller's process; `--run` makes this process the extension.
+`--run` makes this process the extension; all else runs in the caller's process.
 """
 
 import argparse
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, get_args
 
 from usbipd import __version__
 from usbipd.cli.outcome import conclude
-from usbipd.cli.verb import Parser, add_json_argument, add_socket_argument
+from usbipd.cli.verb import (
+    Parser,
+    add_json_argument,
+    add_socket_argument,
+    add_watch_argument,
+    check_networks,
+    network,
+)
 from usbipd.errors import UsageError
 
 if TYPE_CHECKING:
     from usbipd.config import ServerConfig
 
-RUN_ONLY: Final = ("listen", "simulate", "real_devices", "config", "log_level")
+RUN: Final = "--run"
+STATUS: Final = "--status"
+HEALTH: Final = "--health"
+CHECK_CONFIG: Final = "--check-config"
+
+GOES_WITH: Final[Mapping[str, tuple[str, ...]]] = {
+    "--listen": (RUN,),
+    "--allow": (RUN,),
+    "--simulate": (RUN,),
+    "--real-devices": (RUN,),
+    "--config": (RUN, CHECK_CONFIG),
+    "--state": (RUN,),
+    "--log-level": (RUN,),
+    "--log-to": (RUN,),
+    "--watch": (STATUS,),
+    "--json": (STATUS, HEALTH, CHECK_CONFIG),
+    "--socket": (RUN, STATUS, HEALTH),
+}
+"""Each option with the actions that take it."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,11 +54,22 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--run", action="store_true", help="run the daemon in the foreground")
-    action.add_argument("--status", action="store_true", help="show the running daemon and its processes")
+    action.add_argument(RUN, action="store_true", help="run the daemon in the foreground")
+    action.add_argument(STATUS, action="store_true", help="show the running daemon and its processes")
+    action.add_argument(
+        HEALTH, action="store_true", help="examine the daemon, and say how to mend what is wrong"
+    )
+    action.add_argument(CHECK_CONFIG, action="store_true", help="check the configuration file, and show it")
     action.add_argument("--version", action="version", version=f"usbipd-ext {__version__}")
     add_socket_argument(parser, None)
     add_json_argument(parser)
+    add_watch_argument(parser.add_argument_group("with --status"))
+    add_run_arguments(parser)
+    return parser
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """What --run takes, and --config, which --check-config takes too."""
     run = parser.add_argument_group("with --run")
     run.add_argument(
         "--listen",
@@ -40,6 +77,14 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         help="where clients may connect: a numeric address, with or without a port; may come several times "
         "(default: as configured, else 127.0.0.1:3240)",
+    )
+    run.add_argument(
+        "--allow",
+        metavar="CIDR",
+        type=network,
+        action="append",
+        help="let in only clients with this address or from this network; may come several times "
+        "(default: as configured, else all)",
     )
     run.add_argument(
         "--simulate",
@@ -50,63 +95,106 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--real-devices", action="store_true", help="offer this machine's devices beside the simulated ones"
     )
-    run.add_argument("--config", metavar="FILE", type=Path, help="configuration file (see usbipd.toml)")
+    run.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="configuration file, see usbipd.toml; with --check-config too (default: for root the usual one, "
+        "if it is there)",
+    )
+    run.add_argument(
+        "--state",
+        metavar="DIR",
+        type=Path,
+        help="where bindings and history are kept (default: the usual directory; nowhere, if all devices are "
+        "simulated)",
+    )
     run.add_argument(
         "--log-level",
         metavar="LEVEL",
         help="debug, info, warning or error (default: as configured, else info)",
     )
-    return parser
+    run.add_argument(
+        "--log-to", choices=("stderr", "syslog"), help="where logs go (default: as configured, else stderr)"
+    )
 
 
 def run(argv: Sequence[str]) -> int:
     """Parse and carry out one command; raises `UsbipdError`."""
     arguments = build_parser().parse_args(argv)
-    return run_extension(arguments) if arguments.run else show_extension(arguments)
+    action = next(each for each in (RUN, STATUS, HEALTH, CHECK_CONFIG) if _value(arguments, each))
+    for option, actions in GOES_WITH.items():
+        if action not in actions and _value(arguments, option) not in (None, False):
+            raise UsageError(f"{option} goes with {' or '.join(actions)}, not with {action}", code="usage")
+    if action == RUN:
+        return run_extension(arguments)
+    if action == CHECK_CONFIG:
+        from usbipd.cli.check_config import check_config
+
+        check_config(arguments.config, as_json=arguments.json)
+        return 0
+    return ask_extension(arguments)
 
 
-def show_extension(arguments: argparse.Namespace) -> int:
-    """`usbipd-ext --status`."""
-    for option in RUN_ONLY:
-        if getattr(arguments, option):
-            raise UsageError(f"--{option.replace('_', '-')} goes with --run, not with --status", code="usage")
+def _value(arguments: argparse.Namespace, option: str) -> object:
+    return getattr(arguments, option.removeprefix("--").replace("-", "_"))
+
+
+def ask_extension(arguments: argparse.Namespace) -> int:
+    """`usbipd-ext --status` and `usbipd-ext --health`."""
     from usbipd.cli.connection import ControlConnection
-    from usbipd.cli.status import show_status
 
     with ControlConnection(arguments.socket) as extension:
+        if arguments.health:
+            from usbipd.cli.doctor import show_health
+
+            return show_health(extension, as_json=arguments.json)
+        from usbipd.cli.status import show_status
+
         extension.open()
-        show_status(extension, as_json=arguments.json, with_processes=True)
-    return 0
+        show_status(extension, as_json=arguments.json, interval=arguments.watch, with_processes=True)
+        return 0
 
 
 def run_extension(arguments: argparse.Namespace) -> int:
     """`usbipd-ext --run`: be the extension until a signal ends it."""
-    if arguments.json:
-        raise UsageError("--json goes with --status, not with --run", code="usage")
     # Imported here: a command that only asks shall not wait for any of it.
     from usbipd import paths
     from usbipd.extension import process
     from usbipd.simulated.catalog import parse_simulate
 
+    with_real = arguments.simulate is None or arguments.real_devices
     return process.run(
         config=configuration(arguments),
         simulate=[] if arguments.simulate is None else parse_simulate(arguments.simulate),
-        with_real=arguments.simulate is None or arguments.real_devices,
+        with_real=with_real,
         socket_path=arguments.socket or paths.runtime_directory() / paths.CONTROL_SOCKET,
+        state_directory=arguments.state or (paths.state_directory() if with_real else None),
     )
 
 
 def configuration(arguments: argparse.Namespace) -> "ServerConfig":
-    """The file of --config under what the command line says otherwise.  Raises `UsageError`."""
+    """The file of --config, or root's usual one, under what the command line says otherwise.
+
+    Raises `UsageError`.
+    """
     from msgspec.structs import replace
 
-    from usbipd.config import ServerConfig, load, parse_listen
+    from usbipd.addresses import parse_listen
+    from usbipd.cli.check_config import usual_file
+    from usbipd.config import Networks, ServerConfig, load
 
-    config = load(arguments.config) if arguments.config else ServerConfig()
+    file = arguments.config or (usual_file() if os.geteuid() == 0 else None)
+    config = ServerConfig() if file is None else load(file)
     if arguments.listen:
         config = replace(config, listen=tuple(str(parse_listen(text)) for text in arguments.listen))
+    if arguments.allow:
+        check_networks(arguments.allow, get_args(Networks)[1].max_length)
+        config = replace(config, allow=tuple(arguments.allow))
     if arguments.log_level:
         config = replace(config, log_level=arguments.log_level)
+    if arguments.log_to:
+        config = replace(config, log_to=arguments.log_to)
     return config
 
 

@@ -3,14 +3,15 @@
 import argparse
 
 from usbipd.cli.connection import ControlConnection
-from usbipd.cli.device import device_name, device_user, hardware_id
+from usbipd.cli.device import device_name, device_user, format_failures, hardware_id
 from usbipd.cli.documents import ListDocument, RemoteDevice, RemoteInterface, RemoteListDocument, render
 from usbipd.cli.outcome import emit, say
 from usbipd.cli.remote import fetch_devlist
-from usbipd.cli.table import Column, format_table, terminal_width
+from usbipd.cli.table import Column, format_table, terminal_width, wrap
 from usbipd.cli.usb_class import class_name, count_classes
 from usbipd.cli.verb import Verb, add_json_argument, host_and_port, seconds
-from usbipd.ipc.messages import Command, DeviceReport, ListResult, Nothing
+from usbipd.ipc.messages import Command, Nothing
+from usbipd.ipc.reports import BindingReport, DeviceReport, ListResult
 from usbipd.protocol.constants import Speed
 from usbipd.protocol.op import UsbDevice
 
@@ -45,13 +46,26 @@ def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
 
 
 def list_local(extension: ControlConnection, *, as_json: bool) -> None:
-    devices = extension.request(Command.LIST, Nothing(), ListResult).devices
+    result = extension.request(Command.LIST, Nothing(), ListResult)
     if as_json:
-        emit(render(ListDocument(devices=devices)))
-    elif devices:
-        emit(format_local(devices, terminal_width()))
-    else:
+        emit(render(ListDocument(devices=result.devices, bindings=result.bindings)))
+        return
+    if not result.devices:
         say("No USB device that could be shared is plugged in.")
+    emit(format_list(result, terminal_width()))
+
+
+def format_list(result: ListResult, width: int) -> str:
+    """All of `usbipd list`: what is plugged in, and what is bound and is not."""
+    parts = []
+    if result.devices:
+        restrictions = format_restrictions(result, width)
+        parts.append(
+            format_local(result.devices, width) + format_failures(result.devices, width) + restrictions
+        )
+    if absent := [binding for binding in result.bindings if not binding.devices]:
+        parts.append(f"Bound, not plugged in:\n{format_absent(absent, width)}")
+    return "\n".join(parts)
 
 
 def format_local(devices: list[DeviceReport], width: int) -> str:
@@ -72,6 +86,39 @@ def format_local(devices: list[DeviceReport], width: int) -> str:
             device_user(device),
         )
         for device in devices
+    ]
+    return format_table(columns, rows, width)
+
+
+def format_restrictions(result: ListResult, width: int) -> str:
+    """The devices that are not for everybody, as their bindings say it."""
+    text = ""
+    for device in result.devices:
+        lists = [binding.allow for binding in result.bindings if device.busid in binding.devices]
+        if lists and all(lists):
+            networks = dict.fromkeys(network for allow in lists for network in allow)
+            text += wrap(", ".join(networks), width, "  ", first=f"{device.busid}: only for ")
+    return text
+
+
+def format_absent(bindings: list[BindingReport], width: int) -> str:
+    """The table of bindings whose device is not there."""
+    columns = (
+        Column("VID:PID"),
+        Column("PORT"),
+        Column("SERIAL NUMBER", minimum=13),
+        Column("CALLED", minimum=12),
+        Column("ALLOWED", minimum=8),
+    )
+    rows = [
+        (
+            hardware_id(binding.vendor_id, binding.product_id),
+            binding.busid or "any",
+            binding.serial or "any",
+            binding.product or "",
+            ", ".join(binding.allow) or "all",
+        )
+        for binding in bindings
     ]
     return format_table(columns, rows, width)
 

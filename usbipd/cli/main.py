@@ -8,13 +8,21 @@ from collections.abc import Sequence
 from typing import Final
 
 from usbipd import __version__
-from usbipd.cli import bind, status, unbind
+from usbipd.cli import bind, detach, doctor, history, status, unbind
 from usbipd.cli import list as list_verb
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.outcome import conclude
 from usbipd.cli.verb import Parser, Verb, add_socket_argument
 
-VERBS: Final = (list_verb.VERB, bind.VERB, unbind.VERB, status.VERB)
+VERBS: Final = (
+    list_verb.VERB,
+    bind.VERB,
+    unbind.VERB,
+    detach.VERB,
+    status.VERB,
+    history.VERB,
+    doctor.VERB,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,6 +51,7 @@ def run(argv: Sequence[str]) -> int:
     """Parse and carry out one command; raises `UsbipdError`."""
     arguments = build_parser().parse_args(argv)
     verb: Verb = arguments.verb
+    verb.check(arguments)
     with ControlConnection(arguments.socket) as extension:
         if verb.requires_extension(arguments):
             extension.open()

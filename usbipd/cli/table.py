@@ -1,9 +1,10 @@
-"""Tables and numbers for people's eyes, at most as wide as the terminal.  Runs in the caller's process.
+"""Tables and sentences for people's eyes, at most as wide as the terminal.  Runs in the caller's process.
 
 Cells may hold what a USB device says of itself, so nothing here trusts them: control characters, which could
 drive the terminal, become U+FFFD.
 """
 
+import os
 import shutil
 import unicodedata
 from collections.abc import Sequence
@@ -23,9 +24,14 @@ class Column:
     right: bool = False
 
 
+def terminal_size() -> os.terminal_size:
+    """Cells in a line and lines of the terminal; 80 and 24 where stdout is none."""
+    return shutil.get_terminal_size(fallback=(80, 24))
+
+
 def terminal_width() -> int:
-    """Cells in a line of the terminal; 80 where stdout is none."""
-    return shutil.get_terminal_size(fallback=(80, 24)).columns
+    """Cells in a line of the terminal."""
+    return terminal_size().columns
 
 
 def printable(text: str) -> str:
@@ -45,10 +51,36 @@ def shorten(text: str, width: int) -> str:
     """`text`, or as much of its beginning as fits into `width` cells together with an ellipsis."""
     if display_width(text) <= width:
         return text
+    return _beginning(text, width - 1).rstrip() + ELLIPSIS
+
+
+def wrap(text: str, width: int, indent: str = "", first: str | None = None) -> str:
+    """`text` in lines of at most `width` cells, each ended; a word that fits no line is broken.
+
+    Lines begin with `indent`, the first one with `first` if that is given.
+    """
+    width = max(width, display_width(indent) + 2)  # so that each line has room for a character
+    lines, line = [], indent if first is None else first
+    blank = ""
+    for word in printable(text).split():
+        if blank and display_width(line) + 1 + display_width(word) > width:
+            lines.append(line)
+            line, blank = indent, ""
+        line += blank + word
+        while display_width(line) > width:
+            kept = _beginning(line, width)
+            lines.append(kept)
+            line = indent + line[len(kept) :]
+        blank = " "
+    return "".join(f"{each.rstrip()}\n" for each in (*lines, line))
+
+
+def _beginning(text: str, width: int) -> str:
+    """As much of `text` as fits into `width` cells."""
     kept = text[:width]
-    while kept and display_width(kept) + 1 > width:
+    while display_width(kept) > width:
         kept = kept[:-1]
-    return kept.rstrip() + ELLIPSIS
+    return kept
 
 
 def format_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> str:
@@ -80,26 +112,3 @@ def _line(columns: Sequence[Column], cells: Sequence[str], widths: Sequence[int]
         padding = " " * (width - display_width(text))
         padded.append(padding + text if column.right else text + padding)
     return GAP.join(padded).rstrip()
-
-
-def format_bytes(count: int) -> str:
-    """A number of bytes in at most eight characters: `817 B`, `32.0 MiB`."""
-    if count < 1024:
-        return f"{count} B"
-    value, units = count / 1024, ["TiB", "GiB", "MiB", "KiB"]
-    while value >= 999.5 and len(units) > 1:
-        value /= 1024
-        units.pop()
-    return f"{value:.1f} {units[-1]}" if value < 99.95 else f"{value:.0f} {units[-1]}"
-
-
-def format_duration(seconds: float) -> str:
-    """A time span by its two largest units: `2 d 3 h`, `4 min 7 s`, `12 s`."""
-    left = int(seconds)
-    parts: list[str] = []
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if left >= size or parts:
-            parts.append(f"{left // size} {unit}")
-            left %= size
-    parts.append(f"{left} s")
-    return " ".join(parts[:2])

@@ -1,12 +1,23 @@
-"""`usbipd unbind`: give a device back to this machine.  Runs in the caller's process."""
+"""`usbipd unbind`: give devices back to this machine.  Runs in the caller's process."""
 
 import argparse
 
 from usbipd.cli.connection import ControlConnection
+from usbipd.cli.device import binding_name
 from usbipd.cli.documents import UnbindDocument, render
 from usbipd.cli.outcome import emit, say
-from usbipd.cli.verb import Verb, add_json_argument, always, busid
-from usbipd.ipc.messages import Command, UnbindParameters, UnbindResult
+from usbipd.cli.table import printable
+from usbipd.cli.verb import (
+    Verb,
+    add_hardware_arguments,
+    add_json_argument,
+    always,
+    check_hardware_arguments,
+    hardware_of,
+)
+from usbipd.ipc.messages import Command, Nothing
+from usbipd.ipc.reports import BindingReport, ListResult, UnbindParameters, UnbindResult
+from usbipd.usb.identity import parse_busid
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,22 +25,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--busid",
         metavar="BUSID",
-        type=busid,
-        help="the device to give back; a client that uses it is cut off",
+        type=parse_busid,
+        help="what is bound to this port; a client that uses it is cut off",
     )
-    which.add_argument("--all", action="store_true", help="give every device back")
+    add_hardware_arguments(parser, which, "what is bound by this hardware id")
+    which.add_argument("--all", action="store_true", help="everything that is bound")
     add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
-    busids = extension.request(Command.UNBIND, UnbindParameters(busid=arguments.busid), UnbindResult).busids
+    parameters = UnbindParameters(busid=arguments.busid, hardware=hardware_of(arguments))
+    result = extension.request(Command.UNBIND, parameters, UnbindResult)
+    still = _still_bound(result, extension)
     if arguments.json:
-        emit(render(UnbindDocument(busids=busids)))
-    elif busids:
-        say(f"no longer shared: {', '.join(busids)}")
+        document = UnbindDocument(bindings=result.bindings, busids=result.busids, still_shared=sorted(still))
+        emit(render(document))
     else:
-        say("No device was shared.")
+        say(_outcome(result, still))
     return 0
+
+
+def _still_bound(result: UnbindResult, extension: ControlConnection) -> dict[str, BindingReport]:
+    """The devices of the bindings that are gone that another binding still means, and that binding."""
+    meant = {device for binding in result.bindings for device in binding.devices} - set(result.busids)
+    if not meant:
+        return {}
+    left = extension.request(Command.LIST, Nothing(), ListResult).bindings
+    return {device: binding for binding in left for device in binding.devices if device in meant}
+
+
+def _outcome(result: UnbindResult, still: dict[str, BindingReport]) -> str:
+    lines = [f"no longer bound: {binding_name(binding)}" for binding in result.bindings]
+    if result.busids:
+        lines.append(f"no longer shared: {', '.join(result.busids)}")
+    lines += [
+        f"{device} is still shared: it is bound as {binding_name(binding)} too"
+        for device, binding in sorted(still.items())
+    ]
+    return "\n".join(printable(line) for line in lines) or "Nothing was bound."
 
 
 VERB = Verb(
@@ -38,4 +71,5 @@ VERB = Verb(
     add_arguments=add_arguments,
     requires_extension=always,
     run=run,
+    check=check_hardware_arguments,
 )

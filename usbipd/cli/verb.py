@@ -5,13 +5,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final, NoReturn, get_args
 
 from usbipd.cli.connection import ControlConnection
 from usbipd.errors import UsageError
-from usbipd.protocol.constants import BUSID_SIZE, USBIP_PORT
+from usbipd.ipc.reports import HardwareId, Serial
+from usbipd.protocol.constants import USBIP_PORT
+from usbipd.usb.identity import parse_hardware_id
 
-BUSID_FORM: Final = re.compile(r"[0-9]+-[0-9]+(\.[0-9]+)*")
+LONGEST_SERIAL: Final[int] = get_args(Serial)[1].max_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,7 @@ class Verb:
     """One verb: `run` is called with the parsed arguments and returns the exit code.
 
     The extension is connected before `run` if `requires_extension` says so of the arguments, and never else.
+    What argparse cannot say of the arguments, `check` refuses before that, with a `UsageError`.
     """
 
     name: str
@@ -26,11 +29,17 @@ class Verb:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     requires_extension: Callable[[argparse.Namespace], bool]
     run: Callable[[argparse.Namespace, ControlConnection], int]
+    check: Callable[[argparse.Namespace], None] = lambda _arguments: None
 
 
 def always(_arguments: argparse.Namespace) -> bool:
     """For verbs that need the extension whatever their arguments are."""
     return True
+
+
+def never(_arguments: argparse.Namespace) -> bool:
+    """For verbs that find out by themselves whether there is an extension."""
+    return False
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,15 +65,72 @@ def add_json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON for programs (see docs/json.md)")
 
 
-def busid(text: str) -> str:
-    """Argument type: a busid such as `1-1` or `3-2.4`."""
-    if not text.isascii() or BUSID_FORM.fullmatch(text) is None:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a busid: it is BUS-PORT[.PORT...] in digits, such as 1-1 or 3-2.4"
+def add_watch_argument(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """`--watch [SECONDS]`."""
+    parser.add_argument(
+        "--watch",
+        metavar="SECONDS",
+        nargs="?",
+        const=1.0,
+        type=interval,
+        help="show it again whenever something changes, and every SECONDS (default: %(const)g), until Ctrl-C",
+    )
+
+
+def add_hardware_arguments(
+    parser: argparse.ArgumentParser, which: argparse._MutuallyExclusiveGroup, what: str
+) -> None:
+    """`--hardware-id VID:PID`, one of `which`, and `--serial S`; `what` is the help of the first."""
+    which.add_argument("--hardware-id", metavar="VID:PID", type=parse_hardware_id, help=what)
+    parser.add_argument(
+        "--serial",
+        metavar="SERIAL",
+        type=serial,
+        help="with --hardware-id: only the device with this serial number",
+    )
+
+
+def check_hardware_arguments(arguments: argparse.Namespace) -> None:
+    """Raises `UsageError` if --serial stands alone."""
+    if arguments.serial is not None and arguments.hardware_id is None:
+        raise UsageError(
+            "--serial goes with --hardware-id",
+            code="usage",
+            advice="a device that is named by its port needs no serial number",
         )
-    if len(text) >= BUSID_SIZE:
-        raise argparse.ArgumentTypeError(f"{text!r} is longer than the {BUSID_SIZE - 1} bytes of a busid")
+
+
+def hardware_of(arguments: argparse.Namespace) -> HardwareId | None:
+    """What --hardware-id and --serial say; None without them."""
+    if arguments.hardware_id is None:
+        return None
+    vendor_id, product_id = arguments.hardware_id
+    return HardwareId(vendor_id=vendor_id, product_id=product_id, serial=arguments.serial)
+
+
+def serial(text: str) -> str:
+    """Argument type: a serial number, as the device has it."""
+    if not 0 < len(text) <= LONGEST_SERIAL:
+        raise argparse.ArgumentTypeError(f"a serial number has 1 to {LONGEST_SERIAL} characters")
     return text
+
+
+def network(text: str) -> str:
+    """Argument type: an address or a network, as the extension takes it."""
+    from usbipd.addresses import parse_network  # here: no other argument needs it
+
+    parse_network(text)
+    return text
+
+
+def check_networks(networks: list[str], most: int) -> None:
+    """Raises `UsageError` if these are more than `most`."""
+    if len(networks) > most:
+        raise UsageError(
+            f"--allow comes {len(networks)} times: {most} are possible",
+            code="usage",
+            advice="write neighbouring addresses as one network, such as 192.168.1.0/24",
+        )
 
 
 def host_and_port(text: str) -> tuple[str, int]:
@@ -89,10 +155,29 @@ def host_and_port(text: str) -> tuple[str, int]:
 
 def seconds(text: str) -> float:
     """Argument type: a time span that a person is ready to wait."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
+    value = _number(text)
     if not 0 < value <= 3600:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0, at most 3600")
     return value
+
+
+def interval(text: str) -> float:
+    """Argument type: how often to ask the extension; not so often that the asking is what one sees."""
+    value = _number(text)
+    if not 0.1 <= value <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 3600")
+    return value
+
+
+def count(text: str) -> int:
+    """Argument type: how many of something."""
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0

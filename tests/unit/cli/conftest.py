@@ -3,7 +3,8 @@
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,21 +12,25 @@ import pytest
 
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc.channel import BlockingChannel, Request
-from usbipd.ipc.messages import Message
+from usbipd.ipc.message import Message
 
 Answer = Callable[[Request], Message | UsbipdError]
 
 
 @contextmanager
-def serving(listener: socket.socket, talk: Callable[[socket.socket], None]) -> Iterator[None]:
-    """One connection to `listener` is given to `talk` in a thread; what that raises fails the test."""
+def serving(listener: socket.socket, *talks: Callable[[socket.socket], None]) -> Iterator[None]:
+    """A connection to `listener` is given to each of `talks`, one after the other, in a thread.
+
+    What they raise fails the test.
+    """
     errors: list[BaseException] = []
 
     def serve() -> None:
         try:
-            connection, _address = listener.accept()
-            with connection:
-                talk(connection)
+            for talk in talks:
+                connection, _address = listener.accept()
+                with connection:
+                    talk(connection)
         except BaseException as error:  # told to the test below
             errors.append(error)
 
@@ -48,6 +53,16 @@ def drain(connection: socket.socket) -> None:
 
 
 @pytest.fixture
+def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Local time is UTC, whatever it is here."""
+    monkeypatch.setenv("TZ", "UTC0")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.fixture
 def socket_path(tmp_path: Path) -> Path:
     return tmp_path / "control.sock"
 
@@ -56,10 +71,15 @@ def socket_path(tmp_path: Path) -> Path:
 def extension(socket_path: Path) -> Callable[..., object]:
     """`with extension(answer)`: an extension on `socket_path`; `answer(request)` is what it answers.
 
-    `with extension(talk=...)` scripts the bare connection instead.
+    `with extension(talk=...)` scripts the bare connection instead, `talks=[...]` several in a row.
     """
 
-    def start(answer: Answer | None = None, *, talk: Callable[[socket.socket], None] | None = None) -> object:
+    def start(
+        answer: Answer | None = None,
+        *,
+        talk: Callable[[socket.socket], None] | None = None,
+        talks: Sequence[Callable[[socket.socket], None]] = (),
+    ) -> object:
         def converse(connection: socket.socket) -> None:
             assert answer is not None
             channel = BlockingChannel(connection, "scripted extension")
@@ -71,7 +91,7 @@ def extension(socket_path: Path) -> Callable[..., object]:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(socket_path))
         listener.listen()
-        return serving(listener, talk or converse)
+        return serving(listener, *(talks or [talk or converse]))
 
     return start
 

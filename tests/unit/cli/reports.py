@@ -1,6 +1,17 @@
 """What a scripted extension reports."""
 
-from usbipd.ipc.messages import Counters, DeviceReport, DeviceState, ProcessReport, StatusResult
+from usbipd.ipc.reports import (
+    BindingReport,
+    Counters,
+    DeviceReport,
+    DeviceState,
+    HistoryEntry,
+    HistoryEvent,
+    ProcessReport,
+    StatusResult,
+)
+
+START = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC
 
 
 def make_device(busid: str = "3-1", **changes: object) -> DeviceReport:
@@ -9,6 +20,7 @@ def make_device(busid: str = "3-1", **changes: object) -> DeviceReport:
         "busid": busid,
         "vendor_id": 0x0781,
         "product_id": 0x5581,
+        "serial": "4C530001",
         "manufacturer": "SanDisk",
         "product": "Ultra",
         "speed": "high",
@@ -33,20 +45,54 @@ def make_counters(**changes: object) -> Counters:
     return Counters(**(fields | changes))  # type: ignore[arg-type]
 
 
-def make_status(devices: list[DeviceReport]) -> StatusResult:
-    return StatusResult(
-        version="0.1.0",
-        pid=4711,
-        user="root",
-        start_time=1_700_000_000.0,
-        uptime=7384.5,
-        listening=["127.0.0.1:3240", "[::1]:3240"],
-        devices=devices,
-        processes=[
-            ProcessReport(role="extension", pid=4711, user="root"),
-            ProcessReport(role="server", pid=4712, user="usbipd"),
-            ProcessReport(role="worker", pid=4713, user="usbipd", busid="3-1"),
+def make_binding(**changes: object) -> BindingReport:
+    """The disk in any port, not plugged in, or what `changes` makes of it."""
+    fields: dict[str, object] = {
+        "vendor_id": 0x0781,
+        "product_id": 0x5581,
+        "serial": None,
+        "busid": None,
+        "product": "Ultra",
+        "allow": [],
+        "created": START,
+        "created_by": "root",
+        "devices": [],
+    }
+    return BindingReport(**(fields | changes))  # type: ignore[arg-type]
+
+
+def make_entry(number: int, event: HistoryEvent = HistoryEvent.CLAIMED, **changes: object) -> HistoryEntry:
+    """What happened to the disk `number` seconds after the start, or what `changes` makes of it."""
+    fields: dict[str, object] = {
+        "id": number,
+        "time": START + number,
+        "event": event,
+        "busid": "3-1",
+        "vendor_id": 0x0781,
+        "product_id": 0x5581,
+        "product": "Ultra",
+    }
+    return HistoryEntry(**(fields | changes))  # type: ignore[arg-type]
+
+
+def make_status(devices: list[DeviceReport], **changes: object) -> StatusResult:
+    """The daemon with `devices`, or what `changes` makes of it."""
+    fields: dict[str, object] = {
+        "version": "0.1.0",
+        "pid": 4711,
+        "user": "root",
+        "start_time": START,
+        "uptime": 7384.5,
+        "listening": ["127.0.0.1:3240", "[::1]:3240"],
+        "devices": devices,
+        "bindings": [],
+        "processes": [
+            ProcessReport(role="extension", pid=4711, user="root", memory=24 << 20),
+            ProcessReport(role="server", pid=4712, user="usbipd", memory=9 << 20),
+            ProcessReport(role="worker", pid=4713, user="usbipd", memory=None, busid="3-1"),
         ],
-        error_count=0,
-        memory_usage=24 << 20,
-    )
+        "error_count": 0,
+        "last_errors": [],
+        "memory_usage": 33 << 20,
+    }
+    return StatusResult(**(fields | changes))  # type: ignore[arg-type]

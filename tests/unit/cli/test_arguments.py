@@ -2,19 +2,21 @@
 
 import argparse
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from usbipd.cli import ext
+from usbipd.cli import main as usbipd
 from usbipd.cli.main import VERBS, build_parser
-from usbipd.cli.verb import busid, host_and_port, seconds
+from usbipd.cli.verb import count, host_and_port, interval, network, seconds, serial
 from usbipd.errors import UsageError
 from usbipd.simulated.catalog import NAMES
 
 
 @pytest.mark.parametrize("text", ["1-1", "3-2.4", "255-15.15.15.15.15.15", "1-" + "1" * 29])
 def test_busid(text: str) -> None:
-    assert busid(text) == text
+    assert build_parser().parse_args(["detach", "--busid", text]).busid == text
 
 
 @pytest.mark.parametrize(
@@ -36,8 +38,8 @@ def test_busid(text: str) -> None:
     ],
 )
 def test_not_a_busid(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="busid"):
-        busid(text)
+    with pytest.raises(UsageError, match="busid"):
+        build_parser().parse_args(["detach", f"--busid={text}"])
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,39 @@ def test_not_a_time_span(text: str) -> None:
         seconds(text)
 
 
+@pytest.mark.parametrize("text", ["0.1", "1", "3600"])
+def test_an_interval(text: str) -> None:
+    assert interval(text) == float(text)
+
+
+@pytest.mark.parametrize("text", ["0", "0.09", "3601", "nan", "often"])
+def test_not_an_interval(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=r"0\.1 to 3600"):
+        interval(text)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "many", "٣", "1" * 10, ""])
+def test_not_a_count(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="whole number"):
+        count(text)
+
+
+@pytest.mark.parametrize("text", ["S", "日" * 126])
+def test_a_serial_number(text: str) -> None:
+    assert serial(text) == text
+
+
+@pytest.mark.parametrize("text", ["", "S" * 127])
+def test_not_a_serial_number(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="1 to 126"):
+        serial(text)
+
+
+@pytest.mark.parametrize("text", ["192.0.2.0/24", "192.0.2.7", "::1", "2001:db8::/32"])
+def test_a_network_travels_as_it_was_written(text: str) -> None:
+    assert network(text) == text
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
@@ -91,7 +126,16 @@ def test_not_a_time_span(text: str) -> None:
         (["bind"], "--busid"),
         (["bind", "--busid", "nonsense"], "not a busid"),
         (["bind", "1-1"], "--busid"),
-        (["unbind"], "--busid --all"),
+        (["bind", "--busid", "1-1", "--hardware-id", "0781:5581"], "not allowed with"),
+        (["bind", "--hardware-id", "0781:5581:1"], "not a hardware id"),
+        (["bind", "--hardware-id", "0781:5581", "--serial", ""], "1 to 126"),
+        (["bind", "--busid", "1-1", "--allow", "localhost"], "localhost"),
+        (["bind", "--busid", "1-1", "--allow", "192.0.2.1/24"], "192.0.2.0/24"),
+        (["unbind"], "--busid --hardware-id --all"),
+        (["unbind", "--hardware-id", "0781:5581", "--all"], "not allowed with"),
+        (["detach"], "--busid"),
+        (["history", "--limit", "0"], "whole number"),
+        (["status", "--watch", "0"], "0.1 to 3600"),
         (["unbind", "--busid", "1-1", "--all"], "not allowed with"),
         (["list", "--remote", "host:0"], "not a port"),
         (["list", "--rem", "host"], "--rem"),  # no abbreviations: a new option must not change an old command
@@ -101,17 +145,36 @@ def test_wrong_usage_of_usbipd(argv: list[str], words: str) -> None:
     with pytest.raises(UsageError, match=words) as caught:
         build_parser().parse_args(argv)
     assert caught.value.exit_code == 2
-    assert caught.value.advice is not None
-    assert "--help" in caught.value.advice
+
+
+def test_wrong_usage_tells_where_the_right_one_stands() -> None:
+    with pytest.raises(UsageError) as caught:
+        build_parser().parse_args(["frob"])
+    assert caught.value.advice == "`usbipd --help` shows what may be said"
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["bind", "--busid", "1-1", "--serial", "S"], "--serial goes with --hardware-id"),
+        (["unbind", "--all", "--serial", "S"], "--serial goes with --hardware-id"),
+        (["bind", "--busid", "1-1", *["--allow", "::1"] * 65], "--allow comes 65 times: 64 are possible"),
+    ],
+)
+def test_what_is_refused_before_the_extension_is_asked(argv: list[str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        usbipd.run(["--socket", "/nonexistent", *argv])
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
 @pytest.mark.parametrize("before", [True, False])
 def test_every_verb_takes_socket_and_json(verb: object, before: bool) -> None:
     name = verb.name  # type: ignore[attr-defined]
-    needed = {"bind": ["--busid", "1-1"], "unbind": ["--all"]}.get(name, [])
+    busid = ["--busid", "1-1"]
+    needed = {"bind": busid, "detach": busid, "unbind": ["--all"]}
     option = ["--socket", "/tmp/x"]
-    argv = [*option, name, *needed, "--json"] if before else [name, *needed, "--json", *option]
+    argv = [name, *needed.get(name, []), "--json"]
+    argv = [*option, *argv] if before else [*argv, *option]
     arguments = build_parser().parse_args(argv)
     assert str(arguments.socket) == "/tmp/x"
     assert arguments.json
@@ -127,11 +190,24 @@ def test_list_needs_the_extension_unless_it_asks_another_machine() -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], "--run --status --version"),
+        ([], "--run --status --health --check-config --version"),
         (["--run", "--status"], "not allowed with"),
-        (["--run", "--json"], "--json goes with --status"),
-        (["--status", "--listen", "::1"], "--listen goes with --run"),
+        (["--health", "--check-config"], "not allowed with"),
+        (["--run", "--json"], "--json goes with --status or --health or --check-config, not with --run"),
+        (["--run", "--watch"], "--watch goes with --status, not with --run"),
+        (["--health", "--watch"], "--watch goes with --status, not with --health"),
+        (["--status", "--listen", "::1"], "--listen goes with --run, not with --status"),
+        (["--status", "--allow", "::1"], "--allow goes with --run"),
         (["--status", "--real-devices"], "--real-devices goes with --run"),
+        (["--status", "--state", "/tmp"], "--state goes with --run"),
+        (["--status", "--log-to", "syslog"], "--log-to goes with --run"),
+        (["--status", "--simulate", ""], "--simulate goes with --run"),
+        (["--health", "--config", "x"], "--config goes with --run or --check-config"),
+        (["--check-config", "--log-level", "debug"], "--log-level goes with --run"),
+        (["--check-config", "--socket", "x"], "--socket goes with --run or --status or --health"),
+        (["--run", "--log-to", "mail"], "mail"),
+        (["--run", "--allow", "localhost"], "localhost"),
+        (["--run", *["--allow", "::1"] * 257], "256 are possible"),
         (["--run", "--simulate", "toaster"], "toaster"),
         (["--run", "--simulate", ""], "--simulate"),
         (["--run", "--listen", "localhost"], "localhost"),
@@ -149,15 +225,71 @@ def test_the_help_names_every_simulated_device() -> None:
     assert [name for name in NAMES if name not in text] == []
 
 
+def test_every_option_of_usbipd_ext_knows_where_it_belongs() -> None:
+    options = {option for action in ext.build_parser()._actions for option in action.option_strings}
+    actions = {"--run", "--status", "--health", "--check-config"}
+    assert options - actions - {"-h", "--help", "--version"} == set(ext.GOES_WITH)
+    assert set().union(*ext.GOES_WITH.values()) <= actions
+
+
+FILE = """
+listen = ["192.0.2.1"]
+allow = ["192.0.2.0/24"]
+log_level = "warning"
+log_to = "syslog"
+"""
+
+
 def test_the_command_line_wins_over_the_configuration(tmp_path: Path) -> None:
     file = str(tmp_path / "usbipd.toml")
-    Path(file).write_text('listen = ["192.0.2.1"]\nlog_level = "warning"\n')
+    Path(file).write_text(FILE)
     parse = ext.build_parser().parse_args
     config = ext.configuration(parse(["--run", "--config", file]))
-    assert (config.listen, config.log_level) == (("192.0.2.1",), "warning")
-    config = ext.configuration(
-        parse(
-            ["--run", "--config", file, "--listen", "::1", "--listen", "127.0.0.1:0", "--log-level", "debug"]
-        )
-    )
-    assert (config.listen, config.log_level) == (("[::1]:3240", "127.0.0.1:0"), "debug")
+    assert (config.listen, config.allow) == (("192.0.2.1",), ("192.0.2.0/24",))
+    assert (config.log_level, config.log_to) == ("warning", "syslog")
+    options = ["--listen", "::1", "--listen", "127.0.0.1:0", "--allow", "::1", "--allow", "10.0.0.0/8"]
+    options += ["--log-level", "debug", "--log-to", "stderr"]
+    config = ext.configuration(parse(["--run", "--config", file, *options]))
+    assert (config.listen, config.allow) == (("[::1]:3240", "127.0.0.1:0"), ("::1", "10.0.0.0/8"))
+    assert (config.log_level, config.log_to) == ("debug", "stderr")
+
+
+@pytest.mark.parametrize(("uid", "level"), [(0, "warning"), (1000, "info")])
+def test_only_root_reads_the_usual_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, level: str
+) -> None:
+    file = tmp_path / "usbipd.toml"
+    monkeypatch.setattr("usbipd.paths.config_file", lambda: file)
+    monkeypatch.setattr("os.geteuid", lambda: uid)
+    arguments = ext.build_parser().parse_args(["--run"])
+    assert ext.configuration(arguments).log_level == "info"  # it is not there
+    file.write_text(FILE)
+    assert ext.configuration(arguments).log_level == level
+
+
+@pytest.mark.parametrize(
+    ("argv", "state"),
+    [
+        ([], "usual"),
+        (["--simulate", "loopback"], None),
+        (["--simulate", "loopback", "--real-devices"], "usual"),
+        (["--simulate", "loopback", "--state", "mine"], "mine"),
+        (["--state", "mine"], "mine"),
+    ],
+)
+def test_where_the_daemon_keeps_what_outlives_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, argv: list[str], state: str | None
+) -> None:
+    given: dict[str, object] = {}
+
+    def run(**parameters: object) -> int:
+        given.update(parameters)
+        return 0
+
+    monkeypatch.setattr("usbipd.paths.config_file", lambda: tmp_path / "none")
+    monkeypatch.setattr("usbipd.paths.state_directory", lambda: Path("usual"))
+    monkeypatch.setattr("usbipd.extension.process", SimpleNamespace(run=run), raising=False)
+    assert ext.run(["--run", "--socket", "/tmp/x", *argv]) == 0
+    assert given["state_directory"] == (None if state is None else Path(state))
+    assert given["socket_path"] == Path("/tmp/x")
+    assert given["with_real"] == ("--simulate" not in argv or "--real-devices" in argv)

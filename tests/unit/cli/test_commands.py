@@ -14,18 +14,27 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.unit.cli.reports import make_device, make_status
+from tests.unit.cli.reports import make_binding, make_device, make_entry, make_status
 from usbipd import __version__
 from usbipd.cli import ext
 from usbipd.cli import main as usbipd
 from usbipd.errors import UsbipdError
 from usbipd.ipc.channel import Request
-from usbipd.ipc.messages import (
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command
+from usbipd.ipc.reports import (
+    BindingReport,
     BindParameters,
     BindResult,
-    Command,
+    CheckReport,
+    CheckState,
+    DetachParameters,
+    DetachResult,
+    HardwareId,
+    HealthResult,
+    HistoryParameters,
+    HistoryResult,
     ListResult,
-    Message,
     StatusResult,
     UnbindParameters,
     UnbindResult,
@@ -81,12 +90,27 @@ def answer(request: Request) -> Message | UsbipdError:
     match request.parameters:
         case BindParameters(busid="1-1"):
             return UsbipdError("1-1 is mounted on /mnt", code="mounted", advice="unmount /mnt first")
-        case BindParameters():
-            return BindResult(device=devices[1])
-        case UnbindParameters(busid=busid):
-            return UnbindResult(busids=["1-1", "3-1"] if busid is None else [busid])
-    if request.command is Command.LIST:
-        return ListResult(devices=devices)
+        case BindParameters(busid=None, allow=allow):
+            return BindResult(binding=make_binding(serial="4C53", allow=allow), devices=[])
+        case BindParameters(allow=allow):
+            return BindResult(binding=make_binding(busid="3-1", allow=allow), devices=devices[1:])
+        case DetachParameters(busid="3-1"):
+            return DetachResult(client="192.0.2.7:51234")
+        case DetachParameters(busid=busid):
+            return UsbipdError(f"{busid} is not attached", code="not-attached")
+    match request.command:
+        case Command.LIST:
+            return ListResult(devices=devices, bindings=[make_binding(devices=["3-1"])])
+        case Command.HISTORY:
+            assert isinstance(request.parameters, HistoryParameters)
+            before = request.parameters.before or 4
+            return HistoryResult(
+                entries=[make_entry(number) for number in (3, 2, 1) if number < before][
+                    : request.parameters.limit
+                ]
+            )
+        case Command.HEALTH:
+            return HealthResult(checks=[CheckReport(name="store", state=CheckState.WARNING, message="old")])
     return make_status(devices)
 
 
@@ -98,7 +122,7 @@ def test_list(run: Run, extension: Extension, socket_path: Path) -> None:
 
 
 def test_list_of_nothing(run: Run, extension: Extension, socket_path: Path) -> None:
-    with extension(lambda _request: ListResult(devices=[])):
+    with extension(lambda _request: ListResult(devices=[], bindings=[])):
         done = run("usbipd", "list", "--socket", str(socket_path))
     assert (done.code, done.stdout) == (0, "")
     assert "No USB device" in done.stderr
@@ -110,11 +134,52 @@ def test_bind(run: Run, extension: Extension, socket_path: Path) -> None:
     assert (done.code, done.stdout, done.stderr) == (0, "", "3-1 is shared: SanDisk Ultra\n")
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--busid", "3-1", "--allow", "::1"], "3-1 is shared with ::1 only: SanDisk Ultra\n"),
+        (
+            ["--hardware-id", "0781:5581", "--serial", "4C53"],
+            "0781:5581 with serial number 4C53 (Ultra) will be shared when it is plugged in.\n",
+        ),
+    ],
+)
+def test_what_was_bound(
+    run: Run, extension: Extension, socket_path: Path, argv: list[str], said: str
+) -> None:
+    with extension(answer):
+        done = run("usbipd", "bind", *argv, "--socket", str(socket_path))
+    assert (done.code, done.stdout, done.stderr) == (0, "", said)
+
+
+def test_what_bind_asks_for(run: Run, extension: Extension, socket_path: Path) -> None:
+    asked: list[Message] = []
+
+    def record(request: Request) -> Message | UsbipdError:
+        asked.append(request.parameters)
+        return answer(request)
+
+    at = ["--socket", str(socket_path)]
+    with extension(record):
+        run("usbipd", "bind", "--busid", "3-1", "--force", *at)
+    with extension(record):
+        allow = ["--allow", "::1", "--allow", "10.0.0.0/8"]
+        run("usbipd", "bind", "--hardware-id", "0781:00ff", "--serial", "S", *allow, *at)
+    assert asked == [
+        BindParameters(busid="3-1", force=True),
+        BindParameters(
+            hardware=HardwareId(vendor_id=0x0781, product_id=0xFF, serial="S"), allow=["::1", "10.0.0.0/8"]
+        ),
+    ]
+
+
 def test_bind_json(run: Run, extension: Extension, socket_path: Path) -> None:
     with extension(answer):
         done = run("usbipd", "bind", "--busid", "3-1", "--json", "--socket", str(socket_path))
     assert (done.code, done.stderr) == (0, "")
-    assert json.loads(done.stdout)["device"]["busid"] == "3-1"
+    document = json.loads(done.stdout)
+    assert document["binding"]["busid"] == "3-1"
+    assert [device["busid"] for device in document["devices"]] == ["3-1"]
 
 
 def test_a_refused_bind(run: Run, extension: Extension, socket_path: Path) -> None:
@@ -134,17 +199,132 @@ def test_a_refused_bind_in_json(run: Run, extension: Extension, socket_path: Pat
     }
 
 
-@pytest.mark.parametrize(("which", "gone"), [(["--busid", "3-1"], "3-1"), (["--all"], "1-1, 3-1")])
-def test_unbind(run: Run, extension: Extension, socket_path: Path, which: list[str], gone: str) -> None:
+PORT = make_binding(busid="3-1", devices=["3-1"])
+KIND = make_binding(devices=["3-1", "3-2"])
+ABSENT = make_binding(serial="4C53", product=None)
+
+
+@pytest.mark.parametrize(
+    ("gone", "busids", "left", "said"),
+    [
+        (
+            [PORT],
+            ["3-1"],
+            [],
+            "no longer bound: 0781:5581 at 3-1 (Ultra)\nno longer shared: 3-1\n",
+        ),
+        (
+            [PORT],
+            [],
+            [KIND],
+            "no longer bound: 0781:5581 at 3-1 (Ultra)\n"
+            "3-1 is still shared: it is bound as 0781:5581 (Ultra) too\n",
+        ),
+        (
+            [KIND],
+            ["3-2"],
+            [PORT],
+            "no longer bound: 0781:5581 (Ultra)\nno longer shared: 3-2\n"
+            "3-1 is still shared: it is bound as 0781:5581 at 3-1 (Ultra) too\n",
+        ),
+        ([PORT], [], [], "no longer bound: 0781:5581 at 3-1 (Ultra)\n"),  # its claim had failed
+        ([ABSENT], [], [KIND], "no longer bound: 0781:5581 with serial number 4C53\n"),
+        ([], [], [], "Nothing was bound.\n"),
+    ],
+)
+def test_unbind(
+    run: Run,
+    extension: Extension,
+    socket_path: Path,
+    gone: list[BindingReport],
+    busids: list[str],
+    left: list[BindingReport],
+    said: str,
+) -> None:
+    def unbound(request: Request) -> Message:
+        if request.command is Command.LIST:
+            return ListResult(devices=[], bindings=left)
+        assert request.parameters == UnbindParameters(busid="3-1")
+        return UnbindResult(bindings=gone, busids=busids)
+
+    with extension(unbound):
+        done = run("usbipd", "unbind", "--busid", "3-1", "--socket", str(socket_path))
+    assert (done.code, done.stdout, done.stderr) == (0, "", said)
+
+
+@pytest.mark.parametrize(
+    ("argv", "parameters"),
+    [
+        (["--all"], UnbindParameters()),
+        (
+            ["--hardware-id", "0781:5581"],
+            UnbindParameters(hardware=HardwareId(vendor_id=1921, product_id=21889)),
+        ),
+        (
+            ["--hardware-id", "0781:5581", "--serial", "S"],
+            UnbindParameters(hardware=HardwareId(vendor_id=1921, product_id=21889, serial="S")),
+        ),
+    ],
+)
+def test_what_unbind_asks_for(
+    run: Run, extension: Extension, socket_path: Path, argv: list[str], parameters: UnbindParameters
+) -> None:
+    def unbound(request: Request) -> Message:
+        assert request.parameters == parameters
+        return UnbindResult(bindings=[], busids=[])
+
+    with extension(unbound):
+        assert run("usbipd", "unbind", *argv, "--socket", str(socket_path)).code == 0
+
+
+def test_unbind_json(run: Run, extension: Extension, socket_path: Path) -> None:
+    def unbound(request: Request) -> Message:
+        if request.command is Command.LIST:
+            return ListResult(devices=[], bindings=[PORT])
+        return UnbindResult(bindings=[KIND], busids=["3-2"])
+
+    with extension(unbound):
+        done = run("usbipd", "unbind", "--hardware-id", "0781:5581", "--json", "--socket", str(socket_path))
+    document = json.loads(done.stdout)
+    assert (document["busids"], document["still_shared"]) == (["3-2"], ["3-1"])
+    assert document["bindings"][0]["devices"] == ["3-1", "3-2"]
+
+
+def test_detach(run: Run, extension: Extension, socket_path: Path) -> None:
     with extension(answer):
-        done = run("usbipd", "unbind", *which, "--socket", str(socket_path))
-    assert (done.code, done.stdout, done.stderr) == (0, "", f"no longer shared: {gone}\n")
+        done = run("usbipd", "detach", "--busid", "3-1", "--socket", str(socket_path))
+    assert (done.code, done.stdout) == (0, "")
+    assert done.stderr == "3-1: 192.0.2.7:51234 was cut off; the device is still shared\n"
 
 
-def test_unbind_of_nothing(run: Run, extension: Extension, socket_path: Path) -> None:
-    with extension(lambda _request: UnbindResult(busids=[])):
-        done = run("usbipd", "unbind", "--all", "--socket", str(socket_path))
-    assert (done.code, done.stderr) == (0, "No device was shared.\n")
+def test_detach_json(run: Run, extension: Extension, socket_path: Path) -> None:
+    with extension(answer):
+        done = run("usbipd", "detach", "--busid", "3-1", "--json", "--socket", str(socket_path))
+    assert json.loads(done.stdout) == {"format": 1, "busid": "3-1", "client": "192.0.2.7:51234"}
+
+
+def test_detach_of_what_nobody_uses(run: Run, extension: Extension, socket_path: Path) -> None:
+    with extension(answer):
+        done = run("usbipd", "detach", "--busid", "1-1", "--socket", str(socket_path))
+    assert (done.code, done.stderr) == (1, "usbipd: 1-1 is not attached\n")
+
+
+def test_people_read_the_newest_last_and_programs_first(
+    run: Run, extension: Extension, socket_path: Path, utc: None
+) -> None:
+    with extension(answer):
+        done = run("usbipd", "history", "--socket", str(socket_path))
+    assert (done.code, done.stderr) == (0, "")
+    assert [line[17:19] for line in done.stdout.splitlines()[1:]] == ["21", "22", "23"]
+    with extension(answer):
+        done = run("usbipd", "history", "--limit", "2", "--json", "--socket", str(socket_path))
+    assert [entry["id"] for entry in json.loads(done.stdout)["entries"]] == [3, 2]
+
+
+def test_no_history(run: Run, extension: Extension, socket_path: Path) -> None:
+    with extension(lambda _request: HistoryResult(entries=[])):
+        done = run("usbipd", "history", "--socket", str(socket_path))
+    assert (done.code, done.stdout, done.stderr) == (0, "", "Nothing has happened yet.\n")
 
 
 def test_status_with_and_without_processes(run: Run, extension: Extension, socket_path: Path) -> None:
@@ -164,6 +344,34 @@ def test_both_statuses_are_one_document(run: Run, extension: Extension, socket_p
         other = run("usbipd-ext", "--status", "--json", "--socket", str(socket_path))
     assert one.stdout == other.stdout
     assert json.loads(one.stdout)["status"].keys() == set(StatusResult.__struct_fields__)
+
+
+def test_both_examinations_are_one(run: Run, extension: Extension, socket_path: Path) -> None:
+    with extension(answer):
+        one = run("usbipd", "doctor", "--json", "--socket", str(socket_path))
+    with extension(answer):
+        other = run("usbipd-ext", "--health", "--json", "--socket", str(socket_path))
+    assert one == other
+    assert (one.code, one.stderr) == (0, "")
+    checks = {check["name"]: check["state"] for check in json.loads(one.stdout)["checks"]}
+    assert checks["store"] == "warning"
+
+
+@pytest.mark.parametrize("command", [["usbipd", "doctor"], ["usbipd-ext", "--health"]])
+def test_an_extension_that_does_not_run_is_a_finding(run: Run, command: list[str], socket_path: Path) -> None:
+    done = run(*command, "--json", "--socket", str(socket_path))
+    assert (done.code, done.stderr) == (1, "")
+    first = json.loads(done.stdout)["checks"][0]
+    assert (first["name"], first["state"]) == ("extension", "failed")
+    assert first["steps"]
+    done = run(*command, "--socket", str(socket_path))
+    assert done.code == 1
+    assert "         1. Start it: `sudo usbipd-ext --run`.\n" in done.stdout
+
+
+def test_a_path_that_no_socket_can_have_is_wrong_usage(run: Run, tmp_path: Path) -> None:
+    done = run("usbipd", "doctor", "--socket", str(tmp_path / ("x" * 104)))
+    assert (done.code, done.stdout) == (2, "")
 
 
 @pytest.mark.parametrize("command", [["usbipd", "status"], ["usbipd-ext", "--status"]])
@@ -229,7 +437,9 @@ def test_asking_for_the_status_is_light(extension: Extension, socket_path: Path)
     """What `usbipd-ext --status` imports decides how long a person waits for it."""
     script = (
         "import sys; from usbipd.cli.ext import main; code = main(sys.argv[1:])\n"
-        "heavy = {'asyncio', 'ctypes', 'usb1', 'logging', 'tomllib', 'usbipd.extension.process'}\n"
+        "heavy = {'asyncio', 'ctypes', 'usb1', 'logging', 'tomllib', 'sqlite3', 'subprocess',\n"
+        "    'usbipd.addresses', 'usbipd.config', 'usbipd.privileges', 'usbipd.usb.discovery',\n"
+        "    'usbipd.extension.process', 'usbipd.cli.checks', 'usbipd.cli.watch'}\n"
         "sys.exit(code or repr(heavy & sys.modules.keys()))"
     )
     with extension(answer):

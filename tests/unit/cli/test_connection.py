@@ -10,21 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.unit.cli.conftest import drain
-from tests.unit.cli.reports import make_device
+from tests.unit.cli.reports import make_binding, make_device
 from usbipd.cli.connection import ControlConnection
 from usbipd.errors import ExtensionUnreachableError, UsageError, UsbipdError
-from usbipd.ipc.channel import Request, encode_frame
-from usbipd.ipc.messages import (
-    IPC_VERSION,
-    BindParameters,
-    BindResult,
-    Command,
-    Hello,
-    ListResult,
-    Message,
-    Nothing,
-    encode,
-)
+from usbipd.ipc.channel import BlockingChannel, Request, encode_frame, response_frame
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import IPC_VERSION, Command, EventName, Hello, Nothing, encode
+from usbipd.ipc.reports import BindParameters, BindResult, ListResult
 
 Extension = Callable[..., AbstractContextManager[None]]
 
@@ -45,14 +37,14 @@ def test_several_requests_on_one_connection(extension: Extension, socket_path: P
     def answer(request: Request) -> Message:
         seen.append((request.command, request.parameters))
         if request.command is Command.BIND:
-            return BindResult(device=make_device("3-1"))
-        return ListResult(devices=[make_device("3-1")])
+            return BindResult(binding=make_binding(), devices=[make_device("3-1")])
+        return ListResult(devices=[make_device("3-1")], bindings=[])
 
     with extension(answer), ControlConnection(socket_path) as control:
         control.open()
         listed = control.request(Command.LIST, Nothing(), ListResult)
         bound = control.request(Command.BIND, BindParameters(busid="3-1"), BindResult)
-    assert listed.devices == [bound.device]
+    assert listed.devices == bound.devices
     assert seen == [(Command.LIST, Nothing()), (Command.BIND, BindParameters(busid="3-1"))]
 
 
@@ -66,6 +58,68 @@ def test_the_error_of_the_extension_arrives_whole(extension: Extension, socket_p
         "close it",
     )
     assert caught.value.exit_code == 1
+
+
+def test_what_was_told_often_is_one_thing(extension: Extension, socket_path: Path) -> None:
+    def talk(connection: socket.socket) -> None:
+        channel = BlockingChannel(connection, "scripted extension")
+        watch = channel.receive(10)
+        assert isinstance(watch, Request)
+        for _number in range(3):
+            channel.push(EventName.CHANGED, Nothing())
+        channel.respond(watch, Nothing())
+        drain(connection)
+
+    with extension(talk=talk), ControlConnection(socket_path, timeout=10) as control:
+        control.open()
+        control.request(Command.WATCH, Nothing(), Nothing)
+        assert control.wait_for_events(10.0)
+        assert not control.wait_for_events(0.0)
+
+
+def test_an_extension_that_goes_while_nothing_is_asked(extension: Extension, socket_path: Path) -> None:
+    with ControlConnection(socket_path, timeout=10) as control:
+        with extension(talk=lambda connection: connection.recv(1)):
+            control.open()
+        with pytest.raises(ExtensionUnreachableError) as caught:
+            control.wait_for_events(10.0)
+    assert caught.value.code == "gone"
+
+
+def test_what_is_told_has_to_be_an_event(extension: Extension, socket_path: Path) -> None:
+    def talk(connection: socket.socket) -> None:
+        BlockingChannel(connection, "scripted extension")
+        connection.sendall(response_frame(1, Nothing()))
+        drain(connection)
+
+    with extension(talk=talk), ControlConnection(socket_path, timeout=10) as control:
+        control.open()
+        with pytest.raises(ExtensionUnreachableError) as caught:
+            control.wait_for_events(10.0)
+    assert caught.value.code == "bad-message"
+
+
+def test_it_may_be_opened_again(extension: Extension, socket_path: Path) -> None:
+    def talk(connection: socket.socket) -> None:
+        channel = BlockingChannel(connection, "scripted extension")
+        request = channel.receive(10)
+        assert isinstance(request, Request)
+        channel.respond(request, ListResult(devices=[], bindings=[]))
+        drain(connection)
+
+    with extension(talks=[talk, talk]), ControlConnection(socket_path, timeout=10) as control:
+        for _round in range(2):
+            control.open()
+            assert control.request(Command.LIST, Nothing(), ListResult).devices == []
+            control.close()
+            control.close()
+
+
+def test_a_request_may_have_a_time_of_its_own(extension: Extension, socket_path: Path) -> None:
+    with extension(talk=drain), ControlConnection(socket_path, timeout=10) as control:
+        control.open()
+        with pytest.raises(ExtensionUnreachableError, match=r"0\.05 s"):
+            control.request(Command.LIST, Nothing(), ListResult, timeout=0.05)
 
 
 def refused(path: Path, code: str, timeout: float = 10.0) -> ExtensionUnreachableError:

@@ -2,12 +2,13 @@
 
 import pytest
 
-from tests.unit.cli.reports import make_counters, make_device, make_status
+from tests.unit.cli.reports import START, make_binding, make_counters, make_device, make_entry, make_status
 from usbipd.cli.documents import RemoteDevice, RemoteInterface
-from usbipd.cli.list import format_local, format_remote
+from usbipd.cli.history import format_history
+from usbipd.cli.list import format_list, format_local, format_remote
 from usbipd.cli.status import format_status
-from usbipd.cli.table import Column, display_width, format_bytes, format_duration, format_table, shorten
-from usbipd.ipc.messages import DeviceState
+from usbipd.cli.table import Column, display_width, format_table, shorten, wrap
+from usbipd.ipc.reports import DeviceState, Latency, ListResult, LoggedError, Rate
 
 LONGEST_REAL_BUSID = "255-15.15.15.15.15.15"  # seven tiers, USB 2.0, 4.1.1
 
@@ -47,6 +48,34 @@ def test_shorten_counts_terminal_cells(text: str, width: int, expected: str) -> 
     assert display_width(shorten(text, width)) <= width
 
 
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("", [""]),
+        ("one two", ["one two"]),
+        ("one two three four", ["one two", "  three", "  four"]),
+        ("one  \n two", ["one \N{REPLACEMENT CHARACTER}", "  two"]),
+        ("two longer-than-that", ["two", "  longer", "  -than-", "  that"]),
+        ("longest", ["longest"]),
+        ("日本語日本", ["日本語日", "  本"]),
+        ("日本 日本 日本", ["日本", "  日本", "  日本"]),
+    ],
+)
+def test_wrap_counts_terminal_cells_and_breaks_at_blanks(text: str, lines: list[str]) -> None:
+    assert wrap(text, 8, "  ", first="") == "".join(f"{line}\n" for line in lines)
+
+
+def test_wrapped_lines_begin_alike_unless_the_first_is_special() -> None:
+    assert wrap("a b", 4, " - ") == " - a\n - b\n"
+    assert wrap("a bcdefghi", 8, "", first="x: ") == "x: a\nbcdefghi\n"
+
+
+@pytest.mark.parametrize("width", [0, 1, 5])
+def test_a_terminal_that_is_too_narrow(width: int) -> None:
+    assert wrap("日本 a", width, "     ") == "     日\n     本\n     a\n"
+    assert format_status(make_status([make_device()]), width, with_processes=True)
+
+
 @pytest.mark.parametrize("name", ["\x1b[2J", "a\nb", "a\tb", "\x9b31m", "\u202eabc", "\x00"])
 def test_a_product_name_cannot_drive_the_terminal(name: str) -> None:
     lines = format_local([make_device(product=name, manufacturer=None)], 80)
@@ -71,10 +100,39 @@ def test_every_table_fits_80_columns(
         product=product,
         drivers=["usb-storage", "snd-usb-audio", "cdc_acm"],
         simulated=True,
-        counters=make_counters(bytes_in=2**50, bytes_out=2**40 - 1, errors=10**5),
+        counters=make_counters(urbs=2**63, bytes_in=2**63, bytes_out=2**63, errors=2**63),
+        rate=Rate(urbs=1e6, bytes_in=1e9, bytes_out=1e9),
+        latency=Latency(p50_us=1 << 21, p99_us=1 << 23),
+        claim_method="simulated",
+        claim_time=START,
+        error=f"{product} does not answer",
+        advice=f"unplug {product}",
+        next_try=START,
     )
-    status = make_status([device])
-    for table in (format_local([device], 80), format_status(status, 80, with_processes=True)):
+    status = make_status(
+        [device],
+        listening=["[2001:db8:1111:2222:3333:4444:5555:6666]:3240"] * 3,
+        last_errors=[LoggedError(time=START, message="a b c d " * 30)],
+    )
+    binding = make_binding(product=product, serial="S" * 126, busid=busid, allow=["192.0.2.0/24"] * 20)
+    listed = ListResult(
+        devices=[device],
+        bindings=[binding, make_binding(devices=[busid], allow=["192.0.2.0/24"] * 20)],
+    )
+    entry = make_entry(
+        1,
+        busid=busid,
+        product=product,
+        client=client,
+        reason="it was so " * 20,
+        seconds=1e7,
+        bytes_in=1 << 50,
+    )
+    for table in (
+        format_list(listed, 80),
+        format_status(status, 80, with_processes=True),
+        format_history([entry], 80),
+    ):
         assert max(display_width(line) for line in table.splitlines()) <= 80
         assert busid in table or state is DeviceState.NOT_SHARED
 
@@ -101,86 +159,3 @@ def test_the_remote_table_fits_80_columns() -> None:
     assert max(display_width(line) for line in table.splitlines()) <= 80
     assert "video x2, audio x3, HID" in format_remote([device], 200)
     assert "class 55" in format_remote([device], 200)
-
-
-def test_list_shows_state_and_user() -> None:
-    table = format_local(
-        [
-            make_device("1-1", state=DeviceState.NOT_SHARED),
-            make_device(
-                "3-1", state=DeviceState.ATTACHED, client="192.0.2.7:51234", drivers=[], simulated=True
-            ),
-            make_device("3-2", manufacturer="Acme", product="Acme Disk", drivers=[]),
-            make_device("3-3", manufacturer=" ", product=None, drivers=[]),
-        ],
-        80,
-    )
-    assert table == (
-        "BUSID  VID:PID    STATE       DEVICE                     USED BY\n"
-        "1-1    0781:5581  not shared  SanDisk Ultra              usb-storage\n"
-        "3-1    0781:5581  attached    SanDisk Ultra (simulated)  192.0.2.7:51234\n"
-        "3-2    0781:5581  shared      Acme Disk\n"
-        "3-3    0781:5581  shared      (unnamed)\n"
-    )
-
-
-def test_status_in_full() -> None:
-    devices = [
-        make_device("1-1", state=DeviceState.NOT_SHARED),
-        make_device(
-            "3-1", state=DeviceState.ATTACHED, client="192.0.2.7:51234", drivers=[], counters=make_counters()
-        ),
-        make_device("3-2", state=DeviceState.FAILED, product="Mouse", error="usbhid does\nnot let go"),
-    ]
-    assert format_status(make_status(devices), 80, with_processes=True) == (
-        "usbipd 0.1.0: pid 4711, user root, up 2 h 3 min, memory 24.0 MiB, errors 0\n"
-        "listening on: 127.0.0.1:3240, [::1]:3240\n"
-        "\n"
-        "BUSID  STATE     DEVICE  CLIENT                 IN    OUT  ERRORS\n"
-        "3-1    attached  Ultra   192.0.2.7:51234  32.0 MiB  817 B       3\n"
-        "3-2    failed    Mouse\n"
-        "3-2: usbhid does\N{REPLACEMENT CHARACTER}not let go\n"
-        "\n"
-        "PROCESS     PID  USER    BUSID\n"
-        "extension  4711  root\n"
-        "server     4712  usbipd\n"
-        "worker     4713  usbipd  3-1\n"
-    )
-
-
-def test_status_without_devices() -> None:
-    text = format_status(make_status([make_device(state=DeviceState.NOT_SHARED)]), 80, with_processes=False)
-    assert text.endswith("\n\nNo device is shared.\n")
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.0 KiB"),
-        (100 * 1024, "100 KiB"),
-        (1000 * 1024, "1.0 MiB"),
-        (32 << 20, "32.0 MiB"),
-        (5 << 40, "5.0 TiB"),
-        (9999 << 40, "9999 TiB"),
-    ],
-)
-def test_format_bytes(count: int, text: str) -> None:
-    assert format_bytes(count) == text
-    assert len(text) <= 8
-
-
-@pytest.mark.parametrize(
-    ("span", "text"),
-    [
-        (0.4, "0 s"),
-        (59.9, "59 s"),
-        (60, "1 min 0 s"),
-        (7384, "2 h 3 min"),
-        (86400, "1 d 0 h"),
-        (1e6, "11 d 13 h"),
-    ],
-)
-def test_format_duration(span: float, text: str) -> None:
-    assert format_duration(span) == text

@@ -1,0 +1,108 @@
+"""`usbipd-ext --check-config`: the verdict, and the settings as the file would say them."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from usbipd.cli import ext
+from usbipd.config import ServerConfig, parse
+
+FILE = """
+listen = ["::1"]
+allow = ["192.0.2.0/24", "2001:db8::/32"]
+log_level = "debug"
+
+[limits]
+max_connections = 5
+
+[[access]]
+busid = "1-1"
+allow = ["192.0.2.7"]
+
+[[access]]
+hardware_id = "0781:5581"
+serial = "S \\" \\\\ 日"
+allow = ["192.0.2.8"]
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "usbipd.toml"
+    path.write_text(FILE)
+    return path
+
+
+def test_what_is_shown_says_the_same_again(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ext.main(["--check-config", "--config", str(file)]) == 0
+    verdict, empty, *shown = capsys.readouterr().out.splitlines()
+    assert (verdict, empty) == (f"{file}: ok", "")
+    again = parse("\n".join(shown), "shown")
+    config = parse(FILE, "file")
+    assert again.addresses == config.addresses
+    assert (again.allow, again.access, again.limits) == (config.allow, config.access, config.limits)
+    assert (again.log_level, again.log_to) == (config.log_level, config.log_to)
+    assert 'listen = ["[::1]:3240"]' in shown
+
+
+def test_json(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ext.main(["--check-config", "--config", str(file), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["format"], document["file"]) == (1, str(file))
+    settings = document["settings"]
+    assert settings.keys() == set(ServerConfig.__struct_fields__)
+    assert settings["listen"] == ["[::1]:3240"]
+    assert settings["limits"]["max_connections"] == 5
+    assert settings["access"][0] == {
+        "busid": "1-1",
+        "hardware_id": None,
+        "serial": None,
+        "allow": ["192.0.2.7"],
+    }
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_a_wrong_file_is_wrong_usage(
+    file: Path, capsys: pytest.CaptureFixture[str], as_json: list[str]
+) -> None:
+    file.write_text("lisen = []")
+    assert ext.main(["--check-config", "--config", str(file), *as_json]) == 2
+    captured = capsys.readouterr()
+    assert "lisen" in captured.err
+    assert str(file) in captured.err
+    assert bool(captured.out) == bool(as_json)
+
+
+def test_the_usual_file_is_the_one_meant(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("usbipd.paths.config_file", lambda: file)
+    assert ext.main(["--check-config"]) == 0
+    assert capsys.readouterr().out.startswith(f"{file}: ok\n")
+
+
+def test_without_a_file_the_defaults_apply(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    none = tmp_path / "none.toml"
+    monkeypatch.setattr("usbipd.paths.config_file", lambda: none)
+    assert ext.main(["--check-config"]) == 0
+    verdict, *shown = capsys.readouterr().out.splitlines()
+    assert verdict == f"{none} is not there: the defaults apply"
+    assert parse("\n".join(shown), "shown") == ServerConfig(listen=("127.0.0.1:3240",))
+    assert ext.main(["--check-config", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["file"] is None
+
+
+def test_a_named_file_has_to_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ext.main(["--check-config", "--config", str(tmp_path / "none")]) == 2
+    assert "No such file" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
+def test_a_user_that_does_not_exist(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text('user = "nobody-of-that-name"')
+    assert ext.main(["--check-config", "--config", str(file)]) == 2
+    assert "nobody-of-that-name" in capsys.readouterr().err

@@ -1,0 +1,41 @@
+"""How findings read."""
+
+import pytest
+
+from usbipd.cli.doctor import _summary, format_checks
+from usbipd.ipc.reports import CheckReport, CheckState
+
+
+def check(state: CheckState, name: str = "store", message: str = "m", *steps: str) -> CheckReport:
+    return CheckReport(name=name, state=state, message=message, steps=list(steps))
+
+
+def test_steps_are_numbered_and_sentences_wrapped() -> None:
+    checks = [
+        check(CheckState.OK, "rights", "root"),
+        check(
+            CheckState.FAILED, "store", "it is\x1b damaged in several places", "Stop it.", "Then go on " * 3
+        ),
+    ]
+    assert format_checks(checks, 40) == (
+        "ok       rights  root\n"
+        "failed   store   it is\N{REPLACEMENT CHARACTER} damaged in\n"
+        "         several places\n"
+        "         1. Stop it.\n"
+        "         2. Then go on Then go on Then\n"
+        "            go on\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("states", "text"),
+    [
+        ([], "All is well."),
+        ([CheckState.OK], "All is well."),
+        ([CheckState.OK, CheckState.WARNING], "1 warning"),
+        ([CheckState.FAILED, CheckState.WARNING, CheckState.WARNING], "1 failure, 2 warnings"),
+        ([CheckState.FAILED, CheckState.FAILED], "2 failures"),
+    ],
+)
+def test_summary(states: list[CheckState], text: str) -> None:
+    assert _summary([check(state) for state in states]) == text

@@ -1,0 +1,78 @@
+"""The history: which pages are asked for, and what people read."""
+
+import pytest
+
+from tests.unit.cli.reports import make_entry
+from usbipd.cli.connection import ControlConnection
+from usbipd.cli.history import fetch_history, format_history
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command
+from usbipd.ipc.reports import HISTORY_PAGE, HistoryEntry, HistoryEvent, HistoryParameters, HistoryResult
+
+
+class FakeExtension(ControlConnection):
+    """An extension that remembers `count` entries, and gives at most `page` of them at once."""
+
+    def __init__(self, count: int, page: int = HISTORY_PAGE) -> None:
+        self._entries = [make_entry(number) for number in range(1, count + 1)]
+        self._page = page
+        self.asked: list[HistoryParameters] = []
+
+    def request(self, command: Command, parameters: Message, result: object, **_options: object) -> object:  # type: ignore[override]
+        assert command is Command.HISTORY
+        assert isinstance(parameters, HistoryParameters)
+        self.asked.append(parameters)
+        before = parameters.before
+        older = [entry for entry in self._entries if before is None or entry.id < before]
+        return HistoryResult(entries=older[::-1][: min(parameters.limit, self._page)])
+
+
+def numbers(entries: list[HistoryEntry]) -> list[int]:
+    return [entry.id for entry in entries]
+
+
+def test_few_entries_take_one_page() -> None:
+    extension = FakeExtension(50)
+    assert numbers(fetch_history(extension, 20)) == list(range(50, 30, -1))
+    assert extension.asked == [HistoryParameters(limit=20)]
+
+
+@pytest.mark.parametrize("page", [HISTORY_PAGE, 30])
+def test_many_entries_come_page_by_page(page: int) -> None:
+    extension = FakeExtension(500, page)
+    assert numbers(fetch_history(extension, 250)) == list(range(500, 250, -1))
+    assert all(asked.limit <= HISTORY_PAGE for asked in extension.asked)
+
+
+@pytest.mark.parametrize("count", [0, 7, HISTORY_PAGE, 150])
+def test_there_may_be_less_than_asked_for(count: int) -> None:
+    assert numbers(fetch_history(FakeExtension(count), 1000)) == list(range(count, 0, -1))
+
+
+def test_what_people_read(utc: None) -> None:
+    entries = [
+        make_entry(
+            1, HistoryEvent.STARTED, busid=None, vendor_id=None, product_id=None, product=None, reason="0.1.0"
+        ),
+        make_entry(2, HistoryEvent.ATTACHED, client="192.0.2.7:51234"),
+        make_entry(
+            299,
+            HistoryEvent.DETACHED,
+            client="192.0.2.7:51234",
+            seconds=297.4,
+            bytes_in=1 << 30,
+            bytes_out=817,
+            reason="the client\x1b closed",
+        ),
+        make_entry(300, HistoryEvent.RELEASED, seconds=400.0, product=None),
+    ]
+    assert format_history(entries, 80) == (
+        "TIME                 EVENT     BUSID  DEVICE           CLIENT\n"
+        "2023-11-14 22:13:21  started\n"
+        "    0.1.0\n"
+        "2023-11-14 22:13:22  attached  3-1    0781:5581 Ultra  192.0.2.7:51234\n"
+        "2023-11-14 22:18:19  detached  3-1    0781:5581 Ultra  192.0.2.7:51234\n"
+        "    after 4 min 57 s, 1.0 GiB in, 817 B out: the client\N{REPLACEMENT CHARACTER} closed\n"
+        "2023-11-14 22:18:20  released  3-1    0781:5581\n"
+        "    after 6 min 40 s\n"
+    )

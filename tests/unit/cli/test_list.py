@@ -1,0 +1,62 @@
+"""What `list` shows to people."""
+
+from tests.unit.cli.reports import make_binding, make_device
+from usbipd.cli.list import format_list
+from usbipd.ipc.reports import DeviceState, ListResult
+
+
+def test_devices_with_state_and_user() -> None:
+    devices = [
+        make_device("1-1", state=DeviceState.NOT_SHARED),
+        make_device("3-1", state=DeviceState.ATTACHED, client="192.0.2.7:51234", drivers=[], simulated=True),
+        make_device("3-2", manufacturer="Acme", product="Acme Disk", drivers=[]),
+        make_device("3-3", manufacturer=" ", product=None, drivers=[]),
+    ]
+    assert format_list(ListResult(devices=devices, bindings=[]), 80) == (
+        "BUSID  VID:PID    STATE       DEVICE                     USED BY\n"
+        "1-1    0781:5581  not shared  SanDisk Ultra              usb-storage\n"
+        "3-1    0781:5581  attached    SanDisk Ultra (simulated)  192.0.2.7:51234\n"
+        "3-2    0781:5581  shared      Acme Disk\n"
+        "3-3    0781:5581  shared      (unnamed)\n"
+    )
+
+
+def test_a_failed_device_says_why_and_what_to_try() -> None:
+    device = make_device("3-1", state=DeviceState.FAILED, drivers=[], error="it is busy", advice="close it")
+    assert format_list(ListResult(devices=[device], bindings=[]), 80).splitlines()[2:] == [
+        "3-1: it is busy",
+        "  hint: close it",
+    ]
+
+
+def test_bindings_whose_device_is_not_there() -> None:
+    bindings = [
+        make_binding(devices=["3-1"]),
+        make_binding(),
+        make_binding(busid="3-4", serial="4C53", product="Ma\x1bus"),
+        make_binding(vendor_id=0x1D6B, product_id=0x0104, product=None, allow=["::1", "192.0.2.7"]),
+    ]
+    text = format_list(ListResult(devices=[make_device()], bindings=bindings), 80)
+    assert text.partition("\n\n")[2] == (
+        "Bound, not plugged in:\n"
+        "VID:PID    PORT  SERIAL NUMBER  CALLED  ALLOWED\n"
+        "0781:5581  any   any            Ultra   all\n"
+        "0781:5581  3-4   4C53           Ma\N{REPLACEMENT CHARACTER}us   all\n"
+        "1d6b:0104  any   any                    ::1, 192.0.2.7\n"
+    )
+
+
+def test_bindings_without_any_device() -> None:
+    text = format_list(ListResult(devices=[], bindings=[make_binding()]), 80)
+    assert text.startswith("Bound, not plugged in:\nVID:PID")
+
+
+def test_who_may_use_a_device_that_is_not_for_all() -> None:
+    devices = [make_device("3-1"), make_device("3-2"), make_device("3-3")]
+    bindings = [
+        make_binding(devices=["3-1", "3-2"], allow=["192.0.2.0/24", "::1"]),
+        make_binding(devices=["3-1"], allow=["::1", "198.51.100.7"]),
+        make_binding(devices=["3-2"]),  # without a list: for all
+    ]
+    text = format_list(ListResult(devices=devices, bindings=bindings), 80)
+    assert text.splitlines()[4:] == ["3-1: only for 192.0.2.0/24, ::1, 198.51.100.7"]

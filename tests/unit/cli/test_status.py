@@ -1,0 +1,85 @@
+"""What `status` shows to people."""
+
+import pytest
+
+from tests.unit.cli.reports import START, make_counters, make_device, make_status
+from usbipd.cli.status import ERRORS_SHOWN, format_daemon, format_errors, format_status
+from usbipd.ipc.reports import DeviceState, Latency, LoggedError, Rate
+
+
+def test_status_in_full(utc: None) -> None:
+    devices = [
+        make_device("1-1", state=DeviceState.NOT_SHARED),
+        make_device(
+            "3-1",
+            state=DeviceState.ATTACHED,
+            client="192.0.2.7:51234",
+            drivers=[],
+            claim_method="libusb",
+            claim_time=START + 60,
+            counters=make_counters(),
+            rate=Rate(urbs=100.0, bytes_in=1.5 * 2**20, bytes_out=0.0),
+            latency=Latency(p50_us=128, p99_us=1024),
+        ),
+        make_device("3-2", speed="full", claim_method="libusb", claim_time=START, counters=make_counters()),
+        make_device(
+            "3-3",
+            state=DeviceState.FAILED,
+            product="Mouse",
+            error="usbhid does\nnot let go",
+            advice="unplug it",
+            next_try=START + 90,
+        ),
+        make_device("3-4", state=DeviceState.FAILED, product="Mouse", error="3-4 is mounted on /mnt"),
+    ]
+    errors = [LoggedError(time=START, message="server[4712] ended with signal 9")]
+    status = make_status(devices, error_count=1, last_errors=errors)
+    assert format_status(status, 80, with_processes=True) == (
+        "usbipd 0.1.0, pid 4711, user root, since 2023-11-14 22:13:20 (2 h 3 min)\n"
+        "listening on 127.0.0.1:3240, [::1]:3240\n"
+        "memory 33.0 MiB in 3 processes, 1 error\n"
+        "\n"
+        "BUSID  VID:PID    DEVICE  SPEED  STATE     SINCE       CLIENT\n"
+        "3-1    0781:5581  Ultra   high   attached  2023-11-14  192.0.2.7:51234\n"
+        "3-2    0781:5581  Ultra   full   shared    2023-11-14\n"
+        "3-3    0781:5581  Mouse   high   failed\n"
+        "3-4    0781:5581  Mouse   high   failed\n"
+        "\n"
+        "BUSID  CLAIM   URBS  ERR     IN   IN/S  OUT  OUT/S    P50    P99\n"
+        "3-1    libusb  7000    3  32.0M  1.50M  817      0  128us  1.0ms\n"
+        "3-2    libusb  7000    3  32.0M         817\n"
+        "\n"
+        "3-3: usbhid does\N{REPLACEMENT CHARACTER}not let go\n"
+        "  hint: unplug it\n"
+        "  next try: 2023-11-14\n"
+        "3-4 is mounted on /mnt\n"
+        "\n"
+        "Last errors:\n"
+        "2023-11-14 22:13:20  server[4712] ended with signal 9\n"
+        "\n"
+        "PROCESS     PID  USER      MEMORY  BUSID\n"
+        "extension  4711  root    24.0 MiB\n"
+        "server     4712  usbipd   9.0 MiB\n"
+        "worker     4713  usbipd            3-1\n"
+    )
+
+
+def test_status_without_devices() -> None:
+    text = format_status(make_status([make_device(state=DeviceState.NOT_SHARED)]), 80, with_processes=False)
+    assert text.endswith("\n\nNo device is shared.\n")
+
+
+def test_a_daemon_that_does_not_listen() -> None:
+    assert "\nlistening on nothing\n" in format_daemon(make_status([], listening=[]), 80)
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 errors"), (1, "1 error"), (2, "2 errors")])
+def test_the_number_of_errors(count: int, text: str) -> None:
+    assert format_daemon(make_status([], error_count=count), 80).endswith(f", {text}\n")
+
+
+def test_only_the_newest_errors_are_shown() -> None:
+    errors = [LoggedError(time=START + number, message=f"error {number}") for number in range(20)]
+    lines = format_errors(errors, 80).splitlines()
+    assert len(lines) == 1 + ERRORS_SHOWN
+    assert lines[-1].endswith("error 19")

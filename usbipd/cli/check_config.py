@@ -1,0 +1,61 @@
+"""`usbipd-ext --check-config`: reads the configuration as the daemon would.  Runs in the caller's process."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from usbipd import paths, privileges
+from usbipd.cli.documents import Document, render
+from usbipd.cli.outcome import emit
+from usbipd.cli.table import printable
+from usbipd.config import ServerConfig, load
+
+
+class ConfigDocument(Document, frozen=True, kw_only=True):
+    """`usbipd-ext --check-config --json`."""
+
+    file: str | None
+    settings: ServerConfig
+
+
+def check_config(named: Path | None, *, as_json: bool) -> None:
+    """Print what the daemon would do after reading the file `named`, or else the usual one, if it is there.
+
+    Raises `UsageError` as the daemon would.
+    """
+    file = named or usual_file()
+    config = ServerConfig() if file is None else load(file)
+    if config.user is not None:
+        privileges.find_run_as(config.user)  # knows whether it exists, if we are root
+    settings = msgspec.structs.replace(config, listen=tuple(str(address) for address in config.addresses))
+    if as_json:
+        emit(render(ConfigDocument(file=None if file is None else str(file), settings=settings)))
+        return
+    verdict = f"{paths.config_file()} is not there: the defaults apply" if file is None else f"{file}: ok"
+    lines = [verdict, "", *_toml(msgspec.to_builtins(settings))]
+    emit("".join(f"{printable(line)}\n" for line in lines))
+
+
+def usual_file() -> Path | None:
+    """The file that root's daemon reads if it is told none; None if it is not there."""
+    file = paths.config_file()
+    return file if os.path.lexists(file) else None
+
+
+def _toml(content: Mapping[str, Any]) -> Iterator[str]:
+    """`content` as the lines that would say it in the file."""
+    nested: list[tuple[str, Mapping[str, Any]]] = []
+    for key, value in content.items():
+        if isinstance(value, dict):
+            nested.append((f"[{key}]", value))
+        elif value and isinstance(value, list | tuple) and isinstance(value[0], dict):
+            nested += [(f"[[{key}]]", each) for each in value]
+        elif value is not None:
+            yield f"{key} = {msgspec.json.encode(value).decode()}"
+    for title, each in nested:
+        yield ""
+        yield title
+        yield from _toml(each)

@@ -1,0 +1,261 @@
+"""What `usbipd doctor` finds out from the caller's process.
+
+With an extension that answers: what it says of itself, and how this command stands to it.  Without one: why
+it may not be running, and what would be in its way when it starts.
+"""
+
+import os
+import socket
+import stat
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import usb1
+
+from usbipd import __version__, paths, privileges
+from usbipd.cli.connection import ControlConnection
+from usbipd.cli.quantity import format_time
+from usbipd.errors import ExtensionUnreachableError, UsageError, UsbipdError
+from usbipd.extension.store_file import DATABASE
+from usbipd.ipc.messages import Command, Nothing
+from usbipd.ipc.reports import CheckReport, CheckState, HealthResult, StatusResult
+from usbipd.protocol.constants import USBIP_PORT
+
+MINIMUM_LIBUSB: Final = (1, 0, 26)  # as cython/claim.pyx
+LAUNCHCTL: Final = Path("/bin/launchctl")
+TIMEOUT: Final = 2.0
+"""Seconds that a look at the port or at launchd may take."""
+
+START: Final = "Start it: `sudo usbipd-ext --run`."
+
+
+def examine(extension: ControlConnection) -> list[CheckReport]:
+    """Every check that can be made now.  `extension` is not open yet; afterwards it may be."""
+    try:
+        extension.open()
+        health = extension.request(Command.HEALTH, Nothing(), HealthResult)
+        return [*_check_standing(extension), *health.checks]
+    except UsageError:
+        raise
+    except ExtensionUnreachableError as error:
+        return [unreachable(error), *examine_host(extension.path)]
+    except UsbipdError as error:  # it runs, and says why it cannot
+        return [failed("extension", error.message, *_advice(error))]
+
+
+def _check_standing(extension: ControlConnection) -> list[CheckReport]:
+    """How this command stands to the extension.  Raises `ExtensionUnreachableError`."""
+    try:
+        status = extension.request(Command.STATUS, Nothing(), StatusResult)
+    except ExtensionUnreachableError:
+        raise
+    except UsbipdError as error:
+        return [failed("extension", f"it runs, and cannot say how it is: {error.message}", *_advice(error))]
+    return [check_extension(status), check_permission(status)]
+
+
+def examine_host(control_socket: Path) -> list[CheckReport]:
+    """What an extension of this user needs when it starts."""
+    checks = [
+        check_runtime(control_socket),
+        check_libusb(),
+        check_state(),
+        check_port("127.0.0.1", USBIP_PORT),
+    ]
+    if (job := paths.launch_daemon()) is not None:
+        checks.append(check_launchd(job))
+    return checks
+
+
+def check_extension(status: StatusResult) -> CheckReport:
+    """Whether it is the one that belongs to this command."""
+    if status.version != __version__:
+        return warning(
+            "extension",
+            f"version {status.version} runs (pid {status.pid}), and this command is of version {__version__}",
+            "End the daemon that runs, and start it anew.",
+            "If there are two installations, use the command of the one that runs, or remove one of them.",
+        )
+    return ok(
+        "extension",
+        f"usbipd {status.version} runs as {status.user}, pid {status.pid}, "
+        f"since {format_time(status.start_time)}",
+    )
+
+
+def unreachable(error: ExtensionUnreachableError) -> CheckReport:
+    """The check that nothing else can be asked for."""
+    if error.code == "not-running":
+        return failed(
+            "extension",
+            error.message,
+            START,
+            "If it ends at once, mend what its last line says.",
+            "If it runs with another control socket, name that: `usbipd doctor --socket PATH`.",
+        )
+    return failed("extension", error.message, *_advice(error))
+
+
+def check_permission(status: StatusResult) -> CheckReport:
+    """Whether the caller may bind; the extension decides it by the same rules (`ipc/policy.py`)."""
+    uid, group = os.geteuid(), privileges.admin_group()
+    user = privileges.user_name(uid)
+    if uid == 0 or user == status.user:
+        return ok("permission", f"you are {user}: you may bind, unbind and detach")
+    name = privileges.ADMIN_GROUP
+    if group is not None and group in {os.getegid(), *os.getgroups()}:
+        return ok("permission", f"you are in the group {name}: you may bind, unbind and detach")
+    steps = ["Put sudo before the command."]
+    if group is None:
+        steps.append(f"Or have an administrator make the group {name}, with you as a member.")
+    else:
+        steps.append(f"Or have an administrator make {user} a member of the group {name}.")
+    steps.append("Log out and in again: groups count from the login on.")
+    return warning("permission", f"{user} may look, but not bind, unbind or detach", *steps)
+
+
+def check_runtime(control_socket: Path) -> CheckReport:
+    """Whether the directory of the control socket is one that an extension takes."""
+    directory = control_socket.parent
+    try:
+        found = directory.lstat()
+    except FileNotFoundError:
+        return ok("runtime", f"{directory} is not there: the extension makes it")
+    except OSError as error:
+        return failed(
+            "runtime", f"{directory}: {error.strerror}", f"Make it accessible: `ls -ld {directory}`."
+        )
+    if not stat.S_ISDIR(found.st_mode):
+        return failed("runtime", f"{directory} is not a directory", f"Remove {directory}.", START)
+    if found.st_uid not in (0, os.geteuid()) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return failed(
+            "runtime",
+            f"{directory} belongs to or may be written by another user (uid {found.st_uid}, "
+            f"mode {stat.S_IMODE(found.st_mode):04o}): no extension puts its socket there",
+            f"See what is in it: `ls -la {directory}`.",
+            f"Remove {directory}, or choose another place with --socket.",
+            START,
+        )
+    if control_socket.is_socket():
+        return ok(
+            "runtime", f"{control_socket} was left by an extension that was killed: the next one replaces it"
+        )
+    return ok("runtime", f"{directory} is as it should be")
+
+
+def check_libusb() -> CheckReport:
+    """Whether it can be loaded, and is new enough."""
+    wanted = ".".join(map(str, MINIMUM_LIBUSB))
+    try:
+        version = usb1.getVersion()
+    except OSError as error:
+        return failed(
+            "libusb",
+            f"libusb 1.0 cannot be loaded: {error}",
+            "Install it: `sudo apt-get install libusb-1.0-0` (Debian), `brew install libusb` (macOS).",
+            START,
+        )
+    found = (version.major, version.minor, version.micro)
+    text = ".".join(map(str, found))
+    if found < MINIMUM_LIBUSB:
+        return failed(
+            "libusb",
+            f"libusb {text} is too old: usbipd needs {wanted} or newer",
+            "Install a newer libusb, from the system's packages or from https://libusb.info.",
+            START,
+        )
+    return ok("libusb", f"libusb {text}")
+
+
+def check_state() -> CheckReport:
+    """Whether what outlives the daemon can be read."""
+    try:
+        store = paths.state_directory() / DATABASE
+        with store.open("rb") as file:
+            file.read(1)
+    except UsbipdError as error:
+        return failed("store", error.message, *_advice(error))
+    except FileNotFoundError:
+        return ok("store", f"{store} is not there: nothing has been bound yet")
+    except OSError as error:
+        return failed(
+            "store",
+            f"{store}: {error.strerror}",
+            f"See whose it is: `ls -ld '{store.parent}' '{store}'`.",
+            "Give it back to the user who starts the extension, or move it aside: then nothing is bound.",
+        )
+    return ok("store", f"{store} is there")
+
+
+def check_port(host: str, port: int) -> CheckReport:
+    """Whether anything listens where the extension would."""
+    try:
+        socket.create_connection((host, port), TIMEOUT).close()
+    except OSError:  # refused, as it should be, or nobody that answers
+        return ok("port", f"nothing listens on {host}:{port}")
+    return failed(
+        "port",
+        f"something listens on {host}:{port}, so the extension cannot: "
+        "the kernel's usbipd, or an extension that this command does not reach",
+        f"See what it is: `sudo lsof -nP -iTCP:{port} -sTCP:LISTEN`.",
+        "End it.",
+        "Or choose another port: `sudo usbipd-ext --run --listen 127.0.0.1:3241`, "
+        "and `usbip --tcp-port 3241` on the clients.",
+    )
+
+
+def check_launchd(job: Path, launchctl: Path = LAUNCHCTL) -> CheckReport:
+    """Whether launchd has the job; only the exit code counts, for the text is for people (launchctl(1))."""
+    target = f"system/{job.stem}"
+    if not job.exists():
+        return warning(
+            "launchd",
+            f"{job} is not there: the extension does not start by itself",
+            "Install usbipd from its package, or start the extension yourself.",
+        )
+    try:
+        done = subprocess.run(  # noqa: S603 - a fixed program, and a name of ours
+            [launchctl, "print", target], check=False, capture_output=True, timeout=TIMEOUT
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return failed("launchd", f"launchctl gives no answer: {error}", "Restart this Mac.")
+    if done.returncode == 0:
+        return failed(
+            "launchd",
+            f"launchd has the job {job.stem}, and yet the extension does not answer",
+            f"Start it again: `sudo launchctl kickstart -k {target}`.",
+            "If it does not stay, look into its log.",
+        )
+    return failed(
+        "launchd",
+        f"launchd does not have the job {job.stem} (launchctl print: exit code {done.returncode}): "
+        "it is switched off, or was never loaded",
+        "Open System Settings > General > Login Items & Extensions.",
+        'Under "Allow in the Background" (or "App Background Activity"), switch usbipd on.',
+        f"Run `sudo launchctl enable {target}`.",
+        f"Run `sudo launchctl bootstrap system {job}`.",
+        f"See that it is there: `launchctl print {target}`.",
+    )
+
+
+def ok(name: str, message: str) -> CheckReport:
+    """As it should be."""
+    return CheckReport(name=name, state=CheckState.OK, message=message)
+
+
+def warning(name: str, message: str, *steps: str) -> CheckReport:
+    """It works, but not for all, or not as it could."""
+    return CheckReport(name=name, state=CheckState.WARNING, message=message, steps=list(steps))
+
+
+def failed(name: str, message: str, *steps: str) -> CheckReport:
+    """It does not work."""
+    return CheckReport(name=name, state=CheckState.FAILED, message=message, steps=list(steps))
+
+
+def _advice(error: UsbipdError) -> list[str]:
+    """The advice of `error` as a step, a whole sentence."""
+    if error.advice is None:
+        return []
+    return [f"{error.advice[:1].upper()}{error.advice[1:]}."]

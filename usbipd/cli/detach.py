@@ -1,0 +1,41 @@
+"""`usbipd detach`: end a client's session.  Runs in the caller's process."""
+
+import argparse
+
+from usbipd.cli.connection import ControlConnection
+from usbipd.cli.documents import DetachDocument, render
+from usbipd.cli.outcome import emit, say
+from usbipd.cli.table import printable
+from usbipd.cli.verb import Verb, add_json_argument, always
+from usbipd.ipc.messages import Command
+from usbipd.ipc.reports import DetachParameters, DetachResult
+from usbipd.usb.identity import parse_busid
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--busid",
+        metavar="BUSID",
+        type=parse_busid,
+        required=True,
+        help="the device whose client is cut off; it stays shared, so that client may come back",
+    )
+    add_json_argument(parser)
+
+
+def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
+    client = extension.request(Command.DETACH, DetachParameters(busid=arguments.busid), DetachResult).client
+    if arguments.json:
+        emit(render(DetachDocument(busid=arguments.busid, client=client)))
+    else:
+        say(printable(f"{arguments.busid}: {client} was cut off; the device is still shared"))
+    return 0
+
+
+VERB = Verb(
+    name="detach",
+    summary="end the session of the client that uses a device, which stays shared",
+    add_arguments=add_arguments,
+    requires_extension=always,
+    run=run,
+)

@@ -1,0 +1,72 @@
+"""Sizes, counts, spans and moments for people's eyes.  Runs in the caller's process.
+
+The short forms take at most five characters, so that ten columns of them fit into 80.
+"""
+
+import time
+
+
+def format_bytes(count: int) -> str:
+    """A number of bytes in at most eight characters: `817 B`, `32.0 MiB`."""
+    if count < 1024:
+        return f"{count} B"
+    value, units = count / 1024, ["TiB", "GiB", "MiB", "KiB"]
+    while value >= 999.5 and len(units) > 1:
+        value /= 1024
+        units.pop()
+    return f"{value:.1f} {units[-1]}" if value < 99.95 else f"{value:.0f} {units[-1]}"
+
+
+def short_bytes(count: float) -> str:
+    """A number of bytes, in powers of 1024 as `ls -h` has them: `817`, `32.0M`."""
+    return _short(count, 1024, 999.5)
+
+
+def short_count(count: int) -> str:
+    """How many, in powers of 1000: `70000`, `1.23M`."""
+    return _short(count, 1000, 99_999.5)
+
+
+def _short(value: float, base: int, plain: float) -> str:
+    if value < plain:
+        return f"{value:.0f}"
+    units = ["E", "P", "T", "G", "M", "K"]
+    value /= base
+    while value >= 999.5 and len(units) > 1:
+        value /= base
+        units.pop()
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{digits}f}{units[-1]}"
+
+
+def short_latency(microseconds: int) -> str:
+    """How long an URB took: `128us`, `1.0ms`, `8.4s`."""
+    for size, unit in ((1_000_000, "s"), (1000, "ms")):
+        if microseconds >= size:
+            value = microseconds / size
+            return f"{value:.1f}{unit}" if value < 9.95 else f"{value:.0f}{unit}"
+    return f"{microseconds}us"
+
+
+def format_duration(seconds: float) -> str:
+    """A time span by its two largest units: `2 d 3 h`, `4 min 7 s`, `12 s`."""
+    left = int(seconds)
+    parts: list[str] = []
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if left >= size or parts:
+            parts.append(f"{left // size} {unit}")
+            left %= size
+    parts.append(f"{left} s")
+    return " ".join(parts[:2])
+
+
+def format_time(moment: float) -> str:
+    """`moment`, seconds since the epoch, as date and time of day here."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+
+
+def format_clock(moment: float) -> str:
+    """`moment` as time of day here, or as the date if that is not today's."""
+    then = time.localtime(moment)
+    today = then[:3] == time.localtime()[:3]
+    return time.strftime("%H:%M:%S" if today else "%Y-%m-%d", then)
