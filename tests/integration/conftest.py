@@ -39,10 +39,10 @@ def start_daemon(tmp_path: Path) -> Iterator[StartDaemon]:
     """Starts a daemon for one test: `start_daemon("loopback,loopback")`."""
     started: list[Daemon] = []
 
-    def start(simulate: str, config: str = "") -> Daemon:
+    def start(simulate: str, config: str = "", *options: str) -> Daemon:
         directory = tmp_path / str(len(started))
         directory.mkdir()
-        started.append(Daemon(directory, simulate, config))
+        started.append(Daemon(directory, simulate, config, *options))
         return started[-1]
 
     try:

@@ -11,19 +11,22 @@ from pathlib import Path
 from typing import IO, Any, Final, cast
 
 from tests.client import Client
-from usbipd.config import parse_listen
+from usbipd.addresses import parse_listen
 from usbipd.simulated import catalog
 
 SIMULATE: Final = "mass-storage,keyboard,serial,loopback,audio"
 PATIENCE: Final = 20.0
 """Seconds that anything may take on a slow machine before a test fails."""
 
-# The front door under the name of usbipd-ext, as its console script opens it.
-COMMAND: Final = [
-    sys.executable,
-    "-c",
-    "import sys; sys.argv[0] = 'usbipd-ext'; from usbipd.__main__ import main; sys.exit(main())",
-]
+
+def _front_door(name: str) -> list[str]:
+    """The front door under that name, as its console script opens it."""
+    enter = "from usbipd.__main__ import main; sys.exit(main())"
+    return [sys.executable, "-c", f"import sys; sys.argv[0] = {name!r}; {enter}"]
+
+
+COMMAND: Final = _front_door("usbipd-ext")
+USBIPD: Final = _front_door("usbipd")
 
 
 class Lines:
@@ -51,6 +54,11 @@ class Lines:
         with self._changed:
             return len(self._lines)
 
+    def lines(self) -> list[str]:
+        """What has come so far."""
+        with self._changed:
+            return list(self._lines)
+
     def wait_for(self, text: str, since: int = 0) -> str:
         """The first line from `since` on that has `text` in it; waits for it to come."""
 
@@ -74,15 +82,15 @@ class Lines:
 class Daemon:
     """`usbipd-ext --run` in a directory of its own, on a free port of 127.0.0.1."""
 
-    def __init__(self, directory: Path, simulate: str = SIMULATE, config: str = "") -> None:
-        """`config` is the text of its usbipd.toml."""
+    def __init__(self, directory: Path, simulate: str = SIMULATE, config: str = "", *options: str) -> None:
+        """`config` is the text of its usbipd.toml; `options` are further ones of its command line."""
         self.directory = directory
         self.socket = directory / "control.sock"
         file = directory / "usbipd.toml"
         file.write_text(config)
         self.devices = len(catalog.parse_simulate(simulate))
         arguments = ["--run", "--listen", "127.0.0.1:0", "--simulate", simulate]
-        arguments += ["--socket", str(self.socket), "--config", str(file)]
+        arguments += ["--socket", str(self.socket), "--config", str(file), *options]
         self.process = subprocess.Popen(
             COMMAND + arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -101,6 +109,22 @@ class Daemon:
         product = int.from_bytes(catalog.NAMES[name].device_descriptor[10:12], "little")
         devices = [device for device in Client(self.host, self.port).devlist() if device.idProduct == product]
         return devices[instance].busid
+
+    def usbipd(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """What the user's command does, with this daemon."""
+        return subprocess.run(
+            [*USBIPD, *arguments, "--socket", str(self.socket)],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+
+    def document(self, *arguments: str) -> dict[str, Any]:
+        """What a verb that succeeds prints under --json."""
+        answer = self.usbipd(*arguments, "--json")
+        assert answer.returncode == 0, answer.stderr
+        return cast(dict[str, Any], json.loads(answer.stdout))
 
     def status(self) -> dict[str, Any]:
         """What `usbipd-ext --status --json` says."""
@@ -145,7 +169,7 @@ class Daemon:
         assert code == 0, log
         assert "Traceback" not in log, log
         assert "never awaited" not in log
-        left = _running(pids)
+        left = running(pids)
         assert not left, f"processes {left} are left:\n{log}"
         assert [path.name for path in self.directory.iterdir()] == ["usbipd.toml"], log
 
@@ -156,7 +180,7 @@ class Daemon:
         self.process.wait(PATIENCE)
 
 
-def _running(pids: list[int]) -> list[str]:
+def running(pids: list[int]) -> list[str]:
     """Those of `pids` that run, as ps shows them; not those that ended and wait for init to notice."""
     command = ["ps", "-o", "stat=,pid=,args=", "-p", ",".join(map(str, pids))]
     lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
