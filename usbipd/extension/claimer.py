@@ -133,8 +133,11 @@ class DeviceClaimer:
         await asyncio.wait({keeper})
         worker = claim.worker
         claim.ended(HistoryEvent.RELEASED)
-        if worker is None or not await self._release(worker, timeout):
-            await self._give_back(worker, claim.record)
+        if worker is not None:
+            await self._release(worker, timeout)
+        # Also after a worker that gave back what it had taken: it does not know of drivers that were gone
+        # when it came, since the worker before it was killed.
+        await self._give_back(worker, claim.record)
         await self._forget_intent(claim.record)
         _LOG.info("%s released", busid)
 
@@ -370,8 +373,8 @@ class DeviceClaimer:
 
     # ---- the end of a worker -------------------------------------------------------------------------------
 
-    async def _release(self, worker: Child, seconds: float) -> bool:
-        """Whether the worker gives its device back and ends, in `seconds`."""
+    async def _release(self, worker: Child, seconds: float) -> None:
+        """Have the worker give its device back and end, in `seconds`."""
         worker.ending = True
         try:
             await worker.channel.request(Command.RELEASE, Nothing(), Nothing, timeout=seconds)
@@ -379,11 +382,11 @@ class DeviceClaimer:
             _LOG.error("%s did not give its device back: %s", worker.label, error)
             if error.code == "timeout":
                 self._spawner.kill(worker)  # it had its time
-            return False
-        return await wait_ended(worker, END_TIMEOUT)
+            return
+        await wait_ended(worker, END_TIMEOUT)
 
     async def _give_back(self, worker: Child | None, record: DeviceRecord) -> None:
-        """Make sure that a failed worker is gone and its device back with its drivers."""
+        """Make sure that the worker is gone and its device back with its drivers."""
         if worker is not None:
             worker.ending = True
             worker.channel.close()

@@ -71,12 +71,9 @@ class DeviceDiscovery:
     def _list_devices(self) -> list[DeviceRecord]:
         try:
             with usb1.USBContext() as context:
-                devices = [
-                    _describe(device, self._asked)
-                    # a device that vanishes while it is looked at is no error
-                    for device in context.getDeviceIterator(skip_on_error=True)
-                    if device.getDeviceClass() != USB_CLASS_HUB and device.getPortNumberList()
-                ]
+                # All of it first: an iterator that an error leaves half used keeps its references, and
+                # closing the context waits for these, for ever.
+                found = [_describe(each, self._asked) for each in context.getDeviceList(skip_on_error=True)]
         except usb1.USBError as error:
             raise UsbipdError(f"libusb cannot list devices: {error}", code="libusb") from error
         except OSError as error:
@@ -85,17 +82,24 @@ class DeviceDiscovery:
                 code="no-libusb",
                 advice="Debian: apt install libusb-1.0-0    macOS: brew install libusb",
             ) from error
+        devices = [record for record in found if record is not None]
         self._asked.keep({device.busid for device in devices})
         own = [device for device in devices if IMPORTED not in device.path]
         return sorted(own, key=lambda device: (device.busnum, device.busid))
 
 
-def _describe(device: usb1.USBDevice, asked: AskedStrings) -> DeviceRecord:
+def _describe(device: usb1.USBDevice, asked: AskedStrings) -> DeviceRecord | None:
+    """None: it is a hub, or has vanished while it was looked at, which is no error."""
+    if device.getDeviceClass() == USB_CLASS_HUB or not device.getPortNumberList():
+        return None
     busnum: int = device.getBusNumber()
     # Linux's own numbering (drivers/usb/core/usb.c, usb_alloc_dev), which libusb shares
     busid = f"{busnum}-{'.'.join(str(port) for port in device.getPortNumberList())}"
     if sys.platform == "linux":
-        path = str((SYSFS_DEVICES / busid).resolve())
+        try:
+            path = str((SYSFS_DEVICES / busid).resolve(strict=True))
+        except OSError:
+            return None
         strings = strings_in_sysfs(SYSFS_DEVICES / busid)
     else:
         path = f"/usb/{busid}"

@@ -230,5 +230,5 @@ def _signature() -> frozenset[object]:
     with usb1.USBContext() as context:
         return frozenset(
             (device.getBusNumber(), device.getDeviceAddress())
-            for device in context.getDeviceIterator(skip_on_error=True)
+            for device in context.getDeviceList(skip_on_error=True)
         )

@@ -410,3 +410,20 @@ def test_a_device_that_goes_while_its_mounts_are_looked_for(
         assert not spawner.children
 
     run(test())
+
+
+def test_the_driver_comes_back_also_after_a_worker_was_killed(
+    host: Host, spawner: FakeSpawner, sysfs: FakeSysfs
+) -> None:
+    """The second worker finds no driver, and so has none to call back."""
+
+    async def test() -> None:
+        await host.claimer.claim_device(record("1-2"))
+        sysfs.add_interface("1-2", 0, None)  # as the first worker left it
+        spawner.last.die()
+        await until(lambda: len(spawner.children) == 2 and host.state() is ClaimState.READY)
+        await host.release()
+        assert sysfs.probed == "1-2:1.0"
+        assert not spawner.last.killed
+
+    run(test())

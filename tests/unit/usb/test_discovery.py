@@ -46,7 +46,7 @@ class FakeContext:
 
     def __exit__(self, *_error: object) -> None: ...
 
-    def getDeviceIterator(self, *, skip_on_error: bool) -> list[FakeDevice]:  # noqa: N802
+    def getDeviceList(self, *, skip_on_error: bool) -> list[FakeDevice]:  # noqa: N802
         assert skip_on_error
         return self.devices
 
@@ -95,7 +95,9 @@ def test_elsewhere_than_on_linux_the_device_is_asked_once(monkeypatch: pytest.Mo
     assert device.asked == 2, "it was gone"
 
 
-def test_hubs_and_what_hangs_nowhere_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hubs_and_what_hangs_nowhere_are_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(discovery, "SYSFS_DEVICES", tmp_path)
+    (tmp_path / "1-2").mkdir()
     devices = [FakeDevice(1, [], device_class=9), FakeDevice(1, [1], device_class=9), FakeDevice(2, [])]
     assert listed(monkeypatch, *devices, FakeDevice(1, [2]))[0].busid == "1-2"
 
@@ -113,8 +115,23 @@ def test_what_this_host_imported_is_left_out(monkeypatch: pytest.MonkeyPatch, tm
 
 @pytest.mark.rule("speed-numbers", "speed-super-plus")
 @pytest.mark.parametrize(("libusb", "wire"), [(1, 1), (2, 2), (3, 3), (4, 5), (5, 5)])
-def test_speeds_are_numbered_as_on_the_wire(monkeypatch: pytest.MonkeyPatch, libusb: int, wire: int) -> None:
+def test_speeds_are_numbered_as_on_the_wire(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, libusb: int, wire: int
+) -> None:
+    monkeypatch.setattr(discovery, "SYSFS_DEVICES", tmp_path)
+    (tmp_path / "1-1").mkdir()
     assert listed(monkeypatch, FakeDevice(1, [1], speed=libusb))[0].speed == wire
+
+
+def test_a_device_that_vanishes_while_it_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """libusb has it in its list, sysfs has it no more: no error, and the others are listed."""
+    monkeypatch.setattr(discovery, "SYSFS_DEVICES", tmp_path)
+    monkeypatch.setattr(discovery.sys, "platform", "linux")
+    (tmp_path / "1-2").mkdir()
+    devices = listed(monkeypatch, FakeDevice(1, [1]), FakeDevice(1, [2]))
+    assert [device.busid for device in devices] == ["1-2"]
 
 
 def test_a_host_without_libusb(monkeypatch: pytest.MonkeyPatch) -> None:

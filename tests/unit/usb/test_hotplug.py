@@ -381,7 +381,7 @@ def test_the_signature_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def __exit__(self, *_error: object) -> None: ...
 
-        def getDeviceIterator(self, *, skip_on_error: bool) -> list[SimpleNamespace]:  # noqa: N802
+        def getDeviceList(self, *, skip_on_error: bool) -> list[SimpleNamespace]:  # noqa: N802
             assert skip_on_error
             return devices
 
