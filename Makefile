@@ -13,7 +13,7 @@ SOURCES := $(wildcard cython/*) setup.py pyproject.toml usbipd/__init__.py
 SIMULATE ?= mass-storage,keyboard,serial,loopback
 LISTEN ?= 127.0.0.1:3240
 
-.PHONY: help deps venv build run demo test e2e-deps e2e lint darwin-check clean
+.PHONY: help deps venv build run demo test e2e-deps e2e soak lint darwin-check clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,12 @@ e2e-deps:  ## install what the tests in a virtual machine need, if it is missing
 
 e2e: build e2e-deps  ## a real kernel in a virtual machine uses what usbipd shares
 	$(BIN)/python -m pytest tests/e2e -v
+
+soak: export KILLS = 200
+soak: export REPLUGS = 200
+soak: export ATTACHES = 1000
+soak: build e2e-deps  ## the endurance test of e2e with 200 kills, 200 replugs, 1,000 attachments; takes hours
+	$(BIN)/python -m pytest tests/e2e/test_endurance.py -v
 
 lint: export PATH := $(CURDIR)/$(BIN):$(PATH)
 lint: build  ## ruff, mypy --strict, cython-lint, shellcheck

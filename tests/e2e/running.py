@@ -55,9 +55,9 @@ class RunningScenario:
 
 
 @contextmanager
-def run_scenario(name: str, timeout: float) -> Iterator[RunningScenario]:
+def run_scenario(name: str, timeout: float, *arguments: str) -> Iterator[RunningScenario]:
     """guest/NAME.py in a machine, which is off at the end of the block, or after `timeout` seconds."""
-    command = [sys.executable, "-m", f"tests.e2e.guest.{name}"]
+    command = [sys.executable, "-m", f"tests.e2e.guest.{name}", *arguments]
     with ExitStack() as stack:
         try:
             machine = stack.enter_context(Machine(name, command, directory=ROOT, timeout=timeout))

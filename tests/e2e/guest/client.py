@@ -4,13 +4,14 @@ import re
 from pathlib import Path
 from typing import Final
 
-from tests.e2e.guest.scenario import StepError
+from tests.e2e.guest.scenario import StepError, check
 from tests.e2e.guest.system import run, wait_for
-from tests.e2e.guest.usb import CLIENT, UsbDevice, wait_until_plugged, wait_until_unplugged
+from tests.e2e.guest.usb import UsbDevice
 
 SERVER: Final = "127.0.0.1"
 STATUS: Final = Path("/sys/devices/platform/vhci_hcd.0/status")
-FREE: Final = "004"  # drivers/usb/usbip/usbip_common.h, VDEV_ST_NULL
+RECORDS: Final = Path("/run/vhci_hcd")  # tools/usb/usbip/libsrc/vhci_driver.h, VHCI_STATE_PATH
+FREE, USED = "004", "006"  # drivers/usb/usbip/usbip_common.h, VDEV_ST_NULL and VDEV_ST_USED
 
 
 def listed() -> str:
@@ -18,19 +19,42 @@ def listed() -> str:
     return run("usbip", "list", "-r", SERVER)
 
 
-def attach(busid: str, hardware_id: str) -> UsbDevice:
-    """Attach the server's device; the device as this kernel has it then."""
+def attach(busid: str, hardware_id: str | None = None) -> UsbDevice:
+    """Attach the server's device; the device as this kernel has it then, once its interfaces are there.
+
+    Raises `StepError`, also if it is another one than `hardware_id`.
+    """
     run("usbip", "attach", "-r", SERVER, "-b", busid)
-    return wait_until_plugged(CLIENT, hardware_id)
+    port = _port_of_server_device(busid)
+    device = wait_for(f"{busid} of the server on port {port} of vhci-hcd", lambda: _device_on(port))
+    found = device.hardware_id
+    check(hardware_id in (None, found), f"{busid} of the server is {found} here, not {hardware_id}")
+    return device
 
 
 def detach(device: UsbDevice) -> None:
     """Detach what `attach` returned, and wait until it has gone and its port is free."""
-    hardware_id = device.hardware_id
     port = _port(device)
     run("usbip", "detach", "-p", str(port))
-    wait_until_unplugged(CLIENT, hardware_id)
-    wait_for(f"port {port} of vhci-hcd free", lambda: _ports()[port][0] == FREE)
+    wait_until_gone(device, port)
+
+
+def wait_until_gone(device: UsbDevice, port: int | None = None) -> None:
+    """Until what `attach` returned has gone, whoever ended it, and no port of vhci-hcd has it."""
+    wait_for(f"no device {device.busid} on vhci-hcd", lambda: not device.path.exists())
+    wait_for(f"no port of vhci-hcd with {device.busid}", lambda: not _is_on_a_port(device))
+    if port is not None:
+        wait_for(f"port {port} of vhci-hcd free", lambda: _ports()[port][0] == FREE)
+
+
+def _is_on_a_port(device: UsbDevice) -> bool:
+    return any(busid == device.busid for _state, busid in _ports().values())
+
+
+def _device_on(port: int) -> UsbDevice | None:
+    state, busid = _ports()[port]
+    device = UsbDevice(busid)
+    return device if state == USED and device.is_configured else None
 
 
 def _port(device: UsbDevice) -> int:
@@ -38,6 +62,18 @@ def _port(device: UsbDevice) -> int:
         if busid == device.busid:
             return port
     raise StepError(f"vhci-hcd has no device {device.busid}: {_ports()}")
+
+
+def _port_of_server_device(busid: str) -> int:
+    """The port to which `usbip attach` has just attached it: the tool leaves a record of each.
+
+    Records of ports that are free by now are old.
+    """
+    for port, (state, _busid) in _ports().items():
+        record = RECORDS / f"port{port}"
+        if state != FREE and record.exists() and record.read_text().split()[2:] == [busid]:
+            return port
+    raise StepError(f"vhci-hcd has no device of the server's {busid}: {_ports()}")
 
 
 def _ports() -> dict[int, tuple[str, str]]:

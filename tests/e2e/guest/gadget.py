@@ -1,46 +1,108 @@
 """Real USB devices by software: configfs gadgets on dummy_hcd's device side.  Runs in the guest.
 
-What is plugged in here appears on a bus of dummy_hcd like any device, and a driver of the host takes it.
+What is plugged in here appears on a bus of dummy_hcd like any device, and a driver of the host takes it.  The
+machine has two ports, 0 and 1, each with a bus of its own for high speed and one for super speed.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-GADGETS: Final = Path("/sys/kernel/config/usb_gadget")
-UDC: Final = "dummy_udc.0"
+from tests.e2e.guest.usb import UsbDevice, wait_until_plugged, wait_until_unplugged
 
+GADGETS: Final = Path("/sys/kernel/config/usb_gadget")
 
 MASS_STORAGE: Final = "1d6b:0104"  # Linux Foundation
 
 
-def plug_mass_storage(backing: Path) -> None:
-    """A high-speed USB stick with one bulk-only disk, whose blocks are the file `backing`."""
-    gadget = GADGETS / "stick"
-    vendor, _, product = MASS_STORAGE.partition(":")
-    _directory(
-        gadget,
-        idVendor=f"0x{vendor}",
-        idProduct=f"0x{product}",
-        bcdDevice="0x0100",
-        bcdUSB="0x0200",
-        max_speed="high-speed",
-    )
-    _directory(
-        gadget / "strings" / "0x409", manufacturer="Acme", product="Stick", serialnumber="E2E000000001"
-    )
-    configuration = gadget / "configs" / "c.1"
-    _directory(configuration, MaxPower="120")
-    function = gadget / "functions" / "mass_storage.0"
-    # Attributes come before the link: what is in a configuration cannot be changed any more.
-    _directory(function)
-    _write(function / "lun.0", removable="1", file=str(backing))
-    (configuration / function.name).symlink_to(function)
-    _write(gadget, UDC=UDC)
+@dataclass(frozen=True)
+class Function:
+    """What a gadget does: a function driver, and the attributes that it is given."""
+
+    name: str
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
-def unplug_mass_storage() -> None:
-    """Pulls the stick out, whatever uses it."""
-    _write(GADGETS / "stick", UDC="")
+def disk(backing: Path, size: int | None = None) -> Function:
+    """A bulk-only disk, whose blocks are the file `backing`, which is made empty if `size` is given."""
+    if size is not None:
+        with backing.open("wb") as file:
+            file.truncate(size)
+    return Function("mass_storage", {"lun.0/removable": "1", "lun.0/file": str(backing)})
+
+
+LOOPBACK: Final = Function("Loopback")
+"""Gives back what it gets.  This kernel has no driver that would take it."""
+
+
+class Gadget:
+    """A device that can be plugged into one port, pulled out, and made another device meanwhile."""
+
+    def __init__(
+        self,
+        function: Function,
+        *,
+        port: int = 0,
+        hardware_id: str = MASS_STORAGE,
+        product: str = "Stick",
+        serial: str | None = None,
+        speed: str = "high-speed",
+    ) -> None:
+        """A gadget that is left at this port is pulled out and removed.
+
+        `speed` is `super-speed`, `high-speed` or `full-speed`.
+        """
+        self._path = GADGETS / f"port{port}"
+        self._udc = f"dummy_udc.{port}"
+        self._controller = f"dummy_hcd.{port}"
+        if self._path.exists():
+            self.remove()
+        _directory(self._path, bcdDevice="0x0100", bcdUSB="0x0200", max_speed=speed)
+        self.become(hardware_id)
+        strings = {"manufacturer": "Acme", "product": product}
+        if serial is not None:  # without one, the device stalls when it is asked for it
+            strings["serialnumber"] = serial
+        _directory(self._path / "strings" / "0x409", **strings)
+        configuration = self._path / "configs" / "c.1"
+        _directory(configuration, MaxPower="120")
+        # Attributes come before the link: what is in a configuration cannot be changed any more.
+        path = self._path / "functions" / f"{function.name}.0"
+        _directory(path, **function.attributes)
+        (configuration / path.name).symlink_to(path)
+
+    def become(self, hardware_id: str) -> None:
+        """Be another device when it is plugged in next, as a bootloader is once it has started a program."""
+        self.hardware_id = hardware_id
+        vendor, _, product = hardware_id.partition(":")
+        _write(self._path, idVendor=f"0x{vendor}", idProduct=f"0x{product}")
+
+    def plug(self) -> None:
+        """Plug it in."""
+        _write(self._path, UDC=self._udc)
+
+    def unplug(self) -> None:
+        """Pull it out, whatever uses it."""
+        _write(self._path, UDC="")
+
+    def wait_until_plugged(self) -> UsbDevice:
+        """The device as this host has it, once its interfaces are there."""
+        return wait_until_plugged(self._controller, self.hardware_id)
+
+    def wait_until_unplugged(self) -> None:
+        """Until this host has noticed."""
+        wait_until_unplugged(self._controller, self.hardware_id)
+
+    def remove(self) -> None:
+        """Make room for another gadget at this port, if need be by pulling this one out."""
+        if (self._path / "UDC").read_text().strip():
+            self.unplug()
+        for link in self._path.glob("configs/c.1/*.0"):
+            link.unlink()
+        for pattern in ("configs/c.1", "functions/*", "strings/*"):
+            for directory in self._path.glob(pattern):
+                directory.rmdir()
+        self._path.rmdir()
 
 
 def _directory(path: Path, **attributes: str) -> None:

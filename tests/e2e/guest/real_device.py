@@ -8,7 +8,6 @@ something pass unasked.
 import hashlib
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +15,7 @@ from tests.e2e.guest import client, gadget
 from tests.e2e.guest.scenario import Scenario, check
 from tests.e2e.guest.server import KernelServer, Server, Usbipd, credentials
 from tests.e2e.guest.system import run, wait_for
-from tests.e2e.guest.usb import CLIENT, GADGET, UsbDevice, wait_until_plugged, wait_until_unplugged
+from tests.e2e.guest.usb import UsbDevice
 
 MIB: Final = 1024 * 1024
 DISK_SIZE: Final = 56 * MIB
@@ -28,26 +27,24 @@ SCENARIO: Final = Scenario()
 step = SCENARIO.step()
 
 
-@dataclass
 class World:
     """What one step leaves for the next."""
 
     server: Server
+    stick: gadget.Gadget
     device: UsbDevice  # as the host has it
     attached: UsbDevice  # as the client has it
     sha256: str
 
 
-WORLD: World
+WORLD: Final = World()
 
 
 @step
 def host_driver_owns_device() -> None:
-    backing = Path("/run/stick.img")
-    with backing.open("wb") as file:
-        file.truncate(DISK_SIZE)
-    gadget.plug_mass_storage(backing)
-    WORLD.device = wait_until_plugged(GADGET, gadget.MASS_STORAGE)
+    WORLD.stick = gadget.Gadget(gadget.disk(Path("/run/stick.img"), DISK_SIZE), serial="E2E000000001")
+    WORLD.stick.plug()
+    WORLD.device = WORLD.stick.wait_until_plugged()
     disk = wait_for("a block device of the gadget", WORLD.device.block_device)
     print(f"{WORLD.device.busid} is {disk}")
     _check_driver("usb-storage")
@@ -185,9 +182,9 @@ def list_shows_device_not_shared() -> None:
 @step
 def unbind_cuts_an_attached_client_off() -> None:
     WORLD.server.bind(WORLD.device.busid)
-    client.attach(WORLD.device.busid, gadget.MASS_STORAGE)
+    attached = client.attach(WORLD.device.busid, gadget.MASS_STORAGE)
     WORLD.server.unbind(WORLD.device.busid)
-    wait_until_unplugged(CLIENT, gadget.MASS_STORAGE)
+    client.wait_until_gone(attached)
     wait_for("a block device of the gadget", WORLD.device.block_device)
     _check_driver("usb-storage")
 
@@ -195,9 +192,9 @@ def unbind_cuts_an_attached_client_off() -> None:
 @step
 def unplugging_closes_the_connection() -> None:  # rule("unplug-closes")
     WORLD.server.bind(WORLD.device.busid)
-    client.attach(WORLD.device.busid, gadget.MASS_STORAGE)
-    gadget.unplug_mass_storage()
-    wait_until_unplugged(CLIENT, gadget.MASS_STORAGE)
+    attached = client.attach(WORLD.device.busid, gadget.MASS_STORAGE)
+    WORLD.stick.unplug()
+    client.wait_until_gone(attached)
     if isinstance(WORLD.server, Usbipd):
         devices = [device["busid"] for device in WORLD.server.devices()]
         check(WORLD.device.busid not in devices, f"the list still shows {WORLD.device.busid}")
@@ -236,6 +233,5 @@ def _check_data(disk: Path) -> None:
 
 
 if __name__ == "__main__":
-    nowhere = UsbDevice("")
-    WORLD = World(KernelServer() if "--kernel-server" in sys.argv else Usbipd(), nowhere, nowhere, "")
+    WORLD.server = KernelServer() if "--kernel-server" in sys.argv else Usbipd()
     sys.exit(SCENARIO.run())

@@ -6,19 +6,20 @@ The kernel's is there to check the machine and the scenario: what fails with it 
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Final, cast
 
 from tests.e2e.guest.scenario import StepError, check
 from tests.e2e.guest.system import JOB, run, wait_for
 
-ADDRESS: Final = ("127.0.0.1", 3240)
+PORT: Final = 3240
+TCP_LISTEN: Final = "0A"  # include/net/tcp_states.h
 LOG: Final = JOB / "daemon.log"
 STOP_TIME: Final = 10.0
 """Seconds in which a server must end: 2 on real hardware; the guest is emulated, several times slower."""
@@ -36,18 +37,29 @@ class Server(ABC):
 
     def start(self) -> None:
         """Start it, and wait until it is ready.  Its log is daemon.log in the job directory."""
-        with LOG.open("wb") as log:
-            self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.launch()
         wait_for("the server to say that it is ready", self._is_ready)
+
+    def launch(self) -> None:
+        """Start it."""
+        with LOG.open("ab") as log:
+            self._said_before = log.tell()
+            self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def _is_ready(self) -> bool:
         if (status := self.process.poll()) is not None:
             raise StepError(f"the server ended with {status} as soon as it was started; see its log")
-        return self.ready.search(LOG.read_text()) is not None
+        return self.ready.search(self.log()) is not None
+
+    def log(self) -> str:
+        """What it has logged since it was started."""
+        with LOG.open("rb") as log:
+            log.seek(self._said_before)
+            return log.read().decode(errors="replace")
 
     def stop(self) -> None:
         """End it by SIGTERM, which must succeed, soon."""
-        family = _descendants(self.process.pid)
+        family = family_of(self.process.pid)
         start = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
         try:
@@ -56,10 +68,9 @@ class Server(ABC):
             raise StepError(f"the server still runs {STOP_TIME:.0f} s after SIGTERM") from None
         print(f"the server ended {time.monotonic() - start:.1f} s after SIGTERM")
         check(status == 0, f"the server ended with {status} after SIGTERM")
-        left = [f"{pid} {name}" for pid, name in family.items() if _name(pid) == name]
+        left = [f"{pid} {name}" for pid, name in family.items() if command_of(pid) == name]
         check(not left, f"processes of the server still run: {', '.join(left)}")
-        with socket.socket() as connection:
-            check(connection.connect_ex(ADDRESS) != 0, f"port {ADDRESS[1]} still accepts connections")
+        check(not is_listening(), f"port {PORT} still accepts connections")
 
     @abstractmethod
     def bind(self, busid: str) -> None:
@@ -75,9 +86,9 @@ class Usbipd(Server):
 
     ready = re.compile(r"^usbipd \S+ listens on ", re.MULTILINE)
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, log_level: str = "debug") -> None:
         self._programs = Path(sys.prefix) / "bin"
-        super().__init__([self._programs / "usbipd-ext", "--run", "--log-level", "debug", *options])
+        super().__init__([self._programs / "usbipd-ext", "--run", "--log-level", log_level, *options])
 
     def devices(self) -> list[dict[str, Any]]:
         """The devices of `usbipd list --json`."""
@@ -138,16 +149,24 @@ def _named(devices: list[dict[str, Any]], busid: str) -> dict[str, Any]:
     raise StepError(f"no device {busid} among {[device['busid'] for device in devices]}")
 
 
-def _descendants(pid: int) -> dict[int, str]:
-    """The processes that `pid` and its children started, and itself, with their names."""
-    family = {pid: _name(pid)}
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in children.read_text().split():
-            family |= _descendants(int(child))
+def is_listening() -> bool:
+    """Whether there is a server, without connecting: that would be a client that says nothing."""
+    port = f":{PORT:04X} "
+    lines = Path("/proc/net/tcp").read_text().splitlines()
+    return any(port in line and line.split()[3] == TCP_LISTEN for line in lines)
+
+
+def family_of(pid: int) -> dict[int, str]:
+    """The processes that `pid` and its children started, and itself, with their command lines."""
+    family = {pid: command_of(pid)}
+    with suppress(OSError):  # it has ended
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in children.read_text().split():
+                family |= family_of(int(child))
     return family
 
 
-def _name(pid: int) -> str:
+def command_of(pid: int) -> str:
     """The command line of a process, "" if it is gone."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")

@@ -1,16 +1,17 @@
 """USB devices as sysfs shows them.  Runs in the guest."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tests.e2e.guest.scenario import StepError
 from tests.e2e.guest.system import wait_for
 
 DEVICES: Final = Path("/sys/bus/usb/devices")
 
-GADGET: Final = "dummy_hcd"
-CLIENT: Final = "vhci_hcd"
-"""The host controllers on which devices appear: a gadget's here, the stock USB/IP client's there."""
+CLIENT: Final = "vhci_hcd.0"
+"""The host controller on which devices of the stock USB/IP client appear."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,23 @@ class UsbDevice:
 
     @property
     def path(self) -> Path:
-        """Its directory in sysfs, by the whole path."""
-        return (DEVICES / self.busid).resolve()
+        """Its directory in sysfs, by the whole path, which names its controller."""
+        return _resolved(DEVICES / self.busid)
+
+    @property
+    def number(self) -> str:
+        """Its address on the bus: another one each time it is plugged in."""
+        return _read(self.path / "devnum")
 
     @property
     def hardware_id(self) -> str:
         """`VID:PID` in hexadecimal; ":" if the device is gone."""
         return f"{_read(self.path / 'idVendor')}:{_read(self.path / 'idProduct')}"
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether the interfaces of its configuration 1 are there."""
+        return (DEVICES / f"{self.busid}:1.0").exists()
 
     def driver(self, interface: int = 0) -> str | None:
         """The name of the driver that holds an interface of the configuration 1."""
@@ -35,11 +46,12 @@ class UsbDevice:
         return link.resolve().name if link.is_symlink() else None
 
     def block_device(self) -> Path | None:
-        """The /dev/sdX of a disk, once its medium has been seen."""
+        """The /dev/sdX of a disk, once its medium has been seen and it can be opened."""
         for path in self.path.glob(f"{self.busid}:*/host*/target*/*/block/sd*"):
             node = Path("/dev") / path.name
-            if _read(path / "size") not in ("", "0") and node.exists():
-                return node
+            if _read(path / "size") not in ("", "0"):
+                with suppress(OSError), node.open("rb"):
+                    return node
         return None
 
     def tty(self) -> Path | None:
@@ -64,9 +76,9 @@ class UsbDevice:
 def find(controller: str, hardware_id: str) -> UsbDevice | None:
     """The device `VID:PID` on a bus of `controller`, once its interfaces are there."""
     for path in DEVICES.iterdir():
-        if ":" not in path.name and f"/{controller}." in str(path.resolve()):
+        if ":" not in path.name and f"/{controller}/" in str(_resolved(path)):
             device = UsbDevice(path.name)
-            if device.hardware_id == hardware_id and (DEVICES / f"{path.name}:1.0").exists():
+            if device.hardware_id == hardware_id and device.is_configured:
                 return device
     return None
 
@@ -79,6 +91,21 @@ def wait_until_plugged(controller: str, hardware_id: str) -> UsbDevice:
 def wait_until_unplugged(controller: str, hardware_id: str) -> None:
     """Until `find` finds nothing.  Raises `StepError`."""
     wait_for(f"no device {hardware_id} on {controller}", lambda: find(controller, hardware_id) is None)
+
+
+def wait_for_driver(device: UsbDevice, name: str) -> None:
+    """Until the driver `name` has the device's first interface.  Raises `StepError`."""
+    try:
+        wait_for(f"{name} taking {device.busid}", lambda: device.driver() == name)
+    except StepError as error:
+        raise StepError(f"{error}; it is with {device.driver()}") from None
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except OSError:  # the link went away meanwhile
+        return path
 
 
 def _read(path: Path) -> str:

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Process 1 of the guest after initramfs.sh: makes the system ready, runs the job, reports its status, switches off.
+# Process 1 of the guest after initramfs.sh: makes the system ready, runs the job, says its status, switches off.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TERM=linux
 JOB=/run/e2e
 
@@ -17,6 +17,17 @@ shopt -s nullglob # an interactive machine has no port, it talks on the serial l
 for port in /sys/class/virtio-ports/*; do
     [ "$(<"$port/name")" = e2e.output ] && exec >"/dev/${port##*/}" 2>&1
 done
+
+# Each start of Python costs seconds here.  The finder of an editable install and what setuptools adds are half a
+# second of it: a line with the path does the same.  And the first start reads every file from the host: do that
+# while the modules load.
+packages=$(<$JOB/packages)
+for pth in "$packages"/__editable__.usbipd-*.pth; do
+    cp $JOB/pth "$pth"
+done
+rm -f "$packages/distutils-precedence.pth"
+roles='import usbipd.extension.process, usbipd.server.process, usbipd.worker.process'
+"$(<$JOB/python)" -I -c "$roles" 2>/dev/null &
 
 mapfile -t modules <"/lib/modules/$(uname -r)/modules.e2e"
 modprobe -a "${modules[@]}"
@@ -39,7 +50,6 @@ if [ -e $JOB/interactive ]; then
 else
     setsid bash $JOB/command
 fi
-echo $? >$JOB/status
-sync
+echo "e2e: exit status $?" # not into a file: a job may have lost the host's files, see guest/sleep.py
 echo o >/proc/sysrq-trigger
 sleep 60 # until the power is off; process 1 must not end

@@ -4,7 +4,7 @@
 #
 # The root is an overlay of three: a tmpfs that takes what the guest writes, the host's / (9p, read-only), and the
 # layer of packages that prepare.py unpacked (9p, read-only), which shows only where the host has no such file.
-# /run/e2e is the job directory (9p, writable): it tells what to do and takes logs and the exit status.
+# /run/e2e is the job directory (9p, writable): it tells what to do and takes logs.
 /bin/busybox --install -s /bin
 mkdir -p /proc /sys /dev /host /layer /overlay /root
 mount -t proc proc /proc

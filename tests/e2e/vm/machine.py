@@ -4,9 +4,12 @@ The guest sees the host's files below what it writes itself, so the command is n
 prints streams out, and its exit status comes back.
 """
 
+import re
 import shlex
 import shutil
 import subprocess
+import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +21,8 @@ from tests.e2e.vm.prepare import BUILD, VM, PrepareError, prepare
 
 TIMED_OUT: Final = 124  # as timeout(1) has it
 DIED: Final = 125  # the guest went away without a status: a panic, or QEMU's own error
+
+_STATUS: Final = re.compile(r"e2e: exit status (\d+)$")  # what guest_init.sh says at the end
 
 
 class Machine:
@@ -44,6 +49,7 @@ class Machine:
         self._directory = directory
         self._timeout = timeout
         self._show = show
+        self._status: int | None = None
         self._news = threading.Condition()
 
     def __enter__(self) -> Self:
@@ -84,6 +90,8 @@ class Machine:
                 log.write(f"{time.monotonic() - start:6.1f}  {line}")
                 if self._show is not None:
                     self._show(line)
+                if status := _STATUS.search(line.rstrip()):
+                    self._status = int(status[1])
                 with self._news:
                     self.lines.append(line.rstrip("\r\n"))
                     self._news.notify_all()
@@ -108,10 +116,9 @@ class Machine:
     def wait(self) -> int:
         """The command's exit status once the machine is off, or TIMED_OUT, or DIED."""
         self._reader.join()
-        try:
-            return int((self.job / "status").read_text())
-        except (FileNotFoundError, ValueError):
-            return TIMED_OUT if self._qemu.returncode in (TIMED_OUT, 128 + 9, -9) else DIED
+        if self._status is not None:
+            return self._status
+        return TIMED_OUT if self._qemu.returncode in (TIMED_OUT, 128 + 9, -9) else DIED
 
 
 def write_job(job: Path, command: Sequence[str], directory: Path) -> None:
@@ -119,6 +126,9 @@ def write_job(job: Path, command: Sequence[str], directory: Path) -> None:
     shutil.rmtree(job, ignore_errors=True)
     job.mkdir(parents=True)
     (job / "init").write_text(str(VM / "guest_init.sh"))
+    (job / "python").write_text(sys.executable)
+    (job / "packages").write_text(sysconfig.get_path("purelib"))
+    (job / "pth").write_text(f"{VM.parents[2]}\n")
     (job / "command").write_text(f"cd {shlex.quote(str(directory))} && exec {shlex.join(command)}\n")
 
 
@@ -128,11 +138,15 @@ def qemu_command(job: Path) -> list[str]:
     if qemu is None:
         raise PrepareError("no qemu-system-x86_64: `make e2e-deps` installs Debian's qemu-system-x86")
     image = prepare()
-    command = [qemu, "-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max", "-smp", "2"]
+    # without erms: with it the kernel copies and clears by `rep movsb`, a byte at a time for the emulator
+    command = [qemu, "-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max,-erms", "-smp", "2"]
     command += ["-m", "1024", "-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot"]
     command += ["-kernel", str(image.kernel), "-initrd", str(image.initramfs)]
     # norandmaps: at the same addresses a new process finds what the emulator has translated for the last one
     options = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr norandmaps tsc=reliable"
+    # What modprobe hands to modules: two ports for gadgets, each on a high-speed and on a super-speed bus; no
+    # second for a disk to spin up.
+    options += " dummy_hcd.num=2 dummy_hcd.is_super_speed=1 usb-storage.delay_use=0"
     command += ["-append", options]
     shares = (("host", Path("/"), ",readonly=on"), ("layer", image.layer, ",readonly=on"), ("job", job, ""))
     for tag, path, more in shares:

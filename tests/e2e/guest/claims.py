@@ -1,0 +1,419 @@
+"""Who gets which device, and who may decide that: cases that need a real kernel.  Runs in the guest.
+
+Two identical devices; users of this host, as the kernel names them; devices that this host uses itself; a
+device that becomes another one.
+"""
+
+import concurrent.futures
+import hashlib
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tests.e2e.guest import client
+from tests.e2e.guest.command import ROOT, User, ask, call, listed, wait_for_state
+from tests.e2e.guest.disk import Disk
+from tests.e2e.guest.gadget import LOOPBACK, Gadget, disk
+from tests.e2e.guest.scenario import Scenario, check
+from tests.e2e.guest.server import Usbipd
+from tests.e2e.guest.system import run, wait_for
+from tests.e2e.guest.usb import UsbDevice, wait_for_driver
+
+MIB: Final = 1024 * 1024
+DISK_SIZE: Final = 16 * MIB
+
+SCENARIO: Final = Scenario()
+step = SCENARIO.step
+
+DAEMON: Final = Usbipd()
+
+
+@step()
+def daemon_starts() -> None:
+    DAEMON.start()
+
+
+# ---- two identical devices ---------------------------------------------------------------------------------
+
+TWINS: Final[dict[str, tuple[Gadget, Path]]] = {}
+"""By busid, with the file that has its blocks."""
+
+
+@step("twins")
+def identical_devices_are_told_apart_by_port() -> None:
+    for port in (0, 1):
+        backing = Path(f"/run/twin{port}.img")
+        backing.write_bytes(random.randbytes(2 * MIB))
+        twin = Gadget(disk(backing), port=port)
+        twin.plug()
+        device = twin.wait_until_plugged()
+        wait_for_driver(device, "usb-storage")
+        TWINS[device.busid] = twin, backing
+    first, second = TWINS
+    ask("bind", "--busid", first)
+    ids = {busid: (listed(busid) or {})["serial"] for busid in TWINS}
+    check(set(ids.values()) == {None}, f"the serial numbers are {ids}")
+    wait_for_state(first, "shared")
+    wait_for_state(second, "not shared")
+    check(
+        UsbDevice(second).driver() == "usb-storage", "bind took the other one of two identical devices, too"
+    )
+    ask("bind", "--busid", second)
+    wait_for_state(second, "shared")
+
+
+@step("twins")
+def two_clients_at_once_get_each_its_own_data() -> None:
+    attached = [client.attach(busid) for busid in TWINS]  # not at once: usbip(8) loops when it loses a port
+    for busid in TWINS:
+        wait_for_state(busid, "attached")
+    with concurrent.futures.ThreadPoolExecutor() as clients:
+        list(clients.map(_check_own_data, attached, [backing for _twin, backing in TWINS.values()]))
+    for device in attached:
+        client.detach(device)
+
+
+def _check_own_data(attached: UsbDevice, backing: Path) -> None:
+    """Read all of the disk, write other data on all of it, and find them where they belong."""
+    node = wait_for(f"a block device of {attached.busid}", attached.block_device)
+    found = node.read_bytes()
+    check(found == backing.read_bytes(), f"{node} does not have the data of {backing}")
+    data = random.randbytes(len(found))
+    with node.open("wb", buffering=0) as blocks:
+        for start in range(0, len(data), MIB // 4):
+            blocks.write(data[start : start + MIB // 4])
+        os.fsync(blocks.fileno())
+    check(backing.read_bytes() == data, f"what was written to {node} is not in {backing}")
+
+
+@step("twins")
+def unbind_of_one_leaves_the_other_shared() -> None:
+    first, second = TWINS
+    ask("unbind", "--busid", first)
+    wait_for_driver(UsbDevice(first), "usb-storage")
+    wait_for_state(first, "not shared")
+    wait_for_state(second, "shared")
+    for twin, _backing in TWINS.values():
+        _remove(twin)
+
+
+# ---- users of this host ------------------------------------------------------------------------------------
+
+GROUP: Final = 64240  # of the name usbipd: vm/guest_init.sh
+MEMBER: Final = User("member", 64241, 64241, (64241, GROUP))
+OTHER: Final = User("other", 64242, 64242, (64242,))
+SERVICE: Final = User("usbipd", GROUP, GROUP)
+"""Whom server and workers become."""
+
+
+@step("users")
+def everybody_may_look() -> None:
+    for directory in (*Path(sys.prefix).parents, *Path(sys.base_prefix).parents):
+        directory.chmod(directory.stat().st_mode | 0o011)  # root's Python may be in root's home
+    with _stick() as busid:
+        for user in (ROOT, MEMBER, OTHER, SERVICE):
+            for verb, shows in (
+                ("list", "devices"),
+                ("status", "status"),
+                ("history", "entries"),
+                ("doctor", "checks"),
+            ):
+                outcome = call(verb, "--json", user=user)
+                check(shows in outcome.document, f"{user.name} does not get {shows} from {verb}")
+                check(
+                    outcome.code == 0 or verb == "doctor", f"{verb} ends with {outcome.code} for {user.name}"
+                )
+        check(listed(busid) is not None, f"{busid} is not listed")
+
+
+@step("users")
+def root_and_the_group_may_decide() -> None:
+    with _stick() as busid:
+        for user in (ROOT, MEMBER):
+            outcome = call("bind", "--json", "--busid", busid, user=user)
+            check(outcome.code == 0, f"{user.name} may not bind: {outcome.stdout}")
+            binding = outcome.document["binding"]
+            print(f"bound by {binding['created_by']}")
+            attached = client.attach(busid)
+            outcome = call("detach", "--json", "--busid", busid, user=user)
+            check(outcome.code == 0, f"{user.name} may not detach: {outcome.stdout}")
+            client.wait_until_gone(attached)
+            wait_for_state(busid, "shared")
+            outcome = call("unbind", "--json", "--busid", busid, user=user)
+            check(outcome.code == 0, f"{user.name} may not unbind: {outcome.stdout}")
+            wait_for_driver(UsbDevice(busid), "usb-storage")
+
+
+@step("users")
+def nobody_else_may_decide() -> None:
+    with _stick() as busid:
+        for user in (OTHER, SERVICE):
+            _check_refused(user, "bind", busid)
+        check(UsbDevice(busid).driver() == "usb-storage", "a bind that was refused took the device")
+        ask("bind", "--busid", busid)
+        attached = client.attach(busid)
+        for user in (OTHER, SERVICE):
+            for verb in ("detach", "unbind"):
+                _check_refused(user, verb, busid)
+            outcome = call("unbind", "--json", "--all", user=user)
+            check(outcome.error == "not-permitted", f"unbind --all by {user.name}: {outcome.stdout}")
+        wait_for_state(busid, "attached")
+        client.detach(attached)
+
+
+def _check_refused(user: User, verb: str, busid: str) -> None:
+    outcome = call(verb, "--json", "--busid", busid, user=user)
+    check(outcome.code == 1, f"{verb} by {user.name} ended with {outcome.code}, not 1")
+    check(outcome.error == "not-permitted", f"{verb} by {user.name}: {outcome.stdout}")
+    words = outcome.stderr
+    check("you may not" in words and "sudo" in words, f"{verb} tells {user.name} only: {words}")
+
+
+@step("users")
+def installed_command_tells_the_same() -> None:
+    """The command as it is installed, started by that user: those above are forks of this process."""
+    command: list[str | Path] = [Path(sys.prefix) / "bin" / "usbipd", "unbind", "--all"]
+    done = subprocess.run(
+        command,
+        user=OTHER.uid,
+        group=OTHER.gid,
+        extra_groups=OTHER.groups,
+        capture_output=True,
+        text=True,
+        cwd="/",
+    )
+    check(done.returncode == 1 and "you may not unbind" in done.stderr, f"{done.returncode}: {done.stderr}")
+
+
+# ---- what this host uses itself ----------------------------------------------------------------------------
+
+MOUNT_POINTS: Final = (Path("/run/mnt/here"), Path("/run/mnt/there too"))
+
+
+@step("mounted")
+def mounted_device_is_refused_with_its_mount_points() -> None:
+    with _stick() as busid:
+        here, there = map(Disk, MOUNT_POINTS)
+        here.make(UsbDevice(busid))
+        here.mount(UsbDevice(busid))
+        there.mount(UsbDevice(busid))
+        data = random.randbytes(3 * MIB)
+        (here.mount_point / "data").write_bytes(data)  # which nobody has written to the device yet
+
+        outcome = call("bind", "--json", "--busid", busid)
+        message = outcome.document["error"]["message"]
+        check(
+            outcome.code == 1 and all(str(path) in message for path in MOUNT_POINTS), f"bind says: {message}"
+        )
+        check("--force" in outcome.stderr, f"the advice is {outcome.stderr}")
+        check(
+            all(path.is_mount() for path in MOUNT_POINTS), "a bind that was refused has unmounted something"
+        )
+        check(UsbDevice(busid).driver() == "usb-storage", "a bind that was refused took the device")
+
+        with (here.mount_point / "data").open("rb") as file:  # somebody works there
+            outcome = call("bind", "--json", "--force", "--busid", busid)
+            message = outcome.document["error"]["message"]
+            check(outcome.code == 1 and str(MOUNT_POINTS[0]) in message, f"bind --force says: {message}")
+            check(file.read() == data, "the file is not what it was")
+
+        outcome = call("bind", "--json", "--force", "--busid", busid)
+        check(outcome.code == 0, f"bind --force ended with {outcome.code}: {outcome.stdout}")
+        check(not any(path.is_mount() for path in MOUNT_POINTS), "it is still mounted")
+        wait_for_state(busid, "shared")
+
+        attached = client.attach(busid)
+        node = wait_for("a block device of the attached device", attached.block_device)
+        run("e2fsck", "-f", "-n", node)  # -n: nothing is mended, so nothing may be wrong
+        here.mount(attached)
+        found = (here.mount_point / "data").read_bytes()
+        here.unmount()
+        client.detach(attached)
+        expected, sha256 = (hashlib.sha256(each).hexdigest() for each in (data, found))
+        check(sha256 == expected, f"sha256 is {sha256}, not {expected}: bind --force lost data")
+
+
+HOLDER: Final = """
+import sys, usb.core, usb.util
+while (device := usb.core.find(idVendor=int(sys.argv[1], 16), idProduct=int(sys.argv[2], 16))) is None:
+    pass
+usb.util.claim_interface(device, 0)
+print("held", flush=True)
+sys.stdin.read()
+"""
+"""A program that waits for a device, claims it, and keeps it until its stdin is at the end."""
+GIZMO: Final = "1d6b:0a0a"
+
+
+@step("held")
+def program_that_holds_a_device_is_named() -> None:
+    with _gadget(Gadget(LOOPBACK, hardware_id=GIZMO, product="Gizmo")) as busid:
+        with _holder() as pid:
+            outcome = call("bind", "--json", "--busid", busid)
+            message = outcome.document["error"]["message"]
+            check(
+                outcome.code == 1 and str(pid) in message, f"process {pid} holds it, and bind says: {message}"
+            )
+            check(outcome.error == "LIBUSB_ERROR_BUSY", f"the error is {outcome.error}")
+            wait_for_state(busid, "not shared")
+            check(ask("list")["bindings"] == [], "a bind that failed has bound something")
+        ask("bind", "--busid", busid)
+        wait_for_state(busid, "shared")
+
+
+@step("held")
+def claim_that_fails_is_tried_until_it_works() -> None:
+    ask("bind", "--hardware-id", GIZMO)
+    gizmo = Gadget(LOOPBACK, hardware_id=GIZMO, product="Gizmo")
+    with _holder(gizmo.plug) as pid:  # it is faster than a worker, which has to start first
+        busid = gizmo.wait_until_plugged().busid
+        device = wait_for_state(busid, "failed")
+        print(f"failed: {device['error']}: {device['advice']}, next try at {device['next_try']}")
+        check(str(pid) in str(device["error"]), f"process {pid} holds it; the reason is {device['error']}")
+        check(device["advice"] and device["next_try"], "there is no advice or no next try")
+    wait_for_state(busid, "shared")
+    _remove(gizmo)
+
+
+@contextmanager
+def _holder(begin: Callable[[], None] = lambda: None) -> Iterator[int]:
+    """A program that holds the gizmo; its pid.  `begin` is called when it runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, *GIZMO.split(":")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process:
+        begin()
+        check(process.stdout.readline() == "held\n", "the program could not claim the device")
+        yield process.pid
+        process.stdin.close()
+
+
+# ---- a device that becomes another one ---------------------------------------------------------------------
+
+BOOTLOADER, PROGRAM, STRANGER = "1d6b:0b00", "1d6b:0b01", "1d6b:0b02"
+
+
+@step("bootloader")
+def device_that_becomes_another_bound_one_is_claimed() -> None:
+    with _stick(BOOTLOADER, wait=False) as busid:
+        gadget = GADGETS[busid]
+        ask("bind", "--hardware-id", PROGRAM)  # not there yet
+        ask("bind", "--busid", busid)
+        _check_shared(busid, BOOTLOADER)
+        for hardware_id in (PROGRAM, BOOTLOADER, PROGRAM):
+            _become(gadget, hardware_id)
+            _check_shared(busid, hardware_id)
+
+
+@step("bootloader")
+def device_that_becomes_an_unbound_one_is_left_to_the_host() -> None:
+    with _stick(BOOTLOADER, wait=False) as busid:
+        gadget = GADGETS[busid]
+        ask("bind", "--hardware-id", PROGRAM)
+        ask("bind", "--busid", busid)
+        _check_shared(busid, BOOTLOADER)
+        attached = client.attach(busid)
+        _become(gadget, STRANGER)
+        client.wait_until_gone(attached)
+        wait_for_state(busid, "not shared")
+        wait_for_driver(UsbDevice(busid), "usb-storage")
+        bindings = [f"{each['vendor_id']:04x}:{each['product_id']:04x}" for each in ask("list")["bindings"]]
+        check(sorted(bindings) == sorted([BOOTLOADER, PROGRAM]), f"the bindings are {bindings}")
+        _become(gadget, BOOTLOADER)
+        _check_shared(busid, BOOTLOADER)
+
+
+def _become(gadget: Gadget, hardware_id: str) -> None:
+    gadget.unplug()
+    gadget.become(hardware_id)
+    gadget.plug()
+
+
+def _check_shared(busid: str, hardware_id: str) -> None:
+    wait_for(f"{busid} to be {hardware_id}", lambda: UsbDevice(busid).hardware_id == hardware_id)
+    wait_for_driver(UsbDevice(busid), "usbfs")
+    device = wait_for_state(busid, "shared")
+    found = f"{device['vendor_id']:04x}:{device['product_id']:04x}"
+    check(found == hardware_id, f"{busid} is shared as {found}, not {hardware_id}")
+
+
+# ---- the end -----------------------------------------------------------------------------------------------
+
+
+@step("end")
+def nothing_is_wrong_with_the_daemon() -> None:
+    outcome = call("doctor", "--json")
+    failed = [check for check in outcome.document["checks"] if check["state"] == "failed"]
+    check(outcome.code == 0 and not failed, f"doctor ends with {outcome.code}: {failed}")
+
+
+@step("end")
+def history_has_it_all() -> None:
+    entries = ask("history", "--limit", "1000")["entries"]
+    events = {entry["event"] for entry in entries}
+    expected = {
+        "started",
+        "bound",
+        "claimed",
+        "attached",
+        "detached",
+        "released",
+        "unbound",
+        "unplugged",
+        "failed",
+    }
+    check(events == expected, f"the history has {sorted(events)}")
+
+
+@step("end")
+def daemon_stops_and_leaves_nothing() -> None:
+    DAEMON.stop()
+
+
+GADGETS: Final[dict[str, Gadget]] = {}
+"""Those that are plugged in during a `with` block, by busid."""
+
+
+@contextmanager
+def _stick(hardware_id: str = "1d6b:0104", *, wait: bool = True) -> Iterator[str]:
+    """A disk at port 0 that usb-storage has; its busid.  At the end it is neither bound nor there."""
+    gadget = Gadget(disk(Path("/run/stick.img"), DISK_SIZE), hardware_id=hardware_id, serial="E2E")
+    with _gadget(gadget) as busid:
+        if wait:
+            wait_for_driver(UsbDevice(busid), "usb-storage")
+        yield busid
+
+
+@contextmanager
+def _gadget(gadget: Gadget) -> Iterator[str]:
+    gadget.plug()
+    busid = gadget.wait_until_plugged().busid
+    wait_for(f"{busid} in the list", lambda: listed(busid))
+    GADGETS[busid] = gadget
+    try:
+        yield busid
+    finally:
+        del GADGETS[busid]
+        _remove(gadget)
+
+
+def _remove(gadget: Gadget) -> None:
+    if ask("list")["bindings"]:
+        ask("unbind", "--all")
+    gadget.unplug()
+    gadget.wait_until_unplugged()
+    gadget.remove()
+
+
+if __name__ == "__main__":
+    sys.exit(SCENARIO.run())
