@@ -13,9 +13,10 @@ FOREGROUND = Path(__file__).parents[3] / "packaging" / "foreground.py"
 
 COMMAND = """
 import signal, sys
-signal.signal(signal.{signal}, lambda *_: sys.exit({code}))
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.{signal}])
 print("up", flush=True)
-signal.pause()
+signal.sigwait([signal.{signal}])
+sys.exit({code})
 """
 
 
