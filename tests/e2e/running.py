@@ -1,8 +1,10 @@
-"""A scenario running in a virtual machine of its own, as the tests see it.  Runs on the host."""
+"""Scenarios running in virtual machines of their own, as the tests see them.  Runs on the host."""
 
+import os
+import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -13,16 +15,71 @@ from tests.e2e.vm.prepare import PrepareError
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 
+AT_ONCE: Final = min(os.cpu_count() or 1, 4)
+"""Machines that run at the same time: each takes a gigabyte and keeps little more than one processor busy."""
+
 LOGS: Final = (("output.log", 60), ("daemon.log", 80), ("console.log", 40), ("qemu.log", 10))
 """What a failure shows: files of the job directory, and how many of their last lines."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """guest/NAME.py with its arguments, in a machine that is killed after `timeout` seconds."""
+
+    name: str
+    timeout: float
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> list[str]:
+        """What the guest runs."""
+        return [sys.executable, "-m", f"tests.e2e.guest.{self.name}", *self.arguments]
+
+
+class Machines:
+    """Runs jobs, some at the same time, in the order in which they were given."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(AT_ONCE)
+        self._started: dict[Job, Future[Machine]] = {}
+
+    def begin(self, job: Job) -> None:
+        """Start the job as soon as there is room for it."""
+        started = self._started[job] = Future()
+        self._threads.submit(self._run, job, started)
+
+    def get(self, job: Job) -> Machine:
+        """The machine of a job, as soon as it has started.  Raises `PrepareError`."""
+        return self._started[job].result()
+
+    def end(self) -> None:
+        """Kill what runs, and start nothing more."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for started in self._started.values():
+            if not started.cancel() and started.exception() is None:
+                started.result().kill()
+        self._threads.shutdown()
+
+    def _run(self, job: Job, started: Future[Machine]) -> None:
+        if started.set_running_or_notify_cancel():
+            try:
+                with Machine(job.name, job.command, directory=ROOT, timeout=job.timeout) as machine:
+                    started.set_result(machine)
+                    machine.wait()
+            except PrepareError as error:
+                started.set_exception(error)
 
 
 class RunningScenario:
     """Waits for what the guest reports; fails the test that asked, with the logs."""
 
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
+    def __init__(self, machines: Machines, job: Job) -> None:
+        self._job = job
         self._shown = False
+        try:
+            self._machine = machines.get(job)
+        except (PrepareError, CancelledError) as error:
+            pytest.fail(f"there is no machine: {error}", pytrace=False)
 
     def expect(self, step: str) -> None:
         """Wait for the line of `step`, and fail unless it is there and `ok`."""
@@ -45,22 +102,10 @@ class RunningScenario:
 
     def _fail(self, why: str) -> None:
         """With all logs, but only once: a step that fails because an earlier one did needs no more."""
-        job = self._machine.job
-        parts = [why, f"all logs are in {job}"]
+        directory = self._machine.job
+        parts = [why, f"all logs of `{shlex.join(self._job.command)}` are in {directory}"]
         if not self._shown:
             self._shown = True
             for name, lines in LOGS:
-                parts += [f"---- {name}, its last {lines} lines ----", tail(job / name, lines)]
+                parts += [f"---- {name}, its last {lines} lines ----", tail(directory / name, lines)]
         pytest.fail("\n".join(parts), pytrace=False)
-
-
-@contextmanager
-def run_scenario(name: str, timeout: float, *arguments: str) -> Iterator[RunningScenario]:
-    """guest/NAME.py in a machine, which is off at the end of the block, or after `timeout` seconds."""
-    command = [sys.executable, "-m", f"tests.e2e.guest.{name}", *arguments]
-    with ExitStack() as stack:
-        try:
-            machine = stack.enter_context(Machine(name, command, directory=ROOT, timeout=timeout))
-        except PrepareError as error:
-            pytest.fail(f"there is no machine: {error}", pytrace=False)
-        yield RunningScenario(machine)

@@ -1,17 +1,13 @@
 """Who gets which device, and who decides that.  guest/claims.py has the steps."""
 
-from collections.abc import Iterator
+from typing import Final
 
 import pytest
 
 from tests.e2e.guest import claims
-from tests.e2e.running import RunningScenario, run_scenario
+from tests.e2e.running import Job, RunningScenario
 
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[RunningScenario]:
-    with run_scenario("claims", timeout=900) as running:
-        yield running
+JOB: Final = Job("claims", timeout=900)
 
 
 @pytest.mark.parametrize("step", claims.SCENARIO.names)

@@ -1,17 +1,17 @@
 """Killed processes, unplugged devices, many attachments.  guest/endurance.py has the steps.
 
 KILLS, REPLUGS and ATTACHES in the environment say how many rounds of each; `make soak` has the large numbers.
-A failure names its seed, which SEED takes again.
+A failure shows the seed of its choices, which SEED takes again.
 """
 
 import os
-from collections.abc import Iterator
+import random
 from typing import Final
 
 import pytest
 
 from tests.e2e.guest import endurance
-from tests.e2e.running import RunningScenario, run_scenario
+from tests.e2e.running import Job, RunningScenario
 
 ROUNDS: Final = {
     name: int(os.environ.get(name, default))
@@ -19,16 +19,13 @@ ROUNDS: Final = {
 }
 SECONDS_A_ROUND: Final = {"KILLS": 60, "REPLUGS": 30, "ATTACHES": 8}
 """At most, in an emulated machine on a busy host."""
+SEED: Final = int(os.environ.get("SEED", random.getrandbits(32)))
 
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[RunningScenario]:
-    arguments = [f"--{name.lower()}={rounds}" for name, rounds in ROUNDS.items()]
-    if seed := os.environ.get("SEED"):
-        arguments.append(f"--seed={seed}")
-    timeout = 600 + sum(SECONDS_A_ROUND[name] * rounds for name, rounds in ROUNDS.items())
-    with run_scenario("endurance", timeout, *arguments) as running:
-        yield running
+JOB: Final = Job(
+    "endurance",
+    timeout=600 + sum(SECONDS_A_ROUND[name] * rounds for name, rounds in ROUNDS.items()),
+    arguments=(*(f"--{name.lower()}={rounds}" for name, rounds in ROUNDS.items()), f"--seed={SEED}"),
+)
 
 
 @pytest.mark.parametrize("step", endurance.SCENARIO.names)

@@ -1,17 +1,13 @@
 """A real device in a real kernel: bind, attach, use, detach, unbind.  guest/real_device.py has the steps."""
 
-from collections.abc import Iterator
+from typing import Final
 
 import pytest
 
 from tests.e2e.guest import real_device
-from tests.e2e.running import RunningScenario, run_scenario
+from tests.e2e.running import Job, RunningScenario
 
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[RunningScenario]:
-    with run_scenario("real_device", timeout=600) as running:
-        yield running
+JOB: Final = Job("real_device", timeout=600)
 
 
 @pytest.mark.parametrize("step", real_device.SCENARIO.names)

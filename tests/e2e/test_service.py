@@ -1,17 +1,13 @@
 """What the daemon keeps over its ends, and what it logs.  guest/service.py has the steps."""
 
-from collections.abc import Iterator
+from typing import Final
 
 import pytest
 
 from tests.e2e.guest import service
-from tests.e2e.running import RunningScenario, run_scenario
+from tests.e2e.running import Job, RunningScenario
 
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[RunningScenario]:
-    with run_scenario("service", timeout=900) as running:
-        yield running
+JOB: Final = Job("service", timeout=900)
 
 
 @pytest.mark.parametrize("step", service.SCENARIO.names)

@@ -1,17 +1,13 @@
 """Simulated devices, used by a real kernel.  guest/simulated_devices.py has the steps."""
 
-from collections.abc import Iterator
+from typing import Final
 
 import pytest
 
 from tests.e2e.guest import simulated_devices
-from tests.e2e.running import RunningScenario, run_scenario
+from tests.e2e.running import Job, RunningScenario
 
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[RunningScenario]:
-    with run_scenario("simulated_devices", timeout=600) as running:
-        yield running
+JOB: Final = Job("simulated_devices", timeout=600)
 
 
 @pytest.mark.parametrize("step", simulated_devices.SCENARIO.names)

@@ -1,17 +1,13 @@
 """The host sleeps and wakes up.  guest/sleep.py has the steps."""
 
-from collections.abc import Iterator
+from typing import Final
 
 import pytest
 
 from tests.e2e.guest import sleep
-from tests.e2e.running import RunningScenario, run_scenario
+from tests.e2e.running import Job, RunningScenario
 
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[RunningScenario]:
-    with run_scenario("sleep", timeout=600) as running:
-        yield running
+JOB: Final = Job("sleep", timeout=600)
 
 
 @pytest.mark.parametrize("step", sleep.SCENARIO.names)

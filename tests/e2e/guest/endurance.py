@@ -1,7 +1,7 @@
 """Rounds of what goes wrong with devices, clients and processes, and nothing may be lost.  Runs in the guest.
 
-The counts are arguments: a few by default, `make soak` has many.  Random choices come from a seed that is
-printed; `--seed` repeats them, as far as the machine does its part.
+The counts are arguments: a few by default, `make soak` has many.  The same `--seed` brings the same choices,
+as far as the machine does its part.
 """
 
 import argparse

@@ -78,8 +78,12 @@ class Machine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._qemu.terminate()  # no harm if it has ended
+        self.kill()
         self._reader.join()
+
+    def kill(self) -> None:
+        """Switch it off, if it is not off."""
+        self._qemu.terminate()
 
     def _read(self) -> None:
         """Collect the lines, in output.log with their time since the start, until the machine is off."""
