@@ -4,9 +4,24 @@
 # gets a buffer of a size class, a power of two from 1 KiB to 32 MiB.  Buffers in use and buffers kept for the next
 # URB count against the same budget, so the worker's memory for one client is at most
 #     budget + MAX_URBS * (sizeof(Urb) + the backend's transfer).
-# Nothing is zeroed: what leaves the process is only what the device wrote.
+# When the client leaves, all of it goes back to the system.  Nothing is zeroed: what leaves the process is only what
+# the device wrote.
 
 from posix.stdlib cimport posix_memalign
+
+cdef extern from *:
+    """
+    /* free() alone keeps what a busy client needed: glibc holds up to twice the largest block that it ever freed
+       (mallopt(3), M_TRIM_THRESHOLD).  Other C libraries are left to their own ways. */
+    #include <stdlib.h>
+    #ifdef __GLIBC__
+    #include <malloc.h>
+    static void return_freed_memory(void) { malloc_trim(0); }
+    #else
+    static void return_freed_memory(void) {}
+    #endif
+    """
+    void return_freed_memory() nogil
 
 cdef enum:
     SIZE_CLASSES = 16        # 1 KiB << 15 = 32 MiB: MAX_TRANSFER_LENGTH and 1024 isochronous packets
@@ -26,7 +41,7 @@ cdef struct Pool:
 
 
 cdef void pool_trim(Pool *pool) noexcept nogil:
-    """Gives the kept buffers back to the system."""
+    """Frees the kept buffers."""
     cdef int k
     cdef Block *block
     for k in range(SIZE_CLASSES):
@@ -102,8 +117,8 @@ cdef void pool_give(Pool *pool, Urb *urb) noexcept nogil:
     pool.urbs -= 1
 
 
-cdef void pool_close(Pool *pool, Backend *backend) noexcept nogil:
-    """Frees everything; no URB may be in use."""
+cdef void pool_empty(Pool *pool, Backend *backend) noexcept nogil:
+    """Gives everything back to the system; no URB may be in use."""
     cdef Urb *urb
     pool_trim(pool)
     while pool.free_urbs != NULL:
@@ -111,3 +126,4 @@ cdef void pool_close(Pool *pool, Backend *backend) noexcept nogil:
         pool.free_urbs = urb.next
         backend.forget(backend, urb)
         free(urb)
+    return_freed_memory()

@@ -203,7 +203,7 @@ cdef void forget_client(Core *core) noexcept nogil:
     core.at = core.end = core.expected = core.received = core.discard = core.sent = 0
     core.stalled = core.blocked = False
     core.client = -1
-    pool_trim(&core.pool)
+    pool_empty(&core.pool, core.backend)
 
 
 @cython.final
@@ -255,8 +255,8 @@ cdef class Pump:
 
     def __dealloc__(self):
         if self.core != NULL:
-            if self.core.backend != NULL and close_session(self.core):
-                pool_close(&self.core.pool, self.core.backend)
+            if self.core.backend != NULL:
+                close_session(self.core)
             free(self.core.endpoints.all)
             free(self.core.inbox)
             free(self.core)

@@ -1,7 +1,9 @@
 """Sessions of the pump: one client after the other, bounds, counters, and the end."""
 
+import platform
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from socket import SHUT_WR
 from typing import NamedTuple
 
@@ -162,3 +164,18 @@ def test_budget_must_hold_the_largest_urb() -> None:
     assert config.SMALLEST_BUDGET == _pump.SMALLEST_BUDGET
     with pytest.raises(ValueError, match="budget 1000 is below"):
         Rig(budget=1000)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to give memory back")
+def test_memory_of_a_client_goes_back_to_the_system_with_it(rig: Rig) -> None:
+    before = private_memory()
+    rig.send(b"".join(encode(rig.submit(SOURCE, size << 10)) for size in (1, 16, 64, 120, 600) * 32))
+    assert private_memory() > before + 10240, "the client did not make the pool grow"
+    assert rig.finish()
+    assert private_memory() < before + 256
+
+
+def private_memory() -> int:
+    """KiB of this process that are not files."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0])
