@@ -8,10 +8,11 @@ import concurrent.futures
 import hashlib
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -270,7 +271,9 @@ def program_that_holds_a_device_is_named() -> None:
 def claim_that_fails_is_tried_until_it_works() -> None:
     ask("bind", "--hardware-id", GIZMO)
     gizmo = Gadget(LOOPBACK, hardware_id=GIZMO, product="Gizmo")
-    with _holder(gizmo.plug) as pid:  # it is faster than a worker, which has to start first
+    with ExitStack() as held:
+        with _daemon_stopped():  # so that the program is first
+            pid = held.enter_context(_holder(gizmo.plug))
         busid = gizmo.wait_until_plugged().busid
         device = wait_for_state(busid, "failed")
         print(f"failed: {device['error']}: {device['advice']}, next try at {device['next_try']}")
@@ -278,6 +281,16 @@ def claim_that_fails_is_tried_until_it_works() -> None:
         check(device["advice"] and device["next_try"], "there is no advice or no next try")
     wait_for_state(busid, "shared")
     _remove(gizmo)
+
+
+@contextmanager
+def _daemon_stopped() -> Iterator[None]:
+    """The extension does nothing during a `with` block."""
+    DAEMON.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        DAEMON.process.send_signal(signal.SIGCONT)
 
 
 @contextmanager
