@@ -8,6 +8,7 @@ Linux, where sysfs has all the strings; elsewhere libusb opens a device to read 
 
 import asyncio
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -20,6 +21,11 @@ from usbipd.protocol.constants import USB_CLASS_HUB, Speed
 from usbipd.usb.device_strings import AskedStrings, strings_in_sysfs
 
 SYSFS_DEVICES: Final = Path("/sys/bus/usb/devices")  # Linux Documentation/ABI/testing/sysfs-bus-usb
+
+RESET_TIME: Final = 2.0
+"""Seconds in which a bus reset is over; a device that is without an address after that is left out."""
+RESET_LOOK: Final = 0.05
+"""Seconds between two looks while a device is being reset."""
 
 IMPORTED: Final = "/vhci_hcd."  # in the path of a device on a virtual bus: drivers/usb/usbip/vhci_hcd.c
 
@@ -64,9 +70,17 @@ class DeviceDiscovery:
     async def list_devices(self) -> list[DeviceRecord]:
         """Takes milliseconds on Linux; on macOS each new device costs some control transfers.
 
-        Raises `UsbipdError` if libusb is missing or fails.
+        While a device is being reset, Linux shows its address as 0 (hub_port_reset, drivers/usb/core/hub.c):
+        it is neither gone nor another one, so that is waited for.  Raises `UsbipdError` if libusb is missing
+        or fails.
         """
-        return await asyncio.to_thread(self._list_devices)
+        deadline = time.monotonic() + RESET_TIME
+        while True:
+            devices = await asyncio.to_thread(self._list_devices)
+            settled = [device for device in devices if device.devnum != 0]
+            if len(settled) == len(devices) or time.monotonic() > deadline:
+                return settled
+            await asyncio.sleep(RESET_LOOK)
 
     def _list_devices(self) -> list[DeviceRecord]:
         try:

@@ -59,6 +59,24 @@ def listed(
     return asyncio.run((source or DeviceDiscovery()).list_devices())
 
 
+def test_a_device_that_is_being_reset_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    device = FakeDevice(3, [1])
+    addresses = [0, 0]
+    device.getDeviceAddress = lambda: addresses.pop() if addresses else 7
+    monkeypatch.setattr(discovery, "SYSFS_DEVICES", tmp_path)
+    monkeypatch.setattr(discovery.sys, "platform", "linux")
+    (tmp_path / "3-1").mkdir()
+    assert [(found.busid, found.devnum) for found in listed(monkeypatch, device)] == [("3-1", 7)]
+
+
+def test_a_device_that_never_gets_an_address_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost, other = FakeDevice(3, [1]), FakeDevice(3, [2])
+    lost.getDeviceAddress = lambda: 0
+    monkeypatch.setattr(discovery, "RESET_TIME", 0.0)
+    monkeypatch.setattr(discovery.sys, "platform", "darwin")
+    assert [found.busid for found in listed(monkeypatch, lost, other)] == ["3-2"]
+
+
 def test_a_device_with_its_strings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(discovery, "SYSFS_DEVICES", tmp_path)
     monkeypatch.setattr(discovery.sys, "platform", "linux")
