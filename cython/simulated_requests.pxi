@@ -7,6 +7,7 @@ cdef enum:
     USB_REQ_GET_INTERFACE = 10
     USB_DT_DEVICE = 1
     USB_DT_STRING = 3
+    USB_DT_BOS = 15
     FROM_INTERFACE = 0x81
     FROM_ENDPOINT = 0x82
     SELF_POWERED = 0x40      # bmAttributes of a configuration, USB 2.0 table 9-10
@@ -31,7 +32,9 @@ cdef int32_t get_descriptor(SimulatedBackend *it, Urb *urb, int type, int index)
         return supply_blob(urb, it.configurations, it.configuration_count, index)
     if type == USB_DT_STRING:
         return supply_blob(urb, it.strings, it.string_count, index)
-    return -LINUX_EPIPE  # also for a device qualifier and a BOS: these devices have none
+    if type == USB_DT_BOS:
+        return supply_blob(urb, &it.bos, 1, index)
+    return -LINUX_EPIPE  # also for a device qualifier: these devices have one speed
 
 
 cdef bint has_setting(SimulatedBackend *it, int configuration, int interface, int alternate) noexcept nogil:

@@ -49,6 +49,7 @@ cdef struct SimulatedBackend:
     int64_t wake             # when the model wants to be asked again; -1: never
     char problem[PROBLEM_SIZE]
     Blob device
+    Blob bos                 # empty: there is none
     Blob *configurations
     int configuration_count
     Blob *strings            # 0: the languages
@@ -356,6 +357,7 @@ cdef class SimulatedTransfers(Transfers):
         if it.configurations == NULL or it.strings == NULL or it.settings == NULL:
             raise MemoryError
         it.device = self._blob(model.device_descriptor)
+        it.bos = self._blob(model.bos_descriptor)
         it.configuration_count = len(parsed)
         for i in range(it.configuration_count):
             it.configurations[i] = self._blob(model.configurations[i])

@@ -38,7 +38,7 @@ def _record(port: int, spec: SimulatedSpec) -> DeviceRecord:
         product_id=fields["idProduct"],
         serial=None,
         device_class=fields["bDeviceClass"],
-        speed=model.speed,
+        speed=model.speed_with(spec.options),
         manufacturer=MANUFACTURER,
         product=model.product,
         simulated=spec,

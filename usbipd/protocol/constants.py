@@ -123,10 +123,13 @@ USB_DT_CONFIG: Final = 0x02  # USB 2.0, table 9-5
 USB_DT_STRING: Final = 0x03  # USB 2.0, table 9-5
 USB_DT_INTERFACE: Final = 0x04  # USB 2.0, table 9-5
 USB_DT_ENDPOINT: Final = 0x05  # USB 2.0, table 9-5
+USB_DT_BOS: Final = 0x0F  # USB 3.2, table 9-6
+USB_DT_DEVICE_CAPABILITY: Final = 0x10  # USB 3.2, table 9-6
 USB_DT_HID: Final = 0x21  # HID 1.11, 7.1
 USB_DT_HID_REPORT: Final = 0x22  # HID 1.11, 7.1
 USB_DT_CS_INTERFACE: Final = 0x24  # class-specific interface: CDC 1.2, table 12; Audio 1.0, table A-4
 USB_DT_CS_ENDPOINT: Final = 0x25  # class-specific endpoint: Audio 1.0, table A-4
+USB_DT_SS_ENDPOINT_COMP: Final = 0x30  # USB 3.2, table 9-6
 
 USB_DT_DEVICE_SIZE: Final = 18  # USB 2.0, table 9-8
 USB_DT_CONFIG_SIZE: Final = 9  # USB 2.0, table 9-10

@@ -10,14 +10,17 @@ from typing import Final
 from usbipd.protocol.constants import (
     USB_CONFIG_ATT_ONE,
     USB_CONFIG_ATT_WAKEUP,
+    USB_DT_BOS,
     USB_DT_CONFIG,
     USB_DT_CONFIG_SIZE,
     USB_DT_DEVICE,
+    USB_DT_DEVICE_CAPABILITY,
     USB_DT_DEVICE_SIZE,
     USB_DT_ENDPOINT,
     USB_DT_ENDPOINT_SIZE,
     USB_DT_INTERFACE,
     USB_DT_INTERFACE_SIZE,
+    USB_DT_SS_ENDPOINT_COMP,
     USB_DT_STRING,
 )
 
@@ -41,8 +44,9 @@ def device_descriptor(
     bDeviceSubClass: int = 0,
     bDeviceProtocol: int = 0,
     bMaxPacketSize0: int = 64,
+    bNumConfigurations: int = 1,
 ) -> bytes:
-    """The device descriptor of a simulated device with one configuration (USB 2.0, table 9-8)."""
+    """The device descriptor of a simulated device (USB 2.0, table 9-8)."""
     return struct.pack(
         "<BBHBBBBHHHBBBB",
         USB_DT_DEVICE_SIZE,
@@ -58,7 +62,7 @@ def device_descriptor(
         STRING_MANUFACTURER,
         STRING_PRODUCT,
         STRING_SERIAL,
-        1,
+        bNumConfigurations,
     )
 
 
@@ -105,8 +109,27 @@ def endpoint_descriptor(
     )
 
 
-def configuration_descriptor(*parts: bytes, remote_wakeup: bool = False) -> bytes:
-    """Configuration 1 of a bus-powered device; `parts` are its interfaces with all that belongs to them."""
+def companion_descriptor(wBytesPerInterval: int = 0) -> bytes:
+    """What follows each endpoint descriptor of a SuperSpeed device: no bursts (USB 3.2, table 9-30).
+
+    `wBytesPerInterval` is for interrupt and isochronous endpoints.
+    """
+    return struct.pack("<BBBBH", 6, USB_DT_SS_ENDPOINT_COMP, 0, 0, wBytesPerInterval)
+
+
+def super_speed_bos() -> bytes:
+    """The BOS of a SuperSpeed device that works at high and full speed too (USB 3.2, 9.6.2)."""
+    usb2 = struct.pack("<BBBI", 7, USB_DT_DEVICE_CAPABILITY, 2, 0)  # table 9-14: no link power management
+    # table 9-15: wSpeedsSupported full, high and super; bFunctionalitySupport full; no latencies
+    super_speed = struct.pack("<BBBBHBBH", 10, USB_DT_DEVICE_CAPABILITY, 3, 0, 0b1110, 1, 0, 0)
+    total = 5 + len(usb2) + len(super_speed)
+    return struct.pack("<BBHB", 5, USB_DT_BOS, total, 2) + usb2 + super_speed
+
+
+def configuration_descriptor(
+    *parts: bytes, bConfigurationValue: int = 1, remote_wakeup: bool = False
+) -> bytes:
+    """A configuration of a bus-powered device; `parts` are its interfaces with all that belongs to them."""
     numbers = {part[2] for part in parts if part[1] == USB_DT_INTERFACE}
     body = b"".join(parts)
     return (
@@ -116,7 +139,7 @@ def configuration_descriptor(*parts: bytes, remote_wakeup: bool = False) -> byte
             USB_DT_CONFIG,
             USB_DT_CONFIG_SIZE + len(body),
             len(numbers),
-            1,
+            bConfigurationValue,
             0,
             USB_CONFIG_ATT_ONE | (USB_CONFIG_ATT_WAKEUP if remote_wakeup else 0),
             _MAX_POWER,

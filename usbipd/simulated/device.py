@@ -39,7 +39,8 @@ class Behaviour(IntEnum):
 class SimulatedDevice:
     """A device in software; the default is one that stalls whatever it is asked.
 
-    Subclasses set `name`, `product`, `speed`, `device_descriptor` and `configurations`.
+    Subclasses set `name`, `product`, `speed`, `device_descriptor` and `configurations`, all but `name` and
+    `product` maybe by an option.
     """
 
     name: ClassVar[str]
@@ -47,11 +48,13 @@ class SimulatedDevice:
     option_names: ClassVar[frozenset[str]] = frozenset({"serial"})
 
     product: ClassVar[str]
-    speed: ClassVar[Speed]
-    device_descriptor: ClassVar[bytes]
-    """18 bytes."""
-    configurations: ClassVar[tuple[bytes, ...]]
+    speed: Speed
+    device_descriptor: bytes
+    """18 bytes.  The class's own holds what no option changes: idProduct and bDeviceClass."""
+    configurations: tuple[bytes, ...]
     """Each with all its interfaces and endpoints, as GET_DESCRIPTOR answers it."""
+    bos_descriptor: bytes = b""
+    """With all its capabilities; empty: the device has none (USB 3.2, section 9.6.2)."""
     behaviours: ClassVar[Mapping[int, Behaviour]] = {}
     """By bEndpointAddress.  An endpoint that is not in it is MODEL."""
 
@@ -67,6 +70,11 @@ class SimulatedDevice:
     def serial_number(cls, instance: int) -> str:
         """The serial number of the `instance`th device of this kind, from 1 on, unless the user chose one."""
         return f"{ID_VENDOR:04X}{int.from_bytes(cls.device_descriptor[10:12], 'little'):04X}{instance:04X}"
+
+    @classmethod
+    def speed_with(cls, options: Mapping[str, str]) -> Speed:
+        """The speed that the device will have with these options, which `check_options` returned."""
+        return cls.speed
 
     @classmethod
     def check_options(cls, options: Mapping[str, str]) -> dict[str, str]:
