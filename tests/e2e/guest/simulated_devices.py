@@ -4,19 +4,14 @@ Our daemon offers them, the kernel attaches them by 127.0.0.1, its class drivers
 """
 
 import array
-import fcntl
 import hashlib
 import math
 import os
-import select
-import struct
 import sys
 import termios
-import threading
 import time
 import tty
 import wave
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -24,8 +19,10 @@ from typing import Final
 import usb.core  # type: ignore[import-untyped]
 
 from tests.e2e.guest import client
+from tests.e2e.guest.keys import grabbed, key_events
 from tests.e2e.guest.scenario import Scenario, StepError, check
 from tests.e2e.guest.server import Usbipd
+from tests.e2e.guest.streams import Background, check_same, read_all, write_all
 from tests.e2e.guest.system import JOB, PATIENCE, run, wait_for
 from tests.e2e.guest.usb import UsbDevice
 
@@ -109,10 +106,8 @@ def _disk() -> Path:
 
 # ---- keyboard ----------------------------------------------------------------------------------------------
 
-INPUT_EVENT: Final = struct.Struct("llHHi")  # include/uapi/linux/input.h, struct input_event
-EV_KEY: Final = 1  # include/uapi/linux/input-event-codes.h
-KEYS: Final = {22: "u", 31: "s", 48: "b", 23: "i", 25: "p", 32: "d", 28: "\n"}  # the same, KEY_U, KEY_S, ...
-EVIOCGRAB: Final = 0x40044590  # include/uapi/linux/input.h, _IOW('E', 0x90, int)
+# include/uapi/linux/input-event-codes.h, KEY_U, KEY_S, ...
+KEYS: Final = {22: "u", 31: "s", 48: "b", 23: "i", 25: "p", 32: "d", 28: "\n"}
 TEXT: Final = "usbipd\n"
 
 
@@ -126,22 +121,19 @@ def keyboard_types_its_text() -> None:
     node = wait_for("an event device of the keyboard", ATTACHED["keyboard"].event_device)
     typed = ""
     down = None
-    with node.open("rb", buffering=0) as events:
-        fcntl.ioctl(events, EVIOCGRAB, 1)  # or else the guest's own console takes the keys too
-        while len(typed) < 2 * len(TEXT):
-            check(bool(select.select([events], [], [], PATIENCE)[0]), f"only {typed!r} was typed")
-            for *_time, kind, code, value in INPUT_EVENT.iter_unpack(events.read(64 * INPUT_EVENT.size)):
-                if kind != EV_KEY or value == 2:  # autorepeat, the kernel's own
-                    continue
-                check(code in KEYS, f"key code {code} came after {typed!r}")
-                if value == 1:
-                    check(down is None, f"key code {code} went down while {down} was down")
-                    typed += KEYS[code]
-                    down = code
-                else:
-                    check(down in (code, None), f"key code {code} went up, but {down} was down")
-                    check(down is not None or not typed, f"key code {code} went up twice")
-                    down = None
+    with grabbed(node) as events:
+        for code, value in key_events(events):
+            check(code in KEYS, f"key code {code} came after {typed!r}")
+            if value == 1:
+                check(down is None, f"key code {code} went down while {down} was down")
+                typed += KEYS[code]
+                down = code
+            else:
+                check(down in (code, None), f"key code {code} went up, but {down} was down")
+                check(down is not None or not typed, f"key code {code} went up twice")
+                down = None
+            if len(typed) >= 2 * len(TEXT):
+                break
     print(f"typed: {typed!r}")
     check(typed in 4 * TEXT, f"the keyboard typed {typed!r}, not {TEXT!r} over and over")
 
@@ -158,23 +150,14 @@ def serial_port_attaches() -> None:
 def serial_port_echoes() -> None:
     node = wait_for("a tty of the serial port", ATTACHED["serial"].tty)
     sent = os.urandom(64 * KIB)
-    received = bytearray()
     port = os.open(node, os.O_RDWR | os.O_NOCTTY)
     try:
         tty.setraw(port, termios.TCSANOW)
-        with _Background(lambda: _write_all(port, sent)):
-            while len(received) < len(sent):
-                check(bool(select.select([port], [], [], PATIENCE)[0]), f"{len(received)} bytes came back")
-                received += os.read(port, 64 * KIB)
+        with Background(lambda: write_all(port, sent)):
+            received = read_all(port, len(sent))
     finally:
         os.close(port)
-    _check_same(bytes(received), sent)
-
-
-def _write_all(port: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(port, view) :]
+    check_same(received, sent)
 
 
 # ---- loopback ----------------------------------------------------------------------------------------------
@@ -195,10 +178,10 @@ def loopback_returns_one_mib() -> None:
     device = _open_loopback()
     sent = os.urandom(MIB)
     received = bytearray()
-    with _Background(lambda: check(device.write(LOOPBACK_OUT, sent, USB_TIMEOUT) == MIB, "a short write")):
+    with Background(lambda: check(device.write(LOOPBACK_OUT, sent, USB_TIMEOUT) == MIB, "a short write")):
         while len(received) < len(sent):
             received += device.read(LOOPBACK_IN, URB_SIZE, USB_TIMEOUT)
-    _check_same(bytes(received), sent)
+    check_same(bytes(received), sent)
 
 
 @step("loopback")
@@ -206,7 +189,7 @@ def loopback_sources_its_pattern() -> None:
     device = _open_loopback()
     pattern = bytes(index % MAX_PACKET % 63 for index in range(URB_SIZE))  # as Linux's g_zero does
     for _ in range(MIB // URB_SIZE):
-        _check_same(bytes(device.read(SOURCE_IN, URB_SIZE, USB_TIMEOUT)), pattern)
+        check_same(bytes(device.read(SOURCE_IN, URB_SIZE, USB_TIMEOUT)), pattern)
 
 
 @step("loopback")
@@ -284,37 +267,6 @@ def _attach(name: str, driver: str | None) -> None:
     ATTACHED[name] = device
     if driver is not None:
         wait_for(f"{driver} taking {device.busid}", lambda: device.driver() == driver)
-
-
-def _check_same(received: bytes, sent: bytes) -> None:
-    if received != sent:
-        pairs = enumerate(zip(received, sent, strict=False))
-        same = next((index for index, (a, b) in pairs if a != b), min(len(received), len(sent)))
-        raise StepError(f"{len(received)} bytes came, not {len(sent)}; the first {same} are as expected")
-
-
-class _Background:
-    """Does something in a thread during a `with` block; what it raised is raised at the end of the block."""
-
-    def __init__(self, action: Callable[[], None]) -> None:
-        self._action = action
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def _run(self) -> None:
-        try:
-            self._action()
-        except Exception as error:
-            self._error = error
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *failure: object) -> None:
-        if failure[0] is None:
-            self._thread.join()
-        if self._error is not None:
-            raise self._error
 
 
 if __name__ == "__main__":

@@ -1,0 +1,57 @@
+"""What goes through a device and must come out unchanged.  Runs in the guest."""
+
+import os
+import select
+import threading
+from collections.abc import Callable
+
+from tests.e2e.guest.scenario import StepError, check
+from tests.e2e.guest.system import PATIENCE
+
+
+def check_same(received: bytes, sent: bytes) -> None:
+    """Raises `StepError` unless both are the same; it says up to where they are."""
+    if received != sent:
+        pairs = enumerate(zip(received, sent, strict=False))
+        same = next((index for index, (a, b) in pairs if a != b), min(len(received), len(sent)))
+        raise StepError(f"{len(received)} bytes came, not {len(sent)}; the first {same} are as expected")
+
+
+def write_all(port: int, data: bytes) -> None:
+    """Write `data` to the descriptor `port`, waiting as often as need be."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(port, view) :]
+
+
+def read_all(port: int, length: int) -> bytes:
+    """Read `length` bytes from the descriptor `port`.  Raises `StepError` if they do not come."""
+    received = bytearray()
+    while len(received) < length:
+        check(bool(select.select([port], [], [], PATIENCE)[0]), f"{len(received)} of {length} bytes came")
+        received += os.read(port, length - len(received))
+    return bytes(received)
+
+
+class Background:
+    """Does something in a thread during a `with` block; what it raised is raised at the end of the block."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action = action
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self._action()
+        except Exception as error:
+            self._error = error
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *failure: object) -> None:
+        if failure[0] is None:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
