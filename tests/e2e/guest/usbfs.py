@@ -1,0 +1,247 @@
+"""URBs by usbfs, as a program of the client sees them: every status, length and packet.  Runs in the guest.
+
+Source: include/uapi/linux/usbdevice_fs.h, Documentation/driver-api/usb/usb.rst.  libusb would hide half of it.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import select
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+from tests.e2e.guest.scenario import StepError
+from tests.e2e.guest.system import PATIENCE
+from tests.e2e.guest.usb import UsbDevice
+
+ISOCHRONOUS, INTERRUPT, CONTROL, BULK = range(4)  # USBDEVFS_URB_TYPE_*
+
+SHORT_NOT_OK: Final = 0x01  # USBDEVFS_URB_*
+ISO_ASAP: Final = 0x02
+ZERO_PACKET: Final = 0x40
+
+IN: Final = 0x80
+
+_READ, _WRITE = 2, 1  # directions in an ioctl's number: include/uapi/asm-generic/ioctl.h
+
+
+class _Packet(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_uint), ("actual_length", ctypes.c_uint), ("status", ctypes.c_uint))
+
+
+class _Urb(ctypes.Structure):
+    _fields_ = (
+        ("type", ctypes.c_ubyte),
+        ("endpoint", ctypes.c_ubyte),
+        ("status", ctypes.c_int),
+        ("flags", ctypes.c_uint),
+        ("buffer", ctypes.c_void_p),
+        ("buffer_length", ctypes.c_int),
+        ("actual_length", ctypes.c_int),
+        ("start_frame", ctypes.c_int),
+        ("number_of_packets", ctypes.c_int),
+        ("error_count", ctypes.c_int),
+        ("signr", ctypes.c_uint),
+        ("usercontext", ctypes.c_void_p),
+    )
+
+
+def _ioctl(direction: int, number: int, size: int) -> int:
+    return direction << 30 | size << 16 | ord("U") << 8 | number
+
+
+_SETINTERFACE: Final = _ioctl(_READ, 4, 8)
+_SETCONFIGURATION: Final = _ioctl(_READ, 5, 4)
+_SUBMITURB: Final = _ioctl(_READ, 10, ctypes.sizeof(_Urb))
+_DISCARDURB: Final = _ioctl(0, 11, 0)
+_REAPURBNDELAY: Final = _ioctl(_WRITE, 13, 8)
+_CLAIMINTERFACE: Final = _ioctl(_READ, 15, 4)
+_RELEASEINTERFACE: Final = _ioctl(_READ, 16, 4)
+_RESET: Final = _ioctl(0, 20, 0)
+_CLEAR_HALT: Final = _ioctl(_READ, 21, 4)
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+class Packet(NamedTuple):
+    """What became of an isochronous packet."""
+
+    status: int
+    """0 or a negative errno."""
+    length: int
+    data: bytes
+    """Of IN packets what came."""
+
+
+class Urb:
+    """One transfer; `data` is what an OUT carries, `length` the room of an IN."""
+
+    def __init__(
+        self,
+        kind: int,
+        endpoint: int,
+        data: bytes = b"",
+        *,
+        length: int = 0,
+        flags: int = 0,
+        packets: Sequence[int] = (),
+    ) -> None:
+        """`packets` are the lengths of an isochronous URB's packets, one behind the other in its buffer."""
+        size = max(length, len(data), sum(packets))
+        self._buffer = ctypes.create_string_buffer(data, max(size, 1))
+        self._memory = ctypes.create_string_buffer(
+            ctypes.sizeof(_Urb) + len(packets) * ctypes.sizeof(_Packet)
+        )
+        self._urb = _Urb.from_buffer(self._memory)
+        self._packets = (_Packet * len(packets)).from_buffer(self._memory, ctypes.sizeof(_Urb))
+        for each, room in zip(self._packets, packets, strict=True):
+            each.length = room
+        self._urb.type, self._urb.endpoint, self._urb.flags = kind, endpoint, flags
+        self._urb.buffer = ctypes.addressof(self._buffer)
+        self._urb.buffer_length, self._urb.number_of_packets = size, len(packets)
+
+    @property
+    def address(self) -> int:
+        """By which the kernel names it."""
+        return ctypes.addressof(self._memory)
+
+    @property
+    def status(self) -> int:
+        """0 or a negative errno, once it is over."""
+        return int(self._urb.status)
+
+    @property
+    def actual_length(self) -> int:
+        """Bytes that were moved; for control without the setup packet."""
+        return int(self._urb.actual_length)
+
+    @property
+    def data(self) -> bytes:
+        """What an IN has read."""
+        start = 8 if self._urb.type == CONTROL else 0
+        return self._buffer.raw[start : start + self.actual_length]
+
+    @property
+    def packets(self) -> list[Packet]:
+        """Each packet, in order."""
+        found, start, buffer = [], 0, self._buffer.raw
+        for each in self._packets:
+            status = ctypes.c_int(each.status).value
+            found.append(Packet(status, each.actual_length, buffer[start : start + each.actual_length]))
+            start += each.length
+        return found
+
+    @property
+    def error_count(self) -> int:
+        """Isochronous packets that failed."""
+        return int(self._urb.error_count)
+
+
+class UsbFile:
+    """An open device, its interfaces claimed from `with` to the end of its block."""
+
+    def __init__(self, device: UsbDevice, interfaces: Sequence[int]) -> None:
+        self._path = f"/dev/bus/usb/{int(device.bus):03d}/{int(device.number):03d}"
+        self._interfaces = interfaces
+        self._pending: dict[int, Urb] = {}
+
+    def __enter__(self) -> Self:
+        self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        self.claim()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._file)  # which ends what is pending
+
+    def claim(self) -> None:
+        """Take the interfaces, as at the beginning."""
+        for interface in self._interfaces:
+            self._call(_CLAIMINTERFACE, interface)
+
+    def release(self) -> None:
+        """Leave the interfaces, which a change of the configuration wants."""
+        for interface in self._interfaces:
+            self._call(_RELEASEINTERFACE, interface)
+
+    def set_configuration(self, value: int) -> None:
+        """Raises `OSError`."""
+        self._call(_SETCONFIGURATION, value)
+
+    def set_interface(self, interface: int, alternate: int) -> None:
+        """Raises `OSError`."""
+        fcntl.ioctl(self._file, _SETINTERFACE, (ctypes.c_uint * 2)(interface, alternate))
+
+    def clear_halt(self, endpoint: int) -> None:
+        """Raises `OSError`."""
+        self._call(_CLEAR_HALT, endpoint)
+
+    def reset(self) -> None:
+        """Raises `OSError`."""
+        fcntl.ioctl(self._file, _RESET)
+
+    def submit(self, *urbs: Urb) -> None:
+        """Start them, in order.  Raises `OSError` for one that this kernel itself refuses."""
+        for urb in urbs:
+            self._pending[urb.address] = urb
+            try:
+                self._by_address(_SUBMITURB, urb)
+            except OSError:
+                del self._pending[urb.address]
+                raise
+
+    def discard(self, urb: Urb) -> bool:
+        """Have it end; False if it is over already."""
+        try:
+            self._by_address(_DISCARDURB, urb)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return False
+        return True
+
+    def reap(self, seconds: float = PATIENCE) -> Urb:
+        """The next one that is over.  Raises `StepError` if none is, in that time."""
+        while True:
+            address = ctypes.c_void_p()
+            try:
+                fcntl.ioctl(self._file, _REAPURBNDELAY, address)
+            except BlockingIOError:
+                if not select.select([], [self._file], [], seconds)[1]:
+                    raise StepError(f"no URB has ended in {seconds} s, {len(self._pending)} wait") from None
+                continue
+            assert address.value is not None
+            return self._pending.pop(address.value)
+
+    def has_ended(self) -> bool:
+        """Whether `reap` would find one at once."""
+        return bool(select.select([], [self._file], [], 0)[1])
+
+    def run(self, urb: Urb) -> Urb:
+        """Submit it and wait for it, when nothing else is pending."""
+        self.submit(urb)
+        reaped = self.reap()
+        if reaped is not urb:
+            raise StepError("another URB than the only one has ended")
+        return urb
+
+    def control(
+        self, kind: int, request: int, value: int = 0, index: int = 0, data: bytes = b"", length: int = 0
+    ) -> Urb:
+        """One control transfer; `kind` is bmRequestType, `length` the room of an IN."""
+        setup = bytes((kind, request)) + b"".join(
+            each.to_bytes(2, "little") for each in (value, index, max(length, len(data)))
+        )
+        return self.run(Urb(CONTROL, 0, setup + data, length=8 + length))
+
+    def _by_address(self, number: int, urb: Urb) -> None:
+        """An ioctl whose URB the kernel knows by its address: fcntl.ioctl might hand it a copy."""
+        if _libc.ioctl(self._file, ctypes.c_ulong(number), ctypes.c_void_p(urb.address)) < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+
+    def _call(self, number: int, value: int) -> None:
+        fcntl.ioctl(self._file, number, ctypes.c_uint(value))
