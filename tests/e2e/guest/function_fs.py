@@ -1,6 +1,6 @@
-"""A real device that gives back what it gets, by bulk and by interrupts, and keeps what control requests write.
+"""A real device that gives back what it gets, by bulk and by interrupts, and what control requests write.
 
-FunctionFS leaves a gadget's function to a program: this one, in threads.  Runs in the guest.
+FunctionFS leaves a gadget's function to a program: here it is, in threads.  Runs in the guest.
 Source: include/uapi/linux/usb/functionfs.h, drivers/usb/gadget/function/f_fs.c.
 """
 

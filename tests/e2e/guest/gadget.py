@@ -18,10 +18,11 @@ MASS_STORAGE: Final = "1d6b:0104"  # Linux Foundation
 
 @dataclass(frozen=True)
 class Function:
-    """What a gadget does: a function driver, and the attributes that it is given."""
+    """What a gadget does: a function driver, the attributes that it is given, and a name for this one."""
 
     name: str
     attributes: Mapping[str, str] = field(default_factory=dict)
+    instance: str = "0"
 
 
 def disk(backing: Path, size: int | None = None) -> Function:
@@ -48,10 +49,12 @@ class Gadget:
         product: str = "Stick",
         serial: str | None = None,
         speed: str = "high-speed",
+        second: Function | None = None,
     ) -> None:
         """A gadget that is left at this port is pulled out and removed.
 
-        `speed` is `super-speed`, `high-speed` or `full-speed`.
+        `speed` is `super-speed`, `high-speed` or `full-speed`; `second` is what its configuration 2 does, if
+        it is to have one.
         """
         self._path = GADGETS / f"port{port}"
         self._udc = f"dummy_udc.{port}"
@@ -64,12 +67,13 @@ class Gadget:
         if serial is not None:  # without one, the device stalls when it is asked for it
             strings["serialnumber"] = serial
         _directory(self._path / "strings" / "0x409", **strings)
-        configuration = self._path / "configs" / "c.1"
-        _directory(configuration, MaxPower="120")
-        # Attributes come before the link: what is in a configuration cannot be changed any more.
-        path = self._path / "functions" / f"{function.name}.0"
-        _directory(path, **function.attributes)
-        (configuration / path.name).symlink_to(path)
+        for value, each in enumerate(filter(None, (function, second)), 1):
+            configuration = self._path / "configs" / f"c.{value}"
+            _directory(configuration, MaxPower="120")
+            # Attributes come before the link: what is in a configuration cannot be changed any more.
+            path = self._path / "functions" / f"{each.name}.{each.instance}"
+            _directory(path, **each.attributes)
+            (configuration / path.name).symlink_to(path)
 
     def become(self, hardware_id: str) -> None:
         """Be another device when it is plugged in next, as a bootloader is once it has started a program."""
@@ -97,9 +101,10 @@ class Gadget:
         """Make room for another gadget at this port, if need be by pulling this one out."""
         if (self._path / "UDC").read_text().strip():
             self.unplug()
-        for link in self._path.glob("configs/c.1/*.0"):
-            link.unlink()
-        for pattern in ("configs/c.1", "functions/*", "strings/*"):
+        for link in self._path.glob("configs/*/*"):
+            if link.is_symlink():
+                link.unlink()
+        for pattern in ("configs/*", "functions/*", "strings/*"):
             for directory in self._path.glob(pattern):
                 directory.rmdir()
         self._path.rmdir()

@@ -39,10 +39,14 @@ class Scenario:
         """Makes a function a step: it is done when it returns, failed when it raises."""
 
         def register(action: Action) -> Action:
-            self._steps.append(Step(action.__name__.replace("_", "-"), chain, action))
+            self.add(action.__name__, chain, action)
             return action
 
         return register
+
+    def add(self, name: str, chain: str, action: Action) -> None:
+        """The same, under a name of its own: one action may be many steps."""
+        self._steps.append(Step(name.replace("_", "-"), chain, action))
 
     def run(self) -> int:
         """Do the steps; the exit status is 1 if one failed.  After a failure its chain is left out."""

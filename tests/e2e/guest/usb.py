@@ -31,6 +31,20 @@ class UsbDevice:
         return _read(self.path / "devnum")
 
     @property
+    def bus(self) -> str:
+        """The number of its bus."""
+        return _read(self.path / "busnum")
+
+    @property
+    def descriptors(self) -> bytes:
+        """Its device descriptor, and its configurations with all that is in them."""
+        return (self.path / "descriptors").read_bytes()
+
+    def string(self, name: str) -> str:
+        """Its `manufacturer`, `product` or `serial` as this kernel has read it."""
+        return _read(self.path / name)
+
+    @property
     def hardware_id(self) -> str:
         """`VID:PID` in hexadecimal; ":" if the device is gone."""
         return f"{_read(self.path / 'idVendor')}:{_read(self.path / 'idProduct')}"

@@ -1,6 +1,6 @@
 """URBs by usbfs, as a program of the client sees them: every status, length and packet.  Runs in the guest.
 
-Source: include/uapi/linux/usbdevice_fs.h, Documentation/driver-api/usb/usb.rst.  libusb would hide half of it.
+Source: include/uapi/linux/usbdevice_fs.h, Documentation/driver-api/usb/usb.rst.  libusb would hide half.
 """
 
 import ctypes
@@ -9,8 +9,7 @@ import fcntl
 import os
 import select
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 from tests.e2e.guest.scenario import StepError
 from tests.e2e.guest.system import PATIENCE
@@ -103,6 +102,11 @@ class Urb:
         self._urb.buffer_length, self._urb.number_of_packets = size, len(packets)
 
     @property
+    def endpoint(self) -> int:
+        """bEndpointAddress."""
+        return int(self._urb.endpoint)
+
+    @property
     def address(self) -> int:
         """By which the kernel names it."""
         return ctypes.addressof(self._memory)
@@ -139,23 +143,31 @@ class Urb:
         return int(self._urb.error_count)
 
 
+def control_urb(
+    kind: int, request: int, value: int = 0, index: int = 0, data: bytes = b"", length: int = 0
+) -> Urb:
+    """A control transfer; `kind` is bmRequestType, `length` the room of an IN."""
+    fields = (value, index, max(length, len(data)))
+    setup = bytes((kind, request)) + b"".join(each.to_bytes(2, "little") for each in fields)
+    return Urb(CONTROL, 0, setup + data, length=len(setup) + length)
+
+
 class UsbFile:
-    """An open device, its interfaces claimed from `with` to the end of its block."""
+    """An open device, and its interfaces, claimed."""
 
     def __init__(self, device: UsbDevice, interfaces: Sequence[int]) -> None:
         self._path = f"/dev/bus/usb/{int(device.bus):03d}/{int(device.number):03d}"
         self._interfaces = interfaces
         self._pending: dict[int, Urb] = {}
 
-    def __enter__(self) -> Self:
+    def open(self) -> None:
+        """Raises `OSError`."""
         self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         self.claim()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        os.close(self._file)  # which ends what is pending
+    def close(self) -> None:
+        """What is pending ends."""
+        os.close(self._file)
 
     def claim(self) -> None:
         """Take the interfaces, as at the beginning."""
@@ -231,11 +243,8 @@ class UsbFile:
     def control(
         self, kind: int, request: int, value: int = 0, index: int = 0, data: bytes = b"", length: int = 0
     ) -> Urb:
-        """One control transfer; `kind` is bmRequestType, `length` the room of an IN."""
-        setup = bytes((kind, request)) + b"".join(
-            each.to_bytes(2, "little") for each in (value, index, max(length, len(data)))
-        )
-        return self.run(Urb(CONTROL, 0, setup + data, length=8 + length))
+        """One control transfer, as `control_urb` has it."""
+        return self.run(control_urb(kind, request, value, index, data, length))
 
     def _by_address(self, number: int, urb: Urb) -> None:
         """An ioctl whose URB the kernel knows by its address: fcntl.ioctl might hand it a copy."""

@@ -46,7 +46,13 @@ TOOLS: Final = (
 BOOT_MODULES: Final = ("9pnet_virtio", "9p", "overlay")
 # What the guest loads later.  There are no udev rules that would load a driver when its device comes.
 GUEST_MODULES: Final = (
-    *("dummy_hcd", "libcomposite", "usb_f_mass_storage", "usb_f_ss_lb"),  # real devices: gadget side
+    *(
+        "dummy_hcd",
+        "libcomposite",
+        "usb_f_mass_storage",
+        "usb_f_ss_lb",
+        "usb_f_fs",
+    ),  # real devices: gadget side
     *("vhci-hcd", "usbip-host"),  # the stock client; the kernel's own server
     *("usb-storage", "sd_mod", "ext4", "crc32c_generic"),
     *("usbhid", "hid-generic", "evdev"),
