@@ -28,6 +28,9 @@ cdef struct Core:
 
     Urb *in_flight[BUCKETS]  # by seqnum
     int pending
+    int controls             # control URBs that the backend has
+    Urb *held                # control URBs that wait for those, oldest first: see requests.pxi
+    Urb *held_last
 
     uint8_t *inbox           # bytes at..end are received and not parsed
     size_t at
@@ -62,6 +65,17 @@ cdef void inflight_add(Core *core, Urb *urb) noexcept nogil:
     core.counters.in_flight = core.pending
 
 
+cdef void held_remove(Core *core, Urb *urb) noexcept nogil:
+    cdef Urb *other = core.held
+    cdef Urb *following
+    core.held = NULL
+    while other != NULL:
+        following = other.next
+        if other != urb:
+            list_append(&core.held, &core.held_last, other)
+        other = following
+
+
 cdef void inflight_remove(Core *core, Urb *urb) noexcept nogil:
     cdef Urb **link = &core.in_flight[urb.seqnum % BUCKETS]
     while link[0] != urb:
@@ -88,6 +102,19 @@ cdef void answer(Core *core, Urb *urb, int32_t status) noexcept nogil:
     encode_ret_submit(urb)
     urb.state = URB_DONE
     outbox_add(core, urb)
+
+
+cdef void submit(Core *core, Urb *urb) noexcept nogil:
+    """To the backend with the URB."""
+    cdef bint is_control = urb.type == CONTROL
+    cdef int result
+    inflight_add(core, urb)
+    core.controls += is_control
+    result = core.backend.submit(core.backend, urb)
+    if result != 0:
+        core.controls -= is_control
+        inflight_remove(core, urb)
+        answer(core, urb, result)
 
 
 # ---- UNLINK strategy ----------------------------------------------------------------------------------------
@@ -121,7 +148,26 @@ cdef void unlink(Core *core, uint32_t seqnum, Urb *reply) noexcept nogil:
         urb.unlink_reply.next = reply
     else:
         urb.unlink_reply = reply
-        core.backend.cancel(core.backend, urb)
+        if urb.state == URB_HELD:
+            held_remove(core, urb)
+            withdraw(core, urb)
+        else:
+            core.backend.cancel(core.backend, urb)
+
+
+cdef void withdraw(Core *core, Urb *urb) noexcept nogil:
+    """Ends an URB that the backend has not got, as cancelled."""
+    urb.status = -LINUX_ECONNRESET
+    urb.actual_length = 0
+    completed(core.backend, urb)
+
+
+cdef void withdraw_held(Core *core) noexcept nogil:
+    cdef Urb *urb
+    while core.held != NULL:
+        urb = core.held
+        core.held = urb.next
+        withdraw(core, urb)
 
 
 cdef void completed(Backend *backend, Urb *urb) noexcept nogil:
@@ -131,6 +177,7 @@ cdef void completed(Backend *backend, Urb *urb) noexcept nogil:
     cdef Urb *following
     cdef bint cancelled = urb.status == -LINUX_ECONNRESET
     cdef int32_t verdict = 0
+    core.controls -= urb.type == CONTROL and urb.state == URB_PENDING
     inflight_remove(core, urb)
     urb.unlink_reply = NULL
     if core.closing:

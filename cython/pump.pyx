@@ -91,6 +91,7 @@ cdef void work(Core *core) noexcept nogil:
     while True:
         core.now = monotonic_us()
         core.backend.events(core.backend)
+        release_held(core)
         if core.outbox != NULL and not core.blocked:
             send_replies(core)
         if not core.stalled or core.wake != RUNNING:
@@ -184,6 +185,7 @@ cdef bint close_session(Core *core) noexcept nogil:
     cdef bint drained
     core.closing = True
     drained = drain(core, -1)
+    withdraw_held(core)
     core.closing = False
     if drained:
         forget_client(core)

@@ -144,18 +144,14 @@ cdef void begin_urb(Core *core, Urb *urb) noexcept nogil:
     cdef int result = 0
     if urb.type == CONTROL:
         result = check_control(urb)
-        if result == 0 and intercept(core, urb, &result):
-            answer(core, urb, result)
-            return
     elif urb.type == ISOCHRONOUS:
         result = arrange_isochronous(urb)
-    if result == 0:
-        inflight_add(core, urb)
-        result = core.backend.submit(core.backend, urb)
-        if result == 0:
-            return
-        inflight_remove(core, urb)
-    answer(core, urb, result)
+    if result != 0:
+        answer(core, urb, result)
+    elif urb.type == CONTROL:
+        begin_control(core, urb)
+    else:
+        submit(core, urb)
 
 
 cdef bint read_header(Core *core, const uint8_t *header) noexcept nogil:

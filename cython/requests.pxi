@@ -1,5 +1,10 @@
 # Control requests that must not simply pass: the host's own USB stack has to know of them, or the endpoint map.
 # Runs in workers.  Source: tweak_special_requests in drivers/usb/usbip/stub_rx.c; USB 2.0 section 9.4.
+#
+# Such a request is carried out by a call that blocks, all others wait in the backend for their turn at endpoint 0.
+# Clients queue control transfers and count on their order.  So a request of this kind is held until the backend has
+# no control URB any more, and every control URB that comes behind it is held with it.  Only a reset waits for
+# nothing: it ends them all.
 
 cdef enum:
     USB_REQ_CLEAR_FEATURE = 1
@@ -47,28 +52,82 @@ cdef int select_interface(Core *core, int interface, int alternate) noexcept nog
 
 cdef int reset_device(Core *core) noexcept nogil:
     """A bus reset; the host's stack brings the device back to the settings that it had (usb_reset_device)."""
-    return core.backend.reset(core.backend) if drain(core, -1) else -LINUX_ETIMEDOUT
+    cdef int result = -LINUX_ETIMEDOUT
+    if drain(core, -1):
+        withdraw_held(core)
+        result = core.backend.reset(core.backend)
+    return result
 
 
-cdef bint intercept(Core *core, Urb *urb, int *result) noexcept nogil:
-    """True if the control URB was one of the four: `result` is its status."""
+cdef enum Request:
+    PASSES
+    SELECTS_CONFIGURATION
+    SELECTS_INTERFACE
+    CLEARS_HALT
+    RESETS
+
+
+cdef Request request_of(Urb *urb) noexcept nogil:
+    """Whether a control URB is one of the four."""
     cdef uint8_t *setup = urb.data - SETUP_SIZE
     cdef uint8_t to = setup[0], request = setup[1]
-    cdef uint16_t value = get16le(setup + 2), index = get16le(setup + 4)
+    cdef uint16_t value = get16le(setup + 2)
     if to == TO_DEVICE and request == USB_REQ_SET_CONFIGURATION:
-        result[0] = select_configuration(core, value & 0xff)
-    elif to == TO_INTERFACE and request == USB_REQ_SET_INTERFACE:
+        return SELECTS_CONFIGURATION
+    if to == TO_INTERFACE and request == USB_REQ_SET_INTERFACE:
+        return SELECTS_INTERFACE
+    if to == TO_ENDPOINT and request == USB_REQ_CLEAR_FEATURE and value == USB_ENDPOINT_HALT:
+        return CLEARS_HALT
+    if to == TO_PORT and request == USB_REQ_SET_FEATURE and value == USB_PORT_FEATURE_RESET:
+        return RESETS
+    return PASSES
+
+
+cdef int carry_out(Core *core, Urb *urb, Request request) noexcept nogil:
+    """Does one of the four; the status of its URB."""
+    cdef uint8_t *setup = urb.data - SETUP_SIZE
+    cdef uint16_t value = get16le(setup + 2), index = get16le(setup + 4)
+    if request == SELECTS_CONFIGURATION:
+        return select_configuration(core, value & 0xff)
+    if request == SELECTS_INTERFACE:
         if index > 0xff or value > 0xff:
-            result[0] = -LINUX_EPIPE  # bInterfaceNumber and bAlternateSetting are bytes: a device would stall
-        else:
-            result[0] = select_interface(core, index, value)
-    elif to == TO_ENDPOINT and request == USB_REQ_CLEAR_FEATURE and value == USB_ENDPOINT_HALT:
-        result[0] = core.backend.clear_halt(core.backend, <uint8_t>index)
-    elif to == TO_PORT and request == USB_REQ_SET_FEATURE and value == USB_PORT_FEATURE_RESET:
-        result[0] = reset_device(core)
+            return -LINUX_EPIPE  # bInterfaceNumber and bAlternateSetting are bytes: a device would stall
+        return select_interface(core, index, value)
+    if request == CLEARS_HALT:
+        return core.backend.clear_halt(core.backend, <uint8_t>index)
+    return reset_device(core)
+
+
+cdef void start_control(Core *core, Urb *urb, Request request) noexcept nogil:
+    """A control URB whose turn it is."""
+    if request == PASSES:
+        submit(core, urb)
     else:
-        return False
-    return True
+        answer(core, urb, carry_out(core, urb, request))
+
+
+cdef void begin_control(Core *core, Urb *urb) noexcept nogil:
+    cdef Request request = request_of(urb)
+    if request == RESETS or (core.held == NULL and (request == PASSES or core.controls == 0)):
+        start_control(core, urb, request)
+    else:
+        inflight_add(core, urb)
+        urb.state = URB_HELD
+        list_append(&core.held, &core.held_last, urb)
+
+
+cdef void release_held(Core *core) noexcept nogil:
+    """Begins the control URBs that waited, as far as it is their turn."""
+    cdef Urb *urb
+    cdef Request request
+    while core.held != NULL:
+        urb = core.held
+        request = request_of(urb)
+        if request != PASSES and core.controls:
+            return
+        core.held = urb.next
+        inflight_remove(core, urb)
+        start_control(core, urb, request)
 
 
 cdef void mask_remote_wakeup(Urb *urb) noexcept nogil:

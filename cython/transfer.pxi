@@ -33,6 +33,7 @@ cdef enum TransferType:  # bmAttributes & 3, USB 2.0 table 9-13
 cdef enum UrbState:
     URB_FREE       # in the pool; nobody holds a pointer to it
     URB_RECEIVING  # the receiver owns the buffer and fills it from the socket
+    URB_HELD       # the pump keeps it back from the backend; the URB stands in the in-flight table
     URB_PENDING    # the backend owns the buffer; the URB stands in the in-flight table
     URB_DONE       # the sender owns the buffer; the URB is no longer in the in-flight table
 

@@ -208,25 +208,76 @@ def test_a_device_that_keeps_a_cancelled_urb_is_told() -> None:
 def test_set_interface_ends_the_urbs_of_that_interface_only(rig: LibusbRig) -> None:
     rig.control("01 0b 0100 0100 0000")
     stream, other = rig.submit(ISO_IN, 4, packets=[(0, 4)]), rig.submit(BULK_IN, 64)
-    rig.waiting(stream, other, rig.submit(0x80, 0x40, setup=VENDOR_IN))
+    rig.waiting(stream, other)
     request = rig.submit(0, setup=bytes.fromhex("01 0b 0000 0100 0000"))
     replies = rig.exchange(request)
     assert [outcome(reply) for reply in replies] == [(stream.seqnum, -LINUX_ESHUTDOWN), (request.seqnum, 0)]
     assert journal()[-1] == "set_interface 1 0"
     assert rig.ended(BULK_IN, data=b"lives")[0].data == b"lives"
-    assert rig.ended(0, data=b"too")[0].data == b"too"
+
+
+@pytest.mark.rule("order-per-endpoint")
+@pytest.mark.parametrize(
+    ("call", "setup"),
+    [
+        ("set_interface 1 1", "01 0b 0100 0100 0000"),
+        ("set_configuration 2", "00 09 0200 0000 0000"),
+        ("clear_halt 129", "02 01 0000 8100 0000"),
+    ],
+)
+def test_no_request_overtakes_a_control_transfer(rig: LibusbRig, call: str, setup: str) -> None:
+    first, request, second = (
+        rig.submit(0x80, 0x40, setup=VENDOR_IN),
+        rig.submit(0, setup=bytes.fromhex(setup)),
+        rig.submit(0x80, 0x40, setup=VENDOR_IN),
+    )
+    rig.waiting(first, request, second)
+    assert [line for line in journal() if not line.startswith("submit")] == []
+    replies = rig.ended(0, data=b"first")
+    assert [outcome(reply) for reply in replies] == [(first.seqnum, 0), (request.seqnum, 0)]
+    assert call in journal()
+    [reply] = rig.ended(0, data=b"second")
+    assert (reply.seqnum, reply.data) == (second.seqnum, b"second")
+
+
+@pytest.mark.rule("unlink-pending")
+def test_unlink_of_a_control_transfer_that_waits(rig: LibusbRig) -> None:
+    first, request, second = (
+        rig.submit(0x80, 0x40, setup=VENDOR_IN),
+        rig.submit(0, setup=bytes.fromhex("02 01 0000 8100 0000")),
+        rig.submit(0x80, 0x40, setup=VENDOR_IN),
+    )
+    rig.waiting(first, request, second)
+    unlink = rig.unlink(request)
+    assert [outcome(reply) for reply in rig.exchange(unlink)] == [(unlink.seqnum, -LINUX_ECONNRESET)]
+    assert [outcome(reply) for reply in rig.ended(0)] == [(first.seqnum, 0)]
+    assert [outcome(reply) for reply in rig.ended(0)] == [(second.seqnum, 0)]
+    assert not any(line.startswith("clear_halt") for line in journal())
+
+
+@pytest.mark.rule("lost-client")
+def test_control_transfers_that_wait_go_with_their_client(rig: LibusbRig) -> None:
+    request = bytes.fromhex("02 01 0000 8100 0000")
+    rig.waiting(rig.submit(0x80, 0x40, setup=VENDOR_IN), rig.submit(0, setup=request))
+    assert rig.finish()
+    assert (fake.fake_pending(), rig.counters.in_flight) == (0, 0)
+    assert not any(line.startswith("clear_halt") for line in journal())
+    rig.attach()
+    assert rig.control(request.hex()).status == 0
 
 
 @pytest.mark.rule("port-reset")
 def test_reset_ends_all_urbs_and_the_device_is_still_there(rig: LibusbRig) -> None:
     bulk, control = rig.submit(BULK_IN, 64), rig.submit(0x80, 0x40, setup=VENDOR_IN)
-    rig.waiting(bulk, control)
+    behind = rig.submit(0, setup=bytes.fromhex("02 01 0000 8100 0000"))
+    rig.waiting(bulk, control, behind)
     request = rig.submit(0, setup=bytes.fromhex("23 03 0400 0100 0000"))
     replies = rig.exchange(request)
-    assert {outcome(reply) for reply in replies[:-1]} == {
+    assert {outcome(reply) for reply in replies[:2]} == {
         (bulk.seqnum, -LINUX_ESHUTDOWN),
         (control.seqnum, -LINUX_ESHUTDOWN),
     }
+    assert outcome(replies[2]) == (behind.seqnum, -LINUX_ESHUTDOWN)
     assert outcome(replies[-1]) == (request.seqnum, 0)
     assert not rig.pump.gone
 
