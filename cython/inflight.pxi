@@ -5,6 +5,7 @@ cdef enum:
     INBOX_SIZE = 64 << 10
     GATHER = 512             # replies that leave in one sendmsg, at most; IOV_MAX is 1024
     PROBLEM_SIZE = 200
+    EARLY_TIME = 1000000     # microseconds that an UNLINK waits for its SUBMIT
 
 cdef enum Wake:              # why the pump went back to Python
     RUNNING = 0
@@ -31,6 +32,9 @@ cdef struct Core:
     int controls             # control URBs that the backend has
     Urb *held                # control URBs that wait for those, oldest first: see requests.pxi
     Urb *held_last
+    Urb *early               # UNLINKs that came before their SUBMIT, oldest first: see the UNLINK strategy
+    Urb *early_last
+    uint32_t newest          # seqnum of the last SUBMIT; 0: there was none
 
     uint8_t *inbox           # bytes at..end are received and not parsed
     size_t at
@@ -130,17 +134,59 @@ cdef void submit(Core *core, Urb *urb) noexcept nogil:
 #                 RET_UNLINK alone here and loses what an IN URB had read.)
 #   The URB is not in the table: it was answered, or there never was one.  RET_UNLINK with 0; the outbox keeps
 #   order, so a RET_SUBMIT that is still waiting there leaves first (stub_rx.c, stub_recv_cmd_unlink).
+#   The SUBMIT is still to come.  Linux sends SUBMITs and UNLINKs from two queues, and an UNLINK can overtake
+#   (vhci_tx_loop in vhci_tx.c).  Answered with 0, the client would give the URB back, and hang up when the RET_SUBMIT
+#   comes.  So an UNLINK of a seqnum between that of the last SUBMIT and its own waits; the SUBMIT is then not carried
+#   out, and the RET_UNLINK goes out with -ECONNRESET.  If a later SUBMIT comes first, or none in EARLY_TIME, there
+#   never was one: RET_UNLINK with 0.
 #   A second UNLINK for the same URB waits with the first, and gets 0 behind the answer to that: the client must
 #   not learn that the URB is answered while it is not.
 #
 # So every SUBMIT ends in exactly one RET_SUBMIT or one winning RET_UNLINK as long as the connection lives.
+
+cdef inline bint is_newer(uint32_t seqnum, uint32_t other) noexcept nogil:
+    """Clients count up by one, and over."""
+    return <int32_t>(seqnum - other) > 0
+
+
+cdef void settle_early(Core *core, Urb *urb) noexcept nogil:
+    """`urb` has come: hangs the UNLINKs that waited for it on it, and answers those that wait in vain."""
+    cdef Urb *reply = core.early
+    cdef Urb *following
+    cdef Urb *last = NULL
+    core.early = NULL
+    while reply != NULL:
+        following = reply.next
+        if reply.unlinks == urb.seqnum:
+            list_append(&urb.unlink_reply, &last, reply)
+        elif is_newer(urb.seqnum, reply.unlinks):
+            encode_ret_unlink(reply, 0)
+            outbox_add(core, reply)
+        else:
+            list_append(&core.early, &core.early_last, reply)
+        reply = following
+
+
+cdef void expire_early(Core *core) noexcept nogil:
+    """Answers the UNLINKs whose SUBMIT has not come in time."""
+    cdef Urb *reply
+    while core.early != NULL and core.now - core.early.submitted >= EARLY_TIME:
+        reply = core.early
+        core.early = reply.next
+        encode_ret_unlink(reply, 0)
+        outbox_add(core, reply)
+
 
 cdef void unlink(Core *core, uint32_t seqnum, Urb *reply) noexcept nogil:
     """`reply` is an empty URB that carries the seqnum of the UNLINK."""
     cdef Urb *urb = inflight_find(core, seqnum)
     core.counters.unlinks += 1
     reply.state = URB_DONE
-    if urb == NULL:
+    if urb == NULL and core.newest and is_newer(seqnum, core.newest) and is_newer(reply.seqnum, seqnum):
+        reply.unlinks = seqnum
+        reply.submitted = core.now
+        list_append(&core.early, &core.early_last, reply)
+    elif urb == NULL:
         encode_ret_unlink(reply, 0)
         outbox_add(core, reply)
     elif urb.unlink_reply != NULL:

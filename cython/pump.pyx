@@ -92,6 +92,7 @@ cdef void work(Core *core) noexcept nogil:
         core.now = monotonic_us()
         core.backend.events(core.backend)
         release_held(core)
+        expire_early(core)
         if core.outbox != NULL and not core.blocked:
             send_replies(core)
         if not core.stalled or core.wake != RUNNING:
@@ -104,8 +105,10 @@ cdef void work(Core *core) noexcept nogil:
 
 
 cdef int poll_timeout(Core *core) noexcept nogil:
-    """Milliseconds until the backend wants a turn, rounded up; -1: it does not."""
+    """Milliseconds until the backend wants a turn, or an UNLINK was early, rounded up; -1: neither."""
     cdef int64_t deadline = core.backend.deadline(core.backend), left
+    if core.early != NULL and (deadline < 0 or core.early.submitted + EARLY_TIME < deadline):
+        deadline = core.early.submitted + EARLY_TIME
     if deadline < 0:
         return -1
     left = deadline - monotonic_us()
@@ -202,6 +205,11 @@ cdef void forget_client(Core *core) noexcept nogil:
         urb = core.outbox
         core.outbox = urb.next
         pool_give(&core.pool, urb)
+    while core.early != NULL:
+        urb = core.early
+        core.early = urb.next
+        pool_give(&core.pool, urb)
+    core.newest = 0
     core.at = core.end = core.expected = core.received = core.discard = core.sent = 0
     core.stalled = core.blocked = False
     core.client = -1

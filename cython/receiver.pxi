@@ -142,6 +142,14 @@ cdef int check_control(Urb *urb) noexcept nogil:
 cdef void begin_urb(Core *core, Urb *urb) noexcept nogil:
     """The URB is whole: to the device with it."""
     cdef int result = 0
+    core.newest = urb.seqnum
+    if core.early != NULL:
+        settle_early(core, urb)
+        if urb.unlink_reply != NULL:
+            inflight_add(core, urb)
+            urb.state = URB_HELD
+            withdraw(core, urb)
+            return
     if urb.type == CONTROL:
         result = check_control(urb)
     elif urb.type == ISOCHRONOUS:

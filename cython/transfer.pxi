@@ -58,6 +58,7 @@ cdef struct Urb:
     UrbState state
     Backend *backend         # whom it is submitted to
     uint32_t seqnum
+    uint32_t unlinks         # of an UNLINK that came before its SUBMIT: the seqnum that it names
     uint8_t endpoint         # bEndpointAddress: 0x80 set for IN; control: 0x80 as in bmRequestType
     uint8_t wire_in          # the header's direction: decides which way data crosses the socket
     TransferType type

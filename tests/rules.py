@@ -47,6 +47,7 @@ RULES: Final[dict[str, str]] = {
     "unlink-pending": "Unlinking a pending URB: RET_UNLINK with -104 and no RET_SUBMIT (stub_rx.c).",
     "unlink-answered": "Unlinking an answered URB: RET_UNLINK with 0, after the RET_SUBMIT (stub_rx.c).",
     "unlink-unknown": "Unlinking a seqnum that never was: RET_UNLINK with 0 (stub_rx.c).",
+    "unlink-first": "An UNLINK can come before its SUBMIT, which then is not carried out (vhci_tx.c).",
     "unlink-by-seqnum": "CMD_UNLINK has ep 0: only its seqnum tells the URB (usbipd-win#684).",
     "unlink-others-live-mac": "macOS cancels a whole endpoint: the others are submitted again (libusb#549).",
     # ---- what a transfer does ----

@@ -7,6 +7,7 @@ import pytest
 from tests.unit.worker.rig import (
     BULK,
     CONTROL,
+    DEVID,
     IN,
     INTERRUPT_IN,
     ISO_IN,
@@ -38,6 +39,7 @@ from usbipd.simulated.descriptors import configuration_descriptor, endpoint_desc
 from usbipd.simulated.device import Handshake
 
 GET_DEVICE_DESCRIPTOR = "80 06 0001 0000 1200"
+DEVICE = bytes.fromhex(GET_DEVICE_DESCRIPTOR)
 GET_CONFIGURATION_DESCRIPTOR = "80 06 0002 0000 ff00"
 
 
@@ -340,6 +342,59 @@ def test_unlink_that_comes_with_the_completion(rig: Rig) -> None:
     answer, late = rig.exchange(submit, unlink)
     assert (answer.seqnum, answer.data) == (submit.seqnum, bytes(range(4)))
     assert (late.seqnum, late.status) == (unlink.seqnum, 0)
+
+
+@pytest.mark.rule("unlink-first")
+def test_unlink_that_comes_before_its_submit(rig: Rig) -> None:
+    assert rig.control(GET_DEVICE_DESCRIPTOR).status == 0
+    submits = [rig.submit(SINK, data=b"never"), rig.submit(LOOP_IN, 64), rig.submit(0x80, 18, setup=DEVICE)]
+    unlinks = [rig.unlink(submit) for submit in submits]
+    again = rig.unlink(submits[0])
+    assert rig.exchange(*unlinks, again) == []
+    replies = rig.exchange(*submits)
+    expected = [(unlink.seqnum, -LINUX_ECONNRESET) for unlink in unlinks]
+    expected.insert(1, (again.seqnum, 0))
+    assert statuses(replies) == expected
+    assert rig.counters.in_flight == 0
+    assert rig.control(GET_DEVICE_DESCRIPTOR).status == 0
+    assert rig.exchange(rig.submit(LOOP_OUT, 1, b"x"))[0].status == 0  # nobody waits for it
+    assert rig.exchange(rig.submit(LOOP_IN, 64))[0].data == b"x"
+
+
+@pytest.mark.rule("unlink-unknown")
+def test_unlink_of_a_submit_that_another_one_shows_to_be_none(rig: Rig) -> None:
+    assert rig.control(GET_DEVICE_DESCRIPTOR).status == 0
+    unlink = _unlink_of_nothing(rig)
+    assert rig.exchange(unlink) == []
+    later = rig.submit(SOURCE, 4)
+    assert statuses(rig.exchange(later)) == [(unlink.seqnum, 0), (later.seqnum, 0)]
+
+
+@pytest.mark.rule("unlink-unknown")
+def test_unlink_of_a_submit_that_never_comes(rig: Rig) -> None:
+    assert rig.control(GET_DEVICE_DESCRIPTOR).status == 0
+    unlink = _unlink_of_nothing(rig)
+    rig.client.send(encode(unlink))
+    assert statuses(rig.awaited()) == [(unlink.seqnum, 0)]
+
+
+def _unlink_of_nothing(rig: Rig) -> Unlink:
+    """It names a SUBMIT that might have been sent just before, and was not."""
+    rig.seqnum += 2
+    unlink = Unlink(seqnum=rig.seqnum, devid=DEVID, direction=0, ep=0, unlink_seqnum=rig.seqnum - 1)
+    rig.replies.expect(unlink)
+    return unlink
+
+
+@pytest.mark.rule("lost-client")
+def test_unlink_that_comes_before_its_submit_goes_with_its_client(rig: Rig) -> None:
+    assert rig.control(GET_DEVICE_DESCRIPTOR).status == 0
+    submit = rig.submit(SOURCE, 4)
+    assert rig.exchange(rig.unlink(submit)) == []
+    assert rig.finish()
+    rig.attach()
+    rig.replies.expect(submit)
+    assert rig.exchange(submit)[0].data == bytes(range(4))
 
 
 def test_unlink_twice(rig: Rig) -> None:
