@@ -71,12 +71,13 @@ cdef Request request_of(Urb *urb) noexcept nogil:
     """Whether a control URB is one of the four."""
     cdef uint8_t *setup = urb.data - SETUP_SIZE
     cdef uint8_t to = setup[0], request = setup[1]
-    cdef uint16_t value = get16le(setup + 2)
+    cdef uint16_t value = get16le(setup + 2), index = get16le(setup + 4)
     if to == TO_DEVICE and request == USB_REQ_SET_CONFIGURATION:
         return SELECTS_CONFIGURATION
     if to == TO_INTERFACE and request == USB_REQ_SET_INTERFACE:
         return SELECTS_INTERFACE
-    if to == TO_ENDPOINT and request == USB_REQ_CLEAR_FEATURE and value == USB_ENDPOINT_HALT:
+    # Of endpoint 0 the host's stack has nothing to know, and refuses to clear it (findintfep in devio.c).
+    if to == TO_ENDPOINT and request == USB_REQ_CLEAR_FEATURE and value == USB_ENDPOINT_HALT and index & 0x0f:
         return CLEARS_HALT
     if to == TO_PORT and request == USB_REQ_SET_FEATURE and value == USB_PORT_FEATURE_RESET:
         return RESETS

@@ -80,6 +80,8 @@ cdef int32_t control_request(SimulatedBackend *it, Urb *urb) noexcept nogil:
             return -LINUX_EPIPE
         halt(it, <uint8_t>index)
         return 0
+    if to == TO_ENDPOINT and request == USB_REQ_CLEAR_FEATURE and value == USB_ENDPOINT_HALT:  # of endpoint 0
+        return 0 if has_endpoint(it, index) else -LINUX_EPIPE
     if to & 0x60 == 0 and to & 0x1f != 1:  # standard, and not to an interface
         return -LINUX_EPIPE
     return model_control(it, urb)

@@ -240,6 +240,15 @@ def test_no_request_overtakes_a_control_transfer(rig: LibusbRig, call: str, setu
     assert (reply.seqnum, reply.data) == (second.seqnum, b"second")
 
 
+@pytest.mark.rule("clear-halt")
+def test_the_halt_of_endpoint_0_is_cleared_by_the_device(rig: LibusbRig) -> None:
+    request = rig.submit(0, setup=bytes.fromhex("02 01 0000 0000 0000"))
+    rig.waiting(request)
+    assert submitted(0)[3] == bytes.fromhex("02 01 0000 0000 0000")
+    assert [outcome(reply) for reply in rig.ended(0)] == [(request.seqnum, 0)]
+    assert not any(line.startswith("clear_halt") for line in journal())
+
+
 @pytest.mark.rule("unlink-pending")
 def test_unlink_of_a_control_transfer_that_waits(rig: LibusbRig) -> None:
     first, request, second = (

@@ -164,6 +164,14 @@ def test_stalled_endpoint_stays_halted_until_cleared(rig: Rig) -> None:
     assert rig.exchange(rig.submit(MODEL_IN, 512))[0].data == b"later"
 
 
+@pytest.mark.rule("clear-halt")
+def test_endpoint_0_is_never_halted(rig: Rig) -> None:
+    assert rig.control("02 01 0000 0000 0000").status == 0
+    assert rig.control("02 01 0000 8000 0000").status == 0
+    assert rig.control("02 01 0000 0001 0000").status == -LINUX_EPIPE  # no endpoint
+    assert rig.device.cleared == []
+
+
 @pytest.mark.rule("port-reset")
 def test_port_reset_resets_the_device(rig: Rig) -> None:
     assert rig.control("23 03 0400 0000 0000").status == 0
