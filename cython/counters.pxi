@@ -53,6 +53,6 @@ cdef inline void count_completion(Counters *counters, Urb *urb, int64_t now) noe
         counters.bytes_in += urb.actual_length
     else:
         counters.bytes_out += urb.actual_length
-    if urb.status != 0 and urb.status != -LINUX_EREMOTEIO:
+    if urb.status not in (0, -LINUX_EREMOTEIO, -LINUX_ECONNRESET):
         counters.errors += 1
     count_latency(counters, now - urb.submitted)

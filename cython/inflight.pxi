@@ -130,8 +130,10 @@ cdef void submit(Core *core, Urb *urb) noexcept nogil:
 #   When the URB completes, its status says who won:
 #     cancelled   the RET_UNLINK goes out with -ECONNRESET, and no RET_SUBMIT ever does;
 #     otherwise   the device was faster: RET_SUBMIT with all its data, then RET_UNLINK with 0.  The client's
-#                 vhci_hcd takes the data and finds nothing left to unlink.  (Linux's own stub answers with
-#                 RET_UNLINK alone here and loses what an IN URB had read.)
+#                 vhci_hcd takes the data and finds nothing left to unlink.
+#     both        cancelled when some bytes had moved: RET_SUBMIT with -ECONNRESET, their number and those of an IN,
+#                 then RET_UNLINK with 0.  A host controller of the client would hand them to the driver, too.
+#   (Linux's own stub answers with RET_UNLINK alone in all three, and loses what an IN URB had read.)
 #   The URB is not in the table: it was answered, or there never was one.  RET_UNLINK with 0; the outbox keeps
 #   order, so a RET_SUBMIT that is still waiting there leaves first (stub_rx.c, stub_recv_cmd_unlink).
 #   The SUBMIT is still to come.  Linux sends SUBMITs and UNLINKs from two queues, and an UNLINK can overtake
@@ -222,17 +224,18 @@ cdef void completed(Backend *backend, Urb *urb) noexcept nogil:
     cdef Urb *reply = urb.unlink_reply
     cdef Urb *following
     cdef bint cancelled = urb.status == -LINUX_ECONNRESET
+    cdef bint moved = urb.type != ISOCHRONOUS and urb.actual_length != 0
     cdef int32_t verdict = 0
     core.controls -= urb.type == CONTROL and urb.state == URB_PENDING
     inflight_remove(core, urb)
     urb.unlink_reply = NULL
     if core.closing:
         pool_give(&core.pool, urb)
-    elif cancelled and reply != NULL:
+    elif cancelled and reply != NULL and not moved:
         pool_give(&core.pool, urb)
         verdict = -LINUX_ECONNRESET
     else:
-        if cancelled:  # not by the client: its endpoint was switched off, as usb_hcd_flush_endpoint says it
+        if cancelled and reply == NULL:  # not by the client: its endpoint was switched off, as usb_hcd_flush_endpoint says it
             urb.status = -LINUX_ESHUTDOWN
         if urb.type == CONTROL and urb.wire_in:
             mask_remote_wakeup(urb)

@@ -46,6 +46,7 @@ RULES: Final[dict[str, str]] = {
     # ---- UNLINK ----
     "unlink-pending": "Unlinking a pending URB: RET_UNLINK with -104 and no RET_SUBMIT (stub_rx.c).",
     "unlink-answered": "Unlinking an answered URB: RET_UNLINK with 0, after the RET_SUBMIT (stub_rx.c).",
+    "unlink-partial": "Unlinking a URB that has moved bytes: RET_SUBMIT with -104 and these (not stub_tx.c).",
     "unlink-unknown": "Unlinking a seqnum that never was: RET_UNLINK with 0 (stub_rx.c).",
     "unlink-first": "An UNLINK can come before its SUBMIT, which then is not carried out (vhci_tx.c).",
     "unlink-by-seqnum": "CMD_UNLINK has ep 0: only its seqnum tells the URB (usbipd-win#684).",

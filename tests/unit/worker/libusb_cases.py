@@ -20,7 +20,7 @@ from usbipd.protocol.constants import (
     LINUX_EXDEV,
     URB_ZERO_PACKET,
 )
-from usbipd.protocol.urb import Reply, Submit
+from usbipd.protocol.urb import Reply, RetSubmit, Submit
 from usbipd.worker.claim import HeldDevice
 
 BULK_OUT, BULK_IN, INTERRUPT_IN, ISO_OUT, ISO_IN = 0x01, 0x81, 0x82, 0x05, 0x85
@@ -170,12 +170,27 @@ def test_every_unlink_is_answered_behind_the_urb(rig: LibusbRig, cancelled: bool
     fake.fake_hold_cancels(1)  # the device takes its time
     assert rig.exchange(submit, *unlinks) == []
     fake.fake_hold_cancels(0)
-    replies = rig.ended(BULK_IN, CANCELLED if cancelled else COMPLETED, b"data")
+    replies = rig.ended(BULK_IN, CANCELLED) if cancelled else rig.ended(BULK_IN, data=b"data")
     first = [(unlinks[0].seqnum, -LINUX_ECONNRESET)]
     if not cancelled:
         first = [(submit.seqnum, 0), (unlinks[0].seqnum, 0)]
     assert [outcome(reply) for reply in replies[: len(first)]] == first
     assert {outcome(reply) for reply in replies[len(first) :]} == {(each.seqnum, 0) for each in unlinks[1:]}
+
+
+@pytest.mark.rule("unlink-partial")
+@pytest.mark.parametrize(("endpoint", "data"), [(BULK_IN, b"half"), (BULK_OUT, b"")])
+def test_unlink_keeps_what_had_moved(rig: LibusbRig, endpoint: int, data: bytes) -> None:
+    """The device had given or taken four bytes when it was stopped."""
+    submit = rig.submit(endpoint, 64) if endpoint == BULK_IN else rig.submit(endpoint, data=bytes(64))
+    unlink = rig.unlink(submit)
+    fake.fake_hold_cancels(1)
+    assert rig.exchange(submit, unlink) == []
+    answer, late = rig.ended(endpoint, CANCELLED, b"half")
+    assert isinstance(answer, RetSubmit)
+    assert (outcome(answer), answer.actual_length) == ((submit.seqnum, -LINUX_ECONNRESET), 4)
+    assert (answer.data, outcome(late)) == (data, (unlink.seqnum, 0))
+    assert rig.counters.errors == 0
 
 
 @pytest.mark.rule("lost-client")
