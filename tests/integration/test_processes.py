@@ -188,9 +188,12 @@ def test_the_end_takes_less_than_two_seconds(tmp_path: Path) -> None:
     idle.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2],
+)
 def test_a_signal_to_all_is_for_the_extension(start_daemon: StartDaemon, number: signal.Signals) -> None:
-    """A terminal sends it to the whole group; the children leave it to the extension to end in order."""
+    """A terminal and a service manager send it to all processes; what it means the extension tells them."""
     daemon = start_daemon("serial,loopback")
     for process in daemon.status()["processes"]:
         if process["role"] != "extension":

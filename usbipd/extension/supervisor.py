@@ -30,6 +30,17 @@ _LOG: Final = logging.getLogger(__name__)
 
 _CLEAN_ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
 
+_FOR_THE_EXTENSION: Final = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTTOU,
+)
+"""Signals that its children do not hear."""
+
 FIRST_DELAY: Final = 0.1
 LONGEST_DELAY: Final = 30.0
 WELL_AFTER: Final = 60.0
@@ -246,9 +257,9 @@ def _execute(role: Role, busid: str | None, channel: socket.socket) -> int:
             ],
             setpgroup=0,
             # Ctrl-C, Ctrl-\\ and the end of the terminal reach all its processes, a stopping service manager
-            # all of the service; the extension decides.  SIGTTOU would stop a child that logs to a terminal
-            # under `stty tostop`.  A blocked signal stays so.
-            setsigmask=[signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGTTOU],
+            # all of the service, and it may send them any other; the extension decides.  SIGTTOU would stop
+            # a child that logs to a terminal under `stty tostop`.  A blocked signal stays so.
+            setsigmask=_FOR_THE_EXTENSION,
             setsigdef=[signal.SIGPIPE, signal.SIGCHLD],
         )
     finally:
