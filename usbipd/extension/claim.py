@@ -101,6 +101,8 @@ class Claim:
         self._session: _Session | None = None
         self._held_since: float | None = None
         """Of the monotonic clock, in seconds: when a worker first had the device."""
+        self._is_gone = False
+        """Whether the worker has said that it ends because its device is gone."""
         self._page: mmap.mmap | None = None
         self._change = asyncio.Event()
 
@@ -119,6 +121,7 @@ class Claim:
         self.worker = worker
         self.wire_device = result.device
         self._page = page
+        self._is_gone = False
         self._held_since = self._held_since or time.monotonic()
         self.failure = None
         device = self.device = ClaimedDevice(
@@ -137,7 +140,10 @@ class Claim:
     def lost(self) -> None:
         """The worker is gone, and its client with it."""
         assert self.worker is not None, "only what was taken can be lost"
-        self._end_session(f"the worker ended with {self.worker.exit}")
+        reason = f"the worker ended with {self.worker.exit}"
+        self._end_session(reason)
+        if not self._is_gone:
+            self._chronicle.happened(HistoryEvent.FAILED, self.record, reason=reason)
         self._clear()
         self._become(ClaimState.CLAIMING)
 
@@ -189,7 +195,9 @@ class Claim:
             self._become(ClaimState.RESTORING)
         elif event.event is EventName.RESTORED and self.state in (ClaimState.RESTORING, ClaimState.READY):
             self._become(ClaimState.READY)
-        elif event.event is not EventName.DEVICE_GONE:
+        elif event.event is EventName.DEVICE_GONE:
+            self._is_gone = True
+        else:
             raise IPCError(f"{event.event} while {self.state.value}", code="bad-message")
 
     def counters(self) -> Counters | None:

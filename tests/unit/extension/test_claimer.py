@@ -32,7 +32,7 @@ from usbipd.ipc.messages import (
     Nothing,
     RunAs,
 )
-from usbipd.ipc.reports import DeviceState
+from usbipd.ipc.reports import DeviceState, HistoryEvent
 from usbipd.protocol.constants import Speed
 from usbipd.protocol.op import UsbDevice
 from usbipd.worker.report import COUNTER_PAGE_SIZE
@@ -205,6 +205,26 @@ def test_a_failed_claim_can_be_asked_for_again(host: Host, spawner: FakeSpawner)
         with pytest.raises(ClaimError, match="somebody has it"):
             await host.claimer.claim_device(record("1-2"))
         assert not host.claimer.claims
+
+    run(test())
+
+
+def test_the_history_has_the_end_of_a_worker(host: Host, spawner: FakeSpawner) -> None:
+    """Whether a client used it or not; a worker that ends because its device has gone is no failure."""
+
+    async def test() -> None:
+        await host.claimer.claim_device(record("1-2"))
+        spawner.last.die()
+        await until(lambda: len(host.store.happened(HistoryEvent.CLAIMED)) == 2)
+        [failure] = host.store.happened(HistoryEvent.FAILED)
+        assert failure["busid"] == "1-2"
+        assert failure["reason"].startswith("the worker ended with ")
+        host.source.records.clear()
+        spawner.last.device_gone()
+        spawner.last.die()
+        await until(lambda: not host.claimer.claims)
+        assert len(host.store.happened(HistoryEvent.FAILED)) == 1
+        assert len(host.store.happened(HistoryEvent.UNPLUGGED)) == 1
 
     run(test())
 
