@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from usbipd import privileges
 from usbipd.addresses import ListenAddress, parse_listen, parse_network
 from usbipd.errors import UsageError
 from usbipd.ipc.reports import Serial
@@ -105,14 +106,17 @@ _RIGHT: Final = {
 
 
 def load(path: Path) -> ServerConfig:
-    """The configuration in the file at `path`.  Raises `UsageError`."""
+    """The configuration in the file at `path`, for this host: its user exists.  Raises `UsageError`."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", code="bad-config") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text (byte {error.start})", code="bad-config") from error
-    return parse(text, str(path))
+    config = parse(text, str(path))
+    if config.user is not None:
+        _parse(_File(text, str(path)), "user", privileges.find_run_as, config.user)  # it knows if we are root
+    return config
 
 
 def parse(text: str, source: str) -> ServerConfig:

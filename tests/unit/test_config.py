@@ -31,7 +31,7 @@ allow = [
     "192.168.1.0/24",  # this house
     "::1",
 ]
-user = "somebody"
+user = "nobody"
 log_level = "debug"
 log_to = "syslog"
 
@@ -58,7 +58,7 @@ def test_all_keys(tmp_path: Path) -> None:
     config = load(file)
     assert config.addresses == (ListenAddress("0.0.0.0", 3240), ListenAddress("::1", 4000))
     assert config.allow == ("192.168.1.0/24", "::1")
-    assert (config.user, config.log_level, config.log_to) == ("somebody", "debug", "syslog")
+    assert (config.user, config.log_level, config.log_to) == ("nobody", "debug", "syslog")
     assert config.limits == Limits(
         max_connections=5, max_connections_per_address=2, handshake_timeout=3.0, transfer_budget=50 << 20
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from usbipd import paths, privileges
+from usbipd import paths
 from usbipd.cli.documents import Document, render
 from usbipd.cli.outcome import emit
 from usbipd.cli.table import printable
@@ -28,8 +28,6 @@ def check_config(named: Path | None, *, as_json: bool) -> None:
     """
     file = named or usual_file()
     config = ServerConfig() if file is None else load(file)
-    if config.user is not None:
-        privileges.find_run_as(config.user)  # knows whether it exists, if we are root
     settings = msgspec.structs.replace(config, listen=tuple(str(address) for address in config.addresses))
     if as_json:
         emit(render(ConfigDocument(file=None if file is None else str(file), settings=settings)))

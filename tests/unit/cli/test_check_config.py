@@ -103,6 +103,7 @@ def test_a_named_file_has_to_be_there(tmp_path: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
 def test_a_user_that_does_not_exist(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file.write_text('user = "nobody-of-that-name"')
-    assert ext.main(["--check-config", "--config", str(file)]) == 2
-    assert "nobody-of-that-name" in capsys.readouterr().err
+    file.write_text('listen = ["127.0.0.1"]\nuser = "nobody-of-that-name"\n')
+    for action in ("--check-config", "--run"):
+        assert ext.main([action, "--config", str(file)]) == 2
+        assert f"{file}, line 2: user: no user 'nobody-of-that-name' on this host" in capsys.readouterr().err
