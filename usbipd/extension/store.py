@@ -31,6 +31,8 @@ MAX_QUEUED: Final = 1000
 """Entries of the history that wait to be written; beyond, the oldest one is given up."""
 MAX_HISTORY: Final = 10_000
 """Entries that are kept."""
+LONGEST_REASON: Final = 1000
+"""Characters of a reason that are kept: a worker has had a say in it."""
 HISTORY_AGE: Final = 90 * 86400.0
 """Seconds that they are kept."""
 
@@ -135,7 +137,7 @@ class Store:
             product_id=product_id,
             product=product,
             client=client,
-            reason=reason,
+            reason=None if reason is None else reason[:LONGEST_REASON],
             seconds=seconds,
             bytes_in=bytes_in,
             bytes_out=bytes_out,

@@ -245,7 +245,7 @@ class HistoryParameters(Message, frozen=True):
 
 
 class HistoryResult(Message, frozen=True):
-    """The newest first."""
+    """The newest first: as many as fit into the answer, none only where there are no more."""
 
     entries: list[HistoryEntry]
 

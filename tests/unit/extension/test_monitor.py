@@ -24,8 +24,17 @@ from tests.unit.extension.specimen import (
 )
 from usbipd.errors import UsbipdError
 from usbipd.extension.monitor import StatusMonitor, resident_bytes
+from usbipd.extension.store import LONGEST_REASON
+from usbipd.ipc.channel import response_frame
 from usbipd.ipc.policy import Role
-from usbipd.ipc.reports import CheckState, HistoryEntry, HistoryEvent, StatusResult
+from usbipd.ipc.reports import (
+    HISTORY_PAGE,
+    CheckState,
+    HistoryEntry,
+    HistoryEvent,
+    HistoryResult,
+    StatusResult,
+)
 from usbipd.log import ErrorCounter
 from usbipd.privileges import user_name
 
@@ -125,6 +134,19 @@ def test_history() -> None:
     subject = monitor(store=FakeStore(entries=entries))
     assert asyncio.run(subject.get_claim_history(2)) == entries[:2]
     assert asyncio.run(subject.get_claim_history(2, before=2)) == entries[2:]
+
+
+def test_a_page_of_the_history_fits_into_one_answer() -> None:
+    entries = [
+        HistoryEntry(id=number, time=1.7e9, event=HistoryEvent.FAILED, reason="\N{BUG}" * LONGEST_REASON)
+        for number in range(HISTORY_PAGE, 0, -1)
+    ]
+    subject = monitor(store=FakeStore(entries=entries))
+    told: list[HistoryEntry] = []
+    while page := asyncio.run(subject.get_claim_history(HISTORY_PAGE, told[-1].id if told else None)):
+        response_frame(1, HistoryResult(entries=page))  # raises if it does not
+        told += page
+    assert told == entries
 
 
 def test_health() -> None:

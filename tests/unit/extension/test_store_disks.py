@@ -70,7 +70,7 @@ def test_a_full_disk(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None
         with pytest.raises(UsbipdError, match=FULL):
             await store.begin_claim(CLAIM)
         for _number in range(3):
-            store.record(HistoryEvent.ATTACHED, reason="x" * 100_000)
+            store.record(HistoryEvent.ATTACHED, product="x" * 100_000)
             assert await store.history(1) == []
         [problem, lost] = await store.check()
         assert problem.endswith(f"{FULL}: free some space on that disk")
