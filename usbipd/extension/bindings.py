@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from usbipd.config import AccessRule
-from usbipd.errors import UsageError
+from usbipd.errors import UsageError, UsbipdError
 from usbipd.extension.store import Binding, Store
+from usbipd.ipc.messages import MAX_MESSAGE, encode
 from usbipd.ipc.reports import BindingReport
 from usbipd.server.access import AccessList
 from usbipd.usb.discovery import DeviceRecord
@@ -19,6 +20,8 @@ from usbipd.usb.identity import DeviceRule
 
 _LOG: Final = logging.getLogger(__name__)
 
+MOST_BYTES: Final = MAX_MESSAGE // 2
+"""Bytes of all bindings as they are reported: the other half of that answer is for the devices."""
 CREATED_BY_US: Final = "usbipd-ext"
 """Who has bound the simulated devices."""
 
@@ -68,6 +71,13 @@ class Bindings:
     async def add(self, binding: Binding, *, simulated: bool) -> None:
         """Keep a binding, in place of an older one of its rule.  Raises `UsbipdError`: nothing changes."""
         access = AccessList(binding.allow)
+        others = [each for each in self.all() if each.rule != binding.rule]
+        if sum(len(encode(report_binding(each, ()))) for each in (*others, binding)) > MOST_BYTES:
+            raise UsbipdError(
+                f"there is no room for one more binding beside {len(others)} others",
+                code="too-many-bindings",
+                advice="unbind what is not needed, or write neighbouring addresses as one network",
+            )
         if simulated:
             self._simulated[binding.rule] = binding
         else:

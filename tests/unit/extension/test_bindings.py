@@ -1,5 +1,6 @@
 """Bindings: which devices they mean, who may use them, and that they are kept."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -12,11 +13,13 @@ from tests.unit.extension.fakes import (
 from tests.unit.extension.managed_host import BUSY, THING, Host
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension.store import Binding
+from usbipd.ipc.channel import response_frame
 from usbipd.ipc.messages import Command
 from usbipd.ipc.reports import (
     BindParameters,
     DeviceState,
     HardwareId,
+    ListResult,
     UnbindParameters,
 )
 from usbipd.usb.identity import DeviceRule
@@ -118,6 +121,34 @@ def test_a_bind_means_one_thing(host: Host, parameters: BindParameters) -> None:
     async def test() -> None:
         with pytest.raises(UsbipdError, match="either a busid or a hardware id"):
             await host.manager.bind(parameters, "test")
+
+    run(test())
+
+
+def test_bindings_never_become_too_many_to_be_listed(host: Host) -> None:
+    allow = [f"2001:db8:{number:x}::/48" for number in range(64)]
+
+    async def test() -> None:
+        await host.bind("1-2")
+
+        async def bind(product_id: int, allow: list[str]) -> None:
+            hardware = HardwareId(vendor_id=1, product_id=product_id)
+            await host.manager.bind(BindParameters(hardware=hardware, allow=allow), "test")
+
+        async def bind_without_end() -> None:
+            for number in itertools.count():
+                await bind(number, allow)
+
+        with pytest.raises(UsbipdError, match="no room for one more binding") as caught:
+            await bind_without_end()
+        assert caught.value.code == "too-many-bindings"
+        assert caught.value.advice is not None
+        bindings = await host.manager.binding_reports()
+        assert len(bindings) == len(host.store.kept)
+        response_frame(1, ListResult(devices=await host.manager.list_devices(), bindings=bindings))
+        await bind(0xFFFF, [])  # a small one still fits
+        await host.bind("1-2")  # and what is bound already may be bound again
+        await host.manager.stop()
 
     run(test())
 
