@@ -12,6 +12,7 @@ import psutil
 
 from usbipd.addresses import ListenAddress, parse_listen
 from usbipd.extension.claim import ClaimState
+from usbipd.extension.store_file import KEPT_ASIDE
 from usbipd.extension.subject import Finding, HeldClaim, Subject, failed, ok, steps_of, warning
 from usbipd.extension.supervisor import LONGEST_DELAY, Child
 from usbipd.ipc.reports import BindingReport, DeviceReport
@@ -26,16 +27,14 @@ _START_AGAIN: Final = "End the daemon and start it again."
 
 
 async def check_store(subject: Subject) -> list[Finding]:
-    """Whether what it keeps is whole and can be written; what was mended at the start is but a warning."""
-    mended = subject.store.problems
+    """Whether what it keeps is whole and can be written; what was mended or kept aside is but a warning."""
     found = [
         warning(problem, "See with `usbipd list` that every binding is there, and bind what is missing.")
-        for problem in mended
+        for problem in subject.store.problems
     ]
     found += [
-        failed(problem, "Mend that.", _START_AGAIN)
-        for problem in await subject.store.check()
-        if problem not in mended
+        (warning if error.code == KEPT_ASIDE else failed)(error.message, *steps_of(error))
+        for error in await subject.store.check()
     ]
     return found or [ok("bindings, claims and history are whole")]
 

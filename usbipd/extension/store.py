@@ -152,8 +152,8 @@ class Store:
             lambda connection: store_tables.read_history(connection, limit, below)
         )
 
-    async def check(self) -> list[str]:
-        """What was wrong when it was opened and is wrong now, a sentence each.
+    async def check(self) -> list[UsbipdError]:
+        """What is wrong with it now; code `KEPT_ASIDE`: only what lies beside it.
 
         Reads all of it and tries to write.
         """
@@ -216,19 +216,24 @@ class Store:
                 _LOG.error("the history cannot be written: %s", store_error(self._where, error))
             self._history_fails = True
 
-    def _check(self) -> list[str]:
+    def _check(self) -> list[UsbipdError]:
         assert self._connection is not None
-        problems = list(self.problems)
+        problems = []
         try:
             store_tables.verify(self._connection)
             store_tables.try_to_write(self._connection)
             if self._file is not None:
                 problems += self._file.problems_now()
         except FAILURES as error:
-            failure = store_error(self._where, error)
-            problems.append(f"{failure}: {failure.advice}")
+            problems.append(store_error(self._where, error))
         if self._queue.lost:
-            problems.append(f"{_entries(self._queue.lost)} of the history could not be written and are lost")
+            problems.append(
+                UsbipdError(
+                    f"{_entries(self._queue.lost)} of the history could not be written and are lost",
+                    code="store",
+                    advice="the log says why; start usbipd again when that is mended",
+                )
+            )
         return problems
 
 

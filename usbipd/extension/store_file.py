@@ -89,6 +89,10 @@ _ADVICE_OF_SYSTEM: Final = {
 }
 
 
+KEPT_ASIDE: Final = "store-kept"
+"""The code of what lies there of an earlier mishap, and does no harm."""
+
+
 def store_error(path: Path, error: Failure) -> UsbipdError:
     """What people read about a failure of the store at `path`."""
     reason, advice = str(error), error.advice if isinstance(error, DamagedStoreError) else _LOOK
@@ -108,7 +112,7 @@ class StoreFile:
         self.path = self.directory / DATABASE
         self.problems: list[str] = []
         """What was wrong when it was opened and what was done, a sentence each."""
-        self._copy_problem: str | None = None
+        self._copy_problem: UsbipdError | None = None
         self._lock: int | None = None
 
     def open(self) -> sqlite3.Connection:
@@ -145,14 +149,18 @@ class StoreFile:
             _write_database(connection, copy)
             self._copy_problem = None
         except FAILURES as error:
-            self._copy_problem = f"the last good copy cannot be made: {store_error(copy, error)}"
+            failure = store_error(copy, error)
+            self._copy_problem = UsbipdError(
+                f"the last good copy cannot be made: {failure}", code=failure.code, advice=failure.advice
+            )
             _LOG.error("%s", self._copy_problem)
 
-    def problems_now(self) -> list[str]:
-        """What is wrong with the files now, and what lies there that should not."""
+    def problems_now(self) -> list[UsbipdError]:
+        """What is wrong with the files now, and (code `KEPT_ASIDE`) what lies there for people to look at."""
         problems = []
         if not self.path.exists():
-            problems.append(f"{self.path} was removed while it is in use; start usbipd again")
+            message = f"{self.path} was removed while it is in use"
+            problems.append(UsbipdError(message, code="store", advice=RESTART))
         if self._copy_problem is not None:
             problems.append(self._copy_problem)
         return problems + self._kept()
@@ -258,18 +266,23 @@ class StoreFile:
         _sync_directory(self.directory)
         return Path(kept)
 
-    def _kept(self) -> list[str]:
+    def _kept(self) -> list[UsbipdError]:
         found = {
             match["name"]: match for name in self.directory.iterdir() if (match := _KEPT.fullmatch(name.name))
         }
-        sentences = []
+        kept = []
         for name in sorted(found):
             why = "it was damaged" if found[name]["why"] == "damaged" else "it was of a newer release"
             when = "{}-{}-{} {}:{}:{} UTC".format(*found[name].group(*"YmdHMS"))
-            sentences.append(
-                f"{self.directory / name} was kept on {when}, because {why}; look at it and remove it"
+            kept.append(
+                UsbipdError(
+                    f"{self.directory / name} was kept on {when}, because {why}",
+                    code=KEPT_ASIDE,
+                    advice="See whether anything in it is still needed.\n"
+                    f"Remove it: `sudo rm '{self.directory / name}'*`.",
+                )
             )
-        return sentences
+        return kept
 
 
 def _lock(directory: Path) -> int:

@@ -69,8 +69,8 @@ class Records(Protocol):
     def problems(self) -> list[str]:
         """What recovery found and did when the store was opened."""
 
-    async def check(self) -> list[str]:
-        """What is wrong with it now."""
+    async def check(self) -> list[UsbipdError]:
+        """What is wrong with it now; code `KEPT_ASIDE`: only what lies beside it."""
 
 
 class PlugEvents(Protocol):

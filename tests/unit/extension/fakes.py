@@ -108,7 +108,7 @@ class FakeStore:
         """The details of each event of this kind."""
         return [details for kind, details in self.events if kind is event]
 
-    async def check(self) -> list[str]:
+    async def check(self) -> list[UsbipdError]:
         return []
 
     async def bindings(self) -> list[Binding]:

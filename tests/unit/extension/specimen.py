@@ -123,10 +123,10 @@ class FakeNetwork:
 @dataclass
 class FakeStore:
     problems: list[str] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
+    wrong: list[UsbipdError] = field(default_factory=list)
     entries: list[HistoryEntry] = field(default_factory=list)
 
-    async def check(self) -> list[str]:
+    async def check(self) -> list[UsbipdError]:
         return self.wrong
 
     async def history(self, limit: int, before: int | None = None) -> list[HistoryEntry]:

@@ -24,7 +24,7 @@ from tests.unit.extension.specimen import (
     linux,
     subject,
 )
-from usbipd.errors import ClaimError
+from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import daemon_checks
 from usbipd.extension.claim import ClaimState, Failure
 from usbipd.extension.daemon_checks import (
@@ -36,6 +36,7 @@ from usbipd.extension.daemon_checks import (
     check_store,
     check_workers,
 )
+from usbipd.extension.store_file import KEPT_ASIDE
 from usbipd.extension.subject import Finding, Subject
 from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import CheckState
@@ -47,14 +48,18 @@ def test_store() -> None:
 
 
 def test_store_with_problems() -> None:
-    """What is wrong now fails; what was mended warns, though the store tells it again."""
-    store = FakeStore(problems=["it was damaged"], wrong=["it was damaged", "it cannot be written"])
-    found = findings(check_store, subject(store=store))
+    """What is wrong now fails; what was mended, and what was kept aside then, is but a warning."""
+    wrong = [
+        UsbipdError("it cannot be written", code="store", advice="free some space"),
+        UsbipdError("it was kept", code=KEPT_ASIDE, advice="Look at it.\nRemove it."),
+    ]
+    found = findings(check_store, subject(store=FakeStore(problems=["it was damaged"], wrong=wrong)))
     assert [(each.state, each.message) for each in found] == [
         (CheckState.WARNING, "it was damaged"),
         (CheckState.FAILED, "it cannot be written"),
+        (CheckState.WARNING, "it was kept"),
     ]
-    assert all(each.steps for each in found)
+    assert [each.steps for each in found[1:]] == [("Free some space",), ("Look at it.", "Remove it.")]
 
 
 @pytest.fixture

@@ -73,14 +73,15 @@ def test_a_full_disk(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None
             store.record(HistoryEvent.ATTACHED, product="x" * 100_000)
             assert await store.history(1) == []
         [problem, lost] = await store.check()
-        assert problem.endswith(f"{FULL}: free some space on that disk")
-        assert lost == "3 entries of the history could not be written and are lost"
+        assert problem.message.endswith(FULL)
+        assert problem.advice == "free some space on that disk"
+        assert lost.message == "3 entries of the history could not be written and are lost"
         assert await store.bindings() == [BINDINGS[0]]
         filler.unlink()
         await store.add_binding(huge)
         store.record(HistoryEvent.BOUND)
         assert [entry.event for entry in await store.history(10)] == [HistoryEvent.BOUND, HistoryEvent.FAILED]
-        assert await store.check() == [lost]
+        assert list(map(str, await store.check())) == [lost.message]
         await store.close()
         assert await reopen(directory) == ([BINDINGS[0], huge], [])
 
@@ -144,7 +145,9 @@ def test_a_copy_that_cannot_be_made(tmp_path: Path, caplog: pytest.LogCaptureFix
         obstacle.mkdir()
         await store.add_binding(BINDINGS[0])
         [problem] = await store.check()
-        assert problem.startswith(f"the last good copy cannot be made: the store {directory / COPY} does not")
+        assert problem.message.startswith(
+            f"the last good copy cannot be made: the store {directory / COPY} does not"
+        )
         obstacle.rmdir()
         await store.add_binding(BINDINGS[1])
         assert await store.check() == []

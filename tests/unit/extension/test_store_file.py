@@ -29,6 +29,7 @@ from tests.unit.extension.stores import (
 )
 from usbipd.extension import store_tables
 from usbipd.extension.store import Store
+from usbipd.extension.store_file import KEPT_ASIDE
 from usbipd.ipc.reports import HistoryEvent
 
 
@@ -69,7 +70,7 @@ def edit_and_be_killed(directory: Path, statement: str) -> None:
 async def check(directory: Path) -> list[str]:
     store = await Store.open(directory)
     try:
-        return await store.check()
+        return [problem.message for problem in await store.check()]
     finally:
         await store.close()
 
@@ -180,13 +181,14 @@ def test_damage_is_kept_aside_and_the_copy_restored(
         assert sentence.endswith(" was restored, with 3 bindings")
         assert await store.bindings() == BINDINGS
         assert await store.claims() == [CLAIM]
-        [first, second] = await store.check()
-        assert first == sentence
-        assert second.startswith(f"{directory / name} was kept on 20")
-        assert second.endswith(" UTC, because it was damaged; look at it and remove it")
+        [aside] = await store.check()
+        assert aside.code == KEPT_ASIDE
+        assert aside.message.startswith(f"{directory / name} was kept on 20")
+        assert aside.message.endswith(" UTC, because it was damaged")
+        assert f"`sudo rm '{directory / name}'*`" in str(aside.advice)
         await store.close()
         assert await reopen(directory) == (BINDINGS, []), "it has been mended"
-        assert await check(directory) == [second]
+        assert await check(directory) == [aside.message]
         if DATABASE in found and damage is not a_link:
             assert Files.of(directory)[name] == found[DATABASE], "as it was found"
 
@@ -302,7 +304,7 @@ def test_a_newer_store_is_kept_with_its_log(directory: Path, image: Files) -> No
         assert connection.execute("PRAGMA user_version").fetchone() == (77,)
         assert connection.execute("SELECT count(*) FROM bindings").fetchone() == (3,)
     [sentence] = asyncio.run(check(directory))
-    assert sentence.endswith(" UTC, because it was of a newer release; look at it and remove it")
+    assert sentence.endswith(" UTC, because it was of a newer release")
 
 
 def test_without_any_good_copy_everything_is_kept_for_people(directory: Path, whole: Files) -> None:
@@ -314,7 +316,7 @@ def test_without_any_good_copy_everything_is_kept_for_people(directory: Path, wh
         assert of_copy.startswith(f"{directory / COPY} was damaged too (")
         assert "there was no good copy, so nothing is bound now: bind again" in of_store
         assert await store.bindings() == []
-        assert len(await store.check()) == 4
+        assert len(await store.check()) == 2
         await store.add_binding(BINDINGS[0])
         await store.close()
         assert await reopen(directory) == ([BINDINGS[0]], [])
