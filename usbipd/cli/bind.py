@@ -3,7 +3,7 @@
 import argparse
 from typing import Final, get_args
 
-from usbipd.cli.connection import ANSWER_TIMEOUT, ControlConnection
+from usbipd.cli.connection import ControlConnection
 from usbipd.cli.device import binding_name, device_name
 from usbipd.cli.documents import BindDocument, render
 from usbipd.cli.outcome import emit, say
@@ -23,6 +23,8 @@ from usbipd.ipc.reports import BindParameters, BindResult, Networks
 from usbipd.usb.identity import parse_busid
 
 MOST_NETWORKS: Final[int] = get_args(Networks)[1].max_length
+CLAIM_TIMEOUT: Final = 90.0
+"""Seconds; the extension gives a worker 60 for its claim, and what it then says is worth waiting for."""
 UNMOUNT_TIMEOUT: Final = 600.0
 """Seconds; unmounting writes all that the file system has not written yet, to a device that may be slow."""
 
@@ -64,7 +66,7 @@ def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
         allow=arguments.allow,
         force=arguments.force,
     )
-    timeout = UNMOUNT_TIMEOUT if arguments.force else ANSWER_TIMEOUT
+    timeout = UNMOUNT_TIMEOUT if arguments.force else CLAIM_TIMEOUT
     result = extension.request(Command.BIND, parameters, BindResult, timeout=timeout)
     if arguments.json:
         emit(render(BindDocument(binding=result.binding, devices=result.devices)))

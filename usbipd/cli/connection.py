@@ -13,7 +13,7 @@ from usbipd.ipc.messages import Command
 from usbipd.paths import MAX_SOCKET_PATH, control_socket
 
 ANSWER_TIMEOUT: Final = 30.0
-"""Seconds; a claim that has to wait for a driver to let go takes a few."""
+"""Seconds; giving a device back to a driver takes a few."""
 
 Result = TypeVar("Result", bound=Message)
 

@@ -14,11 +14,13 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.unit.cli.conftest import drain
 from tests.unit.cli.reports import make_binding, make_device, make_entry, make_status
 from usbipd import __version__
-from usbipd.cli import ext
+from usbipd.cli import bind, ext
 from usbipd.cli import main as usbipd
 from usbipd.errors import UsbipdError
+from usbipd.extension import claimer
 from usbipd.ipc.channel import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
@@ -180,6 +182,18 @@ def test_bind_json(run: Run, extension: Extension, socket_path: Path) -> None:
     document = json.loads(done.stdout)
     assert document["binding"]["busid"] == "3-1"
     assert [device["busid"] for device in document["devices"]] == ["3-1"]
+
+
+def test_bind_waits_longer_than_a_claim_may_take(
+    run: Run, extension: Extension, socket_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would say that nobody answers, and the device would be bound a moment later."""
+    assert bind.CLAIM_TIMEOUT > claimer.CLAIM_TIMEOUT
+    monkeypatch.setattr(bind, "CLAIM_TIMEOUT", 0.1)
+    with extension(talk=drain):
+        done = run("usbipd", "bind", "--busid", "3-1", "--socket", str(socket_path))
+    assert done.code == 3
+    assert "did not answer within 0.1 s" in done.stderr
 
 
 def test_a_refused_bind(run: Run, extension: Extension, socket_path: Path) -> None:
