@@ -117,6 +117,15 @@ class Channel:
             self._waiting.pop(request_id, None)
         return read_result(response, result)
 
+    def send_response(self, request: Request, outcome: Message | UsbipdError) -> None:
+        """Answer `request`, or say that its answer is too large; lost if the channel is closed."""
+        try:
+            frame = response_frame(request.request_id, outcome)
+        except IPCError as error:
+            _LOG.error("the answer to %s from %s: %s", request.command, self.name, error)
+            frame = response_frame(request.request_id, error)
+        self._send(frame, None)
+
     def tell(self, command: Command, parameters: Message) -> None:
         """Ask without caring for the answer; lost if the channel is closed."""
         self._last_request += 1
@@ -178,7 +187,7 @@ class Channel:
             _close(request.descriptor)
             if self._role in policy.PROCESSES:
                 raise IPCError(f"{self._role} may not send {request.command}", code="not-permitted")
-            self._send(response_frame(request.request_id, policy.refusal(request.command)), None)
+            self.send_response(request, policy.refusal(request.command))
             return
         task = self._loop.create_task(self._run(request))
         self._running.add(task)
@@ -193,14 +202,7 @@ class Channel:
         except Exception:
             _LOG.exception("%s from %s failed", request.command, self.name)
             outcome = UsbipdError("internal error: see the log", code="internal")
-        self._send(self._fitting_response(request, outcome), None)
-
-    def _fitting_response(self, request: Request, outcome: Message | UsbipdError) -> bytes:
-        try:
-            return response_frame(request.request_id, outcome)
-        except IPCError as error:
-            _LOG.error("the answer to %s from %s: %s", request.command, self.name, error)
-            return response_frame(request.request_id, error)
+        self.send_response(request, outcome)
 
     def _done(self, request: Request, task: asyncio.Task[None]) -> None:
         _close(request.descriptor)
