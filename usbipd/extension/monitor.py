@@ -111,17 +111,18 @@ class StatusMonitor:
         devices = await self._manager.list_devices()
         bindings = await self._manager.binding_reports()
         processes = await self._processes()
+        now = self.get_current_status()
         return StatusResult(
             version=usbipd.__version__,
             pid=os.getpid(),
             user=user_name(os.geteuid()),
-            start_time=self._start_time,
+            start_time=now.last_start_time,
             uptime=time.monotonic() - self._started,
             listening=self._network.listening,
             devices=devices,
             bindings=bindings,
             processes=processes,
-            error_count=self._errors.count,
+            error_count=now.error_count,
             last_errors=list(self._errors.last),
             memory_usage=sum(process.memory or 0 for process in processes),
         )
