@@ -6,10 +6,15 @@ Time is UTC, so that the lines of a process in a chroot agree with all others; s
 the line from the level on.  The role, the pid and (in a worker) the busid are said once, by `configure`.  A
 message is one line: it may hold what a peer said, who must neither write lines of his own nor drive the
 terminal that shows them.
+
+Nobody waits for whoever reads stderr: a terminal that was stopped or a pager that is not scrolled would stop
+every process of the daemon, and whoever reaches its port can make it log.  What is not read in time is lost,
+and counted.
 """
 
 import logging
 import os
+import select
 import sys
 import syslog
 import time
@@ -32,7 +37,13 @@ LAST_ERRORS: Final = 20
 LONGEST_ERROR: Final = 500
 """Characters of each of them that it keeps."""
 
+PATIENCE: Final = 1.0
+"""Seconds that a line waits for somebody to read what is before it; those after a lost one do not wait."""
+
 _LOG: Final = logging.getLogger(__name__)
+
+_PIECE: Final = select.PIPE_BUF // 4
+"""Characters that are written at a time: so many bytes a pipe takes whole that has room for any."""
 
 _SYSLOG_SOCKETS: Final = (
     Path("/dev/log"),
@@ -71,6 +82,10 @@ class _Output(logging.StreamHandler[TextIO]):
         super().__init__(sys.stderr)
         self._who = who
         self._to_syslog = False
+        self._lost = 0
+        """Lines that nobody has read, since the last one that was written."""
+        self._is_torn = False
+        """Whether a part of one of them was written."""
         self.send_to("stderr")
 
     def send_to(self, to: str) -> None:
@@ -82,14 +97,42 @@ class _Output(logging.StreamHandler[TextIO]):
         self.setFormatter(_Formatter(f"{clock}%(levelname)s {self._who.replace('%', '%%')}: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not self._to_syslog:
-            super().emit(record)
-            return
         try:
+            if not self._to_syslog:
+                self._write_to_reader(self.format(record))
+                return
             for line in self.format(record).split("\n"):  # a traceback has more than one
                 syslog.syslog(_PRIORITIES.get(record.levelno, syslog.LOG_NOTICE), line)
         except Exception:
             self.handleError(record)
+
+    def _write_to_reader(self, text: str) -> None:
+        """Raises `OSError`."""
+        text += self.terminator
+        if self._lost:
+            text = f"{self.terminator if self._is_torn else ''}{self._gap()}{self.terminator}{text}"
+        for start in range(0, len(text), _PIECE):
+            if not self._has_room(0.0 if self._lost else PATIENCE):
+                self._lost += 1
+                self._is_torn |= start > 0
+                return
+            self.stream.write(text[start : start + _PIECE])
+            self.flush()
+        self._lost, self._is_torn = 0, False
+
+    def _gap(self) -> str:
+        what = "lines before this one that are lost, because nobody read the log: %d"
+        told = {"levelno": logging.WARNING, "levelname": "WARNING", "msg": what, "args": (self._lost,)}
+        return self.format(logging.makeLogRecord(told))
+
+    def _has_room(self, seconds: float) -> bool:
+        """Whether a piece can be written, now or within `seconds`, without waiting for a reader."""
+        poll = select.poll()
+        try:
+            poll.register(self.stream, select.POLLOUT)
+        except (OSError, ValueError, TypeError):  # it is no file of the system's
+            return True
+        return bool(poll.poll(seconds * 1000))  # also when the reader is gone, which writing finds out
 
 
 class ErrorCounter(logging.Handler):

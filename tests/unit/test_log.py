@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import select
 import subprocess
 import sys
 import syslog
@@ -45,6 +46,44 @@ def test_the_level_decides_and_may_change() -> None:
         "log.set_level('debug')\nlogging.debug('yes')"
     )
     assert [line.rsplit(" ", 1)[1] for line in lines] == ["yes"]
+
+
+def test_nobody_need_read_the_log() -> None:
+    """No line waits, short or larger than a pipe; who reads again gets to know what was lost."""
+    reader, writer = os.pipe()
+    program = (
+        "import logging, sys\nfrom usbipd import log\nlog.PATIENCE = 0.01\nlog.configure('server')\n"
+        "logging.info('x' * 1_000_000)\n"
+        "for _line in range(5000): logging.info('a line that nobody reads')\n"
+        "print('done', flush=True)\nsys.stdin.readline()\nlogging.info('a line that somebody reads')"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=writer,
+        text=True,
+    )
+    os.close(writer)
+    with process, os.fdopen(reader, encoding="utf-8") as log_file:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            ready, _writable, _failed = select.select([process.stdout], [], [], 20)
+            assert ready, "it waits for a reader"
+            os.set_blocking(reader, False)
+            first = log_file.read()
+            os.set_blocking(reader, True)
+            process.stdin.write("\n")
+            process.stdin.flush()
+            torn, lost, last = log_file.read().splitlines()
+        finally:
+            process.kill()
+    assert 0 < len(first) < 1_000_000
+    assert not torn, "what comes next begins a line"
+    assert lost.endswith("lines before this one that are lost, because nobody read the log: 5001")
+    assert "WARNING server[" in lost
+    assert last.endswith(": a line that somebody reads")
 
 
 def test_an_unknown_level() -> None:
