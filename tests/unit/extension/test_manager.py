@@ -12,12 +12,13 @@ from tests.unit.extension.fakes import (
     run,
     until,
 )
-from tests.unit.extension.managed_host import BUSY, Host
+from tests.unit.extension.managed_host import BUSY, THING, Host
 from usbipd.config import AccessRule
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension.store import Binding
 from usbipd.ipc.messages import Command
 from usbipd.ipc.reports import (
+    BindParameters,
     DeviceState,
     HistoryEvent,
 )
@@ -213,6 +214,31 @@ def test_who_may_know_of_a_device(host: Host) -> None:
         assert offered("198.51.100.1") == ["240-1"]
         await host.bind("1-2")  # the same rule again, for everybody
         assert offered("198.51.100.1") == ["1-2", "240-1"]
+        await host.manager.stop()
+
+    run(test())
+
+
+def test_of_several_bindings_one_that_lets_the_client_in_is_enough(host: Host) -> None:
+    async def test() -> None:
+        await host.bind("1-2", "192.0.2.7")
+        await host.manager.bind(BindParameters(hardware=THING, allow=["198.51.100.0/24"]), "test")
+        claim = host.manager.claims["1-2"]
+        assert host.manager.may_use(claim, "192.0.2.7")
+        assert host.manager.may_use(claim, "198.51.100.1")
+        assert not host.manager.may_use(claim, "203.0.113.1")
+        await host.manager.stop()
+
+    run(test())
+
+
+def test_a_client_that_is_attached_stays_so_when_a_list_changes(host: Host) -> None:
+    async def test() -> None:
+        await host.bind("1-2")
+        host.manager.claims["1-2"].attached("192.0.2.1:5")
+        await host.bind("1-2", "198.51.100.1")
+        assert (await host.device("1-2")).client == "192.0.2.1:5"
+        assert not host.manager.may_use(host.manager.claims["1-2"], "192.0.2.1")
         await host.manager.stop()
 
     run(test())
