@@ -1,6 +1,7 @@
 """The rules of the wire that show over TCP, on the simulated devices of a whole daemon."""
 
 import socket
+from contextlib import closing
 
 import pytest
 
@@ -120,8 +121,8 @@ def test_of_two_identical_devices_each_is_itself(start_daemon: StartDaemon) -> N
 @pytest.mark.rule("setup-little-endian")
 @pytest.mark.rule("remote-wakeup")
 def test_descriptors_are_those_of_the_device(attach: Attach) -> None:
-    for name, model in catalog.NAMES.items():
-        with attach(name) as session:
+    for name in catalog.NAMES:
+        with attach(name) as session, closing(catalog.create(name, {})) as model:
             assert get_descriptor(session, USB_DT_DEVICE) == model.device_descriptor
             raw = get_descriptor(session, USB_DT_CONFIG, length=len(model.configurations[0]))
             assert raw[:7] == model.configurations[0][:7]

@@ -78,7 +78,7 @@ class Answers:
             case Command.UNBIND:
                 assert isinstance(parameters, UnbindParameters)
                 unbound = await manager.unbind(parameters, user)
-                _LOG.info("%d bindings removed by %s", len(unbound.bindings), user)
+                _LOG.info("bindings removed by %s: %d", user, len(unbound.bindings))
                 return unbound
             case Command.DETACH:
                 assert isinstance(parameters, DetachParameters)
