@@ -7,9 +7,11 @@ cdef enum:
     USB_REQ_GET_INTERFACE = 10
     USB_DT_DEVICE = 1
     USB_DT_STRING = 3
+    USB_DT_DEVICE_QUALIFIER = 6
     USB_DT_BOS = 15
     FROM_INTERFACE = 0x81
     FROM_ENDPOINT = 0x82
+    HIGH_SPEED = 3           # enum usb_device_speed, include/uapi/linux/usb/ch9.h
     SELF_POWERED = 0x40      # bmAttributes of a configuration, USB 2.0 table 9-10
 
 
@@ -25,6 +27,16 @@ cdef int32_t supply_blob(Urb *urb, Blob *blobs, int count, int index) noexcept n
     return supply(urb, blobs[index].bytes, blobs[index].length)
 
 
+cdef int32_t supply_qualifier(SimulatedBackend *it, Urb *urb) noexcept nogil:
+    """What every high-speed device has (USB 2.0 section 9.6.2): this one has no configuration at full speed."""
+    cdef uint8_t[10] qualifier
+    memcpy(qualifier, it.device.bytes, 8)
+    qualifier[0] = sizeof(qualifier)
+    qualifier[1] = USB_DT_DEVICE_QUALIFIER
+    qualifier[8] = qualifier[9] = 0
+    return supply(urb, qualifier, sizeof(qualifier))
+
+
 cdef int32_t get_descriptor(SimulatedBackend *it, Urb *urb, int type, int index) noexcept nogil:
     if type == USB_DT_DEVICE:
         return supply_blob(urb, &it.device, 1, index)
@@ -34,7 +46,9 @@ cdef int32_t get_descriptor(SimulatedBackend *it, Urb *urb, int type, int index)
         return supply_blob(urb, it.strings, it.string_count, index)
     if type == USB_DT_BOS:
         return supply_blob(urb, &it.bos, 1, index)
-    return -LINUX_EPIPE  # also for a device qualifier: these devices have one speed
+    if type == USB_DT_DEVICE_QUALIFIER and index == 0 and it.speed == HIGH_SPEED:
+        return supply_qualifier(it, urb)
+    return -LINUX_EPIPE
 
 
 cdef bint has_setting(SimulatedBackend *it, int configuration, int interface, int alternate) noexcept nogil:

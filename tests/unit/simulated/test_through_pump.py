@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.simulated.bot_host import BotHost
 from tests.unit.worker.rig import Rig
-from usbipd.protocol.constants import LINUX_ECONNRESET, LINUX_EOVERFLOW, LINUX_EPIPE
+from usbipd.protocol.constants import LINUX_ECONNRESET, LINUX_EOVERFLOW, LINUX_EPIPE, Speed
 from usbipd.protocol.urb import RetSubmit, RetUnlink, Submit, encode
 from usbipd.simulated import audio, keyboard, loopback, serial
 from usbipd.simulated.catalog import NAMES, create
@@ -95,7 +95,6 @@ def test_every_device_can_be_enumerated(name: str, attach: Attach) -> None:
     assert control(rig, "80 06 0003 0000 ff00").data == bytes.fromhex("04 03 09 04")
     for index, text in enumerate(device.strings, 1):
         assert control(rig, f"80 06 {index:02x}03 0904 ff00").data[2:].decode("utf-16-le") == text
-    assert control(rig, "80 06 0006 0000 0a00").status == -LINUX_EPIPE  # no device qualifier: one speed only
     assert control(rig, "00 09 0100 0000 0000").status == 0
     assert control(rig, "80 08 0000 0000 0100").data == b"\x01"
 
@@ -281,3 +280,13 @@ def test_the_microphone_streams_in_its_second_setting(attach: Attach) -> None:
     assert [packet.actual_length for packet in reply.iso] == [audio.PACKET_SIZE] * 4
     tone = audio.Audio({})
     assert reply.data == b"".join(tone.iso_read(audio.ISOCHRONOUS_IN, audio.PACKET_SIZE) for _ in packets)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_high_speed_device_has_a_qualifier(attach: Attach, name: str) -> None:
+    device = create(name, {})
+    reply = control(attach(device), "80 06 0006 0000 0a00")
+    if device.speed is Speed.HIGH:  # USB 2.0, 9.6.2; no configuration at the other speed
+        assert (reply.status, reply.data) == (0, b"\x0a\x06" + device.device_descriptor[2:8] + b"\0\0")
+    else:
+        assert reply.status == -LINUX_EPIPE
