@@ -29,6 +29,8 @@ class Job:
     name: str
     timeout: float
     arguments: tuple[str, ...] = ()
+    hardware: tuple[str, ...] = ()
+    """Options of QEMU that add to the machine, see `Machine`."""
 
     @property
     def command(self) -> list[str]:
@@ -63,7 +65,9 @@ class Machines:
     def _run(self, job: Job, started: Future[Machine]) -> None:
         if started.set_running_or_notify_cancel():
             try:
-                with Machine(job.name, job.command, directory=ROOT, timeout=job.timeout) as machine:
+                with Machine(
+                    job.name, job.command, directory=ROOT, timeout=job.timeout, hardware=job.hardware
+                ) as machine:
                     started.set_result(machine)
                     machine.wait()
             except PrepareError as error:
@@ -80,6 +84,11 @@ class RunningScenario:
             self._machine = machines.get(job)
         except (PrepareError, CancelledError) as error:
             pytest.fail(f"there is no machine: {error}", pytrace=False)
+
+    @property
+    def directory(self) -> Path:
+        """The job directory: what the guest and QEMU leave there."""
+        return self._machine.job
 
     def expect(self, step: str) -> None:
         """Wait for the line of `step`, and fail unless it is there and `ok`."""

@@ -7,6 +7,7 @@ prints streams out, and its exit status comes back.
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -29,7 +30,7 @@ class Machine:
     """One boot, from `with` to the end of its block; what the command printed is in `lines`.
 
     The job directory keeps what is left of it: output.log, console.log (the kernel's), qemu.log, and whatever
-    the command wrote into /run/e2e.
+    the command wrote into /run/e2e.  The command may ask QEMU itself for something, see guest/monitor.py.
     """
 
     def __init__(
@@ -39,22 +40,29 @@ class Machine:
         *,
         directory: Path,
         timeout: float = 300,
+        hardware: Sequence[str] = (),
         show: Callable[[str], object] | None = None,
     ) -> None:
-        """`directory` is the command's working directory, `timeout` in seconds; `show` gets each line."""
+        """`directory` is the command's working directory, `timeout` in seconds; `show` gets each line.
+
+        `hardware` are options of QEMU that add to the machine; relative paths in them begin in the job
+        directory.
+        """
         self.job = BUILD / "jobs" / name
         self.lines: list[str] = []
         self.ended = False
         self._command = command
         self._directory = directory
         self._timeout = timeout
+        self._hardware = hardware
         self._show = show
         self._status: int | None = None
         self._news = threading.Condition()
 
     def __enter__(self) -> Self:
         write_job(self.job, self._command, self._directory)
-        with (self.job / "qemu.log").open("wb") as errors:
+        monitor, port = socket.socketpair()
+        with (self.job / "qemu.log").open("wb") as errors, monitor, port:
             self._qemu = subprocess.Popen(
                 [
                     *("timeout", "--kill-after=5", str(self._timeout)),
@@ -62,9 +70,17 @@ class Machine:
                     # a file, since a stdio channel counts as closed as soon as its stdin is at its end
                     *("-device", "virtio-serial-pci", "-chardev", "file,id=output,path=/dev/fd/1"),
                     *("-device", "virtserialport,chardev=output,name=e2e.output"),
+                    # QEMU's monitor at one end of a socket, and a port of the guest at the other
+                    *("-chardev", f"socket,id=monitor,fd={monitor.fileno()}"),
+                    *("-mon", "chardev=monitor,mode=control"),
+                    *("-chardev", f"socket,id=port,fd={port.fileno()}"),
+                    *("-device", "virtserialport,chardev=port,name=e2e.monitor"),
                     *("-chardev", f"file,id=console,path={_quoted(self.job / 'console.log')}"),
                     *("-serial", "chardev:console"),
+                    *self._hardware,
                 ],
+                cwd=self.job,
+                pass_fds=(monitor.fileno(), port.fileno()),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -58,6 +58,12 @@ GUEST_MODULES: Final = (
     *("usbhid", "hid-generic", "evdev"),
     *("cdc-acm", "snd-usb-audio"),
 )
+# What only one scenario needs: it loads them by itself.  configfs loads the functions of gadgets.
+MORE_MODULES: Final = (
+    *("usb_f_acm", "usb_f_hid"),
+    "usbtest",
+    "xhci-pci",
+)
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ def _install_modules(source: Path, layer: Path) -> None:
     _depmod(layer, source.parents[2], source.name)
     dependencies = _dependencies(source)
     target = layer / "lib" / "modules" / source.name
-    for path in _load_order(dependencies, (*BOOT_MODULES, *GUEST_MODULES)):
+    for path in _load_order(dependencies, (*BOOT_MODULES, *GUEST_MODULES, *MORE_MODULES)):
         module = target / path.removesuffix(".xz")
         module.parent.mkdir(parents=True, exist_ok=True)
         data = (source / path).read_bytes()
