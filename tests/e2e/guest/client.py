@@ -14,17 +14,17 @@ RECORDS: Final = Path("/run/vhci_hcd")  # tools/usb/usbip/libsrc/vhci_driver.h, 
 FREE, USED = "004", "006"  # drivers/usb/usbip/usbip_common.h, VDEV_ST_NULL and VDEV_ST_USED
 
 
-def listed() -> str:
+def listed(server: str = SERVER) -> str:
     """What `usbip list` prints of the server."""
-    return run("usbip", "list", "-r", SERVER)
+    return run("usbip", "list", "-r", server)
 
 
-def attach(busid: str, hardware_id: str | None = None) -> UsbDevice:
+def attach(busid: str, hardware_id: str | None = None, server: str = SERVER) -> UsbDevice:
     """Attach the server's device; the device as this kernel has it then, once its interfaces are there.
 
     Raises `StepError`, also if it is another one than `hardware_id`.
     """
-    run("usbip", "attach", "-r", SERVER, "-b", busid)
+    run("usbip", "attach", "-r", server, "-b", busid)
     port = _port_of_server_device(busid)
     device = wait_for(f"{busid} of the server on port {port} of vhci-hcd", lambda: _device_on(port))
     found = device.hardware_id

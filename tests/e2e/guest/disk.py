@@ -108,6 +108,10 @@ class Disk:
         if done.returncode > CORRECTED:
             raise StepError(f"`e2fsck -f -y {node}` ended with {done.returncode}: {done.stdout}{done.stderr}")
 
+    def check(self, device: UsbDevice) -> None:
+        """Nothing may be wrong with it."""
+        run("e2fsck", "-f", "-n", self._node(device))  # -n: nothing is mended
+
     def check_files(self, acknowledged: dict[str, str]) -> None:
         """Every acknowledged file must be there, with the content that was acknowledged."""
         wrong = [name for name, sha256 in acknowledged.items() if self._sha256(name) != sha256]
@@ -120,3 +124,23 @@ class Disk:
 
     def _node(self, device: UsbDevice) -> Path:
         return wait_for(f"a block device of {device.busid}", device.block_device)
+
+
+def check_file_system(device: UsbDevice, mount_point: Path, size: int) -> None:
+    """Make a file system, write `size` bytes; they must come back after an unmount, from the disk itself."""
+    disk = Disk(mount_point)
+    data = random.randbytes(size)
+    disk.make(device)
+    disk.mount(device)
+    with (mount_point / "data").open("wb") as file:
+        file.write(data)
+        os.fsync(file.fileno())
+    disk.unmount()
+    Path("/proc/sys/vm/drop_caches").write_text("3\n")  # the disk, not this kernel's memory, shall answer
+    disk.check(device)
+    disk.mount(device)
+    found = hashlib.sha256((mount_point / "data").read_bytes()).hexdigest()
+    disk.unmount()
+    check(
+        found == hashlib.sha256(data).hexdigest(), f"{size} bytes on {device.busid} are not what was written"
+    )

@@ -34,7 +34,31 @@ def disk(backing: Path, size: int | None = None) -> Function:
 
 
 LOOPBACK: Final = Function("Loopback")
-"""Gives back what it gets.  This kernel has no driver that would take it."""
+"""Gives back what it gets.  This kernel has no driver that would take it, unless usbtest is loaded."""
+
+SOURCE_SINK: Final = Function("SourceSink", {"pattern": "1"})  # 1: byte i of each packet is i % 63
+"""Gives a pattern, and stalls when it gets another one."""
+
+SERIAL_PORT: Final = Function("acm")
+"""A CDC-ACM port, whose other end is `Gadget.serial_port`."""
+
+KEYBOARD: Final = Function(
+    "hid",
+    {
+        "protocol": "1",  # HID 1.11, 4.3: keyboard
+        "subclass": "1",  # HID 1.11, 4.2: boot interface
+        "report_length": "8",
+        "report_desc": (
+            # HID 1.11, appendix B.1: a byte of modifiers, a byte that is reserved ...
+            "05 01 09 06 a1 01 05 07 19 e0 29 e7 15 00 25 01 75 01 95 08 81 02 95 01 75 08 81 01 "
+            # ... five lights in a byte of the host's ...
+            "95 05 75 01 05 08 19 01 29 05 91 02 95 01 75 03 91 01 "
+            # ... and six keys that are down
+            "95 06 75 08 15 00 25 65 05 07 19 00 29 65 81 00 c0"
+        ),
+    },
+)
+"""A boot keyboard with lights, whose other end is `Gadget.keyboard`."""
 
 
 class Gadget:
@@ -42,8 +66,7 @@ class Gadget:
 
     def __init__(
         self,
-        function: Function,
-        *,
+        *functions: Function,
         port: int = 0,
         hardware_id: str = MASS_STORAGE,
         product: str = "Stick",
@@ -51,29 +74,42 @@ class Gadget:
         speed: str = "high-speed",
         second: Function | None = None,
     ) -> None:
-        """A gadget that is left at this port is pulled out and removed.
+        """A device with all of `functions` in its configuration 1.
 
-        `speed` is `super-speed`, `high-speed` or `full-speed`; `second` is what its configuration 2 does, if
-        it is to have one.
+        A gadget that is left at this port is pulled out and removed.  `speed` is `super-speed`, `high-speed`
+        or `full-speed`; `second` is what its configuration 2 does, if it is to have one.
         """
         self._path = GADGETS / f"port{port}"
         self._udc = f"dummy_udc.{port}"
         self._controller = f"dummy_hcd.{port}"
         if self._path.exists():
             self.remove()
-        _directory(self._path, bcdDevice="0x0100", bcdUSB="0x0200", max_speed=speed)
+        version = "0x0320" if speed == "super-speed" else "0x0200"
+        _directory(self._path, bcdDevice="0x0100", bcdUSB=version, max_speed=speed)
         self.become(hardware_id)
         strings = {"manufacturer": "Acme", "product": product}
         if serial is not None:  # without one, the device stalls when it is asked for it
             strings["serialnumber"] = serial
         _directory(self._path / "strings" / "0x409", **strings)
-        for value, each in enumerate(filter(None, (function, second)), 1):
+        contents = [functions] if second is None else [functions, (second,)]
+        for value, each in enumerate(contents, 1):
             configuration = self._path / "configs" / f"c.{value}"
             _directory(configuration, MaxPower="120")
-            # Attributes come before the link: what is in a configuration cannot be changed any more.
-            path = self._path / "functions" / f"{each.name}.{each.instance}"
-            _directory(path, **each.attributes)
-            (configuration / path.name).symlink_to(path)
+            for function in each:
+                # Attributes come before the link: what is in a configuration cannot be changed any more.
+                path = self._path / "functions" / f"{function.name}.{function.instance}"
+                _directory(path, **function.attributes)
+                (configuration / path.name).symlink_to(path)
+
+    @property
+    def serial_port(self) -> Path:
+        """The device's own end of SERIAL_PORT."""
+        return Path(f"/dev/ttyGS{(self._path / 'functions/acm.0/port_num').read_text().strip()}")
+
+    @property
+    def keyboard(self) -> Path:
+        """The device's own end of KEYBOARD: takes reports, gives lights."""
+        return Path(f"/dev/hidg{(self._path / 'functions/hid.0/dev').read_text().strip().partition(':')[2]}")
 
     def become(self, hardware_id: str) -> None:
         """Be another device when it is plugged in next, as a bootloader is once it has started a program."""
@@ -118,4 +154,7 @@ def _directory(path: Path, **attributes: str) -> None:
 
 def _write(path: Path, **attributes: str) -> None:
     for name, value in attributes.items():
-        (path / name).write_text(value + "\n")
+        if name == "report_desc":  # the only one in binary
+            (path / name).write_bytes(bytes.fromhex(value))
+        else:
+            (path / name).write_text(value + "\n")

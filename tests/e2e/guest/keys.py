@@ -13,6 +13,7 @@ from tests.e2e.guest.system import PATIENCE
 
 INPUT_EVENT: Final = struct.Struct("llHHi")  # include/uapi/linux/input.h, struct input_event
 EV_SYN, EV_KEY, EV_LED = 0x00, 0x01, 0x11  # include/uapi/linux/input-event-codes.h
+SYN_DROPPED: Final = 3
 EVIOCGRAB: Final = 0x40044590  # include/uapi/linux/input.h, _IOW('E', 0x90, int)
 AUTOREPEAT: Final = 2  # the value of a key event that the kernel itself makes
 
@@ -26,10 +27,14 @@ def grabbed(node: Path) -> Iterator[BinaryIO]:
 
 
 def key_events(events: BinaryIO) -> Iterator[tuple[int, int]]:
-    """Code and value (1 down, 0 up) of each key event, for ever.  Raises `StepError` if none comes."""
+    """Code and value (1 down, 0 up) of each key event, for ever.
+
+    Raises `StepError` if none comes, and if they come faster than they are read.
+    """
     while True:
         check(bool(select.select([events], [], [], PATIENCE)[0]), f"no key event came in {PATIENCE:.0f} s")
         for *_time, kind, code, value in INPUT_EVENT.iter_unpack(events.read(64 * INPUT_EVENT.size)):
+            check((kind, code) != (EV_SYN, SYN_DROPPED), "key events were read too late, and are lost")
             if kind == EV_KEY and value != AUTOREPEAT:
                 yield code, value
 

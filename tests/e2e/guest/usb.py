@@ -1,5 +1,6 @@
 """USB devices as sysfs shows them.  Runs in the guest."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,16 @@ class UsbDevice:
         return f"{_read(self.path / 'idVendor')}:{_read(self.path / 'idProduct')}"
 
     @property
+    def speed(self) -> str:
+        """In Mbit/s: 12 is full speed, 480 high speed, 5000 super speed."""
+        return _read(self.path / "speed")
+
+    @property
+    def node(self) -> Path:
+        """Its device in usbfs."""
+        return Path(f"/dev/bus/usb/{int(self.bus):03}/{int(self.number):03}")
+
+    @property
     def is_configured(self) -> bool:
         """Whether the interfaces of its configuration 1 are there."""
         return (DEVICES / f"{self.busid}:1.0").exists()
@@ -80,9 +91,18 @@ class UsbDevice:
         """The /dev/snd/pcmCnD0c of a sound card n that can record."""
         return self._node("sound/card*/pcmC*D0c", Path("/dev/snd"))
 
-    def _node(self, pattern: str, directory: Path) -> Path | None:
+    def playback_device(self) -> Path | None:
+        """The /dev/snd/pcmCnD0p of a sound card n that can play."""
+        return self._node("sound/card*/pcmC*D0p", Path("/dev/snd"))
+
+    def video_device(self) -> Path | None:
+        """The /dev/videoN of a camera's pictures; what uvcvideo tells about them has another one."""
+        return self._node("video4linux/video*", Path("/dev"), index="0")
+
+    def _node(self, pattern: str, directory: Path, **attributes: str) -> Path | None:
         for path in self.path.glob(f"{self.busid}:*/{pattern}"):
-            if (directory / path.name).exists():
+            wanted = all(_read(path / name) == value for name, value in attributes.items())
+            if wanted and (directory / path.name).exists():
                 return directory / path.name
         return None
 
@@ -109,10 +129,19 @@ def wait_until_unplugged(controller: str, hardware_id: str) -> None:
 
 def wait_for_driver(device: UsbDevice, name: str) -> None:
     """Until the driver `name` has the device's first interface.  Raises `StepError`."""
+    wait_for_drivers(device, [name])
+
+
+def wait_for_drivers(device: UsbDevice, names: Sequence[str]) -> None:
+    """Until the interfaces 0, 1 ... have the drivers `names`.  Raises `StepError`."""
+
+    def found() -> list[str | None]:
+        return [device.driver(interface) for interface in range(len(names))]
+
     try:
-        wait_for(f"{name} taking {device.busid}", lambda: device.driver() == name)
+        wait_for(f"{', '.join(names)} taking {device.busid}", lambda: found() == list(names))
     except StepError as error:
-        raise StepError(f"{error}; it is with {device.driver()}") from None
+        raise StepError(f"{error}; it is with {found()}") from None
 
 
 def _resolved(path: Path) -> Path:

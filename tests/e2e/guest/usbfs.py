@@ -156,7 +156,7 @@ class UsbFile:
     """An open device, and its interfaces, claimed."""
 
     def __init__(self, device: UsbDevice, interfaces: Sequence[int]) -> None:
-        self._path = f"/dev/bus/usb/{int(device.bus):03d}/{int(device.number):03d}"
+        self._path = device.node
         self._interfaces = interfaces
         self._pending: dict[int, Urb] = {}
 
