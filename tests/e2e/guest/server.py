@@ -152,7 +152,7 @@ def _named(devices: list[dict[str, Any]], busid: str) -> dict[str, Any]:
 def is_listening() -> bool:
     """Whether there is a server, without connecting: that would be a client that says nothing."""
     port = f":{PORT:04X} "
-    lines = Path("/proc/net/tcp").read_text().splitlines()
+    lines = [line for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()]
     return any(port in line and line.split()[3] == TCP_LISTEN for line in lines)
 
 
