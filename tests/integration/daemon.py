@@ -14,7 +14,7 @@ from tests.client import Client
 from usbipd.addresses import parse_listen
 from usbipd.simulated import catalog
 
-SIMULATE: Final = "mass-storage,keyboard,serial,loopback,audio"
+SIMULATE: Final = "mass-storage,keyboard,serial,loopback,audio,camera"
 PATIENCE: Final = 20.0
 """Seconds that anything may take on a slow machine before a test fails."""
 

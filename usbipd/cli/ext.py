@@ -90,7 +90,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--simulate",
         metavar="NAME[:OPTION=VALUE]...[,NAME...]",
         help="share simulated devices instead of this machine's: mass-storage (options size and file), "
-        "keyboard, serial, loopback, audio; a name may come several times",
+        "keyboard, serial, loopback, audio, camera; a name may come several times",
     )
     run.add_argument(
         "--real-devices", action="store_true", help="offer this machine's devices beside the simulated ones"

@@ -7,6 +7,7 @@ from typing import Final
 from usbipd.errors import UsageError
 from usbipd.ipc.messages import SimulatedSpec
 from usbipd.simulated.audio import Audio
+from usbipd.simulated.camera import Camera
 from usbipd.simulated.device import SimulatedDevice
 from usbipd.simulated.keyboard import Keyboard
 from usbipd.simulated.loopback import Loopback
@@ -14,7 +15,7 @@ from usbipd.simulated.mass_storage import MassStorage
 from usbipd.simulated.serial import Serial
 
 NAMES: Final[dict[str, type[SimulatedDevice]]] = {
-    device.name: device for device in (MassStorage, Keyboard, Serial, Loopback, Audio)
+    device.name: device for device in (MassStorage, Keyboard, Serial, Loopback, Audio, Camera)
 }
 
 MAX_SIMULATED: Final = 64

@@ -18,13 +18,14 @@ from typing import Final
 
 import usb.core  # type: ignore[import-untyped]
 
-from tests.e2e.guest import client
+from tests.e2e.guest import client, v4l2
 from tests.e2e.guest.keys import grabbed, key_events
 from tests.e2e.guest.scenario import Scenario, StepError, check
 from tests.e2e.guest.server import Usbipd
 from tests.e2e.guest.streams import Background, check_same, read_all, write_all
 from tests.e2e.guest.system import JOB, PATIENCE, run, wait_for
 from tests.e2e.guest.usb import UsbDevice
+from usbipd.simulated import camera
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -35,6 +36,7 @@ PRODUCTS: Final = {
     "serial": "Simulated serial port",
     "loopback": "Simulated loopback",
     "audio": "Simulated microphone",
+    "camera": "Simulated camera",
 }
 """Names for --simulate, and what the devices call themselves."""
 
@@ -238,6 +240,30 @@ def audio_source_is_an_unbroken_tone() -> None:
         if abs(left[index + 1] - factor * left[index] + left[index - 1]) > 2.01:
             around = list(left[max(index - 3, 0) : index + 4])
             raise StepError(f"no {TONE} Hz at sample {index} ({index / RATE:.4f} s): {around}")
+
+
+# ---- camera ------------------------------------------------------------------------------------------------
+
+FRAMES: Final = 12
+
+
+@step("camera")
+def camera_attaches() -> None:
+    run("modprobe", "uvcvideo")
+    _attach("camera", "uvcvideo")
+
+
+@step("camera")
+def camera_shows_its_picture() -> None:
+    """Each frame is whole and none is left out, also when the stream is started a second time."""
+    node = wait_for("a video device of the camera", ATTACHED["camera"].video_device)
+    for _ in range(2):
+        form, frames = v4l2.capture(node, FRAMES)
+        check(form == (camera.WIDTH, camera.HEIGHT, v4l2.YUYV), f"the format is {form}")
+        first = int.from_bytes(frames[0][:4], "little")
+        print(f"frames {first} to {first + FRAMES - 1}")
+        for number, frame in enumerate(frames, first):
+            check_same(frame, camera.frame(number))
 
 
 # ---- the end -----------------------------------------------------------------------------------------------

@@ -63,6 +63,7 @@ MORE_MODULES: Final = (
     *("usb_f_acm", "usb_f_hid"),
     "usbtest",
     "xhci-pci",
+    "uvcvideo",
 )
 
 

@@ -8,8 +8,8 @@ from usbipd.errors import UsageError
 from usbipd.simulated.catalog import NAMES, create, parse_simulate
 
 
-def test_all_five() -> None:
-    specs = parse_simulate("mass-storage,keyboard,serial,loopback,audio")
+def test_all_six() -> None:
+    specs = parse_simulate("mass-storage,keyboard,serial,loopback,audio,camera")
     assert [spec.name for spec in specs] == list(NAMES)
     for spec in specs:
         create(spec.name, spec.options).close()

@@ -10,7 +10,7 @@ from tests.unit.simulated.bot_host import BotHost
 from tests.unit.worker.rig import Rig
 from usbipd.protocol.constants import LINUX_ECONNRESET, LINUX_EOVERFLOW, LINUX_EPIPE, Speed
 from usbipd.protocol.urb import RetSubmit, RetUnlink, Submit, encode
-from usbipd.simulated import audio, keyboard, loopback, serial
+from usbipd.simulated import audio, camera, keyboard, loopback, serial
 from usbipd.simulated.catalog import NAMES, create
 from usbipd.simulated.device import Handshake, SimulatedDevice
 from usbipd.simulated.mass_storage import BULK_IN, BULK_OUT, MassStorage
@@ -280,6 +280,24 @@ def test_the_microphone_streams_in_its_second_setting(attach: Attach) -> None:
     assert [packet.actual_length for packet in reply.iso] == [audio.PACKET_SIZE] * 4
     tone = audio.Audio({})
     assert reply.data == b"".join(tone.iso_read(audio.ISOCHRONOUS_IN, audio.PACKET_SIZE) for _ in packets)
+
+
+def test_the_camera_streams_short_and_empty_packets(attach: Attach) -> None:
+    rig = attach(create("camera", {}))
+    assert control(rig, "01 0b 0100 0100 0000").status == 0
+    size = camera.PACKET_SIZE
+    packets = [(i * size, size) for i in range(camera.FRAME_PACKETS)]
+    rig.send(encode(rig.submit(camera.ISOCHRONOUS_IN, len(packets) * size, packets=packets)))
+    (reply,) = finished(rig.awaited())
+    assert (reply.status, reply.error_count) == (0, 0)
+    lengths = [packet.actual_length for packet in reply.iso]
+    assert (lengths[0], lengths[-1]) == (size, 0)
+    parts, at = [], 0
+    for length in lengths:  # one behind the other: the gaps are left out
+        parts.append(reply.data[at : at + length][2:])
+        at += length
+    assert at == len(reply.data)
+    assert b"".join(parts) == camera.frame(0)
 
 
 @pytest.mark.parametrize("name", NAMES)
