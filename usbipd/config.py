@@ -19,6 +19,7 @@ from usbipd import privileges
 from usbipd.addresses import ListenAddress, parse_listen, parse_network
 from usbipd.errors import UsageError
 from usbipd.ipc.reports import Serial
+from usbipd.server.keepalive import LONGEST, SHORTEST
 from usbipd.usb.identity import DeviceRule, parse_busid, parse_hardware_id
 
 SMALLEST_BUDGET: Final = 40 << 20
@@ -37,6 +38,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """The same from one client address."""
     handshake_timeout: Annotated[float, msgspec.Meta(gt=0, le=300)] = 10.0
     """Seconds from connect to the end of OP_REQ_*."""
+    lost_client_timeout: Annotated[int, msgspec.Meta(ge=SHORTEST, le=LONGEST)] = 120
+    """Seconds until a client that vanished without a word is given up (usbipd/server/keepalive.py)."""
     transfer_budget: Annotated[int, msgspec.Meta(ge=SMALLEST_BUDGET, le=1 << 32)] = 64 << 20
     """Bytes that the URBs of one client may hold."""
 
@@ -97,6 +100,7 @@ _RIGHT: Final = {
     "max_connections": "max_connections = 128",
     "max_connections_per_address": "max_connections_per_address = 32",
     "handshake_timeout": "handshake_timeout = 10.0",
+    "lost_client_timeout": "lost_client_timeout = 120",
     "transfer_budget": f"transfer_budget = {64 << 20}",
     "busid": 'busid = "1-1"',
     "hardware_id": 'hardware_id = "0781:5567"',

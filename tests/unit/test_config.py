@@ -21,7 +21,11 @@ def test_an_empty_file_has_the_defaults() -> None:
     assert (config.allow, config.access) == ((), ())
     assert (config.log_level, config.log_to) == ("info", "stderr")
     assert config.limits == Limits(
-        max_connections=128, max_connections_per_address=32, handshake_timeout=10.0, transfer_budget=64 << 20
+        max_connections=128,
+        max_connections_per_address=32,
+        handshake_timeout=10.0,
+        lost_client_timeout=120,
+        transfer_budget=64 << 20,
     )
 
 
@@ -39,6 +43,7 @@ log_to = "syslog"
 max_connections = 5
 max_connections_per_address = 2
 handshake_timeout = 3
+lost_client_timeout = 60
 transfer_budget = 52428800
 
 [[access]]
@@ -60,7 +65,11 @@ def test_all_keys(tmp_path: Path) -> None:
     assert config.allow == ("192.168.1.0/24", "::1")
     assert (config.user, config.log_level, config.log_to) == ("nobody", "debug", "syslog")
     assert config.limits == Limits(
-        max_connections=5, max_connections_per_address=2, handshake_timeout=3.0, transfer_budget=50 << 20
+        max_connections=5,
+        max_connections_per_address=2,
+        handshake_timeout=3.0,
+        lost_client_timeout=60,
+        transfer_budget=50 << 20,
     )
     assert config.access == (
         AccessRule(hardware_id="0781:5567", serial="4C53", allow=("192.168.1.7",)),
@@ -123,6 +132,9 @@ ALLOW = '\nallow = ["::1"]'
         ("[limits]\nmax_connections = true", ", line 2: limits.max_connections: expected `int`, got `bool`"),
         ("[limits]\nhandshake_timeout = 0", ", line 2: limits.handshake_timeout: expected `float` > 0"),
         ("[limits]\nhandshake_timeout = nan", ", line 2: limits.handshake_timeout: expected `float` > 0"),
+        ("[limits]\nlost_client_timeout = 9", ", line 2: limits.lost_client_timeout: expected `int` >= 10"),
+        ("[limits]\nlost_client_timeout = 7201", ", line 2: limits.lost_client_timeout: expected `int` <="),
+        ("[limits]\nlost_client_timeout = 60.5", ", line 2: limits.lost_client_timeout: expected `int`, got"),
         ("[limits]\ntransfer_budget = 1000", ", line 2: limits.transfer_budget: expected `int` >= 41943040"),
         ("allow = [1]", ", line 1: allow[0]: expected `str`, got `int`: write allow = ["),
         (f"[[access]]\nbusid = 1{ALLOW}", ", line 2: access[0].busid: expected `str | null`, got `int`: "),

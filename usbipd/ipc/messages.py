@@ -154,6 +154,7 @@ class ServeParameters(Message, frozen=True):
     max_connections: int
     max_connections_per_address: int
     handshake_timeout: float
+    lost_client_timeout: int
     run_as: RunAs | None
     chroot: str | None
     log_level: str

@@ -45,6 +45,7 @@ class ServerCoordinator:
         max_connections: int,
         max_connections_per_address: int,
         handshake_timeout: float,
+        lost_client_timeout: int,
     ) -> None:
         self._extension = extension
         self._access = access
@@ -52,6 +53,7 @@ class ServerCoordinator:
         self._max_connections = max_connections
         self._max_per_address = max_connections_per_address
         self._handshake_timeout = handshake_timeout
+        self._lost_client_timeout = lost_client_timeout
         self._listeners: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
         self._sessions: dict[Session, asyncio.Task[None]] = {}
@@ -101,7 +103,13 @@ class ServerCoordinator:
         elif len(self._sessions) >= self._max_connections:
             busiest, _number = connections.most_common(1)[0]
             self._displace(busiest, f"more than {self._max_connections} connections")
-        session = Session(connection, peer.host, str(peer), self._extension)
+        session = Session(
+            connection,
+            peer.host,
+            str(peer),
+            self._extension,
+            lost_client_timeout=self._lost_client_timeout,
+        )
         task = asyncio.create_task(session.run(self._handshake_timeout))
         self._sessions[session] = task
         task.add_done_callback(functools.partial(self._leave, session))

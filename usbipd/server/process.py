@@ -76,6 +76,7 @@ class _Server:
             max_connections=_allow_connections(parameters.max_connections),
             max_connections_per_address=parameters.max_connections_per_address,
             handshake_timeout=parameters.handshake_timeout,
+            lost_client_timeout=parameters.lost_client_timeout,
         )
         listening = self._coordinator.bind(parameters.listen)
         if parameters.chroot is not None:

@@ -29,6 +29,7 @@ from usbipd.protocol.op import (
     encode_devlist_reply,
     encode_import_reply,
 )
+from usbipd.server.keepalive import give_up_when_lost
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -39,7 +40,15 @@ EXTENSION_TIMEOUT: Final = 30.0
 class Session:
     """A connection that has not been given to a worker yet."""
 
-    def __init__(self, connection: socket.socket, address: str, peer: str, extension: Channel) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        address: str,
+        peer: str,
+        extension: Channel,
+        *,
+        lost_client_timeout: int,
+    ) -> None:
         """`connection` is non-blocking; `address` is the client's, `peer` with its port."""
         self.address = address
         """Numeric; with an interface behind `%` where it is link-local."""
@@ -48,6 +57,7 @@ class Session:
         self._connection = connection
         self._peer = peer
         self._extension = extension
+        self._lost_client_timeout = lost_client_timeout
 
     async def run(self, handshake_timeout: float) -> None:
         """Serve the client; all errors end here, in a line of the log."""
@@ -136,9 +146,12 @@ class Session:
         return self.address.partition("%")[0]
 
     def _tune(self) -> None:
-        """As usbipd.c does (tools/usb/usbip/src/usbipd.c, do_accept)."""
+        """As usbipd.c does (tools/usb/usbip/src/usbipd.c, do_accept), but with our time instead of two hours.
+
+        Here, since most clients are given away before anything else could do it.
+        """
         self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        give_up_when_lost(self._connection, self._lost_client_timeout)
 
     def _log_closed(self, reason: str) -> None:
         _LOG.warning("%s closed: %s", self._peer, reason)

@@ -194,6 +194,7 @@ ORDERS = ServeParameters(
     max_connections=5,
     max_connections_per_address=2,
     handshake_timeout=1.0,
+    lost_client_timeout=120,
     run_as=None,
     chroot=None,
     log_level="info",

@@ -111,6 +111,7 @@ async def serving(
     total: int = 100,
     per_address: int = 100,
     handshake_timeout: float = PATIENCE,
+    lost_client_timeout: int = 120,
     listen: str = "127.0.0.1:0",
     allow: Sequence[str] = (),
 ) -> AsyncIterator[Server]:
@@ -123,6 +124,7 @@ async def serving(
         max_connections=total,
         max_connections_per_address=per_address,
         handshake_timeout=handshake_timeout,
+        lost_client_timeout=lost_client_timeout,
     )
     address = coordinator.bind([listen])[0]
     coordinator.start()
