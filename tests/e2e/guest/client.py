@@ -1,6 +1,7 @@
 """The stock USB/IP client: Debian's `usbip` and the kernel's vhci-hcd.  Runs in the guest."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,12 +20,15 @@ def listed(server: str = SERVER) -> str:
     return run("usbip", "list", "-r", server)
 
 
-def attach(busid: str, hardware_id: str | None = None, server: str = SERVER) -> UsbDevice:
+def attach(
+    busid: str, hardware_id: str | None = None, *, server: str = SERVER, via: Sequence[str] = ()
+) -> UsbDevice:
     """Attach the server's device; the device as this kernel has it then, once its interfaces are there.
 
-    Raises `StepError`, also if it is another one than `hardware_id`.
+    `via` is the beginning of a command that makes the connection from elsewhere.  Raises `StepError`, also if
+    it is another device than `hardware_id`.
     """
-    run("usbip", "attach", "-r", server, "-b", busid)
+    run(*via, "usbip", "attach", "-r", server, "-b", busid)
     port = _port_of_server_device(busid)
     device = wait_for(f"{busid} of the server on port {port} of vhci-hcd", lambda: _device_on(port))
     found = device.hardware_id

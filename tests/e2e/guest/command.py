@@ -92,6 +92,12 @@ def listed(busid: str) -> Document | None:
     return next((device for device in devices if device["busid"] == busid), None)
 
 
+def status_of(busid: str) -> Document:
+    """The device as `usbipd status` shows it."""
+    devices = ask("status")["status"]["devices"]
+    return cast("Document", next(device for device in devices if device["busid"] == busid))
+
+
 def call(*arguments: str, user: User = ROOT) -> Outcome:
     """`usbipd ARGUMENTS` in a process of `user`: the kernel tells the extension who that is."""
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:

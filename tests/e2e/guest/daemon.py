@@ -3,17 +3,19 @@
 import os
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from tests.e2e.guest.scenario import StepError
 from tests.e2e.guest.server import Usbipd, command_of
 from tests.e2e.guest.system import wait_for
 
 EXTENSION, SERVER = "extension", "server"
 
+_NUMBERS: Final = re.compile(r"\[\d+\]|(?<=^/dev/bus/usb)/\d+/\d+")
 _CHILD: Final = re.compile(r" -m usbipd @(server|worker \S+)")
 
 
@@ -49,7 +51,7 @@ class Usage:
     """What a process holds."""
 
     descriptors: tuple[str, ...]
-    """What each open descriptor is, without the numbers of sockets and the like."""
+    """What each open descriptor is, without the numbers of sockets, of USB devices and the like."""
     threads: int
     memory: int
     """KiB that are its own, without what it shares with files."""
@@ -63,9 +65,33 @@ class Usage:
         links = []
         for path in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(FileNotFoundError):  # it was closed meanwhile
-                links.append(re.sub(r"\[\d+\]", "", str(path.readlink())))
+                links.append(_NUMBERS.sub("", str(path.readlink())))
         return cls(
             tuple(sorted(links)),
             int(fields["Threads"]),
             int(fields["RssAnon"].split()[0]),
         )
+
+
+def check_usage(daemon: Usbipd, before: Mapping[str, Usage], spare_memory: int, spare_threads: int) -> None:
+    """Wait until the processes of these names hold what they, or those whose places they took, held before.
+
+    `spare_memory`, in KiB, and `spare_threads` are how much more it may be.  Raises `StepError`.
+    """
+    wrong: list[str] = []
+
+    def find() -> bool:
+        wrong.clear()
+        running = dict(processes(daemon))
+        for name, was in before.items():
+            now = Usage.of(running[name])
+            if now.descriptors != was.descriptors or now.threads > was.threads + spare_threads:
+                wrong.append(f"{name} had {was} and has {now}")
+            elif now.memory > was.memory + spare_memory:
+                wrong.append(f"{name} had {was.memory} KiB and has {now.memory}")
+        return not wrong
+
+    try:
+        wait_for("the processes to hold what they held", find)
+    except StepError as error:
+        raise StepError(f"{error}; {'; '.join(wrong)}") from None

@@ -34,6 +34,8 @@ KERNEL: Final = "linux-image-6.12-amd64"
 TOOLS: Final = (
     # the stock client, and the kernel's own server (usbipd, which wants libwrap) to check the machine against
     ("usbip", "libwrap0"),
+    # ip: networks that fail; ss: connections that are cut
+    ("iproute2", "libbpf1", "libbsd0", "libelf1", "libmd0", "libmnl0", "libtirpc3", "libcap2"),
     # arecord
     ("alsa-utils", "libasound2", "libasound2-data"),
     # mkfs.ext4
@@ -54,6 +56,7 @@ GUEST_MODULES: Final = (
         "usb_f_fs",
     ),  # real devices: gadget side
     *("vhci-hcd", "usbip-host"),  # the stock client; the kernel's own server
+    *("veth", "tcp_diag"),  # a network that fails; what ss -K asks to cut a connection
     *("usb-storage", "sd_mod", "ext4", "crc32c_generic"),
     *("usbhid", "hid-generic", "evdev"),
     *("cdc-acm", "snd-usb-audio"),

@@ -1,0 +1,514 @@
+"""Every fault that a session can meet, each under load, against the stock client.  Runs in the guest.
+
+After each of them: the client's program got the errors that it would get of a device of its own, the next
+client finds the device as it must be, no process holds more than before, and a bystander, who uses another
+device all the time, has not noticed.
+"""
+
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tests.e2e.guest import client, network
+from tests.e2e.guest.command import ask, call, listed, status_of
+from tests.e2e.guest.daemon import (
+    EXTENSION,
+    SERVER,
+    Usage,
+    check_usage,
+    kill,
+    processes,
+    wait_until_ended,
+    worker,
+)
+from tests.e2e.guest.gadget import LOOPBACK, SOURCE_SINK, Gadget
+from tests.e2e.guest.scenario import Scenario, check
+from tests.e2e.guest.server import PORT, Usbipd, is_listening
+from tests.e2e.guest.system import run, wait_for
+from tests.e2e.guest.traffic import (
+    MESSAGE,
+    DeafClient,
+    Echo,
+    Loop,
+    echo_in_child,
+    read_within,
+    source_pattern,
+)
+from tests.e2e.guest.usb import UsbDevice, wait_for_driver
+from tests.e2e.guest.usbfs import BULK, INTERRUPT, Urb, UsbFile
+from usbipd.simulated.keyboard import INTERRUPT_IN
+from usbipd.simulated.loopback import LOOPBACK_IN, LOOPBACK_OUT, SOURCE_IN
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+DEPTH: Final = 16
+"""URBs in each direction that are in flight when something happens."""
+SPARE_MEMORY, SPARE_THREADS = 1024, 3
+"""KiB and threads by which a process may have grown: less than a leak at each fault would come to.  asyncio's
+pool in the extension grows by a thread when much happens at once."""
+BUDGET: Final = 64 * MIB  # transfer_budget of usbipd.toml
+
+SCENARIO: Final = Scenario()
+step = SCENARIO.step
+
+# ---- the devices -------------------------------------------------------------------------------------------
+
+LOOPBACK_ID, SOURCE_ID = "1d6b:0a0a", "1d6b:0a0b"
+SIMULATED_LOOP: Final = Loop(1, LOOPBACK_IN, LOOPBACK_OUT)
+
+
+class World:
+    """What one step leaves for the next."""
+
+    daemon: Usbipd
+    gadget: Gadget  # a real loopback device
+    real: str  # its busid here
+    loop: Loop
+    source: str  # the busid of a real source
+    simulated: list[str]  # busids of simulated loopback devices: the bystander's, and one for others
+    keyboard: str
+    bystander: Echo
+    bystanders: UsbDevice  # as the client has it
+    usage: dict[str, Usage]
+    deaf: dict[str, DeafClient]  # by the busids of their devices
+    deaf_since: float
+    far: list[UsbDevice]  # those of the client that vanishes, as it has them
+
+
+WORLD: Final = World()
+
+
+@step()
+def devices_are_shared() -> None:
+    WORLD.daemon = Usbipd(
+        *("--listen", "0.0.0.0", "--real-devices", "--simulate", "loopback,loopback,keyboard")
+    )
+    WORLD.daemon.start()
+    _find_simulated()
+    WORLD.gadget = Gadget(LOOPBACK, hardware_id=LOOPBACK_ID, product="Loopback")
+    source = Gadget(SOURCE_SINK, port=1, hardware_id=SOURCE_ID, product="Source")
+    for gadget in (WORLD.gadget, source):
+        gadget.plug()
+        ask("bind", "--hardware-id", gadget.hardware_id)
+    device = WORLD.gadget.wait_until_plugged()
+    WORLD.real, WORLD.loop = device.busid, Loop.of_gadget(device)
+    WORLD.source = source.wait_until_plugged().busid
+    for busid in (WORLD.real, WORLD.source):
+        _wait_until_free(busid)
+
+
+def _find_simulated() -> None:
+    devices = [(each["product"], each["busid"]) for each in ask("list")["devices"] if each["simulated"]]
+    WORLD.keyboard, *WORLD.simulated = [busid for _product, busid in sorted(devices)]
+
+
+@step()
+def bystander_works() -> None:
+    _start_bystander()
+    _measure()
+
+
+def _start_bystander() -> None:
+    WORLD.bystanders = client.attach(WORLD.simulated[0])
+    WORLD.bystander = Echo(WORLD.bystanders, SIMULATED_LOOP, depth=2, pause=0.02)
+    WORLD.bystander.start()
+
+
+def _measure() -> None:
+    """Remember what each process holds that has been used as it will be."""
+    for busid in (WORLD.real, WORLD.simulated[1]):  # everything grows to the size that it needs
+        for _ in range(2):
+            attached, echo = _attach_and_echo(busid)
+            echo.wait_for(4 * DEPTH)
+            echo.stop()
+            client.detach(attached)
+            _wait_until_free(busid)
+    WORLD.bystander.wait_for(4)
+    WORLD.usage = {name: Usage.of(pid) for name, pid in processes(WORLD.daemon)}
+
+
+def _wait_until_free(busid: str) -> None:
+    """Until a worker holds the device and no client uses it."""
+
+    def is_free() -> bool:
+        device = listed(busid) or {"state": None}
+        return device["state"] == "shared" and device["claim_method"] is not None
+
+    wait_for(f"{busid} to be free", is_free)
+
+
+def _loop_of(busid: str) -> Loop:
+    return WORLD.loop if busid == WORLD.real else SIMULATED_LOOP
+
+
+def _attach_and_echo(busid: str) -> tuple[UsbDevice, Echo]:
+    """A program of the stock client that is at work on the device."""
+    attached = client.attach(busid)
+    echo = Echo(attached, _loop_of(busid), depth=DEPTH)
+    echo.start()
+    echo.wait_for(2 * DEPTH)
+    return attached, echo
+
+
+def _check_all_well(*busids: str) -> None:
+    """The next client gets right data, the bystander goes on, and nothing is left of what was."""
+    for busid in busids:
+        _wait_until_free(busid)
+        attached, echo = _attach_and_echo(busid)
+        echo.stop()
+        client.detach(attached)
+        _wait_until_free(busid)
+    WORLD.bystander.wait_for(4)
+    _check_usage(EXTENSION, SERVER, worker(WORLD.simulated[0]), *map(worker, busids))
+
+
+def _check_usage(*names: str) -> None:
+    before = {name: WORLD.usage[name] for name in names}
+    check_usage(WORLD.daemon, before, SPARE_MEMORY, SPARE_THREADS)
+
+
+def _in_flight(busid: str) -> int:
+    return int(status_of(busid)["counters"]["in_flight"])
+
+
+def _last_end(busid: str) -> str:
+    """Why the last client of a device was detached, as the history has it."""
+    entries = ask("history", "--limit", "1000")["entries"]  # the newest one is the first
+    return next(each["reason"] for each in entries if (each["busid"], each["event"]) == (busid, "detached"))
+
+
+# ---- a client that takes nothing for half a minute ---------------------------------------------------------
+
+DEAF_SECONDS: Final = 30.0
+
+
+@step("deaf")
+def two_clients_stop_reading() -> None:
+    """With more on its way to them than the buffers of both sides take.  Other faults happen meanwhile."""
+    WORLD.deaf = {busid: DeafClient(busid) for busid in (WORLD.simulated[1], WORLD.source)}
+    for busid, deaf in WORLD.deaf.items():
+        wait_for(f"all URBs of {busid} to end", lambda busid=busid: _in_flight(busid) == 0)  # type: ignore[misc]
+        urbs = status_of(busid)["counters"]["urbs"]
+        check(urbs >= deaf.urbs, f"only {urbs} of {deaf.urbs} URBs have ended")
+    WORLD.deaf_since = time.monotonic()
+
+
+# ---- the client's program ----------------------------------------------------------------------------------
+
+
+@step("program")
+def program_is_killed_and_the_next_one_uses_the_same_attachment() -> None:
+    attached = client.attach(WORLD.real)
+    pid = echo_in_child(attached, WORLD.loop, DEPTH, 4 * DEPTH)
+    wait_for("URBs in flight", lambda: _in_flight(WORLD.real) >= DEPTH)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    wait_for("all URBs to end", lambda: _in_flight(WORLD.real) == 0)
+    check(status_of(WORLD.real)["state"] == "attached", "the device is not attached any more")
+    with _opened(attached, WORLD.loop.interface) as file:  # what it had written is still in the device
+        while (urb := read_within(file, WORLD.loop.read, MESSAGE, 1.0)).status == 0:
+            pass
+        check(urb.status == -errno.ENOENT, f"an URB that was taken back ended with {urb.status}")
+    echo = Echo(attached, WORLD.loop, depth=DEPTH)
+    echo.start()
+    echo.wait_for(2 * DEPTH)
+    echo.stop()
+    client.detach(attached)
+    _check_all_well(WORLD.real)
+
+
+@step("program")
+def client_detaches_under_load() -> None:
+    attached, echo = _attach_and_echo(WORLD.real)
+    client.detach(attached)
+    echo.check_lost()
+    check(_last_end(WORLD.real) == "the client closed the connection", _last_end(WORLD.real))
+    _check_all_well(WORLD.real)
+
+
+# ---- the connection ----------------------------------------------------------------------------------------
+
+
+@step("connection")
+def connection_is_reset() -> None:
+    """By either side; whose socket is destroyed, hears of it first."""
+    for end, reason in (
+        ("client's", "Connection reset by peer"),
+        ("worker's", "Software caused connection abort"),
+    ):
+        attached, echo = _attach_and_echo(WORLD.real)
+        _address, port = str(status_of(WORLD.real)["client"]).rsplit(":", 1)
+        where = (f"sport = :{port}", f"dport = :{PORT}")
+        if end == "worker's":
+            where = (f"sport = :{PORT}", f"dport = :{port}")
+        run("ss", "-K", "-t", "-n", "state", "established", f"( {' and '.join(where)} )")
+        client.wait_until_gone(attached)
+        echo.check_lost()
+        _wait_until_free(WORLD.real)
+        found = _last_end(WORLD.real)
+        check(found == reason, f"the {end} socket was destroyed; the history says: {found}")
+        _check_all_well(WORLD.real)
+
+
+@step("deaf")
+def they_read_on_and_have_lost_nothing() -> None:
+    left = WORLD.deaf_since + DEAF_SECONDS - time.monotonic()
+    print(f"they have to be deaf for {max(0, left):.0f} s more", flush=True)
+    time.sleep(max(0, left))
+    for busid, deaf in WORLD.deaf.items():
+        memory = Usage.of(dict(processes(WORLD.daemon))[worker(busid)]).memory
+        waiting = (memory - WORLD.usage[worker(busid)].memory) * KIB
+        print(f"{waiting} bytes wait in the worker of {busid}", flush=True)
+        check(deaf.asked // 2 < waiting < BUDGET, f"{waiting} bytes wait for a client that does not read")
+        deaf.read_on()
+        _wait_until_free(busid)
+    WORLD.bystander.wait_for(4)
+    _check_usage(*WORLD.usage)
+
+
+# ---- the device --------------------------------------------------------------------------------------------
+
+
+@step("device")
+def device_is_unplugged_in_the_middle_of_transfers() -> None:
+    attached, echo = _attach_and_echo(WORLD.real)
+    WORLD.gadget.unplug()
+    client.wait_until_gone(attached)
+    echo.check_lost("ENODEV", "EPROTO")
+    wait_for("no device in the list", lambda: listed(WORLD.real) is None)
+    WORLD.bystander.wait_for(4)
+    WORLD.gadget.plug()
+    _check_all_well(WORLD.real)
+
+
+USB_REQ_SET_FEATURE: Final = 3  # USB 2.0, table 9-4
+USB_ENDPOINT_HALT: Final = 0  # table 9-6
+VENDOR: Final = 0x40  # table 9-2: to the device, as its maker defined it
+TO_ENDPOINT: Final = 0x02
+TEXT: Final = b"usbipd" * 100  # no whole packet at its end
+
+
+@step("device")
+def device_that_stalls_babbles_or_never_answers() -> None:
+    attached, loop = client.attach(WORLD.real), WORLD.loop
+    with _opened(attached, loop.interface) as file:
+        _check_status(file.control(VENDOR, 0x77), -errno.EPIPE)
+        _check_status(file.control(TO_ENDPOINT, USB_REQ_SET_FEATURE, USB_ENDPOINT_HALT, loop.read), 0)
+        _check_status(file.run(Urb(BULK, loop.read, length=MESSAGE)), -errno.EPIPE)
+        file.clear_halt(loop.read)
+        _check_status(file.run(Urb(BULK, loop.write, TEXT)), 0)
+        _check_status(file.run(Urb(BULK, loop.read, length=100)), -errno.EOVERFLOW)
+        _check_status(read_within(file, loop.read, MESSAGE, 1.0), -errno.ENOENT)
+        urbs = [Urb(BULK, loop.read, length=MESSAGE) for _ in range(DEPTH)]
+        file.submit(*urbs)
+        for urb in reversed(urbs):
+            check(file.discard(urb), "an URB has ended for which the device had nothing")
+        for _ in urbs:
+            _check_status(file.reap(), -errno.ENOENT)
+        file.submit(Urb(BULK, loop.write, TEXT), Urb(BULK, loop.read, length=MESSAGE))
+        read = next(urb for urb in (file.reap(), file.reap()) if urb.endpoint == loop.read)
+        check(read.data == TEXT, f"after all that it gives back {read.data!r:.60}")
+    client.detach(attached)
+    _check_all_well(WORLD.real)
+
+
+@step("device")
+def simulated_device_stalls_and_babbles() -> None:
+    attached = client.attach(WORLD.keyboard)
+    wait_for_driver(attached, "usbhid")
+    Path("/sys/bus/usb/drivers/usbhid/unbind").write_text(f"{attached.busid}:1.0")
+    with _opened(attached, 0) as file:
+        _check_status(file.control(VENDOR, 0x77), -errno.EPIPE)
+        _check_status(
+            file.run(Urb(INTERRUPT, INTERRUPT_IN, length=4)), -errno.EOVERFLOW
+        )  # a report has 8 bytes
+        report = file.run(Urb(INTERRUPT, INTERRUPT_IN, length=8))
+        check(report.status == 0 and report.actual_length == 8, "there is no report after that")
+    client.detach(attached)
+    _wait_until_free(WORLD.keyboard)
+
+
+@contextmanager
+def _opened(device: UsbDevice, interface: int) -> Iterator[UsbFile]:
+    file = UsbFile(device, [interface])
+    file.open()
+    try:
+        yield file
+    finally:
+        file.close()
+
+
+def _check_status(urb: Urb, expected: int) -> None:
+    """The kernel must have given the program this status."""
+    names = [errno.errorcode.get(-status, "OK") for status in (urb.status, expected)]
+    check(urb.status == expected, f"URB of endpoint {urb.endpoint:#04x}: {' instead of '.join(names)}")
+
+
+# ---- our processes -----------------------------------------------------------------------------------------
+
+
+@step("processes")
+def worker_is_killed_under_load() -> None:
+    attached, echo = _attach_and_echo(WORLD.real)
+    _kill(worker(WORLD.real))
+    client.wait_until_gone(attached)
+    echo.check_lost()
+    _check_all_well(WORLD.real)
+
+
+@step("processes")
+def server_is_killed_under_load() -> None:
+    attached, echo = _attach_and_echo(WORLD.real)
+    _kill(SERVER)
+    echo.wait_for(2 * DEPTH)
+    wait_for("another server", lambda: is_listening() and SERVER in dict(processes(WORLD.daemon)))
+    echo.wait_for(2 * DEPTH)
+    echo.stop()
+    client.detach(attached)
+    _check_all_well(WORLD.real)
+
+
+def _kill(name: str) -> None:
+    pid = dict(processes(WORLD.daemon))[name]
+    kill([pid])
+    wait_until_ended([pid])
+
+
+@step("extension")
+def extension_is_killed_under_load() -> None:
+    with _everybody_is_cut_off():
+        pid = WORLD.daemon.process.pid
+        kill([pid])
+        WORLD.daemon.process.wait()
+        wait_for("its children to end", lambda: not processes(WORLD.daemon))
+        WORLD.daemon.start()
+    _check_all_well(WORLD.real)
+    _check_usage(*WORLD.usage)
+
+
+LOST_CLIENT_TIMEOUT: Final = 10
+MANY: Final = 10
+"""Simulated loopback devices.  vhci-hcd has 15 ports for them and all others; each is a process that takes
+seconds to start here."""
+
+
+@step("extension")
+def extension_is_restarted_under_load() -> None:
+    """With another configuration, for what comes next: many devices, and less patience."""
+    with _everybody_is_cut_off():
+        WORLD.daemon.stop()
+        config = Path("/run/faults.toml")
+        config.write_text(f"[limits]\nlost_client_timeout = {LOST_CLIENT_TIMEOUT}\n")
+        WORLD.daemon = Usbipd(
+            *("--listen", "0.0.0.0", "--real-devices", "--config", str(config)),
+            *("--simulate", ",".join([*["loopback"] * MANY, "keyboard"])),
+        )
+        WORLD.daemon.start()
+        _find_simulated()
+    _measure()
+    _check_all_well(WORLD.real)
+
+
+@contextmanager
+def _everybody_is_cut_off() -> Iterator[None]:
+    attached, echo = _attach_and_echo(WORLD.real)
+    yield
+    echo.check_lost()
+    WORLD.bystander.check_lost()
+    for device in (attached, WORLD.bystanders):
+        client.wait_until_gone(device)
+    _wait_until_free(WORLD.simulated[0])
+    _start_bystander()
+
+
+# ---- a client that vanishes --------------------------------------------------------------------------------
+
+LOST: Final = ("Connection timed out", "No route to host")
+"""What the kernel says of a client that is lost; the latter when it has asked for its MAC address again."""
+
+
+@step("vanish")
+def client_on_another_machine_attaches() -> None:
+    network.connect()
+    WORLD.far = []
+    for busid in (WORLD.real, WORLD.keyboard):
+        WORLD.far.append(client.attach(busid, server=network.NEAR, via=network.ELSEWHERE))
+        check(
+            str(status_of(busid)["client"]).startswith(network.FAR),
+            f"{busid} is used by {status_of(busid)['client']}",
+        )
+    before = status_of(WORLD.keyboard)["counters"]["urbs"]
+    wait_for("the keyboard to type", lambda: status_of(WORLD.keyboard)["counters"]["urbs"] > before)
+
+
+@step("vanish")
+def client_that_vanishes_loses_its_devices() -> None:
+    """One has nothing to say, the other one types on."""
+    start = time.monotonic()
+    network.disconnect()
+    for busid in (WORLD.real, WORLD.keyboard):
+        _wait_until_free(busid)
+        print(f"{busid} after {time.monotonic() - start:.1f} s: {_last_end(busid)}", flush=True)
+        check(_last_end(busid) in LOST, f"the history says: {_last_end(busid)}")
+    for device in WORLD.far:
+        client.detach(device)
+    _check_all_well(WORLD.real)
+
+
+# ---- many devices ------------------------------------------------------------------------------------------
+
+
+@step("many")
+def thirteen_devices_move_data_at_once() -> None:
+    """All that are there: the bystander's, other simulated ones, and two real ones."""
+    busids = [WORLD.real, *WORLD.simulated[1:]]
+    attached = [client.attach(busid) for busid in (WORLD.source, WORLD.keyboard, *busids)]
+    echoes = [
+        Echo(device, _loop_of(busid), depth=2, pause=0.02)
+        for device, busid in zip(attached[2:], busids, strict=True)
+    ]
+    for echo in echoes:
+        echo.start()
+    for echo in echoes:
+        echo.wait_for(DEPTH)
+    with _opened(attached[0], 0) as file:
+        check(
+            file.run(Urb(BULK, SOURCE_IN, length=MESSAGE)).data == source_pattern(MESSAGE), "a wrong pattern"
+        )
+    states = [each["state"] for each in ask("list")["devices"]]
+    check(states == ["attached"] * (MANY + 3), f"the devices are {states}")
+    for echo in echoes:
+        echo.stop()
+    WORLD.bystander.wait_for(4)
+    for device in attached:
+        client.detach(device)
+    _check_all_well(WORLD.real)
+
+
+# ---- the end -----------------------------------------------------------------------------------------------
+
+
+@step("end")
+def nothing_is_wrong_with_the_daemon() -> None:
+    outcome = call("doctor", "--json")
+    failed = [check for check in outcome.document["checks"] if check["state"] == "failed"]
+    check(outcome.code == 0 and not failed, f"doctor ends with {outcome.code}: {failed}")
+
+
+@step("end")
+def daemon_stops_and_leaves_nothing() -> None:
+    WORLD.bystander.stop()
+    client.detach(WORLD.bystanders)
+    _wait_until_free(WORLD.simulated[0])
+    ask("unbind", "--all")
+    WORLD.daemon.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(SCENARIO.run())
