@@ -46,6 +46,8 @@ _WITH_DESCRIPTOR: Final = 0x01
 _ANCILLARY_SPACE: Final = socket.CMSG_SPACE(struct.calcsize("i"))
 _CLOSE_ON_EXEC: Final[int] = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # Linux; elsewhere set right after
 _NO_RESULT: Final = msgspec.Raw(encode(None))
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not the message asked for: for bad UTF-8 no DecodeError."""
 
 Result = TypeVar("Result", bound=Message)
 
@@ -162,7 +164,7 @@ class Conversation:
             except BaseException as error:
                 if frame.descriptor is not None:
                     os.close(frame.descriptor)
-                if isinstance(error, msgspec.DecodeError | RecursionError):
+                if isinstance(error, _UNREADABLE):
                     raise IPCError(f"a message that cannot be read: {error}", code="bad-message") from error
                 raise
             if item is not None:
@@ -389,5 +391,5 @@ def read_result(response: Response, kind: type[Result]) -> Result:
         raise response.outcome
     try:
         return msgspec.msgpack.decode(response.outcome, type=kind)
-    except msgspec.DecodeError as error:
+    except _UNREADABLE as error:
         raise IPCError(f"a result that cannot be read: {error}", code="bad-message") from error

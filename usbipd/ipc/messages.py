@@ -302,7 +302,8 @@ def encode(message: Any) -> bytes:
 
 
 def decode_envelope(data: bytes | bytearray | memoryview) -> Envelope:
-    """The envelope in `data`; raises `msgspec.DecodeError` unless it is exactly one, whole and strict."""
+    """The envelope in `data`; raises `msgspec.DecodeError` unless it is exactly one, whole and strict,
+    and `UnicodeDecodeError` for text that is none."""
     return _ENVELOPE_DECODER.decode(data)
 
 

@@ -247,6 +247,21 @@ def test_bytes_behind_a_message_are_refused() -> None:
         conversation.next_item()
 
 
+@pytest.mark.parametrize("place", [b"list", b"cli"], ids=["a name", "a text"])
+def test_text_that_is_none_is_refused(place: bytes) -> None:
+    conversation = greeted()
+    frame = request_frame(1, "cli", Command.LIST, Nothing())
+    conversation.decoder.feed(frame.replace(place, b"\x80" + place[1:]))
+    with pytest.raises(IPCError, match="cannot be read"):
+        conversation.next_item()
+
+
+def test_a_result_with_text_that_is_none_is_refused() -> None:
+    result = encode(UnbindResult(bindings=[], busids=["1-1"])).replace(b"1-1", b"\x80-1")
+    with pytest.raises(IPCError, match="a result that cannot be read"):
+        read_result(Response(1, msgspec.Raw(result)), UnbindResult)
+
+
 def test_hello_comes_first() -> None:
     conversation = Conversation()
     conversation.decoder.feed(response_frame(1, Nothing()))
