@@ -1,6 +1,6 @@
 /*
- * A libusb with one device that does what the test says.  Runs in the process of libusb_cases.py only, where it stands
- * in for libusb-1.0.so.0: the claim and the pump are the ones that are shipped.
+ * A libusb with one device that does what the test says.  Runs in the processes that fake_libusb.py makes only, where
+ * it stands in for libusb-1.0.so.0: the claim and the pump are the ones that are shipped.
  *
  * Device 2 of bus 1.  Configuration 1: interface 0 with bulk 0x01 and 0x81 and interrupt 0x82; interface 1 with nothing
  * in setting 0 and isochronous 0x05 and 0x85 in setting 1.  Configuration 2: interface 0 without endpoints.
@@ -35,6 +35,7 @@ static int ready[2] = {-1, -1}; /* readable: there is something to be completed 
 static int watched = 1;
 static struct item items[MAX_TRANSFERS]; /* submitted, oldest first */
 static int count;
+static int allocated; /* transfers that are not freed */
 static int configuration = 1;
 static int drivers = 3; /* a bit per interface */
 static int hold_cancels;
@@ -54,6 +55,7 @@ void fake_fail(const char *function, int code)
 
 void fake_hold_cancels(int hold) { hold_cancels = hold; }
 int fake_pending(void) { return count; }
+int fake_allocated(void) { return allocated; }
 
 /* As it was in the beginning: plugged in, with a driver at each interface. */
 void fake_begin(void)
@@ -239,6 +241,8 @@ int libusb_get_config_descriptor(libusb_device *device, uint8_t index, struct li
 
 int libusb_get_active_config_descriptor(libusb_device *device, struct libusb_config_descriptor **config)
 {
+    if (configuration == 0)
+        return LIBUSB_ERROR_NOT_FOUND;
     *config = &configurations[configuration - 1];
     return 0;
 }
@@ -249,8 +253,10 @@ int libusb_get_configuration(libusb_device_handle *handle, int *value) { *value 
 int libusb_set_configuration(libusb_device_handle *handle, int value)
 {
     int code = call_with("set_configuration", value);
+    if (code == 0 && value > (int)LENGTH(configurations))
+        code = LIBUSB_ERROR_NOT_FOUND;
     if (code == 0)
-        configuration = value;
+        configuration = value < 0 ? 0 : value;
     return code;
 }
 
@@ -290,10 +296,15 @@ int libusb_release_interface(libusb_device_handle *handle, int interface)
 
 struct libusb_transfer *libusb_alloc_transfer(int packets)
 {
+    allocated++;
     return calloc(1, sizeof(struct libusb_transfer) + packets * sizeof(struct libusb_iso_packet_descriptor));
 }
 
-void libusb_free_transfer(struct libusb_transfer *transfer) { free(transfer); }
+void libusb_free_transfer(struct libusb_transfer *transfer)
+{
+    allocated -= transfer != NULL;
+    free(transfer);
+}
 
 int libusb_submit_transfer(struct libusb_transfer *transfer)
 {

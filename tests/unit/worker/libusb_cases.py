@@ -1,11 +1,23 @@
 """The claim and the libusb transfers on fake_libusb.c.  test_libusb.py runs it, in a process of its own."""
 
-import ctypes
 from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.worker.rig import Rig
+from tests.unit.worker.libusb_rig import (
+    BULK_IN,
+    BULK_OUT,
+    CANCELLED,
+    INTERRUPT_IN,
+    ISO_IN,
+    ISO_OUT,
+    STALL,
+    VENDOR_IN,
+    LibusbRig,
+    fake,
+    journal,
+    submitted,
+)
 from usbipd import _pump
 from usbipd._claim import Claim, libusb_runtime_version
 from usbipd.errors import ClaimError
@@ -20,45 +32,10 @@ from usbipd.protocol.constants import (
     LINUX_EXDEV,
     URB_ZERO_PACKET,
 )
-from usbipd.protocol.urb import Reply, RetSubmit, Submit
+from usbipd.protocol.urb import Reply, RetSubmit
 from usbipd.worker.claim import HeldDevice
 
-BULK_OUT, BULK_IN, INTERRUPT_IN, ISO_OUT, ISO_IN = 0x01, 0x81, 0x82, 0x05, 0x85
-COMPLETED, CANCELLED, STALL = 0, 3, 4  # enum libusb_transfer_status
 ERROR_IO, ERROR_NOT_FOUND, ERROR_BUSY, ERROR_NO_MEM, ERROR_OTHER = -1, -5, -6, -11, -99  # enum libusb_error
-VENDOR_IN = bytes.fromhex("c0 01 0000 0000 4000")
-
-fake = ctypes.CDLL("libusb-1.0.so.0")
-fake.fake_journal.restype = fake.fake_submitted.restype = ctypes.c_char_p
-
-
-def journal() -> list[str]:
-    """The calls that changed something, since it was asked last."""
-    return [line.strip() for line in fake.fake_journal().decode().splitlines()]
-
-
-def submitted(endpoint: int) -> tuple[int, int, int, bytes]:
-    """Type, flags, length and data of the oldest transfer of `endpoint`."""
-    kind, flags, length, *data = fake.fake_submitted(endpoint).decode().split()
-    return int(kind), int(flags), int(length), bytes.fromhex("".join(data))
-
-
-class LibusbRig(Rig):
-    """The pump of the fake device, claimed."""
-
-    def __init__(self) -> None:
-        self.claim = Claim(1, 2)
-        self.claim.take()
-        self._start(_pump.LibusbTransfers(self.claim), self.claim.endpoints(), self.claim.configuration)
-
-    def ended(self, endpoint: int, status: int = COMPLETED, data: bytes = b"") -> list[Reply]:
-        """The replies once the device has ended the oldest transfer of `endpoint`."""
-        assert fake.fake_complete(endpoint, status, data, len(data))
-        self.turn()
-        return self.received()
-
-    def waiting(self, *submits: Submit) -> None:
-        assert self.exchange(*submits) == []
 
 
 @pytest.fixture(autouse=True)

@@ -37,7 +37,7 @@ class ScriptedDevice(SimulatedDevice):
     product = "Scripted device"
     speed = Speed.HIGH
     device_descriptor = device_descriptor(0x01FF, bcdUSB=0x0200)
-    configurations = (
+    configurations: tuple[bytes, ...] = (
         configuration_descriptor(
             interface_descriptor(0, 7, 0xFF),
             endpoint_descriptor(MODEL_OUT, BULK, 512, 0),

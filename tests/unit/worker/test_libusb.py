@@ -1,31 +1,26 @@
-"""Real devices without one: the cases of libusb_cases.py, in a process whose libusb is fake_libusb.c."""
+"""Real devices without one: cases in a process whose libusb is fake_libusb.c."""
 
-import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
+from tests.unit.worker.fake_libusb import HERE, environment_with_fake
 
 
 @pytest.mark.skipif(
     sys.platform == "darwin", reason="a library is found by its path there, not by its soname"
 )
-def test_claim_and_pump_on_a_fake_libusb(tmp_path: Path) -> None:
-    flags = subprocess.run(
-        ["pkg-config", "--cflags", "libusb-1.0"], check=True, capture_output=True, text=True
-    ).stdout
-    library = tmp_path / "libusb-1.0.so.0"
-    options = ["-shared", "-fPIC", f"-Wl,-soname,{library.name}", *shlex.split(flags)]
-    subprocess.run(["cc", *options, "-o", library, HERE / "fake_libusb.c"], check=True)
-    cases = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", HERE / "libusb_cases.py"],
-        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+@pytest.mark.parametrize("cases", ["libusb_cases.py", "libusb_races.py"])
+def test_claim_and_pump_on_a_fake_libusb(cases: str, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    profile = pytestconfig.getoption("--hypothesis-profile")
+    options = [] if profile is None else [f"--hypothesis-profile={profile}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, HERE / cases],
+        env=environment_with_fake(tmp_path),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
-    assert cases.returncode == 0, cases.stdout + cases.stderr
+    assert done.returncode == 0, done.stdout + done.stderr

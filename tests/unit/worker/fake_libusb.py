@@ -1,0 +1,21 @@
+"""Builds fake_libusb.c, and puts it in the place of libusb for processes that are started.  Runs in tests
+and fuzzers.
+"""
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def environment_with_fake(directory: Path) -> dict[str, str]:
+    """The environment of a process whose libusb is the fake, built in `directory`."""
+    flags = subprocess.run(
+        ["pkg-config", "--cflags", "libusb-1.0"], check=True, capture_output=True, text=True
+    ).stdout
+    library = directory / "libusb-1.0.so.0"
+    options = ["-shared", "-fPIC", f"-Wl,-soname,{library.name}", *shlex.split(flags)]
+    subprocess.run(["cc", *options, "-o", library, HERE / "fake_libusb.c"], check=True)
+    return {**os.environ, "LD_LIBRARY_PATH": str(directory)}
