@@ -1,0 +1,55 @@
+"""`make asan`: unit tests, integration tests and tests/fuzz in the interpreter of tests/sanitized, two at a
+time.
+
+A report of any process, ours or one that we started, fails the run, whether or not a test has noticed.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+from tests.sanitized.build import REPORTS, TREE, VENV
+
+MEASURES_MEMORY: Final = "it measures memory, and AddressSanitizer keeps for a while what is freed"
+MEASURES_TIME: Final = "it measures time, and the look for leaks at the end of each process takes some"
+PARTS: Final = (("tests/integration",), ("tests/unit", "tests/fuzz"))
+NOT_HERE: Final = (
+    ("tests/integration/test_kept_claims.py", "test_a_thousand_sessions_cost_nothing", MEASURES_MEMORY),
+    (
+        "tests/unit/worker/test_session.py",
+        "test_memory_of_a_client_goes_back_to_the_system_with_it",
+        MEASURES_MEMORY,
+    ),
+    ("tests/integration/test_processes.py", "test_the_end_takes_less_than_two_seconds", MEASURES_TIME),
+)
+"""Files, beginnings of names, and why."""
+
+
+def main() -> int:
+    begin = time.monotonic()
+    command: list[str | Path] = [VENV / "bin" / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["-p", "no:faulthandler"]  # it would take SIGSEGV away from AddressSanitizer
+    for file, test, reason in NOT_HERE:
+        print(f"not run: {file}::{test}: {reason}")
+        command += ["--deselect", f"{file}::{test}"]
+    logs = [(TREE / f"{index}.log").open("w+") for index, _ in enumerate(PARTS)]
+    running = [
+        subprocess.Popen([*command, *part], cwd=TREE, stdout=log, stderr=log, env=os.environ)
+        for part, log in zip(PARTS, logs, strict=True)
+    ]
+    codes = [process.wait() for process in running]
+    for log in logs:
+        log.seek(0)
+        print(log.read())
+    reports = sorted(REPORTS.iterdir())
+    for report in reports:
+        print(f"---- {report.name} ----\n{report.read_text(errors='replace')}")
+    print(f"{time.monotonic() - begin:.0f} s, exit codes {codes}, {len(reports)} reports of sanitizers")
+    return 0 if not any(codes) and not reports else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
