@@ -1,8 +1,23 @@
-"""What all tests share: the `rule` marker takes only names that stand in `tests/rules.py`."""
+"""What all tests share: the `rule` marker takes only names that stand in `tests/rules.py`, and how hard
+hypothesis tries.
+
+No example has a deadline: on a slow machine it would fail without a fault.  What fails is printed with the
+line that runs it again (`@reproduce_failure`).  `--hypothesis-profile=fuzz` is for `make fuzz`: FUZZ_EXAMPLES
+of each.
+"""
+
+import os
 
 import pytest
+from hypothesis import settings
 
 from tests.rules import RULES
+
+settings.register_profile("test", deadline=None, print_blob=True)
+settings.register_profile(
+    "fuzz", settings.get_profile("test"), max_examples=int(os.environ.get("FUZZ_EXAMPLES", "2000"))
+)
+settings.load_profile("test")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
