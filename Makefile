@@ -13,7 +13,11 @@ SOURCES := $(wildcard cython/*) setup.py pyproject.toml usbipd/__init__.py
 SIMULATE ?= mass-storage,keyboard,serial,loopback
 LISTEN ?= 127.0.0.1:3240
 
-.PHONY: help deps venv build run demo test e2e-deps e2e soak lint darwin-check clean
+# How long `make fuzz` looks, and how many examples of each property it tries.
+FUZZ_SECONDS ?= 60
+export FUZZ_EXAMPLES ?= 300
+
+.PHONY: help deps venv build run demo test e2e-deps e2e soak lint darwin-check sanitized asan fuzz clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -43,7 +47,19 @@ demo: build  ## the whole chain once: start, list, import, read, write, status, 
 	@exec $(BIN)/python tests/demo.py
 
 test: build  ## unit and integration tests
-	$(BIN)/python -m pytest tests/unit tests/integration
+	$(BIN)/python -m pytest tests/unit tests/integration tests/fuzz
+
+sanitized: build
+	@packaging/install-deps $(PYTHON) sanitizers
+	@$(BIN)/python -m tests.sanitized.build
+
+asan: sanitized  ## all tests and some fuzzing with the modules under AddressSanitizer, UBSan and LeakSanitizer
+	$(BIN)/python -m tests.sanitized.suite
+	$(BIN)/python -m tests.fuzz.campaign --seconds 20
+
+fuzz: sanitized  ## hostile bytes against pump, server and IPC: FUZZ_SECONDS of libFuzzer, FUZZ_EXAMPLES of each property
+	$(BIN)/python -m tests.fuzz.campaign --seconds $(FUZZ_SECONDS)
+	$(BIN)/python -m pytest --hypothesis-profile=fuzz tests/fuzz tests/unit/worker/test_libusb.py
 
 e2e-deps:  ## install what the tests in a virtual machine need, if it is missing
 	@packaging/install-deps $(PYTHON) e2e
