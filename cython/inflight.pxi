@@ -235,7 +235,8 @@ cdef void completed(Backend *backend, Urb *urb) noexcept nogil:
         pool_give(&core.pool, urb)
         verdict = -LINUX_ECONNRESET
     else:
-        if cancelled and reply == NULL:  # not by the client: its endpoint was switched off, as usb_hcd_flush_endpoint says it
+        if cancelled and reply == NULL:
+            # Not by the client: its endpoint was switched off, as usb_hcd_flush_endpoint says it.
             urb.status = -LINUX_ESHUTDOWN
         if urb.type == CONTROL and urb.wire_in:
             mask_remote_wakeup(urb)

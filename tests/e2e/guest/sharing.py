@@ -20,7 +20,7 @@ def attached(device: UsbDevice, drivers: Sequence[str], server: str = client.SER
     ask("bind", "--busid", device.busid)
     wait_for_state(device.busid, "shared")
     wait_for_drivers(device, ["usbfs"] * len(drivers))
-    there = client.attach(device.busid, device.hardware_id, server)
+    there = client.attach(device.busid, device.hardware_id, server=server)
     wait_for_drivers(there, drivers)
     yield there
     client.detach(there)
