@@ -210,6 +210,20 @@ cdef void withdraw(Core *core, Urb *urb) noexcept nogil:
     completed(core.backend, urb)
 
 
+cdef bint overtaken(Core *core, Urb *urb) noexcept nogil:
+    """Notes that the SUBMIT has come, whatever becomes of it; True: an UNLINK came before, and it has ended."""
+    core.newest = urb.seqnum
+    if core.early == NULL:
+        return False
+    settle_early(core, urb)
+    if urb.unlink_reply == NULL:
+        return False
+    inflight_add(core, urb)
+    urb.state = URB_HELD
+    withdraw(core, urb)
+    return True
+
+
 cdef void withdraw_held(Core *core) noexcept nogil:
     cdef Urb *urb
     while core.held != NULL:
@@ -235,8 +249,7 @@ cdef void completed(Backend *backend, Urb *urb) noexcept nogil:
         pool_give(&core.pool, urb)
         verdict = -LINUX_ECONNRESET
     else:
-        if cancelled and reply == NULL:
-            # Not by the client: its endpoint was switched off, as usb_hcd_flush_endpoint says it.
+        if cancelled and reply == NULL:  # its endpoint was switched off, as usb_hcd_flush_endpoint says it
             urb.status = -LINUX_ESHUTDOWN
         if urb.type == CONTROL and urb.wire_in:
             mask_remote_wakeup(urb)

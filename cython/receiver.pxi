@@ -97,7 +97,8 @@ cdef bint read_submit(Core *core, const uint8_t *header) noexcept nogil:
     urb.submitted = core.now
     if refusal:
         core.discard = 0 if is_in else length
-        answer(core, urb, refusal)
+        if not overtaken(core, urb):
+            answer(core, urb, refusal)
         return True
     urb.length = length
     urb.packets = packets
@@ -142,14 +143,8 @@ cdef int check_control(Urb *urb) noexcept nogil:
 cdef void begin_urb(Core *core, Urb *urb) noexcept nogil:
     """The URB is whole: to the device with it."""
     cdef int result = 0
-    core.newest = urb.seqnum
-    if core.early != NULL:
-        settle_early(core, urb)
-        if urb.unlink_reply != NULL:
-            inflight_add(core, urb)
-            urb.state = URB_HELD
-            withdraw(core, urb)
-            return
+    if overtaken(core, urb):
+        return
     if urb.type == CONTROL:
         result = check_control(urb)
     elif urb.type == ISOCHRONOUS:

@@ -405,6 +405,15 @@ def test_unlink_that_comes_before_its_submit_goes_with_its_client(rig: Rig) -> N
     assert rig.exchange(submit)[0].data == bytes(range(4))
 
 
+@pytest.mark.rule("unlink-answered")
+def test_unlink_of_an_urb_that_has_no_endpoint_is_answered_at_once(rig: Rig) -> None:
+    assert rig.control(GET_DEVICE_DESCRIPTOR).status == 0
+    submit = rig.submit(0x8F, 64)
+    assert statuses(rig.exchange(submit)) == [(submit.seqnum, -LINUX_ENOENT)]
+    unlink = rig.unlink(submit)
+    assert statuses(rig.exchange(unlink)) == [(unlink.seqnum, 0)]
+
+
 def test_unlink_twice(rig: Rig) -> None:
     submit = rig.submit(LOOP_IN, 64)
     first = rig.unlink(submit)
