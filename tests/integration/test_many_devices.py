@@ -49,10 +49,21 @@ class Echo:
 
     def stop(self) -> None:
         """At the end of a round."""
+        self._join()
+        self.session.close()
+
+    def cut_off(self) -> None:
+        """At the end of a round: with reads in flight, and without a word."""
+        self._join()  # a socket that a thread waits for is not closed before the thread is done
+        for _ in range(16):
+            self.session.submit(LOOPBACK_IN, length=MESSAGE)
+        self.session.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.session.close()
+
+    def _join(self) -> None:
         self._stopping = True
         self._thread.join(HANG)
         assert self._error is None, f"client {self._number}: {self._error!r}"
-        self.session.close()
 
     def _run(self) -> None:
         try:
@@ -88,11 +99,7 @@ def test_32_devices_at_once(start_daemon: StartDaemon) -> None:
     os.kill(daemon.worker_pid(busids[0]), signal.SIGKILL)
     killed.wait_until_failed()
     killed.session.close()
-    for _ in range(16):
-        cut.session.submit(LOOPBACK_IN, length=MESSAGE)
-    cut.session.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-    cut.session.close()
-    cut.wait_until_failed()
+    cut.cut_off()
     for echo in others:
         echo.wait_for(2)
 
