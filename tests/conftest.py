@@ -1,5 +1,5 @@
-"""What all tests share: the `rule` marker takes only names that stand in `tests/rules.py`, and how hard
-hypothesis tries.
+"""What all tests share: the `rule` marker takes only names that stand in `tests/rules.py`, how hard
+hypothesis tries, and that whatever is started here can be interrupted.
 
 No example has a deadline: on a slow machine it would fail without a fault.  What fails is printed with the
 line that runs it again (`@reproduce_failure`).  `--hypothesis-profile=fuzz` is for `make fuzz`: FUZZ_EXAMPLES
@@ -7,6 +7,7 @@ of each.
 """
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -18,6 +19,9 @@ settings.register_profile(
     "fuzz", settings.get_profile("test"), max_examples=int(os.environ.get("FUZZ_EXAMPLES", "2000"))
 )
 settings.load_profile("test")
+
+# A shell has what it starts in the background ignore SIGINT, and so would all that is started by that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
