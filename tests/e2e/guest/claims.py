@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.e2e.guest import client
-from tests.e2e.guest.command import ROOT, User, ask, call, listed, wait_for_state
+from tests.e2e.guest.command import ROOT, User, ask, call, check_doctor, listed, wait_for_state
 from tests.e2e.guest.disk import Disk
 from tests.e2e.guest.gadget import LOOPBACK, Gadget, disk
 from tests.e2e.guest.scenario import Scenario, check
@@ -365,9 +365,7 @@ def _check_shared(busid: str, hardware_id: str) -> None:
 
 @step("end")
 def nothing_is_wrong_with_the_daemon() -> None:
-    outcome = call("doctor", "--json")
-    failed = [check for check in outcome.document["checks"] if check["state"] == "failed"]
-    check(outcome.code == 0 and not failed, f"doctor ends with {outcome.code}: {failed}")
+    check_doctor()
 
 
 @step("end")

@@ -21,7 +21,7 @@ import usb.core  # type: ignore[import-untyped]
 import usb.util  # type: ignore[import-untyped]
 
 from tests.e2e.guest import client, gadget, usbtest
-from tests.e2e.guest.command import ask, call
+from tests.e2e.guest.command import ask, check_doctor
 from tests.e2e.guest.disk import check_file_system
 from tests.e2e.guest.gadget import Gadget
 from tests.e2e.guest.keys import grabbed, key_events, set_led
@@ -374,9 +374,7 @@ def each_of_its_interfaces_goes_back_to_its_driver() -> None:
 
 @step("end")
 def nothing_is_wrong_with_the_daemon() -> None:
-    outcome = call("doctor", "--json")
-    failed = [each for each in outcome.document["checks"] if each["state"] == "failed"]
-    check(outcome.code == 0 and not failed, f"doctor ends with {outcome.code}: {failed}")
+    check_doctor()
 
 
 @step("end")

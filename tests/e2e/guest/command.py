@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from tests.e2e.guest.scenario import StepError
+from tests.e2e.guest.scenario import StepError, check
 from tests.e2e.guest.system import PATIENCE, wait_for
 from usbipd.cli import main as usbipd
 from usbipd.errors import UsbipdError
@@ -125,3 +125,10 @@ def call(*arguments: str, user: User = ROOT) -> Outcome:
     outcome = Outcome(os.waitstatus_to_exitcode(status), *texts)
     print(f"{user.name}$ usbipd {' '.join(arguments)}\n{outcome.stdout}{outcome.stderr}", end="", flush=True)
     return outcome
+
+
+def check_doctor() -> None:
+    """Raises `StepError` unless `usbipd doctor` finds nothing wrong."""
+    outcome = call("doctor", "--json")
+    failed = [each for each in outcome.document["checks"] if each["state"] == "failed"]
+    check(outcome.code == 0 and not failed, f"doctor ends with {outcome.code}: {failed}")

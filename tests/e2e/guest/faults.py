@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.e2e.guest import client, network
-from tests.e2e.guest.command import ask, call, listed, status_of
+from tests.e2e.guest.command import ask, check_doctor, listed, status_of
 from tests.e2e.guest.daemon import (
     EXTENSION,
     SERVER,
@@ -211,7 +211,7 @@ def program_is_killed_and_the_next_one_uses_the_same_attachment() -> None:
     os.waitpid(pid, 0)
     wait_for("all URBs to end", lambda: _in_flight(WORLD.real) == 0)
     check(status_of(WORLD.real)["state"] == "attached", "the device is not attached any more")
-    with _opened(attached, WORLD.loop.interface) as file:  # what it had written is still in the device
+    with UsbFile(attached, [WORLD.loop.interface]) as file:  # what it had written is still in the device
         while (urb := read_within(file, WORLD.loop.read, MESSAGE, 1.0)).status == 0:
             pass
         check(urb.status == -errno.ENOENT, f"an URB that was taken back ended with {urb.status}")
@@ -297,7 +297,7 @@ TEXT: Final = b"usbipd" * 100  # no whole packet at its end
 @step("device")
 def device_that_stalls_babbles_or_never_answers() -> None:
     attached, loop = client.attach(WORLD.real), WORLD.loop
-    with _opened(attached, loop.interface) as file:
+    with UsbFile(attached, [loop.interface]) as file:
         _check_status(file.control(VENDOR, 0x77), -errno.EPIPE)
         _check_status(file.control(TO_ENDPOINT, USB_REQ_SET_FEATURE, USB_ENDPOINT_HALT, loop.read), 0)
         _check_status(file.run(Urb(BULK, loop.read, length=MESSAGE)), -errno.EPIPE)
@@ -323,7 +323,7 @@ def simulated_device_stalls_and_babbles() -> None:
     attached = client.attach(WORLD.keyboard)
     wait_for_driver(attached, "usbhid")
     Path("/sys/bus/usb/drivers/usbhid/unbind").write_text(f"{attached.busid}:1.0")
-    with _opened(attached, 0) as file:
+    with UsbFile(attached, [0]) as file:
         _check_status(file.control(VENDOR, 0x77), -errno.EPIPE)
         _check_status(
             file.run(Urb(INTERRUPT, INTERRUPT_IN, length=4)), -errno.EOVERFLOW
@@ -332,16 +332,6 @@ def simulated_device_stalls_and_babbles() -> None:
         check(report.status == 0 and report.actual_length == 8, "there is no report after that")
     client.detach(attached)
     _wait_until_free(WORLD.keyboard)
-
-
-@contextmanager
-def _opened(device: UsbDevice, interface: int) -> Iterator[UsbFile]:
-    file = UsbFile(device, [interface])
-    file.open()
-    try:
-        yield file
-    finally:
-        file.close()
 
 
 def _check_status(urb: Urb, expected: int) -> None:
@@ -477,7 +467,7 @@ def thirteen_devices_move_data_at_once() -> None:
         echo.start()
     for echo in echoes:
         echo.wait_for(DEPTH)
-    with _opened(attached[0], 0) as file:
+    with UsbFile(attached[0], [0]) as file:
         check(
             file.run(Urb(BULK, SOURCE_IN, length=MESSAGE)).data == source_pattern(MESSAGE), "a wrong pattern"
         )
@@ -496,9 +486,7 @@ def thirteen_devices_move_data_at_once() -> None:
 
 @step("end")
 def nothing_is_wrong_with_the_daemon() -> None:
-    outcome = call("doctor", "--json")
-    failed = [check for check in outcome.document["checks"] if check["state"] == "failed"]
-    check(outcome.code == 0 and not failed, f"doctor ends with {outcome.code}: {failed}")
+    check_doctor()
 
 
 @step("end")

@@ -8,9 +8,7 @@ import hashlib
 import math
 import os
 import sys
-import termios
 import time
-import tty
 import wave
 from functools import cache
 from pathlib import Path
@@ -22,7 +20,7 @@ from tests.e2e.guest import client, v4l2
 from tests.e2e.guest.keys import grabbed, key_events
 from tests.e2e.guest.scenario import Scenario, StepError, check
 from tests.e2e.guest.server import Usbipd
-from tests.e2e.guest.streams import Background, check_same, read_all, write_all
+from tests.e2e.guest.streams import Background, check_same, check_tty_echoes
 from tests.e2e.guest.system import JOB, PATIENCE, run, wait_for
 from tests.e2e.guest.usb import UsbDevice
 from usbipd.simulated import camera
@@ -150,16 +148,7 @@ def serial_port_attaches() -> None:
 
 @step("serial")
 def serial_port_echoes() -> None:
-    node = wait_for("a tty of the serial port", ATTACHED["serial"].tty)
-    sent = os.urandom(64 * KIB)
-    port = os.open(node, os.O_RDWR | os.O_NOCTTY)
-    try:
-        tty.setraw(port, termios.TCSANOW)
-        with Background(lambda: write_all(port, sent)):
-            received = read_all(port, len(sent))
-    finally:
-        os.close(port)
-    check_same(received, sent)
+    check_tty_echoes(ATTACHED["serial"])
 
 
 # ---- loopback ----------------------------------------------------------------------------------------------

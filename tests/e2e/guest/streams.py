@@ -2,11 +2,14 @@
 
 import os
 import select
+import termios
 import threading
+import tty
 from collections.abc import Callable
 
 from tests.e2e.guest.scenario import StepError, check
-from tests.e2e.guest.system import PATIENCE
+from tests.e2e.guest.system import PATIENCE, wait_for
+from tests.e2e.guest.usb import UsbDevice
 
 
 def check_same(received: bytes, sent: bytes) -> None:
@@ -31,6 +34,19 @@ def read_all(port: int, length: int) -> bytes:
         check(bool(select.select([port], [], [], PATIENCE)[0]), f"{len(received)} of {length} bytes came")
         received += os.read(port, length - len(received))
     return bytes(received)
+
+
+def check_tty_echoes(device: UsbDevice) -> None:
+    """Raises `StepError` unless a serial port gives back what is written to it."""
+    sent = os.urandom(1 << 16)
+    port = os.open(wait_for("a tty of the serial port", device.tty), os.O_RDWR | os.O_NOCTTY)
+    try:
+        tty.setraw(port, termios.TCSANOW)
+        with Background(lambda: write_all(port, sent)):
+            received = read_all(port, len(sent))
+    finally:
+        os.close(port)
+    check_same(received, sent)
 
 
 class Background:

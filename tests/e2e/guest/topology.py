@@ -4,12 +4,9 @@ QEMU's own devices at an emulated xHCI controller: a loudspeaker, which takes is
 chain of hubs.  Several devices and clients at the same time, over IPv4 and IPv6.
 """
 
-import os
 import random
 import sys
-import termios
 import time
-import tty
 from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
@@ -23,7 +20,7 @@ from tests.e2e.guest.monitor import Monitor
 from tests.e2e.guest.scenario import Scenario, StepError, check
 from tests.e2e.guest.server import Usbipd
 from tests.e2e.guest.sharing import attached, attached_gadget
-from tests.e2e.guest.streams import Background, check_same, read_all, write_all
+from tests.e2e.guest.streams import Background, check_tty_echoes
 from tests.e2e.guest.system import JOB, run, wait_for
 from tests.e2e.guest.usb import UsbDevice, wait_for_driver, wait_until_plugged, wait_until_unplugged
 
@@ -192,7 +189,7 @@ def four_clients_work_at_the_same_time_over_ipv4_and_ipv6() -> None:
         with ExitStack() as traffic:
             for number, disk in enumerate(disks):
                 traffic.enter_context(Background(partial(check_file_system, disk, MOUNTS / str(number), MIB)))
-            traffic.enter_context(Background(partial(_check_echo, ports[0])))
+            traffic.enter_context(Background(partial(check_tty_echoes, ports[0])))
         for there in (disks[0], ports[0]):
             client.detach(there)
     for busid in busids:
@@ -224,18 +221,6 @@ def _check_busy() -> None:  # rule("import-busy")
 
 def _attached() -> list[Document]:
     return [each for each in ask("status")["status"]["devices"] if each["state"] == "attached"]
-
-
-def _check_echo(there: UsbDevice) -> None:
-    sent = random.randbytes(64 * KIB)
-    port = os.open(wait_for("a tty of the serial port", there.tty), os.O_RDWR | os.O_NOCTTY)
-    try:
-        tty.setraw(port, termios.TCSANOW)
-        with Background(lambda: write_all(port, sent)):
-            received = read_all(port, len(sent))
-    finally:
-        os.close(port)
-    check_same(received, sent)
 
 
 # ---- the end -----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import fcntl
 import os
 import select
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from tests.e2e.guest.scenario import StepError
 from tests.e2e.guest.system import PATIENCE
@@ -168,6 +168,13 @@ class UsbFile:
     def close(self) -> None:
         """What is pending ends."""
         os.close(self._file)
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, *_failure: object) -> None:
+        self.close()
 
     def claim(self) -> None:
         """Take the interfaces, as at the beginning."""
