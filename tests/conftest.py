@@ -1,9 +1,10 @@
 """What all tests share: the `rule` marker takes only names that stand in `tests/rules.py`, how hard
 hypothesis tries, and that whatever is started here can be interrupted.
 
-No example has a deadline: on a slow machine it would fail without a fault.  What fails is printed with the
-line that runs it again (`@reproduce_failure`).  `--hypothesis-profile=fuzz` is for `make fuzz`: FUZZ_EXAMPLES
-of each.
+No example has a deadline: on a slow machine it would fail without a fault.  `make test` tries the same
+examples each time, so that it fails for what was changed; `--hypothesis-profile=fuzz` is for `make fuzz`:
+FUZZ_EXAMPLES new ones of each, and what fails is printed with the line that runs it again
+(`@reproduce_failure`).
 """
 
 import os
@@ -14,9 +15,9 @@ from hypothesis import settings
 
 from tests.rules import RULES
 
-settings.register_profile("test", deadline=None, print_blob=True)
+settings.register_profile("test", deadline=None, derandomize=True)
 settings.register_profile(
-    "fuzz", settings.get_profile("test"), max_examples=int(os.environ.get("FUZZ_EXAMPLES", "2000"))
+    "fuzz", deadline=None, print_blob=True, max_examples=int(os.environ.get("FUZZ_EXAMPLES", "2000"))
 )
 settings.load_profile("test")
 

@@ -398,7 +398,8 @@ class Races(RuleBasedStateMachine):
         That a reply has a seqnum that waits for it, and not more data than it may have, `ReplyReader` has
         seen to.
         """
-        asked = {unlink.unlink_seqnum for unlink in self.now_unlinked.values()}
+        # The pump asks once: one that was held up then waits for the device, however often it is named.
+        asked = {unlink.unlink_seqnum for unlink in self.now_unlinked.values()} - self.named.keys()
         given_up = {submit.seqnum for submit in cancelled}
         if not self.held:  # what was named in this batch and is not ended has been cancelled at once
             given_up |= {urb.seqnum for urbs in self.pending.values() for urb in urbs if urb.seqnum in asked}
