@@ -129,6 +129,7 @@ def connect(where: str, *, uri: bool = False) -> sqlite3.Connection:
     connection = sqlite3.connect(where, timeout=BUSY_TIMEOUT, isolation_level=None, uri=uri)
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA cache_size = -256")  # KiB that it may keep in memory, of 2,000 otherwise
     # macOS: else what is on the disk need not be on the medium (fcntl(2), F_FULLFSYNC); no effect elsewhere
     connection.execute("PRAGMA fullfsync = ON")
     return connection
