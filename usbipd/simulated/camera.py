@@ -38,9 +38,7 @@ _STREAMING: Final = 1
 _SUBCLASS_CONTROL: Final = 0x01  # UVC, table A-2
 _SUBCLASS_STREAMING: Final = 0x02
 _SUBCLASS_COLLECTION: Final = 0x03
-_COMMON_CLASS: Final = (
-    0x02  # Interface Association Descriptors, table 1-1: with USB_CLASS_MISC, and protocol 1
-)
+_COMMON_CLASS: Final = 0x02  # Interface Association Descriptors, table 1-1: with USB_CLASS_MISC
 
 _VC_HEADER: Final = 0x01  # UVC, table A-5
 _VC_INPUT_TERMINAL: Final = 0x02
