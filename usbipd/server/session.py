@@ -67,7 +67,9 @@ class Session:
             async with asyncio.timeout(handshake_timeout):
                 request = await self._read_request(reader)
             self.waiting = False
-            if isinstance(request, DevlistRequest):
+            if request is None:
+                _LOG.debug("%s left without a word", self._peer)
+            elif isinstance(request, DevlistRequest):
                 await self._answer_devlist(handshake_timeout)
             elif isinstance(request, ImportRequest):
                 await self._answer_import(request.busid, handshake_timeout)
@@ -90,12 +92,17 @@ class Session:
         """Close our side of the connection, when `run` is over."""
         self._connection.close()
 
-    async def _read_request(self, reader: RequestReader) -> Request:
+    async def _read_request(self, reader: RequestReader) -> Request | None:
+        """None: somebody has only looked whether the port is open, as `usbipd doctor` does."""
         loop = asyncio.get_running_loop()
+        said_something = False
         while True:
             data = await loop.sock_recv(self._connection, reader.wanted)
+            if not data and not said_something:
+                return None
             if not data:
                 raise ProtocolError("the client left before it had sent a whole request")
+            said_something = True
             request = reader.feed(data)
             if request is not None:
                 return request

@@ -153,6 +153,18 @@ def test_a_client_that_leaves_in_the_middle(caplog: pytest.LogCaptureFixture) ->
     asyncio.run(test())
 
 
+def test_a_client_that_only_looks_whether_the_port_is_open(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            _reader, writer = await server.connect()
+            writer.close()
+            await until_log(caplog, "left without a word")
+
+    caplog.set_level("DEBUG")
+    asyncio.run(test())
+    assert {record.levelname for record in caplog.records if "left" in record.message} == {"DEBUG"}
+
+
 def test_half_a_request_times_out(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         async with serving(handshake_timeout=0.05) as server:
