@@ -16,7 +16,7 @@ from tests.e2e.vm.prepare import PrepareError
 ROOT: Final = Path(__file__).resolve().parents[2]
 
 AT_ONCE: Final = min(os.cpu_count() or 1, 4)
-"""Machines that run at the same time: each takes a gigabyte and keeps little more than one processor busy."""
+"""Machines that run at the same time: each takes a gigabyte and keeps one processor busy."""
 
 LOGS: Final = (("output.log", 60), ("daemon.log", 80), ("console.log", 40), ("qemu.log", 10))
 """What a failure shows: files of the job directory, and how many of their last lines."""

@@ -158,8 +158,10 @@ def qemu_command(job: Path) -> list[str]:
     if qemu is None:
         raise PrepareError("no qemu-system-x86_64: `make e2e-deps` installs Debian's qemu-system-x86")
     image = prepare()
-    # without erms: with it the kernel copies and clears by `rep movsb`, a byte at a time for the emulator
-    command = [qemu, "-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max,-erms", "-smp", "2"]
+    # thread=single: with a thread for each processor, one of them may meet what the other has just patched
+    # out of the kernel's code ("Oops: int3").  Without erms: with it the kernel copies and clears by
+    # `rep movsb`, a byte at a time for the emulator.
+    command = [qemu, "-accel", "tcg,thread=single", "-machine", "q35", "-cpu", "max,-erms", "-smp", "2"]
     command += ["-m", "1024", "-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot"]
     command += ["-kernel", str(image.kernel), "-initrd", str(image.initramfs)]
     # norandmaps: at the same addresses a new process finds what the emulator has translated for the last one
