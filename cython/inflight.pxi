@@ -108,6 +108,12 @@ cdef void answer(Core *core, Urb *urb, int32_t status) noexcept nogil:
     outbox_add(core, urb)
 
 
+cdef void answer_unlink(Core *core, Urb *reply, int32_t status) noexcept nogil:
+    """RET_UNLINK."""
+    encode_ret_unlink(reply, status)
+    outbox_add(core, reply)
+
+
 cdef void submit(Core *core, Urb *urb) noexcept nogil:
     """To the backend with the URB."""
     cdef bint is_control = urb.type == CONTROL
@@ -162,8 +168,7 @@ cdef void settle_early(Core *core, Urb *urb) noexcept nogil:
         if reply.unlinks == urb.seqnum:
             list_append(&urb.unlink_reply, &last, reply)
         elif is_newer(urb.seqnum, reply.unlinks):
-            encode_ret_unlink(reply, 0)
-            outbox_add(core, reply)
+            answer_unlink(core, reply, 0)
         else:
             list_append(&core.early, &core.early_last, reply)
         reply = following
@@ -175,8 +180,7 @@ cdef void expire_early(Core *core) noexcept nogil:
     while core.early != NULL and core.now - core.early.submitted >= EARLY_TIME:
         reply = core.early
         core.early = reply.next
-        encode_ret_unlink(reply, 0)
-        outbox_add(core, reply)
+        answer_unlink(core, reply, 0)
 
 
 cdef void unlink(Core *core, uint32_t seqnum, Urb *reply) noexcept nogil:
@@ -189,8 +193,7 @@ cdef void unlink(Core *core, uint32_t seqnum, Urb *reply) noexcept nogil:
         reply.submitted = core.now
         list_append(&core.early, &core.early_last, reply)
     elif urb == NULL:
-        encode_ret_unlink(reply, 0)
-        outbox_add(core, reply)
+        answer_unlink(core, reply, 0)
     elif urb.unlink_reply != NULL:
         reply.next = urb.unlink_reply.next
         urb.unlink_reply.next = reply
@@ -261,7 +264,6 @@ cdef void completed(Backend *backend, Urb *urb) noexcept nogil:
         if core.closing:
             pool_give(&core.pool, reply)
         else:
-            encode_ret_unlink(reply, verdict)
-            outbox_add(core, reply)
+            answer_unlink(core, reply, verdict)
         verdict = 0
         reply = following
