@@ -47,7 +47,6 @@ class LoopFunction:
         self._directory = Path("/run/functionfs") / name
         self._written = b""
         self._ended = False
-        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
         """Describe the endpoints, and serve them until `stop`."""
@@ -67,9 +66,7 @@ class LoopFunction:
         run("umount", "--lazy", self._directory)
 
     def _begin(self, action: Callable[[], None]) -> None:
-        thread = threading.Thread(target=action, daemon=True)
-        thread.start()
-        self._threads.append(thread)
+        threading.Thread(target=action, daemon=True).start()
 
     def _answer_requests(self) -> None:
         while not self._ended:

@@ -235,10 +235,6 @@ class UsbFile:
             assert address.value is not None
             return self._pending.pop(address.value)
 
-    def has_ended(self) -> bool:
-        """Whether `reap` would find one at once."""
-        return bool(select.select([], [self._file], [], 0)[1])
-
     def run(self, urb: Urb) -> Urb:
         """Submit it and wait for it, when nothing else is pending."""
         self.submit(urb)
