@@ -42,6 +42,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Seconds until a client that vanished without a word is given up (usbipd/server/keepalive.py)."""
     transfer_budget: Annotated[int, msgspec.Meta(ge=SMALLEST_BUDGET, le=1 << 32)] = 64 << 20
     """Bytes that the URBs of one client may hold."""
+    send_buffer: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 0
+    """Bytes that the kernel may keep of what is on its way to a client, SO_SNDBUF; 0: as it likes."""
 
 
 class AccessRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -102,6 +104,7 @@ _RIGHT: Final = {
     "handshake_timeout": "handshake_timeout = 10.0",
     "lost_client_timeout": "lost_client_timeout = 120",
     "transfer_budget": f"transfer_budget = {64 << 20}",
+    "send_buffer": "send_buffer = 0",
     "busid": 'busid = "1-1"',
     "hardware_id": 'hardware_id = "0781:5567"',
     "serial": 'serial = "4C530001"',

@@ -166,6 +166,7 @@ class Extension:
                 max_connections_per_address=limits.max_connections_per_address,
                 handshake_timeout=limits.handshake_timeout,
                 lost_client_timeout=limits.lost_client_timeout,
+                send_buffer=limits.send_buffer,
                 run_as=self._run_as,
                 chroot=None if self._run_as is None else str(self._files.chroot),
                 log_level=config.log_level,

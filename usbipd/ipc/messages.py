@@ -155,6 +155,7 @@ class ServeParameters(Message, frozen=True):
     max_connections_per_address: int
     handshake_timeout: float
     lost_client_timeout: int
+    send_buffer: int
     run_as: RunAs | None
     chroot: str | None
     log_level: str

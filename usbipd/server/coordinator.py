@@ -46,6 +46,7 @@ class ServerCoordinator:
         max_connections_per_address: int,
         handshake_timeout: float,
         lost_client_timeout: int,
+        send_buffer: int,
     ) -> None:
         self._extension = extension
         self._access = access
@@ -54,6 +55,7 @@ class ServerCoordinator:
         self._max_per_address = max_connections_per_address
         self._handshake_timeout = handshake_timeout
         self._lost_client_timeout = lost_client_timeout
+        self._send_buffer = send_buffer
         self._listeners: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
         self._sessions: dict[Session, asyncio.Task[None]] = {}
@@ -109,6 +111,7 @@ class ServerCoordinator:
             str(peer),
             self._extension,
             lost_client_timeout=self._lost_client_timeout,
+            send_buffer=self._send_buffer,
         )
         task = asyncio.create_task(session.run(self._handshake_timeout))
         self._sessions[session] = task

@@ -77,6 +77,7 @@ class _Server:
             max_connections_per_address=parameters.max_connections_per_address,
             handshake_timeout=parameters.handshake_timeout,
             lost_client_timeout=parameters.lost_client_timeout,
+            send_buffer=parameters.send_buffer,
         )
         listening = self._coordinator.bind(parameters.listen)
         if parameters.chroot is not None:

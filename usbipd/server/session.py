@@ -48,8 +48,10 @@ class Session:
         extension: Channel,
         *,
         lost_client_timeout: int,
+        send_buffer: int,
     ) -> None:
-        """`connection` is non-blocking; `address` is the client's, `peer` with its port."""
+        """`connection` is non-blocking; `address` is the client's, `peer` with its port; `send_buffer` bytes
+        of SO_SNDBUF, 0: as the system has it."""
         self.address = address
         """Numeric; with an interface behind `%` where it is link-local."""
         self.waiting = True
@@ -58,6 +60,7 @@ class Session:
         self._peer = peer
         self._extension = extension
         self._lost_client_timeout = lost_client_timeout
+        self._send_buffer = send_buffer
 
     async def run(self, handshake_timeout: float) -> None:
         """Serve the client; all errors end here, in a line of the log."""
@@ -159,6 +162,8 @@ class Session:
         """
         self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         give_up_when_lost(self._connection, self._lost_client_timeout)
+        if self._send_buffer:
+            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._send_buffer)
 
     def _log_closed(self, reason: str) -> None:
         _LOG.warning("%s closed: %s", self._peer, reason)

@@ -195,6 +195,7 @@ ORDERS = ServeParameters(
     max_connections_per_address=2,
     handshake_timeout=1.0,
     lost_client_timeout=120,
+    send_buffer=0,
     run_as=None,
     chroot=None,
     log_level="info",

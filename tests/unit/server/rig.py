@@ -112,6 +112,7 @@ async def serving(
     per_address: int = 100,
     handshake_timeout: float = PATIENCE,
     lost_client_timeout: int = 120,
+    send_buffer: int = 0,
     listen: str = "127.0.0.1:0",
     allow: Sequence[str] = (),
 ) -> AsyncIterator[Server]:
@@ -125,6 +126,7 @@ async def serving(
         max_connections_per_address=per_address,
         handshake_timeout=handshake_timeout,
         lost_client_timeout=lost_client_timeout,
+        send_buffer=send_buffer,
     )
     address = coordinator.bind([listen])[0]
     coordinator.start()

@@ -145,6 +145,7 @@ def refused_to_bind(*addresses: str) -> UsbipdError:
             max_connections_per_address=1,
             handshake_timeout=1,
             lost_client_timeout=120,
+            send_buffer=0,
         )
         with pytest.raises(UsbipdError) as caught:
             coordinator.bind(addresses)

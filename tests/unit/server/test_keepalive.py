@@ -69,6 +69,23 @@ def test_the_socket_that_is_handed_over_has_the_options(
     asyncio.run(test())
 
 
+@on_linux
+@pytest.mark.parametrize("size", [0, 8192])
+def test_the_socket_that_is_handed_over_has_the_send_buffer(size: int) -> None:
+    async def test() -> None:
+        async with serving(send_buffer=size) as server:
+            _reader, writer = await server.connect()
+            writer.write(encode_import_request("240-1"))
+            async with asyncio.timeout(PATIENCE):
+                while server.extension.client is None:  # noqa: ASYNC110 - it comes by itself
+                    await asyncio.sleep(0.001)
+            actual = server.extension.client.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+            assert (actual == 2 * size) == bool(size), "Linux doubles it (socket(7)); 0 leaves it alone"
+            writer.close()
+
+    asyncio.run(test())
+
+
 def test_a_client_may_be_deaf_for_half_a_minute_unless_the_configuration_says_otherwise() -> None:
     """TCP_USER_TIMEOUT counts while the client's window is closed, too."""
     assert Limits().lost_client_timeout >= 60

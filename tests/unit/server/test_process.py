@@ -45,6 +45,7 @@ class Server:
             max_connections_per_address=8,
             handshake_timeout=PATIENCE,
             lost_client_timeout=120,
+            send_buffer=0,
             run_as=None,
             chroot=None,
             log_level=log_level,

@@ -202,7 +202,12 @@ def test_the_extension_hears_the_address_of_a_client_without_its_interface() -> 
         for request in (encode_devlist_request(), encode_import_request("9-9")):
             client.sendall(request)
             session = Session(
-                connection, "fe80::1%eth0", "[fe80::1%eth0]:4000", channel, lost_client_timeout=120
+                connection,
+                "fe80::1%eth0",
+                "[fe80::1%eth0]:4000",
+                channel,
+                lost_client_timeout=120,
+                send_buffer=0,
             )
             await session.run(PATIENCE)
         session.close()
