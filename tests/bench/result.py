@@ -37,7 +37,7 @@ class Comparison:
 
     @property
     def spread(self) -> float:
-        """How far the samples of either side lie apart: (highest - lowest) / median, the larger of the two."""
+        """How far the samples lie apart, (highest - lowest) / median, on the side where it is more."""
         return max((max(each) - min(each)) / median(each) for each in (self.ours, self.reference))
 
     @property
