@@ -2,6 +2,9 @@
 # described once more, for the reader, in usbipd/worker/report.py, and a test holds the two together.
 # Only the pump writes, each word with one store: reading costs the pump nothing.
 
+cdef extern from *:
+    int leading_zeros "__builtin_clzll"(unsigned long long) nogil
+
 cdef enum:
     LATENCY_BUCKETS = 24     # the last one: 4 s and more
     WINDOW = 1000000         # microseconds between two snapshots, at least
@@ -41,9 +44,10 @@ cdef inline void take_snapshot(Counters *counters, int64_t now) noexcept nogil:
 
 
 cdef inline void count_latency(Counters *counters, int64_t microseconds) noexcept nogil:
+    """Bucket b has those below 2**b that are in no bucket before it."""
     cdef int bucket = 0
-    while bucket < LATENCY_BUCKETS - 1 and (<int64_t>1 << bucket) <= microseconds:
-        bucket += 1
+    if microseconds > 0:
+        bucket = min(LATENCY_BUCKETS - 1, 64 - leading_zeros(<unsigned long long>microseconds))
     counters.latency[bucket] += 1
 
 

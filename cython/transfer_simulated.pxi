@@ -45,6 +45,7 @@ cdef struct SimulatedBackend:
     Pipe pipes[ENDPOINTS]
     Loop *loops[16]
     PyObject *model
+    int isochronous          # URBs in all pipes
     bint stirred             # something happened that a model may have waited for
     int64_t wake             # when the model wants to be asked again; -1: never
     char problem[PROBLEM_SIZE]
@@ -69,6 +70,7 @@ cdef void pipe_add(Pipe *pipe, Urb *urb) noexcept nogil:
 cdef void pipe_finish(SimulatedBackend *it, Pipe *pipe, int32_t status) noexcept nogil:
     """Completes the oldest URB."""
     cdef Urb *urb = pipe.first
+    it.isochronous -= urb.type == ISOCHRONOUS
     pipe.first = urb.next
     urb.next = NULL
     urb.status = status
@@ -179,6 +181,7 @@ cdef void schedule_isochronous(SimulatedBackend *it, Pipe *pipe, Urb *urb) noexc
         start = max(start, pipe.last.due)
     urb.start_frame = <uint32_t>(start // frame)
     urb.due = start + (frame << exponent) * urb.packets
+    it.isochronous += 1
     pipe_add(pipe, urb)
 
 
@@ -247,6 +250,7 @@ cdef void simulated_cancel(Backend *self, Urb *urb) noexcept nogil:
     if pipe.last == urb:
         pipe.last = before
     urb.next = NULL
+    it.isochronous -= urb.type == ISOCHRONOUS
     urb.status = -LINUX_ECONNRESET
     self.complete(self, urb)
 
@@ -255,7 +259,8 @@ cdef void simulated_events(Backend *self) noexcept nogil:
     cdef SimulatedBackend *it = <SimulatedBackend *>self
     if it.stirred or 0 <= it.wake <= monotonic_us():
         advance_models(it)
-    advance_isochronous(it)
+    if it.isochronous:
+        advance_isochronous(it)
 
 
 cdef int simulated_describe(Backend *self, pollfd *fds, int room) noexcept nogil:
@@ -266,6 +271,8 @@ cdef int64_t simulated_deadline(Backend *self) noexcept nogil:
     cdef SimulatedBackend *it = <SimulatedBackend *>self
     cdef int64_t soonest = it.wake
     cdef int i
+    if it.isochronous == 0:
+        return soonest
     for i in range(ENDPOINTS):
         if it.pipes[i].first != NULL and it.pipes[i].first.type == ISOCHRONOUS:
             if soonest < 0 or it.pipes[i].first.due < soonest:

@@ -1,7 +1,11 @@
 # USBIP_CMD_* and USBIP_RET_* on the wire: offsets, byte order, encoding.  Runs in workers.
 # Source: Linux Documentation/usb/usbip_protocol.rst.  usbipd/protocol/urb.py is the twin that tests hold it to.
 
-from libc.string cimport memmove, memset
+from libc.string cimport memcpy, memmove, memset
+
+cdef extern from "<arpa/inet.h>" nogil:
+    uint32_t htonl(uint32_t)
+    uint32_t ntohl(uint32_t)
 
 cdef enum:
     USBIP_CMD_SUBMIT = 1
@@ -63,14 +67,14 @@ cdef enum:
 
 
 cdef inline uint32_t get32(const uint8_t *at) noexcept nogil:
-    return (<uint32_t>at[0] << 24) | (<uint32_t>at[1] << 16) | (<uint32_t>at[2] << 8) | at[3]
+    cdef uint32_t value
+    memcpy(&value, at, sizeof(value))
+    return ntohl(value)
 
 
 cdef inline void put32(uint8_t *at, uint32_t value) noexcept nogil:
-    at[0] = <uint8_t>(value >> 24)
-    at[1] = <uint8_t>(value >> 16)
-    at[2] = <uint8_t>(value >> 8)
-    at[3] = <uint8_t>value
+    value = htonl(value)
+    memcpy(at, &value, sizeof(value))
 
 
 cdef inline void put_header(uint8_t *header, uint32_t command, uint32_t seqnum, int32_t status) noexcept nogil:
