@@ -101,6 +101,7 @@ cdef Urb *pool_take(Pool *pool, size_t size) noexcept nogil:
     urb.next = urb.hash_next = urb.unlink_reply = NULL
     urb.length = urb.actual_length = urb.error_count = urb.start_frame = urb.packets = 0
     urb.status = 0
+    urb.lent = NULL
     urb.iso = NULL
     return urb
 

@@ -3,7 +3,8 @@
 cdef enum:
     BUCKETS = 4096           # clients count seqnum up by one, so chains stay short; at most MAX_URBS URBs in all
     INBOX_SIZE = 64 << 10
-    GATHER = 512             # replies that leave in one sendmsg, at most; IOV_MAX is 1024
+    GATHER = 512             # pieces of replies that leave in one sendmsg, at most; IOV_MAX is 1024
+    OFFERED = 512 << 10      # bytes of replies, after which no more are gathered: sockets seldom take so much
     PROBLEM_SIZE = 200
     EARLY_TIME = 1000000     # microseconds that an UNLINK waits for its SUBMIT
 

@@ -1,7 +1,7 @@
 # From the outbox to the client's socket.  Runs in workers.
 #
-# The replies of a round leave in one sendmsg, each as one piece: header, data and isochronous descriptors lie
-# together in the URB's buffer.
+# The replies of a round leave in one sendmsg.  Each is one piece, since header, data and isochronous descriptors lie
+# together in the URB's buffer; or two, if the backend has lent the data.
 
 from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
 from libc.string cimport memset
@@ -12,22 +12,34 @@ cdef void send_replies(Core *core) noexcept nogil:
     cdef msghdr message
     cdef Urb *urb
     cdef ssize_t sent
-    cdef size_t left
-    cdef int pieces
+    cdef size_t left, skip, offered
+    cdef int pieces, first
     memset(&message, 0, sizeof(message))
-    message.msg_iov = core.gather
     core.blocked = False
     while core.outbox != NULL:
-        pieces = 0
+        pieces = first = 0
+        offered = 0
         urb = core.outbox
-        while urb != NULL and pieces < GATHER:
+        while urb != NULL and pieces < GATHER - 1 and offered < OFFERED:
             core.gather[pieces].iov_base = urb.data - USBIP_HEADER_SIZE
             core.gather[pieces].iov_len = urb.reply_length
+            offered += urb.reply_length
             pieces += 1
+            if urb.lent != NULL:
+                core.gather[pieces - 1].iov_len = USBIP_HEADER_SIZE
+                core.gather[pieces].iov_base = <uint8_t *>urb.lent
+                core.gather[pieces].iov_len = urb.reply_length - USBIP_HEADER_SIZE
+                pieces += 1
             urb = urb.next
-        core.gather[0].iov_base = <uint8_t *>core.gather[0].iov_base + core.sent
-        core.gather[0].iov_len -= core.sent
-        message.msg_iovlen = pieces
+        skip = core.sent
+        offered -= skip
+        while skip >= core.gather[first].iov_len:
+            skip -= core.gather[first].iov_len
+            first += 1
+        core.gather[first].iov_base = <uint8_t *>core.gather[first].iov_base + skip
+        core.gather[first].iov_len -= skip
+        message.msg_iov = core.gather + first
+        message.msg_iovlen = pieces - first
         sent = sendmsg(core.client, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
         if sent < 0:
             if errno == EINTR:
@@ -45,3 +57,6 @@ cdef void send_replies(Core *core) noexcept nogil:
             core.outbox = urb.next
             pool_give(&core.pool, urb)
         core.sent += left
+        if <size_t>sent < offered:  # it is full: to ask again would cost a call that says so
+            core.blocked = True
+            return

@@ -19,7 +19,8 @@
 #
 # At completion the backend has set urb.status (0 or a negative Linux errno), urb.actual_length (bytes moved, for
 # control without the setup packet; not for isochronous URBs) and, per isochronous packet, actual_length and
-# status.  Isochronous packets lie one behind the other in urb.data, in both directions: packet i begins where the
+# status.  The data of an IN URB lie in urb.data, or, unless it is isochronous, where urb.lent points: memory of the
+# backend that nobody changes until the URB is given back.  Isochronous packets lie one behind the other in urb.data, in both directions: packet i begins where the
 # lengths before it end.  iso[i].offset is the client's and means nothing here.
 
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
@@ -65,6 +66,7 @@ cdef struct Urb:
     uint32_t transfer_flags
     uint32_t interval
     uint8_t *data            # `length` bytes; HEADROOM bytes in front of it belong to the URB too
+    const uint8_t *lent      # the data of an IN URB, if they are not in `data`
     uint32_t length          # transfer_buffer_length
     uint32_t actual_length
     int32_t status

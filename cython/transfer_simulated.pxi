@@ -15,14 +15,14 @@ cdef enum Behaviour:         # usbipd/simulated/device.py
 cdef enum:
     LOOP_SIZE = 1 << 20      # bytes on their way through a loopback
     LOOP_MESSAGES = 4096
-    PATTERN_PACKETS = 16
+    PATTERN_SIZE = 256 << 10  # bytes, at least, of what a SOURCE gives
 
 cdef struct Pipe:
     Urb *first               # pending URBs, oldest first
     Urb *last
     Behaviour behaviour
     bint halted
-    uint8_t *pattern         # SOURCE: PATTERN_PACKETS packets of what it gives
+    uint8_t *pattern         # SOURCE: whole packets of what it gives
     uint32_t pattern_length
 
 cdef struct Loop:            # from OUT to IN: bytes, and where each message ends
@@ -227,7 +227,9 @@ cdef int simulated_submit(Backend *self, Urb *urb) noexcept nogil:
     elif pipe.halted:
         pipe_finish(it, pipe, -LINUX_EPIPE)
     else:
-        if urb.wire_in:
+        if urb.wire_in and INLINE_DATA < urb.length <= pipe.pattern_length:
+            urb.lent = pipe.pattern
+        elif urb.wire_in:
             fill_pattern(pipe, urb.data, urb.length)
         urb.actual_length = urb.length
         pipe_finish(it, pipe, 0)
@@ -342,7 +344,7 @@ cdef class SimulatedTransfers(Transfers):
                 packet = max(packet, <uint32_t>(self.it.map.all[i].wMaxPacketSize & 0x7ff))
         if packet == 0:
             raise ValueError(f"there is no endpoint {address:#04x} to be a SOURCE")
-        pipe.pattern_length = packet * PATTERN_PACKETS
+        pipe.pattern_length = packet * (<uint32_t>PATTERN_SIZE // packet + 1)
         pipe.pattern = <uint8_t *>malloc(pipe.pattern_length)
         if pipe.pattern == NULL:
             raise MemoryError
