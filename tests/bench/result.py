@@ -46,3 +46,26 @@ class Comparison:
         if self.target is None:
             return None
         return self.ratio >= self.target if self.direction == "at least" else self.ratio <= self.target
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One row that is held against a fixed number, where a ratio would say nothing: what is wanted may be 0.
+
+    what, unit: as those of `Comparison`.
+    ours: one sample or more; each of them counts.
+    limit: the most that is allowed.
+    """
+
+    what: str
+    unit: str
+    ours: tuple[float, ...]
+    limit: float
+
+    @property
+    def worst(self) -> float:
+        return max(self.ours)
+
+    @property
+    def is_met(self) -> bool:
+        return self.worst <= self.limit
