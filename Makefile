@@ -17,7 +17,7 @@ LISTEN ?= 127.0.0.1:3240
 FUZZ_SECONDS ?= 60
 export FUZZ_EXAMPLES ?= 300
 
-.PHONY: help deps venv build run demo test e2e-deps e2e soak lint darwin-check sanitized asan fuzz clean
+.PHONY: help deps venv build run demo test e2e-deps e2e soak bench lint darwin-check sanitized asan fuzz clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -72,6 +72,12 @@ soak: export REPLUGS = 200
 soak: export ATTACHES = 1000
 soak: build e2e-deps  ## the endurance test of e2e with 200 kills, 200 replugs, 1,000 attachments; takes hours
 	$(BIN)/python -m pytest tests/e2e/test_endurance.py -v
+
+bench: build  ## how fast it is, beside what is possible and beside the kernel's server; BENCH="loopback curves": parts
+	@packaging/install-deps $(PYTHON) bench
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || \
+	    $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[bench]'
+	$(BIN)/python -m tests.bench $(BENCH)
 
 lint: export PATH := $(CURDIR)/$(BIN):$(PATH)
 lint: build  ## ruff, mypy --strict, cython-lint, shellcheck

@@ -53,9 +53,11 @@ def on_processor(processors: Sequence[int]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def null_server(work: Path, *options: str, wrapper: Sequence[str] = ()) -> Iterator[Server]:
+def null_server(
+    work: Path, *options: str, wrapper: Sequence[str] = (), processors: Sequence[int] = (PROCESSOR,)
+) -> Iterator[Server]:
     """The null server on a free port; `wrapper` is a command that starts it, such as valgrind."""
-    with on_processor([PROCESSOR]):
+    with on_processor(processors):
         process = subprocess.Popen(
             [*wrapper, str(work / "usbip_null"), "-p", "0", *options], stdout=subprocess.PIPE, text=True
         )
@@ -69,10 +71,12 @@ def null_server(work: Path, *options: str, wrapper: Sequence[str] = ()) -> Itera
 
 
 @contextlib.contextmanager
-def daemon(simulate: str = "loopback", config: str = "", processors: Sequence[int] = ()) -> Iterator[Daemon]:
-    """usbipd with simulated devices, in a directory of its own; `processors`: the usual one when empty."""
+def daemon(
+    simulate: str = "loopback", config: str = "", processors: Sequence[int] = (PROCESSOR,)
+) -> Iterator[Daemon]:
+    """usbipd with simulated devices, in a directory of its own."""
     with TemporaryDirectory() as directory:
-        with on_processor(processors or [PROCESSOR]):
+        with on_processor(processors):
             running = Daemon(Path(directory), simulate, config)
         try:
             yield running
@@ -118,9 +122,11 @@ class Outcome:
     server_cpu_us: float
 
 
-def start_load(work: Path, server: Server, load: Load, processor: int = PROCESSOR) -> "subprocess.Popen[str]":
+def start_load(
+    work: Path, server: Server, load: Load, processors: Sequence[int] = (PROCESSOR,)
+) -> "subprocess.Popen[str]":
     """Starts the load generator; `outcome_of` waits for it."""
-    with on_processor([processor]):
+    with on_processor(processors):
         return subprocess.Popen(
             [str(work / "usbip_load"), *load.arguments(server)], stdout=subprocess.PIPE, text=True
         )

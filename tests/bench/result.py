@@ -1,6 +1,7 @@
-"""What `make bench` measures: ours beside a reference, in turns in one run.  Runs in the bench's own process.
+"""What `make bench` measures: ours beside a reference, in turns in one run.  Runs in the bench.
 
-Rates differ from machine to machine, ratios do not: a target is a ratio of two medians.
+Rates differ from machine to machine, ratios do not.  The two samples of a turn are taken one after the other,
+so that what else the machine does meets both: the figure is the median of the turns' ratios.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ class Comparison:
 
     what: what was measured, as a reader would say it.
     unit: of the samples: "URB/s", "MB/s", "us/URB", "s".
-    ours, reference: one sample for each turn, in the order in which they were taken; at least one each.
+    ours, reference: one sample for each turn, in the order in which they were taken; as many of one as of the
+        other, at least one.
     against: what the reference is, such as "null server (batch)".
     target: the ratio that is wanted, ours / reference; None: there is no target.
     direction: whether the ratio has to be at least or at most `target`.
@@ -32,13 +34,18 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
-        """Median of ours / median of the reference."""
-        return median(self.ours) / median(self.reference)
+        """The median of the turns' ratios."""
+        return median(self.ratios)
+
+    @property
+    def ratios(self) -> list[float]:
+        """ours / reference, for each turn."""
+        return [ours / reference for ours, reference in zip(self.ours, self.reference, strict=True)]
 
     @property
     def spread(self) -> float:
-        """How far the samples lie apart, (highest - lowest) / median, on the side where it is more."""
-        return max((max(each) - min(each)) / median(each) for each in (self.ours, self.reference))
+        """How far the ratios of the turns lie apart: (highest - lowest) / median."""
+        return (max(self.ratios) - min(self.ratios)) / self.ratio
 
     @property
     def is_met(self) -> bool | None:
@@ -68,4 +75,22 @@ class Bound:
 
     @property
     def is_met(self) -> bool:
+        """Every sample is within the limit."""
         return self.worst <= self.limit
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How something grows: one plot, with a line for each series.
+
+    x, y: what the axes show, with their units; both are logarithmic.
+    series: by name, points (x, y) in ascending order of x.
+    """
+
+    title: str
+    x: str
+    y: str
+    series: dict[str, list[tuple[float, float]]]
+
+
+Result = Comparison | Bound | Curve
