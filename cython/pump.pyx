@@ -8,6 +8,8 @@ SET_CONFIGURATION.
 The parts, in the order in which a byte meets them:
 """
 
+import sys
+
 cimport cython
 from cpython.buffer cimport PyBUF_READ, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.memoryview cimport PyMemoryView_FromMemory
@@ -68,6 +70,7 @@ include "requests.pxi"       # the control requests that are intercepted
 include "receiver.pxi"       # socket to backend
 include "sender.pxi"         # backend to socket
 include "transfer_libusb.pxi"
+include "transfer_queued.pxi"    # in front of another backend: what macOS needs
 include "transfer_simulated.pxi"
 include "simulated_requests.pxi"
 include "simulated_model.pxi"
@@ -230,6 +233,7 @@ cdef class Pump:
     """
 
     cdef Core *core
+    cdef QueuedBackend queued
     cdef Transfers transfers
     cdef int channel
     cdef uint8_t configuration
@@ -255,6 +259,8 @@ cdef class Pump:
         self.core.pool.budget = budget
         self.core.devid = devid
         self.core.backend = transfers.backend
+        if transfers.backend.aborts_endpoints or transfers.backend.lacks_zero_packets:
+            self.core.backend = queue_before(&self.queued, transfers.backend, &self.core.endpoints)
         self.core.backend.owner = self.core
         self.core.backend.complete = completed
         self.transfers = transfers

@@ -1,12 +1,15 @@
 # The transfer interface: what the pump asks of the thing that moves data to a device.  Runs in workers, without
-# the GIL, on the pump's one thread.  Two implementations: transfer_libusb.pxi and transfer_simulated.pxi.
+# the GIL, on the pump's one thread.  Two implementations: transfer_libusb.pxi and transfer_simulated.pxi, and one,
+# transfer_queued.pxi, that stands in front of another where the host's stack is not as the pump would have it.
 #
 # Contract
 #   submit    Starts `urb`.  Never blocks.  Returns 0, and from then on the backend owns urb.data until it calls
 #             `complete`, which may happen inside submit; or returns a negative Linux errno, and owns nothing.
 #   cancel    Asks for a submitted URB to end early.  Never blocks.  The URB still completes, exactly once: with
 #             urb.status = -LINUX_ECONNRESET if the cancel won, with its real status if the device was faster.
-#             May call `complete` for it, or for others, before it returns.
+#             May call `complete` for it, or for others, before it returns.  Returns 0; -LINUX_ENOENT if nothing was
+#             asked to end, as the URB has ended and `events` will bring it; or another negative Linux errno.
+#             With `aborts_endpoints` all that is submitted to the URB's endpoint ends so, asked or not.
 #   events    Completes all that has ended by now.  Never blocks.
 #   describe  Writes at most `room` descriptors to be polled into `fds`; returns how many.
 #   deadline  The moment, in microseconds of CLOCK_MONOTONIC, at which `events` has work even if no descriptor
@@ -81,11 +84,17 @@ cdef struct Urb:
     void *transfer           # the backend's own
     uint32_t transfer_room   # isochronous packets that `transfer` has room for
     int64_t due              # the simulated backend's: when an isochronous URB ends
+    uint64_t turn            # transfer_queued.pxi's, down to `flying`: its place among the URBs of the endpoint
+    uint32_t moved           # bytes that attempts before this one have moved
+    uint32_t whole           # `length`, while it is that of a part
+    bint owes_zero_packet    # an empty packet has to follow
+    bint asked               # to end
+    bint flying              # the backend in the back has it
     uint8_t storage[HEADROOM + INLINE_DATA]
 
 cdef struct Backend:
     int (*submit)(Backend *self, Urb *urb) noexcept nogil
-    void (*cancel)(Backend *self, Urb *urb) noexcept nogil
+    int (*cancel)(Backend *self, Urb *urb) noexcept nogil
     void (*events)(Backend *self) noexcept nogil
     int (*describe)(Backend *self, pollfd *fds, int room) noexcept nogil
     int64_t (*deadline)(Backend *self) noexcept nogil
@@ -99,6 +108,8 @@ cdef struct Backend:
     void *owner
     # set by the backend:
     bint gone                # the device is no longer there; pending URBs have completed or are about to
+    bint aborts_endpoints    # see `cancel`
+    bint lacks_zero_packets  # takes no notice of URB_ZERO_PACKET
 
 
 cdef inline void list_append(Urb **first, Urb **last, Urb *urb) noexcept nogil:

@@ -106,7 +106,8 @@ cdef int libusb_submit(Backend *self, Urb *urb) noexcept nogil:
             total += urb.iso[i].length
         transfer.length = <int>total
         urb.start_frame = <uint32_t>(monotonic_us() // 1000)  # libusb does not tell; frames are milliseconds
-    elif urb.type == BULK and not urb.wire_in and urb.transfer_flags & URB_ZERO_PACKET:
+    elif (urb.type == BULK and not urb.wire_in and urb.transfer_flags & URB_ZERO_PACKET
+            and not self.lacks_zero_packets):
         transfer.flags = LIBUSB_TRANSFER_ADD_ZERO_PACKET
     result = libusb_submit_transfer(transfer)
     if result == LIBUSB_ERROR_NO_DEVICE:
@@ -114,8 +115,8 @@ cdef int libusb_submit(Backend *self, Urb *urb) noexcept nogil:
     return errno_of_libusb(result)
 
 
-cdef void libusb_cancel(Backend *self, Urb *urb) noexcept nogil:
-    libusb_cancel_transfer(<libusb_transfer *>urb.transfer)  # NOT_FOUND: it is complete, `events` will bring it
+cdef int libusb_cancel(Backend *self, Urb *urb) noexcept nogil:
+    return errno_of_libusb(libusb_cancel_transfer(<libusb_transfer *>urb.transfer))
 
 
 cdef void libusb_events(Backend *self) noexcept nogil:
@@ -190,18 +191,22 @@ cdef int libusb_reset_(Backend *self) noexcept nogil:
 
 @cython.no_gc_clear  # __dealloc__ needs what `claim` keeps open
 cdef class LibusbTransfers(Transfers):
-    """Transfers of a device that this process holds; `claim` is a `usbipd._claim.Claim`."""
+    """Transfers of a device that this process holds; `claim` is a `usbipd._claim.Claim`.
+
+    as_on_macos: what is true of this system's libusb (transfer_queued.pxi); tests say otherwise.
+    """
 
     cdef LibusbBackend libusb
     cdef object claim
 
-    def __cinit__(self, claim):
+    def __cinit__(self, claim, *, bint as_on_macos=sys.platform == "darwin"):
         cdef LibusbBackend *it = &self.libusb
         self.claim = claim
         it.claim = <PyObject *>claim
         it.context = <libusb_context *>PyCapsule_GetPointer(claim.context, "libusb_context")
         it.handle = <libusb_device_handle *>PyCapsule_GetPointer(claim.handle, "libusb_device_handle")
         it.fds_changed = True
+        it.base.aborts_endpoints = it.base.lacks_zero_packets = as_on_macos
         it.base.submit = libusb_submit
         it.base.cancel = libusb_cancel
         it.base.events = libusb_events

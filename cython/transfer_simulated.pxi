@@ -236,16 +236,19 @@ cdef int simulated_submit(Backend *self, Urb *urb) noexcept nogil:
     return 0
 
 
-cdef void simulated_cancel(Backend *self, Urb *urb) noexcept nogil:
+cdef int simulated_cancel(Backend *self, Urb *urb) noexcept nogil:
     cdef SimulatedBackend *it = <SimulatedBackend *>self
     cdef Pipe *pipe = pipe_of(it, urb.endpoint)
     cdef Urb *before = pipe.first
     cdef int number = urb.endpoint & 0x0f
+    if self.aborts_endpoints:
+        abort_pipe(it, pipe, urb)
+        return 0
     if before == urb:
         pipe_finish(it, pipe, -LINUX_ECONNRESET)
         if pipe.behaviour == LOOPBACK:  # it may have been in the way of the next
             advance_loop(it, number)
-        return
+        return 0
     while before.next != urb:
         before = before.next
     before.next = urb.next
@@ -255,6 +258,23 @@ cdef void simulated_cancel(Backend *self, Urb *urb) noexcept nogil:
     it.isochronous -= urb.type == ISOCHRONOUS
     urb.status = -LINUX_ECONNRESET
     self.complete(self, urb)
+    return 0
+
+
+cdef void abort_pipe(SimulatedBackend *it, Pipe *pipe, Urb *asked) noexcept nogil:
+    """Ends all that is pending.  A message through a loopback goes on when the rest of it is submitted again."""
+    cdef Urb *urb = pipe.first
+    cdef Urb *following
+    if pipe.behaviour == LOOPBACK and not asked.wire_in and urb == asked:
+        loop_end_message(it.loops[asked.endpoint])
+    pipe.first = NULL
+    while urb != NULL:
+        following = urb.next
+        urb.next = NULL
+        it.isochronous -= urb.type == ISOCHRONOUS
+        urb.status = -LINUX_ECONNRESET
+        it.base.complete(&it.base, urb)
+        urb = following
 
 
 cdef void simulated_events(Backend *self) noexcept nogil:
@@ -288,13 +308,16 @@ cdef void simulated_forget(Backend *self, Urb *urb) noexcept nogil:
 
 @cython.no_gc_clear  # the pump may call `model` once more when both are freed together
 cdef class SimulatedTransfers(Transfers):
-    """Transfers of a `usbipd.simulated.device.SimulatedDevice`."""
+    """Transfers of a `usbipd.simulated.device.SimulatedDevice`.
+
+    as_on_macos: cancel and URB_ZERO_PACKET do what they do in libusb on macOS (transfer_queued.pxi).
+    """
 
     cdef SimulatedBackend it
     cdef object model
     cdef list kept           # the bytes objects that Blobs point into
 
-    def __cinit__(self, model):
+    def __cinit__(self, model, *, bint as_on_macos=False):
         cdef SimulatedBackend *it = &self.it
         cdef int number
         self.model = model
@@ -302,6 +325,7 @@ cdef class SimulatedTransfers(Transfers):
         it.model = <PyObject *>model
         it.wake = -1
         it.speed = model.speed
+        it.base.aborts_endpoints = it.base.lacks_zero_packets = as_on_macos
         self._load_descriptors(model)
         for address, behaviour in model.behaviours.items():
             pipe_of(it, address).behaviour = <Behaviour><int>behaviour

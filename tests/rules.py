@@ -89,8 +89,5 @@ RULES: Final[dict[str, str]] = {
 }
 """Each rule in one sentence, with its origin; those of the last part name the bug that must not come back."""
 
-PENDING: Final[dict[str, str]] = {
-    "unlink-others-live-mac": "only macOS cancels so: it needs a Mac, or a fake of its USB stack",
-    "zero-packet-mac": "only where libusb lacks the flag: it needs a Mac, or a fake of its USB stack",
-}
+PENDING: Final[dict[str, str]] = {}
 """The rules that no test holds yet, each with the reason."""

@@ -8,6 +8,9 @@
  * A transfer waits until fake_complete(), a cancel or an unplug ends it.  What the host's stack takes away itself it
  * reports as libusb does on Linux (os/linux_usbfs.c, handle_bulk_completion and handle_control_completion): complete
  * with no data after set_interface, release and reset, and of endpoint 0 after a reset as if the device were gone.
+ *
+ * After fake_macos(1) a cancel ends all transfers of the endpoint (os/darwin_usb.c, darwin_abort_transfers), and nobody
+ * sends zero packets (libusb.h, LIBUSB_TRANSFER_ADD_ZERO_PACKET).
  */
 
 #include <libusb.h>
@@ -26,6 +29,7 @@ struct libusb_device_handle { int unused; };
 struct item {
     struct libusb_transfer *transfer;
     int done;
+    int aborted; /* by fake_macos's cancel, and held back */
 };
 
 static libusb_context the_context;
@@ -39,6 +43,7 @@ static int allocated; /* transfers that are not freed */
 static int configuration = 1;
 static int drivers = 3; /* a bit per interface */
 static int hold_cancels;
+static int macos;
 static char failing[32];
 static int failure;
 static char journal[4096];
@@ -53,7 +58,6 @@ void fake_fail(const char *function, int code)
     failure = code;
 }
 
-void fake_hold_cancels(int hold) { hold_cancels = hold; }
 int fake_pending(void) { return count; }
 int fake_allocated(void) { return allocated; }
 
@@ -62,7 +66,7 @@ void fake_begin(void)
 {
     watched = configuration = 1;
     drivers = 3;
-    hold_cancels = 0;
+    hold_cancels = macos = 0;
     failing[0] = 0;
     journal[0] = 0;
 }
@@ -83,6 +87,37 @@ static void end(struct item *item, enum libusb_transfer_status status)
     item->transfer->status = status;
     if (write(ready[1], "!", 1) != 1)
         abort();
+}
+
+void fake_macos(int on) { macos = on; }
+
+/* With fake_macos what was aborted comes back when the hold ends; else who was to be cancelled waits for its device. */
+void fake_hold_cancels(int hold)
+{
+    hold_cancels = hold;
+    for (int i = 0; i < count && !hold; i++)
+        if (items[i].aborted)
+            end(&items[i], LIBUSB_TRANSFER_CANCELLED);
+}
+
+int fake_pending_at(unsigned char endpoint)
+{
+    int found = 0;
+    for (int i = 0; i < count; i++)
+        found += items[i].transfer->endpoint == endpoint && !items[i].done;
+    return found;
+}
+
+/* The oldest transfer of `endpoint` has moved `length` bytes, and goes on. */
+void fake_progress(unsigned char endpoint, const unsigned char *data, int length)
+{
+    for (int i = 0; i < count; i++)
+        if (items[i].transfer->endpoint == endpoint && !items[i].done) {
+            if (data != NULL)
+                memcpy(items[i].transfer->buffer, data, length);
+            items[i].transfer->actual_length = length;
+            return;
+        }
 }
 
 /* Ends the oldest transfer of `endpoint`; an isochronous one gets `data` packet by packet.  0: there is none. */
@@ -313,15 +348,31 @@ int libusb_submit_transfer(struct libusb_transfer *transfer)
         return code;
     if (!watched)
         return LIBUSB_ERROR_NO_DEVICE;
+    if (macos && transfer->flags & LIBUSB_TRANSFER_ADD_ZERO_PACKET)
+        return LIBUSB_ERROR_NOT_SUPPORTED;
     if (count == MAX_TRANSFERS)
         return LIBUSB_ERROR_NO_MEM;
     transfer->actual_length = 0;
-    items[count++] = (struct item){transfer, 0};
+    items[count++] = (struct item){transfer, 0, 0};
     return 0;
+}
+
+static int abort_endpoint(unsigned char endpoint)
+{
+    for (int i = 0; i < count; i++) {
+        if (items[i].transfer->endpoint != endpoint || items[i].done)
+            continue;
+        items[i].aborted = 1;
+        if (!hold_cancels)
+            end(&items[i], LIBUSB_TRANSFER_CANCELLED);
+    }
+    return call_with("abort", endpoint);
 }
 
 int libusb_cancel_transfer(struct libusb_transfer *transfer)
 {
+    if (macos)
+        return abort_endpoint(transfer->endpoint);
     for (int i = 0; i < count; i++)
         if (items[i].transfer == transfer && !items[i].done && !hold_cancels) {
             end(&items[i], LIBUSB_TRANSFER_CANCELLED);

@@ -32,10 +32,12 @@ def submitted(endpoint: int) -> tuple[int, int, int, bytes]:
 class LibusbRig(Rig):
     """The pump of the fake device, claimed."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, as_on_macos: bool = False) -> None:
+        fake.fake_macos(int(as_on_macos))
         self.claim = Claim(1, 2)
         self.claim.take()
-        self._start(_pump.LibusbTransfers(self.claim), self.claim.endpoints(), self.claim.configuration)
+        transfers = _pump.LibusbTransfers(self.claim, as_on_macos=as_on_macos)
+        self._start(transfers, self.claim.endpoints(), self.claim.configuration)
 
     def ended(self, endpoint: int, status: int = COMPLETED, data: bytes = b"") -> list[Reply]:
         """The replies once the device has ended the oldest transfer of `endpoint`."""

@@ -121,12 +121,17 @@ class Rig:
     """The pump of a `ScriptedDevice` with one client attached."""
 
     def __init__(
-        self, device: ScriptedDevice | None = None, *, devid: int = DEVID, budget: int = _pump.SMALLEST_BUDGET
+        self,
+        device: ScriptedDevice | None = None,
+        *,
+        devid: int = DEVID,
+        budget: int = _pump.SMALLEST_BUDGET,
+        as_on_macos: bool = False,
     ) -> None:
         self.device = device or ScriptedDevice()
         configurations = [parse_configuration(raw) for raw in self.device.configurations]
         self._start(
-            _pump.SimulatedTransfers(self.device),
+            _pump.SimulatedTransfers(self.device, as_on_macos=as_on_macos),
             [endpoint for each in configurations for endpoint in each.endpoints],
             configurations[0].bConfigurationValue,
             devid=devid,

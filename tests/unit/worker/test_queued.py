@@ -1,0 +1,220 @@
+"""A host whose cancel ends all URBs of an endpoint, and which sends no zero packets: as macOS does it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.unit.worker.rig import (
+    INTERRUPT_IN,
+    ISO_IN,
+    LOOP_IN,
+    LOOP_OUT,
+    MODEL_IN,
+    MODEL_OUT,
+    SINK,
+    Rig,
+)
+from usbipd.protocol.constants import (
+    LINUX_ECONNRESET,
+    LINUX_EPIPE,
+    URB_SHORT_NOT_OK,
+    URB_ZERO_PACKET,
+)
+from usbipd.protocol.urb import Reply, RetSubmit
+from usbipd.simulated.device import Handshake
+
+LOOP_SIZE = 1 << 20
+"""Bytes that a loopback holds (cython/transfer_simulated.pxi)."""
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    rig = Rig(as_on_macos=True)
+    yield rig
+    assert rig.finish()
+    assert rig.counters.in_flight == 0
+    rig.close()
+
+
+def outcomes(replies: list[Reply]) -> list[tuple[int, int, bytes]]:
+    return [
+        (reply.seqnum, reply.status, reply.data if isinstance(reply, RetSubmit) else b"") for reply in replies
+    ]
+
+
+# ---- UNLINK --------------------------------------------------------------------------------------
+
+
+@pytest.mark.rule("unlink-others-live-mac")
+@pytest.mark.parametrize("endpoint", [MODEL_IN, INTERRUPT_IN])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_only_the_unlinked_urb_ends(rig: Rig, endpoint: int, which: int) -> None:
+    urbs = [rig.submit(endpoint, 64) for _ in range(3)]
+    assert rig.exchange(*urbs) == []
+    unlink = rig.unlink(urbs[which])
+    assert outcomes(rig.exchange(unlink)) == [(unlink.seqnum, -LINUX_ECONNRESET, b"")]
+    later = rig.submit(endpoint, 64)
+    rig.device.to_read[endpoint] = [b"first", b"second", b"third"]
+    others = [urb for urb in urbs if urb is not urbs[which]]
+    assert outcomes(rig.exchange(later)) == [
+        (urb.seqnum, 0, data)
+        for urb, data in zip([*others, later], (b"first", b"second", b"third"), strict=True)
+    ]
+
+
+@pytest.mark.rule("unlink-others-live-mac")
+def test_many_unlinks_at_once_and_urbs_behind_them(rig: Rig) -> None:
+    urbs = [rig.submit(MODEL_IN, 64) for _ in range(10)]
+    rig.exchange(*urbs)
+    unlinks = [rig.unlink(urb) for urb in urbs[1::2]]
+    later, last = rig.submit(MODEL_IN, 64), rig.submit(MODEL_IN, 64)
+    replies = rig.exchange(*unlinks, later)
+    assert sorted(outcomes(replies)) == [(unlink.seqnum, -LINUX_ECONNRESET, b"") for unlink in unlinks]
+    alive = [*urbs[0::2], later, last]
+    rig.device.to_read[MODEL_IN] = [bytes([number]) for number in range(len(alive))]
+    expected = [(urb.seqnum, 0, bytes([number])) for number, urb in enumerate(alive)]
+    assert outcomes(rig.exchange(last)) == expected
+
+
+@pytest.mark.rule("unlink-others-live-mac")
+def test_what_an_aborted_out_had_sent_is_not_sent_again(rig: Rig) -> None:
+    """The first fills the loopback and waits with its rest, the abort is for the second."""
+    data = bytes(number % 251 for number in range(LOOP_SIZE + 5000))
+    first, second = rig.submit(LOOP_OUT, data=data), rig.submit(LOOP_OUT, data=b"never")
+    third = rig.submit(LOOP_OUT, data=b"third")
+    assert rig.exchange(first, second, third) == []
+    unlink = rig.unlink(second)
+    assert outcomes(rig.exchange(unlink)) == [(unlink.seqnum, -LINUX_ECONNRESET, b"")]
+    back = [rig.submit(LOOP_IN, len(data)), rig.submit(LOOP_IN, 100)]
+    replies = {reply.seqnum: reply for reply in rig.exchange(*back)}
+    while back[1].seqnum not in replies:
+        replies |= {reply.seqnum: reply for reply in rig.awaited()}
+    taken, message, rest = replies[first.seqnum], replies[back[0].seqnum], replies[back[1].seqnum]
+    assert isinstance(taken, RetSubmit)
+    assert (taken.status, taken.actual_length) == (0, len(data))
+    assert isinstance(message, RetSubmit)
+    assert isinstance(rest, RetSubmit)
+    assert message.data == data
+    assert rest.data == b"third"
+
+
+@pytest.mark.rule("unlink-others-live-mac")
+@pytest.mark.rule("unlink-partial")
+def test_the_unlinked_out_says_what_it_had_sent(rig: Rig) -> None:
+    rig.device.accepts = [512, Handshake.NAK, 512, Handshake.NAK, Handshake.NAK]
+    first, second = rig.submit(MODEL_OUT, data=bytes(2048)), rig.submit(MODEL_OUT, data=b"2")
+    assert rig.exchange(first, second) == []
+    unlink_second = rig.unlink(second)
+    replies = rig.exchange(unlink_second)
+    assert outcomes(replies) == [(unlink_second.seqnum, -LINUX_ECONNRESET, b"")]
+    unlink_first = rig.unlink(first)
+    said, done = rig.exchange(unlink_first)
+    assert isinstance(said, RetSubmit)
+    assert (said.seqnum, said.status, said.actual_length) == (first.seqnum, -LINUX_ECONNRESET, 1024)
+    assert (done.seqnum, done.status) == (unlink_first.seqnum, 0)
+
+
+def test_isochronous_urbs_start_again(rig: Rig) -> None:
+    assert rig.control("01 0b 0100 0100 0000").status == 0
+    packets = [(0, 100), (100, 100)]
+    urbs = [rig.submit(ISO_IN, 200, packets=packets) for _ in range(3)]
+    unlink = rig.unlink(urbs[0])
+    rig.device.iso_packets = [b"a", b"b", b"c", b"d"]
+    replies = rig.exchange(*urbs, unlink)
+    while len(replies) < 3:
+        replies += rig.awaited()
+    assert outcomes(replies) == [
+        (unlink.seqnum, -LINUX_ECONNRESET, b""),
+        (urbs[1].seqnum, 0, b"ab"),
+        (urbs[2].seqnum, 0, b"cd"),
+    ]
+
+
+def test_a_client_that_leaves_and_a_new_setting_end_all_of_them(rig: Rig) -> None:
+    urbs = [rig.submit(endpoint, 64) for endpoint in (MODEL_IN, INTERRUPT_IN, MODEL_IN)]
+    unlink = rig.unlink(urbs[0])
+    rig.exchange(*urbs, unlink)
+    assert rig.finish()
+    assert rig.counters.in_flight == 0
+    rig.attach()
+    rig.device.to_read[MODEL_IN] = [b"new"]
+    fresh = rig.submit(MODEL_IN, 64)
+    replies = rig.exchange(fresh) or rig.awaited()
+    assert outcomes(replies) == [(fresh.seqnum, 0, b"new")]
+
+
+# ---- zero packets --------------------------------------------------------------------------------
+
+
+@pytest.mark.rule("zero-packet-mac")
+@pytest.mark.parametrize(
+    ("length", "flags", "empty"),
+    [
+        (1024, URB_ZERO_PACKET, True),
+        (512, URB_ZERO_PACKET | URB_SHORT_NOT_OK, True),
+        (1024, 0, False),
+        (1000, URB_ZERO_PACKET, False),
+    ],
+)
+def test_an_empty_packet_follows_whole_ones(rig: Rig, length: int, flags: int, empty: bool) -> None:
+    first = rig.submit(MODEL_OUT, data=bytes(length), flags=flags)
+    second = rig.submit(MODEL_OUT, data=b"second")
+    replies = rig.exchange(first, second)
+    assert [(reply.seqnum, reply.status) for reply in replies] == [(first.seqnum, 0), (second.seqnum, 0)]
+    assert isinstance(replies[0], RetSubmit)
+    assert replies[0].actual_length == length
+    expected = [bytes(length), b"second"]
+    if empty:
+        expected.insert(1, b"")
+    assert [data for _, data in rig.device.written] == expected
+
+
+@pytest.mark.rule("zero-packet-mac")
+def test_the_urb_ends_with_its_empty_packet(rig: Rig) -> None:
+    """The packets behind it wait for that, and an UNLINK of it says that all bytes were sent."""
+    rig.device.accepts = [512, Handshake.NAK, Handshake.NAK]
+    first = rig.submit(MODEL_OUT, data=bytes(512), flags=URB_ZERO_PACKET)
+    second = rig.submit(MODEL_OUT, data=b"second")
+    assert rig.exchange(first) == []
+    assert rig.exchange(second) == []
+    unlink = rig.unlink(first)
+    said, done, after = rig.exchange(unlink)
+    assert isinstance(said, RetSubmit)
+    assert (said.seqnum, said.status, said.actual_length) == (first.seqnum, -LINUX_ECONNRESET, 512)
+    assert (done.seqnum, done.status) == (unlink.seqnum, 0)
+    assert (after.seqnum, after.status) == (second.seqnum, 0)
+    assert rig.device.written == [(MODEL_OUT, bytes(512)), (MODEL_OUT, b"second")]
+
+
+@pytest.mark.rule("zero-packet-mac")
+def test_an_empty_packet_that_was_aborted_is_sent_again(rig: Rig) -> None:
+    rig.device.accepts = [512, Handshake.NAK]
+    first = rig.submit(MODEL_OUT, data=bytes(512), flags=URB_ZERO_PACKET)
+    second = rig.submit(MODEL_OUT, data=b"second")
+    assert rig.exchange(first, second) == []
+    unlink = rig.unlink(second)
+    replies = rig.exchange(unlink)
+    assert [(reply.seqnum, reply.status) for reply in replies] == [
+        (unlink.seqnum, -LINUX_ECONNRESET),
+        (first.seqnum, 0),
+    ]
+    assert rig.device.written == [(MODEL_OUT, bytes(512)), (MODEL_OUT, b"")]
+
+
+@pytest.mark.rule("zero-packet-mac")
+@pytest.mark.parametrize("answers", [[Handshake.STALL], [512, Handshake.STALL], [1024, Handshake.STALL]])
+def test_errors_before_and_at_the_empty_packet(rig: Rig, answers: list[int | Handshake]) -> None:
+    rig.device.accepts = list(answers)
+    urb = rig.submit(MODEL_OUT, data=bytes(1024), flags=URB_ZERO_PACKET)
+    [reply] = rig.exchange(urb)
+    assert isinstance(reply, RetSubmit)
+    moved = sum(answer for answer in answers if isinstance(answer, int))
+    assert (reply.seqnum, reply.status, reply.actual_length) == (urb.seqnum, -LINUX_EPIPE, moved)
+
+
+@pytest.mark.rule("zero-packet-mac")
+def test_a_sink_takes_the_empty_packet(rig: Rig) -> None:
+    urbs = [rig.submit(SINK, data=bytes(512), flags=URB_ZERO_PACKET) for _ in range(5)]
+    assert [(reply.seqnum, reply.status) for reply in rig.exchange(*urbs)] == [
+        (urb.seqnum, 0) for urb in urbs
+    ]
