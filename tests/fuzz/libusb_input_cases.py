@@ -14,11 +14,12 @@ from tests.fuzz.targets import inputs
 LIBUSB = dict(inputs("libusb"))
 
 
+@pytest.mark.parametrize("as_on_macos", [False, True])
 @pytest.mark.parametrize("name", LIBUSB)
-def test_libusb(name: str) -> None:
-    libusb_pump.run(LIBUSB[name])
+def test_libusb(name: str, as_on_macos: bool) -> None:
+    libusb_pump.run(LIBUSB[name], as_on_macos=as_on_macos)
 
 
-@given(st.binary(max_size=300))
-def test_libusb_with_any_input(data: bytes) -> None:
-    libusb_pump.run(data)
+@given(st.binary(max_size=300), st.booleans())
+def test_libusb_with_any_input(data: bytes, as_on_macos: bool) -> None:
+    libusb_pump.run(data, as_on_macos=as_on_macos)

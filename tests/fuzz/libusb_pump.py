@@ -106,10 +106,10 @@ class Hand:
         fake.fake_fail(function, code)
 
 
-def run(data: bytes) -> None:
+def run(data: bytes, *, as_on_macos: bool = False) -> None:
     """Fails if the invariant does not hold for this input."""
     fake.fake_begin()
-    rig = LibusbRig()
+    rig = LibusbRig(as_on_macos=as_on_macos)
     try:
         settings = Settings(rig.claim.endpoints(), rig.claim.configuration)
         client = HostileClient(rig, settings, devid=DEVID)

@@ -79,11 +79,11 @@ def create_device(number: int) -> SimulatedDevice:
     return create(name, OPTIONS.get(name, {}))
 
 
-def run(data: bytes) -> None:
+def run(data: bytes, *, as_on_macos: bool = False) -> None:
     """Fails if the invariant does not hold for this input."""
     operands = Operands(data)
     device: Any = create_device(operands.number())
-    rig = Rig(device)
+    rig = Rig(device, as_on_macos=as_on_macos)
     try:
         configurations = [parse_configuration(raw) for raw in device.configurations]
         settings = Settings(

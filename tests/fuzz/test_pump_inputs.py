@@ -19,14 +19,15 @@ CASES = Path(__file__).with_name("libusb_input_cases.py")
 SIMULATED = dict(inputs("simulated"))
 
 
+@pytest.mark.parametrize("as_on_macos", [False, True])
 @pytest.mark.parametrize("name", SIMULATED)
-def test_simulated(name: str) -> None:
-    simulated_pump.run(SIMULATED[name])
+def test_simulated(name: str, as_on_macos: bool) -> None:
+    simulated_pump.run(SIMULATED[name], as_on_macos=as_on_macos)
 
 
-@given(st.binary(max_size=300))
-def test_simulated_with_any_input(data: bytes) -> None:
-    simulated_pump.run(data)
+@given(st.binary(max_size=300), st.booleans())
+def test_simulated_with_any_input(data: bytes, as_on_macos: bool) -> None:
+    simulated_pump.run(data, as_on_macos=as_on_macos)
 
 
 @pytest.mark.skipif(

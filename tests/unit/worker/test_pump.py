@@ -43,9 +43,9 @@ DEVICE = bytes.fromhex(GET_DEVICE_DESCRIPTOR)
 GET_CONFIGURATION_DESCRIPTOR = "80 06 0002 0000 ff00"
 
 
-@pytest.fixture
-def rig() -> Iterator[Rig]:
-    rig = Rig()
+@pytest.fixture(params=[False, True], ids=["", "as_on_macos"])
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    rig = Rig(as_on_macos=request.param)
     yield rig
     rig.close()
 

@@ -16,9 +16,9 @@ from usbipd.worker import report
 from usbipd.worker.report import COUNTER_WORDS
 
 
-@pytest.fixture
-def rig() -> Iterator[Rig]:
-    rig = Rig()
+@pytest.fixture(params=[False, True], ids=["", "as_on_macos"])
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    rig = Rig(as_on_macos=request.param)
     yield rig
     rig.close()
 
