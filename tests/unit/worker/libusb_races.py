@@ -83,11 +83,14 @@ class Races(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         fake.fake_begin()
-        self.rig = LibusbRig()
+        self.rig = self.plug_in()
         self.begin_session()
         self.alternate = 0
         self.configuration = 1
         self.held = False
+
+    def plug_in(self) -> LibusbRig:
+        return LibusbRig()
 
     def begin_session(self) -> None:
         self.batch: list[Command] = []
@@ -382,7 +385,7 @@ class Races(RuleBasedStateMachine):
         self.rig.close()
         assert (fake.fake_pending(), fake.fake_allocated()) == (0, 0)
         fake.fake_begin()
-        self.rig = LibusbRig()
+        self.rig = self.plug_in()
         self.configuration, self.alternate, self.held = 1, 0, False
         self.begin_session()
 
@@ -400,12 +403,11 @@ class Races(RuleBasedStateMachine):
         """
         # The pump asks once: one that was held up then waits for the device, however often it is named.
         asked = {unlink.unlink_seqnum for unlink in self.now_unlinked.values()} - self.named.keys()
-        given_up = {submit.seqnum for submit in cancelled}
-        if not self.held:  # what was named in this batch and is not ended has been cancelled at once
-            given_up |= {urb.seqnum for urbs in self.pending.values() for urb in urbs if urb.seqnum in asked}
+        given_up = {submit.seqnum for submit in cancelled} | self.cancelled_at_once(asked)
         for unlink in self.now_unlinked.values():
             self.named[unlink.unlink_seqnum].append(unlink)
         self.now_unlinked = {}
+        self.note_moved(given_up)
         seen: dict[int, list[int]] = defaultdict(list)
         for reply in replies:
             if not isinstance(reply, RetSubmit):
@@ -427,6 +429,15 @@ class Races(RuleBasedStateMachine):
         self.order.clear()
         waiting = {urb.seqnum for urbs in self.pending.values() for urb in urbs}
         assert not self.named.keys() - waiting, "an UNLINK is not answered"
+
+    def cancelled_at_once(self, asked: set[int]) -> set[int]:
+        """What was named in this batch and is not ended, if the device does not take its time."""
+        if self.held:
+            return set()
+        return {urb.seqnum for urbs in self.pending.values() for urb in urbs if urb.seqnum in asked}
+
+    def note_moved(self, given_up: set[int]) -> None:
+        """Here what is cancelled has moved nothing."""
 
     def check_unlink(self, reply: Reply, given_up: set[int]) -> None:
         target = next(

@@ -9,10 +9,13 @@ import pytest
 from tests.unit.worker.fake_libusb import HERE, environment_with_fake
 
 
+CASES = ["libusb_cases.py", "libusb_races.py", "libusb_macos_cases.py", "libusb_macos_races.py"]
+
+
 @pytest.mark.skipif(
     sys.platform == "darwin", reason="a library is found by its path there, not by its soname"
 )
-@pytest.mark.parametrize("cases", ["libusb_cases.py", "libusb_races.py"])
+@pytest.mark.parametrize("cases", CASES)
 def test_claim_and_pump_on_a_fake_libusb(cases: str, tmp_path: Path, pytestconfig: pytest.Config) -> None:
     profile = pytestconfig.getoption("--hypothesis-profile")
     options = [] if profile is None else [f"--hypothesis-profile={profile}"]

@@ -1,0 +1,139 @@
+"""What libusb does on macOS only, on fake_libusb.c.  test_libusb.py runs it, in a process of its own."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.unit.worker.libusb_rig import (
+    BULK_IN,
+    BULK_OUT,
+    COMPLETED,
+    STALL,
+    VENDOR_IN,
+    LibusbRig,
+    fake,
+    journal,
+    submitted,
+)
+from usbipd.protocol.constants import LINUX_ECONNRESET, LINUX_EPIPE, LINUX_EPROTO, URB_ZERO_PACKET
+from usbipd.protocol.urb import Reply, RetSubmit
+
+ERROR_IO, ERROR_PIPE = -1, -9  # enum libusb_error
+
+
+@pytest.fixture
+def rig() -> Iterator[LibusbRig]:
+    fake.fake_begin()
+    rig = LibusbRig(as_on_macos=True)
+    journal()
+    yield rig
+    assert rig.finish()
+    rig.close()
+    assert fake.fake_pending() == fake.fake_allocated() == 0
+
+
+def outcome(reply: Reply) -> tuple[int, int]:
+    return reply.seqnum, reply.status
+
+
+@pytest.mark.rule("unlink-others-live-mac")
+def test_the_others_are_submitted_again_and_nothing_overtakes_them(rig: LibusbRig) -> None:
+    urbs = [rig.submit(BULK_IN, 100 + number) for number in range(3)]
+    rig.waiting(*urbs)
+    journal()
+    unlink, later = rig.unlink(urbs[0]), rig.submit(BULK_IN, 103)
+    assert [outcome(reply) for reply in rig.exchange(unlink, later)] == [(unlink.seqnum, -LINUX_ECONNRESET)]
+    assert journal() == [f"abort {BULK_IN}"] + [f"submit {BULK_IN}"] * 3
+    for urb in (*urbs[1:], later):
+        assert submitted(BULK_IN)[2] == urb.transfer_buffer_length
+        [reply] = rig.ended(BULK_IN, data=b"mine")
+        assert outcome(reply) == (urb.seqnum, 0)
+
+
+def test_an_unlink_of_a_control_urb_that_waits_leaves_the_device_alone(rig: LibusbRig) -> None:
+    """A request must not be carried out twice, so the one that the device works on is not aborted."""
+    urbs = [rig.submit(0x80, 0x40, setup=VENDOR_IN) for _ in range(3)]
+    rig.waiting(*urbs)
+    assert journal() == ["submit 0"]
+    unlink = rig.unlink(urbs[1])
+    assert [outcome(reply) for reply in rig.exchange(unlink)] == [(unlink.seqnum, -LINUX_ECONNRESET)]
+    assert journal() == []
+    for urb in (urbs[0], urbs[2]):
+        [reply] = rig.ended(0, data=b"answer")
+        assert outcome(reply) == (urb.seqnum, 0)
+
+
+def test_an_abort_of_one_control_urb_is_for_that_one(rig: LibusbRig) -> None:
+    urbs = [rig.submit(0x80, 0x40, setup=VENDOR_IN) for _ in range(2)]
+    rig.waiting(*urbs)
+    unlink = rig.unlink(urbs[0])
+    assert [outcome(reply) for reply in rig.exchange(unlink)] == [(unlink.seqnum, -LINUX_ECONNRESET)]
+    assert journal() == ["submit 0", "abort 0", "submit 0"]
+    assert outcome(rig.ended(0, data=b"answer")[0]) == (urbs[1].seqnum, 0)
+
+
+@pytest.mark.parametrize("moved", [600, 1024])
+def test_an_aborted_in_that_was_over_has_ended(rig: LibusbRig, moved: int) -> None:
+    """A short packet, or the last one, had come before the abort."""
+    first, second = rig.submit(BULK_IN, 1024), rig.submit(BULK_IN, 64)
+    rig.waiting(first, second)
+    data = bytes(number & 0xFF for number in range(moved))
+    fake.fake_progress(BULK_IN, data, moved)
+    unlink = rig.unlink(second)
+    replies = {reply.seqnum: reply for reply in rig.exchange(unlink)}
+    reply = replies[first.seqnum]
+    assert isinstance(reply, RetSubmit)
+    assert (reply.status, reply.data) == (0, data)
+    assert replies[unlink.seqnum].status == -LINUX_ECONNRESET
+
+
+def test_an_aborted_out_that_was_over_still_needs_its_zero_packet(rig: LibusbRig) -> None:
+    first = rig.submit(BULK_OUT, data=bytes(1024), flags=URB_ZERO_PACKET)
+    second = rig.submit(BULK_OUT, data=b"second")
+    rig.waiting(first, second)
+    rig.waiting(rig.submit(BULK_OUT, data=b"third"))
+    assert journal() == [f"submit {BULK_OUT}"]
+    fake.fake_progress(BULK_OUT, None, 1024)
+    assert fake.fake_complete(BULK_OUT, COMPLETED, None, 1024)
+    rig.turn()
+    assert submitted(BULK_OUT) == (2, 0, 0, b"")
+    unlink = rig.unlink(second)
+    assert [outcome(reply) for reply in rig.exchange(unlink)] == [(unlink.seqnum, -LINUX_ECONNRESET)]
+    assert submitted(BULK_OUT) == (2, 0, 0, b"")
+    [reply] = rig.ended(BULK_OUT)
+    assert outcome(reply) == (first.seqnum, 0)
+    assert submitted(BULK_OUT) == (2, 0, 5, b"third")
+
+
+@pytest.mark.rule("zero-packet-mac")
+def test_the_flag_that_does_not_exist_is_not_used(rig: LibusbRig) -> None:
+    rig.waiting(rig.submit(BULK_OUT, data=bytes(512), flags=URB_ZERO_PACKET))
+    assert submitted(BULK_OUT)[1:3] == (0, 512)
+    assert rig.ended(BULK_OUT, data=bytes(512)) == []
+    assert submitted(BULK_OUT)[1:3] == (0, 0)
+    [reply] = rig.ended(BULK_OUT, STALL)
+    assert isinstance(reply, RetSubmit)
+    assert (reply.status, reply.actual_length) == (-LINUX_EPIPE, 512)
+
+
+def test_an_urb_that_cannot_be_submitted_again_says_what_it_moved(rig: LibusbRig) -> None:
+    first, second, third = (rig.submit(BULK_IN, 1024) for _ in range(3))
+    rig.waiting(first, second, third)
+    fake.fake_progress(BULK_IN, bytes(512), 512)
+    fake.fake_fail(b"submit", ERROR_IO)
+    unlink = rig.unlink(third)
+    replies = {reply.seqnum: reply for reply in rig.exchange(unlink)}
+    reply = replies[first.seqnum]
+    assert isinstance(reply, RetSubmit)
+    assert (reply.status, reply.actual_length) == (-LINUX_EPROTO, 512)
+    assert outcome(rig.ended(BULK_IN, data=b"x")[0]) == (second.seqnum, 0)
+
+
+def test_a_cancel_that_aborts_and_then_fails(rig: LibusbRig) -> None:
+    """Behind the abort libusb clears the halt of both ends, which a device may refuse."""
+    first, second = rig.submit(BULK_IN, 64), rig.submit(BULK_IN, 64)
+    rig.waiting(first, second)
+    fake.fake_fail(b"abort", ERROR_PIPE)
+    unlink = rig.unlink(first)
+    assert [outcome(reply) for reply in rig.exchange(unlink)] == [(unlink.seqnum, -LINUX_ECONNRESET)]
+    assert outcome(rig.ended(BULK_IN, data=b"x")[0]) == (second.seqnum, 0)
