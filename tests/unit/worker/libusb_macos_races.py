@@ -1,8 +1,8 @@
-"""Client, pump and device in any order, where a cancel ends all transfers of the endpoint and nobody sends zero
-packets.  test_libusb.py runs it, in a process whose libusb is fake_libusb.c.
+"""Client, pump and device in any order, where a cancel ends all transfers of the endpoint and nobody sends
+zero packets.  test_libusb.py runs it, in a process whose libusb is fake_libusb.c.
 
-Invariant: that of libusb_races.py, for the same client: of all that a cancel ends it learns of the one that it
-named.  Bytes that an URB has moved before it was ended so are in its answer, once.
+Invariant: that of libusb_races.py, for the same client: of all that a cancel ends it learns of the one that
+it named.  Bytes that an URB has moved before it was ended so are in its answer, once.
 """
 
 from hypothesis import settings

@@ -8,7 +8,6 @@ import pytest
 
 from tests.unit.worker.fake_libusb import HERE, environment_with_fake
 
-
 CASES = ["libusb_cases.py", "libusb_races.py", "libusb_macos_cases.py", "libusb_macos_races.py"]
 
 
