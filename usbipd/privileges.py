@@ -14,8 +14,9 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from usbipd.errors import UsageError
 from usbipd.ipc.messages import RunAs
@@ -38,8 +39,7 @@ _XUCRED: Final = struct.Struct("=IIh2x16I")  # macOS <sys/ucred.h>: version, uid
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(msgspec.Struct, frozen=True):
     """Who is at the other end of a Unix socket, as the kernel says it."""
 
     uid: int

@@ -7,8 +7,9 @@ Documentation/usb/usbip_protocol.rst; all numbers are big-endian.
 
 import struct
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from usbipd.errors import ProtocolError
 from usbipd.protocol.constants import (
@@ -33,8 +34,7 @@ _DEVICE: Final = struct.Struct("!256s32sIIIHHHBBBBBB")  # tools/usb/usbip/libsrc
 _INTERFACE: Final = struct.Struct("!BBBx")  # tools/usb/usbip/libsrc/usbip_common.h
 
 
-@dataclass(frozen=True, slots=True)
-class UsbInterface:
+class UsbInterface(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One interface of the active configuration, as OP_REP_DEVLIST shows it."""
 
     bInterfaceClass: int
@@ -42,8 +42,7 @@ class UsbInterface:
     bInterfaceProtocol: int
 
 
-@dataclass(frozen=True, slots=True)
-class UsbDevice:
+class UsbDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One shared device, as OP_REP_DEVLIST and OP_REP_IMPORT show it.
 
     `speed` has the wire's numbering (`constants.Speed`); `busnum` and `devnum` have 16 bits each.
@@ -73,20 +72,17 @@ class UsbDevice:
 # ---- server side -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class DevlistRequest:
+class DevlistRequest(msgspec.Struct, frozen=True):
     """OP_REQ_DEVLIST: which devices are there?"""
 
 
-@dataclass(frozen=True, slots=True)
-class ImportRequest:
+class ImportRequest(msgspec.Struct, frozen=True):
     """OP_REQ_IMPORT: the client wants this device."""
 
     busid: str
 
 
-@dataclass(frozen=True, slots=True)
-class MalformedImport:
+class MalformedImport(msgspec.Struct, frozen=True):
     """OP_REQ_IMPORT with a busid that no device can have; its answer is ST_NODEV."""
 
     reason: str
@@ -143,16 +139,14 @@ def encode_import_reply(status: int, device: UsbDevice | None) -> bytes:
 # ---- client side -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class DevlistReply:
+class DevlistReply(msgspec.Struct, frozen=True):
     """OP_REP_DEVLIST; no devices unless `status` is ST_OK."""
 
     status: int
     devices: tuple[UsbDevice, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ImportReply:
+class ImportReply(msgspec.Struct, frozen=True):
     """OP_REP_IMPORT; `device` (whose `interfaces` do not travel here) if and only if `status` is ST_OK."""
 
     status: int

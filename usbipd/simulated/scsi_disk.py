@@ -6,8 +6,9 @@ cross USB is the matter of mass_storage.py.
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from usbipd.simulated.medium import BLOCK_SIZE, Medium
 
@@ -42,8 +43,7 @@ _CHANGEABLE_VALUES: Final = 1  # SPC-3, table 99, PC
 _SAVED_VALUES: Final = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Sense:
+class Sense(msgspec.Struct, frozen=True):
     """Why a command failed (SPC-3, 4.5.6 and annex D)."""
 
     key: int
@@ -74,28 +74,24 @@ class CheckConditionError(Exception):
         self.sense = sense
 
 
-@dataclass(frozen=True, slots=True)
-class NoData:
+class NoData(msgspec.Struct, frozen=True):
     """The command is done; it has no data phase."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """The command is done; the host gets `data`."""
 
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class BlocksIn:
+class BlocksIn(msgspec.Struct, frozen=True):
     """The host gets `length` bytes of the medium, from byte `offset` on."""
 
     offset: int
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class BlocksOut:
+class BlocksOut(msgspec.Struct, frozen=True):
     """The host sends `length` bytes for the medium, from byte `offset` on; `sync`: flush after them."""
 
     offset: int

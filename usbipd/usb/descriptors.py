@@ -5,8 +5,9 @@ Source: USB 2.0, sections 9.5 and 9.6.  Fields keep the names of the specificati
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from usbipd.errors import UsbipdError
 from usbipd.protocol.constants import (
@@ -33,8 +34,7 @@ class DescriptorError(UsbipdError):
     """The device's descriptors contradict the USB specification."""
 
 
-@dataclass(frozen=True, slots=True)
-class Interface:
+class Interface(msgspec.Struct, frozen=True):
     """One alternate setting of an interface (USB 2.0, table 9-12)."""
 
     bInterfaceNumber: int
@@ -44,8 +44,7 @@ class Interface:
     bInterfaceProtocol: int
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(msgspec.Struct, frozen=True):
     """One endpoint of an alternate setting (USB 2.0, table 9-13), with the setting that it belongs to."""
 
     bConfigurationValue: int
@@ -57,8 +56,7 @@ class Endpoint:
     bInterval: int
 
 
-@dataclass(frozen=True, slots=True)
-class Configuration:
+class Configuration(msgspec.Struct, frozen=True):
     """A configuration with everything in it, in the order of the descriptors."""
 
     bConfigurationValue: int

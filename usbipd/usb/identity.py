@@ -5,8 +5,9 @@ agree in all of these are told apart by their ports only.  Used by the CLI, too,
 """
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
+
+import msgspec
 
 from usbipd.errors import UsageError
 from usbipd.protocol.constants import BUSID_SIZE
@@ -41,8 +42,7 @@ def parse_hardware_id(text: str) -> tuple[int, int]:
     return int(match[1], 16), int(match[2], 16)
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceRule:
+class DeviceRule(msgspec.Struct, frozen=True):
     """Fits a device that agrees in all that is given; what is None may be anything."""
 
     vendor_id: int | None = None

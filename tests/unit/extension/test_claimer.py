@@ -4,9 +4,9 @@ import asyncio
 import gc
 import os
 import struct
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from tests.unit.extension.fakes import (
     FakeSource,
