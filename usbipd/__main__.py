@@ -9,7 +9,6 @@ import os
 import signal
 import stat
 import sys
-from pathlib import Path
 
 from usbipd.ipc import CHANNEL_DESCRIPTOR
 
@@ -23,7 +22,8 @@ def main() -> int:
 
 
 def _enter() -> int:
-    name, arguments = Path(sys.argv[0]).name, sys.argv[1:]
+    name = os.path.basename(sys.argv[0])  # noqa: PTH119 - workers need no pathlib, which is a tenth of them
+    arguments = sys.argv[1:]
     if arguments[:1] in (["@server"], ["@worker"]):
         if not _is_socket(CHANNEL_DESCRIPTOR):
             print(f"usbipd: {arguments[0]} is started by usbipd-ext only", file=sys.stderr)

@@ -19,7 +19,6 @@ import sys
 import syslog
 import time
 from collections import deque
-from pathlib import Path
 from types import TracebackType
 from typing import Final, TextIO
 
@@ -45,10 +44,7 @@ _LOG: Final = logging.getLogger(__name__)
 _PIECE: Final = select.PIPE_BUF // 4
 """Characters that are written at a time: so many bytes a pipe takes whole that has room for any."""
 
-_SYSLOG_SOCKETS: Final = (
-    Path("/dev/log"),
-    Path("/var/run/syslog"),
-)  # _PATH_LOG in Linux's and macOS's syslog.h
+_SYSLOG_SOCKETS: Final = ("/dev/log", "/var/run/syslog")  # _PATH_LOG in Linux's and macOS's syslog.h
 
 _PRIORITIES: Final = {
     logging.DEBUG: syslog.LOG_DEBUG,
@@ -164,7 +160,7 @@ def configure(role: str, busid: str | None = None, level: str = "info", to: str 
     logging.basicConfig(handlers=[_Output(who)], force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)  # its debug lines say nothing about us
     set_level(level)
-    if to == "syslog" and not any(path.exists() for path in _SYSLOG_SOCKETS):
+    if to == "syslog" and not any(map(os.path.exists, _SYSLOG_SOCKETS)):
         _LOG.warning("no syslog daemon answers on this host: what follows is lost until one does")
     send_to(to)
 

@@ -9,10 +9,10 @@ import os
 import pwd
 import stat
 import sys
-import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from usbipd.errors import UsbipdError
 
@@ -35,6 +35,8 @@ def runtime_directory() -> Path:
     session = os.environ.get("XDG_RUNTIME_DIR", "")
     if session.startswith("/") and _is_ours(Path(session)):  # after `su` it may be another user's
         return Path(session, "usbipd")
+    import tempfile  # here: root never needs it, and it takes as long to import as all else that it calls
+
     return Path(tempfile.gettempdir(), f"usbipd-{os.geteuid()}")
 
 
@@ -88,8 +90,7 @@ def launch_daemon() -> Path | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class RuntimeFiles:
+class RuntimeFiles(msgspec.Struct, frozen=True):
     """What one extension keeps in its directory, beside the socket, which `IPCHandler` makes and removes."""
 
     control_socket: Path

@@ -6,18 +6,10 @@ from typing import Final, get_args
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.device import binding_name, device_name
 from usbipd.cli.documents import BindDocument, render
+from usbipd.cli.hardware import add_hardware_arguments, check_hardware_arguments, hardware_of
 from usbipd.cli.outcome import emit, say
 from usbipd.cli.table import printable
-from usbipd.cli.verb import (
-    Verb,
-    add_hardware_arguments,
-    add_json_argument,
-    always,
-    check_hardware_arguments,
-    check_networks,
-    hardware_of,
-    network,
-)
+from usbipd.cli.verb import Verb, add_json_argument, always, check_networks, network
 from usbipd.ipc.messages import Command
 from usbipd.ipc.reports import BindParameters, BindResult, Networks
 from usbipd.usb.identity import parse_busid
@@ -89,8 +81,6 @@ def _with_whom(result: BindResult) -> str:
 
 
 VERB = Verb(
-    name="bind",
-    summary="share a device with USB/IP clients, now and whenever it is plugged in",
     add_arguments=add_arguments,
     requires_extension=always,
     run=run,

@@ -33,8 +33,6 @@ def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
 
 
 VERB = Verb(
-    name="detach",
-    summary="end the session of the client that uses a device, which stays shared",
     add_arguments=add_arguments,
     requires_extension=always,
     run=run,

@@ -58,8 +58,6 @@ def _summary(checks: Sequence[CheckReport]) -> str:
 
 
 VERB = Verb(
-    name="doctor",
-    summary="examine the daemon and this machine, and say how to mend what is wrong",
     add_arguments=add_json_argument,
     requires_extension=never,
     run=run,

@@ -100,8 +100,6 @@ def _details(entry: HistoryEntry) -> str:
 
 
 VERB = Verb(
-    name="history",
-    summary="show what was claimed, attached, released and what failed",
     add_arguments=add_arguments,
     requires_extension=always,
     run=run,

@@ -188,8 +188,6 @@ def _speed_label(speed: int) -> str:
 
 
 VERB = Verb(
-    name="list",
-    summary="show the USB devices of this machine, or those that another one shares",
     add_arguments=add_arguments,
     requires_extension=requires_extension,
     run=run,

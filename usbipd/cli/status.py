@@ -180,8 +180,6 @@ def format_processes(processes: list[ProcessReport], width: int) -> str:
 
 
 VERB = Verb(
-    name="status",
-    summary="show what is shared, with whom, and how the daemon is",
     add_arguments=add_arguments,
     requires_extension=always,
     run=run,

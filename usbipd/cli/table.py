@@ -8,15 +8,15 @@ import os
 import shutil
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 ELLIPSIS: Final = "…"
 GAP: Final = "  "
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(msgspec.Struct, frozen=True):
     """A column; one with a `minimum` is shortened down to that many cells when the table is too wide."""
 
     title: str

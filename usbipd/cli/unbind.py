@@ -5,16 +5,10 @@ import argparse
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.device import binding_name
 from usbipd.cli.documents import UnbindDocument, render
+from usbipd.cli.hardware import add_hardware_arguments, check_hardware_arguments, hardware_of
 from usbipd.cli.outcome import emit, say
 from usbipd.cli.table import printable
-from usbipd.cli.verb import (
-    Verb,
-    add_hardware_arguments,
-    add_json_argument,
-    always,
-    check_hardware_arguments,
-    hardware_of,
-)
+from usbipd.cli.verb import Verb, add_json_argument, always
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.reports import BindingReport, ListResult, UnbindParameters, UnbindResult
 from usbipd.usb.identity import parse_busid
@@ -66,8 +60,6 @@ def _outcome(result: UnbindResult, still: dict[str, BindingReport]) -> str:
 
 
 VERB = Verb(
-    name="unbind",
-    summary="stop sharing a device and give it back to this machine",
     add_arguments=add_arguments,
     requires_extension=always,
     run=run,

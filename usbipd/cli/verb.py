@@ -3,32 +3,26 @@
 import argparse
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn, get_args
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from usbipd.cli.connection import ControlConnection
 from usbipd.errors import UsageError
-from usbipd.ipc.reports import HardwareId, Serial
 from usbipd.protocol.constants import USBIP_PORT
-from usbipd.usb.identity import parse_hardware_id
 
-LONGEST_SERIAL: Final[int] = get_args(Serial)[1].max_length
+if TYPE_CHECKING:  # a command that only parses shall not load what asks the extension
+    from usbipd.cli.connection import ControlConnection
 
 
-@dataclass(frozen=True, slots=True)
-class Verb:
-    """One verb: `run` is called with the parsed arguments and returns the exit code.
+class Verb(NamedTuple):
+    """What a verb does: `run` is called with the parsed arguments and returns the exit code.
 
     The extension is connected before `run` if `requires_extension` says so of the arguments, and never else.
     What argparse cannot say of the arguments, `check` refuses before that, with a `UsageError`.
     """
 
-    name: str
-    summary: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     requires_extension: Callable[[argparse.Namespace], bool]
-    run: Callable[[argparse.Namespace, ControlConnection], int]
+    run: Callable[[argparse.Namespace, "ControlConnection"], int]
     check: Callable[[argparse.Namespace], None] = lambda _arguments: None
 
 
@@ -75,44 +69,6 @@ def add_watch_argument(parser: argparse.ArgumentParser | argparse._ArgumentGroup
         type=interval,
         help="show it again whenever something changes, and every SECONDS (default: %(const)g), until Ctrl-C",
     )
-
-
-def add_hardware_arguments(
-    parser: argparse.ArgumentParser, which: argparse._MutuallyExclusiveGroup, what: str
-) -> None:
-    """`--hardware-id VID:PID`, one of `which`, and `--serial S`; `what` is the help of the first."""
-    which.add_argument("--hardware-id", metavar="VID:PID", type=parse_hardware_id, help=what)
-    parser.add_argument(
-        "--serial",
-        metavar="SERIAL",
-        type=serial,
-        help="with --hardware-id: only the device with this serial number",
-    )
-
-
-def check_hardware_arguments(arguments: argparse.Namespace) -> None:
-    """Raises `UsageError` if --serial stands alone."""
-    if arguments.serial is not None and arguments.hardware_id is None:
-        raise UsageError(
-            "--serial goes with --hardware-id",
-            code="usage",
-            advice="a device that is named by its port needs no serial number",
-        )
-
-
-def hardware_of(arguments: argparse.Namespace) -> HardwareId | None:
-    """What --hardware-id and --serial say; None without them."""
-    if arguments.hardware_id is None:
-        return None
-    vendor_id, product_id = arguments.hardware_id
-    return HardwareId(vendor_id=vendor_id, product_id=product_id, serial=arguments.serial)
-
-
-def serial(text: str) -> str:
-    """Argument type: a serial number, as the device has it."""
-    if not 0 < len(text) <= LONGEST_SERIAL:
-        raise argparse.ArgumentTypeError(f"a serial number has 1 to {LONGEST_SERIAL} characters")
-    return text
 
 
 def network(text: str) -> str:

@@ -8,7 +8,6 @@ from usbipd._pump import LibusbTransfers, SimulatedTransfers, Transfers
 from usbipd.ipc.messages import ClaimParameters
 from usbipd.protocol.constants import Speed
 from usbipd.protocol.op import UsbDevice, UsbInterface
-from usbipd.simulated.catalog import create
 from usbipd.simulated.device import SimulatedDevice
 from usbipd.usb.descriptors import Endpoint, Interface, parse_configuration, parse_device
 
@@ -101,4 +100,7 @@ def hold(parameters: ClaimParameters) -> Held:
     """
     if parameters.simulated is None:
         return HeldDevice(parameters)
+
+    from usbipd.simulated.catalog import create  # here: the worker of a real device needs none of them
+
     return HeldSimulation(parameters, create(parameters.simulated.name, parameters.simulated.options))

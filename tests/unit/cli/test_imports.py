@@ -1,0 +1,73 @@
+"""What a command loads before it answers: whoever runs it waits for that."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.reports import make_device, make_status
+from usbipd.cli.main import VERBS
+from usbipd.ipc.message import Message
+from usbipd.ipc.reports import DetachResult, ListResult
+
+HEAVY = (
+    *("asyncio", "ctypes", "dataclasses", "importlib.metadata", "logging", "psutil", "subprocess"),
+    *("tempfile", "tomllib", "usb1", "usbipd.config", "usbipd.extension", "usbipd.log", "usbipd.server"),
+    *("usbipd.simulated", "usbipd.worker"),
+)
+"""What no command needs that asks the extension.  inspect is not among them: msgspec loads it where there is
+a typing_extensions."""
+
+StartExtension = Callable[..., AbstractContextManager[None]]
+
+
+def loaded(program: str) -> set[str]:
+    """The modules of a new process that has run `program`; without what site loads for this installation."""
+    start = f"import sys; sys.path[:] = {sys.path!r}\n"
+    end = "\nprint(*sys.modules, sep='\\n', file=sys.stderr)"
+    command = [sys.executable, "-I", "-S", "-c", start + program + end]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.splitlines())
+
+
+def of(modules: set[str], packages: Iterable[str]) -> set[str]:
+    """Those of `modules` that are or lie in one of `packages`."""
+    return {module for module in modules for each in packages if f"{module}.".startswith(f"{each}.")}
+
+
+@pytest.mark.parametrize(
+    ("argv", "answer"),
+    [
+        (["usbipd-ext", "--status"], make_status([make_device()])),
+        (["usbipd-ext", "--status", "--json"], make_status([make_device()])),
+        (["usbipd", "status"], make_status([make_device()])),
+        (["usbipd", "list"], ListResult(devices=[make_device()], bindings=[])),
+        (["usbipd", "detach", "--busid", "1-1"], DetachResult(client="192.0.2.7:1")),
+    ],
+    ids=["ext-status", "ext-status-json", "status", "list", "detach"],
+)
+def test_a_command_loads_nothing_heavy_and_no_other_verb(
+    extension: StartExtension, socket_path: Path, argv: list[str], answer: Message
+) -> None:
+    full = [*argv, "--socket", str(socket_path)]
+    with extension(lambda _request: answer):
+        modules = loaded(f"sys.argv = {full!r}\nfrom usbipd.__main__ import main\nassert main() == 0")
+    assert not of(modules, HEAVY)
+    verb = argv[1].removeprefix("--")
+    assert f"usbipd.cli.{verb}" in modules
+    assert not of(modules, [f"usbipd.cli.{each}" for each in VERBS if each != verb])
+
+
+def test_help_loads_no_verb() -> None:
+    modules = loaded("from usbipd.cli.main import main\nassert main(['--help']) == 0")
+    assert not of(modules, ["msgspec", *(f"usbipd.cli.{each}" for each in VERBS)])
+
+
+def test_the_worker_of_a_real_device_loads_no_simulated_one() -> None:
+    modules = loaded("import usbipd.worker.process")
+    assert "usbipd._pump" in modules
+    assert not of(modules, ["asyncio", "dataclasses", "pathlib", "usb1", "usbipd.simulated.catalog"])
