@@ -5,6 +5,7 @@ called decides.  `@server` and `@worker` as first argument are the extension's c
 start: they need their channel as descriptor 3.  Each role imports what it needs and nothing else.
 """
 
+import gc
 import os
 import signal
 import stat
@@ -36,12 +37,13 @@ def _enter() -> int:
 
         return worker(arguments[1:])
     if name == "usbipd-ext":
-        from usbipd.cli.ext import main as extension
-
-        return extension(arguments)
-    from usbipd.cli.main import main as command
-
-    return command(arguments)
+        from usbipd.cli.ext import main as command
+    else:
+        from usbipd.cli.main import main as command
+    try:
+        return command(arguments)
+    finally:
+        gc.freeze()  # the interpreter's end would look for garbage in all that there is: a tenth of a command
 
 
 def _is_socket(descriptor: int) -> bool:
