@@ -107,6 +107,13 @@ cdef void work(Core *core) noexcept nogil:
             return
 
 
+cdef void note_ready(Backend *backend, const pollfd *fds, int count) noexcept nogil:
+    """Tells the backend what poll has found at its descriptors."""
+    cdef int i
+    for i in range(count):
+        backend.ready = backend.ready or fds[i].revents != 0
+
+
 cdef int poll_timeout(Core *core) noexcept nogil:
     """Milliseconds until the backend wants a turn, or an UNLINK was early, rounded up; -1: neither."""
     cdef int64_t deadline = core.backend.deadline(core.backend), left
@@ -136,6 +143,7 @@ cdef Wake run(Core *core, int channel) noexcept nogil:
             if errno == EINTR:
                 return WAKE_SIGNAL
             continue
+        note_ready(core.backend, fds + 2, count - 2)
         core.now = monotonic_us()
         take_snapshot(core.counters, core.now)
         if fds[1].revents & POLLOUT:
@@ -181,7 +189,8 @@ cdef bint drain(Core *core, int interface) noexcept nogil:
         if monotonic_us() > end:
             return False
         count = core.backend.describe(core.backend, fds, POLLED)
-        poll(fds, count, 50)
+        if poll(fds, count, 50) > 0:
+            note_ready(core.backend, fds, count)
         core.backend.events(core.backend)
     return True
 

@@ -11,7 +11,8 @@
 #             asked to end, as the URB has ended and `events` will bring it; or another negative Linux errno.
 #             With `aborts_endpoints` all that is submitted to the URB's endpoint ends so, asked or not.
 #   events    Completes all that has ended by now.  Never blocks.
-#   describe  Writes at most `room` descriptors to be polled into `fds`; returns how many.
+#   describe  Writes at most `room` descriptors to be polled into `fds`; returns how many.  The caller polls them
+#             and sets `ready` when poll has found something; `events` takes it back.
 #   deadline  The moment, in microseconds of CLOCK_MONOTONIC, at which `events` has work even if no descriptor
 #             says so; -1 when there is none.
 #   forget    Frees what the backend hung on urb.transfer.  The URB is in nobody's hands.
@@ -106,6 +107,7 @@ cdef struct Backend:
     # set by the pump:
     void (*complete)(Backend *self, Urb *urb) noexcept nogil  # gives the URB back; the backend forgets its pointer
     void *owner
+    bint ready               # see `describe`
     # set by the backend:
     bint gone                # the device is no longer there; pending URBs have completed or are about to
     bint aborts_endpoints    # see `cancel`

@@ -116,14 +116,18 @@ cdef int libusb_submit(Backend *self, Urb *urb) noexcept nogil:
 
 
 cdef int libusb_cancel(Backend *self, Urb *urb) noexcept nogil:
+    self.ready = True  # the kernel ends most URBs on the spot
     return errno_of_libusb(libusb_cancel_transfer(<libusb_transfer *>urb.transfer))
 
 
 cdef void libusb_events(Backend *self) noexcept nogil:
+    """Does nothing where there is nothing: libusb would poll its descriptors once more."""
     cdef timeval none
     none.tv_sec = 0
     none.tv_usec = 0
-    libusb_handle_events_timeout_completed((<LibusbBackend *>self).context, &none, NULL)
+    if self.ready or self.gone or (<LibusbBackend *>self).fds_changed:
+        self.ready = False
+        libusb_handle_events_timeout_completed((<LibusbBackend *>self).context, &none, NULL)
 
 
 cdef void libusb_fd_added(int fd, short events, void *backend) noexcept nogil:

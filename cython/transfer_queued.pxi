@@ -224,6 +224,8 @@ cdef int queued_cancel(Backend *self, Urb *urb) noexcept nogil:
 cdef void queued_events(Backend *self) noexcept nogil:
     cdef QueuedBackend *it = <QueuedBackend *>self
     cdef int index
+    it.device.ready = it.device.ready or self.ready
+    self.ready = False
     it.device.events(it.device)
     while it.dirty:
         for index in range(ENDPOINTS):
