@@ -3,6 +3,7 @@
 
 cdef enum:
     LIBUSB_DESCRIPTORS = 16
+    REAPED_AT_ONCE = 26      # one handle_events ends no more: op_handle_events in libusb's linux_usbfs.c
 
 cdef struct LibusbBackend:
     Backend base
@@ -12,6 +13,7 @@ cdef struct LibusbBackend:
     pollfd fds[LIBUSB_DESCRIPTORS]
     int fd_count
     bint fds_changed
+    int ended                # transfers, since handle_events was called last
 
 
 cdef int32_t errno_of_transfer(int status) noexcept nogil:
@@ -65,6 +67,7 @@ cdef void libusb_done(libusb_transfer *transfer) noexcept nogil:
     cdef Urb *urb = <Urb *>transfer.user_data
     cdef Backend *backend = urb.backend
     cdef uint32_t i
+    (<LibusbBackend *>backend).ended += 1
     urb.status = errno_of_transfer(transfer.status)
     urb.actual_length = <uint32_t>transfer.actual_length
     for i in range(urb.packets):
@@ -122,12 +125,18 @@ cdef int libusb_cancel(Backend *self, Urb *urb) noexcept nogil:
 
 cdef void libusb_events(Backend *self) noexcept nogil:
     """Does nothing where there is nothing: libusb would poll its descriptors once more."""
+    cdef LibusbBackend *it = <LibusbBackend *>self
     cdef timeval none
     none.tv_sec = 0
     none.tv_usec = 0
-    if self.ready or self.gone or (<LibusbBackend *>self).fds_changed:
-        self.ready = False
-        libusb_handle_events_timeout_completed((<LibusbBackend *>self).context, &none, NULL)
+    if not (self.ready or self.gone or it.fds_changed):
+        return
+    self.ready = False
+    while True:
+        it.ended = 0
+        libusb_handle_events_timeout_completed(it.context, &none, NULL)
+        if it.ended < REAPED_AT_ONCE:
+            return
 
 
 cdef void libusb_fd_added(int fd, short events, void *backend) noexcept nogil:

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #define MAX_TRANSFERS 64
+#define REAPED_AT_ONCE 26 /* one handle_events ends no more: op_handle_events in os/linux_usbfs.c */
 #define LENGTH(array) (sizeof(array) / sizeof *(array))
 
 struct libusb_context { int unused; };
@@ -383,7 +384,8 @@ int libusb_cancel_transfer(struct libusb_transfer *transfer)
 
 int libusb_handle_events_timeout_completed(libusb_context *context, struct timeval *tv, int *completed)
 {
-    for (int i = 0; i < count;) {
+    int ended = 0;
+    for (int i = 0; i < count && ended < REAPED_AT_ONCE;) {
         struct libusb_transfer *transfer = items[i].transfer;
         char byte;
         if (!items[i].done) {
@@ -393,6 +395,7 @@ int libusb_handle_events_timeout_completed(libusb_context *context, struct timev
         memmove(&items[i], &items[i + 1], (--count - i) * sizeof *items);
         if (read(ready[0], &byte, 1) != 1)
             abort();
+        ended++;
         transfer->callback(transfer);
     }
     return 0;

@@ -8,6 +8,7 @@ from tests.unit.worker.libusb_rig import (
     BULK_IN,
     BULK_OUT,
     CANCELLED,
+    COMPLETED,
     INTERRUPT_IN,
     ISO_IN,
     ISO_OUT,
@@ -70,6 +71,15 @@ def test_in_carries_what_came(rig: LibusbRig) -> None:
     assert submitted(BULK_IN)[:3] == (2, 0, 1000)
     [reply] = rig.ended(BULK_IN, data=b"short")
     assert (reply.seqnum, reply.status, reply.data) == (submit.seqnum, 0, b"short")
+
+
+def test_a_round_takes_all_that_is_complete(rig: LibusbRig) -> None:
+    submits = [rig.submit(BULK_IN, 4) for _ in range(60)]
+    rig.waiting(*submits)
+    for _ in submits:
+        assert fake.fake_complete(BULK_IN, COMPLETED, b"here", 4)
+    rig.turn()
+    assert [outcome(reply) for reply in rig.received()] == [(submit.seqnum, 0) for submit in submits]
 
 
 @pytest.mark.rule("zero-packet")
