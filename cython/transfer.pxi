@@ -24,8 +24,9 @@
 # At completion the backend has set urb.status (0 or a negative Linux errno), urb.actual_length (bytes moved, for
 # control without the setup packet; not for isochronous URBs) and, per isochronous packet, actual_length and
 # status.  The data of an IN URB lie in urb.data, or, unless it is isochronous, where urb.lent points: memory of the
-# backend that nobody changes until the URB is given back.  Isochronous packets lie one behind the other in urb.data, in both directions: packet i begins where the
-# lengths before it end.  iso[i].offset is the client's and means nothing here.
+# backend that nobody changes until the URB is given back.  Isochronous packets lie one behind the other in urb.data,
+# in both directions: packet i begins where the lengths before it end.  iso[i].offset is the client's and means
+# nothing here.
 
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
