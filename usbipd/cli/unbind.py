@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=parse_busid,
         help="what is bound to this port; a client that uses it is cut off",
     )
-    add_hardware_arguments(parser, which, "what is bound by this hardware id")
     which.add_argument("--all", action="store_true", help="everything that is bound")
+    add_hardware_arguments(parser, which, "what is bound by this hardware id")
     add_json_argument(parser)
 
 

@@ -132,7 +132,7 @@ def test_a_network_travels_as_it_was_written(text: str) -> None:
         (["bind", "--hardware-id", "0781:5581", "--serial", ""], "1 to 126"),
         (["bind", "--busid", "1-1", "--allow", "localhost"], "localhost"),
         (["bind", "--busid", "1-1", "--allow", "192.0.2.1/24"], "192.0.2.0/24"),
-        (["unbind"], "--busid --hardware-id --all"),
+        (["unbind"], "--busid --all --hardware-id"),
         (["unbind", "--hardware-id", "0781:5581", "--all"], "not allowed with"),
         (["detach"], "--busid"),
         (["history", "--limit", "0"], "whole number"),
@@ -179,6 +179,22 @@ def test_every_verb_takes_socket_and_json(name: str, before: bool) -> None:
     assert str(arguments.socket) == "/tmp/x"
     assert arguments.json
     assert arguments.verb is load(name)
+
+
+@pytest.mark.parametrize(
+    ("verb", "which"),
+    [
+        ("bind", "(--busid BUSID | --hardware-id VID:PID)"),
+        ("unbind", "(--busid BUSID | --all | --hardware-id VID:PID)"),
+    ],
+)
+def test_the_usage_says_of_what_one_is_needed(
+    verb: str, which: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """argparse shows a group as one only if its options stand together."""
+    with pytest.raises(SystemExit):
+        build_parser().parse_args([verb, "--help"])
+    assert which in " ".join(capsys.readouterr().out.split())
 
 
 def test_list_needs_the_extension_unless_it_asks_another_machine() -> None:
