@@ -1,8 +1,9 @@
 """`usbipd list`: the devices of this machine, or those of another one.  Runs in the caller's process."""
 
 import argparse
+from typing import Final
 
-from usbipd.cli.connection import ControlConnection
+from usbipd.cli.connection import ANSWER_TIMEOUT, ControlConnection
 from usbipd.cli.device import device_name, device_user, format_failures, hardware_id
 from usbipd.cli.documents import ListDocument, RemoteDevice, RemoteInterface, RemoteListDocument, render
 from usbipd.cli.outcome import emit, say
@@ -14,6 +15,9 @@ from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.reports import BindingReport, DeviceReport, ListResult
 from usbipd.protocol.constants import Speed
 from usbipd.protocol.op import UsbDevice
+
+REMOTE_TIMEOUT: Final = 5.0
+"""Seconds, unless said otherwise."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--timeout",
         metavar="SECONDS",
         type=seconds,
-        default=5.0,
-        help="how long --remote waits for the answer (default: %(default)g)",
+        help="how long to wait for the answer "
+        f"(default: {ANSWER_TIMEOUT:g}, with --remote {REMOTE_TIMEOUT:g})",
     )
     add_json_argument(parser)
 
@@ -39,14 +43,15 @@ def requires_extension(arguments: argparse.Namespace) -> bool:
 
 def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
     if arguments.remote is not None:
-        list_remote(*arguments.remote, timeout=arguments.timeout, as_json=arguments.json)
+        timeout = arguments.timeout or REMOTE_TIMEOUT
+        list_remote(*arguments.remote, timeout=timeout, as_json=arguments.json)
     else:
-        list_local(extension, as_json=arguments.json)
+        list_local(extension, timeout=arguments.timeout, as_json=arguments.json)
     return 0
 
 
-def list_local(extension: ControlConnection, *, as_json: bool) -> None:
-    result = extension.request(Command.LIST, Nothing(), ListResult)
+def list_local(extension: ControlConnection, *, timeout: float | None, as_json: bool) -> None:
+    result = extension.request(Command.LIST, Nothing(), ListResult, timeout=timeout)
     if as_json:
         emit(render(ListDocument(devices=result.devices, bindings=result.bindings)))
         return

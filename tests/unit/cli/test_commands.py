@@ -196,6 +196,13 @@ def test_bind_waits_longer_than_a_claim_may_take(
     assert "did not answer within 0.1 s" in done.stderr
 
 
+def test_list_waits_as_long_as_it_is_told(run: Run, extension: Extension, socket_path: Path) -> None:
+    with extension(talk=drain):
+        done = run("usbipd", "list", "--timeout", "0.1", "--socket", str(socket_path))
+    assert done.code == 3
+    assert "did not answer within 0.1 s" in done.stderr
+
+
 def test_a_refused_bind(run: Run, extension: Extension, socket_path: Path) -> None:
     with extension(answer):
         done = run("usbipd", "bind", "--busid", "1-1", "--socket", str(socket_path))
