@@ -39,12 +39,20 @@ $(INSTALLED): $(SOURCES) | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[dev]'
 	@touch $@
 
+.PHONY: man
+man: build  ## write the manual pages into build/man
+	$(BIN)/python packaging/manuals.py build/man
+
 run: build  ## run the daemon in the foreground with simulated devices, Ctrl-C ends it
 	@exec $(BIN)/python packaging/foreground.py \
 	    $(BIN)/usbipd-ext --run --listen $(LISTEN) --simulate $(SIMULATE)
 
 demo: build  ## the whole chain once: start, list, import, read, write, status, stop
 	@exec $(BIN)/python tests/demo.py
+
+.PHONY: test-deps
+test-deps:  ## install what some tests are skipped without (mandoc), if it is missing
+	@packaging/install-deps $(PYTHON) tests
 
 test: build  ## unit and integration tests
 	$(BIN)/python -m pytest tests/unit tests/integration tests/fuzz

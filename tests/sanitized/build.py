@@ -27,7 +27,17 @@ LIB: Final = HERE / "lib"
 REPORTS: Final = HERE / "reports"
 CLANG: Final = os.environ.get("CLANG", "clang-14")
 EXIT_CODE: Final = "86"
-COPIED: Final = ("usbipd", "cython", "tests", "packaging", "docs", "pyproject.toml", "setup.py", "README.md")
+COPIED: Final = (
+    "usbipd",
+    "cython",
+    "tests",
+    "packaging",
+    "man",
+    "docs",
+    "pyproject.toml",
+    "setup.py",
+    "README.md",
+)
 
 SANITIZERS: Final = "address,undefined"
 COMPILE: Final = ["-g", "-fno-wrapv", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]

@@ -1,0 +1,127 @@
+"""Writes the manual pages into a directory: `manuals.py DIRECTORY`.  Run by `make man`.
+
+usbipd(1) and usbipd-ext(8) are what argparse-manpage makes of the two parsers, with the prose that a parser
+cannot know from man/*.include.  usbipd.toml(5) is written by hand.  The pages are the same wherever and
+whenever they are made: no clock, no terminal and no environment has a say.
+"""
+
+import argparse
+import functools
+import re
+import sys
+import textwrap
+from pathlib import Path
+from typing import Final
+
+from argparse_manpage.manpage import Manpage
+
+from usbipd import __version__
+from usbipd.cli import ext
+from usbipd.cli import main as usbipd
+
+SOURCES: Final = Path(__file__).parents[1] / "man"
+REVISED: Final = "2026-11-27"
+"""The day of the last change of what the pages say; they bear it."""
+TITLE: Final = "usbipd manual"
+WIDTH: Final = 66
+"""Characters of a line of the source: what is escaped in it must not make it longer than 80."""
+
+
+def main() -> int:
+    if len(sys.argv) != 2:
+        print("usage: manuals.py DIRECTORY", file=sys.stderr)
+        return 2
+    directory = Path(sys.argv[1])
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, page in (
+        ("usbipd.1", command_page("1", usbipd.build_parser(), "share USB devices with other machines")),
+        ("usbipd-ext.8", command_page("8", ext.build_parser(), "the daemon of the USB/IP server usbipd")),
+        ("usbipd.toml.5", written_page("usbipd.toml.5")),
+    ):
+        (directory / name).write_text(page, encoding="utf-8")
+    return 0
+
+
+def command_page(section: str, parser: argparse.ArgumentParser, what_it_is: str) -> str:
+    """The page of a command."""
+    verbs = verbs_of(parser)
+    synopsis = "\n".join(synopsis_of(each) for each in verbs or [parser])  # before prepare() takes the usage
+    prepare(parser, verbs)
+    page = Manpage(
+        parser,
+        format="single-commands-section",
+        _data={
+            "project_name": "usbipd",
+            "version": __version__,
+            "manual_title": TITLE,
+            "manual_section": section,
+            "description": what_it_is,
+            "date": REVISED,
+            "include": SOURCES / f"{parser.prog}.{section}.include",
+        },
+    )
+    page.add_section("synopsis", "=", synopsis)
+    return finish(str(page))
+
+
+def verbs_of(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """The parsers of its verbs."""
+    return [
+        verb
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+        for verb in action.choices.values()
+    ]
+
+
+def synopsis_of(parser: argparse.ArgumentParser) -> str:
+    """Its usage, with what is typed as it stands in bold and what stands for something in italics."""
+    parser.color = False  # Python 3.14 would write for a terminal
+    parser.formatter_class = functools.partial(argparse.HelpFormatter, width=10_000)
+    usage = parser.format_usage().removeprefix(f"usage: {parser.prog} ").replace("[-h] ", "").strip()
+    # An option stays with its value.
+    usage = re.sub(r"(--[a-z-]+) (?=[A-Z{[])", "\\1\N{NO-BREAK SPACE}", usage)
+    lines = textwrap.wrap(usage, WIDTH // 2, break_long_words=False, break_on_hyphens=False)
+    arguments = "\n".join(lines).replace("-", r"\-")
+    arguments = re.sub(r"\\-\\-[a-z\\-]+|(?<=[{,])[a-z]+", r"\\fB\g<0>\\fR", arguments)
+    arguments = re.sub(r"\b(?<!\\f)[A-Z]{2,}\b|\bN\b", r"\\fI\g<0>\\fR", arguments)
+    arguments = arguments.replace("\N{NO-BREAK SPACE}", r"\ ")
+    command = parser.prog.replace("-", r"\-").replace(" ", r"\ ")
+    return f".SY {command}\n{arguments}\n.YS"
+
+
+def prepare(parser: argparse.ArgumentParser, verbs: list[argparse.ArgumentParser]) -> None:
+    """Take from the parsers what the page has in another place, and set what the page calls otherwise."""
+    parser.formatter_class = functools.partial(argparse.HelpFormatter, width=WIDTH)
+    parser.epilog = None
+    parser.description = None
+    for group in parser._action_groups:
+        for action in group._group_actions:
+            if isinstance(action, argparse._SubParsersAction):
+                group.title = "commands"
+                for choice in action._choices_actions:
+                    choice.help = None  # the description says the same
+    for verb in verbs:
+        verb.usage = argparse.SUPPRESS
+        for group in verb._action_groups:
+            group.title = None
+
+
+def finish(page: str) -> str:
+    """`page` as man(7) likes it: a date that can be read, one space between options, code in bold."""
+    page = page.replace(REVISED.replace("-", r"\-"), REVISED)
+    page = re.sub(r"\n{2,}", "\n", page)
+    page = re.sub(
+        "^.SH WITH --([A-Z]+)$", lambda title: rf".SS With \-\-{title[1].lower()}", page, flags=re.M
+    )
+    return re.sub("`([^`]+)`", r"\\fB\1\\fR", page)
+
+
+def written_page(name: str) -> str:
+    """A page that is written by hand, of this version."""
+    page = (SOURCES / name).read_text(encoding="utf-8")
+    return page.replace("@DATE@", REVISED).replace("@VERSION@", __version__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
