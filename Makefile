@@ -43,6 +43,10 @@ $(INSTALLED): $(SOURCES) | $(BIN)/python
 man: build  ## write the manual pages into build/man
 	$(BIN)/python packaging/manuals.py build/man
 
+.PHONY: completions
+completions: build  ## write completions for bash, zsh and fish into build/completions
+	$(BIN)/python packaging/completions.py build/completions
+
 run: build  ## run the daemon in the foreground with simulated devices, Ctrl-C ends it
 	@exec $(BIN)/python packaging/foreground.py \
 	    $(BIN)/usbipd-ext --run --listen $(LISTEN) --simulate $(SIMULATE)
@@ -51,7 +55,7 @@ demo: build  ## the whole chain once: start, list, import, read, write, status, 
 	@exec $(BIN)/python tests/demo.py
 
 .PHONY: test-deps
-test-deps:  ## install what some tests are skipped without (mandoc), if it is missing
+test-deps:  ## install what some tests are skipped without (mandoc, zsh, fish), if it is missing
 	@packaging/install-deps $(PYTHON) tests
 
 test: build  ## unit and integration tests
@@ -93,7 +97,8 @@ lint: build  ## ruff, mypy --strict, cython-lint, shellcheck
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/cython-lint cython
-	$(BIN)/shellcheck packaging/install-deps .ci/run $(wildcard tests/e2e/*.sh tests/e2e/*/*.sh)
+	$(BIN)/shellcheck packaging/install-deps packaging/completions/busids.bash .ci/run \
+	    $(wildcard tests/e2e/*.sh tests/e2e/*/*.sh)
 
 darwin-check: build  ## compile the Cython modules for macOS, on any system
 	@$(BIN)/python -c 'import ziglang' 2>/dev/null || \

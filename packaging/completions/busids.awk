@@ -1,0 +1,27 @@
+# Reads what `usbipd list --json` prints and prints a line for each busid that is wanted: busid, tab, name.
+# Runs in a shell that completes a command line; packaging/completions.py puts it into the completions.
+#
+# wanted=present: of every device; wanted=attached: of those that a client uses; wanted=bound: of every binding
+# that names a port.  The document has a key a line, and in a string no line ends: that a line begins with a
+# key and its indentation is enough to know it, whatever devices call themselves.
+
+function text(line) {
+    sub(/^ *"[a-z]+": "/, "", line)
+    sub(/",?$/, "", line)
+    gsub(/\\u[0-9a-f][0-9a-f][0-9a-f][0-9a-f]|\\[bfnrt]/, " ", line)
+    gsub(/\\/, "", line)
+    return line
+}
+
+/^  "/ { list = $1 }
+/^    [{]/ { busid = name = state = "" }
+/^      "busid": "/ { busid = text($0) }
+/^      "product": "/ { name = text($0) }
+/^      "state": "/ { state = text($0) }
+/^    [}]/ {
+    fits = list == "\"bindings\":" ? wanted == "bound" : wanted == "present" || wanted == state
+    if (fits && busid ~ /^[0-9]+-[0-9.]+$/ && !(busid in printed)) {
+        printed[busid] = 1
+        print busid "\t" name
+    }
+}
