@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from usbipd import privileges
+from usbipd import log, privileges
 from usbipd.addresses import ListenAddress, parse_listen, parse_network
 from usbipd.errors import UsageError
 from usbipd.ipc.reports import Serial
@@ -75,7 +75,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     user: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     """Who server and workers become when the extension is root; None: the platform's default."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_to: Literal["stderr", "syslog"] = "stderr"
+    log_to: str = "stderr"
+    """`stderr`, `syslog`, or the absolute path of a file."""
     limits: Limits = Limits()
     access: Annotated[tuple[AccessRule, ...], msgspec.Meta(max_length=256)] = ()
 
@@ -96,7 +97,7 @@ _RIGHT: Final = {
     "allow": 'allow = ["192.168.1.0/24", "::1"]',
     "user": 'user = "usbipd"',
     "log_level": '"debug", "info", "warning" or "error"',
-    "log_to": '"stderr" or "syslog"',
+    "log_to": '"stderr", "syslog" or "/var/log/usbipd.log"',
     "limits": "[limits]",
     "access": "[[access]]",
     "max_connections": "max_connections = 128",
@@ -190,6 +191,7 @@ def _check(file: _File, config: ServerConfig) -> None:
         _parse(file, f"listen[{index}]", parse_listen, address)
     for index, network in enumerate(config.allow):
         _parse(file, f"allow[{index}]", parse_network, network)
+    _parse(file, "log_to", log.check_destination, config.log_to)
     for number, rule in enumerate(config.access):
         where = f"access[{number}]"
         if rule.busid is None and rule.hardware_id is None:

@@ -29,7 +29,8 @@ LEVELS: Final = ("debug", "info", "warning", "error")
 """The names that configuration and command line take."""
 
 DESTINATIONS: Final = ("stderr", "syslog")
-"""Where lines go; syslog is the system's log: the journal on Linux, the unified log on macOS."""
+"""Where lines go; syslog is the system's log: the journal on Linux, the unified log on macOS.  A file of our
+own is stderr to all processes (`extension/log_file.py`)."""
 
 LAST_ERRORS: Final = 20
 """Errors that `ErrorCounter` remembers."""
@@ -185,6 +186,24 @@ def send_to(to: str) -> None:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _Output):
             handler.send_to(to)
+
+
+def check_destination(to: str) -> None:
+    """What configuration and command line may say: one of `DESTINATIONS`, or the absolute path of a file.
+
+    Raises `UsageError`.
+    """
+    if to not in DESTINATIONS and not (to.startswith("/") and "\0" not in to):
+        raise UsageError(
+            f"log destination {to!r} is unknown: {', '.join(DESTINATIONS)}, or the absolute path of a file",
+            code="bad-log-destination",
+        )
+
+
+def take_over(descriptor: int) -> None:
+    """Be a child whose log is now the file behind `descriptor`, which stays the caller's."""
+    os.dup2(descriptor, 1)  # a child prints where it logs
+    os.dup2(descriptor, 2)
 
 
 def _one_line(text: str) -> str:

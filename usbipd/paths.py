@@ -5,6 +5,7 @@ its control socket.  A daemon run by any other user (development) has private di
 Nothing here is ever derived from the home of whoever ran sudo.
 """
 
+import contextlib
 import os
 import pwd
 import stat
@@ -104,6 +105,19 @@ class RuntimeFiles(msgspec.Struct, frozen=True):
         """An empty directory that only root may write: the root directory of the server."""
         return self.directory / CHROOT
 
+    @property
+    def pid_file(self) -> Path:
+        """The extension's pid, for whoever rotates its log (newsyslog.conf(5))."""
+        return self.control_socket.with_suffix(".pid")
+
+    def write_pid(self) -> None:
+        """Say who we are; once the control socket is ours.  Raises `UsbipdError`."""
+        try:
+            self.pid_file.write_text(f"{os.getpid()}\n")
+            self.pid_file.chmod(0o644)
+        except OSError as error:
+            raise _unusable(self.pid_file, error, "--socket") from error
+
     def prepare(self) -> None:
         """Make the directory.
 
@@ -126,7 +140,9 @@ class RuntimeFiles(msgspec.Struct, frozen=True):
                 raise UsbipdError(f"{self.chroot} is not empty", code="bad-path", advice="empty it")
 
     def remove(self) -> None:
-        """Remove the directories; one that holds anything else stays."""
+        """Remove the pid file and the directories; one that holds anything else stays."""
+        with contextlib.suppress(OSError):
+            self.pid_file.unlink()
         for directory in (self.chroot, self.directory):
             try:
                 directory.rmdir()

@@ -124,7 +124,15 @@ ALLOW = '\nallow = ["::1"]'
         ('listen = "127.0.0.1"', ", line 1: listen: expected `array`, got `str`: write listen = ["),
         ("listen = [3240]", ", line 1: listen[0]: expected `str`, got `int`: write listen = ["),
         ('log_level = "loud"', ", line 1: log_level: invalid enum value 'loud': write \"debug\""),
-        ('log_to = "file"', ", line 1: log_to: invalid enum value 'file': write \"stderr\" or \"syslog\""),
+        (
+            'log_to = "file"',
+            ", line 1: log_to: log destination 'file' is unknown: "
+            "stderr, syslog, or the absolute path of a file",
+        ),
+        (
+            "log_to = 1",
+            ', line 1: log_to: expected `str`, got `int`: write "stderr", "syslog" or "/var/log/usbipd.log"',
+        ),
         ('user = ""', ", line 1: user: expected `str` of length >= 1: write user = "),
         ("limits = 5", ", line 1: limits: expected `table`, got `int`: write [limits]"),
         ("\n[[limits]]", ", line 2: limits: expected `table`, got `array`: write [limits]"),

@@ -234,6 +234,17 @@ def test_a_host_without_syslog_is_told_of(
     assert system_log.lines == []
 
 
+@pytest.mark.parametrize("to", ["stderr", "syslog", "/var/log/usbipd.log"])
+def test_what_may_be_configured(to: str) -> None:
+    log.check_destination(to)
+
+
+@pytest.mark.parametrize("to", ["", "file", "var/log", "~/log", "/a\0b"])
+def test_what_may_not_be_configured(to: str) -> None:
+    with pytest.raises(UsageError, match="is unknown: stderr, syslog, or the absolute path of a file"):
+        log.check_destination(to)
+
+
 def test_an_unknown_destination() -> None:
     with pytest.raises(UsageError, match="'printer' is unknown: one of stderr, syslog"):
         log.send_to("printer")

@@ -83,6 +83,24 @@ def test_what_is_made_is_removed(files: paths.RuntimeFiles) -> None:
     assert not files.directory.exists()
 
 
+def test_the_pid_file_says_who_we_are_and_is_removed(files: paths.RuntimeFiles) -> None:
+    files.prepare()
+    files.pid_file.write_text("a longer one that was left behind\n")
+    files.write_pid()
+    assert files.pid_file == files.directory / "control.pid"
+    assert files.pid_file.read_text() == f"{os.getpid()}\n"
+    assert stat.S_IMODE(files.pid_file.stat().st_mode) == 0o644
+    files.remove()
+    assert not files.directory.exists()
+
+
+def test_a_pid_file_that_cannot_be_written(files: paths.RuntimeFiles) -> None:
+    files.prepare()
+    files.pid_file.mkdir()
+    with pytest.raises(UsbipdError, match=r"control\.pid: Is a directory"):
+        files.write_pid()
+
+
 def test_what_is_not_ours_stays(files: paths.RuntimeFiles) -> None:
     files.prepare()
     other = files.directory / "other"

@@ -115,7 +115,10 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="debug, info, warning or error (default: as configured, else info)",
     )
     run.add_argument(
-        "--log-to", choices=("stderr", "syslog"), help="where logs go (default: as configured, else stderr)"
+        "--log-to",
+        metavar="WHERE",
+        help="where logs go: stderr, syslog, or the absolute path of a file, which SIGHUP opens anew "
+        "(default: as configured, else stderr)",
     )
 
 
@@ -183,6 +186,7 @@ def configuration(arguments: argparse.Namespace) -> "ServerConfig":
     from usbipd.addresses import parse_listen
     from usbipd.cli.check_config import usual_file
     from usbipd.config import Networks, ServerConfig, load
+    from usbipd.log import check_destination
 
     file = arguments.config or (usual_file() if os.geteuid() == 0 else None)
     config = ServerConfig() if file is None else load(file)
@@ -194,6 +198,7 @@ def configuration(arguments: argparse.Namespace) -> "ServerConfig":
     if arguments.log_level:
         config = replace(config, log_level=arguments.log_level)
     if arguments.log_to:
+        check_destination(arguments.log_to)
         config = replace(config, log_to=arguments.log_to)
     return config
 

@@ -2,7 +2,8 @@
 
 Up: runtime directory, control socket (so that a second daemon stops here), store, server, claims.  Down, on
 SIGINT, SIGTERM or SIGHUP: listen no more, give every device back, remove what was made; in less than two
-seconds.  SIGUSR1 makes all processes log at level debug, SIGUSR2 as configured.
+seconds.  SIGUSR1 makes all processes log at level debug, SIGUSR2 as configured.  If the log is a file, SIGHUP
+opens it anew and does no more.
 """
 
 import asyncio
@@ -21,9 +22,11 @@ from typing import Final
 from usbipd import __version__, log, paths, privileges
 from usbipd.addresses import ListenAddress, parse_listen
 from usbipd.config import ServerConfig
+from usbipd.errors import UsbipdError
 from usbipd.extension.bindings import Bindings
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.control import Answers, IPCHandler
+from usbipd.extension.log_file import STDERR, LogFile
 from usbipd.extension.manager import SystemExtensionManager
 from usbipd.extension.monitor import StatusMonitor
 from usbipd.extension.network import NetworkServer
@@ -57,12 +60,19 @@ def run(
     """
     launcher = os.getppid()
     seal_descriptors()  # first: what is opened from here on has no number below 3
-    log.configure("extension", level=config.log_level, to=config.log_to)
-    errors = log.ErrorCounter()
-    logging.getLogger().addHandler(errors)
-    files = paths.RuntimeFiles(socket_path.absolute())
-    extension = Extension(config, simulate, with_real, files, state_directory, errors, launcher)
-    return asyncio.run(extension.run())
+    log_file = LogFile(None if config.log_to in log.DESTINATIONS else Path(config.log_to))
+    with log_file:
+        log.configure("extension", level=config.log_level, to=_destination(config))
+        errors = log.ErrorCounter()
+        logging.getLogger().addHandler(errors)
+        files = paths.RuntimeFiles(socket_path.absolute())
+        extension = Extension(config, simulate, with_real, files, state_directory, errors, launcher, log_file)
+        return asyncio.run(extension.run())
+
+
+def _destination(config: ServerConfig) -> str:
+    """Where a process of the daemon sends its lines; a file is its stderr."""
+    return config.log_to if config.log_to in log.DESTINATIONS else "stderr"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +96,7 @@ class Extension:
         state_directory: Path | None,
         errors: log.ErrorCounter,
         launcher: int,
+        log_file: LogFile,
     ) -> None:
         """`launcher` is the pid of our parent as we started."""
         self._config = config
@@ -95,6 +106,7 @@ class Extension:
         self._state_directory = state_directory
         self._errors = errors
         self._launcher = launcher
+        self._log_file = log_file
         self._run_as = privileges.find_run_as(config.user)
         self._supervisor = Supervisor()
         self._stopped = asyncio.Event()
@@ -110,6 +122,8 @@ class Extension:
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._files.remove)
             stack.callback(control.close)
+            if self._log_file.path is not None:
+                self._files.write_pid()
             store = await Store.open(self._state_directory)
             stack.push_async_callback(store.close)
             chronicle = Chronicle(store)
@@ -132,8 +146,10 @@ class Extension:
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stopped.set)
+        hung_up = self._stopped.set if self._log_file.path is None else self._reopen_log
+        loop.add_signal_handler(signal.SIGHUP, hung_up)
         loop.add_signal_handler(signal.SIGUSR1, self._set_log_level, "debug")
         loop.add_signal_handler(signal.SIGUSR2, self._set_log_level, self._config.log_level)
         if getattr(sys, "frozen", False):
@@ -155,7 +171,7 @@ class Extension:
             run_as=privileges.worker_run_as(self._run_as),
             transfer_budget=limits.transfer_budget,
             log_level=config.log_level,
-            log_to=config.log_to,
+            log_to=_destination(config),
         )
         network = NetworkServer(
             self._supervisor,
@@ -170,7 +186,7 @@ class Extension:
                 run_as=self._run_as,
                 chroot=None if self._run_as is None else str(self._files.chroot),
                 log_level=config.log_level,
-                log_to=config.log_to,
+                log_to=_destination(config),
             ),
             manager.offers,
             Reservations(manager.claims, manager.may_use, limits.handshake_timeout),
@@ -203,6 +219,15 @@ class Extension:
         control.close()  # now: a command that waited for its answer has it, and the store is still there
         if parts.hotplug is not None:
             await parts.hotplug.stop()
+
+    def _reopen_log(self) -> None:
+        try:
+            self._log_file.reopen()
+        except UsbipdError as error:
+            _LOG.error("the log stays where it was: %s", error)
+            return
+        self._supervisor.hand_log_file(STDERR)
+        _LOG.info("the log is opened anew")
 
     def _set_log_level(self, level: str) -> None:
         log.set_level(level)

@@ -24,6 +24,7 @@ from typing import Final, Protocol
 from usbipd.errors import IPCError
 from usbipd.ipc import CHANNEL_DESCRIPTOR
 from usbipd.ipc.async_channel import Channel, EventHandler, RequestHandler
+from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.policy import Role
 
 _LOG: Final = logging.getLogger(__name__)
@@ -153,6 +154,11 @@ class Supervisor:
         self._children[pid] = child, ours
         _LOG.debug("%s started", child.label)
         return child
+
+    def hand_log_file(self, descriptor: int) -> None:
+        """Make the file behind `descriptor`, which stays the caller's, the log of all children."""
+        for child, _connection in self._children.values():
+            child.channel.tell(Command.LOG_FILE, Nothing(), descriptor)
 
     def kill(self, child: Child) -> None:
         """End `child` at once, whatever it does; `child.ended` says when."""

@@ -126,10 +126,10 @@ class Channel:
             frame = response_frame(request.request_id, error)
         self._send(frame, None)
 
-    def tell(self, command: Command, parameters: Message) -> None:
-        """Ask without caring for the answer; lost if the channel is closed."""
+    def tell(self, command: Command, parameters: Message, descriptor: int | None = None) -> None:
+        """Ask without caring for the answer; lost if the channel is closed.  `descriptor` as in `request`."""
         self._last_request += 1
-        self._send(request_frame(self._last_request, self.name, command, parameters), None)
+        self._send(request_frame(self._last_request, self.name, command, parameters), descriptor)
 
     def push(self, event: EventName, parameters: Message) -> None:
         """Tell the peer what it did not ask; lost if the channel is closed."""

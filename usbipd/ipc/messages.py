@@ -66,6 +66,7 @@ class Command(StrEnum):
     SERVE = "serve"
     # the extension asks the server or a worker
     LOG = "log"
+    LOG_FILE = "log-file"
     # the extension asks a worker
     CLAIM = "claim"
     ATTACH = "attach"
@@ -275,6 +276,7 @@ COMMANDS: Final[dict[Command, tuple[type[Message], type[Message]]]] = {
     Command.ABANDON: (ReservationParameters, Nothing),
     Command.SERVE: (ServeParameters, ServeResult),
     Command.LOG: (LogParameters, Nothing),
+    Command.LOG_FILE: (Nothing, Nothing),
     Command.CLAIM: (ClaimParameters, ClaimResult),
     Command.ATTACH: (AttachParameters, Nothing),
     Command.DISCONNECT: (Nothing, Nothing),
@@ -282,7 +284,7 @@ COMMANDS: Final[dict[Command, tuple[type[Message], type[Message]]]] = {
 }
 """Each command with the type of its parameters and of its result."""
 
-CARRIES_DESCRIPTOR: Final = frozenset({Command.HANDOVER, Command.CLAIM, Command.ATTACH})
+CARRIES_DESCRIPTOR: Final = frozenset({Command.HANDOVER, Command.LOG_FILE, Command.CLAIM, Command.ATTACH})
 """The commands that come with exactly one file descriptor; all others come with none."""
 
 EVENTS: Final[dict[EventName, type[Message]]] = {

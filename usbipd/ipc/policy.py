@@ -49,6 +49,7 @@ COMMAND_POLICY: Final[Mapping[Command, frozenset[Role]]] = {
     Command.ABANDON: _allow(Role.SERVER),
     Command.SERVE: _allow(Role.EXTENSION),
     Command.LOG: _allow(Role.EXTENSION),
+    Command.LOG_FILE: _allow(Role.EXTENSION),
     Command.CLAIM: _allow(Role.EXTENSION),
     Command.ATTACH: _allow(Role.EXTENSION),
     Command.DISCONNECT: _allow(Role.EXTENSION),

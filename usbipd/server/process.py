@@ -17,7 +17,7 @@ from usbipd.ipc import CHANNEL_DESCRIPTOR
 from usbipd.ipc.async_channel import Channel
 from usbipd.ipc.channel import Request
 from usbipd.ipc.message import Message
-from usbipd.ipc.messages import LogParameters, Nothing, ServeParameters, ServeResult
+from usbipd.ipc.messages import Command, LogParameters, Nothing, ServeParameters, ServeResult
 from usbipd.ipc.policy import Role
 from usbipd.server.access import AccessList
 from usbipd.server.coordinator import ServerCoordinator
@@ -63,6 +63,9 @@ class _Server:
                 return self._serve(parameters)
             case LogParameters(level=level) if self._coordinator is not None:
                 log.set_level(level)
+                return Nothing()
+            case Nothing() if request.command is Command.LOG_FILE and request.descriptor is not None:
+                log.take_over(request.descriptor)
                 return Nothing()
         raise UsbipdError(f"{request.command} is not what a server does now", code="not-permitted")
 

@@ -81,6 +81,10 @@ class Worker:
                 self._channel.respond(item, Nothing())
             case LogParameters():
                 self._channel.respond(item, _set_log_level(item.parameters))
+            case Nothing() if item.command is Command.LOG_FILE and item.descriptor is not None:
+                log.take_over(item.descriptor)
+                os.close(item.descriptor)
+                self._channel.respond(item, Nothing())
             case Nothing() if item.command is Command.DISCONNECT:
                 self._disconnect(item)
             case Nothing() if item.command is Command.RELEASE:

@@ -26,6 +26,7 @@ EXPECTED: dict[Command | EventName, set[Role]] = {
     Command.ATTACH: {Role.EXTENSION},
     Command.RELEASE: {Role.EXTENSION},
     Command.LOG: {Role.EXTENSION},
+    Command.LOG_FILE: {Role.EXTENSION},
     Command.DISCONNECT: {Role.EXTENSION},
     EventName.DETACHED: {Role.WORKER},
     EventName.RESTORED: {Role.WORKER},

@@ -1,5 +1,6 @@
 """The worker's main against an extension in the test's hands: whatever ends it, the device goes back."""
 
+import contextlib
 import logging
 import os
 import socket
@@ -209,6 +210,24 @@ def test_the_log_level_may_change(extension: Extension) -> None:
     with pytest.raises(UsbipdError, match="log level 'loud' is unknown"):
         extension.result(Nothing)
     assert logging.getLogger().level == logging.DEBUG
+
+
+def test_another_log_file_is_taken_over(extension: Extension, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[tuple[int, bool]] = []
+    worker = extension.start()
+    with tempfile.TemporaryFile() as file:
+        expected = os.fstat(file.fileno())
+        monkeypatch.setattr(
+            log, "take_over", lambda fd: taken.append((fd, os.path.samestat(os.fstat(fd), expected)))
+        )
+        extension.say(Command.LOG_FILE, Nothing(), file.fileno())
+        extension.leave()
+        serve(worker)
+        [(descriptor, is_the_file)] = taken
+        assert is_the_file
+        with contextlib.suppress(OSError):
+            assert not os.path.samestat(os.fstat(descriptor), expected), "what came is closed"
+    assert extension.result(Nothing) == Nothing()
 
 
 def test_a_client_is_disconnected_and_the_next_one_served(extension: Extension) -> None:

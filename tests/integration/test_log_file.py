@@ -1,0 +1,70 @@
+"""A daemon that logs to a file, and whoever rotates it."""
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.client import Client
+from tests.integration.conftest import StartDaemon
+from tests.integration.daemon import PATIENCE
+
+
+def wait_for(path: Path, text: str) -> str:
+    """The content of the file once it has `text` in it."""
+    deadline = time.monotonic() + PATIENCE
+    while not (path.exists() and text in path.read_text()):
+        assert time.monotonic() < deadline, f"no {text!r} in {path}"
+    return path.read_text()
+
+
+def test_a_rotated_log_is_left_by_all_processes(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    path, old = tmp_path / "usbipd.log", tmp_path / "usbipd.log.0"
+    daemon = start_daemon("loopback", "", "--log-to", str(path), "--log-level", "debug")
+    pids = {process["role"]: process["pid"] for process in daemon.status()["processes"]}
+    assert (daemon.directory / "control.pid").read_text() == f"{pids['extension']}\n"
+    for role, pid in pids.items():
+        assert f"{role}[{pid}]" in wait_for(path, f" {role}["), "each of them logs there"
+    path.rename(old)
+    daemon.process.send_signal(signal.SIGHUP)
+    wait_for(path, f"extension[{pids['extension']}]: the log is opened anew")
+
+    with socket.create_connection((daemon.host, daemon.port)) as stranger:
+        stranger.sendall(b"GET / HTTP/1.1")
+        with contextlib.suppress(ConnectionError):
+            assert stranger.recv(1) == b""
+    wait_for(path, f"server[{pids['server']}]")
+    assert daemon.usbipd("detach", "--busid", daemon.busid("loopback")).returncode == 1, "nobody is attached"
+    with Client(daemon.host, daemon.port).import_device(daemon.busid("loopback")):
+        wait_for(path, f"worker[{pids['worker']}]")
+    assert "the log is opened anew" not in old.read_text()
+    assert daemon.log.lines() == [], "nothing of it is on stderr"
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="which file a descriptor is can be seen in /proc only")
+def test_no_process_keeps_the_old_file(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    path = tmp_path / "usbipd.log"
+    daemon = start_daemon("loopback", f'log_to = "{path}"\n')
+    pids = {process["role"]: process["pid"] for process in daemon.status()["processes"]}
+    path.rename(tmp_path / "old")
+    daemon.process.send_signal(signal.SIGHUP)
+    wait_for(path, "the log is opened anew")
+    with Client(daemon.host, daemon.port).import_device(daemon.busid("loopback")) as session:
+        session.control_in(0x80, 6, 0x0100, length=18)  # the worker has read what the extension told it
+    for role, pid in pids.items():
+        files = {
+            int(each.name): os.readlink(each)  # noqa: PTH115 - a text, also where it is no path
+            for each in Path(f"/proc/{pid}/fd").iterdir()
+        }
+        assert str(tmp_path / "old") not in files.values(), role
+        assert files[2] == str(path), role
+        assert role == "extension" or files[1] == str(path), role
+
+
+def test_a_log_file_that_cannot_be_had_ends_the_start(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=f"cannot log to {tmp_path}/none/log: No such file or directory"):
+        start_daemon("loopback", f'log_to = "{tmp_path}/none/log"\n')

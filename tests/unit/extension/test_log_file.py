@@ -1,0 +1,115 @@
+"""The file that a daemon logs to, and what cannot be one.  In processes of their own: it is about stderr."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import os, sys
+from pathlib import Path
+from usbipd.errors import UsageError
+from usbipd.extension.log_file import LogFile
+path = Path(sys.argv[1])
+try:
+    with LogFile(path) as file:
+        os.write(2, b"one\\n")
+        path.rename(path.with_suffix(".0"))
+        os.write(2, b"two\\n")
+        file.reopen()
+        os.write(2, b"three\\n")
+        if "gone" in sys.argv:
+            path.unlink()
+            path.mkdir()
+            try:
+                file.reopen()
+            except UsageError as error:
+                print(error)
+            os.write(2, b"four\\n")
+            print(os.fstat(2).st_size)
+except UsageError as error:
+    print(error, error.exit_code, error.code)
+os.write(2, b"as before\\n")
+print(sorted(os.listdir("/dev/fd"))[:3], len(os.listdir("/dev/fd")))
+"""
+
+
+def run(path: Path, *arguments: str, stdin: int = subprocess.DEVNULL) -> tuple[list[str], str]:
+    """What the program printed and what it said on the stderr that it was started with."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(path), *arguments],
+        capture_output=True,
+        stdin=stdin,
+        text=True,
+        timeout=20,
+        check=True,
+        umask=0,
+    )
+    return done.stdout.splitlines(), done.stderr
+
+
+def test_the_file_is_stderr_until_the_end_and_follows_a_rotation(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("zero\n")
+    printed, said = run(path)
+    assert path.with_suffix(".0").read_text() == "zero\none\ntwo\n", "what was there stays"
+    assert path.read_text() == "three\n"
+    assert said == "as before\n"
+    assert printed == ["['0', '1', '2'] 4"], "no descriptor is left; the fourth is the directory's"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_a_file_that_cannot_be_opened_anew_leaves_the_old_one(tmp_path: Path) -> None:
+    printed, said = run(tmp_path / "log", "gone")
+    assert printed[0] == f"cannot log to {tmp_path}/log: Is a directory"
+    assert printed[1] == str(len("three\nfour\n"))
+    assert said == "as before\n"
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def link(path: Path) -> None:
+    (path.parent / "other").touch()
+    path.symlink_to(path.parent / "other")
+
+
+def device(path: Path) -> None:
+    path.symlink_to("/dev/null")
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (Path.mkdir, "Is a directory"),
+        (link, "a symbolic link"),
+        (device, "a symbolic link"),
+        (fifo, "No such device or address"),
+    ],
+)
+def test_what_is_no_file_to_log_to(tmp_path: Path, make: object, why: str) -> None:
+    path = tmp_path / "log"
+    make(path)  # type: ignore[operator]
+    printed, said = run(path)
+    assert printed[0] == f"cannot log to {path}: {why} 2 bad-log-file"
+    assert said == "as before\n", "stderr is what it was"
+
+
+def test_a_fifo_that_somebody_reads_is_no_file_either(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    fifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        printed, _said = run(path)
+    finally:
+        os.close(reader)
+    assert printed[0] == f"cannot log to {path}: not a regular file 2 bad-log-file"
+
+
+def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+    printed, _said = run(tmp_path / "none" / "log")
+    assert printed[0] == f"cannot log to {tmp_path}/none/log: No such file or directory 2 bad-log-file"

@@ -1,0 +1,75 @@
+"""The file that a daemon logs to: opened by the extension, and stderr to all its processes.
+
+Whoever rotates logs renames the file and sends SIGHUP (newsyslog(8), logrotate(8)).  The extension opens the
+path anew and hands the new file to its children: they have no right to open it, and in a chroot no way to it.
+
+Descriptor 2 is that file, so what Python or a library prints when all is lost ends there too.
+"""
+
+import errno
+import os
+import stat
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from usbipd.errors import UsageError
+
+STDERR: Final = 2
+
+# A symbolic link could be somebody else's way to make root write into another file.  A FIFO shall be refused,
+# and not be waited for.
+_FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+
+
+class LogFile:
+    """A context in which stderr is the file at `path`; None: it stays what it was."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._before: int | None = None
+
+    def __enter__(self) -> Self:
+        """Raises `UsageError`: stderr is as it was then."""
+        if self.path is not None:
+            before = os.dup(STDERR)
+            try:
+                self.reopen()
+            except UsageError:
+                os.close(before)
+                raise
+            self._before = before
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stderr is what it was: whoever started us hears there why we end."""
+        if self._before is not None:
+            os.dup2(self._before, STDERR)
+            os.close(self._before)
+            self._before = None
+
+    def reopen(self) -> None:
+        """Begin with the file that is at the path now; it is made if there is none, readable for root and
+        its group.  Raises `UsageError`; nothing has changed then."""
+        assert self.path is not None, "only a file can be opened anew"
+        try:
+            descriptor = os.open(self.path, _FLAGS, 0o640)
+        except OSError as error:
+            what = "a symbolic link" if error.errno == errno.ELOOP else error.strerror  # O_NOFOLLOW
+            raise _unusable(self.path, what or str(error)) from error
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise _unusable(self.path, "not a regular file")
+            os.dup2(descriptor, STDERR)
+        finally:
+            os.close(descriptor)
+
+
+def _unusable(path: Path, what: str) -> UsageError:
+    return UsageError(
+        f"cannot log to {path}: {what}",
+        code="bad-log-file",
+        advice="name a file in a directory that exists, or stderr or syslog, with --log-to or log_to",
+    )
