@@ -13,7 +13,7 @@ from typing import Final
 
 import usb1
 
-from usbipd import __version__, paths, privileges
+from usbipd import __version__, launchd, paths, privileges
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.quantity import format_time
 from usbipd.errors import ExtensionUnreachableError, UsageError, UsbipdError
@@ -231,11 +231,7 @@ def check_launchd(job: Path, launchctl: Path = LAUNCHCTL) -> CheckReport:
         "launchd",
         f"launchd does not have the job {job.stem} (launchctl print: exit code {done.returncode}): "
         "it is switched off, or was never loaded",
-        "Open System Settings > General > Login Items & Extensions.",
-        'Under "Allow in the Background" (or "App Background Activity"), switch usbipd on.',
-        f"Run `sudo launchctl enable {target}`.",
-        f"Run `sudo launchctl bootstrap system {job}`.",
-        f"See that it is there: `launchctl print {target}`.",
+        *launchd.steps_to_load(job),
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
+from usbipd import paths
 from usbipd.errors import ExtensionUnreachableError, IPCError, UsageError
 from usbipd.ipc.channel import BlockingChannel, Event
 from usbipd.ipc.message import Message
@@ -111,7 +112,7 @@ class ControlConnection:
             return ExtensionUnreachableError(
                 f"the extension is not running: nothing answers on {self.path}",
                 code="not-running",
-                advice="start it with `sudo usbipd-ext --run`, or name its socket with --socket",
+                advice=_how_to_start(self.path),
             )
         if isinstance(error, PermissionError):
             return ExtensionUnreachableError(
@@ -149,3 +150,18 @@ class ControlConnection:
             code=error.code,
             advice="is this the extension's control socket?  --socket names another one",
         )
+
+
+def _how_to_start(socket_path: Path) -> str:
+    """What to do when nothing answers there."""
+    job = paths.launch_daemon()
+    if (
+        job is None
+        or not job.exists()
+        or socket_path != paths.system_runtime_directory() / paths.CONTROL_SOCKET
+    ):
+        return "start it with `sudo usbipd-ext --run`, or name its socket with --socket"
+    from usbipd.launchd import steps_to_load  # on a Mac that has a problem
+
+    steps = "".join(f"\n  {number}. {step}" for number, step in enumerate(steps_to_load(job), 1))
+    return f"its launchd job may be switched off; `usbipd doctor` knows.  If it is:{steps}"

@@ -7,7 +7,7 @@ from typing import Final
 
 import usb1
 
-from usbipd import privileges
+from usbipd import launchd, privileges
 from usbipd.extension.subject import Finding, Host, Subject, failed, ok, warning
 from usbipd.protocol.constants import Speed
 
@@ -166,11 +166,7 @@ async def check_launchd(subject: Subject) -> list[Finding]:
         failed(
             f"launchd does not have the job {label} (launchctl print: exit code {code}): "
             "it is switched off, or was never loaded",
-            "Open System Settings > General > Login Items & Extensions.",
-            'Under "Allow in the Background" (or "App Background Activity"), switch usbipd on.',
-            f"Run `sudo launchctl enable system/{label}`.",
-            f"Run `sudo launchctl bootstrap system {job}`.",
-            f"See that it is there: `launchctl print system/{label}`.",
+            *launchd.steps_to_load(job),
         )
     ]
 

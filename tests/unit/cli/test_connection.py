@@ -77,6 +77,28 @@ def test_what_was_told_often_is_one_thing(extension: Extension, socket_path: Pat
         assert not control.wait_for_events(0.0)
 
 
+def test_a_job_that_the_user_has_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = tmp_path / "org.usbipd.extension.plist"
+    monkeypatch.setattr("usbipd.paths.launch_daemon", lambda: job)
+    monkeypatch.setattr("usbipd.paths.system_runtime_directory", lambda: tmp_path)
+    before, elsewhere = advice(tmp_path / "control.sock"), "start it with `sudo usbipd-ext --run`"
+    job.touch()
+    assert before.startswith(elsewhere), "there is no job"
+    assert advice(tmp_path / "other.sock").startswith(elsewhere), "the job has another socket"
+    *_first, settings, switch, enable, bootstrap, _look = advice(tmp_path / "control.sock").splitlines()
+    assert "System Settings > General > Login Items & Extensions" in settings
+    assert "switch usbipd on" in switch
+    assert enable == "  3. Run `sudo launchctl enable system/org.usbipd.extension`."
+    assert bootstrap == f"  4. Run `sudo launchctl bootstrap system {job}`."
+
+
+def advice(socket_path: Path) -> str:
+    with pytest.raises(ExtensionUnreachableError, match="the extension is not running") as caught:
+        ask(socket_path)
+    assert caught.value.advice is not None
+    return caught.value.advice
+
+
 def test_an_extension_that_goes_while_nothing_is_asked(extension: Extension, socket_path: Path) -> None:
     with ControlConnection(socket_path, timeout=10) as control:
         with extension(talk=lambda connection: connection.recv(1)):
