@@ -1,0 +1,64 @@
+"""Finds the licence texts of all that the one executable holds beside our own code.  Used by stage.py.
+
+They come from the installed packages themselves, so that they are those of the versions that are bundled.
+"""
+
+import sys
+import sysconfig
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+DISTRIBUTIONS: Final = ("libusb1", "libusb-package", "msgspec", "psutil", "pyinstaller")
+"""From PyPI.  Of pyinstaller the bootloader is bundled; libusb-package brings libusb."""
+
+LIBUSB: Final = ("libusb1", "COPYING.LESSER")
+"""libusb's own licence is LGPL 2.1 or later, whose text nobody may change: it is the one that libusb1 has."""
+
+
+class MissingError(Exception):
+    """A licence text that is not there; the message says of what."""
+
+
+def bundled() -> Mapping[str, list[Path]]:
+    """The texts, by the name of what they are for.  Raises `MissingError`."""
+    texts = {name: of_distribution(name) for name in DISTRIBUTIONS}
+    texts["libusb"] = [path for path in texts[LIBUSB[0]] if path.name == LIBUSB[1]]
+    if not texts["libusb"]:
+        raise MissingError(f"the package {LIBUSB[0]} has no {LIBUSB[1]}, the licence of libusb")
+    texts["python"] = [of_python()]
+    return texts
+
+
+def of_distribution(name: str) -> list[Path]:
+    """The licence files in an installed package's metadata.  Raises `MissingError`."""
+    try:
+        files = metadata.files(name) or []
+    except metadata.PackageNotFoundError:
+        raise MissingError(
+            f"the package {name}, which is bundled, is not installed in {sys.prefix}"
+        ) from None
+    found = [
+        Path(str(file.locate()))
+        for file in files
+        if ".dist-info" in str(file)
+        and file.name.upper().startswith(("LICENSE", "LICENCE", "COPYING", "NOTICE"))
+    ]
+    texts = sorted(path for path in found if path.is_file())
+    if not texts:
+        raise MissingError(f"the package {name} has no licence text: one must be found for it")
+    return texts
+
+
+def of_python() -> Path:
+    """Python's own licence.  Raises `MissingError`."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    places = [
+        Path(sysconfig.get_path("stdlib"), "LICENSE.txt"),  # python.org, Homebrew, built by hand
+        Path("/usr/share/doc", version, "copyright"),  # Debian
+    ]
+    for path in places:
+        if path.is_file():
+            return path
+    raise MissingError(f"no licence of Python in {' or '.join(map(str, places))}")
