@@ -17,7 +17,8 @@ LISTEN ?= 127.0.0.1:3240
 FUZZ_SECONDS ?= 60
 export FUZZ_EXAMPLES ?= 300
 
-.PHONY: help deps venv build run demo test e2e-deps e2e soak bench lint darwin-check sanitized asan fuzz clean
+.PHONY: help deps venv build run demo pkg test-deps test e2e-deps e2e soak bench lint darwin-check sanitized asan fuzz \
+    clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -54,8 +55,14 @@ run: build  ## run the daemon in the foreground with simulated devices, Ctrl-C e
 demo: build  ## the whole chain once: start, list, import, read, write, status, stop
 	@exec $(BIN)/python tests/demo.py
 
+pkg: binary man completions  ## the installer package for macOS, dist/usbipd.pkg, on any system
+	$(BIN)/python packaging/stage.py --binary dist/usbipd --man build/man --completions build/completions \
+	    --output build/stage/macos
+	$(BIN)/python packaging/macos/make_pkg.py build/stage/macos \
+	    "$$($(BIN)/python -c 'import usbipd; print(usbipd.__version__)')" dist/usbipd.pkg
+
 .PHONY: test-deps
-test-deps:  ## install what some tests are skipped without (mandoc, zsh, fish), if it is missing
+test-deps:  ## install what some tests are skipped without (mandoc, zsh, fish, 7zz, cpio), if it is missing
 	@packaging/install-deps $(PYTHON) tests
 
 test: build  ## unit and integration tests
@@ -97,8 +104,9 @@ lint: build  ## ruff, mypy --strict, cython-lint, shellcheck
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/cython-lint cython
-	$(BIN)/shellcheck packaging/install-deps packaging/completions/busids.bash .ci/run \
-	    $(wildcard tests/e2e/*.sh tests/e2e/*/*.sh)
+	$(BIN)/shellcheck --external-sources packaging/install-deps packaging/completions/busids.bash .ci/run \
+	    $(wildcard tests/e2e/*.sh tests/e2e/*/*.sh) packaging/macos/launchd.sh packaging/macos/usbipd-uninstall \
+	    $(wildcard packaging/macos/scripts/*) $(wildcard tests/unit/packaging/fake_macos/*)
 
 darwin-check: build  ## compile the Cython modules for macOS, on any system
 	@$(BIN)/python -c 'import ziglang' 2>/dev/null || \

@@ -1,0 +1,52 @@
+"""A stage tree and its package for all tests, and a Mac of each test's own."""
+
+from pathlib import Path
+
+import licenses
+import make_pkg
+import pytest
+from stage import stage
+
+from tests.unit.packaging.flat_reader import Package, read_package
+from tests.unit.packaging.mac import SHELLS, Mac
+
+
+@pytest.fixture(scope="session")
+def stage_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `packaging/stage.py` lays out, with files of the test in the place of what make builds."""
+    directory = tmp_path_factory.mktemp("stage")
+    for name in (
+        "usbipd",
+        "usbipd.1",
+        "usbipd-ext.8",
+        "usbipd.toml.5",
+        "usbipd.bash",
+        "_usbipd",
+        "usbipd.fish",
+    ):
+        (directory / name).write_text(f"this is {name}\n" * 3)
+    with pytest.MonkeyPatch.context() as patch:
+        # those that every development environment has; the rest comes with `make binary`
+        patch.setattr(licenses, "DISTRIBUTIONS", ("libusb1", "msgspec", "psutil"))
+        stage(directory / "usbipd", directory, directory, directory / "tree")
+    return directory / "tree"
+
+
+@pytest.fixture(scope="session")
+def package_file(stage_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package of it."""
+    output = tmp_path_factory.mktemp("package") / "usbipd.pkg"
+    make_pkg.make(stage_tree, "1.2.3", output)
+    return output
+
+
+@pytest.fixture(scope="session")
+def package(package_file: Path) -> Package:
+    """What is in it."""
+    return read_package(package_file.read_bytes())
+
+
+@pytest.fixture(params=list(SHELLS))
+def mac(tmp_path: Path, package: Package, request: pytest.FixtureRequest) -> Mac:
+    """A Mac on which the package can be installed; its scripts run in each shell that is /bin/sh there."""
+    return Mac(tmp_path, request.param, package)

@@ -1,0 +1,127 @@
+"""A Mac in a directory: its root, users and launchd, as far as the scripts of the package see them."""
+
+import os
+import stat
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from tests.unit.packaging.flat_reader import Item, Package
+
+FAKES: Final = Path(__file__).parent / "fake_macos"
+LABEL: Final = "org.usbipd.extension"
+SUPPORT: Final = "Library/Application Support/usbipd"
+
+SHELLS: Final = {"dash": ["dash"], "bash": ["bash", "--posix"]}
+"""macOS's /bin/sh is bash 3.2 in its POSIX mode, unless the administrator has chosen dash."""
+
+
+class Mac:
+    """Files below `root`; what the fakes keep and write down below `fake`."""
+
+    def __init__(self, directory: Path, shell: str, package: Package) -> None:
+        self._package = package
+        self.root = directory / "root"
+        self.fake = directory / "fake"
+        self.shell = SHELLS[shell]
+        self.scripts = directory / "scripts"
+        self.root.mkdir()
+        self.fake.mkdir()
+        for name, taken in {"Users": "UniqueID", "Groups": "PrimaryGroupID"}.items():
+            for account, number in {"root": 0, "_usbmuxd": 213}.items():
+                record = self.fake / "users" / name / account
+                record.mkdir(parents=True)
+                (record / taken).write_text(f"{number}\n")
+        (self.fake / "uid").write_text("0\n")
+        lay_out(package.scripts, self.scripts)
+
+    def unpack(self, default: str | None = None) -> None:
+        """Lay out the payload as the Installer does, with the receipt; `default`: with that usbipd.toml."""
+        lay_out(self._package.payload, self.root)
+        if default is not None:
+            (self.root / "Library/usbipd/usbipd.toml.default").write_text(default)
+        (self.fake / "receipt").write_text("org.usbipd.pkg\n")
+
+    def run(self, name: str, volume: str = "/") -> "subprocess.CompletedProcess[str]":
+        """A script of the package, as the Installer calls it."""
+        return self._run(self.scripts / name, "usbipd.pkg", volume, volume, "/")
+
+    def uninstall(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """The uninstaller, as it is installed."""
+        return self._run(self.root / "Library/usbipd/usbipd-uninstall", *arguments)
+
+    def _run(self, script: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        (self.fake / "calls").unlink(missing_ok=True)
+        return subprocess.run(
+            [*self.shell, str(script), *arguments],
+            env={
+                "PATH": f"{FAKES}:{os.environ['PATH']}",
+                "FAKE": str(self.fake),
+                "USBIPD_SCRATCH": str(self.root),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            umask=0o022,
+        )
+
+    @property
+    def calls(self) -> list[str]:
+        """The programs of macOS that the last script called, in order."""
+        path = self.fake / "calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def calls_of(self, program: str) -> list[str]:
+        """The first word after the program's name, of each of its calls."""
+        return [call.split()[1] for call in self.calls if call.split()[0] == program]
+
+    @property
+    def has_job(self) -> bool:
+        """Whether launchd has it."""
+        return (self.fake / "loaded").exists()
+
+    def load_job(self, lingers: int = 0) -> None:
+        """The job of an earlier installation, which takes so many looks to end."""
+        (self.fake / "loaded").touch()
+        (self.fake / "lingers").write_text("\n" * lingers)
+
+    def let_fail(self, code: int, words: str, message: str = "") -> None:
+        """Make calls that have these words end with `code`, saying `message`."""
+        (self.fake / "fail").write_text(f"{code} {words}\n")
+        (self.fake / "message").write_text(message)
+
+    def user(self, name: str = "_usbipd") -> dict[str, str]:
+        """The record of a user; empty if there is none."""
+        return self._record("Users", name)
+
+    def group(self, name: str = "_usbipd") -> dict[str, str]:
+        """The record of a group; empty if there is none."""
+        return self._record("Groups", name)
+
+    def _record(self, kind: str, name: str) -> dict[str, str]:
+        record = self.fake / "users" / kind / name
+        return {path.name: path.read_text().strip() for path in record.iterdir()} if record.is_dir() else {}
+
+    def files(self) -> dict[str, bytes | str]:
+        """All files and links below the root."""
+        return {
+            str(path.relative_to(self.root)): str(path.readlink()) if path.is_symlink() else path.read_bytes()
+            for path in sorted(self.root.rglob("*"))
+            if path.is_symlink() or path.is_file()
+        }
+
+
+def lay_out(items: list[Item], root: Path) -> None:
+    """What a cpio archive holds, in a directory; what is there is replaced."""
+    for item in items:
+        path = root / item.path
+        if item.target:
+            path.unlink(missing_ok=True)
+            path.symlink_to(item.target)
+            continue
+        if stat.S_ISDIR(item.mode):
+            path.mkdir(exist_ok=True)
+        else:
+            path.write_bytes(item.content)
+        path.chmod(stat.S_IMODE(item.mode))

@@ -1,0 +1,112 @@
+"""The files that are installed as they are: launchd job, log rotation, default configuration.
+
+launchd.plist(5) and newsyslog.conf(5) say what may stand there; the real ones have to be asked on a Mac.
+"""
+
+import os
+import plistlib
+import re
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from usbipd import config, paths
+from usbipd.cli import ext
+from usbipd.extension.manager import RELEASE_TIMEOUT, STOP_TIMEOUT
+
+PACKAGING = Path(__file__).parents[3] / "packaging"
+PLIST = PACKAGING / "macos" / "org.usbipd.extension.plist"
+LOG = "/var/log/usbipd.log"
+
+
+@pytest.fixture
+def job() -> dict[str, object]:
+    value = plistlib.loads(PLIST.read_bytes())
+    assert isinstance(value, dict)
+    return value
+
+
+def test_the_job_says_what_it_should_and_no_more(job: dict[str, object]) -> None:
+    assert job == {
+        "Label": "org.usbipd.extension",
+        "ProgramArguments": ["/Library/usbipd/usbipd-ext", "--run", "--log-to", LOG],
+        "StandardErrorPath": LOG,
+        "RunAtLoad": True,
+        "KeepAlive": {"SuccessfulExit": False},
+        "ThrottleInterval": 10,
+        "ProcessType": "Interactive",
+        "ExitTimeOut": 30,
+    }
+
+
+def test_the_job_is_the_one_that_the_program_looks_for(
+    job: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert paths.launch_daemon() == Path("/Library/LaunchDaemons") / PLIST.name
+    assert PLIST.stem == job["Label"]
+
+
+def test_launchd_waits_longer_than_letting_go_of_devices_takes(job: dict[str, object]) -> None:
+    timeout = job["ExitTimeOut"]
+    assert isinstance(timeout, int)
+    assert timeout > 2 * (RELEASE_TIMEOUT + STOP_TIMEOUT)
+
+
+def test_the_program_takes_these_arguments(job: dict[str, object], stage_tree: Path) -> None:
+    arguments = job["ProgramArguments"]
+    assert isinstance(arguments, list)
+    program, *options = arguments
+    assert os.access(f"{stage_tree}/root{program}", os.X_OK)
+    assert ext.configuration(ext.build_parser().parse_args(options)).log_to == LOG
+
+
+@pytest.mark.skipif(shutil.which("plutil") is None, reason="plutil is a program of macOS")
+def test_plutil_takes_the_job() -> None:
+    subprocess.run(["plutil", "-lint", PLIST], check=True)
+
+
+def test_newsyslog_rotates_the_log_and_tells_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = (PACKAGING / "macos" / "newsyslog.conf").read_text().splitlines()
+    [entry] = [line.split() for line in lines if not line.startswith("#")]
+    log, owner, mode, count, size, when, flags, pid_file, signal_number = entry
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    socket = paths.runtime_directory() / paths.CONTROL_SOCKET
+    assert (log, owner, int(mode, 8)) == (LOG, "root:admin", stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP)
+    assert (int(count) > 0, int(size) > 0, when, flags) == (True, True, "*", "J")
+    assert (pid_file, signal_number) == (str(paths.RuntimeFiles(socket).pid_file), "1")
+
+
+DEFAULT = (PACKAGING / "usbipd.toml").read_text()
+
+
+def test_the_default_configuration_changes_nothing() -> None:
+    assert config.parse(DEFAULT, "usbipd.toml") == config.ServerConfig()
+
+
+def uncommented(text: str) -> str:
+    """With every example in force: a comment in front of a key or a table is taken away."""
+    return re.sub(r"(?m)^# (\[\[?[a-z]+\]?\]|[a-z_]+ = )", r"\1", text)
+
+
+def test_the_examples_of_the_default_configuration_are_right() -> None:
+    text = uncommented(DEFAULT).replace('user = "usbipd"\n', "")
+    parsed = config.parse(text, "usbipd.toml")
+    assert parsed.limits == config.Limits(), "what stands there are the defaults"
+    assert (parsed.listen, parsed.log_level, parsed.log_to) == (("127.0.0.1",), "info", "stderr")
+    assert len(parsed.access) == 2
+
+
+def test_every_key_is_in_the_default_configuration() -> None:
+    written = set(re.findall(r"(?m)^([a-z_]+) = ", uncommented(DEFAULT)))
+    keys = {
+        field.name
+        for struct in (config.ServerConfig, config.Limits, config.AccessRule)
+        for field in msgspec.structs.fields(struct)
+    }
+    assert written == keys - {"limits", "access"}

@@ -1,0 +1,397 @@
+"""What preinstall, postinstall and usbipd-uninstall do to a Mac, and what they do not.
+
+The programs of macOS are fakes here (fake_macos/); whether the real ones answer like them, a Mac has to show.
+"""
+
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.unit.packaging.mac import LABEL, SUPPORT, Mac
+from usbipd.launchd import steps_to_load
+
+PLIST = f"/Library/LaunchDaemons/{LABEL}.plist"
+START = ["launchctl print", "launchctl enable", "launchctl bootstrap", "launchctl kickstart"]
+
+
+def install(mac: Mac, default: str | None = None) -> str:
+    """All that the Installer does; what postinstall says."""
+    done = mac.run("preinstall")
+    assert done.returncode == 0, done.stderr
+    mac.unpack(default)
+    done = mac.run("postinstall")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_a_fresh_installation(mac: Mac) -> None:
+    assert install(mac) == ""
+    assert mac.has_job
+    launchd = [call for call in mac.calls if call.startswith("launchctl")]
+    assert [" ".join(call.split()[:2]) for call in launchd] == START
+    assert launchd[1:] == [
+        f"launchctl enable system/{LABEL}",
+        f"launchctl bootstrap system {PLIST}",
+        f"launchctl kickstart system/{LABEL}",
+    ]
+    assert mac.user() == {
+        "UniqueID": "400",
+        "PrimaryGroupID": "400",
+        "RealName": "usbipd server",
+        "NFSHomeDirectory": "/var/empty",
+        "UserShell": "/usr/bin/false",
+        "Password": "*",
+        "IsHidden": "1",
+    }
+    assert mac.group() == {"PrimaryGroupID": "400", "RealName": "usbipd server", "Password": "*"}
+    support = mac.root / SUPPORT
+    assert stat.S_IMODE(support.stat().st_mode) == 0o700
+    default = (mac.root / "Library/usbipd/usbipd.toml.default").read_bytes()
+    assert {path.name: path.read_bytes() for path in support.iterdir()} == {
+        "usbipd.toml": default,
+        "usbipd.toml.default": default,
+    }
+    assert stat.S_IMODE((mac.root / "var/log/usbipd.log").stat().st_mode) == 0o640
+
+
+def test_the_user_exists_before_the_job_starts(mac: Mac) -> None:
+    install(mac)
+    last_of_user = max(number for number, call in enumerate(mac.calls) if call.startswith("dscl"))
+    first_of_job = min(number for number, call in enumerate(mac.calls) if call.startswith("launchctl"))
+    assert last_of_user < first_of_job
+
+
+def test_installing_again_changes_nothing(mac: Mac) -> None:
+    install(mac)
+    files, user, group = mac.files(), mac.user(), mac.group()
+    assert install(mac) == ""
+    assert (mac.files(), mac.user(), mac.group()) == (files, user, group)
+    assert mac.has_job
+
+
+@pytest.mark.parametrize("lingers", [0, 3])
+def test_an_upgrade_ends_the_old_daemon_before_its_files_are_replaced(mac: Mac, lingers: int) -> None:
+    install(mac)
+    mac.load_job(lingers)
+    assert mac.run("preinstall").returncode == 0
+    assert not mac.has_job
+    looks = ["print"] * (lingers + 1)
+    assert mac.calls_of("launchctl") == ["print", "bootout", *looks]
+    assert len([call for call in mac.calls if call == "sleep 1"]) == lingers
+
+
+def test_a_job_that_never_ends_stops_the_upgrade(mac: Mac) -> None:
+    mac.load_job(1000)
+    done = mac.run("preinstall")
+    assert done.returncode == 1
+    assert f"the launchd job {LABEL} does not end" in done.stderr
+    assert len(mac.calls_of("sleep")) == 45
+
+
+def test_a_job_that_is_there_at_the_end_is_started_anew(mac: Mac) -> None:
+    """The preinstall of whatever version there was may not have ended it."""
+    mac.unpack()
+    mac.load_job(2)
+    assert mac.run("postinstall").returncode == 0
+    assert mac.calls_of("launchctl") == [
+        *("print", "bootout", "print", "print", "print"),
+        *("enable", "bootstrap", "kickstart"),
+    ]
+
+
+def test_another_volume_gets_a_configuration_and_nothing_else(mac: Mac) -> None:
+    volume = "/Volumes/Other"
+    mac.unpack()
+    (mac.root / "Volumes").mkdir()
+    (mac.root / "Library").rename(mac.root / "Volumes" / "Library")
+    (mac.root / "Volumes" / "Other").mkdir()
+    (mac.root / "Volumes" / "Library").rename(mac.root / "Volumes" / "Other" / "Library")
+    for script in ("preinstall", "postinstall"):
+        done = mac.run(script, volume)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert mac.calls == []
+    assert (mac.root / "Volumes/Other" / SUPPORT / "usbipd.toml").is_file()
+    assert not (mac.root / "Library").exists()
+    assert not (mac.root / "var").exists()
+
+
+# ---- the configuration -------------------------------------------------------------------------------------
+
+
+def configuration(mac: Mac) -> str:
+    return (mac.root / SUPPORT / "usbipd.toml").read_text()
+
+
+def test_a_default_that_nobody_edited_follows_the_package(mac: Mac) -> None:
+    install(mac, "# one\n")
+    assert install(mac, "# two\n") == ""
+    assert configuration(mac) == "# two\n"
+
+
+def test_an_edited_configuration_stays(mac: Mac) -> None:
+    install(mac, "# one\n")
+    (mac.root / SUPPORT / "usbipd.toml").write_text("# mine\n")
+    assert install(mac, "# one\n") == "", "the default is the same"
+    said = install(mac, "# two\n")
+    assert "was edited and stays as it is" in said
+    assert "see /Library/usbipd/usbipd.toml.default" in said
+    assert configuration(mac) == "# mine\n"
+    assert install(mac, "# two\n") == "", "said once"
+
+
+def test_a_configuration_that_was_there_before_the_package_stays(mac: Mac) -> None:
+    (mac.root / SUPPORT).mkdir(parents=True)
+    (mac.root / SUPPORT / "usbipd.toml").write_text("# mine\n")
+    install(mac)
+    assert configuration(mac) == "# mine\n"
+
+
+def test_a_configuration_that_is_a_link_stays(mac: Mac) -> None:
+    (mac.root / SUPPORT).mkdir(parents=True)
+    (mac.root / SUPPORT / "usbipd.toml").symlink_to("/nowhere/usbipd.toml")
+    install(mac)
+    assert (mac.root / SUPPORT / "usbipd.toml").is_symlink()
+
+
+# ---- the user ----------------------------------------------------------------------------------------------
+
+
+def take(mac: Mac, kind: str, name: str, key: str, number: int) -> None:
+    record = mac.fake / "users" / kind / name
+    record.mkdir(parents=True, exist_ok=True)
+    (record / key).write_text(f"{number}\n")
+
+
+def test_an_id_that_a_user_or_a_group_has_is_not_free(mac: Mac) -> None:
+    take(mac, "Users", "_one", "UniqueID", 400)
+    take(mac, "Groups", "_two", "PrimaryGroupID", 399)
+    take(mac, "Users", "someone", "UniqueID", 1398)
+    install(mac)
+    assert (mac.user()["UniqueID"], mac.group()["PrimaryGroupID"]) == ("398", "398")
+
+
+def test_no_id_is_free(mac: Mac) -> None:
+    for number in range(200, 401):
+        take(
+            mac,
+            "Users" if number % 2 else "Groups",
+            f"_{number}",
+            "UniqueID" if number % 2 else "PrimaryGroupID",
+            number,
+        )
+    mac.unpack()
+    done = mac.run("postinstall")
+    assert done.returncode != 0
+    assert "no id from 200 to 400 is free" in done.stderr
+    assert mac.user() == {}
+    assert mac.calls_of("launchctl") == []
+
+
+def test_a_user_that_is_there_keeps_its_id(mac: Mac) -> None:
+    take(mac, "Users", "_usbipd", "UniqueID", 271)
+    install(mac)
+    assert mac.user()["UniqueID"] == "271"
+    assert mac.user()["PrimaryGroupID"] == mac.group()["PrimaryGroupID"] == "400"
+
+
+def test_a_user_that_is_root_is_refused(mac: Mac) -> None:
+    take(mac, "Users", "_usbipd", "UniqueID", 0)
+    mac.unpack()
+    done = mac.run("postinstall")
+    assert done.returncode != 0
+    assert "has the id 0" in done.stderr
+    assert mac.calls_of("launchctl") == []
+
+
+@pytest.mark.parametrize("words", ["-list /Users", "-list /Groups"])
+def test_ids_that_cannot_be_listed_are_not_taken_for_free(mac: Mac, words: str) -> None:
+    mac.unpack()
+    mac.let_fail(70, words)
+    assert mac.run("postinstall").returncode != 0
+    assert "-create" not in " ".join(mac.calls)
+
+
+def test_an_installation_that_was_cut_off_anywhere_can_be_done_again(mac: Mac) -> None:
+    install(mac)
+    files, user, group, calls = mac.files(), mac.user(), mac.group(), len(mac.calls)
+    assert calls > 15
+    for number in range(1, calls + 1):
+        (mac.fake / "loaded").unlink()
+        for kind in ("Users", "Groups"):
+            shutil.rmtree(mac.fake / "users" / kind / "_usbipd")
+        (mac.fake / "fail-at").write_text(f"{number}\n")
+        mac.run("postinstall")
+        (mac.fake / "fail-at").unlink()
+        done = mac.run("postinstall")
+        assert (done.returncode, done.stderr) == (0, ""), number
+        assert (mac.files(), mac.has_job) == (files, True), number
+        # a group that was made before the end has taken its number, and the user may have got another one
+        uid, gid = mac.user()["UniqueID"], mac.group()["PrimaryGroupID"]
+        assert {uid, gid} <= {"399", "400"}, number
+        assert mac.user() == user | {"UniqueID": uid, "PrimaryGroupID": gid}, number
+        assert mac.group() == group | {"PrimaryGroupID": gid}, number
+
+
+# ---- launchd says no ---------------------------------------------------------------------------------------
+
+
+def test_a_bootstrap_that_fails_is_tried_again_up_to_a_bound(mac: Mac) -> None:
+    mac.unpack()
+    mac.let_fail(5, "launchctl bootstrap", "Bootstrap failed: 5: Input/output error")
+    done = mac.run("postinstall")
+    assert done.returncode == 0, "all files are there"
+    assert mac.calls_of("launchctl").count("bootstrap") == 5
+    assert "kickstart" not in mac.calls_of("launchctl")
+    assert "everything is installed, but launchd does not take the job" in done.stdout
+    assert "5: Input/output error" in done.stdout
+    assert "System Settings > General > Login Items & Extensions" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Bootstrap failed: 119: Service is disabled",
+        "Bootstrap failed: 1: Operation not permitted",
+        "Bootstrap failed: 155: authorization denied",
+    ],
+)
+def test_a_job_that_the_user_has_switched_off(mac: Mac, message: str) -> None:
+    mac.unpack()
+    mac.let_fail(119, "launchctl bootstrap", message)
+    done = mac.run("postinstall")
+    assert done.returncode == 0
+    assert mac.calls_of("launchctl").count("bootstrap") == 1, "asking again is no use"
+    assert message in done.stdout
+    for step in (
+        "1. Open System Settings > General > Login Items & Extensions.",
+        "switch usbipd on",
+        f"3. Run: sudo launchctl enable system/{LABEL}",
+        f"4. Run: sudo launchctl bootstrap system {PLIST}",
+    ):
+        assert step in done.stdout
+
+
+def test_the_steps_are_those_of_the_doctor(mac: Mac) -> None:
+    mac.unpack()
+    mac.let_fail(5, "launchctl bootstrap")
+    said = " ".join(mac.run("postinstall").stdout.replace("usbipd: ", "").split())
+    settings, switch, enable, bootstrap, _look = steps_to_load(Path(PLIST))
+    assert settings in said
+    assert switch in said
+    for step in (enable, bootstrap):
+        assert step.removeprefix("Run `").removesuffix("`.") in said
+
+
+def test_a_job_that_cannot_be_started(mac: Mac) -> None:
+    mac.unpack()
+    mac.let_fail(3, "launchctl kickstart")
+    done = mac.run("postinstall")
+    assert done.returncode == 0
+    assert "could not start it; see /var/log/usbipd.log and usbipd doctor" in done.stdout
+
+
+# ---- usbipd-uninstall --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(mac: Mac) -> Mac:
+    """A Mac on which usbipd has run for a while."""
+    install(mac)
+    (mac.root / SUPPORT / "usbipd.db").write_text("bindings\n")
+    (mac.root / "var/log/usbipd.log.0.bz2").touch()
+    (mac.root / "var/run/usbipd").mkdir(parents=True)
+    (mac.root / "var/run/usbipd/control.pid").touch()
+    (mac.root / "usr/local/bin/other").touch()
+    return mac
+
+
+def test_uninstall_keeps_what_is_the_users(installed: Mac) -> None:
+    done = installed.uninstall()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "stay in /Library/Application Support/usbipd" in done.stdout
+    assert set(installed.files()) == {
+        f"{SUPPORT}/usbipd.db",
+        f"{SUPPORT}/usbipd.toml",
+        f"{SUPPORT}/usbipd.toml.default",
+        "var/log/usbipd.log",
+        "var/log/usbipd.log.0.bz2",
+        "usr/local/bin/other",
+    }
+    assert not installed.has_job
+    assert (installed.user(), installed.group()) == ({}, {})
+    assert installed.calls[-1] == "pkgutil --forget org.usbipd.pkg"
+    assert installed.calls_of("launchctl")[:2] == ["print", "bootout"], "which gives the devices back"
+
+
+def test_purge_removes_all(installed: Mac) -> None:
+    done = installed.uninstall("--purge")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert set(installed.files()) == {"usr/local/bin/other"}
+    assert not (installed.root / SUPPORT).exists()
+
+
+def test_what_was_kept_is_found_again(installed: Mac) -> None:
+    (installed.root / SUPPORT / "usbipd.toml").write_text("# mine\n")
+    installed.uninstall()
+    install(installed)
+    assert configuration(installed) == "# mine\n"
+    assert (installed.root / SUPPORT / "usbipd.db").exists()
+
+
+def test_a_daemon_that_does_not_end_is_not_robbed_of_its_files(installed: Mac) -> None:
+    installed.load_job(1000)
+    before = installed.files()
+    done = installed.uninstall("--purge")
+    assert done.returncode != 0
+    assert "does not end" in done.stderr
+    assert installed.files() == before
+    assert installed.user()
+
+
+def test_uninstall_of_what_never_ran(mac: Mac) -> None:
+    """No job, no user, no receipt: as after a postinstall that failed."""
+    mac.unpack()
+    (mac.fake / "receipt").unlink()
+    assert mac.uninstall().returncode == 0
+    assert mac.files() == {}
+    assert "-delete" not in " ".join(mac.calls)
+    assert "--forget" not in " ".join(mac.calls)
+
+
+def test_uninstall_can_be_run_again_where_it_was_cut_off(installed: Mac) -> None:
+    installed.let_fail(70, "dscl . -delete /Groups")
+    assert installed.uninstall().returncode != 0
+    (installed.fake / "fail").unlink()
+    assert installed.uninstall().returncode == 0
+    assert (installed.user(), installed.group()) == ({}, {})
+    assert not (installed.root / "Library/usbipd").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--force"], ["--purge", "--purge"], ["purge"], [""]])
+def test_uninstall_with_wrong_arguments(installed: Mac, arguments: list[str]) -> None:
+    before = installed.files()
+    done = installed.uninstall(*arguments)
+    assert done.returncode == 2
+    assert "usage: usbipd-uninstall [--purge]" in done.stderr
+    assert installed.files() == before
+    assert installed.calls == []
+
+
+def test_uninstall_says_what_it_does(installed: Mac) -> None:
+    done = installed.uninstall("--help")
+    assert done.returncode == 0
+    assert "--purge" in done.stdout
+    assert installed.calls == []
+
+
+def test_only_root_may_uninstall(installed: Mac) -> None:
+    (installed.fake / "uid").write_text("501\n")
+    before = installed.files()
+    done = installed.uninstall()
+    assert done.returncode == 1
+    assert "only root may do that" in done.stderr
+    assert installed.files() == before
+    assert installed.calls == ["id -u"]
