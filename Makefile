@@ -17,8 +17,8 @@ LISTEN ?= 127.0.0.1:3240
 FUZZ_SECONDS ?= 60
 export FUZZ_EXAMPLES ?= 300
 
-.PHONY: help deps venv build run demo pkg test-deps test e2e-deps e2e soak bench lint darwin-check sanitized asan fuzz \
-    clean
+.PHONY: help deps venv build man completions run demo pkg test-deps test e2e-deps e2e soak bench lint darwin-check \
+    sanitized asan fuzz clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -40,11 +40,9 @@ $(INSTALLED): $(SOURCES) | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[dev]'
 	@touch $@
 
-.PHONY: man
 man: build  ## write the manual pages into build/man
 	$(BIN)/python packaging/manuals.py build/man
 
-.PHONY: completions
 completions: build  ## write completions for bash, zsh and fish into build/completions
 	$(BIN)/python packaging/completions.py build/completions
 
@@ -61,7 +59,6 @@ pkg: binary man completions  ## the installer package for macOS, dist/usbipd.pkg
 	$(BIN)/python packaging/macos/make_pkg.py build/stage/macos \
 	    "$$($(BIN)/python -c 'import usbipd; print(usbipd.__version__)')" dist/usbipd.pkg
 
-.PHONY: test-deps
 test-deps:  ## install what some tests are skipped without (mandoc, zsh, fish, 7zz, cpio), if it is missing
 	@packaging/install-deps $(PYTHON) tests
 
