@@ -17,6 +17,7 @@ import shtab
 from usbipd.cli import ext
 from usbipd.cli import main as usbipd
 from usbipd.config import ServerConfig
+from usbipd.log import DESTINATIONS
 from usbipd.simulated.catalog import NAMES
 
 SOURCES: Final = Path(__file__).with_suffix("")
@@ -26,6 +27,7 @@ BUSIDS: Final = {"usbipd bind": "present", "usbipd unbind": "bound", "usbipd det
 PATHS: Final = {"--socket": shtab.FILE, "--config": shtab.FILE, "--state": shtab.DIRECTORY}
 CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "--log-level": get_args(get_type_hints(ServerConfig)["log_level"]),
+    "--log-to": DESTINATIONS,
     "--simulate": tuple(NAMES),
 }
 

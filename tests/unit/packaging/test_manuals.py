@@ -15,6 +15,7 @@ from usbipd import __version__, paths
 from usbipd.cli import ext
 from usbipd.cli import main as usbipd
 from usbipd.config import AccessRule, Limits, ServerConfig, parse
+from usbipd.log import DESTINATIONS
 
 MANUALS = Path(__file__).parents[3] / "packaging" / "manuals.py"
 NAMES = ["usbipd-ext.8", "usbipd.1", "usbipd.toml.5"]
@@ -148,6 +149,7 @@ def test_the_words_that_a_key_takes_are_there(pages: dict[str, str]) -> None:
     for field in msgspec.inspect.type_info(ServerConfig).fields:
         if isinstance(field.type, msgspec.inspect.LiteralType):
             assert all(f'"{word}"' in text for word in field.type.values)
+    assert all(f'"{word}"' in text for word in DESTINATIONS)
 
 
 def test_the_example_of_the_configuration_is_right(pages: dict[str, str]) -> None:
