@@ -13,13 +13,12 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from usbipd import __version__, log, paths, privileges
+from usbipd import __version__, frozen, log, paths, privileges
 from usbipd.addresses import ListenAddress, parse_listen
 from usbipd.config import ServerConfig
 from usbipd.errors import UsbipdError
@@ -30,7 +29,6 @@ from usbipd.extension.log_file import STDERR, LogFile
 from usbipd.extension.manager import SystemExtensionManager
 from usbipd.extension.monitor import StatusMonitor
 from usbipd.extension.network import NetworkServer
-from usbipd.extension.parent import watch_parent
 from usbipd.extension.reservations import Reservations
 from usbipd.extension.simulation import SimulatedBus
 from usbipd.extension.store import Store
@@ -58,7 +56,8 @@ def run(
     history live in `state_directory`, or (None) as long as this process.  Raises `UsbipdError` if the daemon
     does not come up; nothing is left then.
     """
-    launcher = os.getppid()
+    if frozen.IS_FROZEN:
+        frozen.load_libusb()
     seal_descriptors()  # first: what is opened from here on has no number below 3
     log_file = LogFile(None if config.log_to in log.DESTINATIONS else Path(config.log_to))
     with log_file:
@@ -66,7 +65,7 @@ def run(
         errors = log.ErrorCounter()
         logging.getLogger().addHandler(errors)
         files = paths.RuntimeFiles(socket_path.absolute())
-        extension = Extension(config, simulate, with_real, files, state_directory, errors, launcher, log_file)
+        extension = Extension(config, simulate, with_real, files, state_directory, errors, log_file)
         return asyncio.run(extension.run())
 
 
@@ -95,17 +94,14 @@ class Extension:
         files: paths.RuntimeFiles,
         state_directory: Path | None,
         errors: log.ErrorCounter,
-        launcher: int,
         log_file: LogFile,
     ) -> None:
-        """`launcher` is the pid of our parent as we started."""
         self._config = config
         self._simulate = simulate
         self._with_real = with_real
         self._files = files
         self._state_directory = state_directory
         self._errors = errors
-        self._launcher = launcher
         self._log_file = log_file
         self._run_as = privileges.find_run_as(config.user)
         self._supervisor = Supervisor()
@@ -152,9 +148,6 @@ class Extension:
         loop.add_signal_handler(signal.SIGHUP, hung_up)
         loop.add_signal_handler(signal.SIGUSR1, self._set_log_level, "debug")
         loop.add_signal_handler(signal.SIGUSR2, self._set_log_level, self._config.log_level)
-        if getattr(sys, "frozen", False):
-            # PyInstaller's bootloader is our parent: whoever ends it by force means us.
-            watch_parent(self._launcher, self._stopped.set)
 
     def _build(self, store: Store, chronicle: Chronicle, control: IPCHandler) -> _Parts:
         config, limits = self._config, self._config.limits

@@ -21,7 +21,9 @@ import sys
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from usbipd import frozen
 from usbipd.errors import IPCError
+from usbipd.frozen import Unpacked
 from usbipd.ipc import CHANNEL_DESCRIPTOR
 from usbipd.ipc.async_channel import Channel, EventHandler, RequestHandler
 from usbipd.ipc.messages import Command, Nothing
@@ -115,6 +117,7 @@ class Supervisor:
     def __init__(self) -> None:
         self._children: dict[int, tuple[Child, socket.socket]] = {}
         """By pid those that are not reaped, with our ends of their channels."""
+        self._unpacked = Unpacked() if frozen.IS_FROZEN else None
 
     def start(self) -> None:
         """Begin to reap; inside the running loop."""
@@ -128,7 +131,7 @@ class Supervisor:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             try:
-                pid = _execute(role, busid, theirs)
+                pid = _execute(role, busid, theirs, self._unpacked)
             except OSError:
                 ours.close()
                 raise
@@ -240,13 +243,12 @@ def seal_descriptors() -> None:
                 continue
 
 
-def _execute(role: Role, busid: str | None, channel: socket.socket) -> int:
+def _execute(role: Role, busid: str | None, channel: socket.socket, unpacked: Unpacked | None) -> int:
     arguments = [f"@{role}", *([busid] if busid else [])]
     environment = dict(_CLEAN_ENVIRONMENT)
-    if getattr(sys, "frozen", False):
+    if unpacked is not None:
         command = ["usbipd-ext", *arguments]
-        # PyInstaller's own: with these the child uses the files that this process has unpacked
-        environment |= {name: value for name, value in os.environ.items() if name.startswith("_PYI_")}
+        environment |= unpacked.environment()
     else:
         command = [sys.executable, "-I", "-m", "usbipd", *arguments]
     # Above 3, so that the dup2 below is not one onto itself, which would leave close-on-exec set.

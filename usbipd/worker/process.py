@@ -11,7 +11,8 @@ import os
 import socket
 from typing import Final, NoReturn
 
-from usbipd import _pump, log, privileges
+from usbipd import _pump, frozen, log, privileges
+from usbipd._claim import libusb_runtime_version
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc import CHANNEL_DESCRIPTOR
 from usbipd.ipc.channel import BlockingChannel, Request
@@ -232,6 +233,8 @@ def main(arguments: list[str]) -> int:
     """`usbipd-ext @worker BUSID`, started by the extension; the busid is for people who read `ps`."""
     log.configure("worker", busid=arguments[0] if arguments else None)
     try:
+        if frozen.IS_FROZEN:
+            frozen.check_libusb(libusb_runtime_version())
         channel = BlockingChannel(socket.socket(fileno=CHANNEL_DESCRIPTOR), "worker")
         _start(channel).run()
     except _Ended:

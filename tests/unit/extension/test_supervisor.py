@@ -15,6 +15,7 @@ from textwrap import dedent
 import pytest
 
 from tests.unit.extension.fakes import PATIENCE, run
+from usbipd import frozen
 from usbipd.errors import UsbipdError
 from usbipd.extension import supervisor as module
 from usbipd.extension.supervisor import Backoff, Child, Supervisor, seal_descriptors, wait_ended
@@ -72,7 +73,8 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
         path.write_text(dedent(SCRIPT).format(python=sys.executable, root=root) + then)
         path.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(path))
-        monkeypatch.setattr(sys, "frozen", True, raising=False)
+        monkeypatch.setattr(frozen, "IS_FROZEN", True)
+        monkeypatch.setattr(sys, "_MEIPASS", str(tmp_path), raising=False)
 
     return write
 
@@ -123,7 +125,7 @@ def test_a_child_gets_its_channel_and_nothing_else(
         assert found["leads_its_group"]
         environment = found["environment"]
         assert isinstance(environment, dict)
-        assert environment.keys() - {"LC_CTYPE"} == {"PATH", "LANG", "_PYI_ARCHIVE_FILE"}
+        assert environment.keys() - {"LC_CTYPE", "LD_LIBRARY_PATH"} == {"PATH", "LANG", "_PYI_ARCHIVE_FILE"}
         child.channel.close()
         assert await wait_ended(child, PATIENCE)
         assert not is_running(child.pid)
