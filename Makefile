@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := $(wildcard cython/*) setup.py pyproject.toml usbipd/__init__.py
 
+MODULES := $(shell find usbipd -name '*.py')
+PACKING := $(addprefix packaging/,usbipd.spec onefile.py entry.py bill_of_materials.py macos/entitlements.plist)
+
 # What `make run` shares and where.
 SIMULATE ?= mass-storage,keyboard,serial,loopback
 LISTEN ?= 127.0.0.1:3240
@@ -17,8 +20,8 @@ LISTEN ?= 127.0.0.1:3240
 FUZZ_SECONDS ?= 60
 export FUZZ_EXAMPLES ?= 300
 
-.PHONY: help deps venv build man completions run demo pkg test-deps test e2e-deps e2e soak bench lint darwin-check \
-    sanitized asan fuzz clean
+.PHONY: help deps venv build man completions binary run demo pkg test-deps test test-binary e2e-deps e2e soak bench lint \
+    darwin-check sanitized asan fuzz clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +48,17 @@ man: build  ## write the manual pages into build/man
 
 completions: build  ## write completions for bash, zsh and fish into build/completions
 	$(BIN)/python packaging/completions.py build/completions
+
+binary: dist/usbipd  ## one executable that needs no Python, with its bill of materials, into dist/
+
+dist/usbipd: $(INSTALLED) $(MODULES) $(PACKING)
+	@packaging/install-deps $(BIN)/python binary
+	PYTHONHASHSEED=1 $(BIN)/pyinstaller --noconfirm --log-level WARN --distpath dist --workpath build/binary \
+	    packaging/usbipd.spec
+	ln -sf usbipd dist/usbipd-ext
+	$(BIN)/python packaging/bill_of_materials.py build/binary/usbipd/contents.json dist/usbipd.cdx.json
+	cd dist && if command -v sha256sum >/dev/null; then sha256sum usbipd usbipd.cdx.json; \
+	    else shasum -a 256 usbipd usbipd.cdx.json; fi >SHA256SUMS
 
 run: build  ## run the daemon in the foreground with simulated devices, Ctrl-C ends it
 	@exec $(BIN)/python packaging/foreground.py \

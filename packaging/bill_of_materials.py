@@ -1,0 +1,113 @@
+"""Writes what is inside the executable as a CycloneDX document: `bill_of_materials.py CONTENTS.json OUTPUT`.
+
+CONTENTS.json is what packaging/usbipd.spec has put in.  Each file and module belongs to one component: Python
+itself, a package of PyPI, libusb, or a library of the system that Python needs.  Run by `make binary`.
+"""
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib.metadata import Distribution, distribution, packages_distributions
+from pathlib import Path
+
+from cyclonedx.contrib.license.factories import LicenseFactory
+from cyclonedx.model import HashAlgorithm, HashType
+from cyclonedx.model.bom import Bom
+from cyclonedx.model.component import Component, ComponentType
+from cyclonedx.model.license import License
+from cyclonedx.output import make_outputter
+from cyclonedx.schema import OutputFormat, SchemaVersion
+from packageurl import PackageURL
+
+BOOTLOADER = "pyinstaller"
+"""Its launcher and its importers are in every executable that it makes."""
+
+
+def main() -> None:
+    source, target = map(Path, sys.argv[1:])
+    contents = json.loads(source.read_text())
+    files = [(name, Path(path)) for name, path in contents["files"]]
+    bom = Bom(components=components(contents["libusb"], contents["modules"], files))
+    ours = distribution("usbipd")
+    bom.metadata.component = Component(
+        name="usbipd", version=ours.version, type=ComponentType.APPLICATION, licenses=licenses(ours)
+    )
+    for each in bom.components:
+        bom.register_dependency(bom.metadata.component, [each])
+    text = make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string(indent=2)
+    target.write_text(text + "\n")
+
+
+def components(libusb: str, modules: Iterable[str], files: list[tuple[str, Path]]) -> list[Component]:
+    """All that is inside but usbipd itself."""
+    owners = packages_distributions()
+    tops = {name.partition("/")[0].partition(".")[0] for name, _path in files}
+    tops |= {module.partition(".")[0] for module in modules}
+    names = {name for top in tops for name in owners.get(top, [])} - {"usbipd"} | {BOOTLOADER}
+    found = [of_package(distribution(name)) for name in sorted(names)]
+    found.append(
+        Component(
+            name="python",
+            version=platform.python_version(),
+            licenses=[LicenseFactory().make_from_string("PSF-2.0")],
+            purl=PackageURL("generic", None, "python", platform.python_version()),
+        )
+    )
+    for name, path in files:
+        if name.startswith("libusb-1.0"):
+            package = distribution("libusb-package")
+            found.append(of_library("libusb", libusb, path, f"from {package.name} {package.version} of PyPI"))
+        elif "/" not in name and not name.lower().startswith(("libpython", "python")):
+            found.append(of_library(name, *of_system(path)))
+    return found
+
+
+def of_package(package: Distribution) -> Component:
+    return Component(
+        name=package.name,
+        version=package.version,
+        licenses=licenses(package),
+        purl=PackageURL("pypi", None, package.name.lower(), package.version),
+    )
+
+
+def licenses(package: Distribution) -> list[License]:
+    said = package.metadata.get("License-Expression") or package.metadata.get("License")
+    return [LicenseFactory().make_from_string(said)] if said and "\n" not in said else []
+
+
+def of_library(name: str, version: str | None, path: Path, origin: str | None = None) -> Component:
+    return Component(
+        name=name,
+        version=version,
+        type=ComponentType.LIBRARY,
+        description=origin,
+        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=hashlib.sha256(path.read_bytes()).hexdigest())],
+        purl=PackageURL("generic", None, name, version),
+    )
+
+
+def of_system(path: Path) -> tuple[str | None, Path, str | None]:
+    """The version of the Debian package that `path` comes from, the file, and what that package is."""
+    real = path.resolve()
+    for name in (str(path), str(real), str(real).removeprefix("/usr")):  # dpkg knows a file by one of them
+        if owner := ask_dpkg("-S", name):
+            package = owner.partition(": ")[0]
+            return ask_dpkg("-W", "-f", "${Version}", package), real, f"from the Debian package {package}"
+    return None, real, None
+
+
+def ask_dpkg(*question: str) -> str | None:
+    """None: there is no dpkg, or it does not know."""
+    try:
+        command = ["dpkg-query", *question]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+if __name__ == "__main__":
+    main()
