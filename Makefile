@@ -79,6 +79,11 @@ test-deps:  ## install what some tests are skipped without (mandoc, zsh, fish, 7
 test: build  ## unit and integration tests
 	$(BIN)/python -m pytest tests/unit tests/integration tests/fuzz
 
+test-binary: export USBIPD_PROGRAM = dist/usbipd
+test-binary: binary  ## what the executable alone has, and the tests of commands and daemons with it
+	$(BIN)/python -m pytest -m "not slow" tests/binary tests/integration tests/unit/test_front_door.py \
+	    tests/unit/cli/test_commands.py tests/unit/cli/test_watch.py
+
 sanitized: build
 	@packaging/install-deps $(PYTHON) sanitizers
 	@$(BIN)/python -m tests.sanitized.build

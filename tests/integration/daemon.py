@@ -2,15 +2,19 @@
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
-import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
+import psutil
+
 from tests.client import Client
+from tests.programs import EXECUTABLE, program
 from usbipd.addresses import parse_listen
 from usbipd.simulated import catalog
 
@@ -19,14 +23,8 @@ PATIENCE: Final = 20.0
 """Seconds that anything may take on a slow machine before a test fails."""
 
 
-def _front_door(name: str) -> list[str]:
-    """The front door under that name, as its console script opens it."""
-    enter = "from usbipd.__main__ import main; sys.exit(main())"
-    return [sys.executable, "-c", f"import sys; sys.argv[0] = {name!r}; {enter}"]
-
-
-COMMAND: Final = _front_door("usbipd-ext")
-USBIPD: Final = _front_door("usbipd")
+COMMAND: Final = program("usbipd-ext")
+USBIPD: Final = program("usbipd")
 
 
 class Lines:
@@ -103,6 +101,11 @@ class Daemon:
             self.process.kill()
             raise AssertionError(f"the daemon does not start:\n{self.log.close()}") from error
         self.host, self.port = parse_listen(announced.split(" listens on ")[1].rstrip("."))
+        self.pid = self.process.pid
+        """The extension itself; the executable is started by a launcher, which passes signals on."""
+        if EXECUTABLE is not None:
+            [extension] = psutil.Process(self.process.pid).children()
+            self.pid = extension.pid
 
     def busid(self, name: str, instance: int = 0) -> str:
         """The busid of a simulated device, the first of its kind or the `instance`th after it."""
@@ -174,9 +177,10 @@ class Daemon:
         assert [path.name for path in self.directory.iterdir()] == ["usbipd.toml"], log
 
     def kill(self) -> None:
-        """The end that always works; the children see that they are alone and end too."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+        """The end that always works: kill -9.  The children see that they are alone and end too."""
+        if self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
         self.process.wait(PATIENCE)
 
 
@@ -185,3 +189,10 @@ def running(pids: list[int]) -> list[str]:
     command = ["ps", "-o", "stat=,pid=,args=", "-p", ",".join(map(str, pids))]
     lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
     return [line for line in lines if not line.startswith("Z")]
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Ask until it holds; asking takes long enough not to be a busy loop."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline

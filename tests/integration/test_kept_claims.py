@@ -47,7 +47,7 @@ def test_bindings_and_history_outlive_the_daemon(tmp_path: Path, number: signal.
     daemon = Daemon(tmp_path, "loopback", "", "--state", state)
     try:
         daemon.document("bind", "--hardware-id", ABSENT, "--serial", "S1", "--allow", "192.0.2.0/24")
-        daemon.process.send_signal(number)
+        os.kill(daemon.pid, number)
         daemon.process.wait(PATIENCE)
         daemon = Daemon(tmp_path, "loopback", "", "--state", state)
         assert bound(daemon) == [(0x0BAD, 0xCAFE, "S1")]
@@ -65,8 +65,7 @@ def test_a_damaged_store_is_replaced_and_the_doctor_says_so(tmp_path: Path) -> N
     daemon = Daemon(tmp_path, "loopback", "", "--state", str(state))
     try:
         daemon.document("bind", "--hardware-id", ABSENT)
-        daemon.process.kill()
-        daemon.process.wait(PATIENCE)
+        daemon.kill()
         for file in state.glob("usbipd.sqlite*"):
             file.write_bytes(b"not a database " * 1000)
         daemon = Daemon(tmp_path, "loopback", "", "--state", str(state))
@@ -156,12 +155,11 @@ def test_watching_over_the_end_of_a_daemon(tmp_path: Path) -> None:
         assert watch.stderr is not None
         output, talk = Lines(watch.stdout), Lines(watch.stderr)
         try:
-            output.wait_for(f'"pid":{daemon.process.pid}')
-            daemon.process.kill()
-            talk.wait_for("lost the extension")
+            output.wait_for(f'"pid":{daemon.pid}')
             daemon.kill()
+            talk.wait_for("lost the extension")
             daemon = Daemon(tmp_path, "loopback")
-            output.wait_for(f'"pid":{daemon.process.pid}')
+            output.wait_for(f'"pid":{daemon.pid}')
             since = output.position()
             with Client(daemon.host, daemon.port).import_device(daemon.busid("loopback")):
                 output.wait_for('"state":"attached"', since)

@@ -5,13 +5,17 @@ import sys
 
 import pytest
 
+from tests.programs import EXECUTABLE
+
 ENTER = "import sys; sys.argv[0] = {name!r}; from usbipd.__main__ import main; sys.exit(main())"
 
 
 def enter(name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """A process called by that name."""
     command = [sys.executable, "-c", ENTER.format(name=name), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    if EXECUTABLE is not None:
+        command = [name, *arguments]
+    return subprocess.run(command, executable=EXECUTABLE, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(

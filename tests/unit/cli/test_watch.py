@@ -9,7 +9,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import termios
 import threading
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.programs import program
 from tests.unit.cli.conftest import drain
 from tests.unit.cli.reports import make_device, make_status
 from tests.unit.cli.test_connection import hello
@@ -266,9 +266,8 @@ def test_a_live_view_that_showed_nothing_leaves_the_terminal_alone(
 
 # ---- whole commands --------------------------------------------------------------------------------------
 
-PROGRAM = "import sys; from usbipd.cli.{} import main; sys.exit(main(sys.argv[1:]))"
-STATUS = [sys.executable, "-c", PROGRAM.format("main"), "status", "--watch", "3600"]
-EXT_STATUS = [sys.executable, "-c", PROGRAM.format("ext"), "--status", "--watch", "3600"]
+STATUS = [*program("usbipd"), "status", "--watch", "3600"]
+EXT_STATUS = [*program("usbipd-ext"), "--status", "--watch", "3600"]
 
 
 def spawn(command: Sequence[str], path: Path, stdout: Any = subprocess.PIPE) -> "subprocess.Popen[str]":

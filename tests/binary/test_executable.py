@@ -1,0 +1,205 @@
+"""What only the executable has: unpacked files, a launcher, a libusb.  Run by `make test-binary`."""
+
+import fcntl
+import os
+import pwd
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.client import Client, ClosedError
+from tests.integration.daemon import COMMAND, PATIENCE, USBIPD, Daemon, Lines, running, until
+from tests.programs import EXECUTABLE
+from usbipd._claim import libusb_runtime_version
+from usbipd.frozen import LIBUSB_VERSION
+
+UNPACKED_IN = Path("/var/tmp")
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+
+def unpacked() -> set[Path]:
+    """The directories of unpacked files that are there."""
+    return {path.parent for path in UNPACKED_IN.glob(f"_MEI*/{LIBUSB_VERSION}")}
+
+
+def home(launcher: int) -> Path:
+    """Where this launcher has unpacked."""
+    [path] = [path for path in unpacked() if path.name.startswith(f"_MEI{launcher:08x}")]
+    return path
+
+
+def mapped(pid: int) -> set[Path]:
+    """The files that a process has mapped."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {Path(line.split(maxsplit=5)[5]) for line in lines if "/" in line}
+
+
+def run(*command: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """A command that ends by itself."""
+    return subprocess.run(
+        command, env=os.environ | variables, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+
+
+def is_serving(daemon: Daemon) -> bool:
+    try:
+        return len(Client(daemon.host, daemon.port).devlist()) == daemon.devices
+    except (OSError, ClosedError):  # nobody listens, or nobody accepts any more
+        return False
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """Files that a test finds are those of others; what comes with it goes with it."""
+    before = unpacked()
+    yield
+    until(lambda: unpacked() <= before)
+
+
+def test_files_are_the_users_own_and_go_with_the_process(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    try:
+        directory = home(daemon.process.pid)
+        status = directory.stat()
+        assert stat.S_IMODE(status.st_mode) == 0o700
+        assert status.st_uid == os.geteuid()
+        with pytest.raises(BlockingIOError):  # systemd-tmpfiles takes this for: do not clean here
+            lock(directory)
+        daemon.stop()
+        assert not directory.exists()
+    finally:
+        daemon.kill()
+
+
+@on_linux
+def test_all_processes_use_the_same_files_and_the_libusb_among_them(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    try:
+        directory = home(daemon.process.pid)
+        for process in daemon.status()["processes"]:
+            files = mapped(process["pid"])
+            assert any(file.is_relative_to(directory) and "libpython" in file.name for file in files)
+            libusb = {file for file in files if "libusb" in file.name}
+            assert libusb == (set() if process["role"] == "server" else {directory / "libusb-1.0.so.0"})
+        daemon.stop()
+    finally:
+        daemon.kill()
+
+
+@on_linux
+def test_another_libusb_is_refused() -> None:
+    [system] = [file for file in mapped(os.getpid()) if "libusb" in file.name]
+    done = run(*COMMAND, "--run", "--simulate", "loopback", LD_PRELOAD=str(system))
+    assert done.returncode == 1
+    found = ".".join(map(str, libusb_runtime_version()))
+    assert (
+        f"usbipd-ext: this executable was built with libusb 1.0.30, but runs with libusb {found}"
+        in done.stderr
+    )
+    assert "hint: unset LD_PRELOAD" in done.stderr
+
+
+def test_the_daemon_ends_with_its_launcher(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, "serial")
+    pids = [process["pid"] for process in daemon.status()["processes"]]
+    daemon.process.kill()
+    daemon.process.wait(PATIENCE)
+    daemon.log.wait_for("ending")
+    daemon.log.close()  # when none of them can write any more
+    assert not running(pids)
+    assert not daemon.socket.exists(), "it has ended as by SIGTERM"
+    assert run(*USBIPD, "--version").returncode == 0  # removes its files
+
+
+def test_a_command_ends_with_its_launcher(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, "serial")
+    try:
+        command = [*COMMAND, "--status", "--watch", "3600", "--socket", str(daemon.socket)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watch:
+            assert watch.stdout is not None
+            output = Lines(watch.stdout)
+            output.wait_for("extension")
+            watch.kill()
+            output.close()  # when nobody can write any more
+        daemon.stop()  # removes nothing, but the next start does
+    finally:
+        daemon.kill()
+    assert run(*USBIPD, "--version").returncode == 0
+
+
+def test_files_that_a_killed_launcher_left_are_removed(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, "serial")
+    directory = home(daemon.process.pid)
+    daemon.process.kill()  # before its child: it would remove them
+    daemon.kill()
+    daemon.log.close()
+    assert directory.exists()
+    other = UNPACKED_IN / f"{directory.name[:-6]}others"
+    other.mkdir(0o700)  # of another program that PyInstaller made
+    try:
+        assert run(*USBIPD, "--version").returncode == 0
+        assert not directory.exists()
+        assert other.exists()
+    finally:
+        other.rmdir()
+
+
+def test_a_cleaner_that_takes_the_files_stops_nobody(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, "serial")
+    try:
+        busid = daemon.busid("serial")
+        directory = home(daemon.process.pid)
+        for path in directory.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        children = {p["pid"] for p in daemon.status()["processes"] if p["role"] != "extension"}
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: is_serving(daemon) and daemon.device(busid)["worker_pid"] not in {*children, None})
+        with Client(daemon.host, daemon.port).import_device(busid) as session:
+            assert session.bulk_out(0x01, b"still here") == 10
+            assert session.bulk_in(0x81, 512) == b"still here"
+        daemon.stop()
+    finally:
+        daemon.kill()
+    # An end of the daemon kills its server, with the launcher that this one had: the next start clears up.
+    assert run(*USBIPD, "--version").returncode == 0
+
+
+@as_root
+def test_an_ordinary_user_runs_the_same_file() -> None:
+    nobody = pwd.getpwnam("nobody")
+    assert EXECUTABLE is not None
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        copy = shutil.copy(EXECUTABLE, directory)
+        done = subprocess.run(
+            [copy, "list", "--socket", f"{directory}/none.sock"],
+            user=nobody.pw_uid,
+            group=nobody.pw_gid,
+            extra_groups=[],
+            cwd="/",
+            env={"TMPDIR": directory},  # in which it may not write
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert done.returncode == 3, done.stderr
+    assert "the extension is not running" in done.stderr
+
+
+def lock(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(descriptor)
