@@ -99,7 +99,7 @@ fuzz: sanitized  ## hostile bytes against pump, server and IPC: FUZZ_SECONDS of 
 e2e-deps:  ## install what the tests in a virtual machine need, if it is missing
 	@packaging/install-deps $(PYTHON) e2e
 
-e2e: build e2e-deps  ## a real kernel in a virtual machine uses what usbipd shares
+e2e: build binary e2e-deps  ## a real kernel in a virtual machine uses what usbipd shares
 	$(BIN)/python -m pytest tests/e2e -v
 
 soak: export KILLS = 200

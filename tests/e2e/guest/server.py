@@ -82,12 +82,14 @@ class Server(ABC):
 
 
 class Usbipd(Server):
-    """Ours, by the commands that are installed beside this Python."""
+    """Ours, by its two commands in the directory `programs`: by default those beside this Python."""
 
     ready = re.compile(r"^usbipd \S+ listens on ", re.MULTILINE)
 
-    def __init__(self, *options: str, log_level: str = "debug") -> None:
-        self._programs = Path(sys.prefix) / "bin"
+    def __init__(
+        self, *options: str, log_level: str = "debug", programs: Path = Path(sys.prefix) / "bin"
+    ) -> None:
+        self._programs = programs
         super().__init__([self._programs / "usbipd-ext", "--run", "--log-level", log_level, *options])
 
     def devices(self) -> list[dict[str, Any]]:
