@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.bench import curves, devices, footprint, instructions, loopback, over_usbfs, report
+from tests.bench import binary, curves, devices, footprint, instructions, loopback, over_usbfs, report
 from tests.bench.programs import build
 from tests.bench.result import Result
 
@@ -24,6 +24,7 @@ PARTS: Final[dict[str, Part]] = {
     "usbfs": over_usbfs.compare,
     "instructions": lambda work, _turns, _seconds: instructions.compare(work),
     "footprint": lambda work, turns, _seconds: footprint.compare(work, turns),
+    "binary": lambda work, turns, _seconds: binary.compare(work, turns),
     "curves": lambda work, turns, seconds: curves.draw(work, min(turns, 3), seconds / 2),
 }
 """By name, in the order in which they run; each takes its directory, turns, and seconds of a turn."""

@@ -144,13 +144,13 @@ def start_time(programs: Path, daemon: _Daemon, turns: int) -> list[Comparison]:
     ask = [str(programs / "usbipd-ext"), "--status", "--socket", str(daemon.socket)]
     rows = []
     for what, command in (("usbipd-ext --status", ask), ("usbipd-ext --status --json", [*ask, "--json"])):
-        pairs = [_alternate(command, nothing) for _ in range(turns)]
+        pairs = [alternate(command, nothing) for _ in range(turns)]
         ours, reference = tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs)
         rows.append(Comparison(what, "ms", ours, reference, "python -c pass", START_TARGET, "at most"))
     return rows
 
 
-def _alternate(one: list[str], other: list[str]) -> tuple[float, float]:
+def alternate(one: list[str], other: list[str]) -> tuple[float, float]:
     """Medians of RUNS runs of either command, in ms."""
     pairs = [(_run_time(one), _run_time(other)) for _ in range(RUNS)]
     return median(pair[0] for pair in pairs), median(pair[1] for pair in pairs)
