@@ -7,6 +7,8 @@ device, and given up once: on macOS the first detach captures the device and the
 Nothing here retries or waits: the extension decides what happens after an error.
 """
 
+import sys
+
 from cpython.pycapsule cimport PyCapsule_New
 from libusb cimport *
 
@@ -33,6 +35,10 @@ cdef class Claim:
 
     Blocks for as long as the device takes to answer.  One thread.  Raises `ClaimError` with libusb's name of the
     reason; what was taken before an error is given back first.
+
+    as_on_macos: what is true of this system's libusb; tests say otherwise.  A detach then captures the whole device,
+    and an attach ends that.  libusb counts both, so there is one of each, whatever becomes of the configuration
+    meanwhile (darwin_detach_kernel_driver and darwin_attach_kernel_driver in darwin_usb.c).
     """
 
     cdef libusb_context *_context
@@ -45,10 +51,12 @@ cdef class Claim:
     """bInterfaceNumber of every interface whose driver was sent away, in that order."""
     cdef readonly list held
     """bInterfaceNumber of every claimed interface, in that order."""
+    cdef bint detaches
     cdef bint captures
 
-    def __cinit__(self, int busnum, int devnum):
+    def __cinit__(self, int busnum, int devnum, *, bint as_on_macos=sys.platform == "darwin"):
         cdef int code
+        self.captures = as_on_macos
         if libusb_runtime_version() < MINIMUM_LIBUSB:
             found, least = "%d.%d.%d" % libusb_runtime_version(), "%d.%d.%d" % MINIMUM_LIBUSB
             raise ClaimError(f"libusb {found} is too old: usbipd needs {least} or newer", code="old-libusb")
@@ -60,7 +68,7 @@ cdef class Claim:
         self.context = PyCapsule_New(self._context, "libusb_context", NULL)
         self._open(busnum, devnum)
         self.handle = PyCapsule_New(self._handle, "libusb_device_handle", NULL)
-        self.captures = libusb_has_capability(LIBUSB_CAP_SUPPORTS_DETACH_KERNEL_DRIVER)
+        self.detaches = libusb_has_capability(LIBUSB_CAP_SUPPORTS_DETACH_KERNEL_DRIVER)
 
     cdef object _open(self, int busnum, int devnum):
         cdef libusb_device **devices
@@ -86,9 +94,10 @@ cdef class Claim:
         """Sends the drivers of all interfaces away, then claims all interfaces."""
         numbers = [i.bInterfaceNumber for i in self.interfaces() if i.bAlternateSetting == 0]
         try:
-            if self.captures:
+            if self.detaches:
                 for number in numbers:
-                    self._detach(number)
+                    if not (self.captures and self.detached):
+                        self._detach(number)
             for number in numbers:
                 self._claim(number)
         except ClaimError:
@@ -165,7 +174,7 @@ cdef class Claim:
         self._release()
         with nogil:
             code = libusb_set_configuration(self._handle, value if value else -1)
-        if code == 0:
+        if code == 0 and not self.captures:
             self.detached.clear()  # of interfaces that are no more
         try:
             self.take()

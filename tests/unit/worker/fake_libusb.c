@@ -10,7 +10,8 @@
  * with no data after set_interface, release and reset, and of endpoint 0 after a reset as if the device were gone.
  *
  * After fake_macos(1) a cancel ends all transfers of the endpoint (os/darwin_usb.c, darwin_abort_transfers), and nobody
- * sends zero packets (libusb.h, LIBUSB_TRANSFER_ADD_ZERO_PACKET).
+ * sends zero packets (libusb.h, LIBUSB_TRANSFER_ADD_ZERO_PACKET).  A detach captures the device, from all its drivers,
+ * and as many attaches give it back (darwin_detach_kernel_driver).
  */
 
 #include <libusb.h>
@@ -45,6 +46,7 @@ static int configuration = 1;
 static int drivers = 3; /* a bit per interface */
 static int hold_cancels;
 static int macos;
+static int captures; /* detaches without an attach, of fake_macos */
 static char failing[32];
 static int failure;
 static char journal[4096];
@@ -60,6 +62,7 @@ void fake_fail(const char *function, int code)
 }
 
 int fake_pending(void) { return count; }
+int fake_drivers(void) { return drivers; }
 int fake_allocated(void) { return allocated; }
 
 /* As it was in the beginning: plugged in, with a driver at each interface. */
@@ -67,7 +70,7 @@ void fake_begin(void)
 {
     watched = configuration = 1;
     drivers = 3;
-    hold_cancels = macos = 0;
+    hold_cancels = macos = captures = 0;
     failing[0] = 0;
     journal[0] = 0;
 }
@@ -222,7 +225,16 @@ const struct libusb_version *libusb_get_version(void)
 }
 
 int libusb_has_capability(uint32_t capability) { return 1; }
-const char *libusb_error_name(int code) { return code == LIBUSB_ERROR_BUSY ? "LIBUSB_ERROR_BUSY" : "LIBUSB_ERROR"; }
+const char *libusb_error_name(int code)
+{
+    switch (code) {
+    case LIBUSB_ERROR_BUSY: return "LIBUSB_ERROR_BUSY";
+    case LIBUSB_ERROR_ACCESS: return "LIBUSB_ERROR_ACCESS";
+    case LIBUSB_ERROR_NO_DEVICE: return "LIBUSB_ERROR_NO_DEVICE";
+    default: return "LIBUSB_ERROR";
+    }
+}
+
 const char *libusb_strerror(int code) { return "as the test said"; }
 
 ssize_t libusb_get_device_list(libusb_context *context, libusb_device ***list)
@@ -312,14 +324,19 @@ int libusb_detach_kernel_driver(libusb_device_handle *handle, int interface)
 {
     int code = call_with("detach", interface);
     if (code == 0)
-        drivers &= ~(1 << interface);
+        drivers &= macos ? 0 : ~(1 << interface);
+    captures += code == 0;
     return code;
 }
 
 int libusb_attach_kernel_driver(libusb_device_handle *handle, int interface)
 {
-    drivers |= 1 << interface;
-    return call_with("attach", interface);
+    int code = call_with("attach", interface);
+    if (!macos)
+        drivers |= 1 << interface;
+    else if (code == 0 && --captures == 0)
+        drivers = 3;
+    return code;
 }
 
 int libusb_claim_interface(libusb_device_handle *handle, int interface) { return call_with("claim", interface); }

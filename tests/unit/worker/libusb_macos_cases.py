@@ -15,10 +15,14 @@ from tests.unit.worker.libusb_rig import (
     journal,
     submitted,
 )
+from usbipd._claim import Claim
+from usbipd.errors import ClaimError
 from usbipd.protocol.constants import LINUX_ECONNRESET, LINUX_EPIPE, LINUX_EPROTO, URB_ZERO_PACKET
 from usbipd.protocol.urb import Reply, RetSubmit
 
-ERROR_IO, ERROR_PIPE = -1, -9  # enum libusb_error
+ERROR_IO, ERROR_ACCESS, ERROR_NO_DEVICE, ERROR_NOT_FOUND, ERROR_PIPE = -1, -3, -4, -5, -9  # enum libusb_error
+BOTH = 3
+"""A driver at each interface (fake_libusb.c)."""
 
 
 @pytest.fixture
@@ -137,3 +141,79 @@ def test_a_cancel_that_aborts_and_then_fails(rig: LibusbRig) -> None:
     unlink = rig.unlink(first)
     assert [outcome(reply) for reply in rig.exchange(unlink)] == [(unlink.seqnum, -LINUX_ECONNRESET)]
     assert outcome(rig.ended(BULK_IN, data=b"x")[0]) == (second.seqnum, 0)
+
+
+# ---- the claim -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def claim() -> Claim:
+    fake.fake_begin()
+    fake.fake_macos(1)
+    return Claim(1, 2, as_on_macos=True)
+
+
+def test_one_detach_before_all_and_one_attach_after_all(claim: Claim) -> None:
+    claim.take()
+    assert fake.fake_drivers() == 0
+    assert claim.give_back() == []
+    assert fake.fake_drivers() == BOTH
+    calls = ["detach 0", "claim 0", "claim 1", "release 1", "release 0", "attach 0"]
+    assert journal() == calls
+
+
+def test_a_new_configuration_is_not_another_capture(claim: Claim) -> None:
+    claim.take()
+    assert claim.set_configuration(2) == 0
+    assert claim.set_configuration(1) == 0
+    assert claim.give_back() == []
+    assert fake.fake_drivers() == BOTH
+    assert [line for line in journal() if line.startswith(("detach", "attach"))] == ["detach 0", "attach 0"]
+
+
+def test_a_device_without_drivers_is_not_captured(claim: Claim) -> None:
+    claim.take()
+    journal()
+    second = Claim(1, 2, as_on_macos=True)
+    second.take()
+    assert second.give_back() == []
+    assert journal() == ["claim 0", "claim 1", "release 1", "release 0"]
+    claim.give_back()
+
+
+def test_a_capture_that_is_not_authorized(claim: Claim) -> None:
+    fake.fake_fail(b"detach", ERROR_ACCESS)
+    with pytest.raises(ClaimError, match="interface 0 cannot be taken from its driver") as caught:
+        claim.take()
+    assert caught.value.code == "LIBUSB_ERROR_ACCESS"
+    assert "(LIBUSB_ERROR_ACCESS, -3)" in caught.value.message
+    assert journal() == ["detach 0"]
+    assert fake.fake_drivers() == BOTH
+
+
+@pytest.mark.parametrize("call", [b"detach", b"claim"])
+def test_a_device_that_is_removed_while_it_is_taken(claim: Claim, call: bytes) -> None:
+    fake.fake_fail(call, ERROR_NO_DEVICE)
+    with pytest.raises(ClaimError) as caught:
+        claim.take()
+    assert caught.value.code == "LIBUSB_ERROR_NO_DEVICE"
+    assert (claim.held, claim.detached) == ([], [])
+
+
+def test_an_attach_that_fails_is_told(claim: Claim) -> None:
+    claim.take()
+    fake.fake_fail(b"attach", ERROR_ACCESS)
+    assert claim.give_back() == ["no driver came back to interface 0 (LIBUSB_ERROR_ACCESS, -3)"]
+
+
+def test_a_reset_keeps_the_capture(rig: LibusbRig) -> None:
+    """libusb resets a captured device without enumerating it anew (darwin_reset_device)."""
+    assert rig.pump.restore() == 0
+    assert journal() == ["reset"]
+    assert not rig.pump.gone
+    fake.fake_fail(b"reset", ERROR_IO)
+    assert rig.pump.restore() == -LINUX_EPROTO
+    assert not rig.pump.gone
+    fake.fake_fail(b"reset", ERROR_NOT_FOUND)
+    assert rig.pump.restore() < 0
+    assert rig.pump.gone

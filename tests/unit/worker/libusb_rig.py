@@ -34,7 +34,7 @@ class LibusbRig(Rig):
 
     def __init__(self, *, as_on_macos: bool = False) -> None:
         fake.fake_macos(int(as_on_macos))
-        self.claim = Claim(1, 2)
+        self.claim = Claim(1, 2, as_on_macos=as_on_macos)
         self.claim.take()
         transfers = _pump.LibusbTransfers(self.claim, as_on_macos=as_on_macos)
         self._start(transfers, self.claim.endpoints(), self.claim.configuration)
