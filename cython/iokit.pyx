@@ -1,4 +1,4 @@
-"""What the IORegistry of macOS knows of one USB device.  Runs in the extension.
+"""What the IORegistry of macOS knows of one USB device, and when the system sleeps.  Runs in the extension.
 
 The registry is the kernel's tree of devices, drivers and their clients.  To read it sends nothing to a device and
 needs no rights.  Every call is a message to the kernel, which answers at once unless a driver is just coming or
@@ -11,13 +11,14 @@ dropped: so each is released exactly once, also on the way of an exception.
 from collections import namedtuple
 from collections.abc import Sequence
 
+from cpython.ref cimport PyObject
 from iokit_min cimport *
 
 from usbipd.errors import UsbipdError
 
 ATTEMPTS = 5  # to read the tree without its changing meanwhile: a device that is plugged in changes it for a moment
 
-Entry = namedtuple("Entry", "depth class_name name properties")
+Entry = namedtuple("Entry", "depth class_name name registry_id properties")
 
 # IOKit/IOReturn.h: the common errors from iokit_common_err(0x2bc) on, in their order; a hyphen has no name.
 _FIRST_ERROR = 0xe00002bc
@@ -65,10 +66,11 @@ cdef class _Value:
 def entries_below(location: int, keys: Sequence[str]) -> list[Entry]:
     """The USB device with this locationID (32 bits) and all that is below it, depth first; none if it is not there.
 
-    The device has depth 0.  Of each entry those properties are there that `keys` names, if it has them and they
-    are numbers or strings.  Texts are what the kernel, a driver or the device says; bytes that are not UTF-8 stand as
-    escapes, `\\xff`.  A device that goes meanwhile is one that is not there.  Raises `UsbipdError`, code "iokit", if
-    the registry cannot be read.
+    The device has depth 0.  A `registry_id` is of one entry for as long as it is there, and of none before or after
+    until the next start: a device that is enumerated anew gets another one.  Of each entry those properties are there
+    that `keys` names, if it has them and they are numbers or strings.  Texts are what the kernel, a driver or the
+    device says; bytes that are not UTF-8 stand as escapes, `\\xff`.  A device that goes meanwhile is one that is not
+    there.  Raises `UsbipdError`, code "iokit", if the registry cannot be read.
     """
     for _ in range(ATTEMPTS):
         found = []
@@ -110,6 +112,7 @@ cdef object _collect(_Object entry, int depth, dict keys, list found):
     cdef _Object iterator = _Object()
     cdef kern_return_t code
     cdef char text[128]  # io_name_t
+    cdef uint64_t registry_id
     with nogil:
         code = IOObjectGetClass(entry.port, text)
     _check(code, "IOObjectGetClass")
@@ -117,9 +120,13 @@ cdef object _collect(_Object entry, int depth, dict keys, list found):
     with nogil:
         code = IORegistryEntryGetName(entry.port, text)
     _check(code, "IORegistryEntryGetName")
+    with nogil:
+        code = IORegistryEntryGetRegistryEntryID(entry.port, &registry_id)
+    _check(code, "IORegistryEntryGetRegistryEntryID")
     values = {key: _property(entry, name) for key, name in keys.items()}
     properties = {key: value for key, value in values.items() if value is not None}
-    found.append(Entry(depth, class_name, text.decode("utf-8", "backslashreplace"), properties))
+    name = text.decode("utf-8", "backslashreplace")
+    found.append(Entry(depth, class_name, name, registry_id, properties))
     with nogil:
         code = IORegistryEntryGetChildIterator(entry.port, "IOService", &iterator.port)
     _check(code, "IORegistryEntryGetChildIterator")
@@ -181,3 +188,6 @@ cdef object _property(_Object entry, _Value key):
         CFStringGetBytes(<CFStringRef>found.value, whole, kCFStringEncodingUTF8, b"?", False, text, sizeof(text), &used)
         return text[:used].decode("utf-8", "backslashreplace")
     return None
+
+
+include "iokit_power.pxi"

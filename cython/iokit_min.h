@@ -3,7 +3,8 @@
  * Apple's, for macOS by any compiler and for the tests of other systems (tests/fake_iokit).  With an SDK its headers
  * count, and what is asserted below is asserted of them.
  *
- * IOKit: IOKit/IOKitLib.h and IOKit/IOTypes.h.  CoreFoundation: CFBase.h, CFNumber.h and CFString.h.
+ * IOKit: IOKit/IOKitLib.h, IOKit/IOTypes.h, IOKit/IOMessage.h and IOKit/pwr_mgt/IOPMLib.h.  CoreFoundation: CFBase.h,
+ * CFNumber.h and CFString.h.  libdispatch: dispatch/queue.h.
  */
 #ifndef USBIPD_IOKIT_MIN_H
 #define USBIPD_IOKIT_MIN_H
@@ -21,11 +22,18 @@
 #ifdef USBIPD_HAS_IOKIT
 #include <CoreFoundation/CoreFoundation.h>
 #include <IOKit/IOKitLib.h>
+#include <IOKit/IOMessage.h>
+#include <IOKit/pwr_mgt/IOPMLib.h>
+#include <dispatch/dispatch.h>
 #else
 
 typedef unsigned int io_object_t; /* a Mach port of this process */
 typedef char io_name_t[128];
 typedef int kern_return_t;
+typedef struct IONotificationPort *IONotificationPortRef;
+typedef struct dispatch_queue_s *dispatch_queue_t;
+typedef void (*dispatch_function_t)(void *context);
+typedef void (*IOServiceInterestCallback)(void *context, io_object_t service, uint32_t message, void *argument);
 
 typedef unsigned char Boolean;
 typedef signed long CFIndex;
@@ -44,10 +52,16 @@ typedef struct {
 enum { kCFNumberSInt64Type = 4 };
 enum { kCFStringEncodingUTF8 = 0x08000100 };
 
+/* iokit_common_msg(): sys_iokit, sub_iokit_common */
+#define kIOMessageCanSystemSleep 0xe0000270U
+#define kIOMessageSystemWillSleep 0xe0000280U
+#define kIOMessageSystemHasPoweredOn 0xe0000300U
+
 CFMutableDictionaryRef IOServiceMatching(const char *class_name);
 /* Takes over the caller's reference to `matching`, whatever comes out. */
 kern_return_t IOServiceGetMatchingServices(io_object_t main_port, CFDictionaryRef matching, io_object_t *iterator);
 kern_return_t IORegistryEntryGetChildIterator(io_object_t entry, const char *plane, io_object_t *iterator);
+kern_return_t IORegistryEntryGetRegistryEntryID(io_object_t entry, uint64_t *id);
 kern_return_t IORegistryEntryGetName(io_object_t entry, io_name_t name);
 CFTypeRef IORegistryEntryCreateCFProperty(io_object_t entry, CFStringRef key, CFAllocatorRef allocator,
                                           uint32_t options);
@@ -55,6 +69,19 @@ io_object_t IOIteratorNext(io_object_t iterator);
 unsigned int IOIteratorIsValid(io_object_t iterator);
 kern_return_t IOObjectGetClass(io_object_t object, io_name_t class_name);
 kern_return_t IOObjectRelease(io_object_t object);
+kern_return_t IOServiceClose(io_object_t connection);
+
+/* The connection to the root of power management; 0 if there is none. */
+io_object_t IORegisterForSystemPower(void *context, IONotificationPortRef *port, IOServiceInterestCallback callback,
+                                     io_object_t *notifier);
+kern_return_t IODeregisterForSystemPower(io_object_t *notifier);
+kern_return_t IOAllowPowerChange(io_object_t connection, intptr_t id);
+void IONotificationPortSetDispatchQueue(IONotificationPortRef port, dispatch_queue_t queue);
+void IONotificationPortDestroy(IONotificationPortRef port);
+
+dispatch_queue_t dispatch_queue_create(const char *label, void *attributes);
+void dispatch_sync_f(dispatch_queue_t queue, void *context, dispatch_function_t work);
+void dispatch_release(void *object);
 
 void CFRelease(CFTypeRef value);
 CFTypeID CFGetTypeID(CFTypeRef value);
@@ -68,13 +95,17 @@ CFIndex CFStringGetBytes(CFStringRef string, CFRange range, uint32_t encoding, u
 
 #endif
 
-/* What iokit.pxd tells Cython, and what the calling convention rests on: LP64, arm64 and x86_64 alike. */
+/* What iokit_min.pxd tells Cython, and what the calling convention rests on: LP64, arm64 and x86_64 alike. */
 static_assert(sizeof(io_object_t) == 4, "io_object_t");
 static_assert(sizeof(io_name_t) == 128, "io_name_t");
 static_assert(sizeof(kern_return_t) == 4, "kern_return_t");
 static_assert(sizeof(Boolean) == 1, "Boolean");
 static_assert(sizeof(CFIndex) == 8 && sizeof(CFTypeID) == 8 && sizeof(CFTypeRef) == 8, "CFIndex, CFTypeID, CFTypeRef");
 static_assert(sizeof(CFRange) == 16 && offsetof(CFRange, length) == 8, "CFRange");
+static_assert(sizeof(IONotificationPortRef) == 8 && sizeof(dispatch_queue_t) == 8, "ports and queues");
+static_assert(kIOMessageCanSystemSleep == 0xe0000270U && kIOMessageSystemWillSleep == 0xe0000280U &&
+                  kIOMessageSystemHasPoweredOn == 0xe0000300U,
+              "messages");
 static_assert(kCFNumberSInt64Type == 4 && kCFStringEncodingUTF8 == 0x08000100, "constants");
 
 #endif

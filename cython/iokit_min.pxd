@@ -1,5 +1,5 @@
 # The part of IOKit and CoreFoundation that asks the IORegistry about a device: iokit_min.h.
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, intptr_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "iokit_min.h" nogil:
     ctypedef uint32_t io_object_t
@@ -10,6 +10,13 @@ cdef extern from "iokit_min.h" nogil:
     ctypedef const void *CFDictionaryRef
     ctypedef const void *CFNumberRef
     ctypedef const void *CFStringRef
+    ctypedef struct IONotificationPort
+    ctypedef IONotificationPort *IONotificationPortRef
+    ctypedef struct dispatch_queue_s
+    ctypedef dispatch_queue_s *dispatch_queue_t
+    ctypedef void (*dispatch_function_t)(void *context) noexcept nogil
+    ctypedef void (*IOServiceInterestCallback)(void *context, io_object_t service, uint32_t message,
+                                               void *argument) noexcept nogil
 
     ctypedef struct CFRange:
         CFIndex location
@@ -19,9 +26,14 @@ cdef extern from "iokit_min.h" nogil:
         kCFNumberSInt64Type
         kCFStringEncodingUTF8
 
+    uint32_t kIOMessageCanSystemSleep
+    uint32_t kIOMessageSystemWillSleep
+    uint32_t kIOMessageSystemHasPoweredOn
+
     CFDictionaryRef IOServiceMatching(const char *class_name)
     kern_return_t IOServiceGetMatchingServices(io_object_t main_port, CFDictionaryRef matching, io_object_t *iterator)
     kern_return_t IORegistryEntryGetChildIterator(io_object_t entry, const char *plane, io_object_t *iterator)
+    kern_return_t IORegistryEntryGetRegistryEntryID(io_object_t entry, uint64_t *id)
     kern_return_t IORegistryEntryGetName(io_object_t entry, char *name)
     CFTypeRef IORegistryEntryCreateCFProperty(io_object_t entry, CFStringRef key, const void *allocator,
                                               uint32_t options)
@@ -29,6 +41,18 @@ cdef extern from "iokit_min.h" nogil:
     bint IOIteratorIsValid(io_object_t iterator)
     kern_return_t IOObjectGetClass(io_object_t object, char *class_name)
     kern_return_t IOObjectRelease(io_object_t object)
+    kern_return_t IOServiceClose(io_object_t connection)
+
+    io_object_t IORegisterForSystemPower(void *context, IONotificationPortRef *port,
+                                         IOServiceInterestCallback callback, io_object_t *notifier)
+    kern_return_t IODeregisterForSystemPower(io_object_t *notifier)
+    kern_return_t IOAllowPowerChange(io_object_t connection, intptr_t id)
+    void IONotificationPortSetDispatchQueue(IONotificationPortRef port, dispatch_queue_t queue)
+    void IONotificationPortDestroy(IONotificationPortRef port)
+
+    dispatch_queue_t dispatch_queue_create(const char *label, void *attributes)
+    void dispatch_sync_f(dispatch_queue_t queue, void *context, dispatch_function_t work)
+    void dispatch_release(void *object)
 
     void CFRelease(CFTypeRef value)
     CFTypeID CFGetTypeID(CFTypeRef value)

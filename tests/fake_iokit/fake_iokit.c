@@ -7,10 +7,13 @@
  *
  * An iterator over children goes through the children that there are, as in the kernel: when one of them comes or goes
  * it ends, and is not valid any more.
+ *
+ * Of power management there is one listener, whom fake_power() calls on a thread of its own, as libdispatch does.
  */
 
 #include "iokit_min.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,7 +22,7 @@
 #define MAX_REFERENCES 4096
 #define TEXT 1024
 
-enum kind { NOTHING, ENTRY, ITERATOR, DICTIONARY, NUMBER, STRING };
+enum kind { NOTHING, ENTRY, ITERATOR, DICTIONARY, NUMBER, STRING, CONNECTION, NOTIFIER };
 
 struct property {
     char key[64];
@@ -116,6 +119,8 @@ static void take_away(int entry)
         if (entries[i].there && entries[i].parent == entry)
             take_away(i);
 }
+
+void fake_remove(int entry) { take_away(entry); }
 
 /* Takes the entry, and all below it, away before the step-th call of IOIteratorNext. */
 void fake_remove_before(int step, int entry)
@@ -276,6 +281,16 @@ kern_return_t IOObjectGetClass(io_object_t object, io_name_t class_name)
     return copy_text("IOObjectGetClass", e ? e->class_name : NULL, class_name);
 }
 
+kern_return_t IORegistryEntryGetRegistryEntryID(io_object_t entry, uint64_t *id)
+{
+    struct entry *e = entry_of(entry);
+    int code = fails("IORegistryEntryGetRegistryEntryID");
+    if (e == NULL)
+        return 0xe00002c2;
+    *id = 0x100000000 + (e - entries);
+    return code;
+}
+
 kern_return_t IORegistryEntryGetName(io_object_t entry, io_name_t name)
 {
     struct entry *e = entry_of(entry);
@@ -304,6 +319,106 @@ kern_return_t IOObjectRelease(io_object_t object)
     release(&references[object]);
     return 0;
 }
+
+/* ---- power management and libdispatch ---- */
+
+struct IONotificationPort { dispatch_queue_t queue; };
+struct dispatch_queue_s { pthread_mutex_t lock; };
+
+static struct {
+    struct IONotificationPort port;
+    struct dispatch_queue_s queue;
+    int ports, queues; /* that are there */
+    io_object_t connection;
+    IOServiceInterestCallback callback;
+    void *context;
+    intptr_t allowed; /* the last that was allowed */
+} power = {.queue.lock = PTHREAD_MUTEX_INITIALIZER};
+
+int fake_power_left(void) { return power.ports + power.queues; }
+
+struct change {
+    uint32_t message;
+    intptr_t id;
+};
+
+static void *call_listener(void *argument)
+{
+    struct change *change = argument;
+    pthread_mutex_lock(&power.queue.lock); /* a serial queue */
+    if (power.port.queue != NULL && power.callback != NULL)
+        power.callback(power.context, power.connection, change->message, (void *)change->id);
+    pthread_mutex_unlock(&power.queue.lock);
+    return NULL;
+}
+
+/* Tells the listener, on another thread; the id of the change that it has allowed meanwhile, 0: none. */
+intptr_t fake_power(uint32_t message, intptr_t id)
+{
+    struct change change = {message, id};
+    pthread_t thread;
+    power.allowed = 0;
+    if (pthread_create(&thread, NULL, call_listener, &change) != 0)
+        abort();
+    pthread_join(thread, NULL);
+    return power.allowed;
+}
+
+io_object_t IORegisterForSystemPower(void *context, IONotificationPortRef *port, IOServiceInterestCallback callback,
+                                     io_object_t *notifier)
+{
+    if (fails("IORegisterForSystemPower"))
+        return 0;
+    power.ports++;
+    power.context = context;
+    power.callback = callback;
+    *port = &power.port;
+    *notifier = number_of(hand_out(NOTIFIER));
+    return power.connection = number_of(hand_out(CONNECTION));
+}
+
+kern_return_t IODeregisterForSystemPower(io_object_t *notifier)
+{
+    release(alive(&references[*notifier], NOTIFIER));
+    power.callback = NULL;
+    return 0;
+}
+
+kern_return_t IOAllowPowerChange(io_object_t connection, intptr_t id)
+{
+    alive(&references[connection], CONNECTION);
+    power.allowed = id;
+    return 0;
+}
+
+kern_return_t IOServiceClose(io_object_t connection)
+{
+    release(alive(&references[connection], CONNECTION));
+    return 0;
+}
+
+void IONotificationPortSetDispatchQueue(IONotificationPortRef port, dispatch_queue_t queue) { port->queue = queue; }
+
+void IONotificationPortDestroy(IONotificationPortRef port)
+{
+    port->queue = NULL;
+    power.ports--;
+}
+
+dispatch_queue_t dispatch_queue_create(const char *label, void *attributes)
+{
+    power.queues++;
+    return &power.queue;
+}
+
+void dispatch_sync_f(dispatch_queue_t queue, void *context, dispatch_function_t work)
+{
+    pthread_mutex_lock(&queue->lock);
+    work(context);
+    pthread_mutex_unlock(&queue->lock);
+}
+
+void dispatch_release(void *object) { power.queues--; }
 
 /* ---- CoreFoundation ---- */
 

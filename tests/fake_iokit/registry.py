@@ -28,6 +28,7 @@ class FakeRegistry:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._fake = library
+        self._fake.fake_power.restype = ctypes.c_ssize_t
         self._fake.fake_begin()
 
     def add(self, parent: int | None, class_name: str, name: str | bytes = "", **properties: object) -> int:
@@ -62,6 +63,10 @@ class FakeRegistry:
         driver = self.add(interface, "IOUSBMassStorageDriver")
         return self.add(driver, "IOMedia", "SanDisk Media", BSD_Name=name)
 
+    def remove(self, entry: int) -> None:
+        """The entry goes, with all below it."""
+        self._fake.fake_remove(entry)
+
     def remove_before(self, step: int, entry: int) -> None:
         """The entry goes before the `step`-th object is asked of an iterator."""
         self._fake.fake_remove_before(step, entry)
@@ -74,6 +79,15 @@ class FakeRegistry:
     def keep_changing(self) -> None:
         """No iterator over children stays valid."""
         self._fake.fake_restless(1)
+
+    def power(self, message: int, number: int) -> int:
+        """Power management asks or tells, on a thread of its own; which question was answered with yes."""
+        return int(self._fake.fake_power(message, ctypes.c_ssize_t(number)))
+
+    @property
+    def power_left(self) -> int:
+        """What a listener of power management has not given back."""
+        return int(self._fake.fake_power_left())
 
     def fail(self, function: str, code: int, times: int = 1) -> None:
         """The next calls of the function fail."""

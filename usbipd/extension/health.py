@@ -31,6 +31,7 @@ CHECKS: Final[tuple[tuple[str, Check], ...]] = (
     ("rights", host_checks.check_rights),
     ("libusb", host_checks.check_libusb),
     ("hotplug", host_checks.check_hotplug),
+    ("power", host_checks.check_power),
     ("launchd", host_checks.check_launchd),
     ("macos", host_checks.check_macos),
     ("store", daemon_checks.check_store),

@@ -141,6 +141,21 @@ async def check_hotplug(subject: Subject) -> list[Finding]:
     ]
 
 
+async def check_power(subject: Subject) -> list[Finding]:
+    """Whether the system tells us that it has slept; nothing where nobody need tell."""
+    if subject.power is None:
+        return []
+    if subject.power.problem is None:
+        return [ok("after sleep, devices are looked for again")]
+    return [
+        warning(
+            subject.power.problem,
+            "If a device does not work after sleep, unbind it and bind it again.",
+            _START_AGAIN,
+        )
+    ]
+
+
 async def check_launchd(subject: Subject) -> list[Finding]:
     """Whether launchd has the job that starts the extension; nothing where there is no launchd.
 

@@ -13,10 +13,11 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from usbipd import __version__, frozen, log, paths, privileges
 from usbipd.addresses import ListenAddress, parse_listen
@@ -39,6 +40,9 @@ from usbipd.protocol.constants import USBIP_PORT
 from usbipd.usb.discovery import DeviceDiscovery, DeviceSource
 from usbipd.usb.hotplug import Hotplug
 from usbipd.usb.ownership import host_ownership
+
+if TYPE_CHECKING:
+    from usbipd.usb.power import PowerWatch
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -81,6 +85,7 @@ class _Parts:
     manager: SystemExtensionManager
     network: NetworkServer
     hotplug: Hotplug | None
+    power: "PowerWatch | None"
 
 
 class Extension:
@@ -185,18 +190,20 @@ class Extension:
             Reservations(manager.claims, manager.may_use, limits.handshake_timeout),
         )
         hotplug = Hotplug(manager.devices_changed) if self._with_real else None
+        power = host_power(manager.devices_changed) if self._with_real else None
         monitor = StatusMonitor(
             manager,
             network,
             store,
             hotplug,
+            power,
             self._errors,
             self._files.control_socket,
             run_as=self._run_as,
             access=[table.rule for table in config.access],
         )
         control.serve(Answers(manager, monitor, chronicle))
-        return _Parts(manager, network, hotplug)
+        return _Parts(manager, network, hotplug, power)
 
     async def _start(self, parts: _Parts, was_killed: bool) -> None:
         self._files.prepare_chroot()
@@ -204,6 +211,8 @@ class Extension:
         await parts.network.start(after_a_kill=was_killed)
         if parts.hotplug is not None:
             parts.hotplug.start()  # before the devices are listed: none slips through between
+        if parts.power is not None:
+            parts.power.start()
         await parts.manager.start()
         _say(announcement(parts.network.listening, await parts.manager.list_devices()))
 
@@ -212,6 +221,8 @@ class Extension:
         control.close()  # now: a command that waited for its answer has it, and the store is still there
         if parts.hotplug is not None:
             await parts.hotplug.stop()
+        if parts.power is not None:
+            await parts.power.stop()
 
     def _reopen_log(self) -> None:
         try:
@@ -228,6 +239,15 @@ class Extension:
         if self._parts is not None:
             self._parts.manager.set_log_level(level)
             self._parts.network.set_log_level(level)
+
+
+def host_power(on_wake: Callable[[], None]) -> "PowerWatch | None":
+    """What tells that this host has woken up; None where its devices' own events are enough."""
+    if sys.platform == "darwin":
+        from usbipd.usb.power import PowerWatch  # its compiled part is there on macOS only
+
+        return PowerWatch(on_wake)
+    return None
 
 
 def announcement(listening: Sequence[str], devices: Sequence[DeviceReport]) -> str:

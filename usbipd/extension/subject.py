@@ -74,11 +74,11 @@ class Records(Protocol):
 
 
 class PlugEvents(Protocol):
-    """What health needs of hotplug."""
+    """What health needs of whoever hears from the system."""
 
     @property
     def problem(self) -> str | None:
-        """Why the system does not tell us what is plugged in."""
+        """Why the system does not tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +103,8 @@ class Subject:
     store: Records
     hotplug: PlugEvents | None
     """None where there are simulated devices only."""
+    power: PlugEvents | None
+    """What tells of sleep and wake; None where the devices' own events are enough."""
     control_socket: Path
     run_as: RunAs | None
     """Whom server and workers become; None: they stay what we are."""

@@ -156,6 +156,7 @@ def subject(**changes: Any) -> Subject:
         "network": FakeNetwork(),
         "store": FakeStore(),
         "hotplug": FakeHotplug(),
+        "power": None,
         "control_socket": Path("/nowhere/control.sock"),
         "run_as": None,
         "access": (),

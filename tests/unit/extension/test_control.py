@@ -71,6 +71,7 @@ class Daemon:
             self.network,
             self.store,
             None,
+            None,
             ErrorCounter(),
             path,
             run_as=None,

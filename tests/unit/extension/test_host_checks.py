@@ -29,6 +29,7 @@ from usbipd.extension.host_checks import (
     check_launchd,
     check_libusb,
     check_macos,
+    check_power,
     check_rights,
 )
 from usbipd.ipc.messages import RunAs
@@ -165,6 +166,13 @@ def test_hotplug() -> None:
 
 def test_hotplug_of_simulated_devices_only() -> None:
     assert findings(check_hotplug, subject(hotplug=None)) == []
+
+
+def test_power() -> None:
+    assert findings(check_power, subject()) == []
+    assert finding(check_power, subject(power=FakeHotplug())).state is CheckState.OK
+    found = finding(check_power, subject(power=FakeHotplug("macOS does not tell when it sleeps")))
+    assert (found.state, found.message) == (CheckState.WARNING, "macOS does not tell when it sleeps")
 
 
 JOB = "org.usbipd.extension.plist"

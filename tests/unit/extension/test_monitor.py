@@ -46,6 +46,7 @@ def monitor(**changes: Any) -> StatusMonitor:
         "network": FakeNetwork(listening=["127.0.0.1:3240"]),
         "store": FakeStore(),
         "hotplug": None,
+        "power": None,
         "errors": ErrorCounter(),
         "control_socket": Path("/nowhere/control.sock"),
         "run_as": None,

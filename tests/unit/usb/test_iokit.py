@@ -92,6 +92,16 @@ def test_a_long_property_is_cut_off(registry: FakeRegistry, iokit: ModuleType, t
     assert entry.properties == {"text": expected}
 
 
+def test_a_device_that_comes_again_has_another_registry_id(registry: FakeRegistry, iokit: ModuleType) -> None:
+    first = registry.add_device(LOCATION)
+    [before] = iokit.entries_below(LOCATION, ())
+    registry.remove(first)
+    registry.add_device(LOCATION)
+    [after] = iokit.entries_below(LOCATION, ())
+    assert before.registry_id >= 1 << 32
+    assert before.registry_id != after.registry_id
+
+
 # ---- the device goes while it is looked at -------------------------------------------------------
 
 
@@ -140,6 +150,7 @@ CALLS = [
     "IOServiceGetMatchingServices",
     "IOObjectGetClass",
     "IORegistryEntryGetName",
+    "IORegistryEntryGetRegistryEntryID",
     "IORegistryEntryGetChildIterator",
 ]
 
