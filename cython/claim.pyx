@@ -90,6 +90,11 @@ cdef class Claim:
         if self._context != NULL:
             libusb_exit(self._context)
 
+    @property
+    def captured(self) -> bool:
+        """Whether the whole device was captured from its drivers, as macOS does it."""
+        return self.captures and len(self.detached) != 0
+
     def take(self) -> None:
         """Sends the drivers of all interfaces away, then claims all interfaces."""
         numbers = [i.bInterfaceNumber for i in self.interfaces() if i.bAlternateSetting == 0]

@@ -1,7 +1,6 @@
 """What a worker holds: one device, real or simulated, ready for the pump.  Runs in workers."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 from usbipd._claim import Claim
 from usbipd._pump import LibusbTransfers, SimulatedTransfers, Transfers
@@ -15,7 +14,8 @@ from usbipd.usb.descriptors import Endpoint, Interface, parse_configuration, par
 class Held(ABC):
     """A device in this process's hands; `endpoints` are those of every setting of every configuration."""
 
-    claim_method: ClassVar[str]
+    claim_method: str
+    """For people and reports: how the device was taken."""
 
     def __init__(self, parameters: ClaimParameters, transfers: Transfers, endpoints: list[Endpoint]) -> None:
         self._parameters = parameters
@@ -53,12 +53,11 @@ class Held(ABC):
 class HeldDevice(Held):
     """A real device, claimed through libusb."""
 
-    claim_method = "libusb"
-
     def __init__(self, parameters: ClaimParameters) -> None:
         self._claim = Claim(parameters.busnum, parameters.devnum)
         super().__init__(parameters, LibusbTransfers(self._claim), self._claim.endpoints())
         self._claim.take()  # last: it undoes itself when it fails, but not when something after it does
+        self.claim_method = "libusb, captured" if self._claim.captured else "libusb"
 
     def device(self) -> UsbDevice:
         claim = self._claim

@@ -155,8 +155,10 @@ def claim() -> Claim:
 
 def test_one_detach_before_all_and_one_attach_after_all(claim: Claim) -> None:
     claim.take()
+    assert claim.captured
     assert fake.fake_drivers() == 0
     assert claim.give_back() == []
+    assert not claim.captured
     assert fake.fake_drivers() == BOTH
     calls = ["detach 0", "claim 0", "claim 1", "release 1", "release 0", "attach 0"]
     assert journal() == calls
@@ -176,6 +178,7 @@ def test_a_device_without_drivers_is_not_captured(claim: Claim) -> None:
     journal()
     second = Claim(1, 2, as_on_macos=True)
     second.take()
+    assert not second.captured
     assert second.give_back() == []
     assert journal() == ["claim 0", "claim 1", "release 1", "release 0"]
     claim.give_back()
