@@ -39,6 +39,11 @@ class ControlConnection:
     ) -> None:
         self.close()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether somebody has answered, and may still."""
+        return self._channel is not None
+
     def close(self) -> None:
         """Leave the extension.  Idempotent."""
         if self._channel is not None:

@@ -1,4 +1,5 @@
-"""`usbipd doctor`, and what `usbipd-ext --health` shows: what is wrong, and how to mend it.
+"""`usbipd doctor`, and what `usbipd-ext --health` shows: what is wrong, and how to mend it.  With `--report`
+it writes down all that it finds, for a maintainer.
 
 Runs in the caller's process.  An extension that answers examines itself; without one the checks are made from
 here, as far as the caller's rights go.
@@ -6,17 +7,89 @@ here, as far as the caller's rights go.
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
 
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.documents import HealthDocument, render
 from usbipd.cli.outcome import emit, say
 from usbipd.cli.table import terminal_width, wrap
-from usbipd.cli.verb import Verb, add_json_argument, never
+from usbipd.cli.verb import Verb, never
+from usbipd.errors import UsageError
 from usbipd.ipc.reports import CheckReport, CheckState
+from usbipd.usb.identity import parse_busid
+
+REPORT_TO_STDOUT: Final = Path("-")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print JSON for programs (see docs/json.md)")
+    output.add_argument(
+        "--report",
+        metavar="FILE",
+        nargs="?",
+        type=Path,
+        const=Path(),
+        help="write all that is known of this host and its devices into FILE, for a maintainer "
+        "(default: usbipd-report-DATE-TIME.json; -: standard output)",
+    )
+    parser.add_argument(
+        "--try-claim",
+        metavar="BUSID",
+        type=parse_busid,
+        action="append",
+        default=[],
+        help="with --report: take this device from its drivers and give it back, and report what happened; "
+        "may come several times",
+    )
+    parser.add_argument(
+        "--with-serials",
+        action="store_true",
+        help="with --report: write serial numbers of devices, which are left out otherwise",
+    )
+
+
+def check(arguments: argparse.Namespace) -> None:
+    for option, is_given in (
+        ("--try-claim", arguments.try_claim),
+        ("--with-serials", arguments.with_serials),
+    ):
+        if is_given and arguments.report is None:
+            raise UsageError(f"{option} goes with --report", code="usage")
 
 
 def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
-    return show_health(extension, as_json=arguments.json)
+    if arguments.report is None:
+        return show_health(extension, as_json=arguments.json)
+    return write_report(
+        extension, arguments.report, try_claims=arguments.try_claim, with_serials=arguments.with_serials
+    )
+
+
+def write_report(
+    extension: ControlConnection, path: Path, *, try_claims: Sequence[str], with_serials: bool
+) -> int:
+    """Write a report to `path`, the empty one being a new file of the usual name; the exit code, always 0."""
+    from usbipd.cli import report  # here: it takes long, and no other command needs it
+
+    document = report.Reporter(extension).report(try_claims)
+    if not with_serials:
+        document = report.hide_serials(document)
+    if path == REPORT_TO_STDOUT:
+        emit(render(document))
+    else:
+        path = report.usual_name() if path == Path() else path
+        report.write(document, path)
+    say("It contains:")
+    for line in document.contains:
+        say(f"  {line}")
+    say(f"  serial numbers of devices: {'yes' if with_serials else 'left out'}")
+    unanswered = [each.question for each in document.assumptions if not each.evidence]
+    say(f"It answers {len(document.assumptions) - len(unanswered)} of {len(document.assumptions)} questions.")
+    if path != REPORT_TO_STDOUT:
+        say(f"Written to {path}: read it before you send it.")
+    return 0
 
 
 def show_health(extension: ControlConnection, *, as_json: bool) -> int:
@@ -58,7 +131,8 @@ def _summary(checks: Sequence[CheckReport]) -> str:
 
 
 VERB = Verb(
-    add_arguments=add_json_argument,
+    add_arguments=add_arguments,
     requires_extension=never,
     run=run,
+    check=check,
 )

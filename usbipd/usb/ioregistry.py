@@ -185,6 +185,11 @@ class IORegistryOwnership:
                 yield interface, entry
 
 
+def registry_of(busid: str) -> list[Entry]:
+    """The device and all that is below it, for a report.  Raises `UsbipdError`."""
+    return _entries(busid)
+
+
 def _entries(busid: str) -> list[Entry]:
     location = location_of(busid)
     if location is None:

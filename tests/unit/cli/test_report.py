@@ -1,0 +1,288 @@
+"""The report: what it asks, tries and hides."""
+
+import json
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.reports import make_binding, make_counters, make_device, make_entry, make_status
+from usbipd.cli import host_facts, main, report
+from usbipd.cli.assumptions import ASSUMPTIONS
+from usbipd.cli.connection import ControlConnection
+from usbipd.cli.report import HIDDEN, Reporter, hide_serials, write
+from usbipd.cli.report_document import ReportDocument
+from usbipd.errors import ClaimError, UsbipdError
+from usbipd.ipc.channel import Request
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command
+from usbipd.ipc.reports import (
+    BindResult,
+    CheckReport,
+    CheckState,
+    DeviceReport,
+    DeviceState,
+    HealthResult,
+    HistoryEvent,
+    HistoryResult,
+    ListResult,
+    UnbindResult,
+)
+from usbipd.usb.ownership import Holder
+
+BUSID = "3-1"
+
+
+class FakeOwnership:
+    """A host that has the disk mounted and a driver at it."""
+
+    def holders_of(self, busid: str) -> list[Holder]:
+        return [Holder("driver", "AppleUSBMassStorage", None, 0)]
+
+    def drivers_of(self, busid: str) -> list[str]:
+        return []
+
+    def in_use(self, busid: str) -> list[str]:
+        return ["/Volumes/4C530001"]
+
+    def unmount(self, busid: str) -> None:
+        raise AssertionError("a report unmounts nothing")
+
+    def give_back(self, busid: str) -> None:
+        raise AssertionError("the extension does that")
+
+
+class FakeExtension:
+    """One device, which can be bound, and gets its drivers back when it was looked at `looks` times."""
+
+    def __init__(self, *, looks: int = 2, refusal: UsbipdError | None = None, **changes: object) -> None:
+        self.device = make_device(BUSID, state=DeviceState.NOT_SHARED, **changes)
+        self.looks = looks
+        self.refusal = refusal
+        self.asked: list[Command] = []
+        self.bound = self.unbound = False
+
+    def answer(self, request: Request) -> Message | UsbipdError:
+        self.asked.append(request.command)
+        match request.command:
+            case Command.HEALTH:
+                return HealthResult(checks=[CheckReport(name="power", state=CheckState.OK, message="told")])
+            case Command.LIST:
+                return ListResult(devices=[self.seen()], bindings=[])
+            case Command.BIND:
+                if self.refusal is None:
+                    self.bound = True
+                return self.refusal or BindResult(binding=make_binding(), devices=[])
+            case Command.UNBIND:
+                self.bound, self.unbound = False, True
+                return UnbindResult(bindings=[], busids=[BUSID])
+            case Command.STATUS:
+                return make_status([self.seen()], bindings=[make_binding(serial="4C530001")])
+            case Command.HISTORY:
+                failed = make_entry(1, HistoryEvent.FAILED, reason="4C530001 refused: LIBUSB_ERROR_ACCESS")
+                detached = make_entry(
+                    2, HistoryEvent.DETACHED, reason="ended", seconds=4.0, bytes_in=9, bytes_out=8
+                )
+                return HistoryResult(entries=[detached, failed])
+        raise AssertionError(request.command)
+
+    def seen(self) -> DeviceReport:
+        if self.bound:
+            return make_device(
+                BUSID,
+                state=DeviceState.SHARED,
+                drivers=[],
+                claim_method="libusb, captured",
+                counters=make_counters(),
+            )
+        if self.unbound:
+            self.looks -= 1
+            if self.looks > 0:
+                return make_device(BUSID, state=DeviceState.NOT_SHARED, drivers=[])
+        return self.device
+
+
+Start = Callable[..., object]
+
+
+@pytest.fixture(autouse=True)
+def no_usb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "interface_classes", lambda _busid: [8])
+    monkeypatch.setattr(report, "registry_below", lambda _busid: None)
+
+
+def collect(fake: FakeExtension, path: Path, start: Start, *try_claims: str) -> ReportDocument:
+    """A report of a moment that lasts 0.5 s each time that it waits."""
+    now = [0.0]
+
+    def wait(seconds: float) -> None:
+        now[0] += 0.5
+
+    with start(fake.answer), ControlConnection(path) as connection:  # type: ignore[attr-defined]
+        reporter = Reporter(connection, ownership=FakeOwnership(), wait=wait, clock=lambda: now[0])
+        return reporter.report(try_claims)
+
+
+def evidence(document: ReportDocument, name: str) -> list[str]:
+    return next(each.evidence for each in document.assumptions if each.name == name)
+
+
+DISK = "3-1 0781:5581 Ultra [mass storage; high]"
+
+
+def test_the_check_list_names_every_question() -> None:
+    manual = (Path(__file__).parents[3] / "docs/macos-acceptance.md").read_text()
+    named = re.findall(r"^\| `(\w+)` \|", manual, re.MULTILINE)
+    assert named == [name for name, _question, _answer in ASSUMPTIONS]
+
+
+def test_without_trials_nothing_is_touched(extension: Start, socket_path: Path) -> None:
+    fake = FakeExtension()
+    document = collect(fake, socket_path, extension)
+    assert {Command.BIND, Command.UNBIND}.isdisjoint(fake.asked)
+    [facts] = document.devices
+    assert (facts.holders, facts.in_use) == (["the driver AppleUSBMassStorage"], ["/Volumes/4C530001"])
+    assert [each.name for each in document.assumptions] == [name for name, _question, _answer in ASSUMPTIONS]
+    assert (document.trials, evidence(document, "capture"), evidence(document, "back")) == ([], [], [])
+    assert evidence(document, "sleep") == ["power: ok: told"]
+    assert evidence(document, "refused") == ["3-1 (Ultra), before: 4C530001 refused: LIBUSB_ERROR_ACCESS"]
+    assert evidence(document, "sessions") == ["3-1 (Ultra): 9 bytes in, 8 out, 4 s, ended"]
+
+
+def test_a_device_that_is_taken_and_comes_back(extension: Start, socket_path: Path) -> None:
+    fake = FakeExtension(looks=4)
+    document = collect(fake, socket_path, extension, BUSID)
+    [trial] = document.trials
+    assert trial.during is not None
+    assert trial.during.device.claim_method == "libusb, captured"
+    assert (trial.bind_error, trial.unbind_error, trial.seconds_until_back) == (None, None, 1.5)
+    assert evidence(document, "capture") == [
+        f"{DISK}: taken (libusb, captured); drivers while it is held: none"
+    ]
+    assert evidence(document, "back") == [f"{DISK}: back after 1.5 s with its drivers: usb-storage"]
+    assert evidence(document, "storage") == [f"{DISK}: in use before: /Volumes/4C530001; taken"]
+    assert evidence(document, "unlink") == [f"{DISK}: 1 UNLINKs, 3 URBs ended with an error, of 7000"]
+    assert fake.asked.index(Command.BIND) < fake.asked.index(Command.UNBIND)
+
+
+def test_a_device_that_does_not_come_back(extension: Start, socket_path: Path) -> None:
+    document = collect(FakeExtension(looks=1000), socket_path, extension, BUSID)
+    assert document.trials[0].seconds_until_back is None
+    assert evidence(document, "back") == [f"{DISK}: drivers before: usb-storage; now: none"]
+
+
+def test_a_device_that_is_refused(extension: Start, socket_path: Path) -> None:
+    refusal = ClaimError("3-1 may not be captured: (LIBUSB_ERROR_ACCESS, -3)", code="LIBUSB_ERROR_ACCESS")
+    fake = FakeExtension(refusal=refusal)
+    document = collect(fake, socket_path, extension, BUSID)
+    [trial] = document.trials
+    assert trial.bind_error is not None
+    assert (trial.bind_error.code, trial.during) == ("LIBUSB_ERROR_ACCESS", None)
+    assert evidence(document, "refused")[0] == f"{DISK}: LIBUSB_ERROR_ACCESS: {refusal.message}"
+    assert Command.UNBIND not in fake.asked
+
+
+@pytest.mark.parametrize(
+    ("busid", "state", "code"),
+    [("9-9", DeviceState.NOT_SHARED, "no-device"), (BUSID, DeviceState.SHARED, "shared")],
+)
+def test_what_cannot_be_tried(
+    extension: Start, socket_path: Path, busid: str, state: DeviceState, code: str
+) -> None:
+    fake = FakeExtension()
+    fake.device = make_device(BUSID, state=state)
+    with pytest.raises(UsbipdError) as caught:
+        collect(fake, socket_path, extension, busid)
+    assert caught.value.code == code
+    assert Command.BIND not in fake.asked
+
+
+def test_no_extension_is_a_finding_too(socket_path: Path) -> None:
+    with ControlConnection(socket_path) as connection:
+        document = Reporter(connection, ownership=FakeOwnership()).report([])
+    assert (document.status, document.devices, document.history) == (None, [], [])
+    assert document.checks[0].state is CheckState.FAILED
+
+
+def test_serial_numbers_are_nowhere(extension: Start, socket_path: Path) -> None:
+    document = hide_serials(collect(FakeExtension(), socket_path, extension, BUSID))
+    text = json.dumps(document, default=str) + repr(document)
+    assert "4C530001" not in text
+    assert document.devices[0].device.serial == HIDDEN
+    assert document.devices[0].in_use == [f"/Volumes/{HIDDEN}"]
+
+
+def test_a_short_serial_number_hides_no_words(extension: Start, socket_path: Path) -> None:
+    document = hide_serials(collect(FakeExtension(serial="1"), socket_path, extension))
+    assert document.devices[0].device.serial == HIDDEN
+    assert document.devices[0].device.busid == BUSID
+
+
+# ---- the command -------------------------------------------------------------------------------
+
+
+def test_the_file(
+    extension: Start, socket_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "report.json"
+    with extension(FakeExtension().answer):  # type: ignore[attr-defined]
+        assert main.main(["doctor", "--report", str(path), "--socket", str(socket_path)]) == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "serial numbers of devices: left out" in said.err
+    assert f"Written to {path}: read it before you send it." in said.err
+    assert stat.S_ISREG(path.stat().st_mode)
+    assert "4C530001" not in path.read_text()
+    document = json.loads(path.read_text())
+    assert document["format"] == 1
+    assert document["host"]["libusb"]
+    assert document["contains"] == report.CONTAINS
+
+
+def test_with_serial_numbers_on_standard_output(
+    extension: Start, socket_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["doctor", "--report", "-", "--with-serials", "--socket", str(socket_path)]
+    with extension(FakeExtension().answer):  # type: ignore[attr-defined]
+        assert main.main(arguments) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["devices"][0]["device"]["serial"] == "4C530001"
+    assert "serial numbers of devices: yes" in said.err
+
+
+def test_a_file_that_is_there_stays(extension: Start, socket_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("mine")
+    document = collect(FakeExtension(), socket_path, extension)
+    with pytest.raises(UsbipdError, match="is there already"):
+        write(document, path)
+    with pytest.raises(UsbipdError, match="No such file"):
+        write(document, tmp_path / "nowhere" / "report.json")
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("option", [["--try-claim", "1-1"], ["--with-serials"]])
+def test_options_of_the_report_alone(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["doctor", *option]) == 2
+    assert f"{option[0]} goes with --report" in capsys.readouterr().err
+
+
+# ---- the host ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("exit_code", "found"), [(0, 0), (113, 113), (None, None)])
+def test_the_launchd_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exit_code: int | None, found: int | None
+) -> None:
+    job, launchctl = tmp_path / "org.usbipd.extension.plist", tmp_path / "launchctl"
+    monkeypatch.setattr(host_facts.paths, "launch_daemon", lambda: job)
+    if exit_code is not None:
+        launchctl.write_text(
+            f'#!/bin/sh\ntest "$*" = "print system/org.usbipd.extension" && exit {exit_code}\n'
+        )
+        launchctl.chmod(0o755)
+    answer = host_facts.launchd_job(launchctl)
+    assert answer is not None
+    assert (answer.is_installed, answer.exit_code) == (False, found)

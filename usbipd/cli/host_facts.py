@@ -1,0 +1,77 @@
+"""The machine that a report is from.  Runs in the caller's process."""
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import usb1
+
+from usbipd import __version__, paths
+from usbipd.cli.checks import LAUNCHCTL, TIMEOUT
+from usbipd.cli.report_document import HostFacts, LaunchdJob
+
+SYSCTL: Final = Path("/usr/sbin/sysctl")
+LINUX_MODEL: Final = Path("/sys/class/dmi/id/product_name")  # Documentation/ABI/testing/sysfs-class-dmi
+
+
+def host_facts() -> HostFacts:
+    """This machine."""
+    mac = platform.mac_ver()[0]
+    model, build = _model_of_mac() if mac else (_first_line(LINUX_MODEL), platform.version())
+    try:
+        version = usb1.getVersion()
+        libusb = f"{version.major}.{version.minor}.{version.micro}"
+    except OSError:
+        libusb = None
+    return HostFacts(
+        system="macOS" if mac else platform.system(),
+        system_version=mac or platform.release(),
+        system_build=build,
+        machine=platform.machine(),
+        model=model,
+        usbipd=__version__,
+        python=platform.python_version(),
+        libusb=libusb,
+        is_root=os.geteuid() == 0,
+    )
+
+
+def _model_of_mac() -> tuple[str | None, str | None]:
+    """hw.model and the build of macOS, as sysctl(8) names them."""
+    lines = (_output(SYSCTL, "-n", "hw.model", "kern.osversion") or "").splitlines()
+    return (lines[0], lines[1]) if len(lines) == 2 else (None, None)
+
+
+def _first_line(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace").strip() or None
+    except OSError:
+        return None
+
+
+def launchd_job(launchctl: Path = LAUNCHCTL) -> LaunchdJob | None:
+    """What launchd says of the extension's job: the exit code, as its text is for people (launchctl(1))."""
+    job = paths.launch_daemon()
+    if job is None:
+        return None
+    code: int | None
+    try:
+        done = subprocess.run(  # noqa: S603 - a fixed program, and a name of ours
+            [launchctl, "print", f"system/{job.stem}"], check=False, capture_output=True, timeout=TIMEOUT
+        )
+        code = done.returncode
+    except (OSError, subprocess.TimeoutExpired):
+        code = None
+    return LaunchdJob(file=str(job), is_installed=job.exists(), exit_code=code)
+
+
+def _output(*command: str | Path) -> str | None:
+    try:
+        done = subprocess.run(  # noqa: S603 - fixed words
+            command, check=True, capture_output=True, timeout=TIMEOUT
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode(errors="replace")

@@ -1,0 +1,90 @@
+"""What `usbipd doctor --report` writes.  Runs in the caller's process; docs/json.md describes each field."""
+
+import msgspec
+
+from usbipd.cli.documents import Document
+from usbipd.ipc.messages import ErrorReport
+from usbipd.ipc.reports import CheckReport, DeviceReport, HistoryEntry, StatusResult
+
+
+class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine and the software that the report is from."""
+
+    system: str
+    system_version: str
+    system_build: str | None
+    machine: str
+    model: str | None
+    usbipd: str
+    python: str
+    libusb: str | None
+    is_root: bool
+
+
+class LaunchdJob(msgspec.Struct, frozen=True, kw_only=True):
+    """The launchd job of the extension."""
+
+    file: str
+    is_installed: bool
+    exit_code: int | None
+
+
+class RegistryEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of the IORegistry, the device or something below it."""
+
+    depth: int
+    class_name: str
+    name: str
+    registry_id: int
+    interface: int | None
+    owner: str | None
+    creator: str | None
+    bsd_name: str | None
+
+
+class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One device at one moment."""
+
+    time: float
+    device: DeviceReport
+    interface_classes: list[int]
+    holders: list[str]
+    in_use: list[str]
+    registry: list[RegistryEntry] | None
+    problem: str | None
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """A device that was bound, looked at, and unbound."""
+
+    busid: str
+    before: DeviceFacts
+    bind_error: ErrorReport | None
+    bind_seconds: float
+    during: DeviceFacts | None
+    unbind_error: ErrorReport | None
+    after: DeviceFacts | None
+    seconds_until_back: float | None
+
+
+class Assumption(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that is taken for granted and not proven, and what this report says of it."""
+
+    name: str
+    question: str
+    evidence: list[str]
+
+
+class ReportDocument(Document, frozen=True, kw_only=True):
+    """`usbipd doctor --report`."""
+
+    contains: list[str]
+    time: float
+    host: HostFacts
+    launchd: LaunchdJob | None
+    assumptions: list[Assumption]
+    trials: list[Trial]
+    devices: list[DeviceFacts]
+    checks: list[CheckReport]
+    status: StatusResult | None
+    history: list[HistoryEntry]
