@@ -10,6 +10,7 @@ Nothing here retries or waits: the extension decides what happens after an error
 import sys
 
 from cpython.pycapsule cimport PyCapsule_New
+from libc.string cimport strncpy
 from libusb cimport *
 
 from usbipd.errors import ClaimError
@@ -18,10 +19,26 @@ from usbipd.usb.descriptors import Endpoint, Interface
 MINIMUM_LIBUSB = (1, 0, 26)  # the first with whole-device capture on macOS and the fixes that it needs
 
 
+cdef enum:
+    LONGEST_WORDS = 240
+
+# What libusb complained of last, in its own words: they have what the host's stack said, which no code of libusb's
+# tells.  One device a process; libusb calls from within its functions, on macOS from a thread of its own too, which
+# must not wait for the GIL.
+cdef char last_words[LONGEST_WORDS]
+
+
+cdef void keep_words(libusb_context *context, int level, const char *text) noexcept nogil:
+    strncpy(last_words, text, LONGEST_WORDS - 1)
+
+
 cdef object error(int code, str what):
     """What to try is for the extension to say (usbipd/usb/refusal.py): it knows who else has the device."""
     name = libusb_error_name(code).decode()
-    return ClaimError(f"{what}: {libusb_strerror(code).decode()} ({name}, {code})", code=name)
+    words = " ".join((<bytes>last_words).decode("utf-8", "backslashreplace").split())
+    last_words[0] = 0
+    reason = f"{what}: {libusb_strerror(code).decode()} ({name}, {code})"
+    return ClaimError(f"{reason}: {words}" if words else reason, code=name)
 
 
 def libusb_runtime_version() -> tuple[int, int, int]:
@@ -65,6 +82,8 @@ cdef class Claim:
         code = libusb_init(&self._context)
         if code < 0:
             raise error(code, "libusb does not start")
+        last_words[0] = 0
+        libusb_set_log_cb(self._context, <libusb_log_cb>keep_words, LIBUSB_LOG_CB_CONTEXT)
         self.context = PyCapsule_New(self._context, "libusb_context", NULL)
         self._open(busnum, devnum)
         self.handle = PyCapsule_New(self._handle, "libusb_device_handle", NULL)
@@ -98,6 +117,8 @@ cdef class Claim:
     def take(self) -> None:
         """Sends the drivers of all interfaces away, then claims all interfaces."""
         numbers = [i.bInterfaceNumber for i in self.interfaces() if i.bAlternateSetting == 0]
+        last_words[0] = 0
+        libusb_set_option(self._context, LIBUSB_OPTION_LOG_LEVEL, <int>LIBUSB_LOG_LEVEL_WARNING)
         try:
             if self.detaches:
                 for number in numbers:
@@ -108,6 +129,8 @@ cdef class Claim:
         except ClaimError:
             self.give_back()
             raise
+        finally:
+            libusb_set_option(self._context, LIBUSB_OPTION_LOG_LEVEL, <int>LIBUSB_LOG_LEVEL_NONE)
 
     cdef object _detach(self, int number):
         cdef int code

@@ -102,10 +102,19 @@ cdef extern from "libusb.h" nogil:
 
         LIBUSB_CAP_SUPPORTS_DETACH_KERNEL_DRIVER
 
+        LIBUSB_OPTION_LOG_LEVEL
+        LIBUSB_LOG_LEVEL_NONE
+        LIBUSB_LOG_LEVEL_WARNING
+        LIBUSB_LOG_CB_CONTEXT
+
+    ctypedef void (*libusb_log_cb)(libusb_context *context, int level, const char *text) noexcept nogil
+
     int libusb_init(libusb_context **context)
     void libusb_exit(libusb_context *context)
     const libusb_version *libusb_get_version()
     int libusb_has_capability(int capability)
+    int libusb_set_option(libusb_context *context, int option, ...)
+    void libusb_set_log_cb(libusb_context *context, libusb_log_cb callback, int mode)
     const char *libusb_error_name(int code)
     const char *libusb_strerror(int code)
 

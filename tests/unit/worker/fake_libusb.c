@@ -15,6 +15,7 @@
  */
 
 #include <libusb.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,6 +51,8 @@ static int captures; /* detaches without an attach, of fake_macos */
 static char failing[32];
 static int failure;
 static char journal[4096];
+static libusb_log_cb words;
+static int log_level;
 static libusb_pollfd_removed_cb removed;
 static void *removed_data;
 
@@ -190,6 +193,11 @@ static int call(const char *function, const char *arguments)
     if (strcmp(function, failing) != 0)
         return 0;
     failing[0] = 0;
+    if (words != NULL && log_level >= LIBUSB_LOG_LEVEL_ERROR) {
+        char text[64];
+        snprintf(text, sizeof text, "libusb: error [%s] the stack said\n no", function);
+        words(&the_context, LIBUSB_LOG_LEVEL_ERROR, text);
+    }
     return failure;
 }
 
@@ -225,6 +233,18 @@ const struct libusb_version *libusb_get_version(void)
 }
 
 int libusb_has_capability(uint32_t capability) { return 1; }
+int libusb_set_option(libusb_context *context, enum libusb_option option, ...)
+{
+    va_list arguments;
+    va_start(arguments, option);
+    if (option == LIBUSB_OPTION_LOG_LEVEL)
+        log_level = va_arg(arguments, int);
+    va_end(arguments);
+    return 0;
+}
+
+void libusb_set_log_cb(libusb_context *context, libusb_log_cb callback, int mode) { words = callback; }
+
 const char *libusb_error_name(int code)
 {
     switch (code) {

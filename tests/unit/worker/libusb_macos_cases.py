@@ -189,9 +189,18 @@ def test_a_capture_that_is_not_authorized(claim: Claim) -> None:
     with pytest.raises(ClaimError, match="interface 0 cannot be taken from its driver") as caught:
         claim.take()
     assert caught.value.code == "LIBUSB_ERROR_ACCESS"
-    assert "(LIBUSB_ERROR_ACCESS, -3)" in caught.value.message
+    assert caught.value.message.endswith("(LIBUSB_ERROR_ACCESS, -3): libusb: error [detach] the stack said no")
     assert journal() == ["detach 0"]
     assert fake.fake_drivers() == BOTH
+
+
+def test_old_words_are_not_the_reason_of_a_new_error(claim: Claim) -> None:
+    fake.fake_fail(b"detach", ERROR_ACCESS)
+    with pytest.raises(ClaimError, match="the stack said no"):
+        claim.take()
+    with pytest.raises(ClaimError) as caught:
+        Claim(1, 99, as_on_macos=True)
+    assert caught.value.message.endswith("(LIBUSB_ERROR_NO_DEVICE, -4)")
 
 
 @pytest.mark.parametrize("call", [b"detach", b"claim"])
