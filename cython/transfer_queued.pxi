@@ -134,6 +134,9 @@ cdef void queued_landed(QueuedBackend *it, Lane *lane, Urb *urb) noexcept nogil:
     if in_parts(urb):
         if urb.owes_zero_packet and urb.length != 0:
             lane.owing = False
+        if urb.lent != NULL and (urb.moved or urb.status != 0):  # only a part: all parts have to lie in one place
+            memcpy(urb.data, urb.lent, min(urb.actual_length, urb.length))
+            urb.lent = NULL
         urb.data -= urb.moved
         urb.moved += min(urb.actual_length, urb.length)
         urb.length = urb.whole

@@ -189,7 +189,8 @@ def test_a_capture_that_is_not_authorized(claim: Claim) -> None:
     with pytest.raises(ClaimError, match="interface 0 cannot be taken from its driver") as caught:
         claim.take()
     assert caught.value.code == "LIBUSB_ERROR_ACCESS"
-    assert caught.value.message.endswith("(LIBUSB_ERROR_ACCESS, -3): libusb: error [detach] the stack said no")
+    words = "(LIBUSB_ERROR_ACCESS, -3): libusb: error [detach] the stack said no"
+    assert caught.value.message.endswith(words)
     assert journal() == ["detach 0"]
     assert fake.fake_drivers() == BOTH
 
