@@ -10,6 +10,7 @@ from tests.e2e.guest.system import run, wait_for
 from tests.e2e.guest.usb import UsbDevice
 
 SERVER: Final = "127.0.0.1"
+TCP_PORT: Final = 3240
 STATUS: Final = Path("/sys/devices/platform/vhci_hcd.0/status")
 RECORDS: Final = Path("/run/vhci_hcd")  # tools/usb/usbip/libsrc/vhci_driver.h, VHCI_STATE_PATH
 FREE, USED = "004", "006"  # drivers/usb/usbip/usbip_common.h, VDEV_ST_NULL and VDEV_ST_USED
@@ -21,14 +22,19 @@ def listed(server: str = SERVER) -> str:
 
 
 def attach(
-    busid: str, hardware_id: str | None = None, *, server: str = SERVER, via: Sequence[str] = ()
+    busid: str,
+    hardware_id: str | None = None,
+    *,
+    server: str = SERVER,
+    tcp_port: int = TCP_PORT,
+    via: Sequence[str] = (),
 ) -> UsbDevice:
     """Attach the server's device; the device as this kernel has it then, once its interfaces are there.
 
     `via` is the beginning of a command that makes the connection from elsewhere.  Raises `StepError`, also if
     it is another device than `hardware_id`.
     """
-    run(*via, "usbip", "attach", "-r", server, "-b", busid)
+    run(*via, "usbip", "--tcp-port", str(tcp_port), "attach", "-r", server, "-b", busid)
     port = _port_of_server_device(busid)
     device = wait_for(f"{busid} of the server on port {port} of vhci-hcd", lambda: _device_on(port))
     found = device.hardware_id

@@ -61,10 +61,6 @@ KEYBOARD: Final = Function(
 """A boot keyboard with lights, whose other end is `Gadget.keyboard`."""
 
 
-SOURCE_SINK: Final = Function("SourceSink", {"pattern": "1"})
-"""Gives byte i of each packet as i % 63, without end, and takes the same."""
-
-
 class Gadget:
     """A device that can be plugged into one port, pulled out, and made another device meanwhile."""
 

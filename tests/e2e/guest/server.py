@@ -128,8 +128,8 @@ class KernelServer(Server):
 
     ready = re.compile("listening on ")
 
-    def __init__(self) -> None:
-        super().__init__(["/usr/sbin/usbipd", "-4"])
+    def __init__(self, tcp_port: int = PORT) -> None:
+        super().__init__(["/usr/sbin/usbipd", "-4", "--tcp-port", str(tcp_port)])
 
     def bind(self, busid: str) -> None:
         run("usbip", "bind", "-b", busid)
