@@ -12,7 +12,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.bench import binary, curves, devices, footprint, instructions, loopback, over_usbfs, report
+from tests.bench import (
+    binary,
+    curves,
+    devices,
+    footprint,
+    in_vm,
+    instructions,
+    loopback,
+    over_usbfs,
+    report,
+)
 from tests.bench.programs import build
 from tests.bench.result import Result
 
@@ -21,6 +31,7 @@ Part = Callable[[Path, int, float], Sequence[Result]]
 PARTS: Final[dict[str, Part]] = {
     "loopback": loopback.compare,
     "devices": devices.compare,
+    "vm": lambda work, turns, _seconds: in_vm.compare(work, turns),
     "usbfs": over_usbfs.compare,
     "instructions": lambda work, _turns, _seconds: instructions.compare(work),
     "footprint": lambda work, turns, _seconds: footprint.compare(work, turns),
