@@ -140,11 +140,12 @@ def test_no_busid_without_a_daemon(shell: Shell, tmp_path: Path) -> None:
 
 def test_no_busid_of_a_daemon_that_is_stuck(shell: Shell, start_daemon: StartDaemon) -> None:
     daemon: Daemon = start_daemon("keyboard")
-    daemon.process.send_signal(signal.SIGSTOP)
+    extension = daemon.status()["pid"]  # not the launcher of an executable
+    os.kill(extension, signal.SIGSTOP)
     try:
         assert shell.complete(f"usbipd bind --socket {daemon.socket} --busid ") == []
     finally:
-        daemon.process.send_signal(signal.SIGCONT)
+        os.kill(extension, signal.SIGCONT)
 
 
 ODD = [
