@@ -49,3 +49,12 @@ EXECUTABLE: Final[dict[str, Any]] = {
     if sys.platform == "darwin"
     else None,
 }
+
+
+def scripts(analysis: Any) -> list[tuple[str, str, str]]:
+    """What is run at the start, without PyInstaller's own hooks.
+
+    They are for programs that look for their sources or for plugins, need modules that are excluded here, and
+    would import inspect and pkgutil at each start.
+    """
+    return [entry for entry in analysis.scripts if not entry[0].startswith("pyi_rth_")]
