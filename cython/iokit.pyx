@@ -11,6 +11,7 @@ dropped: so each is released exactly once, also on the way of an exception.
 from collections import namedtuple
 from collections.abc import Sequence
 
+cimport cython
 from cpython.ref cimport PyObject
 from iokit_min cimport *
 

@@ -16,6 +16,7 @@ cdef struct Power:
     PyObject *on_change
 
 
+@cython.no_gc_clear  # it may be called until it is closed
 cdef class PowerListener:
     """Calls `on_change(SLEEPS)` and `on_change(WAKES)`, on a thread of the system's, from here until `close`.
 

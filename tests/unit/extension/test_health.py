@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.extension.specimen import PATIENCE, FakeManager, FakeStore, binding, claim, mac, subject
+from tests.unit.extension.specimen import (
+    PATIENCE,
+    FakeHotplug,
+    FakeManager,
+    FakeStore,
+    binding,
+    claim,
+    mac,
+    subject,
+)
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension.claim import Failure
 from usbipd.extension.health import CHECKS, LONGEST_TEXT, MOST_FINDINGS, Check, examine
@@ -176,7 +185,9 @@ def test_the_names_are_words() -> None:
 
 def test_every_check_has_something_to_say_of_a_mac(tmp_path: Path) -> None:
     specimen = subject(
-        host=mac(launch_daemon=tmp_path / "job.plist"), control_socket=tmp_path / "control.sock"
+        host=mac(launch_daemon=tmp_path / "job.plist"),
+        power=FakeHotplug(),
+        control_socket=tmp_path / "control.sock",
     )
     done = asyncio.run(examine(specimen))
     assert list(dict.fromkeys(each.name for each in done.checks)) == [name for name, _check in CHECKS]
