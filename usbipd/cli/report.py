@@ -53,8 +53,10 @@ COMES_BACK: Final = 10.0
 """Seconds in which a device that was given back should have its drivers again."""
 LOOK: Final = 0.2
 """Seconds between two looks at that."""
-SHORTEST_SERIAL: Final = 4
+SHORTEST_SERIAL: Final = 6
 """Characters: a shorter serial number would be found in every number and word."""
+NOBODY_ELSE: Final = "127.0.0.1"
+"""Who may attach a device that is tried: no client of the network comes between."""
 HIDDEN: Final = "<serial number>"
 
 CONTAINS: Final = [
@@ -93,16 +95,14 @@ class Reporter:
         trials: list[Trial] = []
         status: StatusResult | None = None
         history: list[HistoryEntry] = []
-        try:
-            if not self._extension.is_open:
-                self._extension.open()
+        if try_claims and not self._extension.is_open:
+            self._extension.open()
+        if self._extension.is_open:  # else a check says why not
             trials = self._try_all(try_claims)
-            status = self._extension.request(Command.STATUS, Nothing(), StatusResult)
-            page = HistoryParameters(limit=HISTORY_PAGE)
-            history = self._extension.request(Command.HISTORY, page, HistoryResult).entries
-        except ExtensionUnreachableError:  # a check says so
-            if try_claims:
-                raise
+            with contextlib.suppress(UsbipdError):  # likewise
+                status = self._extension.request(Command.STATUS, Nothing(), StatusResult)
+                page = HistoryParameters(limit=HISTORY_PAGE)
+                history = self._extension.request(Command.HISTORY, page, HistoryResult).entries
         devices = [] if status is None else [self._look(device) for device in status.devices]
         return self._compose(checks, trials, devices, status, history)
 
@@ -154,12 +154,14 @@ class Reporter:
             raise UsbipdError(f"{busid} has gone meanwhile", code="no-device")
         before, during, unbind_error = self._look(found), None, None
         begin = self._clock()
-        bind_error = self._ask(Command.BIND, BindParameters(busid=busid), BindResult)
+        bind_error = self._ask(Command.BIND, BindParameters(busid=busid, allow=[NOBODY_ELSE]), BindResult)
         seconds = self._clock() - begin
         if bind_error is None:
-            held = self._find(busid)
-            during = None if held is None else self._look(held)
-            unbind_error = self._ask(Command.UNBIND, UnbindParameters(busid=busid), UnbindResult)
+            try:
+                held = self._find(busid)
+                during = None if held is None else self._look(held)
+            finally:
+                unbind_error = self._ask(Command.UNBIND, UnbindParameters(busid=busid), UnbindResult)
         back = self._seconds_until_back(before.device)
         now = self._find(busid)
         return Trial(

@@ -19,6 +19,7 @@ from usbipd.ipc.channel import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
 from usbipd.ipc.reports import (
+    BindParameters,
     BindResult,
     CheckReport,
     CheckState,
@@ -72,6 +73,8 @@ class FakeExtension:
             case Command.LIST:
                 return ListResult(devices=[self.seen()], bindings=[])
             case Command.BIND:
+                assert isinstance(request.parameters, BindParameters)
+                assert request.parameters.allow == ["127.0.0.1"]
                 if self.refusal is None:
                     self.bound = True
                 return self.refusal or BindResult(binding=make_binding(), devices=[])
@@ -197,6 +200,22 @@ def test_what_cannot_be_tried(
         collect(fake, socket_path, extension, busid)
     assert caught.value.code == code
     assert Command.BIND not in fake.asked
+
+
+def test_a_device_that_is_tried_is_given_back_whatever_happens(
+    extension: Start, socket_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeExtension()
+
+    def interrupt(_busid: str) -> list[int]:
+        if fake.bound:
+            raise KeyboardInterrupt
+        return []
+
+    monkeypatch.setattr(report, "interface_classes", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        collect(fake, socket_path, extension, BUSID)
+    assert fake.unbound
 
 
 def test_no_extension_is_a_finding_too(socket_path: Path) -> None:
