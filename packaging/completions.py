@@ -22,9 +22,19 @@ from usbipd.simulated.catalog import NAMES
 
 SOURCES: Final = Path(__file__).with_suffix("")
 
-BUSIDS: Final = {"usbipd bind": "present", "usbipd unbind": "bound", "usbipd detach": "attached"}
+BUSIDS: Final = {
+    "usbipd bind": "present",
+    "usbipd unbind": "bound",
+    "usbipd detach": "attached",
+    "usbipd doctor": "present",
+}
 """Which busids each verb takes; busids.awk knows the words."""
-PATHS: Final = {"--socket": shtab.FILE, "--config": shtab.FILE, "--state": shtab.DIRECTORY}
+PATHS: Final = {
+    "--socket": shtab.FILE,
+    "--config": shtab.FILE,
+    "--report": shtab.FILE,
+    "--state": shtab.DIRECTORY,
+}
 CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "--log-level": get_args(get_type_hints(ServerConfig)["log_level"]),
     "--log-to": DESTINATIONS,
@@ -83,7 +93,7 @@ def script(shell: str, parser: argparse.ArgumentParser) -> str:
     """What shtab makes of the parser of a command."""
     for prog, action in actions_of(parser):
         for option in action.option_strings:
-            if option == "--busid":
+            if option in ("--busid", "--try-claim"):
                 wanted = BUSIDS[prog]
                 action.complete = {
                     "bash": f"_usbipd_{wanted}_busids",
