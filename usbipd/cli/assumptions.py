@@ -126,7 +126,8 @@ def _launchd(evidence: Evidence) -> Iterator[str]:
 
 def _versions(evidence: Evidence) -> Iterator[str]:
     host = evidence.host
-    yield f"{host.system} {host.system_version}, {host.machine}, {host.model}, libusb {host.libusb}"
+    model = host.model or "model unknown"
+    yield f"{host.system} {host.system_version}, {host.machine}, {model}, libusb {host.libusb}"
 
 
 def _checks(*names: str) -> Callable[[Evidence], Iterator[str]]:
