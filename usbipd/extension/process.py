@@ -23,6 +23,7 @@ from usbipd import __version__, frozen, log, paths, privileges
 from usbipd.addresses import ListenAddress, parse_listen
 from usbipd.config import ServerConfig
 from usbipd.errors import UsbipdError
+from usbipd.extension import service_manager
 from usbipd.extension.bindings import Bindings
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.control import Answers, IPCHandler
@@ -140,6 +141,7 @@ class Extension:
                     await stopped
                 _LOG.info("ending")
             finally:
+                service_manager.tell(service_manager.STOPPING)
                 started.cancel()
                 await asyncio.wait({started})
                 chronicle.happened(HistoryEvent.STOPPED)
@@ -215,6 +217,8 @@ class Extension:
             parts.power.start()
         await parts.manager.start()
         _say(announcement(parts.network.listening, await parts.manager.list_devices()))
+        listening = f"listens on {', '.join(parts.network.listening)}"
+        service_manager.tell(service_manager.READY, STATUS=listening)
 
     async def _stop(self, parts: _Parts, control: IPCHandler) -> None:
         await asyncio.gather(parts.network.stop(), parts.manager.stop())
