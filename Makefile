@@ -16,12 +16,16 @@ PACKING := $(addprefix packaging/,usbipd.spec onefile.py entry.py bill_of_materi
 SIMULATE ?= mass-storage,keyboard,serial,loopback
 LISTEN ?= 127.0.0.1:3240
 
+# Where `make install` puts things.
+PREFIX ?= /usr/local
+DESTDIR ?=
+
 # How long `make fuzz` looks, and how many examples of each property it tries.
 FUZZ_SECONDS ?= 60
 export FUZZ_EXAMPLES ?= 300
 
-.PHONY: help deps venv build man completions binary run demo pkg test-deps test test-binary e2e-deps e2e soak bench lint \
-    darwin-check sanitized asan fuzz clean
+.PHONY: help deps venv build man completions binary run demo pkg install uninstall test-deps test test-binary e2e-deps e2e \
+    soak bench lint darwin-check sanitized asan fuzz clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -73,7 +77,17 @@ pkg: binary man completions  ## the installer package for macOS, dist/usbipd.pkg
 	$(BIN)/python packaging/macos/make_pkg.py build/stage/macos \
 	    "$$($(BIN)/python -c 'import usbipd; print(usbipd.__version__)')" dist/usbipd.pkg
 
-test-deps:  ## install what some tests are skipped without (mandoc, zsh, fish, 7zz, cpio), if it is missing
+# Nothing is built here: that is for an ordinary user.  -B: root shall not write into his tree.
+INSTALLATION = [ -x $(BIN)/python ] || { echo "first run: make binary man completions" >&2; exit 1; }; \
+    PYTHONPATH=packaging $(BIN)/python -B packaging/linux/installation.py
+
+install:  ## put what `make binary man completions` made into a Linux system: PREFIX=/usr/local, DESTDIR=
+	@$(INSTALLATION) install --prefix '$(PREFIX)' --destdir '$(DESTDIR)'
+
+uninstall:  ## remove what `make install` put there
+	@$(INSTALLATION) uninstall --prefix '$(PREFIX)' --destdir '$(DESTDIR)'
+
+test-deps:  ## install what some tests are skipped without (mandoc, zsh, fish, 7zz, cpio, systemd), if it is missing
 	@packaging/install-deps $(PYTHON) tests
 
 test: build  ## unit and integration tests

@@ -1,0 +1,306 @@
+"""What `make install` and `make uninstall` do to a Linux system: a scratch one of each test's own."""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import installation
+import licenses
+import pytest
+
+Make = Callable[..., int]
+
+PREFIX = "/usr/local"
+PROGRAM = "usr/local/bin/usbipd"
+CONFIG = "etc/usbipd/usbipd.toml"
+MANIFEST = "usr/local/share/usbipd/manifest"
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Path:
+    """Files in the place of what make builds."""
+    directory = tmp_path / "built"
+    directory.mkdir()
+    for name in (
+        *("usbipd", "usbipd.cdx.json", "usbipd.1", "usbipd-ext.8", "usbipd.toml.5"),
+        *("usbipd.bash", "_usbipd", "usbipd.fish"),
+    ):
+        (directory / name).write_text(f"this is {name}\n")
+    return directory
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The root of the system."""
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def make(built: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """`make("install")`, `make("uninstall")`; the exit code."""
+    # those that every development environment has; the rest comes with `make binary`
+    monkeypatch.setattr(licenses, "DISTRIBUTIONS", ("libusb1", "msgspec", "psutil"))
+
+    def run(action: str, *options: str) -> int:
+        places = ("--dist", str(built), "--man", str(built), "--completions", str(built))
+        return installation.main([action, "--destdir", str(root), *places, *options])
+
+    return run
+
+
+def tree(root: Path) -> dict[str, str]:
+    """Every path below it: what links lead to, what files hold, "/" for directories."""
+    found = {}
+    for path in root.rglob("*"):
+        link = f"-> {path.readlink()}" if path.is_symlink() else None
+        found[str(path.relative_to(root))] = link or ("/" if path.is_dir() else path.read_text())
+    return found
+
+
+def test_where_everything_lies(make: Make, root: Path) -> None:
+    assert make("install") == 0
+    files = {place for place, content in tree(root).items() if content != "/"}
+    assert {place for place in files if "licenses" not in place} == {
+        "etc/usbipd/usbipd.toml",
+        "usr/local/bin/usbipd",
+        "usr/local/lib/systemd/system/usbipd.service",
+        "usr/local/lib/sysusers.d/usbipd.conf",
+        "usr/local/sbin/usbipd-ext",
+        "usr/local/share/bash-completion/completions/usbipd",
+        "usr/local/share/bash-completion/completions/usbipd-ext",
+        "usr/local/share/doc/usbipd/README.md",
+        "usr/local/share/doc/usbipd/usbipd.cdx.json",
+        "usr/local/share/fish/vendor_completions.d/usbipd-ext.fish",
+        "usr/local/share/fish/vendor_completions.d/usbipd.fish",
+        "usr/local/share/man/man1/usbipd.1",
+        "usr/local/share/man/man5/usbipd.toml.5",
+        "usr/local/share/man/man8/usbipd-ext.8",
+        "usr/local/share/usbipd/manifest",
+        "usr/local/share/usbipd/usbipd.toml",
+        "usr/local/share/zsh/site-functions/_usbipd",
+    }
+    components = {path.name for path in (root / "usr/local/share/doc/usbipd/licenses").iterdir()}
+    assert components == {"usbipd", "libusb", "libusb1", "msgspec", "psutil", "python"}
+
+
+def test_both_commands_are_one_executable(make: Make, root: Path) -> None:
+    make("install")
+    command = root / "usr/local/sbin/usbipd-ext"
+    assert str(command.readlink()) == "../bin/usbipd", "it works wherever the tree lies"
+    assert command.read_text() == "this is usbipd\n"
+
+
+def test_modes_and_owners_do_not_depend_on_the_umask(make: Make, root: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        make("install")
+    finally:
+        os.umask(before)
+    for path in root.rglob("*"):
+        status = path.lstat()
+        assert (status.st_uid, status.st_gid) == (os.geteuid(), os.getegid()), path
+        if not path.is_symlink():
+            expected = 0o755 if path.is_dir() or path == root / PROGRAM else 0o644
+            assert stat.S_IMODE(status.st_mode) == expected, path
+
+
+def test_uninstall_leaves_what_was_there_before(make: Make, root: Path) -> None:
+    (root / "usr/local/share/man/man1").mkdir(parents=True)
+    (root / "usr/local/share/man/man1/other.1").write_text("another page\n")
+    (root / "opt").mkdir()
+    before = tree(root)
+    assert make("install") == 0
+    assert make("uninstall") == 0
+    assert tree(root) == before
+
+
+def test_uninstall_leaves_what_came_later(make: Make, root: Path) -> None:
+    make("install")
+    (root / "usr/local/share/usbipd/notes").write_text("mine\n")
+    assert make("uninstall") == 0
+    assert {place for place, content in tree(root).items() if content != "/"} == {
+        "usr/local/share/usbipd/notes"
+    }
+
+
+def test_a_second_install_changes_nothing(make: Make, root: Path) -> None:
+    make("install")
+    before = tree(root)
+    assert make("install") == 0
+    assert tree(root) == before
+
+
+def test_an_upgrade_replaces_and_removes(make: Make, root: Path, built: Path) -> None:
+    make("install")
+    old = root / "usr/local/share/doc/old/page"
+    old.parent.mkdir()
+    old.write_text("what an older version had\n")
+    with (root / MANIFEST).open("a") as manifest:
+        manifest.write("/usr/local/share/doc/old/\n/usr/local/share/doc/old/page\n")
+    (built / "usbipd").write_text("a newer one\n")
+    with (root / PROGRAM).open() as running:
+        assert make("install") == 0
+        assert running.read() == "this is usbipd\n", "the file of a process that runs stays whole"
+    assert (root / PROGRAM).read_text() == "a newer one\n"
+    assert not old.parent.exists()
+    assert make("uninstall") == 0
+    assert not list(root.iterdir())
+
+
+def test_an_edited_configuration_is_kept(make: Make, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make("install")
+    (root / CONFIG).write_text('listen = ["0.0.0.0"]\n')
+    assert make("install") == 0
+    assert f"{root / CONFIG} stays as it is" in capsys.readouterr().out
+    assert make("uninstall") == 0
+    assert capsys.readouterr().out.endswith(f"{root / CONFIG} stays.\n")
+    assert tree(root) == {"etc": "/", "etc/usbipd": "/", CONFIG: 'listen = ["0.0.0.0"]\n'}
+    assert make("install") == 0
+    assert (root / CONFIG).read_text() == 'listen = ["0.0.0.0"]\n'
+
+
+def test_a_configuration_that_nobody_edited_becomes_the_new_default(make: Make, root: Path) -> None:
+    make("install")
+    old = "# the default of an older version\n"
+    (root / CONFIG).write_text(old)
+    (root / "usr/local/share/usbipd/usbipd.toml").write_text(old)
+    assert make("install") == 0
+    assert (root / CONFIG).read_text() == (installation.PACKAGING / "usbipd.toml").read_text()
+    assert make("uninstall") == 0
+    assert not list(root.iterdir())
+
+
+def test_a_file_of_somebody_else_is_not_replaced(
+    make: Make, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some distributions have a usbipd.service for the kernel's own server."""
+    unit = root / "usr/local/lib/systemd/system/usbipd.service"
+    unit.parent.mkdir(parents=True)
+    unit.write_text("[Unit]\n")
+    before = tree(root)
+    assert make("install") == 1
+    assert f"{unit} is there, and no `make install` has put it there" in capsys.readouterr().err
+    assert tree(root) == before
+
+
+def test_what_was_not_built_is_named(
+    make: Make, root: Path, built: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (built / "usbipd").unlink()
+    assert make("install") == 1
+    assert capsys.readouterr().err == (
+        f"install: there is no {built / 'usbipd'}: "
+        "run `make binary man completions` first, as an ordinary user\n"
+    )
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("last", ["usbipd.cdx.json", "usbipd.service", "_usbipd"])
+def test_an_install_that_was_cut_off_can_be_removed(
+    make: Make, root: Path, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    put = installation.System.put
+
+    def fail(system: installation.System, place: str, item: installation.File | installation.Link) -> None:
+        if place.endswith(last):
+            raise OSError(28, "No space left on device", place)
+        put(system, place, item)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(installation.System, "put", fail)
+        assert make("install") == 1
+    assert make("uninstall") == 0
+    assert not list(root.iterdir())
+
+
+@pytest.mark.parametrize("prefix", ["usr", "/usr/", "/opt/our programs", "/opt/../usr", "/opt/50%", ""])
+def test_a_prefix_that_cannot_be(
+    make: Make, root: Path, capsys: pytest.CaptureFixture[str], prefix: str
+) -> None:
+    assert make("install", "--prefix", prefix) == 1
+    assert f"PREFIX={prefix}: an absolute path" in capsys.readouterr().err
+    assert not root.exists()
+
+
+def test_another_prefix(make: Make, root: Path) -> None:
+    assert make("install", "--prefix", "/opt/usbipd") == 0
+    assert {path.name for path in root.iterdir()} == {"etc", "opt"}, "only the configuration is elsewhere"
+    unit = (root / "opt/usbipd/lib/systemd/system/usbipd.service").read_text()
+    assert "\nExecStart=/opt/usbipd/sbin/usbipd-ext --run\n" in unit
+    assert make("uninstall", "--prefix", "/opt/usbipd") == 0
+    assert not list(root.iterdir())
+
+
+def test_uninstall_where_nothing_is_installed(
+    make: Make, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert make("uninstall") == 1
+    assert "no usbipd is installed below /usr/local" in capsys.readouterr().err
+
+
+def test_directories_that_every_system_has_stay(make: Make, root: Path) -> None:
+    """As where the tree of a release lies over a system whose /usr/local is empty."""
+    make("install")
+    installation.uninstall(installation.System(root, PREFIX), installation.STANDARD)
+    assert set(tree(root)) == {
+        *("etc", "usr", "usr/local", "usr/local/bin", "usr/local/sbin", "usr/local/lib"),
+        *("usr/local/share", "usr/local/share/man"),
+    }
+
+
+def test_a_mac_is_not_installed_into(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert installation.main(["install"]) == 1
+    assert capsys.readouterr().err == "install: a Mac is installed from a package: make pkg\n"
+
+
+@pytest.mark.parametrize("line", ["etc/passwd", "/usr/local/../../etc/passwd", ""])
+def test_a_damaged_manifest_removes_nothing(
+    make: Make, root: Path, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    make("install")
+    lines = (root / MANIFEST).read_text().splitlines()
+    (root / MANIFEST).write_text("\n".join([lines[0], line, *lines[1:]]))
+    before = tree(root)
+    for action in ("install", "uninstall"):
+        assert make(action) == 1
+        assert f"manifest, line 2: {line!r} is no absolute path" in capsys.readouterr().err
+    assert tree(root) == before
+
+
+def test_bindings_stay(make: Make, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make("install")
+    (root / "var/lib/usbipd").mkdir(parents=True)
+    assert make("uninstall") == 0
+    assert f"{root}/var/lib/usbipd stays: bindings and history are in it.\n" in capsys.readouterr().out
+    assert (root / "var/lib/usbipd").is_dir()
+
+
+@pytest.mark.parametrize("place", [installation.RUNNING, installation.ENABLED])
+def test_a_service_that_runs_is_stopped_first(root: Path, place: str) -> None:
+    system = installation.System(root, PREFIX)
+    installation.check_stopped(system)
+    system.at(place).parent.mkdir(parents=True)
+    system.at(place).symlink_to("/somewhere")
+    with pytest.raises(installation.InstallError, match="first run: systemctl disable --now usbipd"):
+        installation.check_stopped(system)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "is_upgrade", "last"),
+    [
+        ("/usr/local", False, "systemctl enable --now usbipd"),
+        ("/opt/usbipd", False, "systemctl enable --now /opt/usbipd/lib/systemd/system/usbipd.service"),
+        ("/usr/local", True, "systemctl try-restart usbipd"),
+    ],
+)
+def test_what_the_administrator_is_told(prefix: str, is_upgrade: bool, last: str) -> None:
+    _head, *commands = installation.how_to_start(installation.System(Path("/"), prefix), is_upgrade)
+    assert [command.strip() for command in commands] == [
+        f"systemd-sysusers {prefix}/lib/sysusers.d/usbipd.conf",
+        "systemctl daemon-reload",
+        last,
+    ]
