@@ -64,6 +64,17 @@ def order_of_unmounting(mounts: list[Mount]) -> list[Mount]:
     return ordered
 
 
+def is_namespace_of_host(proc: Path) -> bool:
+    """Whether process 1 sees the mounts that we see, and what we do to them (mount_namespaces(7)).
+
+    True also where that cannot be told: only root may ask.
+    """
+    try:
+        return (proc / "self/ns/mnt").readlink() == (proc / "1/ns/mnt").readlink()
+    except OSError:
+        return True
+
+
 def umount(point: bytes) -> str | None:
     """Unmount the file system that was mounted on `point` last.  What umount complained, None if it worked.
 

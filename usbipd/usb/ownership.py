@@ -16,7 +16,14 @@ from typing import Final, Literal, Protocol
 from usbipd.errors import ClaimError
 from usbipd.usb.block_devices import BlockDevice, block_devices, describe_built, numbers_of_partners
 from usbipd.usb.foreign_text import readable
-from usbipd.usb.mounts import Mount, order_of_unmounting, read_mounts, read_swaps, umount
+from usbipd.usb.mounts import (
+    Mount,
+    is_namespace_of_host,
+    order_of_unmounting,
+    read_mounts,
+    read_swaps,
+    umount,
+)
 from usbipd.usb.open_files import Program, programs_using
 
 _LOG: Final = logging.getLogger(__name__)
@@ -146,6 +153,14 @@ class SysfsOwnership:
         try:
             use = self._use(busid)
             _refuse_what_stays(busid, use)
+            if use.mounts and not is_namespace_of_host(self._proc):
+                raise ClaimError(
+                    f"{busid} is in use: {', '.join(map(str, use.mounts))}, and this daemon has a mount "
+                    "namespace of its own: what it unmounts stays mounted on the host",
+                    code="mounted",
+                    advice="unmount it on the host; if systemd runs the daemon, remove ProtectSystem=, "
+                    "PrivateTmp= and the like from its unit",
+                )
             for mount in order_of_unmounting(use.mounts):
                 self._unmount(busid, mount, use.strangers)
             self._flush(busid, use.blocks)

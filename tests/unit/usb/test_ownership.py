@@ -256,6 +256,28 @@ def test_a_device_that_is_not_in_use_stays_as_it_is(
     assert sysfs.unmounted == []
 
 
+@pytest.mark.parametrize("ours", ["mnt:[4026531841]", "mnt:[4026532000]"])
+def test_nothing_is_unmounted_where_the_host_would_not_see_it(
+    sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path, ours: str
+) -> None:
+    """A device that is not mounted may be had all the same."""
+    for process, namespace in (("1", "mnt:[4026531841]"), ("self", ours)):
+        (sysfs.proc / process / "ns").mkdir(parents=True)
+        (sysfs.proc / process / "ns/mnt").symlink_to(namespace)
+    ownership.unmount("1-2")
+    sysfs.mount("8:1", "/media/stick", "/dev/sda1")
+    if ours == "mnt:[4026531841]":
+        ownership.unmount("1-2")
+        assert sysfs.unmounted == ["/media/stick"]
+        return
+    error = refused(ownership)
+    assert (error.code, sysfs.unmounted) == ("mounted", [])
+    assert error.message == (
+        "1-2 is in use: /media/stick, and this daemon has a mount namespace of its own: "
+        "what it unmounts stays mounted on the host"
+    )
+
+
 def test_who_has_files_open_is_named(sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path) -> None:
     sysfs.mount("8:1", "/media/stick", "/dev/sda1")
     sysfs.busy.add("/media/stick")
