@@ -31,6 +31,8 @@ class Job:
     arguments: tuple[str, ...] = ()
     hardware: tuple[str, ...] = ()
     """Options of QEMU that add to the machine, see `Machine`."""
+    systemd: bool = False
+    """Whether systemd is process 1 of the guest."""
 
     @property
     def command(self) -> list[str]:
@@ -66,7 +68,12 @@ class Machines:
         if started.set_running_or_notify_cancel():
             try:
                 with Machine(
-                    job.name, job.command, directory=ROOT, timeout=job.timeout, hardware=job.hardware
+                    job.name,
+                    job.command,
+                    directory=ROOT,
+                    timeout=job.timeout,
+                    hardware=job.hardware,
+                    systemd=job.systemd,
                 ) as machine:
                     started.set_result(machine)
                     machine.wait()

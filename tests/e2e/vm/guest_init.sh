@@ -1,5 +1,6 @@
 #!/bin/bash
-# Process 1 of the guest after initramfs.sh: makes the system ready, runs the job, says its status, switches off.
+# Process 1 of the guest after initramfs.sh: makes the system ready, and has guest_job.sh run the job, itself or by
+# systemd.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TERM=linux
 JOB=/run/e2e
 
@@ -15,7 +16,7 @@ mount -t devpts devpts /dev/pts
 # What the job prints goes through a virtio port: ISA serial ports share interrupts and stall each other.
 shopt -s nullglob # an interactive machine has no port, it talks on the serial line
 for port in /sys/class/virtio-ports/*; do
-    [ "$(<"$port/name")" = e2e.output ] && exec >"/dev/${port##*/}" 2>&1
+    [ "$(<"$port/name")" = e2e.output ] && output=/dev/${port##*/} && exec >"$output" 2>&1
 done
 
 # Each start of Python costs seconds here.  The finder of an editable install and what setuptools adds are half a
@@ -45,11 +46,9 @@ grep -q '^usbipd:' /etc/passwd || echo 'usbipd:x:64240:64240:usbipd:/nonexistent
 /lib/systemd/systemd-udevd --daemon --children-max=2
 
 dmesg -n info # from here on the console shows what the drivers say
-if [ -e $JOB/interactive ]; then
-    setsid -c bash $JOB/command </dev/ttyS0 >/dev/ttyS0 2>&1
-else
-    setsid bash $JOB/command
+if [ -e $JOB/systemd ]; then
+    # shellcheck source=tests/e2e/vm/guest_systemd.sh
+    . "${0%/*}/guest_systemd.sh"
 fi
-echo "e2e: exit status $?" # not into a file: a job may have lost the host's files, see guest/sleep.py
-echo o >/proc/sysrq-trigger
-sleep 60 # until the power is off; process 1 must not end
+# shellcheck source=tests/e2e/vm/guest_job.sh
+. "${0%/*}/guest_job.sh"

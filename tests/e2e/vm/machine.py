@@ -41,12 +41,13 @@ class Machine:
         directory: Path,
         timeout: float = 300,
         hardware: Sequence[str] = (),
+        systemd: bool = False,
         show: Callable[[str], object] | None = None,
     ) -> None:
         """`directory` is the command's working directory, `timeout` in seconds; `show` gets each line.
 
         `hardware` are options of QEMU that add to the machine; relative paths in them begin in the job
-        directory.
+        directory.  With `systemd`, that is process 1 of the guest.
         """
         self.job = BUILD / "jobs" / name
         self.lines: list[str] = []
@@ -55,12 +56,15 @@ class Machine:
         self._directory = directory
         self._timeout = timeout
         self._hardware = hardware
+        self._systemd = systemd
         self._show = show
         self._status: int | None = None
         self._news = threading.Condition()
 
     def __enter__(self) -> Self:
         write_job(self.job, self._command, self._directory)
+        if self._systemd:
+            (self.job / "systemd").touch()
         monitor, port = socket.socketpair()
         with (self.job / "qemu.log").open("wb") as errors, monitor, port:
             self._qemu = subprocess.Popen(

@@ -42,6 +42,8 @@ TOOLS: Final = (
     ("e2fsprogs", "libext2fs2", "libcom-err2", "libss2"),
     # modprobe, depmod; udevd
     ("kmod", "libkmod2", "udev"),
+    # process 1 of the scenario about the service, with the libraries that only it links
+    ("systemd", "libsystemd-shared", "libseccomp2", "libapparmor1", "libip4tc2"),
 )
 
 # What the initramfs needs to mount the host's / by 9p under an overlay; virtio itself is built in.

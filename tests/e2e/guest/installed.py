@@ -1,0 +1,258 @@
+"""What `make install` installs, with a real device, as a service of systemd.  Runs in the guest.
+
+systemd is process 1 here, so that the unit's limits are in force as on any host: what they forbid and the
+daemon needs shows.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from tests.e2e.guest import client
+from tests.e2e.guest.command import ask, call, check_doctor, wait_for_state
+from tests.e2e.guest.monitor import Monitor
+from tests.e2e.guest.scenario import Scenario, check
+from tests.e2e.guest.server import LOG, credentials
+from tests.e2e.guest.system import JOB, run, wait_for
+from tests.e2e.guest.usb import UsbDevice, wait_for_driver, wait_until_plugged
+
+HARDWARE: Final = ("-device", "qemu-xhci,id=usb,addr=0x10")
+"""What is added to the machine, see `Machine`."""
+
+ROOT: Final = Path(__file__).resolve().parents[3]
+PREFIX: Final = Path("/usr/local")
+USBIPD: Final = PREFIX / "bin/usbipd"
+EXTENSION: Final = PREFIX / "sbin/usbipd-ext"
+CGROUP: Final = Path("/sys/fs/cgroup/system.slice/usbipd.service")
+DROP_IN: Final = Path("/run/systemd/system/usbipd.service.d/log.conf")
+MOUNT_POINT: Final = Path("/run/media/stick")
+SOMEBODY: Final = 65534
+"""An ordinary user, in whose directory the stick is mounted."""
+
+CONTROLLER: Final = "0000:00:10.0"
+STICK: Final = "46f4:0001"  # QEMU, hw/usb/dev-storage-classic.c
+IMAGE: Final = JOB / "stick.img"
+SIZE: Final = 4 * 1024 * 1024
+
+CAPABILITIES: Final = {
+    "CAP_DAC_OVERRIDE": 1,
+    "CAP_KILL": 5,
+    "CAP_SETGID": 6,
+    "CAP_SETUID": 7,
+    "CAP_SYS_CHROOT": 18,
+    "CAP_SYS_PTRACE": 19,
+    "CAP_SYS_ADMIN": 21,
+}
+"""include/uapi/linux/capability.h"""
+SECCOMP_FILTER: Final = "2"  # include/uapi/linux/seccomp.h, SECCOMP_MODE_FILTER
+
+SCENARIO: Final = Scenario()
+step = SCENARIO.step()
+
+
+class World:
+    """What one step leaves for the next."""
+
+    before: set[Path]
+    stick: UsbDevice
+
+
+WORLD: Final = World()
+
+
+@step
+def make_installs_it() -> None:
+    WORLD.before = set(PREFIX.rglob("*"))
+    run("make", "-C", ROOT, "install")
+    version = run(EXTENSION, "--version")
+    check(version.startswith("usbipd-ext "), f"it says that it is {version}")
+    run("systemd-sysusers", PREFIX / "lib/sysusers.d/usbipd.conf")
+
+
+@step
+def systemd_starts_it_and_hears_that_it_is_ready() -> None:
+    run("modprobe", "xhci-pci")
+    DROP_IN.parent.mkdir(parents=True)
+    # there is no journal in this machine
+    DROP_IN.write_text(f"[Service]\nStandardOutput=append:{LOG}\nStandardError=append:{LOG}\n")
+    run("systemctl", "daemon-reload")
+    run("systemctl", "enable", "--now", "usbipd")
+    check(_property("ActiveState") == "active", "it is not active")
+    said = _property("StatusText")
+    check(said == "listens on 127.0.0.1:3240", f"its status is {said!r}")
+
+
+@step
+def stock_client_reads_a_device() -> None:
+    with IMAGE.open("wb") as blocks:
+        blocks.write(os.urandom(SIZE))
+    file = {"driver": "file", "filename": IMAGE.name}
+    _monitor().execute("blockdev-add", driver="raw", node_name="stick", file=file)
+    _monitor().execute("device_add", driver="usb-storage", id="stick", drive="stick", bus="usb.0", port="1")
+    WORLD.stick = wait_until_plugged(CONTROLLER, STICK)
+    wait_for_driver(WORLD.stick, "usb-storage")
+    wait_for("the device in the list", lambda: WORLD.stick.busid in run(USBIPD, "list"))
+    run(USBIPD, "bind", "--busid", WORLD.stick.busid)
+    _check_data()
+
+
+@step
+def processes_are_confined() -> None:
+    expected = sum(1 << number for number in CAPABILITIES.values())
+    for process in _processes():
+        role, pid = process["role"], process["pid"]
+        facts = credentials(pid)
+        check(facts["NoNewPrivs"] == "1", f"{role}: may get new privileges")
+        check(facts["Seccomp"] == SECCOMP_FILTER, f"{role}: every system call is allowed")
+        check(int(facts["CapBnd"], 16) == expected, f"{role}: is bounded by {facts['CapBnd']}")
+        held = int(facts["CapPrm"], 16)
+        check(held == (expected if role == "extension" else 0), f"{role}: has capabilities {held:x}")
+
+
+@step
+def daemon_sees_the_mounts_of_the_host() -> None:
+    [extension] = [process["pid"] for process in _processes() if process["role"] == "extension"]
+    ours, its = (Path(f"/proc/{pid}/ns/mnt").readlink() for pid in ("self", extension))
+    check(ours == its, f"the extension is in the mount namespace {its}, the host in {ours}")
+
+
+@step
+def doctor_finds_nothing_wrong() -> None:
+    check_doctor()
+
+
+@step
+def restart_keeps_the_claim() -> None:
+    worker = _worker()
+    run("systemctl", "restart", "usbipd")
+    # READY comes once everything is claimed: nothing is waited for
+    check(_worker() not in (None, worker), "after the restart no new worker has the device")
+    status = run(EXTENSION, "--status")
+    check(WORLD.stick.busid in status, "the status does not show the device")
+    _check_data()
+
+
+@step
+def systemd_restarts_a_daemon_that_is_killed() -> None:
+    worker = _worker()
+    os.kill(int(_property("MainPID")), signal.SIGKILL)
+    wait_for("a restart by systemd", lambda: _property("NRestarts") == "1")
+    wait_for("an active service", lambda: _property("ActiveState") == "active")
+    check(_worker() not in (None, worker), "after the restart no new worker has the device")
+    _check_data()
+
+
+@step
+def devices_can_be_opened_as_far_as_needed() -> None:
+    ask("unbind", "--busid", WORLD.stick.busid)
+    wait_for_driver(WORLD.stick, "usb-storage")
+    disk = wait_for("a block device of the stick", WORLD.stick.block_device)
+    for path, flags, expected in (
+        (WORLD.stick.node, os.O_RDWR, True),
+        (disk, os.O_RDONLY, True),
+        (disk, os.O_RDWR, False),
+        (Path("/dev/kmsg"), os.O_RDONLY, False),
+        (Path("/dev/null"), os.O_RDWR, True),
+    ):
+        check(_may_open(path, flags) == expected, f"{path} can be opened by {flags}: {not expected}")
+
+
+def _may_open(path: Path, flags: int) -> bool:
+    """Whether the service may open a device: a process joins it and tries."""
+    pid = os.fork()
+    if pid == 0:
+        code = 2
+        try:
+            (CGROUP / "cgroup.procs").write_text(str(os.getpid()))
+            code = 1
+            os.open(path, flags)
+            code = 0
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    check(code in (0, 1), "a process cannot join the service")
+    return code == 0
+
+
+@step
+def bind_by_force_unmounts_what_the_host_has_mounted() -> None:
+    disk = wait_for("a block device of the stick", WORLD.stick.block_device)
+    run("mkfs.ext4", "-q", "-F", disk)
+    MOUNT_POINT.mkdir(parents=True)
+    os.chown(MOUNT_POINT.parent, SOMEBODY, SOMEBODY)
+    MOUNT_POINT.parent.chmod(0o700)
+    run("mount", "-t", "ext4", disk, MOUNT_POINT)
+    refused = call("bind", "--json", "--busid", WORLD.stick.busid)
+    check(refused.code == 1 and MOUNT_POINT.is_mount(), f"bind of a mounted disk: {refused.stdout}")
+    with subprocess.Popen(["/bin/sleep", "1000"], cwd=MOUNT_POINT, user=SOMEBODY) as program:
+        refused = call("bind", "--force", "--json", "--busid", WORLD.stick.busid)
+        program.kill()
+    named = f"(pid {program.pid})" in refused.stdout
+    check(refused.code == 1 and named, f"{program.pid} works there, and bind says: {refused.stdout}")
+    run(USBIPD, "bind", "--force", "--busid", WORLD.stick.busid)
+    check(not MOUNT_POINT.is_mount(), f"{MOUNT_POINT} is still mounted on the host")
+    _check_data()
+
+
+@step
+def wrong_configuration_is_not_tried_again() -> None:
+    config = Path("/etc/usbipd/usbipd.toml")
+    default = config.read_bytes()
+    config.write_text("lisen = []\n")
+    done = subprocess.run(["systemctl", "restart", "usbipd"], check=False)
+    check(done.returncode != 0, "systemd takes it for started")
+    state = _property("ActiveState")
+    check(state == "failed", f"it is {state}")
+    config.write_bytes(default)
+
+
+@step
+def end_gives_the_device_back_and_uninstall_leaves_nothing() -> None:
+    run("systemctl", "start", "usbipd")
+    run("systemctl", "disable", "--now", "usbipd")
+    wait_for_driver(WORLD.stick, "usb-storage")
+    result = _property("Result")
+    check(result == "success", f"it ended with {result}")
+    check(not Path("/run/usbipd").exists(), "/run/usbipd is left")
+    run("make", "-C", ROOT, "uninstall")
+    left = sorted(path for path in set(PREFIX.rglob("*")) - WORLD.before if not path.is_dir())
+    check(not left, f"files are left: {left}")
+    check(not Path("/etc/usbipd").exists(), "the configuration, which nobody has edited, is left")
+
+
+def _property(name: str) -> str:
+    """What systemd knows of the service."""
+    return run("systemctl", "show", "--value", "--property", name, "usbipd").strip()
+
+
+def _processes() -> list[dict[str, int | str]]:
+    processes: list[dict[str, int | str]] = ask("status")["status"]["processes"]
+    return processes
+
+
+def _worker() -> int | None:
+    """The pid of the process that has the device."""
+    devices = ask("status")["status"]["devices"]
+    return next((each["worker_pid"] for each in devices if each["busid"] == WORLD.stick.busid), None)
+
+
+def _check_data() -> None:
+    """The client reads what the stick has."""
+    wait_for_state(WORLD.stick.busid, "shared")
+    there = client.attach(WORLD.stick.busid, STICK)
+    node = wait_for("a block device of the stick", there.block_device)
+    check(node.read_bytes() == IMAGE.read_bytes(), f"{node} is not what the stick has")
+    client.detach(there)
+
+
+@cache  # one for all steps: QEMU greets only once
+def _monitor() -> Monitor:
+    return Monitor()
+
+
+if __name__ == "__main__":
+    sys.exit(SCENARIO.run())
