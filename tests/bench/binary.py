@@ -1,9 +1,9 @@
 """What the executable costs: its start and its size, beside a program that says hello.  Runs in the bench.
 
-The hello is packed twice.  As `pyinstaller --onefile` packs it, it is what any Python program costs that comes
-as one file: the target.  Packed with our options it unpacks the same Python and imports nothing of its own:
-what `usbipd-ext --status` takes longer is the unpacking of what the daemon needs, the import of what the command
-needs, and the question to the daemon.
+The hello is packed twice.  As `pyinstaller --onefile` packs it, it is what any Python program costs that
+comes as one file: the target.  Packed with our options it unpacks the same Python and imports nothing of its
+own.  The rest of what `usbipd-ext --status` takes is the unpacking of what the daemon needs, the import of
+what the command needs, and the question to the daemon.
 """
 
 import subprocess
