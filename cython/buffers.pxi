@@ -4,6 +4,10 @@
 # gets a buffer of a size class, a power of two from 1 KiB to 32 MiB.  Buffers in use and buffers kept for the next
 # URB count against the same budget, so the worker's memory for one client is at most
 #     budget + MAX_URBS * (sizeof(Urb) + the backend's transfer).
+# Large buffers are memory that the device reaches without a copy, where the backend has such memory, up to
+# DEVICE_MEMORY: all programs of a host share usbfs' 16 MiB (usbfs_memory_mb, drivers/usb/core/devio.c), from which
+# other URBs take their memory only while they are in flight, but this one as long as it is kept.
+#
 # When the client leaves, all of it goes back to the system.  Nothing is zeroed: what leaves the process is only what
 # the device wrote.
 
@@ -28,6 +32,8 @@ cdef enum:
     SMALLEST_CLASS = 1024
     MAX_URBS = 4096
     CACHE_LINE = 64
+    DEVICE_CLASS = 4         # from 16 KiB on a copy costs more than the page that is lost to HEADROOM
+    DEVICE_MEMORY = 1 << 20
 
 cdef struct Block:           # a free buffer
     Block *next
@@ -36,8 +42,16 @@ cdef struct Pool:
     size_t budget            # bytes
     size_t allocated         # bytes of buffers, in use or kept
     Block *kept[SIZE_CLASSES]
+    Backend *backend
+    size_t device_memory     # bytes of `allocated` that are the backend's
+    bint device_memory_ends  # it has no more
+    Block *kept_device[SIZE_CLASSES]
     Urb *free_urbs
     int urbs                 # URBs that are not on the free list
+
+
+cdef inline size_t size_of_class(int k) noexcept nogil:
+    return HEADROOM + (<size_t>SMALLEST_CLASS << k)
 
 
 cdef void pool_trim(Pool *pool) noexcept nogil:
@@ -48,30 +62,57 @@ cdef void pool_trim(Pool *pool) noexcept nogil:
         while pool.kept[k] != NULL:
             block = pool.kept[k]
             pool.kept[k] = block.next
-            pool.allocated -= HEADROOM + (<size_t>SMALLEST_CLASS << k)
+            pool.allocated -= size_of_class(k)
             free(block)
+        while pool.kept_device[k] != NULL:
+            block = pool.kept_device[k]
+            pool.kept_device[k] = block.next
+            pool.allocated -= size_of_class(k)
+            pool.device_memory -= size_of_class(k)
+            pool.backend.release(pool.backend, block, size_of_class(k))
 
 
-cdef uint8_t *pool_take_buffer(Pool *pool, size_t size, int *size_class) noexcept nogil:
-    """HEADROOM + `size` bytes, or NULL when that would break the budget."""
+cdef void *pool_take_device_memory(Pool *pool, int k) noexcept nogil:
+    """A buffer of the size class from the backend, or NULL."""
+    cdef void *memory = pool.kept_device[k]
+    if memory != NULL:
+        pool.kept_device[k] = pool.kept_device[k].next
+        return memory
+    if (pool.backend.allocate == NULL or pool.device_memory_ends or k < DEVICE_CLASS
+            or pool.device_memory + size_of_class(k) > <size_t>DEVICE_MEMORY
+            or pool.allocated + size_of_class(k) > pool.budget):
+        return NULL
+    memory = pool.backend.allocate(pool.backend, size_of_class(k))
+    if memory == NULL:
+        pool.device_memory_ends = True
+        return NULL
+    pool.allocated += size_of_class(k)
+    pool.device_memory += size_of_class(k)
+    return memory
+
+
+cdef uint8_t *pool_take_buffer(Pool *pool, size_t size, Urb *urb) noexcept nogil:
+    """HEADROOM + `size` bytes for the URB, or NULL when that would break the budget."""
     cdef int k = 0
-    cdef size_t whole
     cdef void *memory = NULL
     while (<size_t>SMALLEST_CLASS << k) < size:
         k += 1
-    size_class[0] = k
+    urb.size_class = k
+    memory = pool_take_device_memory(pool, k)
+    urb.device_memory = memory != NULL
+    if memory != NULL:
+        return <uint8_t *>memory
     if pool.kept[k] != NULL:
         memory = pool.kept[k]
         pool.kept[k] = pool.kept[k].next
         return <uint8_t *>memory
-    whole = HEADROOM + (<size_t>SMALLEST_CLASS << k)
-    if pool.allocated + whole > pool.budget:
+    if pool.allocated + size_of_class(k) > pool.budget:
         pool_trim(pool)
-        if pool.allocated + whole > pool.budget:
+        if pool.allocated + size_of_class(k) > pool.budget:
             return NULL
-    if posix_memalign(&memory, CACHE_LINE, whole) != 0:
+    if posix_memalign(&memory, CACHE_LINE, size_of_class(k)) != 0:
         return NULL
-    pool.allocated += whole
+    pool.allocated += size_of_class(k)
     return <uint8_t *>memory
 
 
@@ -91,7 +132,7 @@ cdef Urb *pool_take(Pool *pool, size_t size) noexcept nogil:
         urb.size_class = -1
         buffer = urb.storage
     else:
-        buffer = pool_take_buffer(pool, size, &urb.size_class)
+        buffer = pool_take_buffer(pool, size, urb)
         if buffer == NULL:
             urb.next = pool.free_urbs
             pool.free_urbs = urb
@@ -108,10 +149,12 @@ cdef Urb *pool_take(Pool *pool, size_t size) noexcept nogil:
 
 cdef void pool_give(Pool *pool, Urb *urb) noexcept nogil:
     cdef Block *block
+    cdef Block **kept
     if urb.size_class >= 0:
         block = <Block *>(urb.data - HEADROOM)
-        block.next = pool.kept[urb.size_class]
-        pool.kept[urb.size_class] = block
+        kept = &pool.kept_device[urb.size_class] if urb.device_memory else &pool.kept[urb.size_class]
+        block.next = kept[0]
+        kept[0] = block
     urb.state = URB_FREE
     urb.next = pool.free_urbs
     pool.free_urbs = urb
@@ -122,6 +165,7 @@ cdef void pool_empty(Pool *pool, Backend *backend) noexcept nogil:
     """Gives everything back to the system; no URB may be in use."""
     cdef Urb *urb
     pool_trim(pool)
+    pool.device_memory_ends = False
     while pool.free_urbs != NULL:
         urb = pool.free_urbs
         pool.free_urbs = urb.next

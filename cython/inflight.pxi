@@ -122,6 +122,9 @@ cdef void submit(Core *core, Urb *urb) noexcept nogil:
     inflight_add(core, urb)
     core.controls += is_control
     result = core.backend.submit(core.backend, urb)
+    if result == -LINUX_ENOMEM and core.pool.device_memory:
+        pool_trim(&core.pool)  # what is kept of it may be what the host's stack lacks
+        result = core.backend.submit(core.backend, urb)
     if result != 0:
         core.controls -= is_control
         inflight_remove(core, urb)

@@ -143,6 +143,8 @@ cdef extern from "libusb.h" nogil:
     int libusb_claim_interface(libusb_device_handle *handle, int interface)
     int libusb_release_interface(libusb_device_handle *handle, int interface)
 
+    unsigned char *libusb_dev_mem_alloc(libusb_device_handle *handle, size_t length)
+    int libusb_dev_mem_free(libusb_device_handle *handle, unsigned char *buffer, size_t length)
     libusb_transfer *libusb_alloc_transfer(int iso_packets)
     void libusb_free_transfer(libusb_transfer *transfer)
     int libusb_submit_transfer(libusb_transfer *transfer)

@@ -272,6 +272,7 @@ cdef class Pump:
             self.core.backend = queue_before(&self.queued, transfers.backend, &self.core.endpoints)
         self.core.backend.owner = self.core
         self.core.backend.complete = completed
+        self.core.pool.backend = transfers.backend
         self.transfers = transfers
         self.channel = channel
         self.configuration = <uint8_t>configuration

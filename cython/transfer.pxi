@@ -16,6 +16,8 @@
 #   deadline  The moment, in microseconds of CLOCK_MONOTONIC, at which `events` has work even if no descriptor
 #             says so; -1 when there is none.
 #   forget    Frees what the backend hung on urb.transfer.  The URB is in nobody's hands.
+#   allocate  Memory of `size` bytes that the device reaches without a copy, or NULL: there is none, or no more of it.
+#             A backend that has no such memory leaves it NULL.  `release` gives the memory back.
 #   The device requests (set_configuration, set_interface, clear_halt, reset) do what the kernel's stub driver
 #   intercepts in tweak_special_requests (drivers/usb/usbip/stub_rx.c).  They may block as long as the device
 #   takes to answer one control transfer (reset: a bus reset).  They return 0 or a negative Linux errno.  Before
@@ -83,6 +85,7 @@ cdef struct Urb:
     int64_t submitted        # microseconds, CLOCK_MONOTONIC
     size_t reply_length      # bytes of the reply from data - USBIP_HEADER_SIZE on
     int size_class           # which pool the buffer belongs to; -1: inline
+    bint device_memory       # and whether it is `Backend.allocate`'s
     void *transfer           # the backend's own
     uint32_t transfer_room   # isochronous packets that `transfer` has room for
     int64_t due              # the simulated backend's: when an isochronous URB ends
@@ -101,6 +104,8 @@ cdef struct Backend:
     int (*describe)(Backend *self, pollfd *fds, int room) noexcept nogil
     int64_t (*deadline)(Backend *self) noexcept nogil
     void (*forget)(Backend *self, Urb *urb) noexcept nogil
+    void *(*allocate)(Backend *self, size_t size) noexcept nogil
+    void (*release)(Backend *self, void *memory, size_t size) noexcept nogil
     int (*set_configuration)(Backend *self, int value) noexcept nogil
     int (*set_interface)(Backend *self, int interface, int alternate) noexcept nogil
     int (*clear_halt)(Backend *self, uint8_t endpoint) noexcept nogil

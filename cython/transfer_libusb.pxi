@@ -1,6 +1,18 @@
 # The transfer interface over libusb: real devices.  Runs in workers, on the pump's thread; libusb's callbacks run
 # inside `events`, called from there.  Blocking: only the device requests, which go to the claim (claim.pyx).
 
+cdef extern from *:
+    """
+    /* Memory for a device's DMA is ordinary memory where caches follow DMA: on x86, always.  Elsewhere the kernel may
+       hand it out uncached, and to read it takes up to 50 times as long (dma_pgprot, kernel/dma/mapping.c). */
+    #if defined(__x86_64__) || defined(__i386__)
+    #define DEVICE_MEMORY_IS_CACHED 1
+    #else
+    #define DEVICE_MEMORY_IS_CACHED 0
+    #endif
+    """
+    bint DEVICE_MEMORY_IS_CACHED
+
 cdef enum:
     LIBUSB_DESCRIPTORS = 16
     REAPED_AT_ONCE = 26      # one handle_events ends no more: op_handle_events in libusb's linux_usbfs.c
@@ -178,6 +190,14 @@ cdef void libusb_forget(Backend *self, Urb *urb) noexcept nogil:
     urb.transfer = NULL
 
 
+cdef void *libusb_allocate(Backend *self, size_t size) noexcept nogil:
+    return libusb_dev_mem_alloc((<LibusbBackend *>self).handle, size)
+
+
+cdef void libusb_release(Backend *self, void *memory, size_t size) noexcept nogil:
+    libusb_dev_mem_free((<LibusbBackend *>self).handle, <unsigned char *>memory, size)
+
+
 cdef int libusb_set_configuration_(Backend *self, int value) noexcept nogil:
     with gil:
         try:
@@ -226,6 +246,9 @@ cdef class LibusbTransfers(Transfers):
         it.base.describe = libusb_describe
         it.base.deadline = libusb_deadline
         it.base.forget = libusb_forget
+        if DEVICE_MEMORY_IS_CACHED:
+            it.base.allocate = libusb_allocate
+            it.base.release = libusb_release
         it.base.set_configuration = libusb_set_configuration_
         it.base.set_interface = libusb_set_interface_
         it.base.clear_halt = libusb_clear_halt_

@@ -48,6 +48,8 @@ static int drivers = 3; /* a bit per interface */
 static int hold_cancels;
 static int macos;
 static int captures; /* detaches without an attach, of fake_macos */
+static long device_memory;      /* bytes that are out */
+static long most_device_memory; /* that there is */
 static char failing[32];
 static int failure;
 static char journal[4096];
@@ -67,6 +69,8 @@ void fake_fail(const char *function, int code)
 int fake_pending(void) { return count; }
 int fake_drivers(void) { return drivers; }
 int fake_allocated(void) { return allocated; }
+long fake_device_memory(void) { return device_memory; }
+void fake_limit_device_memory(long most) { most_device_memory = most; }
 
 /* As it was in the beginning: plugged in, with a driver at each interface. */
 void fake_begin(void)
@@ -74,6 +78,7 @@ void fake_begin(void)
     watched = configuration = 1;
     drivers = 3;
     hold_cancels = macos = captures = 0;
+    most_device_memory = 16 << 20; /* as usbfs has it */
     failing[0] = 0;
     journal[0] = 0;
 }
@@ -365,6 +370,21 @@ int libusb_release_interface(libusb_device_handle *handle, int interface)
 {
     flush(interface);
     return call_with("release", interface);
+}
+
+unsigned char *libusb_dev_mem_alloc(libusb_device_handle *handle, size_t length)
+{
+    if (device_memory + (long)length > most_device_memory)
+        return NULL;
+    device_memory += (long)length;
+    return malloc(length);
+}
+
+int libusb_dev_mem_free(libusb_device_handle *handle, unsigned char *buffer, size_t length)
+{
+    device_memory -= (long)length;
+    free(buffer);
+    return 0;
 }
 
 struct libusb_transfer *libusb_alloc_transfer(int packets)

@@ -1,5 +1,6 @@
 """The claim and the libusb transfers on fake_libusb.c.  test_libusb.py runs it, in a process of its own."""
 
+import platform
 from collections.abc import Iterator
 
 import pytest
@@ -349,6 +350,69 @@ def test_reset_that_the_device_does_not_survive(rig: LibusbRig) -> None:
     fake.fake_fail(b"reset", ERROR_NOT_FOUND)  # it came back as another
     assert rig.pump.restore() < 0
     assert rig.pump.gone
+
+
+# ---- device memory -------------------------------------------------------------------------------
+
+LARGE = 16 << 10
+MOST_DEVICE_MEMORY = 1 << 20  # DEVICE_MEMORY in buffers.pxi
+
+on_x86 = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64", "i686"), reason="device memory may be uncached elsewhere"
+)
+
+
+def moved_through(rig: LibusbRig, depth: int, size: int) -> None:
+    """`depth` URBs of `size` each way, at once, end with their own data."""
+    outs = [rig.submit(BULK_OUT, data=bytes([number]) * size) for number in range(depth)]
+    ins = [rig.submit(BULK_IN, size) for _ in range(depth)]
+    rig.waiting(*outs, *ins)
+    for number, submit in enumerate(outs):
+        assert submitted(BULK_OUT)[2:] == (size, bytes([number]) * 64)
+        assert [outcome(reply) for reply in rig.ended(BULK_OUT, data=bytes(size))] == [(submit.seqnum, 0)]
+    for number, submit in enumerate(ins):
+        [reply] = rig.ended(BULK_IN, data=bytes([number]) * size)
+        assert (reply.seqnum, reply.data) == (submit.seqnum, bytes([number]) * size)
+
+
+@on_x86
+def test_large_transfers_take_memory_of_the_device_and_give_it_back(rig: LibusbRig) -> None:
+    moved_through(rig, 1, LARGE // 4)
+    assert fake.fake_device_memory() == 0
+    moved_through(rig, 4, LARGE)
+    used = fake.fake_device_memory()
+    assert used > 8 * LARGE
+    moved_through(rig, 4, LARGE)
+    assert fake.fake_device_memory() == used
+    assert rig.pump.finish()
+    assert fake.fake_device_memory() == 0
+
+
+@on_x86
+def test_other_programs_are_left_their_part_of_the_memory_of_devices(rig: LibusbRig) -> None:
+    moved_through(rig, 20, 4 * LARGE)
+    assert MOST_DEVICE_MEMORY // 2 < fake.fake_device_memory() <= MOST_DEVICE_MEMORY
+
+
+@on_x86
+def test_memory_of_the_device_that_is_kept_goes_back_when_the_host_has_none(rig: LibusbRig) -> None:
+    moved_through(rig, 2, LARGE)
+    fake.fake_fail(b"submit", ERROR_NO_MEM)
+    submit = rig.submit(INTERRUPT_IN, 64)
+    rig.waiting(submit)
+    assert fake.fake_device_memory() == 0
+    assert [outcome(reply) for reply in rig.ended(INTERRUPT_IN)] == [(submit.seqnum, 0)]
+
+
+def test_large_transfers_work_without_memory_of_the_device(rig: LibusbRig) -> None:
+    fake.fake_limit_device_memory(0)
+    moved_through(rig, 4, LARGE)
+    assert fake.fake_device_memory() == 0
+
+
+def test_what_memory_of_the_device_there_is_is_used(rig: LibusbRig) -> None:
+    fake.fake_limit_device_memory(3 * LARGE)
+    moved_through(rig, 4, LARGE)
 
 
 # ---- the claim -----------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ COMPLETED, CANCELLED, STALL = 0, 3, 4  # enum libusb_transfer_status
 VENDOR_IN: Final = bytes.fromhex("c0 01 0000 0000 4000")
 
 fake = ctypes.CDLL("libusb-1.0.so.0")
+fake.fake_device_memory.restype = ctypes.c_long
+fake.fake_limit_device_memory.argtypes = (ctypes.c_long,)
 fake.fake_journal.restype = fake.fake_submitted.restype = ctypes.c_char_p
 
 
