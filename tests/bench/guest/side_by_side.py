@@ -41,6 +41,9 @@ CONTROLS: Final = 2000
 BULK_URBS: Final = {512: 8000, 4 * KIB: 6000, 16 * KIB: 3000, 64 * KIB: 1000, 256 * KIB: 400}
 """How many of each size."""
 
+BUFFER: Final = mmap.mmap(-1, MIB)
+"""One for all: where its pages lie decides into how many commands the client's kernel splits a MiB."""
+
 Figures = defaultdict[str, defaultdict[str, list[float]]]
 
 
@@ -102,13 +105,13 @@ def _use_stick(side: Side, stick: UsbDevice, figures: Figures) -> None:
 def _transfer(disk: int, size: int, total: int, *, write: bool = False) -> tuple[float, float]:
     """Seconds that it took, and for how many of them the processor was busy."""
     call = os.pwritev if write else os.preadv
-    with mmap.mmap(-1, size) as buffer:  # O_DIRECT wants whole pages
-        idle, start = _idle(), time.monotonic()
-        for offset in range(0, total, size):
-            if call(disk, [buffer], offset) != size:
-                raise StepError(f"the stick moved less than {size} bytes at {offset}")
-        took = time.monotonic() - start
-        return took, took - (_idle() - idle)
+    buffer = memoryview(BUFFER)[:size]
+    idle, start = _idle(), time.monotonic()
+    for offset in range(0, total, size):
+        if call(disk, [buffer], offset) != size:
+            raise StepError(f"the stick moved less than {size} bytes at {offset}")
+    took = time.monotonic() - start
+    return took, took - (_idle() - idle)
 
 
 def _idle() -> float:
