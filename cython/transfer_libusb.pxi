@@ -226,13 +226,14 @@ cdef int libusb_reset_(Backend *self) noexcept nogil:
 cdef class LibusbTransfers(Transfers):
     """Transfers of a device that this process holds; `claim` is a `usbipd._claim.Claim`.
 
+    device_memory: "on", "off", or "auto": on where such memory is cached.
     as_on_macos: what is true of this system's libusb (transfer_queued.pxi); tests say otherwise.
     """
 
     cdef LibusbBackend libusb
     cdef object claim
 
-    def __cinit__(self, claim, *, bint as_on_macos=sys.platform == "darwin"):
+    def __cinit__(self, claim, *, str device_memory, bint as_on_macos=sys.platform == "darwin"):
         cdef LibusbBackend *it = &self.libusb
         self.claim = claim
         it.claim = <PyObject *>claim
@@ -246,7 +247,7 @@ cdef class LibusbTransfers(Transfers):
         it.base.describe = libusb_describe
         it.base.deadline = libusb_deadline
         it.base.forget = libusb_forget
-        if DEVICE_MEMORY_IS_CACHED:
+        if device_memory == "on" or device_memory == "auto" and DEVICE_MEMORY_IS_CACHED:
             it.base.allocate = libusb_allocate
             it.base.release = libusb_release
         it.base.set_configuration = libusb_set_configuration_

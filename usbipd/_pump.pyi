@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from usbipd._claim import Claim
+from usbipd.ipc.reports import DeviceMemory
 from usbipd.simulated.device import SimulatedDevice
 from usbipd.usb.descriptors import Endpoint
 
@@ -20,7 +21,7 @@ class Transfers:
     def problem(self) -> str | None: ...
 
 class LibusbTransfers(Transfers):
-    def __init__(self, claim: Claim, *, as_on_macos: bool = ...) -> None: ...
+    def __init__(self, claim: Claim, *, device_memory: DeviceMemory, as_on_macos: bool = ...) -> None: ...
 
 class SimulatedTransfers(Transfers):
     def __init__(self, model: SimulatedDevice, *, as_on_macos: bool = False) -> None: ...

@@ -18,7 +18,7 @@ import msgspec
 from usbipd import log, privileges
 from usbipd.addresses import ListenAddress, parse_listen, parse_network
 from usbipd.errors import UsageError
-from usbipd.ipc.reports import Serial
+from usbipd.ipc.reports import DeviceMemory, Serial
 from usbipd.server.keepalive import LONGEST, SHORTEST
 from usbipd.usb.identity import DeviceRule, parse_busid, parse_hardware_id
 
@@ -42,6 +42,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Seconds until a client that vanished without a word is given up (usbipd/server/keepalive.py)."""
     transfer_budget: Annotated[int, msgspec.Meta(ge=SMALLEST_BUDGET, le=1 << 32)] = 64 << 20
     """Bytes that the URBs of one client may hold."""
+    device_memory: DeviceMemory = "auto"
+    """Whether large transfers use memory that the device reaches without a copy (cython/buffers.pxi)."""
     send_buffer: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 0
     """Bytes that the kernel may keep of what is on its way to a client, SO_SNDBUF; 0: as it likes."""
 
@@ -105,6 +107,7 @@ _RIGHT: Final = {
     "handshake_timeout": "handshake_timeout = 10.0",
     "lost_client_timeout": "lost_client_timeout = 120",
     "transfer_budget": f"transfer_budget = {64 << 20}",
+    "device_memory": '"auto", "on" or "off"',
     "send_buffer": "send_buffer = 0",
     "busid": 'busid = "1-1"',
     "hardware_id": 'hardware_id = "0781:5567"',

@@ -150,6 +150,7 @@ def claim(channel: BlockingChannel) -> UsbDevice:
         simulated=None,
         run_as=None,
         transfer_budget=Limits().transfer_budget,
+        device_memory="auto",
         log_level="info",
         log_to="stderr",
     )

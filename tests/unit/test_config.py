@@ -26,6 +26,7 @@ def test_an_empty_file_has_the_defaults() -> None:
         handshake_timeout=10.0,
         lost_client_timeout=120,
         transfer_budget=64 << 20,
+        device_memory="auto",
         send_buffer=0,
     )
 
@@ -46,6 +47,7 @@ max_connections_per_address = 2
 handshake_timeout = 3
 lost_client_timeout = 60
 transfer_budget = 52428800
+device_memory = "off"
 send_buffer = 131072
 
 [[access]]
@@ -72,6 +74,7 @@ def test_all_keys(tmp_path: Path) -> None:
         handshake_timeout=3.0,
         lost_client_timeout=60,
         transfer_budget=50 << 20,
+        device_memory="off",
         send_buffer=131072,
     )
     assert config.access == (
@@ -145,6 +148,7 @@ ALLOW = '\nallow = ["::1"]'
         ("[limits]\nhandshake_timeout = nan", ", line 2: limits.handshake_timeout: expected `float` > 0"),
         ("[limits]\nlost_client_timeout = 9", ", line 2: limits.lost_client_timeout: expected `int` >= 10"),
         ("[limits]\nlost_client_timeout = 7201", ", line 2: limits.lost_client_timeout: expected `int` <="),
+        ("[limits]\ndevice_memory = true", ", line 2: limits.device_memory: expected `str`"),
         ("[limits]\nsend_buffer = -1", ", line 2: limits.send_buffer: expected `int` >= 0"),
         ("[limits]\nlost_client_timeout = 60.5", ", line 2: limits.lost_client_timeout: expected `int`, got"),
         ("[limits]\ntransfer_budget = 1000", ", line 2: limits.transfer_budget: expected `int` >= 41943040"),

@@ -31,7 +31,7 @@ from usbipd.ipc.messages import (
     RunAs,
 )
 from usbipd.ipc.policy import Role
-from usbipd.ipc.reports import HistoryEvent
+from usbipd.ipc.reports import DeviceMemory, HistoryEvent
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.ownership import Ownership
 from usbipd.usb.refusal import explain
@@ -66,6 +66,7 @@ class DeviceClaimer:
         *,
         run_as: RunAs | None,
         transfer_budget: int,
+        device_memory: DeviceMemory,
         log_level: str,
         log_to: str,
         on_end: Callable[[], None],
@@ -78,6 +79,7 @@ class DeviceClaimer:
         self._chronicle = chronicle
         self._run_as = run_as
         self._transfer_budget = transfer_budget
+        self._device_memory: DeviceMemory = device_memory
         self._log_level = log_level
         self._log_to = log_to
         self._on_end = on_end
@@ -344,6 +346,7 @@ class DeviceClaimer:
             simulated=record.simulated,
             run_as=self._run_as,
             transfer_budget=self._transfer_budget,
+            device_memory=self._device_memory,
             log_level=self._log_level,
             log_to=self._log_to,
         )

@@ -24,6 +24,7 @@ from usbipd.ipc.reports import (
     BindingReport,
     BindParameters,
     BindResult,
+    DeviceMemory,
     DeviceReport,
     HardwareId,
     HistoryEvent,
@@ -62,6 +63,7 @@ class SystemExtensionManager:
         *,
         run_as: RunAs | None,
         transfer_budget: int,
+        device_memory: DeviceMemory,
         log_level: str,
         log_to: str,
     ) -> None:
@@ -78,6 +80,7 @@ class SystemExtensionManager:
             chronicle,
             run_as=run_as,
             transfer_budget=transfer_budget,
+            device_memory=device_memory,
             log_level=log_level,
             log_to=log_to,
             on_end=self.devices_changed,

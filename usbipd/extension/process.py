@@ -170,6 +170,7 @@ class Extension:
             chronicle,
             run_as=privileges.worker_run_as(self._run_as),
             transfer_budget=limits.transfer_budget,
+            device_memory=limits.device_memory,
             log_level=config.log_level,
             log_to=_destination(config),
         )

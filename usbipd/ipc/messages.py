@@ -18,6 +18,7 @@ from usbipd.ipc.reports import (
     BindResult,
     DetachParameters,
     DetachResult,
+    DeviceMemory,
     HealthResult,
     HistoryParameters,
     HistoryResult,
@@ -231,6 +232,7 @@ class ClaimParameters(Message, frozen=True):
     run_as: RunAs | None
     transfer_budget: int
     """Bytes that the URBs of one client may hold at most."""
+    device_memory: DeviceMemory
     log_level: str
     log_to: str
 

@@ -4,7 +4,7 @@ Used by the CLI and the extension.  `docs/json.md` describes those that commands
 """
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -14,6 +14,8 @@ UsbId = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 """idVendor or idProduct."""
 Serial = Annotated[str, msgspec.Meta(min_length=1, max_length=126)]
 """iSerialNumber's string: a string descriptor has room for 126 UTF-16 units (USB 2.0, 9.6.7)."""
+DeviceMemory = Literal["auto", "on", "off"]
+"""Whether transfers use memory that the device reaches without a copy; auto: where it is always cached."""
 Busid = Annotated[str, msgspec.Meta(max_length=31)]
 """BUS-PORT[.PORT...], as long as the wire has room for."""
 Networks = Annotated[list[str], msgspec.Meta(max_length=64)]

@@ -55,7 +55,8 @@ class HeldDevice(Held):
 
     def __init__(self, parameters: ClaimParameters) -> None:
         self._claim = Claim(parameters.busnum, parameters.devnum)
-        super().__init__(parameters, LibusbTransfers(self._claim), self._claim.endpoints())
+        transfers = LibusbTransfers(self._claim, device_memory=parameters.device_memory)
+        super().__init__(parameters, transfers, self._claim.endpoints())
         self._claim.take()  # last: it undoes itself when it fails, but not when something after it does
         self.claim_method = "libusb, captured" if self._claim.captured else "libusb"
 

@@ -159,6 +159,7 @@ def make_claimer(
         Chronicle(store),
         run_as=RunAs(user="nobody", uid=1, gid=2),
         transfer_budget=1 << 20,
+        device_memory="auto",
         log_level="debug",
         log_to="stderr",
         on_end=lambda: None,
@@ -183,6 +184,7 @@ def make_manager(
         Chronicle(store),
         run_as=None,
         transfer_budget=1 << 20,
+        device_memory="auto",
         log_level="info",
         log_to="stderr",
     )

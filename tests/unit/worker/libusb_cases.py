@@ -1,6 +1,5 @@
 """The claim and the libusb transfers on fake_libusb.c.  test_libusb.py runs it, in a process of its own."""
 
-import platform
 from collections.abc import Iterator
 
 import pytest
@@ -357,10 +356,6 @@ def test_reset_that_the_device_does_not_survive(rig: LibusbRig) -> None:
 LARGE = 16 << 10
 MOST_DEVICE_MEMORY = 1 << 20  # DEVICE_MEMORY in buffers.pxi
 
-on_x86 = pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "AMD64", "i686"), reason="device memory may be uncached elsewhere"
-)
-
 
 def moved_through(rig: LibusbRig, depth: int, size: int) -> None:
     """`depth` URBs of `size` each way, at once, end with their own data."""
@@ -375,7 +370,6 @@ def moved_through(rig: LibusbRig, depth: int, size: int) -> None:
         assert (reply.seqnum, reply.data) == (submit.seqnum, bytes([number]) * size)
 
 
-@on_x86
 def test_large_transfers_take_memory_of_the_device_and_give_it_back(rig: LibusbRig) -> None:
     moved_through(rig, 1, LARGE // 4)
     assert fake.fake_device_memory() == 0
@@ -388,13 +382,11 @@ def test_large_transfers_take_memory_of_the_device_and_give_it_back(rig: LibusbR
     assert fake.fake_device_memory() == 0
 
 
-@on_x86
 def test_other_programs_are_left_their_part_of_the_memory_of_devices(rig: LibusbRig) -> None:
     moved_through(rig, 20, 4 * LARGE)
     assert MOST_DEVICE_MEMORY // 2 < fake.fake_device_memory() <= MOST_DEVICE_MEMORY
 
 
-@on_x86
 def test_memory_of_the_device_that_is_kept_goes_back_when_the_host_has_none(rig: LibusbRig) -> None:
     moved_through(rig, 2, LARGE)
     fake.fake_fail(b"submit", ERROR_NO_MEM)
@@ -408,6 +400,13 @@ def test_large_transfers_work_without_memory_of_the_device(rig: LibusbRig) -> No
     fake.fake_limit_device_memory(0)
     moved_through(rig, 4, LARGE)
     assert fake.fake_device_memory() == 0
+
+
+def test_memory_of_the_device_is_left_alone_where_the_configuration_says_so() -> None:
+    rig = LibusbRig(device_memory="off")
+    moved_through(rig, 4, LARGE)
+    assert fake.fake_device_memory() == 0
+    rig.close()
 
 
 def test_what_memory_of_the_device_there_is_is_used(rig: LibusbRig) -> None:
@@ -451,6 +450,7 @@ def test_no_driver_stays_away_from_a_device_that_cannot_be_read() -> None:
         log_level="info",
         log_to="stderr",
         transfer_budget=_pump.SMALLEST_BUDGET,
+        device_memory="auto",
     )
     with pytest.raises(ClaimError, match="configuration 0 cannot be read"):
         HeldDevice(parameters)

@@ -8,6 +8,7 @@ from typing import Final
 from tests.unit.worker.rig import Rig
 from usbipd import _pump
 from usbipd._claim import Claim
+from usbipd.ipc.reports import DeviceMemory
 from usbipd.protocol.urb import Reply, Submit
 
 BULK_OUT, BULK_IN, INTERRUPT_IN, ISO_OUT, ISO_IN = 0x01, 0x81, 0x82, 0x05, 0x85
@@ -34,11 +35,11 @@ def submitted(endpoint: int) -> tuple[int, int, int, bytes]:
 class LibusbRig(Rig):
     """The pump of the fake device, claimed."""
 
-    def __init__(self, *, as_on_macos: bool = False) -> None:
+    def __init__(self, *, as_on_macos: bool = False, device_memory: DeviceMemory = "on") -> None:
         fake.fake_macos(int(as_on_macos))
         self.claim = Claim(1, 2, as_on_macos=as_on_macos)
         self.claim.take()
-        transfers = _pump.LibusbTransfers(self.claim, as_on_macos=as_on_macos)
+        transfers = _pump.LibusbTransfers(self.claim, as_on_macos=as_on_macos, device_memory=device_memory)
         self._start(transfers, self.claim.endpoints(), self.claim.configuration)
 
     def ended(self, endpoint: int, status: int = COMPLETED, data: bytes = b"") -> list[Reply]:

@@ -81,6 +81,7 @@ class Extension:
             simulated=SimulatedSpec(name="loopback", options={}),
             run_as=None,
             transfer_budget=budget,
+            device_memory="auto",
             **{"log_level": "info", "log_to": "stderr"} | changes,
         )
         with tempfile.TemporaryFile() as page:
