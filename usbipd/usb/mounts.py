@@ -1,7 +1,7 @@
 """What is mounted on this host, what it swaps to, and how a file system is unmounted.  Linux.
 
-Runs in the extension, in threads.  The tables are those of our own mount namespace: what is mounted in
-another one only is not seen.
+Runs in the extension, in threads.  The table is that of process 1, so of the host, if we may read it: what is
+mounted in another namespace only is not seen.
 """
 
 import re
@@ -62,6 +62,15 @@ def order_of_unmounting(mounts: list[Mount]) -> list[Mount]:
         left.remove(last)
         ordered.append(last)
     return ordered
+
+
+def mount_table_of_host(proc: Path) -> Path:
+    """The table of process 1; ours where only root may read it, and we are not."""
+    try:
+        with (proc / "1/mountinfo").open():  # proc(5): a mode of 0444, and yet not for everybody
+            return proc / "1/mountinfo"
+    except OSError:
+        return proc / "self/mountinfo"
 
 
 def is_namespace_of_host(proc: Path) -> bool:

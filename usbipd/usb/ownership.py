@@ -19,6 +19,7 @@ from usbipd.usb.foreign_text import readable
 from usbipd.usb.mounts import (
     Mount,
     is_namespace_of_host,
+    mount_table_of_host,
     order_of_unmounting,
     read_mounts,
     read_swaps,
@@ -115,14 +116,14 @@ class SysfsOwnership:
     def __init__(
         self,
         sysfs: Path = Path("/sys"),
-        mount_table: Path = Path("/proc/self/mountinfo"),
+        mount_table: Path | None = None,
         proc: Path = Path("/proc"),
         dev: Path = Path("/dev"),
         unmount: Callable[[bytes], str | None] = umount,
     ) -> None:
         self._sysfs = sysfs
         self._bus = sysfs / "bus/usb"
-        self._mount_table = mount_table
+        self._mount_table = mount_table or mount_table_of_host(proc)
         self._proc = proc
         self._dev = dev
         self._umount = unmount

@@ -199,6 +199,27 @@ def bind_by_force_unmounts_what_the_host_has_mounted() -> None:
 
 
 @step
+def nothing_is_unmounted_in_a_namespace_of_its_own() -> None:
+    """What a drop-in may do to it."""
+    drop_in = DROP_IN.with_name("namespace.conf")
+    drop_in.write_text("[Service]\nPrivateTmp=yes\n")
+    run("systemctl", "daemon-reload")
+    ask("unbind", "--busid", WORLD.stick.busid)
+    wait_for_driver(WORLD.stick, "usb-storage")
+    run("systemctl", "restart", "usbipd")
+    disk = wait_for("a block device of the stick", WORLD.stick.block_device)
+    run("mount", "-t", "ext4", disk, MOUNT_POINT)
+    refused = call("bind", "--force", "--json", "--busid", WORLD.stick.busid)
+    told = "mount namespace of its own" in refused.stdout
+    check(refused.code == 1 and told, f"bind by force says: {refused.stdout}")
+    check(MOUNT_POINT.is_mount() and WORLD.stick.driver() == "usb-storage", "the disk is taken away")
+    run("umount", MOUNT_POINT)
+    run(USBIPD, "bind", "--busid", WORLD.stick.busid)
+    drop_in.unlink()
+    run("systemctl", "daemon-reload")
+
+
+@step
 def wrong_configuration_is_not_tried_again() -> None:
     config = Path("/etc/usbipd/usbipd.toml")
     default = config.read_bytes()

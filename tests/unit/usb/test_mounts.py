@@ -13,7 +13,14 @@ import pytest
 
 from usbipd.errors import ClaimError
 from usbipd.usb import mounts
-from usbipd.usb.mounts import Mount, order_of_unmounting, read_mounts, read_swaps, umount
+from usbipd.usb.mounts import (
+    Mount,
+    mount_table_of_host,
+    order_of_unmounting,
+    read_mounts,
+    read_swaps,
+    umount,
+)
 
 MOUNT_TABLE = (
     b"36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 propagate_from:2 - ext3 /dev/root rw,errors=continue\n"
@@ -71,6 +78,14 @@ def program(directory: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(mounts, "_PROGRAMS", f"{directory}:/bin:/usr/bin")
 
 
+def test_the_table_is_that_of_the_host(tmp_path: Path) -> None:
+    """A namespace of our own may not have what the host mounts."""
+    assert mount_table_of_host(tmp_path) == tmp_path / "self/mountinfo"
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1/mountinfo").touch()
+    assert mount_table_of_host(tmp_path) == tmp_path / "1/mountinfo"
+
+
 def test_umount_gets_the_path_and_a_clean_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,14 +127,13 @@ def test_one_that_writes_for_too_long_is_left_to_it(tmp_path: Path, monkeypatch:
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare of util-linux")
 def test_real_file_systems(tmp_path: Path) -> None:
-    """See `unmount_for_real`, which runs in a mount namespace of its own."""
-    can = subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", "mount", "-t", "tmpfs", "x", tmp_path], check=False
-    )
+    """See `unmount_for_real`, which is process 1 of a host of its own, as far as mounts go."""
+    apart = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--mount-proc"]
+    can = subprocess.run([*apart, "mount", "-t", "tmpfs", "x", tmp_path], check=False)
     if can.returncode != 0:
         pytest.skip("may not mount here")
     subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", sys.executable, __file__, tmp_path],
+        [*apart, sys.executable, __file__, tmp_path],
         check=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
     )
