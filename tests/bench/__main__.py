@@ -55,10 +55,12 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     build(options.output)
     results: list[Result] = []
+    table = ""
     for name in options.parts or PARTS:
         print(f"{name} ...", file=sys.stderr, flush=True)
         results += PARTS[name](options.output, options.turns, options.seconds)
-    print(report.write(options.output, results))
+        table = report.write(options.output, results)  # now: a part that fails later takes nothing with it
+    print(table)
     print(f"\nReport and plots: {options.output}/", file=sys.stderr)
 
 

@@ -150,7 +150,7 @@ def claim(channel: BlockingChannel) -> UsbDevice:
         simulated=None,
         run_as=None,
         transfer_budget=Limits().transfer_budget,
-        device_memory="auto",
+        device_memory="off",  # the usbfs of the bench has none
         log_level="info",
         log_to="stderr",
     )
