@@ -6,7 +6,8 @@
 #     budget + MAX_URBS * (sizeof(Urb) + the backend's transfer).
 # Large buffers are memory that the device reaches without a copy, where the backend has such memory, up to
 # DEVICE_MEMORY: all programs of a host share usbfs' 16 MiB (usbfs_memory_mb, drivers/usb/core/devio.c), from which
-# other URBs take their memory only while they are in flight, but this one as long as it is kept.
+# other URBs take their memory only while they are in flight, but this one as long as it is kept.  So what is kept of
+# it goes back when the client has been silent for DEVICE_IDLE, or as soon as the host's stack lacks memory.
 #
 # When the client leaves, all of it goes back to the system.  Nothing is zeroed: what leaves the process is only what
 # the device wrote.
@@ -34,6 +35,8 @@ cdef enum:
     CACHE_LINE = 64
     DEVICE_CLASS = 4         # from 16 KiB on a copy costs more than the page that is lost to HEADROOM
     DEVICE_MEMORY = 1 << 20
+    DEVICE_IDLE = 1000000    # microseconds
+    PAGE = 4096              # usbfs counts whole ones: usbdev_mmap in devio.c
 
 cdef struct Block:           # a free buffer
     Block *next
@@ -44,6 +47,7 @@ cdef struct Pool:
     Block *kept[SIZE_CLASSES]
     Backend *backend
     size_t device_memory     # bytes of `allocated` that are the backend's
+    size_t device_kept       # and how many of these are kept
     bint device_memory_ends  # it has no more
     Block *kept_device[SIZE_CLASSES]
     Urb *free_urbs
@@ -54,22 +58,36 @@ cdef inline size_t size_of_class(int k) noexcept nogil:
     return HEADROOM + (<size_t>SMALLEST_CLASS << k)
 
 
+cdef inline size_t device_size(int k) noexcept nogil:
+    return (size_of_class(k) + PAGE - 1) & ~<size_t>(PAGE - 1)
+
+
+cdef void pool_return_device_memory(Pool *pool) noexcept nogil:
+    """Gives the kept buffers that are the backend's back to it."""
+    cdef int k
+    cdef Block *block
+    for k in range(SIZE_CLASSES):
+        while pool.kept_device[k] != NULL:
+            block = pool.kept_device[k]
+            pool.kept_device[k] = block.next
+            pool.allocated -= device_size(k)
+            pool.device_memory -= device_size(k)
+            pool.backend.release(pool.backend, block, device_size(k))
+    pool.device_kept = 0
+
+
 cdef void pool_trim(Pool *pool) noexcept nogil:
     """Frees the kept buffers."""
     cdef int k
     cdef Block *block
+    if pool.device_kept:
+        pool_return_device_memory(pool)
     for k in range(SIZE_CLASSES):
         while pool.kept[k] != NULL:
             block = pool.kept[k]
             pool.kept[k] = block.next
             pool.allocated -= size_of_class(k)
             free(block)
-        while pool.kept_device[k] != NULL:
-            block = pool.kept_device[k]
-            pool.kept_device[k] = block.next
-            pool.allocated -= size_of_class(k)
-            pool.device_memory -= size_of_class(k)
-            pool.backend.release(pool.backend, block, size_of_class(k))
 
 
 cdef void *pool_take_device_memory(Pool *pool, int k) noexcept nogil:
@@ -77,17 +95,18 @@ cdef void *pool_take_device_memory(Pool *pool, int k) noexcept nogil:
     cdef void *memory = pool.kept_device[k]
     if memory != NULL:
         pool.kept_device[k] = pool.kept_device[k].next
+        pool.device_kept -= device_size(k)
         return memory
     if (pool.backend.allocate == NULL or pool.device_memory_ends or k < DEVICE_CLASS
-            or pool.device_memory + size_of_class(k) > <size_t>DEVICE_MEMORY
-            or pool.allocated + size_of_class(k) > pool.budget):
+            or pool.device_memory + device_size(k) > <size_t>DEVICE_MEMORY
+            or pool.allocated + device_size(k) > pool.budget):
         return NULL
-    memory = pool.backend.allocate(pool.backend, size_of_class(k))
+    memory = pool.backend.allocate(pool.backend, device_size(k))
     if memory == NULL:
         pool.device_memory_ends = True
         return NULL
-    pool.allocated += size_of_class(k)
-    pool.device_memory += size_of_class(k)
+    pool.allocated += device_size(k)
+    pool.device_memory += device_size(k)
     return memory
 
 
@@ -152,7 +171,10 @@ cdef void pool_give(Pool *pool, Urb *urb) noexcept nogil:
     cdef Block **kept
     if urb.size_class >= 0:
         block = <Block *>(urb.data - HEADROOM)
-        kept = &pool.kept_device[urb.size_class] if urb.device_memory else &pool.kept[urb.size_class]
+        kept = &pool.kept[urb.size_class]
+        if urb.device_memory:
+            kept = &pool.kept_device[urb.size_class]
+            pool.device_kept += device_size(urb.size_class)
         block.next = kept[0]
         kept[0] = block
     urb.state = URB_FREE

@@ -24,6 +24,7 @@ cdef struct Core:
     uint32_t devid
     int client               # the client's socket; -1: nobody is attached
     int64_t now              # of this round
+    int64_t heard            # of the last round that has read something from the client
     Wake wake
     char problem[PROBLEM_SIZE]
     bint closing             # URBs that end are not answered any more
@@ -122,8 +123,11 @@ cdef void submit(Core *core, Urb *urb) noexcept nogil:
     inflight_add(core, urb)
     core.controls += is_control
     result = core.backend.submit(core.backend, urb)
-    if result == -LINUX_ENOMEM and core.pool.device_memory:
-        pool_trim(&core.pool)  # what is kept of it may be what the host's stack lacks
+    if core.pool.device_kept and (result == -LINUX_ENOMEM or result == -LINUX_EPROTO):
+        # What we keep may be what the host's stack lacks.  Of isochronous and control transfers libusb calls that an
+        # error of I/O (linux_usbfs.c).
+        pool_return_device_memory(&core.pool)
+        core.pool.device_memory_ends = True
         result = core.backend.submit(core.backend, urb)
     if result != 0:
         core.controls -= is_control

@@ -96,6 +96,8 @@ cdef void work(Core *core) noexcept nogil:
         core.backend.events(core.backend)
         release_held(core)
         expire_early(core)
+        if core.pool.device_kept and core.now - core.heard >= DEVICE_IDLE:
+            pool_return_device_memory(&core.pool)
         if core.outbox != NULL and not core.blocked:
             send_replies(core)
         if not core.stalled or core.wake != RUNNING:
@@ -115,10 +117,12 @@ cdef void note_ready(Backend *backend, const pollfd *fds, int count) noexcept no
 
 
 cdef int poll_timeout(Core *core) noexcept nogil:
-    """Milliseconds until the backend wants a turn, or an UNLINK was early, rounded up; -1: neither."""
+    """Milliseconds until the backend wants a turn or something here has waited long enough, rounded up; -1: never."""
     cdef int64_t deadline = core.backend.deadline(core.backend), left
     if core.early != NULL and (deadline < 0 or core.early.submitted + EARLY_TIME < deadline):
         deadline = core.early.submitted + EARLY_TIME
+    if core.pool.device_kept and (deadline < 0 or core.heard + DEVICE_IDLE < deadline):
+        deadline = core.heard + DEVICE_IDLE
     if deadline < 0:
         return -1
     left = deadline - monotonic_us()

@@ -211,6 +211,7 @@ cdef void receive(Core *core) noexcept nogil:
     cdef size_t asked, direct
     cdef ssize_t got
     cdef int turn
+    core.heard = core.now
     memset(&message, 0, sizeof(message))
     message.msg_iov = pieces
     for turn in range(READS_A_ROUND):

@@ -1,5 +1,6 @@
 """The claim and the libusb transfers on fake_libusb.c.  test_libusb.py runs it, in a process of its own."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -387,13 +388,26 @@ def test_other_programs_are_left_their_part_of_the_memory_of_devices(rig: Libusb
     assert MOST_DEVICE_MEMORY // 2 < fake.fake_device_memory() <= MOST_DEVICE_MEMORY
 
 
-def test_memory_of_the_device_that_is_kept_goes_back_when_the_host_has_none(rig: LibusbRig) -> None:
+@pytest.mark.parametrize("error", [ERROR_NO_MEM, ERROR_IO])  # libusb says either, by the type of the transfer
+def test_memory_of_the_device_that_is_kept_goes_back_when_the_host_has_none(
+    rig: LibusbRig, error: int
+) -> None:
     moved_through(rig, 2, LARGE)
-    fake.fake_fail(b"submit", ERROR_NO_MEM)
+    fake.fake_fail(b"submit", error)
     submit = rig.submit(INTERRUPT_IN, 64)
     rig.waiting(submit)
     assert fake.fake_device_memory() == 0
     assert [outcome(reply) for reply in rig.ended(INTERRUPT_IN)] == [(submit.seqnum, 0)]
+
+
+def test_memory_of_the_device_that_is_kept_goes_back_when_the_client_is_silent(rig: LibusbRig) -> None:
+    moved_through(rig, 2, LARGE)
+    end = time.monotonic() + 5
+    while fake.fake_device_memory():
+        assert time.monotonic() < end
+        rig.turn()
+    moved_through(rig, 2, LARGE)
+    assert fake.fake_device_memory()
 
 
 def test_large_transfers_work_without_memory_of_the_device(rig: LibusbRig) -> None:
