@@ -1,12 +1,20 @@
 """Tells the service manager how far the daemon is, by the protocol of sd_notify(3).  Runs in the extension.
 
 Where no NOTIFY_SOCKET names its socket, as in a terminal and under launchd, nobody is told.
+
+The unit lets its main process speak and nobody else (NotifyAccess=main): a worker that was broken into is in
+the same control group.  Where the main process is the launcher, root speaks in its name, as `systemd-notify
+--pid=` does.
 """
 
 import logging
 import os
 import socket
+import struct
+import sys
 from typing import Final
+
+from usbipd import frozen
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -27,6 +35,24 @@ def tell(state: str, **more: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         try:
             # @ stands for the NUL of an abstract address (sd_notify(3), unix(7))
-            manager.sendto("\n".join(lines).encode(), address.replace("@", "\0", 1))
+            manager.connect(address.replace("@", "\0", 1))
+            _send(manager, "\n".join(lines).encode())
         except OSError as error:
             _LOG.warning("cannot tell the service manager at %s %s: %s", address, state, error.strerror)
+
+
+def _send(manager: socket.socket, message: bytes) -> None:
+    """As the main process of the service, if that is our launcher and the kernel allows it.
+
+    Raises `OSError`.
+    """
+    if sys.platform == "linux" and frozen.IS_FROZEN:
+        # unix(7), SCM_CREDENTIALS: struct ucred; another's pid needs CAP_SYS_ADMIN
+        credentials = struct.pack("=iII", frozen.launcher(), os.getuid(), os.getgid())
+        try:
+            manager.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials)])
+        except (PermissionError, ProcessLookupError):  # an ordinary user's daemon; the launcher was killed
+            pass
+        else:
+            return
+    manager.send(message)

@@ -5,7 +5,10 @@ daemon needs shows.
 """
 
 import os
+import pwd
 import signal
+import socket
+import struct
 import subprocess
 import sys
 from functools import cache
@@ -29,6 +32,7 @@ USBIPD: Final = PREFIX / "bin/usbipd"
 EXTENSION: Final = PREFIX / "sbin/usbipd-ext"
 CGROUP: Final = Path("/sys/fs/cgroup/system.slice/usbipd.service")
 DROP_IN: Final = Path("/run/systemd/system/usbipd.service.d/log.conf")
+NOTIFY_SOCKET: Final = "/run/systemd/notify"
 MOUNT_POINT: Final = Path("/run/media/stick")
 SOMEBODY: Final = 65534
 """An ordinary user, in whose directory the stick is mounted."""
@@ -118,6 +122,45 @@ def daemon_sees_the_mounts_of_the_host() -> None:
     [extension] = [process["pid"] for process in _processes() if process["role"] == "extension"]
     ours, its = (Path(f"/proc/{pid}/ns/mnt").readlink() for pid in ("self", extension))
     check(ours == its, f"the extension is in the mount namespace {its}, the host in {ours}")
+
+
+@step
+def systemd_hears_the_main_process_and_no_worker() -> None:
+    """A worker that was broken into is its user, in the control group of the service."""
+    main, status = _property("MainPID"), _property("StatusText")
+    _tell_systemd("MAINPID={pid}\nSTOPPING=1\nSTATUS=of a worker", "usbipd")
+    told = (_property("MainPID"), _property("ActiveState"), _property("StatusText"))
+    check(told == (main, "active", status), f"of a worker systemd believes {told}")
+    _tell_systemd("STATUS=of root", "root", int(main))
+    check(_property("StatusText") == "of root", "systemd does not hear the main process")
+
+
+def _tell_systemd(message: str, user: str, speaker: int | None = None) -> None:
+    """A process of the service says it, as `user`, as the process `speaker` or as itself.  It lives until
+    systemd has read it: sd_notify_barrier(3)."""
+    account = pwd.getpwnam(user)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            (CGROUP / "cgroup.procs").write_text(str(os.getpid()))
+            os.setgid(account.pw_gid)
+            os.setuid(account.pw_uid)
+            credentials = struct.pack("=iII", speaker or os.getpid(), account.pw_uid, account.pw_gid)
+            ends, end = os.pipe()
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+                manager.connect(NOTIFY_SOCKET)
+                manager.sendmsg(
+                    [message.format(pid=os.getpid()).encode()],
+                    [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials)],
+                )
+                socket.send_fds(manager, [b"BARRIER=1"], [end])
+            os.close(end)
+            os.read(ends, 1)
+            code = 0
+        finally:
+            os._exit(code)
+    check(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, f"systemd cannot be told {message!r}")
 
 
 @step

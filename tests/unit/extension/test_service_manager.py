@@ -3,11 +3,18 @@
 import logging
 import os
 import socket
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from usbipd import frozen
 from usbipd.extension import service_manager
+
+linux_only = pytest.mark.skipif(os.uname().sysname != "Linux", reason="SCM_CREDENTIALS is of Linux")
+CAP_SYS_ADMIN = 21  # include/uapi/linux/capability.h
+NOBODY = 65534
 
 
 @pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
@@ -44,3 +51,75 @@ def test_a_manager_that_is_gone(
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage().endswith("gone READY=1: No such file or directory")
+
+
+@pytest.fixture
+def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """Asks the kernel who speaks, as systemd does; anybody may reach it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(f"\0usbipd-test-{os.getpid()}")
+        manager.settimeout(10)
+        manager.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@usbipd-test-{os.getpid()}")
+        yield manager
+
+
+def heard(manager: socket.socket) -> tuple[bytes, int]:
+    """A message, and the pid of who sent it."""
+    message, [(_level, kind, credentials)], _flags, _address = manager.recvmsg(4096, 128)
+    assert kind == socket.SCM_CREDENTIALS
+    return message, struct.unpack("=iII", credentials)[0]
+
+
+def freeze(monkeypatch: pytest.MonkeyPatch, launcher: int) -> None:
+    monkeypatch.setattr(frozen, "IS_FROZEN", True)
+    monkeypatch.setattr(frozen, "launcher", lambda: launcher)
+
+
+def may_speak_for_others() -> bool:
+    if os.uname().sysname != "Linux":
+        return False
+    facts = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return bool(int(facts["CapEff"], 16) >> CAP_SYS_ADMIN & 1)
+
+
+@linux_only
+def test_without_a_launcher_it_speaks_for_itself(manager: socket.socket) -> None:
+    service_manager.tell(service_manager.READY)
+    assert heard(manager) == (b"READY=1", os.getpid())
+
+
+@pytest.mark.skipif(not may_speak_for_others(), reason="needs CAP_SYS_ADMIN, which a root on Linux may have")
+def test_it_speaks_in_the_name_of_its_launcher(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freeze(monkeypatch, os.getppid())
+    service_manager.tell(service_manager.READY, STATUS="listens")
+    assert heard(manager) == (b"READY=1\nSTATUS=listens", os.getppid())
+
+
+@linux_only
+def test_who_may_not_speak_for_its_launcher_is_heard_all_the_same(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    freeze(monkeypatch, os.getppid())
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(NOBODY)  # takes the effective capabilities away, too: capabilities(7)
+    try:
+        service_manager.tell(service_manager.READY)
+    finally:
+        if is_root:
+            os.seteuid(0)
+    assert heard(manager) == (b"READY=1", os.getpid())
+    assert not caplog.records
+
+
+@linux_only
+def test_a_launcher_that_was_killed(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    freeze(monkeypatch, 2**22 + 1)  # beyond PID_MAX_LIMIT, include/linux/threads.h: nobody's
+    service_manager.tell(service_manager.STOPPING)
+    assert heard(manager) == (b"STOPPING=1", os.getpid())
+    assert not caplog.records
