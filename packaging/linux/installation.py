@@ -108,13 +108,31 @@ class System:
         for number, line in enumerate(lines, 1):
             if not line.startswith("/") or ".." in line.split("/"):
                 raise InstallError(f"{self.at(self.manifest)}, line {number}: {line!r} is no absolute path")
+        files = {line for line in lines if not line.endswith("/")}
         directories = {line.rstrip("/") for line in lines if line.endswith("/")}
-        return {line for line in lines if not line.endswith("/")}, directories
+        expected = {directory for place in (*files, CONFIG) for directory in _above(place)}
+        for number, line in enumerate(lines, 1):
+            if line in files and line != CONFIG and not line.startswith(f"{self.prefix}/"):
+                wrong = f"neither below {self.prefix} nor {CONFIG}"
+            elif line.endswith("/") and line.rstrip("/") not in expected:
+                wrong = f"a directory that holds none of the files of this list, nor {CONFIG}"
+            else:
+                continue
+            raise InstallError(
+                f"{self.at(self.manifest)}, line {number}: {line!r} is {wrong}: "
+                "`make install` writes no such line; remove it"
+            )
+        return files, directories
 
     def write_manifest(self, files: Iterable[str], directories: Iterable[str]) -> None:
         """Remember what is installed."""
         lines = sorted([*files, *(f"{directory}/" for directory in directories)])
         self.put(self.manifest, File("".join(f"{line}\n" for line in lines).encode()))
+
+
+def _above(place: str) -> set[str]:
+    """The directories that a place is in, but the root."""
+    return {str(directory) for directory in Path(place).parents[:-1]}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -214,10 +232,10 @@ def install(system: System, items: Mapping[str, File | Link]) -> list[str]:
     )
     if is_unedited or CONFIG in older:
         files.add(CONFIG)
-    needed = {str(above) for place in (*files, CONFIG) for above in Path(place).parents[:-1]}
+    needed = {directory for place in (*files, CONFIG) for directory in _above(place)}
     owned |= {place for place in needed if not system.at(place).is_dir()}
     # first: what an interruption leaves half done, an uninstall can still remove
-    system.make_directories({str(above) for above in Path(system.manifest).parents[:-1]})
+    system.make_directories(_above(system.manifest))
     system.write_manifest(older | files, owned)
     system.make_directories(needed)
     system.put(system.default_config, default)

@@ -271,6 +271,35 @@ def test_a_damaged_manifest_removes_nothing(
     assert tree(root) == before
 
 
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("/etc/passwd", "neither below /usr/local nor /etc/usbipd/usbipd.toml"),
+        ("/usr/localhost", "neither below /usr/local nor /etc/usbipd/usbipd.toml"),
+        ("/usr/local", "neither below /usr/local nor /etc/usbipd/usbipd.toml"),
+        ("/var/lib/other/", "a directory that holds none of the files of this list"),
+        ("/usr/local/share/other/", "a directory that holds none of the files of this list"),
+        ("/", "a directory that holds none of the files of this list"),
+    ],
+)
+def test_a_manifest_that_names_what_is_not_ours_removes_nothing(
+    make: Make, root: Path, capsys: pytest.CaptureFixture[str], line: str, wrong: str
+) -> None:
+    make("install")
+    (root / "etc/passwd").write_text("root:x:0:0\n")
+    (root / "usr/localhost").write_text("another's\n")
+    for directory in ("var/lib/other", "usr/local/share/other"):
+        (root / directory).mkdir(parents=True)
+    lines = (root / MANIFEST).read_text().splitlines()
+    (root / MANIFEST).write_text("\n".join([*lines, line]))
+    before = tree(root)
+    for action in ("install", "uninstall"):
+        assert make(action) == 1
+        said = capsys.readouterr().err
+        assert f"{root / MANIFEST}, line {len(lines) + 1}: {line!r} is {wrong}" in said
+    assert tree(root) == before
+
+
 def test_bindings_stay(make: Make, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make("install")
     (root / "var/lib/usbipd").mkdir(parents=True)
