@@ -79,8 +79,9 @@ class System:
         if isinstance(item, Link):
             new.symlink_to(os.path.relpath(item.target, Path(place).parent))
         else:
-            new.write_bytes(item.content)
-            new.chmod(item.mode)
+            with new.open("xb") as file:  # nor through a link that somebody has put there by now
+                os.fchmod(file.fileno(), item.mode)
+                file.write(item.content)
         new.replace(path)
 
     def make_directories(self, places: Iterable[str]) -> None:

@@ -300,6 +300,28 @@ def test_a_manifest_that_names_what_is_not_ours_removes_nothing(
     assert tree(root) == before
 
 
+def test_nothing_is_written_through_a_link_that_somebody_plants(
+    make: Make, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make("install")
+    victim = root / "victim"
+    victim.write_text("another's\n")
+    unlink = Path.unlink
+
+    def plant(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        if path.name == "usbipd.new":
+            path.symlink_to(victim)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", plant)
+        assert make("install") == 1
+    assert "usbipd.new: File exists" in capsys.readouterr().err
+    assert victim.read_text() == "another's\n"
+    assert stat.S_IMODE(victim.stat().st_mode) == 0o644
+    assert (root / PROGRAM).read_text() == "this is usbipd\n"
+
+
 def test_bindings_stay(make: Make, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make("install")
     (root / "var/lib/usbipd").mkdir(parents=True)
