@@ -239,6 +239,10 @@ def install(system: System, items: Mapping[str, File | Link]) -> list[str]:
     system.make_directories(_above(system.manifest))
     system.write_manifest(older | files, owned)
     system.make_directories(needed)
+    if is_unedited:
+        # An old one beside the new default would pass for edited, if this were cut off between the two; none
+        # says the same as a default one.
+        config.unlink(missing_ok=True)
     system.put(system.default_config, default)
     if is_unedited:
         system.put(CONFIG, default)

@@ -14,6 +14,7 @@ Make = Callable[..., int]
 PREFIX = "/usr/local"
 PROGRAM = "usr/local/bin/usbipd"
 CONFIG = "etc/usbipd/usbipd.toml"
+DEFAULT = "usr/local/share/usbipd/usbipd.toml"
 MANIFEST = "usr/local/share/usbipd/manifest"
 
 
@@ -164,7 +165,7 @@ def test_a_configuration_that_nobody_edited_becomes_the_new_default(make: Make, 
     make("install")
     old = "# the default of an older version\n"
     (root / CONFIG).write_text(old)
-    (root / "usr/local/share/usbipd/usbipd.toml").write_text(old)
+    (root / DEFAULT).write_text(old)
     assert make("install") == 0
     assert (root / CONFIG).read_text() == (installation.PACKAGING / "usbipd.toml").read_text()
     assert make("uninstall") == 0
@@ -196,22 +197,61 @@ def test_what_was_not_built_is_named(
     assert not root.exists()
 
 
-@pytest.mark.parametrize("last", ["usbipd.cdx.json", "usbipd.service", "_usbipd"])
-def test_an_install_that_was_cut_off_can_be_removed(
-    make: Make, root: Path, monkeypatch: pytest.MonkeyPatch, last: str
-) -> None:
+@pytest.fixture
+def cut_off(make: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """`cut_off(last)`: an install that fails where it would put the file whose place ends like that."""
     put = installation.System.put
 
-    def fail(system: installation.System, place: str, item: installation.File | installation.Link) -> None:
-        if place.endswith(last):
-            raise OSError(28, "No space left on device", place)
-        put(system, place, item)
+    def install(last: str) -> None:
+        def fail(
+            system: installation.System, place: str, item: installation.File | installation.Link
+        ) -> None:
+            if place.endswith(last):
+                raise OSError(28, "No space left on device", place)
+            put(system, place, item)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(installation.System, "put", fail)
-        assert make("install") == 1
+        with monkeypatch.context() as patch:
+            patch.setattr(installation.System, "put", fail)
+            assert make("install") == 1
+
+    return install
+
+
+@pytest.mark.parametrize("last", [DEFAULT, CONFIG, "usbipd.cdx.json", "usbipd.service", "_usbipd"])
+def test_an_install_that_was_cut_off_can_be_removed(
+    make: Make, root: Path, cut_off: Callable[[str], None], last: str
+) -> None:
+    cut_off(last)
     assert make("uninstall") == 0
     assert not list(root.iterdir())
+
+
+@pytest.mark.parametrize("last", [DEFAULT, CONFIG, "usbipd.cdx.json"])
+@pytest.mark.parametrize("next_action", ["install", "uninstall"])
+def test_an_upgrade_that_was_cut_off_takes_no_configuration_for_an_edited_one(
+    make: Make, root: Path, cut_off: Callable[[str], None], last: str, next_action: str
+) -> None:
+    make("install")
+    for place in (CONFIG, DEFAULT):
+        (root / place).write_text("# the default of an older version\n")
+    cut_off(last)
+    assert make(next_action) == 0
+    if next_action == "install":
+        assert (root / CONFIG).read_text() == (installation.PACKAGING / "usbipd.toml").read_text()
+        assert make("uninstall") == 0
+    assert not list(root.iterdir())
+
+
+@pytest.mark.parametrize("last", [DEFAULT, "usbipd.cdx.json"])
+def test_an_upgrade_that_was_cut_off_keeps_an_edited_configuration(
+    make: Make, root: Path, cut_off: Callable[[str], None], last: str
+) -> None:
+    make("install")
+    (root / CONFIG).write_text("# mine\n")
+    (root / DEFAULT).write_text("# the default of an older version\n")
+    cut_off(last)
+    assert make("install") == 0
+    assert (root / CONFIG).read_text() == "# mine\n"
 
 
 @pytest.mark.parametrize("prefix", ["usr", "/usr/", "/opt/our programs", "/opt/../usr", "/opt/50%", ""])
