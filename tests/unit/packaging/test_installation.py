@@ -1,7 +1,10 @@
 """What `make install` and `make uninstall` do to a Linux system: a scratch one of each test's own."""
 
 import os
+import re
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,6 +126,26 @@ def test_uninstall_leaves_what_came_later(make: Make, root: Path) -> None:
     assert {place for place, content in tree(root).items() if content != "/"} == {
         "usr/local/share/usbipd/notes"
     }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the options are those of GNU tar")
+def test_the_tree_of_a_release_unpacked_as_the_readme_says(make: Make, root: Path, tmp_path: Path) -> None:
+    readme = (installation.PACKAGING.parent / "README.md").read_text()
+    [options] = re.findall(r"`sudo tar -C / (.*) -xzf`", readme)
+    make("install")
+    subprocess.run(["tar", "-C", root, "-czf", tmp_path / "release.tar.gz", "usr"], check=True)
+    system = tmp_path / "system"
+    (system / "usr/local/bin").mkdir(parents=True)
+    (system / "usr/local/bin").chmod(0o2775)
+    (system / "usr/local/sbin").symlink_to("bin")
+    subprocess.run(
+        ["tar", "-C", system, *options.split(), "-xzf", tmp_path / "release.tar.gz"],
+        check=True,
+    )
+    assert str((system / "usr/local/sbin").readlink()) == "bin"
+    assert stat.S_IMODE((system / "usr/local/bin").stat().st_mode) == 0o2775
+    for name in ("bin/usbipd", "bin/usbipd-ext", "sbin/usbipd-ext"):
+        assert (system / "usr/local" / name).read_text() == "this is usbipd\n"
 
 
 def test_a_second_install_changes_nothing(make: Make, root: Path) -> None:
