@@ -28,7 +28,7 @@ for pth in "$packages"/__editable__.usbipd-*.pth; do
 done
 rm -f "$packages/distutils-precedence.pth"
 roles='import usbipd.extension.process, usbipd.server.process, usbipd.worker.process'
-"$(<$JOB/python)" -I -c "$roles" 2>/dev/null &
+"$(<$JOB/python)" -I -c "$roles" >/dev/null 2>&1 &
 
 mapfile -t modules <"/lib/modules/$(uname -r)/modules.e2e"
 modprobe -a "${modules[@]}"
