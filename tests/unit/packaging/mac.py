@@ -1,6 +1,7 @@
 """A Mac in a directory: its root, users and launchd, as far as the scripts of the package see them."""
 
 import os
+import shlex
 import stat
 import subprocess
 from pathlib import Path
@@ -14,6 +15,10 @@ SUPPORT: Final = "Library/Application Support/usbipd"
 
 SHELLS: Final = {"dash": ["dash"], "bash": ["bash", "--posix"]}
 """macOS's /bin/sh is bash 3.2 in its POSIX mode, unless the administrator has chosen dash."""
+
+OWN_PATH: Final = "\nPATH=/usr/bin:/bin:/usr/sbin:/sbin "
+OWN_ROOT: Final = "\nroot="
+"""How the lines begin that let a script take only the system's programs, and no root but the real one."""
 
 
 class Mac:
@@ -34,13 +39,28 @@ class Mac:
                 (record / taken).write_text(f"{number}\n")
         (self.fake / "uid").write_text("0\n")
         lay_out(package.scripts, self.scripts)
+        self._let_in(self.scripts / "preinstall", OWN_PATH)
+        self._let_in(self.scripts / "postinstall", OWN_PATH, OWN_ROOT)
 
     def unpack(self, default: str | None = None) -> None:
         """Lay out the payload as the Installer does, with the receipt; `default`: with that usbipd.toml."""
         lay_out(self._package.payload, self.root)
+        self._let_in(self.root / "Library/usbipd/usbipd-uninstall", OWN_PATH, OWN_ROOT)
         if default is not None:
             (self.root / "Library/usbipd/usbipd.toml.default").write_text(default)
         (self.fake / "receipt").write_text("org.usbipd.pkg\n")
+
+    def _let_in(self, script: Path, *lines: str) -> None:
+        """Let a script see this Mac: as it is installed, it sees nothing but the real one."""
+        text = script.read_text()
+        seen = {
+            OWN_PATH: f"\nPATH={shlex.quote(f'{FAKES}:' + os.environ['PATH'])} ",
+            OWN_ROOT: f"\nroot={shlex.quote(str(self.root))}",
+        }
+        for line in lines:
+            assert text.count(line) == 1, f"{script.name} has not one line that begins with {line!r}"
+            text = text.replace(line, seen[line])
+        script.write_text(text)
 
     def run(self, name: str, volume: str = "/") -> "subprocess.CompletedProcess[str]":
         """A script of the package, as the Installer calls it."""
@@ -55,9 +75,9 @@ class Mac:
         return subprocess.run(
             [*self.shell, str(script), *arguments],
             env={
-                "PATH": f"{FAKES}:{os.environ['PATH']}",
+                "PATH": os.environ["PATH"],
                 "FAKE": str(self.fake),
-                "USBIPD_SCRATCH": str(self.root),
+                "ROOT": str(self.root),
             },
             capture_output=True,
             text=True,

@@ -3,13 +3,15 @@
 The programs of macOS are fakes here (fake_macos/); whether the real ones answer like them, a Mac has to show.
 """
 
+import os
 import shutil
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.unit.packaging.mac import LABEL, SUPPORT, Mac
+from tests.unit.packaging.mac import LABEL, SHELLS, SUPPORT, Mac
 from usbipd.launchd import steps_to_load
 
 PLIST = f"/Library/LaunchDaemons/{LABEL}.plist"
@@ -116,6 +118,36 @@ def test_another_volume_gets_a_configuration_and_nothing_else(mac: Mac) -> None:
     assert (mac.root / "Volumes/Other" / SUPPORT / "usbipd.toml").is_file()
     assert not (mac.root / "Library").exists()
     assert not (mac.root / "var").exists()
+
+
+@pytest.mark.parametrize("name", ["preinstall", "postinstall", "usbipd-uninstall"])
+@pytest.mark.parametrize("shell", SHELLS)
+def test_no_program_is_taken_from_the_callers_path(
+    tmp_path: Path, stage_tree: Path, name: str, shell: str
+) -> None:
+    """sudo may keep a PATH with directories of the user.  The script is as it is installed, unchanged."""
+    traps, volume, sprung = tmp_path / "bin", tmp_path / "volume", tmp_path / "sprung"
+    traps.mkdir()
+    for program in ("cat", "chmod", "cp", "dirname", "id", "launchctl", "mkdir", "mv", "rm"):
+        (traps / program).write_text(f"#!/bin/sh\necho $0 >>'{sprung}'\n")
+        (traps / program).chmod(0o755)
+    if name == "usbipd-uninstall":
+        command = [str(stage_tree / "root/Library/usbipd" / name), "--help"]
+    else:  # of another volume than the one that runs: this machine stays as it is
+        shutil.copytree(stage_tree / "root", volume)
+        command = [str(stage_tree / "scripts" / name), "usbipd.pkg", str(volume), str(volume), "/"]
+    done = subprocess.run(
+        [*SHELLS[shell], *command],
+        env={"PATH": f"{traps}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not sprung.exists(), sprung.read_text()
+    if name == "postinstall":
+        assert (volume / SUPPORT / "usbipd.toml").is_file()
 
 
 # ---- the configuration -------------------------------------------------------------------------------------
