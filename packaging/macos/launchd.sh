@@ -1,4 +1,4 @@
-# The launchd job, for preinstall, postinstall and usbipd-uninstall, which read this file.
+# The launchd job and a daemon beside it, for preinstall, postinstall and usbipd-uninstall, which read this file.
 # shellcheck shell=sh
 
 LABEL=org.usbipd.extension
@@ -23,4 +23,15 @@ end_job() {
         fi
         sleep 1
     done
+}
+
+# check_no_daemon EXECUTABLE: fails if a daemon runs that is not the job's, such as `sudo usbipd-ext --run` in a
+# terminal.  To be called when the job has ended.  EXECUTABLE is usbipd-ext of the installation; it need not exist.
+check_no_daemon() {
+    if "$1" --status >/dev/null 2>&1; then
+        echo "usbipd: a daemon runs that launchd has not started, such as \`sudo usbipd-ext --run\`.  It would lose its" \
+            "executable and its control socket while it holds devices.  End it and try again;" \
+            "\`usbipd-ext --status\` shows its pid." >&2
+        return 1
+    fi
 }

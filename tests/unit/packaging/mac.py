@@ -39,7 +39,7 @@ class Mac:
                 (record / taken).write_text(f"{number}\n")
         (self.fake / "uid").write_text("0\n")
         lay_out(package.scripts, self.scripts)
-        self._let_in(self.scripts / "preinstall", OWN_PATH)
+        self._let_in(self.scripts / "preinstall", OWN_PATH, OWN_ROOT)
         self._let_in(self.scripts / "postinstall", OWN_PATH, OWN_ROOT)
 
     def unpack(self, default: str | None = None) -> None:
@@ -105,6 +105,12 @@ class Mac:
         """The job of an earlier installation, which takes so many looks to end."""
         (self.fake / "loaded").touch()
         (self.fake / "lingers").write_text("\n" * lingers)
+
+    def let_answer(self, code: int) -> None:
+        """Make `usbipd-ext` that is installed end with `code`: 0 when a daemon answers, 3 when none does."""
+        (self.root / "Library/usbipd/usbipd").write_text(
+            f'#!/bin/sh\n[ "${{0##*/}} $*" = "usbipd-ext --status" ] || exit 2\necho answered\nexit {code}\n'
+        )
 
     def let_fail(self, code: int, words: str, message: str = "") -> None:
         """Make calls that have these words end with `code`, saying `message`."""

@@ -93,6 +93,18 @@ def test_a_job_that_never_ends_stops_the_upgrade(mac: Mac) -> None:
     assert len(mac.calls_of("sleep")) == 45
 
 
+def test_a_daemon_that_was_started_by_hand_stops_the_upgrade(mac: Mac) -> None:
+    install(mac)
+    mac.let_answer(0)
+    done = mac.run("preinstall")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "a daemon runs that launchd has not started" in done.stderr
+    assert not mac.has_job, "it is asked after the job's own daemon has ended"
+    mac.let_answer(3)
+    done = mac.run("preinstall")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_a_job_that_is_there_at_the_end_is_started_anew(mac: Mac) -> None:
     """The preinstall of whatever version there was may not have ended it."""
     mac.unpack()
@@ -381,6 +393,20 @@ def test_a_daemon_that_does_not_end_is_not_robbed_of_its_files(installed: Mac) -
     assert "does not end" in done.stderr
     assert installed.files() == before
     assert installed.user()
+
+
+def test_a_daemon_that_was_started_by_hand_keeps_its_files(installed: Mac) -> None:
+    installed.let_answer(0)
+    before = installed.files()
+    done = installed.uninstall("--purge")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "a daemon runs that launchd has not started" in done.stderr
+    assert "`usbipd-ext --status` shows its pid" in done.stderr
+    assert installed.files() == before
+    assert installed.user()
+    installed.let_answer(3)
+    assert installed.uninstall("--purge").returncode == 0
+    assert not (installed.root / "Library/usbipd").exists()
 
 
 def test_uninstall_of_what_never_ran(mac: Mac) -> None:
