@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from stage import LINKS
 
 from tests.unit.packaging.mac import LABEL, SHELLS, SUPPORT, Mac
 from usbipd.launchd import steps_to_load
@@ -375,6 +376,30 @@ def test_purge_removes_all(installed: Mac) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert set(installed.files()) == {"usr/local/bin/other"}
     assert not (installed.root / SUPPORT).exists()
+
+
+LINKED = sorted(place for place in LINKS if place.startswith("usr/local/"))
+
+
+@pytest.mark.parametrize("place", [*LINKED, "usr/local/share/man/man1/usbipd.1"])
+def test_a_link_that_is_somebody_elses_by_now_stays(installed: Mac, place: str) -> None:
+    target = "../Cellar/usbipd/2.0/Library/usbipd/usbipd"
+    (installed.root / place).unlink()
+    (installed.root / place).symlink_to(target)
+    done = installed.uninstall("--purge")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert installed.files() == {place: target, "usr/local/bin/other": b""}
+    assert f"/{place} stays: it is a link to {target}, which this package has not made." in done.stdout
+
+
+@pytest.mark.parametrize("place", LINKED)
+def test_a_file_in_the_place_of_a_link_stays(installed: Mac, place: str) -> None:
+    (installed.root / place).unlink()
+    (installed.root / place).write_text("another usbipd\n")
+    done = installed.uninstall("--purge")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert installed.files() == {place: b"another usbipd\n", "usr/local/bin/other": b""}
+    assert f"/{place} stays: it is not the link" in done.stdout
 
 
 def test_what_was_kept_is_found_again(installed: Mac) -> None:
