@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from tests.client import Client
 from tests.integration.conftest import StartDaemon
-from tests.integration.daemon import PATIENCE
+from tests.integration.daemon import COMMAND, PATIENCE, Daemon
 
 
 def wait_for(path: Path, text: str) -> str:
@@ -63,6 +64,49 @@ def test_no_process_keeps_the_old_file(start_daemon: StartDaemon, tmp_path: Path
         assert str(tmp_path / "old") not in files.values(), role
         assert files[2] == str(path), role
         assert role == "extension" or files[1] == str(path), role
+
+
+def fail_to_start(socket: Path, config: Path) -> None:
+    """A start with a configuration that is wrong."""
+    config.write_text("listen = 1\n")
+    done = subprocess.run(
+        [*COMMAND, "--run", "--socket", str(socket), "--config", str(config)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert str(config) in done.stderr
+
+
+def test_the_pid_of_a_killed_daemon_is_forgotten_by_a_start_that_fails(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    """It may be another process's by now, and newsyslog would send it SIGHUP."""
+    log, wrong = tmp_path / "usbipd.log", tmp_path / "wrong.toml"
+    daemon = start_daemon("loopback", "", "--log-to", str(log))
+    pid_file = daemon.directory / "control.pid"
+    fail_to_start(daemon.socket, wrong)
+    assert pid_file.read_text() == f"{daemon.pid}\n", "one that runs keeps it"
+    killed = Daemon(tmp_path, "loopback", "", "--log-to", str(log))
+    killed.kill()
+    assert (tmp_path / "control.pid").read_text() == f"{killed.pid}\n"
+    fail_to_start(killed.socket, wrong)
+    assert not (tmp_path / "control.pid").exists()
+
+
+def test_a_daemon_without_a_log_file_forgets_the_pid_of_a_killed_one(tmp_path: Path) -> None:
+    killed = Daemon(tmp_path, "loopback", "", "--log-to", str(tmp_path / "usbipd.log"))
+    killed.kill()
+    (tmp_path / "usbipd.log").unlink()
+    assert (tmp_path / "control.pid").exists()
+    daemon = Daemon(tmp_path, "loopback")
+    try:
+        assert not (tmp_path / "control.pid").exists()
+        daemon.stop()
+    finally:
+        daemon.kill()
 
 
 def test_a_log_file_that_cannot_be_had_ends_the_start(start_daemon: StartDaemon, tmp_path: Path) -> None:

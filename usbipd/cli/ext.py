@@ -164,14 +164,17 @@ def run_extension(arguments: argparse.Namespace) -> int:
     # Imported here: a command that only asks shall not wait for any of it.
     from usbipd import paths
     from usbipd.extension import process
+    from usbipd.extension.control import remove_stale_pid
     from usbipd.simulated.catalog import parse_simulate
 
+    socket_path = arguments.socket or paths.runtime_directory() / paths.CONTROL_SOCKET
+    remove_stale_pid(paths.RuntimeFiles(socket_path.absolute()))  # first: also if the configuration is wrong
     with_real = arguments.simulate is None or arguments.real_devices
     return process.run(
         config=configuration(arguments),
         simulate=[] if arguments.simulate is None else parse_simulate(arguments.simulate),
         with_real=with_real,
-        socket_path=arguments.socket or paths.runtime_directory() / paths.CONTROL_SOCKET,
+        socket_path=socket_path,
         state_directory=arguments.state or (paths.state_directory() if with_real else None),
     )
 

@@ -4,6 +4,7 @@ Anybody may connect to root's daemon; the kernel says who it is, and `ipc/policy
 """
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from usbipd import privileges
+from usbipd import paths, privileges
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.manager import SystemExtensionManager
@@ -218,6 +219,24 @@ class IPCHandler:
             if not knows:
                 self._watching[channel] = True
                 channel.push(EventName.CHANGED, Nothing())
+
+
+def remove_stale_pid(files: paths.RuntimeFiles) -> None:
+    """Remove the pid file of an extension that was killed; that of one that runs stays.
+
+    The pid may be another process's by now, and whoever rotates logs would send it SIGHUP.  What stands in
+    the way is left to the start, which says it.
+    """
+    # ValueError: a path that has no last part
+    with contextlib.suppress(OSError, ValueError, UsbipdError):
+        if not files.pid_file.is_file():
+            return
+        files.prepare()  # it is there, and is looked at: nothing is removed from somebody else's directory
+        lock = _lock(files.directory)
+        try:
+            files.pid_file.unlink()
+        finally:
+            os.close(lock)
 
 
 def _lock(directory: Path) -> int:

@@ -28,7 +28,7 @@ from tests.unit.extension.fakes import (
 from usbipd import privileges
 from usbipd.errors import UsbipdError
 from usbipd.extension import control as module
-from usbipd.extension.control import Answers, IPCHandler
+from usbipd.extension.control import Answers, IPCHandler, remove_stale_pid
 from usbipd.extension.monitor import StatusMonitor
 from usbipd.extension.network import NetworkServer
 from usbipd.extension.reservations import Reservations
@@ -51,6 +51,7 @@ from usbipd.ipc.reports import (
     UnbindResult,
 )
 from usbipd.log import ErrorCounter
+from usbipd.paths import RuntimeFiles
 
 SOMEBODY = 54321
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
@@ -355,6 +356,37 @@ def test_a_second_extension_is_refused(daemon: Daemon) -> None:
             await daemon.ask(Command.LIST, Nothing(), ListResult)
 
     run(test())
+
+
+def test_a_pid_file_stays_as_long_as_its_extension_runs(daemon: Daemon) -> None:
+    files = RuntimeFiles(daemon.path)
+
+    async def test() -> None:
+        async with daemon.listening():
+            files.write_pid()
+            remove_stale_pid(files)
+            assert files.pid_file.exists()
+        remove_stale_pid(files)
+        assert not files.pid_file.exists()
+        remove_stale_pid(files)
+
+    run(test())
+
+
+def test_a_pid_file_that_is_none_of_ours_stays(tmp_path: Path) -> None:
+    directory = tmp_path / "everybody's"
+    directory.mkdir()
+    directory.chmod(0o777)
+    files = RuntimeFiles(directory / "control.sock")
+    files.write_pid()
+    remove_stale_pid(files)
+    assert files.pid_file.exists(), "others may write there"
+    directory.chmod(0o700)
+    files.pid_file.unlink()
+    files.pid_file.mkdir()
+    remove_stale_pid(files)
+    assert files.pid_file.exists(), "no file"
+    remove_stale_pid(RuntimeFiles(Path("/")))
 
 
 def test_two_that_start_at_one_moment(daemon: Daemon) -> None:
