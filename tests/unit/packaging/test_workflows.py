@@ -1,7 +1,10 @@
 """What must hold in every workflow of .github/workflows; `make lint` holds them against their schema."""
 
+import os
 import re
+import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+RELEASE = ROOT / ".github" / "workflows" / "release.yml"
 JOB = re.compile(r"(?m)^  (\w+):\n((?:    .*\n|\n)+)")
 
 
@@ -39,6 +43,57 @@ def test_no_expression_is_pasted_into_a_shell(text: str) -> None:
     """A branch may be called $(anything): what comes from outside goes through the environment."""
     for script in re.findall(r"run: (\|\n(?: {10}.*\n)+|.*\n)", text):
         assert "${{" not in script, script
+
+
+def steps(job: str) -> list[str]:
+    """The steps of a job of the release."""
+    jobs = dict(JOB.findall(RELEASE.read_text().partition("\njobs:\n")[2]))
+    return re.findall(r"(?m)^ {6}- .*\n(?:(?: {8}.*)?\n)*", jobs[job])
+
+
+def test_nothing_but_signing_runs_while_the_identities_are_there() -> None:
+    macos = steps("macos")
+    [begin] = [number for number, step in enumerate(macos) if "release/import-identities" in step]
+    [end] = [number for number, step in enumerate(macos) if "security delete-keychain" in step]
+    assert macos[begin + 1 : end] == ["      - run: make binary pkg\n"]
+    assert "if: always()" in macos[end]
+    secret = [number for number, step in enumerate(macos) if "secrets." in step]
+    tests = [number for number, step in enumerate(macos) if re.search("make test|try-package", step)]
+    assert len(secret) == len(tests) == 2
+    assert max(secret) < min(tests)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_tag_that_has_moved_is_not_published(tmp_path: Path, moved: bool) -> None:
+    [step] = [step for step in steps("publish") if "gh release create" in step]
+    script = textwrap.dedent(step.partition("run: |\n")[2])
+    built, calls, gh = "1" * 40, tmp_path / "calls", tmp_path / "gh"
+    gh.write_text(
+        f'#!/bin/sh\necho "$*" >>"{calls}"\n[ "$1" != api ] || echo {"2" * 40 if moved else built}\n'
+    )
+    gh.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-e", "-c", script],  # as GitHub runs it
+        cwd=tmp_path,
+        env={
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "GH_REPO": "owner/usbipd",
+            "GITHUB_REF_NAME": "v1.2.3",
+            "GITHUB_SHA": built,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    asked, *published = calls.read_text().splitlines()
+    assert asked == "api repos/owner/usbipd/commits/tags/v1.2.3 --jq .sha"
+    if moved:
+        assert (done.returncode, published) == (1, [])
+        assert "the tag v1.2.3 is at 2222" in done.stderr
+    else:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(published) == 1
+        assert published[0].startswith("release create v1.2.3 --verify-tag ")
 
 
 @pytest.mark.parametrize(("suffix", "code"), [("", 0), (".1", 1), ("-rc1", 1)])
