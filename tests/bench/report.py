@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter
 
 from tests.bench.result import Bound, Comparison, Curve, Result
 
@@ -80,8 +81,14 @@ def _plot(curve: Curve) -> Figure:
     axes = figure.subplots()
     for name, points in curve.series.items():
         axes.plot([x for x, _ in points], [y for _, y in points], marker="o", markersize=4, label=name)
+    values = [y for points in curve.series.values() for _, y in points]
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _position: f"{x:,.0f}"))
+    if max(values) > 10 * min(values):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0, top=1.1 * max(values))
+    axes.yaxis.set_major_formatter(EngFormatter())
     axes.set(title=curve.title, xlabel=curve.x, ylabel=curve.y)
     axes.grid(visible=True, which="both", alpha=0.3)
     axes.legend()

@@ -83,7 +83,7 @@ class Bound:
 class Curve:
     """How something grows: one plot, with a line for each series.
 
-    x, y: what the axes show, with their units; both are logarithmic.
+    x, y: what the axes show, with their units.
     series: by name, points (x, y) in ascending order of x.
     """
 
