@@ -103,11 +103,13 @@ class System:
     def read_manifest(self) -> tuple[set[str], set[str]]:
         """Files and links, and directories, of what is installed.  Raises `InstallError`, `OSError`."""
         try:
-            lines = self.at(self.manifest).read_text().splitlines()
+            lines = self.at(self.manifest).read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
             return set(), set()
+        except UnicodeDecodeError as error:
+            raise InstallError(f"{self.at(self.manifest)}, byte {error.start}: not UTF-8 text") from error
         for number, line in enumerate(lines, 1):
-            if not line.startswith("/") or ".." in line.split("/"):
+            if not line.startswith("/") or ".." in line.split("/") or "\0" in line:
                 raise InstallError(f"{self.at(self.manifest)}, line {number}: {line!r} is no absolute path")
         files = {line for line in lines if not line.endswith("/")}
         directories = {line.rstrip("/") for line in lines if line.endswith("/")}

@@ -31,6 +31,16 @@ def test_an_empty_file_has_the_defaults() -> None:
     )
 
 
+def test_the_readme_has_the_defaults() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    [block] = re.findall(r"^```toml\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    assert parse(block, "README.md") == ServerConfig()
+    missing = {key for struct in (ServerConfig, Limits) for key in struct.__struct_fields__} - set(
+        re.findall(r"^(?:# )?\[*(\w+)", block, re.MULTILINE)
+    )
+    assert not missing
+
+
 ALL_KEYS = """\
 listen = ["0.0.0.0", "[::1]:4000"]
 allow = [

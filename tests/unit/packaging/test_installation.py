@@ -320,7 +320,15 @@ def test_a_mac_is_not_installed_into(
     assert capsys.readouterr().err == "install: a Mac is installed from a package: make pkg\n"
 
 
-@pytest.mark.parametrize("line", ["etc/passwd", "/usr/local/../../etc/passwd", ""])
+def test_a_manifest_that_is_not_text(make: Make, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make("install")
+    (root / MANIFEST).write_bytes(b"/usr/local/bin/usbipd\n\xff\n")
+    for action in ("install", "uninstall"):
+        assert make(action) == 1
+        assert "byte 22: not UTF-8 text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["etc/passwd", "/usr/local/../../etc/passwd", "", "/usr/local/bin/\0"])
 def test_a_damaged_manifest_removes_nothing(
     make: Make, root: Path, capsys: pytest.CaptureFixture[str], line: str
 ) -> None:
