@@ -1,5 +1,6 @@
 """What a daemon keeps: bindings over its end, claims over the end of any process; and what it tells of it."""
 
+import contextlib
 import json
 import os
 import random
@@ -226,6 +227,17 @@ def test_a_thousand_sessions_cost_nothing(start_daemon: StartDaemon) -> None:
     assert max(grown.values()) < 1 << 20, "bytes that 1,000 sessions have left behind"
 
 
+def wait_for_successors(daemon: Daemon, killed: set[int]) -> None:
+    """Until the extension knows of the deaths, and clients find all devices again."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        alive = {process["pid"] for process in daemon.status()["processes"]}
+        with contextlib.suppress(OSError):  # there is no server yet
+            if killed.isdisjoint(alive) and len(Client(daemon.host, daemon.port).devlist()) == daemon.devices:
+                return
+        assert time.monotonic() < deadline, f"{killed} have no successors: {alive}"
+
+
 @pytest.mark.slow
 def test_processes_killed_at_random(tmp_path: Path) -> None:
     """Any of them, at any moment, under traffic: all devices are shared again, no process is left over."""
@@ -253,6 +265,7 @@ def test_processes_killed_at_random(tmp_path: Path) -> None:
             if any(victim["role"] == "extension" for victim in victims):
                 daemon.kill()
                 daemon = start()
+            wait_for_successors(daemon, {victim["pid"] for victim in victims})
             for device in daemon.status()["devices"]:
                 daemon.wait_for_state(device["busid"], "shared")
             assert bound(daemon) == [(0x0BAD, 0xCAFE, None)]
