@@ -238,8 +238,8 @@ def _check_typing(keyboard: Gadget, there: UsbDevice) -> None:
                     device_end.write(report)
 
     with grabbed(_event_device(there)) as events, Background(press):
-        for expected, event in zip(_events(keys), key_events(events), strict=False):
-            check(event == expected, f"key event {event} came, not {expected}")
+        for number, (expected, event) in enumerate(zip(_events(keys), key_events(events), strict=False)):
+            check(event == expected, f"key event {event} came as number {number}, not {expected}")
             ahead.release()
 
 
