@@ -19,11 +19,11 @@ from tests.bench.result import Bound, Comparison, Curve, Result
 def write(work: Path, results: Sequence[Result]) -> str:
     """Writes report.md, results.json and the plots into `work`; returns the table."""
     machine = _machine()
-    tables = [each for each in results if not isinstance(each, Curve)]
+    table = _table([each for each in results if not isinstance(each, Curve)])
     curves = [each for each in results if isinstance(each, Curve)]
     lines = ["# usbipd: make bench", ""]
     lines += [f"- {name}: {value}" for name, value in machine.items()]
-    lines += ["", _table(tables), ""]
+    lines += ["", table, ""]
     lines += [f"![{curve.title}]({_name(curve)}.svg)" for curve in curves]
     (work / "report.md").write_text("\n".join(lines) + "\n")
     document = {"machine": machine, "results": [_record(each) for each in results]}
@@ -32,7 +32,7 @@ def write(work: Path, results: Sequence[Result]) -> str:
         figure = _plot(curve)
         figure.savefig(work / f"{_name(curve)}.svg")
         figure.savefig(work / f"{_name(curve)}.png", dpi=100)
-    return _table(tables)
+    return table
 
 
 def _table(rows: Sequence[Comparison | Bound]) -> str:
