@@ -7,6 +7,7 @@ import make_pkg
 import pytest
 from stage import stage
 
+from tests.unit.packaging.built import BUILT
 from tests.unit.packaging.flat_reader import Package, read_package
 from tests.unit.packaging.mac import SHELLS, Mac
 
@@ -15,15 +16,7 @@ from tests.unit.packaging.mac import SHELLS, Mac
 def stage_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `packaging/stage.py` lays out, with files of the test in the place of what make builds."""
     directory = tmp_path_factory.mktemp("stage")
-    for name in (
-        "usbipd",
-        "usbipd.1",
-        "usbipd-ext.8",
-        "usbipd.toml.5",
-        "usbipd.bash",
-        "_usbipd",
-        "usbipd.fish",
-    ):
+    for name in BUILT:
         (directory / name).write_text(f"this is {name}\n" * 3)
     with pytest.MonkeyPatch.context() as patch:
         # those that every development environment has; the rest comes with `make binary`

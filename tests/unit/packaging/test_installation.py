@@ -12,6 +12,8 @@ import installation
 import licenses
 import pytest
 
+from tests.unit.packaging.built import BUILT
+
 Make = Callable[..., int]
 
 PREFIX = "/usr/local"
@@ -26,10 +28,7 @@ def built(tmp_path: Path) -> Path:
     """Files in the place of what make builds."""
     directory = tmp_path / "built"
     directory.mkdir()
-    for name in (
-        *("usbipd", "usbipd.cdx.json", "usbipd.1", "usbipd-ext.8", "usbipd.toml.5"),
-        *("usbipd.bash", "_usbipd", "usbipd.fish"),
-    ):
+    for name in (*BUILT, "usbipd.cdx.json"):
         (directory / name).write_text(f"this is {name}\n")
     return directory
 

@@ -9,6 +9,8 @@ import licenses
 import pytest
 import stage
 
+from tests.unit.packaging.built import BUILT
+
 
 def test_where_everything_lies(stage_tree: Path) -> None:
     root = stage_tree / "root"
@@ -126,15 +128,7 @@ def test_every_licence_file_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Path]]:
     """Runs stage.py on files that are all there; the exit code and the stage tree."""
     monkeypatch.setattr(licenses, "DISTRIBUTIONS", ("libusb1",))
-    for name in (
-        "usbipd",
-        "usbipd.1",
-        "usbipd-ext.8",
-        "usbipd.toml.5",
-        "usbipd.bash",
-        "_usbipd",
-        "usbipd.fish",
-    ):
+    for name in BUILT:
         (tmp_path / name).touch()
 
     def run(output: Path | None = None) -> tuple[int, Path]:
