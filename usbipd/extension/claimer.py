@@ -71,7 +71,7 @@ class DeviceClaimer:
         log_to: str,
         on_end: Callable[[], None],
     ) -> None:
-        """`on_end` hears of each claim that ended by itself: its port is free for another device."""
+        """`on_end` hears of each claim that has ended: its port is free for another device."""
         self._spawner = spawner
         self._ownership = ownership
         self._find_device = find_device
@@ -89,6 +89,8 @@ class DeviceClaimer:
         """Set when a keeper that waits for its next try is to look at once."""
         self._parting: dict[int, asyncio.Task[None]] = {}
         """By pid: workers whose device seems to be gone."""
+        self._releasing: set[str] = set()
+        """Devices that are being given back: nobody claims them before that is done."""
         self.claims: dict[str, Claim] = {}
 
     def is_device_claimed(self, busid: str) -> bool:
@@ -105,7 +107,7 @@ class DeviceClaimer:
         held = self.claims.get(record.busid)
         if held is not None and held.device is not None:
             return held.device
-        if held is not None:  # the last tries failed: this one is to say why
+        if held is not None:  # it is being tried, or has failed: this try is to say why
             await self.release_device(record.busid, timeout=END_TIMEOUT)
         first: asyncio.Future[ClaimedDevice] = asyncio.get_running_loop().create_future()
         self._start_keeper(record, first, force=force)
@@ -117,7 +119,7 @@ class DeviceClaimer:
         One that cannot be taken is FAILED, and tried again until it is released or gone.
         """
         for record in records:
-            if record.busid not in self.claims:
+            if record.busid not in self.claims and record.busid not in self._releasing:
                 self._start_keeper(record, None, force=False)
 
     async def release_device(self, busid: str, *, timeout: float) -> None:  # noqa: ASYNC109 - bounds one step
@@ -129,6 +131,15 @@ class DeviceClaimer:
         claim = self.claims.pop(busid, None)
         if claim is None:
             return
+        self._releasing.add(busid)
+        try:
+            await self._end(claim, timeout)
+        finally:
+            self._releasing.remove(busid)
+        self._on_end()
+
+    async def _end(self, claim: Claim, timeout: float) -> None:  # noqa: ASYNC109 - bounds one step
+        busid = claim.record.busid
         keeper = self._keepers.pop(busid)
         del self._hurry[busid]
         keeper.cancel()
@@ -200,6 +211,7 @@ class DeviceClaimer:
     def _start_keeper(
         self, record: DeviceRecord, first: asyncio.Future[ClaimedDevice] | None, *, force: bool
     ) -> None:
+        assert record.busid not in self.claims, "one keeper a device: two would take it from each other"
         claim = self.claims[record.busid] = Claim(record, self._chronicle)
         self._hurry[record.busid] = asyncio.Event()
         self._keepers[record.busid] = asyncio.create_task(self._keep(claim, first, force=force))

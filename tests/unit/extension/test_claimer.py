@@ -295,6 +295,44 @@ def test_a_release_while_the_worker_is_claiming(
     run(test())
 
 
+def test_a_try_that_takes_the_place_of_another_is_the_only_one(
+    host: Host, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device comes that is bound already, and is bound again while its claim is under way."""
+
+    async def test() -> None:
+        monkeypatch.setattr(claimer_module, "END_TIMEOUT", 0.2)
+        spawner.answers[Command.CLAIM] = "silence"
+        await host.claimer.restore_claimed_devices([record("1-2")])
+        await until(lambda: spawner.children and spawner.last.asked)
+        asking = asyncio.create_task(host.claimer.claim_device(record("1-2")))
+        await until(lambda: not host.claimer.claims)
+        await host.claimer.restore_claimed_devices([record("1-2")])  # the news of its arrival
+        del spawner.answers[Command.CLAIM]
+        await asking
+        assert host.claimer.is_device_claimed("1-2")
+        await host.claimer.restore_claimed_devices([record("1-2")])
+        assert [child.killed for child in spawner.children] == [True, False]
+
+    run(test())
+
+
+def test_a_release_is_told_when_it_is_over(host: Host, spawner: FakeSpawner) -> None:
+    """What came meanwhile was not claimed: somebody has to look again."""
+
+    async def test() -> None:
+        ends: list[bool] = []
+        host.claimer._on_end = lambda: ends.append(host.claimer.is_device_claimed("1-2"))
+        await host.claimer.claim_device(record("1-2"))
+        releasing = asyncio.create_task(host.release())
+        await until(lambda: not host.claimer.claims)
+        await host.claimer.restore_claimed_devices([record("1-2")])
+        await releasing
+        assert (ends, len(spawner.children)) == ([False], 1)
+
+    run(test())
+
+
 def test_releasing_what_is_not_claimed_is_nothing(host: Host) -> None:
     run(host.release())
 
