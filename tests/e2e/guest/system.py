@@ -13,8 +13,7 @@ from typing import Final, TypeVar
 from tests.e2e.guest.scenario import StepError
 
 PATIENCE: Final = 120.0
-"""Seconds until something counts as hanging.  In an emulated machine much takes seconds, and if the host was
-busy when it booted, its clock is up to twice as fast as others."""
+"""Seconds until something counts as hanging: in an emulated machine much takes seconds."""
 
 JOB: Final = Path("/run/e2e")
 """The job directory: what is written here stays on the host when the machine is off."""
