@@ -133,13 +133,19 @@ def wait_for_driver(device: UsbDevice, name: str) -> None:
 
 
 def wait_for_drivers(device: UsbDevice, names: Sequence[str]) -> None:
-    """Until the interfaces 0, 1 ... have the drivers `names`.  Raises `StepError`."""
+    """Until the interfaces 0, 1 ... have the drivers `names`, and those are ready.  Raises `StepError`."""
 
     def found() -> list[str | None]:
         return [device.driver(interface) for interface in range(len(names))]
 
+    def ready() -> bool:
+        # An interface names its driver when the probe begins, and a keyboard whose probe goes on loses keys.
+        # The kernel has the device locked meanwhile, and answers this after it (drivers/usb/core/sysfs.c).
+        _read(device.path / "bConfigurationValue")
+        return found() == list(names)
+
     try:
-        wait_for(f"{', '.join(names)} taking {device.busid}", lambda: found() == list(names))
+        wait_for(f"{', '.join(names)} taking {device.busid}", lambda: found() == list(names) and ready())
     except StepError as error:
         raise StepError(f"{error}; it is with {found()}") from None
 
