@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -73,25 +74,34 @@ class Usage:
         )
 
 
-def check_usage(daemon: Usbipd, before: Mapping[str, Usage], spare_memory: int, spare_threads: int) -> None:
-    """Wait until the processes of these names hold what they, or those whose places they took, held before.
+def excess(name: str, was: Usage, now: Usage, spare_memory: int, spare_threads: int) -> list[str]:
+    """In which ways the process `name` holds more than it, or the one whose place it took, held before.
 
-    `spare_memory`, in KiB, and `spare_threads` are how much more it may be.  Raises `StepError`.
+    Less is well: before may have been while something was looked at.  `spare_memory`, in KiB, and
+    `spare_threads` are how much more it may be.
     """
+    found = []
+    if more := Counter(now.descriptors) - Counter(was.descriptors):
+        found.append(f"{name} has more descriptors: {dict(more)}")
+    if now.threads > was.threads + spare_threads:
+        found.append(f"{name} had {was.threads} threads and has {now.threads}")
+    if now.memory > was.memory + spare_memory:
+        found.append(f"{name} had {was.memory} KiB and has {now.memory}")
+    return found
+
+
+def check_usage(daemon: Usbipd, before: Mapping[str, Usage], spare_memory: int, spare_threads: int) -> None:
+    """Wait until there is no `excess` in the processes of these names.  Raises `StepError`."""
     wrong: list[str] = []
 
     def find() -> bool:
         wrong.clear()
         running = dict(processes(daemon))
         for name, was in before.items():
-            now = Usage.of(running[name])
-            if now.descriptors != was.descriptors or now.threads > was.threads + spare_threads:
-                wrong.append(f"{name} had {was} and has {now}")
-            elif now.memory > was.memory + spare_memory:
-                wrong.append(f"{name} had {was.memory} KiB and has {now.memory}")
+            wrong.extend(excess(name, was, Usage.of(running[name]), spare_memory, spare_threads))
         return not wrong
 
     try:
-        wait_for("the processes to hold what they held", find)
+        wait_for("the processes to hold no more than before", find)
     except StepError as error:
         raise StepError(f"{error}; {'; '.join(wrong)}") from None

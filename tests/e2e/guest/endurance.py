@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from tests.e2e.guest import client
 from tests.e2e.guest.command import ask, listed, try_ask
-from tests.e2e.guest.daemon import EXTENSION, SERVER, Usage, kill, processes, wait_until_ended, worker
+from tests.e2e.guest.daemon import EXTENSION, SERVER, Usage, excess, kill, processes, wait_until_ended, worker
 from tests.e2e.guest.disk import Disk, Writer
 from tests.e2e.guest.gadget import Gadget, disk
 from tests.e2e.guest.scenario import Scenario, StepError, check
@@ -241,12 +241,7 @@ def attaching_leaves_nothing_behind() -> None:
             f" then {len(now.descriptors)}, {now.threads}, {now.memory} KiB",
             flush=True,
         )
-        if now.descriptors != was.descriptors:
-            problems.append(f"{name} had the descriptors {was.descriptors} and has {now.descriptors}")
-        if now.threads > was.threads + SPARE_THREADS.get(name, 0):
-            problems.append(f"{name} had {was.threads} threads and has {now.threads}")
-        if now.memory > was.memory + SPARE_MEMORY.get(name, 256):
-            problems.append(f"{name} had {was.memory} KiB and has {now.memory}")
+        problems += excess(name, was, now, SPARE_MEMORY.get(name, 256), SPARE_THREADS.get(name, 0))
     check(not problems, "; ".join(problems))
 
 
