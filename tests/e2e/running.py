@@ -1,6 +1,7 @@
 """Scenarios running in virtual machines of their own, as the tests see them.  Runs on the host."""
 
 import os
+import re
 import shlex
 import sys
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -20,6 +21,8 @@ AT_ONCE: Final = min(os.cpu_count() or 1, 4)
 
 LOGS: Final = (("output.log", 60), ("daemon.log", 80), ("console.log", 40), ("qemu.log", 10))
 """What a failure shows: files of the job directory, and how many of their last lines."""
+NOISE: Final = re.compile(r" DEBUG extension\[\d+\]: root\[\d+\] asks for ")
+"""Not shown: a step that waits for something asks the daemon several times a second."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,10 @@ class RunningScenario:
 
     def _fail(self, why: str) -> None:
         """With all logs, but only once: a step that fails because an earlier one did needs no more."""
-        directory = self._machine.job
-        parts = [why, f"all logs of `{shlex.join(self._job.command)}` are in {directory}"]
         if not self._shown:
             self._shown = True
+            print(f"all logs of `{shlex.join(self._job.command)}` are in {self.directory}")
             for name, lines in LOGS:
-                parts += [f"---- {name}, its last {lines} lines ----", tail(directory / name, lines)]
-        pytest.fail("\n".join(parts), pytrace=False)
+                print(f"---- {name}, its last {lines} lines ----")
+                print(tail(self.directory / name, lines, NOISE))
+        pytest.fail(why, pytrace=False)

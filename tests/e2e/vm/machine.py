@@ -189,10 +189,11 @@ def _quoted(path: Path) -> str:
     return str(path).replace(",", ",,")
 
 
-def tail(path: Path, lines: int) -> str:
-    """The last `lines` of a log, or what became of it."""
+def tail(path: Path, lines: int, noise: re.Pattern[str] | None = None) -> str:
+    """The last `lines` of a log without those that are `noise`, or what became of it."""
     try:
         text = path.read_text(errors="replace").replace("\r", "")
     except FileNotFoundError:
         return f"(no {path.name})"
-    return "\n".join(text.splitlines()[-lines:]) or f"({path.name} is empty)"
+    told = [line for line in text.splitlines() if noise is None or not noise.search(line)]
+    return "\n".join(told[-lines:]) or f"({path.name} is empty)"
