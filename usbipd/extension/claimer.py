@@ -201,7 +201,7 @@ class DeviceClaimer:
             before = claim.record
             if not await self._is_present(claim) or claim.record.devnum != before.devnum:
                 _LOG.warning("%s has not noticed that its device is gone", worker.label)
-                worker.channel.close()
+                await self._dismiss(worker)
 
     def _parted(self, pid: int, _task: asyncio.Task[None]) -> None:
         del self._parting[pid]
@@ -404,12 +404,16 @@ class DeviceClaimer:
         """Make sure that the worker is gone and its device back with its drivers."""
         if worker is not None:
             worker.ending = True
-            worker.channel.close()
-            if not await wait_ended(worker, END_TIMEOUT):
-                self._spawner.kill(worker)
-                await worker.ended.wait()
+            await self._dismiss(worker)
         if record.simulated is None:
             await asyncio.to_thread(self._ownership.give_back, record.busid)
+
+    async def _dismiss(self, worker: Child) -> None:
+        """A worker ends when its channel does; one that hangs is killed."""
+        worker.channel.close()
+        if not await wait_ended(worker, END_TIMEOUT):
+            self._spawner.kill(worker)
+            await worker.ended.wait()
 
 
 def _listener(claim: Claim) -> Callable[[Event], None]:

@@ -13,6 +13,7 @@ from tests.unit.extension.fakes import (
 )
 from tests.unit.extension.managed_host import Host
 from usbipd.extension.store import StoredClaim
+from usbipd.ipc.messages import Command
 from usbipd.ipc.reports import (
     BindParameters,
     DeviceState,
@@ -60,18 +61,23 @@ def test_a_bootloader_is_shared_if_it_is_bound(host: Host) -> None:
     run(test())
 
 
+@pytest.mark.parametrize("hangs", [False, True])
 def test_a_worker_that_does_not_notice_that_its_device_is_gone(
-    host: Host, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
+    host: Host, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch, hangs: bool
 ) -> None:
     monkeypatch.setattr("usbipd.extension.claimer.PARTING_TIME", 0.001)
+    monkeypatch.setattr("usbipd.extension.claimer.END_TIMEOUT", 0.01)
 
     async def test() -> None:
         await host.manager.start()
         await host.bind("1-2")
+        if hangs:  # it does not notice either that its channel is closed
+            spawner.answers[Command.CLAIM] = "silence"
         del host.source.records["1-2"]
         host.manager.devices_changed()
         await until(lambda: "1-2" not in host.manager.claims)
         assert not spawner.last.channel.is_open
+        assert spawner.last.killed == hangs
         await host.manager.stop()
 
     run(test())
