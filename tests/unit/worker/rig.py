@@ -28,6 +28,7 @@ OUT, IN = 0, 1
 MODEL_OUT, MODEL_IN, INTERRUPT_IN, SOURCE, SINK, LOOP_OUT, LOOP_IN = 0x01, 0x81, 0x82, 0x83, 0x03, 0x04, 0x84
 ISO_OUT, ISO_IN = 0x05, 0x85
 CONTROL, ISOCHRONOUS, BULK, INTERRUPT = range(4)
+GET_DEVICE_DESCRIPTOR = "80 06 0001 0000 1200"
 
 
 class ScriptedDevice(SimulatedDevice):
@@ -271,3 +272,8 @@ class Rig:
         wanted = int.from_bytes(raw[6:8], "little") if length is None else length
         [reply] = self.exchange(self.submit(raw[0] & 0x80, wanted, data, setup=raw))
         return reply
+
+
+def statuses(replies: Sequence[Reply]) -> list[tuple[int, int]]:
+    """By seqnum, how each ended."""
+    return [(reply.seqnum, reply.status) for reply in replies]

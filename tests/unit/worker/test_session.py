@@ -2,7 +2,6 @@
 
 import platform
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from socket import SHUT_WR
 from typing import NamedTuple
@@ -14,13 +13,6 @@ from usbipd import _pump, config
 from usbipd.protocol.urb import Submit, encode
 from usbipd.worker import report
 from usbipd.worker.report import COUNTER_WORDS
-
-
-@pytest.fixture(params=[False, True], ids=["", "as_on_macos"])
-def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
-    rig = Rig(as_on_macos=request.param)
-    yield rig
-    rig.close()
 
 
 def idle_read(seqnum: int) -> Submit:

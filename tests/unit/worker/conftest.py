@@ -1,0 +1,14 @@
+"""The rig of those tests that know nothing of the device's kind."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.unit.worker.rig import Rig
+
+
+@pytest.fixture(params=[False, True], ids=["", "as_on_macos"])
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    rig = Rig(as_on_macos=request.param)
+    yield rig
+    rig.close()
