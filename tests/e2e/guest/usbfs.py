@@ -11,7 +11,7 @@ import select
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Self
 
-from tests.e2e.guest.scenario import StepError
+from tests.e2e.guest.scenario import StepError, check
 from tests.e2e.guest.system import PATIENCE
 from tests.e2e.guest.usb import UsbDevice
 
@@ -115,6 +115,11 @@ class Urb:
     def status(self) -> int:
         """0 or a negative errno, once it is over."""
         return int(self._urb.status)
+
+    def check(self, status: int) -> None:
+        """Raises `StepError` unless it has ended with this one."""
+        names = [errno.errorcode.get(-each, "OK") for each in (self.status, status)]
+        check(self.status == status, f"URB of endpoint {self.endpoint:#04x}: {' instead of '.join(names)}")
 
     @property
     def actual_length(self) -> int:
