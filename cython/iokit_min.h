@@ -1,7 +1,7 @@
 /*
- * The part of IOKit and CoreFoundation that iokit.pyx uses: all that it needs to be compiled where there is no SDK of
- * Apple's, for macOS by any compiler and for the tests of other systems (tests/fake_iokit).  With an SDK its headers
- * count, and what is asserted below is asserted of them.
+ * The part of IOKit and CoreFoundation that iokit.pyx uses in the extension: all that it needs to be compiled where
+ * there is no SDK of Apple's, for macOS by any compiler and for the tests of other systems (tests/fake_iokit).  With
+ * an SDK its headers count, and what is asserted below is asserted of them.
  *
  * IOKit: IOKit/IOKitLib.h, IOKit/IOTypes.h, IOKit/IOMessage.h and IOKit/pwr_mgt/IOPMLib.h.  CoreFoundation: CFBase.h,
  * CFNumber.h and CFString.h.  libdispatch: dispatch/queue.h.

@@ -1,4 +1,5 @@
-# The part of IOKit and CoreFoundation that asks the IORegistry about a device: iokit_min.h.
+# The part of IOKit and CoreFoundation that asks the IORegistry about a device: iokit_min.h.  Runs in the
+# extension, with iokit.pyx.
 from libc.stdint cimport int64_t, intptr_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "iokit_min.h" nogil:

@@ -1,4 +1,4 @@
-# The part of libusb 1.0 (libusb.h, 1.0.26 or newer) that the claim and the pump use.
+# The part of libusb 1.0 (libusb.h, 1.0.26 or newer) that the claim and the pump use.  Runs in workers.
 from libc.stdint cimport int64_t, uint8_t, uint16_t
 from posix.time cimport timeval
 

@@ -1,4 +1,7 @@
-"""Where the executable of PyInstaller begins: before the front door, it looks after its unpacked files."""
+"""Where the executable of PyInstaller begins: before the front door, it looks after its unpacked files.
+
+Runs in every process of that executable.
+"""
 
 import sys
 

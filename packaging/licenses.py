@@ -1,4 +1,5 @@
-"""Finds the licence texts of all that the one executable holds beside our own code.  Used by stage.py.
+"""Finds the licence texts of all that the one executable holds beside our own code.  Run by make, in stage.py
+and linux/installation.py.
 
 They come from the installed packages themselves, so that they are those of the versions that are bundled.
 """

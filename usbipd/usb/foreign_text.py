@@ -1,4 +1,5 @@
-"""Names that devices, programs and other people chose, made fit to be shown and sent."""
+"""Names that devices, programs and other people chose, made fit to be shown and sent.  Runs in the extension
+and in the CLI."""
 
 
 def readable(name: str | bytes) -> str:

@@ -1,4 +1,5 @@
-/* USB/IP wire format, protocol version 1.1.1 (0x0111).
+/* USB/IP wire format, protocol version 1.1.1 (0x0111).  Included by the load
+ * generator and the null server.
  *
  * Sizes and field order follow Linux Documentation/usb/usbip_protocol.rst.
  * Every multi-byte integer on the wire is big-endian, the 8 setup bytes are
