@@ -12,6 +12,9 @@ SOURCES := $(wildcard cython/*) setup.py pyproject.toml usbipd/__init__.py
 MODULES := $(shell find usbipd -name '*.py')
 PACKING := $(addprefix packaging/,usbipd.spec onefile.py entry.py bill_of_materials.py macos/entitlements.plist)
 
+# `make build LOCKED=packaging/locked.txt` takes the packages of a release, by version and hash, not the newest ones.
+LOCKED ?=
+
 # What `make run` shares and where.
 SIMULATE ?= mass-storage,keyboard,serial,loopback
 LISTEN ?= 127.0.0.1:3240
@@ -24,7 +27,7 @@ DESTDIR ?=
 FUZZ_SECONDS ?= 60
 export FUZZ_EXAMPLES ?= 300
 
-.PHONY: help deps venv build man completions binary run demo pkg install uninstall test-deps test test-binary e2e-deps e2e \
+.PHONY: help deps venv build lock man completions binary run demo pkg install uninstall test-deps test test-binary e2e-deps e2e \
     soak bench lint darwin-check sanitized asan fuzz clean
 
 help:  ## show this list
@@ -43,9 +46,16 @@ build: $(INSTALLED)  ## compile the Cython modules and install into .venv, edita
 
 $(INSTALLED): $(SOURCES) | $(BIN)/python
 	@$(MAKE) --no-print-directory deps
-	$(BIN)/pip install --quiet --disable-pip-version-check 'setuptools>=77' 'cython>=3.1'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check \
+	    $(if $(LOCKED),--require-hashes --requirement $(LOCKED),'setuptools>=77' 'cython>=3.1')
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation $(if $(LOCKED),--no-deps) \
+	    --editable '.[dev]'
 	@touch $@
+
+lock: build  ## write packaging/locked.txt: the newest packages, for all systems, of which a release is made
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 --extra dev \
+	    --annotation-style line --custom-compile-command 'make lock' --output-file packaging/locked.txt pyproject.toml
 
 man: build  ## write the manual pages into build/man
 	$(BIN)/python packaging/manuals.py build/man
