@@ -36,11 +36,15 @@ def terminal_width() -> int:
 
 def printable(text: str) -> str:
     """`text` on one line, with nothing in it that a terminal would obey."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def display_width(text: str) -> int:
     """Terminal cells that `text` takes: two for wide East Asian characters, none for combining ones."""
+    if text.isascii():
+        return len(text)
     return sum(
         0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
         for char in text
