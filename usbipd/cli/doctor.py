@@ -13,7 +13,8 @@ from typing import Final
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.documents import HealthDocument, render
 from usbipd.cli.outcome import emit, say
-from usbipd.cli.table import terminal_width, wrap
+from usbipd.cli.table import wrap
+from usbipd.cli.terminal import terminal_width
 from usbipd.cli.verb import Verb, never
 from usbipd.errors import UsageError
 from usbipd.ipc.reports import CheckReport, CheckState

@@ -10,7 +10,8 @@ from usbipd.cli.device import hardware_id
 from usbipd.cli.documents import HistoryDocument, render
 from usbipd.cli.outcome import emit, say
 from usbipd.cli.quantity import format_bytes, format_duration, format_time
-from usbipd.cli.table import Column, format_table, terminal_width, wrap
+from usbipd.cli.table import Column, format_table, wrap
+from usbipd.cli.terminal import terminal_width
 from usbipd.cli.verb import Verb, add_json_argument, always, count
 from usbipd.ipc.messages import Command
 from usbipd.ipc.reports import HISTORY_PAGE, HistoryEntry, HistoryParameters, HistoryResult

@@ -8,7 +8,8 @@ from usbipd.cli.device import device_name, device_user, format_failures, hardwar
 from usbipd.cli.documents import ListDocument, RemoteDevice, RemoteInterface, RemoteListDocument, render
 from usbipd.cli.outcome import emit, say
 from usbipd.cli.remote import fetch_devlist
-from usbipd.cli.table import Column, format_table, terminal_width, wrap
+from usbipd.cli.table import Column, format_table, wrap
+from usbipd.cli.terminal import terminal_width
 from usbipd.cli.usb_class import class_name, count_classes
 from usbipd.cli.verb import Verb, add_json_argument, host_and_port, seconds
 from usbipd.ipc.messages import Command, Nothing

@@ -16,7 +16,8 @@ from usbipd.cli.quantity import (
     short_count,
     short_latency,
 )
-from usbipd.cli.table import Column, format_table, terminal_width, wrap
+from usbipd.cli.table import Column, format_table, wrap
+from usbipd.cli.terminal import terminal_width
 from usbipd.cli.verb import Verb, add_json_argument, add_watch_argument, always
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.reports import DeviceReport, DeviceState, LoggedError, ProcessReport, StatusResult

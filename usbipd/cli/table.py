@@ -4,8 +4,6 @@ Cells may hold what a USB device says of itself, so nothing here trusts them: co
 drive the terminal, become U+FFFD.
 """
 
-import os
-import shutil
 import unicodedata
 from collections.abc import Sequence
 from typing import Final
@@ -22,16 +20,6 @@ class Column(msgspec.Struct, frozen=True):
     title: str
     minimum: int | None = None
     right: bool = False
-
-
-def terminal_size() -> os.terminal_size:
-    """Cells in a line and lines of the terminal; 80 and 24 where stdout is none."""
-    return shutil.get_terminal_size(fallback=(80, 24))
-
-
-def terminal_width() -> int:
-    """Cells in a line of the terminal."""
-    return terminal_size().columns
 
 
 def printable(text: str) -> str:

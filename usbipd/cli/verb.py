@@ -4,8 +4,9 @@ import argparse
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from usbipd.cli.terminal import terminal_width
 from usbipd.errors import UsageError
 from usbipd.protocol.constants import USBIP_PORT
 
@@ -39,8 +40,16 @@ def never(_arguments: argparse.Namespace) -> bool:
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises `UsageError` where argparse would print its usage and exit."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, formatter_class=_formatter)
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, code="usage", advice=f"`{self.prog} --help` shows what may be said")
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """argparse's own, which it makes for each argument; unless told the width, that one imports shutil."""
+    return argparse.HelpFormatter(prog, width=terminal_width() - 2)
 
 
 def add_socket_argument(parser: argparse.ArgumentParser, default: str | None) -> None:

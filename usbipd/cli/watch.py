@@ -14,7 +14,8 @@ from usbipd.cli.connection import ControlConnection
 from usbipd.cli.documents import StatusDocument, render_line
 from usbipd.cli.outcome import emit, say
 from usbipd.cli.quantity import format_clock, format_time
-from usbipd.cli.table import display_width, printable, shorten, terminal_size, terminal_width, wrap
+from usbipd.cli.table import display_width, printable, shorten, wrap
+from usbipd.cli.terminal import terminal_size, terminal_width
 from usbipd.errors import ExtensionUnreachableError, UsbipdError
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.reports import StatusResult

@@ -14,7 +14,7 @@ from usbipd.ipc.message import Message
 from usbipd.ipc.reports import DetachResult, ListResult
 
 HEAVY = (
-    *("asyncio", "ctypes", "dataclasses", "importlib.metadata", "logging", "psutil", "subprocess"),
+    *("asyncio", "ctypes", "dataclasses", "importlib.metadata", "logging", "psutil", "shutil", "subprocess"),
     *("tempfile", "tomllib", "usb1", "usbipd.config", "usbipd.extension", "usbipd.log", "usbipd.server"),
     *("usbipd.simulated", "usbipd.worker"),
 )
