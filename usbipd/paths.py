@@ -1,8 +1,8 @@
-"""Where things lie: sockets while the daemon runs, what outlives it, its configuration.
+"""Where files lie: those of a daemon that runs, what outlives it, its configuration.
 
-Used by the extension and by the CLI.  Root's daemon uses fixed directories, so that every local user finds
-its control socket.  A daemon run by any other user (development) has private directories of that user.
-Nothing here is ever derived from the home of whoever ran sudo.
+Used by the extension, and by commands that look at these files.  `control_socket.py` says where the daemon is
+reached.  Root's daemon uses fixed directories; a daemon run by any other user (development) has private
+directories of that user.  Nothing here is ever derived from the home of whoever ran sudo.
 """
 
 import contextlib
@@ -15,39 +15,10 @@ from typing import Final
 
 import msgspec
 
+from usbipd.control_socket import MAX_SOCKET_PATH
 from usbipd.errors import UsbipdError
 
-CONTROL_SOCKET: Final = "control.sock"
 CHROOT: Final = "empty"
-
-MAX_SOCKET_PATH: Final = 103
-"""Bytes of a Unix socket's path: sizeof(sun_path) - 1, the smaller one (macOS <sys/un.h>; Linux has 107)."""
-
-
-def system_runtime_directory() -> Path:
-    """The directory of root's daemon."""
-    return Path("/var/run/usbipd" if sys.platform == "darwin" else "/run/usbipd")
-
-
-def runtime_directory() -> Path:
-    """The directory of a daemon that this process's user starts; it need not exist."""
-    if os.geteuid() == 0:
-        return system_runtime_directory()
-    session = os.environ.get("XDG_RUNTIME_DIR", "")
-    if session.startswith("/") and _is_ours(Path(session)):  # after `su` it may be another user's
-        return Path(session, "usbipd")
-    import tempfile  # here: root never needs it, and it takes as long to import as all else that it calls
-
-    return Path(tempfile.gettempdir(), f"usbipd-{os.geteuid()}")
-
-
-def control_socket() -> Path:
-    """The socket on which a daemon may answer: this user's own if there is one, else root's.
-
-    One in the usual place that somebody else has put there does not count.
-    """
-    own = runtime_directory() / CONTROL_SOCKET
-    return own if _is_ours(own) else system_runtime_directory() / CONTROL_SOCKET
 
 
 def state_directory() -> Path:
@@ -160,14 +131,6 @@ def _home() -> Path:
             code="bad-path",
             advice="choose a place with --state",
         ) from error
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether `path` is there and belongs to this process's user."""
-    try:
-        return path.lstat().st_uid == os.geteuid()
-    except OSError:
-        return False
 
 
 def _make_directory(path: Path, mode: int, option: str) -> None:

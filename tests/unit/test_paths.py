@@ -1,11 +1,10 @@
-"""Directories: where they are, that nobody else can write them, that nothing is left."""
+"""Directories and files: where they are, that nobody else can write them, that nothing is left."""
 
 import errno
 import os
 import pwd
 import stat
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,59 +18,6 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root's daemon has a
 @pytest.fixture
 def files(tmp_path: Path) -> paths.RuntimeFiles:
     return paths.RuntimeFiles(tmp_path / "run" / "control.sock")
-
-
-def test_root_has_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "/home/somebody")
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert paths.runtime_directory() == paths.system_runtime_directory()
-
-
-@pytest.fixture
-def user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> int:
-    """An unprivileged user, whose session directory is `tmp_path`."""
-    uid = os.geteuid() or 1000
-    monkeypatch.setattr(os, "geteuid", lambda: uid)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    os.chown(tmp_path, uid, -1)
-    return uid
-
-
-@pytest.mark.usefixtures("user")
-def test_a_user_has_the_directory_of_the_session(tmp_path: Path) -> None:
-    assert paths.runtime_directory() == tmp_path / "usbipd"
-
-
-@as_root
-def test_after_su_the_directory_of_the_session_is_another_users(user: int, tmp_path: Path) -> None:
-    os.chown(tmp_path, user + 1, -1)
-    assert paths.runtime_directory() == Path(tempfile.gettempdir(), f"usbipd-{user}")
-
-
-@pytest.mark.parametrize("session", ["", "relative", "/no/such/directory"])
-def test_a_user_without_a_session_has_a_private_one(monkeypatch: pytest.MonkeyPatch, session: str) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", session)
-    assert paths.runtime_directory() == Path(tempfile.gettempdir(), "usbipd-1000")
-
-
-def test_the_own_daemon_is_asked_before_roots(user: int, tmp_path: Path) -> None:
-    assert paths.control_socket() == paths.system_runtime_directory() / "control.sock"
-    (tmp_path / "usbipd").mkdir()
-    own = tmp_path / "usbipd" / "control.sock"
-    own.touch()
-    os.chown(own, user, -1)
-    assert paths.control_socket() == own
-
-
-@as_root
-def test_what_somebody_else_put_in_our_place_is_not_asked(user: int, tmp_path: Path) -> None:
-    (tmp_path / "usbipd").mkdir()
-    trap = tmp_path / "usbipd" / "control.sock"
-    trap.touch()
-    os.chown(trap, user + 1, -1)
-    assert paths.control_socket() == paths.system_runtime_directory() / "control.sock"
 
 
 def test_what_is_made_is_removed(files: paths.RuntimeFiles) -> None:

@@ -39,7 +39,7 @@ def examine(extension: ControlConnection) -> list[CheckReport]:
     except UsageError:
         raise
     except ExtensionUnreachableError as error:
-        return [unreachable(error), *examine_host(extension.path)]
+        return [unreachable(error), *examine_host(Path(extension.path))]
     except UsbipdError as error:  # it runs, and says why it cannot
         return [failed("extension", error.message, *_advice(error))]
 

@@ -2,16 +2,14 @@
 
 import os
 import socket
-from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
-from usbipd import paths
+from usbipd.control_socket import MAX_SOCKET_PATH, system_control_socket, usual_control_socket
 from usbipd.errors import ExtensionUnreachableError, IPCError, UsageError
 from usbipd.ipc.channel import BlockingChannel, Event
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
-from usbipd.paths import MAX_SOCKET_PATH, control_socket
 
 ANSWER_TIMEOUT: Final = 30.0
 """Seconds; giving a device back to a driver takes a few."""
@@ -25,9 +23,9 @@ class ControlConnection:
     Once closed it may be opened again: perhaps another extension answers by then.
     """
 
-    def __init__(self, path: Path | None, *, timeout: float = ANSWER_TIMEOUT) -> None:
+    def __init__(self, path: str | None, *, timeout: float = ANSWER_TIMEOUT) -> None:
         """`path` is that of the control socket; None: the usual one."""
-        self.path = path or control_socket()
+        self.path = usual_control_socket() if path is None else path
         self._timeout = timeout
         self._channel: BlockingChannel | None = None
 
@@ -61,7 +59,7 @@ class ControlConnection:
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.settimeout(self._timeout)
-            connection.connect(os.fspath(self.path))
+            connection.connect(self.path)
             self._channel = BlockingChannel(connection, f"cli {os.getpid()}")
         except OSError as error:
             connection.close()
@@ -157,14 +155,12 @@ class ControlConnection:
         )
 
 
-def _how_to_start(socket_path: Path) -> str:
+def _how_to_start(socket_path: str) -> str:
     """What to do when nothing answers there."""
+    from usbipd import paths  # here: where something answers, nobody needs it
+
     job = paths.launch_daemon()
-    if (
-        job is None
-        or not job.exists()
-        or socket_path != paths.system_runtime_directory() / paths.CONTROL_SOCKET
-    ):
+    if job is None or not job.exists() or socket_path != system_control_socket():
         return "start it with `sudo usbipd-ext --run`, or name its socket with --socket"
     from usbipd.launchd import steps_to_load  # on a Mac that has a problem
 

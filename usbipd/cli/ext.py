@@ -6,7 +6,6 @@
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, get_args
 
 from usbipd import __version__
@@ -18,6 +17,7 @@ from usbipd.cli.verb import (
     add_watch_argument,
     check_networks,
     network,
+    path,
 )
 from usbipd.errors import UsageError
 
@@ -98,14 +98,14 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--config",
         metavar="FILE",
-        type=Path,
+        type=path,
         help="configuration file, see usbipd.toml; with --check-config too (default: for root the usual one, "
         "if it is there)",
     )
     run.add_argument(
         "--state",
         metavar="DIR",
-        type=Path,
+        type=path,
         help="where bindings and history are kept (default: the usual directory; nowhere, if all devices are "
         "simulated)",
     )
@@ -162,12 +162,15 @@ def ask_extension(arguments: argparse.Namespace) -> int:
 def run_extension(arguments: argparse.Namespace) -> int:
     """`usbipd-ext --run`: be the extension until a signal ends it."""
     # Imported here: a command that only asks shall not wait for any of it.
+    from pathlib import Path
+
     from usbipd import paths
+    from usbipd.control_socket import own_control_socket
     from usbipd.extension import process
     from usbipd.extension.control import remove_stale_pid
     from usbipd.simulated.catalog import parse_simulate
 
-    socket_path = arguments.socket or paths.runtime_directory() / paths.CONTROL_SOCKET
+    socket_path = Path(own_control_socket() if arguments.socket is None else arguments.socket)
     remove_stale_pid(paths.RuntimeFiles(socket_path.absolute()))  # first: also if the configuration is wrong
     with_real = arguments.simulate is None or arguments.real_devices
     return process.run(

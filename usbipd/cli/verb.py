@@ -3,7 +3,6 @@
 import argparse
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from usbipd.cli.terminal import terminal_width
@@ -11,6 +10,8 @@ from usbipd.errors import UsageError
 from usbipd.protocol.constants import USBIP_PORT
 
 if TYPE_CHECKING:  # a command that only parses shall not load what asks the extension
+    from pathlib import Path
+
     from usbipd.cli.connection import ControlConnection
 
 
@@ -57,7 +58,6 @@ def add_socket_argument(parser: argparse.ArgumentParser, default: str | None) ->
     parser.add_argument(
         "--socket",
         metavar="PATH",
-        type=Path,
         default=default,
         help="control socket of the extension, if it is not the usual one",
     )
@@ -78,6 +78,13 @@ def add_watch_argument(parser: argparse.ArgumentParser | argparse._ArgumentGroup
         type=interval,
         help="show it again whenever something changes, and every SECONDS (default: %(const)g), until Ctrl-C",
     )
+
+
+def path(text: str) -> "Path":
+    """Argument type: a file or a directory."""
+    from pathlib import Path  # here: it takes longer to import than most commands take to parse
+
+    return Path(text)
 
 
 def network(text: str) -> str:

@@ -38,7 +38,7 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def examine(path: Path) -> dict[str, CheckReport]:
-    with ControlConnection(path, timeout=10) as extension:
+    with ControlConnection(str(path), timeout=10) as extension:
         return {check.name: check for check in checks.examine(extension)}
 
 

@@ -26,7 +26,7 @@ def hello(version: int) -> bytes:
 
 
 def ask(path: Path, timeout: float = 10.0) -> ListResult:
-    with ControlConnection(path, timeout=timeout) as extension:
+    with ControlConnection(str(path), timeout=timeout) as extension:
         extension.open()
         return extension.request(Command.LIST, Nothing(), ListResult)
 
@@ -40,7 +40,7 @@ def test_several_requests_on_one_connection(extension: Extension, socket_path: P
             return BindResult(binding=make_binding(), devices=[make_device("3-1")])
         return ListResult(devices=[make_device("3-1")], bindings=[])
 
-    with extension(answer), ControlConnection(socket_path) as control:
+    with extension(answer), ControlConnection(str(socket_path)) as control:
         control.open()
         listed = control.request(Command.LIST, Nothing(), ListResult)
         bound = control.request(Command.BIND, BindParameters(busid="3-1"), BindResult)
@@ -70,7 +70,7 @@ def test_what_was_told_often_is_one_thing(extension: Extension, socket_path: Pat
         channel.respond(watch, Nothing())
         drain(connection)
 
-    with extension(talk=talk), ControlConnection(socket_path, timeout=10) as control:
+    with extension(talk=talk), ControlConnection(str(socket_path), timeout=10) as control:
         control.open()
         control.request(Command.WATCH, Nothing(), Nothing)
         assert control.wait_for_events(10.0)
@@ -80,7 +80,7 @@ def test_what_was_told_often_is_one_thing(extension: Extension, socket_path: Pat
 def test_a_job_that_the_user_has_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = tmp_path / "org.usbipd.extension.plist"
     monkeypatch.setattr("usbipd.paths.launch_daemon", lambda: job)
-    monkeypatch.setattr("usbipd.paths.system_runtime_directory", lambda: tmp_path)
+    monkeypatch.setattr("usbipd.control_socket.system_runtime_directory", lambda: str(tmp_path))
     before, elsewhere = advice(tmp_path / "control.sock"), "start it with `sudo usbipd-ext --run`"
     job.touch()
     assert before.startswith(elsewhere), "there is no job"
@@ -100,7 +100,7 @@ def advice(socket_path: Path) -> str:
 
 
 def test_an_extension_that_goes_while_nothing_is_asked(extension: Extension, socket_path: Path) -> None:
-    with ControlConnection(socket_path, timeout=10) as control:
+    with ControlConnection(str(socket_path), timeout=10) as control:
         with extension(talk=lambda connection: connection.recv(1)):
             control.open()
         with pytest.raises(ExtensionUnreachableError) as caught:
@@ -114,7 +114,7 @@ def test_what_is_told_has_to_be_an_event(extension: Extension, socket_path: Path
         connection.sendall(response_frame(1, Nothing()))
         drain(connection)
 
-    with extension(talk=talk), ControlConnection(socket_path, timeout=10) as control:
+    with extension(talk=talk), ControlConnection(str(socket_path), timeout=10) as control:
         control.open()
         with pytest.raises(ExtensionUnreachableError) as caught:
             control.wait_for_events(10.0)
@@ -129,7 +129,7 @@ def test_it_may_be_opened_again(extension: Extension, socket_path: Path) -> None
         channel.respond(request, ListResult(devices=[], bindings=[]))
         drain(connection)
 
-    with extension(talks=[talk, talk]), ControlConnection(socket_path, timeout=10) as control:
+    with extension(talks=[talk, talk]), ControlConnection(str(socket_path), timeout=10) as control:
         for _round in range(2):
             control.open()
             assert control.request(Command.LIST, Nothing(), ListResult).devices == []
@@ -138,7 +138,7 @@ def test_it_may_be_opened_again(extension: Extension, socket_path: Path) -> None
 
 
 def test_a_request_may_have_a_time_of_its_own(extension: Extension, socket_path: Path) -> None:
-    with extension(talk=drain), ControlConnection(socket_path, timeout=10) as control:
+    with extension(talk=drain), ControlConnection(str(socket_path), timeout=10) as control:
         control.open()
         with pytest.raises(ExtensionUnreachableError, match=r"0\.05 s"):
             control.request(Command.LIST, Nothing(), ListResult, timeout=0.05)
@@ -204,7 +204,7 @@ def test_an_extension_of_another_version_that_has_closed_already(
         connection.recv(4096)
         closed.append(True)
 
-    with ControlConnection(socket_path, timeout=10) as control:
+    with ControlConnection(str(socket_path), timeout=10) as control:
         with extension(talk=talk):
             control.open()
         assert closed  # and only now the request is sent

@@ -123,7 +123,7 @@ def collect(fake: FakeExtension, path: Path, start: Start, *try_claims: str) -> 
     def wait(seconds: float) -> None:
         now[0] += 0.5
 
-    with start(fake.answer), ControlConnection(path) as connection:  # type: ignore[attr-defined]
+    with start(fake.answer), ControlConnection(str(path)) as connection:  # type: ignore[attr-defined]
         reporter = Reporter(connection, ownership=FakeOwnership(), wait=wait, clock=lambda: now[0])
         return reporter.report(try_claims)
 
@@ -219,7 +219,7 @@ def test_a_device_that_is_tried_is_given_back_whatever_happens(
 
 
 def test_no_extension_is_a_finding_too(socket_path: Path) -> None:
-    with ControlConnection(socket_path) as connection:
+    with ControlConnection(str(socket_path)) as connection:
         document = Reporter(connection, ownership=FakeOwnership()).report([])
     assert (document.status, document.devices, document.history) == (None, [], [])
     assert document.checks[0].state is CheckState.FAILED

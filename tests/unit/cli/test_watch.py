@@ -97,7 +97,7 @@ def run_watch(
     path: Path, statuses: int, *, interval: float = NEVER, pause: Callable[[float], None] = no_pause
 ) -> RecordingView:
     view = RecordingView(statuses)
-    with ControlConnection(path, timeout=10) as extension:
+    with ControlConnection(str(path), timeout=10) as extension:
         extension.open()
         with pytest.raises(KeyboardInterrupt):
             watch(extension, view, interval, pause)
@@ -193,7 +193,7 @@ def test_what_the_first_request_fails_with_is_an_error(extension: Extension, soc
         drain(connection)
 
     view = RecordingView(1)
-    with extension(talk=refusing), ControlConnection(socket_path, timeout=10) as control:
+    with extension(talk=refusing), ControlConnection(str(socket_path), timeout=10) as control:
         control.open()
         with pytest.raises(UsbipdError, match="no"):
             watch(control, view, NEVER, no_pause)
@@ -205,7 +205,7 @@ def test_another_version_that_comes_back_ends_it(extension: Extension, socket_pa
         connection.sendall(hello(IPC_VERSION + 1))
         drain(connection)
 
-    with extension(talks=[one_status, newer]), ControlConnection(socket_path, timeout=10) as control:
+    with extension(talks=[one_status, newer]), ControlConnection(str(socket_path), timeout=10) as control:
         control.open()
         with pytest.raises(ExtensionUnreachableError) as caught:
             watch(control, RecordingView(2), NEVER, lambda _seconds: None)

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from usbipd import config, paths
+from usbipd import config, control_socket, paths
 from usbipd.cli import ext
 from usbipd.extension.manager import RELEASE_TIMEOUT, STOP_TIMEOUT
 
@@ -76,7 +76,7 @@ def test_newsyslog_rotates_the_log_and_tells_the_daemon(monkeypatch: pytest.Monk
     log, owner, mode, count, size, when, flags, pid_file, signal_number = entry
     monkeypatch.setattr("sys.platform", "darwin")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    socket = paths.runtime_directory() / paths.CONTROL_SOCKET
+    socket = Path(control_socket.own_control_socket())
     assert (log, owner, int(mode, 8)) == (LOG, "root:admin", stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP)
     assert (int(count) > 0, int(size) > 0, when, flags) == (True, True, "*", "J")
     assert (pid_file, signal_number) == (str(paths.RuntimeFiles(socket).pid_file), "1")

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec.inspect
 import pytest
 
-from usbipd import __version__, paths
+from usbipd import __version__, control_socket, paths
 from usbipd.cli import ext
 from usbipd.cli import main as usbipd
 from usbipd.config import AccessRule, Limits, ServerConfig, parse
@@ -164,10 +164,10 @@ def test_files_lie_where_the_pages_say(
 ) -> None:
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    socket = paths.runtime_directory() / paths.CONTROL_SOCKET
+    socket = control_socket.own_control_socket()
     for name, path in (
         ("usbipd.1", socket),
-        ("usbipd-ext.8", paths.runtime_directory()),
+        ("usbipd-ext.8", control_socket.runtime_directory()),
         ("usbipd-ext.8", paths.state_directory()),
         ("usbipd-ext.8", paths.config_file()),
         ("usbipd.toml.5", paths.config_file()),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from usbipd import paths
+from usbipd import control_socket, paths
 from usbipd.cli import ext
 from usbipd.extension.claimer import CLAIM_TIMEOUT
 from usbipd.extension.manager import RELEASE_TIMEOUT, STOP_TIMEOUT
@@ -69,7 +69,7 @@ def test_systemd_waits_longer_than_claiming_and_letting_go_take() -> None:
 def test_directories_are_those_of_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr("sys.platform", "linux")
-    assert Path("/run", value("RuntimeDirectory")) == paths.runtime_directory()
+    assert f"/run/{value('RuntimeDirectory')}" == control_socket.runtime_directory()
     assert Path("/var/lib", value("StateDirectory")) == paths.state_directory()
 
 

@@ -1,0 +1,59 @@
+"""Where the control socket lies: the way from a command to the extension.  Used by both.
+
+Root's daemon uses a fixed directory, so that every local user finds its socket.  A daemon run by any other
+user (development) has a private directory of that user.  Nothing here is ever derived from the home of
+whoever ran sudo.  Paths are text: every command asks, and would have to wait for pathlib.
+"""
+
+import os
+import sys
+from typing import Final
+
+CONTROL_SOCKET: Final = "control.sock"
+
+MAX_SOCKET_PATH: Final = 103
+"""Bytes of a Unix socket's path: sizeof(sun_path) - 1, the smaller one (macOS <sys/un.h>; Linux has 107)."""
+
+
+def system_runtime_directory() -> str:
+    """The directory of root's daemon."""
+    return "/var/run/usbipd" if sys.platform == "darwin" else "/run/usbipd"
+
+
+def runtime_directory() -> str:
+    """The directory of a daemon that this process's user starts; it need not exist."""
+    if os.geteuid() == 0:
+        return system_runtime_directory()
+    session = os.environ.get("XDG_RUNTIME_DIR", "")
+    if session.startswith("/") and _is_ours(session):  # after `su` it may be another user's
+        return os.path.join(session, "usbipd")
+    import tempfile  # here: root never needs it, and it takes as long to import as all else that it calls
+
+    return os.path.join(tempfile.gettempdir(), f"usbipd-{os.geteuid()}")
+
+
+def own_control_socket() -> str:
+    """The socket of a daemon that this process's user starts; it need not exist."""
+    return os.path.join(runtime_directory(), CONTROL_SOCKET)
+
+
+def usual_control_socket() -> str:
+    """The socket on which a daemon may answer: this user's own if there is one, else root's.
+
+    One in the usual place that somebody else has put there does not count.
+    """
+    own = own_control_socket()
+    return own if _is_ours(own) else system_control_socket()
+
+
+def system_control_socket() -> str:
+    """The socket of root's daemon; it need not exist."""
+    return os.path.join(system_runtime_directory(), CONTROL_SOCKET)
+
+
+def _is_ours(path: str) -> bool:
+    """Whether `path` is there and belongs to this process's user."""
+    try:
+        return os.lstat(path).st_uid == os.geteuid()
+    except OSError:
+        return False
