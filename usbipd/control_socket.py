@@ -27,9 +27,10 @@ def runtime_directory() -> str:
     session = os.environ.get("XDG_RUNTIME_DIR", "")
     if session.startswith("/") and _is_ours(session):  # after `su` it may be another user's
         return os.path.join(session, "usbipd")
-    import tempfile  # here: root never needs it, and it takes as long to import as all else that it calls
-
-    return os.path.join(tempfile.gettempdir(), f"usbipd-{os.geteuid()}")
+    temporary = os.environ.get("TMPDIR", "")
+    if not temporary.startswith("/"):
+        temporary = "/tmp"  # noqa: S108 - nobody is trusted there: see `_is_ours`, and `RuntimeFiles.prepare`
+    return os.path.join(temporary, f"usbipd-{os.geteuid()}")
 
 
 def own_control_socket() -> str:

@@ -1,7 +1,6 @@
 """The control socket: where it is, and that nobody else's is taken for it."""
 
 import os
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -34,16 +33,30 @@ def test_a_user_has_the_directory_of_the_session(tmp_path: Path) -> None:
 
 
 @as_root
-def test_after_su_the_directory_of_the_session_is_another_users(user: int, tmp_path: Path) -> None:
+def test_after_su_the_directory_of_the_session_is_another_users(
+    user: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     os.chown(tmp_path, user + 1, -1)
-    assert control_socket.runtime_directory() == str(Path(tempfile.gettempdir(), f"usbipd-{user}"))
+    monkeypatch.delenv("TMPDIR", raising=False)
+    assert control_socket.runtime_directory() == f"/tmp/usbipd-{user}"
 
 
 @pytest.mark.parametrize("session", ["", "relative", "/no/such/directory"])
-def test_a_user_without_a_session_has_a_private_one(monkeypatch: pytest.MonkeyPatch, session: str) -> None:
+@pytest.mark.parametrize(
+    ("temporary", "directory"),
+    [
+        ("/var/folders/zz/T/", "/var/folders/zz/T/usbipd-1000"),  # as on macOS
+        ("", "/tmp/usbipd-1000"),
+        ("relative", "/tmp/usbipd-1000"),
+    ],
+)
+def test_a_user_without_a_session_has_a_private_one(
+    monkeypatch: pytest.MonkeyPatch, session: str, temporary: str, directory: str
+) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("XDG_RUNTIME_DIR", session)
-    assert control_socket.runtime_directory() == str(Path(tempfile.gettempdir(), "usbipd-1000"))
+    monkeypatch.setenv("TMPDIR", temporary)
+    assert control_socket.runtime_directory() == directory
 
 
 def test_the_own_daemon_is_asked_before_roots(user: int, tmp_path: Path) -> None:

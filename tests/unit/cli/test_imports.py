@@ -62,6 +62,14 @@ def test_a_command_loads_nothing_heavy_and_no_other_verb(
     assert not of(modules, [f"usbipd.cli.{each}" for each in VERBS if each != verb])
 
 
+def test_an_ordinary_user_waits_for_nothing_else() -> None:
+    program = (
+        "import os\nos.geteuid = lambda: 1000\nos.environ.pop('XDG_RUNTIME_DIR', None)\n"
+        "from usbipd.control_socket import usual_control_socket\nusual_control_socket()"
+    )
+    assert not of(loaded(program), HEAVY)
+
+
 def test_help_loads_no_verb() -> None:
     modules = loaded("from usbipd.cli.main import main\nassert main(['--help']) == 0")
     assert not of(modules, ["msgspec", *(f"usbipd.cli.{each}" for each in VERBS)])
