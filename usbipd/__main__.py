@@ -10,8 +10,12 @@ import os
 import signal
 import stat
 import sys
+from typing import Final
 
 from usbipd.ipc import CHANNEL_DESCRIPTOR
+
+OBJECTS_OF_A_COMMAND: Final = 25_000
+"""More than any short command makes, nearly all of them by its imports."""
 
 
 def main() -> int:
@@ -36,6 +40,7 @@ def _enter() -> int:
         from usbipd.worker.process import main as worker
 
         return worker(arguments[1:])
+    gc.set_threshold(OBJECTS_OF_A_COMMAND)  # it would look for garbage twenty times, and find none
     if name == "usbipd-ext":
         from usbipd.cli.ext import main as command
     else:

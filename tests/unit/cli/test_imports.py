@@ -62,6 +62,19 @@ def test_a_command_loads_nothing_heavy_and_no_other_verb(
     assert not of(modules, [f"usbipd.cli.{each}" for each in VERBS if each != verb])
 
 
+def test_a_command_does_not_look_for_garbage(extension: StartExtension, socket_path: Path) -> None:
+    program = (
+        "import gc, sys\n"
+        f"sys.argv = ['usbipd-ext', '--status', '--socket', {str(socket_path)!r}]\n"
+        "from usbipd.__main__ import main\n"
+        "before = gc.get_stats()\n"
+        "assert main() == 0\n"
+        "assert gc.isenabled() and gc.get_stats() == before"
+    )
+    with extension(lambda _request: make_status([make_device()] * 8)):
+        loaded(program)
+
+
 def test_an_ordinary_user_waits_for_nothing_else() -> None:
     program = (
         "import os\nos.geteuid = lambda: 1000\nos.environ.pop('XDG_RUNTIME_DIR', None)\n"
