@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from usbipd.errors import UsageError
-from usbipd.ipc.messages import RunAs
+from usbipd.ipc.children import RunAs
 
 _LOG: Final = logging.getLogger(__name__)
 

@@ -34,14 +34,8 @@ from tests.bench.usbfs.host import BUSID, BUSNUM, DEVNUM, fill
 from usbipd.config import Limits
 from usbipd.ipc import CHANNEL_DESCRIPTOR
 from usbipd.ipc.channel import BlockingChannel, Event
-from usbipd.ipc.messages import (
-    AttachParameters,
-    ClaimParameters,
-    ClaimResult,
-    Command,
-    EventName,
-    Nothing,
-)
+from usbipd.ipc.children import AttachParameters, ClaimParameters, ClaimResult
+from usbipd.ipc.messages import Command, EventName, Nothing
 from usbipd.protocol.constants import ST_OK
 from usbipd.protocol.op import ImportRequest, RequestReader, UsbDevice, encode_import_reply
 from usbipd.worker.report import COUNTER_PAGE_SIZE

@@ -29,17 +29,9 @@ from usbipd.ipc.channel import (
     request_frame,
     response_frame,
 )
+from usbipd.ipc.children import AttachParameters, DetachedParameters, ReservationParameters
 from usbipd.ipc.message import Message
-from usbipd.ipc.messages import (
-    CARRIES_DESCRIPTOR,
-    MAX_MESSAGE,
-    AttachParameters,
-    Command,
-    DetachedParameters,
-    EventName,
-    Nothing,
-    ReservationParameters,
-)
+from usbipd.ipc.messages import CARRIES_DESCRIPTOR, MAX_MESSAGE, Command, EventName, Nothing
 from usbipd.ipc.policy import Role, may
 from usbipd.ipc.reports import UnbindParameters
 

@@ -11,7 +11,7 @@ import pytest
 
 from usbipd import privileges
 from usbipd.errors import UsageError
-from usbipd.ipc.messages import RunAs
+from usbipd.ipc.children import RunAs
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to drop")
 as_user = pytest.mark.skipif(os.geteuid() == 0, reason="root has privileges to drop")
@@ -28,7 +28,7 @@ def run_dropped(program: str) -> subprocess.CompletedProcess[str]:
     prelude = (
         "import json, os\n"
         "from usbipd import privileges\n"
-        "from usbipd.ipc.messages import RunAs\n"
+        "from usbipd.ipc.children import RunAs\n"
         f"nobody = RunAs(user='nobody', uid={user.uid}, gid={user.gid})\n"
     )
     return subprocess.run(

@@ -18,7 +18,8 @@ from usbipd.errors import IPCError, UsbipdError
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.supervisor import Child
 from usbipd.ipc.channel import Event
-from usbipd.ipc.messages import ClaimResult, DetachedParameters, EventName
+from usbipd.ipc.children import ClaimResult, DetachedParameters
+from usbipd.ipc.messages import EventName
 from usbipd.ipc.reports import Counters, DeviceState, HistoryEvent, Rate
 from usbipd.protocol.op import UsbDevice
 from usbipd.usb.discovery import DeviceRecord

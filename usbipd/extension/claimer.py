@@ -19,17 +19,16 @@ from usbipd.extension.evidence import check_claimed, counter_page
 from usbipd.extension.store import Store, StoredClaim
 from usbipd.extension.supervisor import Backoff, Child, Spawner, wait_ended
 from usbipd.ipc.channel import Event, Request
-from usbipd.ipc.message import Message
-from usbipd.ipc.messages import (
+from usbipd.ipc.children import (
     ClaimParameters,
     ClaimResult,
-    Command,
     DetachedParameters,
     GoneParameters,
     LogParameters,
-    Nothing,
     RunAs,
 )
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import DeviceMemory, HistoryEvent
 from usbipd.usb.discovery import DeviceRecord

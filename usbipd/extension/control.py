@@ -21,8 +21,9 @@ from usbipd.extension.manager import SystemExtensionManager
 from usbipd.extension.monitor import StatusMonitor
 from usbipd.ipc.async_channel import Channel
 from usbipd.ipc.channel import Request
+from usbipd.ipc.children import RunAs
 from usbipd.ipc.message import Message
-from usbipd.ipc.messages import Command, EventName, Nothing, RunAs
+from usbipd.ipc.messages import Command, EventName, Nothing
 from usbipd.ipc.policy import Role, role_of
 from usbipd.ipc.reports import (
     BindParameters,

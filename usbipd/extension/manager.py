@@ -19,7 +19,7 @@ from usbipd.extension.claimer import DeviceClaimer
 from usbipd.extension.device_report import report_device
 from usbipd.extension.store import Binding, Store
 from usbipd.extension.supervisor import Spawner
-from usbipd.ipc.messages import RunAs
+from usbipd.ipc.children import RunAs
 from usbipd.ipc.reports import (
     BindingReport,
     BindParameters,

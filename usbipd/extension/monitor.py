@@ -23,7 +23,8 @@ from usbipd.extension.subject import (
     SharedDevices,
     Subject,
 )
-from usbipd.ipc.messages import MAX_MESSAGE, RunAs, encode
+from usbipd.ipc.children import RunAs
+from usbipd.ipc.messages import MAX_MESSAGE, encode
 from usbipd.ipc.reports import HealthResult, HistoryEntry, ProcessReport, StatusResult
 from usbipd.log import ErrorCounter
 from usbipd.privileges import user_name

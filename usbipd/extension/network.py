@@ -17,9 +17,7 @@ from usbipd.errors import IPCError, UsbipdError
 from usbipd.extension.reservations import Reservations
 from usbipd.extension.supervisor import FIRST_DELAY, Backoff, Child, Spawner, wait_ended
 from usbipd.ipc.channel import Request
-from usbipd.ipc.message import Message
-from usbipd.ipc.messages import (
-    Command,
+from usbipd.ipc.children import (
     DevlistParameters,
     DevlistResult,
     LogParameters,
@@ -28,6 +26,8 @@ from usbipd.ipc.messages import (
     ServeParameters,
     ServeResult,
 )
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command
 from usbipd.ipc.policy import Role
 from usbipd.protocol.op import UsbDevice
 

@@ -35,7 +35,7 @@ from usbipd.extension.reservations import Reservations
 from usbipd.extension.simulation import SimulatedBus
 from usbipd.extension.store import Store
 from usbipd.extension.supervisor import Supervisor, seal_descriptors
-from usbipd.ipc.messages import ServeParameters, SimulatedSpec
+from usbipd.ipc.children import ServeParameters, SimulatedSpec
 from usbipd.ipc.reports import DeviceReport, DeviceState, HistoryEvent
 from usbipd.protocol.constants import USBIP_PORT
 from usbipd.usb.discovery import DeviceDiscovery, DeviceSource

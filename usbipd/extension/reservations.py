@@ -12,7 +12,8 @@ from typing import Final
 
 from usbipd.errors import UsbipdError
 from usbipd.extension.claim import Claim, ClaimState
-from usbipd.ipc.messages import AttachParameters, Command, Nothing, ReserveParameters, ReserveResult
+from usbipd.ipc.children import AttachParameters, ReserveParameters, ReserveResult
+from usbipd.ipc.messages import Command, Nothing
 from usbipd.protocol.constants import ST_DEV_BUSY, ST_DEV_ERR, ST_NODEV, ST_OK
 
 _LOG: Final = logging.getLogger(__name__)

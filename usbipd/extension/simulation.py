@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from usbipd.ipc.messages import SimulatedSpec
+from usbipd.ipc.children import SimulatedSpec
 from usbipd.simulated import catalog
 from usbipd.simulated.device import MANUFACTURER
 from usbipd.usb.descriptors import parse_device

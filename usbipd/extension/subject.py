@@ -11,7 +11,7 @@ from usbipd import paths
 from usbipd.errors import UsbipdError
 from usbipd.extension.claim import ClaimState, Failure
 from usbipd.extension.supervisor import Child
-from usbipd.ipc.messages import RunAs
+from usbipd.ipc.children import RunAs
 from usbipd.ipc.reports import BindingReport, CheckState, DeviceReport
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.identity import DeviceRule

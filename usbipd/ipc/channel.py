@@ -25,8 +25,6 @@ from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import (
     CARRIES_DESCRIPTOR,
-    COMMANDS,
-    EVENTS,
     IPC_VERSION,
     MAX_MESSAGE,
     Command,
@@ -192,14 +190,18 @@ class Conversation:
             return None
         if not self._greeted:
             raise IPCError("a message before hello", code="bad-message")
+        if isinstance(envelope, IPCResponse):
+            return _response(envelope)
+        # Here: commands, which nobody asks anything, need none of these types.  Server and workers load them
+        # with the first request, SERVE or CLAIM, while they can still read files.
+        from usbipd.ipc.commands import COMMANDS, EVENTS
+
         if isinstance(envelope, IPCRequest):
             kind, _result = COMMANDS[envelope.command]
             parameters = msgspec.msgpack.decode(envelope.parameters, type=kind)
             return Request(envelope.request_id, envelope.command, parameters, frame.descriptor)
-        if isinstance(envelope, IPCEvent):
-            told = msgspec.msgpack.decode(envelope.parameters, type=EVENTS[envelope.event])
-            return Event(envelope.event, told)
-        return _response(envelope)
+        told = msgspec.msgpack.decode(envelope.parameters, type=EVENTS[envelope.event])
+        return Event(envelope.event, told)
 
 
 def _response(envelope: IPCResponse) -> Response:

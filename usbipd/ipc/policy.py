@@ -9,7 +9,8 @@ from enum import StrEnum
 from typing import Final
 
 from usbipd.errors import UsbipdError
-from usbipd.ipc.messages import Command, EventName, RunAs
+from usbipd.ipc.children import RunAs
+from usbipd.ipc.messages import Command, EventName
 from usbipd.privileges import ADMIN_GROUP, Peer
 
 

@@ -11,15 +11,14 @@ from typing import Final
 
 from usbipd.errors import ProtocolError, UsbipdError
 from usbipd.ipc.async_channel import Channel
-from usbipd.ipc.messages import (
-    Command,
+from usbipd.ipc.children import (
     DevlistParameters,
     DevlistResult,
-    Nothing,
     ReservationParameters,
     ReserveParameters,
     ReserveResult,
 )
+from usbipd.ipc.messages import Command, Nothing
 from usbipd.protocol.constants import ST_NODEV, ST_OK
 from usbipd.protocol.op import (
     DevlistRequest,

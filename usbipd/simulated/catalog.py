@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from usbipd.errors import UsageError
-from usbipd.ipc.messages import SimulatedSpec
+from usbipd.ipc.children import SimulatedSpec
 from usbipd.simulated.audio import Audio
 from usbipd.simulated.camera import Camera
 from usbipd.simulated.device import SimulatedDevice

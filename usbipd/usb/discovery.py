@@ -16,7 +16,7 @@ from typing import Final, Protocol
 import usb1
 
 from usbipd.errors import UsbipdError
-from usbipd.ipc.messages import SimulatedSpec
+from usbipd.ipc.children import SimulatedSpec
 from usbipd.protocol.constants import USB_CLASS_HUB, Speed
 from usbipd.usb.device_strings import AskedStrings, strings_in_sysfs
 

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 
 from usbipd._claim import Claim
 from usbipd._pump import LibusbTransfers, SimulatedTransfers, Transfers
-from usbipd.ipc.messages import ClaimParameters
+from usbipd.ipc.children import ClaimParameters
 from usbipd.protocol.constants import Speed
 from usbipd.protocol.op import UsbDevice, UsbInterface
 from usbipd.simulated.device import SimulatedDevice

@@ -16,17 +16,15 @@ from usbipd._claim import libusb_runtime_version
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc import CHANNEL_DESCRIPTOR
 from usbipd.ipc.channel import BlockingChannel, Request
-from usbipd.ipc.messages import (
+from usbipd.ipc.children import (
     AttachParameters,
     ClaimParameters,
     ClaimResult,
-    Command,
     DetachedParameters,
-    EventName,
     GoneParameters,
     LogParameters,
-    Nothing,
 )
+from usbipd.ipc.messages import Command, EventName, Nothing
 from usbipd.worker.claim import Held, hold
 from usbipd.worker.report import COUNTER_PAGE_SIZE
 

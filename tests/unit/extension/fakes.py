@@ -19,22 +19,20 @@ from usbipd.extension.store import Binding, StoredClaim
 from usbipd.extension.supervisor import Child
 from usbipd.ipc.async_channel import Channel, EventHandler, RequestHandler
 from usbipd.ipc.channel import Request
-from usbipd.ipc.message import Message
-from usbipd.ipc.messages import (
+from usbipd.ipc.children import (
     AttachParameters,
     ClaimParameters,
     ClaimResult,
-    Command,
     DetachedParameters,
-    EventName,
     GoneParameters,
     LogParameters,
-    Nothing,
     RunAs,
     ServeParameters,
     ServeResult,
     SimulatedSpec,
 )
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command, EventName, Nothing
 from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import HistoryEntry, HistoryEvent
 from usbipd.protocol.constants import Speed

@@ -11,7 +11,7 @@ from usbipd.extension.claim import ClaimedDevice, ClaimState, Failure
 from usbipd.extension.health import Check
 from usbipd.extension.subject import Finding, Host, Subject
 from usbipd.extension.supervisor import Child
-from usbipd.ipc.messages import SimulatedSpec
+from usbipd.ipc.children import SimulatedSpec
 from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import BindingReport, CheckState, DeviceReport, DeviceState, HistoryEntry
 from usbipd.protocol.constants import Speed

@@ -23,15 +23,8 @@ from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import claimer as claimer_module
 from usbipd.extension.claim import ClaimState
 from usbipd.ipc.channel import Event
-from usbipd.ipc.messages import (
-    ClaimParameters,
-    ClaimResult,
-    Command,
-    DetachedParameters,
-    EventName,
-    Nothing,
-    RunAs,
-)
+from usbipd.ipc.children import ClaimParameters, ClaimResult, DetachedParameters, RunAs
+from usbipd.ipc.messages import Command, EventName, Nothing
 from usbipd.ipc.reports import DeviceState, HistoryEvent
 from usbipd.protocol.constants import Speed
 from usbipd.protocol.op import UsbDevice

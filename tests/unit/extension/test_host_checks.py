@@ -32,7 +32,7 @@ from usbipd.extension.host_checks import (
     check_power,
     check_rights,
 )
-from usbipd.ipc.messages import RunAs
+from usbipd.ipc.children import RunAs
 from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import CheckState
 

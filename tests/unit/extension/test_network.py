@@ -22,15 +22,14 @@ from tests.unit.extension.fakes import (
 from usbipd.errors import UsbipdError
 from usbipd.extension.network import NetworkServer
 from usbipd.extension.reservations import Reservations
-from usbipd.ipc.messages import (
-    Command,
+from usbipd.ipc.children import (
     DevlistParameters,
     DevlistResult,
-    Nothing,
     ReservationParameters,
     ReserveParameters,
     ReserveResult,
 )
+from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.policy import Role
 from usbipd.protocol.constants import ST_OK
 from usbipd.protocol.op import UsbDevice

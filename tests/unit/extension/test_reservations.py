@@ -13,7 +13,8 @@ from usbipd.errors import IPCError, UsbipdError
 from usbipd.extension import reservations as module
 from usbipd.extension.claim import Claim, ClaimState
 from usbipd.extension.reservations import Reservations
-from usbipd.ipc.messages import AttachParameters, Command, ReserveParameters, ReserveResult
+from usbipd.ipc.children import AttachParameters, ReserveParameters, ReserveResult
+from usbipd.ipc.messages import Command
 from usbipd.protocol.constants import ST_DEV_BUSY, ST_DEV_ERR, ST_NODEV, ST_OK
 
 LONG = 20.0

@@ -20,8 +20,8 @@ from usbipd.errors import UsbipdError
 from usbipd.extension import supervisor as module
 from usbipd.extension.supervisor import Backoff, Child, Supervisor, seal_descriptors, wait_ended
 from usbipd.ipc.channel import Event, Request
+from usbipd.ipc.children import DetachedParameters
 from usbipd.ipc.message import Message
-from usbipd.ipc.messages import DetachedParameters
 from usbipd.ipc.policy import Role
 
 SCRIPT = """\
@@ -29,7 +29,8 @@ SCRIPT = """\
     import json, os, signal, socket, sys, time
     sys.path.insert(0, {root!r})
     from usbipd.ipc.channel import BlockingChannel
-    from usbipd.ipc.messages import DetachedParameters, EventName
+    from usbipd.ipc.children import DetachedParameters
+    from usbipd.ipc.messages import EventName
 
     found = {{
         "arguments": sys.argv[1:],

@@ -19,8 +19,9 @@ from usbipd.ipc.channel import (
     request_frame,
     response_frame,
 )
+from usbipd.ipc.children import DetachedParameters, ReservationParameters
 from usbipd.ipc.message import Message
-from usbipd.ipc.messages import Command, DetachedParameters, EventName, Nothing, ReservationParameters
+from usbipd.ipc.messages import Command, EventName, Nothing
 from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import BindParameters, ListResult, UnbindParameters, UnbindResult
 

@@ -20,7 +20,8 @@ from usbipd.ipc.channel import (
     request_frame,
     response_frame,
 )
-from usbipd.ipc.messages import AttachParameters, Command, DetachedParameters, EventName, Nothing
+from usbipd.ipc.children import AttachParameters, DetachedParameters
+from usbipd.ipc.messages import Command, EventName, Nothing
 from usbipd.ipc.reports import BindParameters, UnbindParameters, UnbindResult
 
 

@@ -24,11 +24,11 @@ from usbipd.ipc.channel import (
     request_frame,
     response_frame,
 )
+from usbipd.ipc.children import DetachedParameters
 from usbipd.ipc.messages import (
     IPC_VERSION,
     MAX_MESSAGE,
     Command,
-    DetachedParameters,
     EventName,
     Hello,
     IPCRequest,

@@ -2,7 +2,8 @@
 
 import pytest
 
-from usbipd.ipc.messages import Command, EventName, RunAs
+from usbipd.ipc.children import RunAs
+from usbipd.ipc.messages import Command, EventName
 from usbipd.ipc.policy import COMMAND_POLICY, EVENT_POLICY, Role, may, refusal, role_of
 from usbipd.privileges import Peer
 

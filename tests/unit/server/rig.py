@@ -12,8 +12,9 @@ from usbipd.addresses import parse_listen
 from usbipd.errors import UsbipdError
 from usbipd.ipc.async_channel import Channel
 from usbipd.ipc.channel import Request
+from usbipd.ipc.children import DevlistResult, ReserveParameters, ReserveResult
 from usbipd.ipc.message import Message
-from usbipd.ipc.messages import Command, DevlistResult, Nothing, ReserveParameters, ReserveResult
+from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.policy import Role
 from usbipd.protocol.constants import ST_NODEV, ST_OK
 from usbipd.protocol.op import UsbDevice

@@ -11,7 +11,8 @@ import pytest
 from usbipd.addresses import parse_listen
 from usbipd.errors import UsbipdError
 from usbipd.ipc.channel import BlockingChannel
-from usbipd.ipc.messages import Command, LogParameters, Nothing, ServeParameters, ServeResult
+from usbipd.ipc.children import LogParameters, ServeParameters, ServeResult
+from usbipd.ipc.messages import Command, Nothing
 
 PATIENCE = 20.0
 

@@ -8,7 +8,8 @@ import pytest
 
 from tests.unit.server.rig import DEVICE, PATIENCE, FakeExtension, rest, serving, until_log
 from usbipd.ipc.async_channel import Channel
-from usbipd.ipc.messages import Command, DevlistParameters, ReservationParameters, ReserveParameters
+from usbipd.ipc.children import DevlistParameters, ReservationParameters, ReserveParameters
+from usbipd.ipc.messages import Command
 from usbipd.ipc.policy import Role
 from usbipd.protocol.constants import (
     OP_REQ_DEVLIST,

@@ -23,7 +23,7 @@ from tests.unit.worker.libusb_rig import (
 from usbipd import _pump
 from usbipd._claim import Claim, libusb_runtime_version
 from usbipd.errors import ClaimError
-from usbipd.ipc.messages import ClaimParameters
+from usbipd.ipc.children import ClaimParameters
 from usbipd.protocol.constants import (
     LINUX_ECONNRESET,
     LINUX_ENODEV,

@@ -20,18 +20,16 @@ from usbipd.ipc.channel import (
     request_frame,
     send_some,
 )
-from usbipd.ipc.message import Message
-from usbipd.ipc.messages import (
+from usbipd.ipc.children import (
     AttachParameters,
     ClaimParameters,
     ClaimResult,
-    Command,
     DetachedParameters,
-    EventName,
     LogParameters,
-    Nothing,
     SimulatedSpec,
 )
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command, EventName, Nothing
 from usbipd.simulated.catalog import create
 from usbipd.worker import process
 from usbipd.worker.claim import HeldSimulation

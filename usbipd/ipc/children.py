@@ -1,0 +1,141 @@
+"""What the extension, the server and the workers tell each other.  Used by all three, and by no command."""
+
+from typing import Annotated
+
+import msgspec
+
+from usbipd.ipc.message import Message
+from usbipd.ipc.reports import DeviceMemory
+from usbipd.protocol.op import UsbDevice
+
+# ---- server and extension ------------------------------------------------------------------------
+
+
+class RunAs(Message, frozen=True):
+    """The unprivileged user that a process becomes after its start; only sent when the extension is root."""
+
+    user: str
+    uid: int
+    gid: int
+
+
+class LogParameters(Message, frozen=True):
+    """What is logged from now on."""
+
+    level: str
+
+
+class ServeParameters(Message, frozen=True):
+    """How the server shall listen.  `listen` holds `ADDRESS:PORT`, IPv6 in brackets; port 0: a free one.
+    `allow` holds the addresses and networks of clients that are let in; none: all."""
+
+    listen: list[str]
+    allow: list[str]
+    max_connections: int
+    max_connections_per_address: int
+    handshake_timeout: float
+    lost_client_timeout: int
+    send_buffer: int
+    run_as: RunAs | None
+    chroot: str | None
+    log_level: str
+    log_to: str
+
+
+class ServeResult(Message, frozen=True):
+    """Where the server listens in fact, and as whom."""
+
+    listening: list[str]
+    user: str
+
+
+ClientName = Annotated[str, msgspec.Meta(max_length=80)]
+"""A client's address and port: at most 39 for IPv6, 16 for its scope, 8 for brackets and port.  Bounded,
+since it comes from a process that reads the network, and goes into logs and the status."""
+
+
+class DevlistParameters(Message, frozen=True):
+    """`client` is who asks, for logs; `address` is without port and scope, for access rules."""
+
+    client: ClientName
+    address: ClientName
+
+
+class DevlistResult(Message, frozen=True):
+    """Devices that this client may import, free or not."""
+
+    devices: list[UsbDevice]
+
+
+class ReserveParameters(Message, frozen=True):
+    """A client wants this device; it is kept for it until HANDOVER or ABANDON."""
+
+    busid: str
+    client: ClientName
+    address: ClientName
+
+
+class ReserveResult(Message, frozen=True):
+    """`status` is the OP_REP_IMPORT status; the rest is there when it is 0."""
+
+    status: int
+    reservation: int | None = None
+    device: UsbDevice | None = None
+
+
+class ReservationParameters(Message, frozen=True):
+    """HANDOVER carries the client's socket; ABANDON says that the client left before."""
+
+    reservation: int
+
+
+# ---- extension and worker ------------------------------------------------------------------------
+
+
+class SimulatedSpec(Message, frozen=True):
+    """Which simulated device a worker is to be, with its options as the user wrote them."""
+
+    name: str
+    options: dict[str, str]
+
+
+class ClaimParameters(Message, frozen=True):
+    """Take this device.  Carries the descriptor of the counter page (`worker/report.py`)."""
+
+    busid: str
+    busnum: int
+    devnum: int
+    path: str
+    simulated: SimulatedSpec | None
+    run_as: RunAs | None
+    transfer_budget: int
+    """Bytes that the URBs of one client may hold at most."""
+    device_memory: DeviceMemory
+    log_level: str
+    log_to: str
+
+
+class ClaimResult(Message, frozen=True):
+    """The claimed device, as it goes into OP_REP_IMPORT, and how it was taken."""
+
+    device: UsbDevice
+    claim_method: str
+    user: str
+
+
+class AttachParameters(Message, frozen=True):
+    """Serve this client.  Carries its TCP socket, on which OP_REP_IMPORT was the last thing sent."""
+
+    client: str
+
+
+class DetachedParameters(Message, frozen=True):
+    """The client is gone.  `reason` is a sentence for logs; the device is not ready for the next one yet."""
+
+    reason: str
+
+
+class GoneParameters(Message, frozen=True):
+    """The device was unplugged or is beyond repair; the worker is about to exit."""
+
+    reason: str
