@@ -7,11 +7,11 @@ start: they need their channel as descriptor 3.  Each role imports what it needs
 
 import gc
 import os
-import signal
 import stat
 import sys
 from typing import Final
 
+from usbipd.errors import INTERRUPTED
 from usbipd.ipc import CHANNEL_DESCRIPTOR
 
 OBJECTS_OF_A_COMMAND: Final = 25_000
@@ -23,7 +23,7 @@ def main() -> int:
     try:
         return _enter()
     except KeyboardInterrupt:  # while a role was being imported
-        return 128 + signal.SIGINT
+        return INTERRUPTED
 
 
 def _enter() -> int:

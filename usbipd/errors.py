@@ -1,5 +1,12 @@
 """Errors that people see: each carries its message, an advice and an exit code.  Used by every process."""
 
+from typing import Final
+
+INTERRUPTED: Final = 130
+"""Exit code after Ctrl-C: what a shell says of SIGINT, 128 and the signal's number."""
+BROKEN_PIPE: Final = 141
+"""Exit code when nobody reads our output any more: what a shell says of SIGPIPE."""
+
 
 class UsbipdError(Exception):
     """What went wrong, where, and what would be right.

@@ -1,18 +1,17 @@
 """How a command ends: its output, its error and its exit code.  Runs in the caller's process.
 
 Data goes to stdout and talk to stderr.  An error is two lines, what is wrong and what to try; under `--json`
-stdout gets it as a document too.  Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no extension answers; 130
-interrupted and 141 nobody reads our output any more, which is what a shell says of SIGINT and SIGPIPE.
+stdout gets it as a document too.  Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no extension answers,
+`INTERRUPTED` and `BROKEN_PIPE`.
 """
 
 import contextlib
 import io
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from usbipd.errors import UsbipdError
+from usbipd.errors import BROKEN_PIPE, INTERRUPTED, UsbipdError
 
 
 def emit(text: str) -> None:
@@ -23,7 +22,7 @@ def emit(text: str) -> None:
         # The interpreter flushes stdout once more at its end, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if isinstance(error, BrokenPipeError):
-            sys.exit(128 + signal.SIGPIPE)
+            sys.exit(BROKEN_PIPE)
         raise UsbipdError(f"cannot write the output: {error.strerror}", code="output") from error
 
 
@@ -49,7 +48,7 @@ def conclude(program: str, argv: Sequence[str], command: Callable[[], int]) -> i
         report(program, error, as_json="--json" in argv)
         return error.exit_code
     except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+        return INTERRUPTED
 
 
 def report(program: str, error: UsbipdError, *, as_json: bool) -> None:

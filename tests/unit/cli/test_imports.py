@@ -15,8 +15,9 @@ from usbipd.ipc.reports import DetachResult, ListResult
 
 HEAVY = (
     *("asyncio", "ctypes", "dataclasses", "importlib.metadata", "logging", "pathlib", "psutil", "shutil"),
-    *("subprocess", "tempfile", "tomllib", "usb1", "usbipd.config", "usbipd.extension", "usbipd.log"),
-    *("usbipd.ipc.children", "usbipd.paths", "usbipd.server", "usbipd.simulated", "usbipd.worker"),
+    *("signal", "subprocess", "tempfile", "tomllib", "usb1", "usbipd.config", "usbipd.extension"),
+    *("usbipd.ipc.children", "usbipd.log", "usbipd.paths", "usbipd.server", "usbipd.simulated"),
+    *("usbipd.worker",),
 )
 """What no command needs that asks the extension.  inspect is not among them: msgspec loads it where there is
 a typing_extensions."""
