@@ -6,6 +6,7 @@ live as long as the daemon does.  The `[[access]]` tables of the configuration m
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final
 
@@ -25,6 +26,9 @@ MOST_BYTES: Final = MAX_MESSAGE // 2
 CREATED_BY_US: Final = "usbipd-ext"
 """Who has bound the simulated devices."""
 
+_Place = tuple[int | None, int | None, str | None]
+"""idVendor, idProduct and, where the rule is for one port only, its busid."""
+
 
 class Bindings:
     """All bindings of this daemon."""
@@ -33,13 +37,15 @@ class Bindings:
         self._store = store
         self._kept: dict[DeviceRule, Binding] = {}
         self._simulated: dict[DeviceRule, Binding] = {}
+        self._by_place: defaultdict[_Place, dict[DeviceRule, Binding]] = defaultdict(dict)
+        """All of both: with 1,000 devices, nobody waits until each was compared with each binding."""
         self._lists: dict[DeviceRule, AccessList] = {}
         self._access = [(table.rule, AccessList(table.allow)) for table in access]
 
     async def load(self) -> None:
         """Take what the store has.  Raises `UsbipdError`."""
         for binding in await self._store.bindings():
-            self._kept[binding.rule] = binding
+            self._put(binding, self._kept)
             try:
                 self._lists[binding.rule] = AccessList(binding.allow)
             except UsageError as error:  # of another release, say
@@ -51,7 +57,20 @@ class Bindings:
 
     def that_fit(self, record: DeviceRecord) -> list[Binding]:
         """The bindings by which this device is shared; none: it is not."""
-        return [binding for binding in self.all() if binding.rule.fits(record)]
+        return [
+            binding
+            for busid in (record.busid, None)
+            for binding in self._by_place.get((record.vendor_id, record.product_id, busid), {}).values()
+            if binding.rule.fits(record)
+        ]
+
+    def report(self, bindings: Sequence[Binding], records: Sequence[DeviceRecord]) -> list[BindingReport]:
+        """These of our bindings for people, with those of `records` that each shares."""
+        busids: defaultdict[DeviceRule, list[str]] = defaultdict(list)
+        for record in records:
+            for binding in self.that_fit(record):
+                busids[binding.rule].append(record.busid)
+        return [report_binding(binding, busids[binding.rule]) for binding in bindings]
 
     def allow(self, record: DeviceRecord, address: str) -> bool:
         """Whether a client at `address` may know of the device and use it."""
@@ -64,25 +83,26 @@ class Bindings:
         """Share a simulated device, which is there to be shared."""
         rule = DeviceRule.of_port(record)
         self._lists[rule] = AccessList(())
-        self._simulated[rule] = Binding(
+        binding = Binding(
             rule=rule, product=record.product, allow=(), created=time.time(), created_by=CREATED_BY_US
         )
+        self._put(binding, self._simulated)
 
     async def add(self, binding: Binding, *, simulated: bool) -> None:
         """Keep a binding, in place of an older one of its rule.  Raises `UsbipdError`: nothing changes."""
         access = AccessList(binding.allow)
         others = [each for each in self.all() if each.rule != binding.rule]
-        if sum(len(encode(report_binding(each, ()))) for each in (*others, binding)) > MOST_BYTES:
+        if sum(len(encode(report_binding(each, []))) for each in (*others, binding)) > MOST_BYTES:
             raise UsbipdError(
                 f"there is no room for one more binding beside {len(others)} others",
                 code="too-many-bindings",
                 advice="unbind what is not needed, or write neighbouring addresses as one network",
             )
         if simulated:
-            self._simulated[binding.rule] = binding
+            self._put(binding, self._simulated)
         else:
             await self._store.add_binding(binding)
-            self._kept[binding.rule] = binding
+            self._put(binding, self._kept)
         self._lists[binding.rule] = access
 
     async def remove(self, bindings: Sequence[Binding]) -> None:
@@ -94,10 +114,20 @@ class Bindings:
             self._kept.pop(binding.rule, None)
             self._simulated.pop(binding.rule, None)
             self._lists.pop(binding.rule, None)
+            self._by_place[_place(binding.rule)].pop(binding.rule, None)
+            if not self._by_place[_place(binding.rule)]:
+                del self._by_place[_place(binding.rule)]
+
+    def _put(self, binding: Binding, among: dict[DeviceRule, Binding]) -> None:
+        among[binding.rule] = self._by_place[_place(binding.rule)][binding.rule] = binding
 
 
-def report_binding(binding: Binding, records: Sequence[DeviceRecord]) -> BindingReport:
-    """The binding for people, with those of `records` that it shares."""
+def _place(rule: DeviceRule) -> _Place:
+    return rule.vendor_id, rule.product_id, rule.busid
+
+
+def report_binding(binding: Binding, busids: list[str]) -> BindingReport:
+    """The binding for people, with the devices that it shares."""
     rule = binding.rule
     assert rule.vendor_id is not None, "a binding says which device it means"
     assert rule.product_id is not None, "a binding says which device it means"
@@ -110,5 +140,5 @@ def report_binding(binding: Binding, records: Sequence[DeviceRecord]) -> Binding
         allow=list(binding.allow),
         created=binding.created,
         created_by=binding.created_by,
-        devices=[record.busid for record in records if rule.fits(record)],
+        devices=busids,
     )

@@ -31,7 +31,6 @@ from usbipd.ipc.reports import (
     DetachResult,
     HistoryParameters,
     HistoryResult,
-    ListResult,
     UnbindParameters,
 )
 
@@ -59,9 +58,7 @@ class Answers:
         manager, monitor, parameters = self.manager, self.monitor, request.parameters
         match request.command:
             case Command.LIST:
-                return ListResult(
-                    devices=await manager.list_devices(), bindings=await manager.binding_reports()
-                )
+                return await manager.survey()
             case Command.STATUS:
                 return await monitor.report()
             case Command.HISTORY:

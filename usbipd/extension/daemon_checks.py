@@ -125,7 +125,7 @@ async def check_exposure(subject: Subject) -> list[Finding]:
         return [ok("only this host can connect")]
     if subject.network.allow:
         return [ok(f"only {', '.join(subject.network.allow)} may connect")]
-    bindings = await subject.manager.binding_reports()
+    bindings = (await subject.manager.survey()).bindings
     unrestricted = [binding for binding in bindings if not _is_restricted(binding, subject)]
     if bindings and not unrestricted:
         return [ok("each binding says who may use its device")]
@@ -211,13 +211,13 @@ async def check_captured(subject: Subject) -> list[Finding]:
 
 async def check_bindings(subject: Subject) -> list[Finding]:
     """What has become of each binding."""
-    bindings = await subject.manager.binding_reports()
-    if not bindings:
+    listed = await subject.manager.survey()
+    if not listed.bindings:
         return [ok("nothing is bound")]
-    present = {device.busid: device for device in await subject.manager.list_devices()}
+    present = {device.busid: device for device in listed.devices}
     return [
         finding
-        for binding in bindings
+        for binding in listed.bindings
         for finding in _look_at_binding(binding, present, subject.manager.claims)
     ]
 

@@ -235,7 +235,7 @@ async def _isochronous_panic(subject: Subject) -> list[Finding]:
 
 
 async def _accessories_not_allowed(subject: Subject) -> list[Finding]:
-    if all(binding.devices for binding in await subject.manager.binding_reports()):
+    if all(binding.devices for binding in (await subject.manager.survey()).bindings):
         return []
     return [
         warning(

@@ -21,13 +21,13 @@ from usbipd.extension.store import Binding, Store
 from usbipd.extension.supervisor import Spawner
 from usbipd.ipc.children import RunAs
 from usbipd.ipc.reports import (
-    BindingReport,
     BindParameters,
     BindResult,
     DeviceMemory,
     DeviceReport,
     HardwareId,
     HistoryEvent,
+    ListResult,
     UnbindParameters,
     UnbindResult,
 )
@@ -180,14 +180,15 @@ class SystemExtensionManager:
                     product_id=rule.product_id,
                     reason=f"by {by}",
                 )
-        devices = [await self._report(record) for record in records]
-        return BindResult(binding=report_binding(binding, records), devices=devices)
+        shared = report_binding(binding, [record.busid for record in records])
+        return BindResult(binding=shared, devices=await self._report(records))
 
     async def unbind(self, parameters: UnbindParameters, by: str) -> UnbindResult:
         """Remove bindings, and give back what no other one shares.  Raises `UsbipdError`: there are none."""
         async with self._lock:
             bindings = await self._chosen(parameters)
             records = await self._list_records()
+            reports = self._bindings.report(bindings, records)
             await self._bindings.remove(bindings)
             for binding in bindings:
                 self._chronicle.happened(
@@ -198,10 +199,7 @@ class SystemExtensionManager:
                     product=binding.product,
                     reason=f"by {by}",
                 )
-            return UnbindResult(
-                bindings=[report_binding(binding, records) for binding in bindings],
-                busids=await self._release_unbound(),
-            )
+            return UnbindResult(bindings=reports, busids=await self._release_unbound())
 
     async def detach(self, busid: str) -> str:
         """End the session of the client that uses the device; who it was.  Raises `UsbipdError`."""
@@ -209,12 +207,13 @@ class SystemExtensionManager:
 
     async def list_devices(self) -> list[DeviceReport]:
         """Every device that is or could be shared.  Raises `UsbipdError` if libusb cannot list them."""
-        return [await self._report(record) for record in await self._list_records()]
+        return await self._report(await self._list_records())
 
-    async def binding_reports(self) -> list[BindingReport]:
-        """Every binding, with the devices that it shares now.  Raises `UsbipdError` as `list_devices`."""
+    async def survey(self) -> ListResult:
+        """The same devices, and every binding with those of them that it shares.  Raises likewise."""
         records = await self._list_records()
-        return [report_binding(binding, records) for binding in self._bindings.all()]
+        devices = await self._report(records)
+        return ListResult(devices=devices, bindings=self._bindings.report(self._bindings.all(), records))
 
     # ---- what clients ask for ------------------------------------------------------------------------------
 
@@ -346,11 +345,19 @@ class SystemExtensionManager:
             )
         return record
 
-    async def _report(self, record: DeviceRecord) -> DeviceReport:
-        drivers: list[str] = []
-        if record.simulated is None:
-            drivers = await asyncio.to_thread(self._ownership.drivers_of, record.busid)
-        return report_device(record, self.claims.get(record.busid), drivers)
+    async def _report(self, records: Sequence[DeviceRecord]) -> list[DeviceReport]:
+        """All at one moment, as far as we are asked: the host's drivers come and go as they like."""
+        held = await asyncio.to_thread(self._drivers_of, records)
+        return [
+            report_device(record, self.claims.get(record.busid), drivers)
+            for record, drivers in zip(records, held, strict=True)
+        ]
+
+    def _drivers_of(self, records: Sequence[DeviceRecord]) -> list[list[str]]:
+        """May block."""
+        return [
+            self._ownership.drivers_of(record.busid) if record.simulated is None else [] for record in records
+        ]
 
 
 def _hardware_rule(hardware: HardwareId) -> DeviceRule:

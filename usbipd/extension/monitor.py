@@ -111,8 +111,7 @@ class StatusMonitor:
 
     async def report(self) -> StatusResult:
         """The extension with all its devices and processes.  Raises `UsbipdError` if libusb fails."""
-        devices = await self._manager.list_devices()
-        bindings = await self._manager.binding_reports()
+        listed = await self._manager.survey()
         processes = await self._processes()
         now = self.get_current_status()
         return StatusResult(
@@ -122,8 +121,8 @@ class StatusMonitor:
             start_time=now.last_start_time,
             uptime=time.monotonic() - self._started,
             listening=self._network.listening,
-            devices=devices,
-            bindings=bindings,
+            devices=listed.devices,
+            bindings=listed.bindings,
             processes=processes,
             error_count=now.error_count,
             last_errors=list(self._errors.last),

@@ -12,7 +12,7 @@ from usbipd.errors import UsbipdError
 from usbipd.extension.claim import ClaimState, Failure
 from usbipd.extension.supervisor import Child
 from usbipd.ipc.children import RunAs
-from usbipd.ipc.reports import BindingReport, CheckState, DeviceReport
+from usbipd.ipc.reports import CheckState, DeviceReport, ListResult
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.identity import DeviceRule
 
@@ -42,8 +42,8 @@ class SharedDevices(Protocol):
     async def list_devices(self) -> list[DeviceReport]:
         """Raises `UsbipdError` if libusb cannot list them."""
 
-    async def binding_reports(self) -> list[BindingReport]:
-        """Raises `UsbipdError`, likewise."""
+    async def survey(self) -> ListResult:
+        """The same devices, and all bindings.  Raises likewise."""
 
 
 class Listeners(Protocol):

@@ -13,7 +13,14 @@ from usbipd.extension.subject import Finding, Host, Subject
 from usbipd.extension.supervisor import Child
 from usbipd.ipc.children import SimulatedSpec
 from usbipd.ipc.policy import Role
-from usbipd.ipc.reports import BindingReport, CheckState, DeviceReport, DeviceState, HistoryEntry
+from usbipd.ipc.reports import (
+    BindingReport,
+    CheckState,
+    DeviceReport,
+    DeviceState,
+    HistoryEntry,
+    ListResult,
+)
 from usbipd.protocol.constants import Speed
 from usbipd.usb.discovery import DeviceRecord
 
@@ -104,10 +111,8 @@ class FakeManager:
             raise self.error
         return self.devices
 
-    async def binding_reports(self) -> list[BindingReport]:
-        if self.error is not None:
-            raise self.error
-        return self.bindings
+    async def survey(self) -> ListResult:
+        return ListResult(devices=await self.list_devices(), bindings=self.bindings)
 
     def get_claimed_devices(self) -> list[ClaimedDevice]:
         return [ClaimedDevice(0x1000C, "1-2", 0x1234, 0x5678, "Thing", 1.7e9, "fake")]

@@ -9,6 +9,7 @@ from tests.unit.extension.fakes import (
     FakeSpawner,
     record,
     run,
+    until,
 )
 from tests.unit.extension.managed_host import BUSY, THING, Host
 from usbipd.errors import ClaimError, UsbipdError
@@ -19,9 +20,9 @@ from usbipd.ipc.reports import (
     BindParameters,
     DeviceState,
     HardwareId,
-    ListResult,
     UnbindParameters,
 )
+from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.identity import DeviceRule
 
 
@@ -143,11 +144,43 @@ def test_bindings_never_become_too_many_to_be_listed(host: Host) -> None:
             await bind_without_end()
         assert caught.value.code == "too-many-bindings"
         assert caught.value.advice is not None
-        bindings = await host.manager.binding_reports()
-        assert len(bindings) == len(host.store.kept)
-        response_frame(1, ListResult(devices=await host.manager.list_devices(), bindings=bindings))
+        listed = await host.manager.survey()
+        assert len(listed.bindings) == len(host.store.kept)
+        response_frame(1, listed)
         await bind(0xFFFF, [])  # a small one still fits
         await host.bind("1-2")  # and what is bound already may be bound again
+        await host.manager.stop()
+
+    run(test())
+
+
+def test_a_device_is_compared_with_the_bindings_of_its_place_only(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else 1,000 devices with a binding each would take a million comparisons for each client that asks."""
+    compared: list[DeviceRule] = []
+
+    def fits(rule: DeviceRule, record: DeviceRecord) -> bool:
+        compared.append(rule)
+        return rule.busid in (None, record.busid)
+
+    async def test() -> None:
+        devices = [record(f"1-{port}") for port in range(1, 41)]
+        for device in devices:
+            host.source.records[device.busid] = device
+            rule = DeviceRule.of_port(device)
+            host.store.kept[rule] = Binding(rule, "Thing", (), 1.0, "root")
+        await host.manager.bind(BindParameters(hardware=THING), "test")
+        await host.manager.start()
+        await until(lambda: all(claim.device is not None for claim in host.manager.claims.values()))
+        monkeypatch.setattr(DeviceRule, "fits", fits)
+        assert len(host.manager.offers("192.0.2.7")) == 41
+        assert len(compared) == 2 * 41, "each with that of its port and that of its hardware id"
+        compared.clear()
+        listed = await host.manager.survey()
+        assert [binding.devices for binding in listed.bindings if binding.busid == "1-7"] == [["1-7"]]
+        assert [len(binding.devices) for binding in listed.bindings if binding.busid is None] == [41]
+        assert len(compared) == 2 * 41
         await host.manager.stop()
 
     run(test())

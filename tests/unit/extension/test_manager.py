@@ -264,7 +264,7 @@ def test_bindings_are_reported_with_what_they_share(host: Host) -> None:
     async def test() -> None:
         await host.bind("1-2", "192.0.2.7")
         host.source.records.clear()
-        [report] = await host.manager.binding_reports()
+        [report] = (await host.manager.survey()).bindings
         assert (report.busid, report.allow, report.product) == ("1-2", ["192.0.2.7"], "Thing")
         assert report.devices == []
 
