@@ -17,7 +17,10 @@ from usbipd.errors import BROKEN_PIPE, INTERRUPTED, UsbipdError
 def emit(text: str) -> None:
     """Write data to stdout, all of it and now."""
     try:
-        print(text, end="", flush=True)
+        if text:  # without a buffer, writing nothing fails too where nothing can be written
+            print(text, end="")
+        if sys.stdout is not None:  # the caller may have closed it
+            sys.stdout.flush()
     except OSError as error:
         # The interpreter flushes stdout once more at its end, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -448,6 +448,14 @@ def test_a_full_disk_is_an_error(arguments: list[str]) -> None:
     assert done.stderr.startswith("usbipd: ")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_no_error_where_nothing_is_written(extension: Extension, socket_path: Path) -> None:
+    with extension(answer), Path("/dev/full").open("w") as full:
+        command = [*USBIPD, "bind", "--busid", "3-1", "--socket", str(socket_path)]
+        done = spawn(command, full, PYTHONUNBUFFERED="1")  # then also an empty text is written
+    assert (done.code, done.stderr.partition(":")[0]) == (0, "3-1 is shared")
+
+
 def test_stdout_may_be_closed(extension: Extension, socket_path: Path) -> None:
     script = ["/bin/sh", "-c", 'exec "$@" >&-', "sh", *USBIPD]
     with extension(answer):
