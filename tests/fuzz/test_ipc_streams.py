@@ -31,9 +31,17 @@ from usbipd.ipc.channel import (
 )
 from usbipd.ipc.children import AttachParameters, DetachedParameters, ReservationParameters
 from usbipd.ipc.message import Message
-from usbipd.ipc.messages import CARRIES_DESCRIPTOR, MAX_MESSAGE, Command, EventName, Nothing
+from usbipd.ipc.messages import (
+    CARRIES_DESCRIPTOR,
+    LARGEST_ANSWER,
+    MAX_MESSAGE,
+    Command,
+    EventName,
+    MoreParameters,
+    Nothing,
+)
 from usbipd.ipc.policy import Role, may
-from usbipd.ipc.reports import UnbindParameters
+from usbipd.ipc.reports import UnbindParameters, UnbindResult
 
 PARAMETERS: dict[Command, Message] = {
     Command.LIST: Nothing(),
@@ -43,7 +51,10 @@ PARAMETERS: dict[Command, Message] = {
     Command.ABANDON: ReservationParameters(reservation=7),
     Command.ATTACH: AttachParameters(client="192.0.2.1:4000"),
     Command.RELEASE: Nothing(),
+    Command.MORE: MoreParameters(request_id=1),
 }
+LONG_ANSWER = UnbindResult(bindings=[], busids=["1-1"] * 40_000)
+"""Three parts."""
 MOST_HELD = 5 + 2 * MAX_MESSAGE
 """Bytes: a frame that is not whole, and what one read brought behind it."""
 
@@ -141,6 +152,8 @@ class Peer(RuleBasedStateMachine):
         self.honest = True
         """Whether all that was sent is as the rules want it."""
         self.asked = 0
+        self.asked_more = 0
+        """Those of them that no handler sees."""
 
     def allowed(self, command: Command) -> bool:
         return True
@@ -161,6 +174,7 @@ class Peer(RuleBasedStateMachine):
         if not self.allowed(command):
             return
         self.asked += 1
+        self.asked_more += command is Command.MORE
         frame = request_frame(self.asked, "peer", command, PARAMETERS[command])
         carried = int(command in CARRIES_DESCRIPTOR)
         cut = max(1, min(cut, len(frame) - 1))
@@ -238,7 +252,7 @@ class AsyncPeer(Peer):
             os.fstat(request.descriptor)
         if request.request_id % 3 == 0:
             raise UsbipdError("not now", code="refused")
-        return Nothing()
+        return LONG_ANSWER if request.command is Command.LIST else Nothing()
 
     def step(self) -> None:
         async def turns() -> None:
@@ -263,12 +277,13 @@ class AsyncPeer(Peer):
         assert len(self.channel._conversation.decoder._buffer) <= MOST_HELD
         assert self.channel._queued <= MAX_QUEUED + MAX_MESSAGE
         assert len(self.channel._running) <= MAX_RUNNING
+        assert self.channel._rest is None or len(self.channel._rest.data) <= LARGEST_ANSWER
         assert self.channel.is_open == (not self.reasons)
         assert len(self.reasons) <= 1
         if self.honest:
             self.take_answers()
             assert self.channel.is_open, self.reasons
-            assert self.answered == self.handled == self.asked
+            assert self.answered == self.handled + self.asked_more == self.asked
 
     def take_answers(self) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -13,7 +13,7 @@ from typing import Final
 from usbipd.config import AccessRule
 from usbipd.errors import UsageError, UsbipdError
 from usbipd.extension.store import Binding, Store
-from usbipd.ipc.messages import MAX_MESSAGE, encode
+from usbipd.ipc.messages import LARGEST_ANSWER, encode
 from usbipd.ipc.reports import BindingReport
 from usbipd.server.access import AccessList
 from usbipd.usb.discovery import DeviceRecord
@@ -21,8 +21,9 @@ from usbipd.usb.identity import DeviceRule
 
 _LOG: Final = logging.getLogger(__name__)
 
-MOST_BYTES: Final = MAX_MESSAGE // 2
-"""Bytes of all bindings as they are reported: the other half of that answer is for the devices."""
+MOST_BYTES: Final = LARGEST_ANSWER // 8
+"""Bytes of all bindings as they are reported, 1 KiB for each of 1,000: the rest of that answer is for the
+devices."""
 CREATED_BY_US: Final = "usbipd-ext"
 """Who has bound the simulated devices."""
 

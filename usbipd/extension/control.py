@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -52,15 +52,19 @@ class Answers:
     manager: SystemExtensionManager
     monitor: StatusMonitor
     chronicle: Chronicle
+    describing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while all devices are described: however many ask, that takes the memory of one answer."""
 
     async def answer(self, request: Request, user: str) -> Message:
         """The result of `request`, which this user may send.  Raises `UsbipdError`."""
         manager, monitor, parameters = self.manager, self.monitor, request.parameters
         match request.command:
             case Command.LIST:
-                return await manager.survey()
+                async with self.describing:
+                    return await manager.survey()
             case Command.STATUS:
-                return await monitor.report()
+                async with self.describing:
+                    return await monitor.report()
             case Command.HISTORY:
                 assert isinstance(parameters, HistoryParameters)
                 entries = await monitor.get_claim_history(parameters.limit, parameters.before)

@@ -1,12 +1,16 @@
 """One device as people see it.  Runs in the extension."""
 
 import contextlib
+from typing import Final
 
 from usbipd.extension.claim import Claim
 from usbipd.ipc.reports import DeviceReport, DeviceState
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.ownership import USBFS
 from usbipd.worker.report import latency_of
+
+LONGEST_TEXT: Final = 1000
+"""Characters of an error and of an advice that are told: a worker has had a say in it."""
 
 
 def report_device(record: DeviceRecord, claim: Claim | None, drivers: list[str]) -> DeviceReport:
@@ -34,8 +38,8 @@ def report_device(record: DeviceRecord, claim: Claim | None, drivers: list[str])
         claim_method=None if device is None else device.claim_method,
         claim_time=None if device is None else device.claim_time,
         worker_pid=None if claim is None or claim.worker is None else claim.worker.pid,
-        error=None if failure is None else failure.error.message,
-        advice=None if failure is None else failure.error.advice,
+        error=None if failure is None else failure.error.message[:LONGEST_TEXT],
+        advice=None if failure is None else (failure.error.advice or "")[:LONGEST_TEXT] or None,
         next_try=None if failure is None else failure.next_try,
         counters=counters,
         rate=None if claim is None else claim.rate(),

@@ -20,7 +20,7 @@ HEALTH_TIMEOUT: Final = 4.0
 MOST_FINDINGS: Final = 24
 """Findings of one check that are told, and ..."""
 LONGEST_TEXT: Final = 400
-"""... characters of a message or a step: hundreds of devices may fail, and all has to fit into one answer."""
+"""... characters of a message or a step: hundreds of devices may fail, and people have to read it."""
 
 _BADNESS: Final = {CheckState.FAILED: 0, CheckState.WARNING: 1, CheckState.OK: 2}
 

@@ -1,13 +1,12 @@
 """The whole daemon at one moment, what happened before, and how well it is.  Runs in the extension."""
 
 import asyncio
-import itertools
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 import msgspec
 import psutil
@@ -24,14 +23,10 @@ from usbipd.extension.subject import (
     Subject,
 )
 from usbipd.ipc.children import RunAs
-from usbipd.ipc.messages import MAX_MESSAGE, encode
 from usbipd.ipc.reports import HealthResult, HistoryEntry, ProcessReport, StatusResult
 from usbipd.log import ErrorCounter
 from usbipd.privileges import user_name
 from usbipd.usb.identity import DeviceRule
-
-LARGEST_PAGE: Final = MAX_MESSAGE - 1024
-"""Bytes of the entries of the history in one answer; the rest is for its envelope."""
 
 
 class ClaimedDevices(SharedDevices, Protocol):
@@ -132,12 +127,9 @@ class StatusMonitor:
     async def get_claim_history(self, limit: int, before: int | None = None) -> list[HistoryEntry]:
         """What happened, the newest first: at most `limit` entries, of those with an id below `before`.
 
-        As many of them as fit into one answer, and one at least if there is one.  Raises `UsbipdError` if the
-        store cannot be read.
+        Raises `UsbipdError` if the store cannot be read.
         """
-        entries = await self._store.history(limit, before)
-        sizes = itertools.accumulate(len(encode(entry)) for entry in entries)
-        return entries[: max(1, sum(size <= LARGEST_PAGE for size in sizes))]
+        return await self._store.history(limit, before)
 
     async def perform_health_check(self) -> HealthResult:
         """Every check, within seconds.  Who asks while one examination is under way gets its result:

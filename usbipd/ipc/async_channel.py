@@ -1,7 +1,8 @@
 """The channel of the two asyncio processes, extension and server.
 
 Reading never waits on handling, and writing never waits at all: what the peer does not read queues up to a
-bound, then the peer is dropped.  What the peer may ask is decided here, before any handler sees it.
+bound, then the peer is dropped.  What the peer may ask is decided here, before any handler sees it; MORE is
+answered here, too.
 """
 
 import asyncio
@@ -19,9 +20,12 @@ from usbipd.ipc import policy
 from usbipd.ipc.channel import (
     Conversation,
     Event,
+    LongAnswer,
     Request,
     Response,
+    Rest,
     Result,
+    answer_frame,
     event_frame,
     read_result,
     receive_into,
@@ -30,12 +34,12 @@ from usbipd.ipc.channel import (
     send_some,
 )
 from usbipd.ipc.message import Message
-from usbipd.ipc.messages import MAX_MESSAGE, Command, EventName
+from usbipd.ipc.messages import LONG_ANSWERS, MAX_MESSAGE, Command, EventName, MoreParameters
 
 _LOG: Final = logging.getLogger(__name__)
 
 MAX_QUEUED: Final = 16 * MAX_MESSAGE
-"""Bytes that may wait for a peer to read them."""
+"""Bytes that may wait for a peer to read them, beside the message that makes them too many."""
 
 MAX_RUNNING: Final = 256
 """Requests of one peer that may be in work; beyond it we read no more from that peer for a while."""
@@ -79,6 +83,10 @@ class Channel:
         self._last_request = 0
         self._waiting: dict[int, asyncio.Future[Response]] = {}
         self._running: set[asyncio.Task[None]] = set()
+        self._rest: Rest | None = None
+        """Of the last long answer to the peer."""
+        self._asking_long = asyncio.Lock()
+        """Held while the peer may keep the rest of an answer for us: it keeps no two."""
         self._open = True
         connection.setblocking(False)
         self._loop.add_reader(connection, self._readable)
@@ -99,8 +107,30 @@ class Channel:
     ) -> Result:
         """Ask and wait for the answer.  `descriptor` stays the caller's; a duplicate of it travels.
 
-        Raises the `UsbipdError` that the peer answers, or `IPCError` (codes "timeout", "gone").
+        What may have a long answer waits for the one before it, within `timeout`, too.  Raises the
+        `UsbipdError` that the peer answers, or `IPCError` (codes "timeout", "gone").
         """
+        try:
+            async with asyncio.timeout(timeout):
+                if command in LONG_ANSWERS:
+                    async with self._asking_long:
+                        response = await self._ask_long(command, parameters, descriptor)
+                else:
+                    response = await self._ask(command, parameters, descriptor)
+        except TimeoutError:
+            raise IPCError(f"{self.name} does not answer {command}", code="timeout") from None
+        return read_result(response, result)
+
+    async def _ask_long(self, command: Command, parameters: Message, descriptor: int | None) -> Response:
+        response = await self._ask(command, parameters, descriptor)
+        if not response.cut:
+            return response
+        answer = LongAnswer(command, response)
+        while (missing := answer.missing) is not None:
+            answer.add(await self._ask(Command.MORE, missing, None))
+        return answer.whole()
+
+    async def _ask(self, command: Command, parameters: Message, descriptor: int | None) -> Response:
         if not self._open:
             raise IPCError(f"{self.name} is gone", code="gone")
         answer: asyncio.Future[Response] = self._loop.create_future()
@@ -109,21 +139,19 @@ class Channel:
         self._waiting[request_id] = answer
         try:
             self._send(request_frame(request_id, self.name, command, parameters), descriptor)
-            async with asyncio.timeout(timeout):
-                response = await answer
-        except TimeoutError:
-            raise IPCError(f"{self.name} does not answer {command}", code="timeout") from None
+            return await answer
         finally:
             self._waiting.pop(request_id, None)
-        return read_result(response, result)
 
     def send_response(self, request: Request, outcome: Message | UsbipdError) -> None:
         """Answer `request`, or say that its answer is too large; lost if the channel is closed."""
         try:
-            frame = response_frame(request.request_id, outcome)
+            frame, rest = answer_frame(request, outcome)
         except IPCError as error:
             _LOG.error("the answer to %s from %s: %s", request.command, self.name, error)
-            frame = response_frame(request.request_id, error)
+            frame, rest = response_frame(request.request_id, error), None
+        if rest is not None and self._open:
+            self._rest = rest
         self._send(frame, None)
 
     def tell(self, command: Command, parameters: Message, descriptor: int | None = None) -> None:
@@ -144,6 +172,7 @@ class Channel:
         self._loop.remove_writer(self._connection)
         self._conversation.decoder.close()
         self._discard()
+        self._rest = None
         self._connection.close()
         for answer in self._waiting.values():
             if not answer.done():
@@ -189,9 +218,20 @@ class Channel:
                 raise IPCError(f"{self._role} may not send {request.command}", code="not-permitted")
             self.send_response(request, policy.refusal(request.command))
             return
+        if isinstance(request.parameters, MoreParameters):
+            self._send_more(request, request.parameters)
+            return
         task = self._loop.create_task(self._run(request))
         self._running.add(task)
         task.add_done_callback(functools.partial(self._done, request))
+
+    def _send_more(self, request: Request, parameters: MoreParameters) -> None:
+        if self._rest is None or self._rest.request_id != parameters.request_id:
+            expired = UsbipdError("the rest of that answer is not kept any more", code="expired")
+            self.send_response(request, expired)
+            return
+        part, self._rest = self._rest.next_part()
+        self.send_response(request, part)
 
     async def _run(self, request: Request) -> None:
         outcome: Message | UsbipdError
@@ -236,7 +276,7 @@ class Channel:
     # ---- writing -------------------------------------------------------------------------------------------
 
     def _send(self, frame: bytes, descriptor: int | None) -> None:
-        if not self._open:
+        if not self._open or self._queued > MAX_QUEUED:  # then it is about to be closed
             return
         own = None if descriptor is None else os.dup(descriptor)
         self._outgoing.append((memoryview(frame), own))

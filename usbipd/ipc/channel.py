@@ -7,6 +7,15 @@ A frame is a header of five bytes, the length of the payload (4, big-endian) and
 one encoded envelope.  Flag 1 says that exactly one descriptor comes with the first byte of this frame
 (SCM_RIGHTS).
 `Hello` is the first envelope in each direction and never comes again.
+
+# Answers that are longer than a message
+
+A message has a bound, so that nobody can make another process hold more than that; but what a daemon has to
+tell grows with its devices.  The answer to one of `LONG_ANSWERS` is made and encoded at one moment, and if it
+does not fit into a message, cut: the first part goes at once, each other one when MORE asks for it.  So all
+parts are of that one moment, whatever happens to the devices meanwhile; nothing waits in a queue for who does
+not read; and who asks and who answers hold one such answer per channel, of `LARGEST_ANSWER` at most.  Another
+long answer takes the place of one that was not fetched to its end.
 """
 
 import os
@@ -26,6 +35,9 @@ from usbipd.ipc.message import Message
 from usbipd.ipc.messages import (
     CARRIES_DESCRIPTOR,
     IPC_VERSION,
+    LARGEST_ANSWER,
+    LARGEST_PART,
+    LONG_ANSWERS,
     MAX_MESSAGE,
     Command,
     ErrorReport,
@@ -34,6 +46,8 @@ from usbipd.ipc.messages import (
     IPCEvent,
     IPCRequest,
     IPCResponse,
+    MoreParameters,
+    Part,
     decode_envelope,
     encode,
     pack,
@@ -127,10 +141,14 @@ class Request(NamedTuple):
 
 
 class Response(NamedTuple):
-    """The answer to a request of ours: its result still encoded, or an error."""
+    """The answer to a request of ours: its result still encoded, or an error.
+
+    One that is `cut` is the first `Part` of a result.
+    """
 
     request_id: int
     outcome: msgspec.Raw | UsbipdError
+    cut: bool = False
 
 
 class Event(NamedTuple):
@@ -206,8 +224,13 @@ class Conversation:
 
 def _response(envelope: IPCResponse) -> Response:
     if envelope.success and envelope.error is None:
-        return Response(envelope.request_id, envelope.result)
-    if not envelope.success and envelope.error is not None and envelope.result == _NO_RESULT:
+        return Response(envelope.request_id, envelope.result, envelope.cut)
+    if (
+        not envelope.success
+        and envelope.error is not None
+        and envelope.result == _NO_RESULT
+        and not envelope.cut
+    ):
         report = envelope.error
         error = UsbipdError(report.message, code=report.code, advice=report.advice)
         return Response(envelope.request_id, error)
@@ -232,8 +255,8 @@ def request_frame(request_id: int, client_id: str, command: Command, parameters:
     )
 
 
-def response_frame(request_id: int, outcome: Message | UsbipdError) -> bytes:
-    """A result or an error as bytes."""
+def response_frame(request_id: int, outcome: Message | UsbipdError, *, cut: bool = False) -> bytes:
+    """A result or an error as bytes; one that is `cut` is a `Part`."""
     error = None
     result = _NO_RESULT
     if isinstance(outcome, UsbipdError):
@@ -242,9 +265,72 @@ def response_frame(request_id: int, outcome: Message | UsbipdError) -> bytes:
         result = pack(outcome)
     return _frame(
         IPCResponse(
-            request_id=request_id, success=error is None, result=result, error=error, timestamp=time.time()
+            request_id=request_id,
+            success=error is None,
+            result=result,
+            error=error,
+            timestamp=time.time(),
+            cut=cut,
         )
     )
+
+
+class Rest(NamedTuple):
+    """What of an answer is still to be asked for."""
+
+    request_id: int
+    data: memoryview
+
+    def next_part(self) -> tuple[Part, "Rest | None"]:
+        """The next part, and the rest after it."""
+        left = self.data[LARGEST_PART:]
+        part = Part(data=bytes(self.data[:LARGEST_PART]), left=len(left))
+        return part, Rest(self.request_id, left) if left else None
+
+
+def answer_frame(request: Request, outcome: Message | UsbipdError) -> tuple[bytes, Rest | None]:
+    """The answer to `request` as bytes, or its first part, with the rest.
+
+    Raises `IPCError` if it is too large even so.
+    """
+    if request.command not in LONG_ANSWERS or isinstance(outcome, UsbipdError):
+        return response_frame(request.request_id, outcome), None
+    result = encode(outcome)
+    if len(result) <= LARGEST_PART:
+        return response_frame(request.request_id, outcome), None
+    if len(result) > LARGEST_ANSWER:
+        raise IPCError(f"an answer of {len(result)} bytes: {LARGEST_ANSWER} are allowed", code="too-large")
+    part, rest = Rest(request.request_id, memoryview(result)).next_part()
+    return response_frame(request.request_id, part, cut=True), rest
+
+
+class LongAnswer:
+    """A result whose first part is here: says what to ask for, and puts it together."""
+
+    def __init__(self, command: Command, first: Response) -> None:
+        """Raises `IPCError` if the answer to `command` may not be so long."""
+        part = read_result(first, Part)
+        self._request_id = first.request_id
+        self._length = len(part.data) + part.left
+        self._data = bytearray(part.data)
+        if command not in LONG_ANSWERS or self._length > LARGEST_ANSWER:
+            raise IPCError(f"{self._length} bytes in answer to {command}", code="bad-message")
+
+    @property
+    def missing(self) -> MoreParameters | None:
+        """What MORE is to ask for; None: nothing."""
+        return None if len(self._data) == self._length else MoreParameters(request_id=self._request_id)
+
+    def add(self, response: Response) -> None:
+        """Take what MORE was answered with.  Raises the error that it is, or `IPCError`: it does not fit."""
+        part = read_result(response, Part)
+        self._data += part.data
+        if not part.data or len(self._data) + part.left != self._length:
+            raise IPCError("a part that does not fit to those before", code="bad-message")
+
+    def whole(self) -> Response:
+        """The answer, as if it had come in one message."""
+        return Response(self._request_id, msgspec.Raw(bytes(self._data)))
 
 
 def event_frame(event: EventName, parameters: Message) -> bytes:
@@ -346,6 +432,17 @@ class BlockingChannel:
         `IPCError` (codes "timeout", "gone").
         """
         deadline = time.monotonic() + timeout
+        response = self._ask(command, parameters, descriptor, deadline)
+        if response.cut:
+            answer = LongAnswer(command, response)
+            while (missing := answer.missing) is not None:
+                answer.add(self._ask(Command.MORE, missing, None, deadline))
+            response = answer.whole()
+        return read_result(response, result)
+
+    def _ask(
+        self, command: Command, parameters: Message, descriptor: int | None, deadline: float
+    ) -> Response:
         self._last_request += 1
         self._send(request_frame(self._last_request, self._client_id, command, parameters), descriptor)
         while isinstance(item := self._receive(deadline), Event):
@@ -354,7 +451,7 @@ class BlockingChannel:
             raise IPCError("the peer closed the channel", code="gone")
         if not isinstance(item, Response) or item.request_id != self._last_request:
             raise IPCError(f"something else than the answer to {command}", code="bad-message")
-        return read_result(item, result)
+        return item
 
     def respond(self, request: Request, outcome: Message | UsbipdError) -> None:
         """Answer `request` with its result or an error."""

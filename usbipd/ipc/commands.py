@@ -21,7 +21,7 @@ from usbipd.ipc.children import (
     ServeResult,
 )
 from usbipd.ipc.message import Message
-from usbipd.ipc.messages import Command, EventName, Nothing
+from usbipd.ipc.messages import Command, EventName, MoreParameters, Nothing, Part
 from usbipd.ipc.reports import (
     BindParameters,
     BindResult,
@@ -45,6 +45,7 @@ COMMANDS: Final[dict[Command, tuple[type[Message], type[Message]]]] = {
     Command.HISTORY: (HistoryParameters, HistoryResult),
     Command.HEALTH: (Nothing, HealthResult),
     Command.WATCH: (Nothing, Nothing),
+    Command.MORE: (MoreParameters, Part),
     Command.DEVLIST: (DevlistParameters, DevlistResult),
     Command.RESERVE: (ReserveParameters, ReserveResult),
     Command.HANDOVER: (ReservationParameters, Nothing),

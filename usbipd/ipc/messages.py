@@ -7,7 +7,7 @@ which command, in `commands.py`.  Decoding is strict: unknown fields, commands a
 """
 
 from enum import StrEnum
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -18,6 +18,11 @@ IPC_VERSION: Final = 1
 
 MAX_MESSAGE: Final = 64 * 1024
 """Bytes of one encoded envelope, at most."""
+LARGEST_PART: Final = MAX_MESSAGE - 1024
+"""Bytes of a result in one envelope; what is left is for the envelope itself."""
+LARGEST_ANSWER: Final = 8 << 20
+"""Bytes of one encoded result that comes in parts: 8 KiB for each of 1,000 devices.  One with its binding and
+its worker takes less than 1, and some 4 if all that it says is as long as it may be."""
 
 
 class Hello(Message, frozen=True, tag="hello"):
@@ -39,6 +44,8 @@ class Command(StrEnum):
     HISTORY = "history"
     HEALTH = "health"
     WATCH = "watch"
+    # the CLI or the server asks the extension
+    MORE = "more"
     # the server asks the extension
     DEVLIST = "devlist"
     RESERVE = "reserve"
@@ -83,6 +90,8 @@ class IPCResponse(Message, frozen=True, tag="response"):
     """An encoded None without success."""
     error: ErrorReport | None
     timestamp: float
+    cut: bool = False
+    """Whether `result` is only the first `Part` of the result; the others are to be asked for by MORE."""
 
 
 class EventName(StrEnum):
@@ -110,6 +119,33 @@ Envelope = Hello | IPCRequest | IPCResponse | IPCEvent
 class Nothing(Message, frozen=True):
     """No parameters, or no result."""
 
+
+class MoreParameters(Message, frozen=True):
+    """The next part of the answer to the request `request_id`, which came before on this channel."""
+
+    request_id: int
+
+
+class Part(Message, frozen=True):
+    """Some bytes of an encoded result that is too long for one message."""
+
+    data: bytes
+    left: Annotated[int, msgspec.Meta(ge=0)]
+    """Bytes of it behind these."""
+
+
+LONG_ANSWERS: Final = frozenset(
+    {
+        Command.LIST,
+        Command.BIND,
+        Command.UNBIND,
+        Command.STATUS,
+        Command.HISTORY,
+        Command.HEALTH,
+        Command.DEVLIST,
+    }
+)
+"""The commands whose answer grows with the number of devices, so that it may come in parts."""
 
 CARRIES_DESCRIPTOR: Final = frozenset({Command.HANDOVER, Command.LOG_FILE, Command.CLAIM, Command.ATTACH})
 """The commands that come with exactly one file descriptor; all others come with none."""

@@ -41,6 +41,7 @@ COMMAND_POLICY: Final[Mapping[Command, frozenset[Role]]] = {
     Command.HISTORY: _allow(Role.ROOT, Role.ADMIN, Role.OWNER, Role.USER),
     Command.HEALTH: _allow(Role.ROOT, Role.ADMIN, Role.OWNER, Role.USER),
     Command.WATCH: _allow(Role.ROOT, Role.ADMIN, Role.OWNER, Role.USER),
+    Command.MORE: _allow(Role.ROOT, Role.ADMIN, Role.OWNER, Role.USER, Role.SERVER),
     Command.BIND: _allow(Role.ROOT, Role.ADMIN, Role.OWNER),
     Command.UNBIND: _allow(Role.ROOT, Role.ADMIN, Role.OWNER),
     Command.DETACH: _allow(Role.ROOT, Role.ADMIN, Role.OWNER),

@@ -22,7 +22,7 @@ Networks = Annotated[list[str], msgspec.Meta(max_length=64)]
 """Addresses and networks in CIDR notation; none: no restriction."""
 
 HISTORY_PAGE = 100
-"""Entries of the history in one answer: more of them might not fit into one message."""
+"""Entries of the history in one answer, which is some 400 KiB at most: 10,000 of them are kept."""
 
 
 class DeviceState(StrEnum):
@@ -247,7 +247,7 @@ class HistoryParameters(Message, frozen=True):
 
 
 class HistoryResult(Message, frozen=True):
-    """The newest first: as many as fit into the answer, none only where there are no more."""
+    """The newest first; fewer than `limit` only where there are no more."""
 
     entries: list[HistoryEntry]
 

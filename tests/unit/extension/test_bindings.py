@@ -13,9 +13,10 @@ from tests.unit.extension.fakes import (
 )
 from tests.unit.extension.managed_host import BUSY, THING, Host
 from usbipd.errors import ClaimError, UsbipdError
+from usbipd.extension.bindings import MOST_BYTES, report_binding
 from usbipd.extension.store import Binding
-from usbipd.ipc.channel import response_frame
-from usbipd.ipc.messages import Command
+from usbipd.ipc.channel import Request, answer_frame
+from usbipd.ipc.messages import Command, Nothing, encode
 from usbipd.ipc.reports import (
     BindParameters,
     DeviceState,
@@ -130,6 +131,12 @@ def test_bindings_never_become_too_many_to_be_listed(host: Host) -> None:
     allow = [f"2001:db8:{number:x}::/48" for number in range(64)]
 
     async def test() -> None:
+        rule = DeviceRule(2, 0)
+        size = len(encode(report_binding(Binding(rule, None, tuple(allow), 1.0, "root"), [])))
+        for number in range(MOST_BYTES // size - 20):
+            rule = DeviceRule(2, number)
+            host.store.kept[rule] = Binding(rule, None, tuple(allow), 1.0, "root")
+        await host.manager.start()
         await host.bind("1-2")
 
         async def bind(product_id: int, allow: list[str]) -> None:
@@ -145,8 +152,8 @@ def test_bindings_never_become_too_many_to_be_listed(host: Host) -> None:
         assert caught.value.code == "too-many-bindings"
         assert caught.value.advice is not None
         listed = await host.manager.survey()
-        assert len(listed.bindings) == len(host.store.kept)
-        response_frame(1, listed)
+        assert len(listed.bindings) == len(host.store.kept) + 1 > 500
+        answer_frame(Request(1, Command.LIST, Nothing(), None), listed)
         await bind(0xFFFF, [])  # a small one still fits
         await host.bind("1-2")  # and what is bound already may be bound again
         await host.manager.stop()

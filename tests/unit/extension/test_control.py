@@ -8,6 +8,7 @@ import stat
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -42,6 +43,7 @@ from usbipd.ipc.reports import (
     DetachParameters,
     DetachResult,
     DeviceState,
+    HardwareId,
     HealthResult,
     HistoryParameters,
     HistoryResult,
@@ -64,7 +66,8 @@ class Daemon:
         self.path = path
         self.spawner = spawner
         self.store = FakeStore()
-        self.manager = make_manager(spawner, sysfs, FakeSource(record("1-2")), store=self.store)
+        self.source = FakeSource(record("1-2"))
+        self.manager = make_manager(spawner, sysfs, self.source, store=self.store)
         reservations = Reservations(self.manager.claims, self.manager.may_use, 1.0)
         self.network = NetworkServer(spawner, ORDERS, self.manager.offers, reservations)
         self.monitor = StatusMonitor(
@@ -178,6 +181,56 @@ def test_everything_that_can_be_asked(daemon: Daemon) -> None:
             assert daemon.monitor.get_current_status().claimed_devices[0].bus_id == "1-2"
             unbound = await daemon.ask(Command.UNBIND, UnbindParameters(busid=None), UnbindResult)
             assert unbound.busids == ["1-2"]
+
+    run(test())
+
+
+def test_a_thousand_devices(daemon: Daemon) -> None:
+    """Each answer about all of them is longer than a message.  100 of them are bound, a worker for each."""
+    busids = [f"{bus}-{port}" for bus in range(1, 11) for port in range(1, 101)]
+    bound = HardwareId(vendor_id=0x1234, product_id=0xB0D)
+    for number, busid in enumerate(busids):
+        device = replace(record(busid), serial=f"{number:0126}", manufacturer="m" * 126, product="p" * 126)
+        daemon.source.records[busid] = replace(device, product_id=0xB0D if number < 100 else 0xEEE)
+
+    async def test() -> None:
+        async with daemon.listening():
+            listed = await daemon.ask(Command.LIST, Nothing(), ListResult)
+            assert {device.busid for device in listed.devices} == set(busids)
+            shared = await daemon.ask(Command.BIND, BindParameters(hardware=bound), BindResult)
+            assert {device.busid for device in shared.devices} == set(busids[:100])
+            assert {device.state for device in shared.devices} == {DeviceState.SHARED}
+            status = await daemon.ask(Command.STATUS, Nothing(), StatusResult)
+            assert [len(binding.devices) for binding in status.bindings] == [100]
+            assert len(status.devices) == 1000
+            assert len(status.processes) == 102
+            health = await daemon.ask(Command.HEALTH, Nothing(), HealthResult)
+            assert health.checks
+            offered = daemon.manager.offers("192.0.2.1")
+            assert len(offered) == 100
+            unbound = await daemon.ask(Command.UNBIND, UnbindParameters(), UnbindResult)
+            assert len(unbound.busids) == 100
+
+    run(test())
+
+
+def test_however_many_ask_one_answer_is_made_at_a_time(daemon: Daemon) -> None:
+    made: list[int] = []
+
+    async def survey() -> ListResult:
+        made.append(1)
+        await asyncio.sleep(0.001)
+        assert sum(made) == 1
+        made.clear()
+        return ListResult(devices=[], bindings=[])
+
+    async def test() -> None:
+        async with daemon.listening():
+            daemon.manager.survey = survey  # type: ignore[method-assign]
+            await asyncio.gather(
+                *(daemon.ask(Command.LIST, Nothing(), ListResult) for _ in range(4)),
+                *(daemon.ask(Command.STATUS, Nothing(), StatusResult) for _ in range(4)),
+            )
 
     run(test())
 

@@ -15,6 +15,7 @@ from tests.unit.extension.fakes import (
 from tests.unit.extension.managed_host import BUSY, THING, Host
 from usbipd.config import AccessRule
 from usbipd.errors import ClaimError, UsbipdError
+from usbipd.extension.device_report import LONGEST_TEXT
 from usbipd.extension.store import Binding
 from usbipd.ipc.messages import Command
 from usbipd.ipc.reports import (
@@ -277,6 +278,26 @@ def test_what_the_store_has_is_a_binding_too(host: Host) -> None:
         host.store.kept[rule] = Binding(rule, "Thing", (), 1.0, "root")
         await host.manager.start()
         assert set((await host.states()).values()) == {DeviceState.SHARED}
+        await host.manager.stop()
+
+    run(test())
+
+
+def test_of_a_long_error_the_beginning_is_reported(host: Host, spawner: FakeSpawner) -> None:
+    """Whatever a worker says, the devices fit into one answer."""
+
+    async def test() -> None:
+        spawner.answers[Command.CLAIM] = ClaimError("e" * 9999, code="odd", advice="a" * 9999)
+        host.source.records = {"1-2": record("1-2")}
+        host.simulated.records.clear()
+        rule = DeviceRule.of_port(record("1-2"))
+        host.store.kept[rule] = Binding(rule, "Thing", (), 1.0, "root")
+        await host.manager.start()
+        await host.until_state("1-2", DeviceState.FAILED)
+        device = await host.device("1-2")
+        assert device.error is not None
+        assert device.advice is not None
+        assert (len(device.error), len(device.advice)) == (LONGEST_TEXT, LONGEST_TEXT)
         await host.manager.stop()
 
     run(test())

@@ -23,20 +23,27 @@ from tests.unit.extension.specimen import (
     linux,
 )
 from usbipd.errors import UsbipdError
+from usbipd.extension.device_report import LONGEST_TEXT
 from usbipd.extension.monitor import StatusMonitor, resident_bytes
 from usbipd.extension.store import LONGEST_REASON
-from usbipd.ipc.channel import response_frame
+from usbipd.ipc.channel import Request, answer_frame
+from usbipd.ipc.messages import MAX_MESSAGE, Command, Nothing
 from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import (
     HISTORY_PAGE,
     CheckState,
+    Counters,
     HistoryEntry,
     HistoryEvent,
+    HistoryParameters,
     HistoryResult,
+    Latency,
+    Rate,
     StatusResult,
 )
 from usbipd.log import ErrorCounter
 from usbipd.privileges import user_name
+from usbipd.worker.report import LATENCY_BUCKETS
 
 
 def monitor(**changes: Any) -> StatusMonitor:
@@ -138,16 +145,42 @@ def test_history() -> None:
 
 
 def test_a_page_of_the_history_fits_into_one_answer() -> None:
-    entries = [
-        HistoryEntry(id=number, time=1.7e9, event=HistoryEvent.FAILED, reason="\N{BUG}" * LONGEST_REASON)
-        for number in range(HISTORY_PAGE, 0, -1)
-    ]
-    subject = monitor(store=FakeStore(entries=entries))
-    told: list[HistoryEntry] = []
-    while page := asyncio.run(subject.get_claim_history(HISTORY_PAGE, told[-1].id if told else None)):
-        response_frame(1, HistoryResult(entries=page))  # raises if it does not
-        told += page
-    assert told == entries
+    entry = HistoryEntry(id=1, time=1.7e9, event=HistoryEvent.FAILED, reason="\N{BUG}" * LONGEST_REASON)
+    page = HistoryResult(entries=[entry] * HISTORY_PAGE)
+    answer_frame(Request(1, Command.HISTORY, HistoryParameters(limit=HISTORY_PAGE), None), page)  # may raise
+
+
+LONGEST_STRING = "\N{EURO SIGN}" * 126
+"""UTF-16 units that a string descriptor has room for (USB 2.0, 9.6.7), as three bytes each."""
+
+
+NUMBERS = dict.fromkeys(("urbs", "bytes_in", "bytes_out", "errors", "unlinks", "in_flight"), 2**48)
+USED = {
+    "client": "x" * 80,
+    "claim_method": "libusb, captured",
+    "claim_time": 1.7e9,
+    "worker_pid": 2**22,
+    "counters": Counters(**NUMBERS, latency_us=[2**32] * LATENCY_BUCKETS),
+    "rate": Rate(urbs=1.5, bytes_in=1.5, bytes_out=1.5),
+    "latency": Latency(p50_us=2**32, p99_us=2**32),
+}
+BROKEN = {"error": "e" * LONGEST_TEXT, "advice": "a" * LONGEST_TEXT, "next_try": 1.7e9}
+
+
+@pytest.mark.parametrize("state", [USED, BROKEN], ids=["used", "broken"])
+def test_a_thousand_devices_fit_into_one_answer(state: dict[str, Any]) -> None:
+    """With all that they say as long as it may be, and with a binding and a worker each."""
+    text = {"serial": LONGEST_STRING, "manufacturer": LONGEST_STRING, "product": LONGEST_STRING}
+    busids = [f"{number // 100}-1.2.3.{number % 100}" for number in range(1000)]
+    manager = FakeManager(
+        claims={busid: claim(busid, worker=child(busid=busid)) for busid in busids},
+        devices=[device(busid, **text, **state) for busid in busids],
+        bindings=[binding(busid, serial=LONGEST_STRING, product=LONGEST_STRING) for busid in busids],
+    )
+    status = report(monitor(manager=manager))
+    answer, rest = answer_frame(Request(1, Command.STATUS, Nothing(), None), status)
+    assert rest is not None
+    assert len(answer) <= MAX_MESSAGE
 
 
 def test_health() -> None:

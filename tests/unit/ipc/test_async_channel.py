@@ -21,9 +21,14 @@ from usbipd.ipc.channel import (
 )
 from usbipd.ipc.children import DetachedParameters, ReservationParameters
 from usbipd.ipc.message import Message
-from usbipd.ipc.messages import Command, EventName, Nothing
+from usbipd.ipc.messages import MAX_MESSAGE, Command, EventName, Nothing
 from usbipd.ipc.policy import Role
-from usbipd.ipc.reports import BindParameters, ListResult, UnbindParameters, UnbindResult
+from usbipd.ipc.reports import (
+    BindParameters,
+    DetachParameters,
+    DetachResult,
+    ListResult,
+)
 
 PATIENCE = 5.0
 
@@ -70,24 +75,24 @@ def test_requests_meet_their_answers_in_any_order() -> None:
         first_may_go = asyncio.Event()
 
         async def answer(request: Request) -> Message:
-            assert isinstance(request.parameters, UnbindParameters)
+            assert isinstance(request.parameters, DetachParameters)
             if request.parameters.busid == "1-1":
                 await first_may_go.wait()
             else:
                 first_may_go.set()
-            return UnbindResult(bindings=[], busids=[str(request.parameters.busid)])
+            return DetachResult(client=request.parameters.busid)
 
         one, other = socket.socketpair()
         asking, answering = End(one, Role.EXTENSION), End(other, Role.ROOT, answer)
         results = await asyncio.gather(
             *(
                 asking.channel.request(
-                    Command.UNBIND, UnbindParameters(busid=busid), UnbindResult, timeout=PATIENCE
+                    Command.DETACH, DetachParameters(busid=busid), DetachResult, timeout=PATIENCE
                 )
                 for busid in ("1-1", "2-2")
             )
         )
-        assert [result.busids for result in results] == [["1-1"], ["2-2"]]
+        assert [result.client for result in results] == ["1-1", "2-2"]
         asking.channel.close()
         assert await answering.reason() is None
 
@@ -127,12 +132,14 @@ def test_a_handler_that_fails_is_an_internal_error(caplog: pytest.LogCaptureFixt
 def test_an_answer_that_is_too_large_is_an_error() -> None:
     async def test() -> None:
         async def overdo(request: Request) -> Message:
-            return UnbindResult(bindings=[], busids=["1-1"] * 50_000)
+            return DetachResult(client="1" * MAX_MESSAGE)
 
         one, other = socket.socketpair()
         asking, answering = End(one, Role.EXTENSION), End(other, Role.ROOT, overdo)
         with pytest.raises(UsbipdError, match="65536 are allowed"):
-            await asking.channel.request(Command.LIST, Nothing(), ListResult, timeout=PATIENCE)
+            await asking.channel.request(
+                Command.DETACH, DetachParameters(busid="1-1"), DetachResult, timeout=PATIENCE
+            )
         asking.channel.close()
         answering.channel.close()
 

@@ -15,6 +15,7 @@ EXPECTED: dict[Command | EventName, set[Role]] = {
     Command.HISTORY: {Role.ROOT, Role.ADMIN, Role.OWNER, Role.USER},
     Command.HEALTH: {Role.ROOT, Role.ADMIN, Role.OWNER, Role.USER},
     Command.WATCH: {Role.ROOT, Role.ADMIN, Role.OWNER, Role.USER},
+    Command.MORE: {Role.ROOT, Role.ADMIN, Role.OWNER, Role.USER, Role.SERVER},
     Command.BIND: {Role.ROOT, Role.ADMIN, Role.OWNER},
     Command.DETACH: {Role.ROOT, Role.ADMIN, Role.OWNER},
     Command.UNBIND: {Role.ROOT, Role.ADMIN, Role.OWNER},

@@ -48,6 +48,7 @@ class FakeExtension:
     """Answers as the extension does; one free device, 240-1."""
 
     def __init__(self, connection: socket.socket) -> None:
+        self.devices = [DEVICE]
         self.asked: list[Request] = []
         self.status = ST_OK
         self.silent: set[Command] = set()
@@ -67,7 +68,7 @@ class FakeExtension:
         if request.command in self.refused:
             raise UsbipdError("the reservation is no longer good", code="no-reservation")
         if request.command is Command.DEVLIST:
-            return DevlistResult(devices=[DEVICE])
+            return DevlistResult(devices=self.devices)
         if request.command is Command.RESERVE:
             assert isinstance(request.parameters, ReserveParameters)
             if request.parameters.busid != "240-1":

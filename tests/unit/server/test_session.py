@@ -5,6 +5,7 @@ import contextlib
 import socket
 
 import pytest
+from msgspec.structs import replace
 
 from tests.unit.server.rig import DEVICE, PATIENCE, FakeExtension, rest, serving, until_log
 from usbipd.ipc.async_channel import Channel
@@ -20,6 +21,7 @@ from usbipd.protocol.constants import (
     USBIP_VERSION,
 )
 from usbipd.protocol.op import (
+    UsbInterface,
     encode_devlist_reply,
     encode_devlist_request,
     encode_import_reply,
@@ -40,6 +42,23 @@ def test_devlist() -> None:
             assert isinstance(devlist.parameters, DevlistParameters)
             assert devlist.parameters.client.startswith("127.0.0.1:")
             assert devlist.parameters.address == "127.0.0.1"
+
+    asyncio.run(test())
+
+
+def test_devlist_of_a_thousand_devices_to_several_clients() -> None:
+    """Longer than a message between our processes, and than what one of them keeps for another."""
+    interface = UsbInterface(3, 1, 2)
+    devices = [
+        replace(DEVICE, busid=f"240-{number}", path=f"/sys/devices/{number}", interfaces=(interface,) * 4)
+        for number in range(1000)
+    ]
+
+    async def test() -> None:
+        async with serving() as server:
+            server.extension.devices = devices
+            replies = await asyncio.gather(*(server.ask(encode_devlist_request()) for _ in range(8)))
+            assert set(replies) == {encode_devlist_reply(devices)}
 
     asyncio.run(test())
 

@@ -1,0 +1,324 @@
+"""Answers that are longer than a message: in parts, of one moment, and never more than one kept."""
+
+import asyncio
+import functools
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from usbipd.errors import IPCError, UsbipdError
+from usbipd.ipc.async_channel import MAX_QUEUED, Channel
+from usbipd.ipc.channel import (
+    BlockingChannel,
+    Event,
+    Request,
+    answer_frame,
+    event_frame,
+    request_frame,
+    response_frame,
+)
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import (
+    LARGEST_ANSWER,
+    LARGEST_PART,
+    LONG_ANSWERS,
+    MAX_MESSAGE,
+    Command,
+    EventName,
+    MoreParameters,
+    Nothing,
+    Part,
+    encode,
+)
+from usbipd.ipc.policy import Role
+from usbipd.ipc.reports import DetachParameters, DetachResult, UnbindParameters, UnbindResult
+
+PATIENCE = 10.0
+ALL = UnbindParameters()
+
+
+def answer_of(size: int) -> UnbindResult:
+    """One that takes so many bytes, and is long."""
+    longer = UnbindResult(bindings=[], busids=["x" * size])
+    return UnbindResult(bindings=[], busids=["x" * (2 * size - len(encode(longer)))])
+
+
+def run(test: Awaitable[None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(3 * PATIENCE):
+            await test
+
+    asyncio.run(bounded(), debug=True)
+
+
+class Ends:
+    """Who asks, in the role of a server, and an extension that answers what `answer` says."""
+
+    def __init__(self, answer: Callable[[], Message]) -> None:
+        async def handle(request: Request) -> Message:
+            self.handled.append(request.command)
+            return answer()
+
+        async def refuse(request: Request) -> Message:
+            raise UsbipdError("not here")
+
+        self.handled: list[Command] = []
+        one, other = socket.socketpair()
+        self.asking = Channel(one, name="asked", role=Role.EXTENSION, on_request=refuse)
+        self.answering = Channel(other, name="asking", role=Role.ROOT, on_request=handle)
+
+    async def ask(self, command: Command = Command.UNBIND, parameters: Message = ALL) -> UnbindResult:
+        return await self.asking.request(command, parameters, UnbindResult, timeout=PATIENCE)
+
+    def close(self) -> None:
+        self.asking.close()
+        self.answering.close()
+
+
+@pytest.mark.parametrize(
+    "size", [LARGEST_PART, LARGEST_PART + 1, 2 * LARGEST_PART, 2 * LARGEST_PART + 1, LARGEST_ANSWER]
+)
+def test_it_comes_whole(size: int) -> None:
+    async def test() -> None:
+        expected = answer_of(size)
+        ends = Ends(lambda: expected)
+        assert len(encode(expected)) == size
+        assert await ends.ask() == expected
+        assert ends.handled == [Command.UNBIND], "made once, however many parts it has"
+        assert ends.answering._rest is None
+        ends.close()
+
+    run(test())
+
+
+def test_each_part_fits_into_a_message() -> None:
+    request = Request(1, Command.UNBIND, ALL, None)
+    frame, rest = answer_frame(request, answer_of(LARGEST_ANSWER))
+    data, parts = bytearray(), 1
+    while rest is not None:
+        part, rest = rest.next_part()
+        frame = response_frame(2**63, part)  # raises if it does not
+        data += part.data
+        parts += 1
+    assert parts == -(-LARGEST_ANSWER // LARGEST_PART)
+    assert LARGEST_PART + len(data) == LARGEST_ANSWER
+    assert frame
+
+
+def test_what_changes_between_the_parts_is_not_in_it() -> None:
+    async def test() -> None:
+        devices = [f"1-{number}" for number in range(50_000)]
+        ends = Ends(lambda: UnbindResult(bindings=[], busids=list(devices)))
+        expected = list(devices)
+        asking = asyncio.create_task(ends.ask())
+        while ends.answering._rest is None:  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0)
+        devices.clear()
+        assert (await asking).busids == expected
+        ends.close()
+
+    run(test())
+
+
+def test_one_that_is_too_long_is_an_error() -> None:
+    async def test() -> None:
+        ends = Ends(lambda: answer_of(LARGEST_ANSWER + 1))
+        with pytest.raises(UsbipdError, match=f"{LARGEST_ANSWER} are allowed") as caught:
+            await ends.ask()
+        assert caught.value.code == "too-large"
+        assert ends.answering._rest is None
+        ends.close()
+
+    run(test())
+
+
+def test_who_asks_for_several_at_once_gets_all_of_them() -> None:
+    async def test() -> None:
+        numbers = iter(range(8))
+        ends = Ends(lambda: UnbindResult(bindings=[], busids=[str(next(numbers))] * 100_000))
+        answers = await asyncio.gather(*(ends.ask() for _ in range(8)))
+        assert [answer.busids[0] for answer in answers] == [str(number) for number in range(8)]
+        assert {len(set(answer.busids)) for answer in answers} == {1}
+        ends.close()
+
+    run(test())
+
+
+def test_one_that_is_not_fetched_makes_room_for_the_next() -> None:
+    async def test() -> None:
+        ends = Ends(lambda: answer_of(3 * LARGEST_PART))
+        ends.asking.tell(Command.UNBIND, ALL)  # its answer is request 1's
+        await ends.ask()
+        with pytest.raises(UsbipdError, match="not kept any more") as caught:
+            await ends.asking.request(Command.MORE, MoreParameters(request_id=1), Part, timeout=PATIENCE)
+        assert caught.value.code == "expired"
+        ends.close()
+
+    run(test())
+
+
+def test_a_closed_channel_keeps_nothing() -> None:
+    async def test() -> None:
+        ends = Ends(lambda: answer_of(LARGEST_ANSWER))
+        ends.asking.tell(Command.UNBIND, ALL)
+        while ends.answering._rest is None:  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0)
+        ends.close()
+        assert ends.answering._rest is None
+
+    run(test())
+
+
+def test_who_asks_for_more_and_reads_nothing_is_dropped() -> None:
+    async def test() -> None:
+        made = asyncio.Event()
+        silent, theirs = socket.socketpair()
+        closed: asyncio.Future[IPCError | None] = asyncio.get_running_loop().create_future()
+
+        async def handle(request: Request) -> Message:
+            made.set()
+            return answer_of(LARGEST_ANSWER)
+
+        channel = Channel(
+            theirs, name="silent", role=Role.USER, on_request=handle, on_close=closed.set_result
+        )
+        BlockingChannel(silent.dup(), "silent").close()
+        silent.sendall(request_frame(1, "", Command.LIST, Nothing()))
+        await made.wait()
+        more = request_frame(2, "", Command.MORE, MoreParameters(request_id=1))
+        silent.sendall(more * (LARGEST_ANSWER // LARGEST_PART))
+        while not closed.done():
+            assert channel._queued <= MAX_QUEUED + MAX_MESSAGE
+            await asyncio.sleep(0)
+        reason = await closed
+        assert reason is not None
+        assert reason.code == "slow"
+        silent.close()
+
+    run(test())
+
+
+def test_only_answers_that_grow_with_the_devices_are_cut() -> None:
+    """All others have a bound of their own, and the extension takes no long answer from a child."""
+    assert not LONG_ANSWERS & {Command.CLAIM, Command.SERVE, Command.RESERVE}
+    with pytest.raises(IPCError, match=f"{MAX_MESSAGE} are allowed"):
+        answer_frame(
+            Request(1, Command.DETACH, DetachParameters(busid="1-1"), None),
+            DetachResult(client="x" * MAX_MESSAGE),
+        )
+
+
+# ---- a command, and an extension that says what the test wants ---------------------------------------------
+
+
+@contextmanager
+def scripted(*answers: Callable[[Request], bytes]) -> Iterator[BlockingChannel]:
+    """A channel whose peer answers one request after the other so."""
+    ours, theirs = socket.socketpair()
+    peer = BlockingChannel(theirs, "peer")
+
+    def play() -> None:
+        for answer in answers:
+            request = peer.receive(PATIENCE)
+            assert isinstance(request, Request)
+            theirs.sendall(answer(request))
+
+    thread = threading.Thread(target=play)
+    thread.start()
+    channel = BlockingChannel(ours, "test")
+    yield channel
+    thread.join(PATIENCE)
+    channel.close()
+    peer.close()
+
+
+def part(data: bytes, left: int, *, first: bool, request: Request) -> bytes:
+    return response_frame(request.request_id, Part(data=data, left=left), cut=first)
+
+
+DATA = encode(UnbindResult(bindings=[], busids=["1-1", "1-2"]))
+FIRST = functools.partial(part, DATA[:4], len(DATA) - 4, first=True)
+
+
+def more(data: bytes, left: int) -> Callable[[Request], bytes]:
+    def answer(request: Request) -> bytes:
+        assert request.parameters == MoreParameters(request_id=1)
+        return part(data, left, first=False, request=request)
+
+    return answer
+
+
+def first(request: Request) -> bytes:
+    return FIRST(request=request)
+
+
+def ask(channel: BlockingChannel) -> UnbindResult:
+    return channel.request(Command.UNBIND, ALL, UnbindResult, timeout=PATIENCE)
+
+
+def test_a_command_puts_the_parts_together() -> None:
+    with scripted(first, more(DATA[4:9], len(DATA) - 9), more(DATA[9:], 0)) as channel:
+        assert ask(channel).busids == ["1-1", "1-2"]
+
+
+def test_what_is_told_between_the_parts_is_kept() -> None:
+    def told(request: Request) -> bytes:
+        return event_frame(EventName.CHANGED, Nothing()) + more(DATA[4:], 0)(request)
+
+    with scripted(first, told) as channel:
+        assert ask(channel).busids == ["1-1", "1-2"]
+        event = channel.receive(0)
+        assert isinstance(event, Event)
+        assert event.event is EventName.CHANGED
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        more(b"", len(DATA) - 4),
+        more(DATA[4:] + b"\0", 0),
+        more(DATA[4:9], len(DATA) - 4),
+        more(DATA[4:9], 0),
+    ],
+    ids=["empty", "too long", "too much left", "too little left"],
+)
+def test_parts_that_do_not_fit_together(second: Callable[[Request], bytes]) -> None:
+    with (
+        scripted(first, second) as channel,
+        pytest.raises(IPCError, match="does not fit") as caught,
+    ):
+        ask(channel)
+    assert caught.value.code == "bad-message"
+
+
+def test_an_error_in_place_of_a_part() -> None:
+    def expired(request: Request) -> bytes:
+        return response_frame(request.request_id, UsbipdError("it is gone", code="expired"))
+
+    with scripted(first, expired) as channel, pytest.raises(UsbipdError, match="it is gone"):
+        ask(channel)
+
+
+def test_more_is_announced_than_there_may_be() -> None:
+    def huge(request: Request) -> bytes:
+        return part(b"x", LARGEST_ANSWER, first=True, request=request)
+
+    what = f"{LARGEST_ANSWER + 1} bytes in answer to unbind"
+    with scripted(huge) as channel, pytest.raises(IPCError, match=what):
+        ask(channel)
+
+
+def test_parts_of_what_comes_in_one_message() -> None:
+    def cut(request: Request) -> bytes:
+        return part(b"x", 1, first=True, request=request)
+
+    with scripted(cut) as channel, pytest.raises(IPCError, match=r"2 bytes in answer to detach"):
+        channel.request(Command.DETACH, DetachParameters(busid="1-1"), DetachResult, timeout=PATIENCE)
+
+
+def test_all_parts_together_have_the_time_of_one_answer() -> None:
+    with scripted(first) as channel, pytest.raises(IPCError, match="no answer in time"):
+        channel.request(Command.UNBIND, ALL, UnbindResult, timeout=0.05)
