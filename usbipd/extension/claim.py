@@ -101,9 +101,9 @@ class Claim:
         self._chronicle = chronicle
         self._session: _Session | None = None
         self._held_since: float | None = None
-        """Of the monotonic clock, in seconds: when a worker first had the device."""
+        """Of the monotonic clock, in seconds: when the worker took the device; None: it has none."""
         self._is_gone = False
-        """Whether the worker has said that it ends because its device is gone."""
+        """Whether the device was unplugged after it was taken."""
         self._page: mmap.mmap | None = None
         self._change = asyncio.Event()
 
@@ -123,7 +123,7 @@ class Claim:
         self.wire_device = result.device
         self._page = page
         self._is_gone = False
-        self._held_since = self._held_since or time.monotonic()
+        self._held_since = time.monotonic()
         self.failure = None
         device = self.device = ClaimedDevice(
             device_id=result.device.devid,
@@ -143,8 +143,10 @@ class Claim:
         assert self.worker is not None, "only what was taken can be lost"
         reason = f"the worker ended with {self.worker.exit}"
         self._end_session(reason)
-        if not self._is_gone:
-            self._chronicle.happened(HistoryEvent.FAILED, self.record, reason=reason)
+        if self._is_gone:  # perhaps it is back already, and claimed again before anybody misses it
+            self._end_claim(HistoryEvent.UNPLUGGED)
+        else:
+            self._end_claim(HistoryEvent.FAILED, reason)
         self._clear()
         self._become(ClaimState.CLAIMING)
 
@@ -153,8 +155,13 @@ class Claim:
         self._end_session(_LAST_WORDS[event])
         self._clear()
         self._become(ClaimState.ENDED)
-        if self._held_since is not None:
-            self._chronicle.happened(event, self.record, seconds=time.monotonic() - self._held_since)
+        is_told = self._is_gone if event is HistoryEvent.UNPLUGGED else self._held_since is None
+        if not is_told:
+            self._end_claim(event)
+
+    def vanished(self) -> None:
+        """The device was unplugged, whether its worker knows that or not."""
+        self._is_gone = True
 
     def failed(self, error: UsbipdError, next_try: float) -> bool:
         """The device could not be taken (again); tried once more in `next_try` seconds.
@@ -197,7 +204,7 @@ class Claim:
         elif event.event is EventName.RESTORED and self.state in (ClaimState.RESTORING, ClaimState.READY):
             self._become(ClaimState.READY)
         elif event.event is EventName.DEVICE_GONE:
-            self._is_gone = True
+            self.vanished()
         else:
             raise IPCError(f"{event.event} while {self.state.value}", code="bad-message")
 
@@ -232,6 +239,12 @@ class Claim:
             bytes_in=max(0, moved_in - session.bytes_in),
             bytes_out=max(0, moved_out - session.bytes_out),
         )
+
+    def _end_claim(self, event: HistoryEvent, reason: str | None = None) -> None:
+        """Each CLAIMED of the history has one end before the next; what was not held just has the event."""
+        since, self._held_since = self._held_since, None
+        seconds = None if since is None else time.monotonic() - since
+        self._chronicle.happened(event, self.record, reason=reason, seconds=seconds)
 
     def _clear(self) -> None:
         self.worker = self.wire_device = self.device = self.reservation = self._page = None

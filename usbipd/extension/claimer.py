@@ -200,6 +200,7 @@ class DeviceClaimer:
             before = claim.record
             if not await self._is_present(claim) or claim.record.devnum != before.devnum:
                 _LOG.warning("%s has not noticed that its device is gone", worker.label)
+                claim.vanished()
                 await self._dismiss(worker)
 
     def _parted(self, pid: int, _task: asyncio.Task[None]) -> None:

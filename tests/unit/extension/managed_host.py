@@ -17,6 +17,7 @@ from usbipd.ipc.reports import (
     DeviceReport,
     DeviceState,
     HardwareId,
+    HistoryEvent,
     UnbindParameters,
 )
 from usbipd.usb.discovery import DeviceRecord
@@ -70,6 +71,29 @@ class Host:
                 and (claim.device is not None or state is DeviceState.FAILED)
             )
         )
+
+    def told(self, busid: str) -> list[str]:
+        """What the history has of the claims and sessions of a device, in order.
+
+        Fails unless each claim and each session has one end, which says how long it had lasted.
+        """
+        told = []
+        begun: list[HistoryEvent] = []
+        for event, details in self.store.events:
+            if details.get("busid") != busid or event in (HistoryEvent.BOUND, HistoryEvent.UNBOUND):
+                continue
+            told.append(event.value)
+            if event in (HistoryEvent.CLAIMED, HistoryEvent.ATTACHED):
+                assert len(begun) == (event is HistoryEvent.ATTACHED), told
+                begun.append(event)
+            elif begun:
+                expected = HistoryEvent.ATTACHED if event is HistoryEvent.DETACHED else HistoryEvent.CLAIMED
+                assert begun.pop() is expected, told
+                assert details["seconds"] >= 0, told
+            else:
+                assert event is not HistoryEvent.RELEASED, told
+                assert details.get("seconds") is None, told
+        return told
 
     def plug(self, device: DeviceRecord) -> None:
         self.source.records[device.busid] = device

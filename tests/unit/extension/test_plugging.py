@@ -12,6 +12,7 @@ from tests.unit.extension.fakes import (
     until,
 )
 from tests.unit.extension.managed_host import Host
+from usbipd.errors import ClaimError
 from usbipd.extension.store import StoredClaim
 from usbipd.ipc.messages import Command
 from usbipd.ipc.reports import (
@@ -34,6 +35,75 @@ def test_plugging_in_again_brings_the_claim_back(host: Host) -> None:
             assert host.manager.claims["1-2"].record.devnum == devnum
         assert len(host.store.happened(HistoryEvent.UNPLUGGED)) == 5
         assert len(host.store.happened(HistoryEvent.CLAIMED)) == 1 + 1 + 5
+        await host.manager.stop()
+
+    run(test())
+
+
+@pytest.mark.parametrize("devnum", [12, 99], ids=["reset", "replugged"])
+def test_a_claim_has_an_end_in_the_history_however_quickly_the_device_is_back(
+    host: Host, spawner: FakeSpawner, devnum: int
+) -> None:
+    async def test() -> None:
+        await host.manager.start()
+        await host.bind("1-2")
+        for turn in range(1, 4):
+            worker = spawner.last
+            host.unplug("1-2")
+            host.plug(replace(record("1-2"), devnum=devnum + turn))
+            await until(lambda worker=worker: spawner.last is not worker)
+            await host.until_state("1-2", DeviceState.SHARED)
+            assert host.told("1-2") == ["claimed"] + ["unplugged", "claimed"] * turn
+        await host.unbind("1-2")
+        assert host.told("1-2")[-2:] == ["claimed", "released"]
+        await host.manager.stop()
+
+    run(test())
+
+
+def test_a_claim_has_an_end_in_the_history_if_its_worker_does_not_notice(
+    host: Host, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("usbipd.extension.claimer.PARTING_TIME", 0.001)
+
+    async def test() -> None:
+        await host.manager.start()
+        await host.bind("1-2")
+        worker = spawner.last
+        host.plug(replace(record("1-2"), devnum=99))
+        await until(lambda: spawner.last is not worker)
+        await host.until_state("1-2", DeviceState.SHARED)
+        assert host.told("1-2") == ["claimed", "unplugged", "claimed"]
+        await host.manager.stop()
+        assert host.told("1-2") == ["claimed", "unplugged", "claimed", "released"]
+
+    run(test())
+
+
+def test_the_history_of_a_device_that_fails_and_is_unplugged(host: Host, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        await host.manager.start()
+        await host.bind("1-2")
+        spawner.answers[Command.CLAIM] = ClaimError("somebody has it", code="LIBUSB_ERROR_BUSY")
+        spawner.last.die()
+        await host.until_state("1-2", DeviceState.FAILED)
+        host.unplug("1-2")
+        await until(lambda: "1-2" not in host.manager.claims)
+        assert host.told("1-2") == ["claimed", "failed", "failed", "unplugged"]
+        await host.manager.stop()
+
+    run(test())
+
+
+def test_the_history_has_nothing_of_the_release_of_what_nobody_held(host: Host, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        await host.manager.start()
+        await host.bind("1-2")
+        spawner.answers[Command.CLAIM] = ClaimError("somebody has it", code="LIBUSB_ERROR_BUSY")
+        spawner.last.die()
+        await host.until_state("1-2", DeviceState.FAILED)
+        await host.unbind("1-2")
+        assert host.told("1-2") == ["claimed", "failed", "failed"]
         await host.manager.stop()
 
     run(test())
