@@ -49,6 +49,8 @@ def test_bindings_and_history_outlive_the_daemon(tmp_path: Path, number: signal.
     daemon = Daemon(tmp_path, "loopback", "", "--state", state)
     try:
         daemon.document("bind", "--hardware-id", ABSENT, "--serial", "S1", "--allow", "192.0.2.0/24")
+        session = Client(daemon.host, daemon.port).import_device(daemon.busid("loopback"))
+        daemon.wait_for_state("240-1", "attached")
         os.kill(daemon.pid, number)
         daemon.process.wait(PATIENCE)
         daemon = Daemon(tmp_path, "loopback", "", "--state", state)
@@ -56,6 +58,18 @@ def test_bindings_and_history_outlive_the_daemon(tmp_path: Path, number: signal.
         assert len(events(daemon, "bound")) == 1
         assert len(events(daemon, "started")) == 2
         assert len(events(daemon, "stopped")) == (1 if number == signal.SIGTERM else 0)
+        ends = events(daemon, "claimed", "attached", "detached", "released", "failed", "started")
+        assert [(each["event"], each["busid"]) for each in ends] == [
+            ("started", None),
+            ("claimed", "240-1"),
+            ("attached", "240-1"),
+            ("detached", "240-1"),
+            ("released" if number == signal.SIGTERM else "failed", "240-1"),
+            *([] if number == signal.SIGTERM else [("failed", None)]),
+            ("started", None),
+            ("claimed", "240-1"),
+        ]
+        session.close()
         assert daemon.document("unbind", "--hardware-id", ABSENT, "--serial", "S1")["busids"] == []
         assert bound(daemon) == []
     finally:

@@ -131,6 +131,7 @@ class Extension:
             chronicle = Chronicle(store)
             parts = self._parts = self._build(store, chronicle, control)
             stack.push_async_callback(self._stop, parts, control)
+            await store.end_last_run()
             chronicle.happened(HistoryEvent.STARTED, reason=f"version {__version__}")
             stopped = asyncio.create_task(self._stopped.wait())
             started = asyncio.create_task(self._start(parts, was_killed))

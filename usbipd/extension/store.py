@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
+import msgspec
+
 from usbipd.errors import UsbipdError
 from usbipd.extension import store_tables
 from usbipd.extension.store_file import FAILURES, StoreFile, store_error
@@ -35,6 +37,8 @@ LONGEST_REASON: Final = 1000
 """Characters of a reason that are kept: a worker has had a say in it."""
 HISTORY_AGE: Final = 90 * 86400.0
 """Seconds that they are kept."""
+KILLED: Final = "usbipd was killed, or the host went down"
+"""Why there was nobody who could write the end of something."""
 
 _T = TypeVar("_T")
 
@@ -151,6 +155,17 @@ class Store:
         return await self._with_connection(
             lambda connection: store_tables.read_history(connection, limit, below)
         )
+
+    async def end_last_run(self) -> None:
+        """End in the history what an extension before us could not end, since it was killed.
+
+        To be called before anything else is recorded.  Never raises: what cannot be written is logged, and
+        stays without an end.
+        """
+        try:
+            await self._with_connection(_end_last_run)
+        except UsbipdError as error:
+            _LOG.error("the end of the last run is not in the history: %s", error)
 
     async def check(self) -> list[UsbipdError]:
         """What is wrong with it now; code `KEPT_ASIDE`: only what lies beside it.
@@ -275,6 +290,27 @@ class _Queue:
     def _lose(self, count: int) -> None:
         self._untold += count
         self.lost += count
+
+
+def _end_last_run(connection: sqlite3.Connection) -> None:
+    unended = store_tables.read_unended(connection)
+    ends = [
+        msgspec.structs.replace(entry, event=HistoryEvent.DETACHED)
+        for entry in unended
+        if entry.event is HistoryEvent.ATTACHED
+    ]
+    ends += [msgspec.structs.replace(entry, event=HistoryEvent.FAILED, client=None) for entry in unended]
+    ends.sort(key=lambda end: end.busid is None)  # the daemon's own comes last
+    now = clock.time()  # nobody knows when it was
+    store_tables.append_history(
+        connection,
+        [
+            msgspec.structs.replace(end, time=now, reason=KILLED, seconds=None, bytes_in=None, bytes_out=None)
+            for end in ends
+        ],
+        keep=MAX_HISTORY,
+        since=now - HISTORY_AGE,
+    )
 
 
 def _gap(lost: int, time: float) -> HistoryEntry:

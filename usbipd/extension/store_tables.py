@@ -298,9 +298,24 @@ def try_to_write(connection: sqlite3.Connection) -> None:
 
 def read_history(connection: sqlite3.Connection, limit: int, before: int) -> list[HistoryEntry]:
     """At most `limit` entries with an id below `before`, the newest first; impossible ones are left out."""
+    return _read_entries(connection, "id < ? ORDER BY id DESC LIMIT ?", (before, limit))
+
+
+def read_unended(connection: sqlite3.Connection) -> list[HistoryEntry]:
+    """Of the daemon and of each device the newest entry, if what it tells of has no end; the oldest first."""
+    newest = """SELECT max(id) FROM history
+        WHERE event NOT IN ('bound', 'unbound') AND NOT (busid IS NULL AND event = 'failed') GROUP BY busid"""
+    return _read_entries(
+        connection,
+        f"event IN ('started', 'claimed', 'attached', 'detached') AND id IN ({newest}) ORDER BY id",
+    )
+
+
+def _read_entries(
+    connection: sqlite3.Connection, which: str, parameters: Sequence[object] = ()
+) -> list[HistoryEntry]:
     entries = []
-    tail = "history WHERE id < ? ORDER BY id DESC LIMIT ?"
-    for values in _select(connection, ("id", *_HISTORY_COLUMNS), tail, (before, limit)):
+    for values in _select(connection, ("id", *_HISTORY_COLUMNS), f"history WHERE {which}", parameters):
         try:
             entries.append(msgspec.convert(values, HistoryEntry))
         except msgspec.ValidationError:  # a byte has changed on the disk; the others are still good
