@@ -252,6 +252,22 @@ def wait_for_successors(daemon: Daemon, killed: set[int]) -> None:
         assert time.monotonic() < deadline, f"{killed} have no successors: {alive}"
 
 
+def check_history(daemon: Daemon) -> None:
+    """What has begun has ended before it begins again."""
+    begun: dict[str, list[str]] = {}
+    for entry in events(daemon, "claimed", "attached", "detached", "released", "failed"):
+        if entry["busid"] is None:
+            continue
+        stack, event = begun.setdefault(entry["busid"], []), entry["event"]
+        if event in ("claimed", "attached"):
+            assert stack == (["claimed"] if event == "attached" else []), (entry, stack)
+            stack.append(event)
+        else:
+            assert stack, entry
+            assert stack.pop() == ("attached" if event == "detached" else "claimed"), entry
+    assert len(begun) == daemon.devices
+
+
 @pytest.mark.slow
 def test_processes_killed_at_random(tmp_path: Path) -> None:
     """Any of them, at any moment, under traffic: all devices are shared again, no process is left over."""
@@ -283,6 +299,7 @@ def test_processes_killed_at_random(tmp_path: Path) -> None:
             for device in daemon.status()["devices"]:
                 daemon.wait_for_state(device["busid"], "shared")
             assert bound(daemon) == [(0x0BAD, 0xCAFE, None)]
+        check_history(daemon)
         alive = {process["pid"] for process in daemon.status()["processes"]}
         assert running(sorted(seen - alive)) == []
         daemon.process.send_signal(signal.SIGINT)

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from usbipd.errors import IPCError, UsbipdError
+from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.reservations import Reservations
 from usbipd.extension.supervisor import FIRST_DELAY, Backoff, Child, Spawner, wait_ended
 from usbipd.ipc.channel import Request
@@ -29,6 +30,7 @@ from usbipd.ipc.children import (
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
 from usbipd.ipc.policy import Role
+from usbipd.ipc.reports import HistoryEvent
 from usbipd.protocol.op import UsbDevice
 
 _LOG: Final = logging.getLogger(__name__)
@@ -49,12 +51,14 @@ class NetworkServer:
         parameters: ServeParameters,
         offers: Callable[[str], list[UsbDevice]],
         reservations: Reservations,
+        chronicle: Chronicle,
     ) -> None:
         """`offers` tells what a client at this address may import."""
         self._spawner = spawner
         self._parameters = parameters
         self._offers = offers
         self._reservations = reservations
+        self._chronicle = chronicle
         self._keeper: asyncio.Task[None] | None = None
         self.child: Child | None = None
 
@@ -126,6 +130,8 @@ class NetworkServer:
             await child.ended.wait()
             self.child = None
             self._reservations.drop_all()
+            self._chronicle.happened(HistoryEvent.FAILED, reason=f"the server ended with {child.exit}")
+            told = ""
             while True:
                 delay = backoff.failed()
                 _LOG.warning("no server: the next one comes in %.1f s", delay)
@@ -134,8 +140,13 @@ class NetworkServer:
                     child = await self._serve()
                 except UsbipdError as error:
                     _LOG.error("the server cannot listen: %s", error)
+                    if error.message != told:  # one reason does not fill the history
+                        told = error.message
+                        reason = f"the server cannot listen: {told}"
+                        self._chronicle.happened(HistoryEvent.FAILED, reason=reason)
                 else:
                     backoff.succeeded()
+                    self._chronicle.changed()
                     break
 
     async def _end(self, child: Child) -> None:

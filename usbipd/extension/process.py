@@ -192,6 +192,7 @@ class Extension:
             ),
             manager.offers,
             Reservations(manager.claims, manager.may_use, limits.handshake_timeout),
+            chronicle,
         )
         hotplug = Hotplug(manager.devices_changed) if self._with_real else None
         power = host_power(manager.devices_changed) if self._with_real else None

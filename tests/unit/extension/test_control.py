@@ -69,7 +69,9 @@ class Daemon:
         self.source = FakeSource(record("1-2"))
         self.manager = make_manager(spawner, sysfs, self.source, store=self.store)
         reservations = Reservations(self.manager.claims, self.manager.may_use, 1.0)
-        self.network = NetworkServer(spawner, ORDERS, self.manager.offers, reservations)
+        self.network = NetworkServer(
+            spawner, ORDERS, self.manager.offers, reservations, self.manager._chronicle
+        )
         self.monitor = StatusMonitor(
             self.manager,
             self.network,

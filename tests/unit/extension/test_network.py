@@ -13,6 +13,7 @@ from tests.unit.extension.fakes import (
     FakeChild,
     FakeSource,
     FakeSpawner,
+    FakeStore,
     FakeSysfs,
     make_claimer,
     record,
@@ -20,6 +21,7 @@ from tests.unit.extension.fakes import (
     until,
 )
 from usbipd.errors import UsbipdError
+from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.network import NetworkServer
 from usbipd.extension.reservations import Reservations
 from usbipd.ipc.children import (
@@ -31,6 +33,7 @@ from usbipd.ipc.children import (
 )
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.policy import Role
+from usbipd.ipc.reports import HistoryEvent
 from usbipd.protocol.constants import ST_OK
 from usbipd.protocol.op import UsbDevice
 
@@ -43,13 +46,14 @@ class Daemon:
         self.claimer = make_claimer(spawner, sysfs, FakeSource(record("1-2")).find)
         claims = self.claimer.claims
         self.asked: list[str] = []
+        self.store = FakeStore()
 
         def offers(address: str) -> list[UsbDevice]:
             self.asked.append(address)
             return [claim.wire_device for claim in claims.values() if claim.wire_device is not None]
 
         reservations = Reservations(claims, lambda _claim, _address: True, handover_timeout=20.0)
-        self.network = NetworkServer(spawner, ORDERS, offers, reservations)
+        self.network = NetworkServer(spawner, ORDERS, offers, reservations, Chronicle(self.store))
 
     async def start(self) -> None:
         await self.network.start(after_a_kill=False)
@@ -180,10 +184,37 @@ def test_a_server_that_dies_is_replaced_on_the_same_ports(daemon: Daemon) -> Non
         assert not claim.is_free
         daemon.servers[0].die()
         await until(lambda: len(daemon.servers) == 2 and daemon.network.child is not None)
+        [failure] = daemon.store.happened(HistoryEvent.FAILED)
+        assert failure["reason"].startswith("the server ended with ")
         assert claim.is_free, "its client is gone with it"
         assert daemon.servers[1].parameters(Command.SERVE).listen == ["127.0.0.1:4321", "[::1]:3240"]
         await daemon.stop()
         assert daemon.servers[1].killed
+        assert len(daemon.store.events) == 1, "its end is no failure when the daemon ends"
+
+    run(test())
+
+
+def test_a_server_that_finds_its_port_in_use_tells_the_history_once(
+    daemon: Daemon, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("usbipd.extension.supervisor.FIRST_DELAY", 0.001)
+
+    async def test() -> None:
+        await daemon.start()
+        spawner.answers[Command.SERVE] = UsbipdError("port 3240 is in use", code="address-in-use")
+        daemon.servers[0].die()
+        await until(lambda: len(daemon.servers) == 4)
+        spawner.answers[Command.SERVE] = UsbipdError("there is no such address", code="no-such-address")
+        await until(lambda: len(daemon.servers) == 6)
+        del spawner.answers[Command.SERVE]
+        await until(lambda: daemon.network.child is not None)
+        assert [details["reason"] for details in daemon.store.happened(HistoryEvent.FAILED)] == [
+            "the server ended with None",
+            "the server cannot listen: port 3240 is in use",
+            "the server cannot listen: there is no such address",
+        ]
+        await daemon.stop()
 
     run(test())
 
