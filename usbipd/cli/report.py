@@ -131,17 +131,21 @@ class Reporter:
     # ---- trials --------------------------------------------------------------------------------------------
 
     def _try_all(self, busids: Sequence[str]) -> list[Trial]:
+        listed = self._extension.request(Command.LIST, Nothing(), ListResult)
+        devices = {device.busid: device for device in listed.devices}
+        bound = {busid for binding in listed.bindings for busid in binding.devices}
         for busid in busids:
-            device = self._find(busid)
+            device = devices.get(busid)
             if device is None:
                 raise UsbipdError(
                     f"there is no device {busid!r}",
                     code="no-device",
                     advice="`usbipd list` shows what there is",
                 )
-            if device.state is not DeviceState.NOT_SHARED:
+            if device.state is not DeviceState.NOT_SHARED or busid in bound:
+                state = "bound" if device.state is DeviceState.NOT_SHARED else device.state.value
                 raise UsbipdError(
-                    f"{busid} is {device.state.value} already: it is in the report as it is",
+                    f"{busid} is {state} already: it is in the report as it is",
                     code="shared",
                     advice=f"to see it taken and given back, `usbipd unbind --busid {busid}` first",
                 )

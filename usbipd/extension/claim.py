@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from usbipd.errors import IPCError, UsbipdError
+from usbipd.errors import ClaimError, IPCError, UsbipdError
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.supervisor import Child
 from usbipd.ipc.channel import Event
@@ -27,7 +27,7 @@ from usbipd.worker.report import read_counters, read_rate
 
 
 class ClaimState(Enum):
-    """What a claim is doing, with the state that people see."""
+    """What a claim is doing."""
 
     CLAIMING = "the worker is taking the device"
     READY = "free for a client"
@@ -36,12 +36,6 @@ class ClaimState(Enum):
     FAILED = "the device could not be taken; tried again later"
     ENDED = "the device is no longer shared, or gone"
 
-    @property
-    def shown(self) -> DeviceState:
-        return _SHOWN.get(self, DeviceState.SHARED)
-
-
-_SHOWN: Final = {ClaimState.ATTACHED: DeviceState.ATTACHED, ClaimState.FAILED: DeviceState.FAILED}
 
 _LAST_WORDS: Final = {
     HistoryEvent.RELEASED: "the device is not shared any more",
@@ -108,6 +102,20 @@ class Claim:
         self._change = asyncio.Event()
 
     @property
+    def shown(self) -> DeviceState:
+        """The state that people see.
+
+        SHARED is what a client can have now, at most after the reset behind the client before it.  While the
+        first worker takes the device it is this host's; one that was held and lost its worker has FAILED,
+        though a client that comes then waits for the next worker.
+        """
+        if self.state is ClaimState.ATTACHED:
+            return DeviceState.ATTACHED
+        if self.failure is not None:
+            return DeviceState.FAILED
+        return DeviceState.NOT_SHARED if self.device is None else DeviceState.SHARED
+
+    @property
     def is_free(self) -> bool:
         return self.state is ClaimState.READY and self.reservation is None
 
@@ -138,8 +146,8 @@ class Claim:
         self._chronicle.happened(HistoryEvent.CLAIMED, self.record)
         return device
 
-    def lost(self) -> None:
-        """The worker is gone, and its client with it."""
+    def lost(self, next_try: float) -> None:
+        """The worker is gone, and its client with it; another one comes in `next_try` seconds."""
         assert self.worker is not None, "only what was taken can be lost"
         reason = f"the worker ended with {self.worker.exit}"
         self._end_session(reason)
@@ -147,6 +155,8 @@ class Claim:
             self._end_claim(HistoryEvent.UNPLUGGED)
         else:
             self._end_claim(HistoryEvent.FAILED, reason)
+            error = ClaimError(reason, code="worker-ended", advice="the log says more")
+            self.failure = Failure(error, time.time() + next_try)
         self._clear()
         self._become(ClaimState.CLAIMING)
 

@@ -33,7 +33,7 @@ def report_device(record: DeviceRecord, claim: Claim | None, drivers: list[str])
         device_class=record.device_class,
         drivers=drivers,
         simulated=record.simulated is not None,
-        state=DeviceState.NOT_SHARED if claim is None else claim.state.shown,
+        state=DeviceState.NOT_SHARED if claim is None else claim.shown,
         client=None if claim is None else claim.client,
         claim_method=None if device is None else device.claim_method,
         claim_time=None if device is None else device.claim_time,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar, Final
 
-from tests.e2e.guest.command import ask, status_of, wait_for_state
+from tests.e2e.guest.command import ask, wait_for_state
 from tests.e2e.guest.server import PORT, KernelServer, Server, Usbipd
 from tests.e2e.guest.system import run, wait_for
 from tests.e2e.guest.usb import UsbDevice
@@ -51,7 +51,6 @@ class Ours(Side):
 
     def wait_until_free(self, device: UsbDevice) -> None:
         wait_for_state(device.busid, "shared")
-        wait_for(f"the claim of {device.busid}", lambda: status_of(device.busid)["claim_method"])
 
     def _bind(self, device: UsbDevice) -> None:
         ask("bind", "--busid", device.busid)

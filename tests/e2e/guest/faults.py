@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.e2e.guest import client, network
-from tests.e2e.guest.command import ask, check_doctor, listed, status_of
+from tests.e2e.guest.command import ask, check_doctor, listed, status_of, wait_for_state
 from tests.e2e.guest.daemon import (
     EXTENSION,
     SERVER,
@@ -100,7 +100,7 @@ def devices_are_shared() -> None:
     WORLD.real, WORLD.loop = device.busid, Loop.of_gadget(device)
     WORLD.source = source.wait_until_plugged().busid
     for busid in (WORLD.real, WORLD.source):
-        _wait_until_free(busid)
+        wait_for_state(busid, "shared")
 
 
 def _find_simulated() -> None:
@@ -128,19 +128,9 @@ def _measure() -> None:
             echo.wait_for(4 * DEPTH)
             echo.stop()
             client.detach(attached)
-            _wait_until_free(busid)
+            wait_for_state(busid, "shared")
     WORLD.bystander.wait_for(4)
     WORLD.usage = {name: Usage.of(pid) for name, pid in processes(WORLD.daemon)}
-
-
-def _wait_until_free(busid: str) -> None:
-    """Until a worker holds the device and no client uses it."""
-
-    def is_free() -> bool:
-        device = listed(busid) or {"state": None}
-        return device["state"] == "shared" and device["claim_method"] is not None
-
-    wait_for(f"{busid} to be free", is_free)
 
 
 def _loop_of(busid: str) -> Loop:
@@ -159,11 +149,11 @@ def _attach_and_echo(busid: str) -> tuple[UsbDevice, Echo]:
 def _check_all_well(*busids: str) -> None:
     """The next client gets right data, the bystander goes on, and nothing is left of what was."""
     for busid in busids:
-        _wait_until_free(busid)
+        wait_for_state(busid, "shared")
         attached, echo = _attach_and_echo(busid)
         echo.stop()
         client.detach(attached)
-        _wait_until_free(busid)
+        wait_for_state(busid, "shared")
     WORLD.bystander.wait_for(4)
     _check_usage(EXTENSION, SERVER, worker(WORLD.simulated[0]), *map(worker, busids))
 
@@ -250,7 +240,7 @@ def connection_is_reset() -> None:
         run("ss", "-K", "-t", "-n", "state", "established", f"( {' and '.join(where)} )")
         client.wait_until_gone(attached)
         echo.check_lost()
-        _wait_until_free(WORLD.real)
+        wait_for_state(WORLD.real, "shared")
         found = _last_end(WORLD.real)
         check(found == reason, f"the {end} socket was destroyed; the history says: {found}")
         _check_all_well(WORLD.real)
@@ -267,7 +257,7 @@ def they_read_on_and_have_lost_nothing() -> None:
         print(f"{waiting} bytes wait in the worker of {busid}", flush=True)
         check(deaf.asked // 2 < waiting < BUDGET, f"{waiting} bytes wait for a client that does not read")
         deaf.read_on()
-        _wait_until_free(busid)
+        wait_for_state(busid, "shared")
     WORLD.bystander.wait_for(4)
     _check_usage(*WORLD.usage)
 
@@ -329,7 +319,7 @@ def simulated_device_stalls_and_babbles() -> None:
         report = file.run(Urb(INTERRUPT, INTERRUPT_IN, length=8))
         check(report.status == 0 and report.actual_length == 8, "there is no report after that")
     client.detach(attached)
-    _wait_until_free(WORLD.keyboard)
+    wait_for_state(WORLD.keyboard, "shared")
 
 
 # ---- our processes -----------------------------------------------------------------------------------------
@@ -405,7 +395,7 @@ def _everybody_is_cut_off() -> Iterator[None]:
     WORLD.bystander.check_lost()
     for device in (attached, WORLD.bystanders):
         client.wait_until_gone(device)
-    _wait_until_free(WORLD.simulated[0])
+    wait_for_state(WORLD.simulated[0], "shared")
     _start_bystander()
 
 
@@ -435,7 +425,7 @@ def client_that_vanishes_loses_its_devices() -> None:
     start = time.monotonic()
     network.disconnect()
     for busid in (WORLD.real, WORLD.keyboard):
-        _wait_until_free(busid)
+        wait_for_state(busid, "shared")
         print(f"{busid} after {time.monotonic() - start:.1f} s: {_last_end(busid)}", flush=True)
         check(_last_end(busid) in LOST, f"the history says: {_last_end(busid)}")
     for device in WORLD.far:
@@ -485,7 +475,7 @@ def nothing_is_wrong_with_the_daemon() -> None:
 def daemon_stops_and_leaves_nothing() -> None:
     WORLD.bystander.stop()
     client.detach(WORLD.bystanders)
-    _wait_until_free(WORLD.simulated[0])
+    wait_for_state(WORLD.simulated[0], "shared")
     ask("unbind", "--all")
     WORLD.daemon.stop()
 

@@ -19,6 +19,7 @@ from usbipd.ipc.channel import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
 from usbipd.ipc.reports import (
+    BindingReport,
     BindParameters,
     BindResult,
     CheckReport,
@@ -64,6 +65,7 @@ class FakeExtension:
         self.refusal = refusal
         self.asked: list[Command] = []
         self.bound = self.unbound = False
+        self.bindings: list[BindingReport] = []
 
     def answer(self, request: Request) -> Message | UsbipdError:
         self.asked.append(request.command)
@@ -71,7 +73,7 @@ class FakeExtension:
             case Command.HEALTH:
                 return HealthResult(checks=[CheckReport(name="power", state=CheckState.OK, message="told")])
             case Command.LIST:
-                return ListResult(devices=[self.seen()], bindings=[])
+                return ListResult(devices=[self.seen()], bindings=self.bindings)
             case Command.BIND:
                 assert isinstance(request.parameters, BindParameters)
                 assert request.parameters.allow == ["127.0.0.1"]
@@ -199,6 +201,16 @@ def test_what_cannot_be_tried(
     with pytest.raises(UsbipdError) as caught:
         collect(fake, socket_path, extension, busid)
     assert caught.value.code == code
+    assert Command.BIND not in fake.asked
+
+
+def test_what_is_bound_and_about_to_be_taken_cannot_be_tried(extension: Start, socket_path: Path) -> None:
+    """It is not shared yet; a trial would end with its binding removed."""
+    fake = FakeExtension()
+    fake.bindings = [make_binding(busid=BUSID, devices=[BUSID])]
+    with pytest.raises(UsbipdError, match=f"{BUSID} is bound already") as caught:
+        collect(fake, socket_path, extension, BUSID)
+    assert caught.value.code == "shared"
     assert Command.BIND not in fake.asked
 
 

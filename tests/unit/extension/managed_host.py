@@ -63,14 +63,7 @@ class Host:
         return next(device for device in await self.manager.list_devices() if device.busid == busid)
 
     async def until_state(self, busid: str, state: DeviceState) -> None:
-        """Also until a shared device is held."""
-        await until(
-            lambda: (
-                (claim := self.manager.claims.get(busid)) is not None
-                and claim.state.shown is state
-                and (claim.device is not None or state is DeviceState.FAILED)
-            )
-        )
+        await until(lambda: (claim := self.manager.claims.get(busid)) is not None and claim.shown is state)
 
     def told(self, busid: str) -> list[str]:
         """What the history has of the claims and sessions of a device, in order.

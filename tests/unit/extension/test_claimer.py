@@ -177,7 +177,7 @@ def test_what_cannot_be_claimed_again_has_failed_until_it_can(host: Host, spawne
         spawner.last.die()
         await until(lambda: host.state() is ClaimState.FAILED)
         claim = host.claimer.claims["1-2"]
-        assert claim.state.shown is DeviceState.FAILED
+        assert claim.shown is DeviceState.FAILED
         assert claim.failure is not None
         assert "somebody has it" in claim.failure.error.message
         assert not host.claimer.is_device_claimed("1-2")

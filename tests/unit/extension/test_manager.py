@@ -15,6 +15,7 @@ from tests.unit.extension.fakes import (
 from tests.unit.extension.managed_host import BUSY, THING, Host
 from usbipd.config import AccessRule
 from usbipd.errors import ClaimError, UsbipdError
+from usbipd.extension.claim import ClaimState
 from usbipd.extension.device_report import LONGEST_TEXT
 from usbipd.extension.store import Binding
 from usbipd.ipc.messages import Command
@@ -104,7 +105,7 @@ def test_a_device_that_fails_later_is_shown_as_failed(host: Host, spawner: FakeS
         await host.bind("1-2")
         spawner.answers[Command.CLAIM] = BUSY
         spawner.last.die()
-        await until(lambda: host.manager.claims["1-2"].failure)
+        await until(lambda: host.manager.claims["1-2"].state is ClaimState.FAILED)
         report = await host.device("1-2")
         assert report.state is DeviceState.FAILED
         assert "somebody has it" in str(report.error)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.extension.fakes import (
+    FakeChild,
     FakeSpawner,
     FakeSysfs,
     record,
@@ -13,6 +14,7 @@ from tests.unit.extension.fakes import (
 )
 from tests.unit.extension.managed_host import Host
 from usbipd.errors import ClaimError
+from usbipd.extension.claim import ClaimState
 from usbipd.extension.store import StoredClaim
 from usbipd.ipc.messages import Command
 from usbipd.ipc.reports import (
@@ -86,7 +88,7 @@ def test_the_history_of_a_device_that_fails_and_is_unplugged(host: Host, spawner
         await host.bind("1-2")
         spawner.answers[Command.CLAIM] = ClaimError("somebody has it", code="LIBUSB_ERROR_BUSY")
         spawner.last.die()
-        await host.until_state("1-2", DeviceState.FAILED)
+        await until(lambda: host.manager.claims["1-2"].state is ClaimState.FAILED)
         host.unplug("1-2")
         await until(lambda: "1-2" not in host.manager.claims)
         assert host.told("1-2") == ["claimed", "failed", "failed", "unplugged"]
@@ -101,9 +103,50 @@ def test_the_history_has_nothing_of_the_release_of_what_nobody_held(host: Host, 
         await host.bind("1-2")
         spawner.answers[Command.CLAIM] = ClaimError("somebody has it", code="LIBUSB_ERROR_BUSY")
         spawner.last.die()
-        await host.until_state("1-2", DeviceState.FAILED)
+        await until(lambda: host.manager.claims["1-2"].state is ClaimState.FAILED)
         await host.unbind("1-2")
         assert host.told("1-2") == ["claimed", "failed", "failed"]
+        await host.manager.stop()
+
+    run(test())
+
+
+def test_what_is_shown_as_shared_can_be_had(host: Host, spawner: FakeSpawner) -> None:
+    """Not while a worker takes the device, be it the first one or the next."""
+
+    def silence_the_next(child: FakeChild) -> None:
+        spawner.answers[Command.CLAIM] = "silence"
+        child.killed = True  # this one ends as ever
+
+    async def test() -> None:
+        await host.manager.start()
+        await host.bind("1-2")
+        before = spawner.last
+        silence_the_next(before)
+        host.unplug("1-2")
+        host.plug(replace(record("1-2"), devnum=99))
+        await until(lambda: spawner.last is not before and spawner.last.asked)
+        device = await host.device("1-2")
+        assert (device.state, device.claim_method, device.error) == (DeviceState.NOT_SHARED, None, None)
+        first = spawner.last
+        del spawner.answers[Command.CLAIM]
+        first.die()
+        await host.until_state("1-2", DeviceState.SHARED)
+        assert (await host.device("1-2")).claim_method is not None
+
+        held = spawner.last
+        silence_the_next(held)
+        held.die()
+        await until(lambda: spawner.last is not held and spawner.last.asked)
+        device = await host.device("1-2")
+        assert (device.state, device.claim_method) == (DeviceState.FAILED, None)
+        assert device.error is not None
+        assert device.error.startswith("the worker ended with ")
+        assert device.next_try is not None
+        del spawner.answers[Command.CLAIM]
+        spawner.last.die()
+        await host.until_state("1-2", DeviceState.SHARED)
+        assert (await host.device("1-2")).error is None
         await host.manager.stop()
 
     run(test())
