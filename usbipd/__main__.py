@@ -40,7 +40,8 @@ def _enter() -> int:
         from usbipd.worker.process import main as worker
 
         return worker(arguments[1:])
-    gc.set_threshold(OBJECTS_OF_A_COMMAND)  # it would look for garbage twenty times, and find none
+    if "--run" not in arguments:  # the extension lives on, and what it leaves would wait for long
+        gc.set_threshold(OBJECTS_OF_A_COMMAND)  # it would look for garbage twenty times, and find none
     if name == "usbipd-ext":
         from usbipd.cli.ext import main as command
     else:
