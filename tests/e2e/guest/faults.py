@@ -51,7 +51,7 @@ DEPTH: Final = 16
 """URBs in each direction that are in flight when something happens."""
 SPARE_MEMORY, SPARE_THREADS = 2048, 3
 """KiB and threads by which a process may have grown: less than a leak at each fault would come to.  Python's
-allocator takes a MiB at a time; asyncio's pool in the extension grows by a thread when much happens at once."""
+allocator takes a MiB at a time, asyncio's pool in the extension a thread more when much happens at once."""
 BUDGET: Final = 64 * MIB  # transfer_budget of usbipd.toml
 
 SCENARIO: Final = Scenario()

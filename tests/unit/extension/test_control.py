@@ -5,23 +5,15 @@ import os
 import resource
 import socket
 import stat
-import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 import pytest
 
+from tests.unit.extension.controlled import Daemon
 from tests.unit.extension.fakes import (
-    ORDERS,
     PATIENCE,
-    FakeSource,
-    FakeSpawner,
-    FakeStore,
-    FakeSysfs,
-    make_manager,
     record,
     run,
     until,
@@ -29,12 +21,8 @@ from tests.unit.extension.fakes import (
 from usbipd import privileges
 from usbipd.errors import UsbipdError
 from usbipd.extension import control as module
-from usbipd.extension.control import Answers, IPCHandler, remove_stale_pid
-from usbipd.extension.monitor import StatusMonitor
-from usbipd.extension.network import NetworkServer
-from usbipd.extension.reservations import Reservations
-from usbipd.ipc.channel import BlockingChannel, Conversation, Event, Result, encode_frame
-from usbipd.ipc.message import Message
+from usbipd.extension.control import Answers
+from usbipd.ipc.channel import BlockingChannel, Conversation, Event, encode_frame
 from usbipd.ipc.messages import Command, EventName, IPCRequest, Nothing, encode
 from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import (
@@ -52,104 +40,9 @@ from usbipd.ipc.reports import (
     UnbindParameters,
     UnbindResult,
 )
-from usbipd.log import ErrorCounter
-from usbipd.paths import RuntimeFiles
 
 SOMEBODY = 54321
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-
-
-class Daemon:
-    """An extension with one device, on a socket in a directory that everybody can enter."""
-
-    def __init__(self, spawner: FakeSpawner, sysfs: FakeSysfs, path: Path) -> None:
-        self.path = path
-        self.spawner = spawner
-        self.store = FakeStore()
-        self.source = FakeSource(record("1-2"))
-        self.manager = make_manager(spawner, sysfs, self.source, store=self.store)
-        reservations = Reservations(self.manager.claims, self.manager.may_use, 1.0)
-        self.network = NetworkServer(
-            spawner, ORDERS, self.manager.offers, reservations, self.manager._chronicle
-        )
-        self.monitor = StatusMonitor(
-            self.manager,
-            self.network,
-            self.store,
-            None,
-            None,
-            ErrorCounter(),
-            path,
-            run_as=None,
-            access=(),
-        )
-        self.chronicle = self.manager._chronicle
-        self.handler = self.new_handler()
-
-    def new_handler(self) -> IPCHandler:
-        return IPCHandler(self.path, run_as=None)
-
-    @asynccontextmanager
-    async def listening(self) -> AsyncIterator[None]:
-        await self.network.start(after_a_kill=False)
-        self.handler.start_listener()
-        self.handler.serve(Answers(self.manager, self.monitor, self.chronicle))
-        yield
-        self.handler.close()
-        await self.manager.stop()
-        await self.network.stop()
-
-    def connect(self) -> socket.socket:
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(str(self.path))
-        return connection
-
-    async def ask(
-        self,
-        command: Command,
-        parameters: Message,
-        result: type[Result],
-        *,
-        uid: int | None = None,
-        groups: Sequence[int] = (),
-    ) -> Result:
-        """A request as the CLI sends it, by the user `uid`, a member of `groups`."""
-        with identity(uid, groups):
-            connection = self.connect()
-
-        def request() -> Result:
-            channel = BlockingChannel(connection, "test")
-            try:
-                return channel.request(command, parameters, result, timeout=PATIENCE)
-            finally:
-                channel.close()
-
-        return await asyncio.to_thread(request)
-
-
-@contextmanager
-def identity(uid: int | None, groups: Sequence[int] = ()) -> Iterator[None]:
-    """Be another user for a moment; the kernel notes who connects."""
-    if uid is None:
-        yield
-        return
-    own = os.getgroups()
-    os.setgroups(groups)
-    os.setegid(uid)
-    os.seteuid(uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-        os.setgroups(own)
-
-
-@pytest.fixture
-def daemon(spawner: FakeSpawner, sysfs: FakeSysfs) -> Iterator[Daemon]:
-    with tempfile.TemporaryDirectory() as directory:
-        Path(directory).chmod(0o755)
-        yield Daemon(spawner, sysfs, Path(directory, "control.sock"))
 
 
 def nested(depth: int) -> bytes:
@@ -402,63 +295,6 @@ def test_who_may_connect(daemon: Daemon) -> None:
     run(test())
 
 
-def test_a_second_extension_is_refused(daemon: Daemon) -> None:
-    async def test() -> None:
-        async with daemon.listening():
-            with pytest.raises(UsbipdError, match="running already") as caught:
-                daemon.new_handler().start_listener()
-            assert caught.value.code == "already-running"
-            await daemon.ask(Command.LIST, Nothing(), ListResult)
-
-    run(test())
-
-
-def test_a_pid_file_stays_as_long_as_its_extension_runs(daemon: Daemon) -> None:
-    files = RuntimeFiles(daemon.path)
-
-    async def test() -> None:
-        async with daemon.listening():
-            files.write_pid()
-            remove_stale_pid(files)
-            assert files.pid_file.exists()
-        remove_stale_pid(files)
-        assert not files.pid_file.exists()
-        remove_stale_pid(files)
-
-    run(test())
-
-
-def test_a_pid_file_that_is_none_of_ours_stays(tmp_path: Path) -> None:
-    directory = tmp_path / "everybody's"
-    directory.mkdir()
-    directory.chmod(0o777)
-    files = RuntimeFiles(directory / "control.sock")
-    files.write_pid()
-    remove_stale_pid(files)
-    assert files.pid_file.exists(), "others may write there"
-    directory.chmod(0o700)
-    files.pid_file.unlink()
-    files.pid_file.mkdir()
-    remove_stale_pid(files)
-    assert files.pid_file.exists(), "no file"
-    remove_stale_pid(RuntimeFiles(Path("/")))
-
-
-def test_two_that_start_at_one_moment(daemon: Daemon) -> None:
-    """The second one does not take the first one's socket for a stale one, whatever it finds there."""
-
-    async def test() -> None:
-        async with daemon.listening():
-            daemon.path.unlink()
-            with pytest.raises(UsbipdError, match="running already"):
-                daemon.new_handler().start_listener()
-        async with daemon.listening():
-            await daemon.ask(Command.LIST, Nothing(), ListResult)
-        assert not daemon.path.exists()
-
-    run(test())
-
-
 def test_no_descriptor_left_for_a_connection(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -481,25 +317,3 @@ def test_no_descriptor_left_for_a_connection(
             connection.close()
 
     run(test())
-
-
-def test_the_socket_of_a_killed_extension_is_replaced(daemon: Daemon) -> None:
-    with socket.socket(socket.AF_UNIX) as left:
-        left.bind(str(daemon.path))
-
-    async def test() -> None:
-        async with daemon.listening():
-            await daemon.ask(Command.LIST, Nothing(), ListResult)
-
-    run(test())
-
-
-def test_a_file_that_is_no_socket_stays(daemon: Daemon) -> None:
-    daemon.path.write_text("precious")
-
-    async def test() -> None:
-        with pytest.raises(UsbipdError, match="is there already and is no socket"):
-            daemon.handler.start_listener()
-
-    run(test())
-    assert daemon.path.read_text() == "precious"

@@ -1,0 +1,93 @@
+"""The files of a control socket, where others are: of an extension that runs or was killed; none of ours."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.unit.extension.controlled import Daemon
+from tests.unit.extension.fakes import run
+from usbipd.errors import UsbipdError
+from usbipd.extension.control import remove_stale_pid
+from usbipd.ipc.messages import Command, Nothing
+from usbipd.ipc.reports import ListResult
+from usbipd.paths import RuntimeFiles
+
+
+def test_a_second_extension_is_refused(daemon: Daemon) -> None:
+    async def test() -> None:
+        async with daemon.listening():
+            with pytest.raises(UsbipdError, match="running already") as caught:
+                daemon.new_handler().start_listener()
+            assert caught.value.code == "already-running"
+            await daemon.ask(Command.LIST, Nothing(), ListResult)
+
+    run(test())
+
+
+def test_a_pid_file_stays_as_long_as_its_extension_runs(daemon: Daemon) -> None:
+    files = RuntimeFiles(daemon.path)
+
+    async def test() -> None:
+        async with daemon.listening():
+            files.write_pid()
+            remove_stale_pid(files)
+            assert files.pid_file.exists()
+        remove_stale_pid(files)
+        assert not files.pid_file.exists()
+        remove_stale_pid(files)
+
+    run(test())
+
+
+def test_a_pid_file_that_is_none_of_ours_stays(tmp_path: Path) -> None:
+    directory = tmp_path / "everybody's"
+    directory.mkdir()
+    directory.chmod(0o777)
+    files = RuntimeFiles(directory / "control.sock")
+    files.write_pid()
+    remove_stale_pid(files)
+    assert files.pid_file.exists(), "others may write there"
+    directory.chmod(0o700)
+    files.pid_file.unlink()
+    files.pid_file.mkdir()
+    remove_stale_pid(files)
+    assert files.pid_file.exists(), "no file"
+    remove_stale_pid(RuntimeFiles(Path("/")))
+
+
+def test_two_that_start_at_one_moment(daemon: Daemon) -> None:
+    """The second one does not take the first one's socket for a stale one, whatever it finds there."""
+
+    async def test() -> None:
+        async with daemon.listening():
+            daemon.path.unlink()
+            with pytest.raises(UsbipdError, match="running already"):
+                daemon.new_handler().start_listener()
+        async with daemon.listening():
+            await daemon.ask(Command.LIST, Nothing(), ListResult)
+        assert not daemon.path.exists()
+
+    run(test())
+
+
+def test_the_socket_of_a_killed_extension_is_replaced(daemon: Daemon) -> None:
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(daemon.path))
+
+    async def test() -> None:
+        async with daemon.listening():
+            await daemon.ask(Command.LIST, Nothing(), ListResult)
+
+    run(test())
+
+
+def test_a_file_that_is_no_socket_stays(daemon: Daemon) -> None:
+    daemon.path.write_text("precious")
+
+    async def test() -> None:
+        with pytest.raises(UsbipdError, match="is there already and is no socket"):
+            daemon.handler.start_listener()
+
+    run(test())
+    assert daemon.path.read_text() == "precious"
