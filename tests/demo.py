@@ -30,7 +30,7 @@ from usbipd.usb.descriptors import parse_configuration
 
 PROGRAMS: Final = Path(sys.executable).parent
 START_TIMEOUT: Final = 30.0
-STOP_TIMEOUT: Final = 2.0
+STOP_TIMEOUT: Final = 10.0
 
 MEBIBYTE: Final = 1 << 20
 CHUNK: Final = 64 * 1024
@@ -85,7 +85,7 @@ def show_descriptors(session: Session) -> None:
         )
 
     device = descriptor(USB_DT_DEVICE, 0, 18)
-    check(device == Loopback.device_descriptor, f"device descriptor: {device.hex(' ')}")
+    check(device == Loopback({}).device_descriptor, f"device descriptor: {device.hex(' ')}")
     language = int.from_bytes(descriptor(USB_DT_STRING, 0, 255)[2:4], "little")
     for index in device[14:17]:
         print(
