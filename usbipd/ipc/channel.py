@@ -257,12 +257,15 @@ def request_frame(request_id: int, client_id: str, command: Command, parameters:
 
 def response_frame(request_id: int, outcome: Message | UsbipdError, *, cut: bool = False) -> bytes:
     """A result or an error as bytes; one that is `cut` is a `Part`."""
-    error = None
-    result = _NO_RESULT
     if isinstance(outcome, UsbipdError):
         error = ErrorReport(code=outcome.code, message=outcome.message, advice=outcome.advice)
-    else:
-        result = pack(outcome)
+        return _response_frame(request_id, _NO_RESULT, error=error)
+    return _response_frame(request_id, pack(outcome), cut=cut)
+
+
+def _response_frame(
+    request_id: int, result: msgspec.Raw, *, error: ErrorReport | None = None, cut: bool = False
+) -> bytes:
     return _frame(
         IPCResponse(
             request_id=request_id,
@@ -297,7 +300,7 @@ def answer_frame(request: Request, outcome: Message | UsbipdError) -> tuple[byte
         return response_frame(request.request_id, outcome), None
     result = encode(outcome)
     if len(result) <= LARGEST_PART:
-        return response_frame(request.request_id, outcome), None
+        return _response_frame(request.request_id, msgspec.Raw(result)), None
     if len(result) > LARGEST_ANSWER:
         raise IPCError(f"an answer of {len(result)} bytes: {LARGEST_ANSWER} are allowed", code="too-large")
     part, rest = Rest(request.request_id, memoryview(result)).next_part()
