@@ -115,9 +115,10 @@ class Bindings:
             self._kept.pop(binding.rule, None)
             self._simulated.pop(binding.rule, None)
             self._lists.pop(binding.rule, None)
-            self._by_place[_place(binding.rule)].pop(binding.rule, None)
-            if not self._by_place[_place(binding.rule)]:
-                del self._by_place[_place(binding.rule)]
+            place = _place(binding.rule)
+            self._by_place[place].pop(binding.rule, None)
+            if not self._by_place[place]:
+                del self._by_place[place]
 
     def _put(self, binding: Binding, among: dict[DeviceRule, Binding]) -> None:
         among[binding.rule] = self._by_place[_place(binding.rule)][binding.rule] = binding
