@@ -82,13 +82,18 @@ def test_a_claim_has_an_end_in_the_history_if_its_worker_does_not_notice(
     run(test())
 
 
+async def hold_and_lose(host: Host, spawner: FakeSpawner) -> None:
+    """1-2 is held until its worker dies, and cannot be taken again."""
+    await host.manager.start()
+    await host.bind("1-2")
+    spawner.answers[Command.CLAIM] = ClaimError("somebody has it", code="LIBUSB_ERROR_BUSY")
+    spawner.last.die()
+    await until(lambda: host.manager.claims["1-2"].state is ClaimState.FAILED)
+
+
 def test_the_history_of_a_device_that_fails_and_is_unplugged(host: Host, spawner: FakeSpawner) -> None:
     async def test() -> None:
-        await host.manager.start()
-        await host.bind("1-2")
-        spawner.answers[Command.CLAIM] = ClaimError("somebody has it", code="LIBUSB_ERROR_BUSY")
-        spawner.last.die()
-        await until(lambda: host.manager.claims["1-2"].state is ClaimState.FAILED)
+        await hold_and_lose(host, spawner)
         host.unplug("1-2")
         await until(lambda: "1-2" not in host.manager.claims)
         assert host.told("1-2") == ["claimed", "failed", "failed", "unplugged"]
@@ -99,11 +104,7 @@ def test_the_history_of_a_device_that_fails_and_is_unplugged(host: Host, spawner
 
 def test_the_history_has_nothing_of_the_release_of_what_nobody_held(host: Host, spawner: FakeSpawner) -> None:
     async def test() -> None:
-        await host.manager.start()
-        await host.bind("1-2")
-        spawner.answers[Command.CLAIM] = ClaimError("somebody has it", code="LIBUSB_ERROR_BUSY")
-        spawner.last.die()
-        await until(lambda: host.manager.claims["1-2"].state is ClaimState.FAILED)
+        await hold_and_lose(host, spawner)
         await host.unbind("1-2")
         assert host.told("1-2") == ["claimed", "failed", "failed"]
         await host.manager.stop()
