@@ -269,6 +269,7 @@ cdef class Pump:
         if <size_t>self.page.len < sizeof(Counters):
             raise ValueError(f"the counter page has {self.page.len} bytes, not {sizeof(Counters)}")
         self.core.counters = <Counters *>self.page.buf
+        pool_make_spares(&self.core.pool)
         self.core.pool.budget = budget
         self.core.devid = devid
         self.core.backend = transfers.backend
@@ -289,6 +290,7 @@ cdef class Pump:
                 close_session(self.core)
             free(self.core.endpoints.all)
             free(self.core.inbox)
+            pool_free_spares(&self.core.pool)
             free(self.core)
         if self.page_held:
             PyBuffer_Release(&self.page)

@@ -15,6 +15,7 @@ cdef extern from *:
 
 cdef enum:
     LIBUSB_DESCRIPTORS = 16
+    ASK_AGAIN = 10000        # microseconds until libusb is asked for its descriptors again, if it lacked memory
     REAPED_AT_ONCE = 26      # one handle_events ends no more: op_handle_events in libusb's linux_usbfs.c
 
 cdef struct LibusbBackend:
@@ -166,9 +167,9 @@ cdef int libusb_describe(Backend *self, pollfd *fds, int room) noexcept nogil:
     cdef const libusb_pollfd **list
     cdef int i = 0
     if backend.fds_changed:
-        backend.fds_changed = False
         backend.fd_count = 0
         list = libusb_get_pollfds(backend.context)
+        backend.fds_changed = list == NULL  # it has no memory for them: see `deadline`
         if list != NULL:
             while list[i] != NULL and i < LIBUSB_DESCRIPTORS:
                 backend.fds[i].fd = list[i].fd
@@ -182,7 +183,8 @@ cdef int libusb_describe(Backend *self, pollfd *fds, int room) noexcept nogil:
 
 
 cdef int64_t libusb_deadline(Backend *self) noexcept nogil:
-    return -1  # no transfer has a timeout
+    """No transfer has a timeout.  `events` asks libusb even without descriptors to poll, if these are to be fetched."""
+    return monotonic_us() + ASK_AGAIN if (<LibusbBackend *>self).fds_changed else -1
 
 
 cdef void libusb_forget(Backend *self, Urb *urb) noexcept nogil:
@@ -202,6 +204,8 @@ cdef int libusb_set_configuration_(Backend *self, int value) noexcept nogil:
     with gil:
         try:
             return errno_of_libusb((<object>(<LibusbBackend *>self).claim).set_configuration(value))
+        except MemoryError:
+            return -LINUX_ENOMEM
         except BaseException:  # an exception that left from here would read as 0
             return -LINUX_EPROTO
 

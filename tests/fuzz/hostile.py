@@ -245,7 +245,7 @@ class HostileClient:
         assert self._rig.counters.in_flight == 0
 
     def _read_to_the_end(self) -> None:
-        """Turns until the pump notices that its client has left, or would sleep: a round reads only so much."""
+        """Turns until the pump ends the session, or would sleep; a round reads only so much."""
         unread = -1
         while self._wake == _pump.CHANNEL and self._on_the_way()[0] != unread:
             unread = self._on_the_way()[0]

@@ -48,6 +48,7 @@ static int drivers = 3; /* a bit per interface */
 static int hold_cancels;
 static int macos;
 static int captures; /* detaches without an attach, of fake_macos */
+static int hidden;  /* so often it has no memory for its descriptors */
 static long device_memory;      /* bytes that are out */
 static long most_device_memory; /* that there is */
 static char failing[32];
@@ -70,6 +71,7 @@ int fake_pending(void) { return count; }
 int fake_drivers(void) { return drivers; }
 int fake_allocated(void) { return allocated; }
 long fake_device_memory(void) { return device_memory; }
+void fake_hide_descriptors(int times) { hidden = times; }
 void fake_limit_device_memory(long most) { most_device_memory = most; }
 
 /* As it was in the beginning: plugged in, with a driver at each interface. */
@@ -77,7 +79,7 @@ void fake_begin(void)
 {
     watched = configuration = 1;
     drivers = 3;
-    hold_cancels = macos = captures = 0;
+    hold_cancels = macos = captures = hidden = 0;
     most_device_memory = 16 << 20; /* as usbfs has it */
     failing[0] = 0;
     journal[0] = 0;
@@ -376,8 +378,9 @@ unsigned char *libusb_dev_mem_alloc(libusb_device_handle *handle, size_t length)
 {
     if (device_memory + (long)length > most_device_memory)
         return NULL;
-    device_memory += (long)length;
-    return malloc(length);
+    unsigned char *memory = malloc(length);
+    device_memory += memory != NULL ? (long)length : 0;
+    return memory;
 }
 
 int libusb_dev_mem_free(libusb_device_handle *handle, unsigned char *buffer, size_t length)
@@ -389,8 +392,10 @@ int libusb_dev_mem_free(libusb_device_handle *handle, unsigned char *buffer, siz
 
 struct libusb_transfer *libusb_alloc_transfer(int packets)
 {
-    allocated++;
-    return calloc(1, sizeof(struct libusb_transfer) + packets * sizeof(struct libusb_iso_packet_descriptor));
+    size_t size = sizeof(struct libusb_transfer) + packets * sizeof(struct libusb_iso_packet_descriptor);
+    struct libusb_transfer *transfer = calloc(1, size);
+    allocated += transfer != NULL;
+    return transfer;
 }
 
 void libusb_free_transfer(struct libusb_transfer *transfer)
@@ -462,6 +467,8 @@ const struct libusb_pollfd **libusb_get_pollfds(libusb_context *context)
 {
     static struct libusb_pollfd fd;
     static const struct libusb_pollfd *list[2];
+    if (hidden && hidden--)
+        return NULL;
     fd.fd = ready[0];
     fd.events = 1; /* POLLIN */
     list[0] = watched ? &fd : NULL;

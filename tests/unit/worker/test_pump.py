@@ -24,6 +24,7 @@ from usbipd import _pump
 from usbipd.protocol.constants import (
     LINUX_EINVAL,
     LINUX_ENOENT,
+    LINUX_ENOMEM,
     LINUX_EOVERFLOW,
     LINUX_EPIPE,
     LINUX_EPROTO,
@@ -211,6 +212,25 @@ def test_model_that_raises_fails_its_urb_only(rig: Rig) -> None:
     first, second = rig.exchange(rig.submit(MODEL_IN, 8), rig.submit(MODEL_IN, 8))
     assert (first.status, second.data) == (-LINUX_EPROTO, b"fine")
     assert rig.transfers.problem == "ValueError: no such block"
+
+
+class UnprintableError(Exception):
+    def __str__(self) -> str:
+        raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "problem"),
+    [
+        (MemoryError(), -LINUX_ENOMEM, "MemoryError: "),
+        (UnprintableError(), -LINUX_EPROTO, "an exception that cannot be printed"),
+    ],
+)
+def test_model_that_lacks_memory_answers(rig: Rig, error: Exception, status: int, problem: str) -> None:
+    rig.device.to_read[MODEL_IN] = [error, b"fine"]
+    first, second = rig.exchange(rig.submit(MODEL_IN, 8), rig.submit(MODEL_IN, 8))
+    assert (first.status, second.data) == (status, b"fine")
+    assert rig.transfers.problem == problem
 
 
 @pytest.mark.parametrize("length", [1, 320, 321, 1024, 65536, 1000000, MAX_TRANSFER_LENGTH])
