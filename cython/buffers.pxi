@@ -43,11 +43,9 @@ cdef enum:
     DEVICE_IDLE = 1000000    # microseconds
     PAGE = 4096              # usbfs counts whole ones: usbdev_mmap in devio.c
     SPARE = -2               # size_class of a spare
-
-cdef enum SpareFor:
-    FOR_SUBMIT
-    FOR_UNLINK
-    SPARES
+    FOR_SUBMIT = 0           # places in Pool.spares
+    FOR_UNLINK = 1
+    SPARES = 2
 
 cdef struct Block:           # a free buffer
     Block *next
@@ -223,9 +221,9 @@ cdef void pool_free_spares(Pool *pool) noexcept nogil:
     free(pool.spare_buffer)
 
 
-cdef Urb *pool_take_spare(Pool *pool, SpareFor use) noexcept nogil:
-    """The URB that takes no memory, or NULL: it is on its way.  One FOR_SUBMIT has room for descriptors, not for data."""
-    cdef Urb *urb = pool.spares[<int>use]
+cdef Urb *pool_take_spare(Pool *pool, int use) noexcept nogil:
+    """The URB that takes no memory, or NULL: it is on its way.  The one FOR_SUBMIT has room for descriptors, not data."""
+    cdef Urb *urb = pool.spares[use]
     if urb.state != URB_FREE:
         return NULL
     urb_begin(urb, pool.spare_buffer if use == FOR_SUBMIT else urb.storage)
