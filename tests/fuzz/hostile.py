@@ -57,7 +57,7 @@ own.
 
 _TRIES: Final = 3
 """Turns without a reply after which none is expected."""
-_MOST_PIECES: Final = 4096
+_MOST_PIECES: Final = 256
 """Pieces of a chosen size that one client sends, each a turn of the pump; the rest goes out in large ones."""
 
 
