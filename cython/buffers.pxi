@@ -222,7 +222,7 @@ cdef void pool_free_spares(Pool *pool) noexcept nogil:
 
 
 cdef Urb *pool_take_spare(Pool *pool, int use) noexcept nogil:
-    """The URB that takes no memory, or NULL: it is on its way.  The one FOR_SUBMIT has room for descriptors, not data."""
+    """The URB that takes no memory, or NULL: it is on its way.  FOR_SUBMIT it has room for descriptors, not data."""
     cdef Urb *urb = pool.spares[use]
     if urb.state != URB_FREE:
         return NULL

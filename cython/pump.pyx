@@ -60,6 +60,7 @@ cdef extern from *:
     ssize_t recvmsg(int fd, msghdr *message, int flags) nogil
     ssize_t sendmsg(int fd, const msghdr *message, int flags) nogil
 
+include "linux_errno.pxi"    # how calls of libusb end, on the wire
 include "transfer.pxi"       # the transfer interface: Urb, Backend
 include "urb.pxi"            # the wire
 include "buffers.pxi"        # memory, bounded
@@ -326,6 +327,7 @@ cdef class Pump:
     def restore(self) -> int:
         """Prepares the device for the next client: reset, first configuration, default settings.
 
+        What has its default setting already is sent no SET_INTERFACE: many devices cannot take it (hub.c).
         Blocks for a bus reset.  Returns 0 or the first negative Linux errno.
         """
         cdef Core *core = self.core

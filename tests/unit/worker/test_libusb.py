@@ -10,7 +10,13 @@ import pytest
 from tests.fuzz import heap
 from tests.unit.worker.fake_libusb import HERE, environment_with_fake, environment_without_memory
 
-CASES = ["libusb_cases.py", "libusb_races.py", "libusb_macos_cases.py", "libusb_macos_races.py"]
+CASES = [
+    "libusb_cases.py",
+    "libusb_request_cases.py",
+    "libusb_races.py",
+    "libusb_macos_cases.py",
+    "libusb_macos_races.py",
+]
 
 
 @pytest.mark.skipif(
