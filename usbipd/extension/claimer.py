@@ -31,6 +31,7 @@ from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import DeviceMemory, HistoryEvent
+from usbipd.log import LIMITED
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.ownership import Ownership
 from usbipd.usb.refusal import explain
@@ -199,7 +200,7 @@ class DeviceClaimer:
         if not await wait_ended(worker, PARTING_TIME):
             before = claim.record
             if not await self._is_present(claim) or claim.record.devnum != before.devnum:
-                _LOG.warning("%s has not noticed that its device is gone", worker.label)
+                _LOG.warning("%s has not noticed that its device is gone", worker.label, extra=LIMITED)
                 claim.vanished()
                 await self._dismiss(worker)
 
@@ -236,7 +237,7 @@ class DeviceClaimer:
                         return
                     delay = backoff.failed()
                     if claim.failed(error, delay):
-                        _LOG.error("%s cannot be claimed: %s", busid, error)
+                        _LOG.error("%s cannot be claimed: %s", busid, error, extra=LIMITED)
                 else:
                     if first is not None and not first.done():
                         first.set_result(device)
@@ -249,9 +250,9 @@ class DeviceClaimer:
                     await claim.worker.ended.wait()
                     delay = backoff.failed()
                     claim.lost(delay)
-                _LOG.info("%s has no worker: the next try comes in %.1f s", busid, delay)
+                _LOG.info("%s has no worker: the next try comes in %.1f s", busid, delay, extra=LIMITED)
                 await self._pause(busid, delay)
-            _LOG.info("%s was unplugged", busid)
+            _LOG.info("%s was unplugged", busid, extra=LIMITED)
             await self._forget_intent(claim.record)
             self._forget(claim, HistoryEvent.UNPLUGGED)
             self._on_end()
@@ -310,7 +311,8 @@ class DeviceClaimer:
                 raise await self._explain(record, error, worker) from error
         if parameters.log_level != self._log_level:  # it has changed meanwhile
             worker.channel.tell(Command.LOG, LogParameters(level=self._log_level))
-        _LOG.info("%s claimed (%s) by worker[%d]", record.busid, result.claim_method, worker.pid)
+        how = result.claim_method
+        _LOG.info("%s claimed (%s) by worker[%d]", record.busid, how, worker.pid, extra=LIMITED)
         return claim.taken(worker, result, page)
 
     async def _free_from_use(self, busid: str, *, force: bool) -> None:
@@ -420,7 +422,8 @@ def _listener(claim: Claim) -> Callable[[Event], None]:
     def listen(event: Event) -> None:
         claim.heard(event)
         if isinstance(event.parameters, DetachedParameters | GoneParameters):
-            _LOG.info("%s %s: %s", claim.record.busid, event.event, event.parameters.reason)
+            reason = event.parameters.reason
+            _LOG.info("%s %s: %s", claim.record.busid, event.event, reason, extra=LIMITED)
 
     return listen
 

@@ -71,7 +71,10 @@ def run(
         logging.getLogger().addHandler(errors)
         files = paths.RuntimeFiles(socket_path.absolute())
         extension = Extension(config, simulate, with_real, files, state_directory, errors, log_file)
-        return asyncio.run(extension.run())
+        try:
+            return asyncio.run(extension.run())
+        finally:
+            log.tell_left_out()  # while stderr is the log
 
 
 def _destination(config: ServerConfig) -> str:
@@ -116,6 +119,7 @@ class Extension:
 
     async def run(self) -> int:
         """Up, until a signal, and down.  Raises `UsbipdError` if it does not come up."""
+        log.use_timer(asyncio.get_running_loop())
         self._handle_signals()
         self._supervisor.start()
         self._files.prepare()

@@ -23,8 +23,8 @@ from typing import Final
 from usbipd.addresses import ListenAddress, parse_listen
 from usbipd.errors import UsbipdError
 from usbipd.ipc.async_channel import Channel
+from usbipd.log import LIMITED
 from usbipd.server.access import AccessList
-from usbipd.server.refusals import Refusals
 from usbipd.server.session import Session
 
 _LOG: Final = logging.getLogger(__name__)
@@ -50,7 +50,6 @@ class ServerCoordinator:
     ) -> None:
         self._extension = extension
         self._access = access
-        self._refusals = Refusals(asyncio.get_running_loop().call_later)
         self._max_connections = max_connections
         self._max_per_address = max_connections_per_address
         self._handshake_timeout = handshake_timeout
@@ -87,7 +86,7 @@ class ServerCoordinator:
             try:
                 connection, name = await loop.sock_accept(listener)
             except OSError as error:
-                _LOG.error("cannot accept: %s", error.strerror)
+                _LOG.error("cannot accept: %s", error.strerror, extra=LIMITED)
                 await asyncio.sleep(_ACCEPT_PAUSE)
                 continue
             peer = ListenAddress(*name[:2])
@@ -95,7 +94,7 @@ class ServerCoordinator:
                 self._admit(connection, peer)
             else:
                 connection.close()
-                self._refusals.add(str(peer))
+                _LOG.info("%s refused: its address is not allowed", peer, extra=LIMITED)
             await asyncio.sleep(0)  # sock_accept does not wait while clients queue: sessions have their turn
 
     def _admit(self, connection: socket.socket, peer: ListenAddress) -> None:

@@ -25,6 +25,7 @@ from usbipd.ipc.children import (
     LogParameters,
 )
 from usbipd.ipc.messages import Command, EventName, Nothing
+from usbipd.log import LIMITED
 from usbipd.worker.claim import Held, hold
 from usbipd.worker.report import COUNTER_PAGE_SIZE
 
@@ -137,7 +138,7 @@ class Worker:
             _LOG.debug("the client's socket was closed before")
         drained = self._pump.finish()
         if self._held.transfers.problem:
-            _LOG.error("the simulated device failed: %s", self._held.transfers.problem)
+            _LOG.error("the simulated device failed: %s", self._held.transfers.problem, extra=LIMITED)
         self._client.close()
         self._client = None
         if not drained:
@@ -148,7 +149,7 @@ class Worker:
         if not self._pump.gone:
             result = self._pump.restore()
             if result < 0:
-                _LOG.warning("resetting the device failed: Linux errno %d", -result)
+                _LOG.warning("resetting the device failed: Linux errno %d", -result, extra=LIMITED)
 
     def _let_go(self) -> list[str]:
         """Gives the device back to this host.  Returns what did not work, a sentence each."""
