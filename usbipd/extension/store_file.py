@@ -3,7 +3,7 @@
 Runs in the extension, on the store's own thread; everything blocks.  In the state directory lie
 
     usbipd.sqlite                    the store, with SQLite's -wal and -shm
-    usbipd.copy-v1.sqlite            its last good copy; 1 is the schema version
+    usbipd.copy-v2.sqlite            its last good copy; 2 is the schema version
     usbipd.sqlite.damaged-20260504T123001Z, ...newer-v7-...
                                      what could not be used, as it was found; for people
     usbipd.lock                      locked by the one extension that uses the directory
