@@ -12,7 +12,7 @@ every process of the daemon, and whoever reaches its port can make it log.  What
 and counted.
 
 A line that others can cause as often as they like is logged with `extra=LIMITED`: `limiter.py` passes the
-first few and counts the rest.  At level debug nothing is limited.
+first few and counts the rest.  A log at level debug is not limited: who asks for it wants all.
 """
 
 import contextlib
@@ -128,7 +128,7 @@ class _Output(logging.StreamHandler[TextIO]):
         self.setFormatter(_Formatter(f"{clock}%(levelname)s {self._who.replace('%', '%%')}: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        if _is_limited(record):
+        if _is_limited(record) and logging.getLogger().level > logging.DEBUG:
             self._limiter.add((record.levelno, record.msg), _Lines(record))
         else:
             self._write(_Lines(record))
@@ -302,7 +302,7 @@ def take_over(descriptor: int) -> None:
 
 
 def _is_limited(record: logging.LogRecord) -> bool:
-    return record.levelno > logging.DEBUG and getattr(record, "is_limited", False)
+    return getattr(record, "is_limited", False)
 
 
 def _one_line(text: str) -> str:

@@ -27,6 +27,7 @@ from usbipd.extension import service_manager
 from usbipd.extension.bindings import Bindings
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.control import Answers, IPCHandler
+from usbipd.extension.host_needs import check_host
 from usbipd.extension.log_file import STDERR, LogFile
 from usbipd.extension.manager import SystemExtensionManager
 from usbipd.extension.monitor import StatusMonitor
@@ -64,12 +65,14 @@ def run(
     if frozen.IS_FROZEN:
         frozen.load_libusb()
     seal_descriptors()  # first: what is opened from here on has no number below 3
+    check_host(config)
+    files = paths.RuntimeFiles(socket_path.absolute())
+    state_directory = None if state_directory is None else state_directory.absolute()
     log_file = LogFile(None if config.log_to in log.DESTINATIONS else Path(config.log_to))
     with log_file:
         log.configure("extension", level=config.log_level, to=_destination(config))
         errors = log.ErrorCounter()
         logging.getLogger().addHandler(errors)
-        files = paths.RuntimeFiles(socket_path.absolute())
         extension = Extension(config, simulate, with_real, files, state_directory, errors, log_file)
         try:
             return asyncio.run(extension.run())
@@ -125,6 +128,9 @@ class Extension:
         self._files.prepare()
         control = IPCHandler(self._files.control_socket, self._run_as)
         was_killed = control.start_listener()  # from here on the socket's path is ours
+        os.chdir(
+            "/"
+        )  # daemon(7): it and its children keep no file system busy; all paths are absolute by now
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._files.remove)
             stack.callback(control.close)

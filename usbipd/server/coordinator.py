@@ -13,14 +13,13 @@ A client whose address is not allowed never gets a slot: it is closed before a b
 import asyncio
 import errno
 import functools
-import itertools
 import logging
 import socket
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from usbipd.addresses import ListenAddress, parse_listen
+from usbipd.addresses import ListenAddress, explain_absent, is_absent, parse_listen, refuse_overlap
 from usbipd.errors import UsbipdError
 from usbipd.ipc.async_channel import Channel
 from usbipd.log import LIMITED
@@ -66,7 +65,7 @@ class ServerCoordinator:
         Raises `UsbipdError` if one cannot be had; none is taken then.
         """
         wanted = [parse_listen(text) for text in addresses]
-        _refuse_overlap(wanted)
+        refuse_overlap(wanted)
         try:
             for address in wanted:
                 self._listeners.append(_listener(address))
@@ -128,20 +127,6 @@ class ServerCoordinator:
         session.close()
 
 
-def _refuse_overlap(addresses: Sequence[ListenAddress]) -> None:
-    """Raises `UsbipdError` if one address includes another: the kernel would not say that it was us."""
-    for one, other in itertools.permutations(addresses, 2):
-        every = "::" if ":" in other.host else "0.0.0.0"  # noqa: S104 - what is asked for, not what we choose
-        if one.port == other.port != 0 and one.host in (other.host, every):
-            raise UsbipdError(
-                f"cannot listen on {other}: it is given twice"
-                if one == other
-                else f"cannot listen on {other}: {one} is given too, and includes it",
-                code="bad-address",
-                advice="leave one of them out",
-            )
-
-
 def _listener(address: ListenAddress) -> socket.socket:
     try:
         family, _type, _protocol, _name, where = socket.getaddrinfo(
@@ -171,12 +156,8 @@ def _explain(address: ListenAddress, error: OSError) -> UsbipdError:
             code="address-in-use",
             advice=f"end that program (`lsof -i :{address.port}` names it), or choose another address",
         )
-    if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, socket.EAI_NONAME):
-        return UsbipdError(
-            f"cannot listen on {address}: this host has no such address",
-            code="no-such-address",
-            advice="choose one of this host's for --listen, or 0.0.0.0 for all",
-        )
+    if is_absent(error):
+        return explain_absent(address)
     if error.errno == errno.EACCES:
         return UsbipdError(
             f"cannot listen on {address}: ports below 1024 are root's",
