@@ -32,6 +32,8 @@ from usbipd.worker.report import COUNTER_PAGE_SIZE
 _LOG: Final = logging.getLogger(__name__)
 
 _GONE: Final = "the device is gone"
+_CLOSED: Final = "the extension closed the channel"
+"""No fault: an extension that ends while a device is being claimed does just that."""
 
 
 class _Ended(Exception):  # noqa: N818 - not an error
@@ -71,7 +73,7 @@ class Worker:
     def _read_channel(self) -> None:
         item = self._channel.receive()
         if item is None:
-            _LOG.warning("the extension is gone: giving the device back")
+            _LOG.info("%s: releasing the device", _CLOSED)
             self._end()
         if not isinstance(item, Request):
             raise IPCError(f"the extension sent a {type(item).__name__} to a worker")
@@ -240,7 +242,7 @@ def main(arguments: list[str]) -> int:
         return 0
     except (UsbipdError, OSError) as error:
         if isinstance(error, IPCError) and error.code == "gone":  # found out while we told it something
-            _LOG.warning("the extension is gone: gave the device back")
+            _LOG.info("%s: released the device", _CLOSED)
             return 0
         _LOG.error("%s", error)
         return 1
