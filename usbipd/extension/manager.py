@@ -61,13 +61,16 @@ class SystemExtensionManager:
         bindings: Bindings,
         chronicle: Chronicle,
         *,
+        with_real: bool,
         run_as: RunAs | None,
         transfer_budget: int,
         device_memory: DeviceMemory,
         log_level: str,
         log_to: str,
     ) -> None:
+        """`with_real`: whether devices come and go; simulated ones are always there."""
         self._sources = sources
+        self._with_real = with_real
         self._ownership = ownership
         self._store = store
         self._bindings = bindings
@@ -303,7 +306,15 @@ class SystemExtensionManager:
             return DeviceRule.of_port(record), [record]
         if parameters.hardware is not None and parameters.busid is None:
             rule = _hardware_rule(parameters.hardware)
-            return rule, [record for record in await self._list_records() if rule.fits(record)]
+            records = [record for record in await self._list_records() if rule.fits(record)]
+            if not records and not self._with_real:
+                raise UsbipdError(
+                    f"this daemon shares simulated devices only, and {rule} is none of them",
+                    code="no-device",
+                    advice="to share devices of this machine, start the daemon without --simulate, or with "
+                    "--real-devices",
+                )
+            return rule, records
         raise UsbipdError("bind takes either a busid or a hardware id", code="bad-message")
 
     async def _chosen(self, parameters: UnbindParameters) -> list[Binding]:

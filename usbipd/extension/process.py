@@ -179,6 +179,7 @@ class Extension:
             store,
             Bindings(store, config.access),
             chronicle,
+            with_real=self._with_real,
             run_as=privileges.worker_run_as(self._run_as),
             transfer_budget=limits.transfer_budget,
             device_memory=limits.device_memory,
