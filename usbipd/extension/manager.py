@@ -337,9 +337,9 @@ class SystemExtensionManager:
         if others:
             rule = others[0].rule
             what = f"{parameters.busid} is shared by its hardware id, not by its port"
-            advice = f"`usbipd unbind --hardware-id {rule.vendor_id:04x}:{rule.product_id:04x}`"
-            advice += " --serial SERIAL" if rule.serial is not None else ""
-            advice += " unbinds it, wherever it is plugged in"
+            serial = " --serial SERIAL" if rule.serial is not None else ""
+            command = f"usbipd unbind --hardware-id {rule.vendor_id:04x}:{rule.product_id:04x}{serial}"
+            advice = f"`{command}` unbinds it, wherever it is plugged in"
         raise UsbipdError(what, code="not-shared", advice=advice)
 
     async def _list_records(self) -> list[DeviceRecord]:

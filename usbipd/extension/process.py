@@ -39,6 +39,7 @@ from usbipd.extension.supervisor import Supervisor, seal_descriptors
 from usbipd.ipc.children import ServeParameters, SimulatedSpec
 from usbipd.ipc.reports import DeviceReport, DeviceState, HistoryEvent
 from usbipd.protocol.constants import USBIP_PORT
+from usbipd.spelling import Spelling
 from usbipd.usb.discovery import DeviceDiscovery, DeviceSource
 from usbipd.usb.hotplug import Hotplug
 from usbipd.usb.ownership import host_ownership
@@ -73,7 +74,9 @@ def run(
         log.configure("extension", level=config.log_level, to=_destination(config))
         errors = log.ErrorCounter()
         logging.getLogger().addHandler(errors)
-        extension = Extension(config, simulate, with_real, files, state_directory, errors, log_file)
+        extension = Extension(
+            config, simulate, with_real, files, state_directory, errors, log_file, Spelling.here()
+        )
         try:
             return asyncio.run(extension.run())
         finally:
@@ -107,6 +110,7 @@ class Extension:
         state_directory: Path | None,
         errors: log.ErrorCounter,
         log_file: LogFile,
+        spelling: Spelling,
     ) -> None:
         self._config = config
         self._simulate = simulate
@@ -115,6 +119,7 @@ class Extension:
         self._state_directory = state_directory
         self._errors = errors
         self._log_file = log_file
+        self._spelling = spelling
         self._run_as = privileges.find_run_as(config.user)
         self._supervisor = Supervisor()
         self._stopped = asyncio.Event()
@@ -230,7 +235,8 @@ class Extension:
         if parts.power is not None:
             parts.power.start()
         await parts.manager.start()
-        _say(announcement(parts.network.listening, await parts.manager.list_devices()))
+        said = announcement(parts.network.listening, await parts.manager.list_devices())
+        _say(self._spelling.spell(said))
         listening = f"listens on {', '.join(parts.network.listening)}"
         service_manager.tell(service_manager.READY, STATUS=listening)
 

@@ -18,6 +18,7 @@ import fcntl
 import logging
 import os
 import re
+import shlex
 import sqlite3
 import stat
 import time
@@ -279,7 +280,7 @@ class StoreFile:
                     f"{self.directory / name} was kept on {when}, because {why}",
                     code=KEPT_ASIDE,
                     advice="See whether anything in it is still needed.\n"
-                    f"Remove it: `sudo rm '{self.directory / name}'*`.",
+                    f"Remove it: `sudo rm {shlex.quote(str(self.directory / name))}*`.",
                 )
             )
         return kept

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -186,7 +187,7 @@ def test_damage_is_kept_aside_and_the_copy_restored(
         assert aside.code == KEPT_ASIDE
         assert aside.message.startswith(f"{directory / name} was kept on 20")
         assert aside.message.endswith(" UTC, because it was damaged")
-        assert f"`sudo rm '{directory / name}'*`" in str(aside.advice)
+        assert f"`sudo rm {shlex.quote(str(directory / name))}*`" in str(aside.advice)
         await store.close()
         assert await reopen(directory) == (BINDINGS, []), "it has been mended"
         assert await check(directory) == [aside.message]
