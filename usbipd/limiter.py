@@ -75,10 +75,11 @@ class Limiter(Generic[Item]):
             state.held = item if state.held is None else self._merge(state.held, item)
         self._wait()
 
-    def flush(self) -> None:
-        """Pass on all that is held."""
-        for state in self._kinds.values():
-            self._release(state)
+    def flush(self, kind: Hashable = None) -> None:
+        """Pass on what is held of `kind`; None: of all kinds."""
+        for state in list(self._kinds.values()) if kind is None else [self._kinds.get(kind)]:
+            if state is not None:
+                self._release(state)
 
     def _release_due(self) -> None:
         now = self._clock()

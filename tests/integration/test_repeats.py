@@ -27,7 +27,7 @@ def test_attaching_over_and_over(start_daemon: StartDaemon) -> None:
     entries = daemon.document("history", "--limit", "1000")["entries"]
     assert "started" in {entry["event"] for entry in entries}
     for event in ("attached", "detached"):
-        assert BURST <= sum(entry["event"] == event for entry in entries) <= 2 * BURST
+        assert BURST // 3 <= sum(entry["event"] == event for entry in entries) <= BURST
 
     assert daemon.usbipd("doctor").returncode == 0, "nothing of the history is lost"
 

@@ -273,7 +273,7 @@ class DeviceClaimer:
         try:
             record = await self._find_device(claim.record.busid)
         except UsbipdError as error:
-            _LOG.error("cannot look for %s: %s", claim.record.busid, error)
+            _LOG.error("cannot look for %s: %s", claim.record.busid, error, extra=LIMITED)
             return True  # a try to claim it will tell
         if record is None or not _same_device(record, claim.record):
             return False
@@ -348,7 +348,7 @@ class DeviceClaimer:
             try:
                 holders = await asyncio.to_thread(self._ownership.holders_of, record.busid)
             except OSError as problem:
-                _LOG.warning("cannot tell who holds %s: %s", record.busid, problem)
+                _LOG.warning("cannot tell who holds %s: %s", record.busid, problem, extra=LIMITED)
         return explain(record.busid, error, holders)
 
     def _parameters(self, record: DeviceRecord) -> ClaimParameters:

@@ -31,6 +31,7 @@ from usbipd.ipc.reports import (
     UnbindParameters,
     UnbindResult,
 )
+from usbipd.log import LIMITED
 from usbipd.protocol.op import UsbDevice
 from usbipd.server.access import AccessList
 from usbipd.usb.discovery import DeviceRecord, DeviceSource
@@ -241,7 +242,7 @@ class SystemExtensionManager:
             try:
                 await self._follow(await self._list_records())
             except UsbipdError as error:
-                _LOG.error("%s", error)
+                _LOG.error("%s", error, extra=LIMITED)
                 asyncio.get_running_loop().call_later(LIST_AGAIN, self._changed.set)
             self._chronicle.changed()
 

@@ -65,7 +65,7 @@ class Store:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._queue = _Queue()
         self._limiter = Limiter(self._enqueue, _merge)
-        """By event and busid, so it holds no more than five entries for each port that ever had a device."""
+        """By busid: it holds one entry of each event for each port that ever had a device, at most."""
         self._is_open = True
         self._connection: sqlite3.Connection | None = None  # of the thread
         self._history_fails = False  # of the thread
@@ -140,9 +140,10 @@ class Store:
     ) -> None:
         """Queue an entry of the history; `time` is seconds since the epoch, now unless given.
 
-        Returns at once and never raises.  Of one event of a device, more than a few in a minute become one
-        entry, which is queued when the minute is over.  An entry that cannot be kept is counted, which the
-        history and `check` say; after `close` nothing happens.
+        Returns at once and never raises.  Of what clients and devices cause, more than a few entries of a
+        device in a minute become one for each event, queued when the minute is over or something else
+        happens to the device.  An entry that cannot be kept is counted, which the history and `check` say;
+        after `close` nothing happens.
         """
         entry = HistoryEntry(
             id=0,  # the table's to give
@@ -159,13 +160,15 @@ class Store:
             bytes_out=bytes_out,
         )
         if event in OF_OTHERS and self._is_open:
-            self._limiter.add((event, busid), entry)
+            self._limiter.add(busid, (entry,))
         else:
-            self._enqueue(entry)
+            self._limiter.flush(busid)  # None, as of the end of the daemon: all
+            self._enqueue((entry,))
 
-    def _enqueue(self, entry: HistoryEntry) -> None:
-        if self._is_open and self._queue.put(entry):
-            self._thread.submit(self._write_history)  # before all that is asked for from here on
+    def _enqueue(self, entries: tuple[HistoryEntry, ...]) -> None:
+        for entry in entries:
+            if self._is_open and self._queue.put(entry):
+                self._thread.submit(self._write_history)  # before all that is asked for from here on
 
     async def history(self, limit: int, before: int | None = None) -> list[HistoryEntry]:
         """The newest `limit` entries, of those with an id below `before`; the newest first."""
@@ -309,14 +312,20 @@ class _Queue:
         self.lost += count
 
 
-def _merge(held: HistoryEntry, new: HistoryEntry) -> HistoryEntry:
-    return msgspec.structs.replace(
-        new,
-        count=held.count + new.count,
-        seconds=_sum(held.seconds, new.seconds),
-        bytes_in=_sum(held.bytes_in, new.bytes_in),
-        bytes_out=_sum(held.bytes_out, new.bytes_out),
-    )
+def _merge(held: tuple[HistoryEntry, ...], new: tuple[HistoryEntry, ...]) -> tuple[HistoryEntry, ...]:
+    """One entry of each event, in the order in which they happened last; `new` is one."""
+    [entry] = new
+    others = tuple(each for each in held if each.event is not entry.event)
+    for same in held:
+        if same.event is entry.event:
+            entry = msgspec.structs.replace(
+                entry,
+                count=same.count + 1,
+                seconds=_sum(same.seconds, entry.seconds),
+                bytes_in=_sum(same.bytes_in, entry.bytes_in),
+                bytes_out=_sum(same.bytes_out, entry.bytes_out),
+            )
+    return (*others, entry)
 
 
 def _sum(one: _Figure | None, other: _Figure | None) -> _Figure | None:

@@ -81,5 +81,5 @@ def test_what_people_read(utc: None) -> None:
 def test_an_entry_that_stands_for_many(utc: None) -> None:
     many = make_entry(9, HistoryEvent.DETACHED, client="192.0.2.7:5", seconds=60.0, count=9980, reason="left")
     assert format_history([many], 80).splitlines()[-1] == (
-        "    9980 times, the last one shown, after 1 min 0 s: left"
+        "    9980 times, the last one shown, 1 min 0 s in all: left"
     )

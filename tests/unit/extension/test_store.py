@@ -276,11 +276,11 @@ def test_clients_push_out_nothing_that_people_did(directory: Path, monkeypatch: 
         assert {entry.event for entry in kept} >= set(deeds)
         attached = [entry for entry in kept if entry.event is HistoryEvent.ATTACHED]
         detached = [entry for entry in kept if entry.event is HistoryEvent.DETACHED]
-        assert len(attached) == len(detached) == BURST + 1
-        assert sum(entry.count for entry in attached) == cycles
-        assert {entry.seconds for entry in detached if entry.count == 1} == {0.5}
-        assert (detached[0].count, detached[0].client) == (cycles - BURST, client_of(cycles - 1))
-        assert detached[0].seconds == (cycles - BURST) * 0.5
+        assert len(attached) == len(detached) == BURST // 2 + 1
+        assert [sum(entry.count for entry in entries) for entries in (attached, detached)] == [cycles] * 2
+        assert (detached[0].count, detached[0].client) == (cycles - BURST // 2, client_of(cycles - 1))
+        assert {entry.seconds for entry in detached[1:]} == {0.5}
+        assert detached[0].seconds == (cycles - BURST // 2) * 0.5
         assert sum(entry.bytes_in or 0 for entry in detached) == cycles * 3
         assert {entry.bytes_out for entry in detached} == {None}
         assert await store.check() == []
@@ -291,6 +291,35 @@ def test_clients_push_out_nothing_that_people_did(directory: Path, monkeypatch: 
 
 def client_of(number: int) -> str:
     return f"192.0.2.{number % 256}:{number}"
+
+
+def test_the_order_of_the_history_is_that_of_the_last_of_each() -> None:
+    """Who attached last is attached; and nothing follows what ended a claim."""
+
+    async def events(store: Store, number: int) -> list[tuple[str, int]]:
+        return [(entry.event.value, entry.count) for entry in await store.history(number)][::-1]
+
+    async def test() -> None:
+        store = await Store.open(None)
+        for _number in range(BURST):
+            store.record(HistoryEvent.ATTACHED, busid="1-1")
+            store.record(HistoryEvent.DETACHED, busid="1-1")
+        store.record(HistoryEvent.ATTACHED, busid="1-1")
+        store.record(HistoryEvent.BOUND, busid="1-2")
+        assert (await events(store, 1)) == [("bound", 1)], "that of another device"
+        store.record(HistoryEvent.FAILED, busid="1-1")
+        half = BURST // 2
+        assert (await events(store, 3)) == [("detached", half), ("attached", half + 1), ("failed", 1)]
+        store.record(HistoryEvent.CLAIMED, busid="1-1")
+        store.record(HistoryEvent.RELEASED, busid="1-1")
+        store.record(HistoryEvent.STOPPED)
+        assert (await events(store, 3)) == [("claimed", 1), ("released", 1), ("stopped", 1)]
+        before = await store.history(100)
+        await store.end_last_run()
+        assert await store.history(100) == before, "nothing is left open"
+        await store.close()
+
+    run(test())
 
 
 def test_what_came_too_fast_is_written_when_its_minute_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
