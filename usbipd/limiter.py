@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Final, Generic, Protocol, TypeVar
 
-BURST: Final = 20
+BURST: Final = 50
 """Items of one kind that pass at once."""
 INTERVAL: Final = 60.0
 """Seconds between two merged items of one kind, at least."""

@@ -164,7 +164,7 @@ class ControlConnection:
 
 
 def _is_no_socket(path: str) -> bool:
-    """Whether something else is there; not if that cannot be told."""
+    """Whether the path is that of something else; False if that cannot be told."""
     try:
         return not stat.S_ISSOCK(os.stat(path).st_mode)  # noqa: PTH116 - pathlib takes longer than all of it
     except OSError:
@@ -173,7 +173,7 @@ def _is_no_socket(path: str) -> bool:
 
 def start_command(socket_path: str) -> str:
     """The command that starts an extension with this control socket, between backquotes."""
-    from usbipd import paths  # here: where something answers, nobody needs it
+    from usbipd import paths  # here: not needed where something answers
 
     if socket_path == system_control_socket():
         job = paths.launch_daemon()
