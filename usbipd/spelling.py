@@ -44,10 +44,15 @@ class Spelling:
 
 def _typed(program: str, own: str) -> str:
     """The command for `program`, which lies beside `own`, the first word of our own command line."""
-    path = Path(own).absolute().with_name(program) if Path(own).name in _PROGRAMS and "/" in own else None
-    if path is None or not path.exists() or _is_found(program, path):
+    if Path(own).name not in _PROGRAMS or "/" not in own:
         return program
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+        path = Path(own).absolute().with_name(program)
+        if not path.exists() or _is_found(program, path):
+            return program
+    except OSError:  # such as a directory that was removed
+        return program
     if here == Path("/") or not path.is_relative_to(here):
         return shlex.quote(str(path))
     below = str(path.relative_to(here))
@@ -55,7 +60,7 @@ def _typed(program: str, own: str) -> str:
 
 
 def _is_found(program: str, path: Path) -> bool:
-    """Whether the shell starts the program at `path` by its name alone."""
+    """Whether the shell starts the program at `path` by its name alone.  Raises `OSError`."""
     found = shutil.which(program)
     return found is not None and path.samefile(found)
 

@@ -57,6 +57,14 @@ def test_a_path_with_a_space_is_quoted(programs: Path, monkeypatch: pytest.Monke
     assert spell("`usbipd list`", str(spaced / "usbipd")) == f"`'{spaced}/usbipd' list`"
 
 
+def test_in_a_directory_that_was_removed(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = programs / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert spell(TEXT, str(programs / "usbipd")) == TEXT
+
+
 @pytest.mark.parametrize("own", ["python", "/usr/lib/usbipd/__main__.py", "-c", ""])
 def test_started_in_another_way_the_usual_names_are_good(programs: Path, own: str) -> None:
     assert spell(TEXT, own) == TEXT
