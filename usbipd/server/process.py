@@ -42,6 +42,7 @@ class _Server:
         self._exit_code = 0
 
     async def run(self) -> int:
+        log.use_timer(asyncio.get_running_loop())
         self._channel = Channel(
             socket.socket(fileno=CHANNEL_DESCRIPTOR),
             name="extension",

@@ -14,7 +14,7 @@ import pytest
 
 from tests.unit.cli.conftest import drain
 from tests.unit.cli.reports import make_binding, make_device
-from usbipd.cli.connection import ControlConnection
+from usbipd.cli.connection import ControlConnection, start_command
 from usbipd.errors import ExtensionUnreachableError, UsageError, UsbipdError
 from usbipd.ipc.channel import BlockingChannel, Request, encode_frame, response_frame
 from usbipd.ipc.message import Message
@@ -78,6 +78,47 @@ def test_what_was_told_often_is_one_thing(extension: Extension, socket_path: Pat
         control.request(Command.WATCH, Nothing(), Nothing)
         assert control.wait_for_events(10.0)
         assert not control.wait_for_events(0.0)
+
+
+def refusal(path: Path) -> ExtensionUnreachableError:
+    with pytest.raises(ExtensionUnreachableError) as caught:
+        ask(path)
+    return caught.value
+
+
+def test_a_path_that_is_no_socket(tmp_path: Path) -> None:
+    """Also if the kernel says that we lack a right, as of a file that we may not write."""
+    file = tmp_path / "file"
+    file.touch(0o400)
+    for path in (file, tmp_path):
+        error = refusal(path)
+        assert (error.message, error.code) == (f"{path} is no socket", "unreachable")
+        assert "--socket" in (error.advice or "")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may use every socket")
+def test_a_socket_that_we_may_not_use(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        path.chmod(0o000)
+        assert refusal(path).code == "no-permission"
+
+
+def test_a_service_is_started_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("usbipd.control_socket.system_runtime_directory", lambda: str(tmp_path))
+    monkeypatch.setattr("usbipd.paths.systemd_unit", lambda: tmp_path / "usbipd.service")
+    usual, named = tmp_path / "control.sock", tmp_path / "other.sock"
+    assert start_command(str(usual)) == "`sudo systemctl start usbipd`"
+    assert advice(usual).startswith("start it with `sudo systemctl start usbipd`, or name its socket")
+    assert start_command(str(named)) == "`sudo usbipd-ext --run`", "the service has another socket"
+    job = tmp_path / "org.usbipd.extension.plist"
+    monkeypatch.setattr("usbipd.paths.launch_daemon", lambda: job)
+    job.touch()
+    assert start_command(str(usual)) == "`sudo launchctl kickstart system/org.usbipd.extension`"
+    monkeypatch.setattr("usbipd.paths.launch_daemon", lambda: None)
+    monkeypatch.setattr("usbipd.paths.systemd_unit", lambda: None)
+    assert start_command(str(usual)) == "`sudo usbipd-ext --run`"
 
 
 def test_a_job_that_the_user_has_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

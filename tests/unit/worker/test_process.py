@@ -186,6 +186,19 @@ def test_the_extension_is_told_why_a_claim_failed(
     assert caught.value.code == code
 
 
+def test_the_end_of_the_extension_is_no_warning(
+    extension: Extension, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = extension.start()
+    extension.leave()
+    with caplog.at_level("INFO"):
+        serve(worker)
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("INFO", "the extension closed the channel: releasing the device")
+    ]
+    assert [held.given_back for held in extension.held] == [1]
+
+
 def test_an_error_of_the_system_gives_the_device_back(extension: Extension) -> None:
     worker = extension.start()
     with open(os.devnull, "rb") as no_socket:  # noqa: PTH123 - its descriptor is all we want
