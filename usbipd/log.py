@@ -24,6 +24,7 @@ from typing import Final, TextIO
 
 from usbipd.errors import UsageError
 from usbipd.ipc.reports import LoggedError
+from usbipd.text import readable
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 """The names that configuration and command line take."""
@@ -66,10 +67,10 @@ class _Formatter(logging.Formatter):
         return f"{whole}.{int(record.msecs):03d}Z"
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        return _one_line(super().formatMessage(record))
+        return readable(super().formatMessage(record))
 
     def formatException(self, ei: _ExceptionInfo) -> str:  # noqa: N802
-        return "\n".join(map(_one_line, super().formatException(ei).split("\n")))
+        return "\n".join(map(readable, super().formatException(ei).split("\n")))
 
 
 class _Output(logging.StreamHandler[TextIO]):
@@ -147,10 +148,7 @@ class ErrorCounter(logging.Handler):
             message = record.getMessage()
             if record.exc_info is not None and record.exc_info[1] is not None:
                 message += f": {record.exc_info[1]!r}"
-            message = _one_line(message)
-            if len(message) > LONGEST_ERROR:
-                message = message[: LONGEST_ERROR - 3] + "..."
-            self.last.append(LoggedError(time=record.created, message=message))
+            self.last.append(LoggedError(time=record.created, message=readable(message, LONGEST_ERROR)))
         except Exception:
             self.handleError(record)
 
@@ -204,7 +202,3 @@ def take_over(descriptor: int) -> None:
     """Be a child whose log is now the file behind `descriptor`, which stays the caller's."""
     os.dup2(descriptor, 1)  # a child prints where it logs
     os.dup2(descriptor, 2)
-
-
-def _one_line(text: str) -> str:
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

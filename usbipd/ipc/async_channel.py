@@ -27,7 +27,6 @@ from usbipd.ipc.channel import (
     Result,
     answer_frame,
     event_frame,
-    read_result,
     receive_into,
     request_frame,
     response_frame,
@@ -77,7 +76,7 @@ class Channel:
         self._on_event = on_event
         self._on_close = on_close
         self._loop = asyncio.get_running_loop()
-        self._conversation = Conversation()
+        self._conversation = Conversation(trusted=role is policy.Role.EXTENSION)
         self._outgoing: deque[tuple[memoryview, int | None]] = deque()
         self._queued = 0
         self._last_request = 0
@@ -119,7 +118,7 @@ class Channel:
                     response = await self._ask(command, parameters, descriptor)
         except TimeoutError:
             raise IPCError(f"{self.name} does not answer {command}", code="timeout") from None
-        return read_result(response, result)
+        return self._conversation.result(response, result)
 
     async def _ask_long(self, command: Command, parameters: Message, descriptor: int | None) -> Response:
         response = await self._ask(command, parameters, descriptor)

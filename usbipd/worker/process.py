@@ -233,7 +233,7 @@ def main(arguments: list[str]) -> int:
     try:
         if frozen.IS_FROZEN:
             frozen.check_libusb(libusb_runtime_version())
-        channel = BlockingChannel(socket.socket(fileno=CHANNEL_DESCRIPTOR), "worker")
+        channel = BlockingChannel(socket.socket(fileno=CHANNEL_DESCRIPTOR), "worker", trusted=True)
         _start(channel).run()
     except _Ended:
         return 0

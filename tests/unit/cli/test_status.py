@@ -26,7 +26,7 @@ def test_status_in_full(utc: None) -> None:
             "3-3",
             state=DeviceState.FAILED,
             product="Mouse",
-            error="usbhid does\nnot let go",
+            error="usbhid does not let go",
             advice="unplug it",
             next_try=START + 90,
         ),
@@ -49,7 +49,7 @@ def test_status_in_full(utc: None) -> None:
         "3-1    libusb  7000    3  32.0M  1.50M  817      0  128us  1.0ms\n"
         "3-2    libusb  7000    3  32.0M         817\n"
         "\n"
-        "3-3: usbhid does\N{REPLACEMENT CHARACTER}not let go\n"
+        "3-3: usbhid does not let go\n"
         "  hint: unplug it\n"
         "  next try: 2023-11-14\n"
         "3-4 is mounted on /mnt\n"

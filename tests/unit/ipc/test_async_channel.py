@@ -335,7 +335,7 @@ def test_what_does_not_fit_at_once_is_sent_when_it_does() -> None:
         one, other = socket.socketpair()
         one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         worker = End(one, Role.EXTENSION)
-        expected = [DetachedParameters(reason=str(number) * 30_000) for number in range(9)]
+        expected = [DetachedParameters(reason=f"{number:02}" * 500) for number in range(99)]
         for parameters in expected:
             worker.channel.push(EventName.DETACHED, parameters)
         extension = End(other, Role.WORKER, on_event=lambda event: told.append(event.parameters))
