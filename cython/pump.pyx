@@ -329,6 +329,7 @@ cdef class Pump:
         cdef Core *core = self.core
         cdef int result, interface
         with nogil:
+            core.counters.blocked = monotonic_us()
             result = reset_device(core)
             if core.endpoints.configuration != self.configuration:
                 result = select_configuration(core, self.configuration) or result
@@ -336,6 +337,7 @@ cdef class Pump:
                 for interface in range(256):
                     if core.endpoints.alternate[interface]:
                         result = select_interface(core, interface, 0) or result
+            core.counters.blocked = 0
         return result
 
     @property

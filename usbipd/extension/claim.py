@@ -23,7 +23,7 @@ from usbipd.ipc.messages import EventName
 from usbipd.ipc.reports import Counters, DeviceState, HistoryEvent, Rate
 from usbipd.protocol.op import UsbDevice
 from usbipd.usb.discovery import DeviceRecord
-from usbipd.worker.report import read_counters, read_rate
+from usbipd.worker.report import read_blocked, read_counters, read_rate
 
 
 class ClaimState(Enum):
@@ -225,6 +225,10 @@ class Claim:
     def rate(self) -> Rate | None:
         """What it moves per second now; None while there is none."""
         return None if self._page is None else read_rate(self._page)
+
+    def blocked(self) -> float | None:
+        """Seconds for which the worker has been in a call that waits for the device; None: it is in none."""
+        return None if self._page is None else read_blocked(self._page)
 
     async def changed(self, seconds: float) -> bool:
         """Whether anything changes within `seconds`."""

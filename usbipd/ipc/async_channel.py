@@ -101,13 +101,14 @@ class Channel:
         parameters: Message,
         result: type[Result],
         *,
-        timeout: float,  # noqa: ASYNC109 - callers want an IPCError, not a TimeoutError
+        timeout: float | None,  # noqa: ASYNC109 - callers want an IPCError, not a TimeoutError
         descriptor: int | None = None,
     ) -> Result:
         """Ask and wait for the answer.  `descriptor` stays the caller's; a duplicate of it travels.
 
-        What may have a long answer waits for the one before it, within `timeout`, too.  Raises the
-        `UsbipdError` that the peer answers, or `IPCError` (codes "timeout", "gone").
+        What may have a long answer waits for the one before it, within `timeout`, too; None: as long as the
+        channel is open.  Raises the `UsbipdError` that the peer answers, or `IPCError` (codes "timeout",
+        "gone").
         """
         try:
             async with asyncio.timeout(timeout):

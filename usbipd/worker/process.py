@@ -78,6 +78,8 @@ class Worker:
             case AttachParameters() if item.descriptor is not None:
                 self._attach(socket.socket(fileno=item.descriptor), item.parameters)
                 self._channel.respond(item, Nothing())
+            case Nothing() if item.command is Command.PING:
+                self._channel.respond(item, Nothing())
             case LogParameters():
                 self._channel.respond(item, _set_log_level(item.parameters))
             case Nothing() if item.command is Command.LOG_FILE and item.descriptor is not None:

@@ -274,6 +274,16 @@ def test_who_is_told_that_a_client_is_disconnected_finds_it_so(
     assert seen == [b"", EventName.RESTORED]
 
 
+def test_it_says_that_it_lives(extension: Extension) -> None:
+    worker = extension.start()
+    extension.say(Command.PING, Nothing())
+    extension.attach()
+    extension.say(Command.PING, Nothing())
+    extension.leave()
+    serve(worker)
+    assert [extension.result(Nothing) for _answer in range(3)] == [Nothing()] * 3
+
+
 def test_nobody_to_disconnect(extension: Extension) -> None:
     worker = extension.start()
     extension.say(Command.DISCONNECT, Nothing())
