@@ -98,6 +98,8 @@ class Claim:
         """Of the monotonic clock, in seconds: when the worker took the device; None: it has none."""
         self._is_gone = False
         """Whether the device was unplugged after it was taken."""
+        self._said_gone = False
+        """Whether the worker has told so."""
         self._page: mmap.mmap | None = None
         self._change = asyncio.Event()
 
@@ -204,16 +206,21 @@ class Claim:
         self._chronicle.happened(HistoryEvent.ATTACHED, self.record, client=client)
 
     def heard(self, event: Event) -> None:
-        """The worker tells something.  Raises `IPCError` if it cannot be so."""
+        """The worker tells something.  Raises `IPCError` if it cannot be so.
+
+        It may say DETACHED and RESTORED once after each ATTACH of ours, in this order, and DEVICE_GONE once:
+        so what we do for its events (history, watchers) is bounded by what we asked for.
+        """
         if self.state is ClaimState.ENDED:
             return  # said before it read that it is to give its device back
         if event.event is EventName.DETACHED and self.state is ClaimState.ATTACHED:
             assert isinstance(event.parameters, DetachedParameters)
             self._end_session(event.parameters.reason)
             self._become(ClaimState.RESTORING)
-        elif event.event is EventName.RESTORED and self.state in (ClaimState.RESTORING, ClaimState.READY):
+        elif event.event is EventName.RESTORED and self.state is ClaimState.RESTORING:
             self._become(ClaimState.READY)
-        elif event.event is EventName.DEVICE_GONE:
+        elif event.event is EventName.DEVICE_GONE and not self._said_gone:
+            self._said_gone = True
             self.vanished()
         else:
             raise IPCError(f"{event.event} while {self.state.value}", code="bad-message")
@@ -262,6 +269,7 @@ class Claim:
 
     def _clear(self) -> None:
         self.worker = self.wire_device = self.device = self.reservation = self._page = None
+        self._said_gone = False
 
     def _become(self, state: ClaimState) -> None:
         self.state = state

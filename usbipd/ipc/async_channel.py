@@ -81,6 +81,8 @@ class Channel:
         self._queued = 0
         self._last_request = 0
         self._waiting: dict[int, asyncio.Future[Response]] = {}
+        self._unwanted: set[int] = set()
+        """Requests of ours whose answer is to come, and for which nobody waits."""
         self._running: set[asyncio.Task[None]] = set()
         self._rest: Rest | None = None
         """Of the last long answer to the peer."""
@@ -141,7 +143,9 @@ class Channel:
             self._send(request_frame(request_id, self.name, command, parameters), descriptor)
             return await answer
         finally:
-            self._waiting.pop(request_id, None)
+            del self._waiting[request_id]
+            if not answer.done() or answer.cancelled():
+                self._unwanted.add(request_id)
 
     def send_response(self, request: Request, outcome: Message | UsbipdError) -> None:
         """Answer `request`, or say that its answer is too large; lost if the channel is closed."""
@@ -157,6 +161,7 @@ class Channel:
     def tell(self, command: Command, parameters: Message, descriptor: int | None = None) -> None:
         """Ask without caring for the answer; lost if the channel is closed.  `descriptor` as in `request`."""
         self._last_request += 1
+        self._unwanted.add(self._last_request)
         self._send(request_frame(self._last_request, self.name, command, parameters), descriptor)
 
     def push(self, event: EventName, parameters: Message) -> None:
@@ -261,12 +266,13 @@ class Channel:
 
     def _answered(self, response: Response) -> None:
         answer = self._waiting.get(response.request_id)
-        if answer is not None:
-            if not answer.done():
-                answer.set_result(response)
-        elif not 0 < response.request_id <= self._last_request:
-            raise IPCError("an answer to what was never asked", code="bad-message")
-        # else: it comes after its timeout
+        if answer is not None and not answer.done():
+            answer.set_result(response)
+        elif response.request_id in self._unwanted:
+            self._unwanted.remove(response.request_id)
+        elif answer is None or not answer.cancelled():
+            # each is answered once: so answers are bounded by what we ask
+            raise IPCError("an answer to what was never asked, or is answered", code="bad-message")
 
     def _told(self, event: Event) -> None:
         if self._on_event is None or not policy.may(self._role, event.event):

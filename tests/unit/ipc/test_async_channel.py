@@ -19,7 +19,7 @@ from usbipd.ipc.channel import (
     request_frame,
     response_frame,
 )
-from usbipd.ipc.children import DetachedParameters, ReservationParameters
+from usbipd.ipc.children import DetachedParameters, LogParameters, ReservationParameters
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import MAX_MESSAGE, Command, EventName, Nothing
 from usbipd.ipc.policy import Role
@@ -243,6 +243,7 @@ HELLO = Conversation().hello()
         (response_frame(1, Nothing()), "before hello"),
         (HELLO + HELLO, "second hello"),
         (HELLO + response_frame(1, Nothing()), "never asked"),
+        (HELLO + response_frame(0, Nothing()), "never asked"),
         (HELLO + request_frame(1, "x", Command.CLAIM, Nothing()), "none came"),
         (HELLO + request_frame(1, "x", Command.STATUS, Nothing()), "server may not send status"),
         (HELLO + event_frame(EventName.RESTORED, Nothing()), "server may not send restored"),
@@ -259,6 +260,52 @@ def test_a_process_that_breaks_the_rules_is_dropped(sent: bytes, reason: str) ->
         told = await extension.reason()
         assert told is not None
         assert reason in told.message
+        other.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["asked", "told"])
+def test_an_answer_comes_once(told: bool) -> None:
+    """Also one for which nobody waits, or nobody waits any more: else a peer could keep us busy with them."""
+
+    async def test() -> None:
+        one, other = socket.socketpair()
+        extension = End(one, Role.WORKER)
+        if told:
+            extension.channel.tell(Command.LOG, LogParameters(level="info"))
+        else:
+            with pytest.raises(IPCError, match="does not answer"):
+                await extension.channel.request(Command.PING, Nothing(), Nothing, timeout=0.0)
+        other.sendall(HELLO + response_frame(1, Nothing()))
+        asking = asyncio.create_task(
+            extension.channel.request(Command.PING, Nothing(), Nothing, timeout=PATIENCE)
+        )
+        await asyncio.sleep(0)
+        other.sendall(response_frame(2, Nothing()))
+        await asking  # the late answer has been read before
+        other.sendall(response_frame(1, Nothing()))
+        reason = await extension.reason()
+        assert reason is not None
+        assert "or is answered" in reason.message
+        other.close()
+
+    run(test())
+
+
+def test_the_second_answer_in_one_piece_with_the_first() -> None:
+    async def test() -> None:
+        one, other = socket.socketpair()
+        extension = End(one, Role.WORKER)
+        asking = asyncio.create_task(
+            extension.channel.request(Command.PING, Nothing(), Nothing, timeout=PATIENCE)
+        )
+        await asyncio.sleep(0)
+        other.sendall(HELLO + response_frame(1, Nothing()) * 2)
+        reason = await extension.reason()
+        assert reason is not None
+        assert "or is answered" in reason.message
+        assert await asking == Nothing()
         other.close()
 
     run(test())
