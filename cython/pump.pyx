@@ -77,7 +77,7 @@ include "simulated_model.pxi"
 
 cdef enum:
     POLLED = 32              # client, channel and the backend's descriptors
-    DRAIN_TIME = 2000000     # microseconds that cancelled URBs get to come back
+    DRAIN_TIME = 1500000     # microseconds that cancelled URBs get to come back: less than DISCONNECT_TIMEOUT
 
 CHANNEL = WAKE_CHANNEL
 CLIENT_CLOSED = WAKE_CLIENT_CLOSED
