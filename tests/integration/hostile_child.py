@@ -74,7 +74,8 @@ def _be_worker(how: str, arguments: list[str]) -> NoReturn:
     class Worker(process.Worker):
         def _attach(self, client: object, parameters: AttachParameters) -> None:
             super()._attach(client, parameters)  # type: ignore[arg-type]
-            if how == "floods":
+            if how == "floods":  # with what it may say once
+                self._channel.push(EventName.DETACHED, DetachedParameters(reason="begin"))
                 flood = channel.event_frame(EventName.RESTORED, Nothing()) * 500
                 while True:
                     self._channel._connection.sendall(flood)
