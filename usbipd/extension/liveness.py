@@ -11,7 +11,7 @@ from usbipd.errors import UsbipdError
 from usbipd.extension.supervisor import Child, Ping
 from usbipd.ipc.messages import Command, Nothing
 
-PING_TIMEOUT: Final = 1.0
+PING_TIMEOUT: Final = 2.0
 """Seconds that a child has to answer."""
 
 

@@ -1,7 +1,7 @@
 """The counter page: what a worker has moved, in memory that the extension reads while the pump writes.
 
-The pump (cython/counters.pxi) writes in the worker, the extension maps the same page and reads: asking for
-the status costs the pump nothing.  Each word is written whole; words of one reading may be some microseconds
+The pump (cython/counters.pxi) writes in the worker, the extension maps the same page and reads: that costs
+the pump nothing.  Each word is written whole; words of one reading may be some microseconds
 apart.  A worker that was broken into may write anything: the readers give nonsense then, and never raise.
 """
 
