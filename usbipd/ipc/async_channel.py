@@ -80,9 +80,9 @@ class Channel:
         self._outgoing: deque[tuple[memoryview, int | None]] = deque()
         self._queued = 0
         self._last_request = 0
-        self._waiting: dict[int, asyncio.Future[Response]] = {}
         self._unwanted: set[int] = set()
         """Requests of ours whose answer is to come, and for which nobody waits."""
+        self._waiting: dict[int, asyncio.Future[Response]] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._rest: Rest | None = None
         """Of the last long answer to the peer."""
