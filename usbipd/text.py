@@ -1,8 +1,8 @@
-"""Text that others chose, made fit to be shown, logged and sent.  Used by every process.
+"""Untrusted text, made safe to show, log and send.  Used by every process.
 
-It is cleaned once, where it enters: in what a less trusted peer sends (`ipc/texts.py`), in what devices, file
-systems and other programs are called (`usb/`), and in what a server of the network tells (`protocol/op.py`).
-Whatever prints it may then do so as it is.  The log cleans its lines besides: they may hold anything.
+It is cleaned once, where it enters: messages of a less trusted peer in `ipc/texts.py`; names of devices, file
+systems and programs in `usb/`; replies of a remote USB/IP server in `protocol/op.py`.  Code that prints it
+does not clean it again.  Only the log does, since its lines may contain anything.
 """
 
 from typing import Final
@@ -11,10 +11,10 @@ ELLIPSIS: Final = "…"
 
 
 def readable(text: str | bytes, longest: int | None = None) -> str:
-    r"""`text` on one line, without anything that a terminal obeys, in at most `longest` characters.
+    r"""`text` on one line, printable, in at most `longest` characters.
 
-    What cannot be printed (line ends, control and format characters, such as those that change the direction
-    of writing) or is not UTF-8 stands as an escape: `\x1b`.  Cleaning twice changes nothing more.
+    Everything else (line ends, control and format characters, bidirectional overrides, bytes that are not
+    UTF-8) becomes an escape such as `\x1b`.  Idempotent.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8", errors="backslashreplace")

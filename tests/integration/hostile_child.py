@@ -1,6 +1,6 @@
 """Server and workers that were taken over: they speak the real protocol over their real channel and abuse it.
 
-A program of its own: a daemon that is told that this is its Python executes it for each child.
+A separate program: `HostileDaemon` makes its daemon execute it in place of Python for each child.
 """
 
 import os

@@ -99,7 +99,7 @@ class Claim:
         self._is_gone = False
         """Whether the device was unplugged after it was taken."""
         self._said_gone = False
-        """Whether the worker has told so."""
+        """Whether the worker has sent DEVICE_GONE."""
         self._page: mmap.mmap | None = None
         self._change = asyncio.Event()
 
@@ -206,10 +206,10 @@ class Claim:
         self._chronicle.happened(HistoryEvent.ATTACHED, self.record, client=client)
 
     def heard(self, event: Event) -> None:
-        """The worker tells something.  Raises `IPCError` if it cannot be so.
+        """Handle an event from the worker.  Raises `IPCError` if it does not fit the state.
 
-        It may say DETACHED and RESTORED once after each ATTACH of ours, in this order, and DEVICE_GONE once:
-        so what we do for its events (history, watchers) is bounded by what we asked for.
+        DETACHED and RESTORED are valid once per ATTACH, in this order, and DEVICE_GONE once.  So the work that
+        events cause (history, watchers) is bounded by the number of attachments.
         """
         if self.state is ClaimState.ENDED:
             return  # said before it read that it is to give its device back

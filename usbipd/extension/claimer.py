@@ -42,8 +42,8 @@ CLAIM_TIMEOUT: Final = 60.0
 END_TIMEOUT: Final = 1.0
 """Seconds that a worker has to end once it said that it is done."""
 DISCONNECT_TIMEOUT: Final = 2.0
-"""Seconds that a worker has to end its client's session, longer than the pump's own `DRAIN_TIME`.  One that
-waits for its device until then is killed like one that is stopped: the kernel ends what it has in flight."""
+"""Seconds that a worker has to end its client's session; longer than the pump's own `DRAIN_TIME`.  After that it
+is killed, whether it is stopped or waits for its device: the kernel cancels what it has in flight."""
 KILL_TIMEOUT: Final = 10.0
 """Seconds that the kernel has to end a killed worker: it may be in a call that waits 5 s for the device."""
 PARTING_TIME: Final = 2.0
@@ -171,7 +171,7 @@ class DeviceClaimer:
             if error.code == "gone":  # a worker that could not take all URBs back has ended, and the session
                 return client
             refusal = error
-        # A good worker says DETACHED before it answers, also that the client has left by itself.
+        # A worker sends DETACHED before its answer, even if the client has just left on its own.
         if claim.worker is worker and claim.client == client:
             await self._cut_off(worker)
         elif refusal is not None:
@@ -179,7 +179,7 @@ class DeviceClaimer:
         return client
 
     async def _cut_off(self, worker: Child) -> None:
-        """End a session with its worker; the next one claims the device again.  Raises `UsbipdError`."""
+        """End a session by killing its worker; the next worker claims the device.  Raises `UsbipdError`."""
         why = f"did not end its client's session within {DISCONNECT_TIMEOUT:g} s"
         _LOG.warning("%s %s: killing it", worker.label, why)
         worker.offence = IPCError(why, code="timeout")
@@ -435,7 +435,7 @@ class DeviceClaimer:
             await self._kill(worker)
 
     async def _kill(self, worker: Child) -> bool:
-        """End a worker at once; whether the kernel does so within `KILL_TIMEOUT`."""
+        """Kill a worker; returns whether it ended within `KILL_TIMEOUT`."""
         self._spawner.kill(worker)
         if await wait_ended(worker, KILL_TIMEOUT):
             return True

@@ -23,8 +23,8 @@ CONNECT_TIMEOUT: Final = 1.0
 """Seconds for a connection to ourselves."""
 
 LONGEST_CALL: Final = 30.0
-"""Seconds that a worker may wait for its device without being thought to hang: a reset of the device and
-SET_CONFIGURATION, and SET_INTERFACE for several interfaces, have 5 s each."""
+"""Seconds that a worker may wait for its device before it counts as hung: a reset, SET_CONFIGURATION and each
+SET_INTERFACE after a session may take 5 s."""
 
 _HOLDING: Final = frozenset({ClaimState.READY, ClaimState.ATTACHED, ClaimState.RESTORING})
 """What a claim is doing while its worker holds the device."""
@@ -82,7 +82,7 @@ async def check_network(subject: Subject) -> list[Finding]:
             )
         ]
     silence = await silence_of(child)
-    if silence is not None:  # the kernel would take connections for it, which nobody answers
+    if silence is not None:  # the kernel still accepts connections for it
         return [_silent(child, silence, None, subject.host.uid)]
     addresses = [parse_listen(text) for text in subject.network.listening]
     refusals = await asyncio.gather(*(_refusal(address) for address in addresses))
@@ -186,7 +186,7 @@ async def _look_at_worker(busid: str, claim: HeldClaim, uid: int) -> Finding | N
 
 
 def _silent(child: Child, seconds: float, blocked: float | None, uid: int) -> Finding:
-    """A child has not answered for so long; `blocked`: seconds since it began to wait for its device."""
+    """What to report of a child that does not answer; `blocked`: how long it has waited for its device."""
     sudo = "sudo " if uid == 0 else ""
     if blocked is not None and blocked < LONGEST_CALL:
         return warning(

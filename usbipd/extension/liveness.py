@@ -1,6 +1,6 @@
-"""Whether our children still answer.  Runs in the extension.
+"""Whether the extension's children still answer.  Runs in the extension.
 
-The program is asked, not the kernel, which takes connections and bytes for one that is stopped, too.
+The program itself has to answer: the kernel accepts connections and bytes even for a stopped process.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ PING_TIMEOUT: Final = 2.0
 async def silence_of(child: Child) -> float | None:
     """Seconds for which `child` has left a PING unanswered, at least `PING_TIMEOUT`; None: it answers.
 
-    One PING at most is on its way to a child, however many ask: whoever comes later hears of that one, and
-    does not wait again.  A child that has ended is not silent.
+    At most one PING per child is unanswered at a time; concurrent callers share it, and later ones return at
+    once if it is overdue.  A child that has ended is not silent.
     """
     loop = asyncio.get_running_loop()
     ping = child.ping

@@ -76,12 +76,12 @@ class Backoff:
 
 
 class Ping(NamedTuple):
-    """A question whether a child still answers (`extension/liveness.py`)."""
+    """A PING to a child (`extension/liveness.py`)."""
 
     sent: float
     """Of the loop's clock, in seconds."""
     answer: asyncio.Task[None]
-    """Done when the answer has come, or none will."""
+    """Done when the child has answered, or its channel is closed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -103,7 +103,7 @@ class Child:
     exit: str | None = None
     """What it ended with, such as "exit code 1" or "signal SIGKILL"; None: it has not ended."""
     ping: Ping | None = None
-    """The last question whether it still answers."""
+    """The last PING sent to it."""
 
     @property
     def label(self) -> str:

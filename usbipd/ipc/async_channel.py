@@ -81,7 +81,7 @@ class Channel:
         self._queued = 0
         self._last_request = 0
         self._unwanted: set[int] = set()
-        """Requests of ours whose answer is to come, and for which nobody waits."""
+        """Our requests whose answer is still to come but not waited for."""
         self._waiting: dict[int, asyncio.Future[Response]] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._rest: Rest | None = None
@@ -271,7 +271,7 @@ class Channel:
         elif response.request_id in self._unwanted:
             self._unwanted.remove(response.request_id)
         elif answer is None or not answer.cancelled():
-            # each is answered once: so answers are bounded by what we ask
+            # one answer per request: a peer cannot flood us with them
             raise IPCError("an answer to what was never asked, or is answered", code="bad-message")
 
     def _told(self, event: Event) -> None:

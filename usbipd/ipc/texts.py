@@ -1,7 +1,7 @@
-"""The texts in what a peer sends, cleaned as they come in.  Used by the extension and by commands.
+"""Cleans the texts in received messages.  Used by the extension and by commands.
 
-The extension cleans what its children and local users send, a command what the extension answers.  Orders of
-the extension to its children stay as they are: a path in them has to name the same file.
+The extension cleans what its children and local users send, a command what the extension answers.  Messages
+from the extension to its children are left unchanged: a path in them must still name the same file.
 """
 
 from typing import Any, Final, TypeVar
@@ -11,7 +11,7 @@ import msgspec
 from usbipd.text import readable
 
 LONGEST_TEXT: Final = 1000
-"""Characters of one text; a longer one is cut."""
+"""Characters of one text; longer ones are truncated."""
 
 Value = TypeVar("Value")
 

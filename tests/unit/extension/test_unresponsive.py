@@ -174,7 +174,7 @@ def test_a_restored_event_without_a_client_before_it(host: Host) -> None:
 
 def test_the_store_knows_what_may_be_without_its_drivers_and_no_more(host: Host) -> None:
     async def test() -> None:
-        host.spawner.answers[Command.CLAIM] = ClaimError("somebody has it", code="LIBUSB_ERROR_BUSY")
+        host.spawner.answers[Command.CLAIM] = ClaimError("it is in use", code="LIBUSB_ERROR_BUSY")
         with pytest.raises(ClaimError):
             await host.claimer.claim_device(record("1-2"))
         assert not host.store.held

@@ -265,14 +265,14 @@ def test_a_process_that_breaks_the_rules_is_dropped(sent: bytes, reason: str) ->
     run(test())
 
 
-@pytest.mark.parametrize("told", [False, True], ids=["asked", "told"])
-def test_an_answer_comes_once(told: bool) -> None:
-    """Also one for which nobody waits, or nobody waits any more: else a peer could keep us busy with them."""
+@pytest.mark.parametrize("is_wanted", [False, True], ids=["unwanted", "late"])
+def test_an_answer_comes_once(is_wanted: bool) -> None:
+    """Even if no task waits for it: repeated ones would keep this process busy."""
 
     async def test() -> None:
         one, other = socket.socketpair()
         extension = End(one, Role.WORKER)
-        if told:
+        if not is_wanted:
             extension.channel.tell(Command.LOG, LogParameters(level="info"))
         else:
             with pytest.raises(IPCError, match="does not answer"):
