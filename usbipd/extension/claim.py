@@ -208,8 +208,8 @@ class Claim:
     def heard(self, event: Event) -> None:
         """Handle an event from the worker.  Raises `IPCError` if it does not fit the state.
 
-        DETACHED and RESTORED are valid once per ATTACH, in this order, and DEVICE_GONE once.  So the work that
-        events cause (history, watchers) is bounded by the number of attachments.
+        DETACHED and RESTORED are valid once per ATTACH, in this order, and DEVICE_GONE once.  So the work
+        that events cause (history, watchers) is bounded by the number of attachments.
         """
         if self.state is ClaimState.ENDED:
             return  # said before it read that it is to give its device back

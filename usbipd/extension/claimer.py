@@ -42,8 +42,8 @@ CLAIM_TIMEOUT: Final = 60.0
 END_TIMEOUT: Final = 1.0
 """Seconds that a worker has to end once it said that it is done."""
 DISCONNECT_TIMEOUT: Final = 2.0
-"""Seconds that a worker has to end its client's session; longer than the pump's own `DRAIN_TIME`.  After that it
-is killed, whether it is stopped or waits for its device: the kernel cancels what it has in flight."""
+"""Seconds that a worker has to end its client's session; longer than the pump's own `DRAIN_TIME`.  After that
+it is killed, whether it is stopped or waits for its device: the kernel cancels what it has in flight."""
 KILL_TIMEOUT: Final = 10.0
 """Seconds that the kernel has to end a killed worker: it may be in a call that waits 5 s for the device."""
 PARTING_TIME: Final = 2.0
