@@ -19,7 +19,7 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from usbipd import frozen
 from usbipd.errors import IPCError
@@ -75,6 +75,15 @@ class Backoff:
         return delay * random.uniform(0.75, 1.0)  # noqa: S311 - nobody gains by guessing it
 
 
+class Ping(NamedTuple):
+    """A PING to a child (`extension/liveness.py`)."""
+
+    sent: float
+    """Of the loop's clock, in seconds."""
+    answer: asyncio.Task[None]
+    """Done when the child has answered, or its channel is closed."""
+
+
 @dataclass(slots=True, eq=False)
 class Child:
     """One process of ours and the channel to it."""
@@ -93,6 +102,8 @@ class Child:
     """The rule of the channel that it broke, for which it was killed."""
     exit: str | None = None
     """What it ended with, such as "exit code 1" or "signal SIGKILL"; None: it has not ended."""
+    ping: Ping | None = None
+    """The last PING sent to it."""
 
     @property
     def label(self) -> str:

@@ -66,6 +66,8 @@ class _Server:
             case LogParameters(level=level) if self._coordinator is not None:
                 log.set_level(level)
                 return Nothing()
+            case Nothing() if request.command is Command.PING:
+                return Nothing()
             case Nothing() if request.command is Command.LOG_FILE and request.descriptor is not None:
                 log.take_over(request.descriptor)
                 return Nothing()

@@ -64,6 +64,9 @@ class Server:
     def log(self, level: str) -> None:
         self._channel.request(Command.LOG, LogParameters(level=level), Nothing, timeout=PATIENCE)
 
+    def ping(self) -> None:
+        self._channel.request(Command.PING, Nothing(), Nothing, timeout=PATIENCE)
+
     def meet(self, source: str) -> None:
         """Be a client that is no USB/IP client, until the server closes the connection."""
         connection = socket.create_connection(self._address, PATIENCE, (source, 0))
@@ -103,6 +106,12 @@ def test_the_level_of_the_log_follows_the_extension(server: Server) -> None:
     assert " WARNING server[" in lines[0]
     assert "127.0.0.2:" in lines[0]
     assert "127.0.0.4:" in lines[1]
+
+
+def test_it_says_that_it_lives(server: Server) -> None:
+    server.serve(allow=[], log_level="error")
+    server.ping()
+    assert server.end() == []
 
 
 def test_who_may_come_is_the_extensions_to_say(server: Server) -> None:
