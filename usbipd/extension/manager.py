@@ -339,11 +339,16 @@ class SystemExtensionManager:
 
     async def _require_device(self, busid: str) -> DeviceRecord:
         record = await self._find_device(busid)
-        if record is None:
-            raise UsbipdError(
-                f"there is no device {busid!r}", code="no-device", advice="`usbipd list` shows what there is"
-            )
-        return record
+        if record is not None:
+            return record
+        for source in self._sources:
+            if (reason := source.why_not(busid)) is not None:
+                raise UsbipdError(
+                    f"{busid} cannot be shared: {reason.message}", code=reason.code, advice=reason.advice
+                )
+        raise UsbipdError(
+            f"there is no device {busid!r}", code="no-device", advice="`usbipd list` shows what there is"
+        )
 
     async def _report(self, records: Sequence[DeviceRecord]) -> list[DeviceReport]:
         """All at one moment, as far as we are asked: the host's drivers come and go as they like."""

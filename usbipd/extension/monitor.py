@@ -15,6 +15,7 @@ import usbipd
 from usbipd.extension.claim import ClaimedDevice
 from usbipd.extension.health import examine
 from usbipd.extension.subject import (
+    Discovery,
     Host,
     Listeners,
     PlugEvents,
@@ -65,6 +66,7 @@ class StatusMonitor:
         manager: ClaimedDevices,
         network: Listeners,
         store: History,
+        discovery: Discovery | None,
         hotplug: PlugEvents | None,
         power: PlugEvents | None,
         errors: ErrorCounter,
@@ -83,6 +85,7 @@ class StatusMonitor:
             manager=manager,
             network=network,
             store=store,
+            discovery=discovery,
             hotplug=hotplug,
             power=power,
             control_socket=control_socket,

@@ -21,6 +21,8 @@ from typing import Any, Final
 
 import usb1
 
+from usbipd.usb.daemon_thread import call_in_daemon_thread
+
 _LOG: Final = logging.getLogger(__name__)
 
 BURST: Final = 0.1
@@ -28,6 +30,10 @@ BURST: Final = 0.1
 LATE: Final = 1.0
 """Seconds after the last event when there is one more change: drivers bind a moment after their device has
 arrived, and a claim that met one of them while it did may be tried again."""
+START_TIME: Final = 5.0
+"""Seconds in which libusb has begun to listen; if it hangs, the list of devices is read until it has."""
+STOP_TIME: Final = 0.5
+"""Seconds that the thread has to end; one that hangs in libusb ends with the process."""
 POLL_INTERVAL: Final = 2.0
 """Seconds between two looks at the list of devices, where libusb does not hear of them."""
 LONGEST_WAIT: Final = 86400
@@ -50,6 +56,7 @@ class Hotplug:
         self._poller: asyncio.Task[None] | None = None
         self._soon: asyncio.TimerHandle | None = None
         self._late: asyncio.TimerHandle | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
         self.problem: str | None = None
         """Why libusb does not tell of devices here, and what is done instead."""
 
@@ -62,14 +69,17 @@ class Hotplug:
                 loop.call_soon_threadsafe(callback, *arguments)
 
         self._listener = _Listener(
-            lambda: tell(self._heard), lambda reason: tell(self._listen_no_more, reason)
+            lambda: tell(self._heard_by_libusb), lambda reason: tell(self._poll_instead, reason)
         )
         self._listener.start()
+        self._watchdog = loop.call_later(
+            START_TIME, self._poll_instead, f"libusb has not started within {START_TIME:g} s"
+        )
 
     async def stop(self) -> None:
-        """Call nobody any more, and end the thread."""
+        """Call nobody any more, and end the thread, unless that hangs."""
         listener, self._listener = self._listener, None
-        for timer in (self._soon, self._late):
+        for timer in (self._soon, self._late, self._watchdog):
             if timer is not None:
                 timer.cancel()
         if self._poller is not None:
@@ -77,7 +87,15 @@ class Hotplug:
             await asyncio.wait({self._poller})
         if listener is not None:
             listener.stop()
-            await asyncio.to_thread(listener.join)
+            await asyncio.to_thread(listener.join, STOP_TIME)
+
+    def _heard_by_libusb(self) -> None:
+        assert self._watchdog is not None
+        self._watchdog.cancel()
+        if self._poller is not None:  # it did start in the end
+            self._poller.cancel()
+            self._poller = self.problem = None
+        self._heard()
 
     def _heard(self) -> None:
         if self._listener is None:  # told before it was stopped
@@ -93,18 +111,21 @@ class Hotplug:
         self._soon = None
         self._on_change()
 
-    def _listen_no_more(self, reason: str) -> None:
+    def _poll_instead(self, reason: str) -> None:
+        assert self._watchdog is not None
+        self._watchdog.cancel()
         if self._listener is None:
             return
         self.problem = f"{reason}; the list of devices is read every {POLL_INTERVAL:.0f} s instead"
         _LOG.warning("%s", self.problem)
-        self._poller = asyncio.create_task(self._poll())
+        if self._poller is None:
+            self._poller = asyncio.create_task(self._poll())
 
     async def _poll(self) -> None:
         known: frozenset[object] | None = None
         while True:
             try:
-                present = await asyncio.to_thread(_signature)
+                present = await call_in_daemon_thread(_signature)
             except (usb1.USBError, OSError) as error:
                 _LOG.debug("cannot list devices: %s", error)
             else:

@@ -33,9 +33,9 @@ class FakeSysfs:
         """The interface for which a driver was last looked."""
         return self._probe.read_text()
 
-    def add_device(self, busid: str, devnum: int = 12, driver: str = "usb") -> Path:
-        """A device without interfaces; its directory.  Nothing happens if it is there."""
-        device = self.root / "devices" / busid
+    def add_device(self, busid: str, devnum: int = 12, driver: str = "usb", *, below: str = "") -> Path:
+        """A device without interfaces, on the bus `below`; its directory.  Nothing happens if it is there."""
+        device = self.root / "devices" / below / busid
         if not device.exists():
             device.mkdir(parents=True)
             (device / "busnum").write_text(busid.partition("-")[0] + "\n")

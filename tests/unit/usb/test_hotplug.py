@@ -35,6 +35,9 @@ class FakeLibusb:
         self.init_code = self.register_code = 0
         self.waits: list[int] = []
         self.exited = False
+        self.answers = threading.Event()
+        """Not set: libusb hangs when it starts."""
+        self.answers.set()
         self._changed = threading.Condition()
         self._queue: list[int] = []
         """Events, and negative: what waiting for events returns."""
@@ -52,6 +55,7 @@ class FakeLibusb:
         return int(self.has_hotplug)
 
     def libusb_init_context(self, context: Any, _options: None, _count: int) -> int:
+        self.answers.wait()
         context._obj.value = 0xC0
         return self.init_code
 
@@ -273,6 +277,47 @@ def test_a_libusb_that_does_not_start(host: Host, monkeypatch: pytest.MonkeyPatc
     host.libusb.init_code = OTHER
     polls(host, monkeypatch, "libusb does not start: LIBUSB_ERROR_OTHER (-99)")
     assert not host.libusb.exited, "there is no context"
+
+
+def test_a_libusb_that_hangs_when_it_starts(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes are noticed all the same; if libusb starts in the end, it is listened to."""
+    host.libusb.answers.clear()
+    present: set[object] = set()
+    monkeypatch.setattr(hotplug, "_signature", lambda: frozenset(present))
+    monkeypatch.setattr(hotplug, "START_TIME", 0.01)
+
+    async def test() -> None:
+        host.hotplug.start()
+        await until(lambda: host.hotplug.problem)
+        await until(lambda: host.changes == 2)
+        present.add("1-2")
+        await until(lambda: host.changes == 4)
+        host.libusb.answers.set()
+        await until(lambda: host.hotplug.problem is None)
+        await until(lambda: host.changes == 6)
+        host.libusb.send(ARRIVED)
+        await until(lambda: host.changes == 8)
+        await host.hotplug.stop()
+
+    run(test())
+
+
+def test_a_libusb_that_hangs_does_not_keep_the_daemon_from_stopping(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.libusb.answers.clear()
+    monkeypatch.setattr(hotplug, "STOP_TIME", 0.01)
+
+    async def test() -> None:
+        host.hotplug.start()
+        await host.hotplug.stop()
+
+    run(test())
+    [thread] = [each for each in threading.enumerate() if each.name == "usb-hotplug"]
+    assert thread.daemon
+    host.libusb.answers.set()
+    thread.join()
+    assert host.libusb.exited
 
 
 def test_a_libusb_that_takes_no_callback(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
