@@ -15,7 +15,7 @@ from usbipd.errors import UsbipdError
 from usbipd.extension.bindings import Bindings, report_binding
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.claim import Claim, ClaimedDevice, ClaimState
-from usbipd.extension.claimer import DeviceClaimer
+from usbipd.extension.claimer import DRIVERS_TIME, DeviceClaimer
 from usbipd.extension.device_report import report_device
 from usbipd.extension.store import Binding, Store
 from usbipd.extension.supervisor import Spawner
@@ -266,8 +266,8 @@ class SystemExtensionManager:
             record = next((record for record in records if record.busid == stored.busid), None)
             if record is None or not self._bindings.that_fit(record):
                 if record is not None:
-                    _LOG.warning("%s was left without its drivers: giving it back", record.busid)
-                    await asyncio.to_thread(self._ownership.give_back, record.busid)
+                    _LOG.warning("%s: reattaching drivers left detached by a previous run", record.busid)
+                    await self._claimer.reattach_drivers(record.busid, DRIVERS_TIME)
                 await self._store.end_claim(stored.busid)
 
     async def _claim_all(self, records: Iterable[DeviceRecord], *, force: bool) -> None:

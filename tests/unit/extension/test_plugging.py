@@ -14,6 +14,7 @@ from tests.unit.extension.fakes import (
 )
 from tests.unit.extension.managed_host import Host
 from usbipd.errors import ClaimError
+from usbipd.extension import manager
 from usbipd.extension.claim import ClaimState
 from usbipd.extension.store import StoredClaim
 from usbipd.ipc.messages import Command
@@ -216,6 +217,25 @@ def test_what_cannot_be_claimed_at_the_start_has_failed_and_disturbs_nobody(
         await host.manager.stop()
 
     run(test())
+
+
+def test_a_kernel_that_hangs_over_drivers_stops_neither_start_nor_end(
+    host: Host, sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(manager, "DRIVERS_TIME", 0.01)
+    probe = sysfs.hang_over_drivers()
+
+    async def test() -> None:
+        sysfs.add_interface("1-4", 0, None)
+        host.source.records["1-4"] = record("1-4")
+        host.store.held = {"1-4": StoredClaim("1-4", 0x1234, 0x5678, 1.0)}
+        await host.manager.start()
+        await host.manager.stop()
+
+    run(test())  # the loop waits for its own threads when it ends
+    assert "1-4: this host still looks for drivers after" in caplog.text
+    with probe.open() as answered:
+        assert answered.read() == "1-4:1.0"
 
 
 def test_what_nobody_gave_back_goes_back_at_the_start(host: Host, sysfs: FakeSysfs) -> None:

@@ -1,5 +1,6 @@
 """A Linux host made of files: its sysfs, its /proc, its mount table."""
 
+import os
 from pathlib import Path
 
 from usbipd.usb.ownership import SysfsOwnership
@@ -32,6 +33,12 @@ class FakeSysfs:
     def probed(self) -> str:
         """The interface for which a driver was last looked."""
         return self._probe.read_text()
+
+    def hang_over_drivers(self) -> Path:
+        """From now on the kernel never ends looking for a driver, until what is returned is read."""
+        self._probe.unlink()
+        os.mkfifo(self._probe)
+        return self._probe
 
     def add_device(self, busid: str, devnum: int = 12, driver: str = "usb", *, below: str = "") -> Path:
         """A device without interfaces, on the bus `below`; its directory.  Nothing happens if it is there."""
