@@ -151,7 +151,8 @@ async def check_hotplug(subject: Subject) -> list[Finding]:
             subject.hotplug.problem,
             "Nothing is lost by it: the daemon looks for devices again and again, "
             "and notices them a little later.",
-            "Install a libusb that was built with hotplug (on Linux: with udev) and start the daemon again.",
+            "For events, on Linux run it outside of a container with a user namespace, on macOS with a newer "
+            "libusb, and start the daemon again.",
         )
     ]
 

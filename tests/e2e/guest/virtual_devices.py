@@ -4,6 +4,8 @@ this kind have had.  Runs in the guest.
 What a device is asked for is compared with what the kernel's own server asks the same device for.
 """
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +13,13 @@ from typing import Final
 
 from tests.e2e.guest import client
 from tests.e2e.guest.command import ask, call, listed, wait_for_state
+from tests.e2e.guest.daemon import wait_until_ended
 from tests.e2e.guest.scenario import Scenario, check
 from tests.e2e.guest.server import KernelServer, Server, Usbipd
 from tests.e2e.guest.sharing import attached
 from tests.e2e.guest.streams import check_same
 from tests.e2e.guest.system import wait_for
-from tests.e2e.guest.usb import UsbDevice
+from tests.e2e.guest.usb import DEVICES, UsbDevice
 from tests.e2e.guest.usbfs import BULK, ISO_ASAP, ISOCHRONOUS, Urb, UsbFile
 from tests.e2e.guest.virtual_device import SET_INTERFACE, TO_INTERFACE, Request, VirtualDevice
 from usbipd.protocol.constants import USB_ENDPOINT_XFER_BULK, USB_ENDPOINT_XFER_ISOC
@@ -35,6 +38,7 @@ ISO_OUT, ISO_IN = 0x02, 0x82
 BULK_SIZE: Final = 512
 PACKET: Final = 192
 KERNEL_PORT: Final = 3241
+DRIVER: Final = Path("/sys/bus/usb/drivers/usbip-host")
 
 SCENARIO: Final = Scenario()
 step = SCENARIO.step
@@ -56,6 +60,22 @@ def plain_device(**habits: object) -> VirtualDevice:
 
 
 @step()
+def udevd_ends() -> None:
+    """Nothing of ours needs it: the kernel itself tells of devices."""
+    pids = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/comm") if _is_udevd(path)]
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+    wait_until_ended(pids)
+
+
+def _is_udevd(comm: Path) -> bool:
+    try:
+        return comm.read_text() == "systemd-udevd\n"
+    except OSError:  # it has just ended
+        return False
+
+
+@step()
 def imported_device_is_refused_and_the_key_is_named() -> None:
     CONFIGURATION.write_text("")
     DAEMON.start()
@@ -72,6 +92,8 @@ def imported_device_is_refused_and_the_key_is_named() -> None:
 def daemon_starts_with_imported_devices() -> None:
     CONFIGURATION.write_text("offer_imported = true\n")
     DAEMON.start()
+    states = {each["name"]: each["state"] for each in call("doctor", "--json").document["checks"]}
+    check((states["hotplug"], states["devices"]) == ("ok", "ok"), f"doctor finds {states}")
 
 
 # ---- a driver that takes several interfaces ----------------------------------------------------------------
@@ -183,12 +205,22 @@ def phone_that_never_answers_set_interface_works() -> None:
         not any(request[:2] == (TO_INTERFACE, SET_INTERFACE) for request in ours),
         "the device got SET_INTERFACE, which it never answers",
     )
-    kernel = KernelServer(KERNEL_PORT)
+    kernel = BareKernelServer(KERNEL_PORT)
     kernel.start()
     theirs = _sessions(kernel, KERNEL_PORT)
     kernel.stop()
     more = sorted(set(ours) - set(theirs))
     check(not more, f"the device got requests that usbip-host does not send: {', '.join(map(str, more))}")
+
+
+class BareKernelServer(KernelServer):
+    """The kernel's own server, also of imported devices, which the tool `usbip bind` refuses."""
+
+    def bind(self, busid: str) -> None:
+        """As the tool does it (tools/usb/usbip/src/usbip_bind.c)."""
+        (DRIVER / "match_busid").write_text(f"add {busid}")
+        (DEVICES / busid / "driver/unbind").write_text(busid)
+        (DRIVER / "bind").write_text(busid)
 
 
 def _sessions(server: Server, tcp_port: int) -> Sequence[Request]:

@@ -12,8 +12,9 @@ import pytest
 import usb1
 
 from tests.unit.extension.fakes import run, until
-from usbipd.usb import hotplug
+from usbipd.usb import hotplug, libusb_events
 from usbipd.usb.hotplug import Hotplug
+from usbipd.usb.libusb_events import LibusbListener
 
 ARRIVED, LEFT = 1, 2
 INTERRUPTED, OTHER = -10, -99
@@ -106,7 +107,7 @@ class Host:
         self.libusb = FakeLibusb()
         self.changes = 0
         self.threads: set[int] = set()
-        self.hotplug = Hotplug(self._change)
+        self.hotplug = Hotplug(self._change, LibusbListener)
 
     def _change(self) -> None:
         self.changes += 1
@@ -121,8 +122,7 @@ class Host:
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     host = Host()
-    monkeypatch.setattr(hotplug, "_libusb", lambda: host.libusb)
-    monkeypatch.setattr(hotplug, "_can_hear", lambda: True)
+    monkeypatch.setattr(libusb_events, "_libusb", lambda: host.libusb)
     monkeypatch.setattr(hotplug, "BURST", 0.0)
     monkeypatch.setattr(hotplug, "LATE", 0.02)
     monkeypatch.setattr(hotplug, "POLL_INTERVAL", 0.0)
@@ -214,8 +214,7 @@ def test_an_event_after_the_loop_has_ended(host: Host) -> None:
     host.libusb.send(ARRIVED)
     listener = host.hotplug._listener
     assert listener is not None
-    listener.stop()
-    listener.join()
+    run(listener.stop())
     assert host.libusb.exited
 
 
@@ -256,20 +255,11 @@ def test_a_libusb_without_hotplug(host: Host, monkeypatch: pytest.MonkeyPatch) -
     polls(host, monkeypatch, "this libusb does not tell of devices that come and go")
 
 
-def test_a_host_without_udevd(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hotplug, "_can_hear", lambda: False)
-    polls(
-        host,
-        monkeypatch,
-        "udevd does not run, from which this libusb hears of devices that come and go",
-    )
-
-
 def test_a_host_without_libusb(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise OSError("cannot find a suitable libusb-1.0")
 
-    monkeypatch.setattr(hotplug, "_libusb", fail)
+    monkeypatch.setattr(libusb_events, "_libusb", fail)
     polls(host, monkeypatch, "libusb 1.0 cannot be loaded: cannot find a suitable libusb-1.0")
 
 
@@ -306,7 +296,7 @@ def test_a_libusb_that_hangs_does_not_keep_the_daemon_from_stopping(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host.libusb.answers.clear()
-    monkeypatch.setattr(hotplug, "STOP_TIME", 0.01)
+    monkeypatch.setattr(libusb_events, "STOP_TIME", 0.01)
 
     async def test() -> None:
         host.hotplug.start()
@@ -369,39 +359,6 @@ def test_a_list_that_fails_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> 
 # What is asked of the host
 
 
-UNIX_SOCKETS = """\
-Num       RefCount Protocol Flags    Type St Inode Path
-00000000a197b9a6: 00000003 00000000 00000000 0001 03  1586
-00000000a197b9a7: 00000002 00000000 {flags} 0005 01 13562 {path}
-"""
-
-
-@pytest.mark.parametrize(
-    ("maps", "flags", "path", "can_hear"),
-    [
-        ("7f00 r-xp 0 08:1 9 /usr/lib/libudev.so.1.7.5\n", "00010000", "/run/udev/control", True),
-        ("7f00 r-xp 0 08:1 9 /usr/lib/libudev.so.1.7.5\n", "00000000", "/run/udev/control", False),
-        ("7f00 r-xp 0 08:1 9 /usr/lib/libudev.so.1.7.5\n", "00010000", "/run/udev/control.old", False),
-        ("7f00 r-xp 0 08:1 9 /usr/lib/libudev.so.1.7.5\n", "00010000", "", False),
-        ("7f00 r-xp 0 08:1 9 /usr/lib/libusb-1.0.so.0\n", "00000000", "", True),
-    ],
-)
-def test_who_tells_libusb(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, maps: str, flags: str, path: str, can_hear: bool
-) -> None:
-    monkeypatch.setattr(hotplug.sys, "platform", "linux")
-    (tmp_path / "self").mkdir()
-    (tmp_path / "self/maps").write_text(maps)
-    (tmp_path / "net").mkdir()
-    (tmp_path / "net/unix").write_text(UNIX_SOCKETS.format(flags=flags, path=path))
-    assert hotplug._can_hear(tmp_path) is can_hear
-
-
-def test_elsewhere_it_needs_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hotplug.sys, "platform", "darwin")
-    assert hotplug._can_hear(tmp_path)
-
-
 def test_the_signature_of_sysfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hotplug.sys, "platform", "linux")
     monkeypatch.setattr(hotplug, "SYSFS_DEVICES", tmp_path)
@@ -436,13 +393,12 @@ def test_the_signature_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hotplug._signature() != first
 
 
-def test_the_real_libusb(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_libusb() -> None:
     """No device comes here, but its functions are the ones that are called, and stop wakes it."""
-    monkeypatch.setattr(hotplug, "_can_hear", lambda: True)
     changes: list[bool] = []
 
     async def test() -> None:
-        real = Hotplug(lambda: changes.append(True))
+        real = Hotplug(lambda: changes.append(True), LibusbListener)
         real.start()
         await until(lambda: changes or real.problem)
         await real.stop()
