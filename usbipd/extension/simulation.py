@@ -25,6 +25,11 @@ class SimulatedBus:
     async def list_devices(self) -> list[DeviceRecord]:
         return self._records
 
+    @property
+    def problem(self) -> str | None:
+        """Nothing is ever missing."""
+        return None
+
     def why_not(self, _busid: str) -> UsbipdError | None:
         """All of them are offered."""
         return None

@@ -55,6 +55,10 @@ class DeviceRecord:
 class DeviceSource(Protocol):
     """Something that has devices: this host, or a set of simulated ones."""
 
+    @property
+    def problem(self) -> str | None:
+        """What is missing in the last list, because the system does not answer; None: nothing."""
+
     async def list_devices(self) -> list[DeviceRecord]:
         """The devices of this moment, ordered by busid.  Raises `UsbipdError`."""
 
@@ -114,7 +118,7 @@ class DeviceDiscovery:
 
     @property
     def problem(self) -> str | None:
-        """What about the devices of this host is not known, because the system does not answer."""
+        """As in `DeviceSource`."""
         if self._is_overdue:
             return (
                 f"the system has not listed its USB devices within {LIST_TIME:g} s: "

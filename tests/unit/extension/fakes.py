@@ -85,6 +85,7 @@ class FakeSource:
     def __init__(self, *records: DeviceRecord) -> None:
         self.records = {record.busid: record for record in records}
         self.left_out: dict[str, UsbipdError] = {}
+        self.problem: str | None = None
 
     async def list_devices(self) -> list[DeviceRecord]:
         return list(self.records.values())
