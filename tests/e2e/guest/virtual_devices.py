@@ -21,8 +21,15 @@ from tests.e2e.guest.streams import check_same
 from tests.e2e.guest.system import wait_for
 from tests.e2e.guest.usb import DEVICES, UsbDevice
 from tests.e2e.guest.usbfs import BULK, ISO_ASAP, ISOCHRONOUS, Urb, UsbFile
-from tests.e2e.guest.virtual_device import SET_INTERFACE, TO_INTERFACE, Request, VirtualDevice
-from usbipd.protocol.constants import USB_ENDPOINT_XFER_BULK, USB_ENDPOINT_XFER_ISOC
+from tests.e2e.guest.virtual_device import GET_DESCRIPTOR, SET_INTERFACE, TO_INTERFACE, Request, VirtualDevice
+from usbipd.protocol.constants import (
+    USB_CLASS_HID,
+    USB_DT_HID,
+    USB_DT_HID_REPORT,
+    USB_ENDPOINT_XFER_BULK,
+    USB_ENDPOINT_XFER_INT,
+    USB_ENDPOINT_XFER_ISOC,
+)
 from usbipd.simulated.audio import Audio
 from usbipd.simulated.descriptors import (
     configuration_descriptor,
@@ -31,6 +38,7 @@ from usbipd.simulated.descriptors import (
     interface_descriptor,
 )
 
+HANGING_INTERFACES: Final = 3
 CONFIGURATION: Final = Path("/run/offer.toml")
 VENDOR_SPECIFIC: Final = 0xFF  # bInterfaceClass without a driver
 BULK_OUT, BULK_IN = 0x01, 0x81
@@ -192,6 +200,46 @@ def _check_loop(device: UsbDevice, data: bytes) -> None:
         urb = file.run(Urb(BULK, BULK_IN, length=len(data)))
         urb.check(0)
         check_same(urb.data, data)
+
+
+# ---- a device that keeps its driver waiting ----------------------------------------------------------------
+
+
+@step("stuck")
+def stuck_device_hides_no_other_one_and_does_not_stop_the_start() -> None:
+    """The kernel has the device locked for 20 s for each interface (hid_get_class_descriptor in
+    drivers/hid/usbhid/hid-core.c), while its driver waits for an answer."""
+    keyboard = bytes((9, USB_DT_HID, 0x11, 0x01, 0, 1, USB_DT_HID_REPORT, 63, 0))  # HID 1.11, 6.2.1
+    parts = [
+        part
+        for number in range(HANGING_INTERFACES)
+        for part in (
+            interface_descriptor(number, 1, USB_CLASS_HID),
+            keyboard,
+            endpoint_descriptor(0x81 + number, USB_ENDPOINT_XFER_INT, 8, 10),
+        )
+    ]
+    bystander = plain_device(serial="bystander")
+    other = bystander.plug()
+    stuck = VirtualDevice(
+        device_descriptor(0x0A0E, bcdUSB=0x0200),
+        configuration_descriptor(*parts),
+        serial="stuck",
+        unanswered={(0x80 | TO_INTERFACE, GET_DESCRIPTOR)},
+    )
+    device = stuck.plug()
+    DAEMON.stop()
+    DAEMON.start()
+    wait_for(f"{other.busid} in the list", lambda: listed(other.busid))
+    check(listed(device.busid) is None, "the kernel has answered: the device was not stuck")
+    findings = call("doctor", "--json").document["checks"]
+    [finding] = [each for each in findings if each["name"] == "devices"]
+    check(device.busid in finding["message"], f"doctor finds {finding}")
+    refused = call("bind", "--busid", device.busid)
+    check("has not answered" in refused.stderr, f"bind says: {refused.stderr}")
+    wait_for(f"{device.busid} in the list", lambda: listed(device.busid))
+    stuck.unplug()
+    bystander.unplug()
 
 
 # ---- a device that does not answer a request ---------------------------------------------------------------
