@@ -32,6 +32,7 @@ from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import DeviceMemory, HistoryEvent
 from usbipd.log import LIMITED
+from usbipd.usb.daemon_thread import call_in_daemon_thread
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.ownership import Ownership
 from usbipd.usb.refusal import explain
@@ -49,6 +50,8 @@ KILL_TIMEOUT: Final = 10.0
 """Seconds that the kernel has to end a killed worker: it may be in a call that waits 5 s for the device."""
 PARTING_TIME: Final = 2.0
 """Seconds that a worker has to notice by itself that its device is gone."""
+DRIVERS_TIME: Final = 5.0
+"""Seconds that the host's drivers may take to come back before anything else goes on."""
 STARTING_AT_ONCE: Final = 4
 """Workers that start at one moment: more of them make each other slow, up to the timeout of all."""
 
@@ -156,7 +159,7 @@ class DeviceClaimer:
             await self._release(worker, timeout)
         # Also after a worker that gave back what it had taken: it does not know of drivers that were gone
         # when it came, since the worker before it was killed.
-        await self._give_back(worker, claim.record)
+        await self._give_back(worker, claim.record, timeout)
         await self._forget_intent(claim.record)
         _LOG.info("%s released", busid)
 
@@ -324,7 +327,7 @@ class DeviceClaimer:
                         )
                         check_claimed(record, result.device)
                     except BaseException:
-                        await self._give_back(worker, record)
+                        await self._give_back(worker, record, DRIVERS_TIME)
                         await self._forget_intent(record)
                         raise
             except OSError as error:
@@ -425,13 +428,23 @@ class DeviceClaimer:
             return
         await wait_ended(worker, END_TIMEOUT)
 
-    async def _give_back(self, worker: Child | None, record: DeviceRecord) -> None:
+    async def _give_back(self, worker: Child | None, record: DeviceRecord, seconds: float) -> None:
         """Make sure that the worker is gone and its device back with its drivers."""
         if worker is not None:
             worker.ending = True
             await self._dismiss(worker)
         if record.simulated is None:
-            await asyncio.to_thread(self._ownership.give_back, record.busid)
+            await self.reattach_drivers(record.busid, seconds)
+
+    async def reattach_drivers(self, busid: str, seconds: float) -> None:
+        """Have the host find drivers for the interfaces that have none.
+
+        That lasts as long as a driver probes the device; after `seconds` the host is left to it.
+        """
+        probing = call_in_daemon_thread(functools.partial(self._ownership.give_back, busid))
+        done, _pending = await asyncio.wait({probing}, timeout=seconds)
+        if not done:
+            _LOG.warning("%s: this host still looks for drivers after %g s", busid, seconds)
 
     async def _dismiss(self, worker: Child) -> None:
         """A worker ends when its channel does; one that hangs is killed."""

@@ -16,7 +16,7 @@ from usbipd.extension.liveness import silence_of
 from usbipd.extension.store_file import KEPT_ASIDE
 from usbipd.extension.subject import Finding, HeldClaim, Subject, failed, ok, steps_of, warning
 from usbipd.extension.supervisor import LONGEST_DELAY, Child
-from usbipd.ipc.reports import BindingReport, DeviceReport
+from usbipd.ipc.reports import BindingReport, ListResult
 from usbipd.usb.identity import DeviceRule
 
 CONNECT_TIMEOUT: Final = 1.0
@@ -240,21 +240,20 @@ async def check_bindings(subject: Subject) -> list[Finding]:
     listed = await subject.manager.survey()
     if not listed.bindings:
         return [ok("nothing is bound")]
-    present = {device.busid: device for device in listed.devices}
     return [
         finding
         for binding in listed.bindings
-        for finding in _look_at_binding(binding, present, subject.manager.claims)
+        for finding in _look_at_binding(binding, listed, subject.manager.claims)
     ]
 
 
 def _look_at_binding(
-    binding: BindingReport, present: Mapping[str, DeviceReport], claims: Mapping[str, HeldClaim]
+    binding: BindingReport, listed: ListResult, claims: Mapping[str, HeldClaim]
 ) -> list[Finding]:
     rule = _rule_of(binding)
     if binding.devices:
         return [_look_at_device(busid, rule, claims.get(busid)) for busid in binding.devices]
-    other = None if binding.busid is None else present.get(binding.busid)
+    other = listed.instead_of(binding)
     if other is None:
         return [ok(f"{rule}: not plugged in")]
     ids = f"{other.vendor_id:04x}:{other.product_id:04x}"
@@ -264,7 +263,8 @@ def _look_at_binding(
         warning(
             f"{rule}: another device is there, {ids} ({other.product or 'unnamed device'})",
             f"Plug the bound device into {binding.busid}.",
-            f"Or bind what is there now: `usbipd bind --busid {binding.busid}`.",
+            f"Or share what is there now: `usbipd unbind --busid {binding.busid}`, then "
+            f"`usbipd bind --busid {binding.busid}`. `usbipd list` shows both serial numbers.",
         )
     ]
 

@@ -16,6 +16,7 @@ from usbipd.extension.claim import ClaimedDevice
 from usbipd.extension.health import examine
 from usbipd.extension.liveness import silence_of
 from usbipd.extension.subject import (
+    Discovery,
     Host,
     Listeners,
     PlugEvents,
@@ -66,6 +67,7 @@ class StatusMonitor:
         manager: ClaimedDevices,
         network: Listeners,
         store: History,
+        discovery: Discovery | None,
         hotplug: PlugEvents | None,
         power: PlugEvents | None,
         errors: ErrorCounter,
@@ -84,6 +86,7 @@ class StatusMonitor:
             manager=manager,
             network=network,
             store=store,
+            discovery=discovery,
             hotplug=hotplug,
             power=power,
             control_socket=control_socket,

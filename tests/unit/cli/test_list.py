@@ -53,6 +53,29 @@ def test_bindings_whose_device_is_not_there() -> None:
     )
 
 
+def test_another_device_at_the_port_of_a_binding() -> None:
+    bindings = [
+        make_binding(busid="3-1", serial="ABC"),
+        make_binding(busid="3-2", product_id=0x5567),
+        make_binding(busid="3-3", serial="ABC"),
+        make_binding(busid="3-3", serial="XYZ", devices=["3-3"]),
+        make_binding(serial="ABC"),
+    ]
+    devices = [
+        make_device("3-1", serial="X\x1bZ", state=DeviceState.NOT_SHARED),
+        make_device("3-2", serial=None, state=DeviceState.NOT_SHARED),
+        make_device("3-3", serial="XYZ"),  # which is bound, too
+    ]
+    text = format_list(ListResult(devices=devices, bindings=bindings), 100)
+    assert text.splitlines()[-4:] == [
+        "3-1: 0781:5581 serial number X\N{REPLACEMENT CHARACTER}Z is plugged in, "
+        "bound is 0781:5581 serial number ABC",
+        "  hint: to share it instead, `usbipd unbind --busid 3-1`, then `usbipd bind --busid 3-1`",
+        "3-2: 0781:5581 is plugged in, bound is 0781:5567",
+        "  hint: to share it instead, `usbipd unbind --busid 3-2`, then `usbipd bind --busid 3-2`",
+    ]
+
+
 def test_bindings_without_any_device() -> None:
     text = format_list(ListResult(devices=[], bindings=[make_binding()]), 80)
     assert text.startswith("Bound, not plugged in:\nVID:PID")

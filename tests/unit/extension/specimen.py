@@ -196,6 +196,7 @@ def subject(**changes: Any) -> Subject:
         "manager": FakeManager(),
         "network": FakeNetwork(),
         "store": FakeStore(),
+        "discovery": FakeHotplug(),
         "hotplug": FakeHotplug(),
         "power": None,
         "control_socket": Path("/nowhere/control.sock"),

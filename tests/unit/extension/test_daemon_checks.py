@@ -435,6 +435,13 @@ def test_a_binding_at_whose_port_another_device_is() -> None:
     assert found.message == "1234:5678 at 1-2: another device is there, 1234:9999 (unnamed device)"
 
 
+def test_bindings_that_take_turns_at_a_port() -> None:
+    bindings = [binding(serial="S1", devices=[]), binding(serial="S2", devices=["1-2"])]
+    manager = FakeManager(bindings=bindings, devices=[device(serial="S2")])
+    states = [found.state for found in findings(check_bindings, subject(manager=manager))]
+    assert states == [CheckState.OK, CheckState.OK]
+
+
 def test_a_binding_at_whose_port_a_twin_is_does_not_tell_serial_numbers() -> None:
     manager = FakeManager(bindings=[binding(serial="S1", devices=[])], devices=[device(serial="S2")])
     found = finding(check_bindings, subject(manager=manager))

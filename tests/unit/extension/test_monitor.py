@@ -54,6 +54,7 @@ def monitor(**changes: Any) -> StatusMonitor:
         "manager": FakeManager(),
         "network": FakeNetwork(listening=["127.0.0.1:3240"]),
         "store": FakeStore(),
+        "discovery": None,
         "hotplug": None,
         "power": None,
         "errors": ErrorCounter(),

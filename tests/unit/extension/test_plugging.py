@@ -242,6 +242,62 @@ def test_what_cannot_be_claimed_at_the_start_has_failed_and_disturbs_nobody(
     run(test())
 
 
+def test_a_kernel_that_hangs_over_drivers_stops_neither_start_nor_end(
+    host: Host, sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(manager, "DRIVERS_TIME", 0.01)
+    probe = sysfs.hang_over_drivers()
+
+    async def test() -> None:
+        sysfs.add_interface("1-4", 0, None)
+        host.source.records["1-4"] = record("1-4")
+        host.store.held = {"1-4": StoredClaim("1-4", 0x1234, 0x5678, 1.0)}
+        await host.manager.start()
+        await host.manager.stop()
+
+    run(test())  # the loop waits for its own threads when it ends
+    assert "1-4: this host still looks for drivers after" in caplog.text
+    with probe.open() as answered:
+        assert answered.read() == "1-4:1.0"
+
+
+def test_what_nobody_gave_back_goes_back_when_the_system_lists_it(host: Host, sysfs: FakeSysfs) -> None:
+    """At the start, the system does not answer about it."""
+
+    async def test() -> None:
+        sysfs.add_interface("1-4", 0, None)
+        host.store.held = {busid: StoredClaim(busid, 0x1234, 0x5678, 1.0) for busid in ("1-4", "9-9")}
+        host.source.problem = "no answer about 1-4"
+        await host.manager.start()
+        assert set(host.store.held) == {"1-4", "9-9"}
+        host.source.records["1-4"] = record("1-4")
+        host.source.problem = None
+        host.manager.devices_changed()
+        await until(lambda: not host.store.held)
+        assert sysfs.probed == "1-4:1.0"
+        await host.manager.stop()
+
+    run(test())
+
+
+def test_a_stray_that_is_bound_before_it_is_listed_is_kept(host: Host, sysfs: FakeSysfs) -> None:
+    async def test() -> None:
+        sysfs.add_interface("1-4", 0, None)
+        host.store.held = {"1-4": StoredClaim("1-4", 0x1234, 0x5678, 1.0)}
+        host.source.problem = "no answer about 1-4"
+        await host.manager.start()
+        host.source.records["1-4"] = record("1-4")
+        host.source.problem = None
+        await host.bind("1-4")
+        host.manager.devices_changed()
+        await until(lambda: not host.manager._strays)
+        assert set(host.store.held) == {"1-4"}
+        assert sysfs.probed == ""
+        await host.manager.stop()
+
+    run(test())
+
+
 def test_what_nobody_gave_back_goes_back_at_the_start(host: Host, sysfs: FakeSysfs) -> None:
     """All processes were killed at one moment, between claim and bind."""
 
