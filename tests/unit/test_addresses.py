@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usbipd.addresses import ListenAddress, parse_listen, parse_network
+from usbipd.addresses import ListenAddress, parse_listen, parse_network, source_of
 from usbipd.errors import UsageError
 
 
@@ -144,3 +144,18 @@ def test_any_text_is_an_address_to_listen_on_or_refused(text: str) -> None:
     except UsageError:
         return
     assert parse_listen(str(address)) == address
+
+
+@pytest.mark.parametrize(
+    ("address", "source"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:0:1::7", "2001:db8:0:1::/64"),
+        ("2001:db8:0:1:ffff:ffff:ffff:ffff", "2001:db8:0:1::/64"),
+        ("2001:db8:0:2::7", "2001:db8:0:2::/64"),
+        ("fe80::7%eth0", "fe80::7%eth0"),
+    ],
+)
+def test_what_counts_as_one_source(address: str, source: str) -> None:
+    assert source_of(address) == source
