@@ -101,8 +101,8 @@ def test_a_thousand_devices(daemon: Daemon) -> None:
             assert len(status.processes) == 102
             health = await daemon.ask(Command.HEALTH, Nothing(), HealthResult)
             assert health.checks
-            offered = daemon.manager.offers("192.0.2.1")
-            assert len(offered) == 100
+            offered = daemon.manager.offers(["192.0.2.1"])
+            assert len(offered.devices) == 100
             unbound = await daemon.ask(Command.UNBIND, UnbindParameters(), UnbindResult)
             assert len(unbound.busids) == 100
 

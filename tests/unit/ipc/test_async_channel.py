@@ -317,7 +317,7 @@ def test_a_descriptor_that_may_not_come_is_closed() -> None:
 def test_a_slow_reader_is_dropped_and_blocks_nobody() -> None:
     async def test() -> None:
         one, other = socket.socketpair()
-        extension = End(one, Role.SERVER)
+        extension = End(one, Role.USER)
         parameters = DetachedParameters(reason="x" * 60_000)
         for _number in range(2 * MAX_QUEUED // 60_000):
             extension.channel.push(EventName.DETACHED, parameters)

@@ -12,7 +12,7 @@ from usbipd.addresses import parse_listen
 from usbipd.errors import UsbipdError
 from usbipd.ipc.async_channel import Channel
 from usbipd.ipc.channel import Request
-from usbipd.ipc.children import DevlistResult, ReserveParameters, ReserveResult
+from usbipd.ipc.children import DevlistParameters, DevlistResult, ReserveParameters, ReserveResult
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.policy import Role
@@ -68,14 +68,18 @@ class FakeExtension:
         if request.command in self.refused:
             raise UsbipdError("the reservation is no longer good", code="no-reservation")
         if request.command is Command.DEVLIST:
-            return DevlistResult(devices=self.devices)
+            assert isinstance(request.parameters, DevlistParameters)
+            everything = list(range(len(self.devices)))
+            return DevlistResult(
+                devices=self.devices, lists=[everything], list_of=[0] * len(request.parameters.addresses)
+            )
         if request.command is Command.RESERVE:
             assert isinstance(request.parameters, ReserveParameters)
             if request.parameters.busid != "240-1":
                 return ReserveResult(status=ST_NODEV)
             if self.status != ST_OK:
                 return ReserveResult(status=self.status)
-            return ReserveResult(status=ST_OK, reservation=7, device=DEVICE)
+            return ReserveResult(status=ST_OK, device=DEVICE)
         if request.descriptor is not None:
             self.client = socket.socket(fileno=os.dup(request.descriptor))
         return Nothing()
