@@ -99,8 +99,9 @@ class Connections:
 
     def _displace(self, among: Collection[Session], reason: str) -> bool:
         """Close one of these sessions; False: our processes are working for all of them."""
+        unfinished = [session for session in among if not self._sessions[session].done()]
         for stages in (_DISPLACED_FIRST, _DISPLACED_THEN):
-            candidates = [session for session in among if session.stage in stages]
+            candidates = [session for session in unfinished if session.stage in stages]
             if candidates:  # max: of those that are equal, the oldest
                 self._end(max(candidates, key=lambda session: self._of_source[session.peer.source]), reason)
                 return True

@@ -41,9 +41,8 @@ from usbipd.protocol.op import encode_devlist_reply
 
 MOST_AT_ONCE: Final = 64
 MOST_AT_ONCE_PER_SOURCE: Final = 8
-MOST_WAITING: Final = 64
-MOST_WAITING_PER_SOURCE: Final = 16
-"""Devices that one host can wait for at once, as after a restart of the daemon."""
+MOST_WAITING: Final = 32
+MOST_WAITING_PER_SOURCE: Final = 8
 
 ANSWER_TIMEOUT: Final = 30.0
 """Seconds for an answer of the extension: longer than a client waits there for a device to become free."""
