@@ -241,6 +241,48 @@ def test_the_port_of_a_killed_extension_is_waited_for(daemon: Daemon, spawner: F
     run(test())
 
 
+def test_a_server_that_dies_again_and_again_is_not_waited_for_longer_each_time(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It did listen: who ends servers from the network must not keep the next client out."""
+    monkeypatch.setattr("usbipd.extension.supervisor.FIRST_DELAY", 0.001)
+    monkeypatch.setattr("usbipd.extension.network.LONGEST_GAP", 0.004)
+
+    async def test() -> None:
+        await daemon.start()
+        for number in range(1, 9):
+            daemon.servers[-1].die()
+            await until(lambda: len(daemon.servers) == number + 1 and daemon.network.child is not None)  # noqa: B023
+        await daemon.stop()
+
+    run(test())
+    delays = [record.args[0] for record in caplog.records if "no server" in record.msg and record.args]
+    assert len(delays) == 8
+    assert max(delays) <= 0.004
+
+
+def test_what_a_server_waits_for_ends_with_it(daemon: Daemon) -> None:
+    async def test() -> None:
+        await daemon.start()
+        claim = daemon.claimer.claims["1-2"]
+        assert (await daemon.reserve(1)).status == ST_OK
+        parameters = ReserveParameters(reservation=2, busid="1-2", client="c", address="192.0.2.1", wait=True)
+        waiting = asyncio.create_task(
+            daemon.servers[0].channel.request(Command.RESERVE, parameters, ReserveResult, timeout=PATIENCE)
+        )
+        await until(lambda: daemon.network._reservations._waiting)
+        daemon.servers[0].die()
+        await asyncio.wait({waiting})
+        await until(lambda: not daemon.network._reservations._waiting)
+        await until(lambda: claim.is_free)
+        await until(lambda: daemon.network.child is not None)
+        assert claim.is_free
+        assert waiting.exception() is not None
+        await daemon.stop()
+
+    run(test())
+
+
 def test_a_port_in_use_later_is_waited_for(daemon: Daemon, spawner: FakeSpawner) -> None:
     async def test() -> None:
         await daemon.start()

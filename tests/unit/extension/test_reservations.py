@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import itertools
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -170,6 +171,96 @@ def test_of_two_that_wait_one_gets_it(desk: Desk, spawner: FakeSpawner) -> None:
         async with desk.claimed():
             results = await asyncio.gather(desk.reserve("192.0.2.1:1"), desk.reserve("192.0.2.2:2"))
             assert sorted(result.status for result in results) == [ST_OK, ST_DEV_BUSY]
+
+    run(test())
+
+
+def test_a_device_in_use_is_busy_at_once_for_one_that_does_not_wait(desk: Desk) -> None:
+    async def test() -> None:
+        async with desk.claimed():
+            assert (await desk.reserve(wait=False)).status == ST_OK
+            async with asyncio.timeout(0.5):
+                assert await desk.reserve(wait=False) == ReserveResult(status=ST_DEV_BUSY)
+
+    run(test())
+
+
+def test_a_client_that_waits_for_a_reserved_device_gets_it_when_that_is_abandoned(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BUSY_PATIENCE", LONG)
+
+    async def test() -> None:
+        async with desk.claimed():
+            assert (await desk.reserve(number=1)).status == ST_OK
+            waiting = asyncio.create_task(desk.reserve(number=2))
+            await asyncio.sleep(0)
+            desk.reservations.abandon(1)
+            async with asyncio.timeout(LONG / 2):
+                assert (await waiting).status == ST_OK
+
+    run(test())
+
+
+@pytest.mark.parametrize("how", ["abandoned", "its server died", "its channel closed"])
+def test_a_client_that_leaves_while_it_waits_gets_nothing(
+    desk: Desk, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(module, "BUSY_PATIENCE", LONG)
+
+    async def test() -> None:
+        async with desk.claimed():
+            await desk.attach()
+            waiting = asyncio.create_task(desk.reserve(number=7))
+            await asyncio.sleep(0)
+            if how == "abandoned":
+                desk.reservations.abandon(7)
+            elif how == "its server died":
+                desk.reservations.drop_all()
+            else:
+                waiting.cancel()
+            async with asyncio.timeout(LONG / 2):
+                await asyncio.wait({waiting})
+            assert waiting.cancelled() or waiting.result().status == ST_DEV_BUSY
+            spawner.last.detach()
+            spawner.last.restored()
+            await until(lambda: desk.claim.is_free)
+            assert (await desk.reserve(number=7)).status == ST_OK, "the number is not in use any more"
+
+    run(test())
+
+
+def test_a_client_that_leaves_at_the_moment_the_device_becomes_free_does_not_keep_it(desk: Desk) -> None:
+    async def test() -> None:
+        async with desk.claimed():
+            assert (await desk.reserve(number=1)).status == ST_OK
+            waiting = asyncio.create_task(desk.reserve(number=2))
+            await asyncio.sleep(0)
+            desk.reservations.abandon(1)
+            for turns in itertools.count():  # at each turn of the loop until it has the device
+                assert desk.claim.is_free
+                if desk.reservations._waiting[2].done():
+                    break
+                await asyncio.sleep(0)
+                assert turns < 100
+            desk.reservations.abandon(2)
+            await waiting
+            assert desk.claim.is_free
+
+    run(test())
+
+
+def test_a_number_that_is_in_use_is_refused(desk: Desk) -> None:
+    async def test() -> None:
+        async with desk.claimed():
+            assert (await desk.reserve(number=1)).status == ST_OK
+            waiting = asyncio.create_task(desk.reserve(number=2))
+            await asyncio.sleep(0)
+            for number in (1, 2):
+                with pytest.raises(IPCError, match=f"reservation {number} is in use"):
+                    await desk.reserve(number=number)
+            desk.reservations.abandon(1)
+            assert (await waiting).status == ST_OK
 
     run(test())
 
