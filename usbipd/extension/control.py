@@ -82,11 +82,11 @@ class Answers:
         if request.command not in ENDS_WITH_ITS_PEER:
             return await self._change(request, peer.name)
         async with self.reading.hold(peer.uid):
-            channel.close_if_left()  # then we are cancelled here
+            await _end_if_left(channel)
             if request.command not in (Command.LIST, Command.STATUS):
                 return await self._read(request)
             async with self.describing.hold(peer.uid):
-                channel.close_if_left()
+                await _end_if_left(channel)
                 return await self._read(request)
 
     async def _read(self, request: Request) -> Message:
@@ -123,6 +123,12 @@ class Answers:
                 _LOG.info("%s detached from %s by %s", client, parameters.busid, user)
                 return DetachResult(client=client)
         raise _not_here(request.command)
+
+
+async def _end_if_left(channel: Channel) -> None:
+    """Ends the request that calls it if its peer has left meanwhile."""
+    channel.close_if_left()
+    await asyncio.sleep(0)  # where the cancellation takes effect
 
 
 def _not_here(command: Command) -> UsbipdError:
