@@ -5,8 +5,9 @@
 A connection costs a slot from accept until its request is answered or it is handed over; a stock client needs
 it for one round trip.  A limit that refused the newest client would let idle connections keep every other one
 out, so an older connection leaves: first one that has not sent its request, of the source with the most
-connections, the oldest of these; then likewise one that waits for a device in use, or does not read its
-reply.  So a source that floods us displaces its own connections.
+connections, the oldest of these; then likewise one that waits for its turn to wait for a device in use, then
+one that waits for the device, or does not read its reply.  So a source that floods us displaces its own
+connections.
 
 Never displaced is a connection that our own processes are working for: they are done with it soon.  If only
 such ones are left, the next client of a source with too many is closed; beyond the limit for all sources, one
@@ -32,13 +33,17 @@ from typing import Final
 
 from usbipd.hangup import closed_by_peer
 from usbipd.server.extension import ExtensionRequests, Peer
-from usbipd.server.session import Session, Stage
+from usbipd.server.session import LEFT, Session, Stage
 
 DEPARTURE_CHECK: Final = 0.05
 
-_DISPLACED_FIRST: Final = frozenset({Stage.REQUEST})
-_DISPLACED_THEN: Final = frozenset({Stage.DEVICE, Stage.REPLY})
-_UNREAD: Final = frozenset({Stage.ANSWER, Stage.DEVICE})
+_DISPLACED: Final = (
+    frozenset({Stage.REQUEST}),
+    frozenset({Stage.TURN}),
+    frozenset({Stage.DEVICE, Stage.REPLY}),
+)
+"""The stages in which a connection may be displaced, those of the first set first."""
+_UNREAD: Final = frozenset({Stage.ANSWER, Stage.TURN, Stage.DEVICE})
 """The stages in which nothing reads the connection, and a client that leaves is not wanted any more."""
 
 
@@ -100,7 +105,7 @@ class Connections:
     def _displace(self, among: Collection[Session], reason: str) -> bool:
         """Close one of these sessions; False: our processes are working for all of them."""
         unfinished = [session for session in among if not self._sessions[session].done()]
-        for stages in (_DISPLACED_FIRST, _DISPLACED_THEN):
+        for stages in _DISPLACED:
             candidates = [session for session in unfinished if session.stage in stages]
             if candidates:  # max: of those that are equal, the oldest
                 self._end(max(candidates, key=lambda session: self._of_source[session.peer.source]), reason)
@@ -131,7 +136,7 @@ class Connections:
         unread = {session.connection: session for session in self._sessions if session.stage in _UNREAD}
         for connection in closed_by_peer(unread):
             if unread[connection].has_left():
-                self._end(unread[connection], "the client left before its request was answered")
+                self._end(unread[connection], LEFT)
         self._check = None
         if self._sessions:  # else it costs nothing
             self._check_later()

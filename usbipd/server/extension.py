@@ -21,7 +21,7 @@ extension has not read yet stays limited, too.
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from usbipd.addresses import ListenAddress, source_of
@@ -107,13 +107,17 @@ class ExtensionRequests:
         await self._at_once.acquire(peer.source)
         return await self._reserve(self._at_once, peer, busid, wait=False)
 
-    async def wait_for(self, peer: Peer, busid: str) -> Reservation:
-        """Wait until a device in use becomes free, and reserve it.  Raises `UsbipdError`."""
+    async def wait_for(self, peer: Peer, busid: str, *, on_turn: Callable[[], None]) -> Reservation:
+        """Wait until a device in use becomes free, and reserve it.  Raises `UsbipdError`.
+
+        `on_turn` is called when no other client has to be waited for any more, before the device is.
+        """
         try:
             async with asyncio.timeout(QUEUE_PATIENCE):
                 await self._waiting.acquire(peer.source)
         except TimeoutError:
             return Reservation(0, ReserveResult(status=ST_DEV_BUSY))
+        on_turn()
         return await self._reserve(self._waiting, peer, busid, wait=True)
 
     async def hand_over(self, peer: Peer, number: int, descriptor: int) -> None:

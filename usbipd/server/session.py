@@ -19,7 +19,7 @@ from enum import Enum
 from typing import Final
 
 from usbipd.errors import ProtocolError, UsbipdError
-from usbipd.hangup import was_reset
+from usbipd.hangup import closed_by_peer, was_reset
 from usbipd.protocol.constants import ST_DEV_BUSY, ST_NODEV, ST_OK
 from usbipd.protocol.op import (
     DevlistRequest,
@@ -34,11 +34,15 @@ from usbipd.server.keepalive import give_up_when_lost
 _LOG: Final = logging.getLogger(__name__)
 
 
+LEFT: Final = "the client left before its request was answered"
+
+
 class Stage(Enum):
     """What a session waits for."""
 
     REQUEST = "the client: its request is not here yet"
     ANSWER = "our other processes: they answer at once"
+    TURN = "other clients, which wait for devices in use"
     DEVICE = "a device that is in use"
     REPLY = "the client: it has to read its reply"
     HAND_OVER = "the worker: it takes the client over"
@@ -98,7 +102,7 @@ class Session:
         self._log_closed(reason)
 
     def has_left(self) -> bool:
-        """Whether the client, which has closed its half of the connection, has left before its answer."""
+        """Whether the client has left before its answer; asked once `closed_by_peer` has the connection."""
         return self._leaves_with_its_half or was_reset(self.connection)
 
     def close(self) -> None:
@@ -128,11 +132,15 @@ class Session:
 
     async def _answer_import(self, busid: str, timeout: float) -> None:  # noqa: ASYNC109 - bounds one step
         self._leaves_with_its_half = True
+        if closed_by_peer([self.connection]):  # before anything is done for it
+            raise ProtocolError(LEFT)
         self._enter(Stage.ANSWER)
         number, result = await self._extension.reserve(self.peer, busid)
         if result.status == ST_DEV_BUSY:
-            self._enter(Stage.DEVICE)
-            number, result = await self._extension.wait_for(self.peer, busid)
+            self._enter(Stage.TURN)
+            number, result = await self._extension.wait_for(
+                self.peer, busid, on_turn=lambda: self._enter(Stage.DEVICE)
+            )
         if result.status != ST_OK:
             self._log_closed(f"it may not import {busid!r}: status {result.status}")
             await self._send(encode_import_reply(result.status, None), timeout)

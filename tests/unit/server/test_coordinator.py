@@ -17,7 +17,7 @@ from usbipd.protocol.constants import ST_DEV_BUSY
 from usbipd.protocol.op import encode_devlist_reply, encode_devlist_request, encode_import_request
 from usbipd.server.access import AccessList
 from usbipd.server.coordinator import ServerCoordinator
-from usbipd.server.extension import Peer
+from usbipd.server.extension import MOST_WAITING_PER_SOURCE, Peer
 from usbipd.server.session import Stage
 
 
@@ -119,6 +119,26 @@ def test_a_client_that_has_just_come_is_not_displaced_by_those_that_wait() -> No
             newcomer[1].write(encode_devlist_request())
             assert await rest(*newcomer) == encode_devlist_reply([DEVICE])
             for _reader, writer in waiting:
+                writer.close()
+
+    asyncio.run(test())
+
+
+def test_one_that_waits_for_its_turn_leaves_before_one_that_waits_for_a_device() -> None:
+    """However much older the other one is: to end it costs more."""
+
+    async def test() -> None:
+        async with serving(total=MOST_WAITING_PER_SOURCE + 6) as server:
+            waiting = [await ask_for_a_device_in_use(server) for _number in range(MOST_WAITING_PER_SOURCE)]
+            queueing = []
+            for number in range(6):
+                queueing.append(await server.connect())
+                queueing[-1][1].write(encode_import_request("240-1"))
+                await until(lambda: server.extension.commands.count(Command.RESERVE) == 17 + number)  # noqa: B023
+            newest = await server.connect(source="127.0.0.2")
+            assert await rest(*queueing[0]) == b""
+            assert len(server.extension.waiting) == MOST_WAITING_PER_SOURCE
+            for _reader, writer in (*waiting, *queueing, newest):
                 writer.close()
 
     asyncio.run(test())

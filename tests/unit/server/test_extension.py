@@ -51,7 +51,9 @@ class Desk:
 
     def wait_for(self, addresses: Sequence[str]) -> None:
         """An import of a device in use from each of these addresses."""
-        self._start(self.requests.wait_for(peer(address), DEVICE.busid) for address in addresses)
+        self._start(
+            self.requests.wait_for(peer(address), DEVICE.busid, on_turn=lambda: None) for address in addresses
+        )
 
     def _start(self, requests: "Sequence[Awaitable[Reservation]]") -> None:
         self.tasks += [asyncio.ensure_future(each) for each in requests]
@@ -174,7 +176,11 @@ def test_those_that_wait_for_a_device_wait_in_turn(monkeypatch: pytest.MonkeyPat
             await until(lambda: len(made.reserved()) == MOST_WAITING_PER_SOURCE + 1)
             assert made.reserved()[-1].address == "192.0.2.2"
             monkeypatch.setattr(module, "QUEUE_PATIENCE", 0.0)
-            answer = await made.requests.wait_for(peer("192.0.2.1"), DEVICE.busid)
+            turns: list[int] = []
+            answer = await made.requests.wait_for(
+                peer("192.0.2.1"), DEVICE.busid, on_turn=lambda: turns.append(1)
+            )
+            assert not turns
             assert answer.result == ReserveResult(status=ST_DEV_BUSY)
             assert len(made.reserved()) == MOST_WAITING_PER_SOURCE + 1
 
