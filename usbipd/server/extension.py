@@ -14,7 +14,7 @@ ABANDON                               one for each RESERVE
 
 A RESERVE first asks for a device that is free now, so an import of a free device never queues behind imports
 of one in use.  What finds no slot queues here, sources in turn; the queue has at most one entry per
-connection. A request whose client has left keeps its slot until the extension has answered: what the
+connection.  A request whose client has left keeps its slot until the extension has answered: what the
 extension has not read yet stays limited, too.
 """
 

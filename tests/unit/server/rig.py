@@ -64,6 +64,8 @@ class FakeExtension:
         """Whether a RESERVE that may wait does so, until ABANDON."""
         self.waiting: dict[int, asyncio.Event] = {}
         """Those that wait, by the number of their reservation."""
+        self.most_running = 0
+        self.most_waiting = 0
         self.refused: set[Command] = set()
         self.client: socket.socket | None = None
         """What HANDOVER brought."""
@@ -75,6 +77,7 @@ class FakeExtension:
 
     async def _answer(self, request: Request) -> Message:
         self.asked.append(request)
+        self.most_running = max(self.most_running, len(self.channel._running))
         if request.command in self.silent:
             await asyncio.Event().wait()
         if request.command in self.held:
@@ -106,6 +109,7 @@ class FakeExtension:
 
     async def _wait(self, number: int) -> None:
         abandoned = self.waiting[number] = asyncio.Event()
+        self.most_waiting = max(self.most_waiting, len(self.waiting))
         await abandoned.wait()
         del self.waiting[number]
 
