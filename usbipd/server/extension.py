@@ -156,7 +156,7 @@ class ExtensionRequests:
         request.add_done_callback(answered)
         try:
             return Reservation(number, await asyncio.shield(request))
-        except asyncio.CancelledError:
+        except BaseException:  # it may be answered later
             self.abandon(number)
             raise
 

@@ -104,6 +104,8 @@ class FakeExtension:
             if request.parameters.reservation in self.waiting:
                 self.waiting[request.parameters.reservation].set()
         if request.descriptor is not None:
+            if self.client is not None:
+                self.client.close()
             self.client = socket.socket(fileno=os.dup(request.descriptor))
         return Nothing()
 

@@ -9,7 +9,17 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.unit.server.rig import DEVICE, PATIENCE, FakeExtension, Server, Streams, rest, serving, until
+from tests.unit.server.rig import (
+    DEVICE,
+    PATIENCE,
+    FakeExtension,
+    Server,
+    Streams,
+    rest,
+    serving,
+    until,
+    until_log,
+)
 from usbipd.addresses import ListenAddress
 from usbipd.errors import UsbipdError
 from usbipd.ipc.messages import Command
@@ -237,6 +247,17 @@ def test_the_request_of_an_import_ends_with_its_client(
 
     asyncio.run(test())
     assert caplog.text.count("closed: the client left before its request was answered") == 1
+
+
+def test_an_import_of_a_client_that_has_left_already_is_not_sent(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            with socket.create_connection(server.address) as client:  # it blocks: the server has no turn
+                client.sendall(encode_import_request("240-1"))
+            await until_log(caplog, "closed: the client left before its request was answered")
+            assert not server.extension.asked
+
+    asyncio.run(test())
 
 
 def test_a_client_that_waits_is_not_taken_for_one_that_has_left() -> None:

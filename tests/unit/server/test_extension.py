@@ -152,6 +152,28 @@ def test_a_source_has_few_requests_at_once_and_all_together_not_many() -> None:
     asyncio.run(test())
 
 
+def test_hand_overs_count_as_well() -> None:
+    async def test() -> None:
+        async with desk() as made:
+            answer = made.extension.held[Command.HANDOVER] = asyncio.Event()
+            with socket.socket() as client:
+                handing = [
+                    asyncio.create_task(made.requests.hand_over(peer("192.0.2.1"), number, client.fileno()))
+                    for number in range(2 * MOST_AT_ONCE_PER_SOURCE)
+                ]
+                await until(lambda: len(made.extension.asked) == MOST_AT_ONCE_PER_SOURCE)
+                for _turn in range(50):
+                    await asyncio.sleep(0)
+                assert len(made.extension.asked) == MOST_AT_ONCE_PER_SOURCE
+                answer.set()
+                await asyncio.gather(*handing)
+            assert made.extension.commands == [Command.HANDOVER] * 2 * MOST_AT_ONCE_PER_SOURCE
+            assert made.extension.client is not None
+            made.extension.client.close()
+
+    asyncio.run(test())
+
+
 def test_an_import_of_a_free_device_passes_those_of_a_device_in_use() -> None:
     async def test() -> None:
         async with desk() as made:
