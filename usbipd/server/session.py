@@ -33,7 +33,6 @@ from usbipd.server.keepalive import give_up_when_lost
 
 _LOG: Final = logging.getLogger(__name__)
 
-
 LEFT: Final = "the client left before its request was answered"
 
 

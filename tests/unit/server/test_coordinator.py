@@ -154,6 +154,24 @@ def test_one_that_waits_for_its_turn_leaves_before_one_that_waits_for_a_device()
     asyncio.run(test())
 
 
+def test_one_that_does_not_read_its_reply_may_have_to_leave() -> None:
+    async def test() -> None:
+        async with serving(total=2, send_buffer=4096) as server:
+            server.extension.devices = [DEVICE] * 10_000
+            idle = socket.create_connection(server.address, source_address=("127.0.0.2", 0))
+            idle.sendall(encode_devlist_request())
+            sessions = server.coordinator._connections._sessions
+            await until(lambda: [each.stage for each in sessions] == [Stage.REPLY])
+            waiting = await ask_for_a_device_in_use(server)
+            newest = await server.connect(source="127.0.0.3")
+            await until(lambda: [each.stage for each in sessions] == [Stage.DEVICE, Stage.REQUEST])
+            for _reader, writer in (waiting, newest):
+                writer.close()
+            idle.close()
+
+    asyncio.run(test())
+
+
 def test_those_that_our_processes_work_for_are_not_displaced(caplog: pytest.LogCaptureFixture) -> None:
     """The next client is accepted when one of them has its answer."""
 
