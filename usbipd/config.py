@@ -81,6 +81,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_to: str = "stderr"
     """`stderr`, `syslog`, or the absolute path of a file."""
+    offer_imported: bool = False
+    """Whether devices that this host has imported by vhci-hcd may be bound (usbipd/usb/sysfs_devices.py)."""
     limits: Limits = Limits()
     access: Annotated[tuple[AccessRule, ...], msgspec.Meta(max_length=256)] = ()
 
@@ -102,6 +104,7 @@ _RIGHT: Final = {
     "user": 'user = "usbipd"',
     "log_level": '"debug", "info", "warning" or "error"',
     "log_to": '"stderr", "syslog" or "/var/log/usbipd.log"',
+    "offer_imported": "offer_imported = true, or false",
     "limits": "[limits]",
     "access": "[[access]]",
     "max_connections": "max_connections = 128",

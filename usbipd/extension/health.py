@@ -31,6 +31,7 @@ Check = Callable[[Subject], Awaitable[Sequence[Finding]]]
 CHECKS: Final[tuple[tuple[str, Check], ...]] = (
     ("rights", host_checks.check_rights),
     ("libusb", host_checks.check_libusb),
+    ("devices", host_checks.check_devices),
     ("hotplug", host_checks.check_hotplug),
     ("power", host_checks.check_power),
     ("launchd", host_checks.check_launchd),

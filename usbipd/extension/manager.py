@@ -15,7 +15,7 @@ from usbipd.errors import UsbipdError
 from usbipd.extension.bindings import Bindings, report_binding
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.claim import Claim, ClaimedDevice, ClaimState
-from usbipd.extension.claimer import DeviceClaimer
+from usbipd.extension.claimer import DRIVERS_TIME, DeviceClaimer
 from usbipd.extension.device_report import report_device
 from usbipd.extension.store import Binding, Store
 from usbipd.extension.supervisor import Spawner
@@ -92,6 +92,8 @@ class SystemExtensionManager:
         # bind and unbind one after the other: half of each would be neither
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
+        self._strays: list[str] = []
+        """Busids of devices that an extension before us held, until it is known what has become of them."""
         self._follower: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -112,6 +114,7 @@ class SystemExtensionManager:
             simulated = [record for record in records if record.simulated is not None]
             for record in simulated:
                 self._bindings.bind_simulated(record)
+            self._strays = [stored.busid for stored in await self._store.claims()]
             await self._give_strays_back(records)
             await self._claim_all(simulated, force=False)
             await self._follow(records)
@@ -240,7 +243,9 @@ class SystemExtensionManager:
             await self._changed.wait()
             self._changed.clear()
             try:
-                await self._follow(await self._list_records())
+                records = await self._list_records()
+                await self._give_strays_back(records)
+                await self._follow(records)
             except UsbipdError as error:
                 _LOG.error("%s", error, extra=LIMITED)
                 asyncio.get_running_loop().call_later(LIST_AGAIN, self._changed.set)
@@ -264,15 +269,22 @@ class SystemExtensionManager:
     async def _give_strays_back(self, records: Sequence[DeviceRecord]) -> None:
         """Devices that an extension before us held and that are not bound: back to their drivers.
 
-        If all its processes were killed at one moment, nobody has given them back.
+        If all its processes were killed at one moment, nobody has given them back.  One that is not in an
+        incomplete list may be there.
         """
-        for stored in await self._store.claims():
-            record = next((record for record in records if record.busid == stored.busid), None)
-            if record is None or not self._bindings.that_fit(record):
-                if record is not None:
-                    _LOG.warning("%s was left without its drivers: giving it back", record.busid)
-                    await asyncio.to_thread(self._ownership.give_back, record.busid)
-                await self._store.end_claim(stored.busid)
+        present = {record.busid: record for record in records}
+        is_complete = all(source.problem is None for source in self._sources)
+        for busid in list(self._strays):
+            record = present.get(busid)
+            if record is None and not is_complete:
+                continue
+            self._strays.remove(busid)
+            if busid in self.claims or (record is not None and self._bindings.that_fit(record)):
+                continue  # it is ours again, or will be
+            if record is not None:
+                _LOG.warning("%s: reattaching drivers left detached by a previous run", busid)
+                await self._claimer.reattach_drivers(busid, DRIVERS_TIME)
+            await self._store.end_claim(busid)
 
     async def _claim_all(self, records: Iterable[DeviceRecord], *, force: bool) -> None:
         """Claim all of these at the same time.  Raises the first error, when all tries are over."""
@@ -351,11 +363,16 @@ class SystemExtensionManager:
 
     async def _require_device(self, busid: str) -> DeviceRecord:
         record = await self._find_device(busid)
-        if record is None:
-            raise UsbipdError(
-                f"there is no device {busid!r}", code="no-device", advice="`usbipd list` shows what there is"
-            )
-        return record
+        if record is not None:
+            return record
+        for source in self._sources:
+            if (reason := source.why_not(busid)) is not None:
+                raise UsbipdError(
+                    f"{busid} cannot be shared: {reason.message}", code=reason.code, advice=reason.advice
+                )
+        raise UsbipdError(
+            f"there is no device {busid!r}", code="no-device", advice="`usbipd list` shows what there is"
+        )
 
     async def _report(self, records: Sequence[DeviceRecord]) -> list[DeviceReport]:
         """All at one moment, as far as we are asked: the host's drivers come and go as they like."""

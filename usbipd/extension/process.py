@@ -40,7 +40,7 @@ from usbipd.ipc.children import ServeParameters, SimulatedSpec
 from usbipd.ipc.reports import DeviceReport, DeviceState, HistoryEvent
 from usbipd.protocol.constants import USBIP_PORT
 from usbipd.spelling import Spelling
-from usbipd.usb.discovery import DeviceDiscovery, DeviceSource
+from usbipd.usb.discovery import DeviceDiscovery, DeviceSource, host_devices
 from usbipd.usb.hotplug import Hotplug
 from usbipd.usb.ownership import host_ownership
 
@@ -65,7 +65,7 @@ def run(
     """
     if frozen.IS_FROZEN:
         frozen.load_libusb()
-    seal_descriptors()  # first: what is opened from here on has no number below 3
+    seal_descriptors()
     check_host(config)
     files = paths.RuntimeFiles(socket_path.absolute())
     state_directory = None if state_directory is None else state_directory.absolute()
@@ -174,8 +174,10 @@ class Extension:
     def _build(self, store: Store, chronicle: Chronicle, control: IPCHandler) -> _Parts:
         config, limits = self._config, self._config.limits
         sources: list[DeviceSource] = [SimulatedBus(self._simulate)]
+        discovery = None
         if self._with_real:
-            sources.append(DeviceDiscovery())
+            discovery = DeviceDiscovery(host_devices(offer_imported=config.offer_imported))
+            sources.append(discovery)
         manager = SystemExtensionManager(
             sources,
             self._supervisor,
@@ -190,6 +192,8 @@ class Extension:
             log_level=config.log_level,
             log_to=_destination(config),
         )
+        if discovery is not None:
+            discovery.notify(manager.devices_changed)
         network = NetworkServer(
             self._supervisor,
             ServeParameters(
@@ -215,6 +219,7 @@ class Extension:
             manager,
             network,
             store,
+            discovery,
             hotplug,
             power,
             self._errors,

@@ -118,6 +118,8 @@ class ProcessReport(Message, frozen=True):
     memory: int | None
     """Bytes resident; None: it has just ended."""
     busid: str | None = None
+    silent_for: float | None = None
+    """Seconds for which it has not answered the extension; None: it answers."""
 
 
 class LoggedError(Message, frozen=True):
@@ -132,6 +134,15 @@ class ListResult(Message, frozen=True):
 
     devices: list[DeviceReport]
     bindings: list[BindingReport]
+
+    def instead_of(self, binding: BindingReport) -> DeviceReport | None:
+        """The other device at the port of a binding whose own is not plugged in.
+
+        None also if another binding shares it: the two take turns at the port.
+        """
+        if binding.busid is None or any(binding.busid in each.devices for each in self.bindings):
+            return None
+        return next((device for device in self.devices if device.busid == binding.busid), None)
 
 
 class HardwareId(Message, frozen=True):

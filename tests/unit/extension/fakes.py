@@ -84,9 +84,14 @@ class FakeSource:
 
     def __init__(self, *records: DeviceRecord) -> None:
         self.records = {record.busid: record for record in records}
+        self.left_out: dict[str, UsbipdError] = {}
+        self.problem: str | None = None
 
     async def list_devices(self) -> list[DeviceRecord]:
         return list(self.records.values())
+
+    def why_not(self, busid: str) -> UsbipdError | None:
+        return self.left_out.get(busid)
 
     async def find(self, busid: str) -> DeviceRecord | None:
         return self.records.get(busid)
