@@ -348,6 +348,7 @@ def test_who_is_not_allowed_costs_no_slot() -> None:
         (encode_devlist_request(), "127.0.0.2", " listed 1 devices"),
         (encode_import_request("240-1"), "127.0.0.2", " imported 240-1"),
     ],
+    ids=["refused", "no request", "no device", "listed", "imported"],
 )
 def test_a_flood_is_few_lines_whose_numbers_add_up(request_bytes: bytes, source: str, line: str) -> None:
     number = BURST + 80
