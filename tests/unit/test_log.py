@@ -248,3 +248,19 @@ def test_what_may_not_be_configured(to: str) -> None:
 def test_an_unknown_destination() -> None:
     with pytest.raises(UsageError, match="'printer' is unknown: one of stderr, syslog"):
         log.send_to("printer")
+
+
+def test_both_streams_of_a_child_go_to_the_file_that_it_is_handed(tmp_path: Path) -> None:
+    program = """
+import os, sys
+from usbipd import log
+log.take_over(int(sys.argv[1]))
+print("out", flush=True)
+print("err", file=sys.stderr, flush=True)
+"""
+    path = tmp_path / "log"
+    with path.open("w") as file:
+        command = [sys.executable, "-c", program, str(file.fileno())]
+        done = subprocess.run(command, capture_output=True, pass_fds=[file.fileno()], check=True)
+    assert (done.stdout, done.stderr) == (b"", b"")
+    assert path.read_text() == "out\nerr\n"

@@ -40,6 +40,16 @@ def test_the_pid_file_says_who_we_are_and_is_removed(files: paths.RuntimeFiles) 
     assert not files.directory.exists()
 
 
+def test_the_pid_file_may_be_read_whatever_the_umask_is(files: paths.RuntimeFiles) -> None:
+    files.prepare()
+    before = os.umask(0o077)
+    try:
+        files.write_pid()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(files.pid_file.stat().st_mode) == 0o644
+
+
 def test_a_pid_file_that_cannot_be_written(files: paths.RuntimeFiles) -> None:
     files.prepare()
     files.pid_file.mkdir()

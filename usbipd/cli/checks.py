@@ -192,7 +192,9 @@ def check_port(host: str, port: int) -> CheckReport:
     """Whether anything listens where the extension would."""
     try:
         socket.create_connection((host, port), TIMEOUT).close()
-    except OSError:  # refused, as it should be, or nobody that answers
+    except TimeoutError:  # a program listens, and is stopped or busy: its queue is full
+        pass
+    except OSError:  # refused, as it should be
         return ok("port", f"nothing listens on {host}:{port}")
     return failed(
         "port",

@@ -123,6 +123,12 @@ class ControlConnection:
                 code="no-permission",
                 advice="run the command with sudo, or as the user who started the extension",
             )
+        if isinstance(error, BlockingIOError | TimeoutError):
+            return ExtensionUnreachableError(
+                f"the extension is busy: too many connections to {self.path} wait already",
+                code="busy",
+                advice="try again; if that does not help, look into its log, and restart it",
+            )
         return ExtensionUnreachableError(
             f"cannot connect to the extension on {self.path}: {error.strerror or error}",
             code="unreachable",

@@ -110,7 +110,10 @@ class DeviceClaimer:
             await self.release_device(record.busid, timeout=END_TIMEOUT)
         first: asyncio.Future[ClaimedDevice] = asyncio.get_running_loop().create_future()
         self._start_keeper(record, first, force=force)
-        return await asyncio.shield(first)
+        await asyncio.wait(
+            {first}
+        )  # not shield(), which logs what becomes of it when our caller was cancelled
+        return first.result()
 
     async def restore_claimed_devices(self, records: Sequence[DeviceRecord]) -> None:
         """Keep all of these that are not kept yet, from now on, and return at once.

@@ -63,7 +63,7 @@ def run(
     """
     if frozen.IS_FROZEN:
         frozen.load_libusb()
-    seal_descriptors()  # first: what is opened from here on has no number below 3
+    seal_descriptors()
     log_file = LogFile(None if config.log_to in log.DESTINATIONS else Path(config.log_to))
     with log_file:
         log.configure("extension", level=config.log_level, to=_destination(config))

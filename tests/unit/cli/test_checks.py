@@ -1,8 +1,10 @@
 """What `doctor` finds out by itself."""
 
+import contextlib
 import os
 import socket
 import stat
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -145,15 +147,16 @@ def test_a_runtime_directory_that_an_extension_makes(tmp_path: Path) -> None:
     assert "not there" in check.message
 
 
-def test_a_runtime_directory_that_others_may_write(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
+def test_a_runtime_directory_that_others_may_write(tmp_path: Path, mode: int) -> None:
     directory = tmp_path / "run"
     directory.mkdir()
     directory.chmod(0o755)
     assert checks.check_runtime(directory / "control.sock").state is CheckState.OK
-    directory.chmod(0o777)
+    directory.chmod(mode)
     check = checks.check_runtime(directory / "control.sock")
     assert check.state is CheckState.FAILED
-    assert "0777" in check.message
+    assert f"{mode:04o}" in check.message
     assert check.steps
 
 
@@ -236,6 +239,22 @@ def test_a_port_in_use() -> None:
     assert str(port) in check.message
     assert check.steps
     assert checks.check_port(host, port).state is CheckState.OK
+
+
+def test_a_port_whose_program_accepts_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is stopped is in the way, too, and the command does not wait for it."""
+    monkeypatch.setattr(checks, "TIMEOUT", 0.05)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _number in range(4):  # more than its queue takes
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        end = threading.Timer(5, listener.close)
+        end.start()
+        stack.callback(end.cancel)
+        check = checks.check_port(*listener.getsockname())
+    assert check.state is CheckState.FAILED
 
 
 @pytest.mark.parametrize(

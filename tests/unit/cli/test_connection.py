@@ -1,8 +1,11 @@
 """The control connection against an extension that is scripted, absent, old or broken, over real sockets."""
 
+import contextlib
 import os
 import socket
 import struct
+import sys
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -221,6 +224,39 @@ def test_an_extension_that_closes(extension: Extension, socket_path: Path, said:
 
     with extension(talk=talk):
         refused(socket_path, "gone")
+
+
+def test_an_extension_that_goes_before_the_hello(socket_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(socket_path))
+    listener.listen()
+    connections = []
+
+    class Connection(socket.socket):
+        def connect(self, address: object) -> None:
+            super().connect(address)  # type: ignore[arg-type]
+            listener.close()
+            connections.append(self)
+
+    monkeypatch.setattr(socket, "socket", Connection)
+    refused(socket_path, "gone")
+    assert [connection.fileno() for connection in connections] == [-1]
+
+
+def test_an_extension_that_accepts_no_connection(socket_path: Path) -> None:
+    """Linux says at once that the queue is full, macOS refuses; no command waits for ever."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(socket_path))
+        listener.listen(0)
+        for _number in range(4):  # more than the queue takes
+            waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+            waiting.setblocking(False)
+            waiting.connect_ex(str(socket_path))
+        end = threading.Timer(5, listener.close)
+        end.start()
+        stack.callback(end.cancel)
+        refused(socket_path, "busy" if sys.platform == "linux" else "not-running", timeout=0.05)
 
 
 def test_an_extension_that_says_nothing(extension: Extension, socket_path: Path) -> None:

@@ -283,6 +283,16 @@ def test_what_a_server_waits_for_ends_with_it(daemon: Daemon) -> None:
     run(test())
 
 
+def test_an_address_that_there_is_not_is_not_waited_for(daemon: Daemon, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        spawner.answers[Command.SERVE] = UsbipdError("no such address", code="no-such-address")
+        with pytest.raises(UsbipdError, match="no such address"):
+            await daemon.network.start(after_a_kill=True)
+        assert len(daemon.servers) == 1
+
+    run(test())
+
+
 def test_a_port_in_use_later_is_waited_for(daemon: Daemon, spawner: FakeSpawner) -> None:
     async def test() -> None:
         await daemon.start()

@@ -1,6 +1,7 @@
 """The store's files: damage of every kind loses no binding and is told to people."""
 
 import asyncio
+import os
 import random
 import sqlite3
 import subprocess
@@ -390,3 +391,34 @@ def test_releases_come_and_go(directory: Path, whole: Files, monkeypatch: pytest
     (directory / newer_copy).unlink()
     serials, [sentence] = start(next_release)
     assert serials == ["S1", "S2", None, "S4", "S5"], "the copy of an older release is better than none"
+
+
+def test_what_takes_the_place_of_a_file_is_on_the_disk_before_and_its_name_after(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk may keep a name before it keeps what is in the file: after a power failure it would be empty."""
+    done: list[tuple[str, object]] = []
+    sync, rename = os.fsync, os.rename
+
+    def note_sync(descriptor: int) -> None:
+        sync(descriptor)
+        done.append(("sync", os.fstat(descriptor).st_ino))
+
+    def note_rename(source: Path, target: Path) -> None:
+        done.append((Path(target).name, os.stat(source).st_ino))  # noqa: PTH116
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "rename", note_rename)
+
+    async def test() -> None:
+        store = await Store.open(directory)
+        await store.add_binding(binding())
+        await store.close()
+
+    run(test())
+    places = [index for index, (what, _file) in enumerate(done) if what != "sync"]
+    assert {done[index][0] for index in places} == {DATABASE, COPY}
+    for index in places:
+        assert ("sync", done[index][1]) in done[:index]
+        assert ("sync", directory.stat().st_ino) in done[index:]
