@@ -259,6 +259,9 @@ def test_the_request_of_an_import_ends_with_its_client(
     async def test() -> None:
         async with serving() as server:
             _reader, writer = await ask_for_a_device_in_use(server)
+            connections = server.coordinator._connections
+            first_check = connections._check
+            await until(lambda: connections._check is not first_check)
             leave(writer)
             await until(lambda: not server.extension.waiting)
             await until(lambda: not server.coordinator._connections._sessions)
