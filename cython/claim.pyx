@@ -34,6 +34,21 @@ cdef void keep_words(libusb_context *context, int level, const char *text) noexc
     strncpy(last_words, text, LONGEST_WORDS - 1)
 
 
+# What libusb has parsed of a device's own bytes: an array may be missing where its count is not 0, if the descriptors
+# end too early.
+
+cdef inline int settings_of(const libusb_config_descriptor *config, int i) noexcept nogil:
+    """How many alternate settings of the interface `i` there are to be read."""
+    if config.interface == NULL or config.interface[i].altsetting == NULL:
+        return 0
+    return config.interface[i].num_altsetting
+
+
+cdef inline int endpoints_of(const libusb_interface_descriptor *setting) noexcept nogil:
+    """How many endpoints of the setting there are to be read."""
+    return 0 if setting.endpoint == NULL else setting.bNumEndpoints
+
+
 cdef object error(int code, str what):
     """What to try is for the extension to say (usbipd/usb/refusal.py): it knows who else has the device."""
     name = libusb_error_name(code).decode()
@@ -156,18 +171,24 @@ cdef class Claim:
         self.held.append(number)
 
     def give_back(self) -> list[str]:
-        """Releases all interfaces, then calls their drivers back in the order in which they left.
+        """Releases all interfaces, then reattaches their drivers in the order in which they were detached.
 
-        Returns what did not work, a sentence each; a device that is gone is no failure.
+        Returns what did not work, a sentence each; a device that is gone is no failure.  What counts is whether a
+        driver has the interface in the end: one of several interfaces takes the others by itself when it is attached
+        to the first (usb_driver_claim_interface, as snd-usb-audio does), and attaching it to those is then "busy".
         """
         problems = self._release()
         cdef int code, number
+        failed = []
         for number in self.detached:
             with nogil:
                 code = libusb_attach_kernel_driver(self._handle, number)
             if code < 0 and code != LIBUSB_ERROR_NO_DEVICE and code != LIBUSB_ERROR_NOT_FOUND:
+                failed.append((number, code))
+        for number, code in failed:
+            if libusb_kernel_driver_active(self._handle, number) != 1:
                 name = libusb_error_name(code).decode()
-                problems.append(f"no driver came back to interface {number} ({name}, {code})")
+                problems.append(f"the kernel driver could not be reattached to interface {number} ({name}, {code})")
         self.detached.clear()
         return problems
 
@@ -249,7 +270,7 @@ cdef class Claim:
         cdef const libusb_interface_descriptor *d
         cdef int i, k
         for i in range(config.bNumInterfaces):
-            for k in range(config.interface[i].num_altsetting):
+            for k in range(settings_of(config, i)):
                 d = &config.interface[i].altsetting[k]
                 found.append(Interface(d.bInterfaceNumber, d.bAlternateSetting, d.bInterfaceClass,
                                        d.bInterfaceSubClass, d.bInterfaceProtocol))
@@ -268,9 +289,9 @@ cdef class Claim:
             if code < 0:
                 raise error(code, f"configuration {n} cannot be read")
             for i in range(config.bNumInterfaces):
-                for k in range(config.interface[i].num_altsetting):
+                for k in range(settings_of(config, i)):
                     d = &config.interface[i].altsetting[k]
-                    for m in range(d.bNumEndpoints):
+                    for m in range(endpoints_of(d)):
                         e = &d.endpoint[m]
                         found.append(Endpoint(config.bConfigurationValue, d.bInterfaceNumber, d.bAlternateSetting,
                                               e.bEndpointAddress, e.bmAttributes, e.wMaxPacketSize, e.bInterval))

@@ -19,7 +19,7 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from usbipd import frozen
 from usbipd.errors import IPCError
@@ -75,6 +75,15 @@ class Backoff:
         return delay * random.uniform(0.75, 1.0)  # noqa: S311 - nobody gains by guessing it
 
 
+class Ping(NamedTuple):
+    """A PING to a child (`extension/liveness.py`)."""
+
+    sent: float
+    """Of the loop's clock, in seconds."""
+    answer: asyncio.Task[None]
+    """Done when the child has answered, or its channel is closed."""
+
+
 @dataclass(slots=True, eq=False)
 class Child:
     """One process of ours and the channel to it."""
@@ -93,6 +102,8 @@ class Child:
     """The rule of the channel that it broke, for which it was killed."""
     exit: str | None = None
     """What it ended with, such as "exit code 1" or "signal SIGKILL"; None: it has not ended."""
+    ping: Ping | None = None
+    """The last PING sent to it."""
 
     @property
     def label(self) -> str:
@@ -226,14 +237,8 @@ def _exit_of(status: int) -> str:
 def seal_descriptors() -> None:
     """Make every descriptor that we inherited close on exec, so that no child inherits it from us.
 
-    Python's own are so from the start (PEP 446).  Of 0 to 2 the closed ones become /dev/null: else sockets of
-    ours would have these numbers, and children would get them as stdin, stdout and stderr.
+    Python's own are so from the start (PEP 446), and 0 to 2 are open (usbipd/__main__.py).
     """
-    descriptor = os.open(os.devnull, os.O_RDWR)
-    while descriptor <= 2:
-        os.set_inheritable(descriptor, True)
-        descriptor = os.open(os.devnull, os.O_RDWR)
-    os.close(descriptor)
     for name in os.listdir("/dev/fd"):  # noqa: PTH208 - names are all we need, on Linux and macOS
         descriptor = int(name)
         if descriptor > 2:

@@ -27,7 +27,6 @@ from usbipd.ipc.channel import (
     Result,
     answer_frame,
     event_frame,
-    read_result,
     receive_into,
     request_frame,
     response_frame,
@@ -35,6 +34,7 @@ from usbipd.ipc.channel import (
 )
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import LONG_ANSWERS, MAX_MESSAGE, Command, EventName, MoreParameters
+from usbipd.log import LIMITED
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -77,10 +77,12 @@ class Channel:
         self._on_event = on_event
         self._on_close = on_close
         self._loop = asyncio.get_running_loop()
-        self._conversation = Conversation()
+        self._conversation = Conversation(trusted=role is policy.Role.EXTENSION)
         self._outgoing: deque[tuple[memoryview, int | None]] = deque()
         self._queued = 0
         self._last_request = 0
+        self._unwanted: set[int] = set()
+        """Our requests whose answer is still to come but not waited for."""
         self._waiting: dict[int, asyncio.Future[Response]] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._rest: Rest | None = None
@@ -102,13 +104,14 @@ class Channel:
         parameters: Message,
         result: type[Result],
         *,
-        timeout: float,  # noqa: ASYNC109 - callers want an IPCError, not a TimeoutError
+        timeout: float | None,  # noqa: ASYNC109 - callers want an IPCError, not a TimeoutError
         descriptor: int | None = None,
     ) -> Result:
         """Ask and wait for the answer.  `descriptor` stays the caller's; a duplicate of it travels.
 
-        What may have a long answer waits for the one before it, within `timeout`, too.  Raises the
-        `UsbipdError` that the peer answers, or `IPCError` (codes "timeout", "gone").
+        What may have a long answer waits for the one before it, within `timeout`, too; None: as long as the
+        channel is open.  Raises the `UsbipdError` that the peer answers, or `IPCError` (codes "timeout",
+        "gone").
         """
         try:
             async with asyncio.timeout(timeout):
@@ -119,7 +122,7 @@ class Channel:
                     response = await self._ask(command, parameters, descriptor)
         except TimeoutError:
             raise IPCError(f"{self.name} does not answer {command}", code="timeout") from None
-        return read_result(response, result)
+        return self._conversation.result(response, result)
 
     async def _ask_long(self, command: Command, parameters: Message, descriptor: int | None) -> Response:
         response = await self._ask(command, parameters, descriptor)
@@ -141,14 +144,16 @@ class Channel:
             self._send(request_frame(request_id, self.name, command, parameters), descriptor)
             return await answer
         finally:
-            self._waiting.pop(request_id, None)
+            del self._waiting[request_id]
+            if not answer.done() or answer.cancelled():
+                self._unwanted.add(request_id)
 
     def send_response(self, request: Request, outcome: Message | UsbipdError) -> None:
         """Answer `request`, or say that its answer is too large; lost if the channel is closed."""
         try:
             frame, rest = answer_frame(request, outcome)
         except IPCError as error:
-            _LOG.error("the answer to %s from %s: %s", request.command, self.name, error)
+            _LOG.error("the answer to %s from %s: %s", request.command, self.name, error, extra=LIMITED)
             frame, rest = response_frame(request.request_id, error), None
         if rest is not None and self._open:
             self._rest = rest
@@ -157,6 +162,7 @@ class Channel:
     def tell(self, command: Command, parameters: Message, descriptor: int | None = None) -> None:
         """Ask without caring for the answer; lost if the channel is closed.  `descriptor` as in `request`."""
         self._last_request += 1
+        self._unwanted.add(self._last_request)
         self._send(request_frame(self._last_request, self.name, command, parameters), descriptor)
 
     def push(self, event: EventName, parameters: Message) -> None:
@@ -240,7 +246,7 @@ class Channel:
         except UsbipdError as error:
             outcome = error
         except Exception:
-            _LOG.exception("%s from %s failed", request.command, self.name)
+            _LOG.exception("%s from %s failed", request.command, self.name, extra=LIMITED)
             outcome = UsbipdError("internal error: see the log", code="internal")
         self.send_response(request, outcome)
 
@@ -261,12 +267,13 @@ class Channel:
 
     def _answered(self, response: Response) -> None:
         answer = self._waiting.get(response.request_id)
-        if answer is not None:
-            if not answer.done():
-                answer.set_result(response)
-        elif not 0 < response.request_id <= self._last_request:
-            raise IPCError("an answer to what was never asked", code="bad-message")
-        # else: it comes after its timeout
+        if answer is not None and not answer.done():
+            answer.set_result(response)
+        elif response.request_id in self._unwanted:
+            self._unwanted.remove(response.request_id)
+        elif answer is None or not answer.cancelled():
+            # one answer per request: a peer cannot flood us with them
+            raise IPCError("an answer to what was never asked, or is answered", code="bad-message")
 
     def _told(self, event: Event) -> None:
         if self._on_event is None or not policy.may(self._role, event.event):

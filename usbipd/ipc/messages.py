@@ -13,7 +13,7 @@ import msgspec
 
 from usbipd.ipc.message import Message
 
-IPC_VERSION: Final = 1
+IPC_VERSION: Final = 2
 """Raised whenever a message changes its form.  Both ends must agree; they come from one executable."""
 
 MAX_MESSAGE: Final = 64 * 1024
@@ -54,6 +54,7 @@ class Command(StrEnum):
     # the extension asks the server
     SERVE = "serve"
     # the extension asks the server or a worker
+    PING = "ping"
     LOG = "log"
     LOG_FILE = "log-file"
     # the extension asks a worker

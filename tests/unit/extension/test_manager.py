@@ -88,6 +88,17 @@ def test_binding_what_is_not_there(host: Host) -> None:
     run(test())
 
 
+def test_binding_what_is_there_and_not_offered(host: Host) -> None:
+    host.source.left_out["2-1"] = UsbipdError("it is imported", code="imported", advice="offer_imported")
+
+    async def test() -> None:
+        with pytest.raises(UsbipdError, match="2-1 cannot be shared: it is imported") as caught:
+            await host.bind("2-1")
+        assert (caught.value.code, caught.value.advice) == ("imported", "offer_imported")
+
+    run(test())
+
+
 def test_a_bind_that_fails_binds_nothing(host: Host, spawner: FakeSpawner) -> None:
     async def test() -> None:
         spawner.answers[Command.CLAIM] = BUSY

@@ -223,7 +223,7 @@ def test_a_servers_path_cannot_control_the_terminal() -> None:
     parsed = ImportReplyReader().feed(bytes(reply))
     assert parsed is not None
     assert parsed.device is not None
-    assert parsed.device.path.startswith("\N{REPLACEMENT CHARACTER}[2J")
+    assert parsed.device.path.startswith(r"\x1b[2J")
 
 
 @given(data=st.binary(max_size=700), cut=st.integers(0, 700))

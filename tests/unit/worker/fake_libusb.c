@@ -49,6 +49,8 @@ static struct item items[MAX_TRANSFERS]; /* submitted, oldest first */
 static int count;
 static int allocated; /* transfers that are not freed */
 static int drivers = 3; /* a bit per interface */
+static int siblings;    /* the driver of interface 0 takes interface 1 by itself */
+static int missing;     /* which arrays of the descriptors are NULL: enum missing */
 static int hold_cancels;
 static int captures; /* detaches without an attach, of fake_macos */
 static int hidden;  /* so often it has no memory for its descriptors */
@@ -93,6 +95,8 @@ int fake_drivers(void) { return drivers; }
 int fake_allocated(void) { return allocated; }
 long fake_device_memory(void) { return device_memory; }
 void fake_hide_descriptors(int times) { hidden = times; }
+void fake_siblings(int on) { siblings = on; }
+void fake_missing(int what) { missing = what; }
 void fake_limit_device_memory(long most) { most_device_memory = most; }
 
 /* As it was in the beginning: plugged in, with a driver at each interface. */
@@ -101,7 +105,7 @@ void fake_begin(void)
     host_begin();
     watched = 1;
     drivers = 3;
-    hold_cancels = captures = hidden = failure_errno = 0;
+    hold_cancels = captures = hidden = failure_errno = siblings = missing = 0;
     most_device_memory = 16 << 20; /* as usbfs has it */
     failing[0] = 0;
     journal[0] = 0;
@@ -331,9 +335,24 @@ static struct libusb_config_descriptor configurations[] = {
     {.bNumInterfaces = 2, .bConfigurationValue = 1, .interface = interfaces_1},
     {.bNumInterfaces = 1, .bConfigurationValue = 2, .interface = interfaces_2}};
 
+/* Configuration 1 of a device whose descriptors end too early: the counts are there, an array is not. */
+enum missing { NOTHING, ENDPOINTS, SETTINGS, INTERFACES, LENGTH_OF_MISSING };
+static const struct libusb_interface_descriptor settings_cut[] = {{.bNumEndpoints = LENGTH(plain), .endpoint = NULL}};
+static const struct libusb_interface interfaces_cut[][2] = {
+    [ENDPOINTS] = {{settings_cut, 1}, {settings_1, 2}}, [SETTINGS] = {{NULL, 1}, {settings_1, 2}}};
+static struct libusb_config_descriptor configurations_cut[LENGTH_OF_MISSING] = {
+    [ENDPOINTS] = {.bNumInterfaces = 2, .bConfigurationValue = 1, .interface = interfaces_cut[ENDPOINTS]},
+    [SETTINGS] = {.bNumInterfaces = 2, .bConfigurationValue = 1, .interface = interfaces_cut[SETTINGS]},
+    [INTERFACES] = {.bNumInterfaces = 2, .bConfigurationValue = 1, .interface = NULL}};
+
+static struct libusb_config_descriptor *configuration_at(int index)
+{
+    return index == 0 && missing != NOTHING ? &configurations_cut[missing] : &configurations[index];
+}
+
 int libusb_get_config_descriptor(libusb_device *device, uint8_t index, struct libusb_config_descriptor **config)
 {
-    *config = &configurations[index];
+    *config = configuration_at(index);
     return call_with("get_config_descriptor", index);
 }
 
@@ -341,7 +360,7 @@ int libusb_get_active_config_descriptor(libusb_device *device, struct libusb_con
 {
     if (configuration == 0)
         return LIBUSB_ERROR_NOT_FOUND;
-    *config = &configurations[configuration - 1];
+    *config = configuration_at(configuration - 1);
     return 0;
 }
 
@@ -389,9 +408,11 @@ int libusb_detach_kernel_driver(libusb_device_handle *handle, int interface)
 int libusb_attach_kernel_driver(libusb_device_handle *handle, int interface)
 {
     int code = call_with("attach", interface);
-    if (!macos)
-        drivers |= 1 << interface;
-    else if (code == 0 && --captures == 0)
+    if (!macos && code == 0 && drivers >> interface & 1)
+        code = LIBUSB_ERROR_BUSY; /* proc_ioctl in drivers/usb/core/devio.c */
+    if (!macos && code == 0)
+        drivers |= siblings ? 3 : 1 << interface;
+    if (macos && code == 0 && --captures == 0)
         drivers = 3;
     return code;
 }

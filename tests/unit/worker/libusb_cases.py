@@ -444,6 +444,47 @@ def test_drivers_leave_and_come_back() -> None:
     assert journal() == ["close", "exit"]
 
 
+def test_a_driver_that_takes_the_other_interfaces_by_itself_has_come_back() -> None:
+    fake.fake_siblings(1)
+    claim = Claim(1, 2)
+    claim.take()
+    assert fake.fake_drivers() == 0
+    assert claim.give_back() == []
+    assert fake.fake_drivers() == 0b11
+
+
+def test_a_driver_that_fails_at_first_and_is_taken_along_by_another_one_has_come_back() -> None:
+    fake.fake_siblings(1)
+    claim = Claim(1, 2)
+    claim.take()
+    fake.fake_fail(b"attach", ERROR_IO)
+    assert claim.give_back() == []
+    assert fake.fake_drivers() == 0b11
+
+
+@pytest.mark.parametrize("error", [ERROR_BUSY, ERROR_IO])
+def test_a_driver_that_does_not_come_back_is_named_by_its_interface(error: int) -> None:
+    claim = Claim(1, 2)
+    claim.take()
+    fake.fake_fail(b"attach", error)  # busy: with a program that was faster
+    [problem] = claim.give_back()
+    assert problem.startswith("the kernel driver could not be reattached to interface 0 (LIBUSB_ERROR")
+    assert fake.fake_drivers() == 0b10
+
+
+@pytest.mark.parametrize(("missing", "interfaces", "endpoints"), [(1, [0, 1], 2), (2, [1], 2), (3, [], 0)])
+def test_descriptors_that_end_before_what_they_count(
+    missing: int, interfaces: list[int], endpoints: int
+) -> None:
+    """libusb has counts of endpoints, settings or interfaces, and no array of them."""
+    fake.fake_missing(missing)
+    claim = Claim(1, 2)
+    claim.take()
+    assert claim.held == interfaces
+    assert len(claim.endpoints()) == endpoints
+    assert claim.give_back() == []
+
+
 def test_what_was_taken_before_an_error_is_given_back() -> None:
     fake.fake_fail(b"claim", ERROR_BUSY)
     with pytest.raises(ClaimError, match="interface 0 cannot be claimed"):
