@@ -13,6 +13,8 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.string cimport strncpy
 from libusb cimport *
 
+include "linux_errno.pxi"
+
 from usbipd.errors import ClaimError
 from usbipd.usb.descriptors import Endpoint, Interface
 
@@ -155,7 +157,7 @@ cdef class Claim:
                 code = libusb_detach_kernel_driver(self._handle, number)
                 if code == 0:
                     code = 1
-        if code == 1:
+        if code == 1 and number not in self.detached:
             self.detached.append(number)
         elif code < 0 and code != LIBUSB_ERROR_NOT_FOUND and code != LIBUSB_ERROR_NOT_SUPPORTED:
             raise error(code, f"interface {number} cannot be taken from its driver")
@@ -203,33 +205,29 @@ cdef class Claim:
         return problems
 
     def set_configuration(self, int value) -> int:
-        """SET_CONFIGURATION for the client; 0 or libusb's negative code.
+        """SET_CONFIGURATION for the client; 0 or a negative Linux errno.
 
-        The value that is already active means a fresh start of its interfaces: alternate setting 0 for each
-        (USB 2.0 section 9.1.1.5).  Another one is only possible with no interface claimed, and new interfaces
-        bring the host's drivers back at once, so they are sent away again.
+        It is only possible with no interface claimed.  The value that is already active is sent too, and no
+        SET_INTERFACE: that is what a native host sends (usb_reset_configuration in drivers/usb/core/message.c), and
+        each interface begins afresh with alternate setting 0 (USB 2.0 section 9.1.1.5).  Another value makes new
+        interfaces, which bring the host's drivers back at once, so they are sent away again.
         """
-        cdef int code, active, number
-        code = libusb_get_configuration(self._handle, &active)
-        if code < 0:
-            return code
-        if active == value:
-            for number in self.held:
-                with nogil:
-                    code = libusb_set_interface_alt_setting(self._handle, number, 0)
-                if code < 0:
-                    return code
-            return 0
+        cdef int result, active
+        FORGET_ERRNO()
+        result = errno_of_libusb(libusb_get_configuration(self._handle, &active))
+        if result != 0:
+            return result
         self._release()
         with nogil:
-            code = libusb_set_configuration(self._handle, value if value else -1)
-        if code == 0 and not self.captures:
+            FORGET_ERRNO()
+            result = errno_of_libusb(libusb_set_configuration(self._handle, value if value else -1))
+        if result == 0 and active != value and not self.captures:
             self.detached.clear()  # of interfaces that are no more
         try:
             self.take()
         except ClaimError:
-            return code if code < 0 else LIBUSB_ERROR_BUSY
-        return code
+            return result or -LINUX_EBUSY
+        return result
 
     @property
     def configuration(self) -> int:

@@ -60,6 +60,7 @@ cdef extern from *:
     ssize_t recvmsg(int fd, msghdr *message, int flags) nogil
     ssize_t sendmsg(int fd, const msghdr *message, int flags) nogil
 
+include "linux_errno.pxi"    # how calls of libusb end, on the wire
 include "transfer.pxi"       # the transfer interface: Urb, Backend
 include "urb.pxi"            # the wire
 include "buffers.pxi"        # memory, bounded
@@ -269,6 +270,7 @@ cdef class Pump:
         if <size_t>self.page.len < sizeof(Counters):
             raise ValueError(f"the counter page has {self.page.len} bytes, not {sizeof(Counters)}")
         self.core.counters = <Counters *>self.page.buf
+        pool_make_spares(&self.core.pool)
         self.core.pool.budget = budget
         self.core.devid = devid
         self.core.backend = transfers.backend
@@ -289,6 +291,7 @@ cdef class Pump:
                 close_session(self.core)
             free(self.core.endpoints.all)
             free(self.core.inbox)
+            pool_free_spares(&self.core.pool)
             free(self.core)
         if self.page_held:
             PyBuffer_Release(&self.page)
@@ -324,6 +327,7 @@ cdef class Pump:
     def restore(self) -> int:
         """Prepares the device for the next client: reset, first configuration, default settings.
 
+        What has its default setting already is sent no SET_INTERFACE: many devices cannot take it (hub.c).
         Blocks for a bus reset.  Returns 0 or the first negative Linux errno.
         """
         cdef Core *core = self.core

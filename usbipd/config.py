@@ -5,6 +5,7 @@ it can be told, the key and what would be right.
 """
 
 import difflib
+import os
 import re
 import tomllib
 from collections import Counter
@@ -15,11 +16,12 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from usbipd import log, privileges
-from usbipd.addresses import ListenAddress, parse_listen, parse_network
+from usbipd import log, paths, privileges
+from usbipd.addresses import ListenAddress, parse_listen, parse_network, refuse_overlap
 from usbipd.errors import UsageError
 from usbipd.ipc.reports import DeviceMemory, Serial
 from usbipd.server.keepalive import LONGEST, SHORTEST
+from usbipd.trusted_file import UntrustedError, open_trusted
 from usbipd.usb.identity import DeviceRule, parse_busid, parse_hardware_id
 
 SMALLEST_BUDGET: Final = 40 << 20
@@ -120,16 +122,27 @@ _RIGHT: Final = {
 
 
 def load(path: Path) -> ServerConfig:
-    """The configuration in the file at `path`, for this host: its user exists.  Raises `UsageError`."""
+    """The configuration in the file at `path`, for this host: its user exists.
+
+    Root takes it only from a file that no other user can change.  Raises `UsageError`.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        with os.fdopen(open_trusted(path, os.O_RDONLY), encoding="utf-8") as file:
+            text = file.read()
+    except UntrustedError as error:
+        raise UsageError(
+            f"{path}: another user decides what is in it, because {error}",
+            code="bad-config",
+            advice="keep it where only root can change it and every directory above it, such as "
+            f"{paths.config_file()}",
+        ) from error
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", code="bad-config") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text (byte {error.start})", code="bad-config") from error
     config = parse(text, str(path))
     if config.user is not None:
-        _parse(_File(text, str(path)), "user", privileges.find_run_as, config.user)  # it knows if we are root
+        _parse(_File(text, str(path)), "user", privileges.find_user, config.user)
     return config
 
 
@@ -197,6 +210,10 @@ def _check(file: _File, config: ServerConfig) -> None:
         _parse(file, f"listen[{index}]", parse_listen, address)
     for index, network in enumerate(config.allow):
         _parse(file, f"allow[{index}]", parse_network, network)
+    try:
+        refuse_overlap(config.addresses)
+    except UsageError as error:
+        raise file.wrong("listen", str(error)) from error
     _parse(file, "log_to", log.check_destination, config.log_to)
     for number, rule in enumerate(config.access):
         where = f"access[{number}]"

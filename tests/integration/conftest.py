@@ -12,6 +12,7 @@ HANDSHAKE_TIMEOUT = 2.0
 """Seconds; short, so that tests of it are."""
 
 CONFIG = f"""\
+log_level = "debug"  # at which no line is left out
 [limits]
 handshake_timeout = {HANDSHAKE_TIMEOUT}
 """

@@ -185,10 +185,14 @@ class Daemon:
 
 
 def running(pids: list[int]) -> list[str]:
-    """Those of `pids` that run, as ps shows them; not those that ended and wait for init to notice."""
-    command = ["ps", "-o", "stat=,pid=,args=", "-p", ",".join(map(str, pids))]
-    lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
-    return [line for line in lines if not line.startswith("Z")]
+    """Those of `pids` that run; not those that ended and wait for init to notice."""
+    found = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(f"{pid} {process.name()}")
+    return found
 
 
 def until(condition: Callable[[], object]) -> None:

@@ -12,6 +12,8 @@ from usbipd.cli.documents import Document, render
 from usbipd.cli.outcome import emit
 from usbipd.cli.table import printable
 from usbipd.config import ServerConfig, load
+from usbipd.errors import UsageError
+from usbipd.extension.host_needs import check_host
 
 
 class ConfigDocument(Document, frozen=True, kw_only=True):
@@ -28,6 +30,12 @@ def check_config(named: Path | None, *, as_json: bool) -> None:
     """
     file = named or usual_file()
     config = ServerConfig() if file is None else load(file)
+    if named is not None or os.geteuid() == 0:  # else it is root's, who may do more
+        try:
+            check_host(config)
+        except UsageError as error:
+            where = "the defaults" if file is None else file
+            raise UsageError(f"{where}: {error.message}", code=error.code, advice=error.advice) from error
     settings = msgspec.structs.replace(config, listen=tuple(str(address) for address in config.addresses))
     if as_json:
         emit(render(ConfigDocument(file=None if file is None else str(file), settings=settings)))

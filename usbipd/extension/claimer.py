@@ -31,6 +31,7 @@ from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import DeviceMemory, HistoryEvent
+from usbipd.log import LIMITED
 from usbipd.usb.daemon_thread import call_in_daemon_thread
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.ownership import Ownership
@@ -113,7 +114,10 @@ class DeviceClaimer:
             await self.release_device(record.busid, timeout=END_TIMEOUT)
         first: asyncio.Future[ClaimedDevice] = asyncio.get_running_loop().create_future()
         self._start_keeper(record, first, force=force)
-        return await asyncio.shield(first)
+        await asyncio.wait(
+            {first}
+        )  # not shield(), which logs what becomes of it when our caller was cancelled
+        return first.result()
 
     async def restore_claimed_devices(self, records: Sequence[DeviceRecord]) -> None:
         """Keep all of these that are not kept yet, from now on, and return at once.
@@ -202,7 +206,7 @@ class DeviceClaimer:
         if not await wait_ended(worker, PARTING_TIME):
             before = claim.record
             if not await self._is_present(claim) or claim.record.devnum != before.devnum:
-                _LOG.warning("%s has not noticed that its device is gone", worker.label)
+                _LOG.warning("%s has not noticed that its device is gone", worker.label, extra=LIMITED)
                 claim.vanished()
                 await self._dismiss(worker)
 
@@ -239,7 +243,7 @@ class DeviceClaimer:
                         return
                     delay = backoff.failed()
                     if claim.failed(error, delay):
-                        _LOG.error("%s cannot be claimed: %s", busid, error)
+                        _LOG.error("%s cannot be claimed: %s", busid, error, extra=LIMITED)
                 else:
                     if first is not None and not first.done():
                         first.set_result(device)
@@ -252,9 +256,9 @@ class DeviceClaimer:
                     await claim.worker.ended.wait()
                     delay = backoff.failed()
                     claim.lost(delay)
-                _LOG.info("%s has no worker: the next try comes in %.1f s", busid, delay)
+                _LOG.info("%s has no worker: the next try comes in %.1f s", busid, delay, extra=LIMITED)
                 await self._pause(busid, delay)
-            _LOG.info("%s was unplugged", busid)
+            _LOG.info("%s was unplugged", busid, extra=LIMITED)
             await self._forget_intent(claim.record)
             self._forget(claim, HistoryEvent.UNPLUGGED)
             self._on_end()
@@ -275,7 +279,7 @@ class DeviceClaimer:
         try:
             record = await self._find_device(claim.record.busid)
         except UsbipdError as error:
-            _LOG.error("cannot look for %s: %s", claim.record.busid, error)
+            _LOG.error("cannot look for %s: %s", claim.record.busid, error, extra=LIMITED)
             return True  # a try to claim it will tell
         if record is None or not _same_device(record, claim.record):
             return False
@@ -313,7 +317,8 @@ class DeviceClaimer:
                 raise await self._explain(record, error, worker) from error
         if parameters.log_level != self._log_level:  # it has changed meanwhile
             worker.channel.tell(Command.LOG, LogParameters(level=self._log_level))
-        _LOG.info("%s claimed (%s) by worker[%d]", record.busid, result.claim_method, worker.pid)
+        how = result.claim_method
+        _LOG.info("%s claimed (%s) by worker[%d]", record.busid, how, worker.pid, extra=LIMITED)
         return claim.taken(worker, result, page)
 
     async def _free_from_use(self, busid: str, *, force: bool) -> None:
@@ -349,7 +354,7 @@ class DeviceClaimer:
             try:
                 holders = await asyncio.to_thread(self._ownership.holders_of, record.busid)
             except OSError as problem:
-                _LOG.warning("cannot tell who holds %s: %s", record.busid, problem)
+                _LOG.warning("cannot tell who holds %s: %s", record.busid, problem, extra=LIMITED)
         return explain(record.busid, error, holders)
 
     def _parameters(self, record: DeviceRecord) -> ClaimParameters:
@@ -433,7 +438,8 @@ def _listener(claim: Claim) -> Callable[[Event], None]:
     def listen(event: Event) -> None:
         claim.heard(event)
         if isinstance(event.parameters, DetachedParameters | GoneParameters):
-            _LOG.info("%s %s: %s", claim.record.busid, event.event, event.parameters.reason)
+            reason = event.parameters.reason
+            _LOG.info("%s %s: %s", claim.record.busid, event.event, reason, extra=LIMITED)
 
     return listen
 

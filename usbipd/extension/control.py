@@ -33,6 +33,7 @@ from usbipd.ipc.reports import (
     HistoryResult,
     UnbindParameters,
 )
+from usbipd.log import LIMITED
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ class IPCHandler:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as error:
-            _LOG.error("cannot accept on the control socket: %s", error.strerror)
+            _LOG.error("cannot accept on the control socket: %s", error.strerror, extra=LIMITED)
             loop = asyncio.get_running_loop()
             loop.remove_reader(self._listener)  # who waits there would call us again at once
             loop.call_later(ACCEPT_PAUSE, self._listen)
@@ -181,11 +182,13 @@ class IPCHandler:
         try:
             peer, role = self.authenticate_client(connection)
         except OSError as error:
-            _LOG.warning("a client of the control socket cannot be identified: %s", error)
+            _LOG.warning("a client of the control socket cannot be identified: %s", error, extra=LIMITED)
             connection.close()
             return
         if Counter(self._channels.values())[peer.uid] >= MAX_CONNECTIONS_PER_USER:
-            _LOG.warning("%s[%d] refused: this user has too many connections", peer.name, peer.pid)
+            _LOG.warning(
+                "%s[%d] refused: this user has too many connections", peer.name, peer.pid, extra=LIMITED
+            )
             connection.close()
             return
         self._serve(connection, peer, role)
@@ -197,7 +200,7 @@ class IPCHandler:
             del self._channels[channel]
             self._watching.pop(channel, None)
             if reason is not None:
-                _LOG.warning("%s dropped: %s", who, reason)
+                _LOG.warning("%s dropped: %s", who, reason, extra=LIMITED)
 
         async def answer(request: Request) -> Message:
             _LOG.debug("%s asks for %s", who, request.command)

@@ -19,7 +19,7 @@ ISOCHRONOUS_PANIC: Final = "26.3.1"  # https://github.com/libusb/libusb/issues/1
 LAUNCHCTL_TIMEOUT: Final = 2.0
 """Seconds."""
 
-_START_AS_ROOT: Final = "Start it as root: `sudo usbipd-ext --run`."
+_START_AS_ROOT: Final = "Start it as root, with sudo or as a service."
 _START_AGAIN: Final = "Start the daemon again."
 
 

@@ -31,6 +31,7 @@ from usbipd.ipc.reports import (
     UnbindParameters,
     UnbindResult,
 )
+from usbipd.log import LIMITED
 from usbipd.protocol.op import UsbDevice
 from usbipd.server.access import AccessList
 from usbipd.usb.discovery import DeviceRecord, DeviceSource
@@ -61,13 +62,16 @@ class SystemExtensionManager:
         bindings: Bindings,
         chronicle: Chronicle,
         *,
+        with_real: bool,
         run_as: RunAs | None,
         transfer_budget: int,
         device_memory: DeviceMemory,
         log_level: str,
         log_to: str,
     ) -> None:
+        """`with_real`: whether devices come and go; simulated ones are always there."""
         self._sources = sources
+        self._with_real = with_real
         self._ownership = ownership
         self._store = store
         self._bindings = bindings
@@ -243,7 +247,7 @@ class SystemExtensionManager:
                 await self._give_strays_back(records)
                 await self._follow(records)
             except UsbipdError as error:
-                _LOG.error("%s", error)
+                _LOG.error("%s", error, extra=LIMITED)
                 asyncio.get_running_loop().call_later(LIST_AGAIN, self._changed.set)
             self._chronicle.changed()
 
@@ -315,7 +319,15 @@ class SystemExtensionManager:
             return DeviceRule.of_port(record), [record]
         if parameters.hardware is not None and parameters.busid is None:
             rule = _hardware_rule(parameters.hardware)
-            return rule, [record for record in await self._list_records() if rule.fits(record)]
+            records = [record for record in await self._list_records() if rule.fits(record)]
+            if not records and not self._with_real:
+                raise UsbipdError(
+                    f"this daemon shares simulated devices only, and {rule} is none of them",
+                    code="no-device",
+                    advice="to share devices of this machine, start the daemon without --simulate, or with "
+                    "--real-devices",
+                )
+            return rule, records
         raise UsbipdError("bind takes either a busid or a hardware id", code="bad-message")
 
     async def _chosen(self, parameters: UnbindParameters) -> list[Binding]:
@@ -338,9 +350,9 @@ class SystemExtensionManager:
         if others:
             rule = others[0].rule
             what = f"{parameters.busid} is shared by its hardware id, not by its port"
-            advice = f"`usbipd unbind --hardware-id {rule.vendor_id:04x}:{rule.product_id:04x}`"
-            advice += " --serial SERIAL" if rule.serial is not None else ""
-            advice += " unbinds it, wherever it is plugged in"
+            serial = " --serial SERIAL" if rule.serial is not None else ""
+            command = f"usbipd unbind --hardware-id {rule.vendor_id:04x}:{rule.product_id:04x}{serial}"
+            advice = f"`{command}` unbinds it, wherever it is plugged in"
         raise UsbipdError(what, code="not-shared", advice=advice)
 
     async def _list_records(self) -> list[DeviceRecord]:

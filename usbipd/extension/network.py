@@ -37,6 +37,8 @@ _LOG: Final = logging.getLogger(__name__)
 
 SERVE_TIMEOUT: Final = 60.0
 """Seconds from the start of a server until it listens."""
+LAST_LINE_TIMEOUT: Final = 0.5
+"""Seconds that a server has to end by itself."""
 
 LEAVING_TIME: Final = 5.0
 """Seconds that a server whose extension was killed has to end."""
@@ -150,11 +152,12 @@ class NetworkServer:
                     break
 
     async def _end(self, child: Child) -> None:
-        """A server holds nothing that it would have to give back."""
+        """A server holds nothing that it would have to give back: it has time for a last line of its log."""
         child.ending = True
         child.channel.close()
-        self._spawner.kill(child)
-        await wait_ended(child, 1.0)
+        if not await wait_ended(child, LAST_LINE_TIMEOUT):
+            self._spawner.kill(child)
+            await wait_ended(child, 1.0)
 
     async def _answer(self, request: Request) -> Message:
         parameters = request.parameters

@@ -14,6 +14,7 @@ from usbipd.errors import UsbipdError
 from usbipd.extension.claim import Claim, ClaimState
 from usbipd.ipc.children import AttachParameters, ReserveParameters, ReserveResult
 from usbipd.ipc.messages import Command, Nothing
+from usbipd.log import LIMITED
 from usbipd.protocol.constants import ST_DEV_BUSY, ST_DEV_ERR, ST_NODEV, ST_OK
 
 _LOG: Final = logging.getLogger(__name__)
@@ -79,12 +80,12 @@ class Reservations:
             )
         except (UsbipdError, OSError) as error:
             # It did not take the client, or nobody knows whether it did: a new worker knows.
-            _LOG.error("%s does not take %s: %s", worker.label, client, error)
+            _LOG.error("%s does not take %s: %s", worker.label, client, error, extra=LIMITED)
             worker.channel.close()
             if isinstance(error, OSError):  # no descriptor left to send it
                 raise UsbipdError(f"cannot hand over: {error.strerror}", code="hand-over") from error
             raise
-        _LOG.info("%s attached by %s", claim.record.busid, client)
+        _LOG.info("%s attached by %s", claim.record.busid, client, extra=LIMITED)
         return Nothing()
 
     def abandon(self, number: int) -> Nothing:
@@ -115,7 +116,7 @@ class Reservations:
 
     def _expire(self, number: int) -> None:
         claim, client, _timer = self._pending[number]
-        _LOG.warning("%s: no hand-over of %s in time", claim.record.busid, client)
+        _LOG.warning("%s: no hand-over of %s in time", claim.record.busid, client, extra=LIMITED)
         self.abandon(number)
 
 

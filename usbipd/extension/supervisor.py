@@ -226,14 +226,8 @@ def _exit_of(status: int) -> str:
 def seal_descriptors() -> None:
     """Make every descriptor that we inherited close on exec, so that no child inherits it from us.
 
-    Python's own are so from the start (PEP 446).  Of 0 to 2 the closed ones become /dev/null: else sockets of
-    ours would have these numbers, and children would get them as stdin, stdout and stderr.
+    Python's own are so from the start (PEP 446), and 0 to 2 are open (usbipd/__main__.py).
     """
-    descriptor = os.open(os.devnull, os.O_RDWR)
-    while descriptor <= 2:
-        os.set_inheritable(descriptor, True)
-        descriptor = os.open(os.devnull, os.O_RDWR)
-    os.close(descriptor)
     for name in os.listdir("/dev/fd"):  # noqa: PTH208 - names are all we need, on Linux and macOS
         descriptor = int(name)
         if descriptor > 2:

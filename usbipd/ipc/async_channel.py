@@ -35,6 +35,7 @@ from usbipd.ipc.channel import (
 )
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import LONG_ANSWERS, MAX_MESSAGE, Command, EventName, MoreParameters
+from usbipd.log import LIMITED
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ class Channel:
         try:
             frame, rest = answer_frame(request, outcome)
         except IPCError as error:
-            _LOG.error("the answer to %s from %s: %s", request.command, self.name, error)
+            _LOG.error("the answer to %s from %s: %s", request.command, self.name, error, extra=LIMITED)
             frame, rest = response_frame(request.request_id, error), None
         if rest is not None and self._open:
             self._rest = rest
@@ -240,7 +241,7 @@ class Channel:
         except UsbipdError as error:
             outcome = error
         except Exception:
-            _LOG.exception("%s from %s failed", request.command, self.name)
+            _LOG.exception("%s from %s failed", request.command, self.name, extra=LIMITED)
             outcome = UsbipdError("internal error: see the log", code="internal")
         self.send_response(request, outcome)
 

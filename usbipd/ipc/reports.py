@@ -22,7 +22,7 @@ Networks = Annotated[list[str], msgspec.Meta(max_length=64)]
 """Addresses and networks in CIDR notation; none: no restriction."""
 
 HISTORY_PAGE = 100
-"""Entries of the history in one answer, which is some 400 KiB at most: 10,000 of them are kept."""
+"""Entries of the history in one answer, which is some 400 KiB at most."""
 
 
 class DeviceState(StrEnum):
@@ -246,6 +246,9 @@ class HistoryEntry(Message, frozen=True):
     bytes_in: int | None = None
     bytes_out: int | None = None
     """What a session has moved, seen from the client."""
+    count: int = 1
+    """How many of its kind it stands for: more than one if they came too fast.  `seconds` and bytes are then
+    those of all together, the rest is that of the last one."""
 
 
 class HistoryParameters(Message, frozen=True):

@@ -13,18 +13,17 @@ A client whose address is not allowed never gets a slot: it is closed before a b
 import asyncio
 import errno
 import functools
-import itertools
 import logging
 import socket
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from usbipd.addresses import ListenAddress, parse_listen
+from usbipd.addresses import ListenAddress, explain_absent, is_absent, parse_listen, refuse_overlap
 from usbipd.errors import UsbipdError
 from usbipd.ipc.async_channel import Channel
+from usbipd.log import LIMITED
 from usbipd.server.access import AccessList
-from usbipd.server.refusals import Refusals
 from usbipd.server.session import Session
 
 _LOG: Final = logging.getLogger(__name__)
@@ -50,7 +49,6 @@ class ServerCoordinator:
     ) -> None:
         self._extension = extension
         self._access = access
-        self._refusals = Refusals(asyncio.get_running_loop().call_later)
         self._max_connections = max_connections
         self._max_per_address = max_connections_per_address
         self._handshake_timeout = handshake_timeout
@@ -67,7 +65,7 @@ class ServerCoordinator:
         Raises `UsbipdError` if one cannot be had; none is taken then.
         """
         wanted = [parse_listen(text) for text in addresses]
-        _refuse_overlap(wanted)
+        refuse_overlap(wanted)
         try:
             for address in wanted:
                 self._listeners.append(_listener(address))
@@ -87,7 +85,7 @@ class ServerCoordinator:
             try:
                 connection, name = await loop.sock_accept(listener)
             except OSError as error:
-                _LOG.error("cannot accept: %s", error.strerror)
+                _LOG.error("cannot accept: %s", error.strerror, extra=LIMITED)
                 await asyncio.sleep(_ACCEPT_PAUSE)
                 continue
             peer = ListenAddress(*name[:2])
@@ -95,7 +93,7 @@ class ServerCoordinator:
                 self._admit(connection, peer)
             else:
                 connection.close()
-                self._refusals.add(str(peer))
+                _LOG.info("%s refused: its address is not allowed", peer, extra=LIMITED)
             await asyncio.sleep(0)  # sock_accept does not wait while clients queue: sessions have their turn
 
     def _admit(self, connection: socket.socket, peer: ListenAddress) -> None:
@@ -129,20 +127,6 @@ class ServerCoordinator:
         session.close()
 
 
-def _refuse_overlap(addresses: Sequence[ListenAddress]) -> None:
-    """Raises `UsbipdError` if one address includes another: the kernel would not say that it was us."""
-    for one, other in itertools.permutations(addresses, 2):
-        every = "::" if ":" in other.host else "0.0.0.0"  # noqa: S104 - what is asked for, not what we choose
-        if one.port == other.port != 0 and one.host in (other.host, every):
-            raise UsbipdError(
-                f"cannot listen on {other}: it is given twice"
-                if one == other
-                else f"cannot listen on {other}: {one} is given too, and includes it",
-                code="bad-address",
-                advice="leave one of them out",
-            )
-
-
 def _listener(address: ListenAddress) -> socket.socket:
     try:
         family, _type, _protocol, _name, where = socket.getaddrinfo(
@@ -172,12 +156,8 @@ def _explain(address: ListenAddress, error: OSError) -> UsbipdError:
             code="address-in-use",
             advice=f"end that program (`lsof -i :{address.port}` names it), or choose another address",
         )
-    if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, socket.EAI_NONAME):
-        return UsbipdError(
-            f"cannot listen on {address}: this host has no such address",
-            code="no-such-address",
-            advice="choose one of this host's for --listen, or 0.0.0.0 for all",
-        )
+    if is_absent(error):
+        return explain_absent(address)
     if error.errno == errno.EACCES:
         return UsbipdError(
             f"cannot listen on {address}: ports below 1024 are root's",

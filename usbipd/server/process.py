@@ -42,6 +42,7 @@ class _Server:
         self._exit_code = 0
 
     async def run(self) -> int:
+        log.use_timer(asyncio.get_running_loop())
         self._channel = Channel(
             socket.socket(fileno=CHANNEL_DESCRIPTOR),
             name="extension",
@@ -97,10 +98,11 @@ def _allow_connections(wanted: int) -> int:
     Where accept failed for want of descriptors, nobody would be displaced and new clients would wait.
     """
     needed = wanted + _OWN_DESCRIPTORS
+    # "unlimited" is 2**63 - 1 on macOS, and impossible on Linux (do_prlimit in kernel/sys.c)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= needed:
+    if soft >= needed:
         return wanted
-    possible = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    possible = min(needed, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
     if possible < needed:
         _LOG.warning("%d connections are allowed, but only %d open files (ulimit -Hn)", wanted, possible)

@@ -19,6 +19,7 @@ from usbipd.ipc.children import (
     ReserveResult,
 )
 from usbipd.ipc.messages import Command, Nothing
+from usbipd.log import LIMITED
 from usbipd.protocol.constants import ST_NODEV, ST_OK
 from usbipd.protocol.op import (
     DevlistRequest,
@@ -117,7 +118,7 @@ class Session:
             timeout=EXTENSION_TIMEOUT,
         )
         await self._send(encode_devlist_reply(result.devices), timeout)
-        _LOG.info("%s listed %d devices", self._peer, len(result.devices))
+        _LOG.info("%s listed %d devices", self._peer, len(result.devices), extra=LIMITED)
 
     async def _answer_import(self, busid: str, timeout: float) -> None:  # noqa: ASYNC109 - bounds one step
         result = await self._extension.request(
@@ -144,7 +145,7 @@ class Session:
             # Harmless if the reservation is used up.  Not awaited: this session may be being cancelled.
             self._extension.tell(Command.ABANDON, reservation)
             raise
-        _LOG.info("%s imported %s", self._peer, busid)
+        _LOG.info("%s imported %s", self._peer, busid, extra=LIMITED)
 
     async def _send(self, data: bytes, timeout: float) -> None:  # noqa: ASYNC109 - bounds one step
         async with asyncio.timeout(timeout):
@@ -165,4 +166,4 @@ class Session:
             self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._send_buffer)
 
     def _log_closed(self, reason: str) -> None:
-        _LOG.warning("%s closed: %s", self._peer, reason)
+        _LOG.warning("%s closed: %s", self._peer, reason, extra=LIMITED)

@@ -76,3 +76,10 @@ def test_what_people_read(utc: None) -> None:
         "2023-11-14 22:18:20  released  3-1    0781:5581\n"
         "    after 6 min 40 s\n"
     )
+
+
+def test_an_entry_that_stands_for_many(utc: None) -> None:
+    many = make_entry(9, HistoryEvent.DETACHED, client="192.0.2.7:5", seconds=60.0, count=9980, reason="left")
+    assert format_history([many], 80).splitlines()[-1] == (
+        "    9980 times, the last one shown, 1 min 0 s in all: left"
+    )

@@ -1,6 +1,13 @@
 """What `list` shows to people."""
 
+import json
+
+import msgspec
+import pytest
+
+from tests.golden.messages import DEVICE
 from tests.unit.cli.reports import make_binding, make_device
+from usbipd.cli import list as list_verb
 from usbipd.cli.list import format_list
 from usbipd.ipc.reports import DeviceState, ListResult
 
@@ -83,3 +90,17 @@ def test_who_may_use_a_device_that_is_not_for_all() -> None:
     ]
     text = format_list(ListResult(devices=devices, bindings=bindings), 80)
     assert text.splitlines()[4:] == ["3-1: only for 192.0.2.0/24, ::1, 198.51.100.7"]
+
+
+@pytest.mark.parametrize(
+    ("speed", "word"),
+    [(1, "low"), (2, "full"), (3, "high"), (4, "wireless"), (5, "super"), (6, "super plus"), (7, "unknown")],
+)
+def test_speeds_of_other_servers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], speed: int, word: str
+) -> None:
+    """enum usb_device_speed of include/uapi/linux/usb/ch9.h, of which a Linux server sends all."""
+    device = msgspec.structs.replace(DEVICE, speed=speed)
+    monkeypatch.setattr(list_verb, "fetch_devlist", lambda _host, _port, _timeout: (device,))
+    list_verb.list_remote("192.0.2.1", 3240, timeout=1.0, as_json=True)
+    assert json.loads(capsys.readouterr().out)["devices"][0]["speed"] == word

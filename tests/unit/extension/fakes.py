@@ -175,6 +175,7 @@ def make_manager(
     *sources: "FakeSource",
     store: FakeStore | None = None,
     access: Sequence[AccessRule] = (),
+    with_real: bool = True,
 ) -> SystemExtensionManager:
     """A manager of the devices that `sources` have."""
     store = store or FakeStore()
@@ -185,6 +186,7 @@ def make_manager(
         store,
         Bindings(store, access),
         Chronicle(store),
+        with_real=with_real,
         run_as=None,
         transfer_budget=1 << 20,
         device_memory="auto",

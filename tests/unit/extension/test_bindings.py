@@ -6,7 +6,10 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.extension.fakes import (
+    FakeSource,
     FakeSpawner,
+    FakeSysfs,
+    make_manager,
     record,
     run,
     until,
@@ -96,6 +99,26 @@ def test_binding_by_hardware_id_what_is_not_plugged_in(host: Host) -> None:
         await host.until_state("1-7", DeviceState.SHARED)
         assert (await host.states())["1-2"] is DeviceState.NOT_SHARED
         await host.manager.stop()
+
+    run(test())
+
+
+def test_a_daemon_without_real_devices_promises_nothing(spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
+    device = record("240-1")
+    source = FakeSource(device)
+    manager = make_manager(spawner, sysfs, source, with_real=False)
+
+    async def test() -> None:
+        await manager.start()
+        absent = HardwareId(vendor_id=0x0BAD, product_id=0xCAFE)
+        with pytest.raises(UsbipdError, match="simulated devices only, and 0bad:cafe is none") as caught:
+            await manager.bind(BindParameters(hardware=absent), "test")
+        assert caught.value.code == "no-device"
+        assert "--real-devices" in (caught.value.advice or "")
+        assert (await manager.survey()).bindings == []
+        present = HardwareId(vendor_id=device.vendor_id, product_id=device.product_id)
+        assert (await manager.bind(BindParameters(hardware=present), "test")).devices
+        await manager.stop()
 
     run(test())
 

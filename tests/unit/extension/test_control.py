@@ -18,7 +18,8 @@ from tests.unit.extension.fakes import (
     run,
     until,
 )
-from usbipd import privileges
+from tests.unit.own_log import own_log
+from usbipd import log, privileges
 from usbipd.errors import UsbipdError
 from usbipd.extension import control as module
 from usbipd.extension.control import Answers
@@ -40,6 +41,7 @@ from usbipd.ipc.reports import (
     UnbindParameters,
     UnbindResult,
 )
+from usbipd.limiter import BURST
 
 SOMEBODY = 54321
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
@@ -263,6 +265,27 @@ def test_rubbish_ends_one_connection_and_no_other(
     run(test())
     assert "dropped: " in caplog.text
     assert "Traceback" not in caplog.text
+
+
+def test_a_flood_of_rubbish_is_few_lines_whose_numbers_add_up(daemon: Daemon) -> None:
+    number = BURST + 30
+
+    async def test() -> None:
+        async with daemon.listening():
+            for _each in range(number):
+                connection = daemon.connect()
+                connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                async with asyncio.timeout(PATIENCE):
+                    while await asyncio.to_thread(connection.recv, 1000):
+                        pass
+                connection.close()
+
+    with own_log() as log_of_it:
+        run(test())
+        assert len(log_of_it.lines(" dropped: ")) == BURST
+        log.tell_left_out()
+        assert len(log_of_it.lines(" dropped: ")) == BURST + 1
+        assert log_of_it.count(" dropped: ") == number
 
 
 def test_one_user_cannot_take_all_connections(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:

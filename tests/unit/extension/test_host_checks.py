@@ -62,7 +62,7 @@ def test_rights_of_an_ordinary_user() -> None:
     found = finding(check_rights, subject(host=linux(uid=54321)))
     assert found.state is CheckState.WARNING
     assert "runs as 54321" in found.message
-    assert any("sudo usbipd-ext --run" in step for step in found.steps)
+    assert any("as root, with sudo" in step for step in found.steps)
 
 
 def test_rights_without_a_user_of_our_own(no_such_user: None, linux_workers: None) -> None:

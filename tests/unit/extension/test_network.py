@@ -189,7 +189,7 @@ def test_a_server_that_dies_is_replaced_on_the_same_ports(daemon: Daemon) -> Non
         assert claim.is_free, "its client is gone with it"
         assert daemon.servers[1].parameters(Command.SERVE).listen == ["127.0.0.1:4321", "[::1]:3240"]
         await daemon.stop()
-        assert daemon.servers[1].killed
+        assert not daemon.servers[1].channel.is_open
         assert len(daemon.store.events) == 1, "its end is no failure when the daemon ends"
 
     run(test())
@@ -224,7 +224,7 @@ def test_a_port_in_use_is_an_error_at_the_start(daemon: Daemon, spawner: FakeSpa
         spawner.answers[Command.SERVE] = UsbipdError("in use", code="address-in-use", advice="choose another")
         with pytest.raises(UsbipdError, match="in use"):
             await daemon.network.start(after_a_kill=False)
-        assert daemon.servers[0].killed
+        assert not daemon.servers[0].channel.is_open
         assert daemon.network.child is None
 
     run(test())
@@ -245,6 +245,16 @@ def test_the_port_of_a_killed_extension_is_waited_for(daemon: Daemon, spawner: F
     run(test())
 
 
+def test_an_address_that_there_is_not_is_not_waited_for(daemon: Daemon, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        spawner.answers[Command.SERVE] = UsbipdError("no such address", code="no-such-address")
+        with pytest.raises(UsbipdError, match="no such address"):
+            await daemon.network.start(after_a_kill=True)
+        assert len(daemon.servers) == 1
+
+    run(test())
+
+
 def test_a_port_in_use_later_is_waited_for(daemon: Daemon, spawner: FakeSpawner) -> None:
     async def test() -> None:
         await daemon.start()
@@ -255,5 +265,16 @@ def test_a_port_in_use_later_is_waited_for(daemon: Daemon, spawner: FakeSpawner)
         del spawner.answers[Command.SERVE]
         await until(lambda: daemon.network.child is not None)
         await daemon.stop()
+
+    run(test())
+
+
+def test_a_server_that_does_not_end_is_killed(daemon: Daemon, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        await daemon.network.start(after_a_kill=False)
+        spawner.answers[Command.CLAIM] = "silence"  # nor does it notice that its channel is closed
+        assert not daemon.servers[0].killed
+        await daemon.stop()
+        assert daemon.servers[0].killed
 
     run(test())

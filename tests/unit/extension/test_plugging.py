@@ -12,8 +12,8 @@ from tests.unit.extension.fakes import (
     run,
     until,
 )
-from tests.unit.extension.managed_host import Host
-from usbipd.errors import ClaimError
+from tests.unit.extension.managed_host import THING, Host
+from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import manager
 from usbipd.extension.claim import ClaimState
 from usbipd.extension.store import StoredClaim
@@ -24,6 +24,7 @@ from usbipd.ipc.reports import (
     HardwareId,
     HistoryEvent,
 )
+from usbipd.usb.discovery import DeviceRecord
 
 
 def test_plugging_in_again_brings_the_claim_back(host: Host) -> None:
@@ -38,6 +39,28 @@ def test_plugging_in_again_brings_the_claim_back(host: Host) -> None:
             assert host.manager.claims["1-2"].record.devnum == devnum
         assert len(host.store.happened(HistoryEvent.UNPLUGGED)) == 5
         assert len(host.store.happened(HistoryEvent.CLAIMED)) == 1 + 1 + 5
+        await host.manager.stop()
+
+    run(test())
+
+
+def test_a_list_that_fails_is_made_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [UsbipdError("libusb cannot list devices", code="libusb")]
+    list_devices = host.source.list_devices
+
+    async def fail_once() -> list[DeviceRecord]:
+        if failures:
+            raise failures.pop()
+        return await list_devices()
+
+    async def test() -> None:
+        await host.manager.start()
+        await host.manager.bind(BindParameters(hardware=THING), "test")
+        monkeypatch.setattr(manager, "LIST_AGAIN", 0.0)
+        monkeypatch.setattr(host.source, "list_devices", fail_once)
+        host.plug(record("1-4"))
+        await host.until_state("1-4", DeviceState.SHARED)
+        assert not failures
         await host.manager.stop()
 
     run(test())

@@ -2,14 +2,16 @@
 
 import asyncio
 import contextlib
-import logging
 import socket
 
 import pytest
 
+from tests.unit.own_log import own_log
 from tests.unit.server.rig import DEVICE, PATIENCE, FakeExtension, rest, serving
+from usbipd import log
 from usbipd.errors import UsbipdError
 from usbipd.ipc.messages import Command
+from usbipd.limiter import BURST
 from usbipd.protocol.op import encode_devlist_reply, encode_devlist_request, encode_import_request
 from usbipd.server.access import AccessList
 from usbipd.server.coordinator import ServerCoordinator
@@ -80,7 +82,7 @@ def test_who_is_not_allowed_is_closed_before_a_byte_is_read() -> None:
     asyncio.run(test())
 
 
-def test_who_is_not_allowed_costs_no_slot_and_few_lines(caplog: pytest.LogCaptureFixture) -> None:
+def test_who_is_not_allowed_costs_no_slot() -> None:
     async def test() -> None:
         async with serving(total=1, allow=["127.0.0.2"]) as server:
             quiet = await server.connect(source="127.0.0.2")
@@ -89,10 +91,41 @@ def test_who_is_not_allowed_costs_no_slot_and_few_lines(caplog: pytest.LogCaptur
             quiet[1].write(encode_devlist_request())
             assert await rest(*quiet) == encode_devlist_reply([DEVICE])
 
-    with caplog.at_level(logging.INFO):
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "source", "line"),
+    [
+        (b"", "127.0.0.1", " refused: its address is not allowed"),
+        (b"GET / HTTP/1.1", "127.0.0.2", " closed: "),
+        (encode_import_request("9-9"), "127.0.0.2", " closed: it may not import '9-9'"),
+        (encode_devlist_request(), "127.0.0.2", " listed 1 devices"),
+        (encode_import_request("240-1"), "127.0.0.2", " imported 240-1"),
+    ],
+)
+def test_a_flood_is_few_lines_whose_numbers_add_up(request_bytes: bytes, source: str, line: str) -> None:
+    number = BURST + 80
+
+    async def test() -> None:
+        async with serving(allow=["127.0.0.2"]) as server:
+            for _each in range(number):
+                reader, writer = await server.connect(source=source)
+                writer.write(request_bytes)
+                with contextlib.suppress(ConnectionResetError):  # bytes of it were left unread
+                    await reader.read(1)
+                writer.close()
+            async with asyncio.timeout(PATIENCE):
+                while server.coordinator._sessions:  # noqa: ASYNC110 - the last one still writes its line
+                    await asyncio.sleep(0.001)
+
+    with own_log() as log_of_it:
         asyncio.run(test())
-    [line] = [message for message in caplog.messages if "refused" in message]
-    assert line.startswith("127.0.0.1:")
+        assert len(log_of_it.lines(line)) == BURST
+        log.tell_left_out()
+        assert len(log_of_it.lines(line)) == BURST + 1
+        assert log_of_it.count(line) == number
+        assert f" {number - BURST} more lines like this, the last one: {source}:" in log_of_it.lines(line)[-1]
 
 
 def test_who_waits_to_be_refused_does_not_keep_others_waiting() -> None:

@@ -1,10 +1,12 @@
 """The server's main: its orders from the extension, and what it makes of the limits of its process."""
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -38,7 +40,11 @@ class Server:
             )
         self._channel = BlockingChannel(ours, "extension")
 
-    def serve(self, *, allow: list[str], log_level: str) -> None:
+    def place_of(self, what: str) -> Path:
+        """The working directory ("cwd") or the root directory ("root") of the process, as Linux names it."""
+        return Path(f"/proc/{self._process.pid}/{what}").readlink()
+
+    def serve(self, *, allow: list[str], log_level: str, chroot: Path | None = None) -> None:
         parameters = ServeParameters(
             listen=["127.0.0.1:0"],
             allow=allow,
@@ -48,7 +54,7 @@ class Server:
             lost_client_timeout=120,
             send_buffer=0,
             run_as=None,
-            chroot=None,
+            chroot=None if chroot is None else str(chroot),
             log_level=log_level,
             log_to="stderr",
         )
@@ -118,6 +124,28 @@ def test_orders_that_do_not_fit_now(server: Server) -> None:
         server.log("loud")
     with pytest.raises(UsbipdError, match="serve is not what a server does now"):
         server.serve(allow=[], log_level="info")
+    assert server.end() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs root's rights and /proc")
+def test_nothing_outside_of_the_chroot_is_within_reach(server: Server, tmp_path: Path) -> None:
+    server.serve(allow=[], log_level="info", chroot=tmp_path)
+    assert (server.place_of("root"), server.place_of("cwd")) == (tmp_path, tmp_path)
+    assert server.end() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root's rights")
+def test_a_chroot_has_to_be_an_empty_directory(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsbipdError, match="holds file"):
+        server.serve(allow=[], log_level="info", chroot=tmp_path)
+    assert server.end() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root's rights")
+def test_a_chroot_that_does_not_exist(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UsbipdError, match=r"cannot chroot to .*/none: No such file or directory"):
+        server.serve(allow=[], log_level="info", chroot=tmp_path / "none")
     assert server.end() == []
 
 

@@ -192,6 +192,19 @@ def test_stop_ends_the_thread_and_the_context(host: Host) -> None:
     run(test())
 
 
+def test_nothing_is_told_after_stop(host: Host) -> None:
+    async def test() -> None:
+        await host.start()
+        host.hotplug._heard()
+        await host.hotplug.stop()
+        later = asyncio.Event()
+        asyncio.get_running_loop().call_later(2 * hotplug.LATE, later.set)  # behind what was to be told
+        await later.wait()
+        assert host.changes == 2
+
+    run(test())
+
+
 def test_stop_at_once(host: Host) -> None:
     async def test() -> None:
         host.hotplug.start()
