@@ -78,7 +78,7 @@ include "simulated_model.pxi"
 
 cdef enum:
     POLLED = 32              # client, channel and the backend's descriptors
-    DRAIN_TIME = 2000000     # microseconds that cancelled URBs get to come back
+    DRAIN_TIME = 1500000     # microseconds that cancelled URBs get to come back: less than DISCONNECT_TIMEOUT
 
 CHANNEL = WAKE_CHANNEL
 CLIENT_CLOSED = WAKE_CLIENT_CLOSED
@@ -333,6 +333,7 @@ cdef class Pump:
         cdef Core *core = self.core
         cdef int result, interface
         with nogil:
+            core.counters.blocked = monotonic_us()
             result = reset_device(core)
             if core.endpoints.configuration != self.configuration:
                 result = select_configuration(core, self.configuration) or result
@@ -340,6 +341,7 @@ cdef class Pump:
                 for interface in range(256):
                     if core.endpoints.alternate[interface]:
                         result = select_interface(core, interface, 0) or result
+            core.counters.blocked = 0
         return result
 
     @property

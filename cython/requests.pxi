@@ -107,7 +107,15 @@ cdef Request request_of(Urb *urb) noexcept nogil:
 
 
 cdef int carry_out(Core *core, Urb *urb, Request request) noexcept nogil:
-    """Does one of the four; the status of its URB."""
+    """Does one of the four; the status of its URB.  It blocks, which the counter page shows."""
+    cdef int result
+    core.counters.blocked = monotonic_us()
+    result = carry_out_blocking(core, urb, request)
+    core.counters.blocked = 0
+    return result
+
+
+cdef int carry_out_blocking(Core *core, Urb *urb, Request request) noexcept nogil:
     cdef uint8_t *setup = urb.data - SETUP_SIZE
     cdef uint16_t value = get16le(setup + 2), index = get16le(setup + 4)
     if request == SELECTS_CONFIGURATION:

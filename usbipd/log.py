@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TextIO
 from usbipd.errors import UsageError
 from usbipd.ipc.reports import LoggedError
 from usbipd.limiter import Limiter
+from usbipd.text import readable
 
 if TYPE_CHECKING:  # a worker has none
     import asyncio
@@ -79,10 +80,10 @@ class _Formatter(logging.Formatter):
         return f"{whole}.{int(record.msecs):03d}Z"
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        return _one_line(super().formatMessage(record))
+        return readable(super().formatMessage(record))
 
     def formatException(self, ei: _ExceptionInfo) -> str:  # noqa: N802
-        return "\n".join(map(_one_line, super().formatException(ei).split("\n")))
+        return "\n".join(map(readable, super().formatException(ei).split("\n")))
 
 
 class _Lines(NamedTuple):
@@ -219,10 +220,7 @@ class ErrorCounter(logging.Handler):
             message = record.getMessage()
             if record.exc_info is not None and record.exc_info[1] is not None:
                 message += f": {record.exc_info[1]!r}"
-            message = _one_line(message)
-            if len(message) > LONGEST_ERROR:
-                message = message[: LONGEST_ERROR - 3] + "..."
-            error = LoggedError(time=record.created, message=message)
+            error = LoggedError(time=record.created, message=readable(message, LONGEST_ERROR))
             if _is_limited(record):
                 before = self._limited.get(record.msg)
                 if before is not None and before in self.last:
@@ -303,7 +301,3 @@ def take_over(descriptor: int) -> None:
 
 def _is_limited(record: logging.LogRecord) -> bool:
     return getattr(record, "is_limited", False)
-
-
-def _one_line(text: str) -> str:
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

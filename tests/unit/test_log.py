@@ -120,7 +120,7 @@ def test_the_last_errors_are_kept(caplog: pytest.LogCaptureFixture) -> None:
     assert counter.count == 32
     assert [error.message.split()[0] for error in counter.last] == [str(n) for n in range(10, 30)]
     assert {len(error.message) for error in counter.last} == {500}
-    assert counter.last[-1].message.endswith("...")
+    assert counter.last[-1].message.endswith("…")
 
 
 def test_errors_that_others_cause_do_not_push_out_the_rest() -> None:

@@ -10,10 +10,10 @@ import msgspec
 from usbipd import paths
 from usbipd.cli.documents import Document, render
 from usbipd.cli.outcome import emit
-from usbipd.cli.table import printable
 from usbipd.config import ServerConfig, load
 from usbipd.errors import UsageError
 from usbipd.extension.host_needs import check_host
+from usbipd.text import readable
 
 
 class ConfigDocument(Document, frozen=True, kw_only=True):
@@ -42,7 +42,7 @@ def check_config(named: Path | None, *, as_json: bool) -> None:
         return
     verdict = f"{paths.config_file()} is not there: the defaults apply" if file is None else f"{file}: ok"
     lines = [verdict, "", *_toml(msgspec.to_builtins(settings))]
-    emit("".join(f"{printable(line)}\n" for line in lines))
+    emit("".join(f"{readable(line)}\n" for line in lines))
 
 
 def usual_file() -> Path | None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from usbipd.errors import ClaimError, UsbipdError
+from usbipd.errors import ClaimError, IPCError, UsbipdError
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.claim import Claim, ClaimedDevice
 from usbipd.extension.evidence import check_claimed, counter_page
@@ -43,8 +43,11 @@ CLAIM_TIMEOUT: Final = 60.0
 """Seconds from the start of a worker to its claim: drivers may take long to let go of a device."""
 END_TIMEOUT: Final = 1.0
 """Seconds that a worker has to end once it said that it is done."""
-DISCONNECT_TIMEOUT: Final = 10.0
-"""Seconds that a worker has to take a client's URBs back."""
+DISCONNECT_TIMEOUT: Final = 2.0
+"""Seconds that a worker has to end its client's session; longer than the pump's own `DRAIN_TIME`.  After that
+it is killed, whether it is stopped or waits for its device: the kernel cancels what it has in flight."""
+KILL_TIMEOUT: Final = 10.0
+"""Seconds that the kernel has to end a killed worker: it may be in a call that waits 5 s for the device."""
 PARTING_TIME: Final = 2.0
 """Seconds that a worker has to notice by itself that its device is gone."""
 DRIVERS_TIME: Final = 5.0
@@ -167,15 +170,32 @@ class DeviceClaimer:
             raise UsbipdError(
                 f"no client uses {busid}", code="not-attached", advice="`usbipd status` shows who uses what"
             )
-        client = claim.client
+        worker, client = claim.worker, claim.client
+        refusal: UsbipdError | None = None
         try:
-            await claim.worker.channel.request(
-                Command.DISCONNECT, Nothing(), Nothing, timeout=DISCONNECT_TIMEOUT
-            )
+            await worker.channel.request(Command.DISCONNECT, Nothing(), Nothing, timeout=DISCONNECT_TIMEOUT)
         except UsbipdError as error:
-            if error.code != "gone":  # a worker that could not take all URBs back has ended, and the session
-                raise
+            if error.code == "gone":  # a worker that could not take all URBs back has ended, and the session
+                return client
+            refusal = error
+        # A worker sends DETACHED before its answer, even if the client has just left on its own.
+        if claim.worker is worker and claim.client == client:
+            await self._cut_off(worker)
+        elif refusal is not None:
+            raise refusal
         return client
+
+    async def _cut_off(self, worker: Child) -> None:
+        """End a session by killing its worker; the next worker claims the device.  Raises `UsbipdError`."""
+        why = f"did not end its client's session within {DISCONNECT_TIMEOUT:g} s"
+        _LOG.warning("%s %s: killing it", worker.label, why)
+        worker.offence = IPCError(why, code="timeout")
+        if not await self._kill(worker):
+            raise UsbipdError(
+                f"{worker.label} was killed, but hangs in the kernel, which waits for {worker.busid}",
+                code="hangs",
+                advice="unplug the device",
+            )
 
     def compare(self, present: Sequence[DeviceRecord]) -> None:
         """These devices are plugged in now: what is not among them, or is another one, is let go of."""
@@ -430,8 +450,15 @@ class DeviceClaimer:
         """A worker ends when its channel does; one that hangs is killed."""
         worker.channel.close()
         if not await wait_ended(worker, END_TIMEOUT):
-            self._spawner.kill(worker)
-            await worker.ended.wait()
+            await self._kill(worker)
+
+    async def _kill(self, worker: Child) -> bool:
+        """Kill a worker; returns whether it ended within `KILL_TIMEOUT`."""
+        self._spawner.kill(worker)
+        if await wait_ended(worker, KILL_TIMEOUT):
+            return True
+        _LOG.error("%s was killed, but hangs in the kernel, which waits for its device", worker.label)
+        return False
 
 
 def _listener(claim: Claim) -> Callable[[Event], None]:

@@ -118,6 +118,8 @@ class ProcessReport(Message, frozen=True):
     memory: int | None
     """Bytes resident; None: it has just ended."""
     busid: str | None = None
+    silent_for: float | None = None
+    """Seconds for which it has not answered the extension; None: it answers."""
 
 
 class LoggedError(Message, frozen=True):

@@ -25,8 +25,9 @@ from usbipd.server.coordinator import ServerCoordinator
 
 _LOG: Final = logging.getLogger(__name__)
 
-_OWN_DESCRIPTORS: Final = 32
-"""What a server has open beside connections: standard ones, channel, event loop, at most 16 listeners."""
+_OWN_DESCRIPTORS: Final = 48
+"""What a server has open beside connections: standard ones, channel, event loop, at most 16 listeners and for
+each of these one client that waits for room."""
 
 
 def main(arguments: list[str]) -> int:
@@ -65,6 +66,8 @@ class _Server:
                 return self._serve(parameters)
             case LogParameters(level=level) if self._coordinator is not None:
                 log.set_level(level)
+                return Nothing()
+            case Nothing() if request.command is Command.PING:
                 return Nothing()
             case Nothing() if request.command is Command.LOG_FILE and request.descriptor is not None:
                 log.take_over(request.descriptor)

@@ -25,7 +25,7 @@ import psutil
 from usbipd._iokit import Entry, entries_below
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.log import LIMITED
-from usbipd.usb.foreign_text import readable
+from usbipd.text import readable
 from usbipd.usb.ownership import Holder
 
 _LOG: Final = logging.getLogger(__name__)

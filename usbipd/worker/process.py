@@ -81,6 +81,8 @@ class Worker:
             case AttachParameters() if item.descriptor is not None:
                 self._attach(socket.socket(fileno=item.descriptor), item.parameters)
                 self._channel.respond(item, Nothing())
+            case Nothing() if item.command is Command.PING:
+                self._channel.respond(item, Nothing())
             case LogParameters():
                 self._channel.respond(item, _set_log_level(item.parameters))
             case Nothing() if item.command is Command.LOG_FILE and item.descriptor is not None:
@@ -236,7 +238,7 @@ def main(arguments: list[str]) -> int:
     try:
         if frozen.IS_FROZEN:
             frozen.check_libusb(libusb_runtime_version())
-        channel = BlockingChannel(socket.socket(fileno=CHANNEL_DESCRIPTOR), "worker")
+        channel = BlockingChannel(socket.socket(fileno=CHANNEL_DESCRIPTOR), "worker", trusted=True)
         _start(channel).run()
     except _Ended:
         return 0

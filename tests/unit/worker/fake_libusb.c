@@ -94,9 +94,9 @@ int fake_pending(void) { return count; }
 int fake_drivers(void) { return drivers; }
 int fake_allocated(void) { return allocated; }
 long fake_device_memory(void) { return device_memory; }
+void fake_hide_descriptors(int times) { hidden = times; }
 void fake_siblings(int on) { siblings = on; }
 void fake_missing(int what) { missing = what; }
-void fake_hide_descriptors(int times) { hidden = times; }
 void fake_limit_device_memory(long most) { most_device_memory = most; }
 
 /* As it was in the beginning: plugged in, with a driver at each interface. */

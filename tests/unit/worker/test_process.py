@@ -335,6 +335,16 @@ def test_a_reset_that_fails_is_logged(
     assert f"resetting the device failed: Linux errno {LINUX_EPROTO}" in caplog.text
 
 
+def test_it_says_that_it_lives(extension: Extension) -> None:
+    worker = extension.start()
+    extension.say(Command.PING, Nothing())
+    extension.attach()
+    extension.say(Command.PING, Nothing())
+    extension.leave()
+    serve(worker)
+    assert [extension.result(Nothing) for _answer in range(3)] == [Nothing()] * 3
+
+
 def test_nobody_to_disconnect(extension: Extension) -> None:
     worker = extension.start()
     extension.say(Command.DISCONNECT, Nothing())

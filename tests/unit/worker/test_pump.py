@@ -35,6 +35,7 @@ from usbipd.protocol.constants import (
 from usbipd.protocol.urb import Submit, Unlink, encode
 from usbipd.simulated.descriptors import configuration_descriptor, endpoint_descriptor, interface_descriptor
 from usbipd.simulated.device import Handshake
+from usbipd.worker.report import read_blocked
 
 GET_CONFIGURATION_DESCRIPTOR = "80 06 0002 0000 ff00"
 
@@ -127,6 +128,23 @@ def test_set_configuration_that_the_device_fails_leaves_its_endpoints(rig: Rig) 
     rig.client.send(encode(rig.submit(ISO_OUT, 3, b"abc", packets=[(0, 3)])))
     assert rig.awaited()[0].status == 0
     rig.device.reset_error = None
+
+
+def test_the_counter_page_shows_while_a_call_to_the_device_blocks(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker does not answer then: in requests that it carries out, and in the reset after a client."""
+    shown: list[float | None] = []
+    monkeypatch.setattr(rig.device, "reset", lambda: shown.append(read_blocked(rig.page)))
+    for step in (
+        lambda: rig.control("00 09 0100 0000 0000"),
+        lambda: rig.control("23 03 0400 0000 0000"),
+        rig.pump.restore,
+    ):
+        step()
+        assert read_blocked(rig.page) is None
+    assert len(shown) == 3
+    assert None not in shown
 
 
 def test_set_interface_leaves_the_urbs_of_others(rig: Rig) -> None:
