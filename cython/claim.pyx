@@ -214,13 +214,13 @@ cdef class Claim:
         """
         cdef int result, active
         FORGET_ERRNO()
-        result = errno_of_libusb(libusb_get_configuration(self._handle, &active))
+        result = errno_of_request(libusb_get_configuration(self._handle, &active))
         if result != 0:
             return result
         self._release()
         with nogil:
             FORGET_ERRNO()
-            result = errno_of_libusb(libusb_set_configuration(self._handle, value if value else -1))
+            result = errno_of_request(libusb_set_configuration(self._handle, value if value else -1))
         if result == 0 and active != value and not self.captures:
             self.detached.clear()  # of interfaces that are no more
         try:

@@ -241,16 +241,6 @@ def test_the_port_of_a_killed_extension_is_waited_for(daemon: Daemon, spawner: F
     run(test())
 
 
-def test_an_address_that_there_is_not_is_not_waited_for(daemon: Daemon, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        spawner.answers[Command.SERVE] = UsbipdError("no such address", code="no-such-address")
-        with pytest.raises(UsbipdError, match="no such address"):
-            await daemon.network.start(after_a_kill=True)
-        assert len(daemon.servers) == 1
-
-    run(test())
-
-
 def test_a_server_that_dies_again_and_again_is_not_waited_for_longer_each_time(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -289,6 +279,16 @@ def test_what_a_server_waits_for_ends_with_it(daemon: Daemon) -> None:
         assert claim.is_free
         assert waiting.exception() is not None
         await daemon.stop()
+
+    run(test())
+
+
+def test_an_address_that_there_is_not_is_not_waited_for(daemon: Daemon, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        spawner.answers[Command.SERVE] = UsbipdError("no such address", code="no-such-address")
+        with pytest.raises(UsbipdError, match="no such address"):
+            await daemon.network.start(after_a_kill=True)
+        assert len(daemon.servers) == 1
 
     run(test())
 
