@@ -298,4 +298,5 @@ def test_descriptors_do_not_grow(start_daemon: StartDaemon) -> None:
     for _turn in range(50):
         client.import_device(busid).close()
     daemon.wait_for_state(busid, "shared")
-    until(lambda: held() == before)
+    # `before` may count a connection that was just being closed, so fewer is fine
+    until(lambda: all(number <= before[pid] for pid, number in held().items()))
