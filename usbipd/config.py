@@ -5,6 +5,7 @@ it can be told, the key and what would be right.
 """
 
 import difflib
+import os
 import re
 import tomllib
 from collections import Counter
@@ -17,10 +18,12 @@ import msgspec
 
 from usbipd import log, privileges
 from usbipd.addresses import ListenAddress, parse_listen, parse_network
+from usbipd.confinement import WORKERS_ARE_CONFINED
 from usbipd.errors import UsageError
 from usbipd.ipc.reports import DeviceMemory, Serial
 from usbipd.server.keepalive import LONGEST, SHORTEST
 from usbipd.usb.identity import DeviceRule, parse_busid, parse_hardware_id
+from usbipd.worker_uids import DEFAULT_UIDS, check_unused, parse_uids
 
 SMALLEST_BUDGET: Final = 40 << 20
 """Bytes: one URB of the largest size fits, and some; the pump has the same (cython/pump.pyx)."""
@@ -75,12 +78,19 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     allow: Networks = ()
     """Where clients may come from; none: from anywhere."""
     user: Annotated[str, msgspec.Meta(min_length=1)] | None = None
-    """Who server and workers become when the extension is root; None: the platform's default."""
+    """Who the server becomes when the extension is root; None: the platform's default."""
+    worker_uids: str = DEFAULT_UIDS
+    """Where the workers' user ids come from when the extension is root, on Linux: `FIRST-LAST`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_to: str = "stderr"
     """`stderr`, `syslog`, or the absolute path of a file."""
     limits: Limits = Limits()
     access: Annotated[tuple[AccessRule, ...], msgspec.Meta(max_length=256)] = ()
+
+    @property
+    def uids(self) -> range:
+        """The workers' user ids."""
+        return parse_uids(self.worker_uids)
 
     @property
     def addresses(self) -> tuple[ListenAddress, ...]:
@@ -98,6 +108,7 @@ _RIGHT: Final = {
     "listen": 'listen = ["127.0.0.1", "[::1]:3240"]',
     "allow": 'allow = ["192.168.1.0/24", "::1"]',
     "user": 'user = "usbipd"',
+    "worker_uids": f'worker_uids = "{DEFAULT_UIDS}"',
     "log_level": '"debug", "info", "warning" or "error"',
     "log_to": '"stderr", "syslog" or "/var/log/usbipd.log"',
     "limits": "[limits]",
@@ -116,8 +127,13 @@ _RIGHT: Final = {
 """What to write, for each key."""
 
 
-def load(path: Path) -> ServerConfig:
-    """The configuration in the file at `path`, for this host: its user exists.  Raises `UsageError`."""
+def load(path: Path | None) -> ServerConfig:
+    """The configuration in the file at `path`, None: the defaults; for this host: its user exists, and its
+    workers' user ids are nobody's.  Raises `UsageError`."""
+    if path is None:
+        config = ServerConfig()
+        _check_host(_File("", "no configuration file"), config)
+        return config
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -125,8 +141,7 @@ def load(path: Path) -> ServerConfig:
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text (byte {error.start})", code="bad-config") from error
     config = parse(text, str(path))
-    if config.user is not None:
-        _parse(_File(text, str(path)), "user", privileges.find_run_as, config.user)  # it knows if we are root
+    _check_host(_File(text, str(path)), config)
     return config
 
 
@@ -194,6 +209,7 @@ def _check(file: _File, config: ServerConfig) -> None:
         _parse(file, f"listen[{index}]", parse_listen, address)
     for index, network in enumerate(config.allow):
         _parse(file, f"allow[{index}]", parse_network, network)
+    _parse(file, "worker_uids", parse_uids, config.worker_uids)
     _parse(file, "log_to", log.check_destination, config.log_to)
     for number, rule in enumerate(config.access):
         where = f"access[{number}]"
@@ -208,6 +224,14 @@ def _check(file: _File, config: ServerConfig) -> None:
             raise file.wrong(where, f"nobody is allowed: write {_RIGHT['allow']}")
         for index, network in enumerate(rule.allow):
             _parse(file, f"{where}.allow[{index}]", parse_network, network)
+
+
+def _check_host(file: _File, config: ServerConfig) -> None:
+    """What depends on the host, and matters to root's daemon only.  Raises `UsageError`."""
+    if config.user is not None:
+        _parse(file, "user", privileges.find_run_as, config.user)  # it knows if we are root
+    if os.geteuid() == 0 and WORKERS_ARE_CONFINED:
+        _parse(file, "worker_uids", check_unused, config.worker_uids)
 
 
 def _parse(file: _File, where: str, parse_one: Callable[[str], object], text: str) -> None:

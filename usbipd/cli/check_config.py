@@ -27,7 +27,7 @@ def check_config(named: Path | None, *, as_json: bool) -> None:
     Raises `UsageError` as the daemon would.
     """
     file = named or usual_file()
-    config = ServerConfig() if file is None else load(file)
+    config = load(file)
     settings = msgspec.structs.replace(config, listen=tuple(str(address) for address in config.addresses))
     if as_json:
         emit(render(ConfigDocument(file=None if file is None else str(file), settings=settings)))

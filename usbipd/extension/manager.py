@@ -19,7 +19,7 @@ from usbipd.extension.claimer import DeviceClaimer
 from usbipd.extension.device_report import report_device
 from usbipd.extension.store import Binding, Store
 from usbipd.extension.supervisor import Spawner
-from usbipd.ipc.children import RunAs
+from usbipd.extension.worker_confinement import WorkerConfinement
 from usbipd.ipc.reports import (
     BindParameters,
     BindResult,
@@ -61,7 +61,7 @@ class SystemExtensionManager:
         bindings: Bindings,
         chronicle: Chronicle,
         *,
-        run_as: RunAs | None,
+        confinement: WorkerConfinement,
         transfer_budget: int,
         device_memory: DeviceMemory,
         log_level: str,
@@ -78,7 +78,7 @@ class SystemExtensionManager:
             self._find_device,
             store,
             chronicle,
-            run_as=run_as,
+            confinement=confinement,
             transfer_budget=transfer_budget,
             device_memory=device_memory,
             log_level=log_level,

@@ -47,8 +47,7 @@ class Server:
             handshake_timeout=PATIENCE,
             lost_client_timeout=120,
             send_buffer=0,
-            run_as=None,
-            chroot=None,
+            confinement=None,
             log_level=log_level,
             log_to="stderr",
         )
