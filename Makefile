@@ -3,17 +3,25 @@
 # Everything that Python needs lives in .venv; a stamp there tells what is up to date.
 
 SHELL := /bin/sh
-PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+export PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := $(wildcard cython/*) setup.py pyproject.toml usbipd/__init__.py
 
+# A .venv that was left half made, was moved here or has lost its Python: `make build` makes it again.  What python -m venv
+# writes last, `activate`, names the place.
+BROKEN := $(if $(wildcard $(VENV)),$(shell grep -qsF "$$(pwd -P)/$(VENV)" $(BIN)/activate && \
+    $(BIN)/python -B -c 'import pip' 2>/dev/null || echo broken-venv))
+
 MODULES := $(shell find usbipd -name '*.py')
 PACKING := $(addprefix packaging/,usbipd.spec onefile.py entry.py bill_of_materials.py macos/entitlements.plist)
 
 # `make build LOCKED=packaging/locked.txt` takes the packages of a release, by version and hash, not the newest ones.
-LOCKED ?=
+export LOCKED ?=
+ifneq ($(LOCKED),$(wildcard $(LOCKED)))
+    $(error LOCKED=$(LOCKED) is no file; packaging/locked.txt is one)
+endif
 
 # What `make run` shares and where.
 SIMULATE ?= mass-storage,keyboard,serial,loopback
@@ -27,27 +35,30 @@ DESTDIR ?=
 FUZZ_SECONDS ?= 60
 export FUZZ_EXAMPLES ?= 300
 
-.PHONY: help deps venv build lock man completions binary run demo pkg install uninstall test-deps test test-binary e2e-deps e2e \
+.PHONY: help deps venv broken-venv build lock man completions binary run demo pkg install uninstall test-deps test test-binary e2e-deps e2e \
     soak bench lint darwin-check sanitized asan fuzz clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 deps:  ## install what the build needs from the system (apt-get or Homebrew), if it is missing
-	@packaging/install-deps $(PYTHON) build
+	@packaging/install-deps "$$PYTHON" build
 
 venv: $(BIN)/python  ## make the virtual environment .venv
 
-$(BIN)/python:
+$(BIN)/python: $(BROKEN)
 	@$(MAKE) --no-print-directory deps
-	$(PYTHON) -m venv $(VENV)
+	"$$PYTHON" -m venv --clear $(VENV)
+
+broken-venv:
+	@echo "$(VENV) is incomplete, was moved or has lost its Python: making it again"
 
 build: $(INSTALLED)  ## compile the Cython modules and install into .venv, editable
 
-$(INSTALLED): $(SOURCES) | $(BIN)/python
+$(INSTALLED): $(SOURCES) $(BROKEN) | $(BIN)/python
 	@$(MAKE) --no-print-directory deps
 	$(BIN)/pip install --quiet --disable-pip-version-check \
-	    $(if $(LOCKED),--require-hashes --requirement $(LOCKED),'setuptools>=77' 'cython>=3.1')
+	    $(if $(LOCKED),--require-hashes --requirement "$$LOCKED",'setuptools>=77' 'cython>=3.1')
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation $(if $(LOCKED),--no-deps) \
 	    --editable '.[dev]'
 	@touch $@
@@ -74,9 +85,11 @@ dist/usbipd: $(INSTALLED) $(MODULES) $(PACKING)
 	cd dist && if command -v sha256sum >/dev/null; then sha256sum usbipd usbipd.cdx.json; \
 	    else shasum -a 256 usbipd usbipd.cdx.json; fi >SHA256SUMS
 
+run: export LISTEN := $(LISTEN)
+run: export SIMULATE := $(SIMULATE)
 run: build  ## run the daemon in the foreground with simulated devices, Ctrl-C ends it
 	@exec $(BIN)/python packaging/foreground.py \
-	    $(BIN)/usbipd-ext --run --listen $(LISTEN) --simulate $(SIMULATE)
+	    $(BIN)/usbipd-ext --run --listen "$$LISTEN" --simulate "$$SIMULATE"
 
 demo: build  ## the whole chain once: start, list, import, read, write, status, stop
 	@exec $(BIN)/python tests/demo.py
@@ -88,17 +101,20 @@ pkg: binary man completions  ## the installer package for macOS, dist/usbipd.pkg
 	    "$$($(BIN)/python -c 'import usbipd; print(usbipd.__version__)')" dist/usbipd.pkg
 
 # Nothing is built here: that is for an ordinary user.  -B: root shall not write into his tree.
-INSTALLATION = [ -x $(BIN)/python ] || { echo "first run: make binary man completions" >&2; exit 1; }; \
-    PYTHONPATH=packaging $(BIN)/python -B packaging/linux/installation.py
+INSTALLATION := PYTHONPATH=packaging "$$python" -B packaging/linux/installation.py
+install uninstall: export PREFIX := $(PREFIX)
+install uninstall: export DESTDIR := $(DESTDIR)
 
 install:  ## put what `make binary man completions` made into a Linux system: PREFIX=/usr/local, DESTDIR=
-	@$(INSTALLATION) install --prefix '$(PREFIX)' --destdir '$(DESTDIR)'
+	@python=$(BIN)/python; [ -x $$python ] || { echo "first run: make binary man completions" >&2; exit 1; }; \
+	$(INSTALLATION) install --prefix "$$PREFIX" --destdir "$$DESTDIR"
 
 uninstall:  ## remove what `make install` put there
-	@$(INSTALLATION) uninstall --prefix '$(PREFIX)' --destdir '$(DESTDIR)'
+	@python=$(BIN)/python; $$python -c '' 2>/dev/null || python=$$PYTHON; \
+	$(INSTALLATION) uninstall --prefix "$$PREFIX" --destdir "$$DESTDIR"
 
 test-deps:  ## install what some tests are skipped without (mandoc, zsh, fish, 7zz, cpio, systemd), if it is missing
-	@packaging/install-deps $(PYTHON) tests
+	@packaging/install-deps "$$PYTHON" tests
 
 test: build  ## unit and integration tests
 	$(BIN)/python -m pytest tests/unit tests/integration tests/fuzz
@@ -109,19 +125,23 @@ test-binary: binary  ## what the executable alone has, and the tests of commands
 	    tests/unit/cli/test_commands.py tests/unit/cli/test_watch.py
 
 sanitized: build
-	@packaging/install-deps $(PYTHON) sanitizers
+	@packaging/install-deps "$$PYTHON" sanitizers
 	@$(BIN)/python -m tests.sanitized.build
 
 asan: sanitized  ## all tests and some fuzzing with the modules under AddressSanitizer, UBSan and LeakSanitizer
 	$(BIN)/python -m tests.sanitized.suite
 	$(BIN)/python -m tests.fuzz.campaign --seconds 20
 
+fuzz: export FUZZ_SECONDS := $(FUZZ_SECONDS)
 fuzz: sanitized  ## hostile bytes against pump, server and IPC: FUZZ_SECONDS of libFuzzer, FUZZ_EXAMPLES of each property
-	$(BIN)/python -m tests.fuzz.campaign --seconds $(FUZZ_SECONDS)
+	@for number in "$$FUZZ_SECONDS" "$$FUZZ_EXAMPLES"; do case $$number in "" | *[!0-9]*) \
+	    echo "FUZZ_SECONDS=$$FUZZ_SECONDS FUZZ_EXAMPLES=$$FUZZ_EXAMPLES: both must be whole numbers" >&2; exit 2 ;; \
+	esac; done
+	$(BIN)/python -m tests.fuzz.campaign --seconds "$$FUZZ_SECONDS"
 	$(BIN)/python -m pytest --hypothesis-profile=fuzz tests/fuzz tests/unit/worker/test_libusb.py
 
 e2e-deps:  ## install what the tests in a virtual machine need, if it is missing
-	@packaging/install-deps $(PYTHON) e2e
+	@packaging/install-deps "$$PYTHON" e2e
 
 e2e: build binary man completions e2e-deps  ## a real kernel in a virtual machine uses what usbipd shares
 	$(BIN)/python -m pytest tests/e2e -v
@@ -132,11 +152,12 @@ soak: export ATTACHES = 1000
 soak: build e2e-deps  ## the endurance test of e2e with 200 kills, 200 replugs, 1,000 attachments; takes hours
 	$(BIN)/python -m pytest tests/e2e/test_endurance.py -v
 
+bench: export BENCH := $(BENCH)
 bench: build binary  ## how fast it is, beside what is possible and beside the kernel's server; BENCH="loopback curves": parts
-	@packaging/install-deps $(PYTHON) bench
+	@packaging/install-deps "$$PYTHON" bench
 	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || \
 	    $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[bench]'
-	$(BIN)/python -m tests.bench $(BENCH)
+	$(BIN)/python -m tests.bench $$BENCH
 
 lint: export PATH := $(CURDIR)/$(BIN):$(PATH)
 # The workflows are held against their schema: actionlint, which knows more, is no package of PyPI; what bears its name

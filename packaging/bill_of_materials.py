@@ -31,7 +31,7 @@ def main() -> None:
     contents = json.loads(source.read_text())
     files = [(name, Path(path)) for name, path in contents["files"]]
     bom = Bom(components=components(contents["libusb"], contents["modules"], files))
-    ours = distribution("usbipd")
+    ours = distribution("usbipd-ext")
     bom.metadata.component = Component(
         name="usbipd", version=ours.version, type=ComponentType.APPLICATION, licenses=licenses(ours)
     )
@@ -46,7 +46,7 @@ def components(libusb: str, modules: Iterable[str], files: list[tuple[str, Path]
     owners = packages_distributions()
     tops = {name.partition("/")[0].partition(".")[0] for name, _path in files}
     tops |= {module.partition(".")[0] for module in modules}
-    names = {name for top in tops for name in owners.get(top, [])} - {"usbipd"} | {BOOTLOADER}
+    names = {name for top in tops for name in owners.get(top, [])} - set(owners["usbipd"]) | {BOOTLOADER}
     found = [of_package(distribution(name)) for name in sorted(names)]
     found.append(
         Component(

@@ -3,13 +3,30 @@
 make dies of a SIGINT whatever its recipe answers.  So the command gets a process group of its own and the
 terminal with it, as a shell would do; signals sent to us go on to it; its exit status is ours.  Ctrl-Z does
 nothing: make knows no jobs, and would wait for ever for a command that is stopped.
+
+When the terminal is closed or make dies, the command is ended by SIGTERM.  The kernel sends SIGHUP to the
+leader of the session alone; where that is make, it does nothing but wait for us.
 """
 
+import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
+import threading
 from types import FrameType
+
+from usbipd.frozen import end_with
+
+
+def end_with_terminal(terminal: int) -> None:
+    """Wait until the terminal is closed, then end this process by SIGTERM."""
+    poll = select.poll()
+    poll.register(terminal, 0)  # hangup only: input belongs to the command
+    [(_descriptor, events)] = poll.poll()
+    if events & select.POLLHUP:  # else the system cannot watch it
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main() -> int:
@@ -25,9 +42,13 @@ def main() -> int:
         signal.signal(number, forward)
     if terminal is not None:
         os.tcsetpgrp(terminal, child.pid)
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    for descriptor in filter(os.isatty, range(3)):
+        threading.Thread(target=end_with_terminal, args=(descriptor,), daemon=True).start()
     status = child.wait()
     if terminal is not None:
-        os.tcsetpgrp(terminal, os.getpgrp())
+        with contextlib.suppress(OSError):  # the terminal is closed
+            os.tcsetpgrp(terminal, os.getpgrp())
     return status if status >= 0 else 128 - status
 
 

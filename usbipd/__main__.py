@@ -27,6 +27,7 @@ def main() -> int:
 
 
 def _enter() -> int:
+    _fill_standard_descriptors()
     name = os.path.basename(sys.argv[0])  # noqa: PTH119 - workers need no pathlib, which is a tenth of them
     arguments = sys.argv[1:]
     if arguments[:1] in (["@server"], ["@worker"]):
@@ -50,6 +51,21 @@ def _enter() -> int:
         return command(arguments)
     finally:
         gc.freeze()  # the interpreter's end would look for garbage in all that there is: a tenth of a command
+
+
+def _fill_standard_descriptors() -> None:
+    """Open /dev/null as those of 0 to 2 that are closed.
+
+    Otherwise the next files and sockets would get these numbers, and would be taken for standard streams.
+    This includes what libraries open when they are loaded: libffi 3.5 keeps its own file open.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(
+                os.open(os.devnull, os.O_RDWR), True
+            )  # the lowest number that is free: this one
 
 
 def _is_socket(descriptor: int) -> bool:

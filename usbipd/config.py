@@ -16,14 +16,14 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from usbipd import log, privileges
-from usbipd.addresses import ListenAddress, parse_listen, parse_network
-from usbipd.confinement import WORKERS_ARE_CONFINED
+from usbipd import log, paths, privileges
+from usbipd.addresses import ListenAddress, parse_listen, parse_network, refuse_overlap
 from usbipd.errors import UsageError
 from usbipd.ipc.reports import DeviceMemory, Serial
 from usbipd.server.keepalive import LONGEST, SHORTEST
+from usbipd.trusted_file import UntrustedError, open_trusted
 from usbipd.usb.identity import DeviceRule, parse_busid, parse_hardware_id
-from usbipd.worker_uids import DEFAULT_UIDS, check_unused, parse_uids
+from usbipd.worker_uids import DEFAULT_UIDS, parse_uids
 
 SMALLEST_BUDGET: Final = 40 << 20
 """Bytes: one URB of the largest size fits, and some; the pump has the same (cython/pump.pyx)."""
@@ -38,7 +38,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_connections: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 128
     """Connections that have not been given to a worker yet, in total."""
     max_connections_per_address: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 32
-    """The same from one client address."""
+    """The same from one client address; IPv6: from one /64 (`addresses.source_of`)."""
     handshake_timeout: Annotated[float, msgspec.Meta(gt=0, le=300)] = 10.0
     """Seconds from connect to the end of OP_REQ_*."""
     lost_client_timeout: Annotated[int, msgspec.Meta(ge=SHORTEST, le=LONGEST)] = 120
@@ -84,6 +84,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_to: str = "stderr"
     """`stderr`, `syslog`, or the absolute path of a file."""
+    offer_imported: bool = False
+    """Whether devices that this host has imported by vhci-hcd may be bound (usbipd/usb/sysfs_devices.py)."""
     limits: Limits = Limits()
     access: Annotated[tuple[AccessRule, ...], msgspec.Meta(max_length=256)] = ()
 
@@ -111,6 +113,7 @@ _RIGHT: Final = {
     "worker_uids": f'worker_uids = "{DEFAULT_UIDS}"',
     "log_level": '"debug", "info", "warning" or "error"',
     "log_to": '"stderr", "syslog" or "/var/log/usbipd.log"',
+    "offer_imported": "offer_imported = true, or false",
     "limits": "[limits]",
     "access": "[[access]]",
     "max_connections": "max_connections = 128",
@@ -127,21 +130,28 @@ _RIGHT: Final = {
 """What to write, for each key."""
 
 
-def load(path: Path | None) -> ServerConfig:
-    """The configuration in the file at `path`, None: the defaults; for this host: its user exists, and its
-    workers' user ids are nobody's.  Raises `UsageError`."""
-    if path is None:
-        config = ServerConfig()
-        _check_host(_File("", "no configuration file"), config)
-        return config
+def load(path: Path) -> ServerConfig:
+    """The configuration in the file at `path`, for this host: its user exists.
+
+    Root takes it only from a file that no other user can change.  Raises `UsageError`.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        with os.fdopen(open_trusted(path, os.O_RDONLY), encoding="utf-8") as file:
+            text = file.read()
+    except UntrustedError as error:
+        raise UsageError(
+            f"{path}: another user decides what is in it, because {error}",
+            code="bad-config",
+            advice="keep it where only root can change it and every directory above it, such as "
+            f"{paths.config_file()}",
+        ) from error
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", code="bad-config") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text (byte {error.start})", code="bad-config") from error
     config = parse(text, str(path))
-    _check_host(_File(text, str(path)), config)
+    if config.user is not None:
+        _parse(_File(text, str(path)), "user", privileges.find_user, config.user)
     return config
 
 
@@ -210,6 +220,10 @@ def _check(file: _File, config: ServerConfig) -> None:
     for index, network in enumerate(config.allow):
         _parse(file, f"allow[{index}]", parse_network, network)
     _parse(file, "worker_uids", parse_uids, config.worker_uids)
+    try:
+        refuse_overlap(config.addresses)
+    except UsageError as error:
+        raise file.wrong("listen", str(error)) from error
     _parse(file, "log_to", log.check_destination, config.log_to)
     for number, rule in enumerate(config.access):
         where = f"access[{number}]"
@@ -224,14 +238,6 @@ def _check(file: _File, config: ServerConfig) -> None:
             raise file.wrong(where, f"nobody is allowed: write {_RIGHT['allow']}")
         for index, network in enumerate(rule.allow):
             _parse(file, f"{where}.allow[{index}]", parse_network, network)
-
-
-def _check_host(file: _File, config: ServerConfig) -> None:
-    """What depends on the host, and matters to root's daemon only.  Raises `UsageError`."""
-    if config.user is not None:
-        _parse(file, "user", privileges.find_run_as, config.user)  # it knows if we are root
-    if os.geteuid() == 0 and WORKERS_ARE_CONFINED:
-        _parse(file, "worker_uids", check_unused, config.worker_uids)
 
 
 def _parse(file: _File, where: str, parse_one: Callable[[str], object], text: str) -> None:

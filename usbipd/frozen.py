@@ -24,11 +24,9 @@ _BSD: Final[Any] = select  # with kqueue, which `select` does not have on Linux
 
 IS_FROZEN: Final[bool] = getattr(sys, "frozen", False)
 
-LIBUSB_VERSION: Final = "libusb-version"
-"""The file, among the unpacked ones, that names the libusb which lies beside it; packaging/usbipd.spec."""
-
-_OURS: Final = "usbipd"
-"""What is in our directories, and in those of no other program that PyInstaller made."""
+MARK: Final = ".usbipd"
+"""The file that is unpacked first: it tells our directories, however incomplete, from those of other programs
+that PyInstaller made.  It holds the version of the libusb beside it; packaging/usbipd.spec."""
 _UNPACKED_IN: Final = 60.0
 """Seconds in which a launcher has unpacked its files and Python has locked them."""
 
@@ -151,8 +149,10 @@ def stale(directory: str) -> list[str]:
 def _is_ours(path: str) -> bool:
     try:
         status = os.lstat(path)
-        mine = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
-        return mine and stat.S_ISDIR(os.lstat(os.path.join(path, _OURS)).st_mode)
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            return False
+        names = os.listdir(path)
+        return MARK in names or not names  # a launcher that was killed at once has unpacked nothing
     except OSError:
         return False
 
@@ -220,7 +220,7 @@ def load_libusb() -> None:
 
 def check_libusb(version: tuple[int, int, int]) -> None:
     """Raises `UsbipdError` unless `version` is that of the libusb that was packed: no other was tested."""
-    with open(os.path.join(home(), LIBUSB_VERSION)) as file:
+    with open(os.path.join(home(), MARK)) as file:
         packed = file.read().strip()
     found = ".".join(map(str, version))
     if found != packed:

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pwd
+import resource
 import shutil
 import signal
 import stat
@@ -18,7 +19,7 @@ from tests.client import Client, ClosedError
 from tests.integration.daemon import COMMAND, PATIENCE, USBIPD, Daemon, Lines, running, until
 from tests.programs import EXECUTABLE
 from usbipd._claim import libusb_runtime_version
-from usbipd.frozen import LIBUSB_VERSION
+from usbipd.frozen import MARK
 
 UNPACKED_IN = Path("/var/tmp")
 
@@ -28,7 +29,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become som
 
 def unpacked() -> set[Path]:
     """The directories of unpacked files that are there."""
-    return {path.parent for path in UNPACKED_IN.glob(f"_MEI*/{LIBUSB_VERSION}")}
+    return {path.parent for path in UNPACKED_IN.glob(f"_MEI*/{MARK}")}
 
 
 def home(launcher: int) -> Path:
@@ -145,12 +146,53 @@ def test_files_that_a_killed_launcher_left_are_removed(tmp_path: Path) -> None:
     assert directory.exists()
     other = UNPACKED_IN / f"{directory.name[:-6]}others"
     other.mkdir(0o700)  # of another program that PyInstaller made
+    (other / "base_library.zip").touch()
     try:
         assert run(*USBIPD, "--version").returncode == 0
         assert not directory.exists()
         assert other.exists()
     finally:
-        other.rmdir()
+        shutil.rmtree(other)
+
+
+def left_by(launcher: int) -> list[Path]:
+    """The directories of a launcher, whatever is in them."""
+    return list(UNPACKED_IN.glob(f"_MEI{launcher:08x}??????"))
+
+
+def check_that_the_next_start_removes_what_is_left(launchers: list[int]) -> None:
+    left = [path for launcher in launchers for path in left_by(launcher)]
+    assert [path for path in left if not (path / "base_library.zip").exists()], "each had unpacked everything"
+    assert run(*USBIPD, "--version").returncode == 0
+    assert not [path for path in left if path.exists()]
+
+
+def limit_files_to(size: int) -> None:
+    """Makes the kernel end this process by SIGXFSZ when it writes a file of more than `size` bytes."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.parametrize("size", [0, 1 << 12, 1 << 20])
+def test_a_launcher_that_is_killed_while_it_writes_a_file(size: int) -> None:
+    with subprocess.Popen([*USBIPD, "--version"], preexec_fn=lambda: limit_files_to(size)) as launcher:
+        assert launcher.wait(PATIENCE) == -signal.SIGXFSZ
+    check_that_the_next_start_removes_what_is_left([launcher.pid])
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_launcher_that_is_ended_while_it_unpacks(number: signal.Signals) -> None:
+    """Wherever it is: from a directory that is still empty to one that is nearly complete."""
+    launchers = []
+    for files in range(12):
+        with subprocess.Popen([*USBIPD, "--version"], stdout=subprocess.DEVNULL) as launcher:
+            launchers.append(launcher.pid)
+            while launcher.poll() is None and not (
+                (found := left_by(launcher.pid)) and len(list(found[0].rglob("*"))) >= files
+            ):
+                pass  # it takes milliseconds
+            launcher.send_signal(number)
+    check_that_the_next_start_removes_what_is_left(launchers)
 
 
 def test_a_cleaner_that_takes_the_files_stops_nobody(tmp_path: Path) -> None:

@@ -43,10 +43,16 @@ def has_ended(pid: int) -> bool:
 
 
 def descriptors(pid: int) -> dict[int, str]:
-    """What each descriptor of a process is, such as `socket`, `pipe` or a path."""
+    """What each descriptor of a process is, such as `socket`, `pipe` or a path.
+
+    Without the one of libffi: from 3.5 on, the library keeps its own file open for reading, to map
+    trampolines from; ctypes makes some when it is imported.
+    """
     found = {}
     for link in Path(f"/proc/{pid}/fd").iterdir():
         target = str(link.readlink())
+        if Path(target).name.startswith("libffi.so."):
+            continue
         found[int(link.name)] = target if target.startswith("/") else target.partition(":[")[0]
     return found
 

@@ -21,6 +21,7 @@ def test_an_empty_file_has_the_defaults() -> None:
     assert (config.allow, config.access) == ((), ())
     assert (config.log_level, config.log_to) == ("info", "stderr")
     assert config.uids == range(65537, 100000)
+    assert not config.offer_imported, "two hosts could share one device in a circle"
     assert config.limits == Limits(
         max_connections=128,
         max_connections_per_address=32,
@@ -52,6 +53,7 @@ user = "nobody"
 worker_uids = "70000-70099"
 log_level = "debug"
 log_to = "syslog"
+offer_imported = true
 
 [limits]
 max_connections = 5
@@ -81,6 +83,7 @@ def test_all_keys(tmp_path: Path) -> None:
     assert config.allow == ("192.168.1.0/24", "::1")
     assert (config.user, config.log_level, config.log_to) == ("nobody", "debug", "syslog")
     assert config.uids == range(70000, 70100)
+    assert config.offer_imported
     assert config.limits == Limits(
         max_connections=5,
         max_connections_per_address=2,
@@ -127,7 +130,7 @@ ALLOW = '\nallow = ["::1"]'
         (
             "zzz = 1",
             ", line 1: zzz: unknown key: known are listen, allow, user, worker_uids, log_level, log_to, "
-            "limits, access",
+            "offer_imported, limits, access",
         ),
         ("[limits]\nzzz = 1", ", line 2: limits.zzz: unknown key: known are max_connections, max_con"),
         ("[[access]]\nzzz = 1", ", line 2: access[0].zzz: unknown key: known are busid, hardware_id, serial"),

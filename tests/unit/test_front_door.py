@@ -1,7 +1,9 @@
 """The front door: which role a process has, by its name and its first argument."""
 
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +36,20 @@ def test_children_are_started_by_the_extension_only(name: str, role: str) -> Non
     done = enter(name, role)
     assert done.returncode == 2
     assert done.stderr == f"usbipd: {role} is started by usbipd-ext only\n"
+
+
+def test_closed_standard_descriptors_become_dev_null(tmp_path: Path) -> None:
+    """In front of all imports of a role: what ctypes loads opens a file and keeps it, with libffi 3.5."""
+    program = (
+        "import os, sys; sys.argv = ['usbipd', 'list', '--socket', '/no/such.sock']\n"
+        "from usbipd.__main__ import main; main(); import ctypes\n"
+        "found = [os.stat(n).st_rdev == os.stat(os.devnull).st_rdev for n in range(3)]\n"
+        "found += [os.get_inheritable(n) for n in range(3)]\n"
+        f"open({str(tmp_path / 'found')!r}, 'w').write(str(all(found)))"
+    )
+    closed = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(program)} <&- >&- 2>&-"
+    subprocess.run(["/bin/sh", "-c", closed], check=True)
+    assert (tmp_path / "found").read_text() == "True"
 
 
 def test_the_module_is_the_command() -> None:

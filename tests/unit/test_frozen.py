@@ -4,6 +4,7 @@ import fcntl
 import os
 import select
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -46,7 +47,7 @@ def unpack(tmp_path: Path) -> Unpack:
         path.mkdir(0o700)
         (path / "usbipd").mkdir()
         (path / "usbipd" / "_pump.so").touch()
-        (path / frozen.LIBUSB_VERSION).write_text("1.0.30\n")
+        (path / frozen.MARK).write_text("1.0.30\n")
         return path
 
     return make
@@ -89,6 +90,17 @@ def test_the_directory_of_a_dead_launcher_is_stale(unpack: Unpack, tmp_path: Pat
     assert frozen.stale(str(tmp_path)) == [str(path)]
 
 
+@pytest.mark.parametrize("unpacked", [[], [frozen.MARK]])
+def test_one_of_which_little_was_unpacked_is_stale(
+    unpack: Unpack, tmp_path: Path, unpacked: list[str]
+) -> None:
+    path = unpack(ended_pid())
+    shutil.rmtree(path / "usbipd")
+    for name in {frozen.MARK} - set(unpacked):
+        (path / name).unlink()
+    assert frozen.stale(str(tmp_path)) == [str(path)]
+
+
 def test_one_that_a_process_uses_is_not(unpack: Unpack, tmp_path: Path) -> None:
     path = unpack(ended_pid())
     with locked(path):
@@ -113,7 +125,7 @@ def test_what_is_not_ours_is_let_alone(unpack: Unpack, tmp_path: Path, change: s
         case "mode":
             path.chmod(0o755)
         case "content":
-            (path / "usbipd").rename(path / "other")
+            (path / frozen.MARK).rename(path / "other")
         case "link":
             path.rename(tmp_path / "elsewhere")
             path.symlink_to(tmp_path / "elsewhere")

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from usbipd import config, worker_uids
+from usbipd import worker_uids
+from usbipd.config import ServerConfig
+from usbipd.confinement import WORKERS_ARE_CONFINED
 from usbipd.errors import UsageError
+from usbipd.extension.host_needs import check_host
 from usbipd.worker_uids import DEFAULT_UIDS, check_unused, parse_uids
 
 
@@ -112,23 +115,15 @@ def test_group_ids_of_containers(host: Databases) -> None:
     assert f"70005 to 70009 are for containers of alice ({host.subgid})" in complaint()
 
 
-@pytest.mark.skipif(not config.WORKERS_ARE_CONFINED, reason="workers have no user ids of their own on macOS")
+@pytest.mark.skipif(not WORKERS_ARE_CONFINED, reason="workers have no separate user ids on macOS")
 @pytest.mark.parametrize("is_root", [True, False])
 def test_the_configuration_is_checked_where_it_counts(
-    host: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_root: bool
+    host: Databases, monkeypatch: pytest.MonkeyPatch, is_root: bool
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0 if is_root else 1000)
     host.users.append(("bob", 65537, 100))
-    file = tmp_path / "usbipd.toml"
-    file.write_text('log_level = "info"\nworker_uids = "65537-65540"\n')
-    for path, place in (
-        (file, f"{file}, line 2: worker_uids: "),
-        (None, "no configuration file: worker_uids"),
-    ):
-        if is_root:
-            with pytest.raises(UsageError, match="65537 is the user bob") as caught:
-                config.load(path)
-            assert caught.value.message.startswith(place)
-            assert caught.value.exit_code == 2
-        else:
-            config.load(path)
+    if is_root:
+        with pytest.raises(UsageError, match=r"^worker_uids: .* 65537 is the user bob; choose a range"):
+            check_host(ServerConfig())
+    else:
+        check_host(ServerConfig())

@@ -191,11 +191,11 @@ def configuration(arguments: argparse.Namespace) -> "ServerConfig":
 
     from usbipd.addresses import parse_listen
     from usbipd.cli.check_config import usual_file
-    from usbipd.config import Networks, load
+    from usbipd.config import Networks, ServerConfig, load
     from usbipd.log import check_destination
 
     file = arguments.config or (usual_file() if os.geteuid() == 0 else None)
-    config = load(file)
+    config = ServerConfig() if file is None else load(file)
     if arguments.listen:
         config = replace(config, listen=tuple(str(parse_listen(text)) for text in arguments.listen))
     if arguments.allow:

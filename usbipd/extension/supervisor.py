@@ -19,7 +19,7 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from usbipd import frozen
 from usbipd.errors import IPCError
@@ -57,7 +57,9 @@ class Backoff:
     """How long to wait before the next try: doubled each time up to a bound, with jitter, so that many
     children that died of one cause do not all come back at one moment."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest: float = LONGEST_DELAY) -> None:
+        """`longest` is the bound, in seconds."""
+        self._longest = longest
         self._failures = 0
         self._well_since: float | None = None
 
@@ -71,9 +73,18 @@ class Backoff:
         if self._well_since is not None and now - self._well_since >= WELL_AFTER:
             self._failures = 0
         self._well_since = None
-        delay = min(FIRST_DELAY * 2.0**self._failures, LONGEST_DELAY)
+        delay = min(FIRST_DELAY * 2.0**self._failures, self._longest)
         self._failures = min(self._failures + 1, 16)
         return delay * random.uniform(0.75, 1.0)  # noqa: S311 - nobody gains by guessing it
+
+
+class Ping(NamedTuple):
+    """A PING to a child (`extension/liveness.py`)."""
+
+    sent: float
+    """Of the loop's clock, in seconds."""
+    answer: asyncio.Task[None]
+    """Done when the child has answered, or its channel is closed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -96,6 +107,8 @@ class Child:
     """The rule of the channel that it broke, for which it was killed."""
     exit: str | None = None
     """What it ended with, such as "exit code 1" or "signal SIGKILL"; None: it has not ended."""
+    ping: Ping | None = None
+    """The last PING sent to it."""
 
     @property
     def label(self) -> str:
@@ -229,14 +242,8 @@ def _exit_of(status: int) -> str:
 def seal_descriptors() -> None:
     """Make every descriptor that we inherited close on exec, so that no child inherits it from us.
 
-    Python's own are so from the start (PEP 446).  Of 0 to 2 the closed ones become /dev/null: else sockets of
-    ours would have these numbers, and children would get them as stdin, stdout and stderr.
+    Python's own are so from the start (PEP 446), and 0 to 2 are open (usbipd/__main__.py).
     """
-    descriptor = os.open(os.devnull, os.O_RDWR)
-    while descriptor <= 2:
-        os.set_inheritable(descriptor, True)
-        descriptor = os.open(os.devnull, os.O_RDWR)
-    os.close(descriptor)
     for name in os.listdir("/dev/fd"):  # noqa: PTH208 - names are all we need, on Linux and macOS
         descriptor = int(name)
         if descriptor > 2:

@@ -13,6 +13,9 @@ from usbipd.cli.main import VERBS
 from usbipd.ipc.message import Message
 from usbipd.ipc.reports import DetachResult, ListResult
 
+BY_ITSELF: set[str] = {"dataclasses"} if sys.version_info >= (3, 14) else set()
+"""What argparse and traceback load in any case, by way of _colorize."""
+
 HEAVY = (
     *("asyncio", "ctypes", "dataclasses", "importlib.metadata", "logging", "pathlib", "psutil", "shutil"),
     *("signal", "subprocess", "tempfile", "tomllib", "usb1", "usbipd.config", "usbipd.extension"),
@@ -37,7 +40,8 @@ def loaded(program: str) -> set[str]:
 
 def of(modules: set[str], packages: Iterable[str]) -> set[str]:
     """Those of `modules` that are or lie in one of `packages`."""
-    return {module for module in modules for each in packages if f"{module}.".startswith(f"{each}.")}
+    ours = modules - BY_ITSELF
+    return {module for module in ours for each in packages if f"{module}.".startswith(f"{each}.")}
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,8 @@
 import asyncio
 import json
 import os
-import shlex
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -339,19 +337,6 @@ def test_sealing_leaves_the_standard_descriptors() -> None:
     other.close()
 
 
-def test_closed_standard_descriptors_go_nowhere(tmp_path: Path) -> None:
-    """Else the first sockets of the extension would be 0 to 2, and its children would log into them."""
-    program = (
-        "import os; from usbipd.extension.supervisor import seal_descriptors; seal_descriptors();"
-        "found = [os.stat(n).st_rdev == os.stat(os.devnull).st_rdev for n in range(3)];"
-        "found += [os.get_inheritable(n) for n in range(3)];"
-        f"open({str(tmp_path / 'found')!r}, 'w').write(str(all(found)))"
-    )
-    closed = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(program)} <&- >&- 2>&-"
-    subprocess.run(["/bin/sh", "-c", closed], check=True)
-    assert (tmp_path / "found").read_text() == "True"
-
-
 def test_the_next_try_waits_longer_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_DELAY", 0.1)
 
@@ -366,5 +351,6 @@ def test_the_next_try_waits_longer_up_to_a_bound(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(module, "WELL_AFTER", 0.0)
         backoff.succeeded()
         assert backoff.failed() <= 0.1
+        assert backoff.failed() > 0.1, "no try has worked since"
 
     run(test())

@@ -1,14 +1,18 @@
-"""packaging/foreground.py under make: Ctrl-C ends the command, and make with status 0."""
+"""packaging/foreground.py under make: Ctrl-C ends the command, and make with status 0.  The command also ends
+with its terminal, and with make."""
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
+PATIENCE = 20.0
 FOREGROUND = Path(__file__).parents[3] / "packaging" / "foreground.py"
 
 COMMAND = """
@@ -61,6 +65,22 @@ def test_ctrl_c_on_a_terminal(tmp_path: Path, keys: bytes, code: int, status: in
     assert (b"***" in said) == (status != 0)
 
 
+def test_make_has_the_terminal_again(tmp_path: Path) -> None:
+    """A line of the recipe behind it may read from there."""
+    command = f"{sys.executable} {FOREGROUND} true"
+    look = "import os; print('ours' if os.tcgetpgrp(0) == os.getpgrp() else 'lost')"
+    (tmp_path / "Makefile").write_text(f'run:\n\t@{command}\n\t@{sys.executable} -c "{look}"\n')
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.execvp("make", ["make", "run"])
+    try:
+        assert read_until(terminal, None).split() == [b"ours"]
+    finally:
+        os.close(terminal)
+        os.waitpid(pid, 0)
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_signals_go_on_to_the_command(tmp_path: Path, name: str) -> None:
     with subprocess.Popen(
@@ -75,3 +95,56 @@ def test_signals_go_on_to_the_command(tmp_path: Path, name: str) -> None:
 def test_a_command_that_a_signal_kills(tmp_path: Path) -> None:
     command = [sys.executable, str(FOREGROUND), "/bin/sh", "-c", "kill -TERM $$"]
     assert subprocess.run(command, check=False).returncode == 128 + signal.SIGTERM
+
+
+WATCHED = """
+import os, signal
+signals = [signal.SIGTERM, signal.SIGHUP]
+signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+with open("said", "w") as said:
+    print(os.getpid(), file=said, flush=True)
+    print(signal.Signals(signal.sigwait(signals)).name, file=said)
+"""
+
+
+def ends(said: TextIO, command: int) -> bool:
+    """Whether the command ends; it is killed if not."""
+    if not select.select([said], [], [], PATIENCE)[0]:
+        os.kill(command, signal.SIGKILL)
+        return False
+    return said.readline() in ("SIGTERM\n", "SIGHUP\n")
+
+
+@pytest.fixture
+def makefile(tmp_path: Path) -> Path:
+    """A Makefile whose command writes its pid and the signal that ends it into the FIFO `said`."""
+    (tmp_path / "command.py").write_text(WATCHED)
+    os.mkfifo(tmp_path / "said")
+    path = tmp_path / "Makefile"
+    path.write_text(f"run:\n\t@exec {sys.executable} {FOREGROUND} {sys.executable} command.py $(STDIN)\n")
+    return path
+
+
+@pytest.mark.parametrize("stdin", ["", "</dev/null"], ids=["terminal", "null"])
+def test_the_command_ends_with_its_terminal(makefile: Path, stdin: str) -> None:
+    """make leads the session, as in a terminal that was opened for it."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(makefile.parent)
+        os.execvp("make", ["make", "run", f"STDIN={stdin}"])
+    with makefile.with_name("said").open() as said:
+        command = int(said.readline())
+        os.close(terminal)
+        has_ended = ends(said, command)
+    os.waitpid(pid, 0)
+    assert has_ended
+
+
+def test_the_command_ends_with_make(makefile: Path) -> None:
+    with (
+        subprocess.Popen(["make", "run"], cwd=makefile.parent, stdin=subprocess.DEVNULL) as make,
+        makefile.with_name("said").open() as said,
+    ):
+        command = int(said.readline())
+        make.kill()
+        assert ends(said, command)
