@@ -117,6 +117,25 @@ def _with_brackets(address: ListenAddress) -> ListenAddress | None:
         return None
 
 
+_SUBNET_BITS: Final = 64
+"""The other 64 bits of an IPv6 address are the interface identifier, which a host chooses (RFC 4291,
+2.5.1)."""
+
+
+def source_of(address: str) -> str:
+    """What counts as one source of connections, for a client's numeric address with or without `%interface`.
+
+    IPv4, also as ::ffff:A.B.C.D: the address.  IPv6: its /64.  Link-local IPv6: the address, since all hosts
+    of a link share their /64.
+    """
+    parsed = ipaddress.ip_address(address)
+    if isinstance(parsed, ipaddress.IPv4Address) or parsed.is_link_local:
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(parsed), _SUBNET_BITS), strict=False))
+
+
 def parse_network(text: str) -> Network:
     """An address, or a network in CIDR notation: `A.B.C.D`, `A.B.C.D/BITS`, `IPv6` or `IPv6/BITS`.
 

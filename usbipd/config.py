@@ -37,7 +37,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_connections: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 128
     """Connections that have not been given to a worker yet, in total."""
     max_connections_per_address: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 32
-    """The same from one client address."""
+    """The same from one client address; IPv6: from one /64 (`addresses.source_of`)."""
     handshake_timeout: Annotated[float, msgspec.Meta(gt=0, le=300)] = 10.0
     """Seconds from connect to the end of OP_REQ_*."""
     lost_client_timeout: Annotated[int, msgspec.Meta(ge=SHORTEST, le=LONGEST)] = 120

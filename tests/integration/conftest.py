@@ -17,6 +17,9 @@ log_level = "debug"  # at which no line is left out
 handshake_timeout = {HANDSHAKE_TIMEOUT}
 """
 
+NOTHING_BUT_ERRORS = 'log_level = "error"'
+"""A configuration for tests in which strangers cause thousands of lines of the log."""
+
 NOTIFICATION_IN, ECHO_IN, ECHO_OUT = 0x82, 0x81, 0x01
 """Endpoints of the simulated serial port."""
 

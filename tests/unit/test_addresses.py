@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usbipd.addresses import ListenAddress, explain_absent, parse_listen, parse_network, require_presence
+from usbipd.addresses import (
+    ListenAddress,
+    explain_absent,
+    parse_listen,
+    parse_network,
+    require_presence,
+)
 from usbipd.errors import UsageError
 
 

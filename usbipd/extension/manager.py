@@ -19,7 +19,7 @@ from usbipd.extension.claimer import DRIVERS_TIME, DeviceClaimer
 from usbipd.extension.device_report import report_device
 from usbipd.extension.store import Binding, Store
 from usbipd.extension.supervisor import Spawner
-from usbipd.ipc.children import RunAs
+from usbipd.ipc.children import DevlistResult, RunAs
 from usbipd.ipc.reports import (
     BindParameters,
     BindResult,
@@ -32,7 +32,6 @@ from usbipd.ipc.reports import (
     UnbindResult,
 )
 from usbipd.log import LIMITED
-from usbipd.protocol.op import UsbDevice
 from usbipd.server.access import AccessList
 from usbipd.usb.discovery import DeviceRecord, DeviceSource
 from usbipd.usb.identity import DeviceRule
@@ -224,17 +223,32 @@ class SystemExtensionManager:
 
     # ---- what clients ask for ------------------------------------------------------------------------------
 
-    def offers(self, address: str) -> list[UsbDevice]:
-        """The devices that a client at `address` may import, free or not."""
-        return [
-            claim.wire_device
+    def offers(self, addresses: Sequence[str]) -> DevlistResult:
+        """The devices that a client at each of these addresses may import, free or not.
+
+        Each access list is asked once about each address, however many devices have it.
+        """
+        devices = [
+            (claim.wire_device, self._bindings.access_to(claim.record))
             for claim in self.claims.values()
-            if claim.wire_device is not None and self.may_use(claim, address)
+            if claim.wire_device is not None
         ]
+        kinds = {access for _device, access in devices}
+        allowed = [frozenset(access for access in kinds if access.allows(address)) for address in addresses]
+        offered = [(device, access) for device, access in devices if any(access in each for each in allowed)]
+        different = {each: number for number, each in enumerate(dict.fromkeys(allowed))}
+        return DevlistResult(
+            devices=[device for device, _access in offered],
+            lists=[
+                [index for index, (_device, access) in enumerate(offered) if access in each]
+                for each in different
+            ],
+            list_of=[different[each] for each in allowed],
+        )
 
     def may_use(self, claim: Claim, address: str) -> bool:
         """Whether a client at `address` may know of this device."""
-        return self._bindings.allow(claim.record, address)
+        return self._bindings.access_to(claim.record).allows(address)
 
     # ---- what is there, and what is to be claimed of it ----------------------------------------------------
 

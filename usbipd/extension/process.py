@@ -133,9 +133,8 @@ class Extension:
         self._files.prepare()
         control = IPCHandler(self._files.control_socket, self._run_as)
         was_killed = control.start_listener()  # from here on the socket's path is ours
-        os.chdir(
-            "/"
-        )  # daemon(7): it and its children keep no file system busy; all paths are absolute by now
+        # daemon(7): neither it nor a child keeps a file system busy; all paths are absolute by now
+        os.chdir("/")
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._files.remove)
             stack.callback(control.close)

@@ -1,16 +1,16 @@
 """Clients on their way from OP_REQ_IMPORT to a worker.  Runs in the extension.
 
-RESERVE keeps a device for one client, HANDOVER brings that client's socket, ABANDON says that it left.  A
-reservation that sees neither in time, or whose server dies, is dropped.
+RESERVE keeps a device for one client, HANDOVER brings that client's socket, ABANDON says that the client
+left, also while its RESERVE still waits for the device.  A reservation that sees neither in time, or whose
+server dies, is dropped.  The server limits how many RESERVEs wait at once (usbipd/server/extension.py).
 """
 
 import asyncio
-import itertools
 import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from usbipd.errors import UsbipdError
+from usbipd.errors import IPCError, UsbipdError
 from usbipd.extension.claim import Claim, ClaimState
 from usbipd.ipc.children import AttachParameters, ReserveParameters, ReserveResult
 from usbipd.ipc.messages import Command, Nothing
@@ -39,26 +39,33 @@ class Reservations:
         self._claims = claims
         self._may_use = may_use
         self._handover_timeout = handover_timeout
-        self._numbers = itertools.count(1)
         self._pending: dict[int, tuple[Claim, str, asyncio.TimerHandle]] = {}
+        self._waiting: dict[int, asyncio.Task[None]] = {}
+        """The RESERVEs that wait for a device, by the number of their reservation."""
 
     async def reserve(self, parameters: ReserveParameters) -> ReserveResult:
-        """Keep the device for this client, or the OP_REP_IMPORT status that says why not."""
+        """Keep the device for this client, or the OP_REP_IMPORT status that says why not.
+
+        Raises `IPCError` if the number of the reservation is in use.
+        """
+        number = parameters.reservation
+        if number in self._pending or number in self._waiting:
+            raise IPCError(f"reservation {number} is in use", code="bad-message")
         claim = self._visible(parameters)
-        if claim is not None:
-            await _until_free(claim)
-            claim = self._visible(parameters)  # it may have been released, or claimed anew
+        if claim is not None and parameters.wait:
+            if not await self._wait_for(claim, number):
+                return ReserveResult(status=ST_DEV_BUSY)  # the client left: nothing reads this
+            claim = self._visible(parameters)  # it may have been released, or claimed again
         if claim is None:
             return ReserveResult(status=ST_NODEV)
         if claim.state is ClaimState.FAILED:
             return ReserveResult(status=ST_DEV_ERR)
         if not claim.is_free:
             return ReserveResult(status=ST_DEV_BUSY)
-        number = next(self._numbers)
         timer = asyncio.get_running_loop().call_later(self._handover_timeout, self._expire, number)
         self._pending[number] = (claim, parameters.client, timer)
         claim.reserve(number)
-        return ReserveResult(status=ST_OK, reservation=number, device=claim.wire_device)
+        return ReserveResult(status=ST_OK, device=claim.wire_device)
 
     async def hand_over(self, number: int, descriptor: int) -> Nothing:
         """Give the client's socket to the worker.
@@ -90,6 +97,9 @@ class Reservations:
 
     def abandon(self, number: int) -> Nothing:
         """The client left; nothing happens if the reservation is gone already."""
+        waiting = self._waiting.pop(number, None)
+        if waiting is not None:
+            waiting.cancel()
         claim, _client = self._take(number)
         if claim is not None:
             claim.unreserve()
@@ -97,8 +107,18 @@ class Reservations:
 
     def drop_all(self) -> None:
         """The server is dead and its clients with it."""
-        for number in list(self._pending):
+        for number in (*self._waiting, *self._pending):
             self.abandon(number)
+
+    async def _wait_for(self, claim: Claim, number: int) -> bool:
+        """Wait until the device may be free; False: the reservation was abandoned meanwhile."""
+        waiting = self._waiting[number] = asyncio.create_task(_until_free(claim))
+        try:
+            await asyncio.wait({waiting})
+        finally:
+            waiting.cancel()  # when we are cancelled
+            still_wanted = self._waiting.pop(number, None) is not None
+        return still_wanted
 
     def _visible(self, parameters: ReserveParameters) -> Claim | None:
         """The claim that is asked for; one that this client may not have is not there for it."""

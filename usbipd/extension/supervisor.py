@@ -56,7 +56,9 @@ class Backoff:
     """How long to wait before the next try: doubled each time up to a bound, with jitter, so that many
     children that died of one cause do not all come back at one moment."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest: float = LONGEST_DELAY) -> None:
+        """`longest` is the bound, in seconds."""
+        self._longest = longest
         self._failures = 0
         self._well_since: float | None = None
 
@@ -70,7 +72,7 @@ class Backoff:
         if self._well_since is not None and now - self._well_since >= WELL_AFTER:
             self._failures = 0
         self._well_since = None
-        delay = min(FIRST_DELAY * 2.0**self._failures, LONGEST_DELAY)
+        delay = min(FIRST_DELAY * 2.0**self._failures, self._longest)
         self._failures = min(self._failures + 1, 16)
         return delay * random.uniform(0.75, 1.0)  # noqa: S311 - nobody gains by guessing it
 

@@ -57,7 +57,9 @@ from usbipd.text import readable
 
 _HEADER: Final = struct.Struct(">IB")
 _WITH_DESCRIPTOR: Final = 0x01
-_ANCILLARY_SPACE: Final = socket.CMSG_SPACE(struct.calcsize("i"))
+_ANCILLARY_SPACE: Final = socket.CMSG_LEN(struct.calcsize("i"))
+"""Room for one descriptor.  CMSG_SPACE, with its padding, would have room for a second one on Linux and not
+on macOS; so a second one is cut off on both (MSG_CTRUNC)."""
 _CLOSE_ON_EXEC: Final[int] = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # Linux; elsewhere set right after
 _NO_RESULT: Final = msgspec.Raw(encode(None))
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)

@@ -148,6 +148,19 @@ LONG_ANSWERS: Final = frozenset(
 )
 """The commands whose answer grows with the number of devices, so that it may come in parts."""
 
+ENDS_WITH_ITS_PEER: Final = frozenset(
+    {
+        Command.LIST,
+        Command.STATUS,
+        Command.HISTORY,
+        Command.HEALTH,
+        Command.DEVLIST,
+        Command.RESERVE,
+    }
+)
+"""The commands that are cancelled when the process that asked has left: they change nothing, or only for it.
+All others run to their end: half a bind is worse than an unread answer."""
+
 CARRIES_DESCRIPTOR: Final = frozenset({Command.HANDOVER, Command.LOG_FILE, Command.CLAIM, Command.ATTACH})
 """The commands that come with exactly one file descriptor; all others come with none."""
 

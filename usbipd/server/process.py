@@ -25,8 +25,9 @@ from usbipd.server.coordinator import ServerCoordinator
 
 _LOG: Final = logging.getLogger(__name__)
 
-_OWN_DESCRIPTORS: Final = 32
-"""What a server has open beside connections: standard ones, channel, event loop, at most 16 listeners."""
+_OWN_DESCRIPTORS: Final = 48
+"""What a server has open beside connections: standard ones, channel, event loop, at most 16 listeners and for
+each of these one client that waits for room."""
 
 
 def main(arguments: list[str]) -> int:

@@ -62,14 +62,13 @@ def test_another_device_at_the_port_of_a_binding() -> None:
         make_binding(serial="ABC"),
     ]
     devices = [
-        make_device("3-1", serial="X\x1bZ", state=DeviceState.NOT_SHARED),
+        make_device("3-1", serial="XYZ", state=DeviceState.NOT_SHARED),
         make_device("3-2", serial=None, state=DeviceState.NOT_SHARED),
         make_device("3-3", serial="XYZ"),  # which is bound, too
     ]
     text = format_list(ListResult(devices=devices, bindings=bindings), 100)
     assert text.splitlines()[-4:] == [
-        "3-1: 0781:5581 serial number X\N{REPLACEMENT CHARACTER}Z is plugged in, "
-        "bound is 0781:5581 serial number ABC",
+        "3-1: 0781:5581 serial number XYZ is plugged in, bound is 0781:5581 serial number ABC",
         "  hint: to share it instead, `usbipd unbind --busid 3-1`, then `usbipd bind --busid 3-1`",
         "3-2: 0781:5581 is plugged in, bound is 0781:5567",
         "  hint: to share it instead, `usbipd unbind --busid 3-2`, then `usbipd bind --busid 3-2`",

@@ -204,7 +204,7 @@ def test_a_device_is_compared_with_the_bindings_of_its_place_only(
         await host.manager.start()
         await until(lambda: all(claim.device is not None for claim in host.manager.claims.values()))
         monkeypatch.setattr(DeviceRule, "fits", fits)
-        assert len(host.manager.offers("192.0.2.7")) == 41
+        assert len(host.manager.offers(["192.0.2.7"]).devices) == 41
         assert len(compared) == 2 * 41, "each with that of its port and that of its hardware id"
         compared.clear()
         listed = await host.manager.survey()
@@ -272,7 +272,7 @@ def test_a_kept_allow_list_that_is_wrong_lets_nobody_in(host: Host) -> None:
         host.store.kept[rule] = Binding(rule, "Thing", ("junk",), 1.0, "root")
         await host.manager.start()
         assert (await host.states())["1-2"] is DeviceState.SHARED
-        assert [device.busid for device in host.manager.offers("127.0.0.1")] == ["240-1"]
+        assert [device.busid for device in host.manager.offers(["127.0.0.1"]).devices] == ["240-1"]
         await host.manager.stop()
 
     run(test())

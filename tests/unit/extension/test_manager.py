@@ -219,12 +219,16 @@ def test_who_may_know_of_a_device(host: Host) -> None:
         await host.bind("1-3")
 
         def offered(address: str) -> list[str]:
-            return sorted(device.busid for device in host.manager.offers(address))
+            return sorted(device.busid for device in host.manager.offers([address]).devices)
 
         assert offered("192.0.2.7") == ["1-2", "1-3", "240-1"]
         assert offered("192.0.2.8") == ["1-3", "240-1"]
         assert offered("2001:db8::1") == ["1-2", "240-1"]
         assert offered("198.51.100.1") == ["240-1"]
+        together = host.manager.offers(["192.0.2.7", "192.0.2.8", "192.0.2.9", "192.0.2.7"])
+        busids = [[together.devices[index].busid for index in indices] for indices in together.lists]
+        assert [sorted(each) for each in busids] == [["1-2", "1-3", "240-1"], ["1-3", "240-1"]]
+        assert together.list_of == [0, 1, 1, 0]
         await host.bind("1-2")  # the same rule again, for everybody
         assert offered("198.51.100.1") == ["1-2", "240-1"]
         await host.manager.stop()

@@ -1,6 +1,7 @@
 """The channel of extension and server, over real socketpairs."""
 
 import asyncio
+import contextlib
 import os
 import select
 import socket
@@ -10,11 +11,12 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from usbipd.errors import IPCError, UsbipdError
-from usbipd.ipc.async_channel import MAX_QUEUED, MAX_RUNNING, Channel
+from usbipd.ipc.async_channel import LONGEST_QUEUE, MAX_QUEUED, MAX_RUNNING, Channel
 from usbipd.ipc.channel import (
     Conversation,
     Event,
     Request,
+    Response,
     encode_frame,
     event_frame,
     request_frame,
@@ -29,6 +31,7 @@ from usbipd.ipc.reports import (
     DetachParameters,
     DetachResult,
     ListResult,
+    UnbindParameters,
 )
 
 PATIENCE = 5.0
@@ -387,7 +390,7 @@ def test_a_descriptor_that_was_not_sent_any_more_is_closed() -> None:
 def test_a_slow_reader_is_dropped_and_blocks_nobody() -> None:
     async def test() -> None:
         one, other = socket.socketpair()
-        extension = End(one, Role.SERVER)
+        extension = End(one, Role.USER)
         parameters = DetachedParameters(reason="x" * 60_000)
         for _number in range(2 * MAX_QUEUED // 60_000):
             extension.channel.push(EventName.DETACHED, parameters)
@@ -459,6 +462,161 @@ def test_more_requests_than_may_run_wait_their_turn() -> None:
         assert most == MAX_RUNNING
         asking.channel.close()
         answering.channel.close()
+
+    run(test())
+
+
+def test_a_process_that_reads_late_is_slowed_down_and_not_dropped() -> None:
+    """It asks for more than it reads: nothing more of it is read until it does, and nothing is lost."""
+
+    async def test() -> None:
+        handled = 0
+
+        async def answer(request: Request) -> Message:
+            nonlocal handled
+            handled += 1
+            return DetachResult(client="x" * 60_000)
+
+        one, other = socket.socketpair()
+        extension = End(one, Role.SERVER, answer)
+        requests = [
+            request_frame(number, "x", Command.ABANDON, ReservationParameters(reservation=number))
+            for number in range(1, 1001)
+        ]
+        sending = asyncio.create_task(asyncio.to_thread(other.sendall, HELLO + b"".join(requests)))
+        while extension.channel._queued <= MAX_QUEUED:  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.001)
+        for _turn in range(1000):
+            await asyncio.sleep(0)
+        assert handled < 2 * MAX_QUEUED // 60_000
+        assert extension.channel._queued < LONGEST_QUEUE
+        assert extension.channel.is_open
+
+        def read() -> list[int]:
+            peer, answered = Conversation(), []
+            while len(answered) < 1000:
+                peer.decoder.feed(other.recv(1 << 20))
+                while (item := peer.next_item()) is not None:
+                    assert isinstance(item, Response)
+                    answered.append(item.request_id)
+            return answered
+
+        assert await asyncio.to_thread(read) == list(range(1, 1001))
+        await sending
+        other.close()
+        assert await extension.reason() is None
+
+    run(test())
+
+
+def test_a_process_that_never_reads_what_we_ask_is_dropped_in_the_end() -> None:
+    async def test() -> None:
+        one, other = socket.socketpair()
+        extension = End(one, Role.SERVER)
+        parameters = DetachedParameters(reason="x" * 60_000)
+        for number in range(2 * LONGEST_QUEUE // 60_000):
+            extension.channel.push(EventName.DETACHED, parameters)
+            if number * 60_000 < LONGEST_QUEUE - 60_000:
+                await asyncio.sleep(0)
+                assert extension.channel.is_open
+        told = await extension.reason()
+        assert told is not None
+        assert told.code == "slow"
+        other.close()
+
+    run(test())
+
+
+def test_a_peer_that_sends_much_at_once_does_not_delay_another_by_all_of_it() -> None:
+    async def test() -> None:
+        served = asyncio.Event()
+
+        async def answer(request: Request) -> Message:
+            served.set()
+            return ListResult(devices=[], bindings=[])
+
+        pairs = [socket.socketpair() for _number in range(2)]
+        flooder, other = (theirs for _ours, theirs in pairs)
+        refused = request_frame(1, "x", Command.BIND, BindParameters(busid="1-1"))
+        flooder.sendall(HELLO + refused * 500)
+        other.sendall(HELLO + request_frame(1, "x", Command.LIST, Nothing()))
+        channels = [End(ours, Role.USER, answer).channel for ours, _theirs in pairs]
+        await served.wait()
+        flooder.setblocking(False)
+        answers, peer = 0, Conversation()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                peer.decoder.feed(flooder.recv(1 << 20))
+        while peer.next_item() is not None:
+            answers += 1
+        assert 0 < answers < 200
+        for channel, (_ours, theirs) in zip(channels, pairs, strict=True):
+            channel.close()
+            theirs.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["a list", "an unbind"])
+def test_what_only_reads_ends_with_its_peer(ends: bool) -> None:
+    async def test() -> None:
+        begun, go = asyncio.Event(), asyncio.Event()
+        outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        async def answer(request: Request) -> Message:
+            begun.set()
+            try:
+                await go.wait()
+            except asyncio.CancelledError:
+                outcome.set_result("cancelled")
+                raise
+            outcome.set_result("done")
+            return Nothing()
+
+        one, other = socket.socketpair()
+        extension = End(one, Role.ROOT, answer)
+        frame = (
+            request_frame(1, "x", Command.LIST, Nothing())
+            if ends
+            else request_frame(1, "x", Command.UNBIND, UnbindParameters())
+        )
+        other.sendall(HELLO + frame)
+        await begun.wait()
+        other.close()
+        await extension.reason()
+        for _turn in range(5):
+            await asyncio.sleep(0)
+        go.set()
+        async with asyncio.timeout(PATIENCE):
+            assert await outcome == ("cancelled" if ends else "done")
+
+    run(test())
+
+
+def test_a_peer_that_left_is_found_though_nothing_is_read_from_it() -> None:
+    async def test() -> None:
+        go = asyncio.Event()
+
+        async def answer(request: Request) -> Message:
+            await go.wait()
+            return Nothing()
+
+        one, other = socket.socketpair()
+        closed: asyncio.Future[IPCError | None] = asyncio.get_running_loop().create_future()
+        channel = Channel(
+            one, name="x", role=Role.ROOT, on_request=answer, on_close=closed.set_result, max_running=2
+        )
+        other.sendall(HELLO + request_frame(1, "x", Command.LIST, Nothing()) * 3)
+        while len(channel._running) < 2:  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0)
+        channel.close_if_left()
+        assert channel.is_open
+        other.close()
+        for _turn in range(20):
+            await asyncio.sleep(0)
+        assert channel.is_open, "two are in progress: the end of the stream is not read"
+        channel.close_if_left()
+        assert await closed is None
 
     run(test())
 

@@ -111,7 +111,9 @@ def test_all_that_comes_in_is_clean() -> None:
     feed(request_frame(1, HOSTILE, Command.RESERVE, hostile(ReserveParameters)))
     request = conversation.next_item()
     assert isinstance(request, Request)
-    assert request.parameters == ReserveParameters(busid=CLEAN, client=CLEAN, address=CLEAN)
+    assert request.parameters == ReserveParameters(
+        reservation=1, busid=CLEAN, client=CLEAN, address=CLEAN, wait=True
+    )
     feed(response_frame(1, UsbipdError(HOSTILE, code=HOSTILE, advice=HOSTILE)))
     refused = conversation.next_item()
     assert isinstance(refused, Response)
