@@ -48,6 +48,7 @@ BULK_SIZE: Final = 512
 PACKET: Final = 192
 KERNEL_PORT: Final = 3241
 DRIVER: Final = Path("/sys/bus/usb/drivers/usbip-host")
+AVAILABLE: Final = "1"  # drivers/usb/usbip/usbip_common.h, SDEV_ST_AVAILABLE
 
 SCENARIO: Final = Scenario()
 step = SCENARIO.step
@@ -262,7 +263,7 @@ def phone_that_never_answers_set_interface_works() -> None:
     check(not more, f"the device got requests that usbip-host does not send: {', '.join(map(str, more))}")
 
 
-@step("phone")
+@step("endpoints")
 def phone_keeps_its_endpoints_after_a_set_interface_that_it_does_not_answer() -> None:
     """Linux disables them before it sends the request (usb_set_interface in drivers/usb/core/message.c)."""
     phone = plain_device(unanswered={(TO_INTERFACE, SET_INTERFACE)})
@@ -305,9 +306,12 @@ def _sessions(server: Server, tcp_port: int) -> Sequence[Request]:
         wait_for(f"{device.busid} in the list", lambda: listed(device.busid))
     plugged = len(phone.requests)
     server.bind(device.busid)
+    status = DEVICES / device.busid / "usbip_status"
     for round_ in range(2):
         if isinstance(server, Usbipd):
             wait_for_state(device.busid, "shared")
+        else:
+            wait_for(f"{device.busid} to be free", lambda: status.read_text().strip() == AVAILABLE)
         there = client.attach(device.busid, device.hardware_id, tcp_port=tcp_port)
         _check_loop(there, bytes([round_]) * 3 * BULK_SIZE)
         client.detach(there)
