@@ -30,9 +30,10 @@ def test_a_user_that_floods_delays_another_by_few_answers(start_daemon: StartDae
             listed = extension.request(Command.LIST, Nothing(), ListResult)
             assert len(listed.devices) == 8
             assert flood.answers() - before < FEW
-        hardware = HardwareId(vendor_id=1, product_id=2)
+        hardware = HardwareId(vendor_id=listed.devices[0].vendor_id, product_id=listed.devices[0].product_id)
         before = flood.answers()
         extension.request(Command.BIND, BindParameters(hardware=hardware), BindResult)
         assert flood.answers() - before < FEW
         assert daemon.usbipd("list").returncode == 0
-    assert daemon.usbipd("unbind", "--hardware-id", "0001:0002").returncode == 0
+    hardware_id = f"{hardware.vendor_id:04x}:{hardware.product_id:04x}"
+    assert daemon.usbipd("unbind", "--hardware-id", hardware_id).returncode == 0
