@@ -86,4 +86,11 @@ cdef int errno_of_libusb(int code) noexcept nogil:
         return -errno_of_usbfs(USBFS_ERRNO, LINUX_EPROTO)
     if code == LIBUSB_ERROR_OTHER:
         return -errno_of_usbfs(USBFS_ERRNO, LINUX_EPIPE)
-    return -LINUX_EPIPE  # PIPE; NOT_FOUND, INVALID_PARAM, NOT_SUPPORTED: nothing has reached the device
+    if code == LIBUSB_ERROR_INVALID_PARAM or code == LIBUSB_ERROR_NOT_SUPPORTED:
+        return -LINUX_EINVAL  # of a transfer: longer than libusb can make it
+    return -LINUX_EPIPE  # PIPE; NOT_FOUND: nothing has reached the device
+
+
+cdef int errno_of_request(int code) noexcept nogil:
+    """The same for a device request: a number beyond libusb's own limits is one that does not exist."""
+    return -LINUX_EPIPE if code == LIBUSB_ERROR_INVALID_PARAM else errno_of_libusb(code)

@@ -196,7 +196,7 @@ cdef int libusb_set_interface_(Backend *self, int interface, int alternate, int 
     cdef libusb_device_handle *handle = (<LibusbBackend *>self).handle
     cdef int result
     FORGET_ERRNO()
-    result = errno_of_libusb(libusb_set_interface_alt_setting(handle, interface, alternate))
+    result = errno_of_request(libusb_set_interface_alt_setting(handle, interface, alternate))
     if result != 0 and in_force == 0 and self.loses_settings and libusb_release_interface(handle, interface) == 0:
         libusb_claim_interface(handle, interface)
     return result
@@ -204,7 +204,7 @@ cdef int libusb_set_interface_(Backend *self, int interface, int alternate, int 
 
 cdef int libusb_clear_halt_(Backend *self, uint8_t endpoint) noexcept nogil:
     FORGET_ERRNO()
-    return errno_of_libusb(libusb_clear_halt((<LibusbBackend *>self).handle, endpoint))
+    return errno_of_request(libusb_clear_halt((<LibusbBackend *>self).handle, endpoint))
 
 
 cdef int libusb_reset_(Backend *self) noexcept nogil:
@@ -214,7 +214,7 @@ cdef int libusb_reset_(Backend *self) noexcept nogil:
     if result == LIBUSB_ERROR_NOT_FOUND or result == LIBUSB_ERROR_NO_DEVICE:
         self.gone = True  # it came back as another device, or not at all
         return -LINUX_ENODEV
-    return errno_of_libusb(result)
+    return errno_of_request(result)
 
 
 @cython.no_gc_clear  # __dealloc__ needs what `claim` keeps open

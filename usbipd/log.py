@@ -12,7 +12,7 @@ every process of the daemon, and whoever reaches its port can make it log.  What
 and counted.
 
 A line that others can cause as often as they like is logged with `extra=LIMITED`: `limiter.py` passes the
-first few and counts the rest.  A log at level debug is not limited: who asks for it wants all.
+first few and counts the rest.  A log at level debug is not limited.
 """
 
 import contextlib

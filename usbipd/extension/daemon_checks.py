@@ -29,6 +29,9 @@ SET_INTERFACE after a session may take 5 s."""
 _HOLDING: Final = frozenset({ClaimState.READY, ClaimState.ATTACHED, ClaimState.RESTORING})
 """What a claim is doing while its worker holds the device."""
 _START_AGAIN: Final = "End the daemon and start it again."
+_START_ELSEWHERE: Final = (
+    "Start the daemon again, with another place for its socket (--socket) if that is not yours."
+)
 
 
 async def check_store(subject: Subject) -> list[Finding]:
@@ -53,15 +56,19 @@ async def check_control_socket(subject: Subject) -> list[Finding]:
         return [failed(f"{error.filename}: {error.strerror}: no new command finds the daemon", _START_AGAIN)]
     if not stat.S_ISSOCK(found.st_mode) or found.st_uid != uid:
         return [
-            failed(f"{path} is not our socket: somebody has replaced it", f"Remove {path}.", _START_AGAIN)
+            failed(
+                f"{path} is not our socket: it was replaced",
+                f"See what it is: `ls -ld {path}`.",
+                _START_ELSEWHERE,
+            )
         ]
     if directory.st_uid != uid or directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return [
             failed(
                 f"{path.parent} belongs to or may be written by another user (uid {directory.st_uid}, "
                 f"mode {stat.S_IMODE(directory.st_mode):04o}), who could put a socket of his own there",
-                f"Run `chmod go-w {path.parent}`; if it is not yours, remove it.",
-                _START_AGAIN,
+                f"See whose it is: `ls -ld {path.parent}`.",
+                _START_ELSEWHERE,
             )
         ]
     wanted = 0o666 if uid == 0 else 0o600

@@ -140,7 +140,9 @@ class StatusMonitor:
         everybody may ask, and nobody makes us do more by asking more often."""
         if self._examination is None or self._examination.done():
             self._examination = asyncio.create_task(examine(self._subject))
-        return await asyncio.shield(self._examination)
+        examination = self._examination
+        await asyncio.wait({examination})  # it goes on when the one who asked has left
+        return examination.result()
 
     async def _processes(self) -> list[ProcessReport]:
         children = [self._network.child]

@@ -100,7 +100,8 @@ class ExtensionRequests:
             wanted = self._list_wanted[peer.address] = asyncio.get_running_loop().create_future()
         if self._listing is None:
             self._listing = asyncio.create_task(self._list_devices())
-        return await asyncio.shield(wanted)
+        await asyncio.wait({wanted})  # not shield(), which logs errors of what others still wait for
+        return wanted.result()
 
     async def reserve(self, peer: Peer, busid: str) -> Reservation:
         """Reserve a device if it is free now.  Raises `UsbipdError`."""
@@ -155,7 +156,8 @@ class ExtensionRequests:
 
         request.add_done_callback(answered)
         try:
-            return Reservation(number, await asyncio.shield(request))
+            await asyncio.wait({request})
+            return Reservation(number, request.result())
         except BaseException:  # it may be answered later
             self.abandon(number)
             raise

@@ -99,6 +99,7 @@ def test_control_socket_replaced_by_a_file(control: Path) -> None:
     found = look_at(control)
     assert found.state is CheckState.FAILED
     assert "not our socket" in found.message
+    assert not any("emove" in step for step in found.steps), "it is not our file"
 
 
 def test_control_socket_of_another_user(control: Path) -> None:
@@ -114,6 +115,9 @@ def test_control_socket_in_a_directory_of_another_user(control: Path) -> None:
     found = look_at(control)
     assert found.state is CheckState.FAILED
     assert "uid 54321" in found.message
+    advice = " ".join(found.steps)
+    assert "chmod" not in advice, "it is not our directory"
+    assert "emove" not in advice
 
 
 def test_control_socket_with_another_mode(control: Path) -> None:

@@ -175,6 +175,12 @@ def test_of_two_that_wait_one_gets_it(desk: Desk, spawner: FakeSpawner) -> None:
     run(test())
 
 
+async def settle() -> None:
+    """Let all tasks run until they wait."""
+    for _turn in range(10):
+        await asyncio.sleep(0)
+
+
 def test_a_device_in_use_is_busy_at_once_for_one_that_does_not_wait(desk: Desk) -> None:
     async def test() -> None:
         async with desk.claimed():
@@ -194,7 +200,7 @@ def test_a_client_that_waits_for_a_reserved_device_gets_it_when_that_is_abandone
         async with desk.claimed():
             assert (await desk.reserve(number=1)).status == ST_OK
             waiting = asyncio.create_task(desk.reserve(number=2))
-            await asyncio.sleep(0)
+            await settle()
             desk.reservations.abandon(1)
             async with asyncio.timeout(LONG / 2):
                 assert (await waiting).status == ST_OK
@@ -211,8 +217,9 @@ def test_a_client_that_leaves_while_it_waits_gets_nothing(
     async def test() -> None:
         async with desk.claimed():
             await desk.attach()
+            tasks = asyncio.all_tasks()
             waiting = asyncio.create_task(desk.reserve(number=7))
-            await asyncio.sleep(0)
+            await settle()
             if how == "abandoned":
                 desk.reservations.abandon(7)
             elif how == "its server died":
@@ -222,6 +229,8 @@ def test_a_client_that_leaves_while_it_waits_gets_nothing(
             async with asyncio.timeout(LONG / 2):
                 await asyncio.wait({waiting})
             assert waiting.cancelled() or waiting.result().status == ST_DEV_BUSY
+            await settle()
+            assert asyncio.all_tasks() - tasks == set(), "nothing waits on"
             spawner.last.detach()
             spawner.last.restored()
             await until(lambda: desk.claim.is_free)

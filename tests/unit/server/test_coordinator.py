@@ -259,6 +259,9 @@ def test_the_request_of_an_import_ends_with_its_client(
     async def test() -> None:
         async with serving() as server:
             _reader, writer = await ask_for_a_device_in_use(server)
+            connections = server.coordinator._connections
+            first_check = connections._check
+            await until(lambda: connections._check is not first_check)
             leave(writer)
             await until(lambda: not server.extension.waiting)
             await until(lambda: not server.coordinator._connections._sessions)
@@ -348,6 +351,7 @@ def test_who_is_not_allowed_costs_no_slot() -> None:
         (encode_devlist_request(), "127.0.0.2", " listed 1 devices"),
         (encode_import_request("240-1"), "127.0.0.2", " imported 240-1"),
     ],
+    ids=["refused", "no request", "no device", "listed", "imported"],
 )
 def test_a_flood_is_few_lines_whose_numbers_add_up(request_bytes: bytes, source: str, line: str) -> None:
     number = BURST + 80

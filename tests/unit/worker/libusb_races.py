@@ -29,6 +29,7 @@ from tests.unit.worker.rig import DEVID
 from usbipd import _pump
 from usbipd.protocol.constants import (
     LINUX_ECONNRESET,
+    LINUX_EINVAL,
     LINUX_ENODEV,
     LINUX_ENOMEM,
     LINUX_EOVERFLOW,
@@ -57,7 +58,7 @@ ENDS = {  # enum libusb_transfer_status, and what it is on the wire
     6: -LINUX_EOVERFLOW,
 }
 SUBMIT_ERRORS = {  # enum libusb_error, and what it is on the wire
-    -2: -LINUX_EPIPE,  # INVALID_PARAM
+    -2: -LINUX_EINVAL,  # INVALID_PARAM
     -5: -LINUX_EPIPE,  # NOT_FOUND
     -11: -LINUX_ENOMEM,
     -1: -LINUX_EPROTO,  # IO
