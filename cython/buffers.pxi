@@ -9,6 +9,11 @@
 # other URBs take their memory only while they are in flight, but this one as long as it is kept.  So what is kept of
 # it goes back when the client has been silent for DEVICE_IDLE, or as soon as the host's stack lacks memory.
 #
+# Where the system has no memory, what is kept is freed; if that is not enough, the URB is answered with -ENOMEM.  It
+# takes memory to answer, too, so each pump has one spare URB for such SUBMITs, with room for isochronous descriptors,
+# and one for UNLINKs, whose answer may have to wait for the device.  While a spare is on its way the next message
+# that needs it waits, as with a budget that is used up: the end of the spare's answer goes on with it.
+#
 # When the client leaves, all of it goes back to the system.  Nothing is zeroed: what leaves the process is only what
 # the device wrote.
 
@@ -37,6 +42,10 @@ cdef enum:
     DEVICE_MEMORY = 1 << 20
     DEVICE_IDLE = 1000000    # microseconds
     PAGE = 4096              # usbfs counts whole ones: usbdev_mmap in devio.c
+    SPARE = -2               # size_class of a spare
+    FOR_SUBMIT = 0           # places in Pool.spares
+    FOR_UNLINK = 1
+    SPARES = 2
 
 cdef struct Block:           # a free buffer
     Block *next
@@ -52,6 +61,14 @@ cdef struct Pool:
     Block *kept_device[SIZE_CLASSES]
     Urb *free_urbs
     int urbs                 # URBs that are not on the free list
+    Urb *spares[SPARES]
+    uint8_t *spare_buffer    # of the one FOR_SUBMIT
+    bint lacks_memory        # why the last `pool_take` failed: the system has no more, the client's budget has
+
+
+cdef inline size_t iso_room(uint32_t packets) noexcept nogil:
+    """Bytes behind an isochronous URB's data: the descriptors as they come and go, then as IsoPacket, aligned."""
+    return <size_t>packets * (ISO_DESCRIPTOR_SIZE + sizeof(IsoPacket)) + sizeof(IsoPacket)
 
 
 cdef inline size_t size_of_class(int k) noexcept nogil:
@@ -130,22 +147,45 @@ cdef uint8_t *pool_take_buffer(Pool *pool, size_t size, Urb *urb) noexcept nogil
         if pool.allocated + size_of_class(k) > pool.budget:
             return NULL
     if posix_memalign(&memory, CACHE_LINE, size_of_class(k)) != 0:
-        return NULL
+        pool_trim(pool)
+        if posix_memalign(&memory, CACHE_LINE, size_of_class(k)) != 0:
+            pool.lacks_memory = True
+            return NULL
     pool.allocated += size_of_class(k)
     return <uint8_t *>memory
 
 
+cdef Urb *make_urb(Pool *pool) noexcept nogil:
+    cdef Urb *urb = <Urb *>calloc(1, sizeof(Urb))
+    if urb == NULL:
+        pool_trim(pool)
+        urb = <Urb *>calloc(1, sizeof(Urb))
+    return urb
+
+
+cdef void urb_begin(Urb *urb, uint8_t *buffer) noexcept nogil:
+    """As every URB begins."""
+    urb.data = buffer + HEADROOM
+    urb.next = urb.hash_next = urb.unlink_reply = NULL
+    urb.length = urb.actual_length = urb.error_count = urb.start_frame = urb.packets = 0
+    urb.status = 0
+    urb.lent = NULL
+    urb.iso = NULL
+
+
 cdef Urb *pool_take(Pool *pool, size_t size) noexcept nogil:
-    """An URB with `size` bytes of data, or NULL: the client has all that it may have."""
+    """An URB with `size` bytes of data, or NULL: the client has all that it may have, or `lacks_memory`."""
     cdef Urb *urb = pool.free_urbs
     cdef uint8_t *buffer
+    pool.lacks_memory = False
     if pool.urbs >= MAX_URBS:
         return NULL
     if urb != NULL:
         pool.free_urbs = urb.next
     else:
-        urb = <Urb *>calloc(1, sizeof(Urb))
+        urb = make_urb(pool)
         if urb == NULL:
+            pool.lacks_memory = True
             return NULL
     if size <= INLINE_DATA:
         urb.size_class = -1
@@ -157,18 +197,45 @@ cdef Urb *pool_take(Pool *pool, size_t size) noexcept nogil:
             pool.free_urbs = urb
             return NULL
     pool.urbs += 1
-    urb.data = buffer + HEADROOM
-    urb.next = urb.hash_next = urb.unlink_reply = NULL
-    urb.length = urb.actual_length = urb.error_count = urb.start_frame = urb.packets = 0
-    urb.status = 0
-    urb.lent = NULL
-    urb.iso = NULL
+    urb_begin(urb, buffer)
+    return urb
+
+
+cdef int pool_make_spares(Pool *pool) except -1:
+    cdef int i
+    pool.spare_buffer = <uint8_t *>malloc(HEADROOM + iso_room(MAX_ISO_PACKETS))
+    if pool.spare_buffer == NULL:
+        raise MemoryError
+    for i in range(SPARES):
+        pool.spares[i] = <Urb *>calloc(1, sizeof(Urb))
+        if pool.spares[i] == NULL:
+            raise MemoryError
+        pool.spares[i].size_class = SPARE
+    return 0
+
+
+cdef void pool_free_spares(Pool *pool) noexcept nogil:
+    cdef int i
+    for i in range(SPARES):
+        free(pool.spares[i])
+    free(pool.spare_buffer)
+
+
+cdef Urb *pool_take_spare(Pool *pool, int use) noexcept nogil:
+    """The URB that takes no memory, or NULL: it is on its way.  FOR_SUBMIT it has room for descriptors, not data."""
+    cdef Urb *urb = pool.spares[use]
+    if urb.state != URB_FREE:
+        return NULL
+    urb_begin(urb, pool.spare_buffer if use == FOR_SUBMIT else urb.storage)
     return urb
 
 
 cdef void pool_give(Pool *pool, Urb *urb) noexcept nogil:
     cdef Block *block
     cdef Block **kept
+    if urb.size_class == SPARE:
+        urb.state = URB_FREE
+        return
     if urb.size_class >= 0:
         block = <Block *>(urb.data - HEADROOM)
         kept = &pool.kept[urb.size_class]

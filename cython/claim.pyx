@@ -13,6 +13,8 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.string cimport strncpy
 from libusb cimport *
 
+include "linux_errno.pxi"
+
 from usbipd.errors import ClaimError
 from usbipd.usb.descriptors import Endpoint, Interface
 
@@ -30,6 +32,21 @@ cdef char last_words[LONGEST_WORDS]
 
 cdef void keep_words(libusb_context *context, int level, const char *text) noexcept nogil:
     strncpy(last_words, text, LONGEST_WORDS - 1)
+
+
+# What libusb has parsed of a device's own bytes: an array may be missing where its count is not 0, if the descriptors
+# end too early.
+
+cdef inline int settings_of(const libusb_config_descriptor *config, int i) noexcept nogil:
+    """How many alternate settings of the interface `i` there are to be read."""
+    if config.interface == NULL or config.interface[i].altsetting == NULL:
+        return 0
+    return config.interface[i].num_altsetting
+
+
+cdef inline int endpoints_of(const libusb_interface_descriptor *setting) noexcept nogil:
+    """How many endpoints of the setting there are to be read."""
+    return 0 if setting.endpoint == NULL else setting.bNumEndpoints
 
 
 cdef object error(int code, str what):
@@ -140,7 +157,7 @@ cdef class Claim:
                 code = libusb_detach_kernel_driver(self._handle, number)
                 if code == 0:
                     code = 1
-        if code == 1:
+        if code == 1 and number not in self.detached:
             self.detached.append(number)
         elif code < 0 and code != LIBUSB_ERROR_NOT_FOUND and code != LIBUSB_ERROR_NOT_SUPPORTED:
             raise error(code, f"interface {number} cannot be taken from its driver")
@@ -154,18 +171,24 @@ cdef class Claim:
         self.held.append(number)
 
     def give_back(self) -> list[str]:
-        """Releases all interfaces, then calls their drivers back in the order in which they left.
+        """Releases all interfaces, then reattaches their drivers in the order in which they were detached.
 
-        Returns what did not work, a sentence each; a device that is gone is no failure.
+        Returns what did not work, a sentence each; a device that is gone is no failure.  What counts is whether a
+        driver has the interface in the end: one of several interfaces takes the others by itself when it is attached
+        to the first (usb_driver_claim_interface, as snd-usb-audio does), and attaching it to those is then "busy".
         """
         problems = self._release()
         cdef int code, number
+        failed = []
         for number in self.detached:
             with nogil:
                 code = libusb_attach_kernel_driver(self._handle, number)
             if code < 0 and code != LIBUSB_ERROR_NO_DEVICE and code != LIBUSB_ERROR_NOT_FOUND:
+                failed.append((number, code))
+        for number, code in failed:
+            if libusb_kernel_driver_active(self._handle, number) != 1:
                 name = libusb_error_name(code).decode()
-                problems.append(f"no driver came back to interface {number} ({name}, {code})")
+                problems.append(f"the kernel driver could not be reattached to interface {number} ({name}, {code})")
         self.detached.clear()
         return problems
 
@@ -182,33 +205,29 @@ cdef class Claim:
         return problems
 
     def set_configuration(self, int value) -> int:
-        """SET_CONFIGURATION for the client; 0 or libusb's negative code.
+        """SET_CONFIGURATION for the client; 0 or a negative Linux errno.
 
-        The value that is already active means a fresh start of its interfaces: alternate setting 0 for each
-        (USB 2.0 section 9.1.1.5).  Another one is only possible with no interface claimed, and new interfaces
-        bring the host's drivers back at once, so they are sent away again.
+        It is only possible with no interface claimed.  The value that is already active is sent too, and no
+        SET_INTERFACE: that is what a native host sends (usb_reset_configuration in drivers/usb/core/message.c), and
+        each interface begins afresh with alternate setting 0 (USB 2.0 section 9.1.1.5).  Another value makes new
+        interfaces, which bring the host's drivers back at once, so they are sent away again.
         """
-        cdef int code, active, number
-        code = libusb_get_configuration(self._handle, &active)
-        if code < 0:
-            return code
-        if active == value:
-            for number in self.held:
-                with nogil:
-                    code = libusb_set_interface_alt_setting(self._handle, number, 0)
-                if code < 0:
-                    return code
-            return 0
+        cdef int result, active
+        FORGET_ERRNO()
+        result = errno_of_request(libusb_get_configuration(self._handle, &active))
+        if result != 0:
+            return result
         self._release()
         with nogil:
-            code = libusb_set_configuration(self._handle, value if value else -1)
-        if code == 0 and not self.captures:
+            FORGET_ERRNO()
+            result = errno_of_request(libusb_set_configuration(self._handle, value if value else -1))
+        if result == 0 and active != value and not self.captures:
             self.detached.clear()  # of interfaces that are no more
         try:
             self.take()
         except ClaimError:
-            return code if code < 0 else LIBUSB_ERROR_BUSY
-        return code
+            return result or -LINUX_EBUSY
+        return result
 
     @property
     def configuration(self) -> int:
@@ -251,7 +270,7 @@ cdef class Claim:
         cdef const libusb_interface_descriptor *d
         cdef int i, k
         for i in range(config.bNumInterfaces):
-            for k in range(config.interface[i].num_altsetting):
+            for k in range(settings_of(config, i)):
                 d = &config.interface[i].altsetting[k]
                 found.append(Interface(d.bInterfaceNumber, d.bAlternateSetting, d.bInterfaceClass,
                                        d.bInterfaceSubClass, d.bInterfaceProtocol))
@@ -270,9 +289,9 @@ cdef class Claim:
             if code < 0:
                 raise error(code, f"configuration {n} cannot be read")
             for i in range(config.bNumInterfaces):
-                for k in range(config.interface[i].num_altsetting):
+                for k in range(settings_of(config, i)):
                     d = &config.interface[i].altsetting[k]
-                    for m in range(d.bNumEndpoints):
+                    for m in range(endpoints_of(d)):
                         e = &d.endpoint[m]
                         found.append(Endpoint(config.bConfigurationValue, d.bInterfaceNumber, d.bAlternateSetting,
                                               e.bEndpointAddress, e.bmAttributes, e.wMaxPacketSize, e.bInterval))

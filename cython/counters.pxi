@@ -23,6 +23,7 @@ cdef struct Counters:
     uint64_t unlinks
     uint64_t in_flight
     uint64_t latency[LATENCY_BUCKETS]
+    int64_t blocked          # microseconds of CLOCK_MONOTONIC: since when a call to the device blocks; 0: none does
     Snapshot previous        # what stood in `newest` until that was taken
     Snapshot newest
 

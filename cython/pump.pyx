@@ -60,6 +60,7 @@ cdef extern from *:
     ssize_t recvmsg(int fd, msghdr *message, int flags) nogil
     ssize_t sendmsg(int fd, const msghdr *message, int flags) nogil
 
+include "linux_errno.pxi"    # how calls of libusb end, on the wire
 include "transfer.pxi"       # the transfer interface: Urb, Backend
 include "urb.pxi"            # the wire
 include "buffers.pxi"        # memory, bounded
@@ -77,7 +78,7 @@ include "simulated_model.pxi"
 
 cdef enum:
     POLLED = 32              # client, channel and the backend's descriptors
-    DRAIN_TIME = 2000000     # microseconds that cancelled URBs get to come back
+    DRAIN_TIME = 1500000     # microseconds that cancelled URBs get to come back: less than DISCONNECT_TIMEOUT
 
 CHANNEL = WAKE_CHANNEL
 CLIENT_CLOSED = WAKE_CLIENT_CLOSED
@@ -269,6 +270,7 @@ cdef class Pump:
         if <size_t>self.page.len < sizeof(Counters):
             raise ValueError(f"the counter page has {self.page.len} bytes, not {sizeof(Counters)}")
         self.core.counters = <Counters *>self.page.buf
+        pool_make_spares(&self.core.pool)
         self.core.pool.budget = budget
         self.core.devid = devid
         self.core.backend = transfers.backend
@@ -289,6 +291,7 @@ cdef class Pump:
                 close_session(self.core)
             free(self.core.endpoints.all)
             free(self.core.inbox)
+            pool_free_spares(&self.core.pool)
             free(self.core)
         if self.page_held:
             PyBuffer_Release(&self.page)
@@ -324,11 +327,13 @@ cdef class Pump:
     def restore(self) -> int:
         """Prepares the device for the next client: reset, first configuration, default settings.
 
+        What has its default setting already is sent no SET_INTERFACE: many devices cannot take it (hub.c).
         Blocks for a bus reset.  Returns 0 or the first negative Linux errno.
         """
         cdef Core *core = self.core
         cdef int result, interface
         with nogil:
+            core.counters.blocked = monotonic_us()
             result = reset_device(core)
             if core.endpoints.configuration != self.configuration:
                 result = select_configuration(core, self.configuration) or result
@@ -336,6 +341,7 @@ cdef class Pump:
                 for interface in range(256):
                     if core.endpoints.alternate[interface]:
                         result = select_interface(core, interface, 0) or result
+            core.counters.blocked = 0
         return result
 
     @property

@@ -17,6 +17,8 @@ cdef void fail(Core *core, const char *problem) noexcept nogil:
 
 cdef bint read_unlink(Core *core, const uint8_t *header) noexcept nogil:
     cdef Urb *reply = pool_take(&core.pool, 0)
+    if reply == NULL and core.pool.lacks_memory:
+        reply = pool_take_spare(&core.pool, FOR_UNLINK)
     if reply == NULL:
         return False
     reply.seqnum = get32(header + AT_SEQNUM)
@@ -25,7 +27,7 @@ cdef bint read_unlink(Core *core, const uint8_t *header) noexcept nogil:
 
 
 cdef bint read_submit(Core *core, const uint8_t *header) noexcept nogil:
-    """Begins an URB.  False: the client has used up its budget, and the header has to wait."""
+    """Begins an URB.  False: the client has used up its budget, or the spare URB, and the header has to wait."""
     cdef uint32_t seqnum = get32(header + AT_SEQNUM)
     cdef uint32_t direction = get32(header + AT_DIRECTION)
     cdef uint32_t ep = get32(header + AT_EP)
@@ -60,7 +62,7 @@ cdef bint read_submit(Core *core, const uint8_t *header) noexcept nogil:
                          seqnum, ep, <const char *>(b"IN" if is_in else b"OUT"), count)
                 core.wake = WAKE_CLIENT_FAILED
                 return True
-            refusal = -LINUX_ENOENT
+            refusal = -LINUX_EPIPE
         else:
             type = <TransferType>(endpoint.bmAttributes & 3)
             if type == CONTROL:  # besides endpoint 0: it must not end up there
@@ -80,9 +82,12 @@ cdef bint read_submit(Core *core, const uint8_t *header) noexcept nogil:
         return True
 
     room = 0 if refusal else length
-    if packets:  # behind the data: the descriptors as they come and go, then as IsoPacket, aligned
-        room += <size_t>packets * (ISO_DESCRIPTOR_SIZE + sizeof(IsoPacket)) + sizeof(IsoPacket)
+    if packets:
+        room += iso_room(packets)
     urb = pool_take(&core.pool, room)
+    if urb == NULL and core.pool.lacks_memory:
+        urb = pool_take_spare(&core.pool, FOR_SUBMIT)
+        refusal = refusal or -LINUX_ENOMEM
     if urb == NULL:
         return False
     urb.state = URB_RECEIVING
@@ -95,17 +100,20 @@ cdef bint read_submit(Core *core, const uint8_t *header) noexcept nogil:
     urb.interval = get32(header + AT_INTERVAL)
     urb.number_of_packets = count
     urb.submitted = core.now
-    if refusal:
-        core.discard = 0 if is_in else length
-        if not overtaken(core, urb):
-            answer(core, urb, refusal)
-        return True
-    urb.length = length
     urb.packets = packets
-    memcpy(urb.data - SETUP_SIZE, header + AT_SETUP, SETUP_SIZE)
+    core.expected = <size_t>packets * ISO_DESCRIPTOR_SIZE
+    if refusal:
+        urb.status = refusal
+        core.discard = 0 if is_in else length
+        if packets == 0:
+            begin_urb(core, urb)
+            return True
+    else:
+        urb.length = length
+        core.expected += 0 if is_in else length
+        memcpy(urb.data - SETUP_SIZE, header + AT_SETUP, SETUP_SIZE)
     core.incoming = urb
     core.received = 0
-    core.expected = (0 if is_in else length) + <size_t>packets * ISO_DESCRIPTOR_SIZE
     return True
 
 
@@ -141,14 +149,15 @@ cdef int check_control(Urb *urb) noexcept nogil:
 
 
 cdef void begin_urb(Core *core, Urb *urb) noexcept nogil:
-    """The URB is whole: to the device with it."""
-    cdef int result = 0
+    """The URB is whole: to the device with it, unless it is refused: its status is not 0."""
+    cdef int refusal = urb.status, result = 0
     if overtaken(core, urb):
         return
-    if urb.type == CONTROL:
-        result = check_control(urb)
-    elif urb.type == ISOCHRONOUS:
+    if urb.type == ISOCHRONOUS:
         result = arrange_isochronous(urb)
+    elif urb.type == CONTROL and refusal == 0:
+        result = check_control(urb)
+    result = refusal or result
     if result != 0:
         answer(core, urb, result)
     elif urb.type == CONTROL:
@@ -210,6 +219,7 @@ cdef void receive(Core *core) noexcept nogil:
     cdef msghdr message
     cdef size_t asked, direct
     cdef ssize_t got
+    cdef bint straight       # into the URB's buffer
     cdef int turn
     core.heard = core.now
     memset(&message, 0, sizeof(message))
@@ -218,7 +228,8 @@ cdef void receive(Core *core) noexcept nogil:
         if core.stalled or core.wake != RUNNING:
             return
         message.msg_iovlen = 1
-        if core.incoming != NULL:  # and so the inbox is empty
+        straight = core.incoming != NULL and core.discard == 0
+        if straight:  # and so the inbox is empty
             pieces[0].iov_base = core.incoming.data + core.received
             pieces[0].iov_len = core.expected - core.received
             pieces[1].iov_base = core.inbox
@@ -239,7 +250,7 @@ cdef void receive(Core *core) noexcept nogil:
             if errno != EAGAIN and errno != EINTR:
                 fail(core, strerror(errno))
             return
-        if core.incoming != NULL:
+        if straight:
             direct = min(<size_t>got, core.expected - core.received)
             core.received += direct
             core.at = 0

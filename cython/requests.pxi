@@ -33,29 +33,51 @@ cdef inline uint16_t get16le(const uint8_t *at) noexcept nogil:
 # handle_control_completion in libusb's linux_usbfs.c).
 
 cdef int select_configuration(Core *core, int value) noexcept nogil:
-    cdef int result = -LINUX_ETIMEDOUT
-    if drain(core, -1):
-        result = core.backend.set_configuration(core.backend, value)
+    cdef int result
+    if not drain(core, -1):
+        return -LINUX_ETIMEDOUT
+    result = core.backend.set_configuration(core.backend, value)
     if result == 0:
         endpoints_configure(&core.endpoints, <uint8_t>value)
+    elif core.backend.loses_settings:
+        endpoints_configure(&core.endpoints, core.endpoints.configuration)
     return result
 
 
 cdef int select_interface(Core *core, int interface, int alternate) noexcept nogil:
     cdef int result = -LINUX_ETIMEDOUT
     if drain(core, interface):
-        result = core.backend.set_interface(core.backend, interface, alternate)
+        result = core.backend.set_interface(core.backend, interface, alternate, core.endpoints.alternate[interface])
     if result == 0:
         endpoints_select(&core.endpoints, <uint8_t>interface, <uint8_t>alternate)
     return result
 
 
 cdef int reset_device(Core *core) noexcept nogil:
-    """A bus reset; the host's stack brings the device back to the settings that it had (usb_reset_device)."""
+    """A bus reset.
+
+    The kernel's own server keeps the alternate settings over it (usb_reset_and_verify_device in
+    drivers/usb/core/hub.c).  libusb on Linux releases all interfaces first, and an interface that is released goes
+    back to alternate setting 0 (op_reset_device in linux_usbfs.c; usb_unbind_interface in drivers/usb/core/driver.c).
+    """
     cdef int result = -LINUX_ETIMEDOUT
     if drain(core, -1):
         withdraw_held(core)
         result = core.backend.reset(core.backend)
+        if core.backend.loses_settings:
+            endpoints_configure(&core.endpoints, core.endpoints.configuration)
+    return result
+
+
+cdef int reset_port(Core *core) noexcept nogil:
+    """A bus reset for the client: each interface gets its alternate setting back; one that had 0 is sent nothing."""
+    cdef uint8_t[256] before
+    cdef int result, interface
+    memcpy(before, core.endpoints.alternate, sizeof(before))
+    result = reset_device(core)
+    for interface in range(256):
+        if result == 0 and core.endpoints.alternate[interface] != before[interface]:
+            result = select_interface(core, interface, before[interface])
     return result
 
 
@@ -85,7 +107,15 @@ cdef Request request_of(Urb *urb) noexcept nogil:
 
 
 cdef int carry_out(Core *core, Urb *urb, Request request) noexcept nogil:
-    """Does one of the four; the status of its URB."""
+    """Does one of the four; the status of its URB.  It blocks, which the counter page shows."""
+    cdef int result
+    core.counters.blocked = monotonic_us()
+    result = carry_out_blocking(core, urb, request)
+    core.counters.blocked = 0
+    return result
+
+
+cdef int carry_out_blocking(Core *core, Urb *urb, Request request) noexcept nogil:
     cdef uint8_t *setup = urb.data - SETUP_SIZE
     cdef uint16_t value = get16le(setup + 2), index = get16le(setup + 4)
     if request == SELECTS_CONFIGURATION:
@@ -96,7 +126,7 @@ cdef int carry_out(Core *core, Urb *urb, Request request) noexcept nogil:
         return select_interface(core, index, value)
     if request == CLEARS_HALT:
         return core.backend.clear_halt(core.backend, <uint8_t>index)
-    return reset_device(core)
+    return reset_port(core)
 
 
 cdef void start_control(Core *core, Urb *urb, Request request) noexcept nogil:

@@ -1,5 +1,6 @@
 # Calls into the Python model of a simulated device.  Runs in workers, on the pump's thread, with the GIL.
-# No exception leaves: it ends its URB with -EPROTO, an isochronous packet with -EXDEV, and is kept for the log.
+# No exception leaves: it ends its URB with -EPROTO or, if memory is what it lacks, -ENOMEM, an isochronous packet
+# with -EXDEV, and is kept for the log.
 
 import time
 
@@ -15,10 +16,15 @@ cdef enum Outcome:
     ENDS                     # it is complete, with urb.status
 
 
-cdef int32_t failed(SimulatedBackend *it, object error):
-    text = f"{type(error).__name__}: {error}".encode(errors="replace")
-    snprintf(it.problem, PROBLEM_SIZE, "%s", <const char *>text)
-    return -LINUX_EPROTO
+cdef int32_t failed(SimulatedBackend *it, object error) noexcept:
+    """Keeps the exception; the status of its URB."""
+    snprintf(it.problem, PROBLEM_SIZE, "an exception that cannot be printed")
+    try:
+        text = f"{type(error).__name__}: {error}".encode(errors="replace")
+        snprintf(it.problem, PROBLEM_SIZE, "%s", <const char *>text)
+    except BaseException:
+        pass  # it has a problem itself, as a lack of memory
+    return -LINUX_ENOMEM if isinstance(error, MemoryError) else -LINUX_EPROTO
 
 
 cdef int32_t take_answer(object content, uint8_t *to, uint32_t room, uint32_t *taken):
@@ -41,9 +47,9 @@ cdef int32_t model_control(SimulatedBackend *it, Urb *urb) noexcept nogil:
 
 cdef int32_t model_control_with_gil(SimulatedBackend *it, Urb *urb) noexcept:
     model = <object>it.model
-    setup = (urb.data - SETUP_SIZE)[:SETUP_SIZE]
     it.stirred = True
     try:
+        setup = (urb.data - SETUP_SIZE)[:SETUP_SIZE]
         if urb.endpoint & DIRECTION_IN:  # of bmRequestType: without a data stage the header may say anything
             answer = model.control_in(setup, urb.length)
             if isinstance(answer, Handshake):

@@ -137,7 +137,7 @@ cdef int simulated_set_configuration(Backend *self, int value) noexcept nogil:
     return result
 
 
-cdef int simulated_set_interface(Backend *self, int interface, int alternate) noexcept nogil:
+cdef int simulated_set_interface(Backend *self, int interface, int alternate, int in_force) noexcept nogil:
     cdef SimulatedBackend *it = <SimulatedBackend *>self
     cdef Endpoint *e
     cdef int i

@@ -21,7 +21,8 @@
 #   The device requests (set_configuration, set_interface, clear_halt, reset) do what the kernel's stub driver
 #   intercepts in tweak_special_requests (drivers/usb/usbip/stub_rx.c).  They may block as long as the device
 #   takes to answer one control transfer (reset: a bus reset).  They return 0 or a negative Linux errno.  Before
-#   set_configuration and reset no URB is pending, before set_interface none of that interface.
+#   set_configuration and reset no URB is pending, before set_interface none of that interface.  `in_force` is the
+#   alternate setting that the interface has, and keeps if the request fails.
 #
 # At completion the backend has set urb.status (0 or a negative Linux errno), urb.actual_length (bytes moved, for
 # control without the setup packet; not for isochronous URBs) and, per isochronous packet, actual_length and
@@ -107,7 +108,7 @@ cdef struct Backend:
     void *(*allocate)(Backend *self, size_t size) noexcept nogil
     void (*release)(Backend *self, void *memory, size_t size) noexcept nogil
     int (*set_configuration)(Backend *self, int value) noexcept nogil
-    int (*set_interface)(Backend *self, int interface, int alternate) noexcept nogil
+    int (*set_interface)(Backend *self, int interface, int alternate, int in_force) noexcept nogil
     int (*clear_halt)(Backend *self, uint8_t endpoint) noexcept nogil
     int (*reset)(Backend *self) noexcept nogil
     # set by the pump:
@@ -118,6 +119,7 @@ cdef struct Backend:
     bint gone                # the device is no longer there; pending URBs have completed or are about to
     bint aborts_endpoints    # see `cancel`
     bint lacks_zero_packets  # takes no notice of URB_ZERO_PACKET
+    bint loses_settings      # set_configuration and reset leave each interface in alternate setting 0, even in vain
 
 
 cdef inline void list_append(Urb **first, Urb **last, Urb *urb) noexcept nogil:

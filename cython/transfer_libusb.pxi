@@ -15,6 +15,7 @@ cdef extern from *:
 
 cdef enum:
     LIBUSB_DESCRIPTORS = 16
+    ASK_AGAIN = 10000        # microseconds until libusb is asked for its descriptors again, if it lacked memory
     REAPED_AT_ONCE = 26      # one handle_events ends no more: op_handle_events in libusb's linux_usbfs.c
 
 cdef struct LibusbBackend:
@@ -48,31 +49,6 @@ cdef int32_t errno_of_transfer(int status) noexcept nogil:
 cdef int32_t errno_of_packet(int status) noexcept nogil:
     """An isochronous packet's status: what libusb calls an error is a packet that did not make it (EXDEV)."""
     return -LINUX_EXDEV if status == LIBUSB_TRANSFER_ERROR else errno_of_transfer(status)
-
-
-cdef int errno_of_libusb(int code) noexcept nogil:
-    """What a libusb call returned, as a negative Linux errno."""
-    if code >= 0:
-        return 0
-    if code == LIBUSB_ERROR_NO_DEVICE:
-        return -LINUX_ENODEV
-    if code == LIBUSB_ERROR_NOT_FOUND:
-        return -LINUX_ENOENT
-    if code == LIBUSB_ERROR_BUSY:
-        return -LINUX_EBUSY
-    if code == LIBUSB_ERROR_NO_MEM:
-        return -LINUX_ENOMEM
-    if code == LIBUSB_ERROR_INVALID_PARAM or code == LIBUSB_ERROR_NOT_SUPPORTED:
-        return -LINUX_EINVAL
-    if code == LIBUSB_ERROR_ACCESS:
-        return -LINUX_EACCES
-    if code == LIBUSB_ERROR_TIMEOUT:
-        return -LINUX_ETIMEDOUT
-    if code == LIBUSB_ERROR_OVERFLOW:
-        return -LINUX_EOVERFLOW
-    if code == LIBUSB_ERROR_IO:
-        return -LINUX_EPROTO
-    return -LINUX_EPIPE  # LIBUSB_ERROR_PIPE; LIBUSB_ERROR_OTHER is how a stalled device request comes back
 
 
 cdef void libusb_done(libusb_transfer *transfer) noexcept nogil:
@@ -124,6 +100,7 @@ cdef int libusb_submit(Backend *self, Urb *urb) noexcept nogil:
     elif (urb.type == BULK and not urb.wire_in and urb.transfer_flags & URB_ZERO_PACKET
             and not self.lacks_zero_packets):
         transfer.flags = LIBUSB_TRANSFER_ADD_ZERO_PACKET
+    FORGET_ERRNO()
     result = libusb_submit_transfer(transfer)
     if result == LIBUSB_ERROR_NO_DEVICE:
         self.gone = True
@@ -131,8 +108,9 @@ cdef int libusb_submit(Backend *self, Urb *urb) noexcept nogil:
 
 
 cdef int libusb_cancel(Backend *self, Urb *urb) noexcept nogil:
+    cdef int result = libusb_cancel_transfer(<libusb_transfer *>urb.transfer)
     self.ready = True  # the kernel ends most URBs on the spot
-    return errno_of_libusb(libusb_cancel_transfer(<libusb_transfer *>urb.transfer))
+    return -LINUX_ENOENT if result == LIBUSB_ERROR_NOT_FOUND else errno_of_libusb(result)
 
 
 cdef void libusb_events(Backend *self) noexcept nogil:
@@ -166,9 +144,9 @@ cdef int libusb_describe(Backend *self, pollfd *fds, int room) noexcept nogil:
     cdef const libusb_pollfd **list
     cdef int i = 0
     if backend.fds_changed:
-        backend.fds_changed = False
         backend.fd_count = 0
         list = libusb_get_pollfds(backend.context)
+        backend.fds_changed = list == NULL  # it has no memory for them: see `deadline`
         if list != NULL:
             while list[i] != NULL and i < LIBUSB_DESCRIPTORS:
                 backend.fds[i].fd = list[i].fd
@@ -182,7 +160,8 @@ cdef int libusb_describe(Backend *self, pollfd *fds, int room) noexcept nogil:
 
 
 cdef int64_t libusb_deadline(Backend *self) noexcept nogil:
-    return -1  # no transfer has a timeout
+    """No transfer has a timeout.  `events` asks libusb even without descriptors to poll, if these are to be fetched."""
+    return monotonic_us() + ASK_AGAIN if (<LibusbBackend *>self).fds_changed else -1
 
 
 cdef void libusb_forget(Backend *self, Urb *urb) noexcept nogil:
@@ -201,25 +180,41 @@ cdef void libusb_release(Backend *self, void *memory, size_t size) noexcept nogi
 cdef int libusb_set_configuration_(Backend *self, int value) noexcept nogil:
     with gil:
         try:
-            return errno_of_libusb((<object>(<LibusbBackend *>self).claim).set_configuration(value))
+            return (<object>(<LibusbBackend *>self).claim).set_configuration(value)
+        except MemoryError:
+            return -LINUX_ENOMEM
         except BaseException:  # an exception that left from here would read as 0
             return -LINUX_EPROTO
 
 
-cdef int libusb_set_interface_(Backend *self, int interface, int alternate) noexcept nogil:
-    return errno_of_libusb(
-        libusb_set_interface_alt_setting((<LibusbBackend *>self).handle, interface, alternate))
+# Linux switches the endpoints of an interface off before it sends SET_INTERFACE, and leaves them so when that fails
+# (usb_set_interface in drivers/usb/core/message.c).  Released and claimed, an interface in alternate setting 0 has
+# them back, and nothing is sent to the device (usb_unbind_interface in drivers/usb/core/driver.c).  In another setting
+# it would be sent a SET_INTERFACE, so there they stay off until one succeeds.
+
+cdef int libusb_set_interface_(Backend *self, int interface, int alternate, int in_force) noexcept nogil:
+    cdef libusb_device_handle *handle = (<LibusbBackend *>self).handle
+    cdef int result
+    FORGET_ERRNO()
+    result = errno_of_request(libusb_set_interface_alt_setting(handle, interface, alternate))
+    if result != 0 and in_force == 0 and self.loses_settings and libusb_release_interface(handle, interface) == 0:
+        libusb_claim_interface(handle, interface)
+    return result
 
 
 cdef int libusb_clear_halt_(Backend *self, uint8_t endpoint) noexcept nogil:
-    return errno_of_libusb(libusb_clear_halt((<LibusbBackend *>self).handle, endpoint))
+    FORGET_ERRNO()
+    return errno_of_request(libusb_clear_halt((<LibusbBackend *>self).handle, endpoint))
 
 
 cdef int libusb_reset_(Backend *self) noexcept nogil:
-    cdef int result = libusb_reset_device((<LibusbBackend *>self).handle)
+    cdef int result
+    FORGET_ERRNO()
+    result = libusb_reset_device((<LibusbBackend *>self).handle)
     if result == LIBUSB_ERROR_NOT_FOUND or result == LIBUSB_ERROR_NO_DEVICE:
         self.gone = True  # it came back as another device, or not at all
-    return errno_of_libusb(result)
+        return -LINUX_ENODEV
+    return errno_of_request(result)
 
 
 @cython.no_gc_clear  # __dealloc__ needs what `claim` keeps open
@@ -241,6 +236,7 @@ cdef class LibusbTransfers(Transfers):
         it.handle = <libusb_device_handle *>PyCapsule_GetPointer(claim.handle, "libusb_device_handle")
         it.fds_changed = True
         it.base.aborts_endpoints = it.base.lacks_zero_packets = as_on_macos
+        it.base.loses_settings = not as_on_macos
         it.base.submit = libusb_submit
         it.base.cancel = libusb_cancel
         it.base.events = libusb_events

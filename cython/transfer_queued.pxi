@@ -259,9 +259,9 @@ cdef int queued_set_configuration(Backend *self, int value) noexcept nogil:
     return device.set_configuration(device, value)
 
 
-cdef int queued_set_interface(Backend *self, int interface, int alternate) noexcept nogil:
+cdef int queued_set_interface(Backend *self, int interface, int alternate, int in_force) noexcept nogil:
     cdef Backend *device = (<QueuedBackend *>self).device
-    return device.set_interface(device, interface, alternate)
+    return device.set_interface(device, interface, alternate, in_force)
 
 
 cdef int queued_clear_halt(Backend *self, uint8_t endpoint) noexcept nogil:
@@ -281,6 +281,7 @@ cdef Backend *queue_before(QueuedBackend *it, Backend *device, EndpointMap *map)
     it.device = device
     it.map = map
     it.base.aborts_endpoints = device.aborts_endpoints
+    it.base.loses_settings = device.loses_settings
     it.base.submit = queued_submit
     it.base.cancel = queued_cancel
     it.base.events = queued_events

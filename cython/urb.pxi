@@ -48,23 +48,6 @@ cdef enum:
 
 cdef uint32_t NO_PACKETS = 0xffffffff  # number_of_packets of an URB that is not isochronous: usbip_protocol.rst
 
-# errno values of Linux, on every host: include/uapi/asm-generic/errno-base.h, errno.h
-cdef enum:
-    LINUX_ENOENT = 2
-    LINUX_ENOMEM = 12
-    LINUX_EACCES = 13
-    LINUX_EBUSY = 16
-    LINUX_EXDEV = 18
-    LINUX_ENODEV = 19
-    LINUX_EINVAL = 22
-    LINUX_EPIPE = 32
-    LINUX_EPROTO = 71
-    LINUX_EOVERFLOW = 75
-    LINUX_ECONNRESET = 104
-    LINUX_ESHUTDOWN = 108
-    LINUX_ETIMEDOUT = 110
-    LINUX_EREMOTEIO = 121
-
 
 cdef inline uint32_t get32(const uint8_t *at) noexcept nogil:
     cdef uint32_t value

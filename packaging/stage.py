@@ -96,6 +96,7 @@ class _Tree:
     def __init__(self, root: Path) -> None:
         self._root = root
         root.mkdir(parents=True)
+        root.chmod(0o755)  # the entry that stands for / in a package
 
     def add(self, source: Path, place: str, mode: int = 0o644) -> None:
         target = self._prepare(place)

@@ -3,8 +3,12 @@
 Names are not looked up: what a resolver says later must not change who reaches a device.
 """
 
+import errno
 import ipaddress
+import itertools
 import re
+import socket
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from usbipd.errors import UsageError
@@ -56,6 +60,80 @@ def parse_listen(text: str) -> ListenAddress:
 
 
 _BROADCAST: Final = ipaddress.IPv4Address("255.255.255.255")
+
+
+def refuse_overlap(addresses: Sequence[ListenAddress]) -> None:
+    """Raises `UsageError` if one address includes another: the kernel would not say that it was us."""
+    for one, other in itertools.permutations(addresses, 2):
+        every = "::" if ":" in other.host else "0.0.0.0"  # noqa: S104 - what is asked for, not what we choose
+        if one.port == other.port != 0 and one.host in (other.host, every):
+            raise UsageError(
+                f"cannot listen on {other}: it is given twice"
+                if one == other
+                else f"cannot listen on {other}: {one} is given too, and includes it",
+                code="bad-address",
+                advice="leave one of them out",
+            )
+
+
+def require_presence(address: ListenAddress) -> None:
+    """Raises `UsageError` if this host does not have `address`.  Takes none of its ports."""
+    try:
+        family, kind, protocol, _name, where = socket.getaddrinfo(
+            address.host, 0, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )[0]
+        with socket.socket(family, kind, protocol) as trial:
+            trial.bind(where)
+    except OSError as error:
+        if is_absent(error):
+            raise explain_absent(address) from error
+
+
+def is_absent(error: OSError) -> bool:
+    """Whether `error` says that this host does not have an address, or its interface, or its family."""
+    return error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, socket.EAI_NONAME)
+
+
+def explain_absent(address: ListenAddress) -> UsageError:
+    """What people read of an address that this host does not have."""
+    meant = _with_brackets(address)
+    if meant is None:
+        advice = "choose one of this host's for --listen, or 0.0.0.0 for all"
+    else:
+        advice = f"an IPv6 address with a port is written in brackets: {meant}"
+    return UsageError(
+        f"cannot listen on {address}: this host has no such address", code="no-such-address", advice=advice
+    )
+
+
+def _with_brackets(address: ListenAddress) -> ListenAddress | None:
+    """What was meant if the end of an IPv6 address can be a port, as in ::1:3240."""
+    host, _colon, end = address.host.rpartition(":")
+    if address.port != USBIP_PORT or not re.fullmatch("[1-9][0-9]{0,4}", end):
+        return None
+    try:
+        return parse_listen(f"[{'::' if host == ':' else host}]:{end}")
+    except UsageError:  # what is left is no address
+        return None
+
+
+_SUBNET_BITS: Final = 64
+"""The other 64 bits of an IPv6 address are the interface identifier, which a host chooses (RFC 4291,
+2.5.1)."""
+
+
+def source_of(address: str) -> str:
+    """What counts as one source of connections, for a client's numeric address with or without `%interface`.
+
+    IPv4, also as ::ffff:A.B.C.D: the address.  IPv6: its /64.  Link-local IPv6: the address, since all hosts
+    of a link share their /64.
+    """
+    parsed = ipaddress.ip_address(address)
+    if isinstance(parsed, ipaddress.IPv4Address) or parsed.is_link_local:
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(parsed), _SUBNET_BITS), strict=False))
 
 
 def parse_network(text: str) -> Network:

@@ -5,6 +5,7 @@ it can be told, the key and what would be right.
 """
 
 import difflib
+import os
 import re
 import tomllib
 from collections import Counter
@@ -15,11 +16,12 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from usbipd import log, privileges
-from usbipd.addresses import ListenAddress, parse_listen, parse_network
+from usbipd import log, paths, privileges
+from usbipd.addresses import ListenAddress, parse_listen, parse_network, refuse_overlap
 from usbipd.errors import UsageError
 from usbipd.ipc.reports import DeviceMemory, Serial
 from usbipd.server.keepalive import LONGEST, SHORTEST
+from usbipd.trusted_file import UntrustedError, open_trusted
 from usbipd.usb.identity import DeviceRule, parse_busid, parse_hardware_id
 
 SMALLEST_BUDGET: Final = 40 << 20
@@ -35,7 +37,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_connections: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 128
     """Connections that have not been given to a worker yet, in total."""
     max_connections_per_address: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 32
-    """The same from one client address."""
+    """The same from one client address; IPv6: from one /64 (`addresses.source_of`)."""
     handshake_timeout: Annotated[float, msgspec.Meta(gt=0, le=300)] = 10.0
     """Seconds from connect to the end of OP_REQ_*."""
     lost_client_timeout: Annotated[int, msgspec.Meta(ge=SHORTEST, le=LONGEST)] = 120
@@ -79,6 +81,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_to: str = "stderr"
     """`stderr`, `syslog`, or the absolute path of a file."""
+    offer_imported: bool = False
+    """Whether devices that this host has imported by vhci-hcd may be bound (usbipd/usb/sysfs_devices.py)."""
     limits: Limits = Limits()
     access: Annotated[tuple[AccessRule, ...], msgspec.Meta(max_length=256)] = ()
 
@@ -100,6 +104,7 @@ _RIGHT: Final = {
     "user": 'user = "usbipd"',
     "log_level": '"debug", "info", "warning" or "error"',
     "log_to": '"stderr", "syslog" or "/var/log/usbipd.log"',
+    "offer_imported": "offer_imported = true, or false",
     "limits": "[limits]",
     "access": "[[access]]",
     "max_connections": "max_connections = 128",
@@ -117,16 +122,27 @@ _RIGHT: Final = {
 
 
 def load(path: Path) -> ServerConfig:
-    """The configuration in the file at `path`, for this host: its user exists.  Raises `UsageError`."""
+    """The configuration in the file at `path`, for this host: its user exists.
+
+    Root takes it only from a file that no other user can change.  Raises `UsageError`.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        with os.fdopen(open_trusted(path, os.O_RDONLY), encoding="utf-8") as file:
+            text = file.read()
+    except UntrustedError as error:
+        raise UsageError(
+            f"{path}: another user decides what is in it, because {error}",
+            code="bad-config",
+            advice="keep it where only root can change it and every directory above it, such as "
+            f"{paths.config_file()}",
+        ) from error
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", code="bad-config") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text (byte {error.start})", code="bad-config") from error
     config = parse(text, str(path))
     if config.user is not None:
-        _parse(_File(text, str(path)), "user", privileges.find_run_as, config.user)  # it knows if we are root
+        _parse(_File(text, str(path)), "user", privileges.find_user, config.user)
     return config
 
 
@@ -194,6 +210,10 @@ def _check(file: _File, config: ServerConfig) -> None:
         _parse(file, f"listen[{index}]", parse_listen, address)
     for index, network in enumerate(config.allow):
         _parse(file, f"allow[{index}]", parse_network, network)
+    try:
+        refuse_overlap(config.addresses)
+    except UsageError as error:
+        raise file.wrong("listen", str(error)) from error
     _parse(file, "log_to", log.check_destination, config.log_to)
     for number, rule in enumerate(config.access):
         where = f"access[{number}]"

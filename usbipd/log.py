@@ -10,8 +10,12 @@ terminal that shows them.
 Nobody waits for whoever reads stderr: a terminal that was stopped or a pager that is not scrolled would stop
 every process of the daemon, and whoever reaches its port can make it log.  What is not read in time is lost,
 and counted.
+
+A line that others can cause as often as they like is logged with `extra=LIMITED`: `limiter.py` passes the
+first few and counts the rest.  A log at level debug is not limited.
 """
 
+import contextlib
 import logging
 import os
 import select
@@ -19,11 +23,17 @@ import sys
 import syslog
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Final, TextIO
+from typing import TYPE_CHECKING, Final, NamedTuple, TextIO
 
 from usbipd.errors import UsageError
 from usbipd.ipc.reports import LoggedError
+from usbipd.limiter import Limiter
+from usbipd.text import readable
+
+if TYPE_CHECKING:  # a worker has none
+    import asyncio
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 """The names that configuration and command line take."""
@@ -31,6 +41,10 @@ LEVELS: Final = ("debug", "info", "warning", "error")
 DESTINATIONS: Final = ("stderr", "syslog")
 """Where lines go; syslog is the system's log: the journal on Linux, the unified log on macOS.  A file of our
 own is stderr to all processes (`extension/log_file.py`)."""
+
+LIMITED: Final = {"is_limited": True}
+"""`extra` of a line that a client, another user or a device can cause.  The limit counts for this process and
+this line, whatever is filled in: its format string is the kind."""
 
 LAST_ERRORS: Final = 20
 """Errors that `ErrorCounter` remembers."""
@@ -66,10 +80,30 @@ class _Formatter(logging.Formatter):
         return f"{whole}.{int(record.msecs):03d}Z"
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        return _one_line(super().formatMessage(record))
+        return readable(super().formatMessage(record))
 
     def formatException(self, ei: _ExceptionInfo) -> str:  # noqa: N802
-        return "\n".join(map(_one_line, super().formatException(ei).split("\n")))
+        return "\n".join(map(readable, super().formatException(ei).split("\n")))
+
+
+class _Lines(NamedTuple):
+    """A line, and how many of its kind it stands for."""
+
+    last: logging.LogRecord
+    number: int = 1
+
+    @property
+    def record(self) -> logging.LogRecord:
+        """What is logged."""
+        if self.number == 1:
+            return self.last
+        told = {**vars(self.last), "msg": "%d more lines like this, the last one: %s"}
+        told |= {"args": (self.number, self.last.getMessage()), "exc_info": None, "exc_text": None}
+        return logging.makeLogRecord(told)
+
+
+def _merge(held: _Lines, new: _Lines) -> _Lines:
+    return _Lines(new.last, held.number + new.number)
 
 
 class _Output(logging.StreamHandler[TextIO]):
@@ -77,6 +111,7 @@ class _Output(logging.StreamHandler[TextIO]):
 
     def __init__(self, who: str) -> None:
         super().__init__(sys.stderr)
+        self._limiter = Limiter(self._write, _merge)
         self._who = who
         self._to_syslog = False
         self._lost = 0
@@ -94,6 +129,43 @@ class _Output(logging.StreamHandler[TextIO]):
         self.setFormatter(_Formatter(f"{clock}%(levelname)s {self._who.replace('%', '%%')}: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
+        if _is_limited(record) and logging.getLogger().level > logging.DEBUG:
+            self._limiter.add((record.levelno, record.msg), _Lines(record))
+        else:
+            self._write(_Lines(record))
+
+    def use_timer(self, loop: "asyncio.AbstractEventLoop") -> None:
+        def locked(callback: Callable[[], None]) -> None:
+            with self._guard():
+                callback()
+
+        def call_later(delay: float, callback: Callable[[], None]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended; what is held comes with `close`
+                loop.call_soon_threadsafe(loop.call_later, delay, locked, callback)
+
+        with self._guard():
+            self._limiter.use_timer(call_later)
+
+    def tell_left_out(self) -> None:
+        """Say how many lines were left out since that was said last."""
+        with self._guard():
+            self._limiter.flush()
+
+    def close(self) -> None:
+        self.tell_left_out()
+        super().close()
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        """As `emit` is called: by one thread at a time."""
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
+
+    def _write(self, lines: _Lines) -> None:
+        record = lines.record
         try:
             if not self._to_syslog:
                 self._write_to_reader(self.format(record))
@@ -139,7 +211,8 @@ class ErrorCounter(logging.Handler):
         super().__init__(logging.ERROR)
         self.count = 0
         self.last: deque[LoggedError] = deque(maxlen=LAST_ERRORS)
-        """The newest last.  One line each, without traceback."""
+        """The newest last.  One line each, without traceback; of a kind that is limited, only the newest."""
+        self._limited: dict[str, LoggedError] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         self.count += 1
@@ -147,10 +220,13 @@ class ErrorCounter(logging.Handler):
             message = record.getMessage()
             if record.exc_info is not None and record.exc_info[1] is not None:
                 message += f": {record.exc_info[1]!r}"
-            message = _one_line(message)
-            if len(message) > LONGEST_ERROR:
-                message = message[: LONGEST_ERROR - 3] + "..."
-            self.last.append(LoggedError(time=record.created, message=message))
+            error = LoggedError(time=record.created, message=readable(message, LONGEST_ERROR))
+            if _is_limited(record):
+                before = self._limited.get(record.msg)
+                if before is not None and before in self.last:
+                    self.last.remove(before)
+                self._limited[record.msg] = error
+            self.last.append(error)
         except Exception:
             self.handleError(record)
 
@@ -200,11 +276,28 @@ def check_destination(to: str) -> None:
         )
 
 
+def use_timer(loop: "asyncio.AbstractEventLoop") -> None:
+    """Have an event loop write the count of lines that were left out as soon as it is due.
+
+    Without one it is written with the next line that others cause, or when the process ends.
+    """
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Output):
+            handler.use_timer(loop)
+
+
+def tell_left_out() -> None:
+    """Write how many lines were left out since that was written last; to be called before the log moves."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Output):
+            handler.tell_left_out()
+
+
 def take_over(descriptor: int) -> None:
     """Be a child whose log is now the file behind `descriptor`, which stays the caller's."""
     os.dup2(descriptor, 1)  # a child prints where it logs
     os.dup2(descriptor, 2)
 
 
-def _one_line(text: str) -> str:
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+def _is_limited(record: logging.LogRecord) -> bool:
+    return getattr(record, "is_limited", False)

@@ -62,6 +62,25 @@ def launch_daemon() -> Path | None:
     return None
 
 
+def systemd_unit() -> Path | None:
+    """The unit of the service, where systemd runs and has it."""
+    if not Path(_SYSTEMD_RUNS).is_dir():
+        return None
+    units = (Path(directory, "usbipd.service") for directory in _UNIT_DIRECTORIES)
+    return next((unit for unit in units if unit.exists()), None)
+
+
+_SYSTEMD_RUNS: Final = "/run/systemd/system"
+"""A directory where it does (sd_booted(3))."""
+_UNIT_DIRECTORIES: Final = (
+    "/etc/systemd/system",
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+)
+"""Of systemd.unit(5), table 1."""
+
+
 class RuntimeFiles(msgspec.Struct, frozen=True):
     """What one extension keeps in its directory, beside the socket, which `IPCHandler` makes and removes."""
 
@@ -108,7 +127,11 @@ class RuntimeFiles(msgspec.Struct, frozen=True):
         if os.geteuid() == 0:
             _make_directory(self.chroot, 0o755, "--socket")
             if any(self.chroot.iterdir()):
-                raise UsbipdError(f"{self.chroot} is not empty", code="bad-path", advice="empty it")
+                raise UsbipdError(
+                    f"{self.chroot} is not empty",
+                    code="bad-path",
+                    advice="choose another place with --socket",
+                )
 
     def remove(self) -> None:
         """Remove the pid file and the directories; one that holds anything else stays."""
@@ -147,13 +170,15 @@ def _make_directory(path: Path, mode: int, option: str) -> None:
         raise _unusable(path, error, option) from error
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode):
-        raise UsbipdError(f"{path} is not a directory", code="bad-path", advice=f"remove {path}")
+        raise UsbipdError(
+            f"{path} is not a directory", code="bad-path", advice=f"choose another place with {option}"
+        )
     if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UsbipdError(
             f"{path} belongs to or may be written by another user (uid {found.st_uid}, "
             f"mode {stat.S_IMODE(found.st_mode):04o})",
             code="bad-path",
-            advice=f"remove {path}, or choose another place with {option}",
+            advice=f"choose another place with {option}, in a directory that only you can change",
         )
 
 

@@ -97,12 +97,22 @@ def find_run_as(configured: str | None) -> RunAs | None:
             user = pwd.getpwnam("nobody")
             _LOG.warning("no user %r on this host: server and workers run as nobody", DEFAULT_USER)
     else:
-        try:
-            user = pwd.getpwnam(configured)
-        except (KeyError, ValueError):  # ValueError: a NUL in it
-            raise UsageError(
-                f"no user {configured!r} on this host: name an unprivileged one or create it", code="bad-user"
-            ) from None
+        return find_user(configured)
+    return _run_as(user)
+
+
+def find_user(name: str) -> RunAs:
+    """Raises `UsageError` if this user does not exist or is root."""
+    try:
+        return _run_as(pwd.getpwnam(name))
+    except (KeyError, ValueError):  # ValueError: a NUL in it
+        raise UsageError(
+            f"no user {name!r} on this host: name an unprivileged one or create it", code="bad-user"
+        ) from None
+
+
+def _run_as(user: pwd.struct_passwd) -> RunAs:
+    """Raises `UsageError` if that is root."""
     if user.pw_uid == 0 or user.pw_gid == 0:
         raise UsageError(
             f"user {user.pw_name!r} has root's user or group id: name an unprivileged user", code="bad-user"

@@ -54,7 +54,8 @@ def summary(log: str) -> str:
         (r"stat::number_of_executed_units:\s*(\d+)", "{} inputs"),
         (r"stat::average_exec_per_sec:\s*(\d+)", "{} a second"),
         (r"cov: (\d+)", "{} edges of _pump reached"),
-        (r"Test unit written to (\S+)", "BROKEN by {}"),
+        (r"Test unit written to (\S*/slow-unit-\S+)", "slow: {}"),
+        (r"Test unit written to (\S*/(?!slow-unit-)\S+)", "BROKEN by {}"),
     ):
         found = re.findall(pattern, log)
         facts += [text.format(found[-1])] if found else []

@@ -57,6 +57,8 @@ own.
 
 _TRIES: Final = 3
 """Turns without a reply after which none is expected."""
+_MOST_PIECES: Final = 256
+"""Pieces of a chosen size that one client sends, each a turn of the pump; the rest goes out in large ones."""
 
 
 class Commands(CommandReader):
@@ -113,6 +115,7 @@ class HostileClient:
         self._commands = Commands(settings.is_isochronous)
         self._header = b""
         self._outgoing = b""
+        self._pieces = 0
         self._wake = _pump.CHANNEL
         self._heap_at_first = heap.allocated()
         self.submits: dict[int, Submit] = {}
@@ -172,10 +175,11 @@ class HostileClient:
 
     def deliver(self, size: int = 1 << 20) -> None:
         """Sends what was written, in pieces of `size` bytes, and takes what comes back."""
-        rest, self._outgoing = self._outgoing, b""
+        rest, self._outgoing = memoryview(self._outgoing), b""
         while rest and self._wake == _pump.CHANNEL:
+            self._pieces += 1
             try:
-                sent = self._rig.client.send(rest[:size])
+                sent = self._rig.client.send(rest[: size if self._pieces <= _MOST_PIECES else len(rest)])
             except BlockingIOError:
                 if not self._drain():
                     assert self.unsure or self._may_stall(0), "the pump does not read, and has memory left"
@@ -227,7 +231,7 @@ class HostileClient:
         if self._wake == _pump.CHANNEL:
             assert not self.doomed or self.unsure, "the pump swallowed what it should refuse"
             self._rig.client.close()
-            self._wake = self._rig.turn()
+            self._read_to_the_end()
             assert self._wake != _pump.CHANNEL, "the pump does not notice that its client has left"
         elif self._wake == _pump.CLIENT_FAILED:
             assert self.doomed or self.unsure, f"the pump refuses what is right: {self._rig.pump.problem}"
@@ -239,6 +243,13 @@ class HostileClient:
             assert self._rig.pump.problem
         assert self._rig.finish(), "the device keeps URBs"
         assert self._rig.counters.in_flight == 0
+
+    def _read_to_the_end(self) -> None:
+        """Turns until the pump ends the session, or would sleep; a round reads only so much."""
+        unread = -1
+        while self._wake == _pump.CHANNEL and self._on_the_way()[0] != unread:
+            unread = self._on_the_way()[0]
+            self._wake = self._rig.turn()
 
     def _end_early_unlinks(self) -> None:
         """Brings the SUBMITs for which UNLINKs wait, rather than waiting as long as the pump does."""

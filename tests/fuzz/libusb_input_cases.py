@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz import libusb_pump
 from tests.fuzz.targets import inputs
+from tests.unit.worker.libusb_rig import LibusbRig
 
 LIBUSB = dict(inputs("libusb"))
 
@@ -18,6 +19,21 @@ LIBUSB = dict(inputs("libusb"))
 @pytest.mark.parametrize("name", LIBUSB)
 def test_libusb(name: str, as_on_macos: bool) -> None:
     libusb_pump.run(LIBUSB[name], as_on_macos=as_on_macos)
+
+
+@pytest.mark.parametrize("name", LIBUSB)
+def test_the_work_of_an_input_is_bounded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = 0
+    turn = LibusbRig.turn
+
+    def counted(rig: LibusbRig) -> int:
+        nonlocal turns
+        turns += 1
+        return turn(rig)
+
+    monkeypatch.setattr(LibusbRig, "turn", counted)
+    libusb_pump.run(LIBUSB[name])
+    assert turns < 1000
 
 
 @given(st.binary(max_size=300), st.booleans())

@@ -105,9 +105,9 @@ class OpStreams(RuleBasedStateMachine):
         try:
             for client in self.open:
                 client.connection.close()
-            self.wait_until(lambda: not self.server.coordinator._sessions)
+            self.wait_until(lambda: not self.server.coordinator._connections._sessions)
             self.check_others()
-            self.wait_until(lambda: not self.server.coordinator._sessions)
+            self.wait_until(lambda: not self.server.coordinator._connections._sessions)
             asked = self.server.extension.commands
             assert asked.count(Command.ABANDON) == 0, "a reservation was given up without need"
             self.runner.run(self.serving.__aexit__(None, None, None))

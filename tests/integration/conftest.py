@@ -12,9 +12,13 @@ HANDSHAKE_TIMEOUT = 2.0
 """Seconds; short, so that tests of it are."""
 
 CONFIG = f"""\
+log_level = "debug"  # at which no line is left out
 [limits]
 handshake_timeout = {HANDSHAKE_TIMEOUT}
 """
+
+NOTHING_BUT_ERRORS = 'log_level = "error"'
+"""A configuration for tests in which strangers cause thousands of lines of the log."""
 
 NOTIFICATION_IN, ECHO_IN, ECHO_OUT = 0x82, 0x81, 0x01
 """Endpoints of the simulated serial port."""

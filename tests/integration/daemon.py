@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
@@ -80,6 +80,9 @@ class Lines:
 class Daemon:
     """`usbipd-ext --run` in a directory of its own, on a free port of 127.0.0.1."""
 
+    command: Sequence[str] = COMMAND
+    """What is started."""
+
     def __init__(self, directory: Path, simulate: str = SIMULATE, config: str = "", *options: str) -> None:
         """`config` is the text of its usbipd.toml; `options` are further ones of its command line."""
         self.directory = directory
@@ -90,7 +93,7 @@ class Daemon:
         arguments = ["--run", "--listen", "127.0.0.1:0", "--simulate", simulate]
         arguments += ["--socket", str(self.socket), "--config", str(file), *options]
         self.process = subprocess.Popen(
-            COMMAND + arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*self.command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         self.output = Lines(cast(IO[str], self.process.stdout))
         self.log = Lines(cast(IO[str], self.process.stderr))

@@ -18,7 +18,7 @@ from tests.integration.conftest import HANDSHAKE_TIMEOUT, Attach, Bystander
 from tests.integration.daemon import PATIENCE, Daemon
 from usbipd.protocol.constants import (
     LINUX_EINVAL,
-    LINUX_ENOENT,
+    LINUX_EPIPE,
     MAX_ISO_PACKETS,
     MAX_TRANSFER_LENGTH,
     ST_DEV_BUSY,
@@ -277,7 +277,7 @@ def test_an_endpoint_that_does_not_exist(attach: Attach) -> None:
         ]
         for seqnum in transfers:
             reply = session.wait_submit(seqnum)
-            assert (reply.status, reply.actual_length) == (-LINUX_ENOENT, 0)
+            assert (reply.status, reply.actual_length) == (-LINUX_EPIPE, 0)
     assert len(device_descriptor(session)) == 18
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import struct
 import subprocess
 import time
 from pathlib import Path
@@ -16,19 +17,20 @@ from tests.client import Client, ClosedError, RefusedError
 from tests.integration.conftest import ECHO_IN, ECHO_OUT, StartDaemon
 from tests.integration.daemon import COMMAND, PATIENCE, Daemon, Lines, running
 from usbipd.protocol.constants import ST_NODEV
+from usbipd.simulated.catalog import NAMES
 
 ROUNDS = int(os.environ.get("ROUNDS", "10"))
 """Of killing processes; each takes about two seconds."""
 
-ABSENT = "0bad:cafe"
-"""A hardware id that no device has."""
+LOOPBACK = "{:04x}:{:04x}".format(*struct.unpack("<HH", NAMES["loopback"].device_descriptor[8:12]))
+"""The hardware id of the simulated device, by which it can be bound for good."""
 
 
-def bound(daemon: Daemon) -> list[tuple[int, int, str | None]]:
+def bound(daemon: Daemon) -> list[str]:
     """The bindings that are kept."""
     bindings = daemon.document("list")["bindings"]
     return [
-        (each["vendor_id"], each["product_id"], each["serial"])
+        f"{each['vendor_id']:04x}:{each['product_id']:04x}"
         for each in bindings
         if each["created_by"] != "usbipd-ext"
     ]
@@ -48,13 +50,13 @@ def test_bindings_and_history_outlive_the_daemon(tmp_path: Path, number: signal.
     state = str(tmp_path / "state")
     daemon = Daemon(tmp_path, "loopback", "", "--state", state)
     try:
-        daemon.document("bind", "--hardware-id", ABSENT, "--serial", "S1", "--allow", "192.0.2.0/24")
+        daemon.document("bind", "--hardware-id", LOOPBACK)
         session = Client(daemon.host, daemon.port).import_device(daemon.busid("loopback"))
         daemon.wait_for_state("240-1", "attached")
         os.kill(daemon.pid, number)
         daemon.process.wait(PATIENCE)
         daemon = Daemon(tmp_path, "loopback", "", "--state", state)
-        assert bound(daemon) == [(0x0BAD, 0xCAFE, "S1")]
+        assert bound(daemon) == [LOOPBACK]
         assert len(events(daemon, "bound")) == 1
         assert len(events(daemon, "started")) == 2
         assert len(events(daemon, "stopped")) == (1 if number == signal.SIGTERM else 0)
@@ -70,7 +72,7 @@ def test_bindings_and_history_outlive_the_daemon(tmp_path: Path, number: signal.
             ("claimed", "240-1"),
         ]
         session.close()
-        assert daemon.document("unbind", "--hardware-id", ABSENT, "--serial", "S1")["busids"] == []
+        assert daemon.document("unbind", "--hardware-id", LOOPBACK)["busids"] == []
         assert bound(daemon) == []
     finally:
         daemon.kill()
@@ -80,12 +82,12 @@ def test_a_damaged_store_is_replaced_and_the_doctor_says_so(tmp_path: Path) -> N
     state = tmp_path / "state"
     daemon = Daemon(tmp_path, "loopback", "", "--state", str(state))
     try:
-        daemon.document("bind", "--hardware-id", ABSENT)
+        daemon.document("bind", "--hardware-id", LOOPBACK)
         daemon.kill()
         for file in state.glob("usbipd.sqlite*"):
             file.write_bytes(b"not a database " * 1000)
         daemon = Daemon(tmp_path, "loopback", "", "--state", str(state))
-        assert bound(daemon) == [(0x0BAD, 0xCAFE, None)]
+        assert bound(daemon) == [LOOPBACK]
         checks = json.loads(daemon.usbipd("doctor", "--json").stdout)["checks"]
         store = [check for check in checks if check["name"] == "store" and check["state"] != "ok"]
         assert "damaged" in " ".join(check["message"] for check in store)
@@ -282,7 +284,7 @@ def test_processes_killed_at_random(tmp_path: Path) -> None:
     daemon = start()
     seen: set[int] = set()
     try:
-        daemon.document("bind", "--hardware-id", ABSENT)
+        daemon.document("bind", "--hardware-id", LOOPBACK)
         for _round in range(ROUNDS):
             processes = daemon.status()["processes"]
             seen |= {process["pid"] for process in processes}
@@ -298,7 +300,7 @@ def test_processes_killed_at_random(tmp_path: Path) -> None:
             wait_for_successors(daemon, {victim["pid"] for victim in victims})
             for device in daemon.status()["devices"]:
                 daemon.wait_for_state(device["busid"], "shared")
-            assert bound(daemon) == [(0x0BAD, 0xCAFE, None)]
+            assert bound(daemon) == [LOOPBACK]
         check_history(daemon)
         alive = {process["pid"] for process in daemon.status()["processes"]}
         assert running(sorted(seen - alive)) == []

@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+from pathlib import Path
 
 from tests.integration.conftest import StartDaemon
 from tests.integration.daemon import COMMAND, PATIENCE, Lines
@@ -14,8 +15,9 @@ BINDINGS = 40
 NETWORKS = [f"2001:db8:aaaa:bbbb:cccc:dddd:{number:x}:0/112" for number in range(0xF000, 0xF040)]
 
 
-def test_every_command(start_daemon: StartDaemon) -> None:
-    daemon = start_daemon("loopback,keyboard")
+def test_every_command(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    # with this host's devices, none of which is meant: bindings of what is not plugged in take them only
+    daemon = start_daemon("loopback,keyboard", "", "--real-devices", "--state", str(tmp_path / "state"))
     with ControlConnection(str(daemon.socket)) as extension:
         extension.open()
         for number in range(BINDINGS):

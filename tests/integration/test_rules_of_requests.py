@@ -7,7 +7,6 @@ import pytest
 from tests.client import Session, TransferError
 from tests.integration.conftest import Attach
 from usbipd.protocol.constants import (
-    LINUX_ENOENT,
     LINUX_EPIPE,
     MAX_ISO_PACKETS,
     URB_SHORT_NOT_OK,
@@ -64,7 +63,7 @@ def test_set_interface_switches_endpoints_on_and_off(attach: Attach) -> None:
         assert selected(session) == 0
         with pytest.raises(TransferError) as failed:
             session.bulk_in(AUDIO_IN, AUDIO_PACKET)
-        assert failed.value.status == -LINUX_ENOENT
+        assert failed.value.status == -LINUX_EPIPE
         select(session, 1)
         assert selected(session) == 1
         assert session.iso_in(AUDIO_IN, [AUDIO_PACKET] * 3).actual_length == 3 * AUDIO_PACKET
@@ -92,7 +91,7 @@ def test_set_configuration_takes_the_endpoints_with_it(attach: Attach) -> None:
     assert configuration() == b"\x00"
     with pytest.raises(TransferError) as failed:
         session.bulk_in(SOURCE_IN, 64)
-    assert failed.value.status == -LINUX_ENOENT
+    assert failed.value.status == -LINUX_EPIPE
     session.control_out(USB_RECIP_DEVICE, USB_REQ_SET_CONFIGURATION, 1)
     assert configuration() == b"\x01"
     assert len(session.bulk_in(SOURCE_IN, 64)) == 64

@@ -2,12 +2,19 @@
 
 import ipaddress
 import re
+import socket
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usbipd.addresses import ListenAddress, parse_listen, parse_network
+from usbipd.addresses import (
+    ListenAddress,
+    explain_absent,
+    parse_listen,
+    parse_network,
+    require_presence,
+)
 from usbipd.errors import UsageError
 
 
@@ -144,3 +151,35 @@ def test_any_text_is_an_address_to_listen_on_or_refused(text: str) -> None:
     except UsageError:
         return
     assert parse_listen(str(address)) == address
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("::1:3240", "[::1]:3240"),
+        ("2001:db8::5:80", "[2001:db8::5]:80"),
+        ("::4000", "[::]:4000"),
+        ("fe80::1", None),
+        ("2001:db8::5:99999", None),
+        ("2001:db8::ab", None),
+        ("[::1:3240]:4000", None),
+        ("192.0.2.1", None),
+    ],
+)
+def test_an_address_that_is_not_there_may_have_been_meant_with_a_port(text: str, meant: str | None) -> None:
+    try:
+        address = parse_listen(text)
+    except UsageError:
+        assert meant is None
+        return
+    error = explain_absent(address)
+    assert error.code == "no-such-address"
+    expected = "choose one of this host's" if meant is None else f"is written in brackets: {meant}"
+    assert expected in (error.advice or "")
+
+
+def test_presence_takes_no_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        require_presence(ListenAddress("127.0.0.1", listener.getsockname()[1]))
+    with pytest.raises(UsageError, match="this host has no such address"):
+        require_presence(ListenAddress("192.0.2.1", 3240))

@@ -20,6 +20,7 @@ def test_an_empty_file_has_the_defaults() -> None:
     assert config.addresses == (ListenAddress("127.0.0.1", 3240),), "nobody else reaches it unless asked for"
     assert (config.allow, config.access) == ((), ())
     assert (config.log_level, config.log_to) == ("info", "stderr")
+    assert not config.offer_imported, "two hosts could share one device in a circle"
     assert config.limits == Limits(
         max_connections=128,
         max_connections_per_address=32,
@@ -50,6 +51,7 @@ allow = [
 user = "nobody"
 log_level = "debug"
 log_to = "syslog"
+offer_imported = true
 
 [limits]
 max_connections = 5
@@ -78,6 +80,7 @@ def test_all_keys(tmp_path: Path) -> None:
     assert config.addresses == (ListenAddress("0.0.0.0", 3240), ListenAddress("::1", 4000))
     assert config.allow == ("192.168.1.0/24", "::1")
     assert (config.user, config.log_level, config.log_to) == ("nobody", "debug", "syslog")
+    assert config.offer_imported
     assert config.limits == Limits(
         max_connections=5,
         max_connections_per_address=2,
@@ -123,7 +126,8 @@ ALLOW = '\nallow = ["::1"]'
         (f'[[access]]\nbus_id = "1-1"{ALLOW}', ", line 2: access[0].bus_id: unknown key: did you mean 'bus"),
         (
             "zzz = 1",
-            ", line 1: zzz: unknown key: known are listen, allow, user, log_level, log_to, limits, access",
+            ", line 1: zzz: unknown key: known are listen, allow, user, log_level, log_to, "
+            "offer_imported, limits, access",
         ),
         ("[limits]\nzzz = 1", ", line 2: limits.zzz: unknown key: known are max_connections, max_con"),
         ("[[access]]\nzzz = 1", ", line 2: access[0].zzz: unknown key: known are busid, hardware_id, serial"),

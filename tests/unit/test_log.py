@@ -1,5 +1,6 @@
 """The one format of all processes' logs."""
 
+import asyncio
 import logging
 import os
 import re
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from usbipd import log
+from tests.unit.own_log import OwnLog, own_log
+from usbipd import limiter, log
 from usbipd.errors import UsageError
+from usbipd.limiter import BURST
 
 
 def run(program: str) -> tuple[int, list[str]]:
@@ -117,7 +120,65 @@ def test_the_last_errors_are_kept(caplog: pytest.LogCaptureFixture) -> None:
     assert counter.count == 32
     assert [error.message.split()[0] for error in counter.last] == [str(n) for n in range(10, 30)]
     assert {len(error.message) for error in counter.last} == {500}
-    assert counter.last[-1].message.endswith("...")
+    assert counter.last[-1].message.endswith("…")
+
+
+def test_errors_that_others_cause_do_not_push_out_the_rest() -> None:
+    logger = logging.Logger("alone")
+    counter = log.ErrorCounter()
+    logger.addHandler(counter)
+    logger.error("our own")
+    for number in range(100):
+        logger.error("%s: %d", "a stranger", number, extra=log.LIMITED)
+    assert counter.count == 101
+    assert [error.message for error in counter.last] == ["our own", "a stranger: 99"]
+
+
+@pytest.mark.parametrize("level", ["info", "debug"])
+def test_only_what_others_cause_is_limited(level: str) -> None:
+    logger = logging.getLogger("usbipd.test")
+    with own_log(level) as lines:
+        for number in range(BURST + 10):
+            logger.info("%d of our own", number)
+            logger.info("%d of others", number, extra=log.LIMITED)
+            logger.warning("%d of others", number, extra=log.LIMITED)
+        assert len(lines.lines("of our own")) == BURST + 10
+        of_others = BURST + 10 if level == "debug" else BURST
+        assert len(lines.lines("INFO server")) == BURST + 10 + of_others
+        assert len(lines.lines("WARNING server")) == of_others
+
+
+def test_what_was_left_out_is_told_at_the_end() -> None:
+    _pid, lines = run(
+        "log.configure('worker')\n"
+        f"for number in range({BURST} + 7): logging.error('no %d', number, extra=log.LIMITED)"
+    )
+    assert len(lines) == BURST + 1
+    assert lines[-1].endswith(f": 7 more lines like this, the last one: no {BURST + 6}")
+    assert " ERROR worker[" in lines[-1]
+
+
+def test_an_event_loop_tells_it_as_soon_as_it_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if another thread has logged, and if the loop has ended meanwhile."""
+    monkeypatch.setattr(limiter, "INTERVAL", 0.01)
+    logger = logging.getLogger("usbipd.test")
+
+    def flood() -> None:
+        for number in range(BURST + 5):
+            logger.error("no %d", number, extra=log.LIMITED)
+
+    async def test(lines: OwnLog) -> None:
+        log.use_timer(asyncio.get_running_loop())
+        await asyncio.to_thread(flood)
+        async with asyncio.timeout(20):
+            while lines.count("no ") < BURST + 5:  # noqa: ASYNC110 - a log has no event
+                await asyncio.sleep(0.001)
+
+    with own_log() as lines:
+        asyncio.run(test(lines))
+        flood()
+        log.tell_left_out()
+        assert lines.count("no ") == 2 * (BURST + 5)
 
 
 def test_an_error_that_cannot_be_read_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,3 +309,19 @@ def test_what_may_not_be_configured(to: str) -> None:
 def test_an_unknown_destination() -> None:
     with pytest.raises(UsageError, match="'printer' is unknown: one of stderr, syslog"):
         log.send_to("printer")
+
+
+def test_both_streams_of_a_child_go_to_the_file_that_it_is_handed(tmp_path: Path) -> None:
+    program = """
+import os, sys
+from usbipd import log
+log.take_over(int(sys.argv[1]))
+print("out", flush=True)
+print("err", file=sys.stderr, flush=True)
+"""
+    path = tmp_path / "log"
+    with path.open("w") as file:
+        command = [sys.executable, "-c", program, str(file.fileno())]
+        done = subprocess.run(command, capture_output=True, pass_fds=[file.fileno()], check=True)
+    assert (done.stdout, done.stderr) == (b"", b"")
+    assert path.read_text() == "out\nerr\n"

@@ -40,6 +40,16 @@ def test_the_pid_file_says_who_we_are_and_is_removed(files: paths.RuntimeFiles) 
     assert not files.directory.exists()
 
 
+def test_the_pid_file_may_be_read_whatever_the_umask_is(files: paths.RuntimeFiles) -> None:
+    files.prepare()
+    before = os.umask(0o077)
+    try:
+        files.write_pid()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(files.pid_file.stat().st_mode) == 0o644
+
+
 def test_a_pid_file_that_cannot_be_written(files: paths.RuntimeFiles) -> None:
     files.prepare()
     files.pid_file.mkdir()
@@ -185,7 +195,29 @@ def test_a_state_directory_that_others_may_write_is_refused(tmp_path: Path, mode
     tmp_path.chmod(mode)
     with pytest.raises(UsbipdError, match="may be written by another user") as caught:
         paths.prepare_state_directory(tmp_path)
-    assert caught.value.advice == f"remove {tmp_path}, or choose another place with --state"
+    assert caught.value.advice == "choose another place with --state, in a directory that only you can change"
+
+
+@pytest.mark.parametrize("what", ["a file", "of others", "not empty"])
+def test_no_advice_touches_a_directory_that_may_be_another_s(tmp_path: Path, what: str) -> None:
+    """--socket may name any file: that of /tmp/x.sock is /tmp."""
+    directory = tmp_path / "directory"
+    files = paths.RuntimeFiles(directory / "x.sock")
+    if what == "a file":
+        directory.touch()
+    else:
+        directory.mkdir()
+        directory.chmod(0o1777 if what == "of others" else 0o755)
+        (directory / paths.CHROOT / "kept").mkdir(parents=True)
+    if what == "not empty" and os.geteuid() != 0:
+        pytest.skip("only root's server has a chroot")
+    if what == "not empty":
+        files.prepare()
+    with pytest.raises(UsbipdError) as caught:
+        (files.prepare_chroot if what == "not empty" else files.prepare)()
+    assert caught.value.advice is not None
+    assert str(tmp_path) not in caught.value.advice
+    assert caught.value.advice.startswith("choose another place with --socket")
 
 
 def test_a_state_directory_that_others_may_read_is_not(tmp_path: Path) -> None:
@@ -216,3 +248,16 @@ def test_a_place_that_may_not_be_looked_into(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UsbipdError, match="Permission denied") as caught:
         paths.prepare_state_directory(tmp_path / "usbipd")
     assert caught.value.advice == "choose another place with --state"
+
+
+def test_a_unit_counts_where_systemd_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    booted, units = tmp_path / "booted", tmp_path / "units"
+    monkeypatch.setattr(paths, "_SYSTEMD_RUNS", str(booted))
+    monkeypatch.setattr(paths, "_UNIT_DIRECTORIES", (str(tmp_path / "none"), str(units)))
+    units.mkdir()
+    (units / "usbipd.service").touch()
+    assert paths.systemd_unit() is None
+    booted.mkdir()
+    assert paths.systemd_unit() == units / "usbipd.service"
+    (units / "usbipd.service").unlink()
+    assert paths.systemd_unit() is None

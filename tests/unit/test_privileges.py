@@ -132,3 +132,16 @@ def test_the_kernel_names_the_peer() -> None:
 
 def test_a_user_without_a_name_is_a_number() -> None:
     assert privileges.user_name(3_999_999_999) == "3999999999"
+
+
+@as_root
+def test_of_a_peer_in_very_many_groups_its_own_counts() -> None:
+    """The kernel names all or none, and Python has room for 256 of them."""
+    done = run_dropped(
+        "import socket\n"
+        "os.setgroups(range(1000, 1300))\n"
+        "one, other = socket.socketpair()\n"
+        "print(json.dumps(list(privileges.peer_of(one).groups)))"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [os.getegid()]

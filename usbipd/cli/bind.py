@@ -8,7 +8,6 @@ from usbipd.cli.device import binding_name, device_name
 from usbipd.cli.documents import BindDocument, render
 from usbipd.cli.hardware import add_hardware_arguments, check_hardware_arguments, hardware_of
 from usbipd.cli.outcome import emit, say
-from usbipd.cli.table import printable
 from usbipd.cli.verb import Verb, add_json_argument, always, check_networks, network
 from usbipd.ipc.messages import Command
 from usbipd.ipc.reports import BindParameters, BindResult, Networks
@@ -72,7 +71,7 @@ def _outcome(result: BindResult) -> str:
     lines = [f"{device.busid} is shared{with_whom}: {device_name(device)}" for device in result.devices]
     if not lines:
         lines.append(f"{binding_name(result.binding)} will be shared{with_whom} when it is plugged in.")
-    return "\n".join(printable(line) for line in lines)
+    return "\n".join(lines)
 
 
 def _with_whom(result: BindResult) -> str:

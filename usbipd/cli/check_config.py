@@ -10,8 +10,10 @@ import msgspec
 from usbipd import paths
 from usbipd.cli.documents import Document, render
 from usbipd.cli.outcome import emit
-from usbipd.cli.table import printable
 from usbipd.config import ServerConfig, load
+from usbipd.errors import UsageError
+from usbipd.extension.host_needs import check_host
+from usbipd.text import readable
 
 
 class ConfigDocument(Document, frozen=True, kw_only=True):
@@ -28,13 +30,19 @@ def check_config(named: Path | None, *, as_json: bool) -> None:
     """
     file = named or usual_file()
     config = ServerConfig() if file is None else load(file)
+    if named is not None or os.geteuid() == 0:  # else it is root's, who may do more
+        try:
+            check_host(config)
+        except UsageError as error:
+            where = "the defaults" if file is None else file
+            raise UsageError(f"{where}: {error.message}", code=error.code, advice=error.advice) from error
     settings = msgspec.structs.replace(config, listen=tuple(str(address) for address in config.addresses))
     if as_json:
         emit(render(ConfigDocument(file=None if file is None else str(file), settings=settings)))
         return
     verdict = f"{paths.config_file()} is not there: the defaults apply" if file is None else f"{file}: ok"
     lines = [verdict, "", *_toml(msgspec.to_builtins(settings))]
-    emit("".join(f"{printable(line)}\n" for line in lines))
+    emit("".join(f"{readable(line)}\n" for line in lines))
 
 
 def usual_file() -> Path | None:

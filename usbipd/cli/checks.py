@@ -14,7 +14,7 @@ from typing import Final
 import usb1
 
 from usbipd import __version__, launchd, paths, privileges
-from usbipd.cli.connection import ControlConnection
+from usbipd.cli.connection import ControlConnection, start_command
 from usbipd.cli.quantity import format_time
 from usbipd.errors import ExtensionUnreachableError, UsageError, UsbipdError
 from usbipd.extension.store_file import DATABASE
@@ -24,10 +24,9 @@ from usbipd.protocol.constants import USBIP_PORT
 
 MINIMUM_LIBUSB: Final = (1, 0, 26)  # as cython/claim.pyx
 LAUNCHCTL: Final = Path("/bin/launchctl")
+_ANOTHER_PLACE: Final = "Start it with another place for its socket, with --socket."
 TIMEOUT: Final = 2.0
 """Seconds that a look at the port or at launchd may take."""
-
-START: Final = "Start it: `sudo usbipd-ext --run`."
 
 
 def examine(extension: ControlConnection) -> list[CheckReport]:
@@ -39,7 +38,7 @@ def examine(extension: ControlConnection) -> list[CheckReport]:
     except UsageError:
         raise
     except ExtensionUnreachableError as error:
-        return [unreachable(error), *examine_host(Path(extension.path))]
+        return [unreachable(error, extension.path), *examine_host(Path(extension.path))]
     except UsbipdError as error:  # it runs, and says why it cannot
         return [failed("extension", error.message, *_advice(error))]
 
@@ -84,13 +83,13 @@ def check_extension(status: StatusResult) -> CheckReport:
     )
 
 
-def unreachable(error: ExtensionUnreachableError) -> CheckReport:
+def unreachable(error: ExtensionUnreachableError, control_socket: str) -> CheckReport:
     """The check that nothing else can be asked for."""
     if error.code == "not-running":
         return failed(
             "extension",
             error.message,
-            START,
+            f"Start it: {start_command(control_socket)}.",
             "If it ends at once, mend what its last line says.",
             "If it runs with another control socket, name that: `usbipd doctor --socket PATH`.",
         )
@@ -127,15 +126,14 @@ def check_runtime(control_socket: Path) -> CheckReport:
             "runtime", f"{directory}: {error.strerror}", f"Make it accessible: `ls -ld {directory}`."
         )
     if not stat.S_ISDIR(found.st_mode):
-        return failed("runtime", f"{directory} is not a directory", f"Remove {directory}.", START)
+        return failed("runtime", f"{directory} is not a directory", _ANOTHER_PLACE)
     if found.st_uid not in (0, os.geteuid()) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return failed(
             "runtime",
             f"{directory} belongs to or may be written by another user (uid {found.st_uid}, "
             f"mode {stat.S_IMODE(found.st_mode):04o}): no extension puts its socket there",
             f"See what is in it: `ls -la {directory}`.",
-            f"Remove {directory}, or choose another place with --socket.",
-            START,
+            _ANOTHER_PLACE,
         )
     if control_socket.is_socket():
         return ok(
@@ -154,7 +152,6 @@ def check_libusb() -> CheckReport:
             "libusb",
             f"libusb 1.0 cannot be loaded: {error}",
             "Install it: `sudo apt-get install libusb-1.0-0` (Debian), `brew install libusb` (macOS).",
-            START,
         )
     found = (version.major, version.minor, version.micro)
     text = ".".join(map(str, found))
@@ -163,7 +160,6 @@ def check_libusb() -> CheckReport:
             "libusb",
             f"libusb {text} is too old: usbipd needs {wanted} or newer",
             "Install a newer libusb, from the system's packages or from https://libusb.info.",
-            START,
         )
     return ok("libusb", f"libusb {text}")
 
@@ -192,7 +188,9 @@ def check_port(host: str, port: int) -> CheckReport:
     """Whether anything listens where the extension would."""
     try:
         socket.create_connection((host, port), TIMEOUT).close()
-    except OSError:  # refused, as it should be, or nobody that answers
+    except TimeoutError:  # a program listens, and is stopped or busy: its queue is full
+        pass
+    except OSError:  # refused, as it should be
         return ok("port", f"nothing listens on {host}:{port}")
     return failed(
         "port",

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import stat
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -111,6 +112,13 @@ class ControlConnection:
         return error
 
     def _unreachable(self, error: OSError) -> ExtensionUnreachableError:
+        if _is_no_socket(self.path):
+            return ExtensionUnreachableError(
+                f"{self.path} is no socket",
+                code="unreachable",
+                advice="name the control socket of the extension with --socket, or leave that out for the "
+                "usual one",
+            )
         if isinstance(error, FileNotFoundError | ConnectionRefusedError | NotADirectoryError):
             return ExtensionUnreachableError(
                 f"the extension is not running: nothing answers on {self.path}",
@@ -122,6 +130,12 @@ class ControlConnection:
                 f"you have no permission to use {self.path}",
                 code="no-permission",
                 advice="run the command with sudo, or as the user who started the extension",
+            )
+        if isinstance(error, BlockingIOError | TimeoutError):
+            return ExtensionUnreachableError(
+                f"the extension is busy: too many connections to {self.path} wait already",
+                code="busy",
+                advice="try again; if that does not help, look into its log, and restart it",
             )
         return ExtensionUnreachableError(
             f"cannot connect to the extension on {self.path}: {error.strerror or error}",
@@ -155,13 +169,34 @@ class ControlConnection:
         )
 
 
+def _is_no_socket(path: str) -> bool:
+    """Whether the path is that of something else; False if that cannot be told."""
+    try:
+        return not stat.S_ISSOCK(os.stat(path).st_mode)  # noqa: PTH116 - pathlib takes longer than all of it
+    except OSError:
+        return False
+
+
+def start_command(socket_path: str) -> str:
+    """The command that starts an extension with this control socket, between backquotes."""
+    from usbipd import paths  # here: not needed where something answers
+
+    if socket_path == system_control_socket():
+        job = paths.launch_daemon()
+        if job is not None and job.exists():
+            return f"`sudo launchctl kickstart system/{job.stem}`"
+        if paths.systemd_unit() is not None:
+            return "`sudo systemctl start usbipd`"
+    return "`sudo usbipd-ext --run`"
+
+
 def _how_to_start(socket_path: str) -> str:
     """What to do when nothing answers there."""
-    from usbipd import paths  # here: where something answers, nobody needs it
+    from usbipd import paths  # here as above
 
     job = paths.launch_daemon()
     if job is None or not job.exists() or socket_path != system_control_socket():
-        return "start it with `sudo usbipd-ext --run`, or name its socket with --socket"
+        return f"start it with {start_command(socket_path)}, or name its socket with --socket"
     from usbipd.launchd import steps_to_load  # on a Mac that has a problem
 
     steps = "".join(f"\n  {number}. {step}" for number, step in enumerate(steps_to_load(job), 1))

@@ -5,7 +5,6 @@ import argparse
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.documents import DetachDocument, render
 from usbipd.cli.outcome import emit, say
-from usbipd.cli.table import printable
 from usbipd.cli.verb import Verb, add_json_argument, always
 from usbipd.ipc.messages import Command
 from usbipd.ipc.reports import DetachParameters, DetachResult
@@ -28,7 +27,7 @@ def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
     if arguments.json:
         emit(render(DetachDocument(busid=arguments.busid, client=client)))
     else:
-        say(printable(f"{arguments.busid}: {client} was cut off; the device is still shared"))
+        say(f"{arguments.busid}: {client} was cut off; the device is still shared")
     return 0
 
 

@@ -52,7 +52,9 @@ def format_failures(devices: Iterable[DeviceReport], width: int) -> str:
         named = device.error.startswith(device.busid)
         text += wrap(device.error, width, "  ", first="" if named else f"{device.busid}: ")
         if device.advice is not None:
-            text += wrap(device.advice, width, "  ", first="  hint: ")
+            from usbipd.spelling import Spelling  # here: mostly, nothing has failed
+
+            text += wrap(Spelling.here().spell(device.advice), width, "  ", first="  hint: ")
         if device.next_try is not None:
             text += f"  next try: {format_clock(device.next_try)}\n"
     return text

@@ -18,6 +18,7 @@ from usbipd.cli.terminal import terminal_width
 from usbipd.cli.verb import Verb, never
 from usbipd.errors import UsageError
 from usbipd.ipc.reports import CheckReport, CheckState
+from usbipd.spelling import Spelling
 from usbipd.usb.identity import parse_busid
 
 REPORT_TO_STDOUT: Final = Path("-")
@@ -111,12 +112,12 @@ def format_checks(checks: Sequence[CheckReport], width: int) -> str:
     names = max((len(check.name) for check in checks), default=0)
     states = max(len(state.value) for state in CheckState)
     indent = " " * (states + 2)
-    text = ""
+    text, spelling = "", Spelling.here()
     for check in checks:
         begin = f"{check.state.value:<{states}}  {check.name:<{names}}  "
         text += wrap(check.message, width, indent, first=begin)
         for number, step in enumerate(check.steps, 1):
-            text += wrap(step, width, f"{indent}   ", first=f"{indent}{number}. ")
+            text += wrap(spelling.spell(step), width, f"{indent}   ", first=f"{indent}{number}. ")
     return text
 
 

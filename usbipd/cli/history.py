@@ -90,9 +90,10 @@ def _device(entry: HistoryEntry) -> str:
 
 def _details(entry: HistoryEntry) -> str:
     """How long what has ended lasted, what went through it, and why."""
-    figures = []
+    figures = [] if entry.count == 1 else [f"{entry.count} times, the last one shown"]
     if entry.seconds is not None:
-        figures.append(f"after {format_duration(entry.seconds)}")
+        duration = format_duration(entry.seconds)
+        figures.append(f"after {duration}" if entry.count == 1 else f"{duration} in all")
     if entry.bytes_in is not None:
         figures.append(f"{format_bytes(entry.bytes_in)} in")
     if entry.bytes_out is not None:

@@ -11,6 +11,7 @@ import usb1
 from usbipd import __version__, paths
 from usbipd.cli.checks import LAUNCHCTL, TIMEOUT
 from usbipd.cli.report_document import HostFacts, LaunchdJob
+from usbipd.text import readable
 
 SYSCTL: Final = Path("/usr/sbin/sysctl")
 LINUX_MODEL: Final = Path("/sys/class/dmi/id/product_name")  # Documentation/ABI/testing/sysfs-class-dmi
@@ -46,7 +47,7 @@ def _model_of_mac() -> tuple[str | None, str | None]:
 
 def _first_line(path: Path) -> str | None:
     try:
-        return path.read_text(errors="replace").strip() or None
+        return readable(path.read_bytes().strip()) or None
     except OSError:
         return None
 

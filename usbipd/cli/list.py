@@ -70,7 +70,8 @@ def format_list(result: ListResult, width: int) -> str:
             format_local(result.devices, width) + format_failures(result.devices, width) + restrictions
         )
     if absent := [binding for binding in result.bindings if not binding.devices]:
-        parts.append(f"Bound, not plugged in:\n{format_absent(absent, width)}")
+        replacements = format_replacements(result, absent, width)
+        parts.append(f"Bound, not plugged in:\n{format_absent(absent, width)}{replacements}")
     return "\n".join(parts)
 
 
@@ -127,6 +128,26 @@ def format_absent(bindings: list[BindingReport], width: int) -> str:
         for binding in bindings
     ]
     return format_table(columns, rows, width)
+
+
+def format_replacements(result: ListResult, absent: list[BindingReport], width: int) -> str:
+    """The devices that are at the port of another one that is bound, and what makes them different."""
+    text = ""
+    for binding in absent:
+        if (found := result.instead_of(binding)) is not None:
+            begin = f"{found.busid}: "
+            now = describe(found.vendor_id, found.product_id, found.serial)
+            bound = describe(binding.vendor_id, binding.product_id, binding.serial)
+            text += wrap(f"{now} is plugged in, bound is {bound}", width, "  ", first=begin)
+            unbind, bind = (f"`usbipd {verb} --busid {found.busid}`" for verb in ("unbind", "bind"))
+            text += wrap(f"hint: to share it instead, {unbind}, then {bind}", width, "    ", first="  ")
+    return text
+
+
+def describe(vendor_id: int, product_id: int, serial: str | None) -> str:
+    """What tells one device from another, for a sentence."""
+    ids = hardware_id(vendor_id, product_id)
+    return ids if serial is None else f"{ids} serial number {serial}"
 
 
 def list_remote(host: str, port: int, *, timeout: float, as_json: bool) -> None:

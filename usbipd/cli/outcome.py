@@ -58,7 +58,9 @@ def report(program: str, error: UsbipdError, *, as_json: bool) -> None:
     """Print `error` for people, and under `--json` for programs."""
     say(f"{program}: {error.message}")
     if error.advice is not None:
-        say(f"hint: {error.advice}")
+        from usbipd.spelling import Spelling  # here: most commands have no advice to give
+
+        say(f"hint: {Spelling.here().spell(error.advice)}")
     if as_json:
         # Imported here: an error of usage needs no messages.
         from usbipd.cli.documents import error_document, render

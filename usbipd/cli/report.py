@@ -44,6 +44,7 @@ from usbipd.ipc.reports import (
     UnbindParameters,
     UnbindResult,
 )
+from usbipd.text import readable
 from usbipd.usb.ownership import Ownership, host_ownership
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ def _entry(entry: "Entry") -> RegistryEntry:
     return RegistryEntry(
         depth=entry.depth,
         class_name=entry.class_name,
-        name=entry.name,
+        name=readable(entry.name),
         registry_id=entry.registry_id,
         interface=number if isinstance(number, int) else None,
         owner=_text(properties.get("UsbExclusiveOwner")),
@@ -253,7 +254,7 @@ def _entry(entry: "Entry") -> RegistryEntry:
 
 
 def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
+    return readable(value) if isinstance(value, str) else None
 
 
 def interface_classes(busid: str) -> list[int]:

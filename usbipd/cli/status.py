@@ -62,6 +62,7 @@ def format_status(status: StatusResult, width: int, *, with_processes: bool) -> 
         parts.append(format_failures(shared, width))
     else:
         parts.append("No device is shared.\n")
+    parts.append(format_silent(status.processes, width))
     parts.append(format_errors(status.last_errors, width))
     if with_processes:
         parts.append(format_processes(status.processes, width))
@@ -146,6 +147,17 @@ def _traffic(device: DeviceReport) -> tuple[str, ...]:
         short_latency(latency.p50_us) if latency else "",
         short_latency(latency.p99_us) if latency else "",
     )
+
+
+def format_silent(processes: list[ProcessReport], width: int) -> str:
+    """The processes that do not answer."""
+    text = ""
+    for process in processes:
+        if process.silent_for is not None:
+            who = f"{process.role}[{process.pid}]" + (f" {process.busid}" if process.busid else "")
+            silence = format_duration(process.silent_for)
+            text += wrap(f"{who} has not answered for {silence}: see `usbipd doctor`", width, "  ", first="")
+    return text
 
 
 def format_errors(errors: list[LoggedError], width: int) -> str:

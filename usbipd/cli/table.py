@@ -1,7 +1,6 @@
 """Tables and sentences for people's eyes, at most as wide as the terminal.  Runs in the caller's process.
 
-Cells may hold what a USB device says of itself, so nothing here trusts them: control characters, which could
-drive the terminal, become U+FFFD.
+What is shown is fit for a terminal: it was cleaned where it came in (`usbipd/text.py`).
 """
 
 import unicodedata
@@ -10,7 +9,8 @@ from typing import Final
 
 import msgspec
 
-ELLIPSIS: Final = "…"
+from usbipd.text import ELLIPSIS
+
 GAP: Final = "  "
 
 
@@ -20,13 +20,6 @@ class Column(msgspec.Struct, frozen=True):
     title: str
     minimum: int | None = None
     right: bool = False
-
-
-def printable(text: str) -> str:
-    """`text` on one line, with nothing in it that a terminal would obey."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def display_width(text: str) -> int:
@@ -54,7 +47,7 @@ def wrap(text: str, width: int, indent: str = "", first: str | None = None) -> s
     width = max(width, display_width(indent) + 2)  # so that each line has room for a character
     lines, line = [], indent if first is None else first
     blank = ""
-    for word in printable(text).split():
+    for word in text.split():
         if blank and display_width(line) + 1 + display_width(word) > width:
             lines.append(line)
             line, blank = indent, ""
@@ -77,9 +70,8 @@ def _beginning(text: str, width: int) -> str:
 
 def format_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> str:
     """Title line and `rows`, each line ended; cells shrink, where their column allows it, to fit `width`."""
-    cells = [[printable(cell) for cell in row] for row in rows]
     widths = [
-        max(display_width(text) for text in (column.title, *(row[index] for row in cells)))
+        max(display_width(text) for text in (column.title, *(row[index] for row in rows)))
         for index, column in enumerate(columns)
     ]
     excess = sum(widths) + len(GAP) * (len(columns) - 1) - width
@@ -93,7 +85,7 @@ def format_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width
             break
         widths[max(spare, key=lambda index: spare[index])] -= 1
         excess -= 1
-    lines = [[column.title for column in columns], *cells]
+    lines = [[column.title for column in columns], *rows]
     return "".join(_line(columns, line, widths) + "\n" for line in lines)
 
 

@@ -7,7 +7,6 @@ from usbipd.cli.device import binding_name
 from usbipd.cli.documents import UnbindDocument, render
 from usbipd.cli.hardware import add_hardware_arguments, check_hardware_arguments, hardware_of
 from usbipd.cli.outcome import emit, say
-from usbipd.cli.table import printable
 from usbipd.cli.verb import Verb, add_json_argument, always
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.reports import BindingReport, ListResult, UnbindParameters, UnbindResult
@@ -56,7 +55,7 @@ def _outcome(result: UnbindResult, still: dict[str, BindingReport]) -> str:
         f"{device} is still shared: it is bound as {binding_name(binding)} too"
         for device, binding in sorted(still.items())
     ]
-    return "\n".join(printable(line) for line in lines) or "Nothing was bound."
+    return "\n".join(lines) or "Nothing was bound."
 
 
 VERB = Verb(

@@ -14,7 +14,7 @@ from usbipd.cli.connection import ControlConnection
 from usbipd.cli.documents import StatusDocument, render_line
 from usbipd.cli.outcome import emit, say
 from usbipd.cli.quantity import format_clock, format_time
-from usbipd.cli.table import display_width, printable, shorten, wrap
+from usbipd.cli.table import display_width, shorten, wrap
 from usbipd.cli.terminal import terminal_size, terminal_width
 from usbipd.errors import ExtensionUnreachableError, UsbipdError
 from usbipd.ipc.messages import Command, Nothing
@@ -135,7 +135,7 @@ class Blocks:
         emit(f"{format_time(time.time())}\n{self._text(status, terminal_width())}\n")
 
     def tell(self, notice: str) -> None:
-        say(f"{format_time(time.time())} {printable(notice)}")
+        say(f"{format_time(time.time())} {notice}")
 
     def close(self) -> None:
         pass

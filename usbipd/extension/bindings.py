@@ -8,7 +8,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from usbipd.config import AccessRule
 from usbipd.errors import UsageError, UsbipdError
@@ -29,6 +29,21 @@ CREATED_BY_US: Final = "usbipd-ext"
 
 _Place = tuple[int | None, int | None, str | None]
 """idVendor, idProduct and, where the rule is for one port only, its busid."""
+
+
+class DeviceAccess(NamedTuple):
+    """Which clients may know of a device and use it; two devices with the same lists are equal here."""
+
+    any_of: tuple[AccessList, ...]
+    """Of the bindings that share it."""
+    all_of: tuple[AccessList, ...]
+    """Of the `[[access]]` tables that fit it."""
+
+    def allows(self, address: str) -> bool:
+        """Whether a client at `address` may."""
+        return any(access.allows(address) for access in self.any_of) and all(
+            access.allows(address) for access in self.all_of
+        )
 
 
 class Bindings:
@@ -73,11 +88,12 @@ class Bindings:
                 busids[binding.rule].append(record.busid)
         return [report_binding(binding, busids[binding.rule]) for binding in bindings]
 
-    def allow(self, record: DeviceRecord, address: str) -> bool:
-        """Whether a client at `address` may know of the device and use it."""
+    def access_to(self, record: DeviceRecord) -> "DeviceAccess":
+        """Which clients may know of the device and use it."""
         lists = (self._lists.get(binding.rule) for binding in self.that_fit(record))
-        return any(access is not None and access.allows(address) for access in lists) and all(
-            access.allows(address) for rule, access in self._access if rule.fits(record)
+        return DeviceAccess(
+            tuple(access for access in lists if access is not None),
+            tuple(access for rule, access in self._access if rule.fits(record)),
         )
 
     def bind_simulated(self, record: DeviceRecord) -> None:

@@ -23,7 +23,7 @@ from usbipd.ipc.messages import EventName
 from usbipd.ipc.reports import Counters, DeviceState, HistoryEvent, Rate
 from usbipd.protocol.op import UsbDevice
 from usbipd.usb.discovery import DeviceRecord
-from usbipd.worker.report import read_counters, read_rate
+from usbipd.worker.report import read_blocked, read_counters, read_rate
 
 
 class ClaimState(Enum):
@@ -98,6 +98,8 @@ class Claim:
         """Of the monotonic clock, in seconds: when the worker took the device; None: it has none."""
         self._is_gone = False
         """Whether the device was unplugged after it was taken."""
+        self._said_gone = False
+        """Whether the worker has sent DEVICE_GONE."""
         self._page: mmap.mmap | None = None
         self._change = asyncio.Event()
 
@@ -204,16 +206,21 @@ class Claim:
         self._chronicle.happened(HistoryEvent.ATTACHED, self.record, client=client)
 
     def heard(self, event: Event) -> None:
-        """The worker tells something.  Raises `IPCError` if it cannot be so."""
+        """Handle an event from the worker.  Raises `IPCError` if it does not fit the state.
+
+        DETACHED and RESTORED are valid once per ATTACH, in this order, and DEVICE_GONE once.  So the work
+        that events cause (history, watchers) is bounded by the number of attachments.
+        """
         if self.state is ClaimState.ENDED:
             return  # said before it read that it is to give its device back
         if event.event is EventName.DETACHED and self.state is ClaimState.ATTACHED:
             assert isinstance(event.parameters, DetachedParameters)
             self._end_session(event.parameters.reason)
             self._become(ClaimState.RESTORING)
-        elif event.event is EventName.RESTORED and self.state in (ClaimState.RESTORING, ClaimState.READY):
+        elif event.event is EventName.RESTORED and self.state is ClaimState.RESTORING:
             self._become(ClaimState.READY)
-        elif event.event is EventName.DEVICE_GONE:
+        elif event.event is EventName.DEVICE_GONE and not self._said_gone:
+            self._said_gone = True
             self.vanished()
         else:
             raise IPCError(f"{event.event} while {self.state.value}", code="bad-message")
@@ -225,6 +232,10 @@ class Claim:
     def rate(self) -> Rate | None:
         """What it moves per second now; None while there is none."""
         return None if self._page is None else read_rate(self._page)
+
+    def blocked(self) -> float | None:
+        """Seconds for which the worker has been in a call that waits for the device; None: it is in none."""
+        return None if self._page is None else read_blocked(self._page)
 
     async def changed(self, seconds: float) -> bool:
         """Whether anything changes within `seconds`."""
@@ -258,6 +269,7 @@ class Claim:
 
     def _clear(self) -> None:
         self.worker = self.wire_device = self.device = self.reservation = self._page = None
+        self._said_gone = False
 
     def _become(self, state: ClaimState) -> None:
         self.state = state

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from usbipd.errors import ClaimError, UsbipdError
+from usbipd.errors import ClaimError, IPCError, UsbipdError
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.claim import Claim, ClaimedDevice
 from usbipd.extension.evidence import check_claimed, counter_page
@@ -31,6 +31,8 @@ from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import DeviceMemory, HistoryEvent
+from usbipd.log import LIMITED
+from usbipd.usb.daemon_thread import call_in_daemon_thread
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.ownership import Ownership
 from usbipd.usb.refusal import explain
@@ -41,10 +43,15 @@ CLAIM_TIMEOUT: Final = 60.0
 """Seconds from the start of a worker to its claim: drivers may take long to let go of a device."""
 END_TIMEOUT: Final = 1.0
 """Seconds that a worker has to end once it said that it is done."""
-DISCONNECT_TIMEOUT: Final = 10.0
-"""Seconds that a worker has to take a client's URBs back."""
+DISCONNECT_TIMEOUT: Final = 2.0
+"""Seconds that a worker has to end its client's session; longer than the pump's own `DRAIN_TIME`.  After that
+it is killed, whether it is stopped or waits for its device: the kernel cancels what it has in flight."""
+KILL_TIMEOUT: Final = 10.0
+"""Seconds that the kernel has to end a killed worker: it may be in a call that waits 5 s for the device."""
 PARTING_TIME: Final = 2.0
 """Seconds that a worker has to notice by itself that its device is gone."""
+DRIVERS_TIME: Final = 5.0
+"""Seconds that the host's drivers may take to come back before anything else goes on."""
 STARTING_AT_ONCE: Final = 4
 """Workers that start at one moment: more of them make each other slow, up to the timeout of all."""
 
@@ -152,7 +159,7 @@ class DeviceClaimer:
             await self._release(worker, timeout)
         # Also after a worker that gave back what it had taken: it does not know of drivers that were gone
         # when it came, since the worker before it was killed.
-        await self._give_back(worker, claim.record)
+        await self._give_back(worker, claim.record, timeout)
         await self._forget_intent(claim.record)
         _LOG.info("%s released", busid)
 
@@ -163,15 +170,32 @@ class DeviceClaimer:
             raise UsbipdError(
                 f"no client uses {busid}", code="not-attached", advice="`usbipd status` shows who uses what"
             )
-        client = claim.client
+        worker, client = claim.worker, claim.client
+        refusal: UsbipdError | None = None
         try:
-            await claim.worker.channel.request(
-                Command.DISCONNECT, Nothing(), Nothing, timeout=DISCONNECT_TIMEOUT
-            )
+            await worker.channel.request(Command.DISCONNECT, Nothing(), Nothing, timeout=DISCONNECT_TIMEOUT)
         except UsbipdError as error:
-            if error.code != "gone":  # a worker that could not take all URBs back has ended, and the session
-                raise
+            if error.code == "gone":  # a worker that could not take all URBs back has ended, and the session
+                return client
+            refusal = error
+        # A worker sends DETACHED before its answer, even if the client has just left on its own.
+        if claim.worker is worker and claim.client == client:
+            await self._cut_off(worker)
+        elif refusal is not None:
+            raise refusal
         return client
+
+    async def _cut_off(self, worker: Child) -> None:
+        """End a session by killing its worker; the next worker claims the device.  Raises `UsbipdError`."""
+        why = f"did not end its client's session within {DISCONNECT_TIMEOUT:g} s"
+        _LOG.warning("%s %s: killing it", worker.label, why)
+        worker.offence = IPCError(why, code="timeout")
+        if not await self._kill(worker):
+            raise UsbipdError(
+                f"{worker.label} was killed, but hangs in the kernel, which waits for {worker.busid}",
+                code="hangs",
+                advice="unplug the device",
+            )
 
     def compare(self, present: Sequence[DeviceRecord]) -> None:
         """These devices are plugged in now: what is not among them, or is another one, is let go of."""
@@ -202,7 +226,7 @@ class DeviceClaimer:
         if not await wait_ended(worker, PARTING_TIME):
             before = claim.record
             if not await self._is_present(claim) or claim.record.devnum != before.devnum:
-                _LOG.warning("%s has not noticed that its device is gone", worker.label)
+                _LOG.warning("%s has not noticed that its device is gone", worker.label, extra=LIMITED)
                 claim.vanished()
                 await self._dismiss(worker)
 
@@ -239,7 +263,7 @@ class DeviceClaimer:
                         return
                     delay = backoff.failed()
                     if claim.failed(error, delay):
-                        _LOG.error("%s cannot be claimed: %s", busid, error)
+                        _LOG.error("%s cannot be claimed: %s", busid, error, extra=LIMITED)
                 else:
                     if first is not None and not first.done():
                         first.set_result(device)
@@ -252,9 +276,9 @@ class DeviceClaimer:
                     await claim.worker.ended.wait()
                     delay = backoff.failed()
                     claim.lost(delay)
-                _LOG.info("%s has no worker: the next try comes in %.1f s", busid, delay)
+                _LOG.info("%s has no worker: the next try comes in %.1f s", busid, delay, extra=LIMITED)
                 await self._pause(busid, delay)
-            _LOG.info("%s was unplugged", busid)
+            _LOG.info("%s was unplugged", busid, extra=LIMITED)
             await self._forget_intent(claim.record)
             self._forget(claim, HistoryEvent.UNPLUGGED)
             self._on_end()
@@ -275,7 +299,7 @@ class DeviceClaimer:
         try:
             record = await self._find_device(claim.record.busid)
         except UsbipdError as error:
-            _LOG.error("cannot look for %s: %s", claim.record.busid, error)
+            _LOG.error("cannot look for %s: %s", claim.record.busid, error, extra=LIMITED)
             return True  # a try to claim it will tell
         if record is None or not _same_device(record, claim.record):
             return False
@@ -303,7 +327,7 @@ class DeviceClaimer:
                         )
                         check_claimed(record, result.device)
                     except BaseException:
-                        await self._give_back(worker, record)
+                        await self._give_back(worker, record, DRIVERS_TIME)
                         await self._forget_intent(record)
                         raise
             except OSError as error:
@@ -313,7 +337,8 @@ class DeviceClaimer:
                 raise await self._explain(record, error, worker) from error
         if parameters.log_level != self._log_level:  # it has changed meanwhile
             worker.channel.tell(Command.LOG, LogParameters(level=self._log_level))
-        _LOG.info("%s claimed (%s) by worker[%d]", record.busid, result.claim_method, worker.pid)
+        how = result.claim_method
+        _LOG.info("%s claimed (%s) by worker[%d]", record.busid, how, worker.pid, extra=LIMITED)
         return claim.taken(worker, result, page)
 
     async def _free_from_use(self, busid: str, *, force: bool) -> None:
@@ -349,7 +374,7 @@ class DeviceClaimer:
             try:
                 holders = await asyncio.to_thread(self._ownership.holders_of, record.busid)
             except OSError as problem:
-                _LOG.warning("cannot tell who holds %s: %s", record.busid, problem)
+                _LOG.warning("cannot tell who holds %s: %s", record.busid, problem, extra=LIMITED)
         return explain(record.busid, error, holders)
 
     def _parameters(self, record: DeviceRecord) -> ClaimParameters:
@@ -380,14 +405,14 @@ class DeviceClaimer:
                 StoredClaim(record.busid, record.vendor_id, record.product_id, time.time())
             )
         except UsbipdError as error:  # a full disk is no reason to share less
-            _LOG.error("the claim of %s is not noted: %s", record.busid, error)
+            _LOG.error("the claim of %s is not noted: %s", record.busid, error, extra=LIMITED)
 
     async def _forget_intent(self, record: DeviceRecord) -> None:
         if record.simulated is None:
             try:
                 await self._store.end_claim(record.busid)
             except UsbipdError as error:
-                _LOG.error("the end of the claim of %s is not noted: %s", record.busid, error)
+                _LOG.error("the end of the claim of %s is not noted: %s", record.busid, error, extra=LIMITED)
 
     # ---- the end of a worker -------------------------------------------------------------------------------
 
@@ -403,27 +428,45 @@ class DeviceClaimer:
             return
         await wait_ended(worker, END_TIMEOUT)
 
-    async def _give_back(self, worker: Child | None, record: DeviceRecord) -> None:
+    async def _give_back(self, worker: Child | None, record: DeviceRecord, seconds: float) -> None:
         """Make sure that the worker is gone and its device back with its drivers."""
         if worker is not None:
             worker.ending = True
             await self._dismiss(worker)
         if record.simulated is None:
-            await asyncio.to_thread(self._ownership.give_back, record.busid)
+            await self.reattach_drivers(record.busid, seconds)
+
+    async def reattach_drivers(self, busid: str, seconds: float) -> None:
+        """Have the host find drivers for the interfaces that have none.
+
+        That lasts as long as a driver probes the device; after `seconds` the host is left to it.
+        """
+        probing = call_in_daemon_thread(functools.partial(self._ownership.give_back, busid))
+        done, _pending = await asyncio.wait({probing}, timeout=seconds)
+        if not done:
+            _LOG.warning("%s: this host still looks for drivers after %g s", busid, seconds)
 
     async def _dismiss(self, worker: Child) -> None:
         """A worker ends when its channel does; one that hangs is killed."""
         worker.channel.close()
         if not await wait_ended(worker, END_TIMEOUT):
-            self._spawner.kill(worker)
-            await worker.ended.wait()
+            await self._kill(worker)
+
+    async def _kill(self, worker: Child) -> bool:
+        """Kill a worker; returns whether it ended within `KILL_TIMEOUT`."""
+        self._spawner.kill(worker)
+        if await wait_ended(worker, KILL_TIMEOUT):
+            return True
+        _LOG.error("%s was killed, but hangs in the kernel, which waits for its device", worker.label)
+        return False
 
 
 def _listener(claim: Claim) -> Callable[[Event], None]:
     def listen(event: Event) -> None:
         claim.heard(event)
         if isinstance(event.parameters, DetachedParameters | GoneParameters):
-            _LOG.info("%s %s: %s", claim.record.busid, event.event, event.parameters.reason)
+            reason = event.parameters.reason
+            _LOG.info("%s %s: %s", claim.record.busid, event.event, reason, extra=LIMITED)
 
     return listen
 

@@ -1,6 +1,15 @@
 """The control socket, by which local people and their programs talk to the extension.  Runs in the extension.
 
 Anybody may connect to root's daemon; the kernel says who it is, and `ipc/policy.py` what that one may ask.
+
+# What one user can make us do
+
+A user has at most `MAX_CONNECTIONS_PER_USER` connections, each of these at most `MAX_RUNNING_PER_CONNECTION`
+requests that are in progress or wait.  Of the requests that only read, `READING_PER_USER` are answered at
+once, and of those that describe all devices one; the others wait, users in turn (usbipd/fair_slots.py).  So a
+user who asks for more than we can do delays another one by a few answers, not by all of these.  Requests
+whose peer has left end, at the latest when their turn comes.  What changes something (BIND, UNBIND, DETACH)
+is not held up here: only administrators may do that.
 """
 
 import asyncio
@@ -19,11 +28,12 @@ from usbipd.errors import IPCError, UsbipdError
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.manager import SystemExtensionManager
 from usbipd.extension.monitor import StatusMonitor
+from usbipd.fair_slots import FairSlots
 from usbipd.ipc.async_channel import Channel
 from usbipd.ipc.channel import Request
 from usbipd.ipc.children import RunAs
 from usbipd.ipc.message import Message
-from usbipd.ipc.messages import Command, EventName, Nothing
+from usbipd.ipc.messages import ENDS_WITH_ITS_PEER, Command, EventName, Nothing
 from usbipd.ipc.policy import Role, role_of
 from usbipd.ipc.reports import (
     BindParameters,
@@ -33,6 +43,7 @@ from usbipd.ipc.reports import (
     HistoryResult,
     UnbindParameters,
 )
+from usbipd.log import LIMITED
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -40,6 +51,12 @@ MAX_CONNECTIONS_PER_USER: Final = 32
 """One user's programs cannot keep another's out."""
 ACCEPT_PAUSE: Final = 0.1
 """Seconds to wait when accept fails for want of descriptors or memory."""
+
+MAX_RUNNING_PER_CONNECTION: Final = 8
+"""Requests in progress; our commands have one."""
+READING: Final = 16
+"""Requests that only read and are answered at once, of all users."""
+READING_PER_USER: Final = 4
 
 TELL_AFTER: Final = 0.1
 """Seconds between a change and the word of it to those who watch: changes come in bursts."""
@@ -52,27 +69,45 @@ class Answers:
     manager: SystemExtensionManager
     monitor: StatusMonitor
     chronicle: Chronicle
-    describing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    reading: FairSlots[int] = field(
+        default_factory=lambda: FairSlots(total=READING, per_owner=READING_PER_USER)
+    )
+    """By uid."""
+    describing: FairSlots[int] = field(default_factory=lambda: FairSlots(total=1, per_owner=1))
     """Held while all devices are described: however many ask, that takes the memory of one answer."""
 
-    async def answer(self, request: Request, user: str) -> Message:
-        """The result of `request`, which this user may send.  Raises `UsbipdError`."""
-        manager, monitor, parameters = self.manager, self.monitor, request.parameters
+    async def answer(self, request: Request, peer: privileges.Peer, channel: Channel) -> Message:
+        """The result of `request`, which this peer may send by this channel.  Raises `UsbipdError`."""
+        if request.command is Command.WATCH:
+            return Nothing()
+        if request.command not in ENDS_WITH_ITS_PEER:
+            return await self._change(request, peer.name)
+        async with self.reading.hold(peer.uid):
+            await _end_if_left(channel)
+            if request.command not in (Command.LIST, Command.STATUS):
+                return await self._read(request)
+            async with self.describing.hold(peer.uid):
+                await _end_if_left(channel)
+                return await self._read(request)
+
+    async def _read(self, request: Request) -> Message:
+        parameters = request.parameters
         match request.command:
             case Command.LIST:
-                async with self.describing:
-                    return await manager.survey()
+                return await self.manager.survey()
             case Command.STATUS:
-                async with self.describing:
-                    return await monitor.report()
+                return await self.monitor.report()
             case Command.HISTORY:
                 assert isinstance(parameters, HistoryParameters)
-                entries = await monitor.get_claim_history(parameters.limit, parameters.before)
+                entries = await self.monitor.get_claim_history(parameters.limit, parameters.before)
                 return HistoryResult(entries=entries)
             case Command.HEALTH:
-                return await monitor.perform_health_check()
-            case Command.WATCH:
-                return Nothing()
+                return await self.monitor.perform_health_check()
+        raise _not_here(request.command)
+
+    async def _change(self, request: Request, user: str) -> Message:
+        manager, parameters = self.manager, request.parameters
+        match request.command:
             case Command.BIND:
                 assert isinstance(parameters, BindParameters)
                 bound = await manager.bind(parameters, user)
@@ -88,7 +123,17 @@ class Answers:
                 client = await manager.detach(parameters.busid)
                 _LOG.info("%s detached from %s by %s", client, parameters.busid, user)
                 return DetachResult(client=client)
-        raise UsbipdError(f"{request.command} is not for the control socket", code="not-permitted")
+        raise _not_here(request.command)
+
+
+async def _end_if_left(channel: Channel) -> None:
+    """Ends the request that calls it if its peer has left meanwhile."""
+    channel.close_if_left()
+    await asyncio.sleep(0)  # where the cancellation takes effect
+
+
+def _not_here(command: Command) -> UsbipdError:
+    return UsbipdError(f"{command} is not for the control socket", code="not-permitted")
 
 
 class IPCHandler:
@@ -173,7 +218,7 @@ class IPCHandler:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as error:
-            _LOG.error("cannot accept on the control socket: %s", error.strerror)
+            _LOG.error("cannot accept on the control socket: %s", error.strerror, extra=LIMITED)
             loop = asyncio.get_running_loop()
             loop.remove_reader(self._listener)  # who waits there would call us again at once
             loop.call_later(ACCEPT_PAUSE, self._listen)
@@ -181,11 +226,13 @@ class IPCHandler:
         try:
             peer, role = self.authenticate_client(connection)
         except OSError as error:
-            _LOG.warning("a client of the control socket cannot be identified: %s", error)
+            _LOG.warning("a client of the control socket cannot be identified: %s", error, extra=LIMITED)
             connection.close()
             return
         if Counter(self._channels.values())[peer.uid] >= MAX_CONNECTIONS_PER_USER:
-            _LOG.warning("%s[%d] refused: this user has too many connections", peer.name, peer.pid)
+            _LOG.warning(
+                "%s[%d] refused: this user has too many connections", peer.name, peer.pid, extra=LIMITED
+            )
             connection.close()
             return
         self._serve(connection, peer, role)
@@ -197,7 +244,7 @@ class IPCHandler:
             del self._channels[channel]
             self._watching.pop(channel, None)
             if reason is not None:
-                _LOG.warning("%s dropped: %s", who, reason)
+                _LOG.warning("%s dropped: %s", who, reason, extra=LIMITED)
 
         async def answer(request: Request) -> Message:
             _LOG.debug("%s asks for %s", who, request.command)
@@ -205,9 +252,16 @@ class IPCHandler:
                 self._watching[channel] = False
             await self._ready.wait()
             assert self._answers is not None
-            return await self._answers.answer(request, peer.name)
+            return await self._answers.answer(request, peer, channel)
 
-        channel = Channel(connection, name=who, role=role, on_request=answer, on_close=closed)
+        channel = Channel(
+            connection,
+            name=who,
+            role=role,
+            on_request=answer,
+            on_close=closed,
+            max_running=MAX_RUNNING_PER_CONNECTION,
+        )
         self._channels[channel] = peer.uid
 
     def _changed(self) -> None:

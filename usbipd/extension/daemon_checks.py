@@ -12,18 +12,26 @@ import psutil
 
 from usbipd.addresses import ListenAddress, parse_listen
 from usbipd.extension.claim import ClaimState
+from usbipd.extension.liveness import silence_of
 from usbipd.extension.store_file import KEPT_ASIDE
 from usbipd.extension.subject import Finding, HeldClaim, Subject, failed, ok, steps_of, warning
 from usbipd.extension.supervisor import LONGEST_DELAY, Child
-from usbipd.ipc.reports import BindingReport, DeviceReport
+from usbipd.ipc.reports import BindingReport, ListResult
 from usbipd.usb.identity import DeviceRule
 
 CONNECT_TIMEOUT: Final = 1.0
 """Seconds for a connection to ourselves."""
 
+LONGEST_CALL: Final = 30.0
+"""Seconds that a worker may wait for its device before it counts as hung: a reset, SET_CONFIGURATION and each
+SET_INTERFACE after a session may take 5 s."""
+
 _HOLDING: Final = frozenset({ClaimState.READY, ClaimState.ATTACHED, ClaimState.RESTORING})
 """What a claim is doing while its worker holds the device."""
 _START_AGAIN: Final = "End the daemon and start it again."
+_START_ELSEWHERE: Final = (
+    "Start the daemon again, with another place for its socket (--socket) if that is not yours."
+)
 
 
 async def check_store(subject: Subject) -> list[Finding]:
@@ -48,15 +56,19 @@ async def check_control_socket(subject: Subject) -> list[Finding]:
         return [failed(f"{error.filename}: {error.strerror}: no new command finds the daemon", _START_AGAIN)]
     if not stat.S_ISSOCK(found.st_mode) or found.st_uid != uid:
         return [
-            failed(f"{path} is not our socket: somebody has replaced it", f"Remove {path}.", _START_AGAIN)
+            failed(
+                f"{path} is not our socket: it was replaced",
+                f"See what it is: `ls -ld {path}`.",
+                _START_ELSEWHERE,
+            )
         ]
     if directory.st_uid != uid or directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return [
             failed(
                 f"{path.parent} belongs to or may be written by another user (uid {directory.st_uid}, "
                 f"mode {stat.S_IMODE(directory.st_mode):04o}), who could put a socket of his own there",
-                f"Run `chmod go-w {path.parent}`; if it is not yours, remove it.",
-                _START_AGAIN,
+                f"See whose it is: `ls -ld {path.parent}`.",
+                _START_ELSEWHERE,
             )
         ]
     wanted = 0o666 if uid == 0 else 0o600
@@ -67,7 +79,7 @@ async def check_control_socket(subject: Subject) -> list[Finding]:
 
 
 async def check_network(subject: Subject) -> list[Finding]:
-    """Whether a server lives and every address takes connections."""
+    """Whether a server lives and answers, and every address takes connections."""
     child = subject.network.child
     if child is None or child.ended.is_set():
         return [
@@ -76,6 +88,9 @@ async def check_network(subject: Subject) -> list[Finding]:
                 "Read in the daemon's log why it ends, or why it cannot listen.",
             )
         ]
+    silence = await silence_of(child)
+    if silence is not None:  # the kernel still accepts connections for it
+        return [_silent(child, silence, None, subject.host.uid)]
     addresses = [parse_listen(text) for text in subject.network.listening]
     refusals = await asyncio.gather(*(_refusal(address) for address in addresses))
     findings = [
@@ -158,33 +173,51 @@ def _includes(wide: DeviceRule, narrow: DeviceRule) -> bool:
 
 
 async def check_workers(subject: Subject) -> list[Finding]:
-    """Whether everything that we hold has a worker that lives."""
+    """Whether everything that we hold has a worker that lives and answers."""
     holding = {busid: claim for busid, claim in subject.manager.claims.items() if claim.state in _HOLDING}
-    findings = []
-    for busid, claim in sorted(holding.items()):
-        worker = claim.worker
-        if worker is None or worker.ended.is_set():
-            findings += [
-                failed(f"no worker holds {busid}", "Wait for the next one: it is started by itself.")
-            ]
-        elif (status := _process_status(worker)) in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
-            findings += [
-                failed(
-                    f"{worker.label} is stopped: its device answers nobody",
-                    f"Let it go on: `sudo kill -CONT {worker.pid}`.",
-                )
-            ]
-        elif status is None or status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
-            findings += [failed(f"{worker.label} is dead", "Wait for the next one: it is started by itself.")]
-    return findings or [ok(f"live workers: {len(holding)}")]
+    looks = (_look_at_worker(busid, claim, subject.host.uid) for busid, claim in sorted(holding.items()))
+    found = [finding for finding in await asyncio.gather(*looks) if finding is not None]
+    return found or [ok(f"workers that answer: {len(holding)}")]
 
 
-def _process_status(child: Child) -> str | None:
-    """What the system says of it; None: there is no such process."""
+async def _look_at_worker(busid: str, claim: HeldClaim, uid: int) -> Finding | None:
+    """What is wrong with it; None: nothing."""
+    worker = claim.worker
+    if worker is not None:
+        silence = await silence_of(worker)
+        if silence is not None:
+            return _silent(worker, silence, claim.blocked(), uid)
+    if worker is None or worker.ended.is_set() or not worker.channel.is_open:
+        return failed(f"no worker holds {busid}", "Wait: the next one starts automatically.")
+    return None
+
+
+def _silent(child: Child, seconds: float, blocked: float | None, uid: int) -> Finding:
+    """What to report of a child that does not answer; `blocked`: how long it has waited for its device."""
+    sudo = "sudo " if uid == 0 else ""
+    if blocked is not None and blocked < LONGEST_CALL:
+        return warning(
+            f"{child.label} has been waiting for its device for {blocked:.0f} s and answers nothing else",
+            "Wait: a request such as SET_CONFIGURATION has 5 s.",
+            f"To end it: `usbipd detach --busid {child.busid}`, or unplug the device.",
+        )
+    if _is_stopped(child):
+        return failed(
+            f"{child.label} is suspended (SIGSTOP or a debugger) and has not answered for {seconds:.0f} s",
+            f"Resume it: `{sudo}kill -CONT {child.pid}`.",
+        )
+    return failed(
+        f"{child.label} has not answered for {seconds:.0f} s",
+        f"Kill it: `{sudo}kill -KILL {child.pid}`; another one starts automatically.",
+        "If that happens again, send the log of the daemon to its maintainers.",
+    )
+
+
+def _is_stopped(child: Child) -> bool:
     try:
-        return psutil.Process(child.pid).status()
+        return psutil.Process(child.pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
     except psutil.NoSuchProcess:
-        return None
+        return False
 
 
 async def check_captured(subject: Subject) -> list[Finding]:
@@ -214,21 +247,20 @@ async def check_bindings(subject: Subject) -> list[Finding]:
     listed = await subject.manager.survey()
     if not listed.bindings:
         return [ok("nothing is bound")]
-    present = {device.busid: device for device in listed.devices}
     return [
         finding
         for binding in listed.bindings
-        for finding in _look_at_binding(binding, present, subject.manager.claims)
+        for finding in _look_at_binding(binding, listed, subject.manager.claims)
     ]
 
 
 def _look_at_binding(
-    binding: BindingReport, present: Mapping[str, DeviceReport], claims: Mapping[str, HeldClaim]
+    binding: BindingReport, listed: ListResult, claims: Mapping[str, HeldClaim]
 ) -> list[Finding]:
     rule = _rule_of(binding)
     if binding.devices:
         return [_look_at_device(busid, rule, claims.get(busid)) for busid in binding.devices]
-    other = None if binding.busid is None else present.get(binding.busid)
+    other = listed.instead_of(binding)
     if other is None:
         return [ok(f"{rule}: not plugged in")]
     ids = f"{other.vendor_id:04x}:{other.product_id:04x}"
@@ -238,7 +270,8 @@ def _look_at_binding(
         warning(
             f"{rule}: another device is there, {ids} ({other.product or 'unnamed device'})",
             f"Plug the bound device into {binding.busid}.",
-            f"Or bind what is there now: `usbipd bind --busid {binding.busid}`.",
+            f"Or share what is there now: `usbipd unbind --busid {binding.busid}`, then "
+            f"`usbipd bind --busid {binding.busid}`. `usbipd list` shows both serial numbers.",
         )
     ]
 

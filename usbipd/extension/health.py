@@ -12,6 +12,7 @@ from usbipd.errors import UsbipdError
 from usbipd.extension import daemon_checks, host_checks
 from usbipd.extension.subject import Finding, Subject, failed, steps_of
 from usbipd.ipc.reports import CheckReport, CheckState, HealthResult
+from usbipd.log import LIMITED
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ Check = Callable[[Subject], Awaitable[Sequence[Finding]]]
 CHECKS: Final[tuple[tuple[str, Check], ...]] = (
     ("rights", host_checks.check_rights),
     ("libusb", host_checks.check_libusb),
+    ("devices", host_checks.check_devices),
     ("hotplug", host_checks.check_hotplug),
     ("power", host_checks.check_power),
     ("launchd", host_checks.check_launchd),
@@ -74,7 +76,7 @@ def _findings(name: str, task: asyncio.Future[Sequence[Finding]], seconds: float
         return task.result()
     if isinstance(error, UsbipdError):
         return [failed(error.message, *steps_of(error))]
-    _LOG.error("health check %s", name, exc_info=error)
+    _LOG.error("health check %s", name, exc_info=error, extra=LIMITED)
     return [failed(f"this check broke: {type(error).__name__}: {error}", "The log of the daemon has more.")]
 
 

@@ -19,7 +19,7 @@ ISOCHRONOUS_PANIC: Final = "26.3.1"  # https://github.com/libusb/libusb/issues/1
 LAUNCHCTL_TIMEOUT: Final = 2.0
 """Seconds."""
 
-_START_AS_ROOT: Final = "Start it as root: `sudo usbipd-ext --run`."
+_START_AS_ROOT: Final = "Start it as root, with sudo or as a service."
 _START_AGAIN: Final = "Start the daemon again."
 
 
@@ -82,7 +82,7 @@ def _steps_to_make_user(host: Host) -> tuple[str, ...]:
 
 
 async def check_libusb(subject: Subject) -> list[Finding]:
-    """New enough, and able to list devices."""
+    """Present and new enough."""
     try:
         version = await asyncio.to_thread(_libusb_version)
     except OSError as error:
@@ -93,8 +93,6 @@ async def check_libusb(subject: Subject) -> list[Finding]:
                 _START_AGAIN,
             )
         ]
-    devices = await subject.manager.list_devices()
-    count = sum(not device.simulated for device in devices)
     name = f"libusb {_dotted(version)}"
     if version < MINIMUM_LIBUSB:
         return [
@@ -112,7 +110,7 @@ async def check_libusb(subject: Subject) -> list[Finding]:
                 _START_AGAIN,
             )
         ]
-    return [ok(f"{name}; real devices that could be shared: {count}")]
+    return [ok(name)]
 
 
 def _libusb_version() -> tuple[int, int, int]:
@@ -123,6 +121,23 @@ def _libusb_version() -> tuple[int, int, int]:
 
 def _dotted(version: tuple[int, int, int]) -> str:
     return ".".join(str(number) for number in version)
+
+
+async def check_devices(subject: Subject) -> list[Finding]:
+    """Whether the system lists its devices; nothing where only simulated ones are shared."""
+    if subject.discovery is None:
+        return []
+    devices = await subject.manager.list_devices()
+    if subject.discovery.problem is not None:
+        return [
+            warning(
+                subject.discovery.problem,
+                "Wait a few seconds: a driver may still be starting.",
+                "If it stays, unplug the device that was plugged in last, or that does not work.",
+                "See what the kernel reports: `sudo dmesg`.",
+            )
+        ]
+    return [ok(f"real devices that could be shared: {sum(not device.simulated for device in devices)}")]
 
 
 async def check_hotplug(subject: Subject) -> list[Finding]:
@@ -136,7 +151,8 @@ async def check_hotplug(subject: Subject) -> list[Finding]:
             subject.hotplug.problem,
             "Nothing is lost by it: the daemon looks for devices again and again, "
             "and notices them a little later.",
-            "Install a libusb that was built with hotplug (on Linux: with udev) and start the daemon again.",
+            "For events, on Linux run it outside of a container with a user namespace, on macOS with a newer "
+            "libusb, and start the daemon again.",
         )
     ]
 

@@ -14,12 +14,13 @@ from types import TracebackType
 from typing import Final, Self
 
 from usbipd.errors import UsageError
+from usbipd.trusted_file import UntrustedError, open_trusted
 
 STDERR: Final = 2
 
 # A symbolic link could be somebody else's way to make root write into another file.  A FIFO shall be refused,
 # and not be waited for.
-_FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+_FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 
 class LogFile:
@@ -54,17 +55,39 @@ class LogFile:
         """Begin with the file that is at the path now; it is made if there is none, readable for root and
         its group.  Raises `UsageError`; nothing has changed then."""
         assert self.path is not None, "only a file can be opened anew"
-        try:
-            descriptor = os.open(self.path, _FLAGS, 0o640)
-        except OSError as error:
-            what = "a symbolic link" if error.errno == errno.ELOOP else error.strerror  # O_NOFOLLOW
-            raise _unusable(self.path, what or str(error)) from error
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise _unusable(self.path, "not a regular file")
-            os.dup2(descriptor, STDERR)
-        finally:
-            os.close(descriptor)
+        descriptor = _open(self.path, _FLAGS | os.O_CREAT)
+        os.dup2(descriptor, STDERR)
+        os.close(descriptor)
+
+
+def check_log_file(path: Path) -> None:
+    """Whether a daemon of this user could log to `path`; makes no file.  Raises `UsageError` as it would."""
+    try:
+        os.close(_open(path, _FLAGS))
+    except UsageError as error:
+        is_new = isinstance(error.__cause__, FileNotFoundError) and path.parent.is_dir()
+        if not is_new:
+            raise
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise _unusable(path, os.strerror(errno.EACCES)) from error
+
+
+def _open(path: Path, flags: int) -> int:
+    """Raises `UsageError`."""
+    try:
+        descriptor = open_trusted(path, flags, 0o640, every_directory=False)
+    except UntrustedError as error:
+        raise _unusable(path, f"another user can change which file that is, because {error}") from error
+    except OSError as error:
+        what = "a symbolic link" if error.errno == errno.ELOOP else error.strerror  # O_NOFOLLOW
+        raise _unusable(path, what or str(error)) from error
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISREG(found.st_mode):  # made by a user who may not write it, where links are not protected
+        raise _unusable(path, "a file that has other names too")
+    raise _unusable(path, "not a regular file")
 
 
 def _unusable(path: Path, what: str) -> UsageError:

@@ -15,11 +15,11 @@ from usbipd.errors import UsbipdError
 from usbipd.extension.bindings import Bindings, report_binding
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.claim import Claim, ClaimedDevice, ClaimState
-from usbipd.extension.claimer import DeviceClaimer
+from usbipd.extension.claimer import DRIVERS_TIME, DeviceClaimer
 from usbipd.extension.device_report import report_device
 from usbipd.extension.store import Binding, Store
 from usbipd.extension.supervisor import Spawner
-from usbipd.ipc.children import RunAs
+from usbipd.ipc.children import DevlistResult, RunAs
 from usbipd.ipc.reports import (
     BindParameters,
     BindResult,
@@ -31,7 +31,7 @@ from usbipd.ipc.reports import (
     UnbindParameters,
     UnbindResult,
 )
-from usbipd.protocol.op import UsbDevice
+from usbipd.log import LIMITED
 from usbipd.server.access import AccessList
 from usbipd.usb.discovery import DeviceRecord, DeviceSource
 from usbipd.usb.identity import DeviceRule
@@ -61,13 +61,16 @@ class SystemExtensionManager:
         bindings: Bindings,
         chronicle: Chronicle,
         *,
+        with_real: bool,
         run_as: RunAs | None,
         transfer_budget: int,
         device_memory: DeviceMemory,
         log_level: str,
         log_to: str,
     ) -> None:
+        """`with_real`: whether devices come and go; simulated ones are always there."""
         self._sources = sources
+        self._with_real = with_real
         self._ownership = ownership
         self._store = store
         self._bindings = bindings
@@ -88,6 +91,8 @@ class SystemExtensionManager:
         # bind and unbind one after the other: half of each would be neither
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
+        self._strays: list[str] = []
+        """Busids of devices that an extension before us held, until it is known what has become of them."""
         self._follower: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -108,6 +113,7 @@ class SystemExtensionManager:
             simulated = [record for record in records if record.simulated is not None]
             for record in simulated:
                 self._bindings.bind_simulated(record)
+            self._strays = [stored.busid for stored in await self._store.claims()]
             await self._give_strays_back(records)
             await self._claim_all(simulated, force=False)
             await self._follow(records)
@@ -217,17 +223,32 @@ class SystemExtensionManager:
 
     # ---- what clients ask for ------------------------------------------------------------------------------
 
-    def offers(self, address: str) -> list[UsbDevice]:
-        """The devices that a client at `address` may import, free or not."""
-        return [
-            claim.wire_device
+    def offers(self, addresses: Sequence[str]) -> DevlistResult:
+        """The devices that a client at each of these addresses may import, free or not.
+
+        Each access list is asked once about each address, however many devices have it.
+        """
+        devices = [
+            (claim.wire_device, self._bindings.access_to(claim.record))
             for claim in self.claims.values()
-            if claim.wire_device is not None and self.may_use(claim, address)
+            if claim.wire_device is not None
         ]
+        kinds = {access for _device, access in devices}
+        allowed = [frozenset(access for access in kinds if access.allows(address)) for address in addresses]
+        offered = [(device, access) for device, access in devices if any(access in each for each in allowed)]
+        different = {each: number for number, each in enumerate(dict.fromkeys(allowed))}
+        return DevlistResult(
+            devices=[device for device, _access in offered],
+            lists=[
+                [index for index, (_device, access) in enumerate(offered) if access in each]
+                for each in different
+            ],
+            list_of=[different[each] for each in allowed],
+        )
 
     def may_use(self, claim: Claim, address: str) -> bool:
         """Whether a client at `address` may know of this device."""
-        return self._bindings.allow(claim.record, address)
+        return self._bindings.access_to(claim.record).allows(address)
 
     # ---- what is there, and what is to be claimed of it ----------------------------------------------------
 
@@ -236,9 +257,11 @@ class SystemExtensionManager:
             await self._changed.wait()
             self._changed.clear()
             try:
-                await self._follow(await self._list_records())
+                records = await self._list_records()
+                await self._give_strays_back(records)
+                await self._follow(records)
             except UsbipdError as error:
-                _LOG.error("%s", error)
+                _LOG.error("%s", error, extra=LIMITED)
                 asyncio.get_running_loop().call_later(LIST_AGAIN, self._changed.set)
             self._chronicle.changed()
 
@@ -260,15 +283,22 @@ class SystemExtensionManager:
     async def _give_strays_back(self, records: Sequence[DeviceRecord]) -> None:
         """Devices that an extension before us held and that are not bound: back to their drivers.
 
-        If all its processes were killed at one moment, nobody has given them back.
+        If all its processes were killed at one moment, nobody has given them back.  One that is not in an
+        incomplete list may be there.
         """
-        for stored in await self._store.claims():
-            record = next((record for record in records if record.busid == stored.busid), None)
-            if record is None or not self._bindings.that_fit(record):
-                if record is not None:
-                    _LOG.warning("%s was left without its drivers: giving it back", record.busid)
-                    await asyncio.to_thread(self._ownership.give_back, record.busid)
-                await self._store.end_claim(stored.busid)
+        present = {record.busid: record for record in records}
+        is_complete = all(source.problem is None for source in self._sources)
+        for busid in list(self._strays):
+            record = present.get(busid)
+            if record is None and not is_complete:
+                continue
+            self._strays.remove(busid)
+            if busid in self.claims or (record is not None and self._bindings.that_fit(record)):
+                continue  # it is ours again, or will be
+            if record is not None:
+                _LOG.warning("%s: reattaching drivers left detached by a previous run", busid)
+                await self._claimer.reattach_drivers(busid, DRIVERS_TIME)
+            await self._store.end_claim(busid)
 
     async def _claim_all(self, records: Iterable[DeviceRecord], *, force: bool) -> None:
         """Claim all of these at the same time.  Raises the first error, when all tries are over."""
@@ -303,7 +333,15 @@ class SystemExtensionManager:
             return DeviceRule.of_port(record), [record]
         if parameters.hardware is not None and parameters.busid is None:
             rule = _hardware_rule(parameters.hardware)
-            return rule, [record for record in await self._list_records() if rule.fits(record)]
+            records = [record for record in await self._list_records() if rule.fits(record)]
+            if not records and not self._with_real:
+                raise UsbipdError(
+                    f"this daemon shares simulated devices only, and {rule} is none of them",
+                    code="no-device",
+                    advice="to share devices of this machine, start the daemon without --simulate, or with "
+                    "--real-devices",
+                )
+            return rule, records
         raise UsbipdError("bind takes either a busid or a hardware id", code="bad-message")
 
     async def _chosen(self, parameters: UnbindParameters) -> list[Binding]:
@@ -326,9 +364,9 @@ class SystemExtensionManager:
         if others:
             rule = others[0].rule
             what = f"{parameters.busid} is shared by its hardware id, not by its port"
-            advice = f"`usbipd unbind --hardware-id {rule.vendor_id:04x}:{rule.product_id:04x}`"
-            advice += " --serial SERIAL" if rule.serial is not None else ""
-            advice += " unbinds it, wherever it is plugged in"
+            serial = " --serial SERIAL" if rule.serial is not None else ""
+            command = f"usbipd unbind --hardware-id {rule.vendor_id:04x}:{rule.product_id:04x}{serial}"
+            advice = f"`{command}` unbinds it, wherever it is plugged in"
         raise UsbipdError(what, code="not-shared", advice=advice)
 
     async def _list_records(self) -> list[DeviceRecord]:
@@ -339,11 +377,16 @@ class SystemExtensionManager:
 
     async def _require_device(self, busid: str) -> DeviceRecord:
         record = await self._find_device(busid)
-        if record is None:
-            raise UsbipdError(
-                f"there is no device {busid!r}", code="no-device", advice="`usbipd list` shows what there is"
-            )
-        return record
+        if record is not None:
+            return record
+        for source in self._sources:
+            if (reason := source.why_not(busid)) is not None:
+                raise UsbipdError(
+                    f"{busid} cannot be shared: {reason.message}", code=reason.code, advice=reason.advice
+                )
+        raise UsbipdError(
+            f"there is no device {busid!r}", code="no-device", advice="`usbipd list` shows what there is"
+        )
 
     async def _report(self, records: Sequence[DeviceRecord]) -> list[DeviceReport]:
         """All at one moment, as far as we are asked: the host's drivers come and go as they like."""

@@ -14,7 +14,9 @@ import psutil
 import usbipd
 from usbipd.extension.claim import ClaimedDevice
 from usbipd.extension.health import examine
+from usbipd.extension.liveness import silence_of
 from usbipd.extension.subject import (
+    Discovery,
     Host,
     Listeners,
     PlugEvents,
@@ -65,6 +67,7 @@ class StatusMonitor:
         manager: ClaimedDevices,
         network: Listeners,
         store: History,
+        discovery: Discovery | None,
         hotplug: PlugEvents | None,
         power: PlugEvents | None,
         errors: ErrorCounter,
@@ -83,6 +86,7 @@ class StatusMonitor:
             manager=manager,
             network=network,
             store=store,
+            discovery=discovery,
             hotplug=hotplug,
             power=power,
             control_socket=control_socket,
@@ -136,7 +140,9 @@ class StatusMonitor:
         everybody may ask, and nobody makes us do more by asking more often."""
         if self._examination is None or self._examination.done():
             self._examination = asyncio.create_task(examine(self._subject))
-        return await asyncio.shield(self._examination)
+        examination = self._examination
+        await asyncio.wait({examination})  # it goes on when the one who asked has left
+        return examination.result()
 
     async def _processes(self) -> list[ProcessReport]:
         children = [self._network.child]
@@ -144,10 +150,18 @@ class StatusMonitor:
         reports = [
             ProcessReport(role="extension", pid=os.getpid(), user=user_name(os.geteuid()), memory=None)
         ]
+        present = [child for child in children if child is not None]
+        silences = await asyncio.gather(*map(silence_of, present))
         reports += [
-            ProcessReport(role=child.role, pid=child.pid, user=child.user, memory=None, busid=child.busid)
-            for child in children
-            if child is not None
+            ProcessReport(
+                role=child.role,
+                pid=child.pid,
+                user=child.user,
+                memory=None,
+                busid=child.busid,
+                silent_for=silence,
+            )
+            for child, silence in zip(present, silences, strict=True)
         ]
         memories = await asyncio.to_thread(lambda: [resident_bytes(report.pid) for report in reports])
         return [

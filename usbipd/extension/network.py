@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -31,12 +31,18 @@ from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
 from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import HistoryEvent
-from usbipd.protocol.op import UsbDevice
 
 _LOG: Final = logging.getLogger(__name__)
 
 SERVE_TIMEOUT: Final = 60.0
 """Seconds from the start of a server until it listens."""
+LAST_LINE_TIMEOUT: Final = 0.5
+"""Seconds that a server has to end by itself."""
+
+LONGEST_GAP: Final = 1.0
+"""Seconds before the next server, at most, after one that did listen: somebody on the network who can end
+servers must not keep the next client out for longer.  One that cannot listen is tried less often
+(`Backoff`)."""
 
 LEAVING_TIME: Final = 5.0
 """Seconds that a server whose extension was killed has to end."""
@@ -49,11 +55,11 @@ class NetworkServer:
         self,
         spawner: Spawner,
         parameters: ServeParameters,
-        offers: Callable[[str], list[UsbDevice]],
+        offers: Callable[[Sequence[str]], DevlistResult],
         reservations: Reservations,
         chronicle: Chronicle,
     ) -> None:
-        """`offers` tells what a client at this address may import."""
+        """`offers` tells what clients at these addresses may import."""
         self._spawner = spawner
         self._parameters = parameters
         self._offers = offers
@@ -124,16 +130,17 @@ class NetworkServer:
         return child
 
     async def _keep(self, child: Child) -> None:
-        backoff = Backoff()
-        backoff.succeeded()
+        ends = Backoff(LONGEST_GAP)
+        ends.succeeded()
         while True:
             await child.ended.wait()
             self.child = None
             self._reservations.drop_all()
             self._chronicle.happened(HistoryEvent.FAILED, reason=f"the server ended with {child.exit}")
             told = ""
+            delay = ends.failed()
+            failures = Backoff()
             while True:
-                delay = backoff.failed()
                 _LOG.warning("no server: the next one comes in %.1f s", delay)
                 await asyncio.sleep(delay)
                 try:
@@ -144,31 +151,29 @@ class NetworkServer:
                         told = error.message
                         reason = f"the server cannot listen: {told}"
                         self._chronicle.happened(HistoryEvent.FAILED, reason=reason)
+                    delay = failures.failed()
                 else:
-                    backoff.succeeded()
+                    ends.succeeded()
                     self._chronicle.changed()
                     break
 
     async def _end(self, child: Child) -> None:
-        """A server holds nothing that it would have to give back."""
+        """A server holds nothing that it would have to give back: it has time for a last line of its log."""
         child.ending = True
         child.channel.close()
-        self._spawner.kill(child)
-        await wait_ended(child, 1.0)
+        if not await wait_ended(child, LAST_LINE_TIMEOUT):
+            self._spawner.kill(child)
+            await wait_ended(child, 1.0)
 
     async def _answer(self, request: Request) -> Message:
         parameters = request.parameters
         match request.command:
             case Command.DEVLIST:
                 assert isinstance(parameters, DevlistParameters)
-                return DevlistResult(devices=self._offers(parameters.address))
+                return self._offers(parameters.addresses)
             case Command.RESERVE:
                 assert isinstance(parameters, ReserveParameters)
-                asking = self.child
-                result = await self._reservations.reserve(parameters)
-                if (asking is None or self.child is not asking) and result.reservation is not None:
-                    self._reservations.abandon(result.reservation)  # the server died while its client waited
-                return result
+                return await self._reservations.reserve(parameters)
             case Command.HANDOVER:
                 assert isinstance(parameters, ReservationParameters)
                 assert request.descriptor is not None

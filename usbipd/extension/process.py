@@ -27,6 +27,7 @@ from usbipd.extension import service_manager
 from usbipd.extension.bindings import Bindings
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.control import Answers, IPCHandler
+from usbipd.extension.host_needs import check_host
 from usbipd.extension.log_file import STDERR, LogFile
 from usbipd.extension.manager import SystemExtensionManager
 from usbipd.extension.monitor import StatusMonitor
@@ -38,7 +39,8 @@ from usbipd.extension.supervisor import Supervisor, seal_descriptors
 from usbipd.ipc.children import ServeParameters, SimulatedSpec
 from usbipd.ipc.reports import DeviceReport, DeviceState, HistoryEvent
 from usbipd.protocol.constants import USBIP_PORT
-from usbipd.usb.discovery import DeviceDiscovery, DeviceSource
+from usbipd.spelling import Spelling
+from usbipd.usb.discovery import DeviceDiscovery, DeviceSource, host_devices
 from usbipd.usb.hotplug import Hotplug
 from usbipd.usb.ownership import host_ownership
 
@@ -64,14 +66,21 @@ def run(
     if frozen.IS_FROZEN:
         frozen.load_libusb()
     seal_descriptors()
+    check_host(config)
+    files = paths.RuntimeFiles(socket_path.absolute())
+    state_directory = None if state_directory is None else state_directory.absolute()
     log_file = LogFile(None if config.log_to in log.DESTINATIONS else Path(config.log_to))
     with log_file:
         log.configure("extension", level=config.log_level, to=_destination(config))
         errors = log.ErrorCounter()
         logging.getLogger().addHandler(errors)
-        files = paths.RuntimeFiles(socket_path.absolute())
-        extension = Extension(config, simulate, with_real, files, state_directory, errors, log_file)
-        return asyncio.run(extension.run())
+        extension = Extension(
+            config, simulate, with_real, files, state_directory, errors, log_file, Spelling.here()
+        )
+        try:
+            return asyncio.run(extension.run())
+        finally:
+            log.tell_left_out()  # while stderr is the log
 
 
 def _destination(config: ServerConfig) -> str:
@@ -101,6 +110,7 @@ class Extension:
         state_directory: Path | None,
         errors: log.ErrorCounter,
         log_file: LogFile,
+        spelling: Spelling,
     ) -> None:
         self._config = config
         self._simulate = simulate
@@ -109,6 +119,7 @@ class Extension:
         self._state_directory = state_directory
         self._errors = errors
         self._log_file = log_file
+        self._spelling = spelling
         self._run_as = privileges.find_run_as(config.user)
         self._supervisor = Supervisor()
         self._stopped = asyncio.Event()
@@ -116,11 +127,14 @@ class Extension:
 
     async def run(self) -> int:
         """Up, until a signal, and down.  Raises `UsbipdError` if it does not come up."""
+        log.use_timer(asyncio.get_running_loop())
         self._handle_signals()
         self._supervisor.start()
         self._files.prepare()
         control = IPCHandler(self._files.control_socket, self._run_as)
         was_killed = control.start_listener()  # from here on the socket's path is ours
+        # daemon(7): neither it nor a child keeps a file system busy; all paths are absolute by now
+        os.chdir("/")
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._files.remove)
             stack.callback(control.close)
@@ -160,8 +174,10 @@ class Extension:
     def _build(self, store: Store, chronicle: Chronicle, control: IPCHandler) -> _Parts:
         config, limits = self._config, self._config.limits
         sources: list[DeviceSource] = [SimulatedBus(self._simulate)]
+        discovery = None
         if self._with_real:
-            sources.append(DeviceDiscovery())
+            discovery = DeviceDiscovery(host_devices(offer_imported=config.offer_imported))
+            sources.append(discovery)
         manager = SystemExtensionManager(
             sources,
             self._supervisor,
@@ -169,12 +185,15 @@ class Extension:
             store,
             Bindings(store, config.access),
             chronicle,
+            with_real=self._with_real,
             run_as=privileges.worker_run_as(self._run_as),
             transfer_budget=limits.transfer_budget,
             device_memory=limits.device_memory,
             log_level=config.log_level,
             log_to=_destination(config),
         )
+        if discovery is not None:
+            discovery.notify(manager.devices_changed)
         network = NetworkServer(
             self._supervisor,
             ServeParameters(
@@ -200,6 +219,7 @@ class Extension:
             manager,
             network,
             store,
+            discovery,
             hotplug,
             power,
             self._errors,
@@ -219,7 +239,8 @@ class Extension:
         if parts.power is not None:
             parts.power.start()
         await parts.manager.start()
-        _say(announcement(parts.network.listening, await parts.manager.list_devices()))
+        said = announcement(parts.network.listening, await parts.manager.list_devices())
+        _say(self._spelling.spell(said))
         listening = f"listens on {', '.join(parts.network.listening)}"
         service_manager.tell(service_manager.READY, STATUS=listening)
 

@@ -1,19 +1,20 @@
 """Clients on their way from OP_REQ_IMPORT to a worker.  Runs in the extension.
 
-RESERVE keeps a device for one client, HANDOVER brings that client's socket, ABANDON says that it left.  A
-reservation that sees neither in time, or whose server dies, is dropped.
+RESERVE keeps a device for one client, HANDOVER brings that client's socket, ABANDON says that the client
+left, also while its RESERVE still waits for the device.  A reservation that sees neither in time, or whose
+server dies, is dropped.  The server limits how many RESERVEs wait at once (usbipd/server/extension.py).
 """
 
 import asyncio
-import itertools
 import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from usbipd.errors import UsbipdError
+from usbipd.errors import IPCError, UsbipdError
 from usbipd.extension.claim import Claim, ClaimState
 from usbipd.ipc.children import AttachParameters, ReserveParameters, ReserveResult
 from usbipd.ipc.messages import Command, Nothing
+from usbipd.log import LIMITED
 from usbipd.protocol.constants import ST_DEV_BUSY, ST_DEV_ERR, ST_NODEV, ST_OK
 
 _LOG: Final = logging.getLogger(__name__)
@@ -38,26 +39,33 @@ class Reservations:
         self._claims = claims
         self._may_use = may_use
         self._handover_timeout = handover_timeout
-        self._numbers = itertools.count(1)
         self._pending: dict[int, tuple[Claim, str, asyncio.TimerHandle]] = {}
+        self._waiting: dict[int, asyncio.Task[None]] = {}
+        """The RESERVEs that wait for a device, by the number of their reservation."""
 
     async def reserve(self, parameters: ReserveParameters) -> ReserveResult:
-        """Keep the device for this client, or the OP_REP_IMPORT status that says why not."""
+        """Keep the device for this client, or the OP_REP_IMPORT status that says why not.
+
+        Raises `IPCError` if the number of the reservation is in use.
+        """
+        number = parameters.reservation
+        if number in self._pending or number in self._waiting:
+            raise IPCError(f"reservation {number} is in use", code="bad-message")
         claim = self._visible(parameters)
-        if claim is not None:
-            await _until_free(claim)
-            claim = self._visible(parameters)  # it may have been released, or claimed anew
+        if claim is not None and parameters.wait:
+            if not await self._wait_for(claim, number):
+                return ReserveResult(status=ST_DEV_BUSY)  # the client left: nothing reads this
+            claim = self._visible(parameters)  # it may have been released, or claimed again
         if claim is None:
             return ReserveResult(status=ST_NODEV)
         if claim.state is ClaimState.FAILED:
             return ReserveResult(status=ST_DEV_ERR)
         if not claim.is_free:
             return ReserveResult(status=ST_DEV_BUSY)
-        number = next(self._numbers)
         timer = asyncio.get_running_loop().call_later(self._handover_timeout, self._expire, number)
         self._pending[number] = (claim, parameters.client, timer)
         claim.reserve(number)
-        return ReserveResult(status=ST_OK, reservation=number, device=claim.wire_device)
+        return ReserveResult(status=ST_OK, device=claim.wire_device)
 
     async def hand_over(self, number: int, descriptor: int) -> Nothing:
         """Give the client's socket to the worker.
@@ -79,16 +87,19 @@ class Reservations:
             )
         except (UsbipdError, OSError) as error:
             # It did not take the client, or nobody knows whether it did: a new worker knows.
-            _LOG.error("%s does not take %s: %s", worker.label, client, error)
+            _LOG.error("%s does not take %s: %s", worker.label, client, error, extra=LIMITED)
             worker.channel.close()
             if isinstance(error, OSError):  # no descriptor left to send it
                 raise UsbipdError(f"cannot hand over: {error.strerror}", code="hand-over") from error
             raise
-        _LOG.info("%s attached by %s", claim.record.busid, client)
+        _LOG.info("%s attached by %s", claim.record.busid, client, extra=LIMITED)
         return Nothing()
 
     def abandon(self, number: int) -> Nothing:
         """The client left; nothing happens if the reservation is gone already."""
+        waiting = self._waiting.pop(number, None)
+        if waiting is not None:
+            waiting.cancel()
         claim, _client = self._take(number)
         if claim is not None:
             claim.unreserve()
@@ -96,8 +107,18 @@ class Reservations:
 
     def drop_all(self) -> None:
         """The server is dead and its clients with it."""
-        for number in list(self._pending):
+        for number in (*self._waiting, *self._pending):
             self.abandon(number)
+
+    async def _wait_for(self, claim: Claim, number: int) -> bool:
+        """Wait until the device may be free; False: the reservation was abandoned meanwhile."""
+        waiting = self._waiting[number] = asyncio.create_task(_until_free(claim))
+        try:
+            await asyncio.wait({waiting})
+        finally:
+            waiting.cancel()  # when we are cancelled
+            still_wanted = self._waiting.pop(number, None) is not None
+        return still_wanted
 
     def _visible(self, parameters: ReserveParameters) -> Claim | None:
         """The claim that is asked for; one that this client may not have is not there for it."""
@@ -115,7 +136,7 @@ class Reservations:
 
     def _expire(self, number: int) -> None:
         claim, client, _timer = self._pending[number]
-        _LOG.warning("%s: no hand-over of %s in time", claim.record.busid, client)
+        _LOG.warning("%s: no hand-over of %s in time", claim.record.busid, client, extra=LIMITED)
         self.abandon(number)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
+from usbipd.errors import UsbipdError
 from usbipd.ipc.children import SimulatedSpec
 from usbipd.simulated import catalog
 from usbipd.simulated.device import MANUFACTURER
@@ -23,6 +24,15 @@ class SimulatedBus:
 
     async def list_devices(self) -> list[DeviceRecord]:
         return self._records
+
+    @property
+    def problem(self) -> str | None:
+        """Nothing is ever missing."""
+        return None
+
+    def why_not(self, _busid: str) -> UsbipdError | None:
+        """All of them are offered."""
+        return None
 
 
 def _record(port: int, spec: SimulatedSpec) -> DeviceRecord:

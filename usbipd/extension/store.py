@@ -23,6 +23,7 @@ from usbipd.extension import store_tables
 from usbipd.extension.store_file import FAILURES, StoreFile, store_error
 from usbipd.extension.store_tables import MAX_INTEGER, Binding, StoredClaim
 from usbipd.ipc.reports import HistoryEntry, HistoryEvent
+from usbipd.limiter import Limiter
 from usbipd.usb.identity import DeviceRule
 
 __all__ = ["Binding", "Store", "StoredClaim"]
@@ -31,16 +32,23 @@ _LOG: Final = logging.getLogger(__name__)
 
 MAX_QUEUED: Final = 1000
 """Entries of the history that wait to be written; beyond, the oldest one is given up."""
-MAX_HISTORY: Final = 10_000
-"""Entries that are kept."""
+MAX_HISTORY: Final = 2000
+"""Entries that are kept of each event: what clients cause does not push out what people did."""
+OF_OTHERS: Final = {
+    HistoryEvent.CLAIMED,
+    HistoryEvent.RELEASED,
+    HistoryEvent.ATTACHED,
+    HistoryEvent.DETACHED,
+    HistoryEvent.UNPLUGGED,
+}
+"""What clients and devices can cause as often as they like: `limiter.py` bounds how often it is written."""
 LONGEST_REASON: Final = 1000
 """Characters of a reason that are kept: a worker has had a say in it."""
-HISTORY_AGE: Final = 90 * 86400.0
-"""Seconds that they are kept."""
 KILLED: Final = "usbipd was killed, or the host went down"
 """Why there was nobody who could write the end of something."""
 
 _T = TypeVar("_T")
+_Figure = TypeVar("_Figure", int, float)
 
 
 class Store:
@@ -56,6 +64,8 @@ class Store:
         self._where = file.path if file is not None else Path(":memory:")
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._queue = _Queue()
+        self._limiter = Limiter(self._enqueue, _merge)
+        """By busid: it holds one entry of each event for each port that ever had a device, at most."""
         self._is_open = True
         self._connection: sqlite3.Connection | None = None  # of the thread
         self._history_fails = False  # of the thread
@@ -73,6 +83,7 @@ class Store:
         store = cls(None if directory is None else StoreFile(directory))
         try:
             await store._run(store._open)
+            store._limiter.use_timer(asyncio.get_running_loop().call_later)
         except BaseException:
             await store.close()
             raise
@@ -129,8 +140,10 @@ class Store:
     ) -> None:
         """Queue an entry of the history; `time` is seconds since the epoch, now unless given.
 
-        Returns at once and never raises.  An entry that cannot be kept is counted, which the history and
-        `check` say; after `close` nothing happens.
+        Returns at once and never raises.  Of what clients and devices cause, more than a few entries of a
+        device in a minute become one for each event, queued when the minute is over or something else
+        happens to the device.  An entry that cannot be kept is counted, which the history and `check` say;
+        after `close` nothing happens.
         """
         entry = HistoryEntry(
             id=0,  # the table's to give
@@ -146,8 +159,16 @@ class Store:
             bytes_in=bytes_in,
             bytes_out=bytes_out,
         )
-        if self._is_open and self._queue.put(entry):
-            self._thread.submit(self._write_history)  # before all that is asked for from here on
+        if event in OF_OTHERS and self._is_open:
+            self._limiter.add(busid, (entry,))
+        else:
+            self._limiter.flush(busid)  # None, as of the end of the daemon: all
+            self._enqueue((entry,))
+
+    def _enqueue(self, entries: tuple[HistoryEntry, ...]) -> None:
+        for entry in entries:
+            if self._is_open and self._queue.put(entry):
+                self._thread.submit(self._write_history)  # before all that is asked for from here on
 
     async def history(self, limit: int, before: int | None = None) -> list[HistoryEntry]:
         """The newest `limit` entries, of those with an id below `before`; the newest first."""
@@ -177,6 +198,7 @@ class Store:
     async def close(self) -> None:
         """Close, when everything asked for is done and what was recorded is written.  Again: nothing."""
         if self._is_open:
+            self._limiter.flush()
             self._is_open = False
             # also when we are cancelled: what runs now ends first, then the store is closed
             closed = asyncio.get_running_loop().run_in_executor(self._thread, self._close)
@@ -221,9 +243,7 @@ class Store:
             return
         told = [_gap(untold, entries[0].time)] if untold else []
         try:
-            store_tables.append_history(
-                self._connection, told + entries, keep=MAX_HISTORY, since=clock.time() - HISTORY_AGE
-            )
+            store_tables.append_history(self._connection, told + entries, keep=MAX_HISTORY)
             self._history_fails = False
         except FAILURES as error:
             self._queue.lose(len(entries), untold)
@@ -292,6 +312,29 @@ class _Queue:
         self.lost += count
 
 
+def _merge(held: tuple[HistoryEntry, ...], new: tuple[HistoryEntry, ...]) -> tuple[HistoryEntry, ...]:
+    """One entry of each event, in the order in which they happened last; `new` is one."""
+    [entry] = new
+    others = tuple(each for each in held if each.event is not entry.event)
+    for same in held:
+        if same.event is entry.event:
+            entry = msgspec.structs.replace(
+                entry,
+                count=same.count + 1,
+                seconds=_sum(same.seconds, entry.seconds),
+                bytes_in=_sum(same.bytes_in, entry.bytes_in),
+                bytes_out=_sum(same.bytes_out, entry.bytes_out),
+            )
+    return (*others, entry)
+
+
+def _sum(one: _Figure | None, other: _Figure | None) -> _Figure | None:
+    """None: it is not known of either."""
+    if one is None or other is None:
+        return one if other is None else other
+    return one + other
+
+
 def _end_last_run(connection: sqlite3.Connection) -> None:
     unended = store_tables.read_unended(connection)
     ends = [
@@ -305,11 +348,12 @@ def _end_last_run(connection: sqlite3.Connection) -> None:
     store_tables.append_history(
         connection,
         [
-            msgspec.structs.replace(end, time=now, reason=KILLED, seconds=None, bytes_in=None, bytes_out=None)
+            msgspec.structs.replace(
+                end, time=now, reason=KILLED, seconds=None, bytes_in=None, bytes_out=None, count=1
+            )
             for end in ends
         ],
         keep=MAX_HISTORY,
-        since=now - HISTORY_AGE,
     )
 
 

@@ -3,7 +3,7 @@
 Runs in the extension, on the store's own thread; everything blocks.  In the state directory lie
 
     usbipd.sqlite                    the store, with SQLite's -wal and -shm
-    usbipd.copy-v1.sqlite            its last good copy; 1 is the schema version
+    usbipd.copy-v2.sqlite            its last good copy; 2 is the schema version
     usbipd.sqlite.damaged-20260504T123001Z, ...newer-v7-...
                                      what could not be used, as it was found; for people
     usbipd.lock                      locked by the one extension that uses the directory
@@ -18,6 +18,7 @@ import fcntl
 import logging
 import os
 import re
+import shlex
 import sqlite3
 import stat
 import time
@@ -279,7 +280,7 @@ class StoreFile:
                     f"{self.directory / name} was kept on {when}, because {why}",
                     code=KEPT_ASIDE,
                     advice="See whether anything in it is still needed.\n"
-                    f"Remove it: `sudo rm '{self.directory / name}'*`.",
+                    f"Remove it: `sudo rm {shlex.quote(str(self.directory / name))}*`.",
                 )
             )
         return kept

@@ -49,6 +49,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             reason TEXT, seconds REAL, bytes_in INTEGER, bytes_out INTEGER
         )""",
     ),
+    ("ALTER TABLE history ADD COLUMN count INTEGER NOT NULL DEFAULT 1",),
 )
 """Entry n leads from schema version n to n + 1.  What was released stays; a change is a new entry."""
 
@@ -323,15 +324,18 @@ def _read_entries(
     return entries
 
 
-def append_history(
-    connection: sqlite3.Connection, entries: Sequence[HistoryEntry], *, keep: int, since: float
-) -> None:
-    """Add entries, whose ids are ours to give, and forget what is older than the newest `keep` or `since`."""
+def append_history(connection: sqlite3.Connection, entries: Sequence[HistoryEntry], *, keep: int) -> None:
+    """Add entries, whose ids are ours to give, and forget all but the newest `keep` of each event among them.
+
+    Neither another event nor the clock makes one be forgotten: both are in the hands of others.
+    """
     rows = [tuple(_storable(getattr(entry, column)) for column in _HISTORY_COLUMNS) for entry in entries]
     with transaction(connection):
         _insert(connection, "history", _HISTORY_COLUMNS, rows)
-        connection.execute(
-            "DELETE FROM history WHERE id <= (SELECT max(id) FROM history) - ? OR time < ?", (keep, since)
+        connection.executemany(
+            """DELETE FROM history WHERE event = ?1 AND id <=
+                (SELECT id FROM history WHERE event = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)""",
+            [(event, keep) for event in {entry.event for entry in entries}],
         )
 
 

@@ -30,6 +30,7 @@ class HeldClaim(Protocol):
     def worker(self) -> Child | None: ...
     @property
     def failure(self) -> Failure | None: ...
+    def blocked(self) -> float | None: ...
 
 
 class SharedDevices(Protocol):
@@ -73,6 +74,14 @@ class Records(Protocol):
         """What is wrong with it now; code `KEPT_ASIDE`: only what lies beside it."""
 
 
+class Discovery(Protocol):
+    """What health needs of the list of this host's devices."""
+
+    @property
+    def problem(self) -> str | None:
+        """What is not known, because the system does not answer."""
+
+
 class PlugEvents(Protocol):
     """What health needs of whoever hears from the system."""
 
@@ -101,6 +110,8 @@ class Subject:
     manager: SharedDevices
     network: Listeners
     store: Records
+    discovery: Discovery | None
+    """None where there are simulated devices only."""
     hotplug: PlugEvents | None
     """None where there are simulated devices only."""
     power: PlugEvents | None

@@ -19,7 +19,7 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from usbipd import frozen
 from usbipd.errors import IPCError
@@ -56,7 +56,9 @@ class Backoff:
     """How long to wait before the next try: doubled each time up to a bound, with jitter, so that many
     children that died of one cause do not all come back at one moment."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest: float = LONGEST_DELAY) -> None:
+        """`longest` is the bound, in seconds."""
+        self._longest = longest
         self._failures = 0
         self._well_since: float | None = None
 
@@ -70,9 +72,18 @@ class Backoff:
         if self._well_since is not None and now - self._well_since >= WELL_AFTER:
             self._failures = 0
         self._well_since = None
-        delay = min(FIRST_DELAY * 2.0**self._failures, LONGEST_DELAY)
+        delay = min(FIRST_DELAY * 2.0**self._failures, self._longest)
         self._failures = min(self._failures + 1, 16)
         return delay * random.uniform(0.75, 1.0)  # noqa: S311 - nobody gains by guessing it
+
+
+class Ping(NamedTuple):
+    """A PING to a child (`extension/liveness.py`)."""
+
+    sent: float
+    """Of the loop's clock, in seconds."""
+    answer: asyncio.Task[None]
+    """Done when the child has answered, or its channel is closed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -93,6 +104,8 @@ class Child:
     """The rule of the channel that it broke, for which it was killed."""
     exit: str | None = None
     """What it ended with, such as "exit code 1" or "signal SIGKILL"; None: it has not ended."""
+    ping: Ping | None = None
+    """The last PING sent to it."""
 
     @property
     def label(self) -> str:

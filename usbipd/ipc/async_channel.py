@@ -1,8 +1,18 @@
 """The channel of the two asyncio processes, extension and server.
 
-Reading never waits on handling, and writing never waits at all: what the peer does not read queues up to a
-bound, then the peer is dropped.  What the peer may ask is decided here, before any handler sees it; MORE is
-answered here, too.
+Reading never waits on handling, and writing never waits at all.  What the peer may ask is decided here,
+before any handler sees it; MORE is answered here, too.
+
+# What a peer can make us hold
+
+- At most `MAX_RUNNING` of its requests are in progress, or what the maker of the channel says; until one of
+  them is done, nothing more is read from it.
+- What it does not read queues up to `MAX_QUEUED` bytes.  Then a local user's connection is closed.  Our own
+  processes only slow each other down: we stop reading their requests until the queue is shorter.  It grows by
+  the answers to those that are in progress at most, so it stays below `LONGEST_QUEUE`; what exceeds that is
+  our own requests, to a peer that has stopped.  The two sides cannot both wait for the other: what the server
+  asks for stays far below `MAX_QUEUED` (usbipd/server/extension.py), so it always reads.
+- Of what has been read, `SLICE` messages are handled before the other peers have their turn.
 """
 
 import asyncio
@@ -16,6 +26,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from usbipd.errors import IPCError, UsbipdError
+from usbipd.hangup import closed_by_peer
 from usbipd.ipc import policy
 from usbipd.ipc.channel import (
     Conversation,
@@ -27,14 +38,21 @@ from usbipd.ipc.channel import (
     Result,
     answer_frame,
     event_frame,
-    read_result,
     receive_into,
     request_frame,
     response_frame,
     send_some,
 )
 from usbipd.ipc.message import Message
-from usbipd.ipc.messages import LONG_ANSWERS, MAX_MESSAGE, Command, EventName, MoreParameters
+from usbipd.ipc.messages import (
+    ENDS_WITH_ITS_PEER,
+    LONG_ANSWERS,
+    MAX_MESSAGE,
+    Command,
+    EventName,
+    MoreParameters,
+)
+from usbipd.log import LIMITED
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -42,11 +60,19 @@ MAX_QUEUED: Final = 16 * MAX_MESSAGE
 """Bytes that may wait for a peer to read them, beside the message that makes them too many."""
 
 MAX_RUNNING: Final = 256
-"""Requests of one peer that may be in work; beyond it we read no more from that peer for a while."""
+"""Requests of one peer that may be in progress."""
+
+LONGEST_QUEUE: Final = MAX_QUEUED + (MAX_RUNNING + 1) * MAX_MESSAGE
+"""The same as `MAX_QUEUED` for one of our own processes, which is closed only beyond this."""
+
+SLICE: Final = 16
+"""Messages of one peer that are handled at a time: someone who sends thousands at once delays others by
+these."""
 
 RequestHandler = Callable[[Request], Awaitable[Message]]
 """Answers a request; a `UsbipdError` that it raises becomes the answer.  The request's descriptor is closed
-when it returns.  It runs to its end even if the peer leaves: half a bind is worse than an unread answer."""
+when it returns.  When the peer leaves, it is cancelled if the command is one of `ENDS_WITH_ITS_PEER`, and
+runs to its end otherwise."""
 
 EventHandler = Callable[[Event], None]
 CloseHandler = Callable[[IPCError | None], None]
@@ -65,10 +91,11 @@ class Channel:
         on_request: RequestHandler,
         on_event: EventHandler | None = None,
         on_close: CloseHandler | None = None,
+        max_running: int = MAX_RUNNING,
     ) -> None:
         """Takes over `connection`, a connected Unix stream socket, and says hello.
 
-        `name` labels the peer in logs, `role` says what it may send.
+        `name` labels the peer in logs, `role` says what it may send, `max_running` how much of it at once.
         """
         self.name = name
         self._role = role
@@ -76,20 +103,24 @@ class Channel:
         self._on_request = on_request
         self._on_event = on_event
         self._on_close = on_close
+        self._max_running = max_running
         self._loop = asyncio.get_running_loop()
-        self._conversation = Conversation()
+        self._conversation = Conversation(trusted=role is policy.Role.EXTENSION)
         self._outgoing: deque[tuple[memoryview, int | None]] = deque()
         self._queued = 0
         self._last_request = 0
+        self._unwanted: set[int] = set()
+        """Our requests whose answer is still to come but not waited for."""
         self._waiting: dict[int, asyncio.Future[Response]] = {}
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], Command] = {}
+        self._is_reading = False
         self._rest: Rest | None = None
         """Of the last long answer to the peer."""
         self._asking_long = asyncio.Lock()
         """Held while the peer may keep the rest of an answer for us: it keeps no two."""
         self._open = True
         connection.setblocking(False)
-        self._loop.add_reader(connection, self._readable)
+        self._read_on()
         self._send(self._conversation.hello(), None)
 
     @property
@@ -102,13 +133,14 @@ class Channel:
         parameters: Message,
         result: type[Result],
         *,
-        timeout: float,  # noqa: ASYNC109 - callers want an IPCError, not a TimeoutError
+        timeout: float | None,  # noqa: ASYNC109 - callers want an IPCError, not a TimeoutError
         descriptor: int | None = None,
     ) -> Result:
         """Ask and wait for the answer.  `descriptor` stays the caller's; a duplicate of it travels.
 
-        What may have a long answer waits for the one before it, within `timeout`, too.  Raises the
-        `UsbipdError` that the peer answers, or `IPCError` (codes "timeout", "gone").
+        What may have a long answer waits for the one before it, within `timeout`, too; None: as long as the
+        channel is open.  Raises the `UsbipdError` that the peer answers, or `IPCError` (codes "timeout",
+        "gone").
         """
         try:
             async with asyncio.timeout(timeout):
@@ -119,7 +151,7 @@ class Channel:
                     response = await self._ask(command, parameters, descriptor)
         except TimeoutError:
             raise IPCError(f"{self.name} does not answer {command}", code="timeout") from None
-        return read_result(response, result)
+        return self._conversation.result(response, result)
 
     async def _ask_long(self, command: Command, parameters: Message, descriptor: int | None) -> Response:
         response = await self._ask(command, parameters, descriptor)
@@ -141,14 +173,16 @@ class Channel:
             self._send(request_frame(request_id, self.name, command, parameters), descriptor)
             return await answer
         finally:
-            self._waiting.pop(request_id, None)
+            del self._waiting[request_id]
+            if not answer.done() or answer.cancelled():
+                self._unwanted.add(request_id)
 
     def send_response(self, request: Request, outcome: Message | UsbipdError) -> None:
         """Answer `request`, or say that its answer is too large; lost if the channel is closed."""
         try:
             frame, rest = answer_frame(request, outcome)
         except IPCError as error:
-            _LOG.error("the answer to %s from %s: %s", request.command, self.name, error)
+            _LOG.error("the answer to %s from %s: %s", request.command, self.name, error, extra=LIMITED)
             frame, rest = response_frame(request.request_id, error), None
         if rest is not None and self._open:
             self._rest = rest
@@ -157,6 +191,7 @@ class Channel:
     def tell(self, command: Command, parameters: Message, descriptor: int | None = None) -> None:
         """Ask without caring for the answer; lost if the channel is closed.  `descriptor` as in `request`."""
         self._last_request += 1
+        self._unwanted.add(self._last_request)
         self._send(request_frame(self._last_request, self.name, command, parameters), descriptor)
 
     def push(self, event: EventName, parameters: Message) -> None:
@@ -168,19 +203,42 @@ class Channel:
         if not self._open:
             return
         self._open = False
-        self._loop.remove_reader(self._connection)
+        self._pause_reading()
         self._loop.remove_writer(self._connection)
         self._conversation.decoder.close()
         self._discard()
         self._rest = None
         self._connection.close()
+        for task, command in self._running.items():
+            if command in ENDS_WITH_ITS_PEER:
+                task.cancel()
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(IPCError(f"{self.name} is gone", code="gone"))
         if self._on_close is not None:
             self._on_close(reason)
 
+    def close_if_left(self) -> None:
+        """Close if the peer has.  It goes unseen while more requests are in progress than may be, since
+        nothing is read then."""
+        if self._open and closed_by_peer([self._connection]):
+            self.close()
+
     # ---- reading -------------------------------------------------------------------------------------------
+
+    @property
+    def _is_held_up(self) -> bool:
+        """Whether the peer has to wait until it has read answers, or until we have worked."""
+        return len(self._running) >= self._max_running or self._queued > MAX_QUEUED
+
+    def _read_on(self) -> None:
+        if not self._is_reading:
+            self._is_reading = True
+            self._loop.add_reader(self._connection, self._readable)
+
+    def _pause_reading(self) -> None:
+        self._is_reading = False
+        self._loop.remove_reader(self._connection)
 
     def _readable(self) -> None:
         try:
@@ -198,9 +256,15 @@ class Channel:
             self.close(IPCError("closed in the middle of a message", code="gone") if half else None)
 
     def _dispatch(self) -> None:
-        while self._open and len(self._running) < MAX_RUNNING:
+        for _message in range(SLICE):
+            if not self._open:
+                return
+            if self._is_held_up:
+                self._pause_reading()
+                return
             item = self._conversation.next_item()
             if item is None:
+                self._read_on()
                 return
             if isinstance(item, Request):
                 self._accept(item)
@@ -209,7 +273,8 @@ class Channel:
             else:
                 self._told(item)
         if self._open:
-            self._loop.remove_reader(self._connection)  # until a request is done
+            self._pause_reading()
+            self._loop.call_soon(self._resume)
 
     def _accept(self, request: Request) -> None:
         if not policy.may(self._role, request.command):
@@ -222,7 +287,7 @@ class Channel:
             self._send_more(request, request.parameters)
             return
         task = self._loop.create_task(self._run(request))
-        self._running.add(task)
+        self._running[task] = request.command
         task.add_done_callback(functools.partial(self._done, request))
 
     def _send_more(self, request: Request, parameters: MoreParameters) -> None:
@@ -240,20 +305,19 @@ class Channel:
         except UsbipdError as error:
             outcome = error
         except Exception:
-            _LOG.exception("%s from %s failed", request.command, self.name)
+            _LOG.exception("%s from %s failed", request.command, self.name, extra=LIMITED)
             outcome = UsbipdError("internal error: see the log", code="internal")
         self.send_response(request, outcome)
 
     def _done(self, request: Request, task: asyncio.Task[None]) -> None:
         _close(request.descriptor)
-        full = len(self._running) >= MAX_RUNNING
-        self._running.discard(task)
-        if full and self._open:
-            self._loop.add_reader(self._connection, self._readable)
+        was_held_up = self._is_held_up
+        del self._running[task]
+        if was_held_up and not self._is_held_up:
             self._loop.call_soon(self._resume)
 
     def _resume(self) -> None:
-        """Go on with what had been read when the peer's requests became too many."""
+        """Go on with what had been read."""
         try:
             self._dispatch()
         except IPCError as error:
@@ -261,12 +325,13 @@ class Channel:
 
     def _answered(self, response: Response) -> None:
         answer = self._waiting.get(response.request_id)
-        if answer is not None:
-            if not answer.done():
-                answer.set_result(response)
-        elif not 0 < response.request_id <= self._last_request:
-            raise IPCError("an answer to what was never asked", code="bad-message")
-        # else: it comes after its timeout
+        if answer is not None and not answer.done():
+            answer.set_result(response)
+        elif response.request_id in self._unwanted:
+            self._unwanted.remove(response.request_id)
+        elif answer is None or not answer.cancelled():
+            # one answer per request: a peer cannot flood us with them
+            raise IPCError("an answer to what was never asked, or is answered", code="bad-message")
 
     def _told(self, event: Event) -> None:
         if self._on_event is None or not policy.may(self._role, event.event):
@@ -276,18 +341,20 @@ class Channel:
     # ---- writing -------------------------------------------------------------------------------------------
 
     def _send(self, frame: bytes, descriptor: int | None) -> None:
-        if not self._open or self._queued > MAX_QUEUED:  # then it is about to be closed
+        longest = LONGEST_QUEUE if self._role in policy.PROCESSES else MAX_QUEUED
+        if not self._open or self._queued > longest:  # then it is about to be closed
             return
         own = None if descriptor is None else os.dup(descriptor)
         self._outgoing.append((memoryview(frame), own))
         self._queued += len(frame)
         if len(self._outgoing) == 1:
             self._writable()
-        if self._queued > MAX_QUEUED:
+        if self._queued > longest:
             # not from here: whoever sends goes on with this channel for some lines
             self._loop.call_soon(self.close, IPCError("does not read what we send", code="slow"))
 
     def _writable(self) -> None:
+        was_held_up = self._is_held_up
         while self._outgoing:
             rest, descriptor = self._outgoing[0]
             try:
@@ -308,6 +375,8 @@ class Channel:
             self._loop.add_writer(self._connection, self._writable)
         else:
             self._loop.remove_writer(self._connection)
+        if was_held_up and not self._is_held_up:
+            self._loop.call_soon(self._resume)
 
     def _discard(self) -> None:
         for _rest, descriptor in self._outgoing:

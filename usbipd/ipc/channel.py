@@ -52,10 +52,14 @@ from usbipd.ipc.messages import (
     encode,
     pack,
 )
+from usbipd.ipc.texts import LONGEST_TEXT, Value, clean_texts
+from usbipd.text import readable
 
 _HEADER: Final = struct.Struct(">IB")
 _WITH_DESCRIPTOR: Final = 0x01
-_ANCILLARY_SPACE: Final = socket.CMSG_SPACE(struct.calcsize("i"))
+_ANCILLARY_SPACE: Final = socket.CMSG_LEN(struct.calcsize("i"))
+"""Room for one descriptor.  CMSG_SPACE, with its padding, would have room for a second one on Linux and not
+on macOS; so a second one is cut off on both (MSG_CTRUNC)."""
 _CLOSE_ON_EXEC: Final[int] = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # Linux; elsewhere set right after
 _NO_RESULT: Final = msgspec.Raw(encode(None))
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -159,10 +163,12 @@ class Event(NamedTuple):
 
 
 class Conversation:
-    """The rules of a channel without its I/O: hello first, strict types, descriptors where they belong."""
+    """The rules of a channel without its I/O: hello first, strict types, descriptors where they belong, and
+    texts that are fit to be shown, unless the peer is `trusted`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, trusted: bool = False) -> None:
         self.decoder = FrameDecoder()
+        self._trusted = trusted
         self._greeted = False
 
     def hello(self) -> bytes:
@@ -181,14 +187,14 @@ class Conversation:
                 if frame.descriptor is not None:
                     os.close(frame.descriptor)
                 if isinstance(error, _UNREADABLE):
-                    raise IPCError(f"a message that cannot be read: {error}", code="bad-message") from error
+                    raise _unreadable("message", error) from error
                 raise
             if item is not None:
                 return item
         return None
 
     def _decode(self, frame: Frame) -> Request | Response | Event | None:
-        envelope = decode_envelope(frame.payload)
+        envelope = self._cleaned(decode_envelope(frame.payload))
         if isinstance(envelope, IPCRequest) and (envelope.command in CARRIES_DESCRIPTOR) == (
             frame.descriptor is None
         ):
@@ -216,10 +222,17 @@ class Conversation:
 
         if isinstance(envelope, IPCRequest):
             kind, _result = COMMANDS[envelope.command]
-            parameters = msgspec.msgpack.decode(envelope.parameters, type=kind)
+            parameters = self._cleaned(msgspec.msgpack.decode(envelope.parameters, type=kind))
             return Request(envelope.request_id, envelope.command, parameters, frame.descriptor)
-        told = msgspec.msgpack.decode(envelope.parameters, type=EVENTS[envelope.event])
+        told = self._cleaned(msgspec.msgpack.decode(envelope.parameters, type=EVENTS[envelope.event]))
         return Event(envelope.event, told)
+
+    def result(self, response: Response, kind: type[Result]) -> Result:
+        """As `read_result`, with texts as in all that the peer sends."""
+        return self._cleaned(read_result(response, kind))
+
+    def _cleaned(self, message: Value) -> Value:
+        return message if self._trusted else clean_texts(message)
 
 
 def _response(envelope: IPCResponse) -> Response:
@@ -381,11 +394,14 @@ class BlockingChannel:
     Every method raises `IPCError` when the peer broke the rules, or is gone while we send.
     """
 
-    def __init__(self, connection: socket.socket, client_id: str) -> None:
-        """Takes over `connection`, a connected stream socket, and says hello."""
+    def __init__(self, connection: socket.socket, client_id: str, *, trusted: bool = False) -> None:
+        """Takes over `connection`, a connected stream socket, and says hello.
+
+        Texts of a `trusted` peer are taken as they come.
+        """
         self._connection = connection
         self._client_id = client_id
-        self._conversation = Conversation()
+        self._conversation = Conversation(trusted=trusted)
         self._last_request = 0
         self._told: deque[Event] = deque()
         """Events that came before the answer to a request of ours."""
@@ -441,7 +457,7 @@ class BlockingChannel:
             while (missing := answer.missing) is not None:
                 answer.add(self._ask(Command.MORE, missing, None, deadline))
             response = answer.whole()
-        return read_result(response, result)
+        return self._conversation.result(response, result)
 
     def _ask(
         self, command: Command, parameters: Message, descriptor: int | None, deadline: float
@@ -494,4 +510,9 @@ def read_result(response: Response, kind: type[Result]) -> Result:
     try:
         return msgspec.msgpack.decode(response.outcome, type=kind)
     except _UNREADABLE as error:
-        raise IPCError(f"a result that cannot be read: {error}", code="bad-message") from error
+        raise _unreadable("result", error) from error
+
+
+def _unreadable(what: str, error: BaseException) -> IPCError:
+    """msgspec says what is wrong with the words of the peer."""
+    return IPCError(f"a {what} that cannot be read: {readable(str(error), LONGEST_TEXT)}", code="bad-message")

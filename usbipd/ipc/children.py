@@ -1,6 +1,6 @@
 """What the extension, the server and the workers tell each other.  Used by all three, and by no command."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
@@ -54,32 +54,49 @@ ClientName = Annotated[str, msgspec.Meta(max_length=80)]
 since it comes from a process that reads the network, and goes into logs and the status."""
 
 
-class DevlistParameters(Message, frozen=True):
-    """`client` is who asks, for logs; `address` is without port and scope, for access rules."""
+MOST_ADDRESSES: Final = 64
+"""Clients about which one DEVLIST asks, at most."""
 
-    client: ClientName
-    address: ClientName
+
+class DevlistParameters(Message, frozen=True):
+    """The clients that wait for a list of devices: their addresses without port and scope, for access
+    rules."""
+
+    addresses: Annotated[list[ClientName], msgspec.Meta(min_length=1, max_length=MOST_ADDRESSES)]
 
 
 class DevlistResult(Message, frozen=True):
-    """Devices that this client may import, free or not."""
+    """Devices that these clients may import, free or not.
+
+    Most clients may import the same ones, so each different list comes once.
+    """
 
     devices: list[UsbDevice]
+    """All that are in one of the lists."""
+    lists: list[list[int]]
+    """Indices into `devices`."""
+    list_of: list[int]
+    """For each address, in the order of the request, its index into `lists`."""
 
 
 class ReserveParameters(Message, frozen=True):
-    """A client wants this device; it is kept for it until HANDOVER or ABANDON."""
+    """A client wants this device; it is reserved for it until HANDOVER or ABANDON.
 
+    `reservation` is a number of the server that it has not in use; ABANDON with it also ends a RESERVE that
+    is not answered yet.  With `wait`, a device that another client is about to leave is waited for.
+    """
+
+    reservation: int
     busid: str
     client: ClientName
     address: ClientName
+    wait: bool
 
 
 class ReserveResult(Message, frozen=True):
-    """`status` is the OP_REP_IMPORT status; the rest is there when it is 0."""
+    """`status` is the OP_REP_IMPORT status; the device is present when it is 0."""
 
     status: int
-    reservation: int | None = None
     device: UsbDevice | None = None
 
 

@@ -51,6 +51,7 @@ COMMANDS: Final[dict[Command, tuple[type[Message], type[Message]]]] = {
     Command.HANDOVER: (ReservationParameters, Nothing),
     Command.ABANDON: (ReservationParameters, Nothing),
     Command.SERVE: (ServeParameters, ServeResult),
+    Command.PING: (Nothing, Nothing),
     Command.LOG: (LogParameters, Nothing),
     Command.LOG_FILE: (Nothing, Nothing),
     Command.CLAIM: (ClaimParameters, ClaimResult),

@@ -13,7 +13,7 @@ import msgspec
 
 from usbipd.ipc.message import Message
 
-IPC_VERSION: Final = 1
+IPC_VERSION: Final = 2
 """Raised whenever a message changes its form.  Both ends must agree; they come from one executable."""
 
 MAX_MESSAGE: Final = 64 * 1024
@@ -54,6 +54,7 @@ class Command(StrEnum):
     # the extension asks the server
     SERVE = "serve"
     # the extension asks the server or a worker
+    PING = "ping"
     LOG = "log"
     LOG_FILE = "log-file"
     # the extension asks a worker
@@ -146,6 +147,19 @@ LONG_ANSWERS: Final = frozenset(
     }
 )
 """The commands whose answer grows with the number of devices, so that it may come in parts."""
+
+ENDS_WITH_ITS_PEER: Final = frozenset(
+    {
+        Command.LIST,
+        Command.STATUS,
+        Command.HISTORY,
+        Command.HEALTH,
+        Command.DEVLIST,
+        Command.RESERVE,
+    }
+)
+"""The commands that are cancelled when the process that asked has left: they change nothing, or only for it.
+All others run to their end: half a bind is worse than an unread answer."""
 
 CARRIES_DESCRIPTOR: Final = frozenset({Command.HANDOVER, Command.LOG_FILE, Command.CLAIM, Command.ATTACH})
 """The commands that come with exactly one file descriptor; all others come with none."""

@@ -50,6 +50,7 @@ COMMAND_POLICY: Final[Mapping[Command, frozenset[Role]]] = {
     Command.HANDOVER: _allow(Role.SERVER),
     Command.ABANDON: _allow(Role.SERVER),
     Command.SERVE: _allow(Role.EXTENSION),
+    Command.PING: _allow(Role.EXTENSION),
     Command.LOG: _allow(Role.EXTENSION),
     Command.LOG_FILE: _allow(Role.EXTENSION),
     Command.CLAIM: _allow(Role.EXTENSION),

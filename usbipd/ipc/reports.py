@@ -22,7 +22,7 @@ Networks = Annotated[list[str], msgspec.Meta(max_length=64)]
 """Addresses and networks in CIDR notation; none: no restriction."""
 
 HISTORY_PAGE = 100
-"""Entries of the history in one answer, which is some 400 KiB at most: 10,000 of them are kept."""
+"""Entries of the history in one answer, which is some 400 KiB at most."""
 
 
 class DeviceState(StrEnum):
@@ -118,6 +118,8 @@ class ProcessReport(Message, frozen=True):
     memory: int | None
     """Bytes resident; None: it has just ended."""
     busid: str | None = None
+    silent_for: float | None = None
+    """Seconds for which it has not answered the extension; None: it answers."""
 
 
 class LoggedError(Message, frozen=True):
@@ -132,6 +134,15 @@ class ListResult(Message, frozen=True):
 
     devices: list[DeviceReport]
     bindings: list[BindingReport]
+
+    def instead_of(self, binding: BindingReport) -> DeviceReport | None:
+        """The other device at the port of a binding whose own is not plugged in.
+
+        None also if another binding shares it: the two take turns at the port.
+        """
+        if binding.busid is None or any(binding.busid in each.devices for each in self.bindings):
+            return None
+        return next((device for device in self.devices if device.busid == binding.busid), None)
 
 
 class HardwareId(Message, frozen=True):
@@ -237,6 +248,9 @@ class HistoryEntry(Message, frozen=True):
     bytes_in: int | None = None
     bytes_out: int | None = None
     """What a session has moved, seen from the client."""
+    count: int = 1
+    """How many of its kind it stands for: more than one if they came too fast.  `seconds` and bytes are then
+    those of all together, the rest is that of the last one."""
 
 
 class HistoryParameters(Message, frozen=True):

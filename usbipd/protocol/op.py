@@ -27,6 +27,7 @@ from usbipd.protocol.constants import (
     USBIP_VERSION,
 )
 from usbipd.protocol.reader import OneMessageReader
+from usbipd.text import readable
 
 _HEADER: Final = struct.Struct("!HHI")  # tools/usb/usbip/src/usbip_network.h, struct op_common
 _COUNT: Final = struct.Struct("!I")  # tools/usb/usbip/src/usbip_network.h, struct op_devlist_reply
@@ -255,11 +256,8 @@ def _interface_count(record: bytes) -> int:
 
 def _decode_device(record: bytes, interfaces: tuple[UsbInterface, ...]) -> UsbDevice:
     path, busid, *numbers, _count = _DEVICE.unpack(record)
-    # The path goes to a terminal as it is, so nothing in it may control one.
-    text = path.partition(b"\0")[0].decode(errors="replace")
-    shown = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
     try:
-        fields: list[Any] = [shown, _decode_busid(busid), *numbers, interfaces]
+        fields: list[Any] = [readable(path.partition(b"\0")[0]), _decode_busid(busid), *numbers, interfaces]
     except ValueError as error:
         raise ProtocolError(f"the server describes a device with {error}") from error
     return UsbDevice(*fields)

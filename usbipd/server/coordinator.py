@@ -1,41 +1,35 @@
-"""Listeners and limits: who may connect, and who has to leave when there are too many.  Runs in the server.
+"""The listeners: where clients connect, and which of them are let in.  Runs in the server.
 
-# Who leaves when the connections are used up
-
-A connection costs a slot from accept until its request is answered or it is handed over; a stock client
-needs it for one round trip.  A limit that refused the newest would let idle connections keep everybody out,
-so the oldest one that has not sent its request leaves instead, of the address that has most: someone who
-floods us displaces himself, and a client that speaks at once is through before its turn comes.
-
-A client whose address is not allowed never gets a slot: it is closed before a byte of it is read.
+A client whose address is not allowed is closed before a byte of it is read, and costs no slot
+(`connections.py`).
 """
 
 import asyncio
 import errno
-import functools
-import itertools
 import logging
 import socket
-from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from usbipd.addresses import ListenAddress, parse_listen
+from usbipd.addresses import ListenAddress, explain_absent, is_absent, parse_listen, refuse_overlap
 from usbipd.errors import UsbipdError
 from usbipd.ipc.async_channel import Channel
+from usbipd.log import LIMITED
 from usbipd.server.access import AccessList
-from usbipd.server.refusals import Refusals
-from usbipd.server.session import Session
+from usbipd.server.connections import Connections
+from usbipd.server.extension import ExtensionRequests, Peer
 
 _LOG: Final = logging.getLogger(__name__)
 
-_BACKLOG: Final = 128
+_BACKLOG: Final = 1024
+"""Connections that wait to be accepted: if there were more, the kernel would drop the first packet of a
+client, which tries again a second later.  The system may set a lower limit."""
 _ACCEPT_PAUSE: Final = 0.1
 """Seconds to wait when accept fails for want of descriptors or memory."""
 
 
 class ServerCoordinator:
-    """All listeners and sessions of this process."""
+    """All listeners of this process."""
 
     def __init__(
         self,
@@ -48,18 +42,17 @@ class ServerCoordinator:
         lost_client_timeout: int,
         send_buffer: int,
     ) -> None:
-        self._extension = extension
         self._access = access
-        self._refusals = Refusals(asyncio.get_running_loop().call_later)
-        self._max_connections = max_connections
-        self._max_per_address = max_connections_per_address
-        self._handshake_timeout = handshake_timeout
-        self._lost_client_timeout = lost_client_timeout
-        self._send_buffer = send_buffer
+        self._connections = Connections(
+            ExtensionRequests(extension),
+            most=max_connections,
+            most_per_source=max_connections_per_address,
+            handshake_timeout=handshake_timeout,
+            lost_client_timeout=lost_client_timeout,
+            send_buffer=send_buffer,
+        )
         self._listeners: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
-        self._sessions: dict[Session, asyncio.Task[None]] = {}
-        """In the order of their arrival."""
 
     def bind(self, addresses: Sequence[str]) -> list[str]:
         """Take these addresses and return them, with the ports that were free where 0 was asked for.
@@ -67,7 +60,7 @@ class ServerCoordinator:
         Raises `UsbipdError` if one cannot be had; none is taken then.
         """
         wanted = [parse_listen(text) for text in addresses]
-        _refuse_overlap(wanted)
+        refuse_overlap(wanted)
         try:
             for address in wanted:
                 self._listeners.append(_listener(address))
@@ -87,60 +80,16 @@ class ServerCoordinator:
             try:
                 connection, name = await loop.sock_accept(listener)
             except OSError as error:
-                _LOG.error("cannot accept: %s", error.strerror)
+                _LOG.error("cannot accept: %s", error.strerror, extra=LIMITED)
                 await asyncio.sleep(_ACCEPT_PAUSE)
                 continue
             peer = ListenAddress(*name[:2])
             if self._access.allows(peer.host):
-                self._admit(connection, peer)
+                await self._connections.admit(connection, Peer.at(peer))
             else:
                 connection.close()
-                self._refusals.add(str(peer))
+                _LOG.info("%s refused: its address is not allowed", peer, extra=LIMITED)
             await asyncio.sleep(0)  # sock_accept does not wait while clients queue: sessions have their turn
-
-    def _admit(self, connection: socket.socket, peer: ListenAddress) -> None:
-        connections = Counter(session.address for session in self._sessions)
-        if connections[peer.host] >= self._max_per_address:
-            self._displace(peer.host, f"more than {self._max_per_address} connections of this address")
-        elif len(self._sessions) >= self._max_connections:
-            busiest, _number = connections.most_common(1)[0]
-            self._displace(busiest, f"more than {self._max_connections} connections")
-        session = Session(
-            connection,
-            peer.host,
-            str(peer),
-            self._extension,
-            lost_client_timeout=self._lost_client_timeout,
-            send_buffer=self._send_buffer,
-        )
-        task = asyncio.create_task(session.run(self._handshake_timeout))
-        self._sessions[session] = task
-        task.add_done_callback(functools.partial(self._leave, session))
-
-    def _displace(self, address: str, reason: str) -> None:
-        """Close the oldest connection of `address`, preferably one whose request is not here yet."""
-        theirs = [session for session in self._sessions if session.address == address]
-        oldest = next((session for session in theirs if session.waiting), theirs[0])
-        oldest.displace(reason)
-        self._sessions.pop(oldest).cancel()
-
-    def _leave(self, session: Session, _task: asyncio.Task[None]) -> None:
-        self._sessions.pop(session, None)
-        session.close()
-
-
-def _refuse_overlap(addresses: Sequence[ListenAddress]) -> None:
-    """Raises `UsbipdError` if one address includes another: the kernel would not say that it was us."""
-    for one, other in itertools.permutations(addresses, 2):
-        every = "::" if ":" in other.host else "0.0.0.0"  # noqa: S104 - what is asked for, not what we choose
-        if one.port == other.port != 0 and one.host in (other.host, every):
-            raise UsbipdError(
-                f"cannot listen on {other}: it is given twice"
-                if one == other
-                else f"cannot listen on {other}: {one} is given too, and includes it",
-                code="bad-address",
-                advice="leave one of them out",
-            )
 
 
 def _listener(address: ListenAddress) -> socket.socket:
@@ -172,12 +121,8 @@ def _explain(address: ListenAddress, error: OSError) -> UsbipdError:
             code="address-in-use",
             advice=f"end that program (`lsof -i :{address.port}` names it), or choose another address",
         )
-    if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, socket.EAI_NONAME):
-        return UsbipdError(
-            f"cannot listen on {address}: this host has no such address",
-            code="no-such-address",
-            advice="choose one of this host's for --listen, or 0.0.0.0 for all",
-        )
+    if is_absent(error):
+        return explain_absent(address)
     if error.errno == errno.EACCES:
         return UsbipdError(
             f"cannot listen on {address}: ports below 1024 are root's",

@@ -25,8 +25,9 @@ from usbipd.server.coordinator import ServerCoordinator
 
 _LOG: Final = logging.getLogger(__name__)
 
-_OWN_DESCRIPTORS: Final = 32
-"""What a server has open beside connections: standard ones, channel, event loop, at most 16 listeners."""
+_OWN_DESCRIPTORS: Final = 48
+"""What a server has open beside connections: standard ones, channel, event loop, at most 16 listeners and for
+each of these one client that waits for room."""
 
 
 def main(arguments: list[str]) -> int:
@@ -42,6 +43,7 @@ class _Server:
         self._exit_code = 0
 
     async def run(self) -> int:
+        log.use_timer(asyncio.get_running_loop())
         self._channel = Channel(
             socket.socket(fileno=CHANNEL_DESCRIPTOR),
             name="extension",
@@ -64,6 +66,8 @@ class _Server:
                 return self._serve(parameters)
             case LogParameters(level=level) if self._coordinator is not None:
                 log.set_level(level)
+                return Nothing()
+            case Nothing() if request.command is Command.PING:
                 return Nothing()
             case Nothing() if request.command is Command.LOG_FILE and request.descriptor is not None:
                 log.take_over(request.descriptor)
@@ -97,10 +101,11 @@ def _allow_connections(wanted: int) -> int:
     Where accept failed for want of descriptors, nobody would be displaced and new clients would wait.
     """
     needed = wanted + _OWN_DESCRIPTORS
+    # "unlimited" is 2**63 - 1 on macOS, and impossible on Linux (do_prlimit in kernel/sys.c)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= needed:
+    if soft >= needed:
         return wanted
-    possible = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    possible = min(needed, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
     if possible < needed:
         _LOG.warning("%d connections are allowed, but only %d open files (ulimit -Hn)", wanted, possible)

@@ -2,38 +2,50 @@
 
 The client sends exactly one request.  Not a byte more than that request is read: what comes behind an
 OP_REQ_IMPORT is for the worker.
+
+# When has a client left?
+
+While its request is answered, the coordinator asks the kernel about the connection, without reading
+(usbipd/hangup.py).  An OP_REQ_IMPORT is given up when the client has closed its half: it could not send a
+single CMD_SUBMIT.  An OP_REQ_DEVLIST is not, since such a client still reads its answer (`nc -N` closes its
+half behind the request); it is given up when the connection was reset.
 """
 
 import asyncio
 import logging
 import socket
+from collections.abc import Callable
+from enum import Enum
 from typing import Final
 
 from usbipd.errors import ProtocolError, UsbipdError
-from usbipd.ipc.async_channel import Channel
-from usbipd.ipc.children import (
-    DevlistParameters,
-    DevlistResult,
-    ReservationParameters,
-    ReserveParameters,
-    ReserveResult,
-)
-from usbipd.ipc.messages import Command, Nothing
-from usbipd.protocol.constants import ST_NODEV, ST_OK
+from usbipd.hangup import closed_by_peer, was_reset
+from usbipd.log import LIMITED
+from usbipd.protocol.constants import ST_DEV_BUSY, ST_NODEV, ST_OK
 from usbipd.protocol.op import (
     DevlistRequest,
     ImportRequest,
     Request,
     RequestReader,
-    encode_devlist_reply,
     encode_import_reply,
 )
+from usbipd.server.extension import ExtensionRequests, Peer
 from usbipd.server.keepalive import give_up_when_lost
 
 _LOG: Final = logging.getLogger(__name__)
 
-EXTENSION_TIMEOUT: Final = 30.0
-"""Seconds for an answer of the extension: longer than a client waits there for a device to become free."""
+LEFT: Final = "the client left before its request was answered"
+
+
+class Stage(Enum):
+    """What a session waits for."""
+
+    REQUEST = "the client: its request is not here yet"
+    ANSWER = "our other processes: they answer at once"
+    TURN = "other clients, which wait for devices in use"
+    DEVICE = "a device that is in use"
+    REPLY = "the client: it has to read its reply"
+    HAND_OVER = "the worker: it takes the client over"
 
 
 class Session:
@@ -42,22 +54,22 @@ class Session:
     def __init__(
         self,
         connection: socket.socket,
-        address: str,
-        peer: str,
-        extension: Channel,
+        peer: Peer,
+        extension: ExtensionRequests,
         *,
         lost_client_timeout: int,
         send_buffer: int,
+        on_stage: Callable[[], None],
     ) -> None:
-        """`connection` is non-blocking; `address` is the client's, `peer` with its port; `send_buffer` bytes
-        of SO_SNDBUF, 0: as the system has it."""
-        self.address = address
-        """Numeric; with an interface behind `%` where it is link-local."""
-        self.waiting = True
-        """Whether the request is not here yet."""
-        self._connection = connection
-        self._peer = peer
+        """`connection` is non-blocking; `send_buffer` bytes of SO_SNDBUF, 0: as the system has it; `on_stage`
+        is called when `stage` has changed."""
+        self.peer = peer
+        self.connection = connection
+        self.stage = Stage.REQUEST
+        self._leaves_with_its_half = False
+        """Whether it has left once it has closed its half of the connection."""
         self._extension = extension
+        self._on_stage = on_stage
         self._lost_client_timeout = lost_client_timeout
         self._send_buffer = send_buffer
 
@@ -68,9 +80,8 @@ class Session:
             self._tune()
             async with asyncio.timeout(handshake_timeout):
                 request = await self._read_request(reader)
-            self.waiting = False
             if request is None:
-                _LOG.debug("%s left without a word", self._peer)
+                _LOG.debug("%s left without a word", self.peer.name)
             elif isinstance(request, DevlistRequest):
                 await self._answer_devlist(handshake_timeout)
             elif isinstance(request, ImportRequest):
@@ -79,7 +90,7 @@ class Session:
                 self._log_closed(f"OP_REQ_IMPORT: {request.reason}")
                 await self._send(encode_import_reply(ST_NODEV, None), handshake_timeout)
         except TimeoutError:
-            what = "no whole request" if self.waiting else "the reply was not read"
+            what = "no whole request" if self.stage is Stage.REQUEST else "the reply was not read"
             self._log_closed(f"{what} within {handshake_timeout:g} s")
         except (ProtocolError, UsbipdError) as error:
             self._log_closed(str(error))
@@ -90,16 +101,20 @@ class Session:
         """Say why this session is about to be cancelled."""
         self._log_closed(reason)
 
+    def has_left(self) -> bool:
+        """Whether the client has left before its answer; asked once `closed_by_peer` has the connection."""
+        return self._leaves_with_its_half or was_reset(self.connection)
+
     def close(self) -> None:
         """Close our side of the connection, when `run` is over."""
-        self._connection.close()
+        self.connection.close()
 
     async def _read_request(self, reader: RequestReader) -> Request | None:
         """None: somebody has only looked whether the port is open, as `usbipd doctor` does."""
         loop = asyncio.get_running_loop()
         said_something = False
         while True:
-            data = await loop.sock_recv(self._connection, reader.wanted)
+            data = await loop.sock_recv(self.connection, reader.wanted)
             if not data and not said_something:
                 return None
             if not data:
@@ -110,59 +125,53 @@ class Session:
                 return request
 
     async def _answer_devlist(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds one step
-        result = await self._extension.request(
-            Command.DEVLIST,
-            DevlistParameters(client=self._peer, address=self._address_without_interface),
-            DevlistResult,
-            timeout=EXTENSION_TIMEOUT,
-        )
-        await self._send(encode_devlist_reply(result.devices), timeout)
-        _LOG.info("%s listed %d devices", self._peer, len(result.devices))
+        self._enter(Stage.ANSWER)
+        reply = await self._extension.device_list(self.peer)
+        await self._send(reply.data, timeout)
+        _LOG.info("%s listed %d devices", self.peer.name, reply.devices, extra=LIMITED)
 
     async def _answer_import(self, busid: str, timeout: float) -> None:  # noqa: ASYNC109 - bounds one step
-        result = await self._extension.request(
-            Command.RESERVE,
-            ReserveParameters(busid=busid, client=self._peer, address=self._address_without_interface),
-            ReserveResult,
-            timeout=EXTENSION_TIMEOUT,
-        )
-        if result.status != ST_OK or result.reservation is None:
+        self._leaves_with_its_half = True
+        if closed_by_peer([self.connection]):  # before anything is done for it
+            raise ProtocolError(LEFT)
+        self._enter(Stage.ANSWER)
+        number, result = await self._extension.reserve(self.peer, busid)
+        if result.status == ST_DEV_BUSY:
+            self._enter(Stage.TURN)
+            number, result = await self._extension.wait_for(
+                self.peer, busid, on_turn=lambda: self._enter(Stage.DEVICE)
+            )
+        if result.status != ST_OK:
             self._log_closed(f"it may not import {busid!r}: status {result.status}")
             await self._send(encode_import_reply(result.status, None), timeout)
             return
-        reservation = ReservationParameters(reservation=result.reservation)
         try:
             await self._send(encode_import_reply(ST_OK, result.device), timeout)
-            await self._extension.request(
-                Command.HANDOVER,
-                reservation,
-                Nothing,
-                timeout=EXTENSION_TIMEOUT,
-                descriptor=self._connection.fileno(),
-            )
+            self._enter(Stage.HAND_OVER)
+            await self._extension.hand_over(self.peer, number, self.connection.fileno())
         except BaseException:
-            # Harmless if the reservation is used up.  Not awaited: this session may be being cancelled.
-            self._extension.tell(Command.ABANDON, reservation)
+            self._extension.abandon(number)
             raise
-        _LOG.info("%s imported %s", self._peer, busid)
+        _LOG.info("%s imported %s", self.peer.name, busid, extra=LIMITED)
 
     async def _send(self, data: bytes, timeout: float) -> None:  # noqa: ASYNC109 - bounds one step
+        self._enter(Stage.REPLY)
         async with asyncio.timeout(timeout):
-            await asyncio.get_running_loop().sock_sendall(self._connection, data)
+            await asyncio.get_running_loop().sock_sendall(self.connection, data)
 
-    @property
-    def _address_without_interface(self) -> str:
-        return self.address.partition("%")[0]
+    def _enter(self, stage: Stage) -> None:
+        self.stage = stage
+        self._on_stage()
 
     def _tune(self) -> None:
         """As usbipd.c does (tools/usb/usbip/src/usbipd.c, do_accept), but with our time instead of two hours.
 
         Here, since most clients are given away before anything else could do it.
         """
-        self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        give_up_when_lost(self._connection, self._lost_client_timeout)
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        give_up_when_lost(self.connection, self._lost_client_timeout)
         if self._send_buffer:
-            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._send_buffer)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._send_buffer)
 
     def _log_closed(self, reason: str) -> None:
-        _LOG.warning("%s closed: %s", self._peer, reason)
+        _LOG.warning("%s closed: %s", self.peer.name, reason, extra=LIMITED)

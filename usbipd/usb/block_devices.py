@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from usbipd.usb.foreign_text import readable
+from usbipd.text import readable
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import usb1
 
-from usbipd.usb.foreign_text import readable
+from usbipd.text import readable
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,33 +1,35 @@
-"""Which USB devices this host has.  Runs in the extension, in a thread of its executor.
+"""Which USB devices this host has.  Runs in the extension.
 
-Each listing uses a libusb context of its own, because a new one looks for devices itself, in sysfs or IOKit
-(op_init in linux_usbfs.c, darwin_init in darwin_usb.c).  A second list of the same context has only what
-libusb was told since: on Debian by udevd, and nothing at all where udevd does not run.  Nothing is opened on
-Linux, where sysfs has all the strings; elsewhere libusb opens a device to read them, once.
+sysfs has them on Linux (sysfs_devices.py), libusb elsewhere (libusb_devices.py).  Either may hang where a
+device, a driver or the system's USB stack does: lists are made in a thread, one at a time, with a deadline.
 """
 
 import asyncio
+import contextlib
 import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Final, Protocol
-
-import usb1
 
 from usbipd.errors import UsbipdError
 from usbipd.ipc.children import SimulatedSpec
-from usbipd.protocol.constants import USB_CLASS_HUB, Speed
-from usbipd.usb.device_strings import AskedStrings, strings_in_sysfs
+from usbipd.protocol.constants import Speed
+from usbipd.usb.daemon_thread import call_in_daemon_thread
 
-SYSFS_DEVICES: Final = Path("/sys/bus/usb/devices")  # Linux Documentation/ABI/testing/sysfs-bus-usb
-
+LIST_TIME: Final = 3.0
+"""Seconds that one list may take; after that, the last one is used.  Less than the checks of the daemon's
+health have (`HEALTH_TIMEOUT`), which report it."""
 RESET_TIME: Final = 2.0
 """Seconds in which a bus reset is over; a device that is without an address after that is left out."""
 RESET_LOOK: Final = 0.05
-"""Seconds between two looks while a device is being reset."""
+"""Seconds between two lists while a device is being reset."""
 
-IMPORTED: Final = "/vhci_hcd."  # in the path of a device on a virtual bus: drivers/usb/usbip/vhci_hcd.c
+
+HUB: Final = UsbipdError(
+    "it is a hub, which cannot be shared", code="hub", advice="bind the devices connected to it"
+)
+"""Why a hub is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,81 +55,144 @@ class DeviceRecord:
 class DeviceSource(Protocol):
     """Something that has devices: this host, or a set of simulated ones."""
 
+    @property
+    def problem(self) -> str | None:
+        """What is missing in the last list, because the system does not answer; None: nothing."""
+
     async def list_devices(self) -> list[DeviceRecord]:
         """The devices of this moment, ordered by busid.  Raises `UsbipdError`."""
+
+    def why_not(self, busid: str) -> UsbipdError | None:
+        """Why the last list left out a device that is present; None: it did not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What one look at the host has found."""
+
+    devices: list[DeviceRecord] = field(default_factory=list)
+    left_out: Mapping[str, UsbipdError] = field(default_factory=dict)
+    """By busid: devices that are present and cannot be shared, and why."""
+    unanswered: str | None = None
+    """The devices about which the system has not answered yet; None: it has, about all."""
+
+
+class HostDevices(Protocol):
+    """The system's own list of devices."""
+
+    def list_all(self) -> Listing:
+        """The devices of this moment, in any order.  May block, and may hang.  Raises `UsbipdError`."""
+
+    def notify(self, on_late: Callable[[], None]) -> None:
+        """Call `on_late`, in any thread, whenever devices that were left out as unanswered are known."""
 
 
 class DeviceDiscovery:
     """The devices on this host's buses.
 
-    Without hubs, which nobody could use alone, and without those that this host itself imported: sharing them
-    again could run in a circle (usbip_bind.c refuses them too).
+    Without hubs, which cannot be used alone, and unless `offer_imported` without those that this host itself
+    imported: sharing them again could run in a circle (usbip_bind.c refuses them too).
     """
 
-    def __init__(self) -> None:
-        self._asked = AskedStrings()
+    def __init__(self, devices: HostDevices) -> None:
+        self._devices = devices
+        self._last = Listing()
+        self._call: asyncio.Future[Listing] | None = None
+        """The list that a thread makes now."""
+        self._is_overdue = False
+        """Whether that one has missed its deadline."""
+        self._next: asyncio.Task[list[DeviceRecord]] | None = None
+        """The list that will begin when that one has ended; all who ask meanwhile get it."""
+        self._on_late: Callable[[], None] = lambda: None
+
+    def notify(self, on_late: Callable[[], None]) -> None:
+        """Call `on_late` when a list that missed its deadline is there; inside the running loop."""
+        self._on_late = on_late
+        loop = asyncio.get_running_loop()
+
+        def tell() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(on_late)
+
+        self._devices.notify(tell)
+
+    @property
+    def problem(self) -> str | None:
+        """As in `DeviceSource`."""
+        if self._is_overdue:
+            return (
+                f"the system has not listed its USB devices within {LIST_TIME:g} s: "
+                "devices plugged in or out since then are not known"
+            )
+        return self._last.unanswered
+
+    def why_not(self, busid: str) -> UsbipdError | None:
+        """As in `DeviceSource`."""
+        return self._last.left_out.get(busid)
 
     async def list_devices(self) -> list[DeviceRecord]:
-        """Takes milliseconds on Linux; on macOS each new device costs some control transfers.
+        """As in `DeviceSource`: milliseconds, `LIST_TIME` at most.  If that is over, the last list.
 
         While a device is being reset, Linux shows its address as 0 (hub_port_reset, drivers/usb/core/hub.c):
-        it is neither gone nor another one, so that is waited for.  Raises `UsbipdError` if libusb is missing
-        or fails.
+        it is neither gone nor another one, so that is waited for.
         """
-        deadline = time.monotonic() + RESET_TIME
-        while True:
-            devices = await asyncio.to_thread(self._list_devices)
-            settled = [device for device in devices if device.devnum != 0]
-            if len(settled) == len(devices) or time.monotonic() > deadline:
-                return settled
-            await asyncio.sleep(RESET_LOOK)
+        if self._is_overdue:
+            return self._last.devices
+        if self._next is None:
+            self._next = asyncio.create_task(self._list())
+            self._next.add_done_callback(_retrieve)
+        return await asyncio.shield(self._next)
 
-    def _list_devices(self) -> list[DeviceRecord]:
+    async def _list(self) -> list[DeviceRecord]:
+        deadline = asyncio.get_running_loop().time() + LIST_TIME
+        settled_by = time.monotonic() + RESET_TIME
         try:
-            with usb1.USBContext() as context:
-                # All of it first: an iterator that an error leaves half used keeps its references, and
-                # closing the context waits for these, for ever.
-                found = [_describe(each, self._asked) for each in context.getDeviceList(skip_on_error=True)]
-        except usb1.USBError as error:
-            raise UsbipdError(f"libusb cannot list devices: {error}", code="libusb") from error
-        except OSError as error:
-            raise UsbipdError(
-                f"libusb 1.0 cannot be loaded: {error}",
-                code="no-libusb",
-                advice="Debian: apt install libusb-1.0-0    macOS: brew install libusb",
-            ) from error
-        devices = [record for record in found if record is not None]
-        self._asked.keep({device.busid for device in devices})
-        own = [device for device in devices if IMPORTED not in device.path]
-        return sorted(own, key=lambda device: (device.busnum, device.busid))
+            async with asyncio.timeout_at(deadline):
+                while True:
+                    listing = await self._look()
+                    settled = [device for device in listing.devices if device.devnum != 0]
+                    if len(settled) == len(listing.devices) or time.monotonic() > settled_by:
+                        break
+                    await asyncio.sleep(RESET_LOOK)
+        except TimeoutError:
+            self._is_overdue = self._call is not None
+            return self._last.devices
+        finally:
+            if self._next is asyncio.current_task():
+                self._next = None
+        settled.sort(key=lambda device: (device.busnum, device.busid))
+        self._last = Listing(settled, listing.left_out, listing.unanswered)
+        return settled
+
+    async def _look(self) -> Listing:
+        while self._call is not None:
+            await asyncio.wait({self._call})
+        if self._next is asyncio.current_task():
+            self._next = None  # who asks from here on wants a later one
+        self._call = call_in_daemon_thread(self._devices.list_all)
+        self._call.add_done_callback(self._ended)
+        return await asyncio.shield(self._call)
+
+    def _ended(self, call: asyncio.Future[Listing]) -> None:
+        _retrieve(call)
+        self._call = None
+        if self._is_overdue:
+            self._is_overdue = False
+            self._on_late()
 
 
-def _describe(device: usb1.USBDevice, asked: AskedStrings) -> DeviceRecord | None:
-    """None: it is a hub, or has vanished while it was looked at, which is no error."""
-    if device.getDeviceClass() == USB_CLASS_HUB or not device.getPortNumberList():
-        return None
-    busnum: int = device.getBusNumber()
-    # Linux's own numbering (drivers/usb/core/usb.c, usb_alloc_dev), which libusb shares
-    busid = f"{busnum}-{'.'.join(str(port) for port in device.getPortNumberList())}"
+def host_devices(*, offer_imported: bool = False) -> HostDevices:
+    """Those of this platform."""
     if sys.platform == "linux":
-        try:
-            path = str((SYSFS_DEVICES / busid).resolve(strict=True))
-        except OSError:
-            return None
-        strings = strings_in_sysfs(SYSFS_DEVICES / busid)
-    else:
-        path = f"/usb/{busid}"
-        strings = asked.ask(busid, device)
-    return DeviceRecord(
-        busid=busid,
-        busnum=busnum,
-        devnum=device.getDeviceAddress(),
-        path=path,
-        vendor_id=device.getVendorID(),
-        product_id=device.getProductID(),
-        serial=strings.serial,
-        device_class=device.getDeviceClass(),
-        speed=Speed.of_libusb(device.getDeviceSpeed()),
-        manufacturer=strings.manufacturer,
-        product=strings.product,
-    )
+        from usbipd.usb.sysfs_devices import SysfsDevices
+
+        return SysfsDevices(offer_imported=offer_imported)
+    from usbipd.usb.libusb_devices import LibusbDevices  # Linux lists devices without libusb
+
+    return LibusbDevices()
+
+
+def _retrieve(future: asyncio.Future[Listing] | asyncio.Future[list[DeviceRecord]]) -> None:
+    """Those who waited for it may have left: then its error is for no one."""
+    if not future.cancelled():
+        future.exception()

@@ -21,7 +21,7 @@ _HARDWARE_ID: Final = re.compile(r"([0-9a-fA-F]{4}):([0-9a-fA-F]{4})")
 
 def parse_busid(text: str) -> str:
     """`text`, if it is a busid: BUS-PORT[.PORT...], at most 31 bytes.  Raises `UsageError`."""
-    if not text.isascii() or _BUSID.fullmatch(text) is None:
+    if _BUSID.fullmatch(text) is None:
         raise UsageError(
             f"{text!r} is not a busid: it is BUS-PORT[.PORT...] in digits, such as 1-1 or 3-2.4",
             code="bad-busid",

@@ -24,7 +24,8 @@ import psutil
 
 from usbipd._iokit import Entry, entries_below
 from usbipd.errors import ClaimError, UsbipdError
-from usbipd.usb.foreign_text import readable
+from usbipd.log import LIMITED
+from usbipd.text import readable
 from usbipd.usb.ownership import Holder
 
 _LOG: Final = logging.getLogger(__name__)
@@ -174,7 +175,7 @@ class IORegistryOwnership:
         try:
             entries = _entries(busid)
         except UsbipdError as error:
-            _LOG.warning("%s: %s", busid, error)
+            _LOG.warning("%s: %s", busid, error, extra=LIMITED)
             return
         interface: int | None = None
         for entry in entries:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from usbipd.errors import ClaimError
-from usbipd.usb.foreign_text import readable
+from usbipd.text import readable
 
 UMOUNT_TIMEOUT: Final = 120.0
 """Seconds for one file system: a slow stick may have much to write."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from usbipd.usb.foreign_text import readable
+from usbipd.text import readable
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final, Literal, Protocol
 
 from usbipd.errors import ClaimError
+from usbipd.text import readable
 from usbipd.usb.block_devices import BlockDevice, block_devices, describe_built, numbers_of_partners
-from usbipd.usb.foreign_text import readable
 from usbipd.usb.mounts import (
     Mount,
     is_namespace_of_host,

@@ -25,7 +25,7 @@ class _Refusal:
 
 _REPLUG: Final = "plug the device in again"
 _OTHER_PORT: Final = "plug the device in again, into another port or with another cable"
-_AS_ROOT: Final = "run the extension as root: sudo usbipd-ext --run"
+_AS_ROOT: Final = "run the extension as root, with sudo or as a service"
 
 _REFUSALS: Final = {
     # libusb.h, enum libusb_error

@@ -25,12 +25,15 @@ from usbipd.ipc.children import (
     LogParameters,
 )
 from usbipd.ipc.messages import Command, EventName, Nothing
+from usbipd.log import LIMITED
 from usbipd.worker.claim import Held, hold
 from usbipd.worker.report import COUNTER_PAGE_SIZE
 
 _LOG: Final = logging.getLogger(__name__)
 
 _GONE: Final = "the device is gone"
+_CLOSED: Final = "the extension closed the channel"
+"""No fault: an extension that ends while a device is being claimed does just that."""
 
 
 class _Ended(Exception):  # noqa: N818 - not an error
@@ -70,13 +73,15 @@ class Worker:
     def _read_channel(self) -> None:
         item = self._channel.receive()
         if item is None:
-            _LOG.warning("the extension is gone: giving the device back")
+            _LOG.info("%s: releasing the device", _CLOSED)
             self._end()
         if not isinstance(item, Request):
             raise IPCError(f"the extension sent a {type(item).__name__} to a worker")
         match item.parameters:
             case AttachParameters() if item.descriptor is not None:
                 self._attach(socket.socket(fileno=item.descriptor), item.parameters)
+                self._channel.respond(item, Nothing())
+            case Nothing() if item.command is Command.PING:
                 self._channel.respond(item, Nothing())
             case LogParameters():
                 self._channel.respond(item, _set_log_level(item.parameters))
@@ -137,7 +142,7 @@ class Worker:
             _LOG.debug("the client's socket was closed before")
         drained = self._pump.finish()
         if self._held.transfers.problem:
-            _LOG.error("the simulated device failed: %s", self._held.transfers.problem)
+            _LOG.error("the simulated device failed: %s", self._held.transfers.problem, extra=LIMITED)
         self._client.close()
         self._client = None
         if not drained:
@@ -148,7 +153,7 @@ class Worker:
         if not self._pump.gone:
             result = self._pump.restore()
             if result < 0:
-                _LOG.warning("resetting the device failed: Linux errno %d", -result)
+                _LOG.warning("resetting the device failed: Linux errno %d", -result, extra=LIMITED)
 
     def _let_go(self) -> list[str]:
         """Gives the device back to this host.  Returns what did not work, a sentence each."""
@@ -233,13 +238,13 @@ def main(arguments: list[str]) -> int:
     try:
         if frozen.IS_FROZEN:
             frozen.check_libusb(libusb_runtime_version())
-        channel = BlockingChannel(socket.socket(fileno=CHANNEL_DESCRIPTOR), "worker")
+        channel = BlockingChannel(socket.socket(fileno=CHANNEL_DESCRIPTOR), "worker", trusted=True)
         _start(channel).run()
     except _Ended:
         return 0
     except (UsbipdError, OSError) as error:
         if isinstance(error, IPCError) and error.code == "gone":  # found out while we told it something
-            _LOG.warning("the extension is gone: gave the device back")
+            _LOG.info("%s: released the device", _CLOSED)
             return 0
         _LOG.error("%s", error)
         return 1

@@ -1,7 +1,7 @@
 """The counter page: what a worker has moved, in memory that the extension reads while the pump writes.
 
-The pump (cython/counters.pxi) writes in the worker, the extension maps the same page and reads: asking for
-the status costs the pump nothing.  Each word is written whole; words of one reading may be some microseconds
+The pump (cython/counters.pxi) writes in the worker, the extension maps the same page and reads: that costs
+the pump nothing.  Each word is written whole; words of one reading may be some microseconds
 apart.  A worker that was broken into may write anything: the readers give nonsense then, and never raise.
 """
 
@@ -14,8 +14,9 @@ from typing import Final
 from usbipd.ipc.reports import Counters, Latency, Rate
 
 LATENCY_BUCKETS: Final = 24
-# struct Counters of cython/counters.pxi; at its end two snapshots: microseconds, URBs, bytes in and out
-_LAYOUT: Final = struct.Struct(f"=6Q{LATENCY_BUCKETS}Q4Q4Q")
+# struct Counters of cython/counters.pxi; at its end since when a call blocks, in microseconds, and two
+# snapshots: microseconds, URBs, bytes in and out
+_LAYOUT: Final = struct.Struct(f"=6Q{LATENCY_BUCKETS}Qq4Q4Q")
 _COUNTED: Final = 6 + LATENCY_BUCKETS
 
 COUNTER_WORDS: Final = _LAYOUT.size // 8
@@ -57,6 +58,13 @@ def read_rate(page: mmap.mmap) -> Rate:
             )
             return Rate(urbs=urbs, bytes_in=bytes_in, bytes_out=bytes_out)
     return Rate(urbs=0.0, bytes_in=0.0, bytes_out=0.0)
+
+
+def read_blocked(page: mmap.mmap) -> float | None:
+    """Seconds for which a call to the device has blocked the worker; None: none does."""
+    since = _LAYOUT.unpack_from(page)[_COUNTED]
+    now = _now()  # after the page, so that no call has begun after now
+    return (now - since) / 1_000_000 if 0 < since <= now else None
 
 
 def latency_of(counters: Counters) -> Latency | None:

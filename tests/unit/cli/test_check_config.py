@@ -107,3 +107,33 @@ def test_a_user_that_does_not_exist(file: Path, capsys: pytest.CaptureFixture[st
     for action in ("--check-config", "--run"):
         assert ext.main([action, "--config", str(file)]) == 2
         assert f"{file}, line 2: user: no user 'nobody-of-that-name' on this host" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (
+            'listen = ["127.0.0.1", "0.0.0.0"]',
+            "listen: cannot listen on 127.0.0.1:3240: 0.0.0.0:3240 is",
+        ),
+        ('listen = ["192.0.2.1"]', "cannot listen on 192.0.2.1:3240: this host has no such address"),
+        ('listen = ["::1:3240"]', "an IPv6 address with a port is written in brackets: [::1]:3240"),
+        ('listen = ["fe80::1%no-such-one"]', "this host has no such address"),
+        ('user = "no-such-user"', "user: no user 'no-such-user' on this host"),
+        ('user = "root"', "user 'root' has root's user or group id"),
+        (
+            'log_to = "/no/such/directory/log"',
+            "cannot log to /no/such/directory/log: No such file",
+        ),
+        ('log_to = "/tmp"', "cannot log to /tmp: Is a directory"),
+    ],
+)
+def test_what_run_refuses_is_refused(
+    file: Path, tmp_path: Path, settings: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(settings)
+    run = ["--run", "--simulate", "loopback", "--socket", str(tmp_path / "run" / "control.sock")]
+    for action in (["--check-config"], run):
+        assert ext.main([*action, "--config", str(file)]) == 2
+        assert why in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

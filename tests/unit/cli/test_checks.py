@@ -1,8 +1,10 @@
 """What `doctor` finds out by itself."""
 
+import contextlib
 import os
 import socket
 import stat
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -145,16 +147,18 @@ def test_a_runtime_directory_that_an_extension_makes(tmp_path: Path) -> None:
     assert "not there" in check.message
 
 
-def test_a_runtime_directory_that_others_may_write(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
+def test_a_runtime_directory_that_others_may_write(tmp_path: Path, mode: int) -> None:
     directory = tmp_path / "run"
     directory.mkdir()
     directory.chmod(0o755)
     assert checks.check_runtime(directory / "control.sock").state is CheckState.OK
-    directory.chmod(0o777)
+    directory.chmod(mode)
     check = checks.check_runtime(directory / "control.sock")
     assert check.state is CheckState.FAILED
-    assert "0777" in check.message
+    assert f"{mode:04o}" in check.message
     assert check.steps
+    assert not any("emove" in step for step in check.steps), "it may be the user's own, or /tmp"
 
 
 def test_a_runtime_directory_of_somebody_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -238,6 +242,22 @@ def test_a_port_in_use() -> None:
     assert checks.check_port(host, port).state is CheckState.OK
 
 
+def test_a_port_whose_program_accepts_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is stopped is in the way, too, and the command does not wait for it."""
+    monkeypatch.setattr(checks, "TIMEOUT", 0.05)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _number in range(4):  # more than its queue takes
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        end = threading.Timer(5, listener.close)
+        end.start()
+        stack.callback(end.cancel)
+        check = checks.check_port(*listener.getsockname())
+    assert check.state is CheckState.FAILED
+
+
 @pytest.mark.parametrize(
     ("script", "state", "words"),
     [
@@ -282,4 +302,4 @@ def test_launchd_is_looked_at_where_there_is_one(
 
 def test_other_reasons_bring_their_own_advice() -> None:
     error = ExtensionUnreachableError("you have no permission", code="no-permission", advice="use sudo")
-    assert checks.unreachable(error).steps == ["Use sudo."]
+    assert checks.unreachable(error, "/run/usbipd/control.sock").steps == ["Use sudo."]

@@ -248,6 +248,13 @@ ABSENT = make_binding(serial="4C53", product=None)
             "no longer bound: 0781:5581 (Ultra)\nno longer shared: 3-2\n"
             "3-1 is still shared: it is bound as 0781:5581 at 3-1 (Ultra) too\n",
         ),
+        (  # bound again by another command before the list is fetched
+            [KIND],
+            ["3-2"],
+            [KIND],
+            "no longer bound: 0781:5581 (Ultra)\nno longer shared: 3-2\n"
+            "3-1 is still shared: it is bound as 0781:5581 (Ultra) too\n",
+        ),
         ([PORT], [], [], "no longer bound: 0781:5581 at 3-1 (Ultra)\n"),  # its claim had failed
         ([ABSENT], [], [KIND], "no longer bound: 0781:5581 with serial number 4C53\n"),
         ([], [], [], "Nothing was bound.\n"),

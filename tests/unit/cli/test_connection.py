@@ -1,8 +1,11 @@
 """The control connection against an extension that is scripted, absent, old or broken, over real sockets."""
 
+import contextlib
 import os
 import socket
 import struct
+import sys
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,7 +14,7 @@ import pytest
 
 from tests.unit.cli.conftest import drain
 from tests.unit.cli.reports import make_binding, make_device
-from usbipd.cli.connection import ControlConnection
+from usbipd.cli.connection import ControlConnection, start_command
 from usbipd.errors import ExtensionUnreachableError, UsageError, UsbipdError
 from usbipd.ipc.channel import BlockingChannel, Request, encode_frame, response_frame
 from usbipd.ipc.message import Message
@@ -75,6 +78,47 @@ def test_what_was_told_often_is_one_thing(extension: Extension, socket_path: Pat
         control.request(Command.WATCH, Nothing(), Nothing)
         assert control.wait_for_events(10.0)
         assert not control.wait_for_events(0.0)
+
+
+def refusal(path: Path) -> ExtensionUnreachableError:
+    with pytest.raises(ExtensionUnreachableError) as caught:
+        ask(path)
+    return caught.value
+
+
+def test_a_path_that_is_no_socket(tmp_path: Path) -> None:
+    """Also if the kernel says that we lack a right, as of a file that we may not write."""
+    file = tmp_path / "file"
+    file.touch(0o400)
+    for path in (file, tmp_path):
+        error = refusal(path)
+        assert (error.message, error.code) == (f"{path} is no socket", "unreachable")
+        assert "--socket" in (error.advice or "")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may use every socket")
+def test_a_socket_that_we_may_not_use(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        path.chmod(0o000)
+        assert refusal(path).code == "no-permission"
+
+
+def test_a_service_is_started_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("usbipd.control_socket.system_runtime_directory", lambda: str(tmp_path))
+    monkeypatch.setattr("usbipd.paths.systemd_unit", lambda: tmp_path / "usbipd.service")
+    usual, named = tmp_path / "control.sock", tmp_path / "other.sock"
+    assert start_command(str(usual)) == "`sudo systemctl start usbipd`"
+    assert advice(usual).startswith("start it with `sudo systemctl start usbipd`, or name its socket")
+    assert start_command(str(named)) == "`sudo usbipd-ext --run`", "the service has another socket"
+    job = tmp_path / "org.usbipd.extension.plist"
+    monkeypatch.setattr("usbipd.paths.launch_daemon", lambda: job)
+    job.touch()
+    assert start_command(str(usual)) == "`sudo launchctl kickstart system/org.usbipd.extension`"
+    monkeypatch.setattr("usbipd.paths.launch_daemon", lambda: None)
+    monkeypatch.setattr("usbipd.paths.systemd_unit", lambda: None)
+    assert start_command(str(usual)) == "`sudo usbipd-ext --run`"
 
 
 def test_a_job_that_the_user_has_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,6 +265,39 @@ def test_an_extension_that_closes(extension: Extension, socket_path: Path, said:
 
     with extension(talk=talk):
         refused(socket_path, "gone")
+
+
+def test_an_extension_that_goes_before_the_hello(socket_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(socket_path))
+    listener.listen()
+    connections = []
+
+    class Connection(socket.socket):
+        def connect(self, address: object) -> None:
+            super().connect(address)  # type: ignore[arg-type]
+            listener.close()
+            connections.append(self)
+
+    monkeypatch.setattr(socket, "socket", Connection)
+    refused(socket_path, "gone")
+    assert [connection.fileno() for connection in connections] == [-1]
+
+
+def test_an_extension_that_accepts_no_connection(socket_path: Path) -> None:
+    """Linux says at once that the queue is full, macOS refuses; no command waits for ever."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(socket_path))
+        listener.listen(0)
+        for _number in range(4):  # more than the queue takes
+            waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+            waiting.setblocking(False)
+            waiting.connect_ex(str(socket_path))
+        end = threading.Timer(5, listener.close)
+        end.start()
+        stack.callback(end.cancel)
+        refused(socket_path, "busy" if sys.platform == "linux" else "not-running", timeout=0.05)
 
 
 def test_an_extension_that_says_nothing(extension: Extension, socket_path: Path) -> None:

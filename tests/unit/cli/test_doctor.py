@@ -13,13 +13,11 @@ def check(state: CheckState, name: str = "store", message: str = "m", *steps: st
 def test_steps_are_numbered_and_sentences_wrapped() -> None:
     checks = [
         check(CheckState.OK, "rights", "root"),
-        check(
-            CheckState.FAILED, "store", "it is\x1b damaged in several places", "Stop it.", "Then go on " * 3
-        ),
+        check(CheckState.FAILED, "store", "it is damaged in several places", "Stop it.", "Then go on " * 3),
     ]
     assert format_checks(checks, 40) == (
         "ok       rights  root\n"
-        "failed   store   it is\N{REPLACEMENT CHARACTER} damaged in\n"
+        "failed   store   it is damaged in\n"
         "         several places\n"
         "         1. Stop it.\n"
         "         2. Then go on Then go on Then\n"

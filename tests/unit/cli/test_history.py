@@ -62,7 +62,7 @@ def test_what_people_read(utc: None) -> None:
             seconds=297.4,
             bytes_in=1 << 30,
             bytes_out=817,
-            reason="the client\x1b closed",
+            reason="the client closed",
         ),
         make_entry(300, HistoryEvent.RELEASED, seconds=400.0, product=None),
     ]
@@ -72,7 +72,14 @@ def test_what_people_read(utc: None) -> None:
         "    0.1.0\n"
         "2023-11-14 22:13:22  attached  3-1    0781:5581 Ultra  192.0.2.7:51234\n"
         "2023-11-14 22:18:19  detached  3-1    0781:5581 Ultra  192.0.2.7:51234\n"
-        "    after 4 min 57 s, 1.0 GiB in, 817 B out: the client\N{REPLACEMENT CHARACTER} closed\n"
+        "    after 4 min 57 s, 1.0 GiB in, 817 B out: the client closed\n"
         "2023-11-14 22:18:20  released  3-1    0781:5581\n"
         "    after 6 min 40 s\n"
+    )
+
+
+def test_an_entry_that_stands_for_many(utc: None) -> None:
+    many = make_entry(9, HistoryEvent.DETACHED, client="192.0.2.7:5", seconds=60.0, count=9980, reason="left")
+    assert format_history([many], 80).splitlines()[-1] == (
+        "    9980 times, the last one shown, 1 min 0 s in all: left"
     )

@@ -1,6 +1,13 @@
 """What `list` shows to people."""
 
+import json
+
+import msgspec
+import pytest
+
+from tests.golden.messages import DEVICE
 from tests.unit.cli.reports import make_binding, make_device
+from usbipd.cli import list as list_verb
 from usbipd.cli.list import format_list
 from usbipd.ipc.reports import DeviceState, ListResult
 
@@ -33,7 +40,7 @@ def test_bindings_whose_device_is_not_there() -> None:
     bindings = [
         make_binding(devices=["3-1"]),
         make_binding(),
-        make_binding(busid="3-4", serial="4C53", product="Ma\x1bus"),
+        make_binding(busid="3-4", serial="4C53", product="Maus"),
         make_binding(vendor_id=0x1D6B, product_id=0x0104, product=None, allow=["::1", "192.0.2.7"]),
     ]
     text = format_list(ListResult(devices=[make_device()], bindings=bindings), 80)
@@ -41,9 +48,31 @@ def test_bindings_whose_device_is_not_there() -> None:
         "Bound, not plugged in:\n"
         "VID:PID    PORT  SERIAL NUMBER  CALLED  ALLOWED\n"
         "0781:5581  any   any            Ultra   all\n"
-        "0781:5581  3-4   4C53           Ma\N{REPLACEMENT CHARACTER}us   all\n"
+        "0781:5581  3-4   4C53           Maus    all\n"
         "1d6b:0104  any   any                    ::1, 192.0.2.7\n"
     )
+
+
+def test_another_device_at_the_port_of_a_binding() -> None:
+    bindings = [
+        make_binding(busid="3-1", serial="ABC"),
+        make_binding(busid="3-2", product_id=0x5567),
+        make_binding(busid="3-3", serial="ABC"),
+        make_binding(busid="3-3", serial="XYZ", devices=["3-3"]),
+        make_binding(serial="ABC"),
+    ]
+    devices = [
+        make_device("3-1", serial="XYZ", state=DeviceState.NOT_SHARED),
+        make_device("3-2", serial=None, state=DeviceState.NOT_SHARED),
+        make_device("3-3", serial="XYZ"),  # which is bound, too
+    ]
+    text = format_list(ListResult(devices=devices, bindings=bindings), 100)
+    assert text.splitlines()[-4:] == [
+        "3-1: 0781:5581 serial number XYZ is plugged in, bound is 0781:5581 serial number ABC",
+        "  hint: to share it instead, `usbipd unbind --busid 3-1`, then `usbipd bind --busid 3-1`",
+        "3-2: 0781:5581 is plugged in, bound is 0781:5567",
+        "  hint: to share it instead, `usbipd unbind --busid 3-2`, then `usbipd bind --busid 3-2`",
+    ]
 
 
 def test_bindings_without_any_device() -> None:
@@ -60,3 +89,17 @@ def test_who_may_use_a_device_that_is_not_for_all() -> None:
     ]
     text = format_list(ListResult(devices=devices, bindings=bindings), 80)
     assert text.splitlines()[4:] == ["3-1: only for 192.0.2.0/24, ::1, 198.51.100.7"]
+
+
+@pytest.mark.parametrize(
+    ("speed", "word"),
+    [(1, "low"), (2, "full"), (3, "high"), (4, "wireless"), (5, "super"), (6, "super plus"), (7, "unknown")],
+)
+def test_speeds_of_other_servers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], speed: int, word: str
+) -> None:
+    """enum usb_device_speed of include/uapi/linux/usb/ch9.h, of which a Linux server sends all."""
+    device = msgspec.structs.replace(DEVICE, speed=speed)
+    monkeypatch.setattr(list_verb, "fetch_devlist", lambda _host, _port, _timeout: (device,))
+    list_verb.list_remote("192.0.2.1", 3240, timeout=1.0, as_json=True)
+    assert json.loads(capsys.readouterr().out)["devices"][0]["speed"] == word

@@ -119,3 +119,5 @@ def test_a_moment_of_another_day_is_a_date(monkeypatch: pytest.MonkeyPatch, utc:
     now = time.localtime(START + 3600)  # before midnight
     monkeypatch.setattr(time, "localtime", lambda *moment: time.gmtime(*moment) if moment else now)
     assert format_clock(START) == "22:13:20"
+    now = time.localtime(START + 2 * 3600)  # the next day
+    assert format_clock(START) == "2023-11-14"

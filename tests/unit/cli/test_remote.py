@@ -126,6 +126,20 @@ def test_silence(said: bytes) -> None:
     assert "0.05 s" in error.message
 
 
+def test_the_time_is_for_the_whole_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that sends a little now and then does not hold the command for longer."""
+    clock = iter([0.0, 0.0, 9.95])
+    monkeypatch.setattr("usbipd.cli.remote.time.monotonic", lambda: next(clock, 10.0))
+
+    def talk(connection: socket.socket) -> None:
+        request_of(connection)
+        connection.sendall(GOOD[:8])
+        connection.settimeout(5)
+        assert connection.recv(1) == b""  # until the 0.05 s that were left are over
+
+    assert failure(talk, timeout=10).code == "timed-out"
+
+
 def test_nobody_listens() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

@@ -1,21 +1,26 @@
 """The report: what it asks, tries and hides."""
 
+import contextlib
 import json
 import re
+import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 
+from tests.unit.cli.conftest import drain
 from tests.unit.cli.reports import make_binding, make_counters, make_device, make_entry, make_status
-from usbipd.cli import host_facts, main, report
+from usbipd.cli import bind, host_facts, main, report
 from usbipd.cli.assumptions import ASSUMPTIONS
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.report import HIDDEN, Reporter, hide_serials, write
 from usbipd.cli.report_document import ReportDocument
-from usbipd.errors import ClaimError, UsbipdError
-from usbipd.ipc.channel import Request
+from usbipd.errors import ClaimError, ExtensionUnreachableError, UsbipdError
+from usbipd.ipc.channel import BlockingChannel, Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
 from usbipd.ipc.reports import (
@@ -110,6 +115,7 @@ class FakeExtension:
 
 
 Start = Callable[..., object]
+INTERFACE_CLASSES = report.interface_classes  # the tests replace it
 
 
 @pytest.fixture(autouse=True)
@@ -176,6 +182,46 @@ def test_a_device_that_does_not_come_back(extension: Start, socket_path: Path) -
     document = collect(FakeExtension(looks=1000), socket_path, extension, BUSID)
     assert document.trials[0].seconds_until_back is None
     assert evidence(document, "back") == [f"{DISK}: drivers before: usb-storage; now: none"]
+
+
+def test_a_disk_that_nothing_uses(
+    extension: Start, socket_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeOwnership, "in_use", lambda _self, _busid: [])
+    document = collect(FakeExtension(), socket_path, extension, BUSID)
+    assert evidence(document, "storage") == [f"{DISK}: in use before: nothing; taken"]
+
+
+def test_something_else_that_is_used(
+    extension: Start, socket_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a card reader, which may say of itself that it is of no class."""
+    monkeypatch.setattr(report, "interface_classes", lambda _busid: [0xFF])
+    document = collect(FakeExtension(), socket_path, extension, BUSID)
+    [answer] = evidence(document, "storage")
+    assert answer.endswith("[vendor; high]: in use before: /Volumes/4C530001; taken")
+
+
+def test_a_trial_waits_as_long_as_a_claim_may_take(
+    extension: Start, socket_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the report would end here, with the device bound."""
+    assert report.CLAIM_TIMEOUT == bind.CLAIM_TIMEOUT
+    monkeypatch.setattr(report, "CLAIM_TIMEOUT", 0.1)
+    fake = FakeExtension()
+
+    def talk(peer: socket.socket) -> None:
+        channel = BlockingChannel(peer, "scripted extension")
+        while isinstance(request := channel.receive(10), Request) and request.command is not Command.BIND:
+            channel.respond(request, fake.answer(request))
+        drain(peer)
+
+    with (
+        extension(talk=talk),  # type: ignore[attr-defined]
+        ControlConnection(str(socket_path), timeout=5) as connection,
+        pytest.raises(ExtensionUnreachableError, match=r"did not answer within 0\.1 s"),
+    ):
+        Reporter(connection, ownership=FakeOwnership()).report([BUSID])
 
 
 def test_a_device_that_is_refused(extension: Start, socket_path: Path) -> None:
@@ -245,6 +291,14 @@ def test_serial_numbers_are_nowhere(extension: Start, socket_path: Path) -> None
     assert document.devices[0].in_use == [f"/Volumes/{HIDDEN}"]
 
 
+def test_a_serial_number_that_begins_with_another_one_is_hidden_whole(
+    extension: Start, socket_path: Path
+) -> None:
+    fake = FakeExtension(serial="4C530001AB", product="Ultra 4C530001AB")  # a binding has 4C530001
+    document = hide_serials(collect(fake, socket_path, extension))
+    assert document.devices[0].device.product == f"Ultra {HIDDEN}"
+
+
 def test_a_short_serial_number_hides_no_words(extension: Start, socket_path: Path) -> None:
     document = hide_serials(collect(FakeExtension(serial="1"), socket_path, extension))
     assert document.devices[0].device.serial == HIDDEN
@@ -298,6 +352,49 @@ def test_a_file_that_is_there_stays(extension: Start, socket_path: Path, tmp_pat
 def test_options_of_the_report_alone(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["doctor", *option]) == 2
     assert f"{option[0]} goes with --report" in capsys.readouterr().err
+
+
+# ---- the devices -------------------------------------------------------------------------------
+
+
+class Setting(NamedTuple):
+    """One alternate setting, as libusb1 shows it."""
+
+    alternate: int
+    code: int
+
+    def getAlternateSetting(self) -> int:  # noqa: N802
+        return self.alternate
+
+    def getClass(self) -> int:  # noqa: N802
+        return self.code
+
+
+class Device(NamedTuple):
+    """A device with its configurations, each a list of interfaces with their settings."""
+
+    ports: list[int]
+    configurations: list[list[list[Setting]]]
+
+    def getBusNumber(self) -> int:  # noqa: N802
+        return 3
+
+    def getPortNumberList(self) -> list[int]:  # noqa: N802
+        return self.ports
+
+    def __getitem__(self, index: object) -> list[list[Setting]]:
+        assert isinstance(index, int)
+        return self.configurations[index]
+
+
+def test_each_interface_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    camera = [[Setting(0, 0x0E)], [Setting(0, 0x0E), Setting(1, 0x0E), Setting(2, 0xFF)], [Setting(0, 1)]]
+    devices = [Device([2], [[[Setting(0, 3)]]]), Device([2, 4], [camera, [[Setting(0, 8)]]])]
+    context = contextlib.nullcontext(SimpleNamespace(getDeviceList=lambda skip_on_error: devices))
+    monkeypatch.setattr("usb1.USBContext", lambda: context)
+    assert INTERFACE_CLASSES("3-2.4") == [0x0E, 0x0E, 1]
+    assert INTERFACE_CLASSES("3-2") == [3]
+    assert INTERFACE_CLASSES("3-9") == []
 
 
 # ---- the host ----------------------------------------------------------------------------------

@@ -1,10 +1,27 @@
 """What `status` shows to people."""
 
 import pytest
+from msgspec.structs import replace
 
 from tests.unit.cli.reports import START, make_counters, make_device, make_status
-from usbipd.cli.status import ERRORS_SHOWN, format_daemon, format_errors, format_status
+from usbipd.cli.status import ERRORS_SHOWN, format_daemon, format_errors, format_silent, format_status
 from usbipd.ipc.reports import DeviceState, Latency, LoggedError, Rate
+
+
+def test_processes_that_do_not_answer() -> None:
+    status = make_status([])
+    server, worker = (process for process in status.processes if process.role != "extension")
+    silent = [replace(server, silent_for=61.2), replace(worker, silent_for=3.0)]
+    assert format_silent([server, worker], 80) == ""
+    assert format_silent(silent, 60) == (
+        "server[4712] has not answered for 1 min 1 s: see `usbipd\n"
+        "  doctor`\n"
+        "worker[4713] 3-1 has not answered for 3 s: see `usbipd\n"
+        "  doctor`\n"
+    )
+    assert format_silent(silent, 80) in format_status(
+        replace(status, processes=silent), 80, with_processes=False
+    )
 
 
 def test_status_in_full(utc: None) -> None:
@@ -26,7 +43,7 @@ def test_status_in_full(utc: None) -> None:
             "3-3",
             state=DeviceState.FAILED,
             product="Mouse",
-            error="usbhid does\nnot let go",
+            error="usbhid does not let go",
             advice="unplug it",
             next_try=START + 90,
         ),
@@ -49,7 +66,7 @@ def test_status_in_full(utc: None) -> None:
         "3-1    libusb  7000    3  32.0M  1.50M  817      0  128us  1.0ms\n"
         "3-2    libusb  7000    3  32.0M         817\n"
         "\n"
-        "3-3: usbhid does\N{REPLACEMENT CHARACTER}not let go\n"
+        "3-3: usbhid does not let go\n"
         "  hint: unplug it\n"
         "  next try: 2023-11-14\n"
         "3-4 is mounted on /mnt\n"

@@ -46,6 +46,7 @@ class Daemon:
             self.store,
             None,
             None,
+            None,
             ErrorCounter(),
             path,
             run_as=None,

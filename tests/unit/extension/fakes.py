@@ -84,9 +84,14 @@ class FakeSource:
 
     def __init__(self, *records: DeviceRecord) -> None:
         self.records = {record.busid: record for record in records}
+        self.left_out: dict[str, UsbipdError] = {}
+        self.problem: str | None = None
 
     async def list_devices(self) -> list[DeviceRecord]:
         return list(self.records.values())
+
+    def why_not(self, busid: str) -> UsbipdError | None:
+        return self.left_out.get(busid)
 
     async def find(self, busid: str) -> DeviceRecord | None:
         return self.records.get(busid)
@@ -170,6 +175,7 @@ def make_manager(
     *sources: "FakeSource",
     store: FakeStore | None = None,
     access: Sequence[AccessRule] = (),
+    with_real: bool = True,
 ) -> SystemExtensionManager:
     """A manager of the devices that `sources` have."""
     store = store or FakeStore()
@@ -180,6 +186,7 @@ def make_manager(
         store,
         Bindings(store, access),
         Chronicle(store),
+        with_real=with_real,
         run_as=None,
         transfer_budget=1 << 20,
         device_memory="auto",

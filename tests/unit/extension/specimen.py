@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from usbipd.errors import UsbipdError
+from usbipd.errors import IPCError, UsbipdError
 from usbipd.extension.claim import ClaimedDevice, ClaimState, Failure
 from usbipd.extension.health import Check
 from usbipd.extension.subject import Finding, Host, Subject
 from usbipd.extension.supervisor import Child
 from usbipd.ipc.children import SimulatedSpec
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import (
     BindingReport,
@@ -27,11 +29,41 @@ from usbipd.usb.discovery import DeviceRecord
 PATIENCE = 20.0
 
 
+class FakeChannel:
+    """Answers PING, unless it is `silent`: then all requests wait until it is closed."""
+
+    def __init__(self, *, silent: bool = False) -> None:
+        self.is_open = True
+        self.asked = 0
+        self._silent = silent
+        self._closed = asyncio.Event()
+
+    async def request(
+        self,
+        command: Command,
+        _parameters: Message,
+        _result: type[Message],
+        *,
+        timeout: None,  # noqa: ASYNC109
+    ) -> Message:
+        assert command is Command.PING
+        self.asked += 1
+        if self._silent:
+            await self._closed.wait()
+        if not self.is_open:
+            raise IPCError("fake is gone", code="gone")
+        return Nothing()
+
+    def close(self) -> None:
+        self.is_open = False
+        self._closed.set()
+
+
 def child(
     role: Role = Role.WORKER, busid: str | None = None, *, pid: int | None = None, user: str = "usbipd"
 ) -> Child:
-    """A child that lives: its pid is the test's own unless another is given.  It has no channel."""
-    return Child(role, busid, pid or os.getpid(), channel=None, user=user)  # type: ignore[arg-type]
+    """A child that lives and answers: its pid is the test's own unless another is given."""
+    return Child(role, busid, pid or os.getpid(), channel=FakeChannel(), user=user)  # type: ignore[arg-type]
 
 
 def device(busid: str = "1-2", **changes: Any) -> DeviceReport:
@@ -76,6 +108,10 @@ class FakeClaim:
     state: ClaimState = ClaimState.READY
     worker: Child | None = field(default_factory=child)
     failure: Failure | None = None
+    waits_for_device: float | None = None
+
+    def blocked(self) -> float | None:
+        return self.waits_for_device
 
 
 def claim(busid: str = "1-2", *, simulated: bool = False, **changes: Any) -> FakeClaim:
@@ -160,6 +196,7 @@ def subject(**changes: Any) -> Subject:
         "manager": FakeManager(),
         "network": FakeNetwork(),
         "store": FakeStore(),
+        "discovery": FakeHotplug(),
         "hotplug": FakeHotplug(),
         "power": None,
         "control_socket": Path("/nowhere/control.sock"),

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from usbipd.extension.store import Binding, Store, StoredClaim
+from usbipd.extension.store_tables import MIGRATIONS
 from usbipd.ipc.reports import HistoryEvent
 from usbipd.usb.identity import DeviceRule
 
 DATABASE = "usbipd.sqlite"
 LOG = f"{DATABASE}-wal"
-COPY = "usbipd.copy-v1.sqlite"
+VERSION = len(MIGRATIONS)
+COPY = f"usbipd.copy-v{VERSION}.sqlite"
 CLAIM = StoredClaim("1-2", 0x0781, 0x5567, 1_777_890_601.5)
 
 

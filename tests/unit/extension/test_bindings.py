@@ -6,7 +6,10 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.extension.fakes import (
+    FakeSource,
     FakeSpawner,
+    FakeSysfs,
+    make_manager,
     record,
     run,
     until,
@@ -100,6 +103,26 @@ def test_binding_by_hardware_id_what_is_not_plugged_in(host: Host) -> None:
     run(test())
 
 
+def test_a_daemon_without_real_devices_promises_nothing(spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
+    device = record("240-1")
+    source = FakeSource(device)
+    manager = make_manager(spawner, sysfs, source, with_real=False)
+
+    async def test() -> None:
+        await manager.start()
+        absent = HardwareId(vendor_id=0x0BAD, product_id=0xCAFE)
+        with pytest.raises(UsbipdError, match="simulated devices only, and 0bad:cafe is none") as caught:
+            await manager.bind(BindParameters(hardware=absent), "test")
+        assert caught.value.code == "no-device"
+        assert "--real-devices" in (caught.value.advice or "")
+        assert (await manager.survey()).bindings == []
+        present = HardwareId(vendor_id=device.vendor_id, product_id=device.product_id)
+        assert (await manager.bind(BindParameters(hardware=present), "test")).devices
+        await manager.stop()
+
+    run(test())
+
+
 def test_what_two_bindings_share_is_shared_until_both_are_gone(host: Host) -> None:
     async def test() -> None:
         await host.bind("1-2")
@@ -181,7 +204,7 @@ def test_a_device_is_compared_with_the_bindings_of_its_place_only(
         await host.manager.start()
         await until(lambda: all(claim.device is not None for claim in host.manager.claims.values()))
         monkeypatch.setattr(DeviceRule, "fits", fits)
-        assert len(host.manager.offers("192.0.2.7")) == 41
+        assert len(host.manager.offers(["192.0.2.7"]).devices) == 41
         assert len(compared) == 2 * 41, "each with that of its port and that of its hardware id"
         compared.clear()
         listed = await host.manager.survey()
@@ -249,7 +272,7 @@ def test_a_kept_allow_list_that_is_wrong_lets_nobody_in(host: Host) -> None:
         host.store.kept[rule] = Binding(rule, "Thing", ("junk",), 1.0, "root")
         await host.manager.start()
         assert (await host.states())["1-2"] is DeviceState.SHARED
-        assert [device.busid for device in host.manager.offers("127.0.0.1")] == ["240-1"]
+        assert [device.busid for device in host.manager.offers(["127.0.0.1"]).devices] == ["240-1"]
         await host.manager.stop()
 
     run(test())

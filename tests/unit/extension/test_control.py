@@ -11,18 +11,19 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from tests.unit.extension.controlled import Daemon
+from tests.unit.extension.controlled import Daemon, identity
 from tests.unit.extension.fakes import (
     PATIENCE,
     record,
     run,
     until,
 )
-from usbipd import privileges
+from tests.unit.own_log import own_log
+from usbipd import log, privileges
 from usbipd.errors import UsbipdError
 from usbipd.extension import control as module
 from usbipd.extension.control import Answers
-from usbipd.ipc.channel import BlockingChannel, Conversation, Event, encode_frame
+from usbipd.ipc.channel import BlockingChannel, Conversation, Event, encode_frame, request_frame
 from usbipd.ipc.messages import Command, EventName, IPCRequest, Nothing, encode
 from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import (
@@ -33,6 +34,7 @@ from usbipd.ipc.reports import (
     DeviceState,
     HardwareId,
     HealthResult,
+    HistoryEntry,
     HistoryParameters,
     HistoryResult,
     ListResult,
@@ -40,6 +42,7 @@ from usbipd.ipc.reports import (
     UnbindParameters,
     UnbindResult,
 )
+from usbipd.limiter import BURST
 
 SOMEBODY = 54321
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
@@ -101,8 +104,8 @@ def test_a_thousand_devices(daemon: Daemon) -> None:
             assert len(status.processes) == 102
             health = await daemon.ask(Command.HEALTH, Nothing(), HealthResult)
             assert health.checks
-            offered = daemon.manager.offers("192.0.2.1")
-            assert len(offered) == 100
+            offered = daemon.manager.offers(["192.0.2.1"])
+            assert len(offered.devices) == 100
             unbound = await daemon.ask(Command.UNBIND, UnbindParameters(), UnbindResult)
             assert len(unbound.busids) == 100
 
@@ -126,6 +129,105 @@ def test_however_many_ask_one_answer_is_made_at_a_time(daemon: Daemon) -> None:
                 *(daemon.ask(Command.LIST, Nothing(), ListResult) for _ in range(4)),
                 *(daemon.ask(Command.STATUS, Nothing(), StatusResult) for _ in range(4)),
             )
+
+    run(test())
+
+
+class Surveys:
+    """Stands in for the work of describing all devices; each one waits until it may go on."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.begun = 0
+        self.go = asyncio.Event()
+        daemon.manager.survey = self._survey  # type: ignore[method-assign]
+
+    async def _survey(self) -> ListResult:
+        self.begun += 1
+        await self.go.wait()
+        await asyncio.sleep(0.001)
+        return ListResult(devices=[], bindings=[])
+
+
+def flood(daemon: Daemon, connections: int, uid: int | None = None) -> list[socket.socket]:
+    """As many requests as fit into these connections at once."""
+    requests = b"".join(request_frame(number, "x", Command.LIST, Nothing()) for number in range(1, 65))
+    with identity(uid):
+        flooding = [daemon.connect() for _number in range(connections)]
+    for connection in flooding:
+        connection.sendall(Conversation().hello() + requests)
+    return flooding
+
+
+def in_progress(daemon: Daemon) -> list[int]:
+    """The number of requests of each connection."""
+    return [len(channel._running) for channel in daemon.handler._channels]
+
+
+@as_root
+def test_a_user_that_floods_delays_another_by_few_answers(daemon: Daemon) -> None:
+    async def test() -> None:
+        async with daemon.listening():
+            surveys = Surveys(daemon)
+            flooding = flood(daemon, module.MAX_CONNECTIONS_PER_USER, uid=SOMEBODY)
+            await until(lambda: in_progress(daemon) == [8] * module.MAX_CONNECTIONS_PER_USER)
+            for _turn in range(100):
+                await asyncio.sleep(0)
+            assert sum(in_progress(daemon)) == 8 * module.MAX_CONNECTIONS_PER_USER
+            asking = asyncio.create_task(daemon.ask(Command.LIST, Nothing(), ListResult))
+            await until(lambda: 1 in in_progress(daemon))
+            assert surveys.begun == 1
+            surveys.go.set()
+            await asking
+            assert surveys.begun < 10, "of 2048 that were asked for before"
+            for connection in flooding:
+                connection.close()
+
+    run(test())
+
+
+def test_what_was_asked_for_ends_with_the_connection(daemon: Daemon) -> None:
+    async def test() -> None:
+        async with daemon.listening():
+            surveys = Surveys(daemon)
+            flooding = flood(daemon, 10)
+            await until(lambda: in_progress(daemon) == [8] * 10)
+            for connection in flooding:
+                connection.close()
+            surveys.go.set()
+            await daemon.ask(Command.LIST, Nothing(), ListResult)
+            assert surveys.begun == 2, "that which was in progress, and ours"
+
+    run(test())
+
+
+def test_a_user_has_few_answers_at_once(daemon: Daemon) -> None:
+    """Of those that only read; what changes something is not held up by them."""
+
+    async def test() -> None:
+        async with daemon.listening():
+            reading, go = 0, asyncio.Event()
+
+            async def history(limit: int, before: int | None) -> list[HistoryEntry]:
+                nonlocal reading
+                reading += 1
+                await go.wait()
+                return []
+
+            daemon.monitor.get_claim_history = history  # type: ignore[method-assign]
+            frame = request_frame(1, "x", Command.HISTORY, HistoryParameters(limit=1))
+            asking = [daemon.connect() for _number in range(3)]
+            for connection in asking:
+                connection.sendall(Conversation().hello() + frame * 8)
+            await until(lambda: in_progress(daemon) == [8] * 3)
+            for _turn in range(100):
+                await asyncio.sleep(0)
+            assert reading == module.READING_PER_USER
+            bound = await daemon.ask(Command.BIND, BindParameters(busid="1-2"), BindResult)
+            assert bound.devices
+            go.set()
+            await until(lambda: reading == 24)
+            for connection in asking:
+                connection.close()
 
     run(test())
 
@@ -263,6 +365,27 @@ def test_rubbish_ends_one_connection_and_no_other(
     run(test())
     assert "dropped: " in caplog.text
     assert "Traceback" not in caplog.text
+
+
+def test_a_flood_of_rubbish_is_few_lines_whose_numbers_add_up(daemon: Daemon) -> None:
+    number = BURST + 30
+
+    async def test() -> None:
+        async with daemon.listening():
+            for _each in range(number):
+                connection = daemon.connect()
+                connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                async with asyncio.timeout(PATIENCE):
+                    while await asyncio.to_thread(connection.recv, 1000):
+                        pass
+                connection.close()
+
+    with own_log() as log_of_it:
+        run(test())
+        assert len(log_of_it.lines(" dropped: ")) == BURST
+        log.tell_left_out()
+        assert len(log_of_it.lines(" dropped: ")) == BURST + 1
+        assert log_of_it.count(" dropped: ") == number
 
 
 def test_one_user_cannot_take_all_connections(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:

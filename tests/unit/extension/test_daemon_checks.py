@@ -6,12 +6,14 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.unit.extension.specimen import (
+    FakeChannel,
     FakeManager,
     FakeNetwork,
     FakeStore,
@@ -25,9 +27,10 @@ from tests.unit.extension.specimen import (
     subject,
 )
 from usbipd.errors import ClaimError, UsbipdError
-from usbipd.extension import daemon_checks
+from usbipd.extension import daemon_checks, liveness
 from usbipd.extension.claim import ClaimState, Failure
 from usbipd.extension.daemon_checks import (
+    LONGEST_CALL,
     check_bindings,
     check_captured,
     check_control_socket,
@@ -38,6 +41,7 @@ from usbipd.extension.daemon_checks import (
 )
 from usbipd.extension.store_file import KEPT_ASIDE
 from usbipd.extension.subject import Finding, Subject
+from usbipd.extension.supervisor import Child
 from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import CheckState
 from usbipd.usb.identity import DeviceRule
@@ -95,6 +99,7 @@ def test_control_socket_replaced_by_a_file(control: Path) -> None:
     found = look_at(control)
     assert found.state is CheckState.FAILED
     assert "not our socket" in found.message
+    assert not any("emove" in step for step in found.steps), "it is not our file"
 
 
 def test_control_socket_of_another_user(control: Path) -> None:
@@ -110,6 +115,9 @@ def test_control_socket_in_a_directory_of_another_user(control: Path) -> None:
     found = look_at(control)
     assert found.state is CheckState.FAILED
     assert "uid 54321" in found.message
+    advice = " ".join(found.steps)
+    assert "chmod" not in advice, "it is not our directory"
+    assert "emove" not in advice
 
 
 def test_control_socket_with_another_mode(control: Path) -> None:
@@ -274,46 +282,86 @@ def test_exposure_with_a_table_in_the_configuration(rule: DeviceRule, state: Che
 def test_workers() -> None:
     claims = {"1-2": claim(), "1-3": claim("1-3", state=ClaimState.CLAIMING, worker=None)}
     found = finding(check_workers, subject(manager=FakeManager(claims=claims)))
-    assert (found.state, found.message) == (CheckState.OK, "live workers: 1")
+    assert (found.state, found.message) == (CheckState.OK, "workers that answer: 1")
 
 
 def test_workers_that_are_gone() -> None:
-    over = child(busid="1-3")
+    over, closed = child(busid="1-3"), child(busid="1-4")
     over.ended.set()
-    with subprocess.Popen(["true"]) as process:
-        process.wait()
-        reaped = child(busid="1-4", pid=process.pid)
+    closed.channel.close()
     claims = {
         "1-2": claim("1-2", worker=None),
         "1-3": claim("1-3", worker=over, state=ClaimState.ATTACHED),
-        "1-4": claim("1-4", worker=reaped, state=ClaimState.RESTORING),
+        "1-4": claim("1-4", worker=closed, state=ClaimState.RESTORING),
     }
     found = findings(check_workers, subject(manager=FakeManager(claims=claims)))
     assert [each.state for each in found] == [CheckState.FAILED] * 3
     assert [busid in each.message for busid, each in zip(claims, found, strict=True)] == [True] * 3
 
 
-@pytest.mark.skipif(not hasattr(os, "waitid"), reason="macOS has it from Python 3.13 on")
-def test_a_worker_that_is_a_zombie() -> None:
-    with subprocess.Popen(["true"]) as process:
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        claims = {"1-2": claim(worker=child(busid="1-2", pid=process.pid))}
-        found = finding(check_workers, subject(manager=FakeManager(claims=claims)))
-    assert found.state is CheckState.FAILED
-    assert found.message.endswith("is dead")
+def silent(role: Role = Role.WORKER, *, pid: int | None = None) -> Child:
+    """A child that lives and does not answer."""
+    return replace(child(role, "1-2", pid=pid), channel=FakeChannel(silent=True))  # type: ignore[arg-type]
 
 
-def test_a_worker_that_is_stopped() -> None:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(liveness, "PING_TIMEOUT", 0.0)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(("uid", "sudo"), [(0, "sudo "), (1000, "")])
+def test_a_worker_that_is_stopped(uid: int, sudo: str) -> None:
     with subprocess.Popen(["sleep", "1000"]) as process:
         try:
             process.send_signal(signal.SIGSTOP)
             os.waitpid(process.pid, os.WUNTRACED)
-            claims = {"1-2": claim(worker=child(busid="1-2", pid=process.pid))}
-            found = finding(check_workers, subject(manager=FakeManager(claims=claims)))
+            claims = {"1-2": claim(worker=silent(pid=process.pid))}
+            specimen = subject(manager=FakeManager(claims=claims), host=linux(uid=uid))
+            found = finding(check_workers, specimen)
         finally:
             process.kill()
     assert found.state is CheckState.FAILED
-    assert f"kill -CONT {process.pid}" in found.steps[0]
+    assert f"worker[{process.pid}] 1-2 is suspended" in found.message
+    assert found.steps == (f"Resume it: `{sudo}kill -CONT {process.pid}`.",)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_worker_that_runs_and_does_not_answer() -> None:
+    found = finding(check_workers, subject(manager=FakeManager(claims={"1-2": claim(worker=silent())})))
+    assert found.state is CheckState.FAILED
+    assert f"worker[{os.getpid()}] 1-2 has not answered for" in found.message
+    assert f"kill -KILL {os.getpid()}" in found.steps[0]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("seconds", "state", "text"),
+    [
+        (4.2, CheckState.WARNING, "has been waiting for its device for 4 s"),
+        (LONGEST_CALL, CheckState.FAILED, "has not answered for"),
+    ],
+)
+def test_a_worker_that_waits_for_its_device(seconds: float, state: CheckState, text: str) -> None:
+    """It is not called dead before a device can be."""
+    claims = {"1-2": claim(worker=silent(), waits_for_device=seconds)}
+    found = finding(check_workers, subject(manager=FakeManager(claims=claims)))
+    assert found.state is state
+    assert text in found.message
+
+
+def test_a_worker_that_answers_is_well_whatever_it_waits_for() -> None:
+    claims = {"1-2": claim(waits_for_device=4.2)}
+    assert finding(check_workers, subject(manager=FakeManager(claims=claims))).state is CheckState.OK
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_does_not_answer_though_the_kernel_takes_connections(port: int) -> None:
+    network = FakeNetwork(silent(Role.SERVER), listening=[f"127.0.0.1:{port}"])
+    found = finding(check_network, subject(network=network))
+    assert found.state is CheckState.FAILED
+    assert "has not answered" in found.message
+    assert "kill -KILL" in found.steps[0]
 
 
 def test_captured() -> None:
@@ -389,6 +437,13 @@ def test_a_binding_at_whose_port_another_device_is() -> None:
     found = finding(check_bindings, subject(manager=manager))
     assert found.state is CheckState.WARNING
     assert found.message == "1234:5678 at 1-2: another device is there, 1234:9999 (unnamed device)"
+
+
+def test_bindings_that_take_turns_at_a_port() -> None:
+    bindings = [binding(serial="S1", devices=[]), binding(serial="S2", devices=["1-2"])]
+    manager = FakeManager(bindings=bindings, devices=[device(serial="S2")])
+    states = [found.state for found in findings(check_bindings, subject(manager=manager))]
+    assert states == [CheckState.OK, CheckState.OK]
 
 
 def test_a_binding_at_whose_port_a_twin_is_does_not_tell_serial_numbers() -> None:

@@ -25,6 +25,7 @@ from usbipd import privileges
 from usbipd.errors import UsbipdError
 from usbipd.extension import host_checks
 from usbipd.extension.host_checks import (
+    check_devices,
     check_hotplug,
     check_launchd,
     check_libusb,
@@ -61,7 +62,7 @@ def test_rights_of_an_ordinary_user() -> None:
     found = finding(check_rights, subject(host=linux(uid=54321)))
     assert found.state is CheckState.WARNING
     assert "runs as 54321" in found.message
-    assert any("sudo usbipd-ext --run" in step for step in found.steps)
+    assert any("as root, with sudo" in step for step in found.steps)
 
 
 def test_rights_without_a_user_of_our_own(no_such_user: None, linux_workers: None) -> None:
@@ -117,10 +118,9 @@ def libusb(monkeypatch: pytest.MonkeyPatch, *version: int) -> None:
 
 def test_libusb(monkeypatch: pytest.MonkeyPatch) -> None:
     libusb(monkeypatch, 1, 0, 26)
-    manager = FakeManager(devices=[device("1-2"), device("1-3"), device("240-1", simulated=True)])
-    found = finding(check_libusb, subject(manager=manager))
+    found = finding(check_libusb, subject())
     assert found.state is CheckState.OK
-    assert found.message == "libusb 1.0.26; real devices that could be shared: 2"
+    assert found.message == "libusb 1.0.26"
 
 
 def test_libusb_of_this_host() -> None:
@@ -151,10 +151,27 @@ def test_libusb_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "libusb-1.0.so.0" in found.message
 
 
-def test_libusb_that_lists_nothing_says_why() -> None:
-    manager = FakeManager(error=UsbipdError("libusb cannot list devices"))
-    with pytest.raises(UsbipdError, match="cannot list"):
-        findings(check_libusb, subject(manager=manager))
+def test_devices() -> None:
+    manager = FakeManager(devices=[device("1-2"), device("1-3"), device("240-1", simulated=True)])
+    found = finding(check_devices, subject(manager=manager))
+    assert found.state is CheckState.OK
+    assert found.message == "real devices that could be shared: 2"
+
+
+def test_devices_of_a_system_that_does_not_answer() -> None:
+    problem = "the kernel does not answer about 1-3"
+    found = finding(check_devices, subject(discovery=FakeHotplug(problem)))
+    assert (found.state, found.message) == (CheckState.WARNING, problem)
+
+
+def test_devices_that_cannot_be_listed() -> None:
+    manager = FakeManager(error=UsbipdError("sysfs is not mounted"))
+    with pytest.raises(UsbipdError, match="not mounted"):
+        findings(check_devices, subject(manager=manager))
+
+
+def test_devices_where_all_are_simulated() -> None:
+    assert findings(check_devices, subject(discovery=None)) == []
 
 
 def test_hotplug() -> None:

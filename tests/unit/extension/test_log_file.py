@@ -4,9 +4,13 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from usbipd.errors import UsageError
+from usbipd.extension.log_file import check_log_file
 
 PROGRAM = """
 import os, sys
@@ -113,3 +117,59 @@ def test_a_fifo_that_somebody_reads_is_no_file_either(tmp_path: Path) -> None:
 def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
     printed, _said = run(tmp_path / "none" / "log")
     assert printed[0] == f"cannot log to {tmp_path}/none/log: No such file or directory 2 bad-log-file"
+
+
+ANNA = 54321
+"""A user without a name."""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives directories to others")
+@pytest.mark.parametrize("change", [lambda path: os.chown(path, ANNA, 0), lambda path: path.chmod(0o777)])
+def test_root_does_not_log_where_others_choose_the_file(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    directory = tmp_path / "logs"
+    directory.mkdir()
+    change(directory)
+    printed, _said = run(directory / "log")
+    what = f"another user can change which file that is, because {directory} "
+    assert printed[0].startswith(f"cannot log to {directory}/log: {what}")
+    assert printed[0].endswith(" 2 bad-log-file")
+    assert list(directory.iterdir()) == []
+    own = directory / "own"
+    own.mkdir()
+    assert run(own / "log")[0][0].startswith("['0'"), "a directory of root's below it will do"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
+def test_root_does_not_log_into_a_file_of_another_user(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.touch()
+    os.chown(path, ANNA, 0)
+    assert f"{path} belongs to {ANNA}" in run(path)[0][0]
+    assert path.read_text() == ""
+
+
+def test_a_file_with_another_name(tmp_path: Path) -> None:
+    (tmp_path / "important").touch()
+    (tmp_path / "log").hardlink_to(tmp_path / "important")
+    printed, _said = run(tmp_path / "log")
+    assert "a file that has other names too" in printed[0]
+    assert (tmp_path / "important").read_text() == ""
+
+
+def test_what_can_be_told_before_it_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    check_log_file(path)
+    assert not path.exists(), "nothing is made"
+    path.write_text("kept")
+    check_log_file(path)
+    assert path.read_text() == "kept"
+    (tmp_path / "link").symlink_to(path)
+    for wrong, why in (
+        (tmp_path / "link", "a symbolic link"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / "none" / "log", "No such file or directory"),
+    ):
+        with pytest.raises(UsageError, match=f"cannot log to {wrong}: {why}"):
+            check_log_file(wrong)

@@ -88,6 +88,17 @@ def test_binding_what_is_not_there(host: Host) -> None:
     run(test())
 
 
+def test_binding_what_is_there_and_not_offered(host: Host) -> None:
+    host.source.left_out["2-1"] = UsbipdError("it is imported", code="imported", advice="offer_imported")
+
+    async def test() -> None:
+        with pytest.raises(UsbipdError, match="2-1 cannot be shared: it is imported") as caught:
+            await host.bind("2-1")
+        assert (caught.value.code, caught.value.advice) == ("imported", "offer_imported")
+
+    run(test())
+
+
 def test_a_bind_that_fails_binds_nothing(host: Host, spawner: FakeSpawner) -> None:
     async def test() -> None:
         spawner.answers[Command.CLAIM] = BUSY
@@ -208,12 +219,16 @@ def test_who_may_know_of_a_device(host: Host) -> None:
         await host.bind("1-3")
 
         def offered(address: str) -> list[str]:
-            return sorted(device.busid for device in host.manager.offers(address))
+            return sorted(device.busid for device in host.manager.offers([address]).devices)
 
         assert offered("192.0.2.7") == ["1-2", "1-3", "240-1"]
         assert offered("192.0.2.8") == ["1-3", "240-1"]
         assert offered("2001:db8::1") == ["1-2", "240-1"]
         assert offered("198.51.100.1") == ["240-1"]
+        together = host.manager.offers(["192.0.2.7", "192.0.2.8", "192.0.2.9", "192.0.2.7"])
+        busids = [[together.devices[index].busid for index in indices] for indices in together.lists]
+        assert [sorted(each) for each in busids] == [["1-2", "1-3", "240-1"], ["1-3", "240-1"]]
+        assert together.list_of == [0, 1, 1, 0]
         await host.bind("1-2")  # the same rule again, for everybody
         assert offered("198.51.100.1") == ["1-2", "240-1"]
         await host.manager.stop()

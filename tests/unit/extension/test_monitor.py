@@ -13,6 +13,7 @@ import pytest
 import usbipd
 from tests.unit.extension.specimen import (
     PATIENCE,
+    FakeChannel,
     FakeManager,
     FakeNetwork,
     FakeStore,
@@ -23,6 +24,7 @@ from tests.unit.extension.specimen import (
     linux,
 )
 from usbipd.errors import UsbipdError
+from usbipd.extension import liveness
 from usbipd.extension.device_report import LONGEST_TEXT
 from usbipd.extension.monitor import StatusMonitor, resident_bytes
 from usbipd.extension.store import LONGEST_REASON
@@ -52,6 +54,7 @@ def monitor(**changes: Any) -> StatusMonitor:
         "manager": FakeManager(),
         "network": FakeNetwork(listening=["127.0.0.1:3240"]),
         "store": FakeStore(),
+        "discovery": None,
         "hotplug": None,
         "power": None,
         "errors": ErrorCounter(),
@@ -105,6 +108,18 @@ def test_report_of_the_processes() -> None:
     memories = [each.memory for each in found.processes]
     assert all(memory is not None and memory > 1 << 20 for memory in memories)
     assert found.memory_usage == sum(memory or 0 for memory in memories)
+
+
+def test_report_of_a_process_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(liveness, "PING_TIMEOUT", 0.0)
+    silent = child(Role.SERVER)
+    silent.channel = FakeChannel(silent=True)  # type: ignore[assignment]
+    found = report(monitor(network=FakeNetwork(silent)))
+    assert [(each.role, each.silent_for is not None) for each in found.processes] == [
+        ("extension", False),
+        ("server", True),
+        ("worker", False),
+    ]
 
 
 def test_report_while_there_is_no_server() -> None:

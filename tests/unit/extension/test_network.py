@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -35,7 +35,6 @@ from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import HistoryEvent
 from usbipd.protocol.constants import ST_OK
-from usbipd.protocol.op import UsbDevice
 
 
 class Daemon:
@@ -48,9 +47,10 @@ class Daemon:
         self.asked: list[str] = []
         self.store = FakeStore()
 
-        def offers(address: str) -> list[UsbDevice]:
-            self.asked.append(address)
-            return [claim.wire_device for claim in claims.values() if claim.wire_device is not None]
+        def offers(addresses: Sequence[str]) -> DevlistResult:
+            self.asked.extend(addresses)
+            devices = [claim.wire_device for claim in claims.values() if claim.wire_device is not None]
+            return DevlistResult(devices=devices, lists=[[0]], list_of=[0] * len(addresses))
 
         reservations = Reservations(claims, lambda _claim, _address: True, handover_timeout=20.0)
         self.network = NetworkServer(spawner, ORDERS, offers, reservations, Chronicle(self.store))
@@ -63,10 +63,10 @@ class Daemon:
         await self.network.stop()
         await self.claimer.release_device("1-2", timeout=5)
 
-    async def reserve(self) -> ReserveResult:
+    async def reserve(self, number: int = 1) -> ReserveResult:
         return await self.servers[-1].channel.request(
             Command.RESERVE,
-            ReserveParameters(busid="1-2", client="c", address="192.0.2.1"),
+            ReserveParameters(reservation=number, busid="1-2", client="c", address="192.0.2.1", wait=False),
             ReserveResult,
             timeout=PATIENCE,
         )
@@ -87,24 +87,19 @@ def test_what_a_server_asks(daemon: Daemon) -> None:
         server = daemon.servers[0].channel
         listed = await server.request(
             Command.DEVLIST,
-            DevlistParameters(client="c", address="192.0.2.1"),
+            DevlistParameters(addresses=["192.0.2.1"]),
             DevlistResult,
             timeout=PATIENCE,
         )
         assert [device.busid for device in listed.devices] == ["1-2"]
         assert daemon.asked == ["192.0.2.1"]
-        first = await daemon.reserve()
-        assert first.status == ST_OK
-        assert first.reservation is not None
-        await server.request(
-            Command.ABANDON, ReservationParameters(reservation=first.reservation), Nothing, timeout=PATIENCE
-        )
-        second = await daemon.reserve()
-        assert second.reservation is not None
+        assert (await daemon.reserve(1)).status == ST_OK
+        await server.request(Command.ABANDON, ReservationParameters(reservation=1), Nothing, timeout=PATIENCE)
+        assert (await daemon.reserve(2)).status == ST_OK
         with socket.socket() as connection:
             await server.request(
                 Command.HANDOVER,
-                ReservationParameters(reservation=second.reservation),
+                ReservationParameters(reservation=2),
                 Nothing,
                 timeout=PATIENCE,
                 descriptor=connection.fileno(),
@@ -136,13 +131,12 @@ def test_a_server_that_hands_over_what_is_no_client_is_replaced(
     async def test() -> None:
         await daemon.start()
         worker = daemon.spawner.last
-        reserved = await daemon.reserve()
-        assert reserved.reservation is not None
+        assert (await daemon.reserve(1)).status == ST_OK
         descriptor = make()
         with pytest.raises(UsbipdError):
             await daemon.servers[0].channel.request(
                 Command.HANDOVER,
-                ReservationParameters(reservation=reserved.reservation),
+                ReservationParameters(reservation=1),
                 Nothing,
                 timeout=PATIENCE,
                 descriptor=descriptor,
@@ -164,7 +158,9 @@ def test_a_server_that_makes_up_endless_clients_is_replaced(daemon: Daemon) -> N
         with pytest.raises(UsbipdError):
             await daemon.servers[0].channel.request(
                 Command.RESERVE,
-                ReserveParameters(busid="1-2", client="c" * 81, address="192.0.2.1"),
+                ReserveParameters(
+                    reservation=1, busid="1-2", client="c" * 81, address="192.0.2.1", wait=False
+                ),
                 ReserveResult,
                 timeout=PATIENCE,
             )
@@ -189,7 +185,7 @@ def test_a_server_that_dies_is_replaced_on_the_same_ports(daemon: Daemon) -> Non
         assert claim.is_free, "its client is gone with it"
         assert daemon.servers[1].parameters(Command.SERVE).listen == ["127.0.0.1:4321", "[::1]:3240"]
         await daemon.stop()
-        assert daemon.servers[1].killed
+        assert not daemon.servers[1].channel.is_open
         assert len(daemon.store.events) == 1, "its end is no failure when the daemon ends"
 
     run(test())
@@ -224,7 +220,7 @@ def test_a_port_in_use_is_an_error_at_the_start(daemon: Daemon, spawner: FakeSpa
         spawner.answers[Command.SERVE] = UsbipdError("in use", code="address-in-use", advice="choose another")
         with pytest.raises(UsbipdError, match="in use"):
             await daemon.network.start(after_a_kill=False)
-        assert daemon.servers[0].killed
+        assert not daemon.servers[0].channel.is_open
         assert daemon.network.child is None
 
     run(test())
@@ -245,6 +241,58 @@ def test_the_port_of_a_killed_extension_is_waited_for(daemon: Daemon, spawner: F
     run(test())
 
 
+def test_a_server_that_dies_again_and_again_is_not_waited_for_longer_each_time(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It did listen: who ends servers from the network must not keep the next client out."""
+    monkeypatch.setattr("usbipd.extension.supervisor.FIRST_DELAY", 0.001)
+    monkeypatch.setattr("usbipd.extension.network.LONGEST_GAP", 0.004)
+
+    async def test() -> None:
+        await daemon.start()
+        for number in range(1, 9):
+            daemon.servers[-1].die()
+            await until(lambda: len(daemon.servers) == number + 1 and daemon.network.child is not None)  # noqa: B023
+        await daemon.stop()
+
+    run(test())
+    delays = [record.args[0] for record in caplog.records if "no server" in record.msg and record.args]
+    assert len(delays) == 8
+    assert max(delays) <= 0.004
+
+
+def test_what_a_server_waits_for_ends_with_it(daemon: Daemon) -> None:
+    async def test() -> None:
+        await daemon.start()
+        claim = daemon.claimer.claims["1-2"]
+        assert (await daemon.reserve(1)).status == ST_OK
+        parameters = ReserveParameters(reservation=2, busid="1-2", client="c", address="192.0.2.1", wait=True)
+        waiting = asyncio.create_task(
+            daemon.servers[0].channel.request(Command.RESERVE, parameters, ReserveResult, timeout=PATIENCE)
+        )
+        await until(lambda: daemon.network._reservations._waiting)
+        daemon.servers[0].die()
+        await asyncio.wait({waiting})
+        await until(lambda: not daemon.network._reservations._waiting)
+        await until(lambda: claim.is_free)
+        await until(lambda: daemon.network.child is not None)
+        assert claim.is_free
+        assert waiting.exception() is not None
+        await daemon.stop()
+
+    run(test())
+
+
+def test_an_address_that_there_is_not_is_not_waited_for(daemon: Daemon, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        spawner.answers[Command.SERVE] = UsbipdError("no such address", code="no-such-address")
+        with pytest.raises(UsbipdError, match="no such address"):
+            await daemon.network.start(after_a_kill=True)
+        assert len(daemon.servers) == 1
+
+    run(test())
+
+
 def test_a_port_in_use_later_is_waited_for(daemon: Daemon, spawner: FakeSpawner) -> None:
     async def test() -> None:
         await daemon.start()
@@ -255,5 +303,16 @@ def test_a_port_in_use_later_is_waited_for(daemon: Daemon, spawner: FakeSpawner)
         del spawner.answers[Command.SERVE]
         await until(lambda: daemon.network.child is not None)
         await daemon.stop()
+
+    run(test())
+
+
+def test_a_server_that_does_not_end_is_killed(daemon: Daemon, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        await daemon.network.start(after_a_kill=False)
+        spawner.answers[Command.CLAIM] = "silence"  # nor does it notice that its channel is closed
+        assert not daemon.servers[0].killed
+        await daemon.stop()
+        assert daemon.servers[0].killed
 
     run(test())

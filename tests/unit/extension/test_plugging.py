@@ -12,8 +12,9 @@ from tests.unit.extension.fakes import (
     run,
     until,
 )
-from tests.unit.extension.managed_host import Host
-from usbipd.errors import ClaimError
+from tests.unit.extension.managed_host import THING, Host
+from usbipd.errors import ClaimError, UsbipdError
+from usbipd.extension import manager
 from usbipd.extension.claim import ClaimState
 from usbipd.extension.store import StoredClaim
 from usbipd.ipc.messages import Command
@@ -23,6 +24,7 @@ from usbipd.ipc.reports import (
     HardwareId,
     HistoryEvent,
 )
+from usbipd.usb.discovery import DeviceRecord
 
 
 def test_plugging_in_again_brings_the_claim_back(host: Host) -> None:
@@ -37,6 +39,28 @@ def test_plugging_in_again_brings_the_claim_back(host: Host) -> None:
             assert host.manager.claims["1-2"].record.devnum == devnum
         assert len(host.store.happened(HistoryEvent.UNPLUGGED)) == 5
         assert len(host.store.happened(HistoryEvent.CLAIMED)) == 1 + 1 + 5
+        await host.manager.stop()
+
+    run(test())
+
+
+def test_a_list_that_fails_is_made_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [UsbipdError("libusb cannot list devices", code="libusb")]
+    list_devices = host.source.list_devices
+
+    async def fail_once() -> list[DeviceRecord]:
+        if failures:
+            raise failures.pop()
+        return await list_devices()
+
+    async def test() -> None:
+        await host.manager.start()
+        await host.manager.bind(BindParameters(hardware=THING), "test")
+        monkeypatch.setattr(manager, "LIST_AGAIN", 0.0)
+        monkeypatch.setattr(host.source, "list_devices", fail_once)
+        host.plug(record("1-4"))
+        await host.until_state("1-4", DeviceState.SHARED)
+        assert not failures
         await host.manager.stop()
 
     run(test())
@@ -213,6 +237,62 @@ def test_what_cannot_be_claimed_at_the_start_has_failed_and_disturbs_nobody(
         assert "/media/stick" in str(failed.error)
         assert (await host.states())["1-3"] is DeviceState.SHARED
         assert len(host.store.happened(HistoryEvent.FAILED)) == 1
+        await host.manager.stop()
+
+    run(test())
+
+
+def test_a_kernel_that_hangs_over_drivers_stops_neither_start_nor_end(
+    host: Host, sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(manager, "DRIVERS_TIME", 0.01)
+    probe = sysfs.hang_over_drivers()
+
+    async def test() -> None:
+        sysfs.add_interface("1-4", 0, None)
+        host.source.records["1-4"] = record("1-4")
+        host.store.held = {"1-4": StoredClaim("1-4", 0x1234, 0x5678, 1.0)}
+        await host.manager.start()
+        await host.manager.stop()
+
+    run(test())  # the loop waits for its own threads when it ends
+    assert "1-4: this host still looks for drivers after" in caplog.text
+    with probe.open() as answered:
+        assert answered.read() == "1-4:1.0"
+
+
+def test_what_nobody_gave_back_goes_back_when_the_system_lists_it(host: Host, sysfs: FakeSysfs) -> None:
+    """At the start, the system does not answer about it."""
+
+    async def test() -> None:
+        sysfs.add_interface("1-4", 0, None)
+        host.store.held = {busid: StoredClaim(busid, 0x1234, 0x5678, 1.0) for busid in ("1-4", "9-9")}
+        host.source.problem = "no answer about 1-4"
+        await host.manager.start()
+        assert set(host.store.held) == {"1-4", "9-9"}
+        host.source.records["1-4"] = record("1-4")
+        host.source.problem = None
+        host.manager.devices_changed()
+        await until(lambda: not host.store.held)
+        assert sysfs.probed == "1-4:1.0"
+        await host.manager.stop()
+
+    run(test())
+
+
+def test_a_stray_that_is_bound_before_it_is_listed_is_kept(host: Host, sysfs: FakeSysfs) -> None:
+    async def test() -> None:
+        sysfs.add_interface("1-4", 0, None)
+        host.store.held = {"1-4": StoredClaim("1-4", 0x1234, 0x5678, 1.0)}
+        host.source.problem = "no answer about 1-4"
+        await host.manager.start()
+        host.source.records["1-4"] = record("1-4")
+        host.source.problem = None
+        await host.bind("1-4")
+        host.manager.devices_changed()
+        await until(lambda: not host.manager._strays)
+        assert set(host.store.held) == {"1-4"}
+        assert sysfs.probed == ""
         await host.manager.stop()
 
     run(test())

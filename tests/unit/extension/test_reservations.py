@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import itertools
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,6 +27,8 @@ class Desk:
     def __init__(self, spawner: FakeSpawner, sysfs: FakeSysfs, handover_timeout: float = LONG) -> None:
         source = FakeSource(record("1-2"))
         self.claimer = make_claimer(spawner, sysfs, source.find)
+        self.last = 0
+        """The number of the newest reservation."""
         self.hidden_from: set[str] = set()
         self.reservations = Reservations(
             self.claimer.claims, lambda _claim, address: address not in self.hidden_from, handover_timeout
@@ -41,16 +44,22 @@ class Desk:
         yield
         await self.claimer.release_device("1-2", timeout=5)
 
-    async def reserve(self, client: str = "192.0.2.1:1", busid: str = "1-2") -> ReserveResult:
+    async def reserve(
+        self, client: str = "192.0.2.1:1", busid: str = "1-2", *, number: int | None = None, wait: bool = True
+    ) -> ReserveResult:
+        """`number` is that of the reservation; None: `last`, a new one."""
+        if number is None:
+            number = self.last = self.last + 1
         return await self.reservations.reserve(
-            ReserveParameters(busid=busid, client=client, address=client.split(":")[0])
+            ReserveParameters(
+                reservation=number, busid=busid, client=client, address=client.split(":")[0], wait=wait
+            )
         )
 
     async def attach(self, client: str = "192.0.2.1:1") -> None:
-        result = await self.reserve(client)
-        assert result.reservation is not None
+        assert (await self.reserve(client)).status == ST_OK
         descriptor = os.open(os.devnull, os.O_RDONLY)
-        await self.reservations.hand_over(result.reservation, descriptor)
+        await self.reservations.hand_over(self.last, descriptor)
         os.close(descriptor)
 
 
@@ -71,9 +80,8 @@ def test_a_free_device_goes_to_its_client(desk: Desk, spawner: FakeSpawner) -> N
             result = await desk.reserve("192.0.2.1:7777")
             assert result.status == ST_OK
             assert result.device == desk.claim.wire_device
-            assert result.reservation is not None
             read_end, write_end = os.pipe()
-            await desk.reservations.hand_over(result.reservation, write_end)
+            await desk.reservations.hand_over(desk.last, write_end)
             os.close(write_end)
             assert spawner.last.parameters(Command.ATTACH) == AttachParameters(client="192.0.2.1:7777")
             assert spawner.last.descriptor is not None
@@ -167,21 +175,119 @@ def test_of_two_that_wait_one_gets_it(desk: Desk, spawner: FakeSpawner) -> None:
     run(test())
 
 
+async def settle() -> None:
+    """Let all tasks run until they wait."""
+    for _turn in range(10):
+        await asyncio.sleep(0)
+
+
+def test_a_device_in_use_is_busy_at_once_for_one_that_does_not_wait(desk: Desk) -> None:
+    async def test() -> None:
+        async with desk.claimed():
+            assert (await desk.reserve(wait=False)).status == ST_OK
+            async with asyncio.timeout(0.5):
+                assert await desk.reserve(wait=False) == ReserveResult(status=ST_DEV_BUSY)
+
+    run(test())
+
+
+def test_a_client_that_waits_for_a_reserved_device_gets_it_when_that_is_abandoned(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BUSY_PATIENCE", LONG)
+
+    async def test() -> None:
+        async with desk.claimed():
+            assert (await desk.reserve(number=1)).status == ST_OK
+            waiting = asyncio.create_task(desk.reserve(number=2))
+            await settle()
+            desk.reservations.abandon(1)
+            async with asyncio.timeout(LONG / 2):
+                assert (await waiting).status == ST_OK
+
+    run(test())
+
+
+@pytest.mark.parametrize("how", ["abandoned", "its server died", "its channel closed"])
+def test_a_client_that_leaves_while_it_waits_gets_nothing(
+    desk: Desk, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(module, "BUSY_PATIENCE", LONG)
+
+    async def test() -> None:
+        async with desk.claimed():
+            await desk.attach()
+            tasks = asyncio.all_tasks()
+            waiting = asyncio.create_task(desk.reserve(number=7))
+            await settle()
+            if how == "abandoned":
+                desk.reservations.abandon(7)
+            elif how == "its server died":
+                desk.reservations.drop_all()
+            else:
+                waiting.cancel()
+            async with asyncio.timeout(LONG / 2):
+                await asyncio.wait({waiting})
+            assert waiting.cancelled() or waiting.result().status == ST_DEV_BUSY
+            await settle()
+            assert asyncio.all_tasks() - tasks == set(), "nothing waits on"
+            spawner.last.detach()
+            spawner.last.restored()
+            await until(lambda: desk.claim.is_free)
+            assert (await desk.reserve(number=7)).status == ST_OK, "the number is not in use any more"
+
+    run(test())
+
+
+def test_a_client_that_leaves_at_the_moment_the_device_becomes_free_does_not_keep_it(desk: Desk) -> None:
+    async def test() -> None:
+        async with desk.claimed():
+            assert (await desk.reserve(number=1)).status == ST_OK
+            waiting = asyncio.create_task(desk.reserve(number=2))
+            await asyncio.sleep(0)
+            desk.reservations.abandon(1)
+            for turns in itertools.count():  # at each turn of the loop until it has the device
+                assert desk.claim.is_free
+                if desk.reservations._waiting[2].done():
+                    break
+                await asyncio.sleep(0)
+                assert turns < 100
+            desk.reservations.abandon(2)
+            await waiting
+            assert desk.claim.is_free
+
+    run(test())
+
+
+def test_a_number_that_is_in_use_is_refused(desk: Desk) -> None:
+    async def test() -> None:
+        async with desk.claimed():
+            assert (await desk.reserve(number=1)).status == ST_OK
+            waiting = asyncio.create_task(desk.reserve(number=2))
+            await asyncio.sleep(0)
+            for number in (1, 2):
+                with pytest.raises(IPCError, match=f"reservation {number} is in use"):
+                    await desk.reserve(number=number)
+            desk.reservations.abandon(1)
+            assert (await waiting).status == ST_OK
+
+    run(test())
+
+
 @pytest.mark.parametrize("how", ["abandoned", "expired", "its server died"])
 def test_a_reservation_ends(spawner: FakeSpawner, sysfs: FakeSysfs, how: str) -> None:
     async def test() -> None:
         desk = Desk(spawner, sysfs, handover_timeout=0.01 if how == "expired" else LONG)
         async with desk.claimed():
-            result = await desk.reserve()
-            assert result.reservation is not None
+            assert (await desk.reserve()).status == ST_OK
             if how == "abandoned":
-                desk.reservations.abandon(result.reservation)
+                desk.reservations.abandon(desk.last)
             elif how == "its server died":
                 desk.reservations.drop_all()
             await until(lambda: desk.claim.is_free)
             with pytest.raises(UsbipdError, match="no longer good"):
-                await desk.reservations.hand_over(result.reservation, 0)
-            desk.reservations.abandon(result.reservation)  # again: nothing happens
+                await desk.reservations.hand_over(desk.last, 0)
+            desk.reservations.abandon(desk.last)  # again: nothing happens
 
     run(test())
 
@@ -189,12 +295,11 @@ def test_a_reservation_ends(spawner: FakeSpawner, sysfs: FakeSysfs, how: str) ->
 def test_a_reservation_does_not_outlive_its_worker(desk: Desk, spawner: FakeSpawner) -> None:
     async def test() -> None:
         async with desk.claimed():
-            result = await desk.reserve()
-            assert result.reservation is not None
+            assert (await desk.reserve()).status == ST_OK
             spawner.last.die()
             await until(lambda: len(spawner.children) == 2 and desk.claim.is_free)
             with pytest.raises(UsbipdError, match="no longer good"):
-                await desk.reservations.hand_over(result.reservation, 0)
+                await desk.reservations.hand_over(desk.last, 0)
             assert desk.claim.is_free
 
     run(test())
@@ -247,12 +352,11 @@ def test_no_descriptor_left_for_a_hand_over(
 
     async def test() -> None:
         async with desk.claimed():
-            result = await desk.reserve()
-            assert result.reservation is not None
+            assert (await desk.reserve()).status == ST_OK
             with monkeypatch.context() as patch:
                 patch.setattr(os, "dup", no_descriptor_left)
                 with pytest.raises(UsbipdError, match="cannot hand over: Too many open files"):
-                    await desk.reservations.hand_over(result.reservation, 0)
+                    await desk.reservations.hand_over(desk.last, 0)
             await until(lambda: len(spawner.children) == 2 and desk.claim.is_free)
             await desk.attach()
 

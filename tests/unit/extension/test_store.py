@@ -17,13 +17,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.extension.fakes import run, until
+from tests.unit.extension.fakes import PATIENCE, run, until
 from tests.unit.extension.stores import BINDINGS, CLAIM, DATABASE, binding, reopen
+from usbipd import limiter
 from usbipd.errors import UsbipdError
 from usbipd.extension import store as module
 from usbipd.extension import store_tables
 from usbipd.extension.store import LONGEST_REASON, Binding, Store, StoredClaim
 from usbipd.ipc.reports import HistoryEntry, HistoryEvent
+from usbipd.limiter import BURST
 from usbipd.usb.identity import DeviceRule
 
 some_text = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -203,32 +205,134 @@ def test_what_a_peer_says_is_kept_or_cut_but_never_loses_an_entry(
     run(test())
 
 
-def test_the_history_forgets_what_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.clock, "time", lambda: 1e9)
+def test_a_clock_that_jumps_forgets_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    jumped = now + 10 * 365 * 86400
+    events = (HistoryEvent.STARTED, HistoryEvent.BOUND, HistoryEvent.ATTACHED)
 
     async def test() -> None:
-        store = await Store.open(None)
-        for age in (module.HISTORY_AGE + 1, module.HISTORY_AGE - 1, 0.0):
-            store.record(HistoryEvent.STARTED, time=1e9 - age)
-        assert [entry.id for entry in await store.history(10)] == [3, 2]
-        monkeypatch.setattr(module.clock, "time", lambda: 2e9)
-        store.record(HistoryEvent.STOPPED)
-        assert [entry.id for entry in await store.history(10)] == [4]
+        for moment in (now, jumped, now + 60):
+            monkeypatch.setattr(module.clock, "time", lambda moment=moment: moment)
+            store = await Store.open(directory)
+            await store.end_last_run()
+            for event in events:
+                store.record(event, busid="1-1")
+            await store.close()
+        store = await Store.open(directory)
+        kept = [(entry.event, entry.time) for entry in await store.history(100) if entry.event in events]
+        assert kept == [(event, moment) for moment in (now + 60, jumped, now) for event in events[::-1]]
         await store.close()
 
     run(test())
 
 
-def test_the_history_keeps_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_history_keeps_the_newest_of_each_event(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_HISTORY", 10)
 
     async def test() -> None:
         store = await Store.open(None)
         for number in range(25):
-            store.record(HistoryEvent.ATTACHED, bytes_in=number)
+            store.record(HistoryEvent.FAILED, seconds=number)
             if number % 3 == 0:
+                store.record(HistoryEvent.STARTED, seconds=number)
                 await store.history(1)
-        assert [entry.bytes_in for entry in await store.history(100)] == list(range(24, 14, -1))
+        kept = await store.history(100)
+        failures = [entry.seconds for entry in kept if entry.event is HistoryEvent.FAILED]
+        assert failures == list(range(24, 14, -1))
+        starts = [entry.seconds for entry in kept if entry.event is HistoryEvent.STARTED]
+        assert starts == list(range(24, -1, -3))
+        await store.close()
+
+    run(test())
+
+
+def test_clients_push_out_nothing_that_people_did(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many come: a few entries, whose counts, seconds and bytes add up."""
+    monkeypatch.setattr(module, "MAX_HISTORY", 30)
+    cycles = 3000
+    deeds = (HistoryEvent.STARTED, HistoryEvent.BOUND, HistoryEvent.UNBOUND, HistoryEvent.FAILED)
+
+    async def test() -> None:
+        store = await Store.open(directory)
+        for deed in deeds:
+            store.record(deed, busid="1-1")
+        await store.history(1)
+        writes = 0
+        with another_program(directory) as other:
+            before = other.execute("PRAGMA data_version").fetchone()
+            for number in range(cycles):
+                client = client_of(number)
+                store.record(HistoryEvent.ATTACHED, busid="1-1", client=client)
+                store.record(HistoryEvent.DETACHED, busid="1-1", client=client, seconds=0.5, bytes_in=3)
+                if number % 10 == 0:
+                    await store.history(1)
+                    after = other.execute("PRAGMA data_version").fetchone()
+                    writes += after != before
+                    before = after
+        assert writes <= BURST, "what comes too fast is not written"
+        await store.close()
+        store = await Store.open(directory)
+        kept = await store.history(100)
+        assert {entry.event for entry in kept} >= set(deeds)
+        attached = [entry for entry in kept if entry.event is HistoryEvent.ATTACHED]
+        detached = [entry for entry in kept if entry.event is HistoryEvent.DETACHED]
+        assert len(attached) == len(detached) == BURST // 2 + 1
+        assert [sum(entry.count for entry in entries) for entries in (attached, detached)] == [cycles] * 2
+        assert (detached[0].count, detached[0].client) == (cycles - BURST // 2, client_of(cycles - 1))
+        assert {entry.seconds for entry in detached[1:]} == {0.5}
+        assert detached[0].seconds == (cycles - BURST // 2) * 0.5
+        assert sum(entry.bytes_in or 0 for entry in detached) == cycles * 3
+        assert {entry.bytes_out for entry in detached} == {None}
+        assert await store.check() == []
+        await store.close()
+
+    run(test())
+
+
+def client_of(number: int) -> str:
+    return f"192.0.2.{number % 256}:{number}"
+
+
+def test_the_order_of_the_history_is_that_of_the_last_of_each() -> None:
+    """Who attached last is attached; and nothing follows what ended a claim."""
+
+    async def events(store: Store, number: int) -> list[tuple[str, int]]:
+        return [(entry.event.value, entry.count) for entry in await store.history(number)][::-1]
+
+    async def test() -> None:
+        store = await Store.open(None)
+        for _number in range(BURST):
+            store.record(HistoryEvent.ATTACHED, busid="1-1")
+            store.record(HistoryEvent.DETACHED, busid="1-1")
+        store.record(HistoryEvent.ATTACHED, busid="1-1")
+        store.record(HistoryEvent.BOUND, busid="1-2")
+        assert (await events(store, 1)) == [("bound", 1)], "that of another device"
+        store.record(HistoryEvent.FAILED, busid="1-1")
+        half = BURST // 2
+        assert (await events(store, 3)) == [("detached", half), ("attached", half + 1), ("failed", 1)]
+        store.record(HistoryEvent.CLAIMED, busid="1-1")
+        store.record(HistoryEvent.RELEASED, busid="1-1")
+        store.record(HistoryEvent.STOPPED)
+        assert (await events(store, 3)) == [("claimed", 1), ("released", 1), ("stopped", 1)]
+        before = await store.history(100)
+        await store.end_last_run()
+        assert await store.history(100) == before, "nothing is left open"
+        await store.close()
+
+    run(test())
+
+
+def test_what_came_too_fast_is_written_when_its_minute_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limiter, "INTERVAL", 0.01)
+
+    async def test() -> None:
+        store = await Store.open(None)
+        for _number in range(BURST + 5):
+            store.record(HistoryEvent.ATTACHED, busid="1-1")
+        async with asyncio.timeout(PATIENCE):
+            while (await store.history(1))[0].count == 1:  # noqa: ASYNC110 - a timer of the store's own
+                await asyncio.sleep(0.001)
+        assert (await store.history(1))[0].count == 5
         await store.close()
 
     run(test())

@@ -1,7 +1,9 @@
 """The store's files: damage of every kind loses no binding and is told to people."""
 
 import asyncio
+import os
 import random
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from tests.unit.extension.stores import (
     COPY,
     DATABASE,
     LOG,
+    VERSION,
     Files,
     after_a_kill,
     after_an_end,
@@ -149,8 +152,8 @@ DAMAGE = [
     (statement("PRAGMA user_version = 0"), "there never was a schema version 0"),
     (statement("PRAGMA user_version = -7"), "there never was a schema version -7"),
     (index_without_a_row, "row 1 missing from index bindings_by_rule"),
-    (statement("DROP TABLE claims"), "its tables are not those of schema version 1"),
-    (statement("CREATE TABLE more (x)"), "its tables are not those of schema version 1"),
+    (statement("DROP TABLE claims"), f"its tables are not those of schema version {VERSION}"),
+    (statement("CREATE TABLE more (x)"), f"its tables are not those of schema version {VERSION}"),
     (statement("UPDATE bindings SET allow = '[]' WHERE id = 2"), "do not agree with their checksum"),
     (statement("DELETE FROM bindings"), "do not agree with their checksum"),
     (statement("DELETE FROM seal"), "do not agree with their checksum"),
@@ -185,7 +188,7 @@ def test_damage_is_kept_aside_and_the_copy_restored(
         assert aside.code == KEPT_ASIDE
         assert aside.message.startswith(f"{directory / name} was kept on 20")
         assert aside.message.endswith(" UTC, because it was damaged")
-        assert f"`sudo rm '{directory / name}'*`" in str(aside.advice)
+        assert f"`sudo rm {shlex.quote(str(directory / name))}*`" in str(aside.advice)
         await store.close()
         assert await reopen(directory) == (BINDINGS, []), "it has been mended"
         assert await check(directory) == [aside.message]
@@ -294,10 +297,8 @@ def test_a_newer_store_is_kept_with_its_log(directory: Path, image: Files) -> No
     assert bindings == BINDINGS
     [name] = kept(directory)
     assert name.startswith(f"{DATABASE}.newer-v77-20")
-    assert (
-        f"is of a newer release (schema version 77, we know 1); what was there is kept as {name}; its last"
-        in sentence
-    )
+    versions = f"schema version 77, we know {VERSION}"
+    assert f"is of a newer release ({versions}); what was there is kept as {name}; its last" in sentence
     assert Files.of(directory)[name] == found[DATABASE]
     assert Files.of(directory)[f"{name}-wal"] == found[LOG]
     with closing(sqlite3.connect(directory / name)) as connection:
@@ -352,11 +353,37 @@ def test_what_is_kept_in_the_same_second_has_names_of_its_own(directory: Path, w
     assert sorted(files[name] for name in kept(directory)) == [b"1", b"2", b"3"]
 
 
+def test_a_store_of_version_1_goes_on(directory: Path) -> None:
+    """Its bindings and its history, each entry of which stood for one event."""
+
+    def write_old() -> None:
+        directory.mkdir(mode=0o700)
+        with closing(store_tables.create(1)) as old, closing(sqlite3.connect(directory / DATABASE)) as file:
+            for one in BINDINGS:
+                store_tables.put_binding(old, one)
+            old.execute("INSERT INTO history (time, event, busid) VALUES (5.0, 'claimed', '1-2')")
+            old.backup(file)
+
+    async def test() -> None:
+        store = await Store.open(directory)
+        assert store.problems == []
+        assert await store.bindings() == BINDINGS
+        [entry] = await store.history(10)
+        assert (entry.id, entry.time, entry.event, entry.count) == (1, 5.0, HistoryEvent.CLAIMED, 1)
+        store.record(HistoryEvent.STARTED)
+        assert len(await store.history(10)) == 2
+        await store.close()
+
+    write_old()
+    run(test())
+    assert asyncio.run(reopen(directory)) == (BINDINGS, [])
+
+
 def test_releases_come_and_go(directory: Path, whole: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Version 2 is installed, version 1 again, and version 2 again; each goes on with what it knows."""
+    """The next version is installed, ours again, and the next again; each goes on with what it knows."""
     ours = store_tables.MIGRATIONS
     next_release = (*ours, ("ALTER TABLE bindings ADD COLUMN note TEXT NOT NULL DEFAULT ''",))
-    newer_copy = "usbipd.copy-v2.sqlite"
+    newer_copy = f"usbipd.copy-v{VERSION + 1}.sqlite"
     whole.write(directory)
 
     async def bind_one_more() -> tuple[list[str | None], list[str]]:
@@ -374,12 +401,13 @@ def test_releases_come_and_go(directory: Path, whole: Files, monkeypatch: pytest
     assert start(next_release) == (["S1", "S2", None, "S4"], [])
     for _number in range(5):
         start(next_release)
-    assert Files.of(directory)[COPY] == whole[COPY], "version 1 finds it as it was"
+    assert Files.of(directory)[COPY] == whole[COPY], "our version finds it as it was"
     assert newer_copy in Files.of(directory)
 
     serials, [sentence] = start(ours)
     assert serials == ["S1", "S2", None]
-    assert "is of a newer release (schema version 2, we know 1); what was there is kept as" in sentence
+    versions = f"schema version {VERSION + 1}, we know {VERSION}"
+    assert f"is of a newer release ({versions}); what was there is kept as" in sentence
     assert start(ours) == (["S1", "S2", None, "S4"], [])
 
     (directory / f"{newer_copy}.new").mkdir()  # so that none is made, as if it were killed before
@@ -390,3 +418,34 @@ def test_releases_come_and_go(directory: Path, whole: Files, monkeypatch: pytest
     (directory / newer_copy).unlink()
     serials, [sentence] = start(next_release)
     assert serials == ["S1", "S2", None, "S4", "S5"], "the copy of an older release is better than none"
+
+
+def test_what_takes_the_place_of_a_file_is_on_the_disk_before_and_its_name_after(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk may keep a name before it keeps what is in the file: after a power failure it would be empty."""
+    done: list[tuple[str, object]] = []
+    sync, rename = os.fsync, os.rename
+
+    def note_sync(descriptor: int) -> None:
+        sync(descriptor)
+        done.append(("sync", os.fstat(descriptor).st_ino))
+
+    def note_rename(source: Path, target: Path) -> None:
+        done.append((Path(target).name, os.stat(source).st_ino))  # noqa: PTH116
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "rename", note_rename)
+
+    async def test() -> None:
+        store = await Store.open(directory)
+        await store.add_binding(binding())
+        await store.close()
+
+    run(test())
+    places = [index for index, (what, _file) in enumerate(done) if what != "sync"]
+    assert {done[index][0] for index in places} == {DATABASE, COPY}
+    for index in places:
+        assert ("sync", done[index][1]) in done[:index]
+        assert ("sync", directory.stat().st_ino) in done[index:]

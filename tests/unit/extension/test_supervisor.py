@@ -351,5 +351,6 @@ def test_the_next_try_waits_longer_up_to_a_bound(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(module, "WELL_AFTER", 0.0)
         backoff.succeeded()
         assert backoff.failed() <= 0.1
+        assert backoff.failed() > 0.1, "no try has worked since"
 
     run(test())

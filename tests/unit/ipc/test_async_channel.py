@@ -1,7 +1,9 @@
 """The channel of extension and server, over real socketpairs."""
 
 import asyncio
+import contextlib
 import os
+import select
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -9,17 +11,18 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from usbipd.errors import IPCError, UsbipdError
-from usbipd.ipc.async_channel import MAX_QUEUED, MAX_RUNNING, Channel
+from usbipd.ipc.async_channel import LONGEST_QUEUE, MAX_QUEUED, MAX_RUNNING, Channel
 from usbipd.ipc.channel import (
     Conversation,
     Event,
     Request,
+    Response,
     encode_frame,
     event_frame,
     request_frame,
     response_frame,
 )
-from usbipd.ipc.children import DetachedParameters, ReservationParameters
+from usbipd.ipc.children import DetachedParameters, LogParameters, ReservationParameters
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import MAX_MESSAGE, Command, EventName, Nothing
 from usbipd.ipc.policy import Role
@@ -28,6 +31,7 @@ from usbipd.ipc.reports import (
     DetachParameters,
     DetachResult,
     ListResult,
+    UnbindParameters,
 )
 
 PATIENCE = 5.0
@@ -68,6 +72,12 @@ def run(test: Awaitable[None]) -> None:
             await test
 
     asyncio.run(bounded(), debug=True)
+
+
+async def is_last(read_end: int) -> bool:
+    """Whether the pipe has no writing end any more, or has none within `PATIENCE`."""
+    ready, _, _ = await asyncio.to_thread(select.select, [read_end], [], [], PATIENCE)
+    return bool(ready) and os.read(read_end, 1) == b""
 
 
 def test_requests_meet_their_answers_in_any_order() -> None:
@@ -207,7 +217,7 @@ def test_a_descriptor_travels_and_stays_the_senders() -> None:
         )
         os.close(write_end)
         assert os.read(read_end, 100) == b"through"
-        assert os.read(read_end, 100) == b"", "nobody else holds it any more"
+        assert await is_last(read_end)
         os.close(read_end)
         assert inheritable == [False]
         asking.channel.close()
@@ -243,6 +253,7 @@ HELLO = Conversation().hello()
         (response_frame(1, Nothing()), "before hello"),
         (HELLO + HELLO, "second hello"),
         (HELLO + response_frame(1, Nothing()), "never asked"),
+        (HELLO + response_frame(0, Nothing()), "never asked"),
         (HELLO + request_frame(1, "x", Command.CLAIM, Nothing()), "none came"),
         (HELLO + request_frame(1, "x", Command.STATUS, Nothing()), "server may not send status"),
         (HELLO + event_frame(EventName.RESTORED, Nothing()), "server may not send restored"),
@@ -259,6 +270,52 @@ def test_a_process_that_breaks_the_rules_is_dropped(sent: bytes, reason: str) ->
         told = await extension.reason()
         assert told is not None
         assert reason in told.message
+        other.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize("is_wanted", [False, True], ids=["unwanted", "late"])
+def test_an_answer_comes_once(is_wanted: bool) -> None:
+    """Even if no task waits for it: repeated ones would keep this process busy."""
+
+    async def test() -> None:
+        one, other = socket.socketpair()
+        extension = End(one, Role.WORKER)
+        if not is_wanted:
+            extension.channel.tell(Command.LOG, LogParameters(level="info"))
+        else:
+            with pytest.raises(IPCError, match="does not answer"):
+                await extension.channel.request(Command.PING, Nothing(), Nothing, timeout=0.0)
+        other.sendall(HELLO + response_frame(1, Nothing()))
+        asking = asyncio.create_task(
+            extension.channel.request(Command.PING, Nothing(), Nothing, timeout=PATIENCE)
+        )
+        await asyncio.sleep(0)
+        other.sendall(response_frame(2, Nothing()))
+        await asking  # the late answer has been read before
+        other.sendall(response_frame(1, Nothing()))
+        reason = await extension.reason()
+        assert reason is not None
+        assert "or is answered" in reason.message
+        other.close()
+
+    run(test())
+
+
+def test_the_second_answer_in_one_piece_with_the_first() -> None:
+    async def test() -> None:
+        one, other = socket.socketpair()
+        extension = End(one, Role.WORKER)
+        asking = asyncio.create_task(
+            extension.channel.request(Command.PING, Nothing(), Nothing, timeout=PATIENCE)
+        )
+        await asyncio.sleep(0)
+        other.sendall(HELLO + response_frame(1, Nothing()) * 2)
+        reason = await extension.reason()
+        assert reason is not None
+        assert "or is answered" in reason.message
+        assert await asking == Nothing()
         other.close()
 
     run(test())
@@ -304,8 +361,7 @@ def test_a_descriptor_that_may_not_come_is_closed() -> None:
         other.sendall(HELLO)
         other.sendmsg([frame], ancillary)
         os.close(write_end)
-        async with asyncio.timeout(PATIENCE):
-            assert await asyncio.to_thread(os.read, read_end, 1) == b""
+        assert await is_last(read_end)
         os.close(read_end)
         assert extension.channel.is_open
         extension.channel.close()
@@ -314,10 +370,27 @@ def test_a_descriptor_that_may_not_come_is_closed() -> None:
     run(test())
 
 
-def test_a_slow_reader_is_dropped_and_blocks_nobody() -> None:
+def test_a_descriptor_that_was_not_sent_any_more_is_closed() -> None:
     async def test() -> None:
         one, other = socket.socketpair()
         extension = End(one, Role.SERVER)
+        read_end, write_end = os.pipe()
+        for _number in range(MAX_QUEUED // 2 // 60_000):  # more than the socket takes
+            extension.channel.push(EventName.CHANGED, DetachedParameters(reason="x" * 60_000))
+        extension.channel.tell(Command.HANDOVER, ReservationParameters(reservation=1), write_end)
+        os.close(write_end)
+        extension.channel.close()
+        assert await is_last(read_end)
+        os.close(read_end)
+        other.close()
+
+    run(test())
+
+
+def test_a_slow_reader_is_dropped_and_blocks_nobody() -> None:
+    async def test() -> None:
+        one, other = socket.socketpair()
+        extension = End(one, Role.USER)
         parameters = DetachedParameters(reason="x" * 60_000)
         for _number in range(2 * MAX_QUEUED // 60_000):
             extension.channel.push(EventName.DETACHED, parameters)
@@ -335,7 +408,7 @@ def test_what_does_not_fit_at_once_is_sent_when_it_does() -> None:
         one, other = socket.socketpair()
         one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         worker = End(one, Role.EXTENSION)
-        expected = [DetachedParameters(reason=str(number) * 30_000) for number in range(9)]
+        expected = [DetachedParameters(reason=f"{number:02}" * 500) for number in range(99)]
         for parameters in expected:
             worker.channel.push(EventName.DETACHED, parameters)
         extension = End(other, Role.WORKER, on_event=lambda event: told.append(event.parameters))
@@ -352,7 +425,7 @@ def test_what_does_not_fit_at_once_is_sent_when_it_does() -> None:
         assert await extension.reason() is not None
         assert told == expected
         os.close(write_end)
-        assert os.read(read_end, 1) == b""
+        assert await is_last(read_end)
         os.close(read_end)
 
     run(test())
@@ -389,6 +462,161 @@ def test_more_requests_than_may_run_wait_their_turn() -> None:
         assert most == MAX_RUNNING
         asking.channel.close()
         answering.channel.close()
+
+    run(test())
+
+
+def test_a_process_that_reads_late_is_slowed_down_and_not_dropped() -> None:
+    """It asks for more than it reads: nothing more of it is read until it does, and nothing is lost."""
+
+    async def test() -> None:
+        handled = 0
+
+        async def answer(request: Request) -> Message:
+            nonlocal handled
+            handled += 1
+            return DetachResult(client="x" * 60_000)
+
+        one, other = socket.socketpair()
+        extension = End(one, Role.SERVER, answer)
+        requests = [
+            request_frame(number, "x", Command.ABANDON, ReservationParameters(reservation=number))
+            for number in range(1, 1001)
+        ]
+        sending = asyncio.create_task(asyncio.to_thread(other.sendall, HELLO + b"".join(requests)))
+        while extension.channel._queued <= MAX_QUEUED:  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.001)
+        for _turn in range(1000):
+            await asyncio.sleep(0)
+        assert handled < 2 * MAX_QUEUED // 60_000
+        assert extension.channel._queued < LONGEST_QUEUE
+        assert extension.channel.is_open
+
+        def read() -> list[int]:
+            peer, answered = Conversation(), []
+            while len(answered) < 1000:
+                peer.decoder.feed(other.recv(1 << 20))
+                while (item := peer.next_item()) is not None:
+                    assert isinstance(item, Response)
+                    answered.append(item.request_id)
+            return answered
+
+        assert await asyncio.to_thread(read) == list(range(1, 1001))
+        await sending
+        other.close()
+        assert await extension.reason() is None
+
+    run(test())
+
+
+def test_a_process_that_never_reads_what_we_ask_is_dropped_in_the_end() -> None:
+    async def test() -> None:
+        one, other = socket.socketpair()
+        extension = End(one, Role.SERVER)
+        parameters = DetachedParameters(reason="x" * 60_000)
+        for number in range(2 * LONGEST_QUEUE // 60_000):
+            extension.channel.push(EventName.DETACHED, parameters)
+            if number * 60_000 < LONGEST_QUEUE - 60_000:
+                await asyncio.sleep(0)
+                assert extension.channel.is_open
+        told = await extension.reason()
+        assert told is not None
+        assert told.code == "slow"
+        other.close()
+
+    run(test())
+
+
+def test_a_peer_that_sends_much_at_once_does_not_delay_another_by_all_of_it() -> None:
+    async def test() -> None:
+        served = asyncio.Event()
+
+        async def answer(request: Request) -> Message:
+            served.set()
+            return ListResult(devices=[], bindings=[])
+
+        pairs = [socket.socketpair() for _number in range(2)]
+        flooder, other = (theirs for _ours, theirs in pairs)
+        refused = request_frame(1, "x", Command.BIND, BindParameters(busid="1-1"))
+        flooder.sendall(HELLO + refused * 500)
+        other.sendall(HELLO + request_frame(1, "x", Command.LIST, Nothing()))
+        channels = [End(ours, Role.USER, answer).channel for ours, _theirs in pairs]
+        await served.wait()
+        flooder.setblocking(False)
+        answers, peer = 0, Conversation()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                peer.decoder.feed(flooder.recv(1 << 20))
+        while peer.next_item() is not None:
+            answers += 1
+        assert 0 < answers < 200
+        for channel, (_ours, theirs) in zip(channels, pairs, strict=True):
+            channel.close()
+            theirs.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["a list", "an unbind"])
+def test_what_only_reads_ends_with_its_peer(ends: bool) -> None:
+    async def test() -> None:
+        begun, go = asyncio.Event(), asyncio.Event()
+        outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        async def answer(request: Request) -> Message:
+            begun.set()
+            try:
+                await go.wait()
+            except asyncio.CancelledError:
+                outcome.set_result("cancelled")
+                raise
+            outcome.set_result("done")
+            return Nothing()
+
+        one, other = socket.socketpair()
+        extension = End(one, Role.ROOT, answer)
+        frame = (
+            request_frame(1, "x", Command.LIST, Nothing())
+            if ends
+            else request_frame(1, "x", Command.UNBIND, UnbindParameters())
+        )
+        other.sendall(HELLO + frame)
+        await begun.wait()
+        other.close()
+        await extension.reason()
+        for _turn in range(5):
+            await asyncio.sleep(0)
+        go.set()
+        async with asyncio.timeout(PATIENCE):
+            assert await outcome == ("cancelled" if ends else "done")
+
+    run(test())
+
+
+def test_a_peer_that_left_is_found_though_nothing_is_read_from_it() -> None:
+    async def test() -> None:
+        go = asyncio.Event()
+
+        async def answer(request: Request) -> Message:
+            await go.wait()
+            return Nothing()
+
+        one, other = socket.socketpair()
+        closed: asyncio.Future[IPCError | None] = asyncio.get_running_loop().create_future()
+        channel = Channel(
+            one, name="x", role=Role.ROOT, on_request=answer, on_close=closed.set_result, max_running=2
+        )
+        other.sendall(HELLO + request_frame(1, "x", Command.LIST, Nothing()) * 3)
+        while len(channel._running) < 2:  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0)
+        channel.close_if_left()
+        assert channel.is_open
+        other.close()
+        for _turn in range(20):
+            await asyncio.sleep(0)
+        assert channel.is_open, "two are in progress: the end of the stream is not read"
+        channel.close_if_left()
+        assert await closed is None
 
     run(test())
 

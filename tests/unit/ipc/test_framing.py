@@ -4,6 +4,8 @@ Invariant: any bytes give frames or IPCError, and every descriptor that was fed 
 """
 
 import os
+import socket
+import struct
 
 import msgspec
 import pytest
@@ -21,6 +23,7 @@ from usbipd.ipc.channel import (
     encode_frame,
     event_frame,
     read_result,
+    receive_into,
     request_frame,
     response_frame,
 )
@@ -161,6 +164,36 @@ def test_two_descriptors_for_one_frame(descriptor: int) -> None:
     decoder.close()
     assert not is_open(descriptor)
     assert not is_open(second)
+
+
+@pytest.mark.parametrize("number", [2, 3, 10])
+def test_more_descriptors_than_a_message_may_carry(number: int) -> None:
+    """Announced as one and cut to one by the kernel, they would look right but for its word."""
+    decoder = FrameDecoder()
+    ours, theirs = socket.socketpair()
+    read_end, write_end = os.pipe()
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{number}i", *[write_end] * number))]
+    with ours, theirs:
+        theirs.sendmsg([encode_frame(b"x", descriptor=True)], ancillary)
+        os.close(write_end)
+        with pytest.raises(IPCError, match="more descriptors than a message may carry"):
+            receive_into(decoder, ours, MAX_MESSAGE)
+        assert os.read(read_end, 1) == b"", "those that came are closed"
+    os.close(read_end)
+
+
+def test_one_descriptor_is_received_whole() -> None:
+    decoder = FrameDecoder()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", theirs.fileno()))]
+        theirs.sendmsg([encode_frame(b"x", descriptor=True)], ancillary)
+        assert receive_into(decoder, ours, MAX_MESSAGE)
+        frame = decoder.next_frame()
+        assert frame is not None
+        assert frame.descriptor is not None
+        assert not os.get_inheritable(frame.descriptor)
+        os.close(frame.descriptor)
 
 
 def test_every_kind_of_message_arrives() -> None:

@@ -27,6 +27,7 @@ EXPECTED: dict[Command | EventName, set[Role]] = {
     Command.CLAIM: {Role.EXTENSION},
     Command.ATTACH: {Role.EXTENSION},
     Command.RELEASE: {Role.EXTENSION},
+    Command.PING: {Role.EXTENSION},
     Command.LOG: {Role.EXTENSION},
     Command.LOG_FILE: {Role.EXTENSION},
     Command.DISCONNECT: {Role.EXTENSION},

@@ -1,5 +1,6 @@
 """A stage tree and its package for all tests, and a Mac of each test's own."""
 
+import os
 from pathlib import Path
 
 import licenses
@@ -14,14 +15,21 @@ from tests.unit.packaging.mac import SHELLS, Mac
 
 @pytest.fixture(scope="session")
 def stage_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `packaging/stage.py` lays out, with files of the test in the place of what make builds."""
+    """What `packaging/stage.py` lays out, with files of the test in the place of what make builds.
+
+    Its builder's umask is 077.
+    """
     directory = tmp_path_factory.mktemp("stage")
     for name in BUILT:
         (directory / name).write_text(f"this is {name}\n" * 3)
     with pytest.MonkeyPatch.context() as patch:
         # those that every development environment has; the rest comes with `make binary`
         patch.setattr(licenses, "DISTRIBUTIONS", ("libusb1", "msgspec", "psutil"))
-        stage(directory / "usbipd", directory, directory, directory / "tree")
+        before = os.umask(0o077)
+        try:
+            stage(directory / "usbipd", directory, directory, directory / "tree")
+        finally:
+            os.umask(before)
     return directory / "tree"
 
 

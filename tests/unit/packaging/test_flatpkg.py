@@ -146,6 +146,11 @@ def test_the_time_can_be_chosen(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> 
     assert {item.mtime for item in (*read.payload, *read.scripts, *read.bom)} == {1_700_000_000}
 
 
+def test_the_time_has_32_bits(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "4294967295")
+    assert {item.mtime for item in read_package(tree.make()).bom} == {0xFFFF_FFFF}
+
+
 @pytest.mark.parametrize("epoch", ["", "-1", "now", "1.5", "4294967296", "99999999999"])
 def test_a_time_that_is_none(tree: Tree, monkeypatch: pytest.MonkeyPatch, epoch: str) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)

@@ -65,6 +65,22 @@ def test_ctrl_c_on_a_terminal(tmp_path: Path, keys: bytes, code: int, status: in
     assert (b"***" in said) == (status != 0)
 
 
+def test_make_has_the_terminal_again(tmp_path: Path) -> None:
+    """A line of the recipe behind it may read from there."""
+    command = f"{sys.executable} {FOREGROUND} true"
+    look = "import os; print('ours' if os.tcgetpgrp(0) == os.getpgrp() else 'lost')"
+    (tmp_path / "Makefile").write_text(f'run:\n\t@{command}\n\t@{sys.executable} -c "{look}"\n')
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.execvp("make", ["make", "run"])
+    try:
+        assert read_until(terminal, None).split() == [b"ours"]
+    finally:
+        os.close(terminal)
+        os.waitpid(pid, 0)
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_signals_go_on_to_the_command(tmp_path: Path, name: str) -> None:
     with subprocess.Popen(

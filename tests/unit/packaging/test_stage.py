@@ -62,7 +62,7 @@ def test_commands_are_links_to_what_is_in_our_own_directory(stage_tree: Path, li
 def test_modes_do_not_depend_on_the_builder(stage_tree: Path) -> None:
     executable = {"usbipd", "usbipd-uninstall", "preinstall", "postinstall"}
     for path in stage_tree.rglob("*"):
-        if path.is_symlink() or path.parent == stage_tree:
+        if path.is_symlink():
             continue
         place = path.relative_to(stage_tree)
         expected = 0o755 if path.is_dir() else 0o644
@@ -122,6 +122,16 @@ def test_every_licence_file_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "LICENSE-MIT",
         "NOTICE.txt",
     ]
+
+
+def test_code_of_that_name_is_no_licence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    distribution(tmp_path, "LICENSE")
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "license.py").touch()
+    with (tmp_path / "bare-1.0.dist-info" / "RECORD").open("a") as record:
+        record.write("bare/license.py,,\n")
+    assert [path.name for path in licenses.of_distribution("bare")] == ["LICENSE"]
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The OP_* codec: golden vectors, round trips, bounds, hostile bytes."""
 
+import struct
 from typing import Any
 
 import pytest
@@ -115,8 +116,62 @@ def test_names_are_padded_with_nul_and_keep_a_nul_at_the_end() -> None:
     encoded = encode_import_reply(0, device_with(path="p" * 300, busid="b" * 31))
     assert encoded[8:264] == b"p" * 255 + b"\0"
     assert encoded[264:296] == b"b" * 31 + b"\0"
-    with pytest.raises(ValueError, match="31"):
-        encode_import_reply(0, device_with(busid="b" * 32))
+
+
+@pytest.mark.parametrize(
+    ("length", "sent"), [(254, 254), (255, 255), (256, 255)], ids=["below", "longest", "cut"]
+)
+def test_the_length_of_a_path(length: int, sent: int) -> None:
+    encoded = encode_import_reply(0, device_with(path="p" * length))
+    assert encoded[8:264] == (b"p" * sent).ljust(256, b"\0")
+
+
+@pytest.mark.parametrize(("length", "fits"), [(0, False), (1, True), (31, True), (32, False)])
+def test_the_length_of_a_busid(length: int, fits: bool) -> None:
+    """In all that is sent and all that is read."""
+    busid = "b" * length
+    field = busid.encode().ljust(32, b"\0")
+    request = RequestReader().feed(bytes.fromhex("0111 8003 00000000") + field)
+    assert isinstance(request, ImportRequest if fits else MalformedImport)
+    reply = bytearray(golden.load("op_rep_import"))
+    reply[264:296] = field
+    if fits:
+        assert encode_import_request(busid)[8:] == field
+        assert encode_import_reply(0, device_with(busid=busid))[264:296] == field
+        imported = ImportReplyReader().feed(bytes(reply))
+        assert imported is not None
+        assert imported.device is not None
+        assert imported.device.busid == busid
+    else:
+        with pytest.raises(ValueError, match="1 to 31 printable"):
+            encode_import_request(busid)
+        with pytest.raises(ValueError, match="1 to 31 printable"):
+            encode_import_reply(0, device_with(busid=busid))
+        with pytest.raises(ProtocolError, match="describes a device with busid"):
+            ImportReplyReader().feed(bytes(reply))
+
+
+@pytest.mark.parametrize(("byte", "fits"), [(0x20, False), (0x21, True), (0x7E, True), (0x7F, False)])
+def test_the_bytes_of_a_busid(byte: int, fits: bool) -> None:
+    """Printable ASCII without the space, to its first and its last."""
+    busid = f"1-{byte:c}"
+    request = RequestReader().feed(bytes.fromhex("0111 8003 00000000") + busid.encode().ljust(32, b"\0"))
+    assert isinstance(request, ImportRequest if fits else MalformedImport)
+    if fits:
+        assert RequestReader().feed(encode_import_request(busid)) == ImportRequest(busid)
+    else:
+        with pytest.raises(ValueError, match="printable ASCII"):
+            encode_import_request(busid)
+
+
+@pytest.mark.parametrize(("number", "fits"), [(255, True), (256, False)])
+def test_the_number_of_interfaces(number: int, fits: bool) -> None:
+    device = device_with(interfaces=(UsbInterface(3, 1, 2),) * number)
+    if fits:
+        assert DevlistReplyReader().feed(encode_devlist_reply([device])) == DevlistReply(0, (device,))
+    else:
+        with pytest.raises(struct.error):
+            encode_devlist_reply([device])
 
 
 @given(status=st.sampled_from([1, 2, 3, 4, 5]))
@@ -212,8 +267,9 @@ def test_a_busid_that_no_device_can_have_is_not_sent(busid: str) -> None:
 @pytest.mark.rule("capped-lengths")
 def test_the_number_of_devices_is_bounded() -> None:
     header = bytes.fromhex("0111 0005 00000000")
-    with pytest.raises(ProtocolError, match="4294967295 devices"):
-        DevlistReplyReader().feed(header + b"\xff\xff\xff\xff")
+    for number in (MAX_DEVICES + 1, 0xFFFFFFFF):
+        with pytest.raises(ProtocolError, match=f"{number} devices"):
+            DevlistReplyReader().feed(header + number.to_bytes(4, "big"))
     assert DevlistReplyReader().feed(header + MAX_DEVICES.to_bytes(4, "big")) is None
 
 
@@ -223,7 +279,7 @@ def test_a_servers_path_cannot_control_the_terminal() -> None:
     parsed = ImportReplyReader().feed(bytes(reply))
     assert parsed is not None
     assert parsed.device is not None
-    assert parsed.device.path.startswith("\N{REPLACEMENT CHARACTER}[2J")
+    assert parsed.device.path.startswith(r"\x1b[2J")
 
 
 @given(data=st.binary(max_size=700), cut=st.integers(0, 700))

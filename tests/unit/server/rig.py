@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
@@ -12,7 +12,13 @@ from usbipd.addresses import parse_listen
 from usbipd.errors import UsbipdError
 from usbipd.ipc.async_channel import Channel
 from usbipd.ipc.channel import Request
-from usbipd.ipc.children import DevlistResult, ReserveParameters, ReserveResult
+from usbipd.ipc.children import (
+    DevlistParameters,
+    DevlistResult,
+    ReservationParameters,
+    ReserveParameters,
+    ReserveResult,
+)
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.policy import Role
@@ -52,6 +58,14 @@ class FakeExtension:
         self.asked: list[Request] = []
         self.status = ST_OK
         self.silent: set[Command] = set()
+        self.held: dict[Command, asyncio.Event] = {}
+        """Commands that are answered once the event is set."""
+        self.is_patient = False
+        """Whether a RESERVE that may wait does so, until ABANDON."""
+        self.waiting: dict[int, asyncio.Event] = {}
+        """Those that wait, by the number of their reservation."""
+        self.most_running = 0
+        self.most_waiting = 0
         self.refused: set[Command] = set()
         self.client: socket.socket | None = None
         """What HANDOVER brought."""
@@ -63,22 +77,43 @@ class FakeExtension:
 
     async def _answer(self, request: Request) -> Message:
         self.asked.append(request)
+        self.most_running = max(self.most_running, len(self.channel._running))
         if request.command in self.silent:
             await asyncio.Event().wait()
+        if request.command in self.held:
+            await self.held[request.command].wait()
         if request.command in self.refused:
             raise UsbipdError("the reservation is no longer good", code="no-reservation")
         if request.command is Command.DEVLIST:
-            return DevlistResult(devices=self.devices)
+            assert isinstance(request.parameters, DevlistParameters)
+            everything = list(range(len(self.devices)))
+            return DevlistResult(
+                devices=self.devices, lists=[everything], list_of=[0] * len(request.parameters.addresses)
+            )
         if request.command is Command.RESERVE:
             assert isinstance(request.parameters, ReserveParameters)
             if request.parameters.busid != "240-1":
                 return ReserveResult(status=ST_NODEV)
+            if self.is_patient and request.parameters.wait:
+                await self._wait(request.parameters.reservation)
             if self.status != ST_OK:
                 return ReserveResult(status=self.status)
-            return ReserveResult(status=ST_OK, reservation=7, device=DEVICE)
+            return ReserveResult(status=ST_OK, device=DEVICE)
+        if request.command is Command.ABANDON:
+            assert isinstance(request.parameters, ReservationParameters)
+            if request.parameters.reservation in self.waiting:
+                self.waiting[request.parameters.reservation].set()
         if request.descriptor is not None:
+            if self.client is not None:
+                self.client.close()
             self.client = socket.socket(fileno=os.dup(request.descriptor))
         return Nothing()
+
+    async def _wait(self, number: int) -> None:
+        abandoned = self.waiting[number] = asyncio.Event()
+        self.most_waiting = max(self.most_waiting, len(self.waiting))
+        await abandoned.wait()
+        del self.waiting[number]
 
 
 class Server:
@@ -140,6 +175,12 @@ async def serving(
     for listener in coordinator._listeners:
         asyncio.get_running_loop().remove_reader(listener)
         listener.close()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.001)
 
 
 async def until_log(caplog: pytest.LogCaptureFixture, text: str) -> None:

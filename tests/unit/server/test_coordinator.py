@@ -2,17 +2,35 @@
 
 import asyncio
 import contextlib
-import logging
 import socket
+import struct
+from collections.abc import Callable
 
 import pytest
 
-from tests.unit.server.rig import DEVICE, PATIENCE, FakeExtension, rest, serving
+from tests.unit.own_log import own_log
+from tests.unit.server.rig import (
+    DEVICE,
+    PATIENCE,
+    FakeExtension,
+    Server,
+    Streams,
+    rest,
+    serving,
+    until,
+    until_log,
+)
+from usbipd import log
+from usbipd.addresses import ListenAddress
 from usbipd.errors import UsbipdError
 from usbipd.ipc.messages import Command
+from usbipd.limiter import BURST
+from usbipd.protocol.constants import ST_DEV_BUSY
 from usbipd.protocol.op import encode_devlist_reply, encode_devlist_request, encode_import_request
 from usbipd.server.access import AccessList
 from usbipd.server.coordinator import ServerCoordinator
+from usbipd.server.extension import MOST_WAITING_PER_SOURCE, Peer
+from usbipd.server.session import Stage
 
 
 @pytest.mark.parametrize(("total", "per_address"), [(100, 5), (5, 100)], ids=["of an address", "in total"])
@@ -66,6 +84,238 @@ def test_a_client_that_has_spoken_is_not_displaced_by_idle_ones() -> None:
     asyncio.run(test())
 
 
+async def ask_for_a_device_in_use(server: Server, *, source: str = "127.0.0.1") -> Streams:
+    """A client that waits for it."""
+    waiting = len(server.extension.waiting)
+    server.extension.status, server.extension.is_patient = ST_DEV_BUSY, True
+    reader, writer = await server.connect(source=source)
+    writer.write(encode_import_request("240-1"))
+    await until(lambda: len(server.extension.waiting) == waiting + 1)
+    return reader, writer
+
+
+async def has_left(client: Streams) -> bool:
+    """Whether the server has closed the connection; waits until it has had the time."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.05):
+            return await client[0].read() == b""
+    return False
+
+
+def test_of_those_that_have_all_spoken_the_oldest_of_the_busiest_source_leaves() -> None:
+    async def test() -> None:
+        async with serving(total=4) as server:
+            sources = ["127.0.0.2", "127.0.0.3", "127.0.0.3", "127.0.0.4"]
+            waiting = [await ask_for_a_device_in_use(server, source=source) for source in sources]
+            newest = await server.connect(source="127.0.0.5")
+            assert await rest(*waiting[1]) == b""
+            await until(lambda: len(server.extension.waiting) == 3)
+            assert [await has_left(each) for each in (waiting[0], *waiting[2:], newest)] == [False] * 4
+            for _reader, writer in (*waiting, newest):
+                writer.close()
+
+    asyncio.run(test())
+
+
+def test_a_client_that_has_just_come_is_not_displaced_by_those_that_wait() -> None:
+    """It would be the only one that has not spoken."""
+
+    async def test() -> None:
+        async with serving(total=8) as server:
+            waiting = [
+                await ask_for_a_device_in_use(server, source=f"127.0.0.{number}") for number in range(10, 17)
+            ]
+            newcomer = await server.connect(source="127.0.0.2")
+            waiting.append(await server.connect(source="127.0.0.17"))
+            assert await rest(*waiting[0]) == b""
+            newcomer[1].write(encode_devlist_request())
+            assert await rest(*newcomer) == encode_devlist_reply([DEVICE])
+            for _reader, writer in waiting:
+                writer.close()
+
+    asyncio.run(test())
+
+
+def test_one_that_waits_for_its_turn_leaves_before_one_that_waits_for_a_device() -> None:
+    """However much older the other one is: to end it costs more."""
+
+    async def test() -> None:
+        async with serving(total=MOST_WAITING_PER_SOURCE + 6) as server:
+            waiting = [await ask_for_a_device_in_use(server) for _number in range(MOST_WAITING_PER_SOURCE)]
+            queueing = []
+            for number in range(6):
+                queueing.append(await server.connect())
+                queueing[-1][1].write(encode_import_request("240-1"))
+                await until(lambda: server.extension.commands.count(Command.RESERVE) == 17 + number)  # noqa: B023
+            newest = await server.connect(source="127.0.0.2")
+            assert await rest(*queueing[0]) == b""
+            assert len(server.extension.waiting) == MOST_WAITING_PER_SOURCE
+            for _reader, writer in (*waiting, *queueing, newest):
+                writer.close()
+
+    asyncio.run(test())
+
+
+def test_one_that_does_not_read_its_reply_may_have_to_leave() -> None:
+    async def test() -> None:
+        async with serving(total=2, send_buffer=4096) as server:
+            server.extension.devices = [DEVICE] * 10_000
+            idle = socket.create_connection(server.address, source_address=("127.0.0.2", 0))
+            idle.sendall(encode_devlist_request())
+            sessions = server.coordinator._connections._sessions
+            await until(lambda: [each.stage for each in sessions] == [Stage.REPLY])
+            waiting = await ask_for_a_device_in_use(server)
+            newest = await server.connect(source="127.0.0.3")
+            await until(lambda: [each.stage for each in sessions] == [Stage.DEVICE, Stage.REQUEST])
+            for _reader, writer in (waiting, newest):
+                writer.close()
+            idle.close()
+
+    asyncio.run(test())
+
+
+def test_those_that_our_processes_work_for_are_not_displaced(caplog: pytest.LogCaptureFixture) -> None:
+    """The next client is accepted when one of them has its answer."""
+
+    async def test() -> None:
+        async with serving(total=4) as server:
+            answer = server.extension.held[Command.DEVLIST] = asyncio.Event()
+            sessions = server.coordinator._connections._sessions
+            clients = []
+            for number in range(10):
+                clients.append(await server.connect(source=f"127.0.0.{number + 2}"))
+                clients[-1][1].write(encode_devlist_request())
+                if number < 4:
+                    await until(lambda: {each.stage for each in sessions} == {Stage.ANSWER})
+            assert len(sessions) == 4
+            answer.set()
+            assert [await rest(*client) for client in clients] == [encode_devlist_reply([DEVICE])] * 10
+
+    asyncio.run(test())
+    assert "closed:" not in caplog.text
+
+
+def test_the_next_client_of_a_source_is_closed_while_we_work_for_its_others() -> None:
+    async def test() -> None:
+        async with serving(per_address=3) as server:
+            answer = server.extension.held[Command.DEVLIST] = asyncio.Event()
+            clients = [await server.connect() for _number in range(3)]
+            for _reader, writer in clients:
+                writer.write(encode_devlist_request())
+            await until(lambda: server.extension.asked)
+            assert await rest(*await server.connect()) == b""
+            answer.set()
+            assert [await rest(*client) for client in clients] == [encode_devlist_reply([DEVICE])] * 3
+
+    asyncio.run(test())
+
+
+def test_a_flood_from_one_ipv6_network_displaces_itself() -> None:
+    """Its host has 2**64 addresses; connections of loopback stand for them here."""
+
+    async def test() -> None:
+        async with serving(total=100, per_address=3) as server:
+            connections = server.coordinator._connections
+            ours, theirs = [], []
+            for number in range(20):
+                one, other = socket.socketpair()
+                one.setblocking(False)
+                ours.append(one)
+                theirs.append(other)
+                network = "2001:db8:0:1" if number else "2001:db8:0:2"
+                peer = Peer.at(ListenAddress(f"{network}::{number + 1:x}", 4000))
+                await connections.admit(one, peer)
+            assert dict(connections._of_source) == {"2001:db8:0:1::/64": 3, "2001:db8:0:2::/64": 1}
+            for each in theirs:
+                each.close()
+            await until(lambda: not connections._sessions)
+            assert not connections._of_source
+
+    asyncio.run(test())
+
+
+def leave_nothing_behind(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+def leave_bytes_behind(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"what would be for the worker")
+    writer.close()
+
+
+def close_half(writer: asyncio.StreamWriter) -> None:
+    writer.write_eof()
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.close()
+
+
+@pytest.mark.parametrize("leave", [leave_nothing_behind, leave_bytes_behind, close_half, reset])
+def test_the_request_of_an_import_ends_with_its_client(
+    leave: Callable[[asyncio.StreamWriter], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            _reader, writer = await ask_for_a_device_in_use(server)
+            connections = server.coordinator._connections
+            first_check = connections._check
+            await until(lambda: connections._check is not first_check)
+            leave(writer)
+            await until(lambda: not server.extension.waiting)
+            await until(lambda: not server.coordinator._connections._sessions)
+            assert server.extension.commands == [Command.RESERVE, Command.RESERVE, Command.ABANDON]
+            writer.close()
+
+    asyncio.run(test())
+    assert caplog.text.count("closed: the client left before its request was answered") == 1
+
+
+def test_an_import_of_a_client_that_has_left_already_is_not_sent(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with serving() as server:
+            with socket.create_connection(server.address) as client:  # it blocks: the server has no turn
+                client.sendall(encode_import_request("240-1"))
+            await until_log(caplog, "closed: the client left before its request was answered")
+            assert not server.extension.asked
+
+    asyncio.run(test())
+
+
+def test_a_client_that_waits_is_not_taken_for_one_that_has_left() -> None:
+    async def test() -> None:
+        async with serving() as server:
+            waiting = await ask_for_a_device_in_use(server)
+            waiting[1].write(b"what is for the worker")
+            leaving = await ask_for_a_device_in_use(server)
+            leaving[1].close()
+            await until(lambda: len(server.extension.waiting) == 1)
+            assert not waiting[0].at_eof()
+            waiting[1].close()
+
+    asyncio.run(test())
+
+
+def test_a_client_that_closes_its_half_behind_the_request_gets_its_list() -> None:
+    """As `nc -N` does.  Another one, which resets its connection meanwhile, is noticed."""
+
+    async def test() -> None:
+        async with serving() as server:
+            answer = server.extension.held[Command.DEVLIST] = asyncio.Event()
+            half, gone = await server.connect(), await server.connect()
+            for _reader, writer in (half, gone):
+                writer.write(encode_devlist_request())
+            await until(lambda: server.extension.asked)
+            close_half(half[1])
+            reset(gone[1])
+            await until(lambda: len(server.coordinator._connections._sessions) == 1)
+            answer.set()
+            assert await rest(*half) == encode_devlist_reply([DEVICE])
+
+    asyncio.run(test())
+
+
 def test_who_is_not_allowed_is_closed_before_a_byte_is_read() -> None:
     async def test() -> None:
         async with serving(allow=["127.0.0.2", "127.0.1.0/24"]) as server:
@@ -80,7 +330,7 @@ def test_who_is_not_allowed_is_closed_before_a_byte_is_read() -> None:
     asyncio.run(test())
 
 
-def test_who_is_not_allowed_costs_no_slot_and_few_lines(caplog: pytest.LogCaptureFixture) -> None:
+def test_who_is_not_allowed_costs_no_slot() -> None:
     async def test() -> None:
         async with serving(total=1, allow=["127.0.0.2"]) as server:
             quiet = await server.connect(source="127.0.0.2")
@@ -89,10 +339,42 @@ def test_who_is_not_allowed_costs_no_slot_and_few_lines(caplog: pytest.LogCaptur
             quiet[1].write(encode_devlist_request())
             assert await rest(*quiet) == encode_devlist_reply([DEVICE])
 
-    with caplog.at_level(logging.INFO):
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "source", "line"),
+    [
+        (b"", "127.0.0.1", " refused: its address is not allowed"),
+        (b"GET / HTTP/1.1", "127.0.0.2", " closed: "),
+        (encode_import_request("9-9"), "127.0.0.2", " closed: it may not import '9-9'"),
+        (encode_devlist_request(), "127.0.0.2", " listed 1 devices"),
+        (encode_import_request("240-1"), "127.0.0.2", " imported 240-1"),
+    ],
+    ids=["refused", "no request", "no device", "listed", "imported"],
+)
+def test_a_flood_is_few_lines_whose_numbers_add_up(request_bytes: bytes, source: str, line: str) -> None:
+    number = BURST + 80
+
+    async def test() -> None:
+        async with serving(allow=["127.0.0.2"]) as server:
+            for _each in range(number):
+                reader, writer = await server.connect(source=source)
+                writer.write(request_bytes)
+                with contextlib.suppress(ConnectionResetError):  # bytes of it were left unread
+                    await reader.read(1)
+                writer.close()
+            async with asyncio.timeout(PATIENCE):
+                while server.coordinator._connections._sessions:  # noqa: ASYNC110 - the last one still writes its line
+                    await asyncio.sleep(0.001)
+
+    with own_log() as log_of_it:
         asyncio.run(test())
-    [line] = [message for message in caplog.messages if "refused" in message]
-    assert line.startswith("127.0.0.1:")
+        assert len(log_of_it.lines(line)) == BURST
+        log.tell_left_out()
+        assert len(log_of_it.lines(line)) == BURST + 1
+        assert log_of_it.count(line) == number
+        assert f" {number - BURST} more lines like this, the last one: {source}:" in log_of_it.lines(line)[-1]
 
 
 def test_who_waits_to_be_refused_does_not_keep_others_waiting() -> None:

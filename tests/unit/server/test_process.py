@@ -1,10 +1,12 @@
 """The server's main: its orders from the extension, and what it makes of the limits of its process."""
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -38,7 +40,11 @@ class Server:
             )
         self._channel = BlockingChannel(ours, "extension")
 
-    def serve(self, *, allow: list[str], log_level: str) -> None:
+    def place_of(self, what: str) -> Path:
+        """The working directory ("cwd") or the root directory ("root") of the process, as Linux names it."""
+        return Path(f"/proc/{self._process.pid}/{what}").readlink()
+
+    def serve(self, *, allow: list[str], log_level: str, chroot: Path | None = None) -> None:
         parameters = ServeParameters(
             listen=["127.0.0.1:0"],
             allow=allow,
@@ -48,7 +54,7 @@ class Server:
             lost_client_timeout=120,
             send_buffer=0,
             run_as=None,
-            chroot=None,
+            chroot=None if chroot is None else str(chroot),
             log_level=log_level,
             log_to="stderr",
         )
@@ -57,6 +63,9 @@ class Server:
 
     def log(self, level: str) -> None:
         self._channel.request(Command.LOG, LogParameters(level=level), Nothing, timeout=PATIENCE)
+
+    def ping(self) -> None:
+        self._channel.request(Command.PING, Nothing(), Nothing, timeout=PATIENCE)
 
     def meet(self, source: str) -> None:
         """Be a client that is no USB/IP client, until the server closes the connection."""
@@ -99,6 +108,12 @@ def test_the_level_of_the_log_follows_the_extension(server: Server) -> None:
     assert "127.0.0.4:" in lines[1]
 
 
+def test_it_says_that_it_lives(server: Server) -> None:
+    server.serve(allow=[], log_level="error")
+    server.ping()
+    assert server.end() == []
+
+
 def test_who_may_come_is_the_extensions_to_say(server: Server) -> None:
     server.serve(allow=["127.0.0.2"], log_level="info")
     server.meet("127.0.0.1")
@@ -121,6 +136,28 @@ def test_orders_that_do_not_fit_now(server: Server) -> None:
     assert server.end() == []
 
 
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs root's rights and /proc")
+def test_nothing_outside_of_the_chroot_is_within_reach(server: Server, tmp_path: Path) -> None:
+    server.serve(allow=[], log_level="info", chroot=tmp_path)
+    assert (server.place_of("root"), server.place_of("cwd")) == (tmp_path, tmp_path)
+    assert server.end() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root's rights")
+def test_a_chroot_has_to_be_an_empty_directory(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsbipdError, match="holds file"):
+        server.serve(allow=[], log_level="info", chroot=tmp_path)
+    assert server.end() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root's rights")
+def test_a_chroot_that_does_not_exist(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UsbipdError, match=r"cannot chroot to .*/none: No such file or directory"):
+        server.serve(allow=[], log_level="info", chroot=tmp_path / "none")
+    assert server.end() == []
+
+
 LIMITED = """
 import logging, resource, sys
 from usbipd.server.process import _allow_connections
@@ -133,9 +170,9 @@ print(_allow_connections({wanted}), resource.getrlimit(resource.RLIMIT_NOFILE))
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [
-        (20, ["20 (64, 200)"]),
-        (128, ["128 (160, 200)"]),
-        (4096, ["4096 connections are allowed, but only 200 open files (ulimit -Hn)", "168 (200, 200)"]),
+        (16, ["16 (64, 200)"]),
+        (128, ["128 (176, 200)"]),
+        (4096, ["4096 connections are allowed, but only 200 open files (ulimit -Hn)", "152 (200, 200)"]),
     ],
 )
 def test_the_limit_of_open_files_follows_that_of_connections(wanted: int, said: list[str]) -> None:

@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.unit.server.rig import DEVICE, PATIENCE, FakeExtension, rest, serving, until_log
+from usbipd.addresses import ListenAddress
 from usbipd.ipc.async_channel import Channel
 from usbipd.ipc.children import DevlistParameters, ReservationParameters, ReserveParameters
 from usbipd.ipc.messages import Command
@@ -27,6 +28,7 @@ from usbipd.protocol.op import (
     encode_import_reply,
     encode_import_request,
 )
+from usbipd.server.extension import ExtensionRequests, Peer
 from usbipd.server.session import Session
 
 
@@ -40,8 +42,7 @@ def test_devlist() -> None:
             assert await server.ask(encode_devlist_request()) == encode_devlist_reply([DEVICE])
             [devlist] = server.extension.asked
             assert isinstance(devlist.parameters, DevlistParameters)
-            assert devlist.parameters.client.startswith("127.0.0.1:")
-            assert devlist.parameters.address == "127.0.0.1"
+            assert devlist.parameters.addresses == ["127.0.0.1"]
 
     asyncio.run(test())
 
@@ -97,11 +98,11 @@ def test_an_import_is_answered_and_handed_over() -> None:
             reserve, handover = server.extension.asked
             host, port = writer.get_extra_info("sockname")
             assert reserve.parameters == ReserveParameters(
-                busid="240-1", client=f"{host}:{port}", address="127.0.0.1"
+                reservation=1, busid="240-1", client=f"{host}:{port}", address="127.0.0.1", wait=False
             )
             assert (handover.command, handover.parameters) == (
                 Command.HANDOVER,
-                ReservationParameters(reservation=7),
+                ReservationParameters(reservation=1),
             )
             client.sendall(b"the first answer")
             client.close()
@@ -219,23 +220,25 @@ def test_the_extension_hears_the_address_of_a_client_without_its_interface() -> 
             client = socket.create_connection(listener.getsockname())
             connection, _name = listener.accept()
         connection.setblocking(False)
+        extension_requests = ExtensionRequests(channel)
         for request in (encode_devlist_request(), encode_import_request("9-9")):
             client.sendall(request)
             session = Session(
                 connection,
-                "fe80::1%eth0",
-                "[fe80::1%eth0]:4000",
-                channel,
+                Peer.at(ListenAddress("fe80::1%eth0", 4000)),
+                extension_requests,
                 lost_client_timeout=120,
                 send_buffer=0,
+                on_stage=lambda: None,
             )
             await session.run(PATIENCE)
         session.close()
         client.close()
-        who = {"client": "[fe80::1%eth0]:4000", "address": "fe80::1"}
         devlist, reserve = (request.parameters for request in extension.asked)
-        assert devlist == DevlistParameters(**who)
-        assert reserve == ReserveParameters(busid="9-9", **who)
+        assert devlist == DevlistParameters(addresses=["fe80::1"])
+        assert reserve == ReserveParameters(
+            reservation=1, busid="9-9", client="[fe80::1%eth0]:4000", address="fe80::1", wait=False
+        )
         channel.close()
         extension.channel.close()
 

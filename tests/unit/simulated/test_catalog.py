@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from usbipd.errors import UsageError
-from usbipd.simulated.catalog import NAMES, create, parse_simulate
+from usbipd.simulated.catalog import MAX_SIMULATED, NAMES, create, parse_simulate
 
 
 def test_all_six() -> None:
@@ -25,6 +25,10 @@ def test_options_become_those_of_any_directory(tmp_path: Path, monkeypatch: pyte
     (spec,) = parse_simulate("mass-storage:size=1M:file=disk.img:serial=0123456789AB")
     assert spec.options == {"size": "1M", "file": str(tmp_path / "disk.img"), "serial": "0123456789AB"}
     assert not (tmp_path / "disk.img").exists()
+
+
+def test_as_many_as_there_may_be() -> None:
+    assert len(parse_simulate(",".join(["keyboard"] * MAX_SIMULATED))) == MAX_SIMULATED == 64
 
 
 def test_spaces_after_commas_do_not_matter() -> None:

@@ -100,6 +100,16 @@ def test_idle_rate_repeats_the_report(keyboard: Keyboard, clock: Clock) -> None:
     assert clock.now - before == pytest.approx(0.020)
 
 
+def test_an_idle_rate_is_for_the_key_that_is_down_already(keyboard: Keyboard, clock: Clock) -> None:
+    down = next_report(keyboard, clock)
+    assert keyboard.control_out(setup(0x21, 0x0A, 5 << 8), NOTHING) is None  # SET_IDLE 20 ms
+    before = clock.now
+    assert next_report(keyboard, clock) == down
+    assert clock.now - before == pytest.approx(0.020)
+    assert keyboard.control_out(setup(0x21, 0x0A, 0), NOTHING) is None  # SET_IDLE: only changes
+    assert next_report(keyboard, clock) == RELEASED
+
+
 def test_without_idle_rate_only_changes_are_reported(keyboard: Keyboard, clock: Clock) -> None:
     down = next_report(keyboard, clock)
     assert next_report(keyboard, clock) != down

@@ -58,6 +58,17 @@ def test_a_speed_that_there_is_not() -> None:
         parse_simulate("loopback:speed=low")
 
 
+def test_of_packets_that_are_not_read_the_oldest_are_lost() -> None:
+    device = loopback("full")
+    for number in range(4096 + 2):
+        device.iso_write(ISOCHRONOUS_OUT, memoryview(number.to_bytes(2, "big")))
+    assert device.iso_read(ISOCHRONOUS_IN, 256) == b"\x00\x02"
+    for _number in range(4094):
+        device.iso_read(ISOCHRONOUS_IN, 256)
+    assert device.iso_read(ISOCHRONOUS_IN, 256) == (4097).to_bytes(2, "big")
+    assert device.iso_read(ISOCHRONOUS_IN, 256) == b""
+
+
 @pytest.fixture
 def rig() -> Rig:
     device = loopback("super")

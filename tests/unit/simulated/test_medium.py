@@ -1,5 +1,6 @@
 """Where a disk keeps its blocks: what a file may be, and what is told when it may not."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -107,6 +108,28 @@ def test_refused_files_are_closed(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         FileMedium(path, None)
     assert len(list(Path("/dev/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_a_disk_is_written_before_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_full: bool
+) -> None:
+    path = tmp_path / "disk.img"
+    medium = FileMedium(path, 4096)
+    before = len(list(Path("/dev/fd").iterdir()))
+    synced: list[bool] = []
+
+    def sync(descriptor: int) -> None:
+        synced.append(os.path.sameopenfile(descriptor, file.fileno()))
+        if is_full:
+            raise OSError(28, "No space left on device")
+
+    with path.open() as file:
+        monkeypatch.setattr(os, "fsync", sync)
+        with pytest.raises(OSError, match="No space left") if is_full else contextlib.nullcontext():
+            medium.close()
+    assert synced == [True]
+    assert len(list(Path("/dev/fd").iterdir())) == before - 1
 
 
 def test_a_file_that_was_cut_is_an_error(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A Linux host made of files: its sysfs, its /proc, its mount table."""
 
+import os
 from pathlib import Path
 
 from usbipd.usb.ownership import SysfsOwnership
@@ -33,9 +34,15 @@ class FakeSysfs:
         """The interface for which a driver was last looked."""
         return self._probe.read_text()
 
-    def add_device(self, busid: str, devnum: int = 12, driver: str = "usb") -> Path:
-        """A device without interfaces; its directory.  Nothing happens if it is there."""
-        device = self.root / "devices" / busid
+    def hang_over_drivers(self) -> Path:
+        """From now on the kernel never ends looking for a driver, until what is returned is read."""
+        self._probe.unlink()
+        os.mkfifo(self._probe)
+        return self._probe
+
+    def add_device(self, busid: str, devnum: int = 12, driver: str = "usb", *, below: str = "") -> Path:
+        """A device without interfaces, on the bus `below`; its directory.  Nothing happens if it is there."""
+        device = self.root / "devices" / below / busid
         if not device.exists():
             device.mkdir(parents=True)
             (device / "busnum").write_text(busid.partition("-")[0] + "\n")

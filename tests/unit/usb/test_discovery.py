@@ -1,175 +1,187 @@
-"""Listing devices: the simulated ones, and the real ones as libusb and sysfs show them."""
+"""Lists of devices from a host that answers late, with an error, or not at all."""
 
 import asyncio
-from pathlib import Path
+import dataclasses
+import threading
+from collections.abc import Callable
 
 import pytest
-import usb1
 
+from tests.unit.extension.fakes import record, run, until
 from usbipd.errors import UsbipdError
 from usbipd.extension.simulation import SimulatedBus
-from usbipd.protocol.constants import Speed
 from usbipd.simulated.catalog import parse_simulate
 from usbipd.usb import discovery
-from usbipd.usb.discovery import DeviceDiscovery, DeviceRecord
+from usbipd.usb.discovery import DeviceDiscovery, DeviceRecord, Listing
 
 
-class FakeDevice:
-    """As much of `usb1.USBDevice` as discovery asks for."""
+class FakeHost:
+    """A host that lists `busids`, once it is asked and does not hang."""
 
-    def __init__(self, bus: int, ports: list[int], *, device_class: int = 0, speed: int = 3) -> None:
-        self.getBusNumber = lambda: bus
-        self.getPortNumberList = lambda: ports
-        self.getDeviceAddress = lambda: 7
-        self.getDeviceClass = lambda: device_class
-        self.getDeviceSpeed = lambda: speed
-        self.getVendorID = lambda: 0x0781
-        self.getProductID = lambda: 0x5567
-        self.getbcdDevice = lambda: 0x0100
-        self.getManufacturerDescriptor = self.getProductDescriptor = lambda: 0
-        self.getManufacturer = self.getProduct = lambda: None
-        self.getSerialNumberDescriptor = lambda: 3
-        self.asked = 0
+    def __init__(self, *busids: str) -> None:
+        self.busids = busids
+        self.answers = threading.Event()
+        self.answers.set()
+        self.asked = self.asking = 0
+        self.error: UsbipdError | None = None
+        self.unanswered: str | None = None
+        self.on_late: Callable[[], None] | None = None
 
-    def getSerialNumber(self) -> str:  # noqa: N802
+    def notify(self, on_late: Callable[[], None]) -> None:
+        self.on_late = on_late
+
+    def list_all(self) -> Listing:
         self.asked += 1
-        return "4C530001"
+        self.asking += 1
+        assert self.asking == 1, "one list at a time"
+        found = self.busids
+        self.answers.wait()
+        self.asking -= 1
+        if self.error is not None:
+            raise self.error
+        return Listing(
+            [record(busid) for busid in found], {"1-9": UsbipdError("a hub")}, unanswered=self.unanswered
+        )
 
 
-class FakeContext:
-    """Stands for libusb: there is no USB hardware where tests run."""
-
-    devices: list[FakeDevice]
-
-    def __enter__(self) -> "FakeContext":
-        return self
-
-    def __exit__(self, *_error: object) -> None: ...
-
-    def getDeviceList(self, *, skip_on_error: bool) -> list[FakeDevice]:  # noqa: N802
-        assert skip_on_error
-        return self.devices
+def found(devices: list[DeviceRecord]) -> list[str]:
+    return [device.busid for device in devices]
 
 
-def listed(
-    monkeypatch: pytest.MonkeyPatch, *devices: FakeDevice, source: DeviceDiscovery | None = None
-) -> list[DeviceRecord]:
-    monkeypatch.setattr(FakeContext, "devices", list(devices), raising=False)
-    monkeypatch.setattr(usb1, "USBContext", FakeContext)
-    return asyncio.run((source or DeviceDiscovery()).list_devices())
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "LIST_TIME", 0.05)
 
 
-def test_a_device_that_is_being_reset_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    device = FakeDevice(3, [1])
-    addresses = [0, 0]
-    device.getDeviceAddress = lambda: addresses.pop() if addresses else 7
-    monkeypatch.setattr(discovery, "SYSFS_DEVICES", tmp_path)
-    monkeypatch.setattr(discovery.sys, "platform", "linux")
-    (tmp_path / "3-1").mkdir()
-    assert [(found.busid, found.devnum) for found in listed(monkeypatch, device)] == [("3-1", 7)]
+def test_devices_are_ordered_and_what_is_left_out_is_known() -> None:
+    async def test() -> None:
+        source = DeviceDiscovery(FakeHost("2-1", "1-3", "1-2"))
+        assert found(await source.list_devices()) == ["1-2", "1-3", "2-1"]
+        assert str(source.why_not("1-9")) == "a hub"
+        assert source.why_not("1-2") is None
+        assert source.problem is None
+
+    run(test())
+
+
+def test_an_error_is_for_who_asked() -> None:
+    async def test() -> None:
+        host = FakeHost("1-2")
+        source = DeviceDiscovery(host)
+        host.error = UsbipdError("no sysfs")
+        with pytest.raises(UsbipdError, match="no sysfs"):
+            await source.list_devices()
+        host.error = None
+        assert found(await source.list_devices()) == ["1-2"]
+
+    run(test())
+
+
+def test_those_who_ask_while_a_list_is_made_share_the_next_one() -> None:
+    async def test() -> None:
+        host = FakeHost()
+        source = DeviceDiscovery(host)
+        host.answers.clear()
+        first = asyncio.create_task(source.list_devices())
+        await until(lambda: host.asked == 1)
+        host.busids = ("1-2",)  # plugged in since
+        others = [asyncio.create_task(source.list_devices()) for _ in range(100)]
+        await asyncio.sleep(0)
+        others.pop().cancel()
+        host.answers.set()
+        assert found(await first) == []
+        assert [found(devices) for devices in await asyncio.gather(*others)] == [["1-2"]] * 99
+        assert host.asked == 2
+
+    run(test())
+
+
+def test_a_host_that_hangs_at_the_first_list(impatient: None) -> None:
+    async def test() -> None:
+        host, late = FakeHost("1-2"), asyncio.Event()
+        source = DeviceDiscovery(host)
+        source.notify(late.set)
+        host.answers.clear()
+        for _ in range(5):
+            assert found(await source.list_devices()) == []
+        assert source.problem is not None
+        assert "has not listed its USB devices" in source.problem
+        assert host.asked == 1, "there is one thread, however often devices are listed"
+        host.answers.set()
+        await late.wait()
+        assert found(await source.list_devices()) == ["1-2"]
+        assert source.problem is None
+
+    run(test())
+
+
+def test_a_host_that_hangs_later_has_its_last_devices(impatient: None) -> None:
+    async def test() -> None:
+        host = FakeHost("1-2")
+        source = DeviceDiscovery(host)
+        assert found(await source.list_devices()) == ["1-2"]
+        host.answers.clear()
+        host.busids = ()
+        waiting = [asyncio.create_task(source.list_devices()) for _ in range(3)]
+        assert [found(devices) for devices in await asyncio.gather(*waiting)] == [["1-2"]] * 3
+        assert found(await source.list_devices()) == ["1-2"]
+        assert source.problem is not None
+        host.answers.set()
+        await until(lambda: source.problem is None)
+        assert found(await source.list_devices()) == []
+
+    run(test())
+
+
+def test_a_host_that_hangs_does_not_keep_the_process(impatient: None) -> None:
+    """Neither the loop nor the process waits for the thread."""
+    host = FakeHost()
+    host.answers.clear()
+    assert asyncio.run(DeviceDiscovery(host).list_devices()) == []
+    [thread] = [each for each in threading.enumerate() if each.name == "usbipd-call"]
+    assert thread.daemon
+    host.answers.set()
+    thread.join()
+
+
+def test_one_device_that_does_not_answer_is_a_problem_until_it_does() -> None:
+    async def test() -> None:
+        host, late = FakeHost("1-2"), asyncio.Event()
+        source = DeviceDiscovery(host)
+        source.notify(late.set)
+        host.unanswered = "no answer about 1-3"
+        assert found(await source.list_devices()) == ["1-2"]
+        assert source.problem == "no answer about 1-3"
+        assert host.on_late is not None
+        await asyncio.to_thread(host.on_late)
+        await late.wait()
+
+    run(test())
+
+
+class ResettingHost(FakeHost):
+    """1-1 has address 0 in the first lists."""
+
+    def __init__(self, lists: int) -> None:
+        super().__init__("1-2")
+        self._lists = lists
+
+    def list_all(self) -> Listing:
+        devices = super().list_all().devices
+        device = record("1-1")
+        if self.asked <= self._lists:
+            device = dataclasses.replace(device, devnum=0)
+        return Listing([*devices, device])
+
+
+def test_a_device_that_is_being_reset_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "RESET_LOOK", 0.0)
+    assert found(asyncio.run(DeviceDiscovery(ResettingHost(2)).list_devices())) == ["1-1", "1-2"]
 
 
 def test_a_device_that_never_gets_an_address_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    lost, other = FakeDevice(3, [1]), FakeDevice(3, [2])
-    lost.getDeviceAddress = lambda: 0
     monkeypatch.setattr(discovery, "RESET_TIME", 0.0)
-    monkeypatch.setattr(discovery.sys, "platform", "darwin")
-    assert [found.busid for found in listed(monkeypatch, lost, other)] == ["3-2"]
-
-
-def test_a_device_with_its_strings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(discovery, "SYSFS_DEVICES", tmp_path)
-    monkeypatch.setattr(discovery.sys, "platform", "linux")
-    (tmp_path / "3-1.4").mkdir()
-    (tmp_path / "3-1.4" / "manufacturer").write_text("SanDisk\n")
-    (tmp_path / "3-1.4" / "serial").write_text("4C530001\n")
-    assert listed(monkeypatch, FakeDevice(3, [1, 4])) == [
-        DeviceRecord(
-            busid="3-1.4",
-            busnum=3,
-            devnum=7,
-            path=str(tmp_path / "3-1.4"),
-            vendor_id=0x0781,
-            product_id=0x5567,
-            serial="4C530001",
-            device_class=0,
-            speed=Speed.HIGH,
-            manufacturer="SanDisk",
-            product=None,
-        )
-    ]
-
-
-def test_elsewhere_than_on_linux_the_device_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discovery.sys, "platform", "darwin")
-    device = FakeDevice(20, [1, 4])
-    source = DeviceDiscovery()
-    first, again = (listed(monkeypatch, device, source=source) for _ in range(2))
-    assert first == again
-    assert (first[0].path, first[0].serial, first[0].manufacturer) == ("/usb/20-1.4", "4C530001", None)
-    assert device.asked == 1
-    assert listed(monkeypatch, source=source) == []
-    assert listed(monkeypatch, device, source=source) == first
-    assert device.asked == 2, "it was gone"
-
-
-def test_hubs_and_what_hangs_nowhere_are_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(discovery, "SYSFS_DEVICES", tmp_path)
-    (tmp_path / "1-2").mkdir()
-    devices = [FakeDevice(1, [], device_class=9), FakeDevice(1, [1], device_class=9), FakeDevice(2, [])]
-    assert listed(monkeypatch, *devices, FakeDevice(1, [2]))[0].busid == "1-2"
-
-
-def test_what_this_host_imported_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(discovery, "SYSFS_DEVICES", tmp_path)
-    monkeypatch.setattr(discovery.sys, "platform", "linux")
-    imported = tmp_path / "platform" / "vhci_hcd.0" / "usb2" / "2-1"
-    imported.mkdir(parents=True)
-    (tmp_path / "2-1").symlink_to(imported)
-    (tmp_path / "1-1").mkdir()
-    devices = listed(monkeypatch, FakeDevice(2, [1]), FakeDevice(1, [1]))
-    assert [device.busid for device in devices] == ["1-1"]
-
-
-@pytest.mark.rule("speed-numbers", "speed-super-plus")
-@pytest.mark.parametrize(("libusb", "wire"), [(1, 1), (2, 2), (3, 3), (4, 5), (5, 5)])
-def test_speeds_are_numbered_as_on_the_wire(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, libusb: int, wire: int
-) -> None:
-    monkeypatch.setattr(discovery, "SYSFS_DEVICES", tmp_path)
-    (tmp_path / "1-1").mkdir()
-    assert listed(monkeypatch, FakeDevice(1, [1], speed=libusb))[0].speed == wire
-
-
-def test_a_device_that_vanishes_while_it_is_looked_at(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """libusb has it in its list, sysfs has it no more: no error, and the others are listed."""
-    monkeypatch.setattr(discovery, "SYSFS_DEVICES", tmp_path)
-    monkeypatch.setattr(discovery.sys, "platform", "linux")
-    (tmp_path / "1-2").mkdir()
-    devices = listed(monkeypatch, FakeDevice(1, [1]), FakeDevice(1, [2]))
-    assert [device.busid for device in devices] == ["1-2"]
-
-
-def test_a_host_without_libusb(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing() -> None:
-        raise OSError("libusb-1.0.so.0: cannot open shared object file")
-
-    monkeypatch.setattr(usb1, "USBContext", missing)
-    with pytest.raises(UsbipdError, match=r"libusb 1\.0 cannot be loaded") as caught:
-        asyncio.run(DeviceDiscovery().list_devices())
-    assert caught.value.advice is not None
-    assert "apt install" in caught.value.advice
-
-
-def test_a_libusb_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
-        raise usb1.USBErrorNoMem
-
-    monkeypatch.setattr(usb1, "USBContext", fail)
-    with pytest.raises(UsbipdError, match="cannot list devices"):
-        asyncio.run(DeviceDiscovery().list_devices())
+    assert found(asyncio.run(DeviceDiscovery(ResettingHost(100)).list_devices())) == ["1-2"]
 
 
 @pytest.mark.rule("bug-devid-collision")

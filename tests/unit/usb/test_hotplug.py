@@ -12,8 +12,9 @@ import pytest
 import usb1
 
 from tests.unit.extension.fakes import run, until
-from usbipd.usb import hotplug
+from usbipd.usb import hotplug, libusb_events
 from usbipd.usb.hotplug import Hotplug
+from usbipd.usb.libusb_events import LibusbListener
 
 ARRIVED, LEFT = 1, 2
 INTERRUPTED, OTHER = -10, -99
@@ -35,6 +36,9 @@ class FakeLibusb:
         self.init_code = self.register_code = 0
         self.waits: list[int] = []
         self.exited = False
+        self.answers = threading.Event()
+        """Not set: libusb hangs when it starts."""
+        self.answers.set()
         self._changed = threading.Condition()
         self._queue: list[int] = []
         """Events, and negative: what waiting for events returns."""
@@ -52,6 +56,7 @@ class FakeLibusb:
         return int(self.has_hotplug)
 
     def libusb_init_context(self, context: Any, _options: None, _count: int) -> int:
+        self.answers.wait()
         context._obj.value = 0xC0
         return self.init_code
 
@@ -102,7 +107,7 @@ class Host:
         self.libusb = FakeLibusb()
         self.changes = 0
         self.threads: set[int] = set()
-        self.hotplug = Hotplug(self._change)
+        self.hotplug = Hotplug(self._change, LibusbListener)
 
     def _change(self) -> None:
         self.changes += 1
@@ -117,8 +122,7 @@ class Host:
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     host = Host()
-    monkeypatch.setattr(hotplug, "_libusb", lambda: host.libusb)
-    monkeypatch.setattr(hotplug, "_can_hear", lambda: True)
+    monkeypatch.setattr(libusb_events, "_libusb", lambda: host.libusb)
     monkeypatch.setattr(hotplug, "BURST", 0.0)
     monkeypatch.setattr(hotplug, "LATE", 0.02)
     monkeypatch.setattr(hotplug, "POLL_INTERVAL", 0.0)
@@ -188,6 +192,19 @@ def test_stop_ends_the_thread_and_the_context(host: Host) -> None:
     run(test())
 
 
+def test_nothing_is_told_after_stop(host: Host) -> None:
+    async def test() -> None:
+        await host.start()
+        host.hotplug._heard()
+        await host.hotplug.stop()
+        later = asyncio.Event()
+        asyncio.get_running_loop().call_later(2 * hotplug.LATE, later.set)  # behind what was to be told
+        await later.wait()
+        assert host.changes == 2
+
+    run(test())
+
+
 def test_stop_at_once(host: Host) -> None:
     async def test() -> None:
         host.hotplug.start()
@@ -210,8 +227,7 @@ def test_an_event_after_the_loop_has_ended(host: Host) -> None:
     host.libusb.send(ARRIVED)
     listener = host.hotplug._listener
     assert listener is not None
-    listener.stop()
-    listener.join()
+    run(listener.stop())
     assert host.libusb.exited
 
 
@@ -252,20 +268,11 @@ def test_a_libusb_without_hotplug(host: Host, monkeypatch: pytest.MonkeyPatch) -
     polls(host, monkeypatch, "this libusb does not tell of devices that come and go")
 
 
-def test_a_host_without_udevd(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hotplug, "_can_hear", lambda: False)
-    polls(
-        host,
-        monkeypatch,
-        "udevd does not run, from which this libusb hears of devices that come and go",
-    )
-
-
 def test_a_host_without_libusb(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise OSError("cannot find a suitable libusb-1.0")
 
-    monkeypatch.setattr(hotplug, "_libusb", fail)
+    monkeypatch.setattr(libusb_events, "_libusb", fail)
     polls(host, monkeypatch, "libusb 1.0 cannot be loaded: cannot find a suitable libusb-1.0")
 
 
@@ -273,6 +280,47 @@ def test_a_libusb_that_does_not_start(host: Host, monkeypatch: pytest.MonkeyPatc
     host.libusb.init_code = OTHER
     polls(host, monkeypatch, "libusb does not start: LIBUSB_ERROR_OTHER (-99)")
     assert not host.libusb.exited, "there is no context"
+
+
+def test_a_libusb_that_hangs_when_it_starts(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes are noticed all the same; if libusb starts in the end, it is listened to."""
+    host.libusb.answers.clear()
+    present: set[object] = set()
+    monkeypatch.setattr(hotplug, "_signature", lambda: frozenset(present))
+    monkeypatch.setattr(hotplug, "START_TIME", 0.01)
+
+    async def test() -> None:
+        host.hotplug.start()
+        await until(lambda: host.hotplug.problem)
+        await until(lambda: host.changes == 2)
+        present.add("1-2")
+        await until(lambda: host.changes == 4)
+        host.libusb.answers.set()
+        await until(lambda: host.hotplug.problem is None)
+        await until(lambda: host.changes == 6)
+        host.libusb.send(ARRIVED)
+        await until(lambda: host.changes == 8)
+        await host.hotplug.stop()
+
+    run(test())
+
+
+def test_a_libusb_that_hangs_does_not_keep_the_daemon_from_stopping(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.libusb.answers.clear()
+    monkeypatch.setattr(libusb_events, "STOP_TIME", 0.01)
+
+    async def test() -> None:
+        host.hotplug.start()
+        await host.hotplug.stop()
+
+    run(test())
+    [thread] = [each for each in threading.enumerate() if each.name == "usb-hotplug"]
+    assert thread.daemon
+    host.libusb.answers.set()
+    thread.join()
+    assert host.libusb.exited
 
 
 def test_a_libusb_that_takes_no_callback(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,39 +372,6 @@ def test_a_list_that_fails_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> 
 # What is asked of the host
 
 
-UNIX_SOCKETS = """\
-Num       RefCount Protocol Flags    Type St Inode Path
-00000000a197b9a6: 00000003 00000000 00000000 0001 03  1586
-00000000a197b9a7: 00000002 00000000 {flags} 0005 01 13562 {path}
-"""
-
-
-@pytest.mark.parametrize(
-    ("maps", "flags", "path", "can_hear"),
-    [
-        ("7f00 r-xp 0 08:1 9 /usr/lib/libudev.so.1.7.5\n", "00010000", "/run/udev/control", True),
-        ("7f00 r-xp 0 08:1 9 /usr/lib/libudev.so.1.7.5\n", "00000000", "/run/udev/control", False),
-        ("7f00 r-xp 0 08:1 9 /usr/lib/libudev.so.1.7.5\n", "00010000", "/run/udev/control.old", False),
-        ("7f00 r-xp 0 08:1 9 /usr/lib/libudev.so.1.7.5\n", "00010000", "", False),
-        ("7f00 r-xp 0 08:1 9 /usr/lib/libusb-1.0.so.0\n", "00000000", "", True),
-    ],
-)
-def test_who_tells_libusb(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, maps: str, flags: str, path: str, can_hear: bool
-) -> None:
-    monkeypatch.setattr(hotplug.sys, "platform", "linux")
-    (tmp_path / "self").mkdir()
-    (tmp_path / "self/maps").write_text(maps)
-    (tmp_path / "net").mkdir()
-    (tmp_path / "net/unix").write_text(UNIX_SOCKETS.format(flags=flags, path=path))
-    assert hotplug._can_hear(tmp_path) is can_hear
-
-
-def test_elsewhere_it_needs_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hotplug.sys, "platform", "darwin")
-    assert hotplug._can_hear(tmp_path)
-
-
 def test_the_signature_of_sysfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hotplug.sys, "platform", "linux")
     monkeypatch.setattr(hotplug, "SYSFS_DEVICES", tmp_path)
@@ -391,13 +406,12 @@ def test_the_signature_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hotplug._signature() != first
 
 
-def test_the_real_libusb(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_libusb() -> None:
     """No device comes here, but its functions are the ones that are called, and stop wakes it."""
-    monkeypatch.setattr(hotplug, "_can_hear", lambda: True)
     changes: list[bool] = []
 
     async def test() -> None:
-        real = Hotplug(lambda: changes.append(True))
+        real = Hotplug(lambda: changes.append(True), LibusbListener)
         real.start()
         await until(lambda: changes or real.problem)
         await real.stop()

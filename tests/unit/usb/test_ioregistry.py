@@ -1,6 +1,7 @@
 """Who holds a device of a Mac, and where it is mounted, on an IORegistry that the test makes."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -278,6 +279,17 @@ def test_what_is_not_mounted_is_left_alone(mac: FakeMac, ownership: "IORegistryO
     ownership.unmount(BUSID)
     ownership.unmount(BUSID)
     assert mac.asked == ["unmountDisk disk15"]
+
+
+def test_diskutil_is_out_of_reach_of_ctrl_c(
+    mac: FakeMac, ownership: "IORegistryOwnership", tmp_path: Path
+) -> None:
+    add_apfs_disk(mac.registry)
+    mac.mount("/dev/disk15s1", "/Volumes/One")
+    ask = f"import os; open('{tmp_path}/session', 'w').write(str(os.getsid(0)))"
+    mac.let_diskutil(f'>"$TABLE"; exec {sys.executable} -c "{ask}"')
+    ownership.unmount(BUSID)
+    assert int((tmp_path / "session").read_text()) != os.getsid(0)
 
 
 def refusal(ownership: "IORegistryOwnership") -> str:

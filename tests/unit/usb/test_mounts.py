@@ -97,6 +97,13 @@ def test_umount_gets_the_path_and_a_clean_environment(
     assert "LD_PRELOAD" not in (tmp_path / "environment").read_text()
 
 
+def test_umount_is_out_of_reach_of_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = f"import os; open('{tmp_path}/session', 'w').write(str(os.getsid(0)))"
+    program(tmp_path, f'exec {sys.executable} -c "{ask}"', monkeypatch)
+    assert umount(b"/a") is None
+    assert int((tmp_path / "session").read_text()) != os.getsid(0)
+
+
 def test_what_umount_complains_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path, "echo 'umount: /a: target' >&2; printf 'is\\033 busy.\\n' >&2; exit 32", monkeypatch)
     assert umount(b"/a") == "umount: /a: target is\\x1b busy."

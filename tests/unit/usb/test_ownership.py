@@ -1,6 +1,7 @@
 """Who holds a device, what it is used for, and how it gets back to its drivers, on a host made of files."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -398,6 +399,18 @@ def test_what_is_built_on_it_is_refused_with_all_steps_in_order(
     assert sysfs.unmounted == []
 
 
+def test_an_array_is_stopped_before_any_volume_that_it_is_built_on(
+    sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path
+) -> None:
+    second = sysfs.add_block_device(partition.parent, "sda2", "8:2")
+    crypt = sysfs.add_built_device("dm-0", "254:0", second, name="secret", uuid="CRYPT-LUKS2-12ab-secret")
+    array = sysfs.add_built_device("md127", "9:127", partition, crypt)
+    (array / "md").mkdir()
+    assert refused(ownership).advice == (
+        "unmounting does not end that; first: mdadm --stop /dev/md127; cryptsetup close secret"
+    )
+
+
 def test_a_device_that_goes_while_it_is_looked_at(
     sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path
 ) -> None:
@@ -410,19 +423,53 @@ def test_a_device_that_goes_while_it_is_looked_at(
 def test_the_caches_are_written(
     sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = []
+    written: list[Path] = []
+    descriptors: list[int] = []
+
+    def note(descriptor: int) -> None:
+        written.append(Path(f"/dev/fd/{descriptor}").readlink())
+        descriptors.append(descriptor)
+
     (sysfs.dev / "sda1").touch()  # sda: a reader without a card
-    monkeypatch.setattr(
-        os, "fsync", lambda descriptor: written.append(Path(f"/dev/fd/{descriptor}").readlink())
-    )
+    monkeypatch.setattr(os, "fsync", note)
     ownership.unmount("1-2")
     assert written == [sysfs.dev / "sda1"]
+    assert_closed(descriptors)
+
+
+def assert_closed(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+
+
+def test_a_drive_that_is_not_ready_is_not_waited_for(
+    sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As some drives, a FIFO can be opened at once only by a program that says that it does not wait."""
+    drive = sysfs.dev / "sda1"
+    os.mkfifo(drive)
+    waited: list[bool] = []
+
+    def rescue() -> None:
+        os.close(os.open(drive, os.O_WRONLY | os.O_NONBLOCK))  # only while another process waits for that
+        waited.append(True)
+
+    end = threading.Timer(5, rescue)
+    end.start()
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
+    ownership.unmount("1-2")
+    end.cancel()
+    assert waited == []
 
 
 def test_data_that_cannot_be_written(
     sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_descriptor: int) -> None:
+    descriptors: list[int] = []
+
+    def fail(descriptor: int) -> None:
+        descriptors.append(descriptor)
         raise OSError(5, "Input/output error")
 
     (sysfs.dev / "sda1").touch()
@@ -430,3 +477,4 @@ def test_data_that_cannot_be_written(
     error = refused(ownership)
     assert error.code == "not-written"
     assert error.message == "1-2: not everything could be written to /dev/sda1: Input/output error"
+    assert_closed(descriptors)

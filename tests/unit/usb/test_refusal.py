@@ -84,23 +84,23 @@ TIMEOUT = UsbipdError("worker[7] did not answer CLAIM within 60 s", code="timeou
             [STORAGE],
             "linux",
             "may not be opened",
-            "run the extension as root: sudo usbipd-ext --run, then try again",
+            "run the extension as root, with sudo or as a service, then try again",
         ),
         (
             ACCESS,
             [],
             "darwin",
             "may not be captured",
-            "unmount all its volumes (diskutil unmountDisk DISK), and run the extension as root: "
-            "sudo usbipd-ext --run, then try again",
+            "unmount all its volumes (diskutil unmountDisk DISK), and run the extension as root, "
+            "with sudo or as a service, then try again",
         ),
         (
             ACCESS,
             [STORAGE],
             "darwin",
             "is held by the driver usb-storage, which does not let go",
-            "unmount all its volumes (diskutil unmountDisk DISK), and run the extension as root: "
-            "sudo usbipd-ext --run, then try again",
+            "unmount all its volumes (diskutil unmountDisk DISK), and run the extension as root, "
+            "with sudo or as a service, then try again",
         ),
         (
             TIMEOUT,

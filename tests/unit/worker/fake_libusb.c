@@ -12,14 +12,19 @@
  * After fake_macos(1) a cancel ends all transfers of the endpoint (os/darwin_usb.c, darwin_abort_transfers), and nobody
  * sends zero packets (libusb.h, LIBUSB_TRANSFER_ADD_ZERO_PACKET).  A detach captures the device, from all its drivers,
  * and as many attaches give it back (darwin_detach_kernel_driver).
+ *
+ * What the host sends to the device for all this is in fake_host.h.
  */
 
+#include <errno.h>
 #include <libusb.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include "fake_host.h"
 
 #define MAX_TRANSFERS 64
 #define REAPED_AT_ONCE 26 /* one handle_events ends no more: op_handle_events in os/linux_usbfs.c */
@@ -43,15 +48,17 @@ static int watched = 1;
 static struct item items[MAX_TRANSFERS]; /* submitted, oldest first */
 static int count;
 static int allocated; /* transfers that are not freed */
-static int configuration = 1;
 static int drivers = 3; /* a bit per interface */
+static int siblings;    /* the driver of interface 0 takes interface 1 by itself */
+static int missing;     /* which arrays of the descriptors are NULL: enum missing */
 static int hold_cancels;
-static int macos;
 static int captures; /* detaches without an attach, of fake_macos */
+static int hidden;  /* so often it has no memory for its descriptors */
 static long device_memory;      /* bytes that are out */
 static long most_device_memory; /* that there is */
 static char failing[32];
 static int failure;
+static int failure_errno;
 static char journal[4096];
 static libusb_log_cb words;
 static int log_level;
@@ -64,20 +71,41 @@ void fake_fail(const char *function, int code)
 {
     snprintf(failing, sizeof failing, "%s", function);
     failure = code;
+    failure_errno = 0;
+}
+
+/* The same, as usbfs says it. */
+void fake_fail_errno(const char *function, int code, int host_errno)
+{
+    fake_fail(function, code);
+    failure_errno = host_errno;
+}
+
+/* What the device was sent since it was asked last. */
+const char *fake_bus(void)
+{
+    static char read[sizeof bus];
+    strcpy(read, bus);
+    bus[0] = 0;
+    return read;
 }
 
 int fake_pending(void) { return count; }
 int fake_drivers(void) { return drivers; }
 int fake_allocated(void) { return allocated; }
 long fake_device_memory(void) { return device_memory; }
+void fake_hide_descriptors(int times) { hidden = times; }
+void fake_siblings(int on) { siblings = on; }
+void fake_missing(int what) { missing = what; }
 void fake_limit_device_memory(long most) { most_device_memory = most; }
 
 /* As it was in the beginning: plugged in, with a driver at each interface. */
 void fake_begin(void)
 {
-    watched = configuration = 1;
+    host_begin();
+    watched = 1;
     drivers = 3;
-    hold_cancels = macos = captures = 0;
+    hold_cancels = captures = hidden = failure_errno = siblings = missing = 0;
     most_device_memory = 16 << 20; /* as usbfs has it */
     failing[0] = 0;
     journal[0] = 0;
@@ -203,6 +231,7 @@ static int call(const char *function, const char *arguments)
         snprintf(text, sizeof text, "libusb: error [%s] the stack said\n no", function);
         words(&the_context, LIBUSB_LOG_LEVEL_ERROR, text);
     }
+    errno = failure_errno;
     return failure;
 }
 
@@ -218,7 +247,7 @@ static void flush(int interface)
 {
     for (int i = 0; i < count; i++) {
         int number = items[i].transfer->endpoint & LIBUSB_ENDPOINT_ADDRESS_MASK;
-        if (interface < 0 || (number && (number == 5) == interface))
+        if (interface < 0 || (number && interface_at(items[i].transfer->endpoint) == interface))
             end(&items[i], number ? LIBUSB_TRANSFER_COMPLETED : LIBUSB_TRANSFER_NO_DEVICE);
     }
 }
@@ -306,9 +335,24 @@ static struct libusb_config_descriptor configurations[] = {
     {.bNumInterfaces = 2, .bConfigurationValue = 1, .interface = interfaces_1},
     {.bNumInterfaces = 1, .bConfigurationValue = 2, .interface = interfaces_2}};
 
+/* Configuration 1 of a device whose descriptors end too early: the counts are there, an array is not. */
+enum missing { NOTHING, ENDPOINTS, SETTINGS, INTERFACES, LENGTH_OF_MISSING };
+static const struct libusb_interface_descriptor settings_cut[] = {{.bNumEndpoints = LENGTH(plain), .endpoint = NULL}};
+static const struct libusb_interface interfaces_cut[][2] = {
+    [ENDPOINTS] = {{settings_cut, 1}, {settings_1, 2}}, [SETTINGS] = {{NULL, 1}, {settings_1, 2}}};
+static struct libusb_config_descriptor configurations_cut[LENGTH_OF_MISSING] = {
+    [ENDPOINTS] = {.bNumInterfaces = 2, .bConfigurationValue = 1, .interface = interfaces_cut[ENDPOINTS]},
+    [SETTINGS] = {.bNumInterfaces = 2, .bConfigurationValue = 1, .interface = interfaces_cut[SETTINGS]},
+    [INTERFACES] = {.bNumInterfaces = 2, .bConfigurationValue = 1, .interface = NULL}};
+
+static struct libusb_config_descriptor *configuration_at(int index)
+{
+    return index == 0 && missing != NOTHING ? &configurations_cut[missing] : &configurations[index];
+}
+
 int libusb_get_config_descriptor(libusb_device *device, uint8_t index, struct libusb_config_descriptor **config)
 {
-    *config = &configurations[index];
+    *config = configuration_at(index);
     return call_with("get_config_descriptor", index);
 }
 
@@ -316,7 +360,7 @@ int libusb_get_active_config_descriptor(libusb_device *device, struct libusb_con
 {
     if (configuration == 0)
         return LIBUSB_ERROR_NOT_FOUND;
-    *config = &configurations[configuration - 1];
+    *config = configuration_at(configuration - 1);
     return 0;
 }
 
@@ -326,11 +370,7 @@ int libusb_get_configuration(libusb_device_handle *handle, int *value) { *value 
 int libusb_set_configuration(libusb_device_handle *handle, int value)
 {
     int code = call_with("set_configuration", value);
-    if (code == 0 && value > (int)LENGTH(configurations))
-        code = LIBUSB_ERROR_NOT_FOUND;
-    if (code == 0)
-        configuration = value < 0 ? 0 : value;
-    return code;
+    return code != 0 ? code : host_set_configuration(value);
 }
 
 int libusb_set_interface_alt_setting(libusb_device_handle *handle, int interface, int alternate)
@@ -338,11 +378,22 @@ int libusb_set_interface_alt_setting(libusb_device_handle *handle, int interface
     char text[32];
     snprintf(text, sizeof text, "%d %d", interface, alternate);
     flush(interface);
-    return call("set_interface", text);
+    return host_set_interface(interface, alternate, call("set_interface", text));
 }
 
-int libusb_clear_halt(libusb_device_handle *handle, unsigned char endpoint) { return call_with("clear_halt", endpoint); }
-int libusb_reset_device(libusb_device_handle *handle) { flush(-1); return call("reset", ""); }
+int libusb_clear_halt(libusb_device_handle *handle, unsigned char endpoint)
+{
+    int code = call_with("clear_halt", endpoint);
+    return code != 0 || has_endpoint(endpoint) ? code : LIBUSB_ERROR_NOT_FOUND;
+}
+
+int libusb_reset_device(libusb_device_handle *handle)
+{
+    flush(-1);
+    host_reset();
+    return call("reset", "");
+}
+
 int libusb_kernel_driver_active(libusb_device_handle *handle, int interface) { return drivers >> interface & 1; }
 
 int libusb_detach_kernel_driver(libusb_device_handle *handle, int interface)
@@ -357,27 +408,43 @@ int libusb_detach_kernel_driver(libusb_device_handle *handle, int interface)
 int libusb_attach_kernel_driver(libusb_device_handle *handle, int interface)
 {
     int code = call_with("attach", interface);
-    if (!macos)
-        drivers |= 1 << interface;
-    else if (code == 0 && --captures == 0)
+    if (!macos && code == 0 && drivers >> interface & 1)
+        code = LIBUSB_ERROR_BUSY; /* proc_ioctl in drivers/usb/core/devio.c */
+    if (!macos && code == 0)
+        drivers |= siblings ? 3 : 1 << interface;
+    if (macos && code == 0 && --captures == 0)
         drivers = 3;
     return code;
 }
 
-int libusb_claim_interface(libusb_device_handle *handle, int interface) { return call_with("claim", interface); }
+int libusb_claim_interface(libusb_device_handle *handle, int interface)
+{
+    int code = call_with("claim", interface);
+    if (code == 0 && !has_interface(interface))
+        return LIBUSB_ERROR_NOT_FOUND;
+    claimed |= code == 0 ? 1 << interface : 0;
+    return code;
+}
 
 int libusb_release_interface(libusb_device_handle *handle, int interface)
 {
+    int code;
+    if (interface >= 32 || !(claimed >> interface & 1))
+        return LIBUSB_ERROR_NOT_FOUND;
+    code = call_with("release", interface);
     flush(interface);
-    return call_with("release", interface);
+    if (code == 0)
+        host_release(interface);
+    return code;
 }
 
 unsigned char *libusb_dev_mem_alloc(libusb_device_handle *handle, size_t length)
 {
     if (device_memory + (long)length > most_device_memory)
         return NULL;
-    device_memory += (long)length;
-    return malloc(length);
+    unsigned char *memory = malloc(length);
+    device_memory += memory != NULL ? (long)length : 0;
+    return memory;
 }
 
 int libusb_dev_mem_free(libusb_device_handle *handle, unsigned char *buffer, size_t length)
@@ -389,8 +456,10 @@ int libusb_dev_mem_free(libusb_device_handle *handle, unsigned char *buffer, siz
 
 struct libusb_transfer *libusb_alloc_transfer(int packets)
 {
-    allocated++;
-    return calloc(1, sizeof(struct libusb_transfer) + packets * sizeof(struct libusb_iso_packet_descriptor));
+    size_t size = sizeof(struct libusb_transfer) + packets * sizeof(struct libusb_iso_packet_descriptor);
+    struct libusb_transfer *transfer = calloc(1, size);
+    allocated += transfer != NULL;
+    return transfer;
 }
 
 void libusb_free_transfer(struct libusb_transfer *transfer)
@@ -406,6 +475,10 @@ int libusb_submit_transfer(struct libusb_transfer *transfer)
         return code;
     if (!watched)
         return LIBUSB_ERROR_NO_DEVICE;
+    if (!has_endpoint(transfer->endpoint) || (transfer->endpoint && off >> interface_at(transfer->endpoint) & 1)) {
+        errno = ENOENT;
+        return LIBUSB_ERROR_IO;
+    }
     if (macos && transfer->flags & LIBUSB_TRANSFER_ADD_ZERO_PACKET)
         return LIBUSB_ERROR_NOT_SUPPORTED;
     if (count == MAX_TRANSFERS)
@@ -462,6 +535,8 @@ const struct libusb_pollfd **libusb_get_pollfds(libusb_context *context)
 {
     static struct libusb_pollfd fd;
     static const struct libusb_pollfd *list[2];
+    if (hidden && hidden--)
+        return NULL;
     fd.fd = ready[0];
     fd.events = 1; /* POLLIN */
     list[0] = watched ? &fd : NULL;

@@ -1,5 +1,5 @@
-"""Builds fake_libusb.c, and puts it in the place of libusb for processes that are started.  Runs in tests
-and fuzzers.
+"""Builds fake_libusb.c, and puts it in the place of libusb for processes that are started; failing_memory.c
+likewise for the allocator.  Runs in tests and fuzzers.
 """
 
 import os
@@ -19,3 +19,10 @@ def environment_with_fake(directory: Path) -> dict[str, str]:
     options = ["-shared", "-fPIC", f"-Wl,-soname,{library.name}", *shlex.split(flags)]
     subprocess.run(["cc", *options, "-o", library, HERE / "fake_libusb.c"], check=True)
     return {**os.environ, "LD_LIBRARY_PATH": str(directory)}
+
+
+def environment_without_memory(directory: Path) -> dict[str, str]:
+    """The same with an allocator in front that fails when it is told to, built in `directory` too."""
+    library = directory / "failing_memory.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, HERE / "failing_memory.c", "-ldl"], check=True)
+    return {**environment_with_fake(directory), "LD_PRELOAD": str(library)}

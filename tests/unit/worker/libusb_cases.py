@@ -27,7 +27,6 @@ from usbipd.ipc.children import ClaimParameters
 from usbipd.protocol.constants import (
     LINUX_ECONNRESET,
     LINUX_ENODEV,
-    LINUX_ENOENT,
     LINUX_ENOMEM,
     LINUX_EPIPE,
     LINUX_ESHUTDOWN,
@@ -303,7 +302,7 @@ def test_set_configuration_with_pending_urbs(rig: LibusbRig) -> None:
     assert [outcome(reply) for reply in replies] == [(pending.seqnum, -LINUX_ESHUTDOWN), (request.seqnum, 0)]
     expected = ["release 1", "release 0", "set_configuration 2", "claim 0"]
     assert [line for line in journal() if not line.startswith("submit")] == expected
-    assert rig.exchange(rig.submit(BULK_IN, 64, number_of_packets=0))[0].status == -LINUX_ENOENT
+    assert rig.exchange(rig.submit(BULK_IN, 64, number_of_packets=0))[0].status == -LINUX_EPIPE
     assert rig.pump.restore() == 0
     assert rig.claim.configuration == 1
     rig.waiting(rig.submit(BULK_IN, 64))
@@ -314,8 +313,8 @@ def test_the_active_configuration_again_resets_the_settings(rig: LibusbRig) -> N
     rig.control("01 0b 0100 0100 0000")
     journal()
     assert rig.control("00 09 0100 0000 0000").status == 0
-    assert journal() == ["set_interface 0 0", "set_interface 1 0"]
-    assert rig.exchange(rig.submit(ISO_IN, 4, number_of_packets=0))[0].status == -LINUX_ENOENT
+    assert journal() == ["release 1", "release 0", "set_configuration 1", "claim 0", "claim 1"]
+    assert rig.exchange(rig.submit(ISO_IN, 4, number_of_packets=0))[0].status == -LINUX_EPIPE
 
 
 @pytest.mark.parametrize(
@@ -330,7 +329,7 @@ def test_a_failed_request_changes_nothing(rig: LibusbRig, function: bytes, setup
     fake.fake_fail(function, ERROR_OTHER)
     assert rig.control(setup).status == -LINUX_EPIPE
     rig.waiting(rig.submit(BULK_IN, 64))
-    assert rig.exchange(rig.submit(ISO_IN, 4, number_of_packets=0))[0].status == -LINUX_ENOENT
+    assert rig.exchange(rig.submit(ISO_IN, 4, number_of_packets=0))[0].status == -LINUX_EPIPE
 
 
 # ---- the device goes -----------------------------------------------------------------------------
@@ -443,6 +442,47 @@ def test_drivers_leave_and_come_back() -> None:
     assert held_drivers() == ["detach 0", "detach 1", "attach 0", "attach 1"]
     del claim
     assert journal() == ["close", "exit"]
+
+
+def test_a_driver_that_takes_the_other_interfaces_by_itself_has_come_back() -> None:
+    fake.fake_siblings(1)
+    claim = Claim(1, 2)
+    claim.take()
+    assert fake.fake_drivers() == 0
+    assert claim.give_back() == []
+    assert fake.fake_drivers() == 0b11
+
+
+def test_a_driver_that_fails_at_first_and_is_taken_along_by_another_one_has_come_back() -> None:
+    fake.fake_siblings(1)
+    claim = Claim(1, 2)
+    claim.take()
+    fake.fake_fail(b"attach", ERROR_IO)
+    assert claim.give_back() == []
+    assert fake.fake_drivers() == 0b11
+
+
+@pytest.mark.parametrize("error", [ERROR_BUSY, ERROR_IO])
+def test_a_driver_that_does_not_come_back_is_named_by_its_interface(error: int) -> None:
+    claim = Claim(1, 2)
+    claim.take()
+    fake.fake_fail(b"attach", error)  # busy: with a program that was faster
+    [problem] = claim.give_back()
+    assert problem.startswith("the kernel driver could not be reattached to interface 0 (LIBUSB_ERROR")
+    assert fake.fake_drivers() == 0b10
+
+
+@pytest.mark.parametrize(("missing", "interfaces", "endpoints"), [(1, [0, 1], 2), (2, [1], 2), (3, [], 0)])
+def test_descriptors_that_end_before_what_they_count(
+    missing: int, interfaces: list[int], endpoints: int
+) -> None:
+    """libusb has counts of endpoints, settings or interfaces, and no array of them."""
+    fake.fake_missing(missing)
+    claim = Claim(1, 2)
+    claim.take()
+    assert claim.held == interfaces
+    assert len(claim.endpoints()) == endpoints
+    assert claim.give_back() == []
 
 
 def test_what_was_taken_before_an_error_is_given_back() -> None:

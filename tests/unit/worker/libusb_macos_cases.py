@@ -216,7 +216,9 @@ def test_a_device_that_is_removed_while_it_is_taken(claim: Claim, call: bytes) -
 def test_an_attach_that_fails_is_told(claim: Claim) -> None:
     claim.take()
     fake.fake_fail(b"attach", ERROR_ACCESS)
-    assert claim.give_back() == ["no driver came back to interface 0 (LIBUSB_ERROR_ACCESS, -3)"]
+    assert claim.give_back() == [
+        "the kernel driver could not be reattached to interface 0 (LIBUSB_ERROR_ACCESS, -3)"
+    ]
 
 
 def test_a_reset_keeps_the_capture(rig: LibusbRig) -> None:

@@ -31,6 +31,8 @@ PACKET = 512
 class RacesOnMacos(Races):
     """The same, and what an aborted transfer had moved."""
 
+    linux = False
+
     def plug_in(self) -> LibusbRig:
         return LibusbRig(as_on_macos=True)
 

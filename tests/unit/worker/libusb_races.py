@@ -31,7 +31,6 @@ from usbipd.protocol.constants import (
     LINUX_ECONNRESET,
     LINUX_EINVAL,
     LINUX_ENODEV,
-    LINUX_ENOENT,
     LINUX_ENOMEM,
     LINUX_EOVERFLOW,
     LINUX_EPIPE,
@@ -60,7 +59,7 @@ ENDS = {  # enum libusb_transfer_status, and what it is on the wire
 }
 SUBMIT_ERRORS = {  # enum libusb_error, and what it is on the wire
     -2: -LINUX_EINVAL,  # INVALID_PARAM
-    -5: -LINUX_ENOENT,  # NOT_FOUND
+    -5: -LINUX_EPIPE,  # NOT_FOUND
     -11: -LINUX_ENOMEM,
     -1: -LINUX_EPROTO,  # IO
     -99: -LINUX_EPIPE,
@@ -80,6 +79,9 @@ class Outcome:
 class Races(RuleBasedStateMachine):
     """One client after the other, at one device."""
 
+    linux = True
+    """Whether the host's stack switches endpoints off when SET_INTERFACE fails, and forgets settings."""
+
     def __init__(self) -> None:
         super().__init__()
         fake.fake_begin()
@@ -87,6 +89,7 @@ class Races(RuleBasedStateMachine):
         self.begin_session()
         self.alternate = 0
         self.configuration = 1
+        self.off = False
         self.held = False
 
     def plug_in(self) -> LibusbRig:
@@ -171,7 +174,10 @@ class Races(RuleBasedStateMachine):
         if not self.there(endpoint):
             if endpoint in (ISO_IN, ISO_OUT):  # its descriptors would make it a protocol error
                 return
-            self.refused(self.make(endpoint, length, control_in, flags), -LINUX_ENOENT)
+            self.refused(self.make(endpoint, length, control_in, flags), -LINUX_EPIPE)
+            return
+        if self.off and endpoint in (ISO_IN, ISO_OUT):
+            self.refused(self.make(endpoint, length, control_in, flags), -LINUX_EPIPE)
             return
         submit = self.make(endpoint, length, control_in, flags)
         self.known.append(submit)
@@ -292,9 +298,12 @@ class Races(RuleBasedStateMachine):
 
     # ---- requests that the host's stack has to know of -------------------------------------------
 
-    def request(self, setup: str, ends: list[int], function: bytes, failure: int) -> bool:
+    def request(
+        self, setup: str, ends: list[int], function: bytes, failure: int, *, known: bool = True
+    ) -> bool:
         """Ends the URBs of those endpoints, all at once, and is answered behind them; whether it went
-        through.  All but a reset would wait for the control URBs before them, so the device ends those first.
+        through: not if the host does not know what it names.  All but a reset would wait for the control URBs
+        before them, so the device ends those first.
         """
         self.hold_cancels(False)
         while self.pending[CONTROL] and function != b"reset":
@@ -313,10 +322,10 @@ class Races(RuleBasedStateMachine):
             setup=bytes.fromhex(setup),
         )
         *replies, last = self.exchange(submit)
-        assert (last.seqnum, last.status == 0) == (submit.seqnum, not failure)
+        assert (last.seqnum, last.status == 0) == (submit.seqnum, known and not failure)
         cancelled = [urb for endpoint in ends for urb in self.pending.pop(endpoint, [])]
         self.check(replies, cancelled)
-        return not failure
+        return known and not failure
 
     @rule(
         kind=st.sampled_from(["interface", "interface", "configuration", "halt", "reset", "leave", "unplug"]),
@@ -340,19 +349,26 @@ class Races(RuleBasedStateMachine):
                 self.unplug()
 
     def set_interface(self, alternate: int, failure: int) -> None:
-        ends = [ISO_IN, ISO_OUT] if self.configuration == 1 else []
-        if self.request(f"01 0b 0{alternate}00 0100 0000", ends, b"set_interface", failure):
-            self.alternate = alternate
+        known = self.configuration == 1
+        ends = [ISO_IN, ISO_OUT] if known else []
+        setup = f"01 0b 0{alternate}00 0100 0000"
+        if self.request(setup, ends, b"set_interface", failure, known=known):
+            self.alternate, self.off = alternate, False
+        elif known:
+            self.off = self.linux and self.alternate == 1
 
     def set_configuration(self, value: int) -> None:
         if self.request(f"00 09 0{value}00 0000 0000", ENDPOINTS, b"", 0):
-            self.configuration, self.alternate = value, 0
+            self.configuration, self.alternate, self.off = value, 0, False
 
     def clear_halt(self, failure: int) -> None:
-        self.request("02 01 0000 8100 0000", [], b"clear_halt", failure)
+        known = self.configuration == 1
+        self.request("02 01 0000 8100 0000", [], b"clear_halt", failure, known=known)
 
     def reset(self, failure: int) -> None:
-        self.request("23 03 0400 0100 0000", ENDPOINTS, b"reset", failure)
+        went_through = self.request("23 03 0400 0100 0000", ENDPOINTS, b"reset", failure)
+        if self.linux:
+            self.alternate, self.off = self.alternate if went_through else 0, False
 
     # ---- the end of a session --------------------------------------------------------------------
 
@@ -364,7 +380,7 @@ class Races(RuleBasedStateMachine):
         assert self.rig.finish()
         assert (fake.fake_pending(), self.rig.counters.in_flight) == (0, 0)
         assert self.rig.pump.restore() == 0
-        self.configuration, self.alternate = 1, 0
+        self.configuration, self.alternate, self.off = 1, 0, False
         self.rig.attach()
         self.begin_session()
 
@@ -386,7 +402,7 @@ class Races(RuleBasedStateMachine):
         assert (fake.fake_pending(), fake.fake_allocated()) == (0, 0)
         fake.fake_begin()
         self.rig = self.plug_in()
-        self.configuration, self.alternate, self.held = 1, 0, False
+        self.configuration, self.alternate, self.off, self.held = 1, 0, False, False
         self.begin_session()
 
     # ---- what has to come ------------------------------------------------------------------------

@@ -18,12 +18,17 @@ VENDOR_IN: Final = bytes.fromhex("c0 01 0000 0000 4000")
 fake = ctypes.CDLL("libusb-1.0.so.0")
 fake.fake_device_memory.restype = ctypes.c_long
 fake.fake_limit_device_memory.argtypes = (ctypes.c_long,)
-fake.fake_journal.restype = fake.fake_submitted.restype = ctypes.c_char_p
+fake.fake_bus.restype = fake.fake_journal.restype = fake.fake_submitted.restype = ctypes.c_char_p
 
 
 def journal() -> list[str]:
     """The calls that changed something, since it was asked last."""
     return [line.strip() for line in fake.fake_journal().decode().splitlines()]
+
+
+def bus() -> list[str]:
+    """The requests that the device was sent, since it was asked last."""
+    return [line.strip() for line in fake.fake_bus().decode().splitlines()]
 
 
 def submitted(endpoint: int) -> tuple[int, int, int, bytes]:

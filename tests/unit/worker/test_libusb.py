@@ -1,14 +1,22 @@
 """Real devices without one: cases in a process whose libusb is fake_libusb.c."""
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.unit.worker.fake_libusb import HERE, environment_with_fake
+from tests.fuzz import heap
+from tests.unit.worker.fake_libusb import HERE, environment_with_fake, environment_without_memory
 
-CASES = ["libusb_cases.py", "libusb_races.py", "libusb_macos_cases.py", "libusb_macos_races.py"]
+CASES = [
+    "libusb_cases.py",
+    "libusb_request_cases.py",
+    "libusb_races.py",
+    "libusb_macos_cases.py",
+    "libusb_macos_races.py",
+]
 
 
 @pytest.mark.skipif(
@@ -16,11 +24,23 @@ CASES = ["libusb_cases.py", "libusb_races.py", "libusb_macos_cases.py", "libusb_
 )
 @pytest.mark.parametrize("cases", CASES)
 def test_claim_and_pump_on_a_fake_libusb(cases: str, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    run(cases, environment_with_fake(tmp_path), pytestconfig)
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="the allocator that fails stands before glibc's"
+)
+@pytest.mark.skipif(heap.allocated() is not None, reason="the sanitizers have an allocator of their own")
+def test_a_pump_without_memory(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    run("memory_cases.py", environment_without_memory(tmp_path), pytestconfig)
+
+
+def run(cases: str, environment: dict[str, str], pytestconfig: pytest.Config) -> None:
     profile = pytestconfig.getoption("--hypothesis-profile")
     options = [] if profile is None else [f"--hypothesis-profile={profile}"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, HERE / cases],
-        env=environment_with_fake(tmp_path),
+        env=environment,
         capture_output=True,
         text=True,
         timeout=600,

@@ -4,6 +4,8 @@ import contextlib
 import logging
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -13,6 +15,7 @@ from usbipd import _pump, log
 from usbipd.errors import UsbipdError
 from usbipd.ipc.channel import (
     BlockingChannel,
+    Conversation,
     Event,
     Request,
     Response,
@@ -30,7 +33,9 @@ from usbipd.ipc.children import (
 )
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, EventName, Nothing
+from usbipd.protocol.constants import LINUX_EPROTO
 from usbipd.simulated.catalog import create
+from usbipd.simulated.loopback import Loopback
 from usbipd.worker import process
 from usbipd.worker.claim import HeldSimulation
 from usbipd.worker.process import Worker
@@ -181,6 +186,19 @@ def test_the_extension_is_told_why_a_claim_failed(
     assert caught.value.code == code
 
 
+def test_the_end_of_the_extension_is_no_warning(
+    extension: Extension, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = extension.start()
+    extension.leave()
+    with caplog.at_level("INFO"):
+        serve(worker)
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("INFO", "the extension closed the channel: releasing the device")
+    ]
+    assert [held.given_back for held in extension.held] == [1]
+
+
 def test_an_error_of_the_system_gives_the_device_back(extension: Extension) -> None:
     worker = extension.start()
     with open(os.devnull, "rb") as no_socket:  # noqa: PTH123 - its descriptor is all we want
@@ -274,6 +292,59 @@ def test_who_is_told_that_a_client_is_disconnected_finds_it_so(
     assert seen == [b"", EventName.RESTORED]
 
 
+def test_a_client_is_told_of_the_end_before_its_urbs_are_taken_back(
+    extension: Extension, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device may take long to give them up."""
+    worker = extension.start()
+    client = extension.attach()
+    seen: list[bytes] = []
+
+    class Pump:
+        """The worker's own, with an eye on the client."""
+
+        def __init__(self, pump: _pump.Pump) -> None:
+            self._pump = pump
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._pump, name)
+
+        def finish(self) -> bool:
+            seen.append(client.recv(1))
+            return self._pump.finish()
+
+    monkeypatch.setattr(worker, "_pump", Pump(worker._pump))
+    extension.say(Command.DISCONNECT, Nothing())
+    extension.leave()
+    serve(worker)
+    assert seen == [b""]
+
+
+def test_a_reset_that_fails_is_logged(
+    extension: Extension, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_model: Loopback) -> None:
+        raise OSError(5, "Input/output error")
+
+    worker = extension.start()
+    extension.attach()
+    extension.say(Command.DISCONNECT, Nothing())
+    extension.leave()
+    monkeypatch.setattr(Loopback, "reset", fail)
+    serve(worker)
+    assert f"resetting the device failed: Linux errno {LINUX_EPROTO}" in caplog.text
+
+
+def test_it_says_that_it_lives(extension: Extension) -> None:
+    worker = extension.start()
+    extension.say(Command.PING, Nothing())
+    extension.attach()
+    extension.say(Command.PING, Nothing())
+    extension.leave()
+    serve(worker)
+    assert [extension.result(Nothing) for _answer in range(3)] == [Nothing()] * 3
+
+
 def test_nobody_to_disconnect(extension: Extension) -> None:
     worker = extension.start()
     extension.say(Command.DISCONNECT, Nothing())
@@ -300,3 +371,41 @@ def test_a_client_that_has_just_left_is_not_disconnected(extension: Extension) -
     assert restored == Event(EventName.RESTORED, Nothing())
     with pytest.raises(UsbipdError, match="no client is attached"):
         extension.result(Nothing)
+
+
+WORKER = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+from usbipd.worker.process import main
+sys.exit(main(["1-1"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "told"),
+    [
+        (b"", 0, []),
+        (b"GET / HTTP/1.1", 1, ["a frame of 1195725856 bytes: 1 to 65536 are allowed"]),
+        (
+            Conversation().hello() + request_frame(1, "extension", Command.RELEASE, Nothing()),
+            1,
+            ["the first order to a worker is CLAIM with the counter page"],
+        ),
+    ],
+    ids=["the extension is gone", "rubbish", "an order that does not come first"],
+)
+def test_the_exit_code_says_whether_all_was_well(said: bytes, code: int, told: list[str]) -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            worker = subprocess.Popen(
+                [sys.executable, "-c", WORKER, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        ours.sendall(said)
+        ours.shutdown(socket.SHUT_WR)
+        _output, log = worker.communicate(timeout=20)
+    assert worker.returncode == code
+    assert [line.partition(" 1-1: ")[2] for line in log.splitlines()] == told

@@ -23,7 +23,7 @@ from tests.unit.worker.rig import (
 from usbipd import _pump
 from usbipd.protocol.constants import (
     LINUX_EINVAL,
-    LINUX_ENOENT,
+    LINUX_ENOMEM,
     LINUX_EOVERFLOW,
     LINUX_EPIPE,
     LINUX_EPROTO,
@@ -35,6 +35,7 @@ from usbipd.protocol.constants import (
 from usbipd.protocol.urb import Submit, Unlink, encode
 from usbipd.simulated.descriptors import configuration_descriptor, endpoint_descriptor, interface_descriptor
 from usbipd.simulated.device import Handshake
+from usbipd.worker.report import read_blocked
 
 GET_CONFIGURATION_DESCRIPTOR = "80 06 0002 0000 ff00"
 
@@ -97,14 +98,14 @@ def test_wlength_above_the_buffer_is_refused(rig: Rig) -> None:
 @pytest.mark.rule("set-interface")
 def test_set_interface_changes_what_an_endpoint_is(rig: Rig) -> None:
     gone = rig.submit(ISO_OUT, 3, b"abc", number_of_packets=0)
-    assert rig.exchange(gone)[0].status == -LINUX_ENOENT
+    assert rig.exchange(gone)[0].status == -LINUX_EPIPE
     assert rig.control("01 0b 0100 0100 0000").status == 0
     assert rig.control("81 0a 0000 0100 0100").data == b"\x01"
     rig.client.send(encode(rig.submit(ISO_OUT, 3, b"abc", packets=[(0, 3)])))
     [reply] = rig.awaited()
     assert (reply.status, reply.actual_length) == (0, 3)
     assert rig.control("01 0b 0000 0100 0000").status == 0
-    assert rig.exchange(rig.submit(ISO_OUT, 3, b"abc", number_of_packets=0))[0].status == -LINUX_ENOENT
+    assert rig.exchange(rig.submit(ISO_OUT, 3, b"abc", number_of_packets=0))[0].status == -LINUX_EPIPE
     assert rig.control("01 0b 0200 0100 0000").status == -LINUX_EPIPE
 
 
@@ -127,6 +128,23 @@ def test_set_configuration_that_the_device_fails_leaves_its_endpoints(rig: Rig) 
     rig.client.send(encode(rig.submit(ISO_OUT, 3, b"abc", packets=[(0, 3)])))
     assert rig.awaited()[0].status == 0
     rig.device.reset_error = None
+
+
+def test_the_counter_page_shows_while_a_call_to_the_device_blocks(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker does not answer then: in requests that it carries out, and in the reset after a client."""
+    shown: list[float | None] = []
+    monkeypatch.setattr(rig.device, "reset", lambda: shown.append(read_blocked(rig.page)))
+    for step in (
+        lambda: rig.control("00 09 0100 0000 0000"),
+        lambda: rig.control("23 03 0400 0000 0000"),
+        rig.pump.restore,
+    ):
+        step()
+        assert read_blocked(rig.page) is None
+    assert len(shown) == 3
+    assert None not in shown
 
 
 def test_set_interface_leaves_the_urbs_of_others(rig: Rig) -> None:
@@ -211,6 +229,25 @@ def test_model_that_raises_fails_its_urb_only(rig: Rig) -> None:
     first, second = rig.exchange(rig.submit(MODEL_IN, 8), rig.submit(MODEL_IN, 8))
     assert (first.status, second.data) == (-LINUX_EPROTO, b"fine")
     assert rig.transfers.problem == "ValueError: no such block"
+
+
+class UnprintableError(Exception):
+    def __str__(self) -> str:
+        raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "problem"),
+    [
+        (MemoryError(), -LINUX_ENOMEM, "MemoryError: "),
+        (UnprintableError(), -LINUX_EPROTO, "an exception that cannot be printed"),
+    ],
+)
+def test_model_that_lacks_memory_answers(rig: Rig, error: Exception, status: int, problem: str) -> None:
+    rig.device.to_read[MODEL_IN] = [error, b"fine"]
+    first, second = rig.exchange(rig.submit(MODEL_IN, 8), rig.submit(MODEL_IN, 8))
+    assert (first.status, second.data) == (status, b"fine")
+    assert rig.transfers.problem == problem
 
 
 @pytest.mark.parametrize("length", [1, 320, 321, 1024, 65536, 1000000, MAX_TRANSFER_LENGTH])
@@ -371,7 +408,7 @@ def test_unlink_for_another_device(rig: Rig) -> None:
 def test_endpoint_that_does_not_exist_is_answered(rig: Rig) -> None:
     missing = rig.submit(0x09, 700, bytes(700))
     after = rig.submit(SINK, 3, b"abc")
-    assert statuses(rig.exchange(missing, after)) == [(missing.seqnum, -LINUX_ENOENT), (after.seqnum, 0)]
+    assert statuses(rig.exchange(missing, after)) == [(missing.seqnum, -LINUX_EPIPE), (after.seqnum, 0)]
 
 
 def test_control_endpoint_besides_0_is_refused() -> None:

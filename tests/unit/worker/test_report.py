@@ -14,6 +14,7 @@ from usbipd.worker.report import (
     COUNTER_WORDS,
     LATENCY_BUCKETS,
     latency_of,
+    read_blocked,
     read_counters,
     read_rate,
 )
@@ -36,10 +37,11 @@ def make_page(
     previous: Snapshot = NEVER,
     newest: Snapshot = NEVER,
     latency: dict[int, int] | None = None,
+    blocked_since: int = 0,
 ) -> mmap.mmap:
     """A page: URBs, bytes in and out, and two snapshots, whose first word is their age in microseconds."""
     buckets = [(latency or {}).get(n, 0) for n in range(LATENCY_BUCKETS)]
-    words = [*counted, 4, 5, 6, *buckets]
+    words = [*counted, 4, 5, 6, *buckets, blocked_since]
     for age, *before in (previous, newest):
         words += [NOW - age if age else 0, *before]
     page = mmap.mmap(-1, COUNTER_PAGE_SIZE)
@@ -56,6 +58,14 @@ def test_the_words_of_the_page() -> None:
     assert (counters.urbs, counters.bytes_in, counters.bytes_out) == (1, 2, 3)
     assert (counters.errors, counters.unlinks, counters.in_flight) == (4, 5, 6)
     assert counters.latency_us == [7, *[0] * 22, 8]
+
+
+@pytest.mark.parametrize(
+    ("since", "seconds"), [(0, None), (NOW - 3 * SECOND, 3.0), (NOW, 0.0), (NOW + 1, None), (-1, None)]
+)
+def test_how_long_a_call_blocks(since: int, seconds: float | None) -> None:
+    """What a broken worker has written stands for nothing."""
+    assert read_blocked(make_page(blocked_since=since)) == seconds
 
 
 def test_a_device_that_has_never_moved_anything() -> None:

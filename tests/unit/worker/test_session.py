@@ -1,16 +1,19 @@
 """Sessions of the pump: one client after the other, bounds, counters, and the end."""
 
 import platform
+import resource
 import struct
+import sys
 from pathlib import Path
 from socket import SHUT_WR
 from typing import NamedTuple
 
 import pytest
 
-from tests.unit.worker.rig import DEVID, IN, LOOP_IN, SINK, SOURCE, Rig
+from tests.unit.worker.rig import DEVID, IN, LOOP_IN, LOOP_OUT, MODEL_IN, SINK, SOURCE, Rig, statuses
 from usbipd import _pump, config
-from usbipd.protocol.urb import Submit, encode
+from usbipd.protocol.constants import LINUX_ENOMEM
+from usbipd.protocol.urb import ReplyReader, Submit, Unlink, encode
 from usbipd.worker import report
 from usbipd.worker.report import COUNTER_WORDS
 
@@ -42,6 +45,44 @@ def test_next_client_starts_afresh(rig: Rig) -> None:
     rig.seqnum = 0
     assert rig.control("81 0a 0000 0100 0100").data == b"\x00"
     assert rig.exchange(rig.submit(SINK, 1, b"a"))[0].status == 0
+
+
+def test_an_unlink_is_not_held_against_the_submits_of_the_last_client(rig: Rig) -> None:
+    """An UNLINK of the next URB waits for it, but only behind a SUBMIT of the same client."""
+    rig.seqnum = 1000
+    rig.exchange(rig.submit(SINK, 1, b"a"))
+    assert rig.finish()
+    rig.attach()
+    never_sent = rig.submit(SINK, 1, b"a")
+    unlink = Unlink(rig.seqnum + 1, DEVID, 0, 0, never_sent.seqnum)
+    rig.replies = ReplyReader()
+    rig.replies.expect(unlink)
+    assert statuses(rig.exchange(unlink)) == [(unlink.seqnum, 0)]
+
+
+def test_buffers_that_are_kept_make_room_for_others(rig: Rig) -> None:
+    """More than the budget in all, of ever other size classes."""
+    for size in (16 << 20, 8 << 20, 4 << 20, 2 << 20) * 3:
+        rig.device.to_read[MODEL_IN] = [b"", b""]
+        both = [rig.submit(MODEL_IN, size), rig.submit(MODEL_IN, size)]
+        assert statuses(rig.exchange(*both)) == [(submit.seqnum, 0) for submit in both]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say how large a process is")
+def test_an_urb_for_which_the_system_has_no_memory_is_answered(rig: Rig) -> None:
+    """Other allocations, and what fails with them: memory_cases.py."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    lost = [rig.submit(MODEL_IN, 16 << 20) for _ in range(20)]
+    resource.setrlimit(resource.RLIMIT_AS, (size + (4 << 20), before[1]))
+    try:
+        replies = rig.exchange(*lost)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert statuses(replies) == [(submit.seqnum, -LINUX_ENOMEM) for submit in lost]
+    rig.device.to_read[MODEL_IN] = [b"", b""]
+    later = [rig.submit(MODEL_IN, 16 << 20) for _ in range(2)]
+    assert statuses(rig.exchange(*later)) == [(submit.seqnum, 0) for submit in later]
 
 
 def test_client_that_reads_nothing_is_not_read_any_more() -> None:
@@ -100,6 +141,20 @@ def test_counters(rig: Rig) -> None:
     assert (counters.urbs, counters.bytes_in, counters.bytes_out) == (3, 30, 100)
     assert (counters.errors, counters.unlinks, counters.in_flight) == (1, 1, 0)
     assert sum(counters.latency_us) == 3
+
+
+def test_latency_is_counted_in_the_bucket_whose_upper_end_is_above_it(rig: Rig) -> None:
+    """Bucket n: below 2**n microseconds, and not below 2**(n - 1)."""
+    before = report._now()
+    rig.exchange(rig.submit(LOOP_IN, 64))
+    begin = report._now()
+    while (least := report._now() - begin) < 20_000:  # bucket 15: 16,384 to 32,767
+        rig.turn()
+    assert len(rig.exchange(rig.submit(LOOP_OUT, 1, b"x"))) == 2
+    most = report._now() - before
+    [bucket] = [n for n, count in enumerate(rig.counters.latency_us) if count and n > 10]
+    assert 1 << bucket > least
+    assert 1 << (bucket - 1) <= most
 
 
 class Snapshot(NamedTuple):

@@ -13,7 +13,7 @@ from tests.unit.worker.rig import (
     Rig,
     statuses,
 )
-from usbipd.protocol.constants import LINUX_ECONNRESET, LINUX_ENOENT
+from usbipd.protocol.constants import LINUX_ECONNRESET, LINUX_EPIPE
 from usbipd.protocol.urb import Unlink, encode
 
 
@@ -95,7 +95,7 @@ def test_unlink_that_comes_before_its_submit_goes_with_its_client(rig: Rig) -> N
 def test_unlink_of_an_urb_that_has_no_endpoint_is_answered_at_once(rig: Rig) -> None:
     assert rig.control(GET_DEVICE_DESCRIPTOR).status == 0
     submit = rig.submit(0x8F, 64)
-    assert statuses(rig.exchange(submit)) == [(submit.seqnum, -LINUX_ENOENT)]
+    assert statuses(rig.exchange(submit)) == [(submit.seqnum, -LINUX_EPIPE)]
     unlink = rig.unlink(submit)
     assert statuses(rig.exchange(unlink)) == [(unlink.seqnum, 0)]
 

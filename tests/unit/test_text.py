@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usbipd.usb.foreign_text import readable
+from usbipd.text import readable
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,11 @@ def test_any_name_can_be_shown_and_sent(name: str | bytes) -> None:
     text = readable(name)
     assert text.isprintable()
     text.encode()
+    assert readable(text) == text
+
+
+@given(st.text(max_size=40), st.integers(1, 20))
+def test_no_text_is_longer_than_its_bound(name: str, longest: int) -> None:
+    text = readable(name, longest)
+    assert text.isprintable()
+    assert text == (whole if len(whole := readable(name)) <= longest else whole[: longest - 1] + "…")

@@ -1,0 +1,67 @@
+"""What well-behaved clients get while others flood the server.
+
+Each of them is served, whatever the flood is and wherever it comes from: one address, or as many as it has
+connections.  A bystander's device stays attached, and no process ends.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.client import Client, Session
+from tests.flood import MODES, Flood
+from tests.integration.conftest import NOTHING_BUT_ERRORS
+from tests.integration.daemon import Daemon
+from usbipd.protocol.constants import USB_DT_DEVICE, USB_REQ_GET_DESCRIPTOR
+from usbipd.simulated.loopback import LOOPBACK_IN, LOOPBACK_OUT
+
+IN_USE, *FREE = (f"240-{number}" for number in range(1, 6))
+ONE = ["127.9.9.9"]
+MANY = [f"127.9.{number // 100}.{number % 100 + 1}" for number in range(300)]
+CLIENTS = 25
+"""Well-behaved ones beside each flood, that list the devices, and as many that import one."""
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon for all floods."""
+    devices = ",".join(["loopback"] * (1 + len(FREE)))
+    running = Daemon(tmp_path_factory.mktemp("daemon"), devices, NOTHING_BUT_ERRORS)
+    try:
+        yield running
+        running.stop()
+    finally:
+        running.kill()
+
+
+@pytest.fixture(scope="module")
+def bystander(daemon: Daemon) -> Iterator[Session]:
+    """Has the device that the floods ask for."""
+    with Client(daemon.host, daemon.port, source="127.0.0.5").import_device(IN_USE) as session:
+        yield session
+
+
+def processes(daemon: Daemon) -> list[int]:
+    return [process["pid"] for process in daemon.status()["processes"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("connections", [64, 300])
+@pytest.mark.parametrize("sources", [ONE, MANY], ids=["one address", "many addresses"])
+@pytest.mark.parametrize("mode", MODES)
+def test_well_behaved_clients_are_served_beside_a_flood(
+    daemon: Daemon, bystander: Session, mode: str, sources: list[str], connections: int
+) -> None:
+    before = processes(daemon)
+    client = Client(daemon.host, daemon.port, source="127.0.0.77")
+    flood = Flood(daemon.host, daemon.port, mode, connections=connections, sources=sources, busid=IN_USE)
+    with flood:
+        for number in range(CLIENTS):
+            assert len(client.devlist()) == daemon.devices
+            with client.import_device(FREE[number % len(FREE)]) as session:
+                descriptor = session.control_in(0x80, USB_REQ_GET_DESCRIPTOR, USB_DT_DEVICE << 8, length=18)
+                assert len(descriptor) == 18
+    assert flood.made >= connections
+    assert bystander.bulk_out(LOOPBACK_OUT, b"still here") == 10
+    assert bystander.bulk_in(LOOPBACK_IN, 512) == b"still here"
+    assert processes(daemon) == before

@@ -1,0 +1,90 @@
+"""A server and workers that were taken over, in a real daemon: what they say reaches people clean, what they
+do ends them, and the daemon goes on."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.client import Client, ClosedError
+from tests.integration.daemon import COMMAND, PATIENCE, until
+from tests.integration.hostile_child import HostileDaemon
+from tests.programs import EXECUTABLE
+
+pytestmark = pytest.mark.skipif(EXECUTABLE is not None, reason="its children are the executable itself")
+
+Start = Callable[[str, str], HostileDaemon]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started: list[HostileDaemon] = []
+
+    def start(how: str, simulate: str) -> HostileDaemon:
+        started.append(HostileDaemon(tmp_path, how, simulate))
+        return started[-1]
+
+    yield start
+    for daemon in started:
+        daemon.kill()
+
+
+def check_shown(answer: "subprocess.CompletedProcess[str]") -> None:
+    """It shows the hostile text, and nothing of it raw."""
+    shown = answer.stdout + answer.stderr
+    assert r"\x1b]0;owned" in shown
+    assert all(line.isprintable() and not line.startswith("forged") for line in shown.split("\n"))
+    assert len(shown) < 20_000
+
+
+def test_no_text_of_theirs_drives_a_terminal(start: Start) -> None:
+    daemon = start("lies", "loopback,keyboard")
+    loopback, keyboard = daemon.busid("loopback"), daemon.busid("keyboard")
+    with Client(daemon.host, daemon.port).import_device(loopback):
+        check_shown(daemon.usbipd("list"))  # the name of the client
+        check_shown(daemon.usbipd("detach", "--busid", loopback))
+    os.kill(daemon.worker_pid(keyboard), signal.SIGKILL)
+    daemon.wait_for_state(keyboard, "failed")
+    until(lambda: "owned" in (daemon.device(keyboard)["error"] or ""))
+    for words in (("list",), ("status",), ("history",), ("doctor",)):
+        check_shown(daemon.usbipd(*words))
+        in_json = daemon.usbipd(*words, "--json")
+        check_shown(
+            subprocess.CompletedProcess(words, 0, in_json.stdout.replace(r"\\", "\\"), in_json.stderr)
+        )
+        json.loads(in_json.stdout)
+    health = [*COMMAND, "--health", "--socket", str(daemon.socket)]
+    check_shown(subprocess.run(health, capture_output=True, text=True, timeout=PATIENCE, check=False))
+    assert all(line.isprintable() for line in daemon.log.lines())
+
+
+def test_a_worker_that_spins_is_replaced_by_detach(start: Start) -> None:
+    daemon = start("spins", "loopback,keyboard")
+    busid = daemon.busid("loopback")
+    before = daemon.worker_pid(busid)
+    with Client(daemon.host, daemon.port).import_device(busid) as session:
+        answer = daemon.usbipd("detach", "--busid", busid)
+        assert answer.returncode == 0, answer.stderr
+        assert "was cut off" in answer.stderr
+        with pytest.raises(ClosedError):
+            session.bulk_in(0x81, 512)
+    assert daemon.wait_for_state(busid, "shared")["worker_pid"] != before
+    [ended] = [entry for entry in daemon.document("history")["entries"] if entry["event"] == "detached"]
+    assert ended["busid"] == busid
+    assert "did not end its client's session within 2 s" in ended["reason"]
+
+
+def test_a_worker_that_floods_is_replaced_at_its_first_surplus_event(start: Start) -> None:
+    daemon = start("floods", "loopback,keyboard")
+    busid = daemon.busid("loopback")
+    before = daemon.worker_pid(busid)
+    with Client(daemon.host, daemon.port).import_device(busid):
+        assert daemon.log.wait_for("restored while free for a client: ended")
+    until(lambda: daemon.worker_pid(busid) != before)
+    entries = daemon.document("history")["entries"]
+    assert [entry["busid"] for entry in entries if entry["event"] == "detached"] == [busid]
+    assert len(entries) < 20

@@ -1,0 +1,41 @@
+"""Where a daemon is started: paths count from there, and no process stays there."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+
+from tests.integration.daemon import COMMAND, PATIENCE, Lines
+
+
+def test_relative_paths_count_from_it_and_no_process_stays_in_it(tmp_path: Path) -> None:
+    (tmp_path / "usbipd.toml").write_text('log_level = "debug"\n')
+    arguments = ["--run", "--listen", "127.0.0.1:0", "--simulate", "mass-storage:size=1M:file=disk.img"]
+    arguments += ["--socket", "run/control.sock", "--state", "state", "--config", "usbipd.toml"]
+    process = subprocess.Popen(
+        COMMAND + arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    output, log = Lines(process.stdout), Lines(process.stderr)
+    try:
+        output.wait_for(" listens on ")
+        log.wait_for(" claimed ")
+        assert (tmp_path / "run" / "control.sock").is_socket()
+        asked = [*COMMAND, "--status", "--json", "--socket", str(tmp_path / "run" / "control.sock")]
+        status = json.loads(subprocess.run(asked, stdout=subprocess.PIPE, check=True).stdout)["status"]
+        directories = {each["role"]: psutil.Process(each["pid"]).cwd() for each in status["processes"]}
+        root = "/" if os.geteuid() else str(tmp_path / "run" / "empty")
+        assert directories == {"extension": "/", "server": root, "worker": "/"}, "root's server has a chroot"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait(PATIENCE)
+        output.close()
+        log.close()
+    assert (tmp_path / "state" / "usbipd.sqlite").is_file()
+    assert (tmp_path / "disk.img").is_file()

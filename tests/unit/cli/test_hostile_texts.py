@@ -1,0 +1,62 @@
+"""What a daemon answers does not drive the terminal, whatever has got into its texts, in any output."""
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from tests.unit.ipc.test_texts import HOSTILE, hostile
+from usbipd.cli import ext
+from usbipd.cli import main as usbipd
+from usbipd.errors import UsbipdError
+from usbipd.ipc.channel import Request
+from usbipd.ipc.commands import COMMANDS
+from usbipd.ipc.message import Message
+
+Extension = Callable[..., AbstractContextManager[None]]
+
+VERBS = [
+    ("usbipd", "list"),
+    ("usbipd", "bind", "--busid", "1-1"),
+    ("usbipd", "unbind", "--busid", "1-1"),
+    ("usbipd", "detach", "--busid", "1-1"),
+    ("usbipd", "status"),
+    ("usbipd", "history", "--limit", "1"),
+    ("usbipd", "doctor"),
+    ("usbipd-ext", "--status"),
+    ("usbipd-ext", "--health"),
+]
+
+
+def answer(request: Request) -> Message:
+    """A good answer, with hostile texts in it."""
+    _parameters, kind = COMMANDS[request.command]
+    return hostile(kind)  # type: ignore[no-any-return]
+
+
+def refuse(request: Request) -> UsbipdError:
+    return UsbipdError(HOSTILE, code=HOSTILE, advice=HOSTILE)
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["text", "json"])
+@pytest.mark.parametrize("reply", [answer, refuse])
+@pytest.mark.parametrize("words", VERBS, ids=lambda words: " ".join(words[:2]))
+def test_no_verb_shows_a_text_raw(
+    words: tuple[str, ...],
+    reply: Callable[[Request], Message | UsbipdError],
+    options: tuple[str, ...],
+    extension: Extension,
+    socket_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    program, *arguments = *words, *options, "--socket", str(socket_path)
+    with extension(reply):
+        (usbipd if program == "usbipd" else ext).main(arguments)
+    out, err = capsys.readouterr()
+    assert "owned" in out + err, "this proves nothing"
+    assert all(line.isprintable() for line in (out + err).split("\n"))
+    assert not any(line.startswith("fake") for line in (out + err).split("\n"))
+    if options:
+        json.loads(out)

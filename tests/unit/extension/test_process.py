@@ -1,0 +1,80 @@
+"""The beginning and the end of the extension, as a process."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PROGRAM = """
+import asyncio, sys
+from pathlib import Path
+from usbipd.config import ServerConfig
+from usbipd.extension import process
+
+async def start(self, **how):
+    print("starting", flush=True)
+    await asyncio.Event().wait()
+
+if "hang" in sys.argv:
+    process.NetworkServer.start = start
+config = ServerConfig(listen=("127.0.0.1:0",), log_level=sys.argv[2])
+sys.exit(process.run(config, [], False, Path(sys.argv[1]), None))
+"""
+
+
+@contextmanager
+def starting(tmp_path: Path, log_level: str) -> Iterator[subprocess.Popen[bytes]]:
+    """An extension that has begun its start, which does not end."""
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "control.sock"), log_level, "hang"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"starting\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_start_that_is_under_way_is_ended_by_a_signal(tmp_path: Path) -> None:
+    """Such as one that waits for an address: the extension does not wait for the start to end."""
+    with starting(tmp_path, "info") as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    assert not (tmp_path / "control.sock").exists()
+
+
+def test_sigusr1_is_for_level_debug_and_sigusr2_for_the_configured_one(tmp_path: Path) -> None:
+    with starting(tmp_path, "error") as process:
+        assert process.stderr is not None
+        process.send_signal(signal.SIGUSR1)
+        while b"log level debug" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGUSR2)
+        process.send_signal(signal.SIGTERM)
+        _output, log = process.communicate(timeout=10)
+        assert process.returncode == 0
+    assert b" INFO " not in log
+
+
+def test_nobody_reads_what_is_printed(tmp_path: Path) -> None:
+    """That is no failure: neither when it is printed nor at the end."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "control.sock"), "error"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(10)
+        environment = os.environ | {"NOTIFY_SOCKET": str(tmp_path / "notify"), "PYTHONUNBUFFERED": ""}
+        with subprocess.Popen(command, stdout=write_end, stderr=subprocess.PIPE, env=environment) as process:
+            try:
+                os.close(write_end)
+                assert manager.recv(4096).startswith(b"READY=1")
+                process.send_signal(signal.SIGTERM)
+                _output, log = process.communicate(timeout=10)
+            finally:
+                process.kill()
+    assert (process.returncode, log) == (0, b"")

@@ -1,0 +1,187 @@
+"""Children that do not answer, or say more than they were asked: found, and ended where users ask for it."""
+
+import asyncio
+
+import pytest
+
+from tests.unit.extension.fakes import (
+    FakeSource,
+    FakeSpawner,
+    FakeStore,
+    FakeSysfs,
+    make_claimer,
+    record,
+    run,
+    until,
+)
+from tests.unit.extension.specimen import FakeChannel, child
+from usbipd.errors import ClaimError, UsbipdError
+from usbipd.extension import claimer as claimer_module
+from usbipd.extension import liveness
+from usbipd.extension.claim import ClaimState
+from usbipd.extension.liveness import silence_of
+from usbipd.extension.supervisor import Child
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command, Nothing
+from usbipd.ipc.reports import HistoryEvent
+
+CLIENT = "192.0.2.1:5"
+
+
+def test_a_child_that_answers_is_not_silent() -> None:
+    assert asyncio.run(silence_of(child())) is None
+
+
+def test_a_silent_child_is_waited_for_once_and_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(liveness, "PING_TIMEOUT", 0.01)
+    channel = FakeChannel(silent=True)
+    silent = child()
+    silent.channel = channel  # type: ignore[assignment]
+
+    async def test() -> None:
+        first, second = await asyncio.gather(silence_of(silent), silence_of(silent))
+        assert first is not None
+        assert second is not None
+        monkeypatch.setattr(liveness, "PING_TIMEOUT", 3600.0)
+        silent.ping = silent.ping._replace(sent=silent.ping.sent - 3600)  # type: ignore[union-attr]
+        async with asyncio.timeout(5):  # not another hour
+            longer = await silence_of(silent)
+        assert longer is not None
+        assert longer >= 3600
+        assert channel.asked == 1
+        channel.close()
+        assert await silence_of(silent) is None
+        assert channel.asked == 1
+
+    run(test())
+
+
+class Host:
+    """A claimer on a host with one real device, 1-2, which it holds for a client."""
+
+    def __init__(self, spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
+        self.spawner = spawner
+        self.store = FakeStore()
+        self.claimer = make_claimer(spawner, sysfs, FakeSource(record("1-2")).find, self.store)
+
+    async def attach(self) -> None:
+        await self.claimer.claim_device(record("1-2"))
+        self.claimer.claims["1-2"].attached(CLIENT)
+
+    async def until_replaced(self) -> None:
+        await until(
+            lambda: len(self.spawner.children) == 2 and self.claimer.claims["1-2"].state is ClaimState.READY
+        )
+
+    async def release(self) -> None:
+        self.spawner.answers.clear()
+        await self.claimer.release_device("1-2", timeout=5)
+
+
+@pytest.fixture
+def host(spawner: FakeSpawner, sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> Host:
+    monkeypatch.setattr(claimer_module, "DISCONNECT_TIMEOUT", 0.01)
+    return Host(spawner, sysfs)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["silence", Nothing(), UsbipdError("no client is attached", code="not-attached")],
+    ids=["silent", "lies", "denies"],
+)
+def test_detach_ends_a_worker_that_does_not_end_the_session(
+    host: Host, answer: Message | UsbipdError | str
+) -> None:
+    """It is killed, and the session ends with it; the device is claimed again by the next worker."""
+
+    async def test() -> None:
+        await host.attach()
+        host.spawner.answers[Command.DISCONNECT] = answer
+        assert await host.claimer.disconnect("1-2") == CLIENT
+        assert host.spawner.children[0].killed
+        await host.until_replaced()
+        [ended] = host.store.happened(HistoryEvent.DETACHED)
+        assert ended["client"] == CLIENT
+        await host.release()
+
+    run(test())
+
+
+def test_detach_of_a_client_that_leaves_by_itself(host: Host) -> None:
+    """The worker has said DETACHED before it answers that it has no client: it lives on."""
+
+    async def test() -> None:
+        await host.attach()
+        host.spawner.answers[Command.DISCONNECT] = UsbipdError("no client is attached", code="not-attached")
+        host.spawner.last.detach()
+        with pytest.raises(UsbipdError, match="no client is attached"):
+            await host.claimer.disconnect("1-2")
+        assert not host.spawner.last.killed
+        await host.release()
+
+    run(test())
+
+
+def test_a_worker_that_the_kernel_does_not_end(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for its device where signals do not reach it."""
+    monkeypatch.setattr(claimer_module, "KILL_TIMEOUT", 0.01)
+    kill = host.spawner.kill
+
+    async def test() -> None:
+        await host.attach()
+        host.spawner.answers[Command.DISCONNECT] = "silence"
+        survivors: list[Child] = []
+        monkeypatch.setattr(host.spawner, "kill", survivors.append)
+        with pytest.raises(UsbipdError, match="hangs in the kernel, which waits for 1-2") as caught:
+            await host.claimer.disconnect("1-2")
+        assert caught.value.advice == "unplug the device"
+        assert len(host.spawner.children) == 1
+        [survivor] = survivors
+        kill(survivor)
+        await host.until_replaced()
+        await host.release()
+
+    run(test())
+
+
+@pytest.mark.parametrize("what", ["detach", "restored", "device_gone"])
+def test_a_worker_says_nothing_twice(host: Host, what: str) -> None:
+    """So what it can make us do is bounded by what we ask of it; one that says more is replaced."""
+
+    async def test() -> None:
+        await host.attach()
+        worker = host.spawner.last
+        if what == "restored":
+            worker.detach()
+        getattr(worker, what)()
+        getattr(worker, what)()
+        await host.until_replaced()
+        assert not worker.channel.is_open
+        await host.release()
+
+    run(test())
+
+
+def test_a_restored_event_without_a_client_before_it(host: Host) -> None:
+    async def test() -> None:
+        await host.claimer.claim_device(record("1-2"))
+        host.spawner.last.restored()
+        await host.until_replaced()
+        await host.release()
+
+    run(test())
+
+
+def test_the_store_knows_what_may_be_without_its_drivers_and_no_more(host: Host) -> None:
+    async def test() -> None:
+        host.spawner.answers[Command.CLAIM] = ClaimError("it is in use", code="LIBUSB_ERROR_BUSY")
+        with pytest.raises(ClaimError):
+            await host.claimer.claim_device(record("1-2"))
+        assert not host.store.held
+        host.spawner.answers.clear()
+        await host.claimer.claim_device(record("1-2"))
+        assert list(host.store.held) == ["1-2"]
+        await host.release()
+        assert not host.store.held
+
+    run(test())

@@ -1,0 +1,124 @@
+"""What others can cause passes a few times and is counted from then on; nothing runs when nothing comes."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from usbipd.limiter import BURST, INTERVAL, Limiter
+
+Seen = tuple[str, int]
+"""The last item, and how many it stands for."""
+
+
+class Clock:
+    """An event loop for which time passes when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.waiting: list[tuple[float, Callable[[], None]]] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> None:
+        self.waiting.append((self.now + delay, callback))
+
+    def advance(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self.waiting and min(when for when, _callback in self.waiting) <= end:
+            first = min(self.waiting, key=lambda each: each[0])
+            self.waiting.remove(first)
+            self.now = max(self.now, first[0])
+            first[1]()
+        self.now = end
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def a_limiter(clock: Clock, *, with_timer: bool = True) -> tuple[Limiter[Seen], list[Seen]]:
+    passed: list[Seen] = []
+    limiter = Limiter(passed.append, lambda held, new: (new[0], held[1] + new[1]), clock=clock)
+    if with_timer:
+        limiter.use_timer(clock.call_later)
+    return limiter, passed
+
+
+def test_the_first_few_pass_at_once(clock: Clock) -> None:
+    limiter, passed = a_limiter(clock)
+    for number in range(BURST):
+        limiter.add("kind", (f"{number}", 1))
+    assert passed == [(f"{number}", 1) for number in range(BURST)]
+
+
+def test_a_flood_is_one_item_an_interval_with_its_number_and_its_last(clock: Clock) -> None:
+    limiter, passed = a_limiter(clock)
+    for number in range(BURST + 1000):
+        limiter.add("kind", (f"{number}", 1))
+    assert len(passed) == BURST
+    clock.advance(INTERVAL)
+    assert passed[BURST:] == [(f"{BURST + 999}", 1000)]
+    for number in range(10):
+        limiter.add("kind", (f"again {number}", 1))
+    assert len(passed) == BURST + 1
+    clock.advance(INTERVAL)
+    assert passed[BURST + 1 :] == [("again 9", 10)]
+
+
+def test_after_a_quiet_interval_the_first_few_pass_again_and_nothing_waits(clock: Clock) -> None:
+    limiter, passed = a_limiter(clock)
+    assert not clock.waiting
+    limiter.add("kind", ("one", 1))
+    assert len(clock.waiting) == 1
+    clock.advance(INTERVAL)
+    assert not clock.waiting
+    for _number in range(BURST + 1):
+        limiter.add("kind", ("more", 1))
+    assert len(passed) == 1 + BURST
+    clock.advance(2 * INTERVAL)
+    assert len(passed) == 1 + BURST + 1
+    assert not clock.waiting
+
+
+def test_one_kind_does_not_limit_another(clock: Clock) -> None:
+    limiter, passed = a_limiter(clock)
+    for _number in range(BURST + 1):
+        limiter.add("kind", ("many", 1))
+    limiter.add("other", ("first", 1))
+    assert passed[-1] == ("first", 1)
+
+
+def test_without_a_timer_the_next_item_brings_the_count(clock: Clock) -> None:
+    limiter, passed = a_limiter(clock, with_timer=False)
+    for _number in range(BURST + 5):
+        limiter.add("kind", ("many", 1))
+    clock.advance(INTERVAL)
+    assert len(passed) == BURST
+    limiter.add("other", ("first", 1))
+    assert passed[BURST:] == [("many", 5), ("first", 1)]
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from("ab"), st.integers(0, 60), st.sampled_from([0.0, 1.0, 30.0, INTERVAL]))
+)
+
+
+@given(steps, st.booleans())
+def test_the_counts_add_up_and_the_bound_holds(what: list[tuple[str, int, float]], timer: bool) -> None:
+    clock = Clock()
+    limiter, passed = a_limiter(clock, with_timer=timer)
+    intervals = 1.0
+    for kind, number, pause in what:
+        for _each in range(number):
+            limiter.add(kind, (kind, 1))
+        clock.advance(pause)
+        intervals += pause / INTERVAL
+    limiter.flush()
+    for kind in "ab":
+        mine = [number for name, number in passed if name == kind]
+        assert sum(mine) == sum(number for name, number, _pause in what if name == kind)
+        assert len(mine) <= (BURST + 1) * intervals + 1

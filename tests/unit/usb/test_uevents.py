@@ -1,0 +1,165 @@
+"""Events of the kernel: some as it sends them, through a pair of sockets, and this host's own socket."""
+
+import asyncio
+import errno
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.unit.extension.fakes import run, until
+from usbipd.usb import uevents
+from usbipd.usb.uevents import UeventListener, hears_the_kernel, tells_of_device
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the events of Linux")
+
+
+def event(action: str, path: str, **fields: str) -> bytes:
+    """As the kernel sends it."""
+    pairs = {"ACTION": action, "DEVPATH": path} | fields
+    text = [f"{action}@{path}", *(f"{key}={value}" for key, value in pairs.items())]
+    return "".join(f"{each}\0" for each in text).encode()
+
+
+PORT: Final = "/devices/platform/vhci_hcd.0/usb5/5-1"
+DEVICE: Final = {"SUBSYSTEM": "usb", "DEVTYPE": "usb_device", "PRODUCT": "1d6b/104/100", "SEQNUM": "1715"}
+INTERFACE: Final = {"SUBSYSTEM": "usb", "DEVTYPE": "usb_interface", "INTERFACE": "8/6/80"}
+ADD: Final = event("add", PORT, **DEVICE)
+
+
+@pytest.mark.parametrize(
+    ("message", "tells"),
+    [
+        (ADD, True),
+        (event("remove", PORT, **DEVICE), True),
+        (event("bind", PORT, **DEVICE, DRIVER="usb"), False),
+        (event("change", PORT, **DEVICE), False),
+        (event("add", f"{PORT}/5-1:1.0", **INTERFACE), False),
+        (event("add", f"{PORT}/5-1:1.0/host0", SUBSYSTEM="scsi", DEVTYPE="scsi_host"), False),
+        (b"", False),
+        (b"libudev\0\xfe\xed\xca\xfe", False),
+    ],
+)
+def test_what_an_event_tells(message: bytes, tells: bool) -> None:
+    assert tells_of_device(message) is tells
+
+
+class Kernel:
+    """The other end of a listener's socket, and what the listener has told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ours, self._kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        ours.setblocking(False)
+        self.events = 0
+        self.ends: list[str] = []
+        self.listener = UeventListener(self._count, self.ends.append)
+        monkeypatch.setattr(uevents, "open_events", lambda: ours)
+        monkeypatch.setattr(uevents, "hears_the_kernel", lambda: True)
+
+    def _count(self) -> None:
+        self.events += 1
+
+    def send(self, *messages: bytes) -> None:
+        for message in messages:
+            self._kernel.send(message)
+
+    def close(self) -> None:
+        self._kernel.close()
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    kernel = Kernel(monkeypatch)
+    yield kernel
+    kernel.close()
+
+
+def test_devices_that_come_and_go(kernel: Kernel) -> None:
+    async def test() -> None:
+        kernel.listener.start()
+        assert kernel.events == 1, "for what came before"
+        kernel.send(ADD, event("bind", PORT, **DEVICE), event("remove", PORT, **DEVICE))
+        await until(lambda: kernel.events == 3)
+        await kernel.listener.stop()
+        assert not kernel.ends
+
+    run(test())
+
+
+def test_many_events_at_once_let_others_have_their_turn(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uevents, "READ_AT_ONCE", 2)
+    seen = []
+
+    async def test() -> None:
+        kernel.listener.start()
+        kernel.send(*[ADD] * 6)
+        while kernel.events < 7:
+            await asyncio.sleep(0)
+            seen.append(kernel.events)
+        await kernel.listener.stop()
+
+    run(test())
+    assert {3, 5, 7} <= set(seen)
+
+
+def test_events_that_were_lost_could_have_been_any(kernel: Kernel) -> None:
+    class Losing:
+        answers: Final = [OSError(errno.ENOBUFS, "lost"), BlockingIOError()]
+
+        def recv(self, _size: int) -> bytes:
+            raise self.answers.pop(0)
+
+    kernel.listener._read(Losing())  # type: ignore[arg-type]
+    assert (kernel.events, kernel.ends) == (1, [])
+
+
+def test_a_socket_that_fails_ends_it(kernel: Kernel) -> None:
+    class Failing:
+        def recv(self, _size: int) -> bytes:
+            raise OSError(errno.EIO, "it broke")
+
+    kernel.listener._read(Failing())  # type: ignore[arg-type]
+    assert (kernel.events, kernel.ends) == (0, ["the kernel has stopped telling of devices: it broke"])
+
+
+def test_a_host_without_such_events(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> socket.socket:
+        raise OSError(errno.EPROTONOSUPPORT, "Protocol not supported")
+
+    monkeypatch.setattr(uevents, "open_events", fail)
+    kernel.listener.start()
+    assert (kernel.events, len(kernel.ends)) == (0, 1)
+    assert kernel.ends[0].endswith("come and go: Protocol not supported")
+
+
+def test_a_container_with_a_user_namespace(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uevents, "hears_the_kernel", lambda: False)
+    kernel.listener.start()
+    assert kernel.events == 0
+    assert "user namespaces" in kernel.ends[0]
+
+
+def test_this_host() -> None:
+    """The namespace of the tests may be one or the other, but the question is answered."""
+    ours = os.stat("/proc/self/ns/user").st_ino  # noqa: PTH116 - of the namespace, not of the link
+    assert hears_the_kernel() or ours != uevents.PROC_USER_INIT_INO
+    ends: list[str] = []
+
+    async def test() -> None:
+        listener = UeventListener(lambda: None, ends.append)
+        listener.start()
+        assert ends or listener._socket is not None
+        await listener.stop()
+
+    run(test())
+
+
+def test_a_host_without_proc(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        hears_the_kernel(tmp_path / "net")

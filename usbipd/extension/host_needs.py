@@ -1,0 +1,23 @@
+"""What a configuration needs of this host: checked when the daemon starts and by `usbipd-ext --check-config`.
+
+Runs in the extension before it starts anything, and in that command's process.  Nothing is taken or made.
+"""
+
+from pathlib import Path
+
+from usbipd.addresses import refuse_overlap, require_presence
+from usbipd.config import ServerConfig
+from usbipd.extension.log_file import check_log_file
+from usbipd.log import DESTINATIONS
+
+
+def check_host(config: ServerConfig) -> None:
+    """Raises `UsageError` if a daemon of this user cannot run with `config`, as far as can be told before.
+
+    That its user exists, `config.load` has seen.  What only trying can tell is left: a port that is in use.
+    """
+    refuse_overlap(config.addresses)
+    for address in config.addresses:
+        require_presence(address)
+    if config.log_to not in DESTINATIONS:
+        check_log_file(Path(config.log_to))

@@ -1,0 +1,34 @@
+"""Whether the extension's children still answer.  Runs in the extension.
+
+The program itself has to answer: the kernel accepts connections and bytes even for a stopped process.
+"""
+
+import asyncio
+import contextlib
+from typing import Final
+
+from usbipd.errors import UsbipdError
+from usbipd.extension.supervisor import Child, Ping
+from usbipd.ipc.messages import Command, Nothing
+
+PING_TIMEOUT: Final = 2.0
+"""Seconds that a child has to answer."""
+
+
+async def silence_of(child: Child) -> float | None:
+    """Seconds for which `child` has left a PING unanswered, at least `PING_TIMEOUT`; None: it answers.
+
+    At most one PING per child is unanswered at a time; concurrent callers share it, and later ones return at
+    once if it is overdue.  A child that has ended is not silent.
+    """
+    loop = asyncio.get_running_loop()
+    ping = child.ping
+    if ping is None or ping.answer.done():
+        ping = child.ping = Ping(loop.time(), asyncio.create_task(_ask(child)))
+    await asyncio.wait({ping.answer}, timeout=max(0.0, ping.sent + PING_TIMEOUT - loop.time()))
+    return None if ping.answer.done() else loop.time() - ping.sent
+
+
+async def _ask(child: Child) -> None:
+    with contextlib.suppress(UsbipdError):  # its channel is closed
+        await child.channel.request(Command.PING, Nothing(), Nothing, timeout=None)

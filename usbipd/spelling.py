@@ -1,0 +1,76 @@
+"""How a person types our commands where this process was started.  Used by every command and the extension.
+
+Messages and advice name commands as they are called when they are installed: `usbipd list`.  Where they are
+shown, each becomes what works there: with the path by which this program was started if the shell would not
+find it, and with the control socket that was named.
+"""
+
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Self
+
+_COMMAND: Final = re.compile(r"`(sudo )?(usbipd-ext|usbipd)( [^`]*)?`")
+_PROGRAMS: Final = ("usbipd", "usbipd-ext")
+_WITHOUT_SOCKET: Final = ("--socket", "--help", "--version", "--check-config")
+
+
+class Spelling:
+    """What is written for our commands, in a directory and with a search path."""
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        """`argv` is the command that this process was started with."""
+        self._programs = {name: _typed(name, argv[0]) for name in _PROGRAMS}
+        self._socket = _socket_of(argv[1:])
+
+    @classmethod
+    def here(cls) -> Self:
+        """For this process, as long as it does not leave its directory."""
+        return cls(sys.argv)
+
+    def spell(self, text: str) -> str:
+        """`text` with each of our commands between backquotes as it has to be typed."""
+        return _COMMAND.sub(self._respell, text)
+
+    def _respell(self, found: re.Match[str]) -> str:
+        sudo, program, rest = found[1] or "", found[2], found[3] or ""
+        if rest and self._socket is not None and not any(each in rest.split() for each in _WITHOUT_SOCKET):
+            rest += f" --socket {shlex.quote(self._socket)}"
+        return f"`{sudo}{self._programs[program]}{rest}`"
+
+
+def _typed(program: str, own: str) -> str:
+    """The command for `program`, which lies beside `own`, the first word of our own command line."""
+    if Path(own).name not in _PROGRAMS or "/" not in own:
+        return program
+    try:
+        here = Path.cwd()
+        path = Path(own).absolute().with_name(program)
+        if not path.exists() or _is_found(program, path):
+            return program
+    except OSError:  # such as a directory that was removed
+        return program
+    if here == Path("/") or not path.is_relative_to(here):
+        return shlex.quote(str(path))
+    below = str(path.relative_to(here))
+    return shlex.quote(below if "/" in below else f"./{below}")
+
+
+def _is_found(program: str, path: Path) -> bool:
+    """Whether the shell starts the program at `path` by its name alone.  Raises `OSError`."""
+    found = shutil.which(program)
+    return found is not None and path.samefile(found)
+
+
+def _socket_of(arguments: Sequence[str]) -> str | None:
+    """The last value of --socket."""
+    socket = None
+    for number, argument in enumerate(arguments):
+        if argument.startswith("--socket="):
+            socket = argument.removeprefix("--socket=")
+        elif argument == "--socket" and number + 1 < len(arguments):
+            socket = arguments[number + 1]
+    return socket

@@ -1,0 +1,27 @@
+"""Untrusted text, made safe to show, log and send.  Used by every process.
+
+It is cleaned once, where it enters: messages of a less trusted peer in `ipc/texts.py`; names of devices, file
+systems and programs in `usb/`; replies of a remote USB/IP server in `protocol/op.py`.  Code that prints it
+does not clean it again.  Only the log does, since its lines may contain anything.
+"""
+
+from typing import Final
+
+ELLIPSIS: Final = "…"
+
+
+def readable(text: str | bytes, longest: int | None = None) -> str:
+    r"""`text` on one line, printable, in at most `longest` characters.
+
+    Everything else (line ends, control and format characters, bidirectional overrides, bytes that are not
+    UTF-8) becomes an escape such as `\x1b`.  Idempotent.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", errors="backslashreplace")
+    if longest is not None:
+        text = text[: longest + 1]  # what is cut below costs nothing
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    if longest is not None and len(text) > longest:
+        text = text[: longest - 1] + ELLIPSIS
+    return text

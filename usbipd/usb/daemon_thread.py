@@ -1,0 +1,41 @@
+"""Calls that may hang in the kernel or in libusb.  Used by the extension.
+
+asyncio's executor is no place for them: it has few threads, which the process joins when it exits.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+def call_in_daemon_thread(function: Callable[[], Result]) -> asyncio.Future[Result]:
+    """The outcome of `function`, which runs in a thread that does not keep the process from exiting.
+
+    Cancelling the future does not stop the thread.  Call it inside the running loop.
+    """
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[Result] = loop.create_future()
+
+    def finish(result: Result | None, error: BaseException | None) -> None:
+        if outcome.done():
+            return
+        if error is None:
+            outcome.set_result(result)  # type: ignore[arg-type]  # of `function`, since there is no error
+        else:
+            outcome.set_exception(error)
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = function()
+        except Exception as problem:  # it belongs to the caller
+            error = problem
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(finish, result, error)
+
+    threading.Thread(target=work, name="usbipd-call", daemon=True).start()
+    return outcome
