@@ -3,7 +3,7 @@
 # Everything that Python needs lives in .venv; a stamp there tells what is up to date.
 
 SHELL := /bin/sh
-export PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -37,6 +37,9 @@ export FUZZ_EXAMPLES ?= 300
 
 .PHONY: help deps venv broken-venv build lock man completions binary run demo pkg install uninstall test-deps test test-short \
     test-as-user test-python314 test-binary e2e-deps e2e soak bench lint darwin-check sanitized asan fuzz clean
+
+# Values that the shell is to take as they are reach it by the environment.
+deps $(BIN)/python uninstall test-deps test-python314 sanitized e2e-deps bench: export PYTHON := $(PYTHON)
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
