@@ -10,6 +10,7 @@ Nothing here retries or waits: the extension decides what happens after an error
 import sys
 
 from cpython.pycapsule cimport PyCapsule_New
+from libc.stdint cimport uint8_t
 from libc.string cimport strncpy
 from libusb cimport *
 
@@ -85,6 +86,9 @@ cdef class Claim:
     """bInterfaceNumber of every interface whose driver was sent away, in that order."""
     cdef readonly list held
     """bInterfaceNumber of every claimed interface, in that order."""
+    cdef readonly int configuration
+    """bConfigurationValue of the active configuration; 0: the device is not configured.  Read once: on Linux libusb
+    looks it up in sysfs, which a confined worker no longer has, and only this process changes it."""
     cdef bint detaches
     cdef bint captures
 
@@ -103,6 +107,9 @@ cdef class Claim:
         libusb_set_log_cb(self._context, <libusb_log_cb>keep_words, LIBUSB_LOG_CB_CONTEXT)
         self.context = PyCapsule_New(self._context, "libusb_context", NULL)
         self._open(busnum, devnum)
+        code = libusb_get_configuration(self._handle, &self.configuration)
+        if code < 0:
+            raise error(code, "the device does not say which configuration is active")
         self.handle = PyCapsule_New(self._handle, "libusb_device_handle", NULL)
         self.detaches = libusb_has_capability(LIBUSB_CAP_SUPPORTS_DETACH_KERNEL_DRIVER)
 
@@ -212,15 +219,16 @@ cdef class Claim:
         each interface begins afresh with alternate setting 0 (USB 2.0 section 9.1.1.5).  Another value makes new
         interfaces, which bring the host's drivers back at once, so they are sent away again.
         """
-        cdef int result, active
-        FORGET_ERRNO()
-        result = errno_of_request(libusb_get_configuration(self._handle, &active))
-        if result != 0:
-            return result
+        cdef int code, result, active = self.configuration
         self._release()
         with nogil:
             FORGET_ERRNO()
-            result = errno_of_request(libusb_set_configuration(self._handle, value if value else -1))
+            code = libusb_set_configuration(self._handle, value if value else -1)
+            result = errno_of_request(code)
+        if result == 0:
+            self.configuration = value
+        elif code == LIBUSB_ERROR_OTHER and active != value and not self.captures:
+            self.configuration = 0  # the device has refused, and left the old one: usb_set_configuration in message.c
         if result == 0 and active != value and not self.captures:
             self.detached.clear()  # of interfaces that are no more
         try:
@@ -228,15 +236,6 @@ cdef class Claim:
         except ClaimError:
             return result or -LINUX_EBUSY
         return result
-
-    @property
-    def configuration(self) -> int:
-        """bConfigurationValue of the active configuration; 0: the device is not configured."""
-        cdef int code, value
-        code = libusb_get_configuration(self._handle, &value)
-        if code < 0:
-            raise error(code, "the device does not say which configuration is active")
-        return value
 
     def device_descriptor(self) -> dict[str, int]:
         """The fields of the device descriptor that OP_REP_IMPORT carries, by their names in USB 2.0 table 9-8."""
@@ -261,7 +260,8 @@ cdef class Claim:
     def interfaces(self) -> list[Interface]:
         """Every alternate setting of every interface of the active configuration; none if there is none."""
         cdef libusb_config_descriptor *config
-        cdef int code = libusb_get_active_config_descriptor(libusb_get_device(self._handle), &config)
+        cdef int code = libusb_get_config_descriptor_by_value(
+            libusb_get_device(self._handle), <uint8_t>self.configuration, &config)
         if code == LIBUSB_ERROR_NOT_FOUND:
             return []
         if code < 0:

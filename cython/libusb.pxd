@@ -128,8 +128,8 @@ cdef extern from "libusb.h" nogil:
     libusb_device *libusb_get_device(libusb_device_handle *handle)
 
     int libusb_get_device_descriptor(libusb_device *device, libusb_device_descriptor *descriptor)
-    int libusb_get_active_config_descriptor(libusb_device *device, libusb_config_descriptor **config)
     int libusb_get_config_descriptor(libusb_device *device, uint8_t index, libusb_config_descriptor **config)
+    int libusb_get_config_descriptor_by_value(libusb_device *device, uint8_t value, libusb_config_descriptor **config)
     void libusb_free_config_descriptor(libusb_config_descriptor *config)
 
     int libusb_get_configuration(libusb_device_handle *handle, int *value)

@@ -62,7 +62,7 @@ cdef bint read_submit(Core *core, const uint8_t *header) noexcept nogil:
                          seqnum, ep, <const char *>(b"IN" if is_in else b"OUT"), count)
                 core.wake = WAKE_CLIENT_FAILED
                 return True
-            refusal = -LINUX_EPIPE
+            refusal = -LINUX_EPIPE  # the kernel's own server leaves it unanswered: get_pipe in stub_rx.c
         else:
             type = <TransferType>(endpoint.bmAttributes & 3)
             if type == CONTROL:  # besides endpoint 0: it must not end up there

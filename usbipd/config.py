@@ -23,6 +23,7 @@ from usbipd.ipc.reports import DeviceMemory, Serial
 from usbipd.server.keepalive import LONGEST, SHORTEST
 from usbipd.trusted_file import UntrustedError, open_trusted
 from usbipd.usb.identity import DeviceRule, parse_busid, parse_hardware_id
+from usbipd.worker_uids import DEFAULT_UIDS, parse_uids
 
 SMALLEST_BUDGET: Final = 40 << 20
 """Bytes: one URB of the largest size fits, and some; the pump has the same (cython/pump.pyx)."""
@@ -77,7 +78,9 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     allow: Networks = ()
     """Where clients may come from; none: from anywhere."""
     user: Annotated[str, msgspec.Meta(min_length=1)] | None = None
-    """Who server and workers become when the extension is root; None: the platform's default."""
+    """Who the server becomes when the extension is root; None: the platform's default."""
+    worker_uids: str = DEFAULT_UIDS
+    """Where the workers' user ids come from when the extension is root, on Linux: `FIRST-LAST`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_to: str = "stderr"
     """`stderr`, `syslog`, or the absolute path of a file."""
@@ -85,6 +88,11 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Whether devices that this host has imported by vhci-hcd may be bound (usbipd/usb/sysfs_devices.py)."""
     limits: Limits = Limits()
     access: Annotated[tuple[AccessRule, ...], msgspec.Meta(max_length=256)] = ()
+
+    @property
+    def uids(self) -> range:
+        """The workers' user ids."""
+        return parse_uids(self.worker_uids)
 
     @property
     def addresses(self) -> tuple[ListenAddress, ...]:
@@ -102,6 +110,7 @@ _RIGHT: Final = {
     "listen": 'listen = ["127.0.0.1", "[::1]:3240"]',
     "allow": 'allow = ["192.168.1.0/24", "::1"]',
     "user": 'user = "usbipd"',
+    "worker_uids": f'worker_uids = "{DEFAULT_UIDS}"',
     "log_level": '"debug", "info", "warning" or "error"',
     "log_to": '"stderr", "syslog" or "/var/log/usbipd.log"',
     "offer_imported": "offer_imported = true, or false",
@@ -210,6 +219,7 @@ def _check(file: _File, config: ServerConfig) -> None:
         _parse(file, f"listen[{index}]", parse_listen, address)
     for index, network in enumerate(config.allow):
         _parse(file, f"allow[{index}]", parse_network, network)
+    _parse(file, "worker_uids", parse_uids, config.worker_uids)
     try:
         refuse_overlap(config.addresses)
     except UsageError as error:

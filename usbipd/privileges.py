@@ -5,7 +5,6 @@ in this order, because each step needs the rights that the next one gives away. 
 that root cannot come back, or exits.
 """
 
-import ctypes
 import grp
 import logging
 import os
@@ -27,16 +26,12 @@ DEFAULT_USER: Final = "_usbipd" if sys.platform == "darwin" else "usbipd"
 ADMIN_GROUP: Final = "admin" if sys.platform == "darwin" else "usbipd"
 """Members may bind, unbind and detach."""
 
-_PR_SET_NO_NEW_PRIVS: Final = 38  # Linux include/uapi/linux/prctl.h
 _SO_PEERGROUPS: Final = 59  # Linux include/uapi/asm-generic/socket.h; all groups of the peer as gid_t[]
 _LONGEST_OPTION: Final = 1024  # CPython Modules/socketmodule.c, sock_getsockopt
 _SOL_LOCAL: Final = 0  # macOS <sys/un.h>
 _LOCAL_PEERCRED: Final = 0x001  # macOS <sys/un.h>; struct xucred
 _LOCAL_PEERPID: Final = 0x002  # macOS <sys/un.h>
 _XUCRED: Final = struct.Struct("=IIh2x16I")  # macOS <sys/ucred.h>: version, uid, ngroups, groups[NGROUPS]
-
-# Loaded now: after chroot there is nothing to load from.
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -83,7 +78,7 @@ def admin_group() -> int | None:
 
 
 def find_run_as(configured: str | None) -> RunAs | None:
-    """Who server and workers shall become: the `user` of the configuration or the platform's default.
+    """Who the server shall become: the `user` of the configuration or the platform's default.
 
     None unless we are root: there is nothing to give up.  Raises `UsageError` if `configured` does not exist
     or is root.
@@ -95,7 +90,7 @@ def find_run_as(configured: str | None) -> RunAs | None:
             user = pwd.getpwnam(DEFAULT_USER)
         except KeyError:
             user = pwd.getpwnam("nobody")
-            _LOG.warning("no user %r on this host: server and workers run as nobody", DEFAULT_USER)
+            _LOG.warning("no user %r on this host: the server runs as nobody", DEFAULT_USER)
     else:
         return find_user(configured)
     return _run_as(user)
@@ -120,14 +115,6 @@ def _run_as(user: pwd.struct_passwd) -> RunAs:
     return RunAs(user=user.pw_name, uid=user.pw_uid, gid=user.pw_gid)
 
 
-def worker_run_as(run_as: RunAs | None) -> RunAs | None:
-    """Whom a worker becomes once it has its device.
-
-    On macOS it stays what it is: resetting a captured device takes root (darwin_usb.c).
-    """
-    return None if sys.platform == "darwin" else run_as
-
-
 def drop(run_as: RunAs | None) -> str:
     """Become `run_as` for good (None: there is nothing to drop).  Returns the name of the user that we are.
 
@@ -139,8 +126,6 @@ def drop(run_as: RunAs | None) -> str:
         os.setgroups([])
         os.setgid(run_as.gid)
         os.setuid(run_as.uid)
-        if sys.platform == "linux" and _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
     except OSError as error:
         _LOG.critical("cannot become user %s: %s", run_as.user, error)
         raise SystemExit(1) from error

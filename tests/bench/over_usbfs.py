@@ -142,7 +142,7 @@ def claim(channel: BlockingChannel) -> UsbDevice:
         busnum=BUSNUM,
         devnum=DEVNUM,
         simulated=None,
-        run_as=None,
+        confinement=None,
         transfer_budget=Limits().transfer_budget,
         device_memory="off",  # the usbfs of the bench has none
         log_level="info",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.fuzz.targets import TARGETS, inputs
-from tests.sanitized.build import REPORTS, ROOT, TREE, VENV
+from tests.sanitized.build import ROOT, TREE, VENV, reports
 from tests.unit.worker.fake_libusb import environment_with_fake
 
 HERE: Final = ROOT / "build" / "fuzz"
@@ -68,10 +68,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="libFuzzer's, to have the same run again")
     options = parser.parse_args()
     held = [fuzz(target, max(1, options.seconds // len(TARGETS)), options.seed) for target in TARGETS]
-    reports = list(REPORTS.iterdir())
-    for report in reports:
+    found = reports()
+    for report in found:
         print(report.read_text(errors="replace"))
-    return 0 if all(held) and not reports else 1
+    return 0 if all(held) and not found else 1
 
 
 if __name__ == "__main__":

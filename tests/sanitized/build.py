@@ -114,6 +114,11 @@ def copy_tree() -> None:
         shutil.copy2(module, TREE / "usbipd")
 
 
+def reports() -> list[Path]:
+    """What the sanitizers have found; a worker has its file from the start, for what it may find."""
+    return sorted(each for each in REPORTS.iterdir() if each.stat().st_size)
+
+
 def empty_reports() -> None:
     shutil.rmtree(REPORTS, ignore_errors=True)
     REPORTS.mkdir()

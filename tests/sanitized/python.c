@@ -3,12 +3,18 @@
  * python in the environment that build.py makes, so that whatever the suite starts with sys.executable runs under them,
  * however clean its environment is and whoever it becomes.
  *
- * A report of any process goes into a file of its own in REPORTS and ends that process with EXIT_CODE.
+ * A report of any process goes into a separate file in REPORTS and ends that process with EXIT_CODE.
  */
 
 #define _GNU_SOURCE
 #include <Python.h>
+#include <fcntl.h>
+#include <sanitizer/common_interface_defs.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 /* Of the stack of an allocation two functions are kept, malloc and its caller: so a line of leaks.txt means what that
@@ -22,18 +28,37 @@ const char *__asan_default_options(void)
 const char *__lsan_default_options(void) { return "suppressions=" SUPPRESSIONS ":print_suppressions=0"; }
 const char *__ubsan_default_options(void) { return "print_stacktrace=1"; }
 
-/* Asked when the process ends.  Of a process that has changed its user the kernel lets nobody look at the memory, unless
- * it says that it agrees; not even then if it has kept a way back.  And the server, in its empty root, lacks the /proc
- * that looking takes; it has no module of ours. */
+/* Asked when the process ends.  The memory of a process that has changed its user can be looked at only if the process
+ * says that it agrees, and not even then if it has kept a way back.  Looking takes /proc and a thread, which a confined
+ * process cannot have: that leaves out the server and the workers of daemons.  tests/unit/worker tests their modules. */
 int __lsan_is_turned_off(void)
 {
     uid_t real, effective, saved;
+    struct rlimit threads;
     prctl(PR_SET_DUMPABLE, 1);
-    return getresuid(&real, &effective, &saved) != 0 || real != saved || access("/proc/self/task", R_OK) != 0;
+    int tasks = open("/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (tasks >= 0)
+        close(tasks);
+    return getresuid(&real, &effective, &saved) != 0 || real != saved || tasks < 0
+           || getrlimit(RLIMIT_NPROC, &threads) != 0 || threads.rlim_cur == 0;
+}
+
+/* A confined worker could not open the file of its report, so it has one from the start; an empty one is no report. */
+static void open_report(int argc, char **argv)
+{
+    char path[sizeof REPORTS + 32];
+    for (int i = 1; i < argc; i++)
+        if (strcmp(argv[i], "@worker") == 0) {
+            snprintf(path, sizeof path, "%s/report.%d", REPORTS, (int)getpid());
+            int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+            if (file >= 0)
+                __sanitizer_set_report_fd((void *)(intptr_t)file);
+        }
 }
 
 int main(int argc, char **argv)
 {
+    open_report(argc, argv);
     PyPreConfig config;
     PyPreConfig_InitPythonConfig(&config);
     config.allocator = PYMEM_ALLOCATOR_MALLOC; /* each object by itself: pymalloc's arenas hide them */

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from tests.sanitized.build import REPORTS, TREE, VENV
+from tests.sanitized.build import TREE, VENV, reports
 
 MEASURES_MEMORY: Final = "it measures memory, and AddressSanitizer keeps for a while what is freed"
 MEASURES_TIME: Final = "it measures time, and the look for leaks at the end of each process takes some"
@@ -49,11 +49,11 @@ def main() -> int:
     for log in logs:
         log.seek(0)
         print(log.read())
-    reports = sorted(REPORTS.iterdir())
-    for report in reports:
+    found = reports()
+    for report in found:
         print(f"---- {report.name} ----\n{report.read_text(errors='replace')}")
-    print(f"{time.monotonic() - begin:.0f} s, exit codes {codes}, {len(reports)} reports of sanitizers")
-    return 0 if not any(codes) and not reports else 1
+    print(f"{time.monotonic() - begin:.0f} s, exit codes {codes}, {len(found)} reports of sanitizers")
+    return 0 if not any(codes) and not found else 1
 
 
 if __name__ == "__main__":

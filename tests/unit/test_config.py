@@ -20,6 +20,7 @@ def test_an_empty_file_has_the_defaults() -> None:
     assert config.addresses == (ListenAddress("127.0.0.1", 3240),), "nobody else reaches it unless asked for"
     assert (config.allow, config.access) == ((), ())
     assert (config.log_level, config.log_to) == ("info", "stderr")
+    assert config.uids == range(65537, 100000)
     assert not config.offer_imported, "two hosts could share one device in a circle"
     assert config.limits == Limits(
         max_connections=128,
@@ -49,6 +50,7 @@ allow = [
     "::1",
 ]
 user = "nobody"
+worker_uids = "70000-70099"
 log_level = "debug"
 log_to = "syslog"
 offer_imported = true
@@ -80,6 +82,7 @@ def test_all_keys(tmp_path: Path) -> None:
     assert config.addresses == (ListenAddress("0.0.0.0", 3240), ListenAddress("::1", 4000))
     assert config.allow == ("192.168.1.0/24", "::1")
     assert (config.user, config.log_level, config.log_to) == ("nobody", "debug", "syslog")
+    assert config.uids == range(70000, 70100)
     assert config.offer_imported
     assert config.limits == Limits(
         max_connections=5,
@@ -126,7 +129,7 @@ ALLOW = '\nallow = ["::1"]'
         (f'[[access]]\nbus_id = "1-1"{ALLOW}', ", line 2: access[0].bus_id: unknown key: did you mean 'bus"),
         (
             "zzz = 1",
-            ", line 1: zzz: unknown key: known are listen, allow, user, log_level, log_to, "
+            ", line 1: zzz: unknown key: known are listen, allow, user, worker_uids, log_level, log_to, "
             "offer_imported, limits, access",
         ),
         ("[limits]\nzzz = 1", ", line 2: limits.zzz: unknown key: known are max_connections, max_con"),
@@ -151,6 +154,14 @@ ALLOW = '\nallow = ["::1"]'
             ', line 1: log_to: expected `str`, got `int`: write "stderr", "syslog" or "/var/log/usbipd.log"',
         ),
         ('user = ""', ", line 1: user: expected `str` of length >= 1: write user = "),
+        (
+            "worker_uids = 65537",
+            ', line 1: worker_uids: expected `str`, got `int`: write worker_uids = "65537-99999"',
+        ),
+        (
+            'worker_uids = "65537"',
+            ", line 1: worker_uids: '65537' cannot be the user ids of workers: it is FIRST-LAST",
+        ),
         ("limits = 5", ", line 1: limits: expected `table`, got `int`: write [limits]"),
         ("\n[[limits]]", ", line 2: limits: expected `table`, got `array`: write [limits]"),
         ("[access]", ", line 1: access: expected `array`, got `table`: write [[access]]"),

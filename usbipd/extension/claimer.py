@@ -18,14 +18,15 @@ from usbipd.extension.claim import Claim, ClaimedDevice
 from usbipd.extension.evidence import check_claimed, counter_page
 from usbipd.extension.store import Store, StoredClaim
 from usbipd.extension.supervisor import Backoff, Child, Spawner, wait_ended
+from usbipd.extension.worker_confinement import WorkerConfinement
 from usbipd.ipc.channel import Event, Request
 from usbipd.ipc.children import (
     ClaimParameters,
     ClaimResult,
+    Confinement,
     DetachedParameters,
     GoneParameters,
     LogParameters,
-    RunAs,
 )
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
@@ -70,7 +71,7 @@ class DeviceClaimer:
         store: Store,
         chronicle: Chronicle,
         *,
-        run_as: RunAs | None,
+        confinement: WorkerConfinement,
         transfer_budget: int,
         device_memory: DeviceMemory,
         log_level: str,
@@ -83,7 +84,7 @@ class DeviceClaimer:
         self._find_device = find_device
         self._store = store
         self._chronicle = chronicle
-        self._run_as = run_as
+        self._confinement = confinement
         self._transfer_budget = transfer_budget
         self._device_memory: DeviceMemory = device_memory
         self._log_level = log_level
@@ -308,16 +309,20 @@ class DeviceClaimer:
 
     async def _take(self, claim: Claim, *, force: bool) -> ClaimedDevice:
         """Start a worker that claims the device.  Raises `ClaimError`; no worker is left then."""
-        record, parameters = claim.record, self._parameters(claim.record)
+        record = claim.record
         async with self._starting:
             if record.simulated is None:
                 await self._free_from_use(record.busid, force=force)
                 await self._note_intent(record)
+            worker: Child | None = None
             try:
                 page, descriptor = counter_page()
                 with os.fdopen(descriptor):
-                    worker = self._spawner.spawn(Role.WORKER, record.busid, _refuse, _listener(claim))
                     try:
+                        confinement = await self._confinement.choose()
+                        worker = self._spawner.spawn(Role.WORKER, record.busid, _refuse, _listener(claim))
+                        self._confinement.given(confinement, worker)
+                        parameters = self._parameters(record, confinement)
                         result = await worker.channel.request(
                             Command.CLAIM,
                             parameters,
@@ -361,9 +366,9 @@ class DeviceClaimer:
                 else f"`usbipd bind --busid {busid} --force` says how to end that",
             )
 
-    async def _explain(self, record: DeviceRecord, error: UsbipdError, worker: Child) -> ClaimError:
+    async def _explain(self, record: DeviceRecord, error: UsbipdError, worker: Child | None) -> ClaimError:
         """What the worker said, with the name of who holds the device."""
-        if error.code == "gone":
+        if error.code == "gone" and worker is not None:
             return ClaimError(
                 f"{record.busid}: the worker ended with {worker.exit} before it had the device",
                 code="worker-ended",
@@ -377,14 +382,14 @@ class DeviceClaimer:
                 _LOG.warning("cannot tell who holds %s: %s", record.busid, problem, extra=LIMITED)
         return explain(record.busid, error, holders)
 
-    def _parameters(self, record: DeviceRecord) -> ClaimParameters:
+    def _parameters(self, record: DeviceRecord, confinement: Confinement | None) -> ClaimParameters:
         return ClaimParameters(
             busid=record.busid,
             busnum=record.busnum,
             devnum=record.devnum,
             path=record.path,
             simulated=record.simulated,
-            run_as=self._run_as,
+            confinement=confinement,
             transfer_budget=self._transfer_budget,
             device_memory=self._device_memory,
             log_level=self._log_level,

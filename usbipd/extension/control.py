@@ -139,9 +139,10 @@ def _not_here(command: Command) -> UsbipdError:
 class IPCHandler:
     """The listener, and the answers to what comes in."""
 
-    def __init__(self, path: Path, run_as: RunAs | None) -> None:
+    def __init__(self, path: Path, run_as: RunAs | None, worker_uids: range) -> None:
         self._path = path
         self._run_as = run_as
+        self._worker_uids = worker_uids
         self._telling: asyncio.TimerHandle | None = None
         self._answers: Answers | None = None
         self._ready = asyncio.Event()
@@ -199,7 +200,13 @@ class IPCHandler:
     def authenticate_client(self, connection: socket.socket) -> tuple[privileges.Peer, Role]:
         """Who connected, as the kernel says it.  Raises `OSError` if that one is gone."""
         peer = privileges.peer_of(connection)
-        role = role_of(peer, owner=os.geteuid(), admin_group=privileges.admin_group(), run_as=self._run_as)
+        role = role_of(
+            peer,
+            owner=os.geteuid(),
+            admin_group=privileges.admin_group(),
+            run_as=self._run_as,
+            worker_uids=self._worker_uids,
+        )
         return peer, role
 
     def _listen(self) -> None:

@@ -41,24 +41,22 @@ async def check_rights(subject: Subject) -> list[Finding]:
     if user == "nobody" and not await asyncio.to_thread(_user_exists, own):
         findings += [
             warning(
-                f"there is no user {own}: what reads the network runs as nobody, as other services do",
+                f"there is no user {own}: the server runs as nobody, as other services do",
                 *_steps_to_make_user(subject.host),
                 _START_AGAIN,
             )
         ]
-    return findings or [ok(f"the extension runs as root, what reads the network as {user}")]
+    workers = "" if subject.host.mac_version else ", each worker as a user of its own"
+    return findings or [ok(f"the extension runs as root, the server as {user}{workers}")]
 
 
 def _wrong_users(subject: Subject) -> list[Finding]:
     """Our children that did not become whom they should."""
-    children = [(subject.network.child, subject.run_as)]
-    children += [
-        (claim.worker, privileges.worker_run_as(subject.run_as)) for claim in subject.manager.claims.values()
-    ]
+    children = [subject.network.child, *(claim.worker for claim in subject.manager.claims.values())]
     return [
-        failed(f"{child.label} runs as {child.user} and should as {run_as.user}", _START_AGAIN)
-        for child, run_as in children
-        if child is not None and run_as is not None and child.user != run_as.user
+        failed(f"{child.label} runs as {child.user} and should as {child.run_as.user}", _START_AGAIN)
+        for child in children
+        if child is not None and child.run_as is not None and child.user != child.run_as.user
     ]
 
 

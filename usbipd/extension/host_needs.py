@@ -3,12 +3,16 @@
 Runs in the extension before it starts anything, and in that command's process.  Nothing is taken or made.
 """
 
+import os
 from pathlib import Path
 
 from usbipd.addresses import refuse_overlap, require_presence
 from usbipd.config import ServerConfig
+from usbipd.confinement import WORKERS_ARE_CONFINED
+from usbipd.errors import UsageError
 from usbipd.extension.log_file import check_log_file
 from usbipd.log import DESTINATIONS
+from usbipd.worker_uids import check_unused
 
 
 def check_host(config: ServerConfig) -> None:
@@ -16,6 +20,11 @@ def check_host(config: ServerConfig) -> None:
 
     That its user exists, `config.load` has seen.  What only trying can tell is left: a port that is in use.
     """
+    if os.geteuid() == 0 and WORKERS_ARE_CONFINED:
+        try:
+            check_unused(config.worker_uids)
+        except UsageError as error:
+            raise UsageError(f"worker_uids: {error.message}", code=error.code) from error
     refuse_overlap(config.addresses)
     for address in config.addresses:
         require_presence(address)

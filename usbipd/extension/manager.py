@@ -19,7 +19,8 @@ from usbipd.extension.claimer import DRIVERS_TIME, DeviceClaimer
 from usbipd.extension.device_report import report_device
 from usbipd.extension.store import Binding, Store
 from usbipd.extension.supervisor import Spawner
-from usbipd.ipc.children import DevlistResult, RunAs
+from usbipd.extension.worker_confinement import WorkerConfinement
+from usbipd.ipc.children import DevlistResult
 from usbipd.ipc.reports import (
     BindParameters,
     BindResult,
@@ -62,7 +63,7 @@ class SystemExtensionManager:
         chronicle: Chronicle,
         *,
         with_real: bool,
-        run_as: RunAs | None,
+        confinement: WorkerConfinement,
         transfer_budget: int,
         device_memory: DeviceMemory,
         log_level: str,
@@ -81,7 +82,7 @@ class SystemExtensionManager:
             self._find_device,
             store,
             chronicle,
-            run_as=run_as,
+            confinement=confinement,
             transfer_budget=transfer_budget,
             device_memory=device_memory,
             log_level=log_level,

@@ -115,6 +115,8 @@ class NetworkServer:
             child = self._spawner.spawn(Role.SERVER, None, self._answer, None)
         except OSError as error:
             raise UsbipdError(f"cannot start the server: {error}", code="spawn") from error
+        if self._parameters.confinement is not None:
+            child.run_as = self._parameters.confinement.run_as
         try:
             result = await child.channel.request(
                 Command.SERVE, self._parameters, ServeResult, timeout=SERVE_TIMEOUT

@@ -36,7 +36,8 @@ from usbipd.extension.reservations import Reservations
 from usbipd.extension.simulation import SimulatedBus
 from usbipd.extension.store import Store
 from usbipd.extension.supervisor import Supervisor, seal_descriptors
-from usbipd.ipc.children import ServeParameters, SimulatedSpec
+from usbipd.extension.worker_confinement import WorkerConfinement
+from usbipd.ipc.children import Confinement, ServeParameters, SimulatedSpec
 from usbipd.ipc.reports import DeviceReport, DeviceState, HistoryEvent
 from usbipd.protocol.constants import USBIP_PORT
 from usbipd.spelling import Spelling
@@ -131,7 +132,7 @@ class Extension:
         self._handle_signals()
         self._supervisor.start()
         self._files.prepare()
-        control = IPCHandler(self._files.control_socket, self._run_as)
+        control = IPCHandler(self._files.control_socket, self._run_as, self._config.uids)
         was_killed = control.start_listener()  # from here on the socket's path is ours
         # daemon(7): neither it nor a child keeps a file system busy; all paths are absolute by now
         os.chdir("/")
@@ -185,8 +186,8 @@ class Extension:
             store,
             Bindings(store, config.access),
             chronicle,
+            confinement=WorkerConfinement(None if self._run_as is None else config.uids, self._files.chroot),
             with_real=self._with_real,
-            run_as=privileges.worker_run_as(self._run_as),
             transfer_budget=limits.transfer_budget,
             device_memory=limits.device_memory,
             log_level=config.log_level,
@@ -204,8 +205,9 @@ class Extension:
                 handshake_timeout=limits.handshake_timeout,
                 lost_client_timeout=limits.lost_client_timeout,
                 send_buffer=limits.send_buffer,
-                run_as=self._run_as,
-                chroot=None if self._run_as is None else str(self._files.chroot),
+                confinement=Confinement(
+                    run_as=self._run_as, root=None if self._run_as is None else str(self._files.chroot)
+                ),
                 log_level=config.log_level,
                 log_to=_destination(config),
             ),

@@ -26,6 +26,7 @@ from usbipd.errors import IPCError
 from usbipd.frozen import Unpacked
 from usbipd.ipc import CHANNEL_DESCRIPTOR
 from usbipd.ipc.async_channel import Channel, EventHandler, RequestHandler
+from usbipd.ipc.children import RunAs
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.policy import Role
 
@@ -98,6 +99,8 @@ class Child:
     """Set when process and channel are both over."""
     ending: bool = False
     """Whether we have asked it to end, or killed it: its end is no failure."""
+    run_as: RunAs | None = None
+    """Whom it shall become; None: it stays what we are."""
     user: str = "?"
     """Whom it runs as; known once it has said so."""
     offence: IPCError | None = None

@@ -19,6 +19,16 @@ class RunAs(Message, frozen=True):
     gid: int
 
 
+class Confinement(Message, frozen=True):
+    """What a process gives up once it has what it needs (`usbipd/confinement.py`).
+
+    `run_as` and `root`, its empty root directory, are there if the extension is root.
+    """
+
+    run_as: RunAs | None
+    root: str | None
+
+
 class LogParameters(Message, frozen=True):
     """What is logged from now on."""
 
@@ -36,8 +46,7 @@ class ServeParameters(Message, frozen=True):
     handshake_timeout: float
     lost_client_timeout: int
     send_buffer: int
-    run_as: RunAs | None
-    chroot: str | None
+    confinement: Confinement | None
     log_level: str
     log_to: str
 
@@ -124,7 +133,7 @@ class ClaimParameters(Message, frozen=True):
     devnum: int
     path: str
     simulated: SimulatedSpec | None
-    run_as: RunAs | None
+    confinement: Confinement | None
     transfer_budget: int
     """Bytes that the URBs of one client may hold at most."""
     device_memory: DeviceMemory

@@ -83,16 +83,20 @@ def refusal(command: Command) -> UsbipdError:
     )
 
 
-def role_of(peer: Peer, *, owner: int, admin_group: int | None, run_as: RunAs | None) -> Role:
+def role_of(
+    peer: Peer, *, owner: int, admin_group: int | None, run_as: RunAs | None, worker_uids: range
+) -> Role:
     """The role of a local process on the control socket.
 
-    `owner` is the uid of the extension; `run_as` whom it lets its children become.  That user is never an
-    administrator: on Linux its group bears the administrators' name, and it is what a broken into child has.
+    `owner` is the uid of the extension; `run_as` whom it lets its server become, `worker_uids` its
+    workers.  None of these is ever an administrator: on Linux the server's group bears the administrators'
+    name, and they are what a broken into child has.
     """
     if peer.uid == 0:
         return Role.ROOT
     if peer.uid == owner:
         return Role.OWNER
-    if admin_group in peer.groups and (run_as is None or peer.uid != run_as.uid):
+    is_child = peer.uid in worker_uids or (run_as is not None and peer.uid == run_as.uid)
+    if admin_group in peer.groups and not is_child:
         return Role.ADMIN
     return Role.USER

@@ -6,12 +6,11 @@ imported here, at its start: after SERVE its root directory is empty.
 
 import asyncio
 import logging
-import os
 import resource
 import socket
 from typing import Final
 
-from usbipd import log, privileges
+from usbipd import confinement, log
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc import CHANNEL_DESCRIPTOR
 from usbipd.ipc.async_channel import Channel
@@ -88,9 +87,9 @@ class _Server:
             send_buffer=parameters.send_buffer,
         )
         listening = self._coordinator.bind(parameters.listen)
-        if parameters.chroot is not None:
-            _enter(parameters.chroot)
-        user = privileges.drop(parameters.run_as)
+        if parameters.confinement is not None:
+            confinement.leave_network()  # the listening sockets stay in the host's
+        user = confinement.confine(parameters.confinement, open_files=None, accepts=True)
         self._coordinator.start()
         return ServeResult(listening=listening, user=user)
 
@@ -110,15 +109,3 @@ def _allow_connections(wanted: int) -> int:
     if possible < needed:
         _LOG.warning("%d connections are allowed, but only %d open files (ulimit -Hn)", wanted, possible)
     return max(1, possible - _OWN_DESCRIPTORS)
-
-
-def _enter(directory: str) -> None:
-    """Make `directory` all that there is.  Raises `UsbipdError`."""
-    try:
-        os.chroot(directory)
-        os.chdir("/")
-        left = os.listdir("/")  # noqa: PTH208 - names are all we need
-    except OSError as error:
-        raise UsbipdError(f"cannot chroot to {directory}: {error.strerror}", code="chroot") from error
-    if left:
-        raise UsbipdError(f"the chroot {directory} holds {', '.join(left)}", code="chroot")

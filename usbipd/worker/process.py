@@ -11,7 +11,7 @@ import os
 import socket
 from typing import Final, NoReturn
 
-from usbipd import _pump, frozen, log, privileges
+from usbipd import _pump, confinement, frozen, log
 from usbipd._claim import libusb_runtime_version
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc import CHANNEL_DESCRIPTOR
@@ -202,10 +202,14 @@ def _start(channel: BlockingChannel) -> Worker:
 
 
 def _claim(channel: BlockingChannel, order: Request, parameters: ClaimParameters, page: mmap.mmap) -> Worker:
+    if parameters.confinement is not None:
+        confinement.leave_network()  # first: libusb starts a thread, which would stay behind
     held = hold(parameters)
     try:
         device = held.device()
-        user = privileges.drop(parameters.run_as)
+        user = confinement.confine(
+            parameters.confinement, open_files=confinement.OPEN_FILES_OF_A_WORKER, accepts=False
+        )
         pump = _pump.Pump(
             held.transfers,
             endpoints=held.endpoints,
@@ -228,7 +232,7 @@ def _refusal(error: BaseException) -> UsbipdError:
     """What the extension gets to know of an error that ends a claim before it has begun."""
     if isinstance(error, UsbipdError):
         return error
-    what = "cannot give up root's rights" if isinstance(error, SystemExit) else f"failed: {error!r}"
+    what = "cannot give up its rights" if isinstance(error, SystemExit) else f"failed: {error!r}"
     return UsbipdError(f"the worker {what}", code="worker-failed", advice="the log says more")
 
 

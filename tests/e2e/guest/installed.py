@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from tests.e2e.guest import client
+from tests.e2e.guest import client, confined
 from tests.e2e.guest.command import ask, call, check_doctor, wait_for_state
 from tests.e2e.guest.monitor import Monitor
 from tests.e2e.guest.scenario import Scenario, check
@@ -115,6 +115,16 @@ def processes_are_confined() -> None:
         check(int(facts["CapBnd"], 16) == expected, f"{role}: is bounded by {facts['CapBnd']}")
         held = int(facts["CapPrm"], 16)
         check(held == (expected if role == "extension" else 0), f"{role}: has capabilities {held:x}")
+
+
+@step
+def server_and_worker_are_confined_seen_from_outside() -> None:
+    confined.check_from_outside(_processes())
+
+
+@step
+def hostile_code_under_the_limits_of_the_service_can_do_nothing() -> None:
+    confined.check_from_inside(Path(_property("FragmentPath")), _processes())
 
 
 @step

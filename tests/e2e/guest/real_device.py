@@ -16,12 +16,15 @@ from tests.e2e.guest.scenario import Scenario, check
 from tests.e2e.guest.server import KernelServer, Server, Usbipd, credentials
 from tests.e2e.guest.system import run, wait_for
 from tests.e2e.guest.usb import UsbDevice
+from usbipd.worker_uids import DEFAULT_UIDS
 
 MIB: Final = 1024 * 1024
 DISK_SIZE: Final = 56 * MIB
 DATA_SIZE: Final = 32 * MIB
 MOUNT_POINT: Final = Path("/run/mnt")
 DATA: Final = MOUNT_POINT / "data"
+FIRST_WORKER: Final = DEFAULT_UIDS.partition("-")[0]
+"""The user id of the first worker; a user id without a name is shown as it is."""
 
 SCENARIO: Final = Scenario()
 step = SCENARIO.step()
@@ -84,20 +87,20 @@ def extension_is_root_server_and_worker_are_not() -> None:
         return
     processes = WORLD.server.processes()
     users = {process["role"]: process["user"] for process in processes}
-    expected = {"extension": "root", "server": "usbipd", "worker": "usbipd"}
+    expected = {"extension": "root", "server": "usbipd", "worker": FIRST_WORKER}
     check(users == expected, f"processes run as {users}, not as {expected}")
     user = Path("/etc/passwd").read_text().partition("\nusbipd:x:")[2].partition(":")[0]
     for process in processes:
         facts = credentials(process["pid"])
         names = ("Uid", "Gid", "Groups", "CapPrm", "NoNewPrivs", "Seccomp")
         print(process["role"], process["pid"], *(f"{name}={facts.get(name)}" for name in names))
-        expected_uid = "0" if process["role"] == "extension" else user
+        expected_uid = {"extension": "0", "server": user, "worker": FIRST_WORKER}[process["role"]]
         uids = set(facts["Uid"].split())  # real, effective, saved, file system
         check(uids == {expected_uid}, f"{process['role']}: uids {facts['Uid']}, not all {expected_uid}")
         if process["role"] != "extension":
             check(facts["NoNewPrivs"] == "1", f"{process['role']}: may get new privileges")
             check(int(facts["CapPrm"], 16) == 0, f"{process['role']}: has capabilities {facts['CapPrm']}")
-            check(facts["Groups"] in ("", user), f"{process['role']}: is in groups {facts['Groups']}")
+            check(facts["Groups"] in ("", expected_uid), f"{process['role']}: is in groups {facts['Groups']}")
 
 
 @step

@@ -4,6 +4,7 @@ this kind have had.  Runs in the guest.
 What a device is asked for is compared with what the kernel's own server asks the same device for.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from typing import Final
 from tests.e2e.guest import client
 from tests.e2e.guest.command import ask, call, listed, wait_for_state
 from tests.e2e.guest.daemon import wait_until_ended
-from tests.e2e.guest.scenario import Scenario, check
+from tests.e2e.guest.scenario import Scenario, StepError, check
 from tests.e2e.guest.server import KernelServer, Server, Usbipd
 from tests.e2e.guest.sharing import attached
 from tests.e2e.guest.streams import check_same
@@ -47,6 +48,7 @@ BULK_SIZE: Final = 512
 PACKET: Final = 192
 KERNEL_PORT: Final = 3241
 DRIVER: Final = Path("/sys/bus/usb/drivers/usbip-host")
+AVAILABLE: Final = "1"  # drivers/usb/usbip/usbip_common.h, SDEV_ST_AVAILABLE
 
 SCENARIO: Final = Scenario()
 step = SCENARIO.step
@@ -261,6 +263,31 @@ def phone_that_never_answers_set_interface_works() -> None:
     check(not more, f"the device got requests that usbip-host does not send: {', '.join(map(str, more))}")
 
 
+@step("endpoints")
+def phone_keeps_its_endpoints_after_a_set_interface_that_it_does_not_answer() -> None:
+    """Linux disables them before it sends the request (usb_set_interface in drivers/usb/core/message.c)."""
+    phone = plain_device(unanswered={(TO_INTERFACE, SET_INTERFACE)})
+    device = phone.plug()
+    wait_for(f"{device.busid} in the list", lambda: listed(device.busid))
+    ask("bind", "--busid", device.busid)
+    wait_for_state(device.busid, "shared")
+    there = client.attach(device.busid, device.hardware_id)
+    with UsbFile(there, [0]) as file:
+        try:
+            file.set_interface(0, 0)
+        except OSError as error:
+            check(error.errno == errno.ETIMEDOUT, f"SET_INTERFACE ended with {error}")
+        else:
+            raise StepError("SET_INTERFACE went through")
+    _check_loop(there, b"after it")
+    asked = [request for request in phone.requests if request[:2] == (TO_INTERFACE, SET_INTERFACE)]
+    check(len(asked) == 1, f"the device got SET_INTERFACE {len(asked)} times")
+    client.detach(there)
+    wait_for_state(device.busid, "shared")
+    ask("unbind", "--busid", device.busid)
+    phone.unplug()
+
+
 class BareKernelServer(KernelServer):
     """The kernel's own server, also of imported devices, which the tool `usbip bind` refuses."""
 
@@ -279,9 +306,12 @@ def _sessions(server: Server, tcp_port: int) -> Sequence[Request]:
         wait_for(f"{device.busid} in the list", lambda: listed(device.busid))
     plugged = len(phone.requests)
     server.bind(device.busid)
+    status = DEVICES / device.busid / "usbip_status"
     for round_ in range(2):
         if isinstance(server, Usbipd):
             wait_for_state(device.busid, "shared")
+        else:
+            wait_for(f"{device.busid} to be free", lambda: status.read_text().strip() == AVAILABLE)
         there = client.attach(device.busid, device.hardware_id, tcp_port=tcp_port)
         _check_loop(there, bytes([round_]) * 3 * BULK_SIZE)
         client.detach(there)

@@ -56,7 +56,7 @@ class Daemon:
         self.handler = self.new_handler()
 
     def new_handler(self) -> IPCHandler:
-        return IPCHandler(self.path, run_as=None)
+        return IPCHandler(self.path, run_as=None, worker_uids=range(0))
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:

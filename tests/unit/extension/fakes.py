@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from tests.unit.usb.fake_sysfs import FakeSysfs as FakeSysfs  # one of the fakes that tests take from here
@@ -17,6 +18,7 @@ from usbipd.extension.claimer import DeviceClaimer, FindDevice
 from usbipd.extension.manager import SystemExtensionManager
 from usbipd.extension.store import Binding, StoredClaim
 from usbipd.extension.supervisor import Child
+from usbipd.extension.worker_confinement import WorkerConfinement
 from usbipd.ipc.async_channel import Channel, EventHandler, RequestHandler
 from usbipd.ipc.channel import Request
 from usbipd.ipc.children import (
@@ -26,7 +28,6 @@ from usbipd.ipc.children import (
     DetachedParameters,
     GoneParameters,
     LogParameters,
-    RunAs,
     ServeParameters,
     ServeResult,
     SimulatedSpec,
@@ -150,9 +151,14 @@ class FakeStore:
 
 
 def make_claimer(
-    spawner: "FakeSpawner", sysfs: FakeSysfs, find: FindDevice, store: FakeStore | None = None
+    spawner: "FakeSpawner",
+    sysfs: FakeSysfs,
+    find: FindDevice,
+    store: FakeStore | None = None,
+    *,
+    uids: range = range(70000, 70003),
 ) -> DeviceClaimer:
-    """A claimer on the host that `sysfs` shows."""
+    """A claimer on the host that `sysfs` shows, with these user ids for its workers."""
     store = store or FakeStore()
     return DeviceClaimer(
         spawner,
@@ -160,7 +166,7 @@ def make_claimer(
         find,
         store,
         Chronicle(store),
-        run_as=RunAs(user="nobody", uid=1, gid=2),
+        confinement=WorkerConfinement(uids, Path("/empty")),
         transfer_budget=1 << 20,
         device_memory="auto",
         log_level="debug",
@@ -187,7 +193,7 @@ def make_manager(
         Bindings(store, access),
         Chronicle(store),
         with_real=with_real,
-        run_as=None,
+        confinement=WorkerConfinement(None, Path("/empty")),
         transfer_budget=1 << 20,
         device_memory="auto",
         log_level="info",
@@ -203,8 +209,7 @@ ORDERS = ServeParameters(
     handshake_timeout=1.0,
     lost_client_timeout=120,
     send_buffer=0,
-    run_as=None,
-    chroot=None,
+    confinement=None,
     log_level="info",
     log_to="stderr",
 )

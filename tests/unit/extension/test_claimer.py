@@ -23,7 +23,7 @@ from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import claimer as claimer_module
 from usbipd.extension.claim import ClaimState
 from usbipd.ipc.channel import Event
-from usbipd.ipc.children import ClaimParameters, ClaimResult, DetachedParameters, RunAs
+from usbipd.ipc.children import ClaimParameters, ClaimResult, Confinement, DetachedParameters, RunAs
 from usbipd.ipc.messages import Command, EventName, Nothing
 from usbipd.ipc.reports import DeviceState, HistoryEvent
 from usbipd.protocol.constants import Speed
@@ -65,7 +65,10 @@ def test_a_claim_and_its_end(host: Host, spawner: FakeSpawner) -> None:
         asked = spawner.last.parameters(Command.CLAIM)
         assert isinstance(asked, ClaimParameters)
         assert (asked.busid, asked.busnum, asked.devnum) == ("1-2", 1, 12)
-        assert (asked.run_as, asked.transfer_budget) == (RunAs(user="nobody", uid=1, gid=2), 1 << 20)
+        assert asked.confinement == Confinement(
+            run_as=RunAs(user="70000", uid=70000, gid=70000), root="/empty"
+        )
+        assert asked.transfer_budget == 1 << 20
         assert host.claimer.is_device_claimed("1-2")
         assert host.state() is ClaimState.READY
         await host.release()

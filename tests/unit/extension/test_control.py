@@ -24,6 +24,7 @@ from usbipd.errors import UsbipdError
 from usbipd.extension import control as module
 from usbipd.extension.control import Answers
 from usbipd.ipc.channel import BlockingChannel, Conversation, Event, encode_frame, request_frame
+from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, EventName, IPCRequest, Nothing, encode
 from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import (
@@ -134,23 +135,41 @@ def test_however_many_ask_one_answer_is_made_at_a_time(daemon: Daemon) -> None:
 
 
 class Surveys:
-    """Stands in for the work of describing all devices; each one waits until it may go on."""
+    """Stands in for the work of a LIST, or of a HISTORY; each one waits until it may go on."""
 
     def __init__(self, daemon: Daemon) -> None:
         self.begun = 0
         self.go = asyncio.Event()
         daemon.manager.survey = self._survey  # type: ignore[method-assign]
+        daemon.monitor.get_claim_history = self._history  # type: ignore[method-assign]
 
     async def _survey(self) -> ListResult:
+        await self._work()
+        return ListResult(devices=[], bindings=[])
+
+    async def _history(self, limit: int, before: int | None) -> list[HistoryEntry]:
+        await self._work()
+        return []
+
+    async def _work(self) -> None:
         self.begun += 1
         await self.go.wait()
         await asyncio.sleep(0.001)
-        return ListResult(devices=[], bindings=[])
 
 
-def flood(daemon: Daemon, connections: int, uid: int | None = None) -> list[socket.socket]:
+A_LIST = Command.LIST, Nothing(), ListResult
+A_HISTORY = Command.HISTORY, HistoryParameters(limit=1), HistoryResult
+
+
+def flood(
+    daemon: Daemon,
+    connections: int,
+    uid: int | None = None,
+    asked: tuple[Command, Message, type[Message]] = A_LIST,
+) -> list[socket.socket]:
     """As many requests as fit into these connections at once."""
-    requests = b"".join(request_frame(number, "x", Command.LIST, Nothing()) for number in range(1, 65))
+    command, parameters, _result = asked
+    requests = b"".join(request_frame(number, "x", command, parameters) for number in range(1, 65))
     with identity(uid):
         flooding = [daemon.connect() for _number in range(connections)]
     for connection in flooding:
@@ -185,17 +204,22 @@ def test_a_user_that_floods_delays_another_by_few_answers(daemon: Daemon) -> Non
     run(test())
 
 
-def test_what_was_asked_for_ends_with_the_connection(daemon: Daemon) -> None:
+@pytest.mark.parametrize(
+    ("asked", "at_once"), [(A_LIST, 1), (A_HISTORY, module.READING_PER_USER)], ids=["list", "history"]
+)
+def test_what_was_asked_for_ends_with_the_connection(
+    daemon: Daemon, asked: tuple[Command, Message, type[Message]], at_once: int
+) -> None:
     async def test() -> None:
         async with daemon.listening():
             surveys = Surveys(daemon)
-            flooding = flood(daemon, 10)
+            flooding = flood(daemon, 10, asked=asked)
             await until(lambda: in_progress(daemon) == [8] * 10)
             for connection in flooding:
                 connection.close()
             surveys.go.set()
-            await daemon.ask(Command.LIST, Nothing(), ListResult)
-            assert surveys.begun == 2, "that which was in progress, and ours"
+            await daemon.ask(*asked)
+            assert surveys.begun == at_once + 1, "what was in progress, and ours"
 
     run(test())
 
@@ -205,15 +229,7 @@ def test_a_user_has_few_answers_at_once(daemon: Daemon) -> None:
 
     async def test() -> None:
         async with daemon.listening():
-            reading, go = 0, asyncio.Event()
-
-            async def history(limit: int, before: int | None) -> list[HistoryEntry]:
-                nonlocal reading
-                reading += 1
-                await go.wait()
-                return []
-
-            daemon.monitor.get_claim_history = history  # type: ignore[method-assign]
+            histories = Surveys(daemon)
             frame = request_frame(1, "x", Command.HISTORY, HistoryParameters(limit=1))
             asking = [daemon.connect() for _number in range(3)]
             for connection in asking:
@@ -221,11 +237,11 @@ def test_a_user_has_few_answers_at_once(daemon: Daemon) -> None:
             await until(lambda: in_progress(daemon) == [8] * 3)
             for _turn in range(100):
                 await asyncio.sleep(0)
-            assert reading == module.READING_PER_USER
+            assert histories.begun == module.READING_PER_USER
             bound = await daemon.ask(Command.BIND, BindParameters(busid="1-2"), BindResult)
             assert bound.devices
-            go.set()
-            await until(lambda: reading == 24)
+            histories.go.set()
+            await until(lambda: histories.begun == 24)
             for connection in asking:
                 connection.close()
 

@@ -46,13 +46,7 @@ def no_such_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(privileges, "DEFAULT_USER", "no-such-user")
 
 
-@pytest.fixture
-def linux_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers drop their rights, as they do on Linux."""
-    monkeypatch.setattr(privileges, "worker_run_as", lambda run_as: run_as)
-
-
-def test_rights_of_root(linux_workers: None) -> None:
+def test_rights_of_root() -> None:
     found = finding(check_rights, subject(run_as=USBIPD))
     assert found.state is CheckState.OK
     assert "as usbipd" in found.message
@@ -65,7 +59,7 @@ def test_rights_of_an_ordinary_user() -> None:
     assert any("as root, with sudo" in step for step in found.steps)
 
 
-def test_rights_without_a_user_of_our_own(no_such_user: None, linux_workers: None) -> None:
+def test_rights_without_a_user_of_our_own(no_such_user: None) -> None:
     specimen = subject(
         run_as=NOBODY, network=FakeNetwork(child=child(Role.SERVER, user="nobody")), manager=FakeManager({})
     )
@@ -91,22 +85,25 @@ def test_rights_nobody_by_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert finding(check_rights, specimen).state is CheckState.OK
 
 
-def test_rights_of_a_child_that_is_still_root(linux_workers: None) -> None:
+def test_rights_of_a_child_that_is_still_root() -> None:
+    server, worker = child(Role.SERVER, user="root"), child(busid="1-2", user="root")
+    server.run_as, worker.run_as = USBIPD, RunAs(user="65537", uid=65537, gid=65537)
     specimen = subject(
         run_as=USBIPD,
-        network=FakeNetwork(child=child(Role.SERVER, user="root")),
-        manager=FakeManager(claims={"1-2": claim(worker=child(busid="1-2", user="root"))}),
+        network=FakeNetwork(child=server),
+        manager=FakeManager(claims={"1-2": claim(worker=worker)}),
     )
     found = findings(check_rights, specimen)
     assert [each.state for each in found] == [CheckState.FAILED, CheckState.FAILED]
     assert found[0].message.startswith("server[")
-    assert found[1].message.endswith("1-2 runs as root and should as usbipd")
+    assert found[1].message.endswith("1-2 runs as root and should as 65537")
 
 
-def test_rights_of_workers_that_have_to_stay_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(privileges, "worker_run_as", lambda _run_as: None)  # as on macOS
+def test_rights_of_workers_that_have_to_stay_root() -> None:
     specimen = subject(
-        run_as=USBIPD, manager=FakeManager(claims={"1-2": claim(worker=child(busid="1-2", user="root"))})
+        host=mac(),
+        run_as=USBIPD,
+        manager=FakeManager(claims={"1-2": claim(worker=child(busid="1-2", user="root"))}),
     )
     assert finding(check_rights, specimen).state is CheckState.OK
 

@@ -191,9 +191,19 @@ def test_a_server_that_dies_is_replaced_on_the_same_ports(daemon: Daemon) -> Non
     run(test())
 
 
+def delays_of_servers(caplog: pytest.LogCaptureFixture) -> list[float]:
+    """The seconds before each next server, as the log has them."""
+    records = [record for record in caplog.records if record.msg.startswith("no server")]
+    return [float(record.args[0]) for record in records if isinstance(record.args, tuple)]
+
+
 def test_a_server_that_finds_its_port_in_use_tells_the_history_once(
-    daemon: Daemon, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
+    daemon: Daemon,
+    spawner: FakeSpawner,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """And tries it less and less often."""
     monkeypatch.setattr("usbipd.extension.supervisor.FIRST_DELAY", 0.001)
 
     async def test() -> None:
@@ -213,6 +223,8 @@ def test_a_server_that_finds_its_port_in_use_tells_the_history_once(
         await daemon.stop()
 
     run(test())
+    delays = delays_of_servers(caplog)
+    assert delays[-1] > 2 * delays[0]
 
 
 def test_a_port_in_use_is_an_error_at_the_start(daemon: Daemon, spawner: FakeSpawner) -> None:
@@ -256,7 +268,7 @@ def test_a_server_that_dies_again_and_again_is_not_waited_for_longer_each_time(
         await daemon.stop()
 
     run(test())
-    delays = [record.args[0] for record in caplog.records if "no server" in record.msg and record.args]
+    delays = delays_of_servers(caplog)
     assert len(delays) == 8
     assert max(delays) <= 0.004
 

@@ -54,7 +54,7 @@ def test_a_refusal_says_who_may() -> None:
     assert refusal(Command.UNBIND).advice
 
 
-OWNER, ADMINS, CHILD = 1000, 60, 61
+OWNER, ADMINS, CHILD, WORKERS = 1000, 60, 61, range(65537, 65540)
 
 
 @pytest.mark.parametrize(
@@ -67,14 +67,28 @@ OWNER, ADMINS, CHILD = 1000, 60, 61
         (Peer(1001, 1, frozenset({1001})), 0, Role.USER),
         (Peer(OWNER, 1, frozenset({OWNER})), 0, Role.USER),
         (Peer(CHILD, 1, frozenset({ADMINS})), 0, Role.USER),
+        (Peer(WORKERS[0], 1, frozenset({ADMINS})), 0, Role.USER),
+        (Peer(WORKERS[-1], 1, frozenset({ADMINS})), 0, Role.USER),
+        (Peer(WORKERS[-1] + 1, 1, frozenset({ADMINS})), 0, Role.ADMIN),
     ],
-    ids=["root", "root asks a user's", "owner", "admin", "user", "user asks root's", "our children's user"],
+    ids=[
+        "root",
+        "root asks a user's",
+        "owner",
+        "admin",
+        "user",
+        "user asks root's",
+        "our server's user",
+        "the first worker's",
+        "the last worker's",
+        "the one behind it",
+    ],
 )
 def test_role(peer: Peer, owner: int, role: Role) -> None:
     run_as = RunAs(user="usbipd", uid=CHILD, gid=ADMINS)
-    assert role_of(peer, owner=owner, admin_group=ADMINS, run_as=run_as) is role
+    assert role_of(peer, owner=owner, admin_group=ADMINS, run_as=run_as, worker_uids=WORKERS) is role
 
 
 def test_a_host_without_the_group_has_no_administrators() -> None:
     peer = Peer(1001, 1, frozenset({1001}))
-    assert role_of(peer, owner=0, admin_group=None, run_as=None) is Role.USER
+    assert role_of(peer, owner=0, admin_group=None, run_as=None, worker_uids=WORKERS) is Role.USER

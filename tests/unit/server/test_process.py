@@ -13,7 +13,7 @@ import pytest
 from usbipd.addresses import parse_listen
 from usbipd.errors import UsbipdError
 from usbipd.ipc.channel import BlockingChannel
-from usbipd.ipc.children import LogParameters, ServeParameters, ServeResult
+from usbipd.ipc.children import Confinement, LogParameters, ServeParameters, ServeResult
 from usbipd.ipc.messages import Command, Nothing
 
 PATIENCE = 20.0
@@ -53,8 +53,7 @@ class Server:
             handshake_timeout=PATIENCE,
             lost_client_timeout=120,
             send_buffer=0,
-            run_as=None,
-            chroot=None if chroot is None else str(chroot),
+            confinement=None if chroot is None else Confinement(run_as=None, root=str(chroot)),
             log_level=log_level,
             log_to="stderr",
         )

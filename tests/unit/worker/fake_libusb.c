@@ -52,6 +52,7 @@ static int drivers = 3; /* a bit per interface */
 static int siblings;    /* the driver of interface 0 takes interface 1 by itself */
 static int missing;     /* which arrays of the descriptors are NULL: enum missing */
 static int hold_cancels;
+static int sysfs;    /* whether libusb can read it, which a confined worker cannot */
 static int captures; /* detaches without an attach, of fake_macos */
 static int hidden;  /* so often it has no memory for its descriptors */
 static long device_memory;      /* bytes that are out */
@@ -105,6 +106,7 @@ void fake_begin(void)
     host_begin();
     watched = 1;
     drivers = 3;
+    sysfs = 1;
     hold_cancels = captures = hidden = failure_errno = siblings = missing = 0;
     most_device_memory = 16 << 20; /* as usbfs has it */
     failing[0] = 0;
@@ -130,6 +132,7 @@ static void end(struct item *item, enum libusb_transfer_status status)
 }
 
 void fake_macos(int on) { macos = on; }
+void fake_confine(void) { sysfs = 0; }
 
 /* With fake_macos what was aborted comes back when the hold ends; else who was to be cancelled waits for its device. */
 void fake_hold_cancels(int hold)
@@ -356,16 +359,23 @@ int libusb_get_config_descriptor(libusb_device *device, uint8_t index, struct li
     return call_with("get_config_descriptor", index);
 }
 
-int libusb_get_active_config_descriptor(libusb_device *device, struct libusb_config_descriptor **config)
+int libusb_get_config_descriptor_by_value(libusb_device *device, uint8_t value, struct libusb_config_descriptor **config)
 {
-    if (configuration == 0)
+    if (value == 0 || value > LENGTH(configurations))
         return LIBUSB_ERROR_NOT_FOUND;
-    *config = configuration_at(configuration - 1);
+    *config = configuration_at(value - 1);
     return 0;
 }
 
 void libusb_free_config_descriptor(struct libusb_config_descriptor *config) {}
-int libusb_get_configuration(libusb_device_handle *handle, int *value) { *value = configuration; return 0; }
+
+int libusb_get_configuration(libusb_device_handle *handle, int *value)
+{
+    if (!sysfs)
+        return LIBUSB_ERROR_NO_DEVICE; /* open_sysfs_attr in os/linux_usbfs.c */
+    *value = configuration;
+    return 0;
+}
 
 int libusb_set_configuration(libusb_device_handle *handle, int value)
 {

@@ -317,6 +317,15 @@ def test_the_active_configuration_again_resets_the_settings(rig: LibusbRig) -> N
     assert rig.exchange(rig.submit(ISO_IN, 4, number_of_packets=0))[0].status == -LINUX_EPIPE
 
 
+def test_a_confined_worker_changes_the_configuration(rig: LibusbRig) -> None:
+    """Without sysfs libusb does not know which one is active."""
+    fake.fake_confine()
+    for value, held in ((2, [0]), (2, [0]), (1, [0, 1])):
+        assert rig.control(f"00 09 0{value}00 0000 0000").status == 0
+        assert (rig.claim.configuration, rig.claim.held) == (value, held)
+    rig.waiting(rig.submit(BULK_IN, 64))
+
+
 @pytest.mark.parametrize(
     ("function", "setup"),
     [
@@ -500,7 +509,7 @@ def test_no_driver_stays_away_from_a_device_that_cannot_be_read() -> None:
         busnum=1,
         devnum=2,
         simulated=None,
-        run_as=None,
+        confinement=None,
         log_level="info",
         log_to="stderr",
         transfer_budget=_pump.SMALLEST_BUDGET,

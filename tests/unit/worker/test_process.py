@@ -82,7 +82,7 @@ class Extension:
             busnum=1,
             devnum=1,
             simulated=SimulatedSpec(name="loopback", options={}),
-            run_as=None,
+            confinement=None,
             transfer_budget=budget,
             device_memory="auto",
             **{"log_level": "info", "log_to": "stderr"} | changes,
@@ -171,7 +171,7 @@ def test_a_claim_that_leads_to_nothing_is_undone(extension: Extension) -> None:
         (UsbipdError("somebody has it", code="LIBUSB_ERROR_BUSY"), "somebody has it", "LIBUSB_ERROR_BUSY"),
         (MemoryError(), r"the worker failed: MemoryError\(\)", "worker-failed"),
         (OSError(24, "Too many open files"), "the worker failed: OSError.*Too many open", "worker-failed"),
-        (SystemExit(1), "the worker cannot give up root's rights", "worker-failed"),
+        (SystemExit(1), "the worker cannot give up its rights", "worker-failed"),
     ],
 )
 def test_the_extension_is_told_why_a_claim_failed(

@@ -1,0 +1,129 @@
+"""The range of user ids for workers: what it may be, and what on this host stands against it."""
+
+import grp
+import os
+import pwd
+from pathlib import Path
+
+import pytest
+
+from usbipd import worker_uids
+from usbipd.config import ServerConfig
+from usbipd.confinement import WORKERS_ARE_CONFINED
+from usbipd.errors import UsageError
+from usbipd.extension.host_needs import check_host
+from usbipd.worker_uids import DEFAULT_UIDS, check_unused, parse_uids
+
+
+@pytest.mark.parametrize(
+    ("text", "uids"),
+    [
+        (DEFAULT_UIDS, range(65537, 100000)),
+        ("1-61183", range(1, 61184)),
+        ("65520-65533", range(65520, 65534)),
+        ("65536-65536", range(65536, 65537)),
+        ("100000-524287", range(100000, 524288)),
+        ("1879048192-4294967294", range(1879048192, 4294967295)),
+    ],
+)
+def test_ranges(text: str, uids: range) -> None:
+    assert parse_uids(text) == uids
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "it is FIRST-LAST, two numbers"),
+        ("65537", "it is FIRST-LAST"),
+        ("65537-", "it is FIRST-LAST"),
+        (" 65537-65540", "it is FIRST-LAST"),
+        ("65537-65540\n", "it is FIRST-LAST"),
+        ("-5-7", "it is FIRST-LAST"),
+        ("0x10001-0x10002", "it is FIRST-LAST"),
+        ("٦٥٥٣٧-٦٥٥٤٠", "it is FIRST-LAST"),
+        ("9" * 30 + "-" + "9" * 30, "it is FIRST-LAST"),
+        ("65540-65539", "the first one is greater than the last"),
+        ("1879048192-4294967295", "the last possible one is 4294967294"),
+        ("0-5", "0 is for root"),
+        ("60000-61184", "61184 is for services of systemd"),
+        ("65519-65530", "65519 is for services of systemd"),
+        ("61000-66000", "61184 to 65519 are for services of systemd"),
+        ("65530-65534", "65534 is for nobody"),
+        ("65535-65540", "65535 is for nobody"),
+        ("65537-524288", "524288 is for containers of systemd-nspawn"),
+    ],
+)
+def test_ranges_that_no_host_may_use(text: str, complaint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_uids(text)
+    assert caught.value.message.startswith(f"{text!r} cannot be the user ids of workers: {complaint}")
+    assert DEFAULT_UIDS in caught.value.message, "what would be right"
+
+
+class Databases:
+    """The user databases of a host."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.users = [("root", 0, 0), ("alice", 1000, 1000), ("nobody", 65534, 65534)]
+        self.groups = [("root", 0), ("alice", 1000)]
+        self.subuid, self.subgid = directory / "subuid", directory / "subgid"
+        monkeypatch.setattr(worker_uids, "_SUBORDINATE", (self.subuid, self.subgid))
+        monkeypatch.setattr(pwd, "getpwall", self._users)
+        monkeypatch.setattr(grp, "getgrall", self._groups)
+
+    def _users(self) -> list[pwd.struct_passwd]:
+        return [pwd.struct_passwd((name, "x", uid, gid, "", "/", "")) for name, uid, gid in self.users]
+
+    def _groups(self) -> list[grp.struct_group]:
+        return [grp.struct_group((name, "x", gid, [])) for name, gid in self.groups]
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Databases:
+    return Databases(tmp_path, monkeypatch)
+
+
+def complaint() -> str:
+    with pytest.raises(UsageError) as caught:
+        check_unused("70000-70009")
+    return caught.value.message
+
+
+def test_a_host_without_any_of_them(host: Databases) -> None:
+    host.users += [("before", 69999, 1), ("behind", 70010, 1)]
+    host.subuid.write_text("alice:100000:65536\nbob:69000:1000\n\n# no line of ours\nx:y:z\nalice:70000:0\n")
+    check_unused("70000-70009")
+
+
+def test_a_user_has_one(host: Databases) -> None:
+    host.users.append(("bob", 70009, 100))
+    assert "70009 is the user bob" in complaint()
+
+
+def test_a_group_has_one(host: Databases) -> None:
+    host.groups.append(("staff", 70000))
+    assert "70000 is the group staff" in complaint()
+
+
+def test_containers_have_some(host: Databases) -> None:
+    host.subuid.write_text("alice:65536:4469\n")
+    assert f"70000 to 70004 are for containers of alice ({host.subuid})" in complaint()
+
+
+def test_group_ids_of_containers(host: Databases) -> None:
+    host.subgid.write_text("alice:70005:65536\n")
+    assert f"70005 to 70009 are for containers of alice ({host.subgid})" in complaint()
+
+
+@pytest.mark.skipif(not WORKERS_ARE_CONFINED, reason="workers have no separate user ids on macOS")
+@pytest.mark.parametrize("is_root", [True, False])
+def test_the_configuration_is_checked_where_it_counts(
+    host: Databases, monkeypatch: pytest.MonkeyPatch, is_root: bool
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0 if is_root else 1000)
+    host.users.append(("bob", 65537, 100))
+    if is_root:
+        with pytest.raises(UsageError, match=r"^worker_uids: .* 65537 is the user bob; choose a range"):
+            check_host(ServerConfig())
+    else:
+        check_host(ServerConfig())

@@ -1,0 +1,138 @@
+"""What the server and the workers give up once they have what they need.  Runs in both.
+
+In this order, since each step may need what the next one takes away:
+
+1. an empty root directory (chroot(2)); a separate network namespace was entered before (`leave_network`);
+2. limits: no new process or thread, no core dump, few open files in a worker;
+3. root: the process becomes an unprivileged user (`privileges.drop`);
+4. what Landlock knows (`landlock.py`);
+5. a list of system calls (`seccomp.py`).
+
+Root directory, namespace and user take root; a daemon of an ordinary user has the rest.  Each layer may be
+missing on some host, so in the end the process tries what it must not be able to do, and exits if any of it
+works.  macOS has the first and the third, for the server.
+"""
+
+import ctypes
+import functools
+import logging
+import os
+import resource
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from typing import Final, NoReturn
+
+from usbipd import landlock, privileges, seccomp
+from usbipd.errors import UsbipdError
+from usbipd.ipc.children import Confinement
+
+_LOG: Final = logging.getLogger(__name__)
+
+WORKERS_ARE_CONFINED: Final = sys.platform != "darwin"
+"""On macOS a worker stays root: resetting a captured device takes that (darwin_usb.c)."""
+
+OPEN_FILES_OF_A_WORKER: Final = 32
+"""It needs about fifteen: standard ones, channel, client, log, and those of libusb or of a simulated disk."""
+
+_CLONE_NEWNET: Final = 0x40000000  # Linux include/uapi/linux/sched.h
+_PR_SET_NO_NEW_PRIVS: Final = 38  # Linux include/uapi/linux/prctl.h
+
+# Loaded now: after chroot there is nothing to load from.
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+
+
+def leave_network() -> None:
+    """Enter a separate, empty network namespace; without CAP_SYS_ADMIN, stay in this one.
+
+    Applies to the calling thread and the threads that it starts later.  Open sockets stay where they were
+    made.
+    """
+    if sys.platform == "linux" and _LIBC.unshare(_CLONE_NEWNET) != 0:
+        _LOG.debug("no separate network namespace: %s", os.strerror(ctypes.get_errno()))
+
+
+def confine(order: Confinement | None, *, open_files: int | None, accepts: bool) -> str:
+    """Give up all that `order` says, for good; None: nothing.  Returns the name of the user of this process.
+
+    `open_files` limits them from now on (None: no new limit); `accepts` keeps accept(2).  Raises
+    `UsbipdError` if the root directory cannot be entered; `SystemExit` if another step or the proof fails:
+    no process runs half confined.
+    """
+    if order is None:
+        return privileges.user_name(os.geteuid())
+    if order.root is not None:
+        _enter(order.root)
+    if sys.platform != "linux":
+        return privileges.drop(order.run_as)
+    try:
+        _limit(open_files)
+        user = privileges.drop(order.run_as)
+        if _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
+        abi = landlock.restrict()
+        is_filtered = seccomp.deny(accepts=accepts)
+    except OSError as error:
+        _LOG.critical("cannot give up rights: %s", error)
+        raise SystemExit(1) from error
+    filtered = "in force" if is_filtered else "absent"
+    _LOG.debug("confined: Landlock ABI %d (0: absent), seccomp %s", abi, filtered)
+    # An ordinary user's daemon without the filter has nothing that could be proved.
+    if order.run_as is not None or is_filtered:
+        _prove(is_filtered)
+    return user
+
+
+def _enter(directory: str) -> None:
+    """Make `directory`, which has to be empty, the root directory.  Raises `UsbipdError`."""
+    try:
+        os.chroot(directory)
+        os.chdir("/")
+        left = os.listdir("/")  # noqa: PTH208 - names are all we need
+    except OSError as error:
+        raise UsbipdError(f"cannot chroot to {directory}: {error.strerror}", code="chroot") from error
+    if left:
+        raise UsbipdError(f"the chroot {directory} holds {', '.join(left)}", code="chroot")
+
+
+def _limit(open_files: int | None) -> None:
+    """Raises `OSError`."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # data of clients and devices stays off the disk
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # counts threads; running ones stay
+    if open_files is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
+
+
+def _prove(is_filtered: bool) -> None:
+    """Try what must not work; exit if any of it does."""
+    for what, attempt in _attempts(is_filtered):
+        try:
+            attempt()
+        except OSError:
+            continue
+        _fail(what)
+
+
+def _attempts(is_filtered: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+    yield "open a file", lambda: os.close(os.open("/etc/passwd", os.O_RDONLY))
+    yield "signal the extension", functools.partial(os.kill, os.getppid(), 0)
+    yield "reach the network", _reach_network
+    if is_filtered:  # without it kill(-1) always succeeds, and a socket can be made but leads nowhere
+        yield "signal all processes", functools.partial(os.kill, -1, 0)
+        for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+            yield f"open a socket of {family.name}", functools.partial(_open_socket, family)
+
+
+def _open_socket(family: socket.AddressFamily) -> None:
+    socket.socket(family, socket.SOCK_DGRAM).close()
+
+
+def _reach_network() -> None:
+    """Find a route to this host; a datagram socket sends nothing for that."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        way.connect(("127.0.0.1", 9))
+
+
+def _fail(what: str) -> NoReturn:
+    _LOG.critical("confined, and can still %s", what)
+    raise SystemExit(1)

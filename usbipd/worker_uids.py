@@ -1,0 +1,97 @@
+"""The range of user ids for workers: `worker_uids` of the configuration.  Linux only.
+
+Read by the extension and by `usbipd-ext --check-config`.  A worker's user id and the group id of the same
+number must belong to nothing else on the host, now or later.  That excludes the ranges that systemd and
+container tools allocate from (https://systemd.io/UIDS-GIDS).
+"""
+
+import grp
+import pwd
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from usbipd.errors import UsageError
+
+DEFAULT_UIDS: Final = "65537-99999"
+"""Above the 16-bit ids, below those that useradd(8) gives to the containers of users."""
+
+_LAST: Final = (1 << 32) - 2
+"""The next one stands for none: setresuid(2)."""
+
+_RESERVED: Final = (
+    (range(1), "root"),
+    (range(61184, 65520), "services of systemd (DynamicUser=)"),
+    (range(65534, 65536), "nobody, and for none among 16-bit ids"),
+    (range(524288, 1879048192), "containers of systemd-nspawn"),
+)
+"""Ids that no range may include, and what they are for."""
+
+_SUBORDINATE: Final = (Path("/etc/subuid"), Path("/etc/subgid"))
+
+
+def parse_uids(text: str) -> range:
+    """`FIRST-LAST`, both included.  Raises `UsageError`, also for a range that no host may use."""
+    match = re.fullmatch("([0-9]{1,10})-([0-9]{1,10})", text, re.ASCII)
+    if not match:
+        raise _wrong(text, "it is FIRST-LAST, two numbers")
+    first, last = map(int, match.groups())
+    if first > last:
+        raise _wrong(text, "the first one is greater than the last")
+    if last > _LAST:
+        raise _wrong(text, f"the last possible one is {_LAST}")
+    uids = range(first, last + 1)
+    for reserved, whose in _RESERVED:
+        if common := _common(uids, reserved):
+            raise _wrong(text, f"{common} for {whose}")
+    return uids
+
+
+def check_unused(text: str) -> None:
+    """Raises `UsageError` if a user, a group or a container of this host has one of these ids.
+
+    Limited to what the user databases list: directory services often list no users.
+    """
+    uids = parse_uids(text)
+    for ids, what in _known_here():
+        if common := _common(uids, ids):
+            raise _wrong(text, f"{common} {what}")
+
+
+def _known_here() -> Iterator[tuple[range, str]]:
+    for user in pwd.getpwall():
+        yield range(user.pw_uid, user.pw_uid + 1), f"the user {user.pw_name}"
+    for group in grp.getgrall():
+        yield range(group.gr_gid, group.gr_gid + 1), f"the group {group.gr_name}"
+    for file in _SUBORDINATE:
+        yield from _subordinate(file)
+
+
+def _subordinate(file: Path) -> Iterator[tuple[range, str]]:
+    """subuid(5): lines of OWNER:FIRST:COUNT."""
+    try:
+        lines = file.read_text(errors="replace").splitlines()
+    except OSError:  # there are none
+        return
+    for line in lines:
+        owner, *numbers = line.split(":")
+        if len(numbers) == 2 and all(re.fullmatch("[0-9]{1,10}", each, re.ASCII) for each in numbers):
+            first, count = map(int, numbers)
+            yield range(first, first + count), f"for containers of {owner} ({file})"
+
+
+def _common(uids: range, others: range) -> str:
+    """The ids that are in both, with a verb; "" if there are none."""
+    first, last = max(uids.start, others.start), min(uids.stop, others.stop) - 1
+    if first > last:
+        return ""
+    return f"{first} is" if first == last else f"{first} to {last} are"
+
+
+def _wrong(text: str, why: str) -> UsageError:
+    return UsageError(
+        f"{text!r} cannot be the user ids of workers: {why}; choose a range that nothing else on this host "
+        f"uses, such as {DEFAULT_UIDS}",
+        code="bad-uids",
+    )
