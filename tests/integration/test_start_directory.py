@@ -1,6 +1,7 @@
 """Where a daemon is started: paths count from there, and no process stays there."""
 
 import json
+import os
 import signal
 import subprocess
 from pathlib import Path
