@@ -1,5 +1,6 @@
 """Sessions of the pump: one client after the other, bounds, counters, and the end."""
 
+import ctypes
 import platform
 import resource
 import struct
@@ -68,6 +69,11 @@ def test_buffers_that_are_kept_make_room_for_others(rig: Rig) -> None:
         assert statuses(rig.exchange(*both)) == [(submit.seqnum, 0) for submit in both]
 
 
+LIBC = ctypes.CDLL(None)
+LIBC.malloc.restype, LIBC.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+LIBC.free.argtypes = [ctypes.c_void_p]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say how large a process is")
 def test_an_urb_for_which_the_system_has_no_memory_is_answered(rig: Rig) -> None:
     """Other allocations, and what fails with them: memory_cases.py."""
@@ -75,10 +81,13 @@ def test_an_urb_for_which_the_system_has_no_memory_is_answered(rig: Rig) -> None
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     lost = [rig.submit(MODEL_IN, 16 << 20) for _ in range(20)]
     resource.setrlimit(resource.RLIMIT_AS, (size + (4 << 20), before[1]))
+    freed_before = list(iter(lambda: LIBC.malloc(16 << 20), None))  # what earlier tests have left in the heap
     try:
         replies = rig.exchange(*lost)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
+        for block in freed_before:
+            LIBC.free(block)
     assert statuses(replies) == [(submit.seqnum, -LINUX_ENOMEM) for submit in lost]
     rig.device.to_read[MODEL_IN] = [b"", b""]
     later = [rig.submit(MODEL_IN, 16 << 20) for _ in range(2)]
