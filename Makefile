@@ -3,7 +3,7 @@
 # Everything that Python needs lives in .venv; a stamp there tells what is up to date.
 
 SHELL := /bin/sh
-export PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -35,8 +35,11 @@ DESTDIR ?=
 FUZZ_SECONDS ?= 60
 export FUZZ_EXAMPLES ?= 300
 
-.PHONY: help deps venv broken-venv build lock man completions binary run demo pkg install uninstall test-deps test test-binary e2e-deps e2e \
-    soak bench lint darwin-check sanitized asan fuzz clean
+.PHONY: help deps venv broken-venv build lock man completions binary run demo pkg install uninstall test-deps test test-short \
+    test-as-user test-python314 test-binary e2e-deps e2e soak bench lint darwin-check sanitized asan fuzz clean
+
+# Values that the shell is to take as they are reach it by the environment.
+deps $(BIN)/python uninstall test-deps test-python314 sanitized e2e-deps bench: export PYTHON := $(PYTHON)
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -119,6 +122,16 @@ test-deps:  ## install what some tests are skipped without (mandoc, zsh, fish, 7
 test: build  ## unit and integration tests
 	$(BIN)/python -m pytest tests/unit tests/integration tests/fuzz
 
+test-short: build  ## unit tests, and some of the integration tests
+	$(BIN)/python -m pytest -m "not slow" tests/unit tests/integration/test_processes.py tests/integration/test_access.py
+
+test-as-user:  ## as root: `make test` as an ordinary user who is made for it, in a copy of the tree
+	.ci/as-user make test
+
+test-python314:  ## as root: `make test-short` with Python 3.14, in a Debian that is made below build/ (needs debootstrap)
+	@packaging/install-deps "$$PYTHON" debian
+	.ci/in-debian forky make test-short
+
 test-binary: export USBIPD_PROGRAM = dist/usbipd
 test-binary: binary  ## what the executable alone has, and the tests of commands and daemons with it
 	$(BIN)/python -m pytest -m "not slow" tests/binary tests/integration tests/unit/test_front_door.py \
@@ -167,7 +180,7 @@ lint: build  ## ruff, mypy --strict, cython-lint, shellcheck, the schema of work
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/cython-lint cython
-	$(BIN)/shellcheck --external-sources packaging/install-deps packaging/completions/busids.bash .ci/run \
+	$(BIN)/shellcheck --external-sources packaging/install-deps packaging/completions/busids.bash $(wildcard .ci/*) \
 	    $(wildcard tests/e2e/*.sh tests/e2e/*/*.sh) packaging/macos/launchd.sh packaging/macos/usbipd-uninstall \
 	    $(wildcard packaging/macos/scripts/* packaging/macos/release/*) $(wildcard tests/unit/packaging/fake_macos/*)
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows $(wildcard .github/workflows/*)

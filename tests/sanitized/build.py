@@ -25,7 +25,7 @@ TREE: Final = HERE / "tree"
 VENV: Final = HERE / "venv"
 LIB: Final = HERE / "lib"
 REPORTS: Final = HERE / "reports"
-CLANG: Final = os.environ.get("CLANG", "clang-14")
+CLANG: Final = os.environ.get("CLANG", "clang")
 EXIT_CODE: Final = "86"
 COPIED: Final = (
     "usbipd",

@@ -173,6 +173,8 @@ def qemu_command(job: Path) -> list[str]:
     # The HPET has the host's time.  How fast the TSC counts is found out during the boot, and was wrong by a
     # factor of 2.6 on a busy host: all patience ended too early.  tsc=reliable: nobody has to watch it.
     options += " clocksource=hpet tsc=reliable"
+    # The kernel counts ticks for a moment, and panics when a busy host lets the emulator deliver too few.
+    options += " no_timer_check"
     # What modprobe hands to modules: two ports for gadgets, each on a high-speed and on a super-speed bus; no
     # second for a disk to spin up.
     options += " dummy_hcd.num=2 dummy_hcd.is_super_speed=1 usb-storage.delay_use=0"

@@ -27,9 +27,9 @@ from typing import Final
 VM: Final = Path(__file__).resolve().parent
 BUILD: Final = VM.parents[2] / "build" / "e2e"
 
-# Not linux-image-amd64, which is 6.1 in Debian 12: its dummy_hcd moves data at each tick of the kernel, every
-# 4 ms; that of 6.12 has a timer of 125 us.
-KERNEL: Final = "linux-image-6.12-amd64"
+# The first that apt knows.  In Debian 12 linux-image-amd64 is 6.1, whose dummy_hcd moves data at each tick of
+# the kernel, every 4 ms; that of 6.12 has a timer of 125 us.  Debian 13 has 6.12 under that name.
+KERNELS: Final = ("linux-image-6.12-amd64", "linux-image-amd64")
 
 TOOLS: Final = (
     # the stock client, and the kernel's own server (usbipd, which wants libwrap) to check the machine against
@@ -114,14 +114,13 @@ def _make(image: Path) -> None:
         raise PrepareError(f"the virtual machine is amd64, but the programs of this host are {architecture}")
     print(f"e2e: preparing the virtual machine in {BUILD}", file=sys.stderr)
     layer = image / "layer"
-    for directory in ("bin", "sbin", "lib", "lib64"):  # merged, as on the host
-        (layer / "usr" / directory).mkdir(parents=True)
-        (layer / directory).symlink_to(f"usr/{directory}")
+    _merge_usr(layer)
     kernel = _kernel_package()
-    for package in (package for group in TOOLS for package in group):
+    for package in (_name_here(package) for group in TOOLS for package in group):
         # without udev rules: udevd is only there to tell libusb of devices, see guest_init.sh
         _unpack(_download(package), layer, "--exclude=./usr/share/doc", "--exclude=*/udev/rules.d")
-    _unpack(_download(kernel), image / "kernel", "--exclude=./usr")
+    _merge_usr(image / "kernel")
+    _unpack(_download(kernel), image / "kernel", "--exclude=./usr/share")
     version = kernel.removeprefix("linux-image-")
     (image / "kernel" / "boot" / f"vmlinuz-{version}").rename(image / "vmlinuz")
     _install_modules(image / "kernel" / "lib" / "modules" / version, layer)
@@ -130,15 +129,22 @@ def _make(image: Path) -> None:
 
 
 def _kernel_package() -> str:
-    """The package of today's kernel that the metapackage KERNEL stands for."""
-    for line in _output("apt-cache", "depends", KERNEL).splitlines():
-        relation, _, name = line.strip().partition(": ")
-        if relation == "Depends" and name.startswith("linux-image-"):
-            return name
+    """The package of today's kernel that a metapackage of KERNELS stands for."""
+    for metapackage in KERNELS:
+        for line in _output("apt-cache", "depends", metapackage).splitlines():
+            relation, _, name = line.strip().partition(": ")
+            if relation == "Depends" and name.startswith("linux-image-"):
+                return name
     raise PrepareError(
-        f"apt knows no package {KERNEL}.  Is this Debian 12, with its security updates in apt's sources?  "
-        "Run `apt-get update` as root, then try again."
+        f"apt knows no package {' or '.join(KERNELS)}.  Is this Debian 12 or 13, with its security updates "
+        "in apt's sources?  Run `apt-get update` as root, then try again."
     )
+
+
+def _name_here(package: str) -> str:
+    """What this Debian calls a library: from 13 on, many have t64 in their name (time_t of 64 bits)."""
+    renamed = f"{package}t64"
+    return renamed if renamed in _output("apt-cache", "pkgnames", renamed).split() else package
 
 
 def _download(package: str) -> Path:
@@ -152,6 +158,13 @@ def _download(package: str) -> Path:
             raise PrepareError(f"cannot download {package}.  Run `apt-get update` as root, then try again.")
         found = sorted(debs.glob(f"{package}_*.deb"))
     return found[-1]
+
+
+def _merge_usr(directory: Path) -> None:
+    """Lay out an empty tree as on the host: packages of Debian 12 use /lib, those of 13 /usr/lib."""
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (directory / "usr" / name).mkdir(parents=True)
+        (directory / name).symlink_to(f"usr/{name}")
 
 
 def _unpack(deb: Path, directory: Path, *tar_options: str) -> None:
@@ -205,7 +218,7 @@ def _load_order(dependencies: dict[str, list[str]], names: Iterable[str]) -> Ite
     for name in names:
         path = by_name.get(name.replace("-", "_"))
         if path is None:
-            raise PrepareError(f"{KERNEL} has no module {name}; the lists in {__file__} need a change")
+            raise PrepareError(f"the kernel has no module {name}; the lists in {__file__} need a change")
         order.update(dict.fromkeys([*reversed(dependencies[path]), path]))
     return iter(order)
 
@@ -214,6 +227,7 @@ def _pack_initramfs(layer: Path, version: str, image: Path) -> None:
     root = image / "initramfs"
     (root / "bin").mkdir(parents=True)
     busybox = image / "busybox"
+    _merge_usr(busybox)
     _unpack(_download("busybox-static"), busybox)
     shutil.copy(busybox / "bin" / "busybox", root / "bin")
     (root / "modules").mkdir()

@@ -1,6 +1,7 @@
 """The command lines: what is accepted, what is refused with which words."""
 
 import argparse
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -270,7 +271,17 @@ def test_the_command_line_wins_over_the_configuration(tmp_path: Path) -> None:
     assert (config.log_level, config.log_to) == ("debug", "stderr")
 
 
-@pytest.mark.parametrize(("uid", "level"), [(0, "warning"), (1000, "info")])
+@pytest.mark.parametrize(
+    ("uid", "level"),
+    [
+        pytest.param(
+            0,
+            "warning",
+            marks=pytest.mark.skipif(os.geteuid() != 0, reason="root takes only a file of root's"),
+        ),
+        (1000, "info"),
+    ],
+)
 def test_only_root_reads_the_usual_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, level: str
 ) -> None:
