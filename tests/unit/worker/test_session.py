@@ -1,9 +1,7 @@
 """Sessions of the pump: one client after the other, bounds, counters, and the end."""
 
 import platform
-import resource
 import struct
-import sys
 from pathlib import Path
 from socket import SHUT_WR
 from typing import NamedTuple
@@ -12,7 +10,6 @@ import pytest
 
 from tests.unit.worker.rig import DEVID, IN, LOOP_IN, LOOP_OUT, MODEL_IN, SINK, SOURCE, Rig, statuses
 from usbipd import _pump, config
-from usbipd.protocol.constants import LINUX_ENOMEM
 from usbipd.protocol.urb import ReplyReader, Submit, Unlink, encode
 from usbipd.worker import report
 from usbipd.worker.report import COUNTER_WORDS
@@ -66,23 +63,6 @@ def test_buffers_that_are_kept_make_room_for_others(rig: Rig) -> None:
         rig.device.to_read[MODEL_IN] = [b"", b""]
         both = [rig.submit(MODEL_IN, size), rig.submit(MODEL_IN, size)]
         assert statuses(rig.exchange(*both)) == [(submit.seqnum, 0) for submit in both]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say how large a process is")
-def test_an_urb_for_which_the_system_has_no_memory_is_answered(rig: Rig) -> None:
-    """Other allocations, and what fails with them: memory_cases.py."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    lost = [rig.submit(MODEL_IN, 16 << 20) for _ in range(20)]
-    resource.setrlimit(resource.RLIMIT_AS, (size + (4 << 20), before[1]))
-    try:
-        replies = rig.exchange(*lost)
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
-    assert statuses(replies) == [(submit.seqnum, -LINUX_ENOMEM) for submit in lost]
-    rig.device.to_read[MODEL_IN] = [b"", b""]
-    later = [rig.submit(MODEL_IN, 16 << 20) for _ in range(2)]
-    assert statuses(rig.exchange(*later)) == [(submit.seqnum, 0) for submit in later]
 
 
 def test_client_that_reads_nothing_is_not_read_any_more() -> None:
