@@ -6,7 +6,8 @@ in that very directory, and a link is followed only where root made it.  Nothing
 look and the use.
 
 A user can change a directory that belongs to them or that they may write.  In a sticky one, such as /tmp,
-they can change only what is theirs; there, as everywhere, what comes next has to be root's.
+they can change only what is theirs; there, as everywhere, what comes next has to be root's.  A group whose
+members may become root anyway (`privileges.GROUPS_OF_ROOT`) is as good as root.
 """
 
 import errno
@@ -17,7 +18,7 @@ from collections import deque
 from pathlib import Path
 from typing import Final
 
-from usbipd.privileges import user_name
+from usbipd.privileges import GROUPS_OF_ROOT, user_name
 
 _MOST_LINKS: Final = 40  # as Linux follows: include/linux/namei.h, MAXSYMLINKS
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -120,7 +121,7 @@ def _who_can_change(path: Path, found: os.stat_result) -> str | None:
         return None
     if found.st_mode & stat.S_IWOTH:
         return f"{path} may be written by every user"
-    if found.st_mode & stat.S_IWGRP and found.st_gid != 0:
+    if found.st_mode & stat.S_IWGRP and found.st_gid not in GROUPS_OF_ROOT:
         return f"{path} may be written by the group {_group_name(found.st_gid)}"
     return None
 

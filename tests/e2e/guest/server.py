@@ -26,13 +26,14 @@ STOP_TIME: Final = 10.0
 
 
 class Server(ABC):
-    """A USB/IP server on 127.0.0.1:3240."""
+    """A USB/IP server on 127.0.0.1."""
 
     ready: ClassVar[re.Pattern[str]]
     """What it says once it can be asked for something."""
 
-    def __init__(self, command: Sequence[str | Path]) -> None:
+    def __init__(self, command: Sequence[str | Path], tcp_port: int = PORT) -> None:
         self._command = command
+        self._tcp_port = tcp_port
         self.process: subprocess.Popen[bytes]
 
     def start(self) -> None:
@@ -70,7 +71,7 @@ class Server(ABC):
         check(status == 0, f"the server ended with {status} after SIGTERM")
         left = [f"{pid} {name}" for pid, name in family.items() if command_of(pid) == name]
         check(not left, f"processes of the server still run: {', '.join(left)}")
-        check(not is_listening(), f"port {PORT} still accepts connections")
+        check(not is_listening(self._tcp_port), f"port {self._tcp_port} still accepts connections")
 
     @abstractmethod
     def bind(self, busid: str) -> None:
@@ -129,7 +130,7 @@ class KernelServer(Server):
     ready = re.compile("listening on ")
 
     def __init__(self, tcp_port: int = PORT) -> None:
-        super().__init__(["/usr/sbin/usbipd", "-4", "--tcp-port", str(tcp_port)])
+        super().__init__(["/usr/sbin/usbipd", "-4", "--tcp-port", str(tcp_port)], tcp_port)
 
     def bind(self, busid: str) -> None:
         run("usbip", "bind", "-b", busid)
@@ -151,9 +152,9 @@ def _named(devices: list[dict[str, Any]], busid: str) -> dict[str, Any]:
     raise StepError(f"no device {busid} among {[device['busid'] for device in devices]}")
 
 
-def is_listening() -> bool:
+def is_listening(tcp_port: int = PORT) -> bool:
     """Whether there is a server, without connecting: that would be a client that says nothing."""
-    port = f":{PORT:04X} "
+    port = f":{tcp_port:04X} "
     lines = [line for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()]
     return any(port in line and line.split()[3] == TCP_LISTEN for line in lines)
 

@@ -414,3 +414,25 @@ def test_the_launchd_job(
     answer = host_facts.launchd_job(launchctl)
     assert answer is not None
     assert (answer.is_installed, answer.exit_code) == (False, found)
+
+
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [
+        ('test "$*" = "-n hw.model kern.osversion" && echo Mac14,2 && echo 23F79', ("Mac14,2", "23F79")),
+        ("echo Mac14,2", (None, None)),
+        ("echo Mac14,2; echo 23F79; exit 1", (None, None)),
+    ],
+    ids=["both", "half an answer", "an error"],
+)
+def test_the_model_of_a_mac(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, found: tuple[str | None, str | None]
+) -> None:
+    sysctl = tmp_path / "sysctl"
+    sysctl.write_text(f"#!/bin/sh\n{script}\n")
+    sysctl.chmod(0o755)
+    monkeypatch.setattr(host_facts, "SYSCTL", sysctl)
+    monkeypatch.setattr("platform.mac_ver", lambda: ("14.5", ("", "", ""), "arm64"))
+    facts = host_facts.host_facts()
+    assert (facts.system, facts.system_version) == ("macOS", "14.5")
+    assert (facts.model, facts.system_build) == found

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -324,6 +325,27 @@ def test_a_worker_that_is_stopped(uid: int, sudo: str) -> None:
     assert found.state is CheckState.FAILED
     assert f"worker[{process.pid}] 1-2 is suspended" in found.message
     assert found.steps == (f"Resume it: `{sudo}kill -CONT {process.pid}`.",)
+
+
+TRACED = """
+import ctypes, os, signal
+assert ctypes.CDLL(None).ptrace(0, 0, 0, 0) == 0  # PTRACE_TRACEME
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="traces as Linux does")
+@pytest.mark.usefixtures("impatient")
+def test_a_worker_that_a_debugger_has_stopped() -> None:
+    with subprocess.Popen([sys.executable, "-c", TRACED]) as process:
+        try:
+            os.waitpid(process.pid, os.WUNTRACED)
+            claims = {"1-2": claim(worker=silent(pid=process.pid))}
+            found = finding(check_workers, subject(manager=FakeManager(claims=claims)))
+        finally:
+            process.kill()
+    assert found.state is CheckState.FAILED
+    assert f"worker[{process.pid}] 1-2 is suspended" in found.message
 
 
 @pytest.mark.usefixtures("impatient")

@@ -138,6 +138,10 @@ def test_drivers_are_named_but_not_our_own(host: Host, sysfs: FakeSysfs) -> None
         (interface / "driver").symlink_to(sysfs.root / "bus/usb/drivers/usbfs")
         drivers = {device.busid: device.drivers for device in await host.manager.list_devices()}
         assert drivers["1-2"] == []
+        sysfs.add_interface("1-2", 1, "usbhid")
+        drivers = {device.busid: device.drivers for device in await host.manager.list_devices()}
+        assert drivers["1-2"] == ["usbhid"], "it is ours only in part"
+        (sysfs.root / "bus/usb/devices/1-2:1.1/driver").unlink()
         await host.manager.stop()
         drivers = {device.busid: device.drivers for device in await host.manager.list_devices()}
         assert drivers["1-2"] == ["usbfs"], "another program's"

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import usbipd
@@ -134,6 +135,16 @@ def test_a_process_that_has_just_ended_has_no_memory() -> None:
     found = report(monitor(network=FakeNetwork(child=child(Role.SERVER, pid=process.pid))))
     assert found.processes[1].memory is None
     assert found.memory_usage == sum(each.memory for each in found.processes if each.role != "server")
+
+
+def test_a_process_that_may_not_be_looked_at_has_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On macOS only root may look at the processes of other users."""
+
+    def refuse(_process: psutil.Process) -> None:
+        raise psutil.AccessDenied
+
+    monkeypatch.setattr(psutil.Process, "memory_info", refuse)
+    assert resident_bytes(os.getpid()) is None
 
 
 def test_report_of_errors() -> None:

@@ -19,7 +19,13 @@ from usbipd.ipc.channel import (
     request_frame,
     response_frame,
 )
-from usbipd.ipc.children import ClaimResult, DetachedParameters, ReserveParameters, ServeParameters
+from usbipd.ipc.children import (
+    ClaimResult,
+    Confinement,
+    DetachedParameters,
+    ReserveParameters,
+    ServeParameters,
+)
 from usbipd.ipc.commands import COMMANDS, EVENTS
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import IPC_VERSION, Command, ErrorReport, EventName, Hello, IPCEvent, encode
@@ -128,7 +134,9 @@ def test_all_that_comes_in_is_clean() -> None:
 def test_orders_of_who_is_trusted_stay_as_they_are() -> None:
     """A path may have any character but NUL."""
     conversation = greeted(trusted=True)
-    order = msgspec.structs.replace(hostile(ServeParameters), chroot="/tmp/a\nb")
+    order = msgspec.structs.replace(
+        hostile(ServeParameters), confinement=Confinement(run_as=None, root="/tmp/a\nb")
+    )
     conversation.decoder.feed(request_frame(1, "extension", Command.SERVE, order))
     request = conversation.next_item()
     assert isinstance(request, Request)

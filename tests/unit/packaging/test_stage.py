@@ -114,6 +114,13 @@ def test_a_package_without_a_licence_is_not_passed_over(
         licenses.of_distribution("bare")
 
 
+def test_libusb_is_not_bundled_without_its_licence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(licenses, "DISTRIBUTIONS", ("libusb1",))
+    monkeypatch.setattr(licenses, "LIBUSB", ("libusb1", "COPYING.NONE"))
+    with pytest.raises(licenses.MissingError, match=r"libusb1 has no COPYING\.NONE, the licence of libusb"):
+        licenses.bundled()
+
+
 def test_every_licence_file_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     distribution(tmp_path, "LICENSE-MIT", "COPYING", "NOTICE.txt", "AUTHORS")

@@ -96,12 +96,15 @@ def test_a_tag_that_has_moved_is_not_published(tmp_path: Path, moved: bool) -> N
         assert published[0].startswith("release create v1.2.3 --verify-tag ")
 
 
-@pytest.mark.parametrize(("suffix", "code"), [("", 0), (".1", 1), ("-rc1", 1)])
+@pytest.mark.parametrize(
+    ("form", "code"), [("v{}", 0), ("v{}.1", 1), ("v{}-rc1", 1), ("{}", 1), ("v1{}", 1), ("release-{}", 1)]
+)
 def test_a_tag_names_the_version(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], suffix: str, code: int
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], form: str, code: int
 ) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    monkeypatch.setattr(sys, "argv", ["check_tag.py", f"v{version}{suffix}"])
+    tag = form.format(version)
+    monkeypatch.setattr(sys, "argv", ["check_tag.py", tag])
     assert check_tag.main() == code
-    said = f"the tag is v{version}{suffix}, but pyproject.toml has the version {version}\n"
+    said = f"the tag is {tag}, but pyproject.toml has the version {version}\n"
     assert capsys.readouterr().err == (said if code else "")

@@ -238,3 +238,14 @@ def test_get_max_lun_is_exact(disk: MassStorage, packet: str) -> None:
 @pytest.mark.parametrize("packet", ["21 ff 0100 0000 0000", "21 ff 0000 0100 0000", "21 fd 0000 0000 0000"])
 def test_bulk_only_reset_is_exact(disk: MassStorage, packet: str) -> None:
     assert disk.control_out(bytes.fromhex(packet), NOTHING) is Handshake.STALL
+
+
+def test_only_the_pipe_that_stalled_has_to_be_cleared(host: BotHost) -> None:
+    assert host.write(host.cbw(INQUIRY_36, 255, is_in=True)) == 31
+    data = host.read(255)
+    assert not isinstance(data, Handshake)
+    assert len(data) == 36
+    assert host.read(13) is Handshake.STALL
+    host.clear_halt(BULK_OUT)
+    assert host.disk.read(BULK_IN, 13) is Handshake.STALL
+    assert host.csw() == (PASSED, 255 - 36)

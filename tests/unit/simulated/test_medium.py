@@ -66,6 +66,19 @@ def test_a_file_as_it_is(tmp_path: Path) -> None:
     assert path.read_bytes()[1023:1028] == b"\xffnew\x03"
 
 
+def test_all_is_written_however_little_the_system_takes_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "disk.img"
+    medium = FileMedium(path, 4096)
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:100], offset))
+    data = bytes(range(256)) * 4
+    medium.write(1024, memoryview(data))
+    medium.close()
+    assert path.read_bytes() == bytes(1024) + data + bytes(2048)
+
+
 def test_a_file_of_another_size(tmp_path: Path) -> None:
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(1024))

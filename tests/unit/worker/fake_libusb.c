@@ -52,6 +52,7 @@ static int drivers = 3; /* a bit per interface */
 static int siblings;    /* the driver of interface 0 takes interface 1 by itself */
 static int missing;     /* which arrays of the descriptors are NULL: enum missing */
 static int hold_cancels;
+static int overstated;  /* bytes more than there are, which each isochronous packet is said to have */
 static int sysfs;    /* whether libusb can read it, which a confined worker cannot */
 static int captures; /* detaches without an attach, of fake_macos */
 static int hidden;  /* so often it has no memory for its descriptors */
@@ -97,6 +98,7 @@ int fake_allocated(void) { return allocated; }
 long fake_device_memory(void) { return device_memory; }
 void fake_hide_descriptors(int times) { hidden = times; }
 void fake_siblings(int on) { siblings = on; }
+void fake_overstate(int bytes) { overstated = bytes; }
 void fake_missing(int what) { missing = what; }
 void fake_limit_device_memory(long most) { most_device_memory = most; }
 
@@ -107,7 +109,7 @@ void fake_begin(void)
     watched = 1;
     drivers = 3;
     sysfs = 1;
-    hold_cancels = captures = hidden = failure_errno = siblings = missing = 0;
+    hold_cancels = captures = hidden = failure_errno = siblings = missing = overstated = 0;
     most_device_memory = 16 << 20; /* as usbfs has it */
     failing[0] = 0;
     journal[0] = 0;
@@ -179,7 +181,7 @@ int fake_complete(unsigned char endpoint, int status, const unsigned char *data,
                 int part = length < (int)d->length ? length : (int)d->length;
                 if (endpoint & LIBUSB_ENDPOINT_IN)
                     memcpy(to, data, part);
-                d->actual_length = part;
+                d->actual_length = part + overstated;
                 d->status = part ? LIBUSB_TRANSFER_COMPLETED : LIBUSB_TRANSFER_ERROR;
                 to += d->length;
                 data += part;

@@ -122,6 +122,16 @@ def test_isochronous_both_ways(rig: LibusbRig) -> None:
     assert (reply.actual_length, reply.data) == (300, b"")
 
 
+def test_a_packet_is_not_longer_than_it_was_asked_for(rig: LibusbRig) -> None:
+    """Whatever the host's stack says: behind it lies what the client may not see."""
+    assert rig.control("01 0b 0100 0100 0000").status == 0
+    rig.waiting(rig.submit(ISO_IN, 200, packets=[(0, 100), (100, 100)]))
+    fake.fake_overstate(50)
+    [reply] = rig.ended(ISO_IN, data=b"x" * 150)
+    assert [packet.actual_length for packet in reply.iso] == [100, 100]
+    assert (reply.actual_length, len(reply.data)) == (200, 200)
+
+
 def test_a_transfer_with_more_packets_than_its_urb_had_before(rig: LibusbRig) -> None:
     rig.control("01 0b 0100 0100 0000")
     for count in (1, 200, 3):

@@ -7,6 +7,7 @@ import pytest
 from tests.unit.worker.libusb_rig import (
     BULK_IN,
     BULK_OUT,
+    CANCELLED,
     COMPLETED,
     STALL,
     VENDOR_IN,
@@ -232,3 +233,21 @@ def test_a_reset_keeps_the_capture(rig: LibusbRig) -> None:
     fake.fake_fail(b"reset", ERROR_NOT_FOUND)
     assert rig.pump.restore() < 0
     assert rig.pump.gone
+
+
+def test_who_is_unlinked_while_others_come_back_is_not_in_their_way(rig: LibusbRig) -> None:
+    """What an abort brings back comes one by one, and a client may unlink what has come already."""
+    urbs = [rig.submit(BULK_IN, 100 + number) for number in range(4)]
+    rig.waiting(*urbs)
+    fake.fake_hold_cancels(1)
+    unlink, other = rig.unlink(urbs[0]), rig.unlink(urbs[1])
+    assert rig.exchange(unlink) == []
+    assert [outcome(reply) for reply in rig.ended(BULK_IN, CANCELLED)] == [(unlink.seqnum, -LINUX_ECONNRESET)]
+    assert rig.ended(BULK_IN, CANCELLED) == []
+    assert [outcome(reply) for reply in rig.exchange(other)] == [(other.seqnum, -LINUX_ECONNRESET)]
+    assert rig.ended(BULK_IN, CANCELLED) == []
+    fake.fake_hold_cancels(0)
+    rig.turn()
+    for urb in urbs[2:]:
+        assert submitted(BULK_IN)[2] == urb.transfer_buffer_length
+        assert [outcome(reply) for reply in rig.ended(BULK_IN, data=b"mine")] == [(urb.seqnum, 0)]

@@ -240,3 +240,22 @@ def test_an_urb_that_the_host_refuses(rig: LibusbRig) -> None:
         assert rig.control(VENDOR_IN.hex()).status == -status
     fake.fake_fail(b"submit", ERROR_PIPE)
     assert rig.exchange(rig.submit(BULK_IN, 4))[0].status == -LINUX_EPIPE
+
+
+@pytest.mark.parametrize(
+    "setup", ["01 0b 0000 0001 0000", "01 0b 0001 0000 0000"], ids=["interface", "setting"]
+)
+def test_numbers_that_are_no_bytes_name_no_interface(rig: LibusbRig, setup: str) -> None:
+    """A device would stall: neither is the upper byte of 0x0100 left out, nor the host's stack asked."""
+    bus(), journal()
+    assert rig.control(setup).status == -LINUX_EPIPE
+    assert (bus(), journal()) == ([], [])
+
+
+@pytest.mark.rule("remote-wakeup")
+@pytest.mark.parametrize("kind", [2, 7], ids=["configuration", "other speed configuration"])
+def test_remote_wakeup_is_shown_in_no_configuration(rig: LibusbRig, kind: int) -> None:
+    submit = rig.submit(0x80, 9, setup=bytes((0x80, 6, 0, kind, 0, 0, 9, 0)))
+    rig.waiting(submit)
+    [reply] = rig.ended(0, data=bytes((9, kind, 9, 0, 0, 1, 0, 0xE0, 50)))
+    assert reply.data == bytes((9, kind, 9, 0, 0, 1, 0, 0xC0, 50))

@@ -1,5 +1,7 @@
 """The pump between a scripted client and a scripted device."""
 
+import itertools
+
 import pytest
 
 from tests.unit.worker.rig import (
@@ -29,6 +31,7 @@ from usbipd.protocol.constants import (
     LINUX_EPROTO,
     LINUX_EREMOTEIO,
     LINUX_ESHUTDOWN,
+    LINUX_EXDEV,
     MAX_TRANSFER_LENGTH,
     URB_SHORT_NOT_OK,
 )
@@ -167,6 +170,32 @@ def test_stalled_endpoint_stays_halted_until_cleared(rig: Rig) -> None:
     assert rig.exchange(rig.submit(MODEL_IN, 512))[0].data == b"later"
 
 
+@pytest.mark.rule("set-interface")
+def test_set_interface_clears_the_halts_of_that_interface(rig: Rig) -> None:
+    def halted() -> bool:
+        return rig.control("82 00 0000 8100 0200").data == b"\x01\x00"
+
+    assert rig.control("02 03 0000 8100 0000").status == 0  # SET_FEATURE(ENDPOINT_HALT)
+    assert rig.control("01 0b 0100 0100 0000").status == 0
+    assert halted(), "that was the other interface"
+    assert rig.control("01 0b 0000 0000 0000").status == 0
+    assert not halted()
+    rig.device.to_read[MODEL_IN] = [b"data"]
+    assert rig.exchange(rig.submit(MODEL_IN, 512))[0].data == b"data"
+
+
+def test_isochronous_urbs_follow_each_other(rig: Rig) -> None:
+    """Each packet has a microframe: the second URB begins where the first one ends."""
+    rig.control("01 0b 0100 0100 0000")
+    packets = [(number, 1) for number in range(16)]
+    urbs = [rig.submit(ISO_IN, 16, packets=packets) for _ in range(3)]
+    replies = rig.exchange(*urbs)
+    while len(replies) < 3:
+        replies += rig.awaited()
+    starts = [reply.start_frame for reply in replies]
+    assert [later - earlier for earlier, later in itertools.pairwise(starts)] == [16, 16]
+
+
 @pytest.mark.rule("clear-halt")
 def test_endpoint_0_is_never_halted(rig: Rig) -> None:
     assert rig.control("02 01 0000 0000 0000").status == 0
@@ -191,6 +220,7 @@ def test_short_read(rig: Rig) -> None:
     first, second = rig.exchange(lenient, strict)
     assert (first.status, first.data) == (0, b"short")
     assert (second.status, second.data) == (-LINUX_EREMOTEIO, b"short")
+    assert rig.counters.errors == 0, "the device did nothing wrong"
 
 
 @pytest.mark.rule("actual-length-bounded")
@@ -229,6 +259,15 @@ def test_model_that_raises_fails_its_urb_only(rig: Rig) -> None:
     first, second = rig.exchange(rig.submit(MODEL_IN, 8), rig.submit(MODEL_IN, 8))
     assert (first.status, second.data) == (-LINUX_EPROTO, b"fine")
     assert rig.transfers.problem == "ValueError: no such block"
+
+
+def test_model_that_raises_fails_its_packet_only(rig: Rig) -> None:
+    rig.control("01 0b 0100 0100 0000")
+    rig.device.iso_packets = [b"one", ValueError("no such frame"), b"two"]
+    [reply] = rig.exchange(rig.submit(ISO_IN, 24, packets=[(0, 8), (8, 8), (16, 8)])) or rig.awaited()
+    assert [packet.status for packet in reply.iso] == [0, -LINUX_EXDEV, 0]
+    assert reply.data == b"onetwo"
+    assert rig.transfers.problem == "ValueError: no such frame"
 
 
 class UnprintableError(Exception):

@@ -1,0 +1,87 @@
+"""What the bill of materials says of the one executable, made of contents that the test chooses."""
+
+import hashlib
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import bill_of_materials
+import pytest
+
+from usbipd import __version__
+
+DPKG = """#!/bin/sh
+case "$*" in
+"-S /lib/x/libz.so.1") echo "zlib1g:amd64: /lib/x/libz.so.1" ;;
+"-W -f \\${Version} zlib1g:amd64") printf 1:1.2.13 ;;
+*) exit 1 ;;
+esac
+"""
+"""A Debian whose /lib is a link to /usr/lib, and whose package has the file in /lib."""
+
+
+@pytest.fixture
+def dpkg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "dpkg-query").write_text(DPKG)
+    (programs / "dpkg-query").chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs))
+
+
+def bill(directory: Path, monkeypatch: pytest.MonkeyPatch, modules: list[str], *names: str) -> dict[str, Any]:
+    """The document for these modules and files."""
+    files = []
+    for name in names:
+        file = directory / name.replace("/", "_")
+        file.write_text(f"this is {name}")
+        files.append([name, str(file)])
+    contents = {"libusb": "1.0.30", "modules": modules, "files": files}
+    source, target = directory / "contents.json", directory / "bill.json"
+    source.write_text(json.dumps(contents))
+    monkeypatch.setattr(sys, "argv", ["bill_of_materials.py", str(source), str(target)])
+    bill_of_materials.main()
+    document: dict[str, Any] = json.loads(target.read_text())
+    return document
+
+
+@pytest.mark.usefixtures("dpkg")
+def test_each_part_belongs_to_one_component(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = bill(
+        tmp_path,
+        monkeypatch,
+        ["asyncio", "msgspec", "usb1.libusb1", "usbipd.cli.main"],
+        *("libpython3.11.so.1.0", "libusb-1.0.so.0", "libz.so.1"),
+        *("msgspec/_core.so", "psutil/_psutil_linux.so", "usbipd/_pump.so", "lib-dynload/_struct.so"),
+    )
+    root = document["metadata"]["component"]
+    assert (root["name"], root["version"], root["type"]) == ("usbipd", __version__, "application")
+    found = {each["name"]: each for each in document["components"]}
+    packages = {"libusb1", "msgspec", "psutil", "pyinstaller"}
+    assert set(found) == packages | {"python", "libusb", "libz.so.1"}
+    for name in packages:
+        assert found[name]["purl"] == f"pkg:pypi/{name}@{version(name)}"
+    libusb = found["libusb"]
+    assert libusb["version"] == "1.0.30"
+    assert libusb["description"] == f"from libusb-package {version('libusb-package')} of PyPI"
+    digest = hashlib.sha256(b"this is libusb-1.0.so.0").hexdigest()
+    assert libusb["hashes"] == [{"alg": "SHA-256", "content": digest}]
+    needs = {each["ref"]: each.get("dependsOn", []) for each in document["dependencies"]}
+    assert sorted(needs[root["bom-ref"]]) == sorted(each["bom-ref"] for each in found.values())
+
+
+@pytest.mark.usefixtures("dpkg")
+def test_a_library_of_the_system_is_of_a_package() -> None:
+    path = Path("/usr/lib/x/libz.so.1")
+    found = bill_of_materials.of_system(path)
+    assert found == ("1:1.2.13", path, "from the Debian package zlib1g:amd64")
+    unknown = Path("/usr/lib/x/libother.so.1")
+    assert bill_of_materials.of_system(unknown) == (None, unknown, None)
+
+
+def test_a_system_without_dpkg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    path = Path("/usr/lib/x/libz.so.1")
+    assert bill_of_materials.of_system(path) == (None, path, None)
