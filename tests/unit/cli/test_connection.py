@@ -285,7 +285,7 @@ def test_an_extension_that_goes_before_the_hello(socket_path: Path, monkeypatch:
 
 
 def test_an_extension_that_accepts_no_connection(socket_path: Path) -> None:
-    """Linux says at once that the queue is full, macOS refuses; no command waits for ever."""
+    """Linux says at once that the queue is full, macOS refuses; a command does not hang."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
         listener.bind(str(socket_path))

@@ -60,8 +60,8 @@ def test_sigusr1_is_for_level_debug_and_sigusr2_for_the_configured_one(tmp_path:
     assert b" INFO " not in log
 
 
-def test_nobody_reads_what_is_printed(tmp_path: Path) -> None:
-    """That is no failure: neither when it is printed nor at the end."""
+def test_output_without_a_reader(tmp_path: Path) -> None:
+    """It is no failure: neither when it is printed nor at the end."""
     read_end, write_end = os.pipe()
     os.close(read_end)
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "control.sock"), "error"]
