@@ -33,13 +33,20 @@ def main() -> int:
     terminal = 0 if os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp() else None
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # else taking the terminal back would stop us
     signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # the command inherits this
-    child = subprocess.Popen(sys.argv[1:], process_group=0)  # noqa: S603 - the command is what we are for
+    child: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
 
     def forward(number: int, _frame: FrameType | None) -> None:
-        child.send_signal(number)
+        if child is None:
+            early.append(number)
+        else:
+            child.send_signal(number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, forward)
+    child = subprocess.Popen(sys.argv[1:], process_group=0)  # noqa: S603 - the command is what we are for
+    for number in early:
+        child.send_signal(number)
     if terminal is not None:
         os.tcsetpgrp(terminal, child.pid)
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()

@@ -89,7 +89,7 @@ def test_32_devices_at_once(start_daemon: StartDaemon) -> None:
     client = Client(daemon.host, daemon.port, timeout=HANG)
     busids = [device.busid for device in client.devlist()]
     assert len(set(busids)) == DEVICES
-    held = {process["pid"]: descriptors(process["pid"]) for process in daemon.status()["processes"]}
+    held = {process["pid"]: kinds_held(process["pid"]) for process in daemon.status()["processes"]}
     echoes = [Echo(client.import_device(busid), number) for number, busid in enumerate(busids)]
     for echo in echoes:
         echo.wait_for(2)
@@ -112,4 +112,9 @@ def test_32_devices_at_once(start_daemon: StartDaemon) -> None:
         daemon.wait_for_state(busid, "shared")
     pids = {process["pid"] for process in daemon.status()["processes"]}
     assert len(pids - set(held)) == 1, "one worker was replaced, and no process is left of it"
-    until(lambda: all(descriptors(pid) == held[pid] for pid in pids & set(held)))
+    until(lambda: all(kinds_held(pid) == held[pid] for pid in pids & set(held)))
+
+
+def kinds_held(pid: int) -> list[str]:
+    """What the descriptors of a process are; their numbers depend on what else was open at that moment."""
+    return sorted(descriptors(pid).values())

@@ -15,6 +15,14 @@ import pytest
 PATIENCE = 20.0
 FOREGROUND = Path(__file__).parents[3] / "packaging" / "foreground.py"
 
+
+@pytest.fixture(autouse=True)
+def no_outer_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under `make test` the make of a test would be an inner one, and say where it is."""
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+        monkeypatch.delenv(name, raising=False)
+
+
 COMMAND = """
 import signal, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.{signal}])

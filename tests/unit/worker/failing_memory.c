@@ -13,10 +13,12 @@
 void *__libc_malloc(size_t size);
 void *__libc_calloc(size_t count, size_t size);
 void *__libc_memalign(size_t alignment, size_t size);
+void __libc_free(void *memory);
 
 static long calls;          /* since memory_fails */
 static long first_failing;
 static long failing;        /* so many from there on */
+static int until_freed;     /* all do, until something is freed */
 
 /* Of the calls from now on, counted from 1, `many` fail from `first` on. */
 void memory_fails(long first, long many)
@@ -24,19 +26,35 @@ void memory_fails(long first, long many)
     calls = 0;
     first_failing = first;
     failing = many;
+    until_freed = 0;
 }
+
+/* All calls fail until the pump has freed something. */
+void memory_fails_until_freed(void) { until_freed = 1; }
 
 long memory_calls(void) { return calls; }
 
-static int fails(const void *caller)
+static int is_ours(const void *caller)
 {
     Dl_info info;
     if (!dladdr(caller, &info) || info.dli_fname == NULL)
         return 0;
-    if (strstr(info.dli_fname, "/_pump.") == NULL && strstr(info.dli_fname, "/libusb-1.0.so") == NULL)
+    return strstr(info.dli_fname, "/_pump.") != NULL || strstr(info.dli_fname, "/libusb-1.0.so") != NULL;
+}
+
+static int fails(const void *caller)
+{
+    if (!is_ours(caller))
         return 0;
     calls++;
-    return calls >= first_failing && calls < first_failing + failing;
+    return until_freed || (calls >= first_failing && calls < first_failing + failing);
+}
+
+void free(void *memory)
+{
+    if (until_freed && memory != NULL && is_ours(__builtin_return_address(0)))
+        until_freed = 0;
+    __libc_free(memory);
 }
 
 void *malloc(size_t size)

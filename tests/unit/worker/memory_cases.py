@@ -157,7 +157,7 @@ def test_an_urb_without_memory_is_answered_at_once_and_its_data_is_dropped(make:
     packets = [(number, 1) for number in range(1024)]
     submits = [
         rig.submit(BULK_OUT, data=b"x" * 500_000),
-        rig.submit(ISO_OUT, data=b"y" * 1024, packets=packets),
+        rig.submit(ISO_OUT, data=b"y" * 200_000, packets=packets),  # in several reads
         rig.submit(BULK_IN, 8 << 20),
         rig.submit(BULK_OUT, data=b"z" * 321),
     ]
@@ -186,6 +186,15 @@ def test_what_could_not_be_had_is_not_counted(make: Callable[[], Rig]) -> None:
     control = rig.submit(0x80, 0x40, setup=VENDOR_IN)  # behind it the simulated device looks again
     replies = answers_to(rig, *both, control, rest=encode(control))
     assert {reply.status for reply in replies} == {0}
+    rig.finish()
+    rig.close()
+
+
+def test_what_is_kept_is_freed_before_an_urb_goes_without_memory() -> None:
+    rig = Rig()
+    exchanged(rig, *(rig.submit(BULK_IN, 1 << 20) for _ in range(3)))
+    memory.memory_fails_until_freed()
+    assert outcomes(exchanged(rig, larger := rig.submit(BULK_IN, 4 << 20))) == [(larger.seqnum, 0)]
     rig.finish()
     rig.close()
 
