@@ -41,7 +41,3 @@ class Chronicle:
     def watch(self, watcher: Watcher) -> None:
         """Call `watcher` at each change from now on."""
         self._watchers.add(watcher)
-
-    def unwatch(self, watcher: Watcher) -> None:
-        """Call it no more."""
-        self._watchers.discard(watcher)
