@@ -40,9 +40,8 @@ LAST_LINE_TIMEOUT: Final = 0.5
 """Seconds that a server has to end by itself."""
 
 LONGEST_GAP: Final = 1.0
-"""Seconds before the next server, at most, after one that did listen: somebody on the network who can end
-servers must not keep the next client out for longer.  One that cannot listen is tried less often
-(`Backoff`)."""
+"""Seconds before the next server, at most, after one that did listen: a client that can end servers must not
+keep the next client out for longer.  One that cannot listen is tried less often (`Backoff`)."""
 
 LEAVING_TIME: Final = 5.0
 """Seconds that a server whose extension was killed has to end."""

@@ -118,7 +118,7 @@ class Subject:
     """What tells of sleep and wake; None where the devices' own events are enough."""
     control_socket: Path
     run_as: RunAs | None
-    """Whom the server becomes; None: it stays what we are."""
+    """The user that the server becomes; None: it stays what we are."""
     access: Sequence[DeviceRule]
     """The devices for which the configuration says who may have them."""
     host: Host

@@ -100,7 +100,7 @@ class Child:
     ending: bool = False
     """Whether we have asked it to end, or killed it: its end is no failure."""
     run_as: RunAs | None = None
-    """Whom it shall become; None: it stays what we are."""
+    """The user that it becomes; None: it stays what we are."""
     user: str = "?"
     """Whom it runs as; known once it has said so."""
     offence: IPCError | None = None

@@ -88,7 +88,7 @@ def role_of(
 ) -> Role:
     """The role of a local process on the control socket.
 
-    `owner` is the uid of the extension; `run_as` whom it lets its server become, `worker_uids` its
+    `owner` is the uid of the extension; `run_as` the user that its server becomes, `worker_uids` its
     workers.  None of these is ever an administrator: on Linux the server's group bears the administrators'
     name, and they are what a broken into child has.
     """

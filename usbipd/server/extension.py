@@ -152,7 +152,7 @@ class ExtensionRequests:
             self._under_way.discard(request)
             slots.release(peer.source)
             with contextlib.suppress(asyncio.CancelledError):
-                request.exception()  # nobody else asks for it when the client has left
+                request.exception()  # else unretrieved when the client has left
 
         request.add_done_callback(answered)
         try:

@@ -43,7 +43,7 @@ class EventListener(Protocol):
         """Begin; inside the running loop.  Never raises."""
 
     async def stop(self) -> None:
-        """Call nobody any more."""
+        """Make no more calls."""
 
 
 Listen = Callable[[Callable[[], None], Callable[[str], None]], EventListener]
@@ -95,7 +95,7 @@ class Hotplug:
         self._listener.start()
 
     async def stop(self) -> None:
-        """Call nobody any more."""
+        """Make no more calls."""
         listener, self._listener = self._listener, None
         for timer in (self._soon, self._late, self._watchdog):
             if timer is not None:

@@ -44,7 +44,7 @@ class PowerWatch:
             _LOG.warning("%s", error.message)
 
     async def stop(self) -> None:
-        """Call nobody any more.  Idempotent."""
+        """Make no more calls.  Idempotent."""
         listener, self._listener = self._listener, None
         if listener is not None:
             await asyncio.to_thread(listener.close)

@@ -153,7 +153,7 @@ def test_a_stuck_device_is_left_out_until_it_answers(
         assert listing.unanswered is not None
         assert "does not answer about 1-1" in listing.unanswered
         assert listing.left_out["1-1"].code == "no-answer"
-        assert len(readers()) == 1, "one thread for it, whoever asks"
+        assert len(readers()) == 1, "one thread, however many ask"
     assert not late.is_set()
     answer(stuck, "S1\n")
     assert late.wait(PATIENCE)
