@@ -5,6 +5,7 @@ in this order, because each step needs the rights that the next one gives away. 
 that root cannot come back, or exits.
 """
 
+import ctypes
 import grp
 import logging
 import os
@@ -35,6 +36,9 @@ _SOL_LOCAL: Final = 0  # macOS <sys/un.h>
 _LOCAL_PEERCRED: Final = 0x001  # macOS <sys/un.h>; struct xucred
 _LOCAL_PEERPID: Final = 0x002  # macOS <sys/un.h>
 _XUCRED: Final = struct.Struct("=IIh2x16I")  # macOS <sys/ucred.h>: version, uid, ngroups, groups[NGROUPS]
+
+# Loaded now: after chroot there is nothing to load from.
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -142,7 +146,7 @@ def _prove(run_as: RunAs) -> None:
     gids: tuple[int, ...] = (os.getgid(), os.getegid())
     if sys.platform != "darwin":  # macOS has no saved ids to ask for; the attempts below show them
         uids, gids = os.getresuid(), os.getresgid()
-    left = set(os.getgroups()) - {run_as.gid}  # macOS counts the group itself
+    left = _groups() - {run_as.gid}  # macOS counts the group itself
     if set(uids) != {run_as.uid} or set(gids) != {run_as.gid} or left:
         _LOG.critical("became %s and still holds uids %s, gids %s, groups %s", run_as.user, uids, gids, left)
         raise SystemExit(1)
@@ -159,3 +163,18 @@ def _prove(run_as: RunAs) -> None:
             continue
         _LOG.critical("%s(0) worked after becoming %s", name, run_as.user)
         raise SystemExit(1)
+
+
+def _groups() -> set[int]:
+    """The supplementary groups that the kernel has for this process.  Raises `OSError`.
+
+    Not os.getgroups(): on macOS it asks the directory for the groups of the user, whatever setgroups(2) did
+    (getgroups$DARWIN_EXTSN, with which Python is built).  The function without the suffix asks the kernel.
+    """
+    count = _LIBC.getgroups(0, None)
+    groups = (ctypes.c_uint32 * max(count, 1))()
+    count = _LIBC.getgroups(len(groups), groups)
+    if count < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return set(groups[:count])
