@@ -8,7 +8,7 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from usbipd.addresses import ListenAddress, explain_absent, is_absent, parse_listen, refuse_overlap
@@ -70,9 +70,17 @@ class ServerCoordinator:
             raise
         return [str(ListenAddress(*listener.getsockname()[:2])) for listener in self._listeners]
 
-    def start(self) -> None:
-        """Accept clients from now on."""
+    def start(self, on_failure: Callable[[], None]) -> None:
+        """Accept clients from now on; `on_failure` is called when a listener cannot do so any more."""
         self._accepting = [asyncio.create_task(self._accept(listener)) for listener in self._listeners]
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled():
+                _LOG.critical("a listener has failed", exc_info=task.exception())
+                on_failure()
+
+        for task in self._accepting:
+            task.add_done_callback(ended)
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -83,13 +91,18 @@ class ServerCoordinator:
                 _LOG.error("cannot accept: %s", error.strerror, extra=LIMITED)
                 await asyncio.sleep(_ACCEPT_PAUSE)
                 continue
-            peer = ListenAddress(*name[:2])
-            if self._access.allows(peer.host):
-                await self._connections.admit(connection, Peer.at(peer))
-            else:
+            if name:
+                await self._admit(connection, ListenAddress(*name[:2]))
+            else:  # None on macOS: a client on IPv6 has reset its connection (tcp6_usr_accept in XNU)
                 connection.close()
-                _LOG.info("%s refused: its address is not allowed", peer, extra=LIMITED)
             await asyncio.sleep(0)  # sock_accept does not wait while clients queue: sessions have their turn
+
+    async def _admit(self, connection: socket.socket, peer: ListenAddress) -> None:
+        if self._access.allows(peer.host):
+            await self._connections.admit(connection, Peer.at(peer))
+        else:
+            connection.close()
+            _LOG.info("%s refused: its address is not allowed", peer, extra=LIMITED)
 
 
 def _listener(address: ListenAddress) -> socket.socket:

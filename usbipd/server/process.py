@@ -53,6 +53,11 @@ class _Server:
         await self._ended.wait()
         return self._exit_code
 
+    def _failed(self) -> None:
+        """Another server is better than one without a listener."""
+        self._exit_code = 1
+        self._ended.set()
+
     def _closed(self, reason: IPCError | None) -> None:
         if reason is not None:
             _LOG.error("the extension: %s", reason)
@@ -90,7 +95,7 @@ class _Server:
         if parameters.confinement is not None:
             confinement.leave_network()  # the listening sockets stay in the host's
         user = confinement.confine(parameters.confinement, open_files=None, accepts=True)
-        self._coordinator.start()
+        self._coordinator.start(self._failed)
         return ServeResult(listening=listening, user=user)
 
 

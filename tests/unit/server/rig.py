@@ -119,8 +119,12 @@ class FakeExtension:
 class Server:
     """A coordinator that listens, the extension behind it, and clients."""
 
-    def __init__(self, coordinator: ServerCoordinator, extension: FakeExtension, address: str) -> None:
+    def __init__(
+        self, coordinator: ServerCoordinator, extension: FakeExtension, address: str, failed: asyncio.Event
+    ) -> None:
+        """`failed` is set when a listener cannot accept clients any more."""
         self.coordinator = coordinator
+        self.failed = failed
         self.extension = extension
         self.address = parse_listen(address)
 
@@ -166,8 +170,9 @@ async def serving(
         send_buffer=send_buffer,
     )
     address = coordinator.bind([listen])[0]
-    coordinator.start()
-    yield Server(coordinator, extension, address)
+    failed = asyncio.Event()
+    coordinator.start(failed.set)
+    yield Server(coordinator, extension, address, failed)
     channel.close()
     extension.channel.close()
     if extension.client is not None:

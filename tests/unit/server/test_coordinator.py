@@ -479,3 +479,51 @@ def test_free_ports_may_be_asked_for_twice() -> None:
 def test_an_interface_that_is_not_there() -> None:
     error = refused_to_bind("fe80::1%no-such-one")
     assert error.message.endswith("this host has no such address")
+
+
+Accepted = tuple[socket.socket, object]
+
+
+def next_accept(monkeypatch: pytest.MonkeyPatch, change: Callable[[Accepted], Accepted]) -> None:
+    """The next accept returns what `change` makes of its outcome, or raises its error."""
+    loop = asyncio.get_running_loop()
+    real = loop.sock_accept
+
+    async def accept(listener: socket.socket) -> Accepted:
+        monkeypatch.setattr(loop, "sock_accept", real)
+        return change(await real(listener))
+
+    monkeypatch.setattr(loop, "sock_accept", accept)
+
+
+def test_a_client_without_an_address_does_not_end_the_listener(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that resets its connection before it is accepted: on macOS, accept gives no address."""
+
+    async def test() -> None:
+        async with serving() as server:
+            next_accept(monkeypatch, lambda accepted: (accepted[0], None))
+            assert await rest(*await server.connect()) == b""
+            assert await server.ask(encode_devlist_request()) == encode_devlist_reply([DEVICE])
+            assert not server.failed.is_set()
+
+    asyncio.run(test())
+
+
+def test_a_listener_that_fails_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(accepted: Accepted) -> Accepted:
+        accepted[0].close()
+        raise TypeError("no such thing")
+
+    async def test() -> None:
+        async with serving() as server:
+            next_accept(monkeypatch, fail)
+            _reader, writer = await server.connect()
+            async with asyncio.timeout(PATIENCE):
+                await server.failed.wait()
+            writer.close()
+
+    asyncio.run(test())
+    assert "a listener has failed" in caplog.text
+    assert "no such thing" in caplog.text

@@ -22,6 +22,7 @@ SERVER = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
 from usbipd.server.process import main
+{before}
 sys.exit(main([]))
 """
 
@@ -29,11 +30,12 @@ sys.exit(main([]))
 class Server:
     """A server process, and the extension's end of its channel."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: str = "") -> None:
+        """`before` is Python that the process runs first."""
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", SERVER, str(theirs.fileno())],
+                [sys.executable, "-c", SERVER.format(before=before), str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stderr=subprocess.PIPE,
                 text=True,
@@ -80,6 +82,15 @@ class Server:
         assert self._process.returncode == 0, log
         return [line for line in log.splitlines() if "127.0.0." in line]
 
+    def wait(self) -> tuple[int, str]:
+        """Its exit code and its log, when it has ended by itself."""
+        _output, log = self._process.communicate(timeout=PATIENCE)
+        return self._process.returncode, log
+
+    def connect(self) -> None:
+        """Be a client that leaves at once."""
+        socket.create_connection(self._address, PATIENCE).close()
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -120,6 +131,19 @@ def test_who_may_come_is_the_extensions_to_say(server: Server) -> None:
     refused, closed = server.end()
     assert " refused: its address is not allowed" in refused
     assert "127.0.0.2:" in closed
+
+
+def test_it_ends_when_a_listener_fails() -> None:
+    """The extension then starts another one."""
+    broken = Server("from usbipd.server.coordinator import ServerCoordinator as C; C._admit = None")
+    try:
+        broken.serve(allow=[], log_level="info")
+        broken.connect()
+        code, log = broken.wait()
+        assert code == 1
+        assert "a listener has failed" in log
+    finally:
+        broken.kill()
 
 
 def test_orders_that_do_not_fit_now(server: Server) -> None:
