@@ -36,6 +36,7 @@ cdef enum:  # include/uapi/asm-generic/errno-base.h, errno.h
     LINUX_EPROTO = 71
     LINUX_EOVERFLOW = 75
     LINUX_EILSEQ = 84
+    LINUX_EMSGSIZE = 90
     LINUX_ECONNRESET = 104
     LINUX_ESHUTDOWN = 108
     LINUX_ETIMEDOUT = 110

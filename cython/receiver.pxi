@@ -129,6 +129,8 @@ cdef int arrange_isochronous(Urb *urb) noexcept nogil:
         packet = &urb.iso[i]
         if packet.offset > urb.length or packet.length > urb.length - packet.offset or packet.offset < begin:
             return -LINUX_EINVAL
+        if packet.length > MAX_ISO_PACKET_LENGTH:
+            return -LINUX_EMSGSIZE  # as usb_submit_urb, drivers/usb/core/urb.c, for what no endpoint can send
         if not urb.wire_in and packet.offset != begin:
             memmove(urb.data + begin, urb.data + packet.offset, packet.length)
         begin += packet.length

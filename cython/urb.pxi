@@ -41,6 +41,7 @@ cdef enum:
 
     MAX_TRANSFER_LENGTH = 16 << 20  # usbfs allows 16 MiB in all by default: usbfs_memory_mb, drivers/usb/core/devio.c
     MAX_ISO_PACKETS = 1024          # USBIP_MAX_ISO_PACKETS, drivers/usb/usbip/usbip_common.h
+    MAX_ISO_PACKET_LENGTH = 0xffff  # libusb for macOS has 16 bits for it, and aborts; super speed has 48 KiB at most
 
     # transfer_flags: include/uapi/linux/usbip.h
     URB_SHORT_NOT_OK = 0x0001

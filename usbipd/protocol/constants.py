@@ -90,6 +90,7 @@ LINUX_EPIPE: Final = 32  # include/uapi/asm-generic/errno-base.h
 LINUX_EPROTO: Final = 71  # include/uapi/asm-generic/errno.h
 LINUX_EOVERFLOW: Final = 75  # include/uapi/asm-generic/errno.h
 LINUX_EILSEQ: Final = 84  # include/uapi/asm-generic/errno.h
+LINUX_EMSGSIZE: Final = 90  # include/uapi/asm-generic/errno.h
 LINUX_ECONNRESET: Final = 104  # include/uapi/asm-generic/errno.h; 54 on a Mac
 LINUX_ESHUTDOWN: Final = 108  # include/uapi/asm-generic/errno.h
 LINUX_ETIMEDOUT: Final = 110  # include/uapi/asm-generic/errno.h; 60 on a Mac

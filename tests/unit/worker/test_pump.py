@@ -25,6 +25,7 @@ from tests.unit.worker.rig import (
 from usbipd import _pump
 from usbipd.protocol.constants import (
     LINUX_EINVAL,
+    LINUX_EMSGSIZE,
     LINUX_ENOMEM,
     LINUX_EOVERFLOW,
     LINUX_EPIPE,
@@ -380,6 +381,15 @@ def test_packets_outside_the_buffer_are_refused(rig: Rig, packets: list[tuple[in
     rig.control("01 0b 0100 0100 0000")
     [reply] = rig.exchange(rig.submit(ISO_OUT, 8, bytes(8), packets=packets))
     assert reply.status == -LINUX_EINVAL
+
+
+@pytest.mark.parametrize(("length", "status"), [(0xFFFF, 0), (0x10000, -LINUX_EMSGSIZE)])
+def test_a_packet_that_no_endpoint_can_send_is_refused(rig: Rig, length: int, status: int) -> None:
+    """Of one above 16 bits, libusb for macOS would abort the worker."""
+    rig.control("01 0b 0100 0100 0000")
+    rig.client.send(encode(rig.submit(ISO_IN, length, packets=[(0, length)])))
+    [reply] = rig.awaited()
+    assert reply.status == status
 
 
 @pytest.mark.rule("iso-limit")
