@@ -10,8 +10,8 @@ over, and nobody but the kernel watches anything.
 our side          who would notice                        with these options
 idle, all is      keepalive; but the first probe would    a probe after T/2 seconds without a byte, then
 acknowledged      leave after two hours                   one every T/10; it is over after T
-data on its way,  retransmission, after 15 minutes and    TCP_USER_TIMEOUT: T after the data was sent
-unacknowledged    more; keepalive is silent meanwhile
+data on its way,  retransmission, after 15 minutes and    TCP_USER_TIMEOUT: T after the data was sent;
+unacknowledged    more; keepalive is silent meanwhile     macOS: TCP_RXT_CONNDROPTIME
 data waits for    nobody, as long as the client's kernel  TCP_USER_TIMEOUT: T after the window closed,
 a closed window   answers the probes of the window        whatever the client's kernel answers
 
@@ -22,11 +22,12 @@ above the time for which a client that is alive may not read; the kernel's own c
 stopped virtual machine or a debugger there is the configuration.
 
 With TCP_USER_TIMEOUT set, Linux ends an idle connection by it instead of by the count of the probes (the same
-file, tcp_keepalive_timer).  The probes are laid so that both come to T.  A system without TCP_USER_TIMEOUT,
-such as macOS, keeps its own limits for data that is not acknowledged and for closed windows.
+file, tcp_keepalive_timer).  The probes are laid so that both come to T.  macOS has no TCP_USER_TIMEOUT, but a
+limit for data that is not acknowledged; for closed windows it keeps its own.
 """
 
 import socket
+import sys
 from typing import Final
 
 SHORTEST: Final = 10
@@ -41,6 +42,7 @@ _IDLE: Final[int | None] = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_
 _INTERVAL: Final[int | None] = getattr(socket, "TCP_KEEPINTVL", None)
 _COUNT: Final[int | None] = getattr(socket, "TCP_KEEPCNT", None)
 _USER_TIMEOUT: Final[int | None] = getattr(socket, "TCP_USER_TIMEOUT", None)
+_RETRANSMISSION: Final = 0x80 if sys.platform == "darwin" else None  # TCP_RXT_CONNDROPTIME, netinet/tcp.h
 
 
 def give_up_when_lost(connection: socket.socket, timeout: int) -> None:
@@ -55,6 +57,7 @@ def give_up_when_lost(connection: socket.socket, timeout: int) -> None:
         (_INTERVAL, pause),
         (_COUNT, _PROBES),
         (_USER_TIMEOUT, timeout * 1000),  # milliseconds
+        (_RETRANSMISSION, timeout),
     ):
         if option is not None:
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
