@@ -179,6 +179,7 @@ lint: build  ## ruff, mypy --strict, cython-lint, shellcheck, the schema of work
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy --platform darwin --package usbipd
 	$(BIN)/cython-lint cython
 	$(BIN)/shellcheck --external-sources packaging/install-deps packaging/completions/busids.bash $(wildcard .ci/*) \
 	    $(wildcard tests/e2e/*.sh tests/e2e/*/*.sh) packaging/macos/launchd.sh packaging/macos/usbipd-uninstall \

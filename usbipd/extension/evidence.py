@@ -8,6 +8,7 @@ import fcntl
 import mmap
 import os
 import struct
+import sys
 import tempfile
 
 from usbipd.errors import ClaimError
@@ -30,7 +31,7 @@ def check_claimed(record: DeviceRecord, device: UsbDevice) -> None:
 
 def counter_page() -> tuple[mmap.mmap, int]:
     """A page of zeros that a worker may map too, and its descriptor, which the caller closes."""
-    if hasattr(os, "memfd_create"):
+    if sys.platform == "linux":
         descriptor = os.memfd_create("usbipd-counters", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(descriptor, COUNTER_PAGE_SIZE)
         # A worker that shrank it would make us read behind the end of a file, which is SIGBUS.

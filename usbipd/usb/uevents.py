@@ -11,9 +11,12 @@ import errno
 import fcntl
 import os
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
+
+assert sys.platform == "linux"
 
 NETLINK_KOBJECT_UEVENT: Final = 15  # include/uapi/linux/netlink.h
 KERNEL_EVENTS: Final = 1  # the multicast group of the kernel itself
