@@ -102,7 +102,6 @@ def test_who_could_change_it_is_named(
 
 
 @as_root
-@as_root
 def test_a_group_that_may_become_root_does_no_harm(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a Mac /Library/Application Support may be writable by `admin`."""
     their_groups(file.parent)
@@ -110,6 +109,7 @@ def test_a_group_that_may_become_root_does_no_harm(file: Path, monkeypatch: pyte
     assert read(file) == file.read_text()
 
 
+@as_root
 def test_the_group_of_root_and_a_sticky_directory_do_no_harm(file: Path) -> None:
     file.chmod(0o664)
     file.parent.chmod(0o775)
