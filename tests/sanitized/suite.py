@@ -14,6 +14,7 @@ from typing import Final
 from tests.sanitized.build import TREE, VENV, reports
 
 MEASURES_MEMORY: Final = "it measures memory, and AddressSanitizer keeps for a while what is freed"
+HAS_REPORT: Final = "the interpreter itself opens the file of a worker's report (python.c)"
 MEASURES_TIME: Final = "it measures time, and the look for leaks at the end of each process takes some"
 PARTS: Final = (("tests/integration",), ("tests/unit", "tests/fuzz"))
 NOT_HERE: Final = (
@@ -23,6 +24,7 @@ NOT_HERE: Final = (
         "test_memory_of_a_client_goes_back_to_the_system_with_it",
         MEASURES_MEMORY,
     ),
+    ("tests/unit/extension/test_supervisor.py", "test_a_child_gets_its_channel_and_nothing_else", HAS_REPORT),
     ("tests/integration/test_processes.py", "test_the_end_takes_less_than_two_seconds", MEASURES_TIME),
 )
 """Files, beginnings of names, and why."""

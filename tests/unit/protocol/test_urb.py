@@ -365,6 +365,7 @@ def test_errno_values_are_those_of_linux() -> None:
         "LINUX_EPROTO": 71,
         "LINUX_EOVERFLOW": 75,
         "LINUX_EILSEQ": 84,
+        "LINUX_EMSGSIZE": 90,
         "LINUX_ECONNRESET": 104,
         "LINUX_ESHUTDOWN": 108,
         "LINUX_ETIMEDOUT": 110,
