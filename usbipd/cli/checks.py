@@ -16,6 +16,7 @@ import usb1
 from usbipd import __version__, launchd, paths, privileges
 from usbipd.cli.connection import ControlConnection, start_command
 from usbipd.cli.quantity import format_time
+from usbipd.control_socket import has_listener
 from usbipd.errors import ExtensionUnreachableError, UsageError, UsbipdError
 from usbipd.extension.store_file import DATABASE
 from usbipd.ipc.messages import Command, Nothing
@@ -136,6 +137,13 @@ def check_runtime(control_socket: Path) -> CheckReport:
             _ANOTHER_PLACE,
         )
     if control_socket.is_socket():
+        if has_listener(str(control_socket)):
+            return failed(
+                "runtime",
+                f"a program listens on {control_socket}, so the extension cannot",
+                f"See which one: `sudo lsof '{control_socket}'`.",
+                _ANOTHER_PLACE,
+            )
         return ok(
             "runtime", f"{control_socket} was left by an extension that was killed: the next one replaces it"
         )
