@@ -108,8 +108,8 @@ class RuntimeFiles(msgspec.Struct, frozen=True):
         except OSError as error:
             raise _unusable(self.pid_file, error, "--socket") from error
 
-    def prepare(self) -> None:
-        """Make the directory.
+    def prepare(self) -> bool:
+        """Make the directory unless it exists; whether it was made.
 
         Raises `UsbipdError` if the path is too long for a socket, or the directory belongs to or may be
         written by somebody else, who could then put a socket of his own in our place.
@@ -120,7 +120,9 @@ class RuntimeFiles(msgspec.Struct, frozen=True):
                 code="bad-path",
                 advice="choose a shorter path with --socket",
             )
+        existed = os.path.lexists(self.directory)
         _make_directory(self.directory, 0o755 if os.geteuid() == 0 else 0o700, "--socket")
+        return not existed
 
     def prepare_chroot(self) -> None:
         """Make the server's empty root directory if we are root.  Raises `UsbipdError`."""
@@ -133,11 +135,14 @@ class RuntimeFiles(msgspec.Struct, frozen=True):
                     advice="choose another place with --socket",
                 )
 
-    def remove(self) -> None:
-        """Remove the pid file and the directories; one that holds anything else stays."""
+    def remove(self, *, made: bool) -> None:
+        """Remove the pid file and the server's root directory, and if we `made` it, the directory around them.
+
+        A directory that holds anything else stays.
+        """
         with contextlib.suppress(OSError):
             self.pid_file.unlink()
-        for directory in (self.chroot, self.directory):
+        for directory in (self.chroot, self.directory) if made else (self.chroot,):
             try:
                 directory.rmdir()
             except OSError:  # not there, not empty, or in a parent that we may not write
