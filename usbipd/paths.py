@@ -136,7 +136,7 @@ class RuntimeFiles(msgspec.Struct, frozen=True):
                 )
 
     def remove(self, *, made: bool) -> None:
-        """Remove the pid file and the server's root directory, and if we `made` it, the directory around them.
+        """Remove the pid file, the server's root directory, and if we `made` it, the directory of both.
 
         A directory that holds anything else stays.
         """

@@ -155,7 +155,7 @@ class Extension:
                 if started.done():
                     started.result()
                     await stopped
-                _LOG.info("ending")
+                _LOG.info("shutting down")
             finally:
                 service_manager.tell(service_manager.STOPPING)
                 started.cancel()
@@ -261,7 +261,7 @@ class Extension:
             _LOG.error("the log stays where it was: %s", error)
             return
         self._supervisor.hand_log_file(STDERR)
-        _LOG.info("the log is opened anew")
+        _LOG.info("the log was reopened")
 
     def _set_log_level(self, level: str) -> None:
         log.set_level(level)
