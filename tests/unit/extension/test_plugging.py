@@ -302,6 +302,32 @@ def test_a_stray_that_is_bound_before_it_is_listed_is_kept(host: Host, sysfs: Fa
     run(test())
 
 
+def test_a_stray_that_is_bound_while_it_goes_back_is_noted(host: Host, sysfs: FakeSysfs) -> None:
+    """Its new claim has to be known to the next extension, if this one is killed."""
+
+    async def test() -> None:
+        sysfs.add_interface("1-4", 0, None)
+        host.store.held = {"1-4": StoredClaim("1-4", 0x1234, 0x5678, 1.0)}
+        host.source.problem = "no answer about 1-4"
+        await host.manager.start()
+        probe = sysfs.hang_over_drivers()
+        host.source.records["1-4"] = record("1-4")
+        host.source.problem = None
+        host.manager.devices_changed()
+        await until(lambda: not host.manager._strays)
+        binding = asyncio.create_task(host.bind("1-4"))
+        await asyncio.wait({binding}, timeout=0.2)
+        answers = os.open(probe, os.O_RDWR)
+        await binding
+        host.manager.devices_changed()
+        await until(lambda: not host.manager._changed.is_set())  # what was under way is over
+        assert set(host.store.held) == {"1-4"}
+        await host.manager.stop()
+        os.close(answers)
+
+    run(test())
+
+
 def test_what_nobody_gave_back_goes_back_at_the_start(host: Host, sysfs: FakeSysfs) -> None:
     """All processes were killed at one moment, between claim and bind."""
 
