@@ -11,7 +11,8 @@ before any handler sees it; MORE is answered here, too.
   processes only slow each other down: we stop reading their requests until the queue is shorter.  It grows by
   the answers to those that are in progress at most, so it stays below `LONGEST_QUEUE`; what exceeds that is
   our own requests, to a peer that has stopped.  The two sides cannot both wait for the other: what the server
-  asks for stays far below `MAX_QUEUED` (usbipd/server/extension.py), so it always reads.
+  asks for stays far below `MAX_QUEUED` (usbipd/server/extension.py), so it always reads.  Nor do children
+  have long answers for the extension: none of the commands that they are sent is in `LONG_ANSWERS`.
 - Of what has been read, `SLICE` messages are handled before the other peers have their turn.
 """
 
