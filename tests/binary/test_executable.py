@@ -216,6 +216,13 @@ def test_a_cleaner_that_takes_the_files_stops_nobody(tmp_path: Path) -> None:
     assert run(*USBIPD, "--version").returncode == 0
 
 
+def test_a_name_of_a_host_with_letters_that_are_not_ascii() -> None:
+    """The second label is empty, so no resolver is asked."""
+    done = run(*USBIPD, "list", "--remote", "bücher..invalid")
+    assert done.returncode == 1
+    assert "cannot find the host bücher..invalid: that is no host name" in done.stderr
+
+
 @as_root
 def test_an_ordinary_user_runs_the_same_file() -> None:
     nobody = pwd.getpwnam("nobody")
