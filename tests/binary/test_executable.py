@@ -202,14 +202,18 @@ def test_a_cleaner_that_takes_the_files_stops_nobody(tmp_path: Path) -> None:
         directory = home(daemon.process.pid)
         for path in directory.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        children = {p["pid"] for p in daemon.status()["processes"] if p["role"] != "extension"}
-        for pid in children:
-            os.kill(pid, signal.SIGKILL)
-        until(lambda: is_serving(daemon) and daemon.device(busid)["worker_pid"] not in {*children, None})
+        for _which in ("those with the files of the daemon", "the launchers of those with their own"):
+            children = {p["pid"] for p in daemon.status()["processes"] if p["role"] != "extension"}
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)
+            until(
+                lambda c=children: is_serving(daemon) and daemon.device(busid)["worker_pid"] not in {*c, None}
+            )
         with Client(daemon.host, daemon.port).import_device(busid) as session:
             assert session.bulk_out(0x01, b"still here") == 10
             assert session.bulk_in(0x81, 512) == b"still here"
         daemon.stop()
+        assert not [line for line in daemon.log.lines() if "Traceback" in line or "Exception" in line]
     finally:
         daemon.kill()
     # An end of the daemon kills its server, with the launcher that this one had: the next start clears up.
