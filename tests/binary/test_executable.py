@@ -115,8 +115,8 @@ def test_the_daemon_ends_with_its_launcher(tmp_path: Path) -> None:
     daemon.process.kill()
     daemon.process.wait(PATIENCE)
     daemon.log.wait_for("ending")
-    daemon.log.close()  # when none of them can write any more
-    assert not running(pids)
+    daemon.log.close()  # when none of them can write any more, which is shortly before they have ended
+    until(lambda: not running(pids))
     assert not daemon.socket.exists(), "it has ended as by SIGTERM"
     assert run(*USBIPD, "--version").returncode == 0  # removes its files
 
