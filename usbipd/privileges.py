@@ -28,9 +28,9 @@ DEFAULT_USER: Final = "_usbipd" if sys.platform == "darwin" else "usbipd"
 _FALLBACK_USER: Final = "nobody"
 ADMIN_GROUP: Final = "admin" if sys.platform == "darwin" else "usbipd"
 """Members may bind, unbind and detach."""
-GROUPS_OF_ROOT: Final = frozenset({0, 80} if sys.platform == "darwin" else {0})
-"""Groups whose members may become root anyway; on macOS also `admin`, which may write some directories of the
-system."""
+GROUPS_OF_ROOT: Final = frozenset({0, 80} if sys.platform == "darwin" else ())
+"""Groups whose members may become root anyway: macOS's `wheel` and `admin`, which may write some directories
+of the system.  None on Linux, where the group's permissions may be those of an ACL (acl(5)), of any user."""
 
 _SO_PEERGROUPS: Final = 59  # Linux include/uapi/asm-generic/socket.h; all groups of the peer as gid_t[]
 _LONGEST_OPTION: Final = 1024  # CPython Modules/socketmodule.c, sock_getsockopt
