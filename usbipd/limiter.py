@@ -14,7 +14,7 @@ from typing import Final, Generic, Protocol, TypeVar
 BURST: Final = 50
 """Items of one kind that pass at once."""
 REFILL: Final = 6
-"""Items of one kind that an interval gives back: a device that is used three times a minute, attached and
+"""Items of one kind that an interval restores: a device that is used three times a minute, attached and
 detached, keeps each entry of its history for ever."""
 INTERVAL: Final = 60.0
 """Seconds between two merged items of one kind, at least."""

@@ -69,7 +69,7 @@ def test_a_flood_is_one_item_an_interval_with_its_number_and_its_last(clock: Clo
     assert passed[BURST + 1 :] == [("again 9", 10)]
 
 
-def test_quiet_intervals_give_the_burst_back_and_then_nothing_waits(clock: Clock) -> None:
+def test_quiet_intervals_restore_the_burst_and_then_nothing_waits(clock: Clock) -> None:
     limiter, passed = a_limiter(clock)
     assert not clock.waiting
     limiter.add("kind", ("one", 1))
@@ -88,7 +88,7 @@ def test_quiet_intervals_give_the_burst_back_and_then_nothing_waits(clock: Clock
     assert not clock.waiting
     passed.clear()
     for _number in range(BURST + 1):
-        limiter.add("kind", ("anew", 1))
+        limiter.add("kind", ("full", 1))
     assert len(passed) == BURST
 
 

@@ -41,7 +41,7 @@ class DriverScans:
             scan.add_done_callback(functools.partial(self._ended, busid))
         done, _pending = await asyncio.wait({scan}, timeout=max(0.0, deadline - loop.time()))
         if not done:
-            _LOG.warning("%s: this host still looks for drivers after %g s", busid, seconds, extra=LIMITED)
+            _LOG.warning("%s: this host still scans for drivers after %g s", busid, seconds, extra=LIMITED)
 
     def _ended(self, busid: str, scan: asyncio.Future[None]) -> None:
         del self._running[busid]

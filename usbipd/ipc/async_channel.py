@@ -217,6 +217,7 @@ class Channel:
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(IPCError(f"{self.name} is gone", code="gone"))
+        self._waiting.clear()
         if self._on_close is not None:
             self._on_close(reason)
 

@@ -260,7 +260,7 @@ def test_a_kernel_that_hangs_over_drivers_stops_neither_start_nor_end(
         await host.manager.stop()
 
     run(test())  # the loop waits for its own threads when it ends
-    assert "1-4: this host still looks for drivers after" in caplog.text
+    assert "1-4: this host still scans for drivers after" in caplog.text
     with probe.open() as answered:
         assert answered.read() == "1-4:1.0"
 
