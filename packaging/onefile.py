@@ -12,8 +12,8 @@ from typing import Any, Final
 
 PACKAGING: Final = Path(__file__).resolve().parent
 
-_ENCODINGS: Final = {"aliases", "ascii", "idna", "latin_1", "utf_8", "utf_16_le"}
-"""Those that are used: with OPTIONS below, no locale asks for another one."""
+_ENCODINGS: Final = {"aliases", "ascii", "idna", "latin_1", "punycode", "utf_8", "utf_16_le"}
+"""Those that are used: with OPTIONS below, no locale asks for another one.  idna uses punycode."""
 
 ANALYSIS: Final[dict[str, Any]] = {
     "excludes": [

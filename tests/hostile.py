@@ -58,6 +58,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_LIBC.syscall.restype = ctypes.c_long
 _IS_X86: Final = platform.machine() == "x86_64"
 
 # include/uapi/asm-generic/unistd.h; x86_64 has the same from 424 on
@@ -66,14 +67,14 @@ _CALLS: Final = (
         "ptrace": 101, "process_vm_readv": 310, "open_by_handle_at": 304, "bpf": 321, "perf_event_open": 298,
         "userfaultfd": 323, "keyctl": 250, "add_key": 248, "setns": 308, "mount": 165, "tkill": 200,
         "tgkill": 234, "rt_sigqueueinfo": 129, "ioprio_set": 251, "fork": 57, "vfork": 58, "shmget": 29,
-        "memfd_create": 319, "execveat": 322, "getpid": 39, "move_pages": 279,
+        "memfd_create": 319, "execveat": 322, "getpid": 39, "move_pages": 279, "shmat": 30, "shmctl": 31,
     }
     if _IS_X86
     else {
         "ptrace": 117, "process_vm_readv": 270, "open_by_handle_at": 265, "bpf": 280, "perf_event_open": 241,
         "userfaultfd": 282, "keyctl": 219, "add_key": 217, "setns": 268, "mount": 40, "tkill": 130,
         "tgkill": 131, "rt_sigqueueinfo": 138, "ioprio_set": 30, "shmget": 194, "memfd_create": 279,
-        "execveat": 281, "move_pages": 239,
+        "execveat": 281, "move_pages": 239, "shmat": 196, "shmctl": 195,
     }
 ) | {"io_uring_setup": 425, "pidfd_open": 434, "clone3": 435, "openat2": 437, "pidfd_getfd": 438}  # fmt: skip
 
@@ -96,6 +97,10 @@ class Belongings:
 
     def __init__(self) -> None:
         self.tcp = socket.socket()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.other_listener = socket.create_server(("127.0.0.1", 0))
+        self.memory = _shared_memory()
+        """A segment of System V, which may as well be another program's; it goes with this process."""
         self.channel, self.extension = socket.socketpair()
         self.client, self.server = _connection()
         self.terminal, self._keyboard = pty.openpty()
@@ -125,6 +130,13 @@ class Belongings:
             except OSError:
                 continue
             self.from_thread.append(f"in a thread: {name}")
+
+
+def _shared_memory() -> int:
+    segment = call("shmget", 0, 4096, 0o1600)
+    call("shmat", segment, 0, 0)
+    call("shmctl", segment, 0, 0)  # IPC_RMID: when no process has it any more
+    return segment
 
 
 def _disk() -> int:
@@ -168,6 +180,7 @@ def acts(has: Belongings, victims: dict[str, int]) -> Iterator[tuple[str, Callab
     yield "socketpair", socket.socketpair
     yield "connect", partial(has.tcp.connect, ("127.0.0.1", 9))
     yield "bind", partial(has.tcp.bind, ("127.0.0.1", 0))
+    yield "connect a listener by TCP Fast Open", partial(_fast_open, has)
     yield "connect the client's socket elsewhere", partial(has.client.connect, ("127.0.0.1", 9))
     for path in ("/etc/passwd", "/", "/dev/null", "/proc/self/mem", "/sys", "."):
         yield f"open {path}", partial(os.open, path, os.O_RDONLY)
@@ -176,7 +189,23 @@ def acts(has: Belongings, victims: dict[str, int]) -> Iterator[tuple[str, Callab
     yield "openat2", partial(call, "openat2", -100, b"/", ctypes.create_string_buffer(24), 24)
     yield "open_by_handle_at", partial(call, "open_by_handle_at", -100, ctypes.create_string_buffer(64), 0)
     yield "memfd_create", partial(call, "memfd_create", b"name", 0)
-    yield "shmget", partial(call, "shmget", 0, 4096, 0o1600)
+    yield "shmget", _shared_memory
+    yield "shmat", partial(call, "shmat", has.memory, 0, 0)
+    yield "leave the group", partial(os.setpgid, 0, os.getppid())
+    yield "lead a session", os.setsid
+    for name, act in (
+        ("rename", partial(os.rename, "/etc/passwd", "/etc/other")),
+        ("remove", partial(os.unlink, "/nothing")),
+        ("link", partial(os.link, "/etc/passwd", "/link")),
+        ("symlink", partial(os.symlink, "/etc/passwd", "/link")),
+        ("truncate", partial(os.truncate, "/nothing", 0)),
+        ("chmod", partial(os.chmod, "/", 0o755)),
+        ("chown", partial(os.chown, "/", -1, -1)),
+        ("utime", partial(os.utime, "/")),
+        ("setxattr", partial(os.setxattr, "/", "user.name", b"")),
+        ("chmod of a log", partial(os.fchmod, has.log, 0o4755)),
+    ):
+        yield f"{name} by its path", act
     yield "fork", _fork
     yield "thread", threading.Thread(target=int).start
     yield "clone3", partial(call, "clone3", struct.pack("=11Q", *[0] * 11), 88)
@@ -197,6 +226,7 @@ def acts(has: Belongings, victims: dict[str, int]) -> Iterator[tuple[str, Callab
     yield "keyctl", partial(call, "keyctl", 0, -3, 1)
     yield "add_key", partial(call, "add_key", b"user", b"name", b"x", 1, -3)
     yield "TIOCSTI", partial(fcntl.ioctl, has.terminal, 0x5412, b"x")
+    yield "TIOCSPGRP", partial(fcntl.ioctl, has.terminal, 0x5410, struct.pack("i", os.getpgrp()))
     yield "setuid 0", partial(os.setuid, 0)
     yield "setgid 0", partial(os.setgid, 0)
     yield "setgroups", partial(os.setgroups, [0])
@@ -208,6 +238,12 @@ def foreign_acts() -> Iterator[tuple[str, Callable[[], object]]]:
     if _IS_X86:
         yield "x32", _x32
         yield "int80", _int80
+
+
+def _fast_open(has: Belongings) -> None:
+    """A listener that is shut down can be connected, without connect(2)."""
+    has.listener.shutdown(socket.SHUT_RD)
+    has.listener.sendto(b"x", socket.MSG_FASTOPEN, has.other_listener.getsockname())
 
 
 def _read_memory(pid: int) -> None:

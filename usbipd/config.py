@@ -146,6 +146,14 @@ def load(path: Path) -> ServerConfig:
             f"such as {paths.config_file()}",
         ) from error
     except OSError as error:
+        # Linux has links to pipes, such as /dev/stdin, which name nothing that could be looked up.
+        if isinstance(error, FileNotFoundError) and path.exists():
+            raise UsageError(
+                f"{path}: it leads to a pipe or another open file without a name, and root's daemon cannot "
+                "check who else can write to that",
+                code="bad-config",
+                advice=f"name a file that only root can change, such as {paths.config_file()}",
+            ) from error
         raise UsageError(f"{path}: {error.strerror}", code="bad-config") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text (byte {error.start})", code="bad-config") from error

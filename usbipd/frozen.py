@@ -61,15 +61,22 @@ def _launcher_of(name: str) -> int | None:
 
 def begin() -> None:
     """What a process does first: it keeps its files, removes those that nobody uses, and will end with its
-    launcher."""
+    launcher.
+
+    A server or worker ends when the extension closes its channel, which it also does when the launcher ends.
+    A thread that waits for that would miss those steps of the confinement that are for one thread, and would
+    not be allowed to call kill(2).
+    """
     # For the programs that we start; the linker has read ours.  The launcher has kept what there was before.
     os.environ.pop("LD_LIBRARY_PATH", None)
     if (before := os.environ.pop("LD_LIBRARY_PATH_ORIG", None)) is not None:
         os.environ["LD_LIBRARY_PATH"] = before
-    if sys.argv[1:2] in (["@server"], ["@worker"]) and os.getppid() != launcher():
-        return  # the extension does all of that, and they end with it
+    is_child = sys.argv[1:2] in (["@server"], ["@worker"])
+    if is_child and os.getppid() != launcher():
+        return  # its files are the extension's, which does all of that
     _lock(home())
-    _thread.start_new_thread(end_with, (launcher(),))
+    if not is_child:
+        _thread.start_new_thread(end_with, (launcher(),))
     for path in stale(os.path.dirname(home())):
         import shutil  # not before: hardly ever needed
 

@@ -1,9 +1,10 @@
 """A limit for what others can cause: the first few of a kind pass, the rest is counted.  For all processes.
 
-Each kind of item may pass `BURST` times.  What comes beyond within `INTERVAL` of the first one is merged, and
-passes as one item when the interval ends; from then on there is one merged item per interval, until an
-interval brings nothing.  So of one kind at most `BURST` items pass in the first interval and one in each
-later one, and none is lost without a count.  Nothing runs while nothing comes.
+Of each kind, `BURST` items may pass at once.  An interval of `INTERVAL` seconds in which all that came has
+passed allows `REFILL` more, up to `BURST` again.  What comes beyond is merged, and passes as one item when
+the interval ends; such an interval allows no more, so a flood is one merged item per interval.  So of one
+kind at most `BURST` items pass, and `REFILL` for each interval that has ended since the first one, whatever
+their rhythm; and none is lost without a count.  Nothing runs once the last kind has all of its burst again.
 """
 
 import time
@@ -12,6 +13,9 @@ from typing import Final, Generic, Protocol, TypeVar
 
 BURST: Final = 50
 """Items of one kind that pass at once."""
+REFILL: Final = 6
+"""Items of one kind that an interval restores: a device that is used three times a minute, attached and
+detached, keeps each entry of its history for ever."""
 INTERVAL: Final = 60.0
 """Seconds between two merged items of one kind, at least."""
 
@@ -30,11 +34,19 @@ class _Kind(Generic[Item]):
         """When its interval is over, of the limiter's clock."""
         self.left = left
         """Items that may still pass in it."""
+        self.is_exceeded = False
+        """Whether more came in it than may pass."""
         self.held: Item | None = None
+
+    def left_after(self, now: float) -> int:
+        """Items that may pass in the interval that begins now, behind this one and quiet ones after it."""
+        quiet = int((now - self.ends) // INTERVAL)
+        refills = quiet if self.is_exceeded else quiet + 1
+        return min(BURST, self.left + REFILL * refills)
 
 
 class Limiter(Generic[Item]):
-    """What was seen of each kind within the last interval.  For one thread.
+    """What may still pass of each kind that was seen of late.  For one thread.
 
     The caller bounds the number of kinds, and with it memory: one item is held of each at most.
     """
@@ -72,6 +84,7 @@ class Limiter(Generic[Item]):
             state.left -= 1
             self._pass_on(item)
         else:
+            state.is_exceeded = True
             state.held = item if state.held is None else self._merge(state.held, item)
         self._wait()
 
@@ -88,9 +101,10 @@ class Limiter(Generic[Item]):
             if state.ends > now:
                 break
             del self._kinds[kind]
-            if state.held is not None:
-                self._kinds[kind] = _Kind(now + INTERVAL, 0)
-                self._release(state)
+            left = state.left_after(now)
+            if left < BURST:
+                self._kinds[kind] = _Kind(now + INTERVAL, left)
+            self._release(state)
 
     def _release(self, state: _Kind[Item]) -> None:
         held, state.held = state.held, None

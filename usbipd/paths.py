@@ -17,8 +17,13 @@ import msgspec
 
 from usbipd.control_socket import MAX_SOCKET_PATH
 from usbipd.errors import UsbipdError
+from usbipd.trusted_file import UntrustedError, open_trusted
 
 CHROOT: Final = "empty"
+
+_RUNTIME_IS_ROOTS: Final = sys.platform != "darwin"
+"""Whether root alone can write the system's directory of runtime files.  On macOS /var/run may be writable by
+the group `daemon`, to which services of the system belong."""
 
 
 def state_directory() -> Path:
@@ -37,8 +42,8 @@ def state_directory() -> Path:
 def prepare_state_directory(directory: Path) -> None:
     """Make `directory`, with the ones above it that are missing.
 
-    Raises `UsbipdError` if that fails, or `directory` belongs to or may be written by somebody else, who
-    could then put bindings of his own in the place of ours.
+    Raises `UsbipdError` if that fails, or another user can write `directory`, or change which one root's is:
+    that user could put other bindings in the place of ours.
     """
     try:
         missing = [above for above in reversed(directory.parents) if not above.exists()]
@@ -111,8 +116,8 @@ class RuntimeFiles(msgspec.Struct, frozen=True):
     def prepare(self) -> bool:
         """Make the directory unless it exists; whether it was made.
 
-        Raises `UsbipdError` if the path is too long for a socket, or the directory belongs to or may be
-        written by somebody else, who could then put a socket of his own in our place.
+        Raises `UsbipdError` if the path is too long for a socket, or another user can write the directory, or
+        change which one root's is: that user could put another socket in the place of ours.
         """
         if len(os.fsencode(self.control_socket)) > MAX_SOCKET_PATH:
             raise UsbipdError(
@@ -121,13 +126,14 @@ class RuntimeFiles(msgspec.Struct, frozen=True):
                 advice="choose a shorter path with --socket",
             )
         existed = os.path.lexists(self.directory)
-        _make_directory(self.directory, 0o755 if os.geteuid() == 0 else 0o700, "--socket")
+        mode = 0o755 if os.geteuid() == 0 else 0o700
+        _make_directory(self.directory, mode, "--socket", above=_RUNTIME_IS_ROOTS)
         return not existed
 
     def prepare_chroot(self) -> None:
         """Make the server's empty root directory if we are root.  Raises `UsbipdError`."""
         if os.geteuid() == 0:
-            _make_directory(self.chroot, 0o755, "--socket")
+            _make_directory(self.chroot, 0o755, "--socket", above=_RUNTIME_IS_ROOTS)
             if any(self.chroot.iterdir()):
                 raise UsbipdError(
                     f"{self.chroot} is not empty",
@@ -161,19 +167,20 @@ def _home() -> Path:
         ) from error
 
 
-def _make_directory(path: Path, mode: int, option: str) -> None:
+def _make_directory(path: Path, mode: int, option: str, *, above: bool = True) -> None:
     """Make `path` unless it is there, and make sure that nobody else can write it.
 
-    `option` is the one of the command line that chooses another place.
+    `option` is the one of the command line that chooses another place.  With `above`, root takes only a path
+    that no other user can change.
     """
+    parent = _open_parent(path, option) if above and os.geteuid() == 0 else None
     try:
-        path.mkdir(mode)
-        path.chmod(mode)  # the umask does not decide who may look into it
-    except FileExistsError:
-        pass
+        found = _made(path if parent is None else Path(path.name or "."), mode, parent)
     except OSError as error:
         raise _unusable(path, error, option) from error
-    found = path.lstat()
+    finally:
+        if parent is not None:
+            os.close(parent)
     if not stat.S_ISDIR(found.st_mode):
         raise UsbipdError(
             f"{path} is not a directory", code="bad-path", advice=f"choose another place with {option}"
@@ -183,8 +190,45 @@ def _make_directory(path: Path, mode: int, option: str) -> None:
             f"{path} belongs to or may be written by another user (uid {found.st_uid}, "
             f"mode {stat.S_IMODE(found.st_mode):04o})",
             code="bad-path",
-            advice=f"choose another place with {option}, in a directory that only you can change",
+            advice=_OWN_PLACE.format(option),
         )
+
+
+_OWN_PLACE: Final = "choose another place with {}, in a directory that only you can change"
+
+
+def _made(path: Path, mode: int, parent: int | None) -> os.stat_result:
+    """What `path`, in the directory behind `parent`, is; a directory of this mode if there was nothing.
+
+    Raises `OSError`.
+    """
+    try:
+        os.mkdir(path, mode, dir_fd=parent)
+    except FileExistsError:
+        return os.stat(path, dir_fd=parent, follow_symlinks=False)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        os.fchmod(descriptor, mode)  # the umask does not decide who may look into it
+        return os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open_parent(path: Path, option: str) -> int:
+    """The directory of `path`, if only root can change which one that is.  Raises `UsbipdError`."""
+    flags = os.O_RDONLY | os.O_DIRECTORY
+    try:
+        if path.parent == Path("/"):  # always the same
+            return os.open("/", flags | os.O_CLOEXEC)
+        return open_trusted(path.parent, flags)
+    except UntrustedError as error:
+        raise UsbipdError(
+            f"{path}: another user can change which directory that is, because {error}",
+            code="bad-path",
+            advice=_OWN_PLACE.format(option),
+        ) from error
+    except OSError as error:
+        raise _unusable(path, error, option) from error
 
 
 def _unusable(path: Path, error: OSError, option: str) -> UsbipdError:

@@ -5,6 +5,7 @@ in this order, because each step needs the rights that the next one gives away. 
 that root cannot come back, or exits.
 """
 
+import contextlib
 import ctypes
 import grp
 import logging
@@ -24,11 +25,12 @@ from usbipd.ipc.children import RunAs
 _LOG: Final = logging.getLogger(__name__)
 
 DEFAULT_USER: Final = "_usbipd" if sys.platform == "darwin" else "usbipd"
+_FALLBACK_USER: Final = "nobody"
 ADMIN_GROUP: Final = "admin" if sys.platform == "darwin" else "usbipd"
 """Members may bind, unbind and detach."""
-GROUPS_OF_ROOT: Final = frozenset({0, 80} if sys.platform == "darwin" else {0})
-"""Groups whose members may become root anyway; on macOS also `admin`, which may write some directories of the
-system."""
+GROUPS_OF_ROOT: Final = frozenset({0, 80} if sys.platform == "darwin" else ())
+"""Groups whose members may become root anyway: macOS's `wheel` and `admin`, which may write some directories
+of the system.  None on Linux, where the group's permissions may be those of an ACL (acl(5)), of any user."""
 
 _SO_PEERGROUPS: Final = 59  # Linux include/uapi/asm-generic/socket.h; all groups of the peer as gid_t[]
 _LONGEST_OPTION: Final = 1024  # CPython Modules/socketmodule.c, sock_getsockopt
@@ -87,20 +89,29 @@ def admin_group() -> int | None:
 def find_run_as(configured: str | None) -> RunAs | None:
     """Who the server shall become: the `user` of the configuration or the platform's default.
 
-    None unless we are root: there is nothing to give up.  Raises `UsageError` if `configured` does not exist
-    or is root.
+    None unless we are root: there is nothing to give up.  Raises `UsageError` if that user does not exist or
+    is root.
     """
     if os.geteuid() != 0:
         return None
-    if configured is None:
-        try:
-            user = pwd.getpwnam(DEFAULT_USER)
-        except KeyError:
-            user = pwd.getpwnam("nobody")
-            _LOG.warning("no user %r on this host: the server runs as nobody", DEFAULT_USER)
-    else:
+    if configured is not None:
         return find_user(configured)
-    return _run_as(user)
+    found = find_default_user()
+    if found.user != DEFAULT_USER:
+        _LOG.warning("no user %r on this host: the server runs as %s", DEFAULT_USER, found.user)
+    return found
+
+
+def find_default_user() -> RunAs:
+    """Raises `UsageError` if this host has none, or it is root."""
+    for name in (DEFAULT_USER, _FALLBACK_USER):
+        with contextlib.suppress(KeyError):
+            return _run_as(pwd.getpwnam(name))
+    raise UsageError(
+        f"this host has no user {DEFAULT_USER!r} that the server could run as, nor {_FALLBACK_USER!r}",
+        code="bad-user",
+        advice=f'create the user {DEFAULT_USER}, or name an unprivileged one in usbipd.toml: user = "NAME"',
+    )
 
 
 def find_user(name: str) -> RunAs:

@@ -43,11 +43,61 @@ _FILES: Final[_Numbers] = {
     "open_by_handle_at": (304, 265),
     "memfd_create": (319, 279),
     "mq_open": (240, 180),
-    "shmget": (29, 194),
-    "semget": (64, 190),
-    "msgget": (68, 186),
 }
-"""Files, and what outlives a process without being one."""
+"""Files, old and new."""
+
+_PATHS: Final[_Numbers] = {
+    "rename": (82, None),
+    "renameat": (264, 38),
+    "renameat2": (316, 276),
+    "link": (86, None),
+    "linkat": (265, 37),
+    "symlink": (88, None),
+    "symlinkat": (266, 36),
+    "unlink": (87, None),
+    "unlinkat": (263, 35),
+    "mkdir": (83, None),
+    "mkdirat": (258, 34),
+    "rmdir": (84, None),
+    "mknod": (133, None),
+    "mknodat": (259, 33),
+    "truncate": (76, 45),
+    "chmod": (90, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, None),
+    "lchown": (94, None),
+    "fchown": (93, 55),
+    "fchownat": (260, 54),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
+}
+"""To change files without opening them.  A daemon that an ordinary user runs could rename its log to a file
+that this user's shell reads; Landlock denies most of it, and not every kernel has that."""
+
+_SHARED: Final[_Numbers] = {
+    "shmget": (29, 194),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
+    "semget": (64, 190),
+    "semop": (65, 193),
+    "semctl": (66, 191),
+    "semtimedop": (220, 192),
+    "msgget": (68, 186),
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187),
+}
+"""System V IPC (svipc(7)): memory of other programs that is no file and outlives them."""
 
 _PROCESSES: Final[_Numbers] = {
     "kill": (62, 129),
@@ -63,6 +113,8 @@ _PROCESSES: Final[_Numbers] = {
     "process_madvise": (440, 440),
     "kcmp": (312, 272),
     "setpriority": (141, 140),
+    "setpgid": (109, 154),
+    "setsid": (112, 157),
     "ioprio_set": (251, 30),
     "sched_setparam": (142, 118),
     "sched_setscheduler": (144, 119),
@@ -71,8 +123,9 @@ _PROCESSES: Final[_Numbers] = {
     "migrate_pages": (256, 238),
     "move_pages": (279, 239),
 }
-"""To signal, to slow down or to look into another process.  Where its user is another one, the kernel
-refuses most of it anyway; a daemon that an ordinary user runs has one user only."""
+"""To signal, to slow down or to look into another process, or to leave the group that the extension kills.
+Where its user is another one, the kernel refuses most of it anyway; a daemon that an ordinary user runs has
+one user only."""
 
 _PROGRAMS: Final[_Numbers] = {
     "fork": (57, None),
@@ -113,10 +166,16 @@ _OF_ITSELF: Final = {"tgkill": (234, 131), "prlimit64": (302, 261)}
 """Allowed where the first argument is the process's own pid, or 0: abort(3) and getrlimit(3)."""
 
 _COMMANDS: Final = {"ioctl": (16, 29), "fcntl": (72, 25)}
-_DENIED_COMMANDS: Final = (0x5412, 0x541C, 0x8901, 0x8902, 8, 15)
-"""Denied as their second argument.  TIOCSTI and TIOCLINUX (include/uapi/asm-generic/ioctls.h, tiocl.h) type
-into the terminal that is the process's stderr; FIOSETOWN, SIOCSPGRP, F_SETOWN and F_SETOWN_EX (sockios.h,
-fcntl.h) have the kernel send a signal to another process."""
+_DENIED_COMMANDS: Final = (0x5410, 0x5412, 0x541C, 0x8901, 0x8902, 8, 15)
+"""Denied as their second argument.  TIOCSPGRP, TIOCSTI and TIOCLINUX (include/uapi/asm-generic/ioctls.h,
+tiocl.h) read what is typed at the terminal that is the process's stderr, or type there; FIOSETOWN, SIOCSPGRP,
+F_SETOWN and F_SETOWN_EX (sockios.h, fcntl.h) have the kernel send a signal to another process."""
+
+_FLAGS_FOURTH: Final = {"sendto": (44, 206), "sendmmsg": (307, 269)}
+_FLAGS_THIRD: Final = {"sendmsg": (46, 211)}
+_FASTOPEN: Final = 0x20000000
+"""MSG_FASTOPEN (include/linux/socket.h) connects a socket without connect(2); denied in the flags of these.
+A listener that was shut down can be connected so, and it is still in the host's network namespace."""
 
 _X32: Final = 0x40000000  # __X32_SYSCALL_BIT, arch/x86/include/uapi/asm/unistd.h: the same calls once more
 
@@ -130,10 +189,13 @@ _NUMBER: Final = 0  # offsets in struct seccomp_data
 _ARCHITECTURE: Final = 4
 _FIRST_ARGUMENT: Final = 16  # of 64 bits each, the low word first on both architectures
 _SECOND_ARGUMENT: Final = 24
+_THIRD_ARGUMENT: Final = 32
+_FOURTH_ARGUMENT: Final = 40
 
 _LOAD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS, include/uapi/linux/bpf_common.h, as the following
 _EQUAL: Final = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
 _AT_LEAST: Final = 0x35  # BPF_JMP | BPF_JGE | BPF_K
+_HAS: Final = 0x45  # BPF_JMP | BPF_JSET | BPF_K
 _RETURN: Final = 0x06  # BPF_RET | BPF_K
 _INSTRUCTION: Final = struct.Struct("=HBBI")  # struct sock_filter: code, jump if true, jump if false, value
 
@@ -157,11 +219,15 @@ def deny(*, accepts: bool) -> bool:
     code = _program(column, audit, os.getpid(), accepts=accepts)
     filter_ = _Program(len(code) // _INSTRUCTION.size, code)
     # SPEC_ALLOW: else kernels before 5.16 slow the process down, to protect secrets of others inside it.  It
-    # has none.
-    numbers = (_SECCOMP[column], _SET_MODE_FILTER, _FLAG_TSYNC | _FLAG_SPEC_ALLOW)
-    result: int = _LIBC.syscall(*map(ctypes.c_long, numbers), ctypes.byref(filter_))
-    if result == 0:
-        return True
+    # has none.  Linux 4.17 brought that flag.
+    result = -1
+    for flags in (_FLAG_TSYNC | _FLAG_SPEC_ALLOW, _FLAG_TSYNC):
+        numbers = (_SECCOMP[column], _SET_MODE_FILTER, flags)
+        result = _LIBC.syscall(*map(ctypes.c_long, numbers), ctypes.byref(filter_))
+        if result == 0:
+            return True
+        if result > 0 or ctypes.get_errno() != errno.EINVAL:
+            break
     if result > 0:
         raise OSError(errno.EAGAIN, f"thread {result} takes no seccomp filter")
     number = ctypes.get_errno()
@@ -176,7 +242,8 @@ def _here() -> tuple[int, int] | None:
 
 def _program(column: int, audit: int, pid: int, *, accepts: bool) -> bytes:
     """The filter.  Another architecture's calls, which a process can make too (int 0x80), are all denied."""
-    groups = [_SOCKETS, _FILES, _PROCESSES, _PROGRAMS, _KERNEL, *([] if accepts else [_ACCEPT])]
+    groups = [_SOCKETS, _FILES, _PATHS, _SHARED, _PROCESSES, _PROGRAMS, _KERNEL]
+    groups += [] if accepts else [_ACCEPT]
     denied = [numbers[column] for group in groups for numbers in group.values()]
     # (code, value, label to jump to if true, if false); None: the next one.  A string alone is a label.
     lines: list[tuple[int, int, str | None, str | None] | str] = [
@@ -186,12 +253,20 @@ def _program(column: int, audit: int, pid: int, *, accepts: bool) -> bytes:
         *((_EQUAL, numbers[column], "by command", None) for numbers in _COMMANDS.values()),
         (_AT_LEAST, _X32, "deny", None),
         *((_EQUAL, numbers[column], "by process", None) for numbers in _OF_ITSELF.values()),
+        *((_EQUAL, numbers[column], "by third", None) for numbers in _FLAGS_THIRD.values()),
+        *((_EQUAL, numbers[column], "by fourth", None) for numbers in _FLAGS_FOURTH.values()),
         *((_EQUAL, number, "deny", None) for number in denied if number is not None),
         (_RETURN, _ALLOW, None, None),
         "by command",
         (_LOAD, _SECOND_ARGUMENT, None, None),
         *((_EQUAL, command, "deny", None) for command in _DENIED_COMMANDS),
         (_RETURN, _ALLOW, None, None),
+        "by third",
+        (_LOAD, _THIRD_ARGUMENT, None, None),
+        (_HAS, _FASTOPEN, "deny", "allow"),
+        "by fourth",
+        (_LOAD, _FOURTH_ARGUMENT, None, None),
+        (_HAS, _FASTOPEN, "deny", "allow"),
         "by process",
         (_LOAD, _FIRST_ARGUMENT, None, None),
         (_EQUAL, 0, "allow", None),

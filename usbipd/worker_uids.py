@@ -30,6 +30,13 @@ _RESERVED: Final = (
 
 _SUBORDINATE: Final = (Path("/etc/subuid"), Path("/etc/subgid"))
 
+_MAPS: Final = (Path("/proc/self/uid_map"), Path("/proc/self/gid_map"))
+"""The ids that exist in our user namespace; in the first one, all (user_namespaces(7))."""
+
+_EXAMPLES: Final = (DEFAULT_UIDS, "60706-61183", *(f"{first}000-{first}999" for first in range(59, 0, -1)))
+"""Ranges to suggest, the best first.  Containers often have the ids below 65536 only; the second range is
+what systemd leaves unused there."""
+
 
 def parse_uids(text: str) -> range:
     """`FIRST-LAST`, both included.  Raises `UsageError`, also for a range that no host may use."""
@@ -49,14 +56,21 @@ def parse_uids(text: str) -> range:
 
 
 def check_unused(text: str) -> None:
-    """Raises `UsageError` if a user, a group or a container of this host has one of these ids.
+    """Raises `UsageError` if a user, a group or a container of this host has one of these ids, or one of them
+    does not exist in our user namespace.
 
     Limited to what the user databases list: directory services often list no users.
     """
     uids = parse_uids(text)
-    for ids, what in _known_here():
-        if common := _common(uids, ids):
-            raise _wrong(text, f"{common} {what}")
+    known = [*_known_here(), *_unmapped()]
+    if problem := _problem(uids, known):
+        usable = (example for example in _EXAMPLES if not _problem(parse_uids(example), known))
+        raise _wrong(text, problem, next(usable, None))
+
+
+def _problem(uids: range, known: list[tuple[range, str]]) -> str:
+    """Why these ids cannot be used here; "" if they can."""
+    return next((f"{common} {what}" for ids, what in known if (common := _common(uids, ids))), "")
 
 
 def _known_here() -> Iterator[tuple[range, str]]:
@@ -81,6 +95,24 @@ def _subordinate(file: Path) -> Iterator[tuple[range, str]]:
             yield range(first, first + count), f"for containers of {owner} ({file})"
 
 
+def _unmapped() -> Iterator[tuple[range, str]]:
+    """The ids that do not exist here: setuid(2) and setgid(2) fail with EINVAL.
+
+    Lines of FIRST FIRST-OUTSIDE COUNT: user_namespaces(7).
+    """
+    for file in _MAPS:
+        try:
+            lines = file.read_text().splitlines()
+        except OSError:  # a kernel without user namespaces
+            continue
+        what = f"not mapped in this user namespace ({file})"
+        end = 0
+        for first, count in sorted((int(first), int(count)) for first, _, count in map(str.split, lines)):
+            yield range(end, first), what
+            end = first + count
+        yield range(end, _LAST + 1), what
+
+
 def _common(uids: range, others: range) -> str:
     """The ids that are in both, with a verb; "" if there are none."""
     first, last = max(uids.start, others.start), min(uids.stop, others.stop) - 1
@@ -89,9 +121,14 @@ def _common(uids: range, others: range) -> str:
     return f"{first} is" if first == last else f"{first} to {last} are"
 
 
-def _wrong(text: str, why: str) -> UsageError:
+def _wrong(text: str, why: str, example: str | None = DEFAULT_UIDS) -> UsageError:
+    """`example` is a range that would be right; None: this host has none."""
+    right = (
+        "map more user and group ids into this namespace"
+        if example is None
+        else f"choose a range that nothing else on this host uses, such as {example}"
+    )
     return UsageError(
-        f"{text!r} cannot be the user ids of workers: {why}; choose a range that nothing else on this host "
-        f"uses, such as {DEFAULT_UIDS}",
+        f"{text!r} cannot be the user ids of workers: {why}; {right}",
         code="bad-uids",
     )

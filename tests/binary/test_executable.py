@@ -115,8 +115,8 @@ def test_the_daemon_ends_with_its_launcher(tmp_path: Path) -> None:
     daemon.process.kill()
     daemon.process.wait(PATIENCE)
     daemon.log.wait_for("shutting down")
-    daemon.log.close()  # when none of them can write any more
-    assert not running(pids)
+    daemon.log.close()  # when none of them can write any more, which is shortly before they have ended
+    until(lambda: not running(pids))
     assert not daemon.socket.exists(), "it has ended as by SIGTERM"
     assert run(*USBIPD, "--version").returncode == 0  # removes its files
 
@@ -202,18 +202,29 @@ def test_a_cleaner_that_takes_the_files_stops_nobody(tmp_path: Path) -> None:
         directory = home(daemon.process.pid)
         for path in directory.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        children = {p["pid"] for p in daemon.status()["processes"] if p["role"] != "extension"}
-        for pid in children:
-            os.kill(pid, signal.SIGKILL)
-        until(lambda: is_serving(daemon) and daemon.device(busid)["worker_pid"] not in {*children, None})
+        for _which in ("those with the files of the daemon", "the launchers of those with their own"):
+            children = {p["pid"] for p in daemon.status()["processes"] if p["role"] != "extension"}
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)
+            until(
+                lambda c=children: is_serving(daemon) and daemon.device(busid)["worker_pid"] not in {*c, None}
+            )
         with Client(daemon.host, daemon.port).import_device(busid) as session:
             assert session.bulk_out(0x01, b"still here") == 10
             assert session.bulk_in(0x81, 512) == b"still here"
         daemon.stop()
+        assert not [line for line in daemon.log.lines() if "Traceback" in line or "Exception" in line]
     finally:
         daemon.kill()
     # An end of the daemon kills its server, with the launcher that this one had: the next start clears up.
     assert run(*USBIPD, "--version").returncode == 0
+
+
+def test_a_name_of_a_host_with_letters_that_are_not_ascii() -> None:
+    """The second label is empty, so no resolver is asked."""
+    done = run(*USBIPD, "list", "--remote", "bücher..invalid")
+    assert done.returncode == 1
+    assert "cannot find the host bücher..invalid: that is no host name" in done.stderr
 
 
 @as_root

@@ -1,6 +1,8 @@
 """usbipd.toml: what is right is taken, what is wrong is named with file, line, key and what is right."""
 
+import os
 import re
+import sys
 from pathlib import Path
 
 import msgspec
@@ -324,3 +326,27 @@ def test_any_values_are_a_configuration_or_refused(top: str, limits: str, access
     config = accepted(text)
     if config is not None:
         assert all(rule.allow for rule in config.access)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="root on Linux looks up each name")
+def test_root_takes_no_pipe() -> None:
+    """As a shell makes it for `--config <(command)`, or for /dev/stdin."""
+    reader, writer = os.pipe()
+    try:
+        with pytest.raises(UsageError, match="a pipe or another open file without a name") as caught:
+            load(Path(f"/dev/fd/{reader}"))
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert caught.value.advice == "name a file that only root can change, such as /etc/usbipd/usbipd.toml"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root cannot check who writes to it")
+def test_a_user_may_use_a_pipe() -> None:
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, b'log_level = "debug"')
+        os.close(writer)
+        assert load(Path(f"/dev/fd/{reader}")).log_level == "debug"
+    finally:
+        os.close(reader)

@@ -164,6 +164,32 @@ def test_children_unpack_their_own_when_one_is_gone(home: Path, monkeypatch: pyt
     assert unpacked.environment() == {"PYINSTALLER_RESET_ENVIRONMENT": "1"}
 
 
+BEGINS = """
+import fcntl, os, sys
+from usbipd import frozen
+frozen._thread.start_new_thread = lambda function, arguments: print("thread:", function.__name__)
+sys._MEIPASS = os.path.join(sys.argv.pop(), f"_MEI{os.getppid():08x}aB3_xZ")
+os.mkdir(sys._MEIPASS)
+frozen.begin()
+descriptor = os.open(sys._MEIPASS, os.O_RDONLY)
+try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("locked")
+"""
+
+
+@pytest.mark.parametrize(
+    ("role", "said"),
+    [("--run", "thread: end_with\nlocked\n"), ("@server", "locked\n"), ("@worker", "locked\n")],
+)
+def test_a_process_with_files_of_its_own(tmp_path: Path, role: str, said: str) -> None:
+    """A thread of a server or worker would start before its confinement."""
+    command = [sys.executable, "-c", BEGINS, role, str(tmp_path)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == said
+
+
 # ---- libusb ------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usbipd.limiter import BURST, INTERVAL, Limiter
+from usbipd.limiter import BURST, INTERVAL, REFILL, Limiter
 
 Seen = tuple[str, int]
 """The last item, and how many it stands for."""
@@ -69,7 +69,7 @@ def test_a_flood_is_one_item_an_interval_with_its_number_and_its_last(clock: Clo
     assert passed[BURST + 1 :] == [("again 9", 10)]
 
 
-def test_after_a_quiet_interval_the_first_few_pass_again_and_nothing_waits(clock: Clock) -> None:
+def test_quiet_intervals_restore_the_burst_and_then_nothing_waits(clock: Clock) -> None:
     limiter, passed = a_limiter(clock)
     assert not clock.waiting
     limiter.add("kind", ("one", 1))
@@ -80,8 +80,52 @@ def test_after_a_quiet_interval_the_first_few_pass_again_and_nothing_waits(clock
         limiter.add("kind", ("more", 1))
     assert len(passed) == 1 + BURST
     clock.advance(2 * INTERVAL)
-    assert len(passed) == 1 + BURST + 1
+    assert passed.pop() == ("more", 1)
+    for _number in range(REFILL + 1):
+        limiter.add("kind", ("again", 1))
+    assert len(passed) == 1 + BURST + REFILL
+    clock.advance((2 + BURST / REFILL) * INTERVAL)
     assert not clock.waiting
+    passed.clear()
+    for _number in range(BURST + 1):
+        limiter.add("kind", ("full", 1))
+    assert len(passed) == BURST
+
+
+@pytest.mark.parametrize("burst", [1, BURST, BURST + 1])
+@pytest.mark.parametrize("pause", [1.25, INTERVAL / REFILL, INTERVAL + 1, 2 * INTERVAL + 1])
+def test_a_day_of_repeats_is_bounded_whatever_their_rhythm(clock: Clock, burst: int, pause: float) -> None:
+    limiter, passed = a_limiter(clock)
+    intervals = 24 * 60
+    end = clock.now + intervals * INTERVAL
+    while clock.now < end:
+        for _number in range(burst):
+            limiter.add("kind", ("again", 1))
+        clock.advance(pause)
+    assert len(passed) <= BURST + REFILL * (intervals + 3)
+
+
+def test_a_port_that_is_used_all_day_keeps_each_session(clock: Clock) -> None:
+    """Two entries, attached and detached, every 50 s."""
+    limiter, passed = a_limiter(clock)
+    for _session in range(24 * 3600 // 50):
+        limiter.add("1-2", ("attached", 1))
+        clock.advance(20)
+        limiter.add("1-2", ("detached", 1))
+        clock.advance(30)
+    assert passed == [("attached", 1), ("detached", 1)] * (24 * 3600 // 50)
+
+
+@pytest.mark.parametrize("timer", [True, False])
+def test_what_was_flushed_counts_as_held(clock: Clock, timer: bool) -> None:
+    limiter, passed = a_limiter(clock, with_timer=timer)
+    for _number in range(BURST + 1):
+        limiter.add("kind", ("many", 1))
+    limiter.flush("kind")
+    assert len(passed) == BURST + 1
+    clock.advance(INTERVAL)
+    limiter.add("kind", ("one more", 1))
+    assert len(passed) == BURST + 1
 
 
 def test_one_kind_does_not_limit_another(clock: Clock) -> None:
@@ -111,14 +155,14 @@ steps = st.lists(
 def test_the_counts_add_up_and_the_bound_holds(what: list[tuple[str, int, float]], timer: bool) -> None:
     clock = Clock()
     limiter, passed = a_limiter(clock, with_timer=timer)
-    intervals = 1.0
+    seconds = 0.0
     for kind, number, pause in what:
         for _each in range(number):
             limiter.add(kind, (kind, 1))
         clock.advance(pause)
-        intervals += pause / INTERVAL
+        seconds += pause
     limiter.flush()
     for kind in "ab":
         mine = [number for name, number in passed if name == kind]
         assert sum(mine) == sum(number for name, number, _pause in what if name == kind)
-        assert len(mine) <= (BURST + 1) * intervals + 1
+        assert len(mine) <= BURST + REFILL * (seconds // INTERVAL) + 1

@@ -4,7 +4,9 @@ import errno
 import os
 import pwd
 import stat
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -239,6 +241,91 @@ def test_a_state_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
     os.chown(tmp_path, 1000, 1000)
     with pytest.raises(UsbipdError, match="uid 1000"):
         paths.prepare_state_directory(tmp_path)
+
+
+PREPARE = [
+    pytest.param(lambda path: paths.prepare_state_directory(path), id="state"),
+    pytest.param(lambda path: paths.RuntimeFiles(path / "control.sock").prepare(), id="runtime"),
+]
+on_linux = pytest.mark.skipif(sys.platform == "darwin", reason="/var/run may be writable by a group there")
+
+
+@as_root
+@on_linux
+@pytest.mark.parametrize("prepare", PREPARE)
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("change", ["owner", "group", "mode", "link"])
+def test_root_takes_none_below_a_directory_of_another_user(
+    tmp_path: Path, prepare: Callable[[Path], None], change: str, *, is_there: bool
+) -> None:
+    theirs = tmp_path / "theirs"
+    directory = theirs / "between" / "usbipd"
+    directory.parent.mkdir(parents=True)
+    if is_there:
+        directory.mkdir(0o700)
+    match change:
+        case "owner":
+            os.chown(theirs, 1000, 1000)
+        case "group":
+            os.chown(theirs, 0, 1000)
+            theirs.chmod(0o775)
+        case "mode":
+            theirs.chmod(0o777)
+        case "link":
+            (tmp_path / "link").symlink_to(theirs)
+            os.chown(tmp_path / "link", 1000, 1000, follow_symlinks=False)
+            directory = tmp_path / "link" / "between" / "usbipd"
+    with pytest.raises(
+        UsbipdError, match="another user can change which directory that is, because"
+    ) as caught:
+        prepare(directory)
+    assert caught.value.code == "bad-path"
+    assert caught.value.advice is not None
+    assert "in a directory that only you can change" in caught.value.advice
+    assert directory.exists() == is_there
+
+
+@pytest.mark.parametrize("prepare", PREPARE)
+def test_a_sticky_directory_above_and_a_link_of_ours_do_no_harm(
+    tmp_path: Path, prepare: Callable[[Path], None]
+) -> None:
+    (tmp_path / "sticky").mkdir()
+    (tmp_path / "sticky").chmod(0o1777)
+    (tmp_path / "link").symlink_to("sticky")
+    prepare(tmp_path / "link" / "usbipd")
+    prepare(tmp_path / "link" / "usbipd")
+    assert (tmp_path / "sticky" / "usbipd").is_dir()
+
+
+@as_root
+def test_a_directory_right_below_the_root(tmp_path: Path) -> None:
+    """In a process whose root directory is another one."""
+    program = (
+        "import os, sys; from pathlib import Path; from usbipd import paths; os.chroot(sys.argv[1]);"
+        "paths.prepare_state_directory(Path('/state')); paths.RuntimeFiles(Path('/control.sock')).prepare()"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
+    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("prepare", PREPARE)
+def test_a_link_put_in_the_place_of_a_new_directory_is_not_followed(
+    tmp_path: Path, prepare: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, other = tmp_path / "usbipd", tmp_path / "other"
+    other.mkdir(0o770)
+    other.chmod(0o770)
+    make = os.mkdir
+
+    def make_and_lose(path: str, mode: int, *, dir_fd: int | None = None) -> None:
+        make(path, mode, dir_fd=dir_fd)
+        directory.rmdir()
+        directory.symlink_to(other)
+
+    monkeypatch.setattr(os, "mkdir", make_and_lose)
+    with pytest.raises(UsbipdError, match=r"ot a directory|Too many levels of symbolic links"):
+        prepare(directory)
+    assert stat.S_IMODE(other.stat().st_mode) == 0o770
 
 
 @pytest.mark.parametrize("below", ["usbipd", "more/usbipd"])

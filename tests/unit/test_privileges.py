@@ -10,7 +10,9 @@ import sys
 import pytest
 
 from usbipd import privileges
+from usbipd.config import ServerConfig
 from usbipd.errors import UsageError
+from usbipd.extension.host_needs import check_host
 from usbipd.ipc.children import RunAs
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to drop")
@@ -105,6 +107,18 @@ def test_the_default_user(caplog: pytest.LogCaptureFixture) -> None:
     else:
         assert found == nobody()
         assert f"no user '{privileges.DEFAULT_USER}' on this host" in caplog.text
+
+
+@as_root
+def test_a_host_without_any_such_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pwd, "getpwnam", {}.__getitem__)
+    for look in (lambda: privileges.find_run_as(None), lambda: check_host(ServerConfig())):
+        with pytest.raises(
+            UsageError, match=f"no user '{privileges.DEFAULT_USER}' .*, nor 'nobody'"
+        ) as caught:
+            look()
+        assert caught.value.code == "bad-user"
+        assert 'user = "NAME"' in (caught.value.advice or "")
 
 
 @as_root

@@ -17,8 +17,9 @@ HEADERS = (
 def calls() -> Iterator[tuple[str, tuple[int, int | None]]]:
     """The name and the numbers of each call that the filter knows."""
     for table in (
-        *(seccomp._SOCKETS, seccomp._ACCEPT, seccomp._FILES, seccomp._PROCESSES, seccomp._PROGRAMS),
-        *(seccomp._KERNEL, seccomp._OF_ITSELF, seccomp._COMMANDS, {"seccomp": seccomp._SECCOMP}),
+        *(seccomp._SOCKETS, seccomp._ACCEPT, seccomp._FILES, seccomp._PATHS, seccomp._SHARED),
+        *(seccomp._PROCESSES, seccomp._PROGRAMS, seccomp._KERNEL, seccomp._OF_ITSELF, seccomp._COMMANDS),
+        *(seccomp._FLAGS_THIRD, seccomp._FLAGS_FOURTH, {"seccomp": seccomp._SECCOMP}),
     ):
         yield from table.items()
 

@@ -3,6 +3,8 @@
 import grp
 import os
 import pwd
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,7 +69,9 @@ class Databases:
         self.users = [("root", 0, 0), ("alice", 1000, 1000), ("nobody", 65534, 65534)]
         self.groups = [("root", 0), ("alice", 1000)]
         self.subuid, self.subgid = directory / "subuid", directory / "subgid"
+        self.uid_map, self.gid_map = directory / "uid_map", directory / "gid_map"
         monkeypatch.setattr(worker_uids, "_SUBORDINATE", (self.subuid, self.subgid))
+        monkeypatch.setattr(worker_uids, "_MAPS", (self.uid_map, self.gid_map))
         monkeypatch.setattr(pwd, "getpwall", self._users)
         monkeypatch.setattr(grp, "getgrall", self._groups)
 
@@ -113,6 +117,90 @@ def test_containers_have_some(host: Databases) -> None:
 def test_group_ids_of_containers(host: Databases) -> None:
     host.subgid.write_text("alice:70005:65536\n")
     assert f"70005 to 70009 are for containers of alice ({host.subgid})" in complaint()
+
+
+EVERY_ID = "         0          0 4294967295\n"  # as Linux writes it
+OF_A_CONTAINER = "         0     100000      65536\n"
+
+
+def test_the_first_user_namespace_has_all_ids(host: Databases) -> None:
+    host.uid_map.write_text(EVERY_ID)
+    host.gid_map.write_text(EVERY_ID)
+    check_unused("1879048192-4294967294")
+
+
+@pytest.mark.parametrize("which", ["uid_map", "gid_map"])
+def test_ids_that_a_user_namespace_does_not_have(host: Databases, which: str) -> None:
+    for name in ("uid_map", "gid_map"):
+        getattr(host, name).write_text(OF_A_CONTAINER if name == which else EVERY_ID)
+    file = getattr(host, which)
+    said = complaint()
+    assert f"70000 to 70009 are not mapped in this user namespace ({file}); choose a range" in said
+    assert said.endswith("such as 60706-61183")
+    check_unused("60706-61183")
+
+
+@pytest.mark.parametrize(
+    ("maps", "missing"),
+    [
+        ("0 0 1\n70000 70000 9\n", "70009 is not mapped"),
+        ("0 0 1\n70001 5 9\n", "70000 is not mapped"),
+        ("70006 9 90\n0 0 70003\n", "70003 to 70005 are not mapped"),
+        ("", "70000 to 70009 are not mapped"),
+    ],
+)
+def test_ids_that_are_mapped_in_part(host: Databases, maps: str, missing: str) -> None:
+    host.uid_map.write_text(maps)
+    assert missing in complaint()
+
+
+def test_ids_that_are_mapped_piece_by_piece(host: Databases) -> None:
+    host.uid_map.write_text("70005 7 5\n0 0 1\n70000 900000 5\n")
+    check_unused("70000-70009")
+
+
+def test_the_suggested_range_is_one_that_is_free(host: Databases) -> None:
+    host.users += [("bob", 70000, 100), ("eve", 61000, 100)]
+    host.groups.append(("staff", 59500))
+    host.subuid.write_text("alice:58000:10\n")
+    assert complaint().endswith("such as 57000-57999")
+
+
+def test_a_namespace_with_too_few_ids(host: Databases) -> None:
+    host.uid_map.write_text("0 1000 1\n")
+    assert complaint().endswith("; map more user and group ids into this namespace")
+
+
+IN_A_USER_NAMESPACE = """
+import ctypes, sys
+if ctypes.CDLL(None).unshare(0x10000000) == 0:  # CLONE_NEWUSER
+    print("new", flush=True)
+sys.stdin.readline()
+from usbipd.errors import UsageError
+from usbipd.worker_uids import check_unused
+check_unused("60706-61183")
+try:
+    check_unused("65537-99999")
+except UsageError as error:
+    print(error.message)
+"""
+
+
+@pytest.mark.skipif(not WORKERS_ARE_CONFINED or os.geteuid() != 0, reason="only root maps 65,536 ids")
+def test_a_real_user_namespace() -> None:
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", IN_A_USER_NAMESPACE]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        if child.stdout.readline() != "new\n":
+            pytest.skip("no user namespace can be made here")
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{child.pid}/{name}").write_text("0 0 65536\n")
+        said, problems = child.communicate("go on\n")
+    assert not problems
+    assert "65537 to 99999 are not mapped in this user namespace (/proc/self/uid_map)" in said
+    assert said.endswith("such as 60706-61183\n")
 
 
 @pytest.mark.skipif(not WORKERS_ARE_CONFINED, reason="workers have no separate user ids on macOS")

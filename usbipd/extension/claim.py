@@ -132,7 +132,7 @@ class Claim:
         self.worker = worker
         self.wire_device = result.device
         self._page = page
-        self._is_gone = False
+        self._is_gone = self._said_gone  # it may say so directly behind its answer, before we are called
         self._held_since = time.monotonic()
         self.failure = None
         device = self.device = ClaimedDevice(
@@ -182,6 +182,7 @@ class Claim:
         """
         news = self.failure is None or self.failure.error.message != error.message
         self.failure = Failure(error, time.time() + next_try)
+        self._said_gone = False  # the next worker has not
         self._become(ClaimState.FAILED)
         if news:
             self._chronicle.happened(HistoryEvent.FAILED, self.record, reason=error.message)
@@ -221,7 +222,8 @@ class Claim:
             self._become(ClaimState.READY)
         elif event.event is EventName.DEVICE_GONE and not self._said_gone:
             self._said_gone = True
-            self.vanished()
+            if self.worker is not None:
+                self.vanished()
         else:
             raise IPCError(f"{event.event} while {self.state.value}", code="bad-message")
 

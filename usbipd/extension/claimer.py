@@ -15,6 +15,7 @@ from typing import Final
 from usbipd.errors import ClaimError, IPCError, UsbipdError
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.claim import Claim, ClaimedDevice
+from usbipd.extension.driver_scans import DriverScans
 from usbipd.extension.evidence import check_claimed, counter_page
 from usbipd.extension.store import Store, StoredClaim
 from usbipd.extension.supervisor import Backoff, Child, Spawner, wait_ended
@@ -33,7 +34,6 @@ from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import DeviceMemory, HistoryEvent
 from usbipd.log import LIMITED
-from usbipd.usb.daemon_thread import call_in_daemon_thread
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.ownership import Ownership
 from usbipd.usb.refusal import explain
@@ -96,6 +96,9 @@ class DeviceClaimer:
         """Set when a keeper that waits for its next try is to look at once."""
         self._parting: dict[int, asyncio.Task[None]] = {}
         """By pid: workers whose device seems to be gone."""
+        self._scans = DriverScans(ownership)
+        self._dying: dict[str, Child] = {}
+        """By busid: the last worker that was dismissed and had not ended when that was over."""
         self._releasing: set[str] = set()
         """Devices that are being given back: nobody claims them before that is done."""
         self.claims: dict[str, Claim] = {}
@@ -192,11 +195,7 @@ class DeviceClaimer:
         _LOG.warning("%s %s: killing it", worker.label, why)
         worker.offence = IPCError(why, code="timeout")
         if not await self._kill(worker):
-            raise UsbipdError(
-                f"{worker.label} was killed, but hangs in the kernel, which waits for {worker.busid}",
-                code="hangs",
-                advice="unplug the device",
-            )
+            raise _hangs(worker)
 
     def compare(self, present: Sequence[DeviceRecord]) -> None:
         """These devices are plugged in now: what is not among them, or is another one, is let go of."""
@@ -308,8 +307,17 @@ class DeviceClaimer:
         return True
 
     async def _take(self, claim: Claim, *, force: bool) -> ClaimedDevice:
-        """Start a worker that claims the device.  Raises `ClaimError`; no worker is left then."""
+        """Start a worker that claims the device.  Raises `ClaimError`; no worker is left then.
+
+        Except for one that hangs in the kernel, which keeps the device's lock: until that one has ended,
+        another one would hang as well, so none is started.  So each port costs one such worker at most.
+        """
         record = claim.record
+        dying = self._dying.get(record.busid)
+        if dying is not None:
+            if not await wait_ended(dying, END_TIMEOUT):
+                raise _hangs(dying)
+            self._dying.pop(record.busid, None)
         async with self._starting:
             if record.simulated is None:
                 await self._free_from_use(record.busid, force=force)
@@ -444,20 +452,18 @@ class DeviceClaimer:
             await self.reattach_drivers(record.busid, seconds)
 
     async def reattach_drivers(self, busid: str, seconds: float) -> None:
-        """Have the host find drivers for the interfaces that have none.
-
-        That lasts as long as a driver probes the device; after `seconds` the host is left to it.
-        """
-        probing = call_in_daemon_thread(functools.partial(self._ownership.give_back, busid))
-        done, _pending = await asyncio.wait({probing}, timeout=seconds)
-        if not done:
-            _LOG.warning("%s: this host still looks for drivers after %g s", busid, seconds)
+        """Have the host find drivers for the interfaces that have none; returns after `seconds` at most."""
+        await self._scans.scan(busid, seconds)
 
     async def _dismiss(self, worker: Child) -> None:
         """A worker ends when its channel does; one that hangs is killed."""
         worker.channel.close()
-        if not await wait_ended(worker, END_TIMEOUT):
-            await self._kill(worker)
+        try:
+            if not await wait_ended(worker, END_TIMEOUT):
+                await self._kill(worker)
+        finally:
+            if not worker.ended.is_set() and worker.busid is not None:
+                self._dying[worker.busid] = worker
 
     async def _kill(self, worker: Child) -> bool:
         """Kill a worker; returns whether it ended within `KILL_TIMEOUT`."""
@@ -466,6 +472,14 @@ class DeviceClaimer:
             return True
         _LOG.error("%s was killed, but hangs in the kernel, which waits for its device", worker.label)
         return False
+
+
+def _hangs(worker: Child) -> ClaimError:
+    return ClaimError(
+        f"{worker.label} was killed, but hangs in the kernel, which waits for {worker.busid}",
+        code="hangs",
+        advice="unplug the device",
+    )
 
 
 def _listener(claim: Claim) -> Callable[[Event], None]:

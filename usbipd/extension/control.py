@@ -257,7 +257,8 @@ class IPCHandler:
 
         async def answer(request: Request) -> Message:
             _LOG.debug("%s asks for %s", who, request.command)
-            if request.command is Command.WATCH or channel in self._watching:
+            # what came behind WATCH may have closed the channel, and `closed` is called once
+            if channel.is_open and (request.command is Command.WATCH or channel in self._watching):
                 self._watching[channel] = False
             await self._ready.wait()
             assert self._answers is not None

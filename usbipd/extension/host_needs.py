@@ -12,14 +12,18 @@ from usbipd.confinement import WORKERS_ARE_CONFINED
 from usbipd.errors import UsageError
 from usbipd.extension.log_file import check_log_file
 from usbipd.log import DESTINATIONS
+from usbipd.privileges import find_default_user
 from usbipd.worker_uids import check_unused
 
 
 def check_host(config: ServerConfig) -> None:
     """Raises `UsageError` if a daemon of this user cannot run with `config`, as far as can be told before.
 
-    That its user exists, `config.load` has seen.  What only trying can tell is left: a port that is in use.
+    That a configured user exists, `config.load` has seen.  What only trying can tell is left: a port that is
+    in use.
     """
+    if os.geteuid() == 0 and config.user is None:
+        find_default_user()
     if os.geteuid() == 0 and WORKERS_ARE_CONFINED:
         try:
             check_unused(config.worker_uids)

@@ -259,8 +259,10 @@ class SystemExtensionManager:
             self._changed.clear()
             try:
                 records = await self._list_records()
-                await self._give_strays_back(records)
                 await self._follow(records)
+                if self._strays:
+                    async with self._lock:  # a bind meanwhile would have its claim removed from the store
+                        await self._give_strays_back(records)
             except UsbipdError as error:
                 _LOG.error("%s", error, extra=LIMITED)
                 asyncio.get_running_loop().call_later(LIST_AGAIN, self._changed.set)

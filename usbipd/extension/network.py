@@ -116,15 +116,19 @@ class NetworkServer:
             raise UsbipdError(f"cannot start the server: {error}", code="spawn") from error
         if self._parameters.confinement is not None:
             child.run_as = self._parameters.confinement.run_as
+        parameters = self._parameters
         try:
             result = await child.channel.request(
-                Command.SERVE, self._parameters, ServeResult, timeout=SERVE_TIMEOUT
+                Command.SERVE, parameters, ServeResult, timeout=SERVE_TIMEOUT
             )
         except BaseException:
             await self._end(child)
             raise
         child.user = result.user
         self.child = child
+        level = self._parameters.log_level
+        if parameters.log_level != level:  # it has changed meanwhile
+            child.channel.tell(Command.LOG, LogParameters(level=level))
         # the next one takes the same ports, also where this one took free ones
         self._parameters = msgspec.structs.replace(self._parameters, listen=result.listening)
         _LOG.info("%s listens on %s as %s", child.label, ", ".join(result.listening), child.user)

@@ -184,8 +184,9 @@ class Supervisor:
         if self._is_running(child):  # else it is reaped and the number may be another's
             child.ending = True
             # one that has just ended by itself: macOS says so with ESRCH or EPERM
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, signal.SIGKILL)
+            for kill in (os.killpg, os.kill):  # also by itself: one that was taken over may leave its group
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    kill(child.pid, signal.SIGKILL)
 
     def _is_running(self, child: Child) -> bool:
         """Whether it is not reaped yet."""

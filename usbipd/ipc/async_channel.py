@@ -11,7 +11,8 @@ before any handler sees it; MORE is answered here, too.
   processes only slow each other down: we stop reading their requests until the queue is shorter.  It grows by
   the answers to those that are in progress at most, so it stays below `LONGEST_QUEUE`; what exceeds that is
   our own requests, to a peer that has stopped.  The two sides cannot both wait for the other: what the server
-  asks for stays far below `MAX_QUEUED` (usbipd/server/extension.py), so it always reads.
+  asks for stays far below `MAX_QUEUED` (usbipd/server/extension.py), so it always reads.  Nor do children
+  have long answers for the extension: none of the commands that they are sent is in `LONG_ANSWERS`.
 - Of what has been read, `SLICE` messages are handled before the other peers have their turn.
 """
 
@@ -169,12 +170,13 @@ class Channel:
         self._last_request += 1
         request_id = self._last_request
         self._waiting[request_id] = answer
+        is_sent = False
         try:
-            self._send(request_frame(request_id, self.name, command, parameters), descriptor)
+            is_sent = self._send(request_frame(request_id, self.name, command, parameters), descriptor)
             return await answer
         finally:
-            del self._waiting[request_id]
-            if not answer.done() or answer.cancelled():
+            is_answered = self._waiting.pop(request_id, None) is None
+            if is_sent and not is_answered:
                 self._unwanted.add(request_id)
 
     def send_response(self, request: Request, outcome: Message | UsbipdError) -> None:
@@ -191,8 +193,8 @@ class Channel:
     def tell(self, command: Command, parameters: Message, descriptor: int | None = None) -> None:
         """Ask without caring for the answer; lost if the channel is closed.  `descriptor` as in `request`."""
         self._last_request += 1
-        self._unwanted.add(self._last_request)
-        self._send(request_frame(self._last_request, self.name, command, parameters), descriptor)
+        if self._send(request_frame(self._last_request, self.name, command, parameters), descriptor):
+            self._unwanted.add(self._last_request)
 
     def push(self, event: EventName, parameters: Message) -> None:
         """Tell the peer what it did not ask; lost if the channel is closed."""
@@ -215,6 +217,7 @@ class Channel:
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(IPCError(f"{self.name} is gone", code="gone"))
+        self._waiting.clear()
         if self._on_close is not None:
             self._on_close(reason)
 
@@ -324,12 +327,13 @@ class Channel:
             self.close(error)
 
     def _answered(self, response: Response) -> None:
-        answer = self._waiting.get(response.request_id)
-        if answer is not None and not answer.done():
-            answer.set_result(response)
+        answer = self._waiting.pop(response.request_id, None)
+        if answer is not None:
+            if not answer.done():  # else who asked was cancelled, and has not had its turn since
+                answer.set_result(response)
         elif response.request_id in self._unwanted:
             self._unwanted.remove(response.request_id)
-        elif answer is None or not answer.cancelled():
+        else:
             # one answer per request: a peer cannot flood us with them
             raise IPCError("unexpected or duplicate answer", code="bad-message")
 
@@ -340,10 +344,11 @@ class Channel:
 
     # ---- writing -------------------------------------------------------------------------------------------
 
-    def _send(self, frame: bytes, descriptor: int | None) -> None:
+    def _send(self, frame: bytes, descriptor: int | None) -> bool:
+        """Queue `frame`; whether it was, and not dropped since the channel is closed or about to be."""
         longest = LONGEST_QUEUE if self._role in policy.PROCESSES else MAX_QUEUED
         if not self._open or self._queued > longest:  # then it is about to be closed
-            return
+            return False
         own = None if descriptor is None else os.dup(descriptor)
         self._outgoing.append((memoryview(frame), own))
         self._queued += len(frame)
@@ -352,6 +357,7 @@ class Channel:
         if self._queued > longest:
             # not from here: whoever sends goes on with this channel for some lines
             self._loop.call_soon(self.close, IPCError("does not read what we send", code="slow"))
+        return True
 
     def _writable(self) -> None:
         was_held_up = self._is_held_up

@@ -81,7 +81,6 @@ class _Server:
     def _serve(self, parameters: ServeParameters) -> ServeResult:
         """Raises `UsbipdError`."""
         log.set_level(parameters.log_level)
-        log.send_to(parameters.log_to)  # while there is a way to the syslog
         self._coordinator = ServerCoordinator(
             self._channel,
             AccessList(parameters.allow),
@@ -94,6 +93,8 @@ class _Server:
         listening = self._coordinator.bind(parameters.listen)
         if parameters.confinement is not None:
             confinement.leave_network()  # the listening sockets stay in the host's
+        # While /dev/log has a path, but not before: the socket could send to abstract addresses of the host.
+        log.send_to(parameters.log_to)
         user = confinement.confine(parameters.confinement, open_files=None, accepts=True)
         self._coordinator.start(self._failed)
         return ServeResult(listening=listening, user=user)

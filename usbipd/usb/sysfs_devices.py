@@ -152,16 +152,17 @@ class _StringReader:
                 return strings
             if (busid, plugging) in self._waiting or len(self._waiting) >= MOST_WAITING:
                 return None
+        has_ended = threading.Event()
         reading = threading.Thread(
-            target=self._read, args=(busid, plugging, directory), name="usb-strings", daemon=True
+            target=self._read, args=(busid, plugging, directory, has_ended), name="usb-strings", daemon=True
         )
         reading.start()
         reading.join(STRINGS_TIME)
         with self._lock:
-            strings = self._strings(busid, plugging)
-            if strings is None:
+            if not has_ended.is_set():
                 self._waiting.add((busid, plugging))
-            return strings
+            # none also if a late answer about the device before this one has taken their place since
+            return self._strings(busid, plugging)
 
     def keep(self, busids: Collection[str]) -> None:
         """Forget all devices but those at `busids`."""
@@ -172,11 +173,16 @@ class _StringReader:
         known, strings = self._known.get(busid, (None, None))
         return strings if known == plugging else None
 
-    def _read(self, busid: str, plugging: _Plugging, directory: Path) -> None:
-        strings = strings_in_sysfs(directory)
-        with self._lock:
-            self._known[busid] = plugging, strings
-            is_late = (busid, plugging) in self._waiting
-            self._waiting.discard((busid, plugging))
+    def _read(self, busid: str, plugging: _Plugging, directory: Path, has_ended: threading.Event) -> None:
+        strings = None
+        try:
+            strings = strings_in_sysfs(directory)
+        finally:
+            with self._lock:
+                has_ended.set()
+                if strings is not None:
+                    self._known[busid] = plugging, strings
+                is_late = (busid, plugging) in self._waiting
+                self._waiting.discard((busid, plugging))
         if is_late:
             self.on_late()

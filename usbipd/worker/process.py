@@ -194,6 +194,10 @@ def _start(channel: BlockingChannel) -> Worker:
         with os.fdopen(order.descriptor, "r+b") as file:
             page = mmap.mmap(file.fileno(), COUNTER_PAGE_SIZE)
         log.set_level(order.parameters.log_level)
+        if order.parameters.confinement is not None:
+            # First: a socket of the log could send to abstract addresses of the host, and libusb starts a
+            # thread, which would stay behind.
+            confinement.leave_network()
         log.send_to(order.parameters.log_to)
         return _claim(channel, order, order.parameters, page)
     except BaseException as error:
@@ -202,8 +206,6 @@ def _start(channel: BlockingChannel) -> Worker:
 
 
 def _claim(channel: BlockingChannel, order: Request, parameters: ClaimParameters, page: mmap.mmap) -> Worker:
-    if parameters.confinement is not None:
-        confinement.leave_network()  # first: libusb starts a thread, which would stay behind
     held = hold(parameters)
     try:
         device = held.device()

@@ -55,7 +55,7 @@ def enter() -> None:
     _copy(path for each in libraries for path in each.parent.glob(f"{each.name.partition('.so')[0]}.so*"))
     _copy(Path(path) for path in re.findall(r"(/\S+) \(0x", run("ldd", usbip, sys.executable)))
     for directory in ("proc", "sys", "dev", "run", "tmp", "var/lib"):
-        (ROOT / directory).mkdir(parents=True)
+        (ROOT / directory).mkdir(parents=True, exist_ok=True)  # /tmp may be where the clone is
     (ROOT / "var" / "run").symlink_to("/run")
     for directory in ("proc", "sys", "dev"):
         run("mount", "--rbind", f"/{directory}", ROOT / directory)

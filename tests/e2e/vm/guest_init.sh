@@ -39,6 +39,9 @@ mount -t configfs configfs /sys/kernel/config
 grep -q '^usbipd:' /etc/group || echo 'usbipd:x:64240:' >>/etc/group
 grep -q '^usbipd:' /etc/passwd || echo 'usbipd:x:64240:64240:usbipd:/nonexistent:/usr/sbin/nologin' >>/etc/passwd
 
+# A daemon of the host may have bindings and a configuration. The root is an overlay: the host keeps them.
+rm -rf /var/lib/usbipd /etc/usbipd
+
 # Debian's libusb learns of devices only from what udevd sends on: without udevd, hotplug and even a later device
 # list of a running process show nothing new.  Rules would cost time and take the devices: it runs without any.
 [ -d /usr/lib/udev/rules.d ] && mount -t tmpfs tmpfs /usr/lib/udev/rules.d

@@ -334,6 +334,24 @@ def test_watching(daemon: Daemon) -> None:
     run(test())
 
 
+def test_a_connection_that_is_closed_before_its_watch_runs_is_not_kept(daemon: Daemon) -> None:
+    """The frame behind WATCH closes the connection before WATCH has had its turn."""
+
+    async def test() -> None:
+        async with daemon.listening():
+            connection = daemon.connect()
+            watch = request_frame(1, "x", Command.WATCH, Nothing())
+            connection.sendall(Conversation().hello() + watch + encode_frame(b"\xc1", descriptor=False))
+            async with asyncio.timeout(PATIENCE):
+                while await asyncio.to_thread(connection.recv, 1000):
+                    pass
+            connection.close()
+            await daemon.ask(Command.LIST, Nothing(), ListResult)  # WATCH has had its turn by then
+            assert not daemon.handler._watching
+
+    run(test())
+
+
 def test_a_request_waits_until_the_daemon_can_answer(daemon: Daemon) -> None:
     async def test() -> None:
         daemon.handler.start_listener()

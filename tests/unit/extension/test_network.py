@@ -24,13 +24,16 @@ from usbipd.errors import UsbipdError
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.network import NetworkServer
 from usbipd.extension.reservations import Reservations
+from usbipd.ipc.channel import Request
 from usbipd.ipc.children import (
     DevlistParameters,
     DevlistResult,
+    LogParameters,
     ReservationParameters,
     ReserveParameters,
     ReserveResult,
 )
+from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import HistoryEvent
@@ -106,6 +109,28 @@ def test_what_a_server_asks(daemon: Daemon) -> None:
             )
         assert daemon.claimer.claims["1-2"].client == "c"
         await daemon.stop()
+
+    run(test())
+
+
+def test_a_log_level_that_changes_while_a_server_starts(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = FakeChild._answer
+
+    async def change_first(child: FakeChild, request: Request) -> Message:
+        if request.command is Command.SERVE:
+            daemon.network.set_log_level("debug")
+        return await answer(child, request)
+
+    monkeypatch.setattr(FakeChild, "_answer", change_first)
+
+    async def test() -> None:
+        await daemon.network.start(after_a_kill=False)
+        [server] = daemon.servers
+        await until(lambda: server.commands == [Command.SERVE, Command.LOG])
+        assert server.parameters(Command.LOG) == LogParameters(level="debug")
+        await daemon.network.stop()
 
     run(test())
 

@@ -1,5 +1,7 @@
 """Devices come and go: what is bound is claimed whenever it is there."""
 
+import asyncio
+import os
 from dataclasses import replace
 
 import pytest
@@ -12,11 +14,13 @@ from tests.unit.extension.fakes import (
     run,
     until,
 )
-from tests.unit.extension.managed_host import THING, Host
+from tests.unit.extension.managed_host import BUSY, THING, Host
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import manager
 from usbipd.extension.claim import ClaimState
 from usbipd.extension.store import StoredClaim
+from usbipd.ipc.channel import Request
+from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
 from usbipd.ipc.reports import (
     BindParameters,
@@ -256,7 +260,7 @@ def test_a_kernel_that_hangs_over_drivers_stops_neither_start_nor_end(
         await host.manager.stop()
 
     run(test())  # the loop waits for its own threads when it ends
-    assert "1-4: this host still looks for drivers after" in caplog.text
+    assert "1-4: this host still scans for drivers after" in caplog.text
     with probe.open() as answered:
         assert answered.read() == "1-4:1.0"
 
@@ -298,6 +302,32 @@ def test_a_stray_that_is_bound_before_it_is_listed_is_kept(host: Host, sysfs: Fa
     run(test())
 
 
+def test_a_stray_that_is_bound_while_it_goes_back_is_noted(host: Host, sysfs: FakeSysfs) -> None:
+    """Its new claim has to be known to the next extension, if this one is killed."""
+
+    async def test() -> None:
+        sysfs.add_interface("1-4", 0, None)
+        host.store.held = {"1-4": StoredClaim("1-4", 0x1234, 0x5678, 1.0)}
+        host.source.problem = "no answer about 1-4"
+        await host.manager.start()
+        probe = sysfs.hang_over_drivers()
+        host.source.records["1-4"] = record("1-4")
+        host.source.problem = None
+        host.manager.devices_changed()
+        await until(lambda: not host.manager._strays)
+        binding = asyncio.create_task(host.bind("1-4"))
+        await asyncio.wait({binding}, timeout=0.2)
+        answers = os.open(probe, os.O_RDWR)
+        await binding
+        host.manager.devices_changed()
+        await until(lambda: not host.manager._changed.is_set())  # what was under way is over
+        assert set(host.store.held) == {"1-4"}
+        await host.manager.stop()
+        os.close(answers)
+
+    run(test())
+
+
 def test_what_nobody_gave_back_goes_back_at_the_start(host: Host, sysfs: FakeSysfs) -> None:
     """All processes were killed at one moment, between claim and bind."""
 
@@ -311,6 +341,52 @@ def test_what_nobody_gave_back_goes_back_at_the_start(host: Host, sysfs: FakeSys
         await host.manager.stop()
 
     run(test())
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_device_that_goes_as_soon_as_it_is_claimed(
+    host: Host, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    """The worker says so directly behind its answer.  `refused`: after a claim before that, which failed."""
+    answer = FakeChild._answer
+
+    async def answer_and_go(child: FakeChild, request: Request) -> Message:
+        if request.command is Command.CLAIM and child.busid == "1-2":
+            asyncio.get_running_loop().call_soon(child.device_gone)
+            if refused and [each.busid for each in spawner.children].count("1-2") == 1:
+                child.device_gone()
+                raise BUSY
+        return await answer(child, request)
+
+    monkeypatch.setattr(FakeChild, "_answer", answer_and_go)
+
+    async def test() -> None:
+        await host.manager.start()
+        await host.manager._claimer.restore_claimed_devices([record("1-2")])
+        claim = host.manager.claims["1-2"]
+        await until(lambda: claim._is_gone and claim.worker is not None)
+        assert claim.worker is not None
+        assert claim.worker.channel.is_open, "it has broken no rule"
+        host.unplug("1-2")
+        await until(lambda: "1-2" not in host.manager.claims)
+        await host.manager.stop()
+
+    run(test())
+    assert host.told("1-2") == [*(["failed"] if refused else []), "claimed", "unplugged"]
+
+
+def test_a_device_that_goes_while_its_claim_fails(host: Host, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        await host.manager.start()
+        spawner.answers[Command.CLAIM] = "silence"
+        await host.manager._claimer.restore_claimed_devices([record("1-2")])
+        await until(lambda: spawner.children and spawner.last.busid == "1-2" and spawner.last.asked)
+        host.unplug("1-2")
+        await until(lambda: "1-2" not in host.manager.claims)
+        await host.manager.stop()
+
+    run(test())
+    assert host.told("1-2") == ["failed", "unplugged"]
 
 
 def test_a_device_that_goes_while_it_is_being_claimed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

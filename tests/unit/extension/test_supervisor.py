@@ -20,6 +20,7 @@ from usbipd.extension.supervisor import Backoff, Child, Supervisor, seal_descrip
 from usbipd.ipc.channel import Event, Request
 from usbipd.ipc.children import DetachedParameters
 from usbipd.ipc.message import Message
+from usbipd.ipc.messages import EventName
 from usbipd.ipc.policy import Role
 
 SCRIPT = """\
@@ -28,7 +29,7 @@ SCRIPT = """\
     sys.path.insert(0, {root!r})
     from usbipd.ipc.channel import BlockingChannel
     from usbipd.ipc.children import DetachedParameters
-    from usbipd.ipc.messages import EventName
+    from usbipd.ipc.messages import EventName, Nothing
 
     found = {{
         "arguments": sys.argv[1:],
@@ -45,6 +46,11 @@ SCRIPT = """\
 
 WAIT_FOR_END = "channel.receive()"
 IGNORE_END = "signal.pause()"
+LEAVE_THE_GROUP = """\
+os.setpgid(0, os.getpgid(os.getppid()))
+channel.push(EventName.RESTORED, Nothing())
+signal.pause()
+"""
 LEAVE_A_PROCESS = """\
 if os.fork():
     signal.pause()
@@ -189,6 +195,28 @@ def test_a_child_is_killed(script: Callable[[str], None], caplog: pytest.LogCapt
 
     run(test())
     assert "SIGKILL" not in caplog.text, "it was us"
+
+
+def test_a_child_that_has_left_its_group_is_killed(script: Callable[[str], None]) -> None:
+    """For the extension's, as one that was taken over may do."""
+    script(LEAVE_THE_GROUP)
+
+    async def test() -> None:
+        supervisor = Supervisor()
+        supervisor.start()
+        has_left = asyncio.Event()
+
+        def told(event: Event) -> None:
+            if event.event is EventName.RESTORED:
+                has_left.set()
+
+        child = supervisor.spawn(Role.WORKER, "240-1", refuse, told)
+        await has_left.wait()
+        supervisor.kill(child)
+        assert await wait_ended(child, PATIENCE)
+        assert not is_running(child.pid)
+
+    run(test())
 
 
 def test_a_child_that_does_not_end_with_its_channel_is_killed(

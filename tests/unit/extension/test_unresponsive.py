@@ -1,10 +1,14 @@
 """Children that do not answer, or say more than they were asked: found, and ended where users ask for it."""
 
 import asyncio
+import gc
+import os
+import threading
 
 import pytest
 
 from tests.unit.extension.fakes import (
+    PATIENCE,
     FakeSource,
     FakeSpawner,
     FakeStore,
@@ -24,6 +28,7 @@ from usbipd.extension.supervisor import Child
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.reports import HistoryEvent
+from usbipd.usb.ownership import SysfsOwnership
 
 CLIENT = "192.0.2.1:5"
 
@@ -142,6 +147,72 @@ def test_a_worker_that_the_kernel_does_not_end(host: Host, monkeypatch: pytest.M
         await host.release()
 
     run(test())
+
+
+def test_a_device_that_hangs_costs_one_worker(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel keeps its lock, and its worker, which no signal ends: no other one is started beside it."""
+    for name in ("CLAIM_TIMEOUT", "END_TIMEOUT", "KILL_TIMEOUT"):
+        monkeypatch.setattr(claimer_module, name, 0.01)
+    kill = host.spawner.kill
+
+    async def test() -> None:
+        host.spawner.answers[Command.CLAIM] = "silence"
+        survivors: list[Child] = []
+        monkeypatch.setattr(host.spawner, "kill", survivors.append)
+        await host.claimer.restore_claimed_devices([record("1-2")])
+        claim = host.claimer.claims["1-2"]
+        await until(lambda: claim.failure is not None and claim.failure.error.code == "hangs")
+        with pytest.raises(ClaimError, match="hangs in the kernel, which waits for 1-2") as caught:
+            await host.claimer.claim_device(record("1-2"))  # also for another claim of it
+        assert (caught.value.code, caught.value.advice) == ("hangs", "unplug the device")
+        assert len(host.spawner.children) == 1
+        kill(survivors[0])
+        host.spawner.answers.clear()
+        await host.claimer.claim_device(record("1-2"))
+        assert len(host.spawner.children) == 2
+        monkeypatch.undo()
+        await host.release()
+
+    run(test())
+
+
+def test_a_host_that_hangs_over_drivers_costs_one_thread(host: Host, sysfs: FakeSysfs) -> None:
+    async def test() -> None:
+        sysfs.add_interface("1-2", 0, None)
+        probe = sysfs.hang_over_drivers()
+        for _try in range(3):
+            await host.claimer.reattach_drivers("1-2", 0.01)
+        assert len(calls()) == 1
+        again = asyncio.create_task(host.claimer.reattach_drivers("1-2", PATIENCE))
+        await asyncio.sleep(0)
+        answers = os.open(probe, os.O_RDWR)
+        await again
+        await until(lambda: not calls())
+        # the one that hung, and one that sees what has changed meanwhile
+        assert os.read(answers, 100) == b"1-2:1.0" * 2
+        os.close(answers)
+
+    run(test())
+
+
+def calls() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "usbipd-call"]
+
+
+def test_drivers_that_cannot_be_looked_for(
+    host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_self: SysfsOwnership, _busid: str) -> None:
+        raise OSError("no such bus")
+
+    async def test() -> None:
+        monkeypatch.setattr(SysfsOwnership, "give_back", fail)
+        await host.claimer.reattach_drivers("1-2", PATIENCE)
+
+    run(test())
+    gc.collect()
+    assert "1-2: cannot scan for drivers: no such bus" in caplog.text
+    assert "never retrieved" not in caplog.text
 
 
 @pytest.mark.parametrize("what", ["detach", "restored", "device_gone"])

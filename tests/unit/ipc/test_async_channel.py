@@ -177,6 +177,52 @@ def test_no_answer_in_time_and_one_that_comes_late() -> None:
     run(test())
 
 
+def test_an_answer_between_the_end_of_a_request_and_its_turn_is_the_only_one() -> None:
+    async def test() -> None:
+        one, other = socket.socketpair()
+        asking = End(one, Role.WORKER)
+        waiting = asyncio.create_task(
+            asking.channel.request(Command.LIST, Nothing(), ListResult, timeout=PATIENCE)
+        )
+        await asyncio.sleep(0)
+        # in the turn of the loop that reads the answer, before that; the task has its own turn after both
+        asyncio.get_running_loop().call_soon(waiting.cancel)
+        other.sendall(HELLO + response_frame(1, ListResult(devices=[], bindings=[])))
+        await asyncio.wait({waiting})
+        assert asking.channel.is_open
+        other.sendall(response_frame(1, ListResult(devices=[], bindings=[])))
+        reason = await asking.reason()
+        assert reason is not None
+        assert reason.code == "bad-message"
+        other.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize("way", ["request", "tell"])
+def test_what_was_never_sent_has_no_answer(way: str) -> None:
+    async def test() -> None:
+        one, other = socket.socketpair()
+        asking = End(one, Role.WORKER)
+        too_long = DetachParameters(busid="1" * MAX_MESSAGE)
+
+        async def ask() -> None:
+            if way == "tell":
+                asking.channel.tell(Command.DETACH, too_long)
+            else:
+                await asking.channel.request(Command.DETACH, too_long, DetachResult, timeout=PATIENCE)
+
+        with pytest.raises(IPCError, match="65536 are allowed"):
+            await ask()
+        other.sendall(HELLO + response_frame(1, DetachResult(client="x")))
+        reason = await asking.reason()
+        assert reason is not None
+        assert reason.code == "bad-message"
+        other.close()
+
+    run(test())
+
+
 def test_who_waits_for_a_peer_that_dies_is_told() -> None:
     async def test() -> None:
         one, other = socket.socketpair()

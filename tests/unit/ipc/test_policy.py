@@ -3,7 +3,7 @@
 import pytest
 
 from usbipd.ipc.children import RunAs
-from usbipd.ipc.messages import Command, EventName
+from usbipd.ipc.messages import LONG_ANSWERS, Command, EventName
 from usbipd.ipc.policy import COMMAND_POLICY, EVENT_POLICY, Role, may, refusal, role_of
 from usbipd.privileges import Peer
 
@@ -47,6 +47,13 @@ def test_every_command_and_event_has_its_row() -> None:
 @pytest.mark.parametrize("what", EXPECTED, ids=str)
 def test_row(what: Command | EventName) -> None:
     assert {role for role in ALL if may(role, what)} == EXPECTED[what]
+
+
+def test_our_children_answer_briefly() -> None:
+    """A long answer of a child would bring back that both sides wait for the other (async_channel.py)."""
+    asked_of_children = {command for command, roles in COMMAND_POLICY.items() if Role.EXTENSION in roles}
+    assert asked_of_children
+    assert not asked_of_children & LONG_ANSWERS
 
 
 def test_a_refusal_says_who_may() -> None:

@@ -46,7 +46,9 @@ class Server:
         """The working directory ("cwd") or the root directory ("root") of the process, as Linux names it."""
         return Path(f"/proc/{self._process.pid}/{what}").readlink()
 
-    def serve(self, *, allow: list[str], log_level: str, chroot: Path | None = None) -> None:
+    def serve(
+        self, *, allow: list[str], log_level: str, chroot: Path | None = None, log_to: str = "stderr"
+    ) -> None:
         parameters = ServeParameters(
             listen=["127.0.0.1:0"],
             allow=allow,
@@ -57,7 +59,7 @@ class Server:
             send_buffer=0,
             confinement=None if chroot is None else Confinement(run_as=None, root=str(chroot)),
             log_level=log_level,
-            log_to="stderr",
+            log_to=log_to,
         )
         result = self._channel.request(Command.SERVE, parameters, ServeResult, timeout=PATIENCE)
         [self._address] = map(parse_listen, result.listening)
@@ -81,6 +83,10 @@ class Server:
         _output, log = self._process.communicate(timeout=PATIENCE)
         assert self._process.returncode == 0, log
         return [line for line in log.splitlines() if "127.0.0." in line]
+
+    def close(self) -> None:
+        """Be an extension that ends."""
+        self._channel.close()
 
     def wait(self) -> tuple[int, str]:
         """Its exit code and its log, when it has ended by itself."""
@@ -164,6 +170,28 @@ def test_nothing_outside_of_the_chroot_is_within_reach(server: Server, tmp_path:
     server.serve(allow=[], log_level="info", chroot=tmp_path)
     assert (server.place_of("root"), server.place_of("cwd")) == (tmp_path, tmp_path)
     assert server.end() == []
+
+
+OPENS_A_LOG = """
+import os, sys, syslog
+def tell(*_arguments):
+    print("the log of", os.readlink("/proc/thread-self/ns/net"), file=sys.stderr, flush=True)
+syslog.openlog = tell
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs root's rights and /proc")
+def test_no_socket_of_the_log_stays_in_the_network_of_the_host(tmp_path: Path) -> None:
+    server = Server(OPENS_A_LOG)
+    try:
+        server.serve(allow=[], log_level="error", chroot=tmp_path, log_to="syslog")
+        own = server.place_of("ns/net")
+        if own == Path("/proc/self/ns/net").readlink():
+            pytest.skip("no network namespace can be made here")
+        server.close()
+        assert server.wait() == (0, f"the log of {own}\n")
+    finally:
+        server.kill()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root's rights")

@@ -183,6 +183,32 @@ def test_another_device_at_the_port_is_read_again(sysfs: FakeSysfs, devices: Sys
     assert devices.list_all().devices[0].serial == "S2"
 
 
+def test_a_late_answer_about_the_device_before_this_one(
+    sysfs: FakeSysfs, devices: SysfsDevices, late: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes when the strings of this one have been read, and before they are looked at."""
+    directory = plug(sysfs, "1-1", devnum=7)
+    fifo = directory / "serial"
+    os.mkfifo(fifo)
+    assert busids(devices) == []
+    [of_old] = readers()
+    fifo.rename(directory / "fifo")
+    (directory / "serial").write_text("new\n")
+    (directory / "devnum").write_text("8\n")
+    join = threading.Thread.join
+
+    def old_answers_first(self: threading.Thread, timeout: float | None = None) -> None:
+        monkeypatch.undo()
+        join(self, PATIENCE)
+        (directory / "fifo").write_text("old\n")
+        join(of_old, PATIENCE)
+
+    monkeypatch.setattr(threading.Thread, "join", old_answers_first)
+    devices.list_all()
+    assert late.wait(PATIENCE), "they are to be listed again"
+    assert [device.serial for device in devices.list_all().devices] == ["new"]
+
+
 def test_many_stuck_devices_cost_few_threads(
     sysfs: FakeSysfs, devices: SysfsDevices, late: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ from usbipd.ipc.children import (
     AttachParameters,
     ClaimParameters,
     ClaimResult,
+    Confinement,
     DetachedParameters,
     LogParameters,
     SimulatedSpec,
@@ -75,14 +76,16 @@ class Extension:
         self._asked += 1
         send_some(self._socket, request_frame(self._asked, "extension", command, parameters), descriptor)
 
-    def claim(self, budget: int = _pump.SMALLEST_BUDGET, **changes: str) -> None:
+    def claim(
+        self, budget: int = _pump.SMALLEST_BUDGET, confined: Confinement | None = None, **changes: str
+    ) -> None:
         parameters = ClaimParameters(
             busid="sim-1",
             path="/simulated",
             busnum=1,
             devnum=1,
             simulated=SimulatedSpec(name="loopback", options={}),
-            confinement=None,
+            confinement=confined,
             transfer_budget=budget,
             device_memory="auto",
             **{"log_level": "info", "log_to": "stderr"} | changes,
@@ -215,6 +218,20 @@ def test_logs_go_where_the_claim_says(extension: Extension, monkeypatch: pytest.
     process._start(extension.channel)
     assert destinations == ["syslog"]
     assert logging.getLogger().level == logging.WARNING
+
+
+def test_no_socket_of_the_log_stays_in_the_network_of_the_host(
+    extension: Extension, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it does before it takes the device."""
+    steps: list[str] = []
+    monkeypatch.setattr(log, "send_to", steps.append)
+    monkeypatch.setattr(process.confinement, "leave_network", lambda: steps.append("leave the network"))
+    extension.problem = UsbipdError("no such device")
+    extension.claim(log_to="syslog", confined=Confinement(run_as=None, root=None))
+    with pytest.raises(UsbipdError, match="no such device"):
+        process._start(extension.channel)
+    assert steps == ["leave the network", "syslog"]
 
 
 def test_the_log_level_may_change(extension: Extension) -> None:
