@@ -177,6 +177,25 @@ cdef void libusb_release(Backend *self, void *memory, size_t size) noexcept nogi
     libusb_dev_mem_free((<LibusbBackend *>self).handle, <unsigned char *>memory, size)
 
 
+cdef bint libusb_has_setting(Backend *self, int configuration, int interface, int alternate) noexcept nogil:
+    cdef libusb_config_descriptor *config
+    cdef const libusb_interface_descriptor *setting
+    cdef bint found = interface < 0
+    cdef int i, k
+    cdef int code = libusb_get_config_descriptor_by_value(
+        libusb_get_device((<LibusbBackend *>self).handle), <uint8_t>configuration, &config)
+    if code < 0:
+        return code != LIBUSB_ERROR_NOT_FOUND  # out of memory, say: the host's stack has to tell
+    if config.interface != NULL:  # arrays may be missing: see settings_of in claim.pyx
+        for i in range(config.bNumInterfaces):
+            if config.interface[i].altsetting != NULL:
+                for k in range(config.interface[i].num_altsetting):
+                    setting = &config.interface[i].altsetting[k]
+                    found = found or (setting.bInterfaceNumber == interface and setting.bAlternateSetting == alternate)
+    libusb_free_config_descriptor(config)
+    return found
+
+
 cdef int libusb_set_configuration_(Backend *self, int value) noexcept nogil:
     with gil:
         try:
@@ -246,6 +265,7 @@ cdef class LibusbTransfers(Transfers):
         if device_memory == "on" or device_memory == "auto" and DEVICE_MEMORY_IS_CACHED:
             it.base.allocate = libusb_allocate
             it.base.release = libusb_release
+        it.base.has_setting = libusb_has_setting
         it.base.set_configuration = libusb_set_configuration_
         it.base.set_interface = libusb_set_interface_
         it.base.clear_halt = libusb_clear_halt_

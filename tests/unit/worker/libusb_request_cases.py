@@ -236,6 +236,24 @@ def test_what_does_not_exist_is_refused_as_a_device_would(as_on_macos: bool, set
     rig.close()
 
 
+@pytest.mark.parametrize("as_on_macos", [False, True])
+@pytest.mark.parametrize(
+    "setup", ["00 09 0700 0000 0000", "01 0b 0700 0100 0000"], ids=["configuration", "setting"]
+)
+def test_what_does_not_exist_ends_no_urb_and_changes_no_setting(as_on_macos: bool, setup: str) -> None:
+    rig = LibusbRig(as_on_macos=as_on_macos)
+    assert rig.control(STREAMS_ON).status == 0
+    stream, bulk = rig.submit(ISO_IN, 4, packets=[(0, 4)]), rig.submit(BULK_IN, 4)
+    rig.waiting(stream, bulk)
+    bus(), journal()
+    assert rig.control(setup).status == -LINUX_EPIPE
+    assert (bus(), journal()) == ([], [])
+    for submit, endpoint in ((stream, ISO_IN), (bulk, BULK_IN)):
+        [reply] = rig.ended(endpoint, data=b"data")
+        assert (reply.seqnum, reply.status, reply.data) == (submit.seqnum, 0, b"data")
+    rig.close()
+
+
 def test_an_isochronous_packet_that_usbfs_finds_too_long(rig: LibusbRig) -> None:
     assert rig.control(STREAMS_ON).status == 0
     for host, status in ((errno.EMSGSIZE, LINUX_EMSGSIZE), (errno.EINVAL, LINUX_EINVAL)):
