@@ -145,9 +145,11 @@ cdef int libusb_describe(Backend *self, pollfd *fds, int room) noexcept nogil:
     cdef int i = 0
     if backend.fds_changed:
         backend.fd_count = 0
+        backend.fds_changed = False  # first: a thread of libusb's may set it meanwhile
         list = libusb_get_pollfds(backend.context)
-        backend.fds_changed = list == NULL  # it has no memory for them: see `deadline`
-        if list != NULL:
+        if list == NULL:
+            backend.fds_changed = True  # it has no memory for them: see `deadline`
+        else:
             while list[i] != NULL and i < LIBUSB_DESCRIPTORS:
                 backend.fds[i].fd = list[i].fd
                 backend.fds[i].events = list[i].events

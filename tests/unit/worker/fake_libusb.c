@@ -60,12 +60,15 @@ static long device_memory;      /* bytes that are out */
 static long most_device_memory; /* that there is */
 static char failing[32];
 static int failure;
+static int appearing;   /* libusb watches another descriptor while it makes a list of them */
+static int lists;       /* of descriptors that were made */
 static int failure_errno;
 static char journal[4096];
 static libusb_log_cb words;
 static int log_level;
+static libusb_pollfd_added_cb added;
 static libusb_pollfd_removed_cb removed;
-static void *removed_data;
+static void *notified_data;
 
 /* ---- what the test calls ---- */
 
@@ -98,6 +101,8 @@ int fake_allocated(void) { return allocated; }
 long fake_device_memory(void) { return device_memory; }
 void fake_hide_descriptors(int times) { hidden = times; }
 void fake_siblings(int on) { siblings = on; }
+void fake_appear(void) { appearing = 1; }
+int fake_lists(void) { return lists; }
 void fake_overstate(int bytes) { overstated = bytes; }
 void fake_missing(int what) { missing = what; }
 void fake_limit_device_memory(long most) { most_device_memory = most; }
@@ -109,6 +114,7 @@ void fake_begin(void)
     watched = 1;
     drivers = 3;
     sysfs = 1;
+    appearing = lists = 0;
     hold_cancels = captures = hidden = failure_errno = siblings = missing = overstated = 0;
     most_device_memory = 16 << 20; /* as usbfs has it */
     failing[0] = 0;
@@ -219,7 +225,7 @@ void fake_unplug(void)
         end(&items[i], LIBUSB_TRANSFER_NO_DEVICE);
     watched = 0;
     if (removed != NULL)
-        removed(ready[0], removed_data);
+        removed(ready[0], notified_data);
 }
 
 /* ---- libusb ---- */
@@ -547,8 +553,13 @@ const struct libusb_pollfd **libusb_get_pollfds(libusb_context *context)
 {
     static struct libusb_pollfd fd;
     static const struct libusb_pollfd *list[2];
+    lists++;
     if (hidden && hidden--)
         return NULL;
+    if (appearing) {
+        appearing = 0;
+        added(ready[0], 1, notified_data);
+    }
     fd.fd = ready[0];
     fd.events = 1; /* POLLIN */
     list[0] = watched ? &fd : NULL;
@@ -557,9 +568,10 @@ const struct libusb_pollfd **libusb_get_pollfds(libusb_context *context)
 
 void libusb_free_pollfds(const struct libusb_pollfd **pollfds) {}
 
-void libusb_set_pollfd_notifiers(libusb_context *context, libusb_pollfd_added_cb added,
+void libusb_set_pollfd_notifiers(libusb_context *context, libusb_pollfd_added_cb on_added,
                                  libusb_pollfd_removed_cb on_removed, void *data)
 {
+    added = on_added;
     removed = on_removed;
-    removed_data = data;
+    notified_data = data;
 }

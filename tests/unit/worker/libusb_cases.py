@@ -370,6 +370,16 @@ def test_reset_that_the_device_does_not_survive(rig: LibusbRig) -> None:
     assert rig.pump.gone
 
 
+def test_a_descriptor_that_appears_while_they_are_listed_is_asked_for_next() -> None:
+    """A thread of libusb's adds it, and tells us before the list without it is ours."""
+    fake.fake_appear()
+    rig = LibusbRig()
+    for lists in (1, 2, 2):
+        rig.turn()
+        assert fake.fake_lists() == lists
+    rig.close()
+
+
 # ---- device memory -------------------------------------------------------------------------------
 
 LARGE = 16 << 10
