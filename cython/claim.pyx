@@ -190,10 +190,11 @@ cdef class Claim:
         for number in self.detached:
             with nogil:
                 code = libusb_attach_kernel_driver(self._handle, number)
-            if code < 0 and code != LIBUSB_ERROR_NO_DEVICE and code != LIBUSB_ERROR_NOT_FOUND:
+            # On Linux NOT_FOUND says that no driver was bound: none matches, or its probe has failed.
+            if code < 0 and code != LIBUSB_ERROR_NO_DEVICE and not (code == LIBUSB_ERROR_NOT_FOUND and self.captures):
                 failed.append((number, code))
         for number, code in failed:
-            if libusb_kernel_driver_active(self._handle, number) != 1:
+            if libusb_kernel_driver_active(self._handle, number) not in (1, LIBUSB_ERROR_NO_DEVICE):
                 name = libusb_error_name(code).decode()
                 problems.append(f"the kernel driver could not be reattached to interface {number} ({name}, {code})")
         self.detached.clear()

@@ -101,6 +101,7 @@ int fake_allocated(void) { return allocated; }
 long fake_device_memory(void) { return device_memory; }
 void fake_hide_descriptors(int times) { hidden = times; }
 void fake_siblings(int on) { siblings = on; }
+void fake_without_driver(int interfaces) { drivers &= ~interfaces; }
 void fake_appear(void) { appearing = 1; }
 int fake_lists(void) { return lists; }
 void fake_overstate(int bytes) { overstated = bytes; }

@@ -491,14 +491,23 @@ def test_a_driver_that_fails_at_first_and_is_taken_along_by_another_one_has_come
     assert fake.fake_drivers() == 0b11
 
 
-@pytest.mark.parametrize("error", [ERROR_BUSY, ERROR_IO])
+@pytest.mark.parametrize("error", [ERROR_BUSY, ERROR_IO, ERROR_NOT_FOUND])
 def test_a_driver_that_does_not_come_back_is_named_by_its_interface(error: int) -> None:
     claim = Claim(1, 2)
     claim.take()
-    fake.fake_fail(b"attach", error)  # busy: with a program that was faster
+    fake.fake_fail(b"attach", error)  # busy: with a program that was faster; not found: its probe has failed
     [problem] = claim.give_back()
     assert problem.startswith("the kernel driver could not be reattached to interface 0 (LIBUSB_ERROR")
     assert fake.fake_drivers() == 0b10
+
+
+def test_an_interface_that_had_no_driver_gets_none() -> None:
+    fake.fake_without_driver(2)
+    claim = Claim(1, 2)
+    claim.take()
+    assert claim.detached == [0]
+    assert claim.give_back() == []
+    assert fake.fake_drivers() == 0b01
 
 
 @pytest.mark.parametrize(("missing", "interfaces", "endpoints"), [(1, [0, 1], 2), (2, [1], 2), (3, [], 0)])
