@@ -216,8 +216,9 @@ cdef class Claim:
         """SET_CONFIGURATION for the client; 0 or a negative Linux errno.
 
         It is only possible with no interface claimed.  The value that is already active is sent too, and no
-        SET_INTERFACE: that is what a native host sends (usb_reset_configuration in drivers/usb/core/message.c), and
-        each interface begins afresh with alternate setting 0 (USB 2.0 section 9.1.1.5).  Another value makes new
+        SET_INTERFACE if all alternate settings are 0: that is what a native host sends (usb_reset_configuration in
+        drivers/usb/core/message.c), and each interface begins afresh with alternate setting 0 (USB 2.0 section
+        9.1.1.5).  Where one is not 0, Linux sends SET_INTERFACE 0 at the release before.  Another value makes new
         interfaces, which bring the host's drivers back at once, so they are sent away again.
         """
         cdef int code, result, active = self.configuration
