@@ -89,6 +89,8 @@ cdef class Claim:
     cdef readonly int configuration
     """bConfigurationValue of the active configuration; 0: the device is not configured.  Read once: on Linux libusb
     looks it up in sysfs, which a confined worker no longer has, and only this process changes it."""
+    cdef readonly bint complete
+    """Whether every interface of the active configuration is claimed."""
     cdef bint detaches
     cdef bint captures
 
@@ -140,17 +142,18 @@ cdef class Claim:
 
     def take(self) -> None:
         """Sends the drivers of all interfaces away, then claims all interfaces."""
-        numbers = [i.bInterfaceNumber for i in self.interfaces() if i.bAlternateSetting == 0]
         last_words[0] = 0
         libusb_set_option(self._context, LIBUSB_OPTION_LOG_LEVEL, <int>LIBUSB_LOG_LEVEL_WARNING)
         try:
+            numbers = [i.bInterfaceNumber for i in self.interfaces() if i.bAlternateSetting == 0]
             if self.detaches:
                 for number in numbers:
                     if not (self.captures and self.detached):
                         self._detach(number)
             for number in numbers:
                 self._claim(number)
-        except ClaimError:
+            self.complete = True
+        except BaseException:
             self.give_back()
             raise
         finally:
@@ -173,6 +176,10 @@ cdef class Claim:
         cdef int code
         with nogil:
             code = libusb_claim_interface(self._handle, number)
+        if code == LIBUSB_ERROR_BUSY and self.detaches and not self.captures:
+            self._detach(number)  # a driver may have been bound since the first detach
+            with nogil:
+                code = libusb_claim_interface(self._handle, number)
         if code < 0:
             raise error(code, f"interface {number} cannot be claimed")
         self.held.append(number)
@@ -202,6 +209,7 @@ cdef class Claim:
 
     cdef list _release(self):
         cdef int code, number
+        self.complete = False
         problems = []
         for number in reversed(self.held):
             with nogil:
@@ -220,6 +228,8 @@ cdef class Claim:
         drivers/usb/core/message.c), and each interface begins afresh with alternate setting 0 (USB 2.0 section
         9.1.1.5).  Where one is not 0, Linux sends SET_INTERFACE 0 at the release before.  Another value makes new
         interfaces, which bring the host's drivers back at once, so they are sent away again.
+
+        If the interfaces cannot be claimed again, `complete` is False afterwards, whatever is returned or raised.
         """
         cdef int code, result, active = self.configuration
         self._release()
@@ -235,7 +245,9 @@ cdef class Claim:
             self.detached.clear()  # of interfaces that are no more
         try:
             self.take()
-        except ClaimError:
+        except ClaimError as error:
+            if error.code == "LIBUSB_ERROR_NO_DEVICE":
+                return -LINUX_ENODEV
             return result or -LINUX_EBUSY
         return result
 

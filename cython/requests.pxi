@@ -117,6 +117,8 @@ cdef int carry_out(Core *core, Urb *urb, Request request) noexcept nogil:
     core.counters.blocked = monotonic_us()
     result = carry_out_blocking(core, urb, request)
     core.counters.blocked = 0
+    if core.backend.unclaimed:
+        core.wake = WAKE_CLAIM_LOST  # usbfs would claim an interface for the next URB by itself: checkintf in devio.c
     return result
 
 
@@ -156,7 +158,7 @@ cdef void release_held(Core *core) noexcept nogil:
     """Begins the control URBs that waited, as far as it is their turn."""
     cdef Urb *urb
     cdef Request request
-    while core.held != NULL:
+    while core.held != NULL and core.wake == RUNNING:
         urb = core.held
         request = request_of(urb)
         if request != PASSES and core.controls:

@@ -199,13 +199,18 @@ cdef bint libusb_has_setting(Backend *self, int configuration, int interface, in
 
 
 cdef int libusb_set_configuration_(Backend *self, int value) noexcept nogil:
+    cdef int result
     with gil:
+        claim = <object>(<LibusbBackend *>self).claim
         try:
-            return (<object>(<LibusbBackend *>self).claim).set_configuration(value)
+            result = claim.set_configuration(value)
         except MemoryError:
-            return -LINUX_ENOMEM
+            result = -LINUX_ENOMEM
         except BaseException:  # an exception that left from here would read as 0
-            return -LINUX_EPROTO
+            result = -LINUX_EPROTO
+        self.gone = self.gone or result == -LINUX_ENODEV
+        self.unclaimed = not (self.gone or claim.complete)
+    return result
 
 
 # Linux switches the endpoints of an interface off before it sends SET_INTERFACE, and leaves them so when that fails
@@ -215,11 +220,13 @@ cdef int libusb_set_configuration_(Backend *self, int value) noexcept nogil:
 
 cdef int libusb_set_interface_(Backend *self, int interface, int alternate, int in_force) noexcept nogil:
     cdef libusb_device_handle *handle = (<LibusbBackend *>self).handle
-    cdef int result
+    cdef int code, result
     FORGET_ERRNO()
     result = errno_of_request(libusb_set_interface_alt_setting(handle, interface, alternate))
     if result != 0 and in_force == 0 and self.loses_settings and libusb_release_interface(handle, interface) == 0:
-        libusb_claim_interface(handle, interface)
+        code = libusb_claim_interface(handle, interface)
+        self.gone = self.gone or code == LIBUSB_ERROR_NO_DEVICE
+        self.unclaimed = self.unclaimed or (code < 0 and not self.gone)
     return result
 
 

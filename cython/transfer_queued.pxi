@@ -261,12 +261,16 @@ cdef bint queued_has_setting(Backend *self, int configuration, int interface, in
 
 cdef int queued_set_configuration(Backend *self, int value) noexcept nogil:
     cdef Backend *device = (<QueuedBackend *>self).device
-    return device.set_configuration(device, value)
+    cdef int result = device.set_configuration(device, value)
+    self.unclaimed = device.unclaimed
+    return result
 
 
 cdef int queued_set_interface(Backend *self, int interface, int alternate, int in_force) noexcept nogil:
     cdef Backend *device = (<QueuedBackend *>self).device
-    return device.set_interface(device, interface, alternate, in_force)
+    cdef int result = device.set_interface(device, interface, alternate, in_force)
+    self.unclaimed = device.unclaimed
+    return result
 
 
 cdef int queued_clear_halt(Backend *self, uint8_t endpoint) noexcept nogil:

@@ -103,6 +103,8 @@ class Hand:
         code = CODES[operands.number() % len(CODES)]
         if (function, code) == (b"reset", NOT_FOUND):  # the device came back as another
             program.client.device_failed = True
+        if function == b"claim":
+            program.client.claim_failed = True
         fake.fake_fail(function, code)
 
 

@@ -48,7 +48,10 @@ static int watched = 1;
 static struct item items[MAX_TRANSFERS]; /* submitted, oldest first */
 static int count;
 static int allocated; /* transfers that are not freed */
-static int drivers = 3; /* a bit per interface */
+static int occupied;    /* a bit per interface: another program claims it as soon as it can */
+static int late;        /* the same: a driver binds to it right before the next claim */
+static int appearing;   /* libusb watches another descriptor while it makes a list of them */
+static int lists;       /* of descriptors that were made */
 static int siblings;    /* the driver of interface 0 takes interface 1 by itself */
 static int missing;     /* which arrays of the descriptors are NULL: enum missing */
 static int hold_cancels;
@@ -60,8 +63,6 @@ static long device_memory;      /* bytes that are out */
 static long most_device_memory; /* that there is */
 static char failing[32];
 static int failure;
-static int appearing;   /* libusb watches another descriptor while it makes a list of them */
-static int lists;       /* of descriptors that were made */
 static int failure_errno;
 static char journal[4096];
 static libusb_log_cb words;
@@ -102,6 +103,8 @@ long fake_device_memory(void) { return device_memory; }
 void fake_hide_descriptors(int times) { hidden = times; }
 void fake_siblings(int on) { siblings = on; }
 void fake_without_driver(int interfaces) { drivers &= ~interfaces; }
+void fake_occupy(int interfaces) { occupied = interfaces; }
+void fake_late_drivers(int interfaces) { late = interfaces; }
 void fake_appear(void) { appearing = 1; }
 int fake_lists(void) { return lists; }
 void fake_overstate(int bytes) { overstated = bytes; }
@@ -113,9 +116,8 @@ void fake_begin(void)
 {
     host_begin();
     watched = 1;
-    drivers = 3;
     sysfs = 1;
-    appearing = lists = 0;
+    occupied = late = appearing = lists = 0;
     hold_cancels = captures = hidden = failure_errno = siblings = missing = overstated = 0;
     most_device_memory = 16 << 20; /* as usbfs has it */
     failing[0] = 0;
@@ -297,6 +299,7 @@ const char *libusb_error_name(int code)
     case LIBUSB_ERROR_BUSY: return "LIBUSB_ERROR_BUSY";
     case LIBUSB_ERROR_ACCESS: return "LIBUSB_ERROR_ACCESS";
     case LIBUSB_ERROR_NO_DEVICE: return "LIBUSB_ERROR_NO_DEVICE";
+    case LIBUSB_ERROR_NOT_FOUND: return "LIBUSB_ERROR_NOT_FOUND";
     default: return "LIBUSB_ERROR";
     }
 }
@@ -388,8 +391,10 @@ int libusb_get_configuration(libusb_device_handle *handle, int *value)
 
 int libusb_set_configuration(libusb_device_handle *handle, int value)
 {
-    int code = call_with("set_configuration", value);
-    return code != 0 ? code : host_set_configuration(value);
+    int code = call_with("set_configuration", value), host_errno = errno;
+    code = host_set_configuration(value, code, host_errno);
+    errno = host_errno;
+    return code;
 }
 
 int libusb_set_interface_alt_setting(libusb_device_handle *handle, int interface, int alternate)
@@ -427,6 +432,8 @@ int libusb_detach_kernel_driver(libusb_device_handle *handle, int interface)
 int libusb_attach_kernel_driver(libusb_device_handle *handle, int interface)
 {
     int code = call_with("attach", interface);
+    if (!macos && code == 0 && !has_interface(interface))
+        code = LIBUSB_ERROR_INVALID_PARAM; /* EINVAL of proc_ioctl */
     if (!macos && code == 0 && drivers >> interface & 1)
         code = LIBUSB_ERROR_BUSY; /* proc_ioctl in drivers/usb/core/devio.c */
     if (!macos && code == 0)
@@ -441,6 +448,12 @@ int libusb_claim_interface(libusb_device_handle *handle, int interface)
     int code = call_with("claim", interface);
     if (code == 0 && !has_interface(interface))
         return LIBUSB_ERROR_NOT_FOUND;
+    if (code == 0 && !(claimed >> interface & 1)) {
+        drivers |= late & 1 << interface;
+        late &= ~(1 << interface);
+        if ((occupied | (macos ? 0 : drivers)) >> interface & 1)
+            return LIBUSB_ERROR_BUSY; /* usb_driver_claim_interface in driver.c */
+    }
     claimed |= code == 0 ? 1 << interface : 0;
     return code;
 }
