@@ -239,8 +239,6 @@ cdef class Claim:
             result = errno_of_request(code)
         if result == 0:
             self.configuration = value
-        elif code == LIBUSB_ERROR_OTHER and active != value and not self.captures:
-            self.configuration = 0  # the device has refused, and left the old one: usb_set_configuration in message.c
         if result == 0 and active != value and not self.captures:
             self.detached.clear()  # of interfaces that are no more
         try:
@@ -248,7 +246,10 @@ cdef class Claim:
         except ClaimError as error:
             if error.code == "LIBUSB_ERROR_NO_DEVICE":
                 return -LINUX_ENODEV
-            return result or -LINUX_EBUSY
+            if result == 0 or active == value or self.captures or error.code != "LIBUSB_ERROR_NOT_FOUND":
+                return result or -LINUX_EBUSY
+            self.configuration = 0  # Linux had left the old one before it failed: usb_set_configuration in message.c
+            self.take()
         return result
 
     def device_descriptor(self) -> dict[str, int]:

@@ -43,7 +43,7 @@ cdef int select_configuration(Core *core, int value) noexcept nogil:
     if result == 0:
         endpoints_configure(&core.endpoints, <uint8_t>value)
     elif core.backend.loses_settings:
-        endpoints_configure(&core.endpoints, core.endpoints.configuration)
+        endpoints_configure(&core.endpoints, <uint8_t>core.backend.configuration)
     return result
 
 

@@ -122,6 +122,7 @@ cdef struct Backend:
     # set by the backend:
     bint gone                # the device is no longer there; pending URBs have completed or are about to
     bint unclaimed           # an interface could not be claimed again: nothing more may be asked of the device
+    int configuration        # bConfigurationValue after set_configuration; for backends with `loses_settings`
     bint aborts_endpoints    # see `cancel`
     bint lacks_zero_packets  # takes no notice of URB_ZERO_PACKET
     bint loses_settings      # set_configuration and reset leave each interface in alternate setting 0, even in vain

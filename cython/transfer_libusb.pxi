@@ -208,6 +208,7 @@ cdef int libusb_set_configuration_(Backend *self, int value) noexcept nogil:
             result = -LINUX_ENOMEM
         except BaseException:  # an exception that left from here would read as 0
             result = -LINUX_EPROTO
+        self.configuration = claim.configuration
         self.gone = self.gone or result == -LINUX_ENODEV
         self.unclaimed = not (self.gone or claim.complete)
     return result

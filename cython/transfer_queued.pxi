@@ -263,6 +263,7 @@ cdef int queued_set_configuration(Backend *self, int value) noexcept nogil:
     cdef Backend *device = (<QueuedBackend *>self).device
     cdef int result = device.set_configuration(device, value)
     self.unclaimed = device.unclaimed
+    self.configuration = device.configuration
     return result
 
 

@@ -78,6 +78,8 @@ static int host_set_configuration(int value, int answer, int host_errno)
         return LIBUSB_ERROR_BUSY;
     if (value > 2)
         return LIBUSB_ERROR_NOT_FOUND;
+    if (answer != 0 && other && host_errno != ENOMEM)
+        configuration = drivers = alternates[0] = alternates[1] = off = 0;
     if (answer != 0)
         return answer;
     configuration = value < 0 ? 0 : value;

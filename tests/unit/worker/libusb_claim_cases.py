@@ -211,3 +211,50 @@ def test_a_worker_without_memory_reattaches_the_drivers() -> None:
         assert bench.events() == [EventName.DETACHED]
     assert fake.fake_drivers() == BOTH
     rig.close()
+
+
+# ---- a configuration that the device refuses -----------------------------------------------------
+
+
+@pytest.mark.rule("set-configuration")
+def test_a_refused_configuration_leaves_none_until_the_client_is_gone(rig: LibusbRig) -> None:
+    fake.fake_fail_errno(b"set_configuration", ERROR_OTHER, errno.EPIPE)
+    assert rig.control(SET_CONFIGURATION_2).status == -LINUX_EPIPE
+    assert (rig.claim.configuration, rig.claim.held, rig.claim.complete) == (0, [], True)
+    assert rig.exchange(rig.submit(BULK_IN, 64))[0].status == -LINUX_EPIPE
+    assert rig.finish()
+    bus()
+    assert rig.pump.restore() == 0
+    assert bus() == ["RESET", "SET_CONFIGURATION 1"]
+    assert (rig.claim.configuration, rig.claim.held) == (1, [0, 1])
+    rig.attach()
+    rig.waiting(rig.submit(BULK_IN, 64))
+    assert rig.claim.give_back() == []
+    assert fake.fake_drivers() == BOTH
+    assert rig.finish()
+
+
+def test_a_refused_configuration_is_asked_for_again_between_clients(rig: LibusbRig) -> None:
+    for setup in (SET_CONFIGURATION_2, None):
+        fake.fake_fail_errno(b"set_configuration", ERROR_OTHER, errno.EPIPE)
+        result = rig.pump.restore() if setup is None else rig.control(setup).status
+        assert result == -LINUX_EPIPE
+    assert rig.pump.restore() == 0
+    assert (rig.claim.configuration, rig.claim.held) == (1, [0, 1])
+
+
+def test_a_device_without_configuration_gets_its_drivers_when_it_has_one_again(rig: LibusbRig) -> None:
+    fake.fake_fail_errno(b"set_configuration", ERROR_OTHER, errno.EPIPE)
+    rig.control(SET_CONFIGURATION_2)
+    assert rig.claim.give_back() == []
+
+
+def test_linux_keeps_the_configuration_if_it_lacks_memory_for_another(rig: LibusbRig) -> None:
+    """usb_set_configuration allocates the new interfaces before it leaves the old ones."""
+    assert rig.control(STREAMS_ON).status == 0
+    fake.fake_fail_errno(b"set_configuration", ERROR_OTHER, errno.ENOMEM)
+    assert rig.control(SET_CONFIGURATION_2).status == -LINUX_ENOMEM
+    assert (rig.claim.configuration, rig.claim.held) == (1, [0, 1])
+    assert rig.exchange(rig.submit(ISO_IN, 4, number_of_packets=0))[0].status == -LINUX_EPIPE
+    rig.waiting(rig.submit(BULK_IN, 64))
+    assert rig.finish()
