@@ -56,6 +56,12 @@ def parse_listen(text: str) -> ListenAddress:
         raise wrong
     if address.is_multicast or address == _BROADCAST or getattr(address, "ipv4_mapped", None) is not None:
         raise wrong
+    if isinstance(address, ipaddress.IPv6Address) and address.is_link_local and address.scope_id is None:
+        raise UsageError(
+            f"{text!r} is not an address to listen on: "
+            f"link-local addresses need an interface: {address}%eth0",
+            code="bad-address",
+        )
     return ListenAddress(str(address), number)
 
 
@@ -96,7 +102,7 @@ def is_absent(error: OSError) -> bool:
 
 def explain_absent(address: ListenAddress) -> UsageError:
     """What people read of an address that this host does not have."""
-    meant = _with_brackets(address)
+    meant = with_brackets(address)
     if meant is None:
         advice = "choose one of this host's for --listen, or 0.0.0.0 for all"
     else:
@@ -106,7 +112,7 @@ def explain_absent(address: ListenAddress) -> UsageError:
     )
 
 
-def _with_brackets(address: ListenAddress) -> ListenAddress | None:
+def with_brackets(address: ListenAddress) -> ListenAddress | None:
     """What was meant if the end of an IPv6 address can be a port, as in ::1:3240."""
     host, _colon, end = address.host.rpartition(":")
     if address.port != USBIP_PORT or not re.fullmatch("[1-9][0-9]{0,4}", end):

@@ -140,10 +140,10 @@ def load(path: Path) -> ServerConfig:
             text = file.read()
     except UntrustedError as error:
         raise UsageError(
-            f"{path}: another user decides what is in it, because {error}",
+            f"{path}: refusing to read it: {error}",
             code="bad-config",
-            advice="keep it where only root can change it and every directory above it, such as "
-            f"{paths.config_file()}",
+            advice="move it to a path where only root can modify the file and its parent directories, "
+            f"such as {paths.config_file()}",
         ) from error
     except OSError as error:
         # Linux has links to pipes, such as /dev/stdin, which name nothing that could be looked up.
@@ -165,6 +165,10 @@ def load(path: Path) -> ServerConfig:
 
 def parse(text: str, source: str) -> ServerConfig:
     """The configuration in `text`; `source` names it in errors.  Raises `UsageError`."""
+    if text.startswith("\N{BYTE ORDER MARK}"):
+        raise UsageError(
+            f"{source}: begins with a byte order mark (BOM): save it as UTF-8 without one", code="bad-config"
+        )
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # not all that tomllib refuses is a TOMLDecodeError

@@ -6,6 +6,7 @@ whoever ran sudo.  Paths are text: every command asks, and would have to wait fo
 """
 
 import os
+import socket
 import sys
 from typing import Final
 
@@ -50,6 +51,22 @@ def usual_control_socket() -> str:
 def system_control_socket() -> str:
     """The socket of root's daemon; it need not exist."""
     return os.path.join(system_runtime_directory(), CONTROL_SOCKET)
+
+
+def has_listener(path: str) -> bool:
+    """Whether a program listens on the Unix socket `path`; True too if that cannot be told.
+
+    Only what refuses a connection, or no longer exists, has been left over (connect(2)).  It does not wait.
+    """
+    with socket.socket(socket.AF_UNIX) as trial:
+        trial.setblocking(False)
+        try:
+            trial.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:  # such as EAGAIN, a full queue, and EPROTOTYPE, a socket of another type
+            pass
+    return True
 
 
 def _is_ours(path: str) -> bool:

@@ -190,7 +190,7 @@ class _Output(logging.StreamHandler[TextIO]):
         self._lost, self._is_torn = 0, False
 
     def _gap(self) -> str:
-        what = "lines before this one that are lost, because nobody read the log: %d"
+        what = "%d log lines dropped: the log reader was too slow"
         told = {"levelno": logging.WARNING, "levelname": "WARNING", "msg": what, "args": (self._lost,)}
         return self.format(logging.makeLogRecord(told))
 

@@ -113,8 +113,8 @@ class RuntimeFiles(msgspec.Struct, frozen=True):
         except OSError as error:
             raise _unusable(self.pid_file, error, "--socket") from error
 
-    def prepare(self) -> None:
-        """Make the directory.
+    def prepare(self) -> bool:
+        """Make the directory unless it exists; whether it was made.
 
         Raises `UsbipdError` if the path is too long for a socket, or another user can write the directory, or
         change which one root's is: that user could put another socket in the place of ours.
@@ -125,8 +125,10 @@ class RuntimeFiles(msgspec.Struct, frozen=True):
                 code="bad-path",
                 advice="choose a shorter path with --socket",
             )
+        existed = os.path.lexists(self.directory)
         mode = 0o755 if os.geteuid() == 0 else 0o700
         _make_directory(self.directory, mode, "--socket", above=_RUNTIME_IS_ROOTS)
+        return not existed
 
     def prepare_chroot(self) -> None:
         """Make the server's empty root directory if we are root.  Raises `UsbipdError`."""
@@ -139,11 +141,14 @@ class RuntimeFiles(msgspec.Struct, frozen=True):
                     advice="choose another place with --socket",
                 )
 
-    def remove(self) -> None:
-        """Remove the pid file and the directories; one that holds anything else stays."""
+    def remove(self, *, made: bool) -> None:
+        """Remove the pid file, the server's root directory, and if we `made` it, the directory of both.
+
+        A directory that holds anything else stays.
+        """
         with contextlib.suppress(OSError):
             self.pid_file.unlink()
-        for directory in (self.chroot, self.directory):
+        for directory in (self.chroot, self.directory) if made else (self.chroot,):
             try:
                 directory.rmdir()
             except OSError:  # not there, not empty, or in a parent that we may not write

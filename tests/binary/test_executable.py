@@ -114,7 +114,7 @@ def test_the_daemon_ends_with_its_launcher(tmp_path: Path) -> None:
     pids = [process["pid"] for process in daemon.status()["processes"]]
     daemon.process.kill()
     daemon.process.wait(PATIENCE)
-    daemon.log.wait_for("ending")
+    daemon.log.wait_for("shutting down")
     daemon.log.close()  # when none of them can write any more, which is shortly before they have ended
     until(lambda: not running(pids))
     assert not daemon.socket.exists(), "it has ended as by SIGTERM"

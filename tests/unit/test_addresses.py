@@ -153,6 +153,12 @@ def test_any_text_is_an_address_to_listen_on_or_refused(text: str) -> None:
     assert parse_listen(str(address)) == address
 
 
+@pytest.mark.parametrize("text", ["fe80::1", "[fe80::1]:3240", "FE80:0::1"])
+def test_a_link_local_address_needs_its_interface(text: str) -> None:
+    with pytest.raises(UsageError, match="link-local addresses need an interface: fe80::1%eth0"):
+        parse_listen(text)
+
+
 @pytest.mark.parametrize(
     ("text", "meant"),
     [

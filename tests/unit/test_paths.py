@@ -23,12 +23,20 @@ def files(tmp_path: Path) -> paths.RuntimeFiles:
 
 
 def test_what_is_made_is_removed(files: paths.RuntimeFiles) -> None:
-    files.prepare()
+    assert files.prepare()
     files.prepare_chroot()
     mode = stat.S_IMODE(files.directory.stat().st_mode)
     assert mode == (0o755 if os.geteuid() == 0 else 0o700)
-    files.remove()
+    files.remove(made=True)
     assert not files.directory.exists()
+
+
+def test_a_directory_that_existed_before_stays(files: paths.RuntimeFiles) -> None:
+    files.directory.mkdir(0o700)
+    assert not files.prepare()
+    files.prepare_chroot()
+    files.remove(made=False)
+    assert list(files.directory.iterdir()) == []
 
 
 def test_the_pid_file_says_who_we_are_and_is_removed(files: paths.RuntimeFiles) -> None:
@@ -38,7 +46,7 @@ def test_the_pid_file_says_who_we_are_and_is_removed(files: paths.RuntimeFiles) 
     assert files.pid_file == files.directory / "control.pid"
     assert files.pid_file.read_text() == f"{os.getpid()}\n"
     assert stat.S_IMODE(files.pid_file.stat().st_mode) == 0o644
-    files.remove()
+    files.remove(made=True)
     assert not files.directory.exists()
 
 
@@ -63,7 +71,7 @@ def test_what_is_not_ours_stays(files: paths.RuntimeFiles) -> None:
     files.prepare()
     other = files.directory / "other"
     other.touch()
-    files.remove()
+    files.remove(made=True)
     assert other.exists()
 
 

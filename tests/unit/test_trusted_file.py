@@ -155,7 +155,7 @@ def test_the_configuration_is_root_s(file: Path) -> None:
     os.chown(file.parent.parent, ANNA, 0)
     with pytest.raises(UsageError) as caught:
         load(file)
-    why = f"another user decides what is in it, because {file.parent.parent} belongs to {ANNA}"
+    why = f"refusing to read it: {file.parent.parent} belongs to {ANNA}"
     assert caught.value.message == f"{file}: {why}"
     assert caught.value.code == "bad-config"
     assert "usbipd.toml" in (caught.value.advice or "")

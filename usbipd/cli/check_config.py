@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from usbipd import paths
+from usbipd import paths, privileges
 from usbipd.cli.documents import Document, render
-from usbipd.cli.outcome import emit
+from usbipd.cli.outcome import emit, say
 from usbipd.config import ServerConfig, load
 from usbipd.errors import UsageError
 from usbipd.extension.host_needs import check_host
@@ -28,6 +28,8 @@ def check_config(named: Path | None, *, as_json: bool) -> None:
 
     Raises `UsageError` as the daemon would.
     """
+    if os.geteuid() != 0:
+        say(f"checked as {privileges.user_name(os.geteuid())}, not as root")
     file = named or usual_file()
     config = ServerConfig() if file is None else load(file)
     if named is not None or os.geteuid() == 0:  # else it is root's, who may do more

@@ -16,6 +16,7 @@ import usb1
 from usbipd import __version__, launchd, paths, privileges
 from usbipd.cli.connection import ControlConnection, start_command
 from usbipd.cli.quantity import format_time
+from usbipd.control_socket import has_listener
 from usbipd.errors import ExtensionUnreachableError, UsageError, UsbipdError
 from usbipd.extension.store_file import DATABASE
 from usbipd.ipc.messages import Command, Nothing
@@ -50,7 +51,13 @@ def _check_standing(extension: ControlConnection) -> list[CheckReport]:
     except ExtensionUnreachableError:
         raise
     except UsbipdError as error:
-        return [failed("extension", f"it runs, and cannot say how it is: {error.message}", *_advice(error))]
+        return [
+            failed(
+                "extension",
+                f"the daemon is running but could not report its status: {error.message}",
+                *_advice(error),
+            )
+        ]
     return [check_extension(status), check_permission(status)]
 
 
@@ -73,7 +80,7 @@ def check_extension(status: StatusResult) -> CheckReport:
         return warning(
             "extension",
             f"version {status.version} runs (pid {status.pid}), and this command is of version {__version__}",
-            "End the daemon that runs, and start it anew.",
+            "Restart the daemon.",
             "If there are two installations, use the command of the one that runs, or remove one of them.",
         )
     return ok(
@@ -90,7 +97,7 @@ def unreachable(error: ExtensionUnreachableError, control_socket: str) -> CheckR
             "extension",
             error.message,
             f"Start it: {start_command(control_socket)}.",
-            "If it ends at once, mend what its last line says.",
+            "If it exits immediately, fix the problem named in its last line.",
             "If it runs with another control socket, name that: `usbipd doctor --socket PATH`.",
         )
     return failed("extension", error.message, *_advice(error))
@@ -111,7 +118,7 @@ def check_permission(status: StatusResult) -> CheckReport:
     else:
         steps.append(f"Or have an administrator make {user} a member of the group {name}.")
     steps.append("Log out and in again: groups count from the login on.")
-    return warning("permission", f"{user} may look, but not bind, unbind or detach", *steps)
+    return warning("permission", f"{user} has read-only access", *steps)
 
 
 def check_runtime(control_socket: Path) -> CheckReport:
@@ -136,6 +143,13 @@ def check_runtime(control_socket: Path) -> CheckReport:
             _ANOTHER_PLACE,
         )
     if control_socket.is_socket():
+        if has_listener(str(control_socket)):
+            return failed(
+                "runtime",
+                f"a program listens on {control_socket}, so the extension cannot",
+                f"See which one: `sudo lsof '{control_socket}'`.",
+                _ANOTHER_PLACE,
+            )
         return ok(
             "runtime", f"{control_socket} was left by an extension that was killed: the next one replaces it"
         )

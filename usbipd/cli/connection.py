@@ -160,10 +160,10 @@ class ControlConnection:
             return ExtensionUnreachableError(
                 f"the extension closed the connection before it answered ({error.message})",
                 code="gone",
-                advice="it may be stopping or starting anew: try again, then look into its log",
+                advice="it may be stopping or restarting: try again, then look into its log",
             )
         return ExtensionUnreachableError(
-            f"what answers on {self.path} is not an extension of this version: {error.message}",
+            f"the program listening on {self.path} is not a compatible usbipd daemon: {error.message}",
             code=error.code,
             advice="is this the extension's control socket?  --socket names another one",
         )

@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     action.add_argument(RUN, action="store_true", help="run the daemon in the foreground")
     action.add_argument(STATUS, action="store_true", help="show the running daemon and its processes")
     action.add_argument(
-        HEALTH, action="store_true", help="examine the daemon, and say how to mend what is wrong"
+        HEALTH, action="store_true", help="check the daemon and this machine and suggest fixes"
     )
     action.add_argument(CHECK_CONFIG, action="store_true", help="check the configuration file, and show it")
     action.add_argument("--version", action="version", version=f"usbipd-ext {__version__}")
@@ -117,7 +117,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--log-to",
         metavar="WHERE",
-        help="where logs go: stderr, syslog, or the absolute path of a file, which SIGHUP opens anew "
+        help="where logs go: stderr, syslog, or the absolute path of a file, which SIGHUP reopens "
         "(default: as configured, else stderr)",
     )
 
@@ -201,9 +201,9 @@ def configuration(arguments: argparse.Namespace) -> "ServerConfig":
     if arguments.allow:
         check_networks(arguments.allow, get_args(Networks)[1].max_length)
         config = replace(config, allow=tuple(arguments.allow))
-    if arguments.log_level:
+    if arguments.log_level is not None:
         config = replace(config, log_level=arguments.log_level)
-    if arguments.log_to:
+    if arguments.log_to is not None:
         check_destination(arguments.log_to)
         config = replace(config, log_to=arguments.log_to)
     return config

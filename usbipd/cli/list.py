@@ -138,7 +138,7 @@ def format_replacements(result: ListResult, absent: list[BindingReport], width: 
             begin = f"{found.busid}: "
             now = describe(found.vendor_id, found.product_id, found.serial)
             bound = describe(binding.vendor_id, binding.product_id, binding.serial)
-            text += wrap(f"{now} is plugged in, bound is {bound}", width, "  ", first=begin)
+            text += wrap(f"bound: {bound}; plugged in: {now}", width, "  ", first=begin)
             unbind, bind = (f"`usbipd {verb} --busid {found.busid}`" for verb in ("unbind", "bind"))
             text += wrap(f"hint: to share it instead, {unbind}, then {bind}", width, "    ", first="  ")
     return text

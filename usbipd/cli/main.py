@@ -17,8 +17,8 @@ VERBS: Final[Mapping[str, str]] = {
     "unbind": "stop sharing a device and give it back to this machine",
     "detach": "end the session of the client that uses a device, which stays shared",
     "status": "show what is shared, with whom, and how the daemon is",
-    "history": "show what was claimed, attached, released and what failed",
-    "doctor": "examine the daemon and this machine, and say how to mend what is wrong",
+    "history": "show past claims, attachments, releases and failures",
+    "doctor": "check the daemon and this machine and suggest fixes",
 }
 """Each verb with its summary; its arguments and what it does are in the module of its name."""
 

@@ -4,6 +4,7 @@ import socket
 import time
 from typing import Final
 
+from usbipd.addresses import ListenAddress, with_brackets
 from usbipd.errors import ProtocolError, UsbipdError
 from usbipd.protocol.constants import ST_OK
 from usbipd.protocol.op import DevlistReplyReader, UsbDevice, encode_devlist_request
@@ -19,6 +20,8 @@ def fetch_devlist(host: str, port: int, timeout: float) -> tuple[UsbDevice, ...]
     """
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     deadline = time.monotonic() + timeout
+    meant = with_brackets(ListenAddress(host, port))
+    brackets = None if meant is None else f"an IPv6 address with a port is written in brackets: {meant}"
     try:
         connection = socket.create_connection((host, port), timeout)
     except (socket.gaierror, UnicodeError) as error:  # UnicodeError: no such name can exist, as in "a..b"
@@ -29,18 +32,20 @@ def fetch_devlist(host: str, port: int, timeout: float) -> tuple[UsbDevice, ...]
             advice="check the name; an IPv6 address with a port is written [ADDRESS]:PORT",
         ) from error
     except TimeoutError as error:
-        raise _timed_out(where, timeout) from error
+        raise _timed_out(where, timeout, brackets) from error
     except ConnectionRefusedError as error:
         raise UsbipdError(
             f"{where} refused the connection: nothing listens there",
             code="refused",
-            advice="is the USB/IP server running there, and does it listen on more than loopback?",
+            advice=brackets
+            or "is the USB/IP server running there, and does it listen on more than loopback?",
         ) from error
     except OSError as error:
         raise UsbipdError(
             f"cannot connect to {where}: {error.strerror}",
             code="unreachable",
-            advice="check that the network and any firewall on the way let TCP through to that port",
+            advice=brackets
+            or "check that the network and any firewall on the way let TCP through to that port",
         ) from error
     with connection:
         try:
@@ -84,9 +89,10 @@ def _converse(connection: socket.socket, where: str, deadline: float) -> tuple[U
         return reply.devices
 
 
-def _timed_out(where: str, timeout: float) -> UsbipdError:
+def _timed_out(where: str, timeout: float, advice: str | None = None) -> UsbipdError:
     return UsbipdError(
         f"{where} did not answer within {timeout:g} s",
         code="timed-out",
-        advice="a firewall may drop the packets, or something else listens there; --timeout waits longer",
+        advice=advice
+        or "a firewall may drop the packets, or something else listens there; --timeout waits longer",
     )

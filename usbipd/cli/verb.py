@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options, formatter_class=_formatter)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, code="usage", advice=f"`{self.prog} --help` shows what may be said")
+        raise UsageError(message, code="usage", advice=f"see `{self.prog} --help`")
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
@@ -58,6 +58,7 @@ def add_socket_argument(parser: argparse.ArgumentParser, default: str | None) ->
     parser.add_argument(
         "--socket",
         metavar="PATH",
+        type=socket_path,
         default=default,
         help="control socket of the extension, if it is not the usual one",
     )
@@ -84,7 +85,14 @@ def path(text: str) -> "Path":
     """Argument type: a file or a directory."""
     from pathlib import Path  # here: it takes longer to import than most commands take to parse
 
-    return Path(text)
+    return Path(socket_path(text))
+
+
+def socket_path(text: str) -> str:
+    """Argument type: the path of a socket, as text."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return text
 
 
 def network(text: str) -> str:

@@ -61,7 +61,7 @@ def watch(
                     raise
                 if not lost:
                     gone = isinstance(error, ExtensionUnreachableError)
-                    what = "lost the extension" if gone else "the extension cannot say how it is"
+                    what = "lost the extension" if gone else "the daemon could not report its status"
                     view.tell(f"{what}: {error.message}; trying again")
                 lost = True
                 feed.drop()

@@ -111,7 +111,7 @@ class Bindings:
         others = [each for each in self.all() if each.rule != binding.rule]
         if sum(len(encode(report_binding(each, []))) for each in (*others, binding)) > MOST_BYTES:
             raise UsbipdError(
-                f"there is no room for one more binding beside {len(others)} others",
+                f"cannot add another binding: limit reached ({len(others)} bindings)",
                 code="too-many-bindings",
                 advice="unbind what is not needed, or write neighbouring addresses as one network",
             )

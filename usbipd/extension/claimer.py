@@ -418,14 +418,16 @@ class DeviceClaimer:
                 StoredClaim(record.busid, record.vendor_id, record.product_id, time.time())
             )
         except UsbipdError as error:  # a full disk is no reason to share less
-            _LOG.error("the claim of %s is not noted: %s", record.busid, error, extra=LIMITED)
+            _LOG.error("the claim of %s could not be recorded: %s", record.busid, error, extra=LIMITED)
 
     async def _forget_intent(self, record: DeviceRecord) -> None:
         if record.simulated is None:
             try:
                 await self._store.end_claim(record.busid)
             except UsbipdError as error:
-                _LOG.error("the end of the claim of %s is not noted: %s", record.busid, error, extra=LIMITED)
+                _LOG.error(
+                    "the end of the claim of %s could not be recorded: %s", record.busid, error, extra=LIMITED
+                )
 
     # ---- the end of a worker -------------------------------------------------------------------------------
 

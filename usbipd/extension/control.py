@@ -17,6 +17,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import shlex
 import socket
 from collections import Counter
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from usbipd import paths, privileges
+from usbipd.control_socket import has_listener
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.manager import SystemExtensionManager
@@ -319,18 +321,36 @@ def _lock(directory: Path) -> int:
         raise UsbipdError(
             f"an extension is running already: it has its socket in {directory}",
             code="already-running",
-            advice="`usbipd-ext --status` shows it; end it first, or choose another directory with --socket",
+            advice=f"{_how_to_see(directory)}; stop it first, or choose another directory with --socket",
         ) from error
     return descriptor
+
+
+def _how_to_see(directory: Path) -> str:
+    """How to show the extension that has its socket in `directory`; the caller may have named another one.
+
+    Raises `OSError`.
+    """
+    for path in sorted(directory.iterdir()):
+        if path.is_socket() and has_listener(os.fspath(path)):
+            return f"`usbipd-ext --status --socket {shlex.quote(os.fspath(path))}` shows it"
+    return "it is starting or stopping"
 
 
 def _remove_stale(path: Path) -> bool:
     """Remove the socket that a killed extension left; whether there was one.
 
-    Raises `OSError`, or `UsbipdError` if it is no socket.
+    Raises `OSError`, or `UsbipdError` if it is no socket or a program listens on it: whoever locks the
+    directory is an extension, but the socket may be any program's.
     """
     if path.is_socket():
-        path.unlink()
+        if has_listener(os.fspath(path)):
+            raise UsbipdError(
+                f"another program listens on {path}",
+                code="bad-path",
+                advice="choose another path with --socket",
+            )
+        path.unlink(missing_ok=True)
         return True
     if os.path.lexists(path):
         raise UsbipdError(

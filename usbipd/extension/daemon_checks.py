@@ -198,7 +198,7 @@ def _silent(child: Child, seconds: float, blocked: float | None, uid: int) -> Fi
     if blocked is not None and blocked < LONGEST_CALL:
         return warning(
             f"{child.label} has been waiting for its device for {blocked:.0f} s and answers nothing else",
-            "Wait: a request such as SET_CONFIGURATION has 5 s.",
+            "Wait: a request such as SET_CONFIGURATION times out after 5 s.",
             f"To end it: `usbipd detach --busid {child.busid}`, or unplug the device.",
         )
     if _is_stopped(child):

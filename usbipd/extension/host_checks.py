@@ -46,7 +46,7 @@ async def check_rights(subject: Subject) -> list[Finding]:
                 _START_AGAIN,
             )
         ]
-    workers = "" if subject.host.mac_version else ", each worker as a user of its own"
+    workers = "" if subject.host.mac_version else ", each worker under a separate uid"
     return findings or [ok(f"the extension runs as root, the server as {user}{workers}")]
 
 

@@ -77,7 +77,13 @@ def _open(path: Path, flags: int) -> int:
     try:
         descriptor = open_trusted(path, flags, 0o640, every_directory=False)
     except UntrustedError as error:
-        raise _unusable(path, f"another user can change which file that is, because {error}") from error
+        if _is_special(path):  # such as /dev/null, which everybody may write
+            raise _unusable(path, "not a regular file") from error
+        raise _unusable(
+            path,
+            f"another user can change which file that is, because {error}",
+            "choose a directory that only root can change, such as /var/log",
+        ) from error
     except OSError as error:
         what = "a symbolic link" if error.errno == errno.ELOOP else error.strerror  # O_NOFOLLOW
         raise _unusable(path, what or str(error)) from error
@@ -90,9 +96,18 @@ def _open(path: Path, flags: int) -> int:
     raise _unusable(path, "not a regular file")
 
 
-def _unusable(path: Path, what: str) -> UsageError:
-    return UsageError(
-        f"cannot log to {path}: {what}",
-        code="bad-log-file",
-        advice="name a file in a directory that exists, or stderr or syslog, with --log-to or log_to",
-    )
+def _is_special(path: Path) -> bool:
+    """Whether a device, FIFO or socket is at the path now; for the message only."""
+    try:
+        kind = stat.S_IFMT(path.lstat().st_mode)
+    except OSError:
+        return False
+    return kind in (stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK)
+
+
+def _unusable(
+    path: Path,
+    what: str,
+    advice: str = "name a file in a directory that exists, or stderr or syslog, with --log-to or log_to",
+) -> UsageError:
+    return UsageError(f"cannot log to {path}: {what}", code="bad-log-file", advice=advice)

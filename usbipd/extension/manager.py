@@ -160,7 +160,7 @@ class SystemExtensionManager:
             AccessList(parameters.allow)  # one that is wrong is an error before anything is claimed
             rule, records = await self._meant(parameters)
             if self._stopping:
-                raise UsbipdError("the daemon is ending", code="ending")
+                raise UsbipdError("the daemon is shutting down", code="ending")
             new = [record for record in records if not self._claimer.is_device_claimed(record.busid)]
             binding = Binding(
                 rule=rule,
@@ -339,7 +339,7 @@ class SystemExtensionManager:
             records = [record for record in await self._list_records() if rule.fits(record)]
             if not records and not self._with_real:
                 raise UsbipdError(
-                    f"this daemon shares simulated devices only, and {rule} is none of them",
+                    f"this daemon shares simulated devices only, and {rule.describe()} is none of them",
                     code="no-device",
                     advice="to share devices of this machine, start the daemon without --simulate, or with "
                     "--real-devices",
@@ -353,7 +353,7 @@ class SystemExtensionManager:
         if parameters.hardware is not None:
             rule = _hardware_rule(parameters.hardware)
             chosen = [binding for binding in everything if binding.rule == rule]
-            what = f"no binding of the hardware id {rule}"
+            what = f"no binding of the hardware id {rule.describe()}"
         elif parameters.busid is not None:
             chosen = [binding for binding in everything if binding.rule.busid == parameters.busid]
             what = f"{parameters.busid} is not shared"

@@ -131,13 +131,13 @@ class Extension:
         log.use_timer(asyncio.get_running_loop())
         self._handle_signals()
         self._supervisor.start()
-        self._files.prepare()
+        made = self._files.prepare()
         control = IPCHandler(self._files.control_socket, self._run_as, self._config.uids)
         was_killed = control.start_listener()  # from here on the socket's path is ours
         # daemon(7): neither it nor a child keeps a file system busy; all paths are absolute by now
         os.chdir("/")
         async with contextlib.AsyncExitStack() as stack:
-            stack.callback(self._files.remove)
+            stack.callback(self._files.remove, made=made)
             stack.callback(control.close)
             if self._log_file.path is not None:
                 self._files.write_pid()
@@ -155,7 +155,7 @@ class Extension:
                 if started.done():
                     started.result()
                     await stopped
-                _LOG.info("ending")
+                _LOG.info("shutting down")
             finally:
                 service_manager.tell(service_manager.STOPPING)
                 started.cancel()
@@ -261,7 +261,7 @@ class Extension:
             _LOG.error("the log stays where it was: %s", error)
             return
         self._supervisor.hand_log_file(STDERR)
-        _LOG.info("the log is opened anew")
+        _LOG.info("the log was reopened")
 
     def _set_log_level(self, level: str) -> None:
         log.set_level(level)

@@ -335,7 +335,7 @@ class Channel:
             self._unwanted.remove(response.request_id)
         else:
             # one answer per request: a peer cannot flood us with them
-            raise IPCError("an answer to what was never asked, or is answered", code="bad-message")
+            raise IPCError("unexpected or duplicate answer", code="bad-message")
 
     def _told(self, event: Event) -> None:
         if self._on_event is None or not policy.may(self._role, event.event):

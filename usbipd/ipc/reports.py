@@ -275,7 +275,7 @@ class CheckState(StrEnum):
 
 
 class CheckReport(Message, frozen=True):
-    """One check, what it found, and the steps that mend it."""
+    """One check, what it found, and the steps that fix it."""
 
     name: str
     state: CheckState

@@ -87,7 +87,7 @@ class Hotplug:
                 loop.call_soon_threadsafe(callback, *arguments)
 
         self._watchdog = loop.call_later(
-            START_TIME, self._poll_instead, f"the system has told of no device within {START_TIME:g} s"
+            START_TIME, self._poll_instead, f"no device reported within {START_TIME:g} s"
         )
         self._listener = self._listen(
             lambda: tell(self._on_event), lambda reason: tell(self._poll_instead, reason)

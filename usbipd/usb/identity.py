@@ -66,11 +66,18 @@ class DeviceRule(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         """For people and logs: `0781:5567 at 1-1`; without the serial number."""
+        return self._describe("with its serial number")
+
+    def describe(self) -> str:
+        """The same with the serial number, for the user who named it."""
+        return self._describe(f"with serial number {self.serial}")
+
+    def _describe(self, serial: str) -> str:
         parts = []
         if self.vendor_id is not None and self.product_id is not None:
             parts.append(f"{self.vendor_id:04x}:{self.product_id:04x}")
         if self.serial is not None:
-            parts.append("with its serial number")
+            parts.append(serial)
         if self.busid is not None:
             parts.append(f"at {self.busid}")
         return " ".join(parts)

@@ -100,7 +100,7 @@ class LibusbListener:
         while not self._is_stopped:
             code = libusb.libusb_handle_events_timeout(context, byref(libusb.timeval(LONGEST_WAIT, 0)))
             if code < 0 and code != libusb.LIBUSB_ERROR_INTERRUPTED:
-                return f"libusb has stopped to tell of devices that come and go: {_name(libusb, code)}"
+                return f"libusb: hotplug events stopped: {_name(libusb, code)}"
         return "stopped"
 
 

@@ -32,7 +32,7 @@ _REFUSALS: Final = {
     "LIBUSB_ERROR_IO": _Refusal("does not answer", _OTHER_PORT),
     "LIBUSB_ERROR_ACCESS": _Refusal("may not be opened", _AS_ROOT),
     "LIBUSB_ERROR_NO_DEVICE": _Refusal("is gone", _REPLUG),
-    "LIBUSB_ERROR_NOT_FOUND": _Refusal("is not what it was a moment ago", _REPLUG),
+    "LIBUSB_ERROR_NOT_FOUND": _Refusal("changed while it was being claimed", _REPLUG),
     "LIBUSB_ERROR_BUSY": _Refusal(
         "is held by another program or driver",
         "close what uses it on this host, such as a virtual machine",
@@ -48,7 +48,8 @@ _REFUSALS: Final = {
     # of ours
     "timeout": _Refusal("cannot be taken in time", _REPLUG, is_held=True),
     "spawn": _Refusal(
-        "gets no worker", "end other programs: this host is short of memory, processes or open files"
+        "could not be claimed: no worker process could be started",
+        "end other programs: this host is short of memory, processes or open files",
     ),
 }
 

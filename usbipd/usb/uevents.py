@@ -41,7 +41,7 @@ class UeventListener:
         """As in `EventListener`."""
         try:
             if not hears_the_kernel():
-                self._on_end("the kernel tells of devices only outside of user namespaces (containers)")
+                self._on_end("no hotplug events inside a user namespace (container)")
                 return
             self._socket = open_events()
         except OSError as error:

@@ -152,7 +152,7 @@ def test_wrong_usage_of_usbipd(argv: list[str], words: str) -> None:
 def test_wrong_usage_tells_where_the_right_one_stands() -> None:
     with pytest.raises(UsageError) as caught:
         build_parser().parse_args(["frob"])
-    assert caught.value.advice == "`usbipd --help` shows what may be said"
+    assert caught.value.advice == "see `usbipd --help`"
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,33 @@ def test_a_named_file_has_to_be_there(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "No such file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("uid", [0, 54321])
+def test_who_has_checked_is_told_unless_it_is_root(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, uid: int
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    monkeypatch.setattr("usbipd.paths.config_file", lambda: file)
+    file.write_text("")
+    assert ext.main(["--check-config", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ("" if uid == 0 else f"checked as {uid}, not as root\n")
+    json.loads(captured.out)
+
+
+@pytest.mark.parametrize("option", ["--config", "--log-to", "--log-level", "--socket", "--state"])
+def test_an_empty_value_is_refused(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--run", "--simulate", "loopback", "--socket", f"{tmp_path}/no/run/control.sock", option, ""]
+    assert ext.main(arguments) == 2
+    why = {"--log-to": "log destination '' is unknown", "--log-level": "log level '' is unknown"}
+    assert why.get(option, f"argument {option}: the path is empty") in capsys.readouterr().err
+
+
+def test_a_byte_order_mark_is_named(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_bytes(b"\xef\xbb\xbflisten = []\n")
+    assert ext.main(["--check-config", "--config", str(file)]) == 2
+    assert f"{file}: begins with a byte order mark (BOM): save it" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
 def test_a_user_that_does_not_exist(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text('listen = ["127.0.0.1"]\nuser = "nobody-of-that-name"\n')
@@ -118,6 +145,7 @@ def test_a_user_that_does_not_exist(file: Path, capsys: pytest.CaptureFixture[st
         ),
         ('listen = ["192.0.2.1"]', "cannot listen on 192.0.2.1:3240: this host has no such address"),
         ('listen = ["::1:3240"]', "an IPv6 address with a port is written in brackets: [::1]:3240"),
+        ('listen = ["fe80::1"]', "line 1: listen[0]: 'fe80::1' is not an address to listen on: link-local"),
         ('listen = ["fe80::1%no-such-one"]', "this host has no such address"),
         ('user = "no-such-user"', "user: no user 'no-such-user' on this host"),
         ('user = "root"', "user 'root' has root's user or group id"),

@@ -183,6 +183,15 @@ def test_a_socket_that_was_left(socket_path: Path) -> None:
     assert "was left" in found["runtime"].message
 
 
+def test_a_socket_of_another_program(socket_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(socket_path))
+        listener.listen()
+        check = checks.check_runtime(socket_path)
+    assert check.state is CheckState.FAILED
+    assert f"a program listens on {socket_path}" in check.message
+
+
 @pytest.mark.parametrize(
     ("version", "state"),
     [((1, 0, 25), CheckState.FAILED), ((1, 0, 26), CheckState.OK), ((1, 1, 0), CheckState.OK)],

@@ -39,6 +39,12 @@ def failure(talk: Callable[[socket.socket], None], *, timeout: float = 10) -> Us
     return caught.value
 
 
+def test_an_ipv6_address_with_a_port_is_written_in_brackets() -> None:
+    with pytest.raises(UsbipdError) as caught:
+        fetch_devlist("::1:3240", 3240, 0.5)
+    assert caught.value.advice == "an IPv6 address with a port is written in brackets: [::1]:3240"
+
+
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_a_good_answer(family: int) -> None:
     requests = []

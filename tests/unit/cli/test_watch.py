@@ -184,7 +184,7 @@ def test_an_extension_that_cannot_answer_for_a_while(extension: Extension, socke
 
     with extension(talks=[failing, one_status]):
         view = run_watch(socket_path, 2, pause=lambda _seconds: None)
-    assert view.told == ["the extension cannot say how it is: libusb fails; trying again", BACK]
+    assert view.told == ["the daemon could not report its status: libusb fails; trying again", BACK]
 
 
 def test_what_the_first_request_fails_with_is_an_error(extension: Extension, socket_path: Path) -> None:

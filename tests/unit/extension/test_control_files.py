@@ -8,7 +8,7 @@ import pytest
 from tests.unit.extension.controlled import Daemon
 from tests.unit.extension.fakes import run
 from usbipd.errors import UsbipdError
-from usbipd.extension.control import remove_stale_pid
+from usbipd.extension.control import IPCHandler, remove_stale_pid
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.reports import ListResult
 from usbipd.paths import RuntimeFiles
@@ -20,6 +20,10 @@ def test_a_second_extension_is_refused(daemon: Daemon) -> None:
             with pytest.raises(UsbipdError, match="running already") as caught:
                 daemon.new_handler().start_listener()
             assert caught.value.code == "already-running"
+            other = IPCHandler(daemon.path.with_name("other.sock"), None, range(0))
+            with pytest.raises(UsbipdError, match="running already") as caught:
+                other.start_listener()
+            assert f"`usbipd-ext --status --socket {daemon.path}` shows it" in (caught.value.advice or "")
             await daemon.ask(Command.LIST, Nothing(), ListResult)
 
     run(test())
@@ -80,6 +84,34 @@ def test_the_socket_of_a_killed_extension_is_replaced(daemon: Daemon) -> None:
             await daemon.ask(Command.LIST, Nothing(), ListResult)
 
     run(test())
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+def test_the_socket_of_another_program_stays(daemon: Daemon, kind: socket.SocketKind) -> None:
+    async def test() -> None:
+        with pytest.raises(UsbipdError, match=f"another program listens on {daemon.path}"):
+            daemon.handler.start_listener()
+
+    with socket.socket(socket.AF_UNIX, kind) as other:
+        other.bind(str(daemon.path))
+        if kind is socket.SOCK_STREAM:
+            other.listen()
+        run(test())
+        with socket.socket(socket.AF_UNIX, kind) as client:
+            client.connect(str(daemon.path))
+
+
+def test_the_socket_of_another_program_with_a_full_queue_stays(daemon: Daemon) -> None:
+    async def test() -> None:
+        with pytest.raises(UsbipdError, match="another program listens"):
+            daemon.handler.start_listener()
+
+    with socket.socket(socket.AF_UNIX) as other, socket.socket(socket.AF_UNIX) as client:
+        other.bind(str(daemon.path))
+        other.listen(0)
+        client.connect(str(daemon.path))
+        run(test())
+    assert daemon.path.is_socket()
 
 
 def test_a_file_that_is_no_socket_stays(daemon: Daemon) -> None:

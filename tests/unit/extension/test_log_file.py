@@ -115,6 +115,11 @@ def test_a_fifo_that_somebody_reads_is_no_file_either(tmp_path: Path) -> None:
     assert printed[0] == f"cannot log to {path}: not a regular file 2 bad-log-file"
 
 
+def test_a_device_that_everybody_may_write_is_no_file() -> None:
+    with pytest.raises(UsageError, match="cannot log to /dev/null: not a regular file"):
+        check_log_file(Path("/dev/null"))
+
+
 def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
     printed, _said = run(tmp_path / "none" / "log")
     assert printed[0] == f"cannot log to {tmp_path}/none/log: No such file or directory 2 bad-log-file"
@@ -137,6 +142,9 @@ def test_root_does_not_log_where_others_choose_the_file(
     assert printed[0].startswith(f"cannot log to {directory}/log: {what}")
     assert printed[0].endswith(" 2 bad-log-file")
     assert list(directory.iterdir()) == []
+    with pytest.raises(UsageError) as caught:
+        check_log_file(directory / "log")
+    assert caught.value.advice == "choose a directory that only root can change, such as /var/log"
     own = directory / "own"
     own.mkdir()
     assert run(own / "log")[0][0].startswith("['0'"), "a directory of root's below it will do"

@@ -154,7 +154,7 @@ def test_nothing_is_claimed_once_the_daemon_ends(host: Host, spawner: FakeSpawne
         await host.manager.start()
         await host.manager.stop()
         assert not host.manager.claims
-        with pytest.raises(UsbipdError, match="ending"):
+        with pytest.raises(UsbipdError, match="the daemon is shutting down"):
             await host.bind("1-2")
         assert all(not child.channel.is_open for child in spawner.children)
 
@@ -197,7 +197,7 @@ def test_a_bind_that_still_looks_for_its_device_at_the_end_claims_nothing(
         bind = asyncio.create_task(host.bind("1-2"))
         await asyncio.sleep(0)  # it has the lock, and looks
         await host.manager.stop()
-        with pytest.raises(UsbipdError, match="the daemon is ending"):
+        with pytest.raises(UsbipdError, match="the daemon is shutting down"):
             await bind
         assert not spawner.children
 
