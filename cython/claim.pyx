@@ -89,6 +89,8 @@ cdef class Claim:
     cdef readonly int configuration
     """bConfigurationValue of the active configuration; 0: the device is not configured.  Read once: on Linux libusb
     looks it up in sysfs, which a confined worker no longer has, and only this process changes it."""
+    cdef readonly bint complete
+    """Whether every interface of the active configuration is claimed."""
     cdef bint detaches
     cdef bint captures
 
@@ -140,17 +142,18 @@ cdef class Claim:
 
     def take(self) -> None:
         """Sends the drivers of all interfaces away, then claims all interfaces."""
-        numbers = [i.bInterfaceNumber for i in self.interfaces() if i.bAlternateSetting == 0]
         last_words[0] = 0
         libusb_set_option(self._context, LIBUSB_OPTION_LOG_LEVEL, <int>LIBUSB_LOG_LEVEL_WARNING)
         try:
+            numbers = [i.bInterfaceNumber for i in self.interfaces() if i.bAlternateSetting == 0]
             if self.detaches:
                 for number in numbers:
                     if not (self.captures and self.detached):
                         self._detach(number)
             for number in numbers:
                 self._claim(number)
-        except ClaimError:
+            self.complete = True
+        except BaseException:
             self.give_back()
             raise
         finally:
@@ -173,6 +176,10 @@ cdef class Claim:
         cdef int code
         with nogil:
             code = libusb_claim_interface(self._handle, number)
+        if code == LIBUSB_ERROR_BUSY and self.detaches and not self.captures:
+            self._detach(number)  # a driver may have been bound since the first detach
+            with nogil:
+                code = libusb_claim_interface(self._handle, number)
         if code < 0:
             raise error(code, f"interface {number} cannot be claimed")
         self.held.append(number)
@@ -190,10 +197,11 @@ cdef class Claim:
         for number in self.detached:
             with nogil:
                 code = libusb_attach_kernel_driver(self._handle, number)
-            if code < 0 and code != LIBUSB_ERROR_NO_DEVICE and code != LIBUSB_ERROR_NOT_FOUND:
+            # On Linux NOT_FOUND says that no driver was bound: none matches, or its probe has failed.
+            if code < 0 and code != LIBUSB_ERROR_NO_DEVICE and not (code == LIBUSB_ERROR_NOT_FOUND and self.captures):
                 failed.append((number, code))
         for number, code in failed:
-            if libusb_kernel_driver_active(self._handle, number) != 1:
+            if libusb_kernel_driver_active(self._handle, number) not in (1, LIBUSB_ERROR_NO_DEVICE):
                 name = libusb_error_name(code).decode()
                 problems.append(f"the kernel driver could not be reattached to interface {number} ({name}, {code})")
         self.detached.clear()
@@ -201,6 +209,7 @@ cdef class Claim:
 
     cdef list _release(self):
         cdef int code, number
+        self.complete = False
         problems = []
         for number in reversed(self.held):
             with nogil:
@@ -215,9 +224,12 @@ cdef class Claim:
         """SET_CONFIGURATION for the client; 0 or a negative Linux errno.
 
         It is only possible with no interface claimed.  The value that is already active is sent too, and no
-        SET_INTERFACE: that is what a native host sends (usb_reset_configuration in drivers/usb/core/message.c), and
-        each interface begins afresh with alternate setting 0 (USB 2.0 section 9.1.1.5).  Another value makes new
+        SET_INTERFACE if all alternate settings are 0: that is what a native host sends (usb_reset_configuration in
+        drivers/usb/core/message.c), and each interface begins afresh with alternate setting 0 (USB 2.0 section
+        9.1.1.5).  Where one is not 0, Linux sends SET_INTERFACE 0 at the release before.  Another value makes new
         interfaces, which bring the host's drivers back at once, so they are sent away again.
+
+        If the interfaces cannot be claimed again, `complete` is False afterwards, whatever is returned or raised.
         """
         cdef int code, result, active = self.configuration
         self._release()
@@ -227,14 +239,17 @@ cdef class Claim:
             result = errno_of_request(code)
         if result == 0:
             self.configuration = value
-        elif code == LIBUSB_ERROR_OTHER and active != value and not self.captures:
-            self.configuration = 0  # the device has refused, and left the old one: usb_set_configuration in message.c
         if result == 0 and active != value and not self.captures:
             self.detached.clear()  # of interfaces that are no more
         try:
             self.take()
-        except ClaimError:
-            return result or -LINUX_EBUSY
+        except ClaimError as error:
+            if error.code == "LIBUSB_ERROR_NO_DEVICE":
+                return -LINUX_ENODEV
+            if result == 0 or active == value or self.captures or error.code != "LIBUSB_ERROR_NOT_FOUND":
+                return result or -LINUX_EBUSY
+            self.configuration = 0  # Linux had left the old one before it failed: usb_set_configuration in message.c
+            self.take()
         return result
 
     def device_descriptor(self) -> dict[str, int]:

@@ -15,6 +15,7 @@ cdef enum Wake:              # why the pump went back to Python
     WAKE_CLIENT_FAILED = 3   # the connection broke, or the client broke the protocol: see `problem`
     WAKE_DEVICE_GONE = 4
     WAKE_SIGNAL = 5
+    WAKE_CLAIM_LOST = 6      # see Backend.unclaimed
 
 cdef struct Core:
     Backend *backend

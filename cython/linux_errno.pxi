@@ -7,7 +7,7 @@
 # ioctl of usbfs has set it (linux_usbfs.c); IOKit knows no errno, there libusb has a code for each.
 
 from libc.errno cimport (
-    EILSEQ, EINVAL, ENODEV, ENOENT, ENOMEM, ENOSPC, EOVERFLOW, EPIPE, EPROTO, ESHUTDOWN, ETIMEDOUT,
+    EILSEQ, EINVAL, EMSGSIZE, ENODEV, ENOENT, ENOMEM, ENOSPC, EOVERFLOW, EPIPE, EPROTO, ESHUTDOWN, ETIMEDOUT,
 )
 
 cdef extern from *:
@@ -87,6 +87,8 @@ cdef int errno_of_libusb(int code) noexcept nogil:
         return -errno_of_usbfs(USBFS_ERRNO, LINUX_EPROTO)
     if code == LIBUSB_ERROR_OTHER:
         return -errno_of_usbfs(USBFS_ERRNO, LINUX_EPIPE)
+    if code == LIBUSB_ERROR_INVALID_PARAM and USBFS_ERRNO == EMSGSIZE:
+        return -LINUX_EMSGSIZE  # an isochronous packet is longer than usbfs takes
     if code == LIBUSB_ERROR_INVALID_PARAM or code == LIBUSB_ERROR_NOT_SUPPORTED:
         return -LINUX_EINVAL  # of a transfer: longer than libusb can make it
     return -LINUX_EPIPE  # PIPE; NOT_FOUND: nothing has reached the device

@@ -81,6 +81,7 @@ cdef enum:
     DRAIN_TIME = 1500000     # microseconds that cancelled URBs get to come back: less than DISCONNECT_TIMEOUT
 
 CHANNEL = WAKE_CHANNEL
+CLAIM_LOST = WAKE_CLAIM_LOST
 CLIENT_CLOSED = WAKE_CLIENT_CLOSED
 CLIENT_FAILED = WAKE_CLIENT_FAILED
 DEVICE_GONE = WAKE_DEVICE_GONE
@@ -348,3 +349,8 @@ cdef class Pump:
     def gone(self) -> bool:
         """The device is no longer there."""
         return self.core.backend.gone
+
+    @property
+    def unclaimed(self) -> bool:
+        """An interface could not be claimed again; the device must not be used any more."""
+        return self.core.backend.unclaimed

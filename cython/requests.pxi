@@ -30,22 +30,27 @@ cdef inline uint16_t get16le(const uint8_t *at) noexcept nogil:
 
 # Each of the three that follow ends the URBs that it concerns first, as usb_disable_interface does in Linux.  Left to
 # the host's stack they come back as complete with no data, or as if the device were gone (handle_bulk_completion and
-# handle_control_completion in libusb's linux_usbfs.c).
+# handle_control_completion in libusb's linux_usbfs.c).  What the device does not have is refused before that, as a
+# device would, and the client's URBs go on.
 
 cdef int select_configuration(Core *core, int value) noexcept nogil:
     cdef int result
+    if value != 0 and not core.backend.has_setting(core.backend, value, -1, -1):
+        return -LINUX_EPIPE
     if not drain(core, -1):
         return -LINUX_ETIMEDOUT
     result = core.backend.set_configuration(core.backend, value)
     if result == 0:
         endpoints_configure(&core.endpoints, <uint8_t>value)
     elif core.backend.loses_settings:
-        endpoints_configure(&core.endpoints, core.endpoints.configuration)
+        endpoints_configure(&core.endpoints, <uint8_t>core.backend.configuration)
     return result
 
 
 cdef int select_interface(Core *core, int interface, int alternate) noexcept nogil:
     cdef int result = -LINUX_ETIMEDOUT
+    if not core.backend.has_setting(core.backend, core.endpoints.configuration, interface, alternate):
+        return -LINUX_EPIPE
     if drain(core, interface):
         result = core.backend.set_interface(core.backend, interface, alternate, core.endpoints.alternate[interface])
     if result == 0:
@@ -112,6 +117,8 @@ cdef int carry_out(Core *core, Urb *urb, Request request) noexcept nogil:
     core.counters.blocked = monotonic_us()
     result = carry_out_blocking(core, urb, request)
     core.counters.blocked = 0
+    if core.backend.unclaimed:
+        core.wake = WAKE_CLAIM_LOST  # usbfs would claim an interface for the next URB by itself: checkintf in devio.c
     return result
 
 
@@ -151,7 +158,7 @@ cdef void release_held(Core *core) noexcept nogil:
     """Begins the control URBs that waited, as far as it is their turn."""
     cdef Urb *urb
     cdef Request request
-    while core.held != NULL:
+    while core.held != NULL and core.wake == RUNNING:
         urb = core.held
         request = request_of(urb)
         if request != PASSES and core.controls:

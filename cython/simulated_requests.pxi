@@ -125,11 +125,13 @@ cdef void reset_pipes(SimulatedBackend *it) noexcept nogil:
             loop_clear(it.loops[i])
 
 
+cdef bint simulated_has_setting(Backend *self, int configuration, int interface, int alternate) noexcept nogil:
+    return has_setting(<SimulatedBackend *>self, configuration, interface, alternate)
+
+
 cdef int simulated_set_configuration(Backend *self, int value) noexcept nogil:
     cdef SimulatedBackend *it = <SimulatedBackend *>self
     cdef int result
-    if value != 0 and not has_setting(it, value, -1, -1):
-        return -LINUX_EPIPE
     reset_pipes(it)
     result = model_reset(it)
     if result == 0:  # only then does the pump's map change, and the two must agree
@@ -141,8 +143,6 @@ cdef int simulated_set_interface(Backend *self, int interface, int alternate, in
     cdef SimulatedBackend *it = <SimulatedBackend *>self
     cdef Endpoint *e
     cdef int i
-    if not has_setting(it, it.map.configuration, interface, alternate):
-        return -LINUX_EPIPE
     for i in range(it.map.count):
         e = &it.map.all[i]
         if e.bConfigurationValue == it.map.configuration and e.bInterfaceNumber == interface:

@@ -18,11 +18,14 @@
 #   forget    Frees what the backend hung on urb.transfer.  The URB is in nobody's hands.
 #   allocate  Memory of `size` bytes that the device reaches without a copy, or NULL: there is none, or no more of it.
 #             A backend that has no such memory leaves it NULL.  `release` gives the memory back.
+#   has_setting  Whether the device has this configuration and, unless `interface` is -1, this alternate setting of that
+#             interface in it.  Nothing is sent.
 #   The device requests (set_configuration, set_interface, clear_halt, reset) do what the kernel's stub driver
 #   intercepts in tweak_special_requests (drivers/usb/usbip/stub_rx.c).  They may block as long as the device
 #   takes to answer one control transfer (reset: a bus reset).  They return 0 or a negative Linux errno.  Before
-#   set_configuration and reset no URB is pending, before set_interface none of that interface.  `in_force` is the
-#   alternate setting that the interface has, and keeps if the request fails.
+#   set_configuration and reset no URB is pending, before set_interface none of that interface.  Both `set_` are asked
+#   only for what `has_setting`, and for configuration 0.  `in_force` is the alternate setting that the interface has,
+#   and keeps if the request fails.
 #
 # At completion the backend has set urb.status (0 or a negative Linux errno), urb.actual_length (bytes moved, for
 # control without the setup packet; not for isochronous URBs) and, per isochronous packet, actual_length and
@@ -107,6 +110,7 @@ cdef struct Backend:
     void (*forget)(Backend *self, Urb *urb) noexcept nogil
     void *(*allocate)(Backend *self, size_t size) noexcept nogil
     void (*release)(Backend *self, void *memory, size_t size) noexcept nogil
+    bint (*has_setting)(Backend *self, int configuration, int interface, int alternate) noexcept nogil
     int (*set_configuration)(Backend *self, int value) noexcept nogil
     int (*set_interface)(Backend *self, int interface, int alternate, int in_force) noexcept nogil
     int (*clear_halt)(Backend *self, uint8_t endpoint) noexcept nogil
@@ -117,6 +121,8 @@ cdef struct Backend:
     bint ready               # see `describe`
     # set by the backend:
     bint gone                # the device is no longer there; pending URBs have completed or are about to
+    bint unclaimed           # an interface could not be claimed again: nothing more may be asked of the device
+    int configuration        # bConfigurationValue after set_configuration; for backends with `loses_settings`
     bint aborts_endpoints    # see `cancel`
     bint lacks_zero_packets  # takes no notice of URB_ZERO_PACKET
     bint loses_settings      # set_configuration and reset leave each interface in alternate setting 0, even in vain

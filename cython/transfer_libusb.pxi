@@ -145,9 +145,11 @@ cdef int libusb_describe(Backend *self, pollfd *fds, int room) noexcept nogil:
     cdef int i = 0
     if backend.fds_changed:
         backend.fd_count = 0
+        backend.fds_changed = False  # first: a thread of libusb's may set it meanwhile
         list = libusb_get_pollfds(backend.context)
-        backend.fds_changed = list == NULL  # it has no memory for them: see `deadline`
-        if list != NULL:
+        if list == NULL:
+            backend.fds_changed = True  # it has no memory for them: see `deadline`
+        else:
             while list[i] != NULL and i < LIBUSB_DESCRIPTORS:
                 backend.fds[i].fd = list[i].fd
                 backend.fds[i].events = list[i].events
@@ -177,14 +179,39 @@ cdef void libusb_release(Backend *self, void *memory, size_t size) noexcept nogi
     libusb_dev_mem_free((<LibusbBackend *>self).handle, <unsigned char *>memory, size)
 
 
+cdef bint libusb_has_setting(Backend *self, int configuration, int interface, int alternate) noexcept nogil:
+    cdef libusb_config_descriptor *config
+    cdef const libusb_interface_descriptor *setting
+    cdef bint found = interface < 0
+    cdef int i, k
+    cdef int code = libusb_get_config_descriptor_by_value(
+        libusb_get_device((<LibusbBackend *>self).handle), <uint8_t>configuration, &config)
+    if code < 0:
+        return code != LIBUSB_ERROR_NOT_FOUND  # out of memory, say: the host's stack has to tell
+    if config.interface != NULL:  # arrays may be missing: see settings_of in claim.pyx
+        for i in range(config.bNumInterfaces):
+            if config.interface[i].altsetting != NULL:
+                for k in range(config.interface[i].num_altsetting):
+                    setting = &config.interface[i].altsetting[k]
+                    found = found or (setting.bInterfaceNumber == interface and setting.bAlternateSetting == alternate)
+    libusb_free_config_descriptor(config)
+    return found
+
+
 cdef int libusb_set_configuration_(Backend *self, int value) noexcept nogil:
+    cdef int result
     with gil:
+        claim = <object>(<LibusbBackend *>self).claim
         try:
-            return (<object>(<LibusbBackend *>self).claim).set_configuration(value)
+            result = claim.set_configuration(value)
         except MemoryError:
-            return -LINUX_ENOMEM
+            result = -LINUX_ENOMEM
         except BaseException:  # an exception that left from here would read as 0
-            return -LINUX_EPROTO
+            result = -LINUX_EPROTO
+        self.configuration = claim.configuration
+        self.gone = self.gone or result == -LINUX_ENODEV
+        self.unclaimed = not (self.gone or claim.complete)
+    return result
 
 
 # Linux switches the endpoints of an interface off before it sends SET_INTERFACE, and leaves them so when that fails
@@ -194,11 +221,13 @@ cdef int libusb_set_configuration_(Backend *self, int value) noexcept nogil:
 
 cdef int libusb_set_interface_(Backend *self, int interface, int alternate, int in_force) noexcept nogil:
     cdef libusb_device_handle *handle = (<LibusbBackend *>self).handle
-    cdef int result
+    cdef int code, result
     FORGET_ERRNO()
     result = errno_of_request(libusb_set_interface_alt_setting(handle, interface, alternate))
     if result != 0 and in_force == 0 and self.loses_settings and libusb_release_interface(handle, interface) == 0:
-        libusb_claim_interface(handle, interface)
+        code = libusb_claim_interface(handle, interface)
+        self.gone = self.gone or code == LIBUSB_ERROR_NO_DEVICE
+        self.unclaimed = self.unclaimed or (code < 0 and not self.gone)
     return result
 
 
@@ -246,6 +275,7 @@ cdef class LibusbTransfers(Transfers):
         if device_memory == "on" or device_memory == "auto" and DEVICE_MEMORY_IS_CACHED:
             it.base.allocate = libusb_allocate
             it.base.release = libusb_release
+        it.base.has_setting = libusb_has_setting
         it.base.set_configuration = libusb_set_configuration_
         it.base.set_interface = libusb_set_interface_
         it.base.clear_halt = libusb_clear_halt_

@@ -254,14 +254,24 @@ cdef void queued_forget(Backend *self, Urb *urb) noexcept nogil:
     device.forget(device, urb)
 
 
+cdef bint queued_has_setting(Backend *self, int configuration, int interface, int alternate) noexcept nogil:
+    cdef Backend *device = (<QueuedBackend *>self).device
+    return device.has_setting(device, configuration, interface, alternate)
+
+
 cdef int queued_set_configuration(Backend *self, int value) noexcept nogil:
     cdef Backend *device = (<QueuedBackend *>self).device
-    return device.set_configuration(device, value)
+    cdef int result = device.set_configuration(device, value)
+    self.unclaimed = device.unclaimed
+    self.configuration = device.configuration
+    return result
 
 
 cdef int queued_set_interface(Backend *self, int interface, int alternate, int in_force) noexcept nogil:
     cdef Backend *device = (<QueuedBackend *>self).device
-    return device.set_interface(device, interface, alternate, in_force)
+    cdef int result = device.set_interface(device, interface, alternate, in_force)
+    self.unclaimed = device.unclaimed
+    return result
 
 
 cdef int queued_clear_halt(Backend *self, uint8_t endpoint) noexcept nogil:
@@ -288,6 +298,7 @@ cdef Backend *queue_before(QueuedBackend *it, Backend *device, EndpointMap *map)
     it.base.describe = queued_describe
     it.base.deadline = queued_deadline
     it.base.forget = queued_forget
+    it.base.has_setting = queued_has_setting
     it.base.set_configuration = queued_set_configuration
     it.base.set_interface = queued_set_interface
     it.base.clear_halt = queued_clear_halt

@@ -339,6 +339,7 @@ cdef class SimulatedTransfers(Transfers):
         it.base.describe = simulated_describe
         it.base.deadline = simulated_deadline
         it.base.forget = simulated_forget
+        it.base.has_setting = simulated_has_setting
         it.base.set_configuration = simulated_set_configuration
         it.base.set_interface = simulated_set_interface
         it.base.clear_halt = simulated_clear_halt

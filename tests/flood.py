@@ -45,7 +45,7 @@ class Flood:
             [*command, *sources], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "begun\n", "every connection has been tried once"
+        assert self._process.stdout.readline() == "begun\n", "as many have been made as are to be open"
 
     def __enter__(self) -> Self:
         return self
@@ -71,8 +71,11 @@ class _Flooder:
         """Until stdin ends; how many connections the server has taken."""
         self._selector.register(sys.stdin, selectors.EVENT_READ)
         self._fill(connections)
-        print("begun", flush=True)
+        has_begun = False
         while True:
+            if not has_begun and self._made >= connections:
+                has_begun = True
+                print("begun", flush=True)
             for key, events in self._selector.select():
                 if key.fileobj is sys.stdin:
                     return self._made

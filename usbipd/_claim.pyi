@@ -12,6 +12,7 @@ class Claim:
     detached: list[int]
     held: list[int]
     configuration: int
+    complete: bool
     def __init__(self, busnum: int, devnum: int, *, as_on_macos: bool = ...) -> None: ...
     @property
     def captured(self) -> bool: ...

@@ -9,6 +9,7 @@ from usbipd.simulated.device import SimulatedDevice
 from usbipd.usb.descriptors import Endpoint
 
 CHANNEL: Final[int]
+CLAIM_LOST: Final[int]
 CLIENT_CLOSED: Final[int]
 CLIENT_FAILED: Final[int]
 DEVICE_GONE: Final[int]
@@ -46,3 +47,5 @@ class Pump:
     def problem(self) -> str: ...
     @property
     def gone(self) -> bool: ...
+    @property
+    def unclaimed(self) -> bool: ...

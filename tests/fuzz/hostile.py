@@ -93,13 +93,16 @@ class Settings:
         return None
 
     def changed_by(self, submit: Submit) -> None:
-        """A request that went through."""
+        """A request that succeeded."""
         _request, _number, value, index, _length = struct.unpack("<BBHHH", submit.setup)
         if submit.ep == 0 and submit.setup[:2] == _SET_CONFIGURATION:
             self.configuration = value & 0xFF
             self.alternates = {}
         elif submit.ep == 0 and submit.setup[:2] == _SET_INTERFACE:
             self.alternates[index] = value
+
+    def left_by(self, submit: Submit) -> None:
+        """A request that failed; most devices keep their settings then."""
 
 
 class HostileClient:
@@ -129,6 +132,8 @@ class HostileClient:
         """
         self.device_failed = False
         """The device was unplugged."""
+        self.claim_failed = False
+        """An interface may be unclaimed after its next claim."""
 
     @property
     def alive(self) -> bool:
@@ -235,6 +240,8 @@ class HostileClient:
             assert self._wake != _pump.CHANNEL, "the pump does not notice that its client has left"
         elif self._wake == _pump.CLIENT_FAILED:
             assert self.doomed or self.unsure, f"the pump refuses what is right: {self._rig.pump.problem}"
+        elif self._wake == _pump.CLAIM_LOST:
+            assert self.claim_failed
         else:
             assert self._wake == _pump.DEVICE_GONE, f"the pump came back with {self._wake}"
             assert self.device_failed
@@ -331,6 +338,8 @@ class HostileClient:
             oldest = next(each for each in self.submits.values() if (each.ep, each.direction) == pipe)
             assert submit.ep == 0 or oldest is submit, f"{submit} is answered before {oldest}"
             self._settings.changed_by(submit)
+        else:
+            self._settings.left_by(submit)
         del self.submits[reply.seqnum]
 
     def _may_stall(self, room: int) -> bool:

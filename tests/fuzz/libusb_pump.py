@@ -21,7 +21,7 @@ from tests.unit.worker.libusb_rig import (
     fake,
 )
 from tests.unit.worker.rig import DEVID
-from usbipd.protocol.urb import encode
+from usbipd.protocol.urb import Submit, encode
 
 ENDPOINTS: Final = (0, BULK_OUT, BULK_IN, INTERRUPT_IN, ISO_OUT, ISO_IN)
 FUNCTIONS: Final = (
@@ -37,8 +37,23 @@ FUNCTIONS: Final = (
 CODES: Final = (-1, -2, -3, -5, -6, -7, -8, -9, -11, -12, -99)
 """enum libusb_error without NO_DEVICE, for which there is the act that unplugs, and INTERRUPTED."""
 NOT_FOUND: Final = -5
+CONFIGURATIONS: Final = (0, 1, 2)
+"""Those for which libusb is asked."""
 STATUSES: Final = (0, 0, 0, 1, 2, CANCELLED, 4, 6)
 """enum libusb_transfer_status without NO_DEVICE."""
+
+
+class LinuxSettings(Settings):
+    """Linux releases all interfaces for SET_CONFIGURATION; if another value fails, it leaves none active."""
+
+    def __init__(self, rig: LibusbRig) -> None:
+        super().__init__(rig.claim.endpoints(), rig.claim.configuration)
+        self._rig = rig
+
+    def left_by(self, submit: Submit) -> None:
+        if submit.ep == 0 and submit.setup[:2] == b"\x00\x09" and submit.setup[2] in CONFIGURATIONS:
+            self.configuration = self._rig.claim.configuration
+            self.alternates = {}
 
 
 class Hand:
@@ -103,6 +118,8 @@ class Hand:
         code = CODES[operands.number() % len(CODES)]
         if (function, code) == (b"reset", NOT_FOUND):  # the device came back as another
             program.client.device_failed = True
+        if function == b"claim":
+            program.client.claim_failed = True
         fake.fake_fail(function, code)
 
 
@@ -111,7 +128,9 @@ def run(data: bytes, *, as_on_macos: bool = False) -> None:
     fake.fake_begin()
     rig = LibusbRig(as_on_macos=as_on_macos)
     try:
-        settings = Settings(rig.claim.endpoints(), rig.claim.configuration)
+        settings = (
+            Settings(rig.claim.endpoints(), rig.claim.configuration) if as_on_macos else LinuxSettings(rig)
+        )
         client = HostileClient(rig, settings, devid=DEVID)
         hand = Hand(rig)
         Program(client, settings, Operands(data), hand.act).run()

@@ -1,14 +1,14 @@
 """What well-behaved clients get while others flood the server.
 
-Each of them is served, whatever the flood is and wherever it comes from: one address, or as many as it has
-connections.  A bystander's device stays attached, and no process ends.
+At least 99 % of their requests are served, whatever the flood is and wherever it comes from: one address, or
+as many as it has connections.  A bystander's device stays attached, and no process ends.
 """
 
 from collections.abc import Iterator
 
 import pytest
 
-from tests.client import Client, Session
+from tests.client import Client, ClosedError, Session
 from tests.flood import MODES, Flood
 from tests.integration.conftest import NOTHING_BUT_ERRORS
 from tests.integration.daemon import Daemon
@@ -18,8 +18,9 @@ from usbipd.simulated.loopback import LOOPBACK_IN, LOOPBACK_OUT
 IN_USE, *FREE = (f"240-{number}" for number in range(1, 6))
 ONE = ["127.9.9.9"]
 MANY = [f"127.9.{number // 100}.{number % 100 + 1}" for number in range(300)]
-CLIENTS = 25
+CLIENTS = 50
 """Well-behaved ones beside each flood, that list the devices, and as many that import one."""
+MOST_REFUSED = CLIENTS * 2 // 100
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,20 @@ def processes(daemon: Daemon) -> list[int]:
     return [process["pid"] for process in daemon.status()["processes"]]
 
 
+def refusals(daemon: Daemon, client: Client, number: int) -> Iterator[Exception]:
+    """List the devices and import one; the errors of what the server closed the connection of."""
+    try:
+        assert len(client.devlist()) == daemon.devices
+    except (ClosedError, ConnectionError) as error:
+        yield error
+    try:
+        with client.import_device(FREE[number % len(FREE)]) as session:
+            descriptor = session.control_in(0x80, USB_REQ_GET_DESCRIPTOR, USB_DT_DEVICE << 8, length=18)
+            assert len(descriptor) == 18
+    except (ClosedError, ConnectionError) as error:
+        yield error
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("connections", [64, 300])
 @pytest.mark.parametrize("sources", [ONE, MANY], ids=["one address", "many addresses"])
@@ -56,11 +71,8 @@ def test_well_behaved_clients_are_served_beside_a_flood(
     client = Client(daemon.host, daemon.port, source="127.0.0.77")
     flood = Flood(daemon.host, daemon.port, mode, connections=connections, sources=sources, busid=IN_USE)
     with flood:
-        for number in range(CLIENTS):
-            assert len(client.devlist()) == daemon.devices
-            with client.import_device(FREE[number % len(FREE)]) as session:
-                descriptor = session.control_in(0x80, USB_REQ_GET_DESCRIPTOR, USB_DT_DEVICE << 8, length=18)
-                assert len(descriptor) == 18
+        refused = [error for number in range(CLIENTS) for error in refusals(daemon, client, number)]
+    assert len(refused) <= MOST_REFUSED, refused
     assert flood.made >= connections
     assert bystander.bulk_out(LOOPBACK_OUT, b"still here") == 10
     assert bystander.bulk_in(LOOPBACK_IN, 512) == b"still here"

@@ -32,6 +32,7 @@ from usbipd.worker.report import COUNTER_PAGE_SIZE
 _LOG: Final = logging.getLogger(__name__)
 
 _GONE: Final = "the device is gone"
+_CLAIM_LOST: Final = "the device could not be claimed again after a request that releases it"
 _CLOSED: Final = "the extension closed the channel"
 """No fault: an extension that ends while a device is being claimed does just that."""
 
@@ -69,6 +70,8 @@ class Worker:
             self._detach(self._pump.problem)
         elif wake == _pump.DEVICE_GONE:
             self._detach(_GONE)
+        elif wake == _pump.CLAIM_LOST:
+            self._detach(_CLAIM_LOST)
 
     def _read_channel(self) -> None:
         item = self._channel.receive()
@@ -131,6 +134,8 @@ class Worker:
         if self._pump.gone:
             self._channel.push(EventName.DEVICE_GONE, GoneParameters(reason=_GONE))
             self._end()
+        if self._pump.unclaimed:
+            raise UsbipdError(f"{_CLAIM_LOST}: only a new worker can claim it")
         self._channel.push(EventName.RESTORED, Nothing())
 
     def _close_client(self) -> None:
@@ -149,8 +154,8 @@ class Worker:
             raise UsbipdError("the device keeps cancelled URBs: only the end of this worker frees them")
 
     def _restore(self) -> None:
-        """What the client did to the device's settings is undone."""
-        if not self._pump.gone:
+        """What the client did to the device's settings is undone, unless it is no longer ours."""
+        if not (self._pump.gone or self._pump.unclaimed):
             result = self._pump.restore()
             if result < 0:
                 _LOG.warning("resetting the device failed: Linux errno %d", -result, extra=LIMITED)

@@ -7,6 +7,7 @@ static int macos;
 static int configuration = 1;
 static int alternates[2]; /* by interface */
 static int claimed;       /* a bit per interface */
+static int drivers = 3;   /* the same */
 static int off;           /* the same: whose endpoints a SET_INTERFACE that failed has switched off */
 static char bus[2048];    /* what the device was sent, a line each */
 
@@ -24,6 +25,7 @@ static void add(const char *format, ...)
 static void host_begin(void)
 {
     configuration = 1;
+    drivers = 3;
     macos = claimed = off = alternates[0] = alternates[1] = 0;
     bus[0] = 0;
 }
@@ -64,16 +66,27 @@ static void host_release(int interface)
     claimed &= ~(1 << interface);
 }
 
-/* proc_setconfig in devio.c; -1: not configured any more. */
-static int host_set_configuration(int value)
+/*
+ * proc_setconfig in devio.c; -1: not configured any more.  Linux leaves the active configuration before it sends another
+ * one, and does not go back to it if that fails, unless it lacked memory before all (usb_set_configuration in
+ * message.c).  A new configuration has new interfaces, and each gets its driver.
+ */
+static int host_set_configuration(int value, int answer, int host_errno)
 {
+    int other = !macos && (value < 0 ? 0 : value) != configuration;
     if (claimed)
         return LIBUSB_ERROR_BUSY;
     if (value > 2)
         return LIBUSB_ERROR_NOT_FOUND;
+    if (answer != 0 && other && host_errno != ENOMEM)
+        configuration = drivers = alternates[0] = alternates[1] = off = 0;
+    if (answer != 0)
+        return answer;
     configuration = value < 0 ? 0 : value;
     SENT("SET_CONFIGURATION %d", configuration);
     alternates[0] = alternates[1] = off = 0;
+    if (other)
+        drivers = has_interface(0) | has_interface(1) << 1;
     return 0;
 }
 

@@ -48,7 +48,10 @@ static int watched = 1;
 static struct item items[MAX_TRANSFERS]; /* submitted, oldest first */
 static int count;
 static int allocated; /* transfers that are not freed */
-static int drivers = 3; /* a bit per interface */
+static int occupied;    /* a bit per interface: another program claims it as soon as it can */
+static int late;        /* the same: a driver binds to it right before the next claim */
+static int appearing;   /* libusb watches another descriptor while it makes a list of them */
+static int lists;       /* of descriptors that were made */
 static int siblings;    /* the driver of interface 0 takes interface 1 by itself */
 static int missing;     /* which arrays of the descriptors are NULL: enum missing */
 static int hold_cancels;
@@ -64,8 +67,9 @@ static int failure_errno;
 static char journal[4096];
 static libusb_log_cb words;
 static int log_level;
+static libusb_pollfd_added_cb added;
 static libusb_pollfd_removed_cb removed;
-static void *removed_data;
+static void *notified_data;
 
 /* ---- what the test calls ---- */
 
@@ -98,6 +102,11 @@ int fake_allocated(void) { return allocated; }
 long fake_device_memory(void) { return device_memory; }
 void fake_hide_descriptors(int times) { hidden = times; }
 void fake_siblings(int on) { siblings = on; }
+void fake_without_driver(int interfaces) { drivers &= ~interfaces; }
+void fake_occupy(int interfaces) { occupied = interfaces; }
+void fake_late_drivers(int interfaces) { late = interfaces; }
+void fake_appear(void) { appearing = 1; }
+int fake_lists(void) { return lists; }
 void fake_overstate(int bytes) { overstated = bytes; }
 void fake_missing(int what) { missing = what; }
 void fake_limit_device_memory(long most) { most_device_memory = most; }
@@ -107,8 +116,8 @@ void fake_begin(void)
 {
     host_begin();
     watched = 1;
-    drivers = 3;
     sysfs = 1;
+    occupied = late = appearing = lists = 0;
     hold_cancels = captures = hidden = failure_errno = siblings = missing = overstated = 0;
     most_device_memory = 16 << 20; /* as usbfs has it */
     failing[0] = 0;
@@ -219,7 +228,7 @@ void fake_unplug(void)
         end(&items[i], LIBUSB_TRANSFER_NO_DEVICE);
     watched = 0;
     if (removed != NULL)
-        removed(ready[0], removed_data);
+        removed(ready[0], notified_data);
 }
 
 /* ---- libusb ---- */
@@ -290,6 +299,7 @@ const char *libusb_error_name(int code)
     case LIBUSB_ERROR_BUSY: return "LIBUSB_ERROR_BUSY";
     case LIBUSB_ERROR_ACCESS: return "LIBUSB_ERROR_ACCESS";
     case LIBUSB_ERROR_NO_DEVICE: return "LIBUSB_ERROR_NO_DEVICE";
+    case LIBUSB_ERROR_NOT_FOUND: return "LIBUSB_ERROR_NOT_FOUND";
     default: return "LIBUSB_ERROR";
     }
 }
@@ -381,8 +391,10 @@ int libusb_get_configuration(libusb_device_handle *handle, int *value)
 
 int libusb_set_configuration(libusb_device_handle *handle, int value)
 {
-    int code = call_with("set_configuration", value);
-    return code != 0 ? code : host_set_configuration(value);
+    int code = call_with("set_configuration", value), host_errno = errno;
+    code = host_set_configuration(value, code, host_errno);
+    errno = host_errno;
+    return code;
 }
 
 int libusb_set_interface_alt_setting(libusb_device_handle *handle, int interface, int alternate)
@@ -420,6 +432,8 @@ int libusb_detach_kernel_driver(libusb_device_handle *handle, int interface)
 int libusb_attach_kernel_driver(libusb_device_handle *handle, int interface)
 {
     int code = call_with("attach", interface);
+    if (!macos && code == 0 && !has_interface(interface))
+        code = LIBUSB_ERROR_INVALID_PARAM; /* EINVAL of proc_ioctl */
     if (!macos && code == 0 && drivers >> interface & 1)
         code = LIBUSB_ERROR_BUSY; /* proc_ioctl in drivers/usb/core/devio.c */
     if (!macos && code == 0)
@@ -434,6 +448,12 @@ int libusb_claim_interface(libusb_device_handle *handle, int interface)
     int code = call_with("claim", interface);
     if (code == 0 && !has_interface(interface))
         return LIBUSB_ERROR_NOT_FOUND;
+    if (code == 0 && !(claimed >> interface & 1)) {
+        drivers |= late & 1 << interface;
+        late &= ~(1 << interface);
+        if ((occupied | (macos ? 0 : drivers)) >> interface & 1)
+            return LIBUSB_ERROR_BUSY; /* usb_driver_claim_interface in driver.c */
+    }
     claimed |= code == 0 ? 1 << interface : 0;
     return code;
 }
@@ -547,8 +567,13 @@ const struct libusb_pollfd **libusb_get_pollfds(libusb_context *context)
 {
     static struct libusb_pollfd fd;
     static const struct libusb_pollfd *list[2];
+    lists++;
     if (hidden && hidden--)
         return NULL;
+    if (appearing) {
+        appearing = 0;
+        added(ready[0], 1, notified_data);
+    }
     fd.fd = ready[0];
     fd.events = 1; /* POLLIN */
     list[0] = watched ? &fd : NULL;
@@ -557,9 +582,10 @@ const struct libusb_pollfd **libusb_get_pollfds(libusb_context *context)
 
 void libusb_free_pollfds(const struct libusb_pollfd **pollfds) {}
 
-void libusb_set_pollfd_notifiers(libusb_context *context, libusb_pollfd_added_cb added,
+void libusb_set_pollfd_notifiers(libusb_context *context, libusb_pollfd_added_cb on_added,
                                  libusb_pollfd_removed_cb on_removed, void *data)
 {
+    added = on_added;
     removed = on_removed;
-    removed_data = data;
+    notified_data = data;
 }

@@ -13,6 +13,8 @@ import pytest
 from tests.unit.worker.libusb_rig import BULK_IN, ISO_IN, VENDOR_IN, LibusbRig, bus, fake, journal
 from usbipd.protocol.constants import (
     LINUX_EILSEQ,
+    LINUX_EINVAL,
+    LINUX_EMSGSIZE,
     LINUX_ENOMEM,
     LINUX_EOVERFLOW,
     LINUX_EPIPE,
@@ -20,7 +22,7 @@ from usbipd.protocol.constants import (
     LINUX_ETIMEDOUT,
 )
 
-ERROR_IO, ERROR_PIPE, ERROR_OTHER = -1, -9, -99  # enum libusb_error
+ERROR_IO, ERROR_INVALID_PARAM, ERROR_PIPE, ERROR_OTHER = -1, -2, -9, -99  # enum libusb_error
 LINUX_ENOSPC = 28  # include/uapi/asm-generic/errno-base.h
 
 SET_CONFIGURATION, SET_CONFIGURATION_2 = "00 09 0100 0000 0000", "00 09 0200 0000 0000"
@@ -232,6 +234,31 @@ def test_what_does_not_exist_is_refused_as_a_device_would(as_on_macos: bool, set
     assert bus() == []
     assert works(rig)
     rig.close()
+
+
+@pytest.mark.parametrize("as_on_macos", [False, True])
+@pytest.mark.parametrize(
+    "setup", ["00 09 0700 0000 0000", "01 0b 0700 0100 0000"], ids=["configuration", "setting"]
+)
+def test_what_does_not_exist_ends_no_urb_and_changes_no_setting(as_on_macos: bool, setup: str) -> None:
+    rig = LibusbRig(as_on_macos=as_on_macos)
+    assert rig.control(STREAMS_ON).status == 0
+    stream, bulk = rig.submit(ISO_IN, 4, packets=[(0, 4)]), rig.submit(BULK_IN, 4)
+    rig.waiting(stream, bulk)
+    bus(), journal()
+    assert rig.control(setup).status == -LINUX_EPIPE
+    assert (bus(), journal()) == ([], [])
+    for submit, endpoint in ((stream, ISO_IN), (bulk, BULK_IN)):
+        [reply] = rig.ended(endpoint, data=b"data")
+        assert (reply.seqnum, reply.status, reply.data) == (submit.seqnum, 0, b"data")
+    rig.close()
+
+
+def test_an_isochronous_packet_that_usbfs_finds_too_long(rig: LibusbRig) -> None:
+    assert rig.control(STREAMS_ON).status == 0
+    for host, status in ((errno.EMSGSIZE, LINUX_EMSGSIZE), (errno.EINVAL, LINUX_EINVAL)):
+        fake.fake_fail_errno(b"submit", ERROR_INVALID_PARAM, host)
+        assert rig.exchange(rig.submit(ISO_IN, 4, packets=[(0, 4)]))[0].status == -status
 
 
 def test_an_urb_that_the_host_refuses(rig: LibusbRig) -> None:

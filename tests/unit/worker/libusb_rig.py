@@ -40,9 +40,15 @@ def submitted(endpoint: int) -> tuple[int, int, int, bytes]:
 class LibusbRig(Rig):
     """The pump of the fake device, claimed."""
 
-    def __init__(self, *, as_on_macos: bool = False, device_memory: DeviceMemory = "on") -> None:
+    def __init__(
+        self,
+        *,
+        as_on_macos: bool = False,
+        device_memory: DeviceMemory = "on",
+        claim: type[Claim] = Claim,
+    ) -> None:
         fake.fake_macos(int(as_on_macos))
-        self.claim = Claim(1, 2, as_on_macos=as_on_macos)
+        self.claim = claim(1, 2, as_on_macos=as_on_macos)
         self.claim.take()
         transfers = _pump.LibusbTransfers(self.claim, as_on_macos=as_on_macos, device_memory=device_memory)
         self._start(transfers, self.claim.endpoints(), self.claim.configuration)

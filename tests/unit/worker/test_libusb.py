@@ -12,6 +12,7 @@ from tests.unit.worker.fake_libusb import HERE, environment_with_fake, environme
 
 CASES = [
     "libusb_cases.py",
+    "libusb_claim_cases.py",
     "libusb_request_cases.py",
     "libusb_races.py",
     "libusb_macos_cases.py",

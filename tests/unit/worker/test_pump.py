@@ -124,6 +124,14 @@ def test_set_configuration_ends_pending_urbs_and_settings(rig: Rig) -> None:
     assert rig.control("00 09 0700 0000 0000").status == -LINUX_EPIPE
 
 
+@pytest.mark.parametrize("setup", ["00 09 0700 0000 0000", "01 0b 0700 0000 0000"])
+def test_a_configuration_or_setting_that_does_not_exist_ends_no_urb(rig: Rig, setup: str) -> None:
+    waiting = rig.submit(LOOP_IN, 512)
+    assert rig.exchange(waiting) == []
+    assert rig.control(setup).status == -LINUX_EPIPE
+    assert rig.counters.in_flight == 1
+
+
 def test_set_configuration_that_the_device_fails_leaves_its_endpoints(rig: Rig) -> None:
     rig.control("01 0b 0100 0100 0000")
     rig.device.reset_error = RuntimeError("stuck")
