@@ -139,6 +139,8 @@ def load(path: Path) -> ServerConfig:
         with os.fdopen(open_trusted(path, os.O_RDONLY), encoding="utf-8") as file:
             text = file.read()
     except UntrustedError as error:
+        if path.is_char_device():  # such as /dev/null, which every user may write
+            raise UsageError(f"{path}: not a regular file", code="bad-config") from error
         raise UsageError(
             f"{path}: refusing to read it: {error}",
             code="bad-config",

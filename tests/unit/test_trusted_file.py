@@ -150,6 +150,12 @@ def test_a_link_in_a_directory_of_another_user_is_not_followed(
 
 
 @as_root
+def test_a_device_is_no_configuration() -> None:
+    with pytest.raises(UsageError, match="/dev/null: not a regular file"):
+        load(Path("/dev/null"))
+
+
+@as_root
 def test_the_configuration_is_root_s(file: Path) -> None:
     assert load(file).listen == ("127.0.0.1",)
     os.chown(file.parent.parent, ANNA, 0)

@@ -94,6 +94,8 @@ class Claim:
         self.failure: Failure | None = None
         self._chronicle = chronicle
         self._session: _Session | None = None
+        self.detached_by: str | None = None
+        """The user who ends the session; the history then names that user as the reason."""
         self._held_since: float | None = None
         """Of the monotonic clock, in seconds: when the worker took the device; None: it has none."""
         self._is_gone = False
@@ -250,6 +252,7 @@ class Claim:
 
     def _end_session(self, reason: str) -> None:
         session, counters, self._session = self._session, self.counters(), None
+        by, self.detached_by = self.detached_by, None
         if session is None:
             return
         moved_in, moved_out = (0, 0) if counters is None else (counters.bytes_in, counters.bytes_out)
@@ -257,7 +260,7 @@ class Claim:
             HistoryEvent.DETACHED,
             self.record,
             client=session.client,
-            reason=reason,
+            reason=reason if by is None else f"by {by}",
             seconds=time.monotonic() - session.since,
             bytes_in=max(0, moved_in - session.bytes_in),
             bytes_out=max(0, moved_out - session.bytes_out),

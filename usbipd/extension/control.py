@@ -122,7 +122,7 @@ class Answers:
                 return unbound
             case Command.DETACH:
                 assert isinstance(parameters, DetachParameters)
-                client = await manager.detach(parameters.busid)
+                client = await manager.detach(parameters.busid, user)
                 _LOG.info("%s detached from %s by %s", client, parameters.busid, user)
                 return DetachResult(client=client)
         raise _not_here(request.command)

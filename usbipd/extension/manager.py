@@ -208,9 +208,17 @@ class SystemExtensionManager:
                 )
             return UnbindResult(bindings=reports, busids=await self._release_unbound())
 
-    async def detach(self, busid: str) -> str:
+    async def detach(self, busid: str, by: str) -> str:
         """End the session of the client that uses the device; who it was.  Raises `UsbipdError`."""
-        return await self._claimer.disconnect(busid)
+        claim = self.claims.get(busid)
+        if claim is not None:
+            claim.detached_by = by
+        try:
+            return await self._claimer.disconnect(busid)
+        except UsbipdError:
+            if claim is not None:
+                claim.detached_by = None
+            raise
 
     async def list_devices(self) -> list[DeviceReport]:
         """Every device that is or could be shared.  Raises `UsbipdError` if libusb cannot list them."""

@@ -270,12 +270,17 @@ def test_detach_ends_the_session_and_leaves_the_device_shared(host: Host) -> Non
         await host.bind("1-2")
         host.manager.claims["1-2"].attached("192.0.2.1:5")
         assert (await host.device("1-2")).client == "192.0.2.1:5"
-        assert await host.manager.detach("1-2") == "192.0.2.1:5"
+        assert await host.manager.detach("1-2", "anna") == "192.0.2.1:5"
         await host.until_state("1-2", DeviceState.SHARED)
         [ended] = host.store.happened(HistoryEvent.DETACHED)
-        assert (ended["client"], ended["busid"]) == ("192.0.2.1:5", "1-2")
+        assert (ended["client"], ended["busid"], ended["reason"]) == ("192.0.2.1:5", "1-2", "by anna")
+        host.manager.claims["1-2"].attached("192.0.2.1:6")
+        host.spawner.last.detach()
+        await host.until_state("1-2", DeviceState.SHARED)
+        ended = host.store.happened(HistoryEvent.DETACHED)[-1]
+        assert ended["reason"] != "by anna", "that client left by itself"
         with pytest.raises(UsbipdError, match="no client uses 1-2"):
-            await host.manager.detach("1-2")
+            await host.manager.detach("1-2", "anna")
         await host.manager.stop()
 
     run(test())

@@ -298,8 +298,8 @@ HELLO = Conversation().hello()
         (encode_frame(b"\xc1 rubbish", descriptor=False), "cannot be read"),
         (response_frame(1, Nothing()), "before hello"),
         (HELLO + HELLO, "second hello"),
-        (HELLO + response_frame(1, Nothing()), "never asked"),
-        (HELLO + response_frame(0, Nothing()), "never asked"),
+        (HELLO + response_frame(1, Nothing()), "unexpected or duplicate answer"),
+        (HELLO + response_frame(0, Nothing()), "unexpected or duplicate answer"),
         (HELLO + request_frame(1, "x", Command.CLAIM, Nothing()), "none came"),
         (HELLO + request_frame(1, "x", Command.STATUS, Nothing()), "server may not send status"),
         (HELLO + event_frame(EventName.RESTORED, Nothing()), "server may not send restored"),
@@ -343,7 +343,7 @@ def test_an_answer_comes_once(is_wanted: bool) -> None:
         other.sendall(response_frame(1, Nothing()))
         reason = await extension.reason()
         assert reason is not None
-        assert "or is answered" in reason.message
+        assert "duplicate answer" in reason.message
         other.close()
 
     run(test())
@@ -360,7 +360,7 @@ def test_the_second_answer_in_one_piece_with_the_first() -> None:
         other.sendall(HELLO + response_frame(1, Nothing()) * 2)
         reason = await extension.reason()
         assert reason is not None
-        assert "or is answered" in reason.message
+        assert "duplicate answer" in reason.message
         assert await asking == Nothing()
         other.close()
 

@@ -142,7 +142,7 @@ def test_a_container_with_a_user_namespace(kernel: Kernel, monkeypatch: pytest.M
     monkeypatch.setattr(uevents, "hears_the_kernel", lambda: False)
     kernel.listener.start()
     assert kernel.events == 0
-    assert "user namespaces" in kernel.ends[0]
+    assert "user namespace" in kernel.ends[0]
 
 
 def test_this_host() -> None:
