@@ -75,6 +75,7 @@ def test_a_worker_that_spins_is_replaced_by_detach(start: Start) -> None:
     assert daemon.wait_for_state(busid, "shared")["worker_pid"] != before
     [ended] = [entry for entry in daemon.document("history")["entries"] if entry["event"] == "detached"]
     assert ended["busid"] == busid
+    assert ended["reason"].startswith("by ")
     assert "did not end its client's session within 2 s" in ended["reason"]
 
 

@@ -154,7 +154,7 @@ class Claim:
         """The worker is gone, and its client with it; another one comes in `next_try` seconds."""
         assert self.worker is not None, "only what was taken can be lost"
         reason = f"the worker ended with {self.worker.exit}"
-        self._end_session(reason)
+        self._end_session(reason if self.detached_by is None else f"by {self.detached_by}: {reason}")
         if self._is_gone:  # perhaps it is back already, and claimed again before anybody misses it
             self._end_claim(HistoryEvent.UNPLUGGED)
         else:
@@ -218,7 +218,8 @@ class Claim:
             return  # said before it read that it is to give its device back
         if event.event is EventName.DETACHED and self.state is ClaimState.ATTACHED:
             assert isinstance(event.parameters, DetachedParameters)
-            self._end_session(event.parameters.reason)
+            by = self.detached_by
+            self._end_session(event.parameters.reason if by is None else f"by {by}")
             self._become(ClaimState.RESTORING)
         elif event.event is EventName.RESTORED and self.state is ClaimState.RESTORING:
             self._become(ClaimState.READY)
@@ -252,7 +253,7 @@ class Claim:
 
     def _end_session(self, reason: str) -> None:
         session, counters, self._session = self._session, self.counters(), None
-        by, self.detached_by = self.detached_by, None
+        self.detached_by = None
         if session is None:
             return
         moved_in, moved_out = (0, 0) if counters is None else (counters.bytes_in, counters.bytes_out)
@@ -260,7 +261,7 @@ class Claim:
             HistoryEvent.DETACHED,
             self.record,
             client=session.client,
-            reason=reason if by is None else f"by {by}",
+            reason=reason,
             seconds=time.monotonic() - session.since,
             bytes_in=max(0, moved_in - session.bytes_in),
             bytes_out=max(0, moved_out - session.bytes_out),

@@ -103,7 +103,7 @@ async def check_libusb(subject: Subject) -> list[Finding]:
     if subject.host.mac_version and version < RECOMMENDED_ON_MACOS:
         return [
             warning(
-                f"{name} has known faults on macOS: {_dotted(RECOMMENDED_ON_MACOS)} mends them",
+                f"{name} has known faults on macOS: {_dotted(RECOMMENDED_ON_MACOS)} fixes them",
                 "Install the newest one: `brew upgrade libusb`.",
                 _START_AGAIN,
             )

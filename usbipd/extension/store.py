@@ -266,7 +266,7 @@ class Store:
                 UsbipdError(
                     f"{_entries(self._queue.lost)} of the history could not be written and are lost",
                     code="store",
-                    advice="the log says why; start usbipd again when that is mended",
+                    advice="the log says why; start usbipd again when that is fixed",
                 )
             )
         return problems

@@ -29,7 +29,7 @@ _SPEEDS: Final = {"1.5": Speed.LOW, "12": Speed.FULL, "480": Speed.HIGH}
 """In Mbit/s, as speed_show in drivers/usb/core/sysfs.c has them; a larger number is super speed."""
 
 _IMPORTED_ERROR: Final = UsbipdError(
-    "it is imported from another host, and sharing it again could run in a circle",
+    "it is imported from another host, and sharing it again could make two hosts re-export it to each other",
     code="imported",
     advice="`offer_imported = true` in usbipd.toml offers it all the same",
 )
