@@ -235,6 +235,7 @@ def system_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Sysl
     monkeypatch.setattr(log, "_SYSLOG_SOCKETS", (tmp_path / "log",))
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
+    root.handlers.clear()  # else they are closed, and write what they have held back
     yield Syslog(monkeypatch)
     root.handlers[:] = before
     root.setLevel(level)
