@@ -68,7 +68,8 @@ def test_a_server_lets_in_who_is_allowed_and_nobody_else(start_daemon: StartDaem
         with client(daemon, source).connect() as connection, pytest.raises(ClosedError):
             read_some(connection, 1)  # it is closed though it has not said a word
         assert answer_to_import(daemon, source, SERIAL) == b""
-    daemon.log.wait_for(" 127.0.2.0:", daemon.log.lines().index(daemon.log.wait_for(" 127.0.2.0:")) + 1)
+    first = daemon.log.wait_for(" 127.0.2.0:")
+    daemon.log.wait_for(" 127.0.2.0:", daemon.log.lines().index(first) + 1)
     refused = [line for line in daemon.log.lines() if " refused: its address is not allowed" in line]
     sources = [line.split("]: ")[1].partition(":")[0] for line in refused]
     assert sources == [source for source in ("127.0.0.1", "127.0.0.3", "127.0.2.0") for _twice in range(2)]
