@@ -456,6 +456,7 @@ def test_no_descriptor_left_for_a_connection(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It waits until there is one, and neither spins nor floods the log meanwhile."""
+    monkeypatch.setattr("usbipd.extension.control.ACCEPT_PAUSE", 1.0)  # longer than the turns below may take
 
     async def test() -> None:
         async with daemon.listening():
