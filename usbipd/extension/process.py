@@ -137,7 +137,8 @@ class Extension:
         # daemon(7): neither it nor a child keeps a file system busy; all paths are absolute by now
         os.chdir("/")
         async with contextlib.AsyncExitStack() as stack:
-            stack.callback(self._files.remove, made=made)
+            # one that was killed has left us its directory with its socket
+            stack.callback(self._files.remove, made=made or was_killed)
             stack.callback(control.close)
             if self._log_file.path is not None:
                 self._files.write_pid()
