@@ -23,7 +23,7 @@ done
 # second of it: a line with the path does the same.  And the first start reads every file from the host: do that
 # while the modules load.
 packages=$(<$JOB/packages)
-for pth in "$packages"/__editable__.usbipd-*.pth; do
+for pth in "$packages"/__editable__.usbipd_ext-*.pth; do
     cp $JOB/pth "$pth"
 done
 rm -f "$packages/distutils-precedence.pth"
