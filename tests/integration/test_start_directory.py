@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.integration.daemon import COMMAND, PATIENCE, Lines
+from tests.integration.daemon import COMMAND, PATIENCE, Daemon, Lines
 
 
 def test_relative_paths_count_from_it_and_no_process_stays_in_it(tmp_path: Path) -> None:
@@ -39,3 +39,17 @@ def test_relative_paths_count_from_it_and_no_process_stays_in_it(tmp_path: Path)
         log.close()
     assert (tmp_path / "state" / "usbipd.sqlite").is_file()
     assert (tmp_path / "disk.img").is_file()
+
+
+def test_a_socket_directory_goes_with_the_daemon_that_made_it_or_the_next_one(tmp_path: Path) -> None:
+    made, given = tmp_path / "made", tmp_path / "given"
+    killed = Daemon(tmp_path, "loopback", "", "--socket", str(made / "control.sock"))
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.process.wait(PATIENCE)
+    given.mkdir(mode=0o700)
+    for directory in (made, given):
+        following = Daemon(tmp_path, "loopback", "", "--socket", str(directory / "control.sock"))
+        following.process.send_signal(signal.SIGINT)
+        assert following.process.wait(PATIENCE) == 0
+    assert not made.exists()
+    assert given.exists(), "a user made it"
