@@ -121,9 +121,8 @@ class DeviceClaimer:
             await self.release_device(record.busid, timeout=END_TIMEOUT)
         first: asyncio.Future[ClaimedDevice] = asyncio.get_running_loop().create_future()
         self._start_keeper(record, first, force=force)
-        await asyncio.wait(
-            {first}
-        )  # not shield(), which logs what becomes of it when our caller was cancelled
+        # not shield(), which logs what becomes of it when our caller was cancelled
+        await asyncio.wait({first})
         return first.result()
 
     async def restore_claimed_devices(self, records: Sequence[DeviceRecord]) -> None:
