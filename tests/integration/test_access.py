@@ -9,6 +9,7 @@ import pytest
 from tests.client import Client, ClosedError, RefusedError, read_some
 from tests.integration.conftest import ECHO_IN, ECHO_OUT, StartDaemon
 from tests.integration.daemon import Daemon
+from tests.loopback import from_other_addresses
 from usbipd.limiter import BURST
 from usbipd.protocol.constants import OP_HEADER_SIZE, ST_NODEV
 from usbipd.protocol.op import encode_import_reply, encode_import_request
@@ -16,6 +17,8 @@ from usbipd.simulated.descriptors import ID_VENDOR
 from usbipd.simulated.loopback import Loopback
 from usbipd.simulated.serial import Serial
 from usbipd.usb.descriptors import parse_device
+
+pytestmark = from_other_addresses
 
 LOOPBACK, SERIAL = "240-1", "240-2"
 """Busids of the two devices of these tests, which are started as "loopback,serial"."""

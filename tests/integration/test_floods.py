@@ -12,12 +12,14 @@ from tests.client import Client, ClosedError, Session
 from tests.flood import MODES, Flood
 from tests.integration.conftest import NOTHING_BUT_ERRORS
 from tests.integration.daemon import Daemon
+from tests.loopback import FLOOD, from_other_addresses
 from usbipd.protocol.constants import USB_DT_DEVICE, USB_REQ_GET_DESCRIPTOR
 from usbipd.simulated.loopback import LOOPBACK_IN, LOOPBACK_OUT
 
+pytestmark = from_other_addresses
+
 IN_USE, *FREE = (f"240-{number}" for number in range(1, 6))
 ONE = ["127.9.9.9"]
-MANY = [f"127.9.{number // 100}.{number % 100 + 1}" for number in range(300)]
 CLIENTS = 50
 """Well-behaved ones beside each flood, that list the devices, and as many that import one."""
 MOST_REFUSED = CLIENTS * 2 // 100
@@ -62,7 +64,7 @@ def refusals(daemon: Daemon, client: Client, number: int) -> Iterator[Exception]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("connections", [64, 300])
-@pytest.mark.parametrize("sources", [ONE, MANY], ids=["one address", "many addresses"])
+@pytest.mark.parametrize("sources", [ONE, FLOOD], ids=["one address", "many addresses"])
 @pytest.mark.parametrize("mode", MODES)
 def test_well_behaved_clients_are_served_beside_a_flood(
     daemon: Daemon, bystander: Session, mode: str, sources: list[str], connections: int

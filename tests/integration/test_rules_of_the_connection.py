@@ -14,6 +14,7 @@ import pytest
 from tests.client import Client, Session
 from tests.integration.conftest import Attach, StartDaemon
 from tests.integration.daemon import Daemon
+from tests.loopback import from_other_addresses
 from usbipd.protocol.constants import (
     USB_DT_DEVICE,
     USB_RECIP_INTERFACE,
@@ -115,6 +116,7 @@ def device_descriptor(session: Session) -> bytes:
     return session.control_in(0x80, USB_REQ_GET_DESCRIPTOR, USB_DT_DEVICE << 8, length=18)
 
 
+@from_other_addresses
 def test_a_limit_per_address_leaves_room_for_others(start_daemon: StartDaemon) -> None:
     """Who has too many connections displaces his own oldest one."""
     limits = "[limits]\nmax_connections = 8\nmax_connections_per_address = 4\nhandshake_timeout = 60\n"

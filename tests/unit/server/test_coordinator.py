@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.loopback import from_other_addresses
 from tests.unit.own_log import own_log
 from tests.unit.server.rig import (
     DEVICE,
@@ -50,6 +51,7 @@ def test_idle_connections_never_keep_out_one_that_speaks(
     assert caplog.text.count("closed: more than 5 connections") == 26
 
 
+@from_other_addresses
 def test_who_floods_displaces_himself() -> None:
     async def test() -> None:
         async with serving(total=5) as server:
@@ -102,6 +104,7 @@ async def has_left(client: Streams) -> bool:
     return False
 
 
+@from_other_addresses
 def test_of_those_that_have_all_spoken_the_oldest_of_the_busiest_source_leaves() -> None:
     async def test() -> None:
         async with serving(total=4) as server:
@@ -117,6 +120,7 @@ def test_of_those_that_have_all_spoken_the_oldest_of_the_busiest_source_leaves()
     asyncio.run(test())
 
 
+@from_other_addresses
 def test_a_client_that_has_just_come_is_not_displaced_by_those_that_wait() -> None:
     """It would be the only one that has not spoken."""
 
@@ -136,6 +140,7 @@ def test_a_client_that_has_just_come_is_not_displaced_by_those_that_wait() -> No
     asyncio.run(test())
 
 
+@from_other_addresses
 def test_one_that_waits_for_its_turn_leaves_before_one_that_waits_for_a_device() -> None:
     """However much older the other one is: to end it costs more."""
 
@@ -156,6 +161,7 @@ def test_one_that_waits_for_its_turn_leaves_before_one_that_waits_for_a_device()
     asyncio.run(test())
 
 
+@from_other_addresses
 def test_one_that_does_not_read_its_reply_may_have_to_leave() -> None:
     async def test() -> None:
         async with serving(total=2, send_buffer=4096) as server:
@@ -174,6 +180,7 @@ def test_one_that_does_not_read_its_reply_may_have_to_leave() -> None:
     asyncio.run(test())
 
 
+@from_other_addresses
 def test_those_that_our_processes_work_for_are_not_displaced(caplog: pytest.LogCaptureFixture) -> None:
     """The next client is accepted when one of them has its answer."""
 
@@ -316,6 +323,7 @@ def test_a_client_that_closes_its_half_behind_the_request_gets_its_list() -> Non
     asyncio.run(test())
 
 
+@from_other_addresses
 def test_who_is_not_allowed_is_closed_before_a_byte_is_read() -> None:
     async def test() -> None:
         async with serving(allow=["127.0.0.2", "127.0.1.0/24"]) as server:
@@ -330,6 +338,7 @@ def test_who_is_not_allowed_is_closed_before_a_byte_is_read() -> None:
     asyncio.run(test())
 
 
+@from_other_addresses
 def test_who_is_not_allowed_costs_no_slot() -> None:
     async def test() -> None:
         async with serving(total=1, allow=["127.0.0.2"]) as server:
@@ -342,6 +351,7 @@ def test_who_is_not_allowed_costs_no_slot() -> None:
     asyncio.run(test())
 
 
+@from_other_addresses
 @pytest.mark.parametrize(
     ("request_bytes", "source", "line"),
     [
@@ -377,6 +387,7 @@ def test_a_flood_is_few_lines_whose_numbers_add_up(request_bytes: bytes, source:
         assert f" {number - BURST} more lines like this, the last one: {source}:" in log_of_it.lines(line)[-1]
 
 
+@from_other_addresses
 def test_who_waits_to_be_refused_does_not_keep_others_waiting() -> None:
     """All of them have connected before the server gets to accept; the first one that it accepts is served
     while the rest still queue."""

@@ -5,14 +5,14 @@ import asyncio
 import pytest
 
 from tests.flood import Flood
+from tests.loopback import FLOOD, from_other_addresses
 from tests.unit.server.rig import DEVICE, PATIENCE, serving
 from usbipd.protocol.constants import ST_DEV_BUSY
 from usbipd.protocol.op import encode_devlist_reply, encode_devlist_request
 from usbipd.server.extension import MOST_AT_ONCE, MOST_WAITING
 
-MANY = [f"127.9.{number // 100}.{number % 100 + 1}" for number in range(300)]
 
-
+@from_other_addresses
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["devlist", "import", "leave"])
 def test_what_is_under_way_at_the_extension_stays_limited(mode: str) -> None:
@@ -22,7 +22,7 @@ def test_what_is_under_way_at_the_extension_stays_limited(mode: str) -> None:
             extension.status, extension.is_patient = ST_DEV_BUSY, True
             host, port = server.address
             flood = await asyncio.to_thread(
-                Flood, host, port, mode, connections=300, sources=MANY, busid=DEVICE.busid
+                Flood, host, port, mode, connections=300, sources=FLOOD, busid=DEVICE.busid
             )
             for _number in range(20):
                 reply = await server.ask(encode_devlist_request(), source="127.0.0.77")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.loopback import from_other_addresses
 from usbipd.addresses import parse_listen
 from usbipd.errors import UsbipdError
 from usbipd.ipc.channel import BlockingChannel
@@ -111,6 +112,7 @@ def server() -> Iterator[Server]:
         running.kill()
 
 
+@from_other_addresses
 def test_the_level_of_the_log_follows_the_extension(server: Server) -> None:
     server.serve(allow=[], log_level="error")
     for source, level in (("127.0.0.1", "info"), ("127.0.0.2", "error"), ("127.0.0.3", "info")):
@@ -130,6 +132,7 @@ def test_it_says_that_it_lives(server: Server) -> None:
     assert server.end() == []
 
 
+@from_other_addresses
 def test_who_may_come_is_the_extensions_to_say(server: Server) -> None:
     server.serve(allow=["127.0.0.2"], log_level="info")
     server.meet("127.0.0.1")
