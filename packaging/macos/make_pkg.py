@@ -24,6 +24,8 @@ IDENTIFIER: Final = "org.usbipd.pkg"
 EXECUTABLE: Final = "./Library/usbipd/usbipd"
 FIXED_TIME: Final = 1_577_836_800
 """2020-01-01, in UTC."""
+BY_APPLE: Final = sys.platform == "darwin"
+"""Whether Apple's tools make the package."""
 LATEST: Final = 0xFFFF_FFFF
 """What the 32-bit times in a Bom can say."""
 
@@ -61,7 +63,7 @@ def make(stage: Path, version: str, output: Path) -> None:
     except UnfitError as error:
         raise UnfitError(f"{EXECUTABLE}: {error}") from error
     if not processors:
-        if sys.platform == "darwin":
+        if BY_APPLE:
             raise UnfitError(f"{EXECUTABLE} is no Mach-O executable")
         print(
             "make_pkg: the executable is not one of macOS: this package is for reading and tests",
@@ -71,7 +73,7 @@ def make(stage: Path, version: str, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
         made = Path(scratch, output.name)
-        if sys.platform == "darwin":
+        if BY_APPLE:
             by_apple(stage, version, processors, made)
         else:
             text = distribution(version, processors, f"#{product.COMPONENT}")

@@ -1,6 +1,7 @@
 """A stage tree and its package for all tests, and a Mac of each test's own."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import licenses
@@ -11,6 +12,14 @@ from stage import stage
 from tests.unit.packaging.built import BUILT
 from tests.unit.packaging.flat_reader import Package, read_package
 from tests.unit.packaging.mac import SHELLS, Mac
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_apples_tools() -> Iterator[None]:
+    """The package is made by flatpkg/, also on a Mac: Apple's tools would refuse an executable of a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(make_pkg, "BY_APPLE", False)
+        yield
 
 
 @pytest.fixture(scope="session")

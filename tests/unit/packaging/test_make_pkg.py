@@ -130,7 +130,7 @@ def calls(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("pkgbuild", "productbuild", "productsign"):
         (tmp_path / name).write_text(TOOL)
         (tmp_path / name).chmod(0o755)
-    monkeypatch.setattr(make_pkg.sys, "platform", "darwin")
+    monkeypatch.setattr(make_pkg, "BY_APPLE", True)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     monkeypatch.setenv("FAILS", "")
