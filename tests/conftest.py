@@ -9,6 +9,7 @@ FUZZ_EXAMPLES new ones of each, and what fails is printed with the line that run
 
 import os
 import signal
+import sys
 
 import pytest
 from hypothesis import settings
@@ -20,6 +21,10 @@ settings.register_profile(
     "fuzz", deadline=None, print_blob=True, max_examples=int(os.environ.get("FUZZ_EXAMPLES", "2000"))
 )
 settings.load_profile("test")
+
+# Below $TMPDIR, which is long on a Mac, the path of a control socket would be too long (`MAX_SOCKET_PATH`).
+if sys.platform == "darwin":
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/tmp")
 
 # A shell has what it starts in the background ignore SIGINT, and so would all that is started by that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

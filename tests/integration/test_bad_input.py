@@ -10,6 +10,7 @@ import socket
 import struct
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from tests import golden
@@ -399,8 +400,7 @@ def test_a_client_that_never_reads(attach: Attach, bystander: Bystander, daemon:
 
 def resident_size(pid: int) -> int:
     """Bytes of memory that a process has."""
-    with open(f"/proc/{pid}/statm") as file:  # noqa: PTH123
-        return int(file.read().split()[1]) * resource.getpagesize()
+    return int(psutil.Process(pid).memory_info().rss)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.client import Client, ClosedError, RefusedError
@@ -227,7 +228,7 @@ def test_a_thousand_sessions_cost_nothing(start_daemon: StartDaemon) -> None:
         return {process["pid"]: process["memory"] for process in daemon.status()["processes"]}
 
     def descriptors() -> dict[int, int]:
-        return {pid: len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in before}
+        return {pid: psutil.Process(pid).num_fds() for pid in before}
 
     for _warm in range(100):
         session()

@@ -13,11 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
 import pytest
 
 from tests.client import Client, ClosedError, Session
 from tests.integration.conftest import ECHO_IN, ECHO_OUT, StartDaemon
-from tests.integration.daemon import COMMAND, PATIENCE, Daemon, until
+from tests.integration.daemon import COMMAND, PATIENCE, Daemon, running, until
 from tests.programs import EXECUTABLE
 from usbipd.worker_uids import DEFAULT_UIDS, parse_uids
 
@@ -32,14 +33,6 @@ def processes(daemon: Daemon, role: str) -> list[dict[str, Any]]:
 def pid_of(daemon: Daemon, role: str) -> int:
     [process] = processes(daemon, role)
     return int(process["pid"])
-
-
-def has_ended(pid: int) -> bool:
-    """Whether the process is no more, or only waits for init to notice that."""
-    try:
-        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 def descriptors(pid: int) -> dict[int, str]:
@@ -268,7 +261,7 @@ def test_children_of_a_killed_extension_end(tmp_path: Path) -> None:
         daemon.kill()
         with pytest.raises(ClosedError):
             session.bulk_in(ECHO_IN, 512)
-    until(lambda: all(has_ended(pid) for pid in children))
+    until(lambda: not running(children))
     successor = Daemon(tmp_path, "serial,loopback")  # on the same control socket
     successor.stop()
 
@@ -392,7 +385,7 @@ def test_descriptors_do_not_grow(start_daemon: StartDaemon) -> None:
 
     def held() -> dict[int, int]:
         return {
-            process["pid"]: len(list(Path(f"/proc/{process['pid']}/fd").iterdir()))
+            process["pid"]: psutil.Process(process["pid"]).num_fds()
             for process in daemon.status()["processes"]
         }
 
