@@ -45,6 +45,13 @@ def test_no_expression_is_pasted_into_a_shell(text: str) -> None:
         assert "${{" not in script, script
 
 
+def test_what_it_runs_exists(text: str) -> None:
+    for script in re.findall(r"(?m)(?:^|[ ;|])((?:\.ci|packaging|tests)/[\w./-]+)(?=[ ;\n])", text):
+        path = ROOT / script
+        assert path.exists(), script
+        assert path.is_dir() or path.suffix == ".py" or os.access(path, os.X_OK), script
+
+
 def steps(job: str) -> list[str]:
     """The steps of a job of the release."""
     jobs = dict(JOB.findall(RELEASE.read_text().partition("\njobs:\n")[2]))
@@ -108,3 +115,35 @@ def test_a_tag_names_the_version(
     assert check_tag.main() == code
     said = f"the tag is {tag}, but pyproject.toml has the version {version}\n"
     assert capsys.readouterr().err == (said if code else "")
+
+
+CRASH = '{"app_name":"%s","timestamp":"2026-12-01 09:40:25.00 +0000"}\n{\n  "procName" : "%s"\n}\n'
+"""How a report of macOS begins."""
+
+
+@pytest.mark.parametrize(
+    ("file", "process", "code"),
+    [
+        ("Xcode-1.ips", "Xcode", 0),
+        ("python3.12-1.ips", "python3.12", 1),
+        ("Python-1.ips", "Python", 1),
+        ("usbipd-ext-1.ips", "usbipd-ext", 1),
+        ("panic-full-1.panic", "", 1),
+    ],
+)
+def test_crashes_of_ours_fail_the_workflow(tmp_path: Path, file: str, process: str, code: int) -> None:
+    reports, output = tmp_path / "DiagnosticReports", tmp_path / "output"
+    (reports / "Retired").mkdir(parents=True)
+    (reports / "Retired" / file).write_text(CRASH % (process, process))
+    old = reports / "python3-0.ips"
+    old.write_text(CRASH % ("python3", "python3"))
+    os.utime(old, (0, 0))
+    done = subprocess.run(
+        [ROOT / ".ci/crash-reports", output, tmp_path / "absent", reports],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert [path.name for path in output.iterdir()] == [file]
+    assert (file in done.stderr) == bool(code)
