@@ -12,10 +12,12 @@ from typing import Final
 import pytest
 
 from tests.unit.extension.fakes import run, until
+
+if sys.platform != "linux":  # the module that is tested refuses to be imported elsewhere
+    pytest.skip("the events of Linux", allow_module_level=True)
+
 from usbipd.usb import uevents
 from usbipd.usb.uevents import UeventListener, hears_the_kernel, tells_of_device
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the events of Linux")
 
 
 def event(action: str, path: str, **fields: str) -> bytes:
