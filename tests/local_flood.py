@@ -17,7 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from usbipd.ipc.channel import Conversation, FrameDecoder, request_frame
+from usbipd.ipc.conversation import Conversation, request_frame
+from usbipd.ipc.framing import FrameDecoder
 from usbipd.ipc.messages import MAX_MESSAGE, Command, Nothing
 
 CONNECTIONS: Final = 32

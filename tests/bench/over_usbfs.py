@@ -33,8 +33,9 @@ from tests.bench.result import Comparison
 from tests.bench.usbfs.host import BUSID, BUSNUM, DEVNUM, fill
 from usbipd.config import Limits
 from usbipd.ipc import CHANNEL_DESCRIPTOR
-from usbipd.ipc.channel import BlockingChannel, Event
+from usbipd.ipc.blocking_channel import BlockingChannel
 from usbipd.ipc.children import AttachParameters, ClaimParameters, ClaimResult
+from usbipd.ipc.conversation import Event
 from usbipd.ipc.messages import Command, EventName, Nothing
 from usbipd.protocol.constants import ST_OK
 from usbipd.protocol.op import ImportRequest, RequestReader, UsbDevice, encode_import_reply

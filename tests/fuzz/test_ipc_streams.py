@@ -18,30 +18,23 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc.async_channel import MAX_QUEUED, MAX_RUNNING, Channel
-from usbipd.ipc.channel import (
-    BlockingChannel,
+from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.children import AttachParameters, DetachedParameters, ReservationParameters
+from usbipd.ipc.conversation import (
     Conversation,
     Event,
     Request,
     Response,
-    encode_frame,
     event_frame,
     request_frame,
     response_frame,
 )
-from usbipd.ipc.children import AttachParameters, DetachedParameters, ReservationParameters
+from usbipd.ipc.framing import encode_frame
 from usbipd.ipc.message import Message
-from usbipd.ipc.messages import (
-    CARRIES_DESCRIPTOR,
-    LARGEST_ANSWER,
-    MAX_MESSAGE,
-    Command,
-    EventName,
-    MoreParameters,
-    Nothing,
-)
-from usbipd.ipc.policy import Role, may
+from usbipd.ipc.messages import LARGEST_ANSWER, MAX_MESSAGE, Command, EventName, MoreParameters, Nothing
 from usbipd.ipc.reports import UnbindParameters, UnbindResult
+from usbipd.ipc.row import Role
+from usbipd.ipc.tables import COMMANDS
 
 PARAMETERS: dict[Command, Message] = {
     Command.LIST: Nothing(),
@@ -176,7 +169,7 @@ class Peer(RuleBasedStateMachine):
         self.asked += 1
         self.asked_more += command is Command.MORE
         frame = request_frame(self.asked, "peer", command, PARAMETERS[command])
-        carried = int(command in CARRIES_DESCRIPTOR)
+        carried = int(COMMANDS[command].carries_descriptor)
         cut = max(1, min(cut, len(frame) - 1))
         self.write(frame[:cut], carried)
         self.write(frame[cut:])
@@ -241,7 +234,7 @@ class AsyncPeer(Peer):
             self.write(Conversation().hello())
 
     def allowed(self, command: Command) -> bool:
-        return may(self.role, command)
+        return self.role in COMMANDS[command].senders
 
     async def handle(self, request: Request) -> Message:
         """Has the descriptor for as long as it runs."""

@@ -13,7 +13,7 @@ from usbipd import privileges
 from usbipd.config import ServerConfig
 from usbipd.errors import UsageError
 from usbipd.extension.host_needs import check_host
-from usbipd.ipc.children import RunAs
+from usbipd.privileges import RunAs
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to drop")
 as_user = pytest.mark.skipif(os.geteuid() == 0, reason="root has privileges to drop")

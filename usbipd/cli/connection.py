@@ -8,7 +8,8 @@ from typing import Final, Self, TypeVar
 
 from usbipd.control_socket import MAX_SOCKET_PATH, system_control_socket, usual_control_socket
 from usbipd.errors import ExtensionUnreachableError, IPCError, UsageError
-from usbipd.ipc.channel import BlockingChannel, Event
+from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.conversation import Event
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
 

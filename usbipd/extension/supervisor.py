@@ -26,9 +26,9 @@ from usbipd.errors import IPCError
 from usbipd.frozen import Unpacked
 from usbipd.ipc import CHANNEL_DESCRIPTOR
 from usbipd.ipc.async_channel import Channel, EventHandler, RequestHandler
-from usbipd.ipc.children import RunAs
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.policy import Role
+from usbipd.ipc.row import Role
+from usbipd.privileges import RunAs
 
 _LOG: Final = logging.getLogger(__name__)
 

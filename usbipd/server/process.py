@@ -14,11 +14,11 @@ from usbipd import confinement, log
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc import CHANNEL_DESCRIPTOR
 from usbipd.ipc.async_channel import Channel
-from usbipd.ipc.channel import Request
 from usbipd.ipc.children import LogParameters, ServeParameters, ServeResult
+from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.policy import Role
+from usbipd.ipc.row import Role
 from usbipd.server.access import AccessList
 from usbipd.server.coordinator import ServerCoordinator
 

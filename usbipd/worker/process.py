@@ -15,7 +15,7 @@ from usbipd import _pump, confinement, frozen, log
 from usbipd._claim import libusb_runtime_version
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc import CHANNEL_DESCRIPTOR
-from usbipd.ipc.channel import BlockingChannel, Request
+from usbipd.ipc.blocking_channel import BlockingChannel
 from usbipd.ipc.children import (
     AttachParameters,
     ClaimParameters,
@@ -24,6 +24,7 @@ from usbipd.ipc.children import (
     GoneParameters,
     LogParameters,
 )
+from usbipd.ipc.conversation import Request
 from usbipd.ipc.messages import Command, EventName, Nothing
 from usbipd.log import LIMITED
 from usbipd.worker.claim import Held, hold

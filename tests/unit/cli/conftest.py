@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from usbipd.errors import IPCError, UsbipdError
-from usbipd.ipc.channel import BlockingChannel, Request
+from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 
 Answer = Callable[[Request], Message | UsbipdError]

@@ -16,7 +16,9 @@ from tests.unit.cli.conftest import drain
 from tests.unit.cli.reports import make_binding, make_device
 from usbipd.cli.connection import ControlConnection, start_command
 from usbipd.errors import ExtensionUnreachableError, UsageError, UsbipdError
-from usbipd.ipc.channel import BlockingChannel, Request, encode_frame, response_frame
+from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.conversation import Request, response_frame
+from usbipd.ipc.framing import encode_frame
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import IPC_VERSION, Command, EventName, Hello, Nothing, encode
 from usbipd.ipc.reports import BindParameters, BindResult, ListResult

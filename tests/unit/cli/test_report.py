@@ -20,7 +20,8 @@ from usbipd.cli.connection import ControlConnection
 from usbipd.cli.report import HIDDEN, Reporter, hide_serials, write
 from usbipd.cli.report_document import ReportDocument
 from usbipd.errors import ClaimError, ExtensionUnreachableError, UsbipdError
-from usbipd.ipc.channel import BlockingChannel, Request
+from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
 from usbipd.ipc.reports import (

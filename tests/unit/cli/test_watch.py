@@ -25,7 +25,8 @@ from tests.unit.cli.test_connection import hello
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.watch import FIRST_PAUSE, Blocks, LiveView, frame, view_for, watch
 from usbipd.errors import ExtensionUnreachableError, UsbipdError
-from usbipd.ipc.channel import BlockingChannel, Request
+from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import IPC_VERSION, Command, EventName, Nothing
 from usbipd.ipc.reports import StatusResult

@@ -21,7 +21,8 @@ from usbipd.extension.control import Answers, IPCHandler
 from usbipd.extension.monitor import StatusMonitor
 from usbipd.extension.network import NetworkServer
 from usbipd.extension.reservations import Reservations
-from usbipd.ipc.channel import BlockingChannel, Result
+from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.conversation import Result
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
 from usbipd.log import ErrorCounter

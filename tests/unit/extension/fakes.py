@@ -20,7 +20,6 @@ from usbipd.extension.store import Binding, StoredClaim
 from usbipd.extension.supervisor import Child
 from usbipd.extension.worker_confinement import WorkerConfinement
 from usbipd.ipc.async_channel import Channel, EventHandler, RequestHandler
-from usbipd.ipc.channel import Request
 from usbipd.ipc.children import (
     AttachParameters,
     ClaimParameters,
@@ -32,10 +31,11 @@ from usbipd.ipc.children import (
     ServeResult,
     SimulatedSpec,
 )
+from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, EventName, Nothing
-from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import HistoryEntry, HistoryEvent
+from usbipd.ipc.row import Role
 from usbipd.protocol.constants import Speed
 from usbipd.protocol.op import UsbDevice
 from usbipd.usb.discovery import DeviceRecord

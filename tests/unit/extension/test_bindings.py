@@ -18,7 +18,7 @@ from tests.unit.extension.managed_host import BUSY, THING, Host
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension.bindings import MOST_BYTES, report_binding
 from usbipd.extension.store import Binding
-from usbipd.ipc.channel import Request, answer_frame
+from usbipd.ipc.conversation import Request, answer_frame
 from usbipd.ipc.messages import Command, Nothing, encode
 from usbipd.ipc.reports import (
     BindParameters,

@@ -23,10 +23,11 @@ from usbipd import log, privileges
 from usbipd.errors import UsbipdError
 from usbipd.extension import control as module
 from usbipd.extension.control import Answers
-from usbipd.ipc.channel import BlockingChannel, Conversation, Event, encode_frame, request_frame
+from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.conversation import Conversation, Event, request_frame
+from usbipd.ipc.framing import encode_frame
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, EventName, IPCRequest, Nothing, encode
-from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import (
     BindParameters,
     BindResult,
@@ -43,6 +44,7 @@ from usbipd.ipc.reports import (
     UnbindParameters,
     UnbindResult,
 )
+from usbipd.ipc.row import Role
 from usbipd.limiter import BURST
 
 SOMEBODY = 54321

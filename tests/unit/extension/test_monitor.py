@@ -29,9 +29,8 @@ from usbipd.extension import liveness
 from usbipd.extension.device_report import LONGEST_TEXT
 from usbipd.extension.monitor import StatusMonitor, resident_bytes
 from usbipd.extension.store import LONGEST_REASON
-from usbipd.ipc.channel import Request, answer_frame
+from usbipd.ipc.conversation import Request, answer_frame
 from usbipd.ipc.messages import MAX_MESSAGE, Command, Nothing
-from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import (
     HISTORY_PAGE,
     CheckState,
@@ -44,6 +43,7 @@ from usbipd.ipc.reports import (
     Rate,
     StatusResult,
 )
+from usbipd.ipc.row import Role
 from usbipd.log import ErrorCounter
 from usbipd.privileges import user_name
 from usbipd.worker.report import LATENCY_BUCKETS

@@ -17,11 +17,11 @@ from usbipd import frozen
 from usbipd.errors import UsbipdError
 from usbipd.extension import supervisor as module
 from usbipd.extension.supervisor import Backoff, Child, Supervisor, seal_descriptors, wait_ended
-from usbipd.ipc.channel import Event, Request
 from usbipd.ipc.children import DetachedParameters
+from usbipd.ipc.conversation import Event, Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import EventName
-from usbipd.ipc.policy import Role
+from usbipd.ipc.row import Role
 
 SCRIPT = """\
     #!{python} -I

@@ -12,20 +12,19 @@ import pytest
 
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc.async_channel import LONGEST_QUEUE, MAX_QUEUED, MAX_RUNNING, Channel
-from usbipd.ipc.channel import (
+from usbipd.ipc.children import DetachedParameters, LogParameters, ReservationParameters
+from usbipd.ipc.conversation import (
     Conversation,
     Event,
     Request,
     Response,
-    encode_frame,
     event_frame,
     request_frame,
     response_frame,
 )
-from usbipd.ipc.children import DetachedParameters, LogParameters, ReservationParameters
+from usbipd.ipc.framing import encode_frame
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import MAX_MESSAGE, Command, EventName, Nothing
-from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import (
     BindParameters,
     DetachParameters,
@@ -33,6 +32,7 @@ from usbipd.ipc.reports import (
     ListResult,
     UnbindParameters,
 )
+from usbipd.ipc.row import Role
 
 PATIENCE = 5.0
 

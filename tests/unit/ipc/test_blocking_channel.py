@@ -11,16 +11,10 @@ from pathlib import Path
 import pytest
 
 from usbipd.errors import IPCError, UsbipdError
-from usbipd.ipc.channel import (
-    BlockingChannel,
-    Event,
-    Request,
-    encode_frame,
-    event_frame,
-    request_frame,
-    response_frame,
-)
+from usbipd.ipc.blocking_channel import BlockingChannel
 from usbipd.ipc.children import AttachParameters, DetachedParameters
+from usbipd.ipc.conversation import Event, Request, event_frame, request_frame, response_frame
+from usbipd.ipc.framing import encode_frame
 from usbipd.ipc.messages import Command, EventName, Nothing
 from usbipd.ipc.reports import BindParameters, UnbindParameters, UnbindResult
 

@@ -13,21 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usbipd.errors import IPCError, UsbipdError
-from usbipd.ipc.channel import (
+from usbipd.ipc.children import DetachedParameters
+from usbipd.ipc.conversation import (
     Conversation,
     Event,
-    Frame,
-    FrameDecoder,
     Request,
     Response,
-    encode_frame,
     event_frame,
     read_result,
-    receive_into,
     request_frame,
     response_frame,
 )
-from usbipd.ipc.children import DetachedParameters
+from usbipd.ipc.framing import Frame, FrameDecoder, encode_frame, receive_into
 from usbipd.ipc.messages import (
     IPC_VERSION,
     MAX_MESSAGE,

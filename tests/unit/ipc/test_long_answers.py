@@ -11,20 +11,12 @@ import pytest
 
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc.async_channel import MAX_QUEUED, Channel
-from usbipd.ipc.channel import (
-    BlockingChannel,
-    Event,
-    Request,
-    answer_frame,
-    event_frame,
-    request_frame,
-    response_frame,
-)
+from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.conversation import Event, Request, answer_frame, event_frame, request_frame, response_frame
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import (
     LARGEST_ANSWER,
     LARGEST_PART,
-    LONG_ANSWERS,
     MAX_MESSAGE,
     Command,
     EventName,
@@ -33,8 +25,9 @@ from usbipd.ipc.messages import (
     Part,
     encode,
 )
-from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import DetachParameters, DetachResult, UnbindParameters, UnbindResult
+from usbipd.ipc.row import Role
+from usbipd.ipc.tables import COMMANDS
 
 PATIENCE = 10.0
 ALL = UnbindParameters()
@@ -203,7 +196,8 @@ def test_who_asks_for_more_and_reads_nothing_is_dropped() -> None:
 
 def test_only_answers_that_grow_with_the_devices_are_cut() -> None:
     """All others have a bound of their own, and the extension takes no long answer from a child."""
-    assert not LONG_ANSWERS & {Command.CLAIM, Command.SERVE, Command.RESERVE}
+    for command in (Command.CLAIM, Command.SERVE, Command.RESERVE):
+        assert not COMMANDS[command].is_long
     with pytest.raises(IPCError, match=f"{MAX_MESSAGE} are allowed"):
         answer_frame(
             Request(1, Command.DETACH, DetachParameters(busid="1-1"), None),

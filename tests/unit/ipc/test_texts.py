@@ -9,16 +9,6 @@ import msgspec
 import pytest
 
 from usbipd.errors import IPCError, UsbipdError
-from usbipd.ipc.channel import (
-    Conversation,
-    Event,
-    Request,
-    Response,
-    encode_frame,
-    event_frame,
-    request_frame,
-    response_frame,
-)
 from usbipd.ipc.children import (
     ClaimResult,
     Confinement,
@@ -26,10 +16,20 @@ from usbipd.ipc.children import (
     ReserveParameters,
     ServeParameters,
 )
-from usbipd.ipc.commands import COMMANDS, EVENTS
+from usbipd.ipc.conversation import (
+    Conversation,
+    Event,
+    Request,
+    Response,
+    event_frame,
+    request_frame,
+    response_frame,
+)
+from usbipd.ipc.framing import encode_frame
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import IPC_VERSION, Command, ErrorReport, EventName, Hello, IPCEvent, encode
 from usbipd.ipc.reports import HistoryEntry, HistoryEvent, StatusResult
+from usbipd.ipc.tables import COMMANDS, EVENTS
 from usbipd.ipc.texts import LONGEST_TEXT, clean_texts
 
 HOSTILE = "\x1b]0;owned\x07\r\nfake \u202e\u2028\x9b31m"
@@ -37,7 +37,9 @@ CLEAN = r"\x1b]0;owned\x07\r\nfake \u202e\u2028\x9b31m"
 LONG = "\n" * 60_000
 
 MESSAGES = sorted(
-    {kind for pair in COMMANDS.values() for kind in pair} | set(EVENTS.values()) | {Hello, ErrorReport},
+    {kind for row in COMMANDS.values() for kind in (row.parameters, row.result)}
+    | {row.parameters for row in EVENTS.values()}
+    | {Hello, ErrorReport},
     key=lambda kind: kind.__name__,
 )
 

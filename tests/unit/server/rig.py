@@ -11,7 +11,6 @@ import pytest
 from usbipd.addresses import parse_listen
 from usbipd.errors import UsbipdError
 from usbipd.ipc.async_channel import Channel
-from usbipd.ipc.channel import Request
 from usbipd.ipc.children import (
     DevlistParameters,
     DevlistResult,
@@ -19,9 +18,10 @@ from usbipd.ipc.children import (
     ReserveParameters,
     ReserveResult,
 )
+from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.policy import Role
+from usbipd.ipc.row import Role
 from usbipd.protocol.constants import ST_NODEV, ST_OK
 from usbipd.protocol.op import UsbDevice
 from usbipd.server.access import AccessList

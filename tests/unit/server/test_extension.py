@@ -12,7 +12,7 @@ from usbipd.addresses import ListenAddress
 from usbipd.ipc.async_channel import MAX_RUNNING, Channel
 from usbipd.ipc.children import DevlistParameters, ReservationParameters, ReserveParameters, ReserveResult
 from usbipd.ipc.messages import Command
-from usbipd.ipc.policy import Role
+from usbipd.ipc.row import Role
 from usbipd.protocol.constants import ST_DEV_BUSY, ST_OK
 from usbipd.protocol.op import encode_devlist_reply
 from usbipd.server import extension as module

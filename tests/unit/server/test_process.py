@@ -12,7 +12,7 @@ import pytest
 
 from usbipd.addresses import parse_listen
 from usbipd.errors import UsbipdError
-from usbipd.ipc.channel import BlockingChannel
+from usbipd.ipc.blocking_channel import BlockingChannel
 from usbipd.ipc.children import Confinement, LogParameters, ServeParameters, ServeResult
 from usbipd.ipc.messages import Command, Nothing
 

@@ -12,7 +12,7 @@ from usbipd.addresses import ListenAddress
 from usbipd.ipc.async_channel import Channel
 from usbipd.ipc.children import DevlistParameters, ReservationParameters, ReserveParameters
 from usbipd.ipc.messages import Command
-from usbipd.ipc.policy import Role
+from usbipd.ipc.row import Role
 from usbipd.protocol.constants import (
     OP_REQ_DEVLIST,
     OP_REQ_IMPORT,

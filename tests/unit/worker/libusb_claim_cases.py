@@ -13,7 +13,8 @@ from tests.unit.worker.libusb_rig import BULK_IN, ISO_IN, VENDOR_IN, LibusbRig, 
 from usbipd import _pump
 from usbipd._claim import Claim
 from usbipd.errors import ClaimError, UsbipdError
-from usbipd.ipc.channel import BlockingChannel, Event
+from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.conversation import Event
 from usbipd.ipc.messages import EventName
 from usbipd.protocol.constants import LINUX_ENODEV, LINUX_ENOMEM, LINUX_EPIPE, LINUX_ETIMEDOUT
 from usbipd.protocol.urb import encode

@@ -13,16 +13,7 @@ import pytest
 
 from usbipd import _pump, log
 from usbipd.errors import UsbipdError
-from usbipd.ipc.channel import (
-    BlockingChannel,
-    Conversation,
-    Event,
-    Request,
-    Response,
-    read_result,
-    request_frame,
-    send_some,
-)
+from usbipd.ipc.blocking_channel import BlockingChannel
 from usbipd.ipc.children import (
     AttachParameters,
     ClaimParameters,
@@ -32,6 +23,8 @@ from usbipd.ipc.children import (
     LogParameters,
     SimulatedSpec,
 )
+from usbipd.ipc.conversation import Conversation, Event, Request, Response, read_result, request_frame
+from usbipd.ipc.framing import send_some
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, EventName, Nothing
 from usbipd.protocol.constants import LINUX_EPROTO
