@@ -10,6 +10,7 @@ from typing import Self
 import pytest
 
 from tests.unit.worker.libusb_rig import BULK_IN, ISO_IN, VENDOR_IN, LibusbRig, bus, fake, journal
+from tests.urb import encode
 from usbipd import _pump
 from usbipd._claim import Claim
 from usbipd.errors import ClaimError, UsbipdError
@@ -17,7 +18,6 @@ from usbipd.ipc.blocking_channel import BlockingChannel
 from usbipd.ipc.conversation import Event
 from usbipd.ipc.messages import EventName
 from usbipd.protocol.constants import LINUX_ENODEV, LINUX_ENOMEM, LINUX_EPIPE, LINUX_ETIMEDOUT
-from usbipd.protocol.urb import encode
 from usbipd.usb.descriptors import Interface
 from usbipd.worker.claim import HeldDevice
 from usbipd.worker.process import Worker
