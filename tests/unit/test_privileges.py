@@ -30,7 +30,7 @@ def run_dropped(program: str) -> subprocess.CompletedProcess[str]:
     prelude = (
         "import json, os\n"
         "from usbipd import privileges\n"
-        "from usbipd.ipc.children import RunAs\n"
+        "from usbipd.privileges import RunAs\n"
         f"nobody = RunAs(user='nobody', uid={user.uid}, gid={user.gid})\n"
     )
     return subprocess.run(

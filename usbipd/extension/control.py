@@ -37,7 +37,7 @@ from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, EventName, Nothing
 from usbipd.ipc.reports import (
-    COMMANDS_OF_PEOPLE,
+    PEOPLE,
     BindParameters,
     DetachParameters,
     DetachResult,
@@ -85,7 +85,7 @@ class Answers:
         """The result of `request`, which this peer may send by this channel.  Raises `UsbipdError`."""
         if request.command is Command.WATCH:
             return Nothing()
-        if not COMMANDS_OF_PEOPLE[request.command].ends_with_its_peer:
+        if not PEOPLE.commands[request.command].ends_with_its_peer:
             return await self._change(request, peer.name)
         async with self.reading.hold(peer.uid):
             await _end_if_left(channel)
@@ -271,6 +271,7 @@ class IPCHandler:
             connection,
             name=who,
             role=role,
+            table=PEOPLE,
             on_request=answer,
             on_close=closed,
             max_running=MAX_RUNNING_PER_CONNECTION,

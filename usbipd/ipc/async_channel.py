@@ -45,8 +45,7 @@ from usbipd.ipc.framing import receive_into, send_some
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import MAX_MESSAGE, Command, EventName, MoreParameters
 from usbipd.ipc.roles import refusal
-from usbipd.ipc.row import PROCESSES, Role
-from usbipd.ipc.tables import COMMANDS, EVENTS
+from usbipd.ipc.row import PROCESSES, Role, Table
 from usbipd.log import LIMITED
 
 _LOG: Final = logging.getLogger(__name__)
@@ -83,6 +82,7 @@ class Channel:
         *,
         name: str,
         role: Role,
+        table: Table,
         on_request: RequestHandler,
         on_event: EventHandler | None = None,
         on_close: CloseHandler | None = None,
@@ -90,17 +90,19 @@ class Channel:
     ) -> None:
         """Takes over `connection`, a connected Unix stream socket, and says hello.
 
-        `name` labels the peer in logs, `role` says what it may send, `max_running` how much of it at once.
+        `name` labels the peer in logs, `role` and `table` say what it may send, `max_running` how much of it
+        at once.
         """
         self.name = name
         self._role = role
+        self._table = table
         self._connection = connection
         self._on_request = on_request
         self._on_event = on_event
         self._on_close = on_close
         self._max_running = max_running
         self._loop = asyncio.get_running_loop()
-        self._conversation = Conversation(trusted=role is Role.EXTENSION)
+        self._conversation = Conversation(table, trusted=role is Role.EXTENSION)
         self._outgoing: deque[tuple[memoryview, int | None]] = deque()
         self._queued = 0
         self._last_request = 0
@@ -139,7 +141,7 @@ class Channel:
         """
         try:
             async with asyncio.timeout(timeout):
-                if COMMANDS[command].is_long:
+                if self._table.commands[command].is_long:
                     async with self._asking_long:
                         response = await self._ask_long(command, parameters, descriptor)
                 else:
@@ -152,7 +154,7 @@ class Channel:
         response = await self._ask(command, parameters, descriptor)
         if not response.cut:
             return response
-        answer = LongAnswer(command, response)
+        answer = LongAnswer(command, response, is_long=True)
         while (missing := answer.missing) is not None:
             answer.add(await self._ask(Command.MORE, missing, None))
         return answer.whole()
@@ -166,17 +168,24 @@ class Channel:
         self._waiting[request_id] = answer
         is_sent = False
         try:
-            is_sent = self._send(request_frame(request_id, self.name, command, parameters), descriptor)
+            is_sent = self._send_request(request_id, command, parameters, descriptor)
             return await answer
         finally:
             is_answered = self._waiting.pop(request_id, None) is None
             if is_sent and not is_answered:
                 self._unwanted.add(request_id)
 
+    def _send_request(
+        self, request_id: int, command: Command, parameters: Message, descriptor: int | None
+    ) -> bool:
+        frame = request_frame(request_id, self.name, command, parameters, descriptor=descriptor is not None)
+        return self._send(frame, descriptor)
+
     def send_response(self, request: Request, outcome: Message | UsbipdError) -> None:
         """Answer `request`, or say that its answer is too large; lost if the channel is closed."""
+        row = self._table.commands.get(request.command)
         try:
-            frame, rest = answer_frame(request, outcome)
+            frame, rest = answer_frame(request, outcome, is_long=row is not None and row.is_long)
         except IPCError as error:
             _LOG.error("the answer to %s from %s: %s", request.command, self.name, error, extra=LIMITED)
             frame, rest = response_frame(request.request_id, error), None
@@ -187,7 +196,7 @@ class Channel:
     def tell(self, command: Command, parameters: Message, descriptor: int | None = None) -> None:
         """Ask without caring for the answer; lost if the channel is closed.  `descriptor` as in `request`."""
         self._last_request += 1
-        if self._send(request_frame(self._last_request, self.name, command, parameters), descriptor):
+        if self._send_request(self._last_request, command, parameters, descriptor):
             self._unwanted.add(self._last_request)
 
     def push(self, event: EventName, parameters: Message) -> None:
@@ -206,7 +215,7 @@ class Channel:
         self._rest = None
         self._connection.close()
         for task, command in self._running.items():
-            if COMMANDS[command].ends_with_its_peer:
+            if self._table.commands[command].ends_with_its_peer:
                 task.cancel()
         for answer in self._waiting.values():
             if not answer.done():
@@ -274,7 +283,8 @@ class Channel:
             self._loop.call_soon(self._resume)
 
     def _accept(self, request: Request) -> None:
-        if self._role not in COMMANDS[request.command].senders:
+        row = self._table.commands.get(request.command)
+        if row is None or self._role not in row.senders:
             _close(request.descriptor)
             if self._role in PROCESSES:
                 raise IPCError(f"{self._role} may not send {request.command}", code="not-permitted")
@@ -332,7 +342,7 @@ class Channel:
             raise IPCError("unexpected or duplicate answer", code="bad-message")
 
     def _told(self, event: Event) -> None:
-        if self._on_event is None or self._role is not EVENTS[event.event].sender:
+        if self._on_event is None or self._role is not self._table.events[event.event].sender:
             raise IPCError(f"{self._role} may not send {event.event}", code="not-permitted")
         self._on_event(event)
 

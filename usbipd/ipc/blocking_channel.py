@@ -20,6 +20,7 @@ from usbipd.ipc.conversation import (
 from usbipd.ipc.framing import receive_into, send_some
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, EventName
+from usbipd.ipc.row import Table
 
 
 class BlockingChannel:
@@ -30,14 +31,16 @@ class BlockingChannel:
     Every method raises `IPCError` when the peer broke the rules, or is gone while we send.
     """
 
-    def __init__(self, connection: socket.socket, client_id: str, *, trusted: bool = False) -> None:
+    def __init__(
+        self, connection: socket.socket, client_id: str, table: Table, *, trusted: bool = False
+    ) -> None:
         """Takes over `connection`, a connected stream socket, and says hello.
 
         Texts of a `trusted` peer are taken as they come.
         """
         self._connection = connection
         self._client_id = client_id
-        self._conversation = Conversation(trusted=trusted)
+        self._conversation = Conversation(table, trusted=trusted)
         self._last_request = 0
         self._told: deque[Event] = deque()
         """Events that came before the answer to a request of ours."""
@@ -89,7 +92,8 @@ class BlockingChannel:
         deadline = time.monotonic() + timeout
         response = self._ask(command, parameters, descriptor, deadline)
         if response.cut:
-            answer = LongAnswer(command, response)
+            is_long = self._conversation.table.commands[command].is_long
+            answer = LongAnswer(command, response, is_long=is_long)
             while (missing := answer.missing) is not None:
                 answer.add(self._ask(Command.MORE, missing, None, deadline))
             response = answer.whole()
@@ -99,7 +103,10 @@ class BlockingChannel:
         self, command: Command, parameters: Message, descriptor: int | None, deadline: float
     ) -> Response:
         self._last_request += 1
-        self._send(request_frame(self._last_request, self._client_id, command, parameters), descriptor)
+        frame = request_frame(
+            self._last_request, self._client_id, command, parameters, descriptor=descriptor is not None
+        )
+        self._send(frame, descriptor)
         while isinstance(item := self._receive(deadline), Event):
             self._told.append(item)
         if item is None:

@@ -1,14 +1,13 @@
 """What the extension, the server and the workers tell each other.  Used by all three, and by no command."""
 
-from collections.abc import Mapping
 from typing import Annotated, Final
 
 import msgspec
 
 from usbipd.ipc.message import Message
-from usbipd.ipc.messages import Command, EventName, Nothing
+from usbipd.ipc.messages import Command, EventName, MoreParameters, Nothing, Part
 from usbipd.ipc.reports import DeviceMemory
-from usbipd.ipc.row import CommandRow, EventRow, Role
+from usbipd.ipc.row import CommandRow, EventRow, Role, Table
 from usbipd.privileges import RunAs
 from usbipd.protocol.op import UsbDevice
 
@@ -168,26 +167,28 @@ class GoneParameters(Message, frozen=True):
 _SERVER: Final = frozenset({Role.SERVER})
 _EXTENSION: Final = frozenset({Role.EXTENSION})
 
-COMMANDS_OF_PROCESSES: Final[Mapping[Command, CommandRow]] = {
-    Command.DEVLIST: CommandRow(
-        DevlistParameters, DevlistResult, _SERVER, is_long=True, ends_with_its_peer=True
-    ),
-    Command.RESERVE: CommandRow(ReserveParameters, ReserveResult, _SERVER, ends_with_its_peer=True),
-    Command.HANDOVER: CommandRow(ReservationParameters, Nothing, _SERVER, carries_descriptor=True),
-    Command.ABANDON: CommandRow(ReservationParameters, Nothing, _SERVER),
-    Command.SERVE: CommandRow(ServeParameters, ServeResult, _EXTENSION),
-    Command.PING: CommandRow(Nothing, Nothing, _EXTENSION),
-    Command.LOG: CommandRow(LogParameters, Nothing, _EXTENSION),
-    Command.LOG_FILE: CommandRow(Nothing, Nothing, _EXTENSION, carries_descriptor=True),
-    Command.CLAIM: CommandRow(ClaimParameters, ClaimResult, _EXTENSION, carries_descriptor=True),
-    Command.ATTACH: CommandRow(AttachParameters, Nothing, _EXTENSION, carries_descriptor=True),
-    Command.DISCONNECT: CommandRow(Nothing, Nothing, _EXTENSION),
-    Command.RELEASE: CommandRow(Nothing, Nothing, _EXTENSION),
-}
-"""What extension, server and workers ask each other."""
-
-EVENTS_OF_PROCESSES: Final[Mapping[EventName, EventRow]] = {
-    EventName.DETACHED: EventRow(DetachedParameters, Role.WORKER),
-    EventName.RESTORED: EventRow(Nothing, Role.WORKER),
-    EventName.DEVICE_GONE: EventRow(GoneParameters, Role.WORKER),
-}
+CHILDREN: Final = Table(
+    {
+        Command.DEVLIST: CommandRow(
+            DevlistParameters, DevlistResult, _SERVER, is_long=True, ends_with_its_peer=True
+        ),
+        Command.RESERVE: CommandRow(ReserveParameters, ReserveResult, _SERVER, ends_with_its_peer=True),
+        Command.HANDOVER: CommandRow(ReservationParameters, Nothing, _SERVER, carries_descriptor=True),
+        Command.ABANDON: CommandRow(ReservationParameters, Nothing, _SERVER),
+        Command.MORE: CommandRow(MoreParameters, Part, _SERVER),
+        Command.SERVE: CommandRow(ServeParameters, ServeResult, _EXTENSION),
+        Command.PING: CommandRow(Nothing, Nothing, _EXTENSION),
+        Command.LOG: CommandRow(LogParameters, Nothing, _EXTENSION),
+        Command.LOG_FILE: CommandRow(Nothing, Nothing, _EXTENSION, carries_descriptor=True),
+        Command.CLAIM: CommandRow(ClaimParameters, ClaimResult, _EXTENSION, carries_descriptor=True),
+        Command.ATTACH: CommandRow(AttachParameters, Nothing, _EXTENSION, carries_descriptor=True),
+        Command.DISCONNECT: CommandRow(Nothing, Nothing, _EXTENSION),
+        Command.RELEASE: CommandRow(Nothing, Nothing, _EXTENSION),
+    },
+    {
+        EventName.DETACHED: EventRow(DetachedParameters, Role.WORKER),
+        EventName.RESTORED: EventRow(Nothing, Role.WORKER),
+        EventName.DEVICE_GONE: EventRow(GoneParameters, Role.WORKER),
+    },
+)
+"""What extension, server and workers ask and tell each other."""

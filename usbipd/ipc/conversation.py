@@ -35,12 +35,13 @@ from usbipd.ipc.messages import (
     IPCRequest,
     IPCResponse,
     MoreParameters,
+    Nothing,
     Part,
     decode_envelope,
     encode,
     pack,
 )
-from usbipd.ipc.tables import COMMANDS, EVENTS
+from usbipd.ipc.row import Table
 from usbipd.ipc.texts import LONGEST_TEXT, Value, clean_texts
 from usbipd.text import readable
 
@@ -82,7 +83,8 @@ class Conversation:
     """The rules of a channel without its I/O: hello first, strict types, descriptors where they belong, and
     texts that are fit to be shown, unless the peer is `trusted`."""
 
-    def __init__(self, *, trusted: bool = False) -> None:
+    def __init__(self, table: Table, *, trusted: bool = False) -> None:
+        self.table = table
         self.decoder = FrameDecoder()
         self._trusted = trusted
         self._greeted = False
@@ -111,10 +113,11 @@ class Conversation:
 
     def _decode(self, frame: Frame) -> Request | Response | Event | None:
         envelope = self._cleaned(decode_envelope(frame.payload))
-        if isinstance(envelope, IPCRequest) and COMMANDS[envelope.command].carries_descriptor == (
-            frame.descriptor is None
-        ):
-            raise IPCError(f"{envelope.command}: surplus or missing descriptor", code="bad-message")
+        row = None
+        if isinstance(envelope, IPCRequest):
+            row = self.table.commands.get(envelope.command)
+            if (row is not None and row.carries_descriptor) == (frame.descriptor is None):
+                raise IPCError(f"{envelope.command}: surplus or missing descriptor", code="bad-message")
         if not isinstance(envelope, IPCRequest) and frame.descriptor is not None:
             raise IPCError("a descriptor with a message that carries none", code="bad-message")
         if isinstance(envelope, Hello):
@@ -133,11 +136,14 @@ class Conversation:
         if isinstance(envelope, IPCResponse):
             return _response(envelope)
         if isinstance(envelope, IPCRequest):
-            kind = COMMANDS[envelope.command].parameters
-            parameters = self._cleaned(msgspec.msgpack.decode(envelope.parameters, type=kind))
-            return Request(envelope.request_id, envelope.command, parameters, frame.descriptor)
-        kind = EVENTS[envelope.event].parameters
-        told = self._cleaned(msgspec.msgpack.decode(envelope.parameters, type=kind))
+            parameters: Message = Nothing()  # of a command that is not for this channel
+            if row is not None:
+                parameters = msgspec.msgpack.decode(envelope.parameters, type=row.parameters)
+            return Request(envelope.request_id, envelope.command, self._cleaned(parameters), frame.descriptor)
+        event = self.table.events.get(envelope.event)
+        if event is None:
+            raise IPCError(f"{envelope.event} is not for this channel", code="not-permitted")
+        told = self._cleaned(msgspec.msgpack.decode(envelope.parameters, type=event.parameters))
         return Event(envelope.event, told)
 
     def result(self, response: Response, kind: type[Result]) -> Result:
@@ -167,8 +173,10 @@ def _frame(message: Message, *, descriptor: bool = False) -> bytes:
     return encode_frame(encode(message), descriptor=descriptor)
 
 
-def request_frame(request_id: int, client_id: str, command: Command, parameters: Message) -> bytes:
-    """A request as bytes; a descriptor goes with it if the command carries one."""
+def request_frame(
+    request_id: int, client_id: str, command: Command, parameters: Message, *, descriptor: bool = False
+) -> bytes:
+    """A request as bytes; `descriptor` announces one."""
     return _frame(
         IPCRequest(
             request_id=request_id,
@@ -177,7 +185,7 @@ def request_frame(request_id: int, client_id: str, command: Command, parameters:
             parameters=pack(parameters),
             timestamp=time.time(),
         ),
-        descriptor=COMMANDS[command].carries_descriptor,
+        descriptor=descriptor,
     )
 
 
@@ -217,12 +225,14 @@ class Rest(NamedTuple):
         return part, Rest(self.request_id, left) if left else None
 
 
-def answer_frame(request: Request, outcome: Message | UsbipdError) -> tuple[bytes, Rest | None]:
-    """The answer to `request` as bytes, or its first part, with the rest.
+def answer_frame(
+    request: Request, outcome: Message | UsbipdError, *, is_long: bool
+) -> tuple[bytes, Rest | None]:
+    """The answer to `request` as bytes, or, if it may be long, its first part, with the rest.
 
     Raises `IPCError` if it is too large even so.
     """
-    if not COMMANDS[request.command].is_long or isinstance(outcome, UsbipdError):
+    if not is_long or isinstance(outcome, UsbipdError):
         return response_frame(request.request_id, outcome), None
     result = encode(outcome)
     if len(result) <= LARGEST_PART:
@@ -236,13 +246,13 @@ def answer_frame(request: Request, outcome: Message | UsbipdError) -> tuple[byte
 class LongAnswer:
     """A result whose first part is here: says what to ask for, and puts it together."""
 
-    def __init__(self, command: Command, first: Response) -> None:
+    def __init__(self, command: Command, first: Response, *, is_long: bool) -> None:
         """Raises `IPCError` if the answer to `command` may not be so long."""
         part = read_result(first, Part)
         self._request_id = first.request_id
         self._length = len(part.data) + part.left
         self._data = bytearray(part.data)
-        if not COMMANDS[command].is_long or self._length > LARGEST_ANSWER:
+        if not is_long or self._length > LARGEST_ANSWER:
             raise IPCError(f"{self._length} bytes in answer to {command}", code="bad-message")
 
     @property

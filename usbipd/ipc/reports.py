@@ -3,7 +3,6 @@
 Used by the CLI and the extension.  `docs/json.md` describes those that commands print under `--json`.
 """
 
-from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
@@ -11,7 +10,7 @@ import msgspec
 
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, EventName, MoreParameters, Nothing, Part
-from usbipd.ipc.row import CommandRow, EventRow, Role
+from usbipd.ipc.row import CommandRow, EventRow, Role, Table
 
 UsbId = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 """idVendor or idProduct."""
@@ -297,21 +296,20 @@ class HealthResult(Message, frozen=True):
 _MANAGERS: Final = frozenset({Role.ROOT, Role.ADMIN, Role.OWNER})
 _EVERYBODY: Final = _MANAGERS | {Role.USER}
 
-COMMANDS_OF_PEOPLE: Final[Mapping[Command, CommandRow]] = {
-    Command.LIST: CommandRow(Nothing, ListResult, _EVERYBODY, is_long=True, ends_with_its_peer=True),
-    Command.STATUS: CommandRow(Nothing, StatusResult, _EVERYBODY, is_long=True, ends_with_its_peer=True),
-    Command.HISTORY: CommandRow(
-        HistoryParameters, HistoryResult, _EVERYBODY, is_long=True, ends_with_its_peer=True
-    ),
-    Command.HEALTH: CommandRow(Nothing, HealthResult, _EVERYBODY, is_long=True, ends_with_its_peer=True),
-    Command.WATCH: CommandRow(Nothing, Nothing, _EVERYBODY),
-    Command.MORE: CommandRow(MoreParameters, Part, _EVERYBODY | {Role.SERVER}),
-    Command.BIND: CommandRow(BindParameters, BindResult, _MANAGERS, is_long=True),
-    Command.UNBIND: CommandRow(UnbindParameters, UnbindResult, _MANAGERS, is_long=True),
-    Command.DETACH: CommandRow(DetachParameters, DetachResult, _MANAGERS),
-}
-"""What people ask the extension; MORE is the server's, too."""
-
-EVENTS_FOR_PEOPLE: Final[Mapping[EventName, EventRow]] = {
-    EventName.CHANGED: EventRow(Nothing, Role.EXTENSION),
-}
+PEOPLE: Final = Table(
+    {
+        Command.LIST: CommandRow(Nothing, ListResult, _EVERYBODY, is_long=True, ends_with_its_peer=True),
+        Command.STATUS: CommandRow(Nothing, StatusResult, _EVERYBODY, is_long=True, ends_with_its_peer=True),
+        Command.HISTORY: CommandRow(
+            HistoryParameters, HistoryResult, _EVERYBODY, is_long=True, ends_with_its_peer=True
+        ),
+        Command.HEALTH: CommandRow(Nothing, HealthResult, _EVERYBODY, is_long=True, ends_with_its_peer=True),
+        Command.WATCH: CommandRow(Nothing, Nothing, _EVERYBODY),
+        Command.BIND: CommandRow(BindParameters, BindResult, _MANAGERS, is_long=True),
+        Command.UNBIND: CommandRow(UnbindParameters, UnbindResult, _MANAGERS, is_long=True),
+        Command.DETACH: CommandRow(DetachParameters, DetachResult, _MANAGERS),
+        Command.MORE: CommandRow(MoreParameters, Part, _EVERYBODY),
+    },
+    {EventName.CHANGED: EventRow(Nothing, Role.EXTENSION)},
+)
+"""What people ask the extension, and what it tells those who watch."""

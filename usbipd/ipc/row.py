@@ -1,14 +1,15 @@
 """The rows of the two tables of commands and events.  Used by every process.
 
-What people ask, and what they are told, stands at the end of `reports.py`; what our processes tell each other
-at the end of `children.py`.
+`PEOPLE`, the table of the control socket, stands at the end of `reports.py`; `CHILDREN`, that of the channels
+between our processes, at the end of `children.py`.  A channel has one of them.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command, EventName
 
 
 class Role(StrEnum):
@@ -28,8 +29,7 @@ PROCESSES: Final = frozenset({Role.EXTENSION, Role.SERVER, Role.WORKER})
 person gets an answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class CommandRow:
+class CommandRow(NamedTuple):
     """One command."""
 
     parameters: type[Message]
@@ -45,10 +45,16 @@ class CommandRow:
     All others run to their end: half a bind is worse than an unread answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class EventRow:
+class EventRow(NamedTuple):
     """One event."""
 
     parameters: type[Message]
     sender: Role
     """Who may push it."""
+
+
+class Table(NamedTuple):
+    """What may be said on a channel."""
+
+    commands: Mapping[Command, CommandRow]
+    events: Mapping[EventName, EventRow]

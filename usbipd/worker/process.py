@@ -17,6 +17,7 @@ from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc import CHANNEL_DESCRIPTOR
 from usbipd.ipc.blocking_channel import BlockingChannel
 from usbipd.ipc.children import (
+    CHILDREN,
     AttachParameters,
     ClaimParameters,
     ClaimResult,
@@ -250,7 +251,7 @@ def main(arguments: list[str]) -> int:
     try:
         if frozen.IS_FROZEN:
             frozen.check_libusb(libusb_runtime_version())
-        channel = BlockingChannel(socket.socket(fileno=CHANNEL_DESCRIPTOR), "worker", trusted=True)
+        channel = BlockingChannel(socket.socket(fileno=CHANNEL_DESCRIPTOR), "worker", CHILDREN, trusted=True)
         _start(channel).run()
     except _Ended:
         return 0

@@ -13,7 +13,7 @@ from usbipd.cli import main as usbipd
 from usbipd.errors import UsbipdError
 from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
-from usbipd.ipc.tables import COMMANDS
+from usbipd.ipc.reports import PEOPLE
 
 Extension = Callable[..., AbstractContextManager[None]]
 
@@ -32,7 +32,7 @@ VERBS = [
 
 def answer(request: Request) -> Message:
     """A good answer, with hostile texts in it."""
-    return hostile(COMMANDS[request.command].result)  # type: ignore[no-any-return]
+    return hostile(PEOPLE.commands[request.command].result)  # type: ignore[no-any-return]
 
 
 def refuse(request: Request) -> UsbipdError:

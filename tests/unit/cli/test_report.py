@@ -25,6 +25,7 @@ from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
 from usbipd.ipc.reports import (
+    PEOPLE,
     BindingReport,
     BindParameters,
     BindResult,
@@ -212,7 +213,7 @@ def test_a_trial_waits_as_long_as_a_claim_may_take(
     fake = FakeExtension()
 
     def talk(peer: socket.socket) -> None:
-        channel = BlockingChannel(peer, "scripted extension")
+        channel = BlockingChannel(peer, "scripted extension", PEOPLE)
         while isinstance(request := channel.receive(10), Request) and request.command is not Command.BIND:
             channel.respond(request, fake.answer(request))
         drain(peer)

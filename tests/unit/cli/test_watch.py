@@ -29,7 +29,7 @@ from usbipd.ipc.blocking_channel import BlockingChannel
 from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import IPC_VERSION, Command, EventName, Nothing
-from usbipd.ipc.reports import StatusResult
+from usbipd.ipc.reports import PEOPLE, StatusResult
 from usbipd.privileges import peer_of
 
 Extension = Callable[..., AbstractContextManager[None]]
@@ -43,7 +43,7 @@ class Scripted:
     """The extension's side of one connection."""
 
     def __init__(self, connection: socket.socket) -> None:
-        self._channel = BlockingChannel(connection, "scripted extension")
+        self._channel = BlockingChannel(connection, "scripted extension", PEOPLE)
         self._number = 0
 
     def expect(self, command: Command) -> Request:

@@ -25,6 +25,7 @@ from usbipd.ipc.blocking_channel import BlockingChannel
 from usbipd.ipc.conversation import Result
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
+from usbipd.ipc.reports import PEOPLE
 from usbipd.log import ErrorCounter
 
 
@@ -88,7 +89,7 @@ class Daemon:
             connection = self.connect()
 
         def request() -> Result:
-            channel = BlockingChannel(connection, "test")
+            channel = BlockingChannel(connection, "test", PEOPLE)
             try:
                 return channel.request(command, parameters, result, timeout=PATIENCE)
             finally:

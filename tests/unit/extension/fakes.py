@@ -21,6 +21,7 @@ from usbipd.extension.supervisor import Child
 from usbipd.extension.worker_confinement import WorkerConfinement
 from usbipd.ipc.async_channel import Channel, EventHandler, RequestHandler
 from usbipd.ipc.children import (
+    CHILDREN,
     AttachParameters,
     ClaimParameters,
     ClaimResult,
@@ -228,7 +229,9 @@ class FakeChild:
         self.descriptor: int | None = None
         """That of CLAIM or ATTACH, whichever came last."""
         self._spawner = spawner
-        self.channel = Channel(connection, name="extension", role=Role.EXTENSION, on_request=self._answer)
+        self.channel = Channel(
+            connection, name="extension", role=Role.EXTENSION, table=CHILDREN, on_request=self._answer
+        )
 
     @property
     def commands(self) -> list[Command]:
@@ -335,7 +338,13 @@ class FakeSpawner:
                 child.ended.set()
 
         channel = Channel(
-            ours, name=f"fake {role}", role=role, on_request=on_request, on_event=on_event, on_close=closed
+            ours,
+            name=f"fake {role}",
+            role=role,
+            table=CHILDREN,
+            on_request=on_request,
+            on_event=on_event,
+            on_close=closed,
         )
         child = Child(role, busid, next(self._pids), channel)
         self._ends[child.pid] = fake

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.ipc.tables import BOTH
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc.blocking_channel import BlockingChannel
 from usbipd.ipc.children import AttachParameters, DetachedParameters
@@ -22,7 +23,7 @@ from usbipd.ipc.reports import BindParameters, UnbindParameters, UnbindResult
 @pytest.fixture
 def pair() -> Iterator[tuple[BlockingChannel, BlockingChannel]]:
     one, other = socket.socketpair()
-    channels = BlockingChannel(one, "one"), BlockingChannel(other, "other")
+    channels = BlockingChannel(one, "one", BOTH), BlockingChannel(other, "other", BOTH)
     yield channels
     for channel in channels:
         channel.close()
@@ -31,8 +32,8 @@ def pair() -> Iterator[tuple[BlockingChannel, BlockingChannel]]:
 def raw_pair() -> tuple[BlockingChannel, socket.socket]:
     """A channel and its peer's bare socket, which has greeted."""
     ours, theirs = socket.socketpair()
-    BlockingChannel(theirs.dup(), "peer").close()
-    return BlockingChannel(ours, "test"), theirs
+    BlockingChannel(theirs.dup(), "peer", BOTH).close()
+    return BlockingChannel(ours, "test", BOTH), theirs
 
 
 def test_a_request_and_its_answer(pair: tuple[BlockingChannel, BlockingChannel]) -> None:

@@ -2,10 +2,11 @@
 
 import pytest
 
+from tests.unit.ipc.tables import BOTH
+from usbipd.ipc.children import CHILDREN
 from usbipd.ipc.messages import Command, EventName
 from usbipd.ipc.roles import refusal, role_of
 from usbipd.ipc.row import Role
-from usbipd.ipc.tables import COMMANDS, EVENTS
 from usbipd.privileges import Peer, RunAs
 
 EXPECTED: dict[Command | EventName, set[Role]] = {
@@ -38,20 +39,20 @@ EXPECTED: dict[Command | EventName, set[Role]] = {
 
 
 def test_every_command_and_event_has_its_row() -> None:
-    assert set(COMMANDS) == set(Command)
-    assert set(EVENTS) == set(EventName)
+    assert set(BOTH.commands) == set(Command)
+    assert set(BOTH.events) == set(EventName)
     assert set(EXPECTED) == {*Command, *EventName}
 
 
 @pytest.mark.parametrize("what", EXPECTED, ids=str)
 def test_row(what: Command | EventName) -> None:
-    senders = COMMANDS[what].senders if isinstance(what, Command) else {EVENTS[what].sender}
+    senders = BOTH.commands[what].senders if isinstance(what, Command) else {BOTH.events[what].sender}
     assert senders == EXPECTED[what]
 
 
 def test_our_children_answer_briefly() -> None:
     """A long answer of a child would bring back that both sides wait for the other (async_channel.py)."""
-    asked_of_children = [row for row in COMMANDS.values() if Role.EXTENSION in row.senders]
+    asked_of_children = [row for row in CHILDREN.commands.values() if Role.EXTENSION in row.senders]
     assert asked_of_children
     assert not any(row.is_long for row in asked_of_children)
 

@@ -15,6 +15,7 @@ from usbipd import _pump
 from usbipd._claim import Claim
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.children import CHILDREN
 from usbipd.ipc.conversation import Event
 from usbipd.ipc.messages import EventName
 from usbipd.protocol.constants import LINUX_ENODEV, LINUX_ENOMEM, LINUX_EPIPE, LINUX_ETIMEDOUT
@@ -150,8 +151,8 @@ class Bench:
     def __init__(self, rig: LibusbRig) -> None:
         self.rig = rig
         ours, theirs = socket.socketpair()
-        self.extension = BlockingChannel(ours, "extension")
-        self._channel = BlockingChannel(theirs, "worker")
+        self.extension = BlockingChannel(ours, "extension", CHILDREN)
+        self._channel = BlockingChannel(theirs, "worker", CHILDREN)
         self.worker = Worker(self._channel, Holder(rig), rig.pump)
         self.worker._client = rig._pumps_client
 
