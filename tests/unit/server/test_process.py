@@ -13,8 +13,8 @@ import pytest
 from tests.loopback import from_other_addresses
 from usbipd.addresses import parse_listen
 from usbipd.errors import UsbipdError
-from usbipd.ipc.channel import BlockingChannel
-from usbipd.ipc.children import Confinement, LogParameters, ServeParameters, ServeResult
+from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.children import CHILDREN, Confinement, LogParameters, ServeParameters, ServeResult
 from usbipd.ipc.messages import Command, Nothing
 
 PATIENCE = 20.0
@@ -41,7 +41,7 @@ class Server:
                 stderr=subprocess.PIPE,
                 text=True,
             )
-        self._channel = BlockingChannel(ours, "extension")
+        self._channel = BlockingChannel(ours, "extension", CHILDREN)
 
     def place_of(self, what: str) -> Path:
         """The working directory ("cwd") or the root directory ("root") of the process, as Linux names it."""
