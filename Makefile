@@ -179,7 +179,7 @@ lint: export PATH := $(CURDIR)/$(BIN):$(PATH)
 lint: build  ## ruff, mypy --strict, cython-lint, shellcheck, schema and audit (zizmor) of the workflows
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
+	$(BIN)/mypy --platform linux
 	$(BIN)/mypy --platform darwin --package usbipd
 	$(BIN)/cython-lint cython
 	$(BIN)/shellcheck --external-sources packaging/install-deps packaging/completions/busids.bash $(wildcard .ci/*) \
