@@ -1,0 +1,22 @@
+"""docs/macos-acceptance.md asks what the software Mac has switches for."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+TEXT = (Path(__file__).parents[2] / "docs" / "macos-acceptance.md").read_text()
+switches = pytest.importorskip("tests.mac.kernel.switches")
+NAMES = {field.name for field in fields(switches.Switches)}
+
+
+def test_each_switch_is_a_question() -> None:
+    asked = re.findall(r"(?m)^\| [^|]*\? \| `(\w+)` \|", TEXT)
+    assert sorted(asked) == sorted(NAMES)
+
+
+def test_claims_name_switches_that_exist() -> None:
+    named = {name for cell in re.findall(r"yes \((`[^)]*)\)", TEXT) for name in re.findall(r"`(\w+)`", cell)}
+    assert named
+    assert named <= NAMES
