@@ -51,7 +51,9 @@ venv: $(BIN)/python  ## make the virtual environment .venv
 
 $(BIN)/python: $(BROKEN)
 	@$(MAKE) --no-print-directory deps
-	"$$PYTHON" -m venv --clear $(VENV)
+# Apple's python3 is too old: `deps` has then installed another one with Homebrew.
+	@"$$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || PYTHON=python3.11; \
+	    "$$PYTHON" -m venv --clear $(VENV)
 
 broken-venv:
 	@echo "$(VENV) is incomplete, was moved or has lost its Python: making it again"

@@ -165,6 +165,37 @@ def test_a_python_that_is_too_old(tree: Path, tmp_path: Path) -> None:
     assert done.stderr.startswith(f"PYTHON={old}: it is python3.9.  usbipd needs Python 3.11 or newer.")
 
 
+@pytest.mark.slow
+def test_a_mac_with_apples_python_alone(tree: Path, tmp_path: Path) -> None:
+    """It is 3.9.  Homebrew installs another one, which is taken at once."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for directory in ("/bin", "/usr/bin"):
+        for path in Path(directory).iterdir():
+            if not path.name.startswith("python") and not (programs / path.name).is_symlink():
+                (programs / path.name).symlink_to(path)
+    fakes = {
+        "uname": "echo Darwin",
+        "python3": 'case "$*" in *sys.exit*) exit 1 ;; -c*) echo python3.9 ;; *) exit 3 ;; esac',
+        "brew": f'echo "$*" >>"{tmp_path}/calls"; ln -s "{PYTHON}" "{programs}/python3.11"',
+    }
+    for name, script in fakes.items():
+        (programs / name).unlink(missing_ok=True)
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    done = subprocess.run(
+        ["make", "venv"],
+        cwd=tree,
+        env={"HOME": str(tmp_path), "PATH": str(programs)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "python@3.11" in (tmp_path / "calls").read_text().split()
+    assert os.path.realpath(tree / ".venv/bin/python") == PYTHON
+
+
 def test_locked_names_a_file(tree: Path) -> None:
     done = make(tree, "build", "LOCKED=packaging/lock.txt")
     assert done.returncode == 2
