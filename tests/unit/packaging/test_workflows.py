@@ -147,3 +147,27 @@ def test_crashes_of_ours_fail_the_workflow(tmp_path: Path, file: str, process: s
     assert done.returncode == code, done.stderr
     assert [path.name for path in output.iterdir()] == [file]
     assert (file in done.stderr) == bool(code)
+
+
+@pytest.mark.parametrize(("sign", "answer"), [("true", "runs"), ("echo 'kill -9 $$' >", "is refused")])
+def test_whether_a_mac_runs_a_program_with_the_entitlement(tmp_path: Path, sign: str, answer: str) -> None:
+    """Its programs are fakes: one codesign that is content, and one whose program is killed."""
+    for name, script in {
+        "csrutil": "echo System Integrity Protection status: disabled.",
+        "codesign": f'for last; do :; done; {sign} "$last"',
+        "sudo": '"$@"',
+        "cc": 'printf "#!/bin/sh\\n" >"$2"; chmod +x "$2"',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        [ROOT / ".ci/usb-devices-of-software"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    protection, *answers = done.stdout.splitlines()
+    assert protection.endswith("disabled.")
+    assert [line.partition("ad hoc, ")[2] for line in answers] == [answer, f"{answer} as root"]
