@@ -186,10 +186,10 @@ lint: build  ## ruff, mypy --strict, cython-lint, shellcheck, the schema of work
 	    $(wildcard packaging/macos/scripts/* packaging/macos/release/*) $(wildcard tests/unit/packaging/fake_macos/*)
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows $(wildcard .github/workflows/*)
 
-darwin-check: build  ## compile the Cython modules for macOS, on any system
+darwin-check: build  ## compile the Cython modules and libusb for macOS, on any system; LIBUSB_SOURCE: see packaging/libusb
 	@$(BIN)/python -c 'import ziglang' 2>/dev/null || \
 	    $(BIN)/pip install --quiet --disable-pip-version-check 'ziglang>=0.17'
-	$(BIN)/python packaging/darwin_check.py
+	PYTHONPATH=packaging/libusb $(BIN)/python packaging/darwin_check.py
 
 clean:  ## remove everything that was made here, .venv too
 	rm -rf $(VENV) build dist *.egg-info usbipd/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
