@@ -71,7 +71,7 @@ def check_libusb() -> None:
     linker = apple_stubs.write(BUILD / "stubs")
     libraries = [*map(apple_stubs.path, apple_stubs.FRAMEWORKS), apple_stubs.SOFTWARE_MAC]
     try:
-        source = libusb_source.unpack(BUILD / "libusb", patched=True)
+        source = libusb_source.unpack(BUILD / "libusb", patched=True, source=libusb_source.for_tests())
         for processor in PROCESSORS:
             library = BUILD / f"libusb-1.0.0.{processor}.dylib"
             compiler = [*zig(processor), f"-I{apple}", *linker]

@@ -1,8 +1,10 @@
 """libusb's source, checked and with our patches.  Runs in builds of libusb: for macOS, and for tests.
 
-It is upstream's own archive.  LIBUSB_SOURCE names another directory, or an archive that is known here.
+It is upstream's own archive of a release; tests take Debian's where there is apt.  LIBUSB_SOURCE names a
+directory, or another archive that is known here.
 """
 
+import getpass
 import hashlib
 import os
 import shutil
@@ -24,6 +26,9 @@ KNOWN: Final = {
     "966bb0d231f94a474eaae2e67da5ec844d3527a1f386456394ff432580634b29": "1.0.28",
 }
 """The versions of archives by their SHA-256."""
+DEBIAN_SUITE: Final = "trixie"
+DEBIAN_ARCHIVE: Final = "libusb-1.0_1.0.28.orig.tar.bz2"
+DEBIAN_KEYS: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 HERE: Final = Path(__file__).resolve().parent
 BUILD: Final = HERE.parents[1] / "build/libusb"
@@ -87,6 +92,50 @@ def upstream() -> Path:
         ) from None
     part.rename(path)
     return path
+
+
+def for_tests() -> Path:
+    """LIBUSB_SOURCE, or else what this system can have at once.  Raises `SourceError`."""
+    return named() or (debian() if shutil.which("apt-get") else upstream())
+
+
+def debian() -> Path:
+    """The archive in Debian's source package, had with apt's own mirror and a list of sources of ours.
+
+    Raises `SourceError`.
+    """
+    directory = BUILD / "debian"
+    if found := list(directory.glob(DEBIAN_ARCHIVE)):
+        return found[0]
+    shutil.rmtree(directory, ignore_errors=True)
+    for name in ("lists/partial", "cache/archives/partial"):
+        (directory / name).mkdir(parents=True)
+    mirror = _apt("indextargets", "--format", "$(REPO_URI)", "Identifier: Packages", "Label: Debian")
+    if not mirror:
+        raise SourceError("apt has no mirror of Debian: LIBUSB_SOURCE=PATH names an archive or a directory")
+    (directory / "sources.list").write_text(
+        f"deb-src [signed-by={DEBIAN_KEYS}] {mirror.split()[0]} {DEBIAN_SUITE} main\n"
+    )
+    own = (
+        *("-o", f"Dir::Etc::sourcelist={directory}/sources.list", "-o", "Dir::Etc::sourceparts=-"),
+        *("-o", f"Dir::State::lists={directory}/lists", "-o", f"Dir::Cache={directory}/cache"),
+        *("-o", f"APT::Sandbox::User={getpass.getuser()}"),  # as root: not _apt, who may not read a home
+    )
+    _apt(*own, "--quiet=2", "update")
+    _apt(*own, "--quiet=2", "source", "--tar-only", "--download-only", "libusb-1.0", directory=directory)
+    found = list(directory.glob(DEBIAN_ARCHIVE))
+    if not found:
+        raise SourceError(f"Debian {DEBIAN_SUITE} has no {DEBIAN_ARCHIVE}")
+    return found[0]
+
+
+def _apt(*words: str, directory: Path | None = None) -> str:
+    """What apt-get prints.  Raises `SourceError`."""
+    command = ["apt-get", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=directory)  # noqa: S603 - fixed words
+    if done.returncode != 0:
+        raise SourceError(f"Debian's source of libusb cannot be had: {done.stderr.strip()}")
+    return done.stdout
 
 
 def check(archive: Path) -> str:
