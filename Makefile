@@ -17,6 +17,9 @@ BROKEN := $(if $(wildcard $(VENV)),$(shell grep -qsF "$$(pwd -P)/$(VENV)" $(BIN)
 MODULES := $(shell find usbipd -name '*.py')
 PACKING := $(addprefix packaging/,usbipd.spec onefile.py entry.py bill_of_materials.py macos/entitlements.plist)
 
+# On macOS the executable has our libusb.
+OUR_LIBUSB := $(if $(filter Darwin,$(shell uname -s)),build/libusb/macos/lib/libusb-1.0.0.dylib)
+
 # `make build LOCKED=packaging/locked.txt` takes the packages of a release, by version and hash, not the newest ones.
 export LOCKED ?=
 ifneq ($(LOCKED),$(wildcard $(LOCKED)))
@@ -81,7 +84,10 @@ completions: build  ## write completions for bash, zsh and fish into build/compl
 
 binary: dist/usbipd  ## one executable that needs no Python, with its bill of materials, into dist/
 
-dist/usbipd: $(INSTALLED) $(MODULES) $(PACKING)
+build/libusb/macos/lib/libusb-1.0.0.dylib: $(wildcard packaging/libusb/*.py packaging/libusb/*.patch) | $(BIN)/python
+	$(BIN)/python packaging/libusb/libusb_build.py
+
+dist/usbipd: $(INSTALLED) $(MODULES) $(PACKING) $(OUR_LIBUSB)
 	@packaging/install-deps $(BIN)/python binary
 	PYTHONHASHSEED=1 $(BIN)/pyinstaller --noconfirm --log-level WARN --distpath dist --workpath build/binary \
 	    packaging/usbipd.spec
@@ -200,10 +206,11 @@ lint: build  ## ruff, mypy --strict, cython-lint, shellcheck, schema and audit (
 	$(BIN)/zizmor --offline --no-progress --quiet --strict-collection --persona auditor --config .github/zizmor.yml \
 	    $(wildcard .github/workflows/*)
 
-darwin-check: build  ## compile the Cython modules for macOS, on any system
+darwin-check: build  ## compile the Cython modules and libusb for macOS, on any system; LIBUSB_SOURCE: see packaging/libusb
+	@packaging/install-deps $(BIN)/python darwin
 	@$(BIN)/python -c 'import ziglang' 2>/dev/null || \
 	    $(BIN)/pip install --quiet --disable-pip-version-check 'ziglang>=0.17'
-	$(BIN)/python packaging/darwin_check.py
+	PYTHONPATH=packaging/libusb $(BIN)/python packaging/darwin_check.py
 
 clean:  ## remove everything that was made here, .venv too
 	rm -rf $(VENV) build dist *.egg-info usbipd/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -65,6 +65,11 @@ def libusb_runtime_version() -> tuple[int, int, int]:
     return version.major, version.minor, version.micro
 
 
+def libusb_runtime_name() -> str:
+    """The same with what the build adds to it, as "1.0.30-usbipd1"; packaging/libusb."""
+    return "%d.%d.%d" % libusb_runtime_version() + libusb_get_version().rc.decode()
+
+
 cdef class Claim:
     """One device of this host, found by bus number and address; held from `take` until `give_back`.
 

@@ -11,6 +11,7 @@ cdef extern from "libusb.h" nogil:
         const uint16_t major
         const uint16_t minor
         const uint16_t micro
+        const char *rc
 
     struct libusb_device_descriptor:
         uint16_t bcdUSB

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable
 from importlib.metadata import Distribution, distribution, packages_distributions
 from pathlib import Path
+from typing import Any
 
 from cyclonedx.contrib.license.factories import LicenseFactory
 from cyclonedx.model import HashAlgorithm, HashType
@@ -41,7 +42,9 @@ def main() -> None:
     target.write_text(text + "\n")
 
 
-def components(libusb: str, modules: Iterable[str], files: list[tuple[str, Path]]) -> list[Component]:
+def components(
+    libusb: dict[str, Any], modules: Iterable[str], files: list[tuple[str, Path]]
+) -> list[Component]:
     """All that is inside but usbipd itself."""
     owners = packages_distributions()
     tops = {name.partition("/")[0].partition(".")[0] for name, _path in files}
@@ -58,8 +61,7 @@ def components(libusb: str, modules: Iterable[str], files: list[tuple[str, Path]
     )
     for name, path in files:
         if name.startswith("libusb-1.0"):
-            package = distribution("libusb-package")
-            found.append(of_library("libusb", libusb, path, f"from {package.name} {package.version} of PyPI"))
+            found.append(of_libusb(path, **libusb))
         elif "/" not in name and not name.lower().startswith(("libpython", "python")):
             found.append(of_library(name, *of_system(path)))
     return found
@@ -79,12 +81,32 @@ def licenses(package: Distribution) -> list[License]:
     return [LicenseFactory().make_from_string(said)] if said and "\n" not in said else []
 
 
-def of_library(name: str, version: str | None, path: Path, origin: str | None = None) -> Component:
+def of_libusb(path: Path, version: str, source: dict[str, Any] | None) -> Component:
+    """`source`: of what our own build was made; None: it is the one in libusb-package."""
+    if source is None:
+        package = distribution("libusb-package")
+        origin = f"from {package.name} {package.version} of PyPI"
+    else:
+        patches = ", ".join(source["patches"])
+        origin = f"from {source['url']} with these patches in packaging/libusb of usbipd's source: {patches}"
+    return of_library(
+        "libusb", version, path, origin, [LicenseFactory().make_from_string("LGPL-2.1-or-later")]
+    )
+
+
+def of_library(
+    name: str,
+    version: str | None,
+    path: Path,
+    origin: str | None = None,
+    terms: Iterable[License] = (),
+) -> Component:
     return Component(
         name=name,
         version=version,
         type=ComponentType.LIBRARY,
         description=origin,
+        licenses=terms,
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=hashlib.sha256(path.read_bytes()).hexdigest())],
         purl=PackageURL("generic", None, name, version),
     )

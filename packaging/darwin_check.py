@@ -1,11 +1,15 @@
-"""Compiles and links all Cython modules for macOS, for both of its processors, on any system.
+"""Compiles and links all Cython modules and our libusb for macOS, for both of its processors, on any system.
 
 Run by `make darwin-check`.  zig's C compiler (PyPI: ziglang) has the C library's headers for macOS, and what
 we use of IOKit stands in cython/iokit_min.h.  The headers are those of this Python, whose sizes are the same
 on every 64-bit Unix.  Names of Python, libusb and IOKit stay open, as in an extension module on a Mac.
 
-What comes out lies in build/darwin and is not meant to be run.  It proves that the sources compile without a
-warning, that the assertions in them hold, and that they use nothing that macOS does not declare.
+libusb is compiled with the headers of the software Mac (tests/mac), and linked with stubs of Apple's
+frameworks.  The order of the functions in IOUSBLib's interfaces and their identifiers are in Apple's headers
+alone: the libusb of a release is compiled with those, on a Mac (packaging/libusb).
+
+What comes out lies in build/darwin and is not meant to be run.  It proves that the sources compile, ours
+without a warning, that the assertions in them hold, and that they use nothing that macOS does not declare.
 """
 
 import os
@@ -17,14 +21,22 @@ import sysconfig
 from pathlib import Path
 from typing import Final
 
+import apple_stubs
+import libusb_build
+import libusb_source
+import mach_o
+from libusb_build import OLDEST_MACOS
+
 ROOT: Final = Path(__file__).parents[1]
 BUILD: Final = ROOT / "build/darwin"
 ZIG_CACHE: Final = str(ROOT / "build/zig")
+ENVIRONMENT: Final = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": ZIG_CACHE, "ZIG_LOCAL_CACHE_DIR": ZIG_CACHE}
 
-PROCESSORS: Final = {"aarch64": 0x0100000C, "x86_64": 0x01000007}
-"""zig's names, and CPU_TYPE_ARM64 and CPU_TYPE_X86_64 of <mach/machine.h>."""
+PROCESSORS: Final = ("aarch64", "x86_64")
+"""zig's names."""
 SYSTEM: Final = "macos.12.0"
-MACH_O: Final = 0xFEEDFACF  # MH_MAGIC_64 of <mach-o/loader.h>
+APPLE: Final = ("CoreFoundation", "IOKit", "Security", "software_mac")
+"""Directories of tests/mac/include; the others are for Linux, and zig has what is in them for macOS."""
 
 FLAGS: Final = ["-O1", "-Wall", "-Werror", "-Wno-unused-function", "-shared", "-undefined", "dynamic_lookup"]
 
@@ -38,18 +50,41 @@ def main() -> int:
     for module in sorted((ROOT / "cython").glob("*.pyx")):
         source = BUILD / f"{module.stem}.c"
         name = f"usbipd._{module.stem}"
-        cython = [sys.executable, "-m", "cython", "-3", "--module-name", name, "-I", module.parent]
+        cython = (sys.executable, "-m", "cython", "-3", "--module-name", name, "-I", str(module.parent))
         run(*cython, "-o", source, module)
-        for processor, cpu_type in PROCESSORS.items():
+        for processor in PROCESSORS:
             library = BUILD / f"_{module.stem}.{processor}.so"
-            target = ["-target", f"{processor}-{SYSTEM}"]
-            run(sys.executable, "-m", "ziglang", "cc", *target, *FLAGS, *includes, source, "-o", library)
-            with library.open("rb") as file:
-                start = file.read(8)
-            if start != MACH_O.to_bytes(4, "little") + cpu_type.to_bytes(4, "little"):
-                sys.exit(f"{library} is not Mach-O for {processor}: it begins with {start.hex(' ')}")
+            run(*zig(processor), *FLAGS, *includes, source, "-o", library)
+            if (found := mach_o.read(library)).processor != processor or found.minimum != OLDEST_MACOS:
+                sys.exit(f"{library} is for {found.processor} with macOS {found.minimum}")
             print(f"{name} for {processor}: {library.relative_to(ROOT)}")
+    check_libusb()
     return 0
+
+
+def check_libusb() -> None:
+    """Compiles and links libusb, with our patches."""
+    apple = BUILD / "apple"
+    apple.mkdir()
+    for name in APPLE:
+        (apple / name).symlink_to(ROOT / "tests/mac/include" / name)
+    linker = apple_stubs.write(BUILD / "stubs")
+    libraries = [*map(apple_stubs.path, apple_stubs.FRAMEWORKS), apple_stubs.SOFTWARE_MAC]
+    try:
+        source = libusb_source.unpack(BUILD / "libusb", patched=True, source=libusb_source.for_tests())
+        for processor in PROCESSORS:
+            library = BUILD / f"libusb-1.0.0.{processor}.dylib"
+            compiler = [*zig(processor), f"-I{apple}", *linker]
+            libusb_build.compile_library(compiler, source, library, ENVIRONMENT)
+            libusb_build.check(library, processor, libraries)
+            print(f"libusb for {processor}: {library.relative_to(ROOT)}")
+    except (libusb_source.SourceError, libusb_build.BuildError) as error:
+        sys.exit(str(error))
+
+
+def zig(processor: str) -> tuple[str, ...]:
+    """The compiler for a processor, as the beginning of a command."""
+    return (sys.executable, "-m", "ziglang", "cc", "-target", f"{processor}-{SYSTEM}")
 
 
 def link_python_headers(directory: Path) -> None:
@@ -73,7 +108,7 @@ def run(*command: str | Path) -> str:
         command,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "ZIG_GLOBAL_CACHE_DIR": ZIG_CACHE, "ZIG_LOCAL_CACHE_DIR": ZIG_CACHE},
+        env=ENVIRONMENT,
     )
     if done.returncode != 0:
         sys.exit(f"{shlex.join(str(word) for word in command)}: exit code {done.returncode}")

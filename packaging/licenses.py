@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 DISTRIBUTIONS: Final = ("libusb1", "libusb-package", "msgspec", "psutil", "pyinstaller")
-"""From PyPI.  Of pyinstaller the bootloader is bundled; libusb-package brings libusb."""
+"""From PyPI.  Of pyinstaller the bootloader is bundled; libusb-package brings libusb for Linux."""
 
 LIBUSB: Final = ("libusb1", "COPYING.LESSER")
 """libusb's own licence is LGPL 2.1 or later, whose text nobody may change: it is the one that libusb1 has."""

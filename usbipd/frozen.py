@@ -216,20 +216,19 @@ def load_libusb() -> None:
 
     import usb1
 
-    from usbipd._claim import libusb_runtime_version
+    from usbipd._claim import libusb_runtime_name
+    from usbipd.usb import libusb_version
 
     name = "libusb-1.0.0.dylib" if sys.platform == "darwin" else "libusb-1.0.so.0"
     usb1.loadLibrary(ctypes.CDLL(os.path.join(home(), name)))
-    version = usb1.getVersion()
-    check_libusb((version.major, version.minor, version.micro))
-    check_libusb(libusb_runtime_version())
+    check_libusb(str(libusb_version.loaded()))
+    check_libusb(libusb_runtime_name())
 
 
-def check_libusb(version: tuple[int, int, int]) -> None:
-    """Raises `UsbipdError` unless `version` is that of the libusb that was packed: no other was tested."""
+def check_libusb(found: str) -> None:
+    """Raises `UsbipdError` unless `found` is the libusb that was packed, as "1.0.30": no other was tested."""
     with open(os.path.join(home(), MARK)) as file:
         packed = file.read().strip()
-    found = ".".join(map(str, version))
     if found != packed:
         raise UsbipdError(
             f"this executable was built with libusb {packed}, but runs with libusb {found}",

@@ -1,8 +1,7 @@
 """Makes build/mac: libusb's darwin backend over our CoreFoundation and IOKit, for Linux.  Runs in `make
 test-mac`.
 
-    sources/           libusb's source: what LIBUSB_SOURCE names (a directory or a tarball), or Debian's
-    apt/               apt's lists and sources for that; nothing outside this tree is written
+    sources/           libusb's source, of the archive that packaging/libusb/libusb_source.py finds
     VARIANT/           libusb-1.0.so.0 and _iokit of one variant
 
 Variants: `stock` is libusb unmodified, `ours` with the patches of packaging/libusb; `-asan` behind the name:
@@ -20,21 +19,19 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "packaging" / "libusb"))
+
+import libusb_source  # noqa: E402
+
 HERE: Final = ROOT / "build" / "mac"
 MAC: Final = Path(__file__).parent
-PATCHES: Final = ROOT / "packaging" / "libusb"
 LIBRARY: Final = "libusb-1.0.so.0"
-
-SUITE: Final = "trixie"
-TARBALL: Final = "libusb-1.0_1.0.28.orig.tar.bz2"
-SHA256: Final = "966bb0d231f94a474eaae2e67da5ec844d3527a1f386456394ff432580634b29"
 
 FILES: Final = (
     *("core.c", "descriptor.c", "hotplug.c", "io.c", "strerror.c", "sync.c"),
@@ -45,10 +42,6 @@ WARN: Final = ("-Wall", "-Wextra", "-Werror")
 SANITIZE: Final = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
-class BuildError(Exception):
-    """A software Mac cannot be built; the message says why."""
-
-
 def run(*command: str | Path, **options: object) -> None:
     subprocess.run(command, check=True, **options)  # type: ignore[call-overload]
 
@@ -57,76 +50,15 @@ def run(*command: str | Path, **options: object) -> None:
 
 
 def source() -> Path:
-    """The directory with libusb's source: it has libusb/os/darwin_usb.c."""
-    given = os.environ.get("LIBUSB_SOURCE")
-    if given:
-        path = Path(given).resolve()
-        if not path.exists():
-            raise BuildError(f"LIBUSB_SOURCE={given} does not exist")
-        return path if path.is_dir() else _unpacked(path, _digest(path))
-    tarball = HERE / "apt" / TARBALL
-    if not tarball.exists():
-        _download(tarball)
-    if _digest(tarball) != SHA256:
-        tarball.unlink()
-        raise BuildError(f"{TARBALL} is not what it should be (sha256)")
-    return _unpacked(tarball, SHA256)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _unpacked(tarball: Path, digest: str) -> Path:
-    directory = HERE / "sources" / digest[:16]
+    """The directory with libusb's source, as it is.  Raises `SourceError`."""
+    found = libusb_source.for_tests()
+    if found.is_dir():
+        return found.resolve()
+    directory = HERE / "sources" / libusb_source.check(found)
     if not directory.exists():
-        new = directory.with_suffix(".new")
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        with tarfile.open(tarball) as archive:
-            archive.extractall(new, filter="data")
-        new.rename(directory)
-    [found] = [each.parents[2] for each in directory.glob("**/libusb/os/darwin_usb.c")]
-    return found
-
-
-def _mirror() -> str:
-    """Where this system gets its packages from, of Debian's archive."""
-    answer = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(ORIGIN)"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    for line in answer.splitlines():
-        uri, _, origin = line.partition(" ")
-        if "security" not in uri and (origin == "Debian" or "debian" in uri):
-            return uri
-    return "http://deb.debian.org/debian/"
-
-
-def _download(tarball: Path) -> None:
-    """Debian's own source package, by an apt whose lists, sources and cache lie in the tree."""
-    apt = tarball.parent
-    lists, cache = apt / "lists", apt / "cache"
-    for each in (lists / "partial", cache):
-        each.mkdir(parents=True, exist_ok=True)
-    keyring = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-    signed = f"[signed-by={keyring}] " if keyring.exists() else ""
-    (apt / "sources.list").write_text(f"deb-src {signed}{_mirror()} {SUITE} main\n")
-    options = {
-        "Dir::Etc::sourcelist": apt / "sources.list",
-        "Dir::Etc::sourceparts": "-",
-        "Dir::State::lists": lists,
-        "Dir::Cache": cache,
-        "APT::Sandbox::User": "root",  # the tree may be closed to _apt
-    }
-    chosen = [f"-o{name}={value}" for name, value in options.items()]
-    print(f"fetching {TARBALL} from Debian {SUITE}")
-    run("apt-get", *chosen, "-qq", "update", cwd=apt)
-    run("apt-get", *chosen, "-qq", "--tar-only", "--download-only", "source", f"libusb-1.0/{SUITE}", cwd=apt)
-    if not tarball.exists():
-        raise BuildError(f"Debian {SUITE} has no {TARBALL} any more")
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        libusb_source.unpack(directory, patched=False, source=found)
+    return directory
 
 
 # ---- compiling -----------------------------------------------------------------------------------
@@ -141,7 +73,7 @@ def _alone() -> Iterator[None]:
 
 
 def patches(variant: str) -> list[Path]:
-    return sorted(PATCHES.glob("*.patch")) if variant.startswith("ours") else []
+    return libusb_source.patches() if variant.startswith("ours") else []
 
 
 def _state(libusb: Path, variant: str) -> str:
@@ -169,11 +101,8 @@ def build(variant: str = "stock") -> Path:
 
 def _compile(libusb: Path, variant: str, directory: Path) -> None:
     print(f"building {directory.relative_to(ROOT)} from {libusb}")
-    if found := patches(variant):
-        shutil.copytree(libusb / "libusb", directory / "source" / "libusb")
-        libusb = directory / "source"
-        for patch in found:
-            run("patch", "--quiet", "--strip=1", f"--input={patch}", cwd=libusb)
+    if patches(variant):
+        libusb = libusb_source.unpack(directory / "source", patched=True, source=libusb)
     objects = directory / "objects"
     objects.mkdir()
     compiler: list[str | Path] = [*shlex.split(os.environ.get("CC", "cc"))]
@@ -220,7 +149,7 @@ def main() -> None:
     try:
         for variant in sys.argv[1:] or ["stock"]:
             build(variant)
-    except BuildError as error:
+    except libusb_source.SourceError as error:
         sys.exit(str(error))
 
 

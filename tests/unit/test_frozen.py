@@ -194,14 +194,23 @@ def test_a_process_with_files_of_its_own(tmp_path: Path, role: str, said: str) -
 
 
 def test_the_libusb_that_was_packed(home: Path) -> None:
-    frozen.check_libusb((1, 0, 30))
+    frozen.check_libusb("1.0.30")
+
+
+def test_a_libusb_without_our_patches(home: Path) -> None:
+    (home / frozen.MARK).write_text("1.0.30-usbipd1\n")
+    frozen.check_libusb("1.0.30-usbipd1")
+    with pytest.raises(
+        UsbipdError, match=r"built with libusb 1\.0\.30-usbipd1, but runs with libusb 1\.0\.30$"
+    ):
+        frozen.check_libusb("1.0.30")
 
 
 def test_another_libusb(home: Path) -> None:
     with pytest.raises(
         UsbipdError, match=r"built with libusb 1\.0\.30, but runs with libusb 1\.0\.26"
     ) as raised:
-        frozen.check_libusb((1, 0, 26))
+        frozen.check_libusb("1.0.26")
     assert raised.value.code == "wrong-libusb"
 
 

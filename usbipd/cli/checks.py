@@ -11,8 +11,6 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-import usb1
-
 from usbipd import __version__, launchd, paths, privileges
 from usbipd.cli.connection import ControlConnection, start_command
 from usbipd.cli.quantity import format_time
@@ -22,8 +20,8 @@ from usbipd.extension.store_file import DATABASE
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.reports import CheckReport, CheckState, HealthResult, StatusResult
 from usbipd.protocol.constants import USBIP_PORT
+from usbipd.usb.libusb_version import MINIMUM, dotted, loaded
 
-MINIMUM_LIBUSB: Final = (1, 0, 26)  # as cython/claim.pyx
 LAUNCHCTL: Final = Path("/bin/launchctl")
 _ANOTHER_PLACE: Final = "Start it with another place for its socket, with --socket."
 TIMEOUT: Final = 2.0
@@ -158,24 +156,21 @@ def check_runtime(control_socket: Path) -> CheckReport:
 
 def check_libusb() -> CheckReport:
     """Whether it can be loaded, and is new enough."""
-    wanted = ".".join(map(str, MINIMUM_LIBUSB))
     try:
-        version = usb1.getVersion()
+        version = loaded()
     except OSError as error:
         return failed(
             "libusb",
             f"libusb 1.0 cannot be loaded: {error}",
             "Install it: `sudo apt-get install libusb-1.0-0` (Debian), `brew install libusb` (macOS).",
         )
-    found = (version.major, version.minor, version.micro)
-    text = ".".join(map(str, found))
-    if found < MINIMUM_LIBUSB:
+    if version.number < MINIMUM:
         return failed(
             "libusb",
-            f"libusb {text} is too old: usbipd needs {wanted} or newer",
+            f"libusb {version} is too old: usbipd needs {dotted(MINIMUM)} or newer",
             "Install a newer libusb, from the system's packages or from https://libusb.info.",
         )
-    return ok("libusb", f"libusb {text}")
+    return ok("libusb", f"libusb {version}")
 
 
 def check_state() -> CheckReport:

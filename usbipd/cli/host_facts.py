@@ -6,12 +6,11 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-import usb1
-
 from usbipd import __version__, paths
 from usbipd.cli.checks import LAUNCHCTL, TIMEOUT
 from usbipd.cli.report_document import HostFacts, LaunchdJob
 from usbipd.text import readable
+from usbipd.usb import libusb_version
 
 SYSCTL: Final = Path("/usr/sbin/sysctl")
 LINUX_MODEL: Final = Path("/sys/class/dmi/id/product_name")  # Documentation/ABI/testing/sysfs-class-dmi
@@ -22,8 +21,7 @@ def host_facts() -> HostFacts:
     mac = platform.mac_ver()[0]
     model, build = _model_of_mac() if mac else (_first_line(LINUX_MODEL), platform.version())
     try:
-        version = usb1.getVersion()
-        libusb = f"{version.major}.{version.minor}.{version.micro}"
+        libusb = str(libusb_version.loaded())
     except OSError:
         libusb = None
     return HostFacts(

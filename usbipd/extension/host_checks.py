@@ -5,14 +5,11 @@ import pwd
 from pathlib import Path
 from typing import Final
 
-import usb1
-
 from usbipd import launchd, privileges
 from usbipd.extension.subject import Finding, Host, Subject, failed, ok, warning
 from usbipd.protocol.constants import Speed
-
-MINIMUM_LIBUSB: Final = (1, 0, 26)  # the same as cython/claim.pyx
-RECOMMENDED_ON_MACOS: Final = (1, 0, 30)  # port numbers on macOS 26, several uses of freed memory
+from usbipd.usb import libusb_version
+from usbipd.usb.libusb_version import dotted
 
 ISOCHRONOUS_PANIC: Final = "26.3.1"  # https://github.com/libusb/libusb/issues/1762
 
@@ -82,7 +79,7 @@ def _steps_to_make_user(host: Host) -> tuple[str, ...]:
 async def check_libusb(subject: Subject) -> list[Finding]:
     """Present and new enough."""
     try:
-        version = await asyncio.to_thread(_libusb_version)
+        version = await asyncio.to_thread(libusb_version.loaded)
     except OSError as error:
         return [
             failed(
@@ -91,34 +88,25 @@ async def check_libusb(subject: Subject) -> list[Finding]:
                 _START_AGAIN,
             )
         ]
-    name = f"libusb {_dotted(version)}"
-    if version < MINIMUM_LIBUSB:
+    name = f"libusb {version}"
+    if version.number < libusb_version.MINIMUM:
         return [
             failed(
-                f"{name} is too old: usbipd needs {_dotted(MINIMUM_LIBUSB)} or newer",
+                f"{name} is too old: usbipd needs {dotted(libusb_version.MINIMUM)} or newer",
                 "Install a newer libusb, from the system's packages or from https://libusb.info.",
                 _START_AGAIN,
             )
         ]
-    if subject.host.mac_version and version < RECOMMENDED_ON_MACOS:
+    if subject.host.mac_version and (lack := version.lacks_on_macos):
         return [
             warning(
-                f"{name} has known faults on macOS: {_dotted(RECOMMENDED_ON_MACOS)} fixes them",
-                "Install the newest one: `brew upgrade libusb`.",
+                f"{name}: {lack}",
+                "Install usbipd's package for macOS, which contains its own libusb.",
+                "Or use at least the newest one: `brew upgrade libusb`.",
                 _START_AGAIN,
             )
         ]
     return [ok(name)]
-
-
-def _libusb_version() -> tuple[int, int, int]:
-    """Raises `OSError` if there is no libusb."""
-    version = usb1.getVersion()
-    return version.major, version.minor, version.micro
-
-
-def _dotted(version: tuple[int, int, int]) -> str:
-    return ".".join(str(number) for number in version)
 
 
 async def check_devices(subject: Subject) -> list[Finding]:

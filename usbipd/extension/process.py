@@ -43,6 +43,7 @@ from usbipd.protocol.constants import USBIP_PORT
 from usbipd.spelling import Spelling
 from usbipd.usb.discovery import DeviceDiscovery, DeviceSource, host_devices
 from usbipd.usb.hotplug import Hotplug
+from usbipd.usb.libusb_version import log_loaded
 from usbipd.usb.ownership import host_ownership
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def run(
         log.configure("extension", level=config.log_level, to=_destination(config))
         errors = log.ErrorCounter()
         logging.getLogger().addHandler(errors)
+        if with_real and sys.platform == "darwin":
+            log_loaded()
         extension = Extension(
             config, simulate, with_real, files, state_directory, errors, log_file, Spelling.here()
         )

@@ -12,7 +12,7 @@ import socket
 from typing import Final, NoReturn
 
 from usbipd import _pump, confinement, frozen, log
-from usbipd._claim import libusb_runtime_version
+from usbipd._claim import libusb_runtime_name
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc import CHANNEL_DESCRIPTOR
 from usbipd.ipc.blocking_channel import BlockingChannel
@@ -250,7 +250,7 @@ def main(arguments: list[str]) -> int:
     log.configure("worker", busid=arguments[0] if arguments else None)
     try:
         if frozen.IS_FROZEN:
-            frozen.check_libusb(libusb_runtime_version())
+            frozen.check_libusb(libusb_runtime_name())
         channel = BlockingChannel(socket.socket(fileno=CHANNEL_DESCRIPTOR), "worker", CHILDREN, trusted=True)
         _start(channel).run()
     except _Ended:

@@ -15,6 +15,7 @@ struct device {
     IOUSBDeviceInterface197 *functions;
     IOUSBDeviceInterface197 table;
     int references;
+    int calls; /* that change something and have not returned */
     uint64_t client;
     CFRunLoopSourceRef source;
     pthread_mutex_t lock;
@@ -31,11 +32,20 @@ static void begin(struct message *message, enum call call, const struct device *
     put_u64(message, device->client);
 }
 
+static IOReturn finish(struct device *device, struct message *message)
+{
+    IOReturn result;
+    __atomic_add_fetch(&device->calls, 1, __ATOMIC_ACQ_REL);
+    result = message_result(message);
+    __atomic_sub_fetch(&device->calls, 1, __ATOMIC_ACQ_REL);
+    return result;
+}
+
 static IOReturn simple(void *self, enum call call)
 {
     struct message message;
     begin(&message, call, self);
-    return message_result(&message);
+    return finish(self, &message);
 }
 
 static IOReturn with_number(void *self, enum call call, UInt32 number)
@@ -43,7 +53,7 @@ static IOReturn with_number(void *self, enum call call, UInt32 number)
     struct message message;
     begin(&message, call, self);
     put_u32(&message, number);
-    return message_result(&message);
+    return finish(self, &message);
 }
 
 static ULONG add_reference(void *self)
@@ -61,6 +71,8 @@ static ULONG release(void *self)
         fail("an interface of a device was released too often");
     if (left != 0)
         return (ULONG)left;
+    if (__atomic_load_n(&device->calls, __ATOMIC_ACQUIRE) != 0)
+        fail("an interface of a device was released during a call of it");
     simple(self, SERVICE_CLOSE);
     if (device->source != NULL)
         CFRelease(device->source);

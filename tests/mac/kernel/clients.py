@@ -125,7 +125,6 @@ class DeviceClient(UserClient):
         self.device.counters["resets"] += 1
 
     async def re_enumerate(self, options: int, euid: int) -> None:
-        """The device comes back later: the call does not wait for that."""
         self.check()
         device = self.device
         if options & CAPTURE:
@@ -143,7 +142,11 @@ class DeviceClient(UserClient):
             or self.kernel.switches.plain_reenumeration_ends_capture
         )
         device.captor = None
-        self.kernel.spawn(device.enumerate_again(captured=device.captured and not ends))
+        work = device.enumerate_again(captured=device.captured and not ends)
+        if self.kernel.switches.reenumeration_waits:
+            await work
+        else:
+            self.kernel.spawn(work)
 
     async def abort_pipe_zero(self) -> None:
         self.check()

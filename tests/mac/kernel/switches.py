@@ -51,6 +51,9 @@ class Switches:
     reenumeration_seconds: float = 0.0
     """How long a device is away when it is enumerated again; up to 1.7 s have been measured."""
 
+    reenumeration_waits: bool = False
+    """Whether USBDeviceReEnumerate returns when the device is there again, or at once."""
+
     driver_seconds: float = 0.0
     """How long after a device its drivers arrive."""
 

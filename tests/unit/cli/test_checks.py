@@ -198,7 +198,7 @@ def test_a_socket_of_another_program(socket_path: Path) -> None:
 )
 def test_libusb(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int, int], state: CheckState) -> None:
     major, minor, micro = version
-    found = SimpleNamespace(major=major, minor=minor, micro=micro)
+    found = SimpleNamespace(major=major, minor=minor, micro=micro, rc=b"")
     monkeypatch.setattr("usb1.getVersion", lambda: found)
     check = checks.check_libusb()
     assert check.state is state

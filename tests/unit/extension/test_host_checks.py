@@ -36,6 +36,7 @@ from usbipd.extension.host_checks import (
 from usbipd.ipc.reports import CheckState
 from usbipd.ipc.row import Role
 from usbipd.privileges import RunAs
+from usbipd.usb.libusb_version import log_loaded
 
 USBIPD = RunAs(user="usbipd", uid=990, gid=990)
 NOBODY = RunAs(user="nobody", uid=65534, gid=65534)
@@ -108,9 +109,10 @@ def test_rights_of_workers_that_have_to_stay_root() -> None:
     assert finding(check_rights, specimen).state is CheckState.OK
 
 
-def libusb(monkeypatch: pytest.MonkeyPatch, *version: int) -> None:
+def libusb(monkeypatch: pytest.MonkeyPatch, *version: int, rc: bytes = b"") -> None:
     major, minor, micro = version
-    monkeypatch.setattr(usb1, "getVersion", lambda: SimpleNamespace(major=major, minor=minor, micro=micro))
+    found = SimpleNamespace(major=major, minor=minor, micro=micro, rc=rc)
+    monkeypatch.setattr(usb1, "getVersion", lambda: found)
 
 
 def test_libusb(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,10 +134,42 @@ def test_libusb_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "1.0.26" in found.message
 
 
-@pytest.mark.parametrize(("micro", "state"), [(29, CheckState.WARNING), (30, CheckState.OK)])
-def test_libusb_on_a_mac(monkeypatch: pytest.MonkeyPatch, micro: int, state: CheckState) -> None:
-    libusb(monkeypatch, 1, 0, micro)
-    assert finding(check_libusb, subject(host=mac())).state is state
+@pytest.mark.parametrize(
+    ("micro", "rc", "state", "said"),
+    [
+        (29, b"", CheckState.WARNING, "libusb 1.0.29: it has known faults on macOS that 1.0.30 fixes"),
+        (30, b"", CheckState.WARNING, "libusb 1.0.30: it is not usbipd's own build"),
+        (30, b"-rc1", CheckState.WARNING, "libusb 1.0.30-rc1: it is not usbipd's own build"),
+        (30, b"-usbipd1", CheckState.OK, "libusb 1.0.30-usbipd1"),
+    ],
+)
+def test_libusb_on_a_mac(
+    monkeypatch: pytest.MonkeyPatch, micro: int, rc: bytes, state: CheckState, said: str
+) -> None:
+    libusb(monkeypatch, 1, 0, micro, rc=rc)
+    found = finding(check_libusb, subject(host=mac()))
+    assert found.state is state
+    assert found.message.startswith(said)
+    libusb(monkeypatch, 1, 0, micro, rc=rc)
+    assert finding(check_libusb, subject()).state is CheckState.OK, "on Linux it has no patches"
+
+
+@pytest.mark.parametrize(
+    ("rc", "level", "said"),
+    [
+        (b"", "WARNING", "libusb 1.0.30: it is not usbipd's own build"),
+        (b"-usbipd1", "INFO", "libusb 1.0.30-usbipd1"),
+    ],
+)
+def test_the_log_names_the_libusb_of_a_mac(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, rc: bytes, level: str, said: str
+) -> None:
+    libusb(monkeypatch, 1, 0, 30, rc=rc)
+    with caplog.at_level("INFO"):
+        log_loaded()
+    [line] = caplog.records
+    assert line.levelname == level
+    assert line.getMessage().startswith(said)
 
 
 def test_libusb_missing(monkeypatch: pytest.MonkeyPatch) -> None:

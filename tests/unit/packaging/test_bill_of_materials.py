@@ -31,14 +31,21 @@ def dpkg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(programs))
 
 
-def bill(directory: Path, monkeypatch: pytest.MonkeyPatch, modules: list[str], *names: str) -> dict[str, Any]:
-    """The document for these modules and files."""
+def bill(
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    modules: list[str],
+    *names: str,
+    libusb: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The document for these modules and files; `libusb` is that of Linux if it is not said."""
     files = []
     for name in names:
         file = directory / name.replace("/", "_")
         file.write_text(f"this is {name}")
         files.append([name, str(file)])
-    contents = {"libusb": "1.0.30", "modules": modules, "files": files}
+    libusb = libusb or {"version": "1.0.30", "source": None}
+    contents = {"libusb": libusb, "modules": modules, "files": files}
     source, target = directory / "contents.json", directory / "bill.json"
     source.write_text(json.dumps(contents))
     monkeypatch.setattr(sys, "argv", ["bill_of_materials.py", str(source), str(target)])
@@ -70,6 +77,20 @@ def test_each_part_belongs_to_one_component(tmp_path: Path, monkeypatch: pytest.
     assert libusb["hashes"] == [{"alg": "SHA-256", "content": digest}]
     needs = {each["ref"]: each.get("dependsOn", []) for each in document["dependencies"]}
     assert sorted(needs[root["bom-ref"]]) == sorted(each["bom-ref"] for each in found.values())
+
+
+@pytest.mark.usefixtures("dpkg")
+def test_our_own_libusb_is_named_with_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = {"url": "https://x.example/libusb-1.0.30.tar.bz2", "patches": ["0001-a.patch", "0002-b.patch"]}
+    libusb = {"version": "1.0.30-usbipd1", "source": source}
+    document = bill(tmp_path, monkeypatch, [], "libusb-1.0.0.dylib", libusb=libusb)
+    [found] = [each for each in document["components"] if each["name"] == "libusb"]
+    assert found["version"] == "1.0.30-usbipd1"
+    assert found["description"] == (
+        "from https://x.example/libusb-1.0.30.tar.bz2 with these patches in packaging/libusb of usbipd's "
+        "source: 0001-a.patch, 0002-b.patch"
+    )
+    assert found["licenses"] == [{"license": {"id": "LGPL-2.1-or-later"}}]
 
 
 @pytest.mark.usefixtures("dpkg")

@@ -70,6 +70,14 @@ def test_nothing_but_signing_runs_while_the_identities_are_there() -> None:
     assert max(secret) < min(tests)
 
 
+def test_modules_and_executable_for_macos_are_built_with_our_libusb() -> None:
+    macos = steps("macos")
+    [ours] = [number for number, step in enumerate(macos) if "packaging/libusb/libusb_build.py" in step]
+    assert "PKG_CONFIG_PATH=$PWD/build/libusb/macos/lib/pkgconfig" in macos[ours]
+    [modules] = [number for number, step in enumerate(macos) if "run: make build" in step]
+    assert ours < modules
+
+
 @pytest.mark.parametrize("moved", [False, True])
 def test_a_tag_that_has_moved_is_not_published(tmp_path: Path, moved: bool) -> None:
     [step] = [step for step in steps("publish") if "gh release create" in step]

@@ -74,8 +74,12 @@ static inline CFRange CFRangeMake(CFIndex location, CFIndex length)
     return range;
 }
 
+#ifdef __APPLE__
+#define CFSTR(text) ((CFStringRef)__builtin___CFStringMakeConstantString(text))
+#else
 CFStringRef software_mac_constant_string(const char *text);
 #define CFSTR(text) software_mac_constant_string(text)
+#endif
 
 CFTypeRef CFRetain(CFTypeRef value);
 void CFRelease(CFTypeRef value);

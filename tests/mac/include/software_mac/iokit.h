@@ -16,15 +16,18 @@ typedef io_object_t io_service_t;
 typedef char io_name_t[128];
 typedef UInt64 AbsoluteTime;
 
+#define IO_OBJECT_NULL ((io_object_t)0)
+
+#ifndef __APPLE__ /* else the C library has them: mach/clock_types.h */
 typedef struct {
     unsigned int tv_sec;
     int tv_nsec;
 } mach_timespec_t;
 
-#define IO_OBJECT_NULL ((io_object_t)0)
 #define NSEC_PER_USEC 1000ULL
 #define USEC_PER_SEC 1000000ULL
 #define NSEC_PER_SEC 1000000000ULL
+#endif
 
 /* iokit_common_err() of IOReturn.h */
 #define software_mac_error(number) ((IOReturn)(0xe0000000U | (number)))

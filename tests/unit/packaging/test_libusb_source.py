@@ -1,0 +1,151 @@
+"""How the source of our libusb is found, checked and patched; tests/mac has what the patches do."""
+
+import hashlib
+import io
+import re
+import tarfile
+from pathlib import Path
+from typing import Final
+
+import libusb_source
+import pytest
+from libusb_source import SourceError, unpack
+
+ROOT: Final = Path(__file__).parents[3]
+PATCH: Final = """Reason    none
+
+--- a/libusb/version.h
++++ b/libusb/version.h
+@@ -1,3 +1,3 @@
+ first
+-second
++patched
+ third
+"""
+
+
+@pytest.fixture(autouse=True)
+def without_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("LIBUSB_SOURCE", raising=False)
+    monkeypatch.setattr(libusb_source, "BUILD", tmp_path / "build")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Something like libusb's source."""
+    tree = tmp_path / "libusb-9.9.9"
+    (tree / "libusb/os").mkdir(parents=True)
+    (tree / "libusb/os/darwin_usb.c").write_text("/* darwin */\n")
+    (tree / "libusb/version.h").write_text("a line before\nfirst\nsecond\nthird\n")
+    return tree
+
+
+@pytest.fixture
+def patched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory of patches instead of ours."""
+    directory = tmp_path / "patches"
+    directory.mkdir()
+    (directory / "0001-second.patch").write_text(PATCH)
+    monkeypatch.setattr(libusb_source, "HERE", directory)
+    return directory
+
+
+def archive_of(tree: Path) -> Path:
+    archive = tree.with_suffix(".tar.bz2")
+    with tarfile.open(archive, "w:bz2") as file:
+        file.add(tree, tree.name)
+    return archive
+
+
+def test_an_archive_is_unpacked_and_patched(
+    tree: Path, patched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = archive_of(tree)
+    monkeypatch.setitem(libusb_source.KNOWN, hashlib.sha256(archive.read_bytes()).hexdigest(), "9.9.9")
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "left by an earlier build").touch()
+    assert unpack(target, patched=True, source=archive) == target
+    assert (target / "libusb/version.h").read_text() == "a line before\nfirst\npatched\nthird\n"
+    assert not (target / "left by an earlier build").exists()
+    unpack(target, patched=False, source=archive)
+    assert (target / "libusb/version.h").read_text() == "a line before\nfirst\nsecond\nthird\n"
+
+
+def test_an_archive_that_is_not_known_is_not_unpacked(tree: Path, tmp_path: Path) -> None:
+    archive = archive_of(tree)
+    with pytest.raises(SourceError, match=rf"no known release of libusb: its SHA-256 is {'[0-9a-f]' * 64}$"):
+        unpack(tmp_path / "target", patched=False, source=archive)
+    assert not (tmp_path / "target").exists()
+
+
+def test_an_archive_cannot_write_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = tmp_path / "bad.tar.bz2"
+    with tarfile.open(archive, "w:bz2") as file:
+        member = tarfile.TarInfo("../../outside")
+        file.addfile(member, io.BytesIO())
+    monkeypatch.setitem(libusb_source.KNOWN, hashlib.sha256(archive.read_bytes()).hexdigest(), "9.9.9")
+    with pytest.raises(tarfile.OutsideDestinationError):
+        unpack(tmp_path / "deep/er/target", patched=False, source=archive)
+    assert not (tmp_path / "deep/outside").exists()
+
+
+def test_a_patch_whose_lines_are_not_found(tree: Path, patched: Path, tmp_path: Path) -> None:
+    (tree / "libusb/version.h").write_text("first\nanother second\nthird\n")
+    with pytest.raises(SourceError, match=r"0001-second\.patch does not apply"):
+        unpack(tmp_path / "target", patched=True, source=tree)
+
+
+def test_what_is_not_libusb(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    with pytest.raises(SourceError, match=r"is not libusb's source"):
+        unpack(tmp_path / "target", patched=False, source=tmp_path / "other")
+
+
+def test_the_environment_names_the_source(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIBUSB_SOURCE", str(tree))
+    unpack(tmp_path / "target", patched=False)
+    assert (tmp_path / "target/libusb/os/darwin_usb.c").exists()
+    assert libusb_source.for_tests() == tree
+    monkeypatch.setenv("LIBUSB_SOURCE", str(tmp_path / "nothing"))
+    with pytest.raises(SourceError, match=r"LIBUSB_SOURCE=.*nothing does not exist"):
+        libusb_source.for_tests()
+
+
+def test_upstreams_archive_is_fetched_once_and_checked(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = archive_of(tree)
+    monkeypatch.setattr(libusb_source, "URL", archive.as_uri())
+    with pytest.raises(SourceError, match="no known release"):
+        libusb_source.upstream()
+    monkeypatch.setitem(libusb_source.KNOWN, hashlib.sha256(archive.read_bytes()).hexdigest(), "9.9.9")
+    kept = libusb_source.upstream()
+    archive.unlink()
+    assert libusb_source.upstream() == kept
+    kept.unlink()
+    with pytest.raises(SourceError, match="cannot be fetched"):
+        libusb_source.upstream()
+
+
+def test_the_version_is_that_of_the_release_and_the_last_patch() -> None:
+    assert libusb_source.VERSION in libusb_source.KNOWN.values()
+    assert f'+#define LIBUSB_RC "{libusb_source.MARKER}"' in libusb_source.patches()[-1].read_text()
+
+
+@pytest.mark.parametrize("patch", libusb_source.patches(), ids=lambda patch: patch.stem)
+def test_each_patch_says_why_it_is_there_and_what_shows_it(patch: Path) -> None:
+    head, _, body = patch.read_text().partition("\n--- a/")
+    assert re.fullmatch(
+        r"\S.*\n\nReason    \S(.*\n)(          \S.*\n)*"
+        r"Upstream  \S(.*\n)(          \S.*\n)*Test      \S(.*\n)(          \S.*\n)*",
+        head,
+    )
+    assert body
+    [file] = re.findall(r"tests/mac/\w+\.py", head)
+    shown = re.findall(r"test_\w+(?!\w*\.py)", head.partition(file)[2])
+    assert shown
+    text = (ROOT / file).read_text()
+    assert [name for name in shown if f"def {name}(" not in text] == []

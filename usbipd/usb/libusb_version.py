@@ -1,0 +1,61 @@
+"""Which libusb this process has loaded, and what it lacks.  Runs in the extension and in commands."""
+
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+import usb1
+
+_LOG: Final = logging.getLogger(__name__)
+
+MINIMUM: Final = (1, 0, 26)  # the same as cython/claim.pyx
+RECOMMENDED_ON_MACOS: Final = (1, 0, 30)  # port numbers on macOS 26, several uses of freed memory
+PATCHED: Final = "-usbipd"  # packaging/libusb/0007-version.patch, where a number follows
+
+
+@dataclass(frozen=True, slots=True)
+class LibusbVersion:
+    """What libusb_get_version() says."""
+
+    number: tuple[int, int, int]
+    suffix: str
+    """`rc`: empty in a release of libusb's own."""
+
+    def __str__(self) -> str:
+        return f"{dotted(self.number)}{self.suffix}"
+
+    @property
+    def lacks_on_macos(self) -> str | None:
+        """What of usbipd does not work on macOS with this libusb; None: all works."""
+        if self.number < RECOMMENDED_ON_MACOS:
+            return f"it has known faults on macOS that {dotted(RECOMMENDED_ON_MACOS)} fixes"
+        if not self.suffix.startswith(PATCHED):
+            return (
+                "it is not usbipd's own build: a request that a client cancels may end others of the same "
+                "endpoint with an error, and a device that is plugged in may delay the others"
+            )
+        return None
+
+
+def loaded() -> LibusbVersion:
+    """Loads libusb if need be.  Raises `OSError` if it cannot be loaded."""
+    version = usb1.getVersion()
+    return LibusbVersion((version.major, version.minor, version.micro), version.rc.decode())
+
+
+def log_loaded() -> None:
+    """Log which libusb this Mac's daemon runs with; a warning if it lacks something."""
+    try:
+        version = loaded()
+    except OSError as error:
+        _LOG.error("libusb 1.0 cannot be loaded: %s", error)
+        return
+    if (lack := version.lacks_on_macos) is None:
+        _LOG.info("libusb %s", version)
+    else:
+        _LOG.warning("libusb %s: %s", version, lack)
+
+
+def dotted(number: tuple[int, int, int]) -> str:
+    """As people write it."""
+    return ".".join(map(str, number))
