@@ -27,8 +27,8 @@ Entry = namedtuple("Entry", "depth class_name name registry_id properties")
 # Some devices match only the old name (libusb pull request 428), which may go.
 _CLASSES = (b"IOUSBHostDevice", b"IOUSBDevice")
 
-# IOUSBHostFamilyDefinitions.h.  What a hub calls its port: until macOS 15, and since macOS 26.
-_PORT_NAMES = ("port", "usb-port-number")
+# The number of a port: of a device before OS X 10.11, of what it is connected to, and of that since macOS 26.
+_PORT_NAMES = ("PortNum", "port", "usb-port-number")
 
 # IOKit/IOReturn.h: the common errors from iokit_common_err(0x2bc) on, in their order; a hyphen has no name.
 _FIRST_ERROR = 0xe00002bc
@@ -108,10 +108,11 @@ def _read(read):
 
 cdef list _all_devices(keys):
     names = {key: _text(key) for key in keys}
-    ports = {key: _text(key) for key in ("sessionID", "PortNum", *_PORT_NAMES)}
+    ports = {key: _text(key) for key in _PORT_NAMES}
+    devices = _devices()
     return [
-        Device(_registry_id(device), location, _ports(device, ports), _properties(device, names))
-        for location, device in _devices().items()
+        Device(registry_id, location, _ports(device, devices, ports), _properties(device, names))
+        for registry_id, (location, device) in devices.items()
     ]
 
 
@@ -124,14 +125,12 @@ cdef list _below(registry_id, keys):
 
 
 cdef _Object _find(registry_id):
-    for device in _devices().values():
-        if _registry_id(device) == registry_id:
-            return device
-    return None
+    _location, device = _devices().get(registry_id, (None, None))
+    return device
 
 
 cdef dict _devices():
-    """All USB devices by their locationID."""
+    """All USB devices, with their locationIDs, by their registry id."""
     key = _text("locationID")
     found = {}
     for class_name in _CLASSES:
@@ -139,13 +138,13 @@ cdef dict _devices():
             number = _property(device, key)
             if isinstance(number, int):
                 found.setdefault(number & 0xffffffff, device)  # a number of 32 bits may come back as a negative one
-    return found
+    return {_registry_id(device): (location, device) for location, device in found.items()}
 
 
-cdef list _ports(_Object entry, dict names):
+cdef list _ports(_Object entry, dict devices, dict names):
     ports = []
     while entry is not None:
-        if _property(entry, names["sessionID"]) is not None:  # a USB device
+        if _registry_id(entry) in devices:  # the device, or a hub
             port = _port(entry, names)
             if port == 0:
                 break
@@ -158,7 +157,7 @@ cdef int _port(_Object device, dict names):
     """The number of the port that a device is connected to; 0: it is connected nowhere."""
     number = _property(device, names["PortNum"])
     parent = _parent(device)
-    for key in _PORT_NAMES:
+    for key in _PORT_NAMES[1:]:
         if number is None and parent is not None:
             number = _property(parent, names[key])
     return number & 0xff if isinstance(number, int) else 0
@@ -255,7 +254,7 @@ cdef dict _properties(_Object entry, dict names):
 cdef object _property(_Object entry, _Value key):
     """A property that is a number or a string (of which 512 bytes are enough); None for everything else.
 
-    Four bytes of data are a number too, as the system's device tree has it.
+    Up to eight bytes of data are a number too, as the system's device tree has them.
     """
     cdef _Value found = _Value()
     cdef int64_t number
@@ -275,10 +274,11 @@ cdef object _property(_Object entry, _Value key):
         whole.length = CFStringGetLength(<CFStringRef>found.value)
         CFStringGetBytes(<CFStringRef>found.value, whole, kCFStringEncodingUTF8, b"?", False, text, sizeof(text), &used)
         return text[:used].decode("utf-8", "backslashreplace")
-    if kind == CFDataGetTypeID() and CFDataGetLength(<CFDataRef>found.value) == 4:
-        whole.location, whole.length = 0, 4
+    if kind == CFDataGetTypeID() and CFDataGetLength(<CFDataRef>found.value) <= 8:
+        whole.location = 0
+        whole.length = CFDataGetLength(<CFDataRef>found.value)
         CFDataGetBytes(<CFDataRef>found.value, whole, text)
-        return int.from_bytes(text[:4], "little")
+        return int.from_bytes(text[:whole.length], "little")
     return None
 
 
