@@ -12,6 +12,6 @@ def libusb(stock_libusb: Path) -> Path:
     return stock_libusb
 
 
-@pytest.mark.parametrize("cases", ["iokit_cases.py"])
+@pytest.mark.parametrize("cases", ["iokit_cases.py", "ownership_cases.py", "disks_cases.py"])
 def test_the_registry(cases: str, in_process: Callable[..., None]) -> None:
     in_process(cases)
