@@ -40,7 +40,6 @@ class UsbDevice:
         location: int,
         port: int,
         drivers: dict[int, str],
-        port_entry: Entry,
         hub: UsbDevice | None = None,
     ) -> None:
         self.kernel = kernel
@@ -51,7 +50,6 @@ class UsbDevice:
         self.drivers = drivers
         """By bInterfaceNumber, the names in `DRIVERS`."""
         self.hub = hub
-        self._port_entry = port_entry
         self.entry: Entry | None = None
         """None: it is not there."""
         self.address = 0
@@ -71,6 +69,8 @@ class UsbDevice:
         """By endpoint address, in the order of their submission; 0: control."""
         self.stalled: set[int] = set()
         """Pipes that met a STALL and were not cleared since."""
+        self.halted: set[int] = set()
+        """Endpoints that answer with STALL whatever the device would do: `Switches.halted_at_first_use`."""
         self.counters: Counter[str] = Counter()
         self._timers: list[asyncio.TimerHandle] = []
         self.parsed: list[Configuration] = [parse_configuration(raw) for raw in hardware.configurations]
@@ -89,6 +89,7 @@ class UsbDevice:
         self.address = address or self.kernel.next_address(self.location >> 24)
         self.captured, self.captor = captured, None
         self.stalled.clear()
+        self.halted.clear()
         self.first_use.clear()
         if not captured:
             first = self.parsed[0].bConfigurationValue
@@ -102,7 +103,7 @@ class UsbDevice:
             "USB Serial Number": serial,
         }
         self.entry = self.kernel.registry.add(
-            self._port_entry,
+            self._port_entry(),
             ("IOUSBHostDevice", "IOUSBDevice"),
             product or "IOUSBHostDevice",
             {
@@ -124,11 +125,29 @@ class UsbDevice:
         self.kernel.note(f"arrived {self.location:08x}")
         self._publish_interfaces()
 
+    def _port_entry(self) -> Entry:
+        """What is above it in the registry: a port of a hub or of a controller."""
+        registry = self.kernel.registry
+        bus = self.location >> 24
+        above = self.hub.entry if self.hub else next(iter(registry.find("AppleUSBXHCI", {"bus": bus})), None)
+        if above is None:
+            above = registry.add(registry.root, ("AppleUSBXHCI",), properties={"bus": bus})
+        name = f"port@{self.location:08x}"
+        found = next((each for each in above.children if each.name == name), None)
+        if found is not None:
+            return found
+        newer = int(self.kernel.switches.macos_version.split(".")[0]) >= 26
+        key = "usb-port-number" if newer else "port"
+        return registry.add(above, ("AppleUSBHostPort",), name, {key: bytes([self.port, 0, 0, 0])})
+
     async def leave(self, code: int) -> None:
-        """It is not on the bus any more; transfers end with `code`."""
+        """It is not on the bus any more, nor what is connected to it; transfers end with `code`."""
         entry, self.entry = self.entry, None
         if entry is None:
             return
+        for each in self.kernel.devices.values():
+            if each.hub is self:
+                await each.leave(code)
         self._cancel_timers()
         await self.cancel_all(code)
         self.opener = self.captor = None
@@ -321,7 +340,10 @@ class UsbDevice:
         self.waiting.setdefault(pipe, []).append(transfer)
         self.counters["transfers"] += 1
         self.kernel.changed()
-        self.hardware.submit(transfer)
+        if pipe in self.halted or pipe in self.stalled:
+            transfer.end(errors.PIPE_STALLED)
+        else:
+            self.hardware.submit(transfer)
 
     def ended(self, transfer: Transfer) -> None:
         pipe = transfer.address if transfer.address & 0x7F else 0
