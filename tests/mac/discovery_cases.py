@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import usb1
@@ -10,8 +11,7 @@ import usb1
 from tests.mac.kernel.switches import Switches
 from tests.mac.mac import Device
 from tests.mac.rig import mac
-from tests.mac.tree import BUSID, Tree
-from tests.unit.extension.fakes import run, until
+from tests.mac.tree import BUSID, Tree, until
 from usbipd._claim import Claim
 from usbipd._iokit import DeviceListener
 from usbipd.errors import UsbipdError
@@ -23,7 +23,7 @@ from usbipd.usb.registry_devices import RegistryDevices
 from usbipd.usb.registry_events import RegistryListener
 
 NO_DEVICE = 0xE00002C0
-ACCESSIBLE = {"idVendor": 0x0781, "idProduct": 0x5567, "bDeviceClass": 0, "USB_Address": 7}
+ACCESSIBLE: dict[str, Any] = {"idVendor": 0x0781, "idProduct": 0x5567, "bDeviceClass": 0, "USB_Address": 7}
 """What a device has to say of itself to be shared."""
 
 
@@ -63,7 +63,7 @@ def test_a_device(tree: Tree) -> None:
 
 
 def test_a_list_opens_no_device_and_sends_nothing(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hotplug.sys, "platform", "darwin")
+    monkeypatch.setattr("usbipd.usb.hotplug.sys.platform", "darwin")
     device = tree.plug()
     device.requests()
     for _ in range(3):
@@ -171,9 +171,7 @@ def test_an_unknown_speed_is_full_speed(tree: Tree) -> None:
         ({"kUSBSerialNumberString": 4}, None),
     ],
 )
-def test_what_devices_say_of_themselves(
-    tree: Tree, properties: dict[str, object], serial: str | None
-) -> None:
+def test_what_devices_say_of_themselves(tree: Tree, properties: dict[str, Any], serial: str | None) -> None:
     assert add(tree, **properties).serial == serial
 
 
@@ -215,9 +213,9 @@ def test_the_devices_of_this_platform(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+def host(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hotplug that loses no time."""
-    monkeypatch.setattr(hotplug.sys, "platform", "darwin")
+    monkeypatch.setattr("usbipd.usb.hotplug.sys.platform", "darwin")
     monkeypatch.setattr(hotplug, "BURST", 0.0)
     monkeypatch.setattr(hotplug, "LATE", 0.0)
     monkeypatch.setattr(hotplug, "POLL_INTERVAL", 0.0)
@@ -243,7 +241,7 @@ def comes_and_goes(device: Callable[[], Device]) -> str | None:
         await watch.stop()
         await watch.stop()
 
-    run(test())
+    asyncio.run(test())
     return watch.problem
 
 
@@ -271,7 +269,7 @@ def test_nothing_is_told_after_close(tree: Tree) -> None:
     other: list[int] = []
     later = DeviceListener(lambda: other.append(1))
     tree.plug()
-    run(until(lambda: other))
+    asyncio.run(until(lambda: other))
     later.close()
     assert told == []
 

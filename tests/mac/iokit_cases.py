@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_the_ports_of_a_device(tree: Tree) -> None:
         ({"port": 4}, 4),
     ],
 )
-def test_where_the_number_of_a_port_is(tree: Tree, properties: dict[str, object], port: int) -> None:
+def test_where_the_number_of_a_port_is(tree: Tree, properties: dict[str, Any], port: int) -> None:
     """Port 17 of an Intel Mac, whose locationID has the nibble a."""
     own = {key: value for key, value in properties.items() if key == "PortNum"}
     above = {key: value for key, value in properties.items() if key != "PortNum"}
@@ -58,7 +59,7 @@ def test_where_the_number_of_a_port_is(tree: Tree, properties: dict[str, object]
 
 
 @pytest.mark.parametrize("properties", [{}, {"PortNum": 0}, {"PortNum": "2"}])
-def test_a_device_that_is_connected_nowhere(tree: Tree, properties: dict[str, object]) -> None:
+def test_a_device_that_is_connected_nowhere(tree: Tree, properties: dict[str, Any]) -> None:
     tree.add(None, "AppleUSBRootHubDevice")
     tree.add(None, "IOUSBHostDevice", "Root Hub Simulation", locationID=0x14000000, **properties)
     [device] = usb_devices(())

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -135,7 +136,7 @@ def test_the_registry_in_a_report(tree: Tree, monkeypatch: pytest.MonkeyPatch) -
     device = tree.add_device("Stick", UsbExclusiveOwner="pid 7, usbipd")
     interface = tree.add_interface(device, 0, bInterfaceClass=8)
     tree.add(interface, "IOMedia", "Medium", BSD_Name="disk4")
-    monkeypatch.setattr(report.sys, "platform", "darwin")
+    monkeypatch.setattr("usbipd.cli.report.sys.platform", "darwin")
     entries = report.registry_below(BUSID)
     assert entries is not None
     assert [(each.depth, each.class_name, each.name) for each in entries] == [
@@ -200,7 +201,7 @@ KERNELS = [
 @pytest.mark.parametrize("values", KERNELS, ids=str)
 @pytest.mark.parametrize("knows_session", [True, False])
 def test_a_capture_that_outlives_its_process_is_ended(
-    tree: Tree, ownership: IORegistryOwnership, values: dict[str, object], knows_session: bool
+    tree: Tree, ownership: IORegistryOwnership, values: dict[str, Any], knows_session: bool
 ) -> None:
     mac().switch(capture_survives_owner=True, **values)
     device = tree.plug(drivers={0: "hid"})

@@ -6,8 +6,7 @@ import threading
 import pytest
 
 from tests.mac.rig import mac
-from tests.mac.tree import Tree
-from tests.unit.extension.fakes import run, until
+from tests.mac.tree import Tree, until
 from usbipd._iokit import SLEEPS, WAKES, PowerListener
 from usbipd.errors import UsbipdError
 from usbipd.usb.power import PowerWatch
@@ -30,11 +29,11 @@ def test_every_question_is_answered_and_what_happens_is_told() -> None:
     assert mac().call("ask_power", CAN_SLEEP)
     assert heard == []
     assert mac().sleep()
-    run(until(lambda: heard == [SLEEPS]))
+    asyncio.run(until(lambda: heard == [SLEEPS]))
     mac().call("tell_power", WILL_NOT_SLEEP)
     mac().call("tell_power", WILL_POWER_ON)
     mac().wake()
-    run(until(lambda: heard == [SLEEPS, WAKES]))
+    asyncio.run(until(lambda: heard == [SLEEPS, WAKES]))
     listener.close()
     listener.close()
     assert mac().call("power_listeners") == 0
@@ -90,7 +89,7 @@ def test_devices_are_looked_for_after_a_wake(caplog: pytest.LogCaptureFixture) -
         await asyncio.to_thread(mac().sleep)
         await asyncio.to_thread(mac().wake)
 
-    run(sleep_and_wake())
+    asyncio.run(sleep_and_wake())
     assert woken == ["woken"]
     assert [record.message for record in caplog.records] == [
         "this Mac goes to sleep",
@@ -102,7 +101,7 @@ def test_a_mac_that_does_not_tell(tree: Tree) -> None:
     tree.fail("POWER_REGISTER", NO_DEVICE)
 
     async def start() -> str | None:
-        power = PowerWatch(print)  # type: ignore[arg-type]
+        power = PowerWatch(print)
         power.start()
         await power.stop()
         return power.problem

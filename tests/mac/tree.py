@@ -3,9 +3,11 @@
 Entries are numbers: their registry ids.
 """
 
+import asyncio
 import ctypes
 import gc
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -14,6 +16,13 @@ from tests.mac.rig import PATIENCE, mac
 
 HUB_LOCATION, LOCATION, BUSID = 0x14200000, 0x14230000, "20-2.3"
 """Of a hub, and of the device that `Tree.add_device` adds unless it is told otherwise."""
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Returns when the condition is true; fails after ten seconds."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.001)
 
 
 class Tree:
@@ -49,7 +58,7 @@ class Tree:
         gc.collect()
         return self._library.software_mac_references(), self._library.software_mac_values()
 
-    def add(self, parent: int | None, class_name: str, name: str = "", **properties: object) -> int:
+    def add(self, parent: int | None, class_name: str, name: str = "", **properties: Any) -> int:
         """A new entry; in the name of a property `_` stands for a space."""
         entry: int = mac().call("add_entry", parent, class_name, name, **properties)
         if parent is None:
@@ -64,11 +73,11 @@ class Tree:
             )
         return self._hub
 
-    def add_device(self, name: str = "Device", **properties: object) -> int:
+    def add_device(self, name: str = "Device", **properties: Any) -> int:
         """The device at 20-2.3."""
         return self.add(self.add_hub(), "IOUSBHostDevice", name, locationID=LOCATION, PortNum=3, **properties)
 
-    def add_interface(self, device: int, number: int, **properties: object) -> int:
+    def add_interface(self, device: int, number: int, **properties: Any) -> int:
         return self.add(device, "IOUSBHostInterface", bInterfaceNumber=number, **properties)
 
     def add_disk(self, device: int, name: str) -> int:
