@@ -57,12 +57,14 @@ def environment(kernel: OwnMac, libusb: Path) -> dict[str, str]:
 
 @pytest.fixture
 def in_process(libusb: Path) -> Callable[..., None]:
-    """`in_process("some_cases.py", *options)`: pytest in a process whose libusb is ours.  `cases.py` says
-    what is there for its tests.
+    """`in_process("some_cases.py", *options, **switches)`: pytest in a process whose libusb is ours.
+
+    It has a kernel of its own, with these switches from the start; rig.py says what its tests can use.
     """
 
-    def run(cases: str | Path, *options: str) -> None:
+    def run(cases: str | Path, *options: str, **switches: object) -> None:
         with OwnMac() as mac:
+            mac.switch(**switches)
             done = subprocess.run(
                 [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, HERE / cases],
                 env=mac.environment(libusb),
