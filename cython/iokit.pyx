@@ -27,7 +27,7 @@ Entry = namedtuple("Entry", "depth class_name name registry_id properties")
 # Some devices match only the old name (libusb pull request 428), which may go.
 _CLASSES = (b"IOUSBHostDevice", b"IOUSBDevice")
 
-# The number of a port: of a device before OS X 10.11, of what it is connected to, and of that since macOS 26.
+# The number of a port: in the device (older systems), in the port that it is connected to, and there since macOS 26.
 _PORT_NAMES = ("PortNum", "port", "usb-port-number")
 
 # IOKit/IOReturn.h: the common errors from iokit_common_err(0x2bc) on, in their order; a hyphen has no name.
