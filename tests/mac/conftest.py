@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuzz import heap
 from tests.mac.build import build, patches
 from tests.mac.mac import VARIABLE, Device, OwnMac
 from tests.mac.rig import find_iokit
@@ -19,12 +20,14 @@ if VARIABLE in os.environ:  # a process of a software Mac, which runs cases
     find_iokit()
 
 HERE = Path(__file__).parent
+SANITIZED = "-asan" if heap.allocated() is not None else ""
+"""What the variants of a process under sanitizers are called."""
 
 
 @pytest.fixture(scope="session")
 def stock_libusb() -> Path:
     """The directory of libusb unmodified."""
-    return build("stock")
+    return build(f"stock{SANITIZED}")
 
 
 @pytest.fixture(scope="session", params=["stock", "ours"])
@@ -33,7 +36,7 @@ def libusb(request: pytest.FixtureRequest) -> Path:
     variant: str = request.param
     if variant == "ours" and not patches(variant):
         pytest.skip("packaging/libusb has no patches")
-    return build(variant)
+    return build(f"{variant}{SANITIZED}")
 
 
 @pytest.fixture
