@@ -256,7 +256,7 @@ def test_an_iokit_that_does_not_tell(tree: Tree) -> None:
     problem = comes_and_goes(tree.plug)
     assert problem is not None
     assert problem.startswith(
-        "macOS does not tell of devices that come and go: "
+        "IOKit sends no notifications of USB devices: "
         "IOServiceAddMatchingNotification: kIOReturnNoDevice (0xe00002c0); the list of devices is read every"
     )
 

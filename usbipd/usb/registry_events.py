@@ -1,4 +1,4 @@
-"""Tells of USB devices as IOKit does.  Runs in the extension, on macOS only."""
+"""Notifications of USB devices from IOKit.  Runs in the extension, on macOS only."""
 
 import asyncio
 from collections.abc import Callable
@@ -20,7 +20,7 @@ class RegistryListener:
         try:
             self._listener = DeviceListener(self._on_event)
         except UsbipdError as error:
-            self._on_end(f"macOS does not tell of devices that come and go: {error.message}")
+            self._on_end(f"IOKit sends no notifications of USB devices: {error.message}")
         else:
             self._on_event()
 
