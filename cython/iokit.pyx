@@ -1,11 +1,13 @@
-"""What the IORegistry of macOS knows of one USB device, and when the system sleeps.  Runs in the extension.
+"""The USB devices in the IORegistry of macOS, when they come and go, and when the system sleeps.
 
-The registry is the kernel's tree of devices, drivers and their clients.  To read it sends nothing to a device and
-needs no rights.  Every call is a message to the kernel, which answers at once unless a driver is just coming or
-going; the GIL is released meanwhile.  Any thread may call, several at a time.
+Runs in the extension; the report of `usbipd doctor` reads the registry too.
 
-What the kernel or CoreFoundation hands out is owned by one `_Object` or `_Value`, which gives it back when it is
-dropped: so each is released exactly once, also on the way of an exception.
+The registry is the kernel's tree of devices, drivers and their clients.  Reading it sends nothing to a device and
+needs no rights.  Every call is a message to the kernel, which answers at once unless a driver is just being started
+or stopped; the GIL is released meanwhile.  Any thread may call, several at a time.
+
+Each reference to an object of the kernel or of CoreFoundation belongs to one `_Object` or `_Value`, which releases
+it when it is deallocated: exactly once, also when an exception is raised.
 """
 
 from collections import namedtuple
@@ -19,7 +21,14 @@ from usbipd.errors import UsbipdError
 
 ATTEMPTS = 5  # to read the tree without its changing meanwhile: a device that is plugged in changes it for a moment
 
+Device = namedtuple("Device", "registry_id location ports properties")
 Entry = namedtuple("Entry", "depth class_name name registry_id properties")
+
+# Some devices match only the old name (libusb pull request 428), which may go.
+_CLASSES = (b"IOUSBHostDevice", b"IOUSBDevice")
+
+# The number of a port: in the device (older systems), in the port that it is connected to, and there since macOS 26.
+_PORT_NAMES = ("PortNum", "port", "usb-port-number")
 
 # IOKit/IOReturn.h: the common errors from iokit_common_err(0x2bc) on, in their order; a hyphen has no name.
 _FIRST_ERROR = 0xe00002bc
@@ -64,36 +73,111 @@ cdef class _Value:
             CFRelease(self.value)
 
 
-def entries_below(location: int, keys: Sequence[str]) -> list[Entry]:
-    """The USB device with this locationID (32 bits) and all that is below it, depth first; none if it is not there.
+def usb_devices(keys: Sequence[str]) -> list[Device]:
+    """All USB devices, hubs among them, in any order.
 
-    The device has depth 0.  A `registry_id` is of one entry for as long as it is there, and of none before or after
-    until the next start: a device that is enumerated anew gets another one.  Of each entry those properties are there
-    that `keys` names, if it has them and they are numbers or strings.  Texts are what the kernel, a driver or the
-    device says; bytes that are not UTF-8 stand as escapes, `\\xff`.  A device that goes meanwhile is one that is not
-    there.  Raises `UsbipdError`, code "iokit", if the registry cannot be read.
+    A `registry_id` is of one device from when it is enumerated until it is enumerated again or unplugged; a capture
+    does not change it.  `location` is the locationID (32 bits), whose upper 8 bits are the number of the bus.  `ports`
+    are the port numbers on the way from the bus to the device, by the rule of libusb (get_device_port in
+    darwin_usb.c); none if it is connected nowhere, such as a root hub.  Unlike libusb this goes up the IOService
+    plane: the IOUSB plane of Intel Macs lacks hubs since macOS 12.4 (libusb issue 1156).  `properties` are as for
+    `entries_below`.  Raises `UsbipdError`, code "iokit", if the registry cannot be read.
     """
+    return _read(lambda: _all_devices(keys))
+
+
+def entries_below(registry_id: int, keys: Sequence[str]) -> list[Entry]:
+    """The USB device with this `registry_id` and all that is below it, depth first; none if it does not exist.
+
+    The device has depth 0.  Of each entry those properties are present that `keys` names, if it has them and they are
+    numbers or strings.  Texts are what the kernel, a driver or the device says; bytes that are not UTF-8 stand as
+    escapes, `\\xff`.  A device that is removed meanwhile does not exist.  Raises `UsbipdError`, code "iokit", if the
+    registry cannot be read.
+    """
+    return _read(lambda: _below(registry_id, keys))
+
+
+def _read(read):
     for _ in range(ATTEMPTS):
-        found = []
         try:
-            device = _find(location)
-            if device is not None:
-                _collect(device, 0, {key: _text(key) for key in keys}, found)
-            return found
+            return read()
         except _Changed as change:
             reason = str(change)
     raise UsbipdError(f"the IORegistry cannot be read: {reason}", code="iokit")
 
 
-cdef _Object _find(location):
+cdef list _all_devices(keys):
+    names = {key: _text(key) for key in keys}
+    ports = {key: _text(key) for key in _PORT_NAMES}
+    devices = _devices()
+    return [
+        Device(registry_id, location, _ports(device, devices, ports), _properties(device, names))
+        for registry_id, (location, device) in devices.items()
+    ]
+
+
+cdef list _below(registry_id, keys):
+    found = []
+    device = _find(registry_id)
+    if device is not None:
+        _collect(device, 0, {key: _text(key) for key in keys}, found)
+    return found
+
+
+cdef _Object _find(registry_id):
+    _location, device = _devices().get(registry_id, (None, None))
+    return device
+
+
+cdef dict _devices():
+    """All USB devices, with their locationIDs, by their registry id."""
     key = _text("locationID")
-    for class_name in (b"IOUSBHostDevice", b"IOUSBDevice"):  # the second: before OS X 10.11
+    found = {}
+    for class_name in _CLASSES:
         for device in _services(class_name):
             number = _property(device, key)
-            # a number of 32 bits may come back as a negative one
-            if isinstance(number, int) and number & 0xffffffff == location:
-                return device
-    return None
+            if isinstance(number, int):
+                found.setdefault(number & 0xffffffff, device)  # a number of 32 bits may come back as a negative one
+    return {_registry_id(device): (location, device) for location, device in found.items()}
+
+
+cdef list _ports(_Object entry, dict devices, dict names):
+    ports = []
+    while entry is not None:
+        if _registry_id(entry) in devices:  # the device, or a hub
+            port = _port(entry, names)
+            if port == 0:
+                break
+            ports.insert(0, port)
+        entry = _parent(entry)
+    return ports
+
+
+cdef int _port(_Object device, dict names):
+    """The number of the port that a device is connected to; 0: it is connected nowhere."""
+    number = _property(device, names["PortNum"])
+    parent = _parent(device)
+    for key in _PORT_NAMES[1:]:
+        if number is None and parent is not None:
+            number = _property(parent, names[key])
+    return number & 0xff if isinstance(number, int) else 0
+
+
+cdef _Object _parent(_Object entry):
+    cdef _Object parent = _Object()
+    cdef kern_return_t code
+    with nogil:
+        code = IORegistryEntryGetParentEntry(entry.port, "IOService", &parent.port)
+    return parent if code == 0 else None
+
+
+cdef object _registry_id(_Object entry):
+    cdef kern_return_t code
+    cdef uint64_t registry_id
+    with nogil:
+        code = IORegistryEntryGetRegistryEntryID(entry.port, &registry_id)
+    _check(code, "IORegistryEntryGetRegistryEntryID")
+    return registry_id
 
 
 cdef list _services(const char *class_name):
@@ -113,7 +197,6 @@ cdef object _collect(_Object entry, int depth, dict keys, list found):
     cdef _Object iterator = _Object()
     cdef kern_return_t code
     cdef char text[128]  # io_name_t
-    cdef uint64_t registry_id
     with nogil:
         code = IOObjectGetClass(entry.port, text)
     _check(code, "IOObjectGetClass")
@@ -121,13 +204,8 @@ cdef object _collect(_Object entry, int depth, dict keys, list found):
     with nogil:
         code = IORegistryEntryGetName(entry.port, text)
     _check(code, "IORegistryEntryGetName")
-    with nogil:
-        code = IORegistryEntryGetRegistryEntryID(entry.port, &registry_id)
-    _check(code, "IORegistryEntryGetRegistryEntryID")
-    values = {key: _property(entry, name) for key, name in keys.items()}
-    properties = {key: value for key, value in values.items() if value is not None}
     name = text.decode("utf-8", "backslashreplace")
-    found.append(Entry(depth, class_name, name, registry_id, properties))
+    found.append(Entry(depth, class_name, name, _registry_id(entry), _properties(entry, keys)))
     with nogil:
         code = IORegistryEntryGetChildIterator(entry.port, "IOService", &iterator.port)
     _check(code, "IORegistryEntryGetChildIterator")
@@ -168,8 +246,16 @@ cdef _Value _text(str text):
     return made
 
 
+cdef dict _properties(_Object entry, dict names):
+    values = {key: _property(entry, name) for key, name in names.items()}
+    return {key: value for key, value in values.items() if value is not None}
+
+
 cdef object _property(_Object entry, _Value key):
-    """A property that is a number or a string (of which 512 bytes are enough); None for everything else."""
+    """A property that is a number or a string (of which 512 bytes are enough); None for everything else.
+
+    Up to eight bytes of data are a number too, as the system's device tree has them.
+    """
     cdef _Value found = _Value()
     cdef int64_t number
     cdef CFRange whole
@@ -188,7 +274,14 @@ cdef object _property(_Object entry, _Value key):
         whole.length = CFStringGetLength(<CFStringRef>found.value)
         CFStringGetBytes(<CFStringRef>found.value, whole, kCFStringEncodingUTF8, b"?", False, text, sizeof(text), &used)
         return text[:used].decode("utf-8", "backslashreplace")
+    if kind == CFDataGetTypeID() and CFDataGetLength(<CFDataRef>found.value) <= 8:
+        whole.location = 0
+        whole.length = CFDataGetLength(<CFDataRef>found.value)
+        CFDataGetBytes(<CFDataRef>found.value, whole, text)
+        return int.from_bytes(text[:whole.length], "little")
     return None
 
 
+include "iokit_reenumerate.pxi"
+include "iokit_events.pxi"
 include "iokit_power.pxi"

@@ -38,7 +38,7 @@ cdef class PowerListener:
         IONotificationPortSetDispatchQueue(power.port, power.queue)
 
     def close(self):
-        """Nobody is called any more, when this returns.  Idempotent; not from within `on_change`."""
+        """No calls are made once this returns.  Idempotent; not from within `on_change`."""
         cdef Power *power = &self.power
         if power.queue == NULL:
             return

@@ -7,6 +7,12 @@ ATTEMPTS: int
 SLEEPS: Final[str]
 WAKES: Final[str]
 
+class Device(NamedTuple):
+    registry_id: int
+    location: int
+    ports: list[int]
+    properties: dict[str, int | str]
+
 class Entry(NamedTuple):
     depth: int
     class_name: str
@@ -15,7 +21,13 @@ class Entry(NamedTuple):
     properties: dict[str, int | str]
 
 def error_name(code: int) -> str: ...
-def entries_below(location: int, keys: Sequence[str]) -> list[Entry]: ...
+def usb_devices(keys: Sequence[str]) -> list[Device]: ...
+def entries_below(registry_id: int, keys: Sequence[str]) -> list[Entry]: ...
+def reenumerate(registry_id: int) -> None: ...
+
+class DeviceListener:
+    def __init__(self, on_event: Callable[[], None]) -> None: ...
+    def close(self) -> None: ...
 
 class PowerListener:
     def __init__(self, on_change: Callable[[str], None]) -> None: ...

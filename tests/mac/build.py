@@ -140,7 +140,8 @@ def _compile_iokit(compiler: list[str | Path], directory: Path) -> None:
         ROOT / "cython",
     ]
     run(*cython, "-o", text, ROOT / "cython" / "iokit.pyx")
-    includes = [f"-I{ROOT / 'cython'}", f"-I{sysconfig.get_path('include')}"]
+    includes = ["-DUSBIPD_HAS_IOKIT", f"-I{MAC / 'include'}"]
+    includes += [f"-I{ROOT / 'cython'}", f"-I{sysconfig.get_path('include')}"]
     link = [f"-L{directory}", "-lusb-1.0"]
     run(*compiler, "-O1", "-g", "-w", "-fPIC", "-shared", *includes, text, *link, "-o", module)
 

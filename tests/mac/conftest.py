@@ -2,6 +2,7 @@
 it.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,12 @@ import pytest
 
 from tests.fuzz import heap
 from tests.mac.build import build, patches
-from tests.mac.mac import Device, OwnMac
+from tests.mac.mac import VARIABLE, Device, OwnMac
+from tests.mac.rig import find_iokit
+from tests.mac.tree import Tree
+
+if VARIABLE in os.environ:  # a process of a software Mac, which runs cases
+    find_iokit()
 
 HERE = Path(__file__).parent
 SANITIZED = "-asan" if heap.allocated() is not None else ""
@@ -72,3 +78,10 @@ def in_process(libusb: Path) -> Callable[..., None]:
         assert done.returncode == 0, done.stdout + done.stderr
 
     return run
+
+
+@pytest.fixture
+def tree() -> Iterator[Tree]:
+    """The IORegistry of this process's kernel, for cases; each reference has to be released at the end."""
+    with Tree() as tree:
+        yield tree

@@ -100,7 +100,7 @@ def test_the_registry_is_read_and_nothing_kept(library: ctypes.CDLL, device: Dev
     from usbipd._iokit import entries_below
 
     before = library.software_mac_references(), library.software_mac_values()
-    entries = entries_below(device.location, ["BSD Name", "bInterfaceNumber"])
+    entries = entries_below(device.registry_id, ["BSD Name", "bInterfaceNumber"])
     assert [entry.class_name for entry in entries] == [
         "IOUSBHostDevice",
         "IOUSBHostInterface",
@@ -119,7 +119,7 @@ def test_a_registry_that_changes_is_read_again(device: Device) -> None:
     from usbipd._iokit import entries_below
 
     mac().call("at_iteration", 4, "remove_entry", mac().call("add_entry", device.registry_id, "IOSomething"))
-    classes = [entry.class_name for entry in entries_below(device.location, [])]
+    classes = [entry.class_name for entry in entries_below(device.registry_id, [])]
     assert len(classes) == 7
     assert "IOSomething" not in classes
 

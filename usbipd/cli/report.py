@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-import usb1
 
 from usbipd.cli.assumptions import Evidence, assess
 from usbipd.cli.bind import CLAIM_TIMEOUT
@@ -45,6 +44,7 @@ from usbipd.ipc.reports import (
     UnbindResult,
 )
 from usbipd.text import readable
+from usbipd.usb.hotplug import SYSFS_DEVICES
 from usbipd.usb.ownership import Ownership, host_ownership
 
 if TYPE_CHECKING:
@@ -258,17 +258,14 @@ def _text(value: object) -> str | None:
 
 
 def interface_classes(busid: str) -> list[int]:
-    """bInterfaceClass of each interface of the first configuration; none if libusb cannot tell."""
-    with contextlib.suppress(usb1.USBError, OSError), usb1.USBContext() as context:
-        found: list[int] = []
-        for device in context.getDeviceList(skip_on_error=True):
-            ports = ".".join(str(port) for port in device.getPortNumberList())
-            if f"{device.getBusNumber()}-{ports}" == busid:
-                for interface in device[0]:
-                    found += [
-                        setting.getClass() for setting in interface if setting.getAlternateSetting() == 0
-                    ]
-        return found
+    """bInterfaceClass of each interface of the active configuration; none if the host does not tell."""
+    with contextlib.suppress(OSError, ValueError, UsbipdError):
+        if sys.platform == "darwin":
+            from usbipd.usb import ioregistry
+
+            return ioregistry.interface_classes(busid)
+        files = sorted(SYSFS_DEVICES.glob(f"{busid}:*/bInterfaceClass"))
+        return [int(file.read_text(), 16) for file in files]
     return []
 
 

@@ -1,7 +1,8 @@
 """Which USB devices this host has.  Runs in the extension.
 
-sysfs has them on Linux (sysfs_devices.py), libusb elsewhere (libusb_devices.py).  Either may hang where a
-device, a driver or the system's USB stack does: lists are made in a thread, one at a time, with a deadline.
+sysfs has them on Linux (sysfs_devices.py), the IORegistry on macOS (registry_devices.py).  Either may hang
+where a device, a driver or the system's USB stack does: lists are made in a thread, one at a time, with a
+deadline.
 """
 
 import asyncio
@@ -50,6 +51,18 @@ class DeviceRecord:
     manufacturer: str | None
     product: str | None
     simulated: SimulatedSpec | None = None
+    registry_id: int | None = None
+    """Of the device's entry in the IORegistry; None where there is none."""
+
+    @property
+    def session(self) -> int:
+        """Which enumeration of the device this is: a new number each time that it is plugged in or, on macOS,
+        given back to its drivers.  A capture or a reset does not change it.
+
+        On macOS devnum may change within a session.  On Linux it is new whenever a device is enumerated
+        (choose_devnum in drivers/usb/core/hub.c).
+        """
+        return self.devnum if self.registry_id is None else self.registry_id
 
 
 class DeviceSource(Protocol):
@@ -187,9 +200,9 @@ def host_devices(*, offer_imported: bool = False) -> HostDevices:
         from usbipd.usb.sysfs_devices import SysfsDevices
 
         return SysfsDevices(offer_imported=offer_imported)
-    from usbipd.usb.libusb_devices import LibusbDevices  # Linux lists devices without libusb
+    from usbipd.usb.registry_devices import RegistryDevices  # its compiled part exists on macOS only
 
-    return LibusbDevices()
+    return RegistryDevices()
 
 
 def _retrieve(future: asyncio.Future[Listing] | asyncio.Future[list[DeviceRecord]]) -> None:

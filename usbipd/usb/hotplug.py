@@ -1,6 +1,6 @@
 """Says when devices come or go.  Runs in the extension.
 
-The kernel tells of them on Linux (uevents.py), libusb elsewhere (libusb_events.py).  Where neither does, the
+The kernel tells of them on Linux (uevents.py), IOKit on macOS (registry_events.py).  Where neither does, the
 list of devices is read every two seconds.  After suspend a host enumerates again what has lost its power:
 these devices leave and arrive, and nothing else is needed.
 """
@@ -13,8 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
-import usb1
-
+from usbipd.errors import UsbipdError
 from usbipd.usb.daemon_thread import call_in_daemon_thread
 
 _LOG: Final = logging.getLogger(__name__)
@@ -56,9 +55,9 @@ def host_listener() -> Listen:
         from usbipd.usb.uevents import UeventListener
 
         return UeventListener
-    from usbipd.usb.libusb_events import LibusbListener  # Linux is not told by libusb
+    from usbipd.usb.registry_events import RegistryListener  # its compiled part exists on macOS only
 
-    return LibusbListener
+    return RegistryListener
 
 
 class Hotplug:
@@ -143,7 +142,7 @@ class Hotplug:
         while True:
             try:
                 present = await call_in_daemon_thread(_signature)
-            except (usb1.USBError, OSError) as error:
+            except (OSError, UsbipdError) as error:
                 _LOG.debug("cannot list devices: %s", error)
             else:
                 if present != known:
@@ -153,12 +152,10 @@ class Hotplug:
 
 
 def _signature() -> frozenset[object]:
-    """Something that differs when other devices are there.  Raises `OSError`, `usb1.USBError`."""
+    """Something that differs when other devices are there.  Raises `OSError`, `UsbipdError`."""
     if sys.platform == "linux":
         # devnum is new whenever a device is enumerated: drivers/usb/core/hub.c, choose_devnum
         return frozenset((path.parent.name, path.read_text()) for path in SYSFS_DEVICES.glob("*/devnum"))
-    with usb1.USBContext() as context:
-        return frozenset(
-            (device.getBusNumber(), device.getDeviceAddress())
-            for device in context.getDeviceList(skip_on_error=True)
-        )
+    from usbipd._iokit import usb_devices
+
+    return frozenset(device.registry_id for device in usb_devices(()))

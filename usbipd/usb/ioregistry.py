@@ -1,8 +1,12 @@
-"""Who holds a USB device of a Mac, and where its disks are mounted.  Runs in the extension, on macOS only.
+"""Who holds a USB device of a Mac, where its disks are mounted, and how its drivers come back.
 
-All that is said here comes from the IORegistry: below a device (IOUSBHostDevice) lie its interfaces
-(IOUSBHostInterface), below each of these the driver that was matched to it, and beside the driver a *user
-client* for every program that has a connection to it.  Two properties name who it is:
+Runs in the extension, on macOS only.  All of it is read from the IORegistry.  A device is found there by the
+busid that it has in the list of devices (registry_devices.py).  No locationID is computed from a busid: port
+17 of an Intel Mac is 14a00000.
+
+Below a device (IOUSBHostDevice) lie its interfaces (IOUSBHostInterface), below each of these the driver that
+was matched to it, and beside the driver a *user client* for every program that has a connection to it.  Two
+properties name who it is:
 
 - `UsbExclusiveOwner` of a device or an interface: who has it open, so that nobody else can: a driver's class,
   or `pid 123, name`; "none" or not there: nobody has.
@@ -16,17 +20,19 @@ import logging
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 import psutil
 
-from usbipd._iokit import Entry, entries_below
+from usbipd._iokit import Device, Entry, entries_below, reenumerate, usb_devices
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.log import LIMITED
 from usbipd.text import readable
 from usbipd.usb.ownership import Holder
+from usbipd.usb.registry_devices import busid_of
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -34,12 +40,17 @@ DISKUTIL: Final = Path("/usr/sbin/diskutil")
 UNMOUNT_TIMEOUT: Final = 60.0
 """Seconds for one disk: a slow one writes all that it has not written yet."""
 
-MAX_PORTS: Final = 6
-"""The lower 24 bits of a locationID have a nibble for each hub on the way."""
+RETURN_TIME: Final = 10.0
+"""Seconds that macOS has to enumerate a device again; 1.7 were seen."""
+REFUSAL_TIME: Final = 2.0
+"""Seconds until a refusal of IOKit is final: the kernel may still be closing what a killed process had."""
+LOOK_INTERVAL: Final = 0.05
+"""Seconds between two looks at a device that is being enumerated."""
 
 OWNER: Final = "UsbExclusiveOwner"
 CREATOR: Final = "IOUserClientCreator"
 INTERFACE_NUMBER: Final = "bInterfaceNumber"
+INTERFACE_CLASS: Final = "bInterfaceClass"
 BSD_NAME: Final = "BSD Name"
 
 _PLUMBING: Final = {"AppleUSBHostCompositeDevice", "AppleUSBHostLegacyClient"}
@@ -52,21 +63,6 @@ _SOURCE: Final = re.compile(r"(?:/dev/|\w+://)(disk\d+)(?:s\d+)*(?:/.*)?", re.DO
 
 Mounts = Callable[[], Sequence[tuple[str, str]]]
 """The mount table: source and mount point of each file system, in the order in which they were mounted."""
-
-
-def location_of(busid: str) -> int | None:
-    """The locationID of the device at `busid`; None if there cannot be one.
-
-    It says where the device is plugged in: the bus in the upper 8 bits, then a nibble for each port on the
-    way.  libusb numbers buses by it (darwin_usb.c); its port numbers are the same as the nibbles.
-    """
-    bus, *ports = (int(number) for number in re.split(r"[-.]", busid))
-    if len(ports) > MAX_PORTS or bus > 0xFF or any(not 0 < port <= 0xF for port in ports):
-        return None
-    location = bus << 24
-    for place, port in enumerate(ports):
-        location |= port << (20 - 4 * place)
-    return location
 
 
 def mounted_file_systems() -> list[tuple[str, str]]:
@@ -90,29 +86,17 @@ class IORegistryOwnership:
 
         An IORegistry that cannot be read is logged, and names nobody.
         """
-        open_by: list[Holder] = []
-        connected: list[Holder] = []
-        for interface, entry in self._interfaces(busid):
-            owner = entry.properties.get(OWNER)
-            if entry.depth < 2 and isinstance(owner, str) and owner not in ("", "none", *_PLUMBING):
-                open_by.append(_holder(owner, interface))
-            creator = entry.properties.get(CREATOR)
-            if isinstance(creator, str):
-                connected.append(_holder(creator, interface))
-            elif (driver := _driver(interface, entry)) is not None:
-                connected.append(Holder("driver", driver, None, interface))
-        found = dict.fromkeys(open_by + connected)
-        return [holder for holder in found if holder.pid != os.getpid()]
+        return _holders(_entries_or_none(busid))
 
     def drivers_of(self, busid: str) -> list[str]:
         """As in `Ownership`; none if the IORegistry cannot be read."""
-        drivers = (_driver(interface, entry) for interface, entry in self._interfaces(busid))
+        drivers = (_driver(interface, entry) for interface, entry in _interfaces(_entries_or_none(busid)))
         return list(dict.fromkeys(driver for driver in drivers if driver is not None))
 
     def in_use(self, busid: str) -> list[str]:
         """As in `Ownership`; also in a container (APFS, RAID).
 
-        Raises `ClaimError`, code "in-use", if the IORegistry cannot be read: then nobody can tell.
+        Raises `ClaimError`, code "in-use", if the IORegistry cannot be read or does not have the device.
         """
         return [point for points in self._mounted(busid).values() for point in points]
 
@@ -127,9 +111,27 @@ class IORegistryOwnership:
         if points := self.in_use(busid):
             raise _refusal(busid, f"it is still mounted on {', '.join(points)}")
 
-    def give_back(self, busid: str) -> None:
-        """Does nothing: when the process that has captured a device ends, macOS enumerates the device again
-        and matches drivers to it as after plugging in (USBDeviceReEnumerate in IOUSBLib.h)."""
+    def give_back(self, busid: str, session: int | None = None) -> None:
+        """As in `Ownership`: has macOS enumerate a device again whose capture has outlived its process.
+
+        A device that a driver or a running process holds is left alone.  Only root can capture, so without
+        root nothing is done.  Blocks until the device is back, with another session: `REFUSAL_TIME` and
+        `RETURN_TIME` at most.  Raises `ClaimError`, code "not-released", if it does not come back, and
+        `UsbipdError` if the IORegistry cannot be read.
+        """
+        if os.geteuid() != 0:
+            return
+        deadline = time.monotonic() + REFUSAL_TIME
+        while (device := _left_captured(busid, session)) is not None:
+            session = device.registry_id
+            try:
+                reenumerate(session)
+            except UsbipdError as error:
+                if time.monotonic() > deadline:
+                    raise _not_released(busid, error.message) from error
+                time.sleep(LOOK_INTERVAL)
+            else:
+                _await_return(busid, session)
 
     def _unmount_disk(self, busid: str, disk: str) -> None:
         try:
@@ -155,10 +157,17 @@ class IORegistryOwnership:
         The device's own disk comes first, then those made of it.
         """
         try:
-            names = [entry.properties.get(BSD_NAME) for entry in _entries(busid)]
+            entries = _entries(busid)
             mounts = self._mounts()
         except (OSError, UsbipdError) as error:
             raise ClaimError(f"cannot tell whether {busid} is in use: {error}", code="in-use") from error
+        if not entries:
+            raise ClaimError(
+                f"cannot tell whether {busid} is in use: the IORegistry does not have it",
+                code="in-use",
+                advice="see `usbipd list`; if it is still listed, plug the device in again",
+            )
+        names = [entry.properties.get(BSD_NAME) for entry in entries]
         found = (_DISK.match(name) for name in names if isinstance(name, str))  # en5 is a network interface
         points: dict[str, list[str]] = {disk[0]: [] for disk in found if disk is not None}
         for source, point in mounts:
@@ -167,35 +176,92 @@ class IORegistryOwnership:
                 points[disk[1]].append(readable(point))
         return {disk: here for disk, here in points.items() if here}
 
-    def _interfaces(self, busid: str) -> Iterator[tuple[int | None, Entry]]:
-        """The device, its interfaces, and what is matched to them, each with its bInterfaceNumber if any.
-
-        What lies deeper belongs to a driver.
-        """
-        try:
-            entries = _entries(busid)
-        except UsbipdError as error:
-            _LOG.warning("%s: %s", busid, error, extra=LIMITED)
-            return
-        interface: int | None = None
-        for entry in entries:
-            if entry.depth == 1:
-                number = entry.properties.get(INTERFACE_NUMBER)
-                interface = number if isinstance(number, int) else None
-            if entry.depth < 2 or (entry.depth == 2 and interface is not None):
-                yield interface, entry
-
 
 def registry_of(busid: str) -> list[Entry]:
     """The device and all that is below it, for a report.  Raises `UsbipdError`."""
     return _entries(busid)
 
 
+def interface_classes(busid: str) -> list[int]:
+    """bInterfaceClass of each interface of the active configuration.  Raises `UsbipdError`."""
+    classes = (entry.properties.get(INTERFACE_CLASS) for entry in _entries(busid) if entry.depth == 1)
+    return [number for number in classes if isinstance(number, int)]
+
+
+def _find(busid: str) -> Device | None:
+    """The device at `busid`; None: there is none.  Raises `UsbipdError`, also if there are two."""
+    found = [device for device in usb_devices(()) if device.ports and busid_of(device) == busid]
+    if len(found) > 1:
+        raise UsbipdError(f"the IORegistry has {len(found)} devices at {busid}", code="iokit")
+    return found[0] if found else None
+
+
 def _entries(busid: str) -> list[Entry]:
-    location = location_of(busid)
-    if location is None:
+    device = _find(busid)
+    return [] if device is None else _entries_of(device)
+
+
+def _entries_of(device: Device) -> list[Entry]:
+    return entries_below(device.registry_id, (OWNER, CREATOR, INTERFACE_NUMBER, INTERFACE_CLASS, BSD_NAME))
+
+
+def _entries_or_none(busid: str) -> list[Entry]:
+    """None if the IORegistry cannot be read, which is logged."""
+    try:
+        return _entries(busid)
+    except UsbipdError as error:
+        _LOG.warning("%s: %s", busid, error, extra=LIMITED)
         return []
-    return entries_below(location, (OWNER, CREATOR, INTERFACE_NUMBER, BSD_NAME))
+
+
+def _interfaces(entries: list[Entry]) -> Iterator[tuple[int | None, Entry]]:
+    """The device, its interfaces, and what is matched to them, each with its bInterfaceNumber if any.
+
+    What lies deeper belongs to a driver.
+    """
+    interface: int | None = None
+    for entry in entries:
+        if entry.depth == 1:
+            number = entry.properties.get(INTERFACE_NUMBER)
+            interface = number if isinstance(number, int) else None
+        if entry.depth < 2 or (entry.depth == 2 and interface is not None):
+            yield interface, entry
+
+
+def _holders(entries: list[Entry]) -> list[Holder]:
+    """Those who have the device open, then those who are connected to it; without this process."""
+    open_by: list[Holder] = []
+    connected: list[Holder] = []
+    for interface, entry in _interfaces(entries):
+        owner = entry.properties.get(OWNER)
+        if entry.depth < 2 and isinstance(owner, str) and owner not in ("", "none", *_PLUMBING):
+            open_by.append(_holder(owner, interface))
+        creator = entry.properties.get(CREATOR)
+        if isinstance(creator, str):
+            connected.append(_holder(creator, interface))
+        elif (driver := _driver(interface, entry)) is not None:
+            connected.append(Holder("driver", driver, None, interface))
+    found = dict.fromkeys(open_by + connected)
+    return [holder for holder in found if holder.pid != os.getpid()]
+
+
+def _left_captured(busid: str, session: int | None) -> Device | None:
+    """The device, if it is the one of this session, and no driver and no running process has it."""
+    device = _find(busid)
+    if device is None or session not in (None, device.registry_id):
+        return None
+    holders = _holders(_entries_of(device))
+    is_held = any(holder.pid is None or psutil.pid_exists(holder.pid) for holder in holders)
+    return None if is_held else device
+
+
+def _await_return(busid: str, session: int) -> None:
+    """Returns when the device has another session.  Raises `ClaimError`."""
+    deadline = time.monotonic() + RETURN_TIME
+    while (device := _find(busid)) is None or device.registry_id == session:
+        if time.monotonic() > deadline:
+            raise _not_released(busid, f"it has not come back within {RETURN_TIME:.0f} s")
+        time.sleep(LOOK_INTERVAL)
 
 
 def _driver(interface: int | None, entry: Entry) -> str | None:
@@ -211,6 +277,14 @@ def _holder(text: str, interface: int | None) -> Holder:
     if program is None:
         return Holder("driver", readable(text), None, interface)
     return Holder("program", readable(program[2]), int(program[1]), interface)
+
+
+def _not_released(busid: str, reason: str) -> ClaimError:
+    return ClaimError(
+        f"the drivers of {busid} could not be reattached: {reason}",
+        code="not-released",
+        advice="plug the device in again",
+    )
 
 
 def _refusal(busid: str, reason: str) -> ClaimError:

@@ -82,8 +82,13 @@ class Ownership(Protocol):
         `in-use` something that unmounting does not end.
         """
 
-    def give_back(self, busid: str) -> None:
-        """Find drivers for the interfaces that have none, as after plugging in."""
+    def give_back(self, busid: str, session: int | None = None) -> None:
+        """Find drivers for the interfaces that have none, as after plugging in.
+
+        `session` is the device's `DeviceRecord.session` of the time when its drivers were detached: a device
+        that has been enumerated since is left alone.  None: it is not known.  Raises `UsbipdError` if the
+        host refuses.
+        """
 
 
 def host_ownership() -> Ownership:
@@ -175,8 +180,8 @@ class SysfsOwnership:
                 advice="something mounts it by itself: end that, then try again",
             )
 
-    def give_back(self, busid: str) -> None:
-        """As in `Ownership`.  For a worker that died before it could give its device back."""
+    def give_back(self, busid: str, session: int | None = None) -> None:
+        """As in `Ownership`; never raises.  It changes nothing where no driver is missing: in any session."""
         for _number, interface in self._interfaces(busid):
             if _driver(interface) is None:
                 try:

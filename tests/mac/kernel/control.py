@@ -80,6 +80,10 @@ class Control:
         """One question of power management; whether all have allowed it."""
         return await self._kernel.power.ask(message)
 
+    def tell_power(self, message: int) -> None:
+        """One message of power management that needs no answer."""
+        self._kernel.power.tell(message)
+
     def power_listeners(self) -> int:
         return self._kernel.power.listeners
 

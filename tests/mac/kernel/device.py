@@ -241,6 +241,7 @@ class UsbDevice:
             if driver.exclusive:
                 self.exclusive_drivers.add(interface)
                 entry.properties["UsbExclusiveOwner"] = first.classes[0]
+        self.kernel.changed()
 
     @property
     def driver_interfaces(self) -> list[int]:

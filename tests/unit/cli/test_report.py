@@ -1,14 +1,11 @@
 """The report: what it asks, tries and hides."""
 
-import contextlib
 import json
 import re
 import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import NamedTuple
 
 import pytest
 
@@ -59,7 +56,7 @@ class FakeOwnership:
     def unmount(self, busid: str) -> None:
         raise AssertionError("a report unmounts nothing")
 
-    def give_back(self, busid: str) -> None:
+    def give_back(self, busid: str, session: int | None = None) -> None:
         raise AssertionError("the extension does that")
 
 
@@ -359,41 +356,13 @@ def test_options_of_the_report_alone(option: list[str], capsys: pytest.CaptureFi
 # ---- the devices -------------------------------------------------------------------------------
 
 
-class Setting(NamedTuple):
-    """One alternate setting, as libusb1 shows it."""
-
-    alternate: int
-    code: int
-
-    def getAlternateSetting(self) -> int:  # noqa: N802
-        return self.alternate
-
-    def getClass(self) -> int:  # noqa: N802
-        return self.code
-
-
-class Device(NamedTuple):
-    """A device with its configurations, each a list of interfaces with their settings."""
-
-    ports: list[int]
-    configurations: list[list[list[Setting]]]
-
-    def getBusNumber(self) -> int:  # noqa: N802
-        return 3
-
-    def getPortNumberList(self) -> list[int]:  # noqa: N802
-        return self.ports
-
-    def __getitem__(self, index: object) -> list[list[Setting]]:
-        assert isinstance(index, int)
-        return self.configurations[index]
-
-
-def test_each_interface_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    camera = [[Setting(0, 0x0E)], [Setting(0, 0x0E), Setting(1, 0x0E), Setting(2, 0xFF)], [Setting(0, 1)]]
-    devices = [Device([2], [[[Setting(0, 3)]]]), Device([2, 4], [camera, [[Setting(0, 8)]]])]
-    context = contextlib.nullcontext(SimpleNamespace(getDeviceList=lambda skip_on_error: devices))
-    monkeypatch.setattr("usb1.USBContext", lambda: context)
+def test_each_interface_of_the_active_configuration_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "SYSFS_DEVICES", tmp_path)
+    for name, code in (("3-2:1.0", "03"), ("3-2.4:1.0", "0e"), ("3-2.4:1.1", "0e"), ("3-2.4:1.2", "01")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "bInterfaceClass").write_text(f"{code}\n")
     assert INTERFACE_CLASSES("3-2.4") == [0x0E, 0x0E, 1]
     assert INTERFACE_CLASSES("3-2") == [3]
     assert INTERFACE_CLASSES("3-9") == []

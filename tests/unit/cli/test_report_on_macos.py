@@ -1,34 +1,10 @@
-"""What a report has of a Mac alone, on an IOKit that the test makes."""
+"""What a report has of a Mac alone."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.fake_iokit.registry import FakeRegistry, load, needs_fake
-from usbipd.cli import host_facts, report
-
-pytestmark = needs_fake
-
-
-def test_the_registry_below_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    registry = FakeRegistry(load())
-    device = registry.add_device(0x14230000, "Stick", UsbExclusiveOwner="pid 7, usbipd")
-    interface = registry.add_interface(device, 0)
-    registry.add(interface, "IOMedia", "Medium", BSD_Name="disk4")
-    monkeypatch.setattr(report.sys, "platform", "darwin")
-    entries = report.registry_below("20-2.3")
-    assert entries is not None
-    assert [(each.depth, each.class_name, each.name) for each in entries] == [
-        (0, "IOUSBHostDevice", "Stick"),
-        (1, "IOUSBHostInterface", "IOUSBHostInterface"),
-        (2, "IOMedia", "Medium"),
-    ]
-    assert [each.owner for each in entries] == ["pid 7, usbipd", None, None]
-    assert [each.interface for each in entries] == [None, 0, None]
-    assert [each.bsd_name for each in entries] == [None, None, "disk4"]
-    assert len({each.registry_id for each in entries}) == 3
-    assert report.registry_below("20-9") == []
-    registry.assert_balanced()
+from usbipd.cli import host_facts
 
 
 @pytest.mark.parametrize(

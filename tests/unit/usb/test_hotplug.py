@@ -1,113 +1,63 @@
-"""When devices come and go, from a libusb that the test speaks for."""
+"""When devices come and go, from a listener that the test speaks for."""
 
 import asyncio
 import threading
 from collections.abc import Callable
-from ctypes import c_void_p
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import usb1
 
 from tests.unit.extension.fakes import run, until
-from usbipd.usb import hotplug, libusb_events
+from usbipd.errors import UsbipdError
+from usbipd.usb import hotplug
 from usbipd.usb.hotplug import Hotplug
-from usbipd.usb.libusb_events import LibusbListener
-
-ARRIVED, LEFT = 1, 2
-INTERRUPTED, OTHER = -10, -99
 
 
-class FakeLibusb:
-    """As much of `usb1.libusb1` as hotplug uses; libusb's queue of events is a list with a condition."""
-
-    LIBUSB_CAP_HAS_HOTPLUG = 1
-    LIBUSB_HOTPLUG_MATCH_ANY = -1
-    LIBUSB_HOTPLUG_EVENT_DEVICE_ARRIVED = ARRIVED
-    LIBUSB_HOTPLUG_EVENT_DEVICE_LEFT = LEFT
-    LIBUSB_HOTPLUG_NO_FLAGS = 0
-    LIBUSB_ERROR_INTERRUPTED = INTERRUPTED
-    libusb_context_p = c_void_p
+class Announcer:
+    """An `EventListener` that tells what the test lets it tell, from a thread of its own."""
 
     def __init__(self) -> None:
-        self.has_hotplug = True
-        self.init_code = self.register_code = 0
-        self.waits: list[int] = []
-        self.exited = False
-        self.answers = threading.Event()
-        """Not set: libusb hangs when it starts."""
-        self.answers.set()
-        self._changed = threading.Condition()
-        self._queue: list[int] = []
-        """Events, and negative: what waiting for events returns."""
-        self._is_interrupted = False
-        self._callback: Callable[..., int] | None = None
-        self._wanted = 0
+        self.problem: str | None = None
+        """Why it cannot listen; set before it is started."""
+        self.is_started = self.is_stopped = False
 
-    def send(self, *events: int) -> None:
-        """These happen, one after the other."""
-        with self._changed:
-            self._queue += events
-            self._changed.notify()
+    def listen(self, on_event: Callable[[], None], on_end: Callable[[str], None]) -> "Announcer":
+        self._on_event, self._on_end = on_event, on_end
+        return self
 
-    def libusb_has_capability(self, _capability: int) -> int:
-        return int(self.has_hotplug)
+    def start(self) -> None:
+        self.is_started = True
+        if self.problem is None:
+            self.announce()
+        else:
+            self.fail(self.problem)
 
-    def libusb_init_context(self, context: Any, _options: None, _count: int) -> int:
-        self.answers.wait()
-        context._obj.value = 0xC0
-        return self.init_code
+    async def stop(self) -> None:
+        self.is_stopped = True
 
-    def libusb_hotplug_callback_fn_p(self, callback: Callable[..., int]) -> Callable[..., int]:
-        return callback
+    def announce(self) -> None:
+        """A device has come or gone."""
+        _in_a_thread(self._on_event)
 
-    def libusb_hotplug_register_callback(
-        self, _context: c_void_p, wanted: int, flags: int, *rest: Any
-    ) -> int:
-        *ids, self._callback, _data, _handle = rest
-        assert (flags, ids) == (0, [-1, -1, -1])
-        self._wanted = wanted
-        return self.register_code
+    def fail(self, reason: str) -> None:
+        """It cannot listen any more."""
+        _in_a_thread(lambda: self._on_end(reason))
 
-    def timeval(self, seconds: int, _microseconds: int) -> Any:
-        self.waits.append(seconds)
-        return c_void_p()
 
-    def libusb_handle_events_timeout(self, _context: Any, _time: Any) -> int:
-        with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._is_interrupted)
-            self._is_interrupted = False
-            event = self._queue.pop(0) if self._queue else 0
-        if event < 0:
-            return event
-        if event & self._wanted and self._callback is not None:
-            assert self._callback(None, None, event, None) == 0, "it must not be deregistered"
-        return 0
-
-    def libusb_interrupt_event_handler(self, context: c_void_p) -> None:
-        assert context.value == 0xC0
-        assert not self.exited
-        with self._changed:
-            self._is_interrupted = True
-            self._changed.notify()
-
-    def libusb_error_name(self, code: int) -> bytes:
-        return {OTHER: b"LIBUSB_ERROR_OTHER"}[code]
-
-    def libusb_exit(self, _context: c_void_p) -> None:
-        self.exited = True
+def _in_a_thread(call: Callable[[], None]) -> None:
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
 
 
 class Host:
-    """A `Hotplug` on a host whose libusb is a fake one."""
+    """A `Hotplug` with the listener above."""
 
     def __init__(self) -> None:
-        self.libusb = FakeLibusb()
+        self.listener = Announcer()
         self.changes = 0
         self.threads: set[int] = set()
-        self.hotplug = Hotplug(self._change, LibusbListener)
+        self.hotplug = Hotplug(self._change, self.listener.listen)
 
     def _change(self) -> None:
         self.changes += 1
@@ -122,7 +72,6 @@ class Host:
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     host = Host()
-    monkeypatch.setattr(libusb_events, "_libusb", lambda: host.libusb)
     monkeypatch.setattr(hotplug, "BURST", 0.0)
     monkeypatch.setattr(hotplug, "LATE", 0.02)
     monkeypatch.setattr(hotplug, "POLL_INTERVAL", 0.0)
@@ -138,11 +87,10 @@ def test_what_came_before_it_listened_is_a_change(host: Host) -> None:
     run(test())
 
 
-@pytest.mark.parametrize("event", [ARRIVED, LEFT])
-def test_an_event_is_a_change_and_another_one_when_drivers_are_bound(host: Host, event: int) -> None:
+def test_an_event_is_a_change_and_another_one_when_drivers_are_bound(host: Host) -> None:
     async def test() -> None:
         await host.start()
-        host.libusb.send(event)
+        host.listener.announce()
         await until(lambda: host.changes == 4)
         assert host.threads == {threading.get_ident()}, "called in the thread of the loop"
         assert host.hotplug.problem is None
@@ -165,26 +113,13 @@ def test_a_burst_is_one_change(host: Host, monkeypatch: pytest.MonkeyPatch) -> N
     run(test())
 
 
-def test_the_thread_sleeps_until_something_happens(host: Host) -> None:
+def test_stop_ends_the_listener(host: Host) -> None:
     async def test() -> None:
         await host.start()
-        host.libusb.send(ARRIVED)
-        await until(lambda: host.changes == 4)
-        await host.hotplug.stop()
-
-    run(test())
-    assert len(host.libusb.waits) == 2, "for the event, and for the end"
-    assert min(host.libusb.waits) >= 3600
-
-
-def test_stop_ends_the_thread_and_the_context(host: Host) -> None:
-    async def test() -> None:
-        await host.start()
-        host.libusb.send(ARRIVED)
+        host.listener.announce()
         await until(lambda: host.changes > 2)
         await host.hotplug.stop()
-        assert host.libusb.exited
-        assert not [thread for thread in threading.enumerate() if thread.name == "usb-hotplug"]
+        assert host.listener.is_stopped
         host.hotplug._heard()  # one that was under way
         assert host.hotplug._soon is None
         await host.hotplug.stop()
@@ -209,6 +144,7 @@ def test_stop_at_once(host: Host) -> None:
     async def test() -> None:
         host.hotplug.start()
         await host.hotplug.stop()
+        await asyncio.sleep(0)
 
     run(test())
     assert host.changes == 0
@@ -220,26 +156,10 @@ def test_stop_without_start(host: Host) -> None:
 
 
 def test_an_event_after_the_loop_has_ended(host: Host) -> None:
-    async def test() -> None:
-        await host.start()
-
-    run(test())
-    host.libusb.send(ARRIVED)
-    listener = host.hotplug._listener
-    assert listener is not None
-    run(listener.stop())
-    assert host.libusb.exited
-
-
-def test_a_signal_does_not_end_it(host: Host) -> None:
-    async def test() -> None:
-        await host.start()
-        host.libusb.send(INTERRUPTED)
-        host.libusb.send(ARRIVED)
-        await until(lambda: host.changes == 4)
-        await host.hotplug.stop()
-
-    run(test())
+    run(host.start())
+    host.listener.announce()
+    host.listener.fail("it has no loop either")
+    assert host.hotplug.problem is None
 
 
 # Polling
@@ -263,31 +183,17 @@ def polls(host: Host, monkeypatch: pytest.MonkeyPatch, problem: str) -> None:
     run(test())
 
 
-def test_a_libusb_without_hotplug(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    host.libusb.has_hotplug = False
-    polls(host, monkeypatch, "this libusb does not tell of devices that come and go")
+def test_a_host_that_does_not_tell(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.listener.problem = "this host does not tell"
+    polls(host, monkeypatch, "this host does not tell")
 
 
-def test_a_host_without_libusb(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
-        raise OSError("cannot find a suitable libusb-1.0")
-
-    monkeypatch.setattr(libusb_events, "_libusb", fail)
-    polls(host, monkeypatch, "libusb 1.0 cannot be loaded: cannot find a suitable libusb-1.0")
-
-
-def test_a_libusb_that_does_not_start(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    host.libusb.init_code = OTHER
-    polls(host, monkeypatch, "libusb does not start: LIBUSB_ERROR_OTHER (-99)")
-    assert not host.libusb.exited, "there is no context"
-
-
-def test_a_libusb_that_hangs_when_it_starts(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Changes are noticed all the same; if libusb starts in the end, it is listened to."""
-    host.libusb.answers.clear()
+def test_a_listener_that_hangs_when_it_starts(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes are noticed all the same; if it starts in the end, it is listened to."""
     present: set[object] = set()
     monkeypatch.setattr(hotplug, "_signature", lambda: frozenset(present))
     monkeypatch.setattr(hotplug, "START_TIME", 0.01)
+    monkeypatch.setattr(host.listener, "start", lambda: None)
 
     async def test() -> None:
         host.hotplug.start()
@@ -295,50 +201,22 @@ def test_a_libusb_that_hangs_when_it_starts(host: Host, monkeypatch: pytest.Monk
         await until(lambda: host.changes == 2)
         present.add("1-2")
         await until(lambda: host.changes == 4)
-        host.libusb.answers.set()
+        host.listener.announce()
         await until(lambda: host.hotplug.problem is None)
         await until(lambda: host.changes == 6)
-        host.libusb.send(ARRIVED)
+        host.listener.announce()
         await until(lambda: host.changes == 8)
         await host.hotplug.stop()
 
     run(test())
 
 
-def test_a_libusb_that_hangs_does_not_keep_the_daemon_from_stopping(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    host.libusb.answers.clear()
-    monkeypatch.setattr(libusb_events, "STOP_TIME", 0.01)
-
-    async def test() -> None:
-        host.hotplug.start()
-        await host.hotplug.stop()
-
-    run(test())
-    [thread] = [each for each in threading.enumerate() if each.name == "usb-hotplug"]
-    assert thread.daemon
-    host.libusb.answers.set()
-    thread.join()
-    assert host.libusb.exited
-
-
-def test_a_libusb_that_takes_no_callback(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    host.libusb.register_code = OTHER
-    polls(
-        host,
-        monkeypatch,
-        "libusb does not tell of devices that come and go: LIBUSB_ERROR_OTHER (-99)",
-    )
-    assert host.libusb.exited
-
-
-def test_a_libusb_that_fails_later(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listener_that_fails_later(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hotplug, "_signature", lambda: frozenset([object()]))
 
     async def test() -> None:
         await host.start()
-        host.libusb.send(OTHER)
+        host.listener.fail("it stopped")
         await until(lambda: host.hotplug.problem)
         changes = host.changes
         await until(lambda: host.changes > changes)
@@ -346,11 +224,11 @@ def test_a_libusb_that_fails_later(host: Host, monkeypatch: pytest.MonkeyPatch) 
 
     run(test())
     assert host.hotplug.problem is not None
-    assert "hotplug events stopped: LIBUSB_ERROR_OTHER (-99)" in host.hotplug.problem
+    assert host.hotplug.problem.startswith("it stopped; ")
 
 
 def test_a_list_that_fails_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers: list[object] = [OSError("gone"), usb1.USBErrorNoMem(), frozenset("a")]
+    answers: list[object] = [OSError("gone"), UsbipdError("no answer", code="iokit"), frozenset("a")]
 
     def signature() -> object:
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
@@ -358,7 +236,7 @@ def test_a_list_that_fails_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> 
             raise answer
         return answer
 
-    host.libusb.has_hotplug = False
+    host.listener.problem = "this host does not tell"
     monkeypatch.setattr(hotplug, "_signature", signature)
 
     async def test() -> None:
@@ -384,40 +262,3 @@ def test_the_signature_of_sysfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert first != empty
     (tmp_path / "1-1/devnum").write_text("6\n")
     assert hotplug._signature() != first
-
-
-def test_the_signature_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hotplug.sys, "platform", "darwin")
-    devices = [SimpleNamespace(getBusNumber=lambda: 20, getDeviceAddress=lambda: 3)]
-
-    class Context:
-        def __enter__(self) -> "Context":
-            return self
-
-        def __exit__(self, *_error: object) -> None: ...
-
-        def getDeviceList(self, *, skip_on_error: bool) -> list[SimpleNamespace]:  # noqa: N802
-            assert skip_on_error
-            return devices
-
-    monkeypatch.setattr(usb1, "USBContext", Context)
-    first = hotplug._signature()
-    devices.clear()
-    assert hotplug._signature() != first
-
-
-def test_the_real_libusb() -> None:
-    """No device comes here, but its functions are the ones that are called, and stop wakes it."""
-    changes: list[bool] = []
-
-    async def test() -> None:
-        real = Hotplug(lambda: changes.append(True), LibusbListener)
-        real.start()
-        await until(lambda: changes or real.problem)
-        await real.stop()
-        if real.problem is not None:
-            assert not changes
-            pytest.skip(real.problem)
-
-    asyncio.run(test())
-    assert changes

@@ -1,0 +1,31 @@
+"""Notifications of USB devices from IOKit.  Runs in the extension, on macOS only."""
+
+import asyncio
+from collections.abc import Callable
+
+from usbipd._iokit import DeviceListener
+from usbipd.errors import UsbipdError
+
+
+class RegistryListener:
+    """As `EventListener`: IOKit's notifications, which arrive on a thread of the system's."""
+
+    def __init__(self, on_event: Callable[[], None], on_end: Callable[[str], None]) -> None:
+        self._on_event = on_event
+        self._on_end = on_end
+        self._listener: DeviceListener | None = None
+
+    def start(self) -> None:
+        """As in `EventListener`."""
+        try:
+            self._listener = DeviceListener(self._on_event)
+        except UsbipdError as error:
+            self._on_end(f"IOKit sends no notifications of USB devices: {error.message}")
+        else:
+            self._on_event()
+
+    async def stop(self) -> None:
+        """As in `EventListener`."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            await asyncio.to_thread(listener.close)
