@@ -36,6 +36,9 @@
 #   -EPIPE; cdc-acm waits half a second after -EPROTO; usb-storage takes -EREMOTEIO for a short answer.
 #   Of a zero packet no count can tell whether it was sent, so its URB ends in this way too.
 #
+# IOKit says that an abort ends transfers with kIOReturnAborted.  Any other code is an error for libusb, whose bytes it
+# never counts.  So an error during an abort is taken for its doing, and what such an URB has moved is not known.
+#
 # CLEARED HALTS
 #
 # Linux leaves queued URBs alone when it clears a halt (usb_clear_halt in drivers/usb/core/message.c).  IOKit ends them
@@ -205,11 +208,12 @@ cdef bint has_ended(QueuedBackend *it, Urb *urb) noexcept nogil:
 cdef void note_abort(QueuedBackend *it, Lane *lane, Urb *urb) noexcept nogil:
     """An abort has brought this URB back: notes what only the oldest one can have moved."""
     cdef bint reports = in_parts(urb) and urb.actual_length != 0
+    cdef bint counts
     it.counts_aborted = it.counts_aborted or reports
+    counts = it.counts_aborted and urb.length != 0 and urb.status == -LINUX_ECONNRESET
     if lane.oldest == 0 or urb.turn < lane.oldest:
         lane.oldest = urb.turn
-        lane.uncounted = in_parts(urb) and not reports and not lane.halted and (
-            urb.length == 0 or not it.counts_aborted)
+        lane.uncounted = in_parts(urb) and not (reports or counts or lane.halted)
 
 
 cdef void settle_abort(QueuedBackend *it, Lane *lane) noexcept nogil:
@@ -226,12 +230,13 @@ cdef void queued_returned(Backend *device, Urb *urb) noexcept nogil:
     """The backend gives an URB back: its `complete`."""
     cdef QueuedBackend *it = <QueuedBackend *>device.owner
     cdef Lane *lane = &it.lanes[lane_index(urb)]
-    cdef bint aborted = lane.aborting and urb.status == -LINUX_ECONNRESET
+    cdef bint aborted = lane.aborting and (urb.status == -LINUX_ECONNRESET or urb.status == -LINUX_EPROTO)
     cdef bint was_zero_packet = urb.owes_zero_packet and urb.length == 0
     cdef bint owes
     cdef int32_t status = urb.status
     if aborted:
         note_abort(it, lane, urb)
+        status = -LINUX_ECONNRESET
     elif status == 0 or status == -LINUX_EPIPE:
         lane.halted = status != 0
     aborted = aborted and not urb.asked
