@@ -52,15 +52,11 @@ cdef int32_t errno_of_packet(int status) noexcept nogil:
 
 
 cdef void libusb_done(libusb_transfer *transfer) noexcept nogil:
-    """macOS fails an isochronous transfer as a whole where Linux fails its packets; libusb leaves these as they were
-    submitted then (darwin_handle_transfer_completion), which is failed."""
     cdef Urb *urb = <Urb *>transfer.user_data
     cdef Backend *backend = urb.backend
     cdef uint32_t i
     (<LibusbBackend *>backend).ended += 1
     urb.status = errno_of_transfer(transfer.status)
-    if urb.type == ISOCHRONOUS and transfer.status == LIBUSB_TRANSFER_ERROR and backend.aborts_endpoints:
-        urb.status = 0
     urb.actual_length = <uint32_t>transfer.actual_length
     for i in range(urb.packets):
         urb.iso[i].actual_length = transfer.iso_packet_desc[i].actual_length
@@ -99,7 +95,7 @@ cdef int libusb_submit(Backend *self, Urb *urb) noexcept nogil:
         for i in range(urb.packets):
             transfer.iso_packet_desc[i].length = urb.iso[i].length
             transfer.iso_packet_desc[i].actual_length = 0
-            transfer.iso_packet_desc[i].status = LIBUSB_TRANSFER_ERROR  # until it has been moved, as usb_submit_urb
+            transfer.iso_packet_desc[i].status = LIBUSB_TRANSFER_ERROR  # as long as it has not been moved
             total += urb.iso[i].length
         transfer.length = <int>total
         urb.start_frame = <uint32_t>(monotonic_us() // 1000)  # libusb does not tell; frames are milliseconds

@@ -45,6 +45,11 @@
 # all with an error of its own, kIOUSBTransactionReturned, which does not tell what they have moved.  So the pipe is
 # aborted before: its URBs come back as described above, and are submitted again when the halt is cleared.
 #
+# FAILED ISOCHRONOUS URBS
+#
+# IOKit fails an isochronous transfer as a whole where Linux fails each of its packets, and has 0 for the URB.  libusb
+# leaves the packets as they were submitted then (darwin_handle_transfer_completion): as failed.
+#
 # ZERO PACKETS
 #
 # A bulk OUT of whole packets with URB_ZERO_PACKET is followed by an empty transfer, and ends when that has ended.  URBs
@@ -239,6 +244,8 @@ cdef void queued_returned(Backend *device, Urb *urb) noexcept nogil:
         status = -LINUX_ECONNRESET
     elif status == 0 or status == -LINUX_EPIPE:
         lane.halted = status != 0
+    elif urb.type == ISOCHRONOUS and status == -LINUX_EPROTO:
+        status = 0  # each of its packets has failed
     aborted = aborted and not urb.asked
     queued_landed(it, lane, urb)
     if aborted and not was_zero_packet and has_ended(it, urb):
