@@ -1,7 +1,10 @@
-"""The pump over libusb's darwin backend: pump_cases.py, in processes of a software Mac."""
+"""The pump over libusb's darwin backend: cases in processes of a software Mac."""
 
 from collections.abc import Callable
 
+import pytest
 
-def test_pump(in_process: Callable[..., None]) -> None:
-    in_process("pump_cases.py")
+
+@pytest.mark.parametrize("cases", ["pump_cases.py", "pump_races_cases.py"])
+def test_pump(cases: str, in_process: Callable[..., None]) -> None:
+    in_process(cases)
