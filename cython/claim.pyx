@@ -4,9 +4,13 @@ libusb does the work on both systems (usbfs on Linux, IOKit capture on macOS).  
 device, and given up once: on macOS the first detach captures the device and the last attach lets it go
 (darwin_usb.c), and libusb's automatic detaching would give it back at the first released interface.
 
+What libusb has open stays open until the process ends, which closes it: libusb_exit waits on macOS for a thread that
+may wait for a lock of libusb_exit's own (darwin_exit, up to 1.0.30), and libusb_close for a device that is gone.
+
 Nothing here retries or waits: the extension decides what happens after an error.
 """
 
+import os
 import sys
 
 from cpython.pycapsule cimport PyCapsule_New
@@ -78,7 +82,8 @@ cdef class Claim:
 
     as_on_macos: what is true of this system's libusb; tests say otherwise.  A detach then captures the whole device,
     and an attach ends that.  libusb counts both, so there is one of each, whatever becomes of the configuration
-    meanwhile (darwin_detach_kernel_driver and darwin_attach_kernel_driver in darwin_usb.c).
+    meanwhile (darwin_detach_kernel_driver and darwin_attach_kernel_driver in darwin_usb.c).  Only root can capture;
+    another user gets a device that no driver has.
     """
 
     cdef libusb_context *_context
@@ -114,6 +119,8 @@ cdef class Claim:
         libusb_set_log_cb(self._context, <libusb_log_cb>keep_words, LIBUSB_LOG_CB_CONTEXT)
         self.context = PyCapsule_New(self._context, "libusb_context", NULL)
         self._open(busnum, devnum)
+        if self.captures:  # libusb would open each device that arrives, and hold up its events; not every libusb can
+            libusb_set_option(self._context, LIBUSB_OPTION_NO_DEVICE_DISCOVERY)
         code = libusb_get_configuration(self._handle, &self.configuration)
         if code < 0:
             raise error(code, "the device does not say which configuration is active")
@@ -134,35 +141,82 @@ cdef class Claim:
         if code < 0:
             raise error(code, f"device {devnum} of bus {busnum} cannot be opened")
 
-    def __dealloc__(self):
-        if self._handle != NULL:
-            libusb_close(self._handle)
-        if self._context != NULL:
-            libusb_exit(self._context)
-
     @property
     def captured(self) -> bool:
         """Whether the whole device was captured from its drivers, as macOS does it."""
         return self.captures and len(self.detached) != 0
 
+    @property
+    def reset_reenumerates(self) -> bool:
+        """Whether a reset makes the device leave the bus, and come back to the host's drivers under another address:
+        what libusb does on macOS with a device that is not captured (darwin_reset_device)."""
+        return self.captures and not self.captured
+
     def take(self) -> None:
         """Sends the drivers of all interfaces away, then claims all interfaces."""
+        cdef bint captures = self.detaches and self.captures and not self.detached
         last_words[0] = 0
         libusb_set_option(self._context, LIBUSB_OPTION_LOG_LEVEL, <int>LIBUSB_LOG_LEVEL_WARNING)
         try:
             numbers = [i.bInterfaceNumber for i in self.interfaces() if i.bAlternateSetting == 0]
-            if self.detaches:
+            if captures:
+                self._capture(numbers)
+            elif self.detaches and not self.captures:
                 for number in numbers:
-                    if not (self.captures and self.detached):
-                        self._detach(number)
+                    self._detach(number)
             for number in numbers:
                 self._claim(number)
+            if captures and self.captured:
+                self._clear_halts()
             self.complete = True
         except BaseException:
             self.give_back()
             raise
         finally:
             libusb_set_option(self._context, LIBUSB_OPTION_LOG_LEVEL, <int>LIBUSB_LOG_LEVEL_NONE)
+
+    cdef object _capture(self, list numbers):
+        """macOS: takes the whole device from its drivers.
+
+        Root does so even if no driver has it: only a captured device is reset without being enumerated again.  It is
+        left without a configuration.  libusb then sets the first one with the first claim (darwin_claim_interface), so
+        another one is set here.
+        """
+        cdef libusb_config_descriptor *first
+        cdef int code, number = numbers[0] if numbers else 0
+        if os.geteuid() != 0 and not any(libusb_kernel_driver_active(self._handle, each) == 1 for each in numbers):
+            return
+        with nogil:
+            code = libusb_detach_kernel_driver(self._handle, number)
+        if code == LIBUSB_ERROR_NOT_SUPPORTED:
+            return
+        if code == 0 or code == LIBUSB_ERROR_NOT_FOUND:  # captured, but it cannot be opened again: darwin_restore_state
+            self.detached.append(number)
+        if code < 0:
+            raise error(code, f"interface {number} cannot be taken from its driver")
+        code = libusb_get_config_descriptor(libusb_get_device(self._handle), 0, &first)
+        if code < 0:
+            raise error(code, "the first configuration cannot be read")
+        code = 0
+        if self.configuration != 0 and self.configuration != first.bConfigurationValue:
+            with nogil:
+                code = libusb_set_configuration(self._handle, self.configuration)
+        libusb_free_config_descriptor(first)
+        if code < 0:
+            raise error(code, f"configuration {self.configuration} cannot be set again")
+
+    cdef object _clear_halts(self):
+        """macOS: endpoints may be halted at their first use after a capture.  A device that refuses is left alone."""
+        cdef int code
+        cdef uint8_t address
+        for each in self.endpoints():
+            if (each.bConfigurationValue == self.configuration and each.bAlternateSetting == 0
+                    and each.bmAttributes & 3 >= 2):  # bulk and interrupt, USB 2.0 table 9-13
+                address = each.bEndpointAddress
+                with nogil:
+                    code = libusb_clear_halt(self._handle, address)
+                if code < 0:
+                    return
 
     cdef object _detach(self, int number):
         cdef int code

@@ -103,15 +103,21 @@ cdef extern from "libusb.h" nogil:
 
         LIBUSB_CAP_SUPPORTS_DETACH_KERNEL_DRIVER
 
+        LIBUSB_HOTPLUG_EVENT_DEVICE_LEFT
+        LIBUSB_HOTPLUG_MATCH_ANY
+
         LIBUSB_OPTION_LOG_LEVEL
+        LIBUSB_OPTION_NO_DEVICE_DISCOVERY
         LIBUSB_LOG_LEVEL_NONE
         LIBUSB_LOG_LEVEL_WARNING
         LIBUSB_LOG_CB_CONTEXT
 
     ctypedef void (*libusb_log_cb)(libusb_context *context, int level, const char *text) noexcept nogil
 
+    ctypedef int (*libusb_hotplug_callback_fn)(libusb_context *context, libusb_device *device, int event,
+                                               void *user_data) noexcept nogil
+
     int libusb_init(libusb_context **context)
-    void libusb_exit(libusb_context *context)
     const libusb_version *libusb_get_version()
     int libusb_has_capability(int capability)
     int libusb_set_option(libusb_context *context, int option, ...)
@@ -125,7 +131,6 @@ cdef extern from "libusb.h" nogil:
     uint8_t libusb_get_device_address(libusb_device *device)
     int libusb_get_device_speed(libusb_device *device)
     int libusb_open(libusb_device *device, libusb_device_handle **handle)
-    void libusb_close(libusb_device_handle *handle)
     libusb_device *libusb_get_device(libusb_device_handle *handle)
 
     int libusb_get_device_descriptor(libusb_device *device, libusb_device_descriptor *descriptor)
@@ -155,3 +160,7 @@ cdef extern from "libusb.h" nogil:
     void libusb_free_pollfds(const libusb_pollfd **pollfds)
     void libusb_set_pollfd_notifiers(libusb_context *context, libusb_pollfd_added_cb added,
                                      libusb_pollfd_removed_cb removed, void *user_data)
+    int libusb_hotplug_register_callback(libusb_context *context, int events, int flags, int vendor, int product,
+                                         int device_class, libusb_hotplug_callback_fn callback, void *user_data,
+                                         int *handle)
+    void libusb_hotplug_deregister_callback(libusb_context *context, int handle)

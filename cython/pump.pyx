@@ -8,6 +8,7 @@ SET_CONFIGURATION.
 The parts, in the order in which a byte meets them:
 """
 
+import os
 import sys
 
 cimport cython
@@ -35,7 +36,6 @@ cdef extern from *:
     #define POLLRDHUP 0  /* Linux only, behind _GNU_SOURCE */
     #endif
     """
-    int MSG_DONTWAIT
     int MSG_NOSIGNAL
     short POLLIN
     short POLLOUT
@@ -59,6 +59,8 @@ cdef extern from *:
     int poll(pollfd *fds, unsigned int count, int timeout) nogil
     ssize_t recvmsg(int fd, msghdr *message, int flags) nogil
     ssize_t sendmsg(int fd, const msghdr *message, int flags) nogil
+
+from usbipd.errors import ClaimError
 
 include "linux_errno.pxi"    # how calls of libusb end, on the wire
 include "transfer.pxi"       # the transfer interface: Urb, Backend
@@ -186,18 +188,22 @@ cdef int cancel_urbs(Core *core, int interface) noexcept nogil:
     return left
 
 
+cdef void wait_for(Backend *backend) noexcept nogil:
+    """Lets the backend complete something, if only in a moment."""
+    cdef pollfd fds[POLLED]
+    cdef int count = backend.describe(backend, fds, POLLED)
+    if poll(fds, count, 50) > 0:
+        note_ready(backend, fds, count)
+    backend.events(backend)
+
+
 cdef bint drain(Core *core, int interface) noexcept nogil:
     """Ends the URBs of one interface, -1: all, and waits for the backend to give them back; False: it does not."""
-    cdef pollfd fds[POLLED]
     cdef int64_t end = monotonic_us() + DRAIN_TIME
-    cdef int count
     while cancel_urbs(core, interface):
         if monotonic_us() > end:
             return False
-        count = core.backend.describe(core.backend, fds, POLLED)
-        if poll(fds, count, 50) > 0:
-            note_ready(core.backend, fds, count)
-        core.backend.events(core.backend)
+        wait_for(core.backend)
     return True
 
 
@@ -301,6 +307,7 @@ cdef class Pump:
         """Serves this connected socket from now on; the caller keeps and closes it, after `finish`."""
         if self.core.client != -1:
             raise ValueError("a client is attached")
+        os.set_blocking(client, False)  # macOS takes no notice of MSG_DONTWAIT in what is sent
         self.core.client = client
 
     def run(self) -> int:
@@ -328,14 +335,17 @@ cdef class Pump:
     def restore(self) -> int:
         """Prepares the device for the next client: reset, first configuration, default settings.
 
+        It is not reset if that would make it leave the bus: it would come back as another device of the host.
         What has its default setting already is sent no SET_INTERFACE: many devices cannot take it (hub.c).
         Blocks for a bus reset.  Returns 0 or the first negative Linux errno.
         """
         cdef Core *core = self.core
-        cdef int result, interface
+        cdef bint resets = not self.transfers.reset_reenumerates
+        cdef int result = 0, interface
         with nogil:
             core.counters.blocked = monotonic_us()
-            result = reset_device(core)
+            if resets:
+                result = reset_device(core)
             if core.endpoints.configuration != self.configuration:
                 result = select_configuration(core, self.configuration) or result
             else:

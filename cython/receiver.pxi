@@ -244,7 +244,7 @@ cdef void receive(Core *core) noexcept nogil:
             core.at = 0
             pieces[0].iov_base = core.inbox + core.end
             asked = pieces[0].iov_len = INBOX_SIZE - core.end
-        got = recvmsg(core.client, &message, MSG_DONTWAIT)
+        got = recvmsg(core.client, &message, 0)
         if got == 0:
             core.wake = WAKE_CLIENT_CLOSED
             return

@@ -64,12 +64,13 @@ cdef int reset_device(Core *core) noexcept nogil:
     The kernel's own server keeps the alternate settings over it (usb_reset_and_verify_device in
     drivers/usb/core/hub.c).  libusb on Linux releases all interfaces first, and an interface that is released goes
     back to alternate setting 0 (op_reset_device in linux_usbfs.c; usb_unbind_interface in drivers/usb/core/driver.c).
+    On macOS it does that only where the reset enumerates the device again.
     """
     cdef int result = -LINUX_ETIMEDOUT
     if drain(core, -1):
         withdraw_held(core)
         result = core.backend.reset(core.backend)
-        if core.backend.loses_settings:
+        if core.backend.loses_settings or core.backend.reenumerated:
             endpoints_configure(&core.endpoints, core.endpoints.configuration)
     return result
 

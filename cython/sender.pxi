@@ -40,7 +40,7 @@ cdef void send_replies(Core *core) noexcept nogil:
         core.gather[first].iov_len -= skip
         message.msg_iov = core.gather + first
         message.msg_iovlen = pieces - first
-        sent = sendmsg(core.client, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+        sent = sendmsg(core.client, &message, MSG_NOSIGNAL)
         if sent < 0:
             if errno == EINTR:
                 continue

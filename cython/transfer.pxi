@@ -9,7 +9,8 @@
 #             urb.status = -LINUX_ECONNRESET if the cancel won, with its real status if the device was faster.
 #             May call `complete` for it, or for others, before it returns.  Returns 0; -LINUX_ENOENT if nothing was
 #             asked to end, as the URB has ended and `events` will bring it; or another negative Linux errno.
-#             With `aborts_endpoints` all that is submitted to the URB's endpoint ends so, asked or not.
+#             With `aborts_endpoints` all that is submitted to the URB's endpoint ends so, asked or not, and
+#             urb.actual_length of an URB that ends so may be 0 although it has moved bytes.
 #   events    Completes all that has ended by now.  Never blocks.
 #   describe  Writes at most `room` descriptors to be polled into `fds`; returns how many.  The caller polls them
 #             and sets `ready` when poll has found something; `events` takes it back.
@@ -99,6 +100,7 @@ cdef struct Urb:
     bint owes_zero_packet    # an empty packet has to follow
     bint asked               # to end
     bint flying              # the backend in the back has it
+    Urb *behind              # while it has it: the next one of this endpoint
     uint8_t storage[HEADROOM + INLINE_DATA]
 
 cdef struct Backend:
@@ -126,6 +128,7 @@ cdef struct Backend:
     bint aborts_endpoints    # see `cancel`
     bint lacks_zero_packets  # takes no notice of URB_ZERO_PACKET
     bint loses_settings      # set_configuration and reset leave each interface in alternate setting 0, even in vain
+    bint reenumerated        # the last reset took the device off the bus: each interface is in alternate setting 0
 
 
 cdef inline void list_append(Urb **first, Urb **last, Urb *urb) noexcept nogil:
@@ -147,6 +150,11 @@ cdef class Transfers:
     def problem(self) -> str | None:
         """The last thing that went wrong inside the backend, for the log."""
         return None
+
+    @property
+    def reset_reenumerates(self) -> bool:
+        """Whether a reset makes the device leave the bus, and the host enumerate it again."""
+        return False
 
 
 cdef inline int64_t monotonic_us() noexcept nogil:

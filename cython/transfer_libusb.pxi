@@ -94,6 +94,8 @@ cdef int libusb_submit(Backend *self, Urb *urb) noexcept nogil:
     elif urb.type == ISOCHRONOUS:
         for i in range(urb.packets):
             transfer.iso_packet_desc[i].length = urb.iso[i].length
+            transfer.iso_packet_desc[i].actual_length = 0
+            transfer.iso_packet_desc[i].status = LIBUSB_TRANSFER_ERROR  # as long as it has not been moved
             total += urb.iso[i].length
         transfer.length = <int>total
         urb.start_frame = <uint32_t>(monotonic_us() // 1000)  # libusb does not tell; frames are milliseconds
@@ -236,14 +238,28 @@ cdef int libusb_clear_halt_(Backend *self, uint8_t endpoint) noexcept nogil:
     return errno_of_request(libusb_clear_halt((<LibusbBackend *>self).handle, endpoint))
 
 
+# A reset of a device that macOS has not captured takes it off the bus and enumerates it again (darwin_reset_device).
+# libusb follows it: same handle, same interfaces, alternate settings of 0, but the host sees another address, and its
+# drivers may be faster than libusb's claim.  A client that asks for a reset gets it.
+
 cdef int libusb_reset_(Backend *self) noexcept nogil:
     cdef int result
+    with gil:
+        self.reenumerated = (<object>(<LibusbBackend *>self).claim).reset_reenumerates
     FORGET_ERRNO()
     result = libusb_reset_device((<LibusbBackend *>self).handle)
     if result == LIBUSB_ERROR_NOT_FOUND or result == LIBUSB_ERROR_NO_DEVICE:
         self.gone = True  # it came back as another device, or not at all
         return -LINUX_ENODEV
     return errno_of_request(result)
+
+
+cdef int libusb_left(libusb_context *context, libusb_device *device, int event, void *backend) noexcept nogil:
+    """A device was removed.  libusb calls this inside `events`, and says nothing while it enumerates ours again."""
+    cdef LibusbBackend *it = <LibusbBackend *>backend
+    if device == libusb_get_device(it.handle):
+        it.base.gone = True
+    return 0
 
 
 @cython.no_gc_clear  # __dealloc__ needs what `claim` keeps open
@@ -256,6 +272,8 @@ cdef class LibusbTransfers(Transfers):
 
     cdef LibusbBackend libusb
     cdef object claim
+    cdef int removals        # the registration of `libusb_left`
+    cdef bint hears_removals
 
     def __cinit__(self, claim, *, str device_memory, bint as_on_macos=sys.platform == "darwin"):
         cdef LibusbBackend *it = &self.libusb
@@ -282,7 +300,24 @@ cdef class LibusbTransfers(Transfers):
         it.base.reset = libusb_reset_
         self.backend = &it.base
         libusb_set_pollfd_notifiers(it.context, libusb_fd_added, libusb_fd_removed, it)
+        if as_on_macos:  # no descriptor of the device tells there
+            self._watch_removals()
+
+    cdef object _watch_removals(self):
+        cdef int code = libusb_hotplug_register_callback(
+            self.libusb.context, LIBUSB_HOTPLUG_EVENT_DEVICE_LEFT, 0, LIBUSB_HOTPLUG_MATCH_ANY,
+            LIBUSB_HOTPLUG_MATCH_ANY, LIBUSB_HOTPLUG_MATCH_ANY, libusb_left, &self.libusb, &self.removals)
+        if code < 0:
+            name = libusb_error_name(code).decode()
+            raise ClaimError(f"libusb does not report removed devices ({name}, {code})", code=name)
+        self.hears_removals = True
+
+    @property
+    def reset_reenumerates(self) -> bool:
+        return self.claim.reset_reenumerates
 
     def __dealloc__(self):
+        if self.hears_removals:
+            libusb_hotplug_deregister_callback(self.libusb.context, self.removals)
         if self.libusb.context != NULL:
             libusb_set_pollfd_notifiers(self.libusb.context, NULL, NULL, NULL)

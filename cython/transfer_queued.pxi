@@ -8,15 +8,47 @@
 # libusb's darwin_usb.c; libusb#549, #1121): all transfers of the endpoint come back as cancelled.  The client asked
 # for one.  So each endpoint has a queue, and each URB keeps its place in it until the pump gets it back:
 #
-#   An abort closes the queue until everything that the backend has of this endpoint is back: what came behind would
-#   overtake.  Whoever was asked to end goes to the pump as cancelled, whoever was faster with what it did, and the
-#   others take their old places again.  Then the queue opens, and what waits is submitted in its order.
+#   An abort closes the queue until everything that the backend has of this endpoint is back, in whatever order: what
+#   came behind would overtake.  An URB that was asked to end goes to the pump as cancelled, one that was faster with
+#   its result, and the others take their old places again.  Then it is decided what the oldest of them has moved, the
+#   queue opens, and what waits is submitted in its order.
 #   Bytes that an aborted attempt moved stay moved: the next attempt is for the rest, in both directions.  An IN that
 #   was ended by a short packet, or is full, has ended.
 #   The packets of an isochronous URB are submitted again as they were: their time is over, what they carried is lost.
 #   Endpoint 0 is given one URB at a time.  A control request must not be carried out twice, and an abort cannot tell
 #   how far the device was with it: so none but the one that was asked to end is ever aborted.
 #   An URB that waits in a queue ends without the backend.
+#
+# WHAT AN ABORTED URB HAS MOVED
+#
+# libusb counts the bytes of transfers that succeed, 0 for one that was aborted (darwin_handle_transfer_completion), and
+# whether Apple's kernel reports them at all is not documented.  The transfers of a pipe run in their order, so of those
+# that come back aborted only the oldest can have moved bytes; the others have moved none and are submitted again whole.
+# If the oldest was asked to end, nothing is in question.  If it was not:
+#
+#   It reports bytes: they are known, and the rest is submitted again.
+#   It reports none, and an aborted URB of this device has reported some before: the host counts, so it has moved none.
+#   The endpoint is halted: an URB before it has ended with a stall, and nothing has moved since.
+#   Else what it has moved is not known.  Submitted again whole it could lose what it has read, or send twice what it
+#   has written.  So it ends with -EILSEQ, the errno of a damaged packet, and what earlier attempts have moved.  The
+#   class drivers of Linux take that for a passing error: usb-storage resets and repeats the command, usbhid retries,
+#   usbnet counts it, cdc-acm and usb-serial go on reading.  They would stop at -ECONNRESET, -ENOENT, -ESHUTDOWN and
+#   -EPIPE; cdc-acm waits half a second after -EPROTO; usb-storage takes -EREMOTEIO for a short answer.
+#   Of a zero packet no count can tell whether it was sent, so its URB ends in this way too.
+#
+# IOKit says that an abort ends transfers with kIOReturnAborted.  Any other code is an error for libusb, whose bytes it
+# never counts.  So an error during an abort is taken for its doing, and what such an URB has moved is not known.
+#
+# CLEARED HALTS
+#
+# Linux leaves queued URBs alone when it clears a halt (usb_clear_halt in drivers/usb/core/message.c).  IOKit ends them
+# all with an error of its own, kIOUSBTransactionReturned, which does not tell what they have moved.  So the pipe is
+# aborted before: its URBs come back as described above, and are submitted again when the halt is cleared.
+#
+# FAILED ISOCHRONOUS URBS
+#
+# IOKit fails an isochronous transfer as a whole where Linux fails each of its packets, and has 0 for the URB.  libusb
+# leaves the packets as they were submitted then (darwin_handle_transfer_completion): as failed.
 #
 # ZERO PACKETS
 #
@@ -31,15 +63,20 @@ cdef struct Lane:            # one endpoint's queue
     Urb *first               # URBs that wait, in the order of their `turn`
     Urb *last
     Urb *returned            # the one that took its place again last
-    int flying               # URBs that the backend has
+    Urb *flying              # URBs that the backend has, oldest first
+    Urb *newest              # and the last of them
     bint aborting            # all that fly are about to come back; closed until then
     bint owing               # the last one that flies needs its zero packet before the next; closed until then
+    bint halted              # the last one that the device has ended was stalled
+    uint64_t oldest          # `turn` of the oldest that this abort has brought back; 0: none yet
+    bint uncounted           # what that one has moved is not known
 
 cdef struct QueuedBackend:
     Backend base
     Backend *device
     EndpointMap *map
     uint64_t turns
+    bint counts_aborted      # an aborted URB has reported bytes
     uint32_t dirty           # a bit per lane in which something may be to be started
     Lane lanes[ENDPOINTS]
 
@@ -106,10 +143,32 @@ cdef void queued_finish(QueuedBackend *it, Urb *urb, int32_t status) noexcept no
     it.base.complete(&it.base, urb)
 
 
+cdef void flying_add(Lane *lane, Urb *urb) noexcept nogil:
+    urb.behind = NULL
+    if lane.flying == NULL:
+        lane.flying = urb
+    else:
+        lane.newest.behind = urb
+    lane.newest = urb
+    urb.flying = True
+
+
+cdef void flying_remove(Lane *lane, Urb *urb) noexcept nogil:
+    """URBs land in order, mostly: then no walk is needed."""
+    cdef Urb **link = &lane.flying
+    cdef Urb *before = NULL
+    while link[0] != urb:
+        before = link[0]
+        link = &link[0].behind
+    link[0] = urb.behind
+    if lane.newest == urb:
+        lane.newest = before
+    urb.flying = False
+
+
 cdef void queued_start(QueuedBackend *it, Lane *lane, Urb *urb) noexcept nogil:
     """To the backend with the URB, or the rest of it, or its zero packet."""
     cdef int result
-    urb.flying = True
     urb.backend = it.device
     urb.whole = urb.length
     urb.actual_length = 0
@@ -118,7 +177,7 @@ cdef void queued_start(QueuedBackend *it, Lane *lane, Urb *urb) noexcept nogil:
         urb.data += urb.moved
         urb.length -= urb.moved
         lane.owing = urb.owes_zero_packet and urb.length != 0
-    lane.flying += 1
+    flying_add(lane, urb)
     result = it.device.submit(it.device, urb)
     if result != 0:
         queued_landed(it, lane, urb)
@@ -127,10 +186,7 @@ cdef void queued_start(QueuedBackend *it, Lane *lane, Urb *urb) noexcept nogil:
 
 cdef void queued_landed(QueuedBackend *it, Lane *lane, Urb *urb) noexcept nogil:
     """Whole again: the URB is not the backend's any more."""
-    urb.flying = False
-    lane.flying -= 1
-    if lane.flying == 0:
-        lane.aborting = False
+    flying_remove(lane, urb)
     if in_parts(urb):
         if urb.owes_zero_packet and urb.length != 0:
             lane.owing = False
@@ -154,32 +210,61 @@ cdef bint has_ended(QueuedBackend *it, Urb *urb) noexcept nogil:
     return urb.wire_in and size != 0 and urb.moved % size != 0
 
 
+cdef void note_abort(QueuedBackend *it, Lane *lane, Urb *urb) noexcept nogil:
+    """An abort has brought this URB back: notes what only the oldest one can have moved."""
+    cdef bint reports = in_parts(urb) and urb.actual_length != 0
+    cdef bint counts
+    it.counts_aborted = it.counts_aborted or reports
+    counts = it.counts_aborted and urb.length != 0 and urb.status == -LINUX_ECONNRESET
+    if lane.oldest == 0 or urb.turn < lane.oldest:
+        lane.oldest = urb.turn
+        lane.uncounted = in_parts(urb) and not (reports or counts or lane.halted)
+
+
+cdef void settle_abort(QueuedBackend *it, Lane *lane) noexcept nogil:
+    """All are back: opens the queue, and ends the oldest one if what it has moved is not known."""
+    cdef Urb *urb = lane.first
+    lane.aborting = False
+    if urb != NULL and urb.turn == lane.oldest and lane.uncounted:
+        lane_remove(lane, urb)
+        queued_finish(it, urb, -LINUX_EILSEQ)
+    lane.oldest = 0
+
+
 cdef void queued_returned(Backend *device, Urb *urb) noexcept nogil:
     """The backend gives an URB back: its `complete`."""
     cdef QueuedBackend *it = <QueuedBackend *>device.owner
     cdef Lane *lane = &it.lanes[lane_index(urb)]
-    cdef bint aborted = lane.aborting and urb.status == -LINUX_ECONNRESET and not urb.asked
+    cdef bint aborted = lane.aborting and (urb.status == -LINUX_ECONNRESET or urb.status == -LINUX_EPROTO)
     cdef bint was_zero_packet = urb.owes_zero_packet and urb.length == 0
+    cdef bint owes
     cdef int32_t status = urb.status
-    queued_landed(it, lane, urb)
-    if aborted and was_zero_packet or aborted and not has_ended(it, urb):
-        lane_insert(lane, urb)
-        return
     if aborted:
-        status = 0
-    if status == 0 and urb.owes_zero_packet and not was_zero_packet and urb.moved == urb.length:
-        if not urb.asked:
-            lane_insert(lane, urb)
-            return
+        note_abort(it, lane, urb)
         status = -LINUX_ECONNRESET
-    queued_finish(it, urb, status)
+    elif status == 0 or status == -LINUX_EPIPE:
+        lane.halted = status != 0
+    elif urb.type == ISOCHRONOUS and status == -LINUX_EPROTO:
+        status = 0  # each of its packets has failed
+    aborted = aborted and not urb.asked
+    queued_landed(it, lane, urb)
+    if aborted and not was_zero_packet and has_ended(it, urb):
+        aborted = False
+        status = 0
+    owes = status == 0 and urb.owes_zero_packet and not was_zero_packet and urb.moved == urb.length
+    if aborted or (owes and not urb.asked):
+        lane_insert(lane, urb)
+    else:
+        queued_finish(it, urb, -LINUX_ECONNRESET if owes else status)
+    if lane.flying == NULL and lane.aborting:
+        settle_abort(it, lane)
 
 
 cdef void queued_advance(QueuedBackend *it, int index) noexcept nogil:
     """Starts what may be started in one lane."""
     cdef Lane *lane = &it.lanes[index]
     cdef Urb *urb
-    while lane.first != NULL and not lane.aborting and not lane.owing and not (index == 0 and lane.flying):
+    while lane.first != NULL and not lane.aborting and not lane.owing and not (index == 0 and lane.flying != NULL):
         urb = lane.first
         lane.first = urb.next
         urb.next = NULL
@@ -259,9 +344,16 @@ cdef bint queued_has_setting(Backend *self, int configuration, int interface, in
     return device.has_setting(device, configuration, interface, alternate)
 
 
+cdef void forget_halts(QueuedBackend *it) noexcept nogil:
+    cdef int index
+    for index in range(ENDPOINTS):
+        it.lanes[index].halted = False
+
+
 cdef int queued_set_configuration(Backend *self, int value) noexcept nogil:
     cdef Backend *device = (<QueuedBackend *>self).device
     cdef int result = device.set_configuration(device, value)
+    forget_halts(<QueuedBackend *>self)
     self.unclaimed = device.unclaimed
     self.configuration = device.configuration
     return result
@@ -270,19 +362,41 @@ cdef int queued_set_configuration(Backend *self, int value) noexcept nogil:
 cdef int queued_set_interface(Backend *self, int interface, int alternate, int in_force) noexcept nogil:
     cdef Backend *device = (<QueuedBackend *>self).device
     cdef int result = device.set_interface(device, interface, alternate, in_force)
+    forget_halts(<QueuedBackend *>self)
     self.unclaimed = device.unclaimed
     return result
 
 
+cdef bint call_back(QueuedBackend *it, Lane *lane) noexcept nogil:
+    """Takes back what the backend has of one endpoint, for it to be submitted again; False: it keeps some."""
+    cdef int64_t end = monotonic_us() + DRAIN_TIME
+    if not lane.aborting and lane.flying != NULL:
+        lane.aborting = True
+        it.device.cancel(it.device, lane.flying)
+    while lane.flying != NULL:
+        if monotonic_us() > end:
+            return False
+        wait_for(it.device)
+    return True
+
+
 cdef int queued_clear_halt(Backend *self, uint8_t endpoint) noexcept nogil:
-    cdef Backend *device = (<QueuedBackend *>self).device
-    return device.clear_halt(device, endpoint)
+    cdef QueuedBackend *it = <QueuedBackend *>self
+    cdef Lane *lane = &it.lanes[endpoint_index(endpoint)]
+    cdef int result
+    if self.aborts_endpoints and not call_back(it, lane):
+        return -LINUX_ETIMEDOUT
+    result = it.device.clear_halt(it.device, endpoint)
+    lane.halted = False
+    return result
 
 
 cdef int queued_reset(Backend *self) noexcept nogil:
     cdef Backend *device = (<QueuedBackend *>self).device
     cdef int result = device.reset(device)
+    forget_halts(<QueuedBackend *>self)
     self.gone = device.gone
+    self.reenumerated = device.reenumerated
     return result
 
 

@@ -50,7 +50,7 @@ RULES: Final[dict[str, str]] = {
     "unlink-unknown": "Unlinking a seqnum that never was: RET_UNLINK with 0 (stub_rx.c).",
     "unlink-first": "An UNLINK can come before its SUBMIT, which then is not carried out (vhci_tx.c).",
     "unlink-by-seqnum": "CMD_UNLINK has ep 0: only its seqnum tells the URB (usbipd-win#684).",
-    "unlink-others-live-mac": "macOS cancels a whole endpoint: the others are submitted again (libusb#549).",
+    "unlink-others-live-mac": "macOS cancels a whole endpoint: others go on, or end with -84 (libusb#549).",
     # ---- what a transfer does ----
     "flags-values": "SHORT_NOT_OK 1, ISO_ASAP 2, ZERO_PACKET 64, NO_INTERRUPT 128, DIR_IN 512 (usbip.h).",
     "flags-masked": "Flags that a transfer type does not know are ignored (masking_bogus_flags, stub_rx.c).",

@@ -15,10 +15,9 @@ from tests.unit.worker.libusb_rig import LibusbRig
 LIBUSB = dict(inputs("libusb"))
 
 
-@pytest.mark.parametrize("as_on_macos", [False, True])
 @pytest.mark.parametrize("name", LIBUSB)
-def test_libusb(name: str, as_on_macos: bool) -> None:
-    libusb_pump.run(LIBUSB[name], as_on_macos=as_on_macos)
+def test_libusb(name: str) -> None:
+    libusb_pump.run(LIBUSB[name])
 
 
 @pytest.mark.parametrize("name", LIBUSB)
@@ -36,6 +35,6 @@ def test_the_work_of_an_input_is_bounded(name: str, monkeypatch: pytest.MonkeyPa
     assert turns < 1000
 
 
-@given(st.binary(max_size=300), st.booleans())
-def test_libusb_with_any_input(data: bytes, as_on_macos: bool) -> None:
-    libusb_pump.run(data, as_on_macos=as_on_macos)
+@given(st.binary(max_size=300))
+def test_libusb_with_any_input(data: bytes) -> None:
+    libusb_pump.run(data)

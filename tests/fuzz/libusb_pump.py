@@ -123,14 +123,12 @@ class Hand:
         fake.fake_fail(function, code)
 
 
-def run(data: bytes, *, as_on_macos: bool = False) -> None:
+def run(data: bytes) -> None:
     """Fails if the invariant does not hold for this input."""
     fake.fake_begin()
-    rig = LibusbRig(as_on_macos=as_on_macos)
+    rig = LibusbRig()
     try:
-        settings = (
-            Settings(rig.claim.endpoints(), rig.claim.configuration) if as_on_macos else LinuxSettings(rig)
-        )
+        settings = LinuxSettings(rig)
         client = HostileClient(rig, settings, devid=DEVID)
         hand = Hand(rig)
         Program(client, settings, Operands(data), hand.act).run()

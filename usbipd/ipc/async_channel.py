@@ -3,6 +3,11 @@
 Reading never waits on handling, and writing never waits at all.  What the peer may ask is decided here,
 before any handler sees it; MORE is answered here, too.
 
+# Descriptors under way
+
+A copy of each descriptor that we send stays open until the peer has answered: macOS may break a socket that
+no process has open while it is under way.
+
 # What a peer can make us hold
 
 - At most `MAX_RUNNING` of its requests are in progress, or what the maker of the channel says; until one of
@@ -109,6 +114,8 @@ class Channel:
         self._unwanted: set[int] = set()
         """Our requests whose answer is still to come but not waited for."""
         self._waiting: dict[int, asyncio.Future[Response]] = {}
+        self._lent: dict[int, int] = {}
+        """Copies of descriptors that went with requests of ours, until these are answered."""
         self._running: dict[asyncio.Task[None], Command] = {}
         self._is_reading = False
         self._rest: Rest | None = None
@@ -211,7 +218,8 @@ class Channel:
         self._pause_reading()
         self._loop.remove_writer(self._connection)
         self._conversation.decoder.close()
-        self._discard()
+        self._outgoing.clear()
+        self._queued = 0
         self._rest = None
         self._connection.close()
         for task, command in self._running.items():
@@ -221,6 +229,9 @@ class Channel:
             if not answer.done():
                 answer.set_exception(IPCError(f"{self.name} is gone", code="gone"))
         self._waiting.clear()
+        for descriptor in self._lent.values():
+            _close(descriptor)
+        self._lent.clear()
         if self._on_close is not None:
             self._on_close(reason)
 
@@ -331,6 +342,7 @@ class Channel:
             self.close(error)
 
     def _answered(self, response: Response) -> None:
+        _close(self._lent.pop(response.request_id, None))
         answer = self._waiting.pop(response.request_id, None)
         if answer is not None:
             if not answer.done():  # else who asked was cancelled, and has not had its turn since
@@ -349,12 +361,16 @@ class Channel:
     # ---- writing -------------------------------------------------------------------------------------------
 
     def _send(self, frame: bytes, descriptor: int | None) -> bool:
-        """Queue `frame`; whether it was, and not dropped since the channel is closed or about to be."""
+        """Queue `frame`; whether it was, and not dropped since the channel is closed or about to be.
+
+        `descriptor` goes with the last request.
+        """
         longest = LONGEST_QUEUE if self._role in PROCESSES else MAX_QUEUED
         if not self._open or self._queued > longest:  # then it is about to be closed
             return False
-        own = None if descriptor is None else os.dup(descriptor)
-        self._outgoing.append((memoryview(frame), own))
+        if descriptor is not None:
+            descriptor = self._lent[self._last_request] = os.dup(descriptor)
+        self._outgoing.append((memoryview(frame), descriptor))
         self._queued += len(frame)
         if len(self._outgoing) == 1:
             self._writable()
@@ -373,9 +389,9 @@ class Channel:
                 break
             except OSError:
                 # The peer is gone; what it said before is still to be read, and then the end of its stream.
-                self._discard()
+                self._outgoing.clear()
+                self._queued = 0
                 break
-            _close(descriptor)
             self._queued -= sent
             if sent == len(rest):
                 self._outgoing.popleft()
@@ -387,12 +403,6 @@ class Channel:
             self._loop.remove_writer(self._connection)
         if was_held_up and not self._is_held_up:
             self._loop.call_soon(self._resume)
-
-    def _discard(self) -> None:
-        for _rest, descriptor in self._outgoing:
-            _close(descriptor)
-        self._outgoing.clear()
-        self._queued = 0
 
 
 def _close(descriptor: int | None) -> None:

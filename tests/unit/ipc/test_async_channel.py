@@ -13,6 +13,7 @@ import pytest
 from tests.unit.ipc.tables import BOTH
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc.async_channel import LONGEST_QUEUE, MAX_QUEUED, MAX_RUNNING, Channel
+from usbipd.ipc.blocking_channel import BlockingChannel
 from usbipd.ipc.children import DetachedParameters, LogParameters, ReservationParameters
 from usbipd.ipc.conversation import (
     Conversation,
@@ -395,6 +396,46 @@ def test_a_person_who_may_not_gets_an_answer() -> None:
         assert extension.channel.is_open
         asking.channel.close()
         extension.channel.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize("kind", ["a request", "a request that is cancelled", "an order"])
+def test_a_copy_of_a_descriptor_stays_open_until_the_peer_has_answered(kind: str) -> None:
+    async def test() -> None:
+        one, other = socket.socketpair()
+        asking = End(one, Role.WORKER)
+        read_end, write_end = os.pipe()
+        os.set_blocking(read_end, False)
+        if kind == "an order":
+            asking.channel.tell(Command.LOG_FILE, Nothing(), write_end)
+            request = None
+        else:
+            request = asyncio.create_task(
+                asking.channel.request(
+                    Command.LOG_FILE, Nothing(), Nothing, timeout=PATIENCE, descriptor=write_end
+                )
+            )
+            await asyncio.sleep(0)
+            if kind == "a request that is cancelled":
+                request.cancel()
+                await asyncio.gather(request, return_exceptions=True)
+        os.close(write_end)
+        peer = BlockingChannel(other, "worker", BOTH, trusted=True)
+        asked = peer.receive(PATIENCE)
+        assert isinstance(asked, Request)
+        assert asked.descriptor is not None
+        os.close(asked.descriptor)
+        with pytest.raises(BlockingIOError):  # there is still a writing end
+            os.read(read_end, 1)
+        peer.respond(asked, Nothing())
+        assert await is_last(read_end)
+        if kind == "a request":
+            assert request is not None
+            await request
+        os.close(read_end)
+        asking.channel.close()
+        peer.close()
 
     run(test())
 

@@ -1,9 +1,8 @@
 /*
  * The host's stack below fake_libusb.c: what Linux sends to the device, and what becomes of its endpoints, when usbfs is
- * asked (proc_* in drivers/usb/core/devio.c).  With fake_macos nothing is sent that was not asked for.
+ * asked (proc_* in drivers/usb/core/devio.c).
  */
 
-static int macos;
 static int configuration = 1;
 static int alternates[2]; /* by interface */
 static int claimed;       /* a bit per interface */
@@ -26,7 +25,7 @@ static void host_begin(void)
 {
     configuration = 1;
     drivers = 3;
-    macos = claimed = off = alternates[0] = alternates[1] = 0;
+    claimed = off = alternates[0] = alternates[1] = 0;
     bus[0] = 0;
 }
 
@@ -48,7 +47,7 @@ static int host_set_interface(int interface, int alternate, int answer)
     if (!has_interface(interface) || !(claimed >> interface & 1) || alternate > interface)
         return LIBUSB_ERROR_NOT_FOUND;
     SENT("SET_INTERFACE %d %d", interface, alternate);
-    off |= macos ? 0 : 1 << interface;
+    off |= 1 << interface;
     if (answer != 0)
         return answer;
     off &= ~(1 << interface);
@@ -59,7 +58,7 @@ static int host_set_interface(int interface, int alternate, int answer)
 /* usb_unbind_interface in driver.c */
 static void host_release(int interface)
 {
-    if (!macos && alternates[interface])
+    if (alternates[interface])
         SENT("SET_INTERFACE %d 0", interface);
     alternates[interface] = 0;
     off &= ~(1 << interface);
@@ -73,7 +72,7 @@ static void host_release(int interface)
  */
 static int host_set_configuration(int value, int answer, int host_errno)
 {
-    int other = !macos && (value < 0 ? 0 : value) != configuration;
+    int other = (value < 0 ? 0 : value) != configuration;
     if (claimed)
         return LIBUSB_ERROR_BUSY;
     if (value > 2)
@@ -94,11 +93,11 @@ static int host_set_configuration(int value, int answer, int host_errno)
 static void host_reset(void)
 {
     int held = claimed;
-    for (int i = 0; i < 2 && !macos; i++)
+    for (int i = 0; i < 2; i++)
         if (held >> i & 1)
             host_release(i);
     SENT("RESET");
-    if (!macos && configuration)
+    if (configuration)
         SENT("SET_CONFIGURATION %d", configuration);
     claimed = held;
 }

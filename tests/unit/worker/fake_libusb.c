@@ -9,10 +9,6 @@
  * reports as libusb does on Linux (os/linux_usbfs.c, handle_bulk_completion and handle_control_completion): complete
  * with no data after set_interface, release and reset, and of endpoint 0 after a reset as if the device were gone.
  *
- * After fake_macos(1) a cancel ends all transfers of the endpoint (os/darwin_usb.c, darwin_abort_transfers), and nobody
- * sends zero packets (libusb.h, LIBUSB_TRANSFER_ADD_ZERO_PACKET).  A detach captures the device, from all its drivers,
- * and as many attaches give it back (darwin_detach_kernel_driver).
- *
  * What the host sends to the device for all this is in fake_host.h.
  */
 
@@ -37,7 +33,6 @@ struct libusb_device_handle { int unused; };
 struct item {
     struct libusb_transfer *transfer;
     int done;
-    int aborted; /* by fake_macos's cancel, and held back */
 };
 
 static libusb_context the_context;
@@ -57,7 +52,6 @@ static int missing;     /* which arrays of the descriptors are NULL: enum missin
 static int hold_cancels;
 static int overstated;  /* bytes more than there are, which each isochronous packet is said to have */
 static int sysfs;    /* whether libusb can read it, which a confined worker cannot */
-static int captures; /* detaches without an attach, of fake_macos */
 static int hidden;  /* so often it has no memory for its descriptors */
 static long device_memory;      /* bytes that are out */
 static long most_device_memory; /* that there is */
@@ -118,7 +112,7 @@ void fake_begin(void)
     watched = 1;
     sysfs = 1;
     occupied = late = appearing = lists = 0;
-    hold_cancels = captures = hidden = failure_errno = siblings = missing = overstated = 0;
+    hold_cancels = hidden = failure_errno = siblings = missing = overstated = 0;
     most_device_memory = 16 << 20; /* as usbfs has it */
     failing[0] = 0;
     journal[0] = 0;
@@ -142,37 +136,10 @@ static void end(struct item *item, enum libusb_transfer_status status)
         abort();
 }
 
-void fake_macos(int on) { macos = on; }
 void fake_confine(void) { sysfs = 0; }
 
-/* With fake_macos what was aborted comes back when the hold ends; else who was to be cancelled waits for its device. */
-void fake_hold_cancels(int hold)
-{
-    hold_cancels = hold;
-    for (int i = 0; i < count && !hold; i++)
-        if (items[i].aborted)
-            end(&items[i], LIBUSB_TRANSFER_CANCELLED);
-}
-
-int fake_pending_at(unsigned char endpoint)
-{
-    int found = 0;
-    for (int i = 0; i < count; i++)
-        found += items[i].transfer->endpoint == endpoint && !items[i].done;
-    return found;
-}
-
-/* The oldest transfer of `endpoint` has moved `length` bytes, and goes on. */
-void fake_progress(unsigned char endpoint, const unsigned char *data, int length)
-{
-    for (int i = 0; i < count; i++)
-        if (items[i].transfer->endpoint == endpoint && !items[i].done) {
-            if (data != NULL)
-                memcpy(items[i].transfer->buffer, data, length);
-            items[i].transfer->actual_length = length;
-            return;
-        }
-}
+/* A transfer that is to be cancelled waits for its device. */
+void fake_hold_cancels(int hold) { hold_cancels = hold; }
 
 /* Ends the oldest transfer of `endpoint`; an isochronous one gets `data` packet by packet.  0: there is none. */
 int fake_complete(unsigned char endpoint, int status, const unsigned char *data, int length)
@@ -424,22 +391,19 @@ int libusb_detach_kernel_driver(libusb_device_handle *handle, int interface)
 {
     int code = call_with("detach", interface);
     if (code == 0)
-        drivers &= macos ? 0 : ~(1 << interface);
-    captures += code == 0;
+        drivers &= ~(1 << interface);
     return code;
 }
 
 int libusb_attach_kernel_driver(libusb_device_handle *handle, int interface)
 {
     int code = call_with("attach", interface);
-    if (!macos && code == 0 && !has_interface(interface))
+    if (code == 0 && !has_interface(interface))
         code = LIBUSB_ERROR_INVALID_PARAM; /* EINVAL of proc_ioctl */
-    if (!macos && code == 0 && drivers >> interface & 1)
+    if (code == 0 && drivers >> interface & 1)
         code = LIBUSB_ERROR_BUSY; /* proc_ioctl in drivers/usb/core/devio.c */
-    if (!macos && code == 0)
+    if (code == 0)
         drivers |= siblings ? 3 : 1 << interface;
-    if (macos && code == 0 && --captures == 0)
-        drivers = 3;
     return code;
 }
 
@@ -451,7 +415,7 @@ int libusb_claim_interface(libusb_device_handle *handle, int interface)
     if (code == 0 && !(claimed >> interface & 1)) {
         drivers |= late & 1 << interface;
         late &= ~(1 << interface);
-        if ((occupied | (macos ? 0 : drivers)) >> interface & 1)
+        if ((occupied | drivers) >> interface & 1)
             return LIBUSB_ERROR_BUSY; /* usb_driver_claim_interface in driver.c */
     }
     claimed |= code == 0 ? 1 << interface : 0;
@@ -511,31 +475,15 @@ int libusb_submit_transfer(struct libusb_transfer *transfer)
         errno = ENOENT;
         return LIBUSB_ERROR_IO;
     }
-    if (macos && transfer->flags & LIBUSB_TRANSFER_ADD_ZERO_PACKET)
-        return LIBUSB_ERROR_NOT_SUPPORTED;
     if (count == MAX_TRANSFERS)
         return LIBUSB_ERROR_NO_MEM;
     transfer->actual_length = 0;
-    items[count++] = (struct item){transfer, 0, 0};
+    items[count++] = (struct item){transfer, 0};
     return 0;
-}
-
-static int abort_endpoint(unsigned char endpoint)
-{
-    for (int i = 0; i < count; i++) {
-        if (items[i].transfer->endpoint != endpoint || items[i].done)
-            continue;
-        items[i].aborted = 1;
-        if (!hold_cancels)
-            end(&items[i], LIBUSB_TRANSFER_CANCELLED);
-    }
-    return call_with("abort", endpoint);
 }
 
 int libusb_cancel_transfer(struct libusb_transfer *transfer)
 {
-    if (macos)
-        return abort_endpoint(transfer->endpoint);
     for (int i = 0; i < count; i++)
         if (items[i].transfer == transfer && !items[i].done && !hold_cancels) {
             end(&items[i], LIBUSB_TRANSFER_CANCELLED);
@@ -581,6 +529,15 @@ const struct libusb_pollfd **libusb_get_pollfds(libusb_context *context)
 }
 
 void libusb_free_pollfds(const struct libusb_pollfd **pollfds) {}
+
+/* On Linux the claim and the pump ask for none. */
+int libusb_hotplug_register_callback(libusb_context *context, int events, int flags, int vendor, int product,
+                                     int device_class, libusb_hotplug_callback_fn callback, void *data, int *handle)
+{
+    return LIBUSB_ERROR_NOT_SUPPORTED;
+}
+
+void libusb_hotplug_deregister_callback(libusb_context *context, int handle) {}
 
 void libusb_set_pollfd_notifiers(libusb_context *context, libusb_pollfd_added_cb on_added,
                                  libusb_pollfd_removed_cb on_removed, void *data)

@@ -470,7 +470,7 @@ def test_drivers_leave_and_come_back() -> None:
     assert claim.give_back() == []
     assert held_drivers() == ["detach 0", "detach 1", "attach 0", "attach 1"]
     del claim
-    assert journal() == ["close", "exit"]
+    assert journal() == [], "what libusb has open is closed by the end of the process"
 
 
 def test_a_driver_that_takes_the_other_interfaces_by_itself_has_come_back() -> None:

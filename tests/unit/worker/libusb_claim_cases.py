@@ -73,10 +73,9 @@ def attached() -> list[str]:
 # ---- a claim that cannot be renewed --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("as_on_macos", [False, True])
 @pytest.mark.parametrize("setup", [SET_CONFIGURATION, SET_CONFIGURATION_2])
-def test_another_program_is_faster_after_set_configuration(as_on_macos: bool, setup: str) -> None:
-    rig = LibusbRig(as_on_macos=as_on_macos)
+def test_another_program_is_faster_after_set_configuration(setup: str) -> None:
+    rig = LibusbRig()
     journal()
     fake.fake_occupy(INTERFACE_0)
     assert request(rig, setup) == (_pump.CLAIM_LOST, -LINUX_EBUSY)

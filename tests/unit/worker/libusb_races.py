@@ -79,21 +79,15 @@ class Outcome:
 class Races(RuleBasedStateMachine):
     """One client after the other, at one device."""
 
-    linux = True
-    """Whether the host's stack switches endpoints off when SET_INTERFACE fails, and forgets settings."""
-
     def __init__(self) -> None:
         super().__init__()
         fake.fake_begin()
-        self.rig = self.plug_in()
+        self.rig = LibusbRig()
         self.begin_session()
         self.alternate = 0
         self.configuration = 1
         self.off = False
         self.held = False
-
-    def plug_in(self) -> LibusbRig:
-        return LibusbRig()
 
     def begin_session(self) -> None:
         self.batch: list[Command] = []
@@ -355,7 +349,7 @@ class Races(RuleBasedStateMachine):
         if self.request(setup, ends, b"set_interface", failure, known=known):
             self.alternate, self.off = alternate, False
         elif known:
-            self.off = self.linux and self.alternate == 1
+            self.off = self.alternate == 1
 
     def set_configuration(self, value: int) -> None:
         if self.request(f"00 09 0{value}00 0000 0000", ENDPOINTS, b"", 0):
@@ -367,8 +361,7 @@ class Races(RuleBasedStateMachine):
 
     def reset(self, failure: int) -> None:
         went_through = self.request("23 03 0400 0100 0000", ENDPOINTS, b"reset", failure)
-        if self.linux:
-            self.alternate, self.off = self.alternate if went_through else 0, False
+        self.alternate, self.off = self.alternate if went_through else 0, False
 
     # ---- the end of a session --------------------------------------------------------------------
 
@@ -401,7 +394,7 @@ class Races(RuleBasedStateMachine):
         self.rig.close()
         assert (fake.fake_pending(), fake.fake_allocated()) == (0, 0)
         fake.fake_begin()
-        self.rig = self.plug_in()
+        self.rig = LibusbRig()
         self.configuration, self.alternate, self.off, self.held = 1, 0, False, False
         self.begin_session()
 
@@ -423,7 +416,6 @@ class Races(RuleBasedStateMachine):
         for unlink in self.now_unlinked.values():
             self.named[unlink.unlink_seqnum].append(unlink)
         self.now_unlinked = {}
-        self.note_moved(given_up)
         seen: dict[int, list[int]] = defaultdict(list)
         for reply in replies:
             if not isinstance(reply, RetSubmit):
@@ -451,9 +443,6 @@ class Races(RuleBasedStateMachine):
         if self.held:
             return set()
         return {urb.seqnum for urbs in self.pending.values() for urb in urbs if urb.seqnum in asked}
-
-    def note_moved(self, given_up: set[int]) -> None:
-        """Here what is cancelled has moved nothing."""
 
     def check_unlink(self, reply: Reply, given_up: set[int]) -> None:
         target = next(

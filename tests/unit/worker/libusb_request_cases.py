@@ -48,13 +48,6 @@ def rig() -> Iterator[LibusbRig]:
     rig.close()
 
 
-@pytest.fixture
-def mac() -> Iterator[LibusbRig]:
-    rig = LibusbRig(as_on_macos=True)
-    yield rig
-    rig.close()
-
-
 def works(rig: LibusbRig, endpoint: int = BULK_IN) -> bool:
     packets = [(0, 4)] if endpoint == ISO_IN else []
     submit = rig.submit(endpoint, 4, packets=packets)
@@ -72,12 +65,6 @@ def test_an_attach_sends_what_a_native_host_sends(rig: LibusbRig) -> None:
     assert rig.control(SET_CONFIGURATION).status == 0
     assert bus() == ["SET_CONFIGURATION 1"]
     assert works(rig)
-
-
-def test_an_attach_sends_the_same_on_macos(mac: LibusbRig) -> None:
-    assert mac.control(SET_CONFIGURATION).status == 0
-    assert bus() == ["SET_CONFIGURATION 1"]
-    assert works(mac)
 
 
 def test_the_drivers_return_after_the_active_configuration_was_chosen_again(rig: LibusbRig) -> None:
@@ -108,18 +95,6 @@ def test_between_two_clients_one_request_puts_a_setting_back(rig: LibusbRig) -> 
     assert rig.exchange(rig.submit(ISO_IN, 4, number_of_packets=0))[0].status == -LINUX_EPIPE
     assert rig.control(STREAMS_ON).status == 0
     assert works(rig, ISO_IN)
-
-
-def test_between_two_clients_one_request_puts_a_setting_back_on_macos(mac: LibusbRig) -> None:
-    """There a reset keeps what libusb knows of the interfaces (darwin_reset_device)."""
-    assert mac.control(STREAMS_ON).status == 0
-    assert mac.finish()
-    bus()
-    assert mac.pump.restore() == 0
-    assert bus() == ["RESET", "SET_INTERFACE 1 0"]
-    assert mac.pump.restore() == 0
-    assert bus() == ["RESET"]
-    mac.attach()
 
 
 def test_between_two_clients_one_request_puts_the_configuration_back(rig: LibusbRig) -> None:
@@ -215,7 +190,6 @@ def test_a_device_that_does_not_answer_set_interface_keeps_its_endpoints(rig: Li
     assert works(rig, ISO_IN)
 
 
-@pytest.mark.parametrize("as_on_macos", [False, True])
 @pytest.mark.parametrize(
     "setup",
     [
@@ -228,20 +202,16 @@ def test_a_device_that_does_not_answer_set_interface_keeps_its_endpoints(rig: Li
         "00 09 0700 0000 0000",  # configuration 7
     ],
 )
-def test_what_does_not_exist_is_refused_as_a_device_would(as_on_macos: bool, setup: str) -> None:
-    rig = LibusbRig(as_on_macos=as_on_macos)
+def test_what_does_not_exist_is_refused_as_a_device_would(rig: LibusbRig, setup: str) -> None:
     assert rig.control(setup).status == -LINUX_EPIPE
     assert bus() == []
     assert works(rig)
-    rig.close()
 
 
-@pytest.mark.parametrize("as_on_macos", [False, True])
 @pytest.mark.parametrize(
     "setup", ["00 09 0700 0000 0000", "01 0b 0700 0100 0000"], ids=["configuration", "setting"]
 )
-def test_what_does_not_exist_ends_no_urb_and_changes_no_setting(as_on_macos: bool, setup: str) -> None:
-    rig = LibusbRig(as_on_macos=as_on_macos)
+def test_what_does_not_exist_ends_no_urb_and_changes_no_setting(rig: LibusbRig, setup: str) -> None:
     assert rig.control(STREAMS_ON).status == 0
     stream, bulk = rig.submit(ISO_IN, 4, packets=[(0, 4)]), rig.submit(BULK_IN, 4)
     rig.waiting(stream, bulk)
@@ -251,7 +221,6 @@ def test_what_does_not_exist_ends_no_urb_and_changes_no_setting(as_on_macos: boo
     for submit, endpoint in ((stream, ISO_IN), (bulk, BULK_IN)):
         [reply] = rig.ended(endpoint, data=b"data")
         assert (reply.seqnum, reply.status, reply.data) == (submit.seqnum, 0, b"data")
-    rig.close()
 
 
 def test_an_isochronous_packet_that_usbfs_finds_too_long(rig: LibusbRig) -> None:

@@ -43,14 +43,12 @@ class LibusbRig(Rig):
     def __init__(
         self,
         *,
-        as_on_macos: bool = False,
         device_memory: DeviceMemory = "on",
         claim: type[Claim] = Claim,
     ) -> None:
-        fake.fake_macos(int(as_on_macos))
-        self.claim = claim(1, 2, as_on_macos=as_on_macos)
+        self.claim = claim(1, 2)
         self.claim.take()
-        transfers = _pump.LibusbTransfers(self.claim, as_on_macos=as_on_macos, device_memory=device_memory)
+        transfers = _pump.LibusbTransfers(self.claim, device_memory=device_memory)
         self._start(transfers, self.claim.endpoints(), self.claim.configuration)
 
     def ended(self, endpoint: int, status: int = COMPLETED, data: bytes = b"") -> list[Reply]:

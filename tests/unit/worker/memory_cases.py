@@ -41,7 +41,6 @@ RIGS: dict[str, Callable[[], Rig]] = {
     "simulated as on macOS": lambda: Rig(as_on_macos=True),
     "libusb": LibusbRig,
     "libusb without device memory": lambda: LibusbRig(device_memory="off"),
-    "libusb as on macOS": lambda: LibusbRig(as_on_macos=True),
 }
 
 

@@ -9,10 +9,10 @@ import socket
 import time
 from collections.abc import Sequence
 
-from tests.urb import Command, IsoPacket, Reply, ReplyReader, Submit, Unlink, encode
+from tests.urb import Command, IsoPacket, Reply, ReplyReader, RetSubmit, Submit, Unlink, encode
 from usbipd import _pump
 from usbipd.ipc.reports import Counters
-from usbipd.protocol.constants import Speed
+from usbipd.protocol.constants import LINUX_ECONNRESET, Speed
 from usbipd.simulated.descriptors import (
     configuration_descriptor,
     device_descriptor,
@@ -277,3 +277,15 @@ class Rig:
 def statuses(replies: Sequence[Reply]) -> list[tuple[int, int]]:
     """By seqnum, how each ended."""
     return [(reply.seqnum, reply.status) for reply in replies]
+
+
+def show_that_the_host_counts(rig: Rig) -> None:
+    """Unlinks an URB of which the device has taken a part, so that an aborted one reports bytes."""
+    rig.device.accepts = [512, Handshake.NAK]
+    urb = rig.submit(MODEL_OUT, data=bytes(1024))
+    assert rig.exchange(urb) == []
+    rig.device.accepts = []
+    said, done = rig.exchange(rig.unlink(urb))
+    assert isinstance(said, RetSubmit)
+    assert (said.status, said.actual_length, done.status) == (-LINUX_ECONNRESET, 512, 0)
+    rig.device.written.clear()

@@ -15,8 +15,6 @@ CASES = [
     "libusb_claim_cases.py",
     "libusb_request_cases.py",
     "libusb_races.py",
-    "libusb_macos_cases.py",
-    "libusb_macos_races.py",
 ]
 
 

@@ -56,6 +56,8 @@ class Extension:
         self._ours = BlockingChannel(self._socket, "extension", CHILDREN)
         self._asked = 0
         self._clients: list[socket.socket] = []
+        self._sent = contextlib.ExitStack()
+        """Descriptors that are sent stay open: macOS may break one that is only under way."""
         self.held: list[Watched] = []
         self.problem: BaseException | None = None
         monkeypatch.setattr(process, "hold", self._hold)
@@ -87,9 +89,9 @@ class Extension:
             device_memory="auto",
             **{"log_level": "info", "log_to": "stderr"} | changes,
         )
-        with tempfile.TemporaryFile() as page:
-            page.truncate(COUNTER_PAGE_SIZE)
-            self.say(Command.CLAIM, parameters, page.fileno())
+        page = self._sent.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        page.truncate(COUNTER_PAGE_SIZE)
+        self.say(Command.CLAIM, parameters, page.fileno())
 
     def start(self) -> Worker:
         """A worker that has its device."""
@@ -102,8 +104,8 @@ class Extension:
         """A client; its end of the connection."""
         client, theirs = socket.socketpair()
         client.settimeout(5.0)
-        with theirs:
-            self.say(Command.ATTACH, AttachParameters(client="somebody"), theirs.fileno())
+        self._sent.enter_context(theirs)
+        self.say(Command.ATTACH, AttachParameters(client="somebody"), theirs.fileno())
         self._clients.append(client)
         return client
 
@@ -133,6 +135,7 @@ class Extension:
         self.channel.close()
         for client in self._clients:
             client.close()
+        self._sent.close()
 
 
 @pytest.fixture

@@ -13,10 +13,12 @@ from tests.unit.worker.rig import (
     MODEL_OUT,
     SINK,
     Rig,
+    show_that_the_host_counts,
 )
 from tests.urb import Reply, RetSubmit
 from usbipd.protocol.constants import (
     LINUX_ECONNRESET,
+    LINUX_EILSEQ,
     LINUX_EPIPE,
     URB_SHORT_NOT_OK,
     URB_ZERO_PACKET,
@@ -49,6 +51,7 @@ def outcomes(replies: list[Reply]) -> list[tuple[int, int, bytes]]:
 @pytest.mark.parametrize("endpoint", [MODEL_IN, INTERRUPT_IN])
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_only_the_unlinked_urb_ends(rig: Rig, endpoint: int, which: int) -> None:
+    show_that_the_host_counts(rig)
     urbs = [rig.submit(endpoint, 64) for _ in range(3)]
     assert rig.exchange(*urbs) == []
     unlink = rig.unlink(urbs[which])
@@ -64,6 +67,7 @@ def test_only_the_unlinked_urb_ends(rig: Rig, endpoint: int, which: int) -> None
 
 @pytest.mark.rule("unlink-others-live-mac")
 def test_many_unlinks_at_once_and_urbs_behind_them(rig: Rig) -> None:
+    show_that_the_host_counts(rig)
     urbs = [rig.submit(MODEL_IN, 64) for _ in range(10)]
     rig.exchange(*urbs)
     unlinks = [rig.unlink(urb) for urb in urbs[1::2]]
@@ -74,6 +78,53 @@ def test_many_unlinks_at_once_and_urbs_behind_them(rig: Rig) -> None:
     rig.device.to_read[MODEL_IN] = [bytes([number]) for number in range(len(alive))]
     expected = [(urb.seqnum, 0, bytes([number])) for number, urb in enumerate(alive)]
     assert outcomes(rig.exchange(last)) == expected
+
+
+@pytest.mark.rule("unlink-others-live-mac")
+@pytest.mark.parametrize("endpoint", [MODEL_IN, INTERRUPT_IN])
+@pytest.mark.parametrize("which", [1, 2])
+def test_the_oldest_ends_when_what_it_has_moved_is_not_known(rig: Rig, endpoint: int, which: int) -> None:
+    """A host that counts no bytes of what it aborts does not tell an idle URB from one that has read."""
+    urbs = [rig.submit(endpoint, 64) for _ in range(3)]
+    assert rig.exchange(*urbs) == []
+    unlink = rig.unlink(urbs[which])
+    assert outcomes(rig.exchange(unlink)) == [
+        (unlink.seqnum, -LINUX_ECONNRESET, b""),
+        (urbs[0].seqnum, -LINUX_EILSEQ, b""),
+    ]
+    later = rig.submit(endpoint, 64)
+    rig.device.to_read[endpoint] = [b"second", b"third"]
+    left = [urb for urb in urbs[1:] if urb is not urbs[which]]
+    assert outcomes(rig.exchange(later)) == [
+        (urb.seqnum, 0, data) for urb, data in zip([*left, later], (b"second", b"third"), strict=True)
+    ]
+
+
+@pytest.mark.rule("unlink-others-live-mac")
+def test_nothing_is_in_question_when_the_oldest_is_unlinked(rig: Rig) -> None:
+    urbs = [rig.submit(MODEL_IN, 64) for _ in range(3)]
+    assert rig.exchange(*urbs) == []
+    unlink = rig.unlink(urbs[0])
+    assert outcomes(rig.exchange(unlink)) == [(unlink.seqnum, -LINUX_ECONNRESET, b"")]
+    rig.device.to_read[MODEL_IN] = [b"second", b"third"]
+    assert outcomes(rig.exchange(rig.submit(MODEL_IN, 64))) == [
+        (urb.seqnum, 0, data) for urb, data in zip(urbs[1:], (b"second", b"third"), strict=True)
+    ]
+
+
+@pytest.mark.rule("unlink-others-live-mac")
+def test_a_cleared_halt_leaves_the_urbs_of_its_endpoint(rig: Rig) -> None:
+    show_that_the_host_counts(rig)
+    urbs = [rig.submit(MODEL_IN, 64) for _ in range(3)]
+    assert rig.exchange(*urbs) == []
+    assert rig.control("02 01 0000 8100 0000").status == 0
+    assert rig.device.cleared == [MODEL_IN]
+    rig.device.to_read[MODEL_IN] = [b"first", b"second", b"third", b"fourth"]
+    later = rig.submit(MODEL_IN, 64)
+    assert outcomes(rig.exchange(later)) == [
+        (urb.seqnum, 0, data)
+        for urb, data in zip([*urbs, later], (b"first", b"second", b"third", b"fourth"), strict=True)
+    ]
 
 
 @pytest.mark.rule("unlink-others-live-mac")
@@ -187,7 +238,9 @@ def test_the_urb_ends_with_its_empty_packet(rig: Rig) -> None:
 
 
 @pytest.mark.rule("zero-packet-mac")
-def test_an_empty_packet_that_was_aborted_is_sent_again(rig: Rig) -> None:
+def test_whether_an_aborted_empty_packet_was_sent_is_not_known(rig: Rig) -> None:
+    """It reports no bytes in either case."""
+    show_that_the_host_counts(rig)
     rig.device.accepts = [512, Handshake.NAK]
     first = rig.submit(MODEL_OUT, data=bytes(512), flags=URB_ZERO_PACKET)
     second = rig.submit(MODEL_OUT, data=b"second")
@@ -196,9 +249,11 @@ def test_an_empty_packet_that_was_aborted_is_sent_again(rig: Rig) -> None:
     replies = rig.exchange(unlink)
     assert [(reply.seqnum, reply.status) for reply in replies] == [
         (unlink.seqnum, -LINUX_ECONNRESET),
-        (first.seqnum, 0),
+        (first.seqnum, -LINUX_EILSEQ),
     ]
-    assert rig.device.written == [(MODEL_OUT, bytes(512)), (MODEL_OUT, b"")]
+    assert isinstance(replies[1], RetSubmit)
+    assert replies[1].actual_length == 512
+    assert rig.device.written == [(MODEL_OUT, bytes(512))]
 
 
 @pytest.mark.rule("zero-packet-mac")

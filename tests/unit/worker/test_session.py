@@ -1,10 +1,11 @@
 """Sessions of the pump: one client after the other, bounds, counters, and the end."""
 
 import ctypes
+import os
 import platform
 import struct
 from pathlib import Path
-from socket import SHUT_WR
+from socket import SHUT_WR, socketpair
 from typing import NamedTuple
 
 import pytest
@@ -83,6 +84,16 @@ def test_client_that_reads_nothing_is_not_read_any_more() -> None:
     assert rig.counters.urbs * (1 << 20) <= _pump.SMALLEST_BUDGET + (1 << 20)
     assert rig.finish()
     rig.close()
+
+
+def test_a_clients_socket_does_not_block(rig: Rig) -> None:
+    """The pump's own descriptor flag, as macOS takes no notice of MSG_DONTWAIT in what is sent."""
+    assert rig.finish()
+    ours, theirs = socketpair()
+    with ours, theirs:
+        rig.pump.attach(ours.fileno())
+        assert not os.get_blocking(ours.fileno())
+        assert rig.pump.finish()
 
 
 @pytest.mark.rule("lost-client")

@@ -11,6 +11,7 @@ from tests.unit.worker.rig import (
     SINK,
     SOURCE,
     Rig,
+    show_that_the_host_counts,
     statuses,
 )
 from tests.urb import Unlink, encode
@@ -21,6 +22,7 @@ from usbipd.protocol.constants import LINUX_ECONNRESET, LINUX_EPIPE
 @pytest.mark.rule("bug-unlink-ep0")
 def test_unlink_of_one_among_many(rig: Rig) -> None:
     first, second, third = (rig.submit(LOOP_IN, 64) for _ in range(3))
+    show_that_the_host_counts(rig)
     rig.exchange(first, second, third)
     unlink = rig.unlink(second)
     assert statuses(rig.exchange(unlink)) == [(unlink.seqnum, -LINUX_ECONNRESET)]

@@ -1,0 +1,128 @@
+"""A rig that waits for what other threads bring, for test_claim.py and test_pump.py.  Runs in processes of a
+software Mac.
+"""
+
+import ctypes
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from tests.mac.kernel.switches import Switches
+from tests.mac.mac import Device
+from tests.mac.rig import PATIENCE, MacRig, mac
+from tests.urb import Command, Reply, RetSubmit, Submit, encode
+from usbipd import _pump
+
+OUT, IN, INTERRUPT_OUT, INTERRUPT_IN, ISO_OUT, ISO_IN, OUT_1, IN_1 = 1, 0x81, 2, 0x82, 3, 0x83, 4, 0x84
+"""Endpoints of the scripted device (kernel/packets.py); the last two are those of interface 1."""
+PACKET = 512
+NOBODY = 65534
+SET_CONFIGURATION, SET_CONFIGURATION_2 = "00 09 0100 0000 0000", "00 09 0200 0000 0000"
+ISO_ON, ISO_OFF = "01 0b 0100 0000 0000", "01 0b 0000 0000 0000"
+PORT_RESET = "23 03 0400 0100 0000"
+CLEAR_HALT = "02 01 0000 8100 0000"
+GET_STATUS = "80 00 0000 0000 0200"
+
+
+def counts_aborted_bytes() -> bool:
+    """Whether this libusb hands on what the kernel says of aborted transfers: ours does."""
+    libusb = ctypes.CDLL("libusb-1.0.so.0")
+    libusb.libusb_get_version.restype = ctypes.POINTER(_Version)
+    return bool(libusb.libusb_get_version().contents.rc.startswith(b"-usbipd"))
+
+
+class _Version(ctypes.Structure):
+    """struct libusb_version"""
+
+    _fields_ = (
+        *((name, ctypes.c_uint16) for name in ("major", "minor", "micro", "nano")),
+        ("rc", ctypes.c_char_p),
+        ("describe", ctypes.c_char_p),
+    )
+
+
+@contextmanager
+def not_root() -> Iterator[None]:
+    """This process asks as another user than root."""
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def fresh_switches(**values: Any) -> None:
+    """All as it is by default, but for these."""
+    mac().switch(**{**asdict(Switches()), **values})
+
+
+class PumpRig(MacRig):
+    """The pump of a device of the Mac, which is pulled out in the end.
+
+    Transfers end on threads of libusb, so a reply may need some turns: `exchange` waits for none,
+    `replies_to` does.
+    """
+
+    def __init__(self, usb: Device) -> None:
+        self.usb = usb
+        super().__init__(usb)
+
+    def replies_to(self, *commands: Command, count: int | None = None) -> list[Reply]:
+        """Sends all in one write, and waits for so many replies, one each unless `count` says how many."""
+        found = self.exchange(*commands)
+        wanted = len(commands) if count is None else count
+        end = time.monotonic() + PATIENCE
+        while len(found) < wanted:
+            assert time.monotonic() < end, f"{len(found)} replies instead of {wanted}: {found}"
+            self.turn()
+            found += self.received()
+        assert len(found) == wanted, found
+        return found
+
+    def exchange_until_it_ends(self, *commands: Command) -> int:
+        """Sends all, and why the pump ended the session; what it answered before is still to be received."""
+        wake = self.send(b"".join(encode(command) for command in commands))
+        end = time.monotonic() + PATIENCE
+        while wake == _pump.CHANNEL:
+            assert time.monotonic() < end, "the session goes on"
+            wake = self.turn()
+        return wake
+
+    def more(self, count: int = 1) -> list[Reply]:
+        """The next replies."""
+        return self.replies_to(count=count)
+
+    def submitted(self, *urbs: Submit) -> None:
+        """Sends URBs, of which none ends, and waits until the device's kernel has them."""
+        assert self.exchange(*urbs) == []
+        for address in {address_of(urb) for urb in urbs}:
+            mine = sum(address_of(urb) == address for urb in urbs)
+            self.usb.until_waiting(address, mine)
+
+    def until_waiting(self, address: int, count: int) -> None:
+        """Gives the pump turns, without a reply, until the kernel has so many URBs of an endpoint."""
+        end = time.monotonic() + PATIENCE
+        while self.usb.waiting.get(address, 0) != count:
+            assert time.monotonic() < end, f"{self.usb.waiting} wait"
+            assert self.exchange() == []
+
+    def quiet(self) -> None:
+        """What the kernel has completed so far is here: it was before this control request."""
+        reply = self.control(GET_STATUS)
+        assert reply.status == 0
+
+    def close(self) -> None:
+        """The device is given back and pulled out."""
+        super().close()
+        self.usb.unplug()
+
+
+def address_of(urb: Submit) -> int:
+    return urb.ep | (0x80 if urb.direction else 0)
+
+
+def outcome(reply: Reply) -> tuple[int, int, bytes]:
+    return reply.seqnum, reply.status, reply.data if isinstance(reply, RetSubmit) else b""
