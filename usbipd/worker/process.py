@@ -196,8 +196,10 @@ def _start(channel: BlockingChannel) -> Worker:
     ):
         raise IPCError("the first order to a worker is CLAIM with the counter page")
     try:
-        with os.fdopen(order.descriptor, "r+b") as file:
-            page = mmap.mmap(file.fileno(), COUNTER_PAGE_SIZE)
+        try:
+            page = mmap.mmap(order.descriptor, COUNTER_PAGE_SIZE)
+        finally:
+            os.close(order.descriptor)
         log.set_level(order.parameters.log_level)
         if order.parameters.confinement is not None:
             # First: a socket of the log could send to abstract addresses of the host, and libusb starts a

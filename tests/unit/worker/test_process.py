@@ -11,8 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.one_size_memory import memory_of_one_size
 from usbipd import _pump, log
 from usbipd.errors import UsbipdError
+from usbipd.extension.evidence import counter_page
 from usbipd.ipc.channel import (
     BlockingChannel,
     Conversation,
@@ -77,8 +79,13 @@ class Extension:
         send_some(self._socket, request_frame(self._asked, "extension", command, parameters), descriptor)
 
     def claim(
-        self, budget: int = _pump.SMALLEST_BUDGET, confined: Confinement | None = None, **changes: str
+        self,
+        budget: int = _pump.SMALLEST_BUDGET,
+        confined: Confinement | None = None,
+        page: int | None = None,
+        **changes: str,
     ) -> None:
+        """`page` is the memory of its counters, which is closed here."""
         parameters = ClaimParameters(
             busid="sim-1",
             path="/simulated",
@@ -90,9 +97,9 @@ class Extension:
             device_memory="auto",
             **{"log_level": "info", "log_to": "stderr"} | changes,
         )
-        with tempfile.TemporaryFile() as page:
-            page.truncate(COUNTER_PAGE_SIZE)
-            self.say(Command.CLAIM, parameters, page.fileno())
+        page = counter_page()[1] if page is None else page
+        with os.fdopen(page):
+            self.say(Command.CLAIM, parameters, page)
 
     def start(self) -> Worker:
         """A worker that has its device."""
@@ -166,6 +173,13 @@ def test_a_claim_that_leads_to_nothing_is_undone(extension: Extension) -> None:
     assert [held.given_back for held in extension.held] == [1]
     with pytest.raises(UsbipdError, match=r"the worker failed: ValueError\('budget 1000 is below"):
         extension.result(ClaimResult)
+
+
+def test_the_memory_of_the_counters_is_only_mapped(extension: Extension) -> None:
+    """On macOS its descriptor can do no more."""
+    extension.claim(page=memory_of_one_size(COUNTER_PAGE_SIZE))
+    process._start(extension.channel)
+    assert isinstance(extension.result(ClaimResult), ClaimResult)
 
 
 @pytest.mark.parametrize(
