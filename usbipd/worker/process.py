@@ -17,6 +17,7 @@ from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc import CHANNEL_DESCRIPTOR
 from usbipd.ipc.channel import BlockingChannel, Request
 from usbipd.ipc.children import (
+    USELESS_WHEN_CONFINED,
     AttachParameters,
     ClaimParameters,
     ClaimResult,
@@ -216,9 +217,11 @@ def _claim(channel: BlockingChannel, order: Request, parameters: ClaimParameters
     held = hold(parameters)
     try:
         device = held.device()
-        user = confinement.confine(
+        confined = confinement.confine(
             parameters.confinement, open_files=confinement.OPEN_FILES_OF_A_WORKER, accepts=False
         )
+        if parameters.confinement is not None:
+            _try_to_claim_again(held)
         pump = _pump.Pump(
             held.transfers,
             endpoints=held.endpoints,
@@ -228,13 +231,31 @@ def _claim(channel: BlockingChannel, order: Request, parameters: ClaimParameters
             counters=page,
             budget=parameters.transfer_budget,
         )
-        channel.respond(order, ClaimResult(device=device, claim_method=held.claim_method, user=user))
+        result = ClaimResult(
+            device=device, claim_method=held.claim_method, user=confined.user, lacks=confined.lacks
+        )
+        channel.respond(order, result)
     except BaseException:
         for problem in held.give_back():
             _LOG.error("%s", problem)
         raise
-    _LOG.debug("claimed %04x:%04x as %s", device.idVendor, device.idProduct, user)
+    _LOG.debug("claimed %04x:%04x as %s", device.idVendor, device.idProduct, confined.user)
     return Worker(channel, held, pump)
+
+
+def _try_to_claim_again(held: Held) -> None:
+    """Raises `UsbipdError` if what SET_CONFIGURATION takes does not work any more: better now than for each
+    client."""
+    try:
+        held.claim_again()
+    except UsbipdError as error:
+        if error.code == "LIBUSB_ERROR_NO_DEVICE":
+            raise
+        raise UsbipdError(
+            f"once confined, the worker cannot claim its device again: {error.message}",
+            code=USELESS_WHEN_CONFINED,
+            advice='write confine = "off" into usbipd.toml, and tell the maintainers of usbipd',
+        ) from error
 
 
 def _refusal(error: BaseException) -> UsbipdError:
