@@ -38,11 +38,10 @@ DENIED: Final = (
     "user-preference*",
     "nvram*",
 )
-"""Operations that are denied.  Their names: Apple Sandbox Guide 1.0, chapter 5 (reverse.put.as, 2011);
-system-socket, nvram* and iokit-*: profiles in /System/Library/Sandbox/Profiles and /usr/share/sandbox."""
+"""Operations that are denied.  tests/unit/test_seatbelt.py says where each name is from."""
 
-DENIED_FOR_OTHERS: Final = ("signal", "process-info*")
-"""Operations on processes, of which the own one stays allowed: abort(3)."""
+DENIED_BUT_FOR_SELF: Final = ("signal", "process-info*")
+"""Operations on processes; the own one stays allowed: abort(3)."""
 
 USER_CLIENTS: Final = (
     "AppleUSBHostDeviceUserClient",  # as ioreg(8) shows them, and the entitlements of Apple's services
@@ -67,16 +66,15 @@ def _if_known(operation: str, rule: str) -> str:
 
 
 def _profile() -> str:
-    others = "(target others)"
     clients = _classes(USER_CLIENTS, "iokit-user-client-class")
     services = _classes(SERVICES, "iokit-registry-entry-class")
     return "\n".join(
         [
             "(version 1)",
             "(allow default)",
-            *(_if_known(each, f"(deny {each})") for each in DENIED),
-            *(_if_known(each, f"(deny {each} {others})") for each in DENIED_FOR_OTHERS),
+            *(_if_known(each, f"(deny {each})") for each in (*DENIED, *DENIED_BUT_FOR_SELF)),
             # the last rule that fits decides
+            *(_if_known(each, f"(allow {each} (target self))") for each in DENIED_BUT_FOR_SELF),
             _if_known("iokit-open", f"(allow iokit-open {clients})"),
             _if_known("iokit-open-user-client", f"(allow iokit-open-user-client {clients})"),
             _if_known("iokit-open-service", f"(allow iokit-open-service {services})"),

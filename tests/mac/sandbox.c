@@ -81,14 +81,14 @@ static int has_word(const char *words, const char *word)
 	return 0;
 }
 
-/* Whether the profile has "(deny OPERATION)" or "(deny OPERATION ...)". */
+/* Whether the profile has "(deny OPERATION)". */
 static int denies(const char *profile, const char *operation)
 {
 	char rule[64];
 	int length = snprintf(rule, sizeof rule, "(deny %s", operation);
 
 	for (const char *found = profile; (found = strstr(found, rule)); found += length)
-		if (found[length] == ')' || found[length] == ' ')
+		if (found[length] == ')')
 			return !has_word(getenv("SANDBOX_LEAVES"), operation);
 	return 0;
 }

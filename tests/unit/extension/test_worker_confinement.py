@@ -12,17 +12,20 @@ from tests.unit.extension.specimen import child
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import worker_confinement
 from usbipd.extension.claimer import DeviceClaimer
+from usbipd.extension.supervisor import Child
 from usbipd.extension.worker_confinement import WorkerConfinement
+from usbipd.ipc.async_channel import EventHandler, RequestHandler
 from usbipd.ipc.children import USELESS_WHEN_CONFINED, ClaimParameters, Confinement, RunAs, Sandbox
 from usbipd.ipc.messages import Command
+from usbipd.ipc.policy import Role
 from usbipd.usb.discovery import DeviceRecord
 
 UIDS = range(70001, 70003)
 ROOT = Path("/run/usbipd/empty")
 
 
-def order(uid: int) -> Confinement:
-    return Confinement(run_as=RunAs(user=str(uid), uid=uid, gid=uid), root=str(ROOT))
+def order(uid: int, root: str = str(ROOT)) -> Confinement:
+    return Confinement(run_as=RunAs(user=str(uid), uid=uid, gid=uid), root=root)
 
 
 def test_the_lowest_free_one_until_none_is_left() -> None:
@@ -129,12 +132,12 @@ def test_what_all_workers_lack_is_logged_once(caplog: pytest.LogCaptureFixture) 
 class Host:
     """Three devices, and user ids for two workers."""
 
-    def __init__(self, sysfs: FakeSysfs) -> None:
-        self.spawner = FakeSpawner()
+    def __init__(self, sysfs: FakeSysfs, spawner: FakeSpawner) -> None:
+        self.spawner = spawner
         self.store = FakeStore()
-        self.claimer: DeviceClaimer = make_claimer(self.spawner, sysfs, self._find, self.store, uids=UIDS)
+        self.claimer: DeviceClaimer = make_claimer(self.spawner, sysfs, self.find, self.store, uids=UIDS)
 
-    async def _find(self, busid: str) -> DeviceRecord:
+    async def find(self, busid: str) -> DeviceRecord:
         return record(busid)
 
     def uid(self) -> int:
@@ -150,9 +153,52 @@ class Host:
         return self.uid()
 
 
+class Fussy(FakeSpawner):
+    """Its first worker is of no use once it is confined."""
+
+    def spawn(
+        self, role: Role, busid: str | None, on_request: RequestHandler, on_event: EventHandler | None
+    ) -> Child:
+        if self.children:
+            self.answers.clear()
+        return super().spawn(role, busid, on_request, on_event)
+
+
+def test_a_claim_is_tried_again_with_a_worker_that_is_confined_less(sysfs: FakeSysfs) -> None:
+    host = Host(sysfs, Fussy())
+    host.spawner.answers[Command.CLAIM] = USELESS
+
+    async def test() -> None:
+        await host.claimer.claim_device(record("1-1"))
+        first, second = (each.parameters(Command.CLAIM) for each in host.spawner.children)
+        assert isinstance(first, ClaimParameters)
+        assert isinstance(second, ClaimParameters)
+        assert first.confinement == order(UIDS[0], root="/empty")
+        assert second.confinement == Confinement(run_as=order(UIDS[0]).run_as, root=None, sandbox="off")
+        assert set(host.store.held) == {"1-1"}
+        worker = host.claimer.claims["1-1"].worker
+        assert worker is not None
+        assert "neither chroot nor sandbox" in str(worker.lacks)
+        await host.claimer.release_device("1-1", timeout=1.0)
+
+    run(test())
+
+
+def test_a_claim_that_is_of_no_use_either_way_fails(host: Host) -> None:
+    host.spawner.answers[Command.CLAIM] = USELESS
+
+    async def test() -> None:
+        with pytest.raises(ClaimError, match="interface 0 cannot be claimed"):
+            await host.claimer.claim_device(record("1-1"))
+        assert len(host.spawner.children) == 2
+        assert host.store.held == {}
+
+    run(test())
+
+
 @pytest.fixture
 def host(sysfs: FakeSysfs) -> Host:
-    return Host(sysfs)
+    return Host(sysfs, FakeSpawner())
 
 
 def test_workers_differ_and_a_released_one_makes_room(host: Host) -> None:

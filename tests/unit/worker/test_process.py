@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -26,12 +26,14 @@ from usbipd.ipc.channel import (
     send_some,
 )
 from usbipd.ipc.children import (
+    USELESS_WHEN_CONFINED,
     AttachParameters,
     ClaimParameters,
     ClaimResult,
     Confinement,
     DetachedParameters,
     LogParameters,
+    RunAs,
     SimulatedSpec,
 )
 from usbipd.ipc.message import Message
@@ -46,13 +48,38 @@ from usbipd.worker.report import COUNTER_PAGE_SIZE
 
 
 class Watched(HeldSimulation):
-    """Counts how often it is given back."""
+    """Counts how often it is given back, and claimed again."""
 
     given_back = 0
+    claimed_again = 0
+    problem: UsbipdError | None = None
+    """Of claiming it again."""
+
+    def claim_again(self) -> None:
+        self.claimed_again += 1
+        if self.problem is not None:
+            raise self.problem
 
     def give_back(self) -> list[str]:
         self.given_back += 1
         return super().give_back()
+
+
+def parameters(
+    budget: int = _pump.SMALLEST_BUDGET, confined: Confinement | None = None, **changes: str
+) -> ClaimParameters:
+    """Of CLAIM."""
+    return ClaimParameters(
+        busid="sim-1",
+        path="/simulated",
+        busnum=1,
+        devnum=1,
+        simulated=SimulatedSpec(name="loopback", options={}),
+        confinement=confined,
+        transfer_budget=budget,
+        device_memory="auto",
+        **{"log_level": "info", "log_to": "stderr"} | changes,
+    )
 
 
 class Extension:
@@ -86,20 +113,9 @@ class Extension:
         **changes: str,
     ) -> None:
         """`page` is the memory of its counters, which is closed here."""
-        parameters = ClaimParameters(
-            busid="sim-1",
-            path="/simulated",
-            busnum=1,
-            devnum=1,
-            simulated=SimulatedSpec(name="loopback", options={}),
-            confinement=confined,
-            transfer_budget=budget,
-            device_memory="auto",
-            **{"log_level": "info", "log_to": "stderr"} | changes,
-        )
         page = counter_page()[1] if page is None else page
         with os.fdopen(page):
-            self.say(Command.CLAIM, parameters, page)
+            self.say(Command.CLAIM, parameters(budget, confined, **changes), page)
 
     def start(self) -> Worker:
         """A worker that has its device."""
@@ -246,6 +262,93 @@ def test_no_socket_of_the_log_stays_in_the_network_of_the_host(
     with pytest.raises(UsbipdError, match="no such device"):
         process._start(extension.channel)
     assert steps == ["leave the network", "syslog"]
+
+
+class Mac:
+    """What modules take for `sys` on macOS."""
+
+    platform = "darwin"
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(sys, name)
+
+
+def test_on_macos_it_claims_drops_and_enters_the_sandbox_before_it_answers(
+    extension: Extension, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+
+    def step(name: str, result: object = None) -> Callable[..., object]:
+        def take(*_arguments: object, **_options: object) -> object:
+            steps.append(name)
+            return result
+
+        return take
+
+    confinement = process.confinement
+    monkeypatch.setattr(confinement, "sys", Mac())  # it enters no network namespace either
+    monkeypatch.setattr(confinement, "_enter", step("root directory"))
+    monkeypatch.setattr(confinement, "_limit", step("limits"))
+    monkeypatch.setattr(confinement.privileges, "drop", step("user", "70000"))
+    monkeypatch.setattr(confinement.seatbelt, "restrict", step("profile"))
+    monkeypatch.setattr(confinement.seatbelt, "attempts", step("proof", ()))
+    device = Watched(parameters(), create("loopback", {})).device()
+    monkeypatch.setattr(Watched, "device", step("claimed", device))
+    monkeypatch.setattr(Watched, "claim_again", step("claimed again"))
+    monkeypatch.setattr(extension.channel, "respond", step("ready"))
+    order = Confinement(run_as=RunAs(user="70000", uid=70000, gid=70000), root="/empty")
+    extension.claim(confined=order)
+    process._start(extension.channel)
+    assert steps == [
+        "claimed",
+        "root directory",
+        "limits",
+        "user",
+        "profile",
+        "proof",
+        "claimed again",
+        "ready",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("LIBUSB_ERROR_ACCESS", USELESS_WHEN_CONFINED),
+        ("LIBUSB_ERROR_NO_DEVICE", "LIBUSB_ERROR_NO_DEVICE"),  # unplugged: that says nothing of confinement
+    ],
+)
+def test_a_device_that_is_of_no_use_to_a_confined_worker(
+    extension: Extension, monkeypatch: pytest.MonkeyPatch, code: str, told: str
+) -> None:
+    confined = process.confinement.Confined("70000")
+    monkeypatch.setattr(process.confinement, "leave_network", lambda: None)
+    monkeypatch.setattr(process.confinement, "confine", lambda *_a, **_k: confined)
+    monkeypatch.setattr(Watched, "problem", UsbipdError("interface 0 cannot be claimed", code=code))
+    extension.claim(confined=Confinement(run_as=None, root=None))
+    with pytest.raises(UsbipdError):
+        process._start(extension.channel)
+    with pytest.raises(UsbipdError, match="interface 0 cannot be claimed") as caught:
+        extension.result(ClaimResult)
+    assert caught.value.code == told
+    assert [held.given_back for held in extension.held] == [1]
+
+
+def test_a_worker_that_gives_up_nothing_claims_once(extension: Extension) -> None:
+    extension.start()
+    assert [held.claimed_again for held in extension.held] == [0]
+
+
+def test_the_extension_is_told_what_the_confinement_lacks(
+    extension: Extension, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confined = process.confinement.Confined("70000", "there is no filter")
+    monkeypatch.setattr(process.confinement, "confine", lambda *_a, **_k: confined)
+    extension.claim()
+    process._start(extension.channel)
+    result = extension.result(ClaimResult)
+    assert isinstance(result, ClaimResult)
+    assert (result.user, result.lacks) == confined
 
 
 def test_the_log_level_may_change(extension: Extension) -> None:
