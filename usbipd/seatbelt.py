@@ -85,11 +85,15 @@ def _profile() -> str:
 
 PROFILE: Final = _profile()
 
+_ROOT_DOMAIN: Final = b"IOPMrootDomain"
+"""The driver of power management, to which every process may connect (IOPMLib.h)."""
+
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 if sys.platform == "darwin":
-    # Now: sandbox_init loads it to compile the profile, and after chroot there is nothing to load from.
+    # Now, since after chroot there is nothing to load from: sandbox_init compiles the profile with the first.
     with suppress(OSError):
         ctypes.CDLL("/usr/lib/libsandbox.1.dylib")
+    ctypes.CDLL("/System/Library/Frameworks/IOKit.framework/IOKit", mode=ctypes.RTLD_GLOBAL)
 
 
 def restrict() -> None:
@@ -113,6 +117,7 @@ def attempts() -> Iterator[tuple[str, Callable[[], None]]]:
     yield "bind a socket", _bind
     yield "start a program", _execute
     yield "start a process", _fork
+    yield "open another driver", _connect_to_driver
 
 
 def _reach_network() -> None:
@@ -135,3 +140,30 @@ def _fork() -> None:
 
 def _execute() -> None:
     os.waitpid(os.posix_spawn("/usr/bin/true", ["true"], {}), 0)
+
+
+def _connect_to_driver() -> None:
+    """IOServiceOpen (IOKitLib.h) of a driver that is none of USB's."""
+    try:
+        matching, find, connect, close, release = (
+            getattr(_LIBC, name)
+            for name in (
+                "IOServiceMatching",
+                "IOServiceGetMatchingService",
+                "IOServiceOpen",
+                "IOServiceClose",
+                "IOObjectRelease",
+            )
+        )
+        task = ctypes.c_uint.in_dll(_LIBC, "mach_task_self_")
+    except (AttributeError, ValueError):
+        raise OSError(errno.ENOSYS, "there is no IOKit") from None
+    matching.restype = ctypes.c_void_p
+    find.restype = ctypes.c_uint  # io_service_t; 0: none
+    service = ctypes.c_uint(find(0, ctypes.c_void_p(matching(_ROOT_DOMAIN))))
+    connection = ctypes.c_uint()
+    result = connect(service, task, 0, ctypes.byref(connection)) if service else -1
+    release(service)
+    if result != 0:
+        raise OSError(errno.EPERM, f"IOServiceOpen: {result & 0xFFFFFFFF:#x}")
+    close(connection)

@@ -1,4 +1,5 @@
 /* Seatbelt's sandbox_init for Linux: applies of a profile what seccomp(2) can deny.  Preloaded into workers of tests.
+ * Beside it as much of IOKit as shows whether a process may connect to a driver.
  *
  * sandbox_init(3) of macOS: flags 0 takes the profile as text; 0 is success, else *error is a text that
  * sandbox_free_error frees.  This one knows a profile whose rules name one operation each, as that of
@@ -60,6 +61,8 @@ static const struct rule {
 	{ "process-fork", SYS_vfork, ALWAYS, EPERM },
 #endif
 };
+
+static const char *in_force = ""; /* the profile */
 
 enum { RULES = sizeof rules / sizeof rules[0], LONGEST = 4 + 5 * RULES };
 
@@ -135,10 +138,49 @@ int sandbox_init(const char *profile, uint64_t flags, char **error)
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
 	    || syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program) != 0)
 		return refuse(error, strerror(errno));
+	in_force = strdup(profile);
 	return 0;
 }
 
 void sandbox_free_error(char *error)
 {
 	free(error);
+}
+
+/* IOKitLib.h: one driver, to which every process may connect that no profile keeps from it.  That keeps nobody from a
+ * kernel, as there is none behind it. */
+
+uint32_t mach_task_self_ = 1;
+
+void *IOServiceMatching(const char *name)
+{
+	return strdup(name);
+}
+
+uint32_t IOServiceGetMatchingService(uint32_t port, void *matching)
+{
+	uint32_t found = port == 0 && strcmp(matching, "IOPMrootDomain") == 0 ? 2 : 0;
+
+	free(matching);
+	return found;
+}
+
+int IOServiceOpen(uint32_t service, uint32_t task, uint32_t type, uint32_t *connection)
+{
+	if (service != 2 || task != mach_task_self_ || type != 0)
+		return (int)0xe00002c2; /* kIOReturnBadArgument */
+	if (denies(in_force, "iokit-open") && denies(in_force, "iokit-open-user-client"))
+		return (int)0xe00002e2; /* kIOReturnNotPermitted */
+	*connection = 3;
+	return 0;
+}
+
+int IOServiceClose(uint32_t connection)
+{
+	return connection == 3 ? 0 : (int)0xe00002c2;
+}
+
+int IOObjectRelease(uint32_t object)
+{
+	return object == 2 ? 0 : (int)0xe00002c2;
 }

@@ -187,7 +187,9 @@ def test_it_has_dropped_before(order: Confinement, library: Path) -> None:
     assert user == str(UID)
     assert lacks == "this Mac refuses the Seatbelt profile: sandbox_init: profile refused"
     assert isinstance(works, list)
-    assert set(works) == {"reach the network", "bind a socket"}, "no other layer stops these"
+    assert set(works) == {"reach the network", "bind a socket", "open another driver"}, (
+        "no other layer stops these"
+    )
 
 
 @on_linux
@@ -197,6 +199,7 @@ def test_it_has_dropped_before(order: Confinement, library: Path) -> None:
         ("file*", "open a file"),
         ("network*", "reach the network"),
         ("signal", "signal the extension"),
+        ("iokit-open", "open another driver"),
         pytest.param("process-fork", "start a process", marks=as_root),  # a limit is not for root
         pytest.param("process-fork process-exec*", "start a program", marks=as_root),
     ],
