@@ -16,8 +16,8 @@ from tests.integration.daemon import Daemon
 from usbipd.confinement import OPEN_FILES_OF_A_WORKER
 from usbipd.errors import UsbipdError
 from usbipd.ipc import async_channel, channel
-from usbipd.ipc.channel import Request
 from usbipd.ipc.children import AttachParameters, DetachedParameters
+from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import EventName, Nothing
 

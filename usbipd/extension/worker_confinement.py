@@ -14,7 +14,8 @@ import psutil
 
 from usbipd.errors import UsbipdError
 from usbipd.extension.supervisor import Child
-from usbipd.ipc.children import USELESS_WHEN_CONFINED, Confinement, RunAs, Sandbox
+from usbipd.ipc.children import USELESS_WHEN_CONFINED, Confinement, Sandbox
+from usbipd.privileges import RunAs
 
 _LOG: Final = logging.getLogger(__name__)
 

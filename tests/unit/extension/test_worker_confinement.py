@@ -15,9 +15,10 @@ from usbipd.extension.claimer import DeviceClaimer
 from usbipd.extension.supervisor import Child
 from usbipd.extension.worker_confinement import WorkerConfinement
 from usbipd.ipc.async_channel import EventHandler, RequestHandler
-from usbipd.ipc.children import USELESS_WHEN_CONFINED, ClaimParameters, Confinement, RunAs, Sandbox
+from usbipd.ipc.children import USELESS_WHEN_CONFINED, ClaimParameters, Confinement, Sandbox
 from usbipd.ipc.messages import Command
-from usbipd.ipc.policy import Role
+from usbipd.ipc.row import Role
+from usbipd.privileges import RunAs
 from usbipd.usb.discovery import DeviceRecord
 
 UIDS = range(70001, 70003)
