@@ -14,10 +14,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.as_mac import build_sandbox
 from usbipd import seatbelt
 from usbipd.ipc.children import Confinement, RunAs
 
-SOURCE = Path(__file__).parents[1] / "mac" / "sandbox.c"
 UID = 65537
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has a user and a root directory to change")
@@ -104,15 +104,11 @@ def test_the_profile_denies_all_that_is_listed_and_allows_usb_alone() -> None:
 CONFINE = """
 import json, os, socket, sys, tempfile
 import msgspec
+from tests.as_mac import pretend
 from usbipd import confinement, log, privileges
 from usbipd.ipc.children import Confinement
 
-class Mac:
-    platform = "darwin"
-    def __getattr__(self, name):
-        return getattr(sys, name)
-
-confinement.sys = privileges.sys = Mac()
+pretend(confinement, privileges)
 log.configure("worker", level="debug")
 ours, theirs = socket.socketpair()
 file = tempfile.TemporaryFile()
@@ -135,9 +131,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    library = tmp_path_factory.mktemp("sandbox") / "sandbox.so"
-    subprocess.run(["cc", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, SOURCE], check=True)
-    return library
+    return build_sandbox(tmp_path_factory.mktemp("sandbox"))
 
 
 @pytest.fixture

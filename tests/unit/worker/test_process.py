@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.as_mac import Mac
 from tests.one_size_memory import memory_of_one_size
 from usbipd import _pump, log
 from usbipd.errors import UsbipdError
@@ -259,15 +260,6 @@ def test_no_socket_of_the_log_stays_in_the_network_of_the_host(
     with pytest.raises(UsbipdError, match="no such device"):
         process._start(extension.channel)
     assert steps == ["leave the network", "syslog"]
-
-
-class Mac:
-    """What modules take for `sys` on macOS."""
-
-    platform = "darwin"
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(sys, name)
 
 
 def test_on_macos_it_claims_drops_and_enters_the_sandbox_before_it_answers(
