@@ -11,6 +11,7 @@ import socket
 from typing import Final
 
 from usbipd import confinement, log
+from usbipd.access import AccessList
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc import CHANNEL_DESCRIPTOR
 from usbipd.ipc.async_channel import Channel
@@ -19,7 +20,6 @@ from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.row import Role
-from usbipd.server.access import AccessList
 from usbipd.server.coordinator import ServerCoordinator
 
 _LOG: Final = logging.getLogger(__name__)

@@ -44,7 +44,7 @@ class FakeChannel:
         _parameters: Message,
         _result: type[Message],
         *,
-        timeout: None,  # noqa: ASYNC109
+        timeout: None,
     ) -> Message:
         assert command is Command.PING
         self.asked += 1

@@ -165,36 +165,28 @@ class Fussy(FakeSpawner):
         return super().spawn(role, busid, on_request, on_event)
 
 
-def test_a_claim_is_tried_again_with_a_worker_that_is_confined_less(sysfs: FakeSysfs) -> None:
+async def test_a_claim_is_tried_again_with_a_worker_that_is_confined_less(sysfs: FakeSysfs) -> None:
     host = Host(sysfs, Fussy())
     host.spawner.answers[Command.CLAIM] = USELESS
-
-    async def test() -> None:
-        await host.claimer.claim_device(record("1-1"))
-        first, second = (each.parameters(Command.CLAIM) for each in host.spawner.children)
-        assert isinstance(first, ClaimParameters)
-        assert isinstance(second, ClaimParameters)
-        assert first.confinement == order(UIDS[0], root="/empty")
-        assert second.confinement == Confinement(run_as=order(UIDS[0]).run_as, root=None, sandbox="off")
-        assert set(host.store.held) == {"1-1"}
-        worker = host.claimer.claims["1-1"].worker
-        assert worker is not None
-        assert "neither chroot nor sandbox" in str(worker.lacks)
-        await host.claimer.release_device("1-1", timeout=1.0)
-
-    run(test())
+    await host.claimer.claim_device(record("1-1"))
+    first, second = (each.parameters(Command.CLAIM) for each in host.spawner.children)
+    assert isinstance(first, ClaimParameters)
+    assert isinstance(second, ClaimParameters)
+    assert first.confinement == order(UIDS[0], root="/empty")
+    assert second.confinement == Confinement(run_as=order(UIDS[0]).run_as, root=None, sandbox="off")
+    assert set(host.store.held) == {"1-1"}
+    worker = host.claimer.claims["1-1"].worker
+    assert worker is not None
+    assert "neither chroot nor sandbox" in str(worker.lacks)
+    await host.claimer.release_device("1-1", timeout=1.0)
 
 
-def test_a_claim_that_is_of_no_use_either_way_fails(host: Host) -> None:
+async def test_a_claim_that_is_of_no_use_either_way_fails(host: Host) -> None:
     host.spawner.answers[Command.CLAIM] = USELESS
-
-    async def test() -> None:
-        with pytest.raises(ClaimError, match="interface 0 cannot be claimed"):
-            await host.claimer.claim_device(record("1-1"))
-        assert len(host.spawner.children) == 2
-        assert host.store.held == {}
-
-    run(test())
+    with pytest.raises(ClaimError, match="interface 0 cannot be claimed"):
+        await host.claimer.claim_device(record("1-1"))
+    assert len(host.spawner.children) == 2
+    assert host.store.held == {}
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
+from usbipd.access import AccessList
 from usbipd.addresses import parse_listen
 from usbipd.errors import UsbipdError
 from usbipd.ipc.async_channel import Channel
@@ -25,7 +26,6 @@ from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.row import Role
 from usbipd.protocol.constants import ST_NODEV, ST_OK
 from usbipd.protocol.op import UsbDevice
-from usbipd.server.access import AccessList
 from usbipd.server.coordinator import ServerCoordinator
 
 PATIENCE = 10.0
