@@ -222,7 +222,7 @@ cdef class Claim:
 
     def claim_again(self) -> None:
         """On macOS: releases all interfaces and claims them, as SET_CONFIGURATION does, without a request to the
-        device.  There IOKit opens each interface anew, and asks again whether this process may.  On Linux the open
+        device.  There IOKit opens each interface again, and checks again whether this process may.  On Linux the open
         usbfs file is all that it takes; nothing is done.
         """
         if self.captures:

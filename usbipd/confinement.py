@@ -10,8 +10,8 @@ In this order, since each step may need what the next one takes away:
 
 Root directory, namespace and user take root; a daemon of an ordinary user has the rest.  Each layer may be
 missing on some host, so in the end the process tries what it must not be able to do.  If any of it works, it
-exits; on macOS, where the profile is the only layer that may not hold, it tells the extension, and exits if
-the sandbox is required.
+exits; on macOS, where the profile is the only layer that may not hold, it reports that to the extension, and
+exits if the sandbox is required.
 """
 
 import ctypes

@@ -147,8 +147,8 @@ void sandbox_free_error(char *error)
 	free(error);
 }
 
-/* IOKitLib.h: one driver, to which every process may connect that no profile keeps from it.  That keeps nobody from a
- * kernel, as there is none behind it. */
+/* IOKitLib.h: one driver, to which every process may connect unless a profile denies it.  There is no driver behind it,
+ * so this denial protects nothing. */
 
 uint32_t mach_task_self_ = 1;
 

@@ -1,7 +1,7 @@
 """Seatbelt: the text of the profile, and what a worker makes of a macOS that applies it, refuses it or does
 not hold it.
 
-Linux stands for macOS with a sandbox_init of its own (tests/mac/sandbox.c) that denies in earnest.
+Linux stands for macOS with a sandbox_init of its own (tests/mac/sandbox.c) that really denies (seccomp).
 """
 
 import os

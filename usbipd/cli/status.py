@@ -162,7 +162,7 @@ def format_silent(processes: list[ProcessReport], width: int) -> str:
 
 
 def format_confinement(processes: list[ProcessReport], width: int) -> str:
-    """What the confinement of server and workers lacks; one reason is told once."""
+    """What the confinement of server and workers lacks; each reason is printed once."""
     lacking = dict.fromkeys(process.lacks for process in processes if process.lacks is not None)
     return "".join(
         wrap(f"Not fully confined: {lacks}: see `usbipd doctor`", width, "  ", first="") for lacks in lacking

@@ -86,7 +86,7 @@ async def check_confinement(subject: Subject) -> list[Finding]:
         warning(
             f"{', '.join(labels)}: {lacks}",
             "Devices work. One process of usbipd that is broken into can do more than it should.",
-            "Please tell the maintainers of usbipd which system this is: `usbipd doctor --report` has it.",
+            "Report it to the maintainers of usbipd, with the output of `usbipd doctor --report`.",
         )
         for lacks, labels in lacking.items()
     ]

@@ -79,7 +79,7 @@ class WorkerConfinement:
         return True
 
     def is_confined(self, worker: Child, lacks: str | None) -> None:
-        """`worker` has its device and tells what its confinement lacks.  Each reason is logged once."""
+        """`worker` has its device and reports what its confinement lacks.  Each reason is logged once."""
         if lacks is None and worker.busid in self._relaxed:
             lacks = "it has neither chroot nor sandbox, in which it could not use its device"
         worker.lacks = lacks

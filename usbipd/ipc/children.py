@@ -15,8 +15,8 @@ from usbipd.protocol.op import UsbDevice
 
 
 Sandbox = Literal["auto", "require", "off"]
-"""Whether a process puts itself into the sandbox of its system: it tells what that lacks, ends if it lacks
-anything, or does without."""
+"""Whether a process enters the sandbox of its system: it reports what that lacks, exits if it lacks anything,
+or does without."""
 
 
 class Confinement(Message, frozen=True):

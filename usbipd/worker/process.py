@@ -256,7 +256,7 @@ def _try_to_claim_again(held: Held) -> None:
         raise UsbipdError(
             f"once confined, the worker cannot claim its device again: {error.message}",
             code=USELESS_WHEN_CONFINED,
-            advice='write confine = "off" into usbipd.toml, and tell the maintainers of usbipd',
+            advice='write confine = "off" into usbipd.toml, and report it to the maintainers of usbipd',
         ) from error
 
 
