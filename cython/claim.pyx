@@ -279,6 +279,15 @@ cdef class Claim:
         self.held.clear()
         return problems
 
+    def claim_again(self) -> None:
+        """On macOS: releases all interfaces and claims them, as SET_CONFIGURATION does, without a request to the
+        device.  There IOKit opens each interface again, and checks again whether this process may.  On Linux the open
+        usbfs file is all that it takes; nothing is done.
+        """
+        if self.captures:
+            self._release()
+            self.take()
+
     def set_configuration(self, int value) -> int:
         """SET_CONFIGURATION for the client; 0 or a negative Linux errno.
 

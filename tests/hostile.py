@@ -49,6 +49,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What came of it."""
 
     user: str
+    lacks: str | None
     succeeded: list[str]
     """What must not work and did."""
     refused: dict[str, str]
@@ -314,14 +315,15 @@ def main(argument: str) -> int:
     confinement.leave_network()
     has.start_thread()
     try:
-        user = confinement.confine(
+        user, lacks = confinement.confine(
             plan.order, open_files=confinement.OPEN_FILES_OF_A_WORKER, accepts=plan.accepts
         )
         succeeded, refused, broken = _try_all(has, plan)
     finally:
         has.stop.set()
         has.thread.join()
-    outcome = Outcome(user=user, succeeded=succeeded + has.from_thread, refused=refused, broken=broken)
+    succeeded += has.from_thread
+    outcome = Outcome(user=user, lacks=lacks, succeeded=succeeded, refused=refused, broken=broken)
     print(msgspec.json.encode(outcome).decode(), flush=True)
     if plan.aborts:
         os.abort()

@@ -19,6 +19,7 @@ import msgspec
 from usbipd import log, paths, privileges
 from usbipd.addresses import ListenAddress, parse_listen, parse_network, refuse_overlap
 from usbipd.errors import UsageError
+from usbipd.ipc.children import Sandbox
 from usbipd.ipc.reports import DeviceMemory, Serial
 from usbipd.trusted_file import UntrustedError, open_trusted
 from usbipd.usb.identity import DeviceRule, parse_busid, parse_hardware_id
@@ -84,7 +85,10 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     user: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     """Who the server becomes when the extension is root; None: the platform's default."""
     worker_uids: str = DEFAULT_UIDS
-    """Where the workers' user ids come from when the extension is root, on Linux: `FIRST-LAST`."""
+    """Where the workers' user ids come from when the extension is root: `FIRST-LAST`."""
+    confine: Sandbox = "auto"
+    """How far processes are confined: as far as this host goes; not at all where it does not go all the way;
+    workers not at all."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_to: str = "stderr"
     """`stderr`, `syslog`, or the absolute path of a file."""
@@ -115,6 +119,7 @@ _RIGHT: Final = {
     "allow": 'allow = ["192.168.1.0/24", "::1"]',
     "user": 'user = "usbipd"',
     "worker_uids": f'worker_uids = "{DEFAULT_UIDS}"',
+    "confine": '"auto", "require" or "off"',
     "log_level": '"debug", "info", "warning" or "error"',
     "log_to": '"stderr", "syslog" or "/var/log/usbipd.log"',
     "offer_imported": "offer_imported = true, or false",

@@ -3,14 +3,15 @@
 In this order, since each step may need what the next one takes away:
 
 1. an empty root directory (chroot(2)); a separate network namespace was entered before (`leave_network`);
-2. limits: no new process or thread, no core dump, few open files in a worker;
+2. limits: no new process (Linux: nor thread), no core dump, few open files in a worker;
 3. root: the process becomes an unprivileged user (`privileges.drop`);
-4. what Landlock knows (`landlock.py`);
-5. a list of system calls (`seccomp.py`).
+4. the sandbox of the system.  Linux: Landlock (`landlock.py`), then a list of system calls (`seccomp.py`).
+   macOS, workers only: a profile of Seatbelt (`seatbelt.py`).
 
 Root directory, namespace and user take root; a daemon of an ordinary user has the rest.  Each layer may be
-missing on some host, so in the end the process tries what it must not be able to do, and exits if any of it
-works.  macOS has the first and the third, for the server.
+missing on some host, so in the end the process tries what it must not be able to do.  If any of it works, it
+exits; on macOS, where the profile is the only layer that may not hold, it reports that to the extension, and
+exits if the sandbox is required.
 """
 
 import ctypes
@@ -20,23 +21,22 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from typing import Final, NoReturn
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, NamedTuple, NoReturn
 
-from usbipd import landlock, privileges, seccomp
+from usbipd import landlock, privileges, seatbelt, seccomp
 from usbipd.errors import UsbipdError
 from usbipd.ipc.children import Confinement
 
 _LOG: Final = logging.getLogger(__name__)
-
-WORKERS_ARE_CONFINED: Final = sys.platform != "darwin"
-"""On macOS a worker stays root: resetting a captured device takes that (darwin_usb.c)."""
 
 OPEN_FILES_OF_A_WORKER: Final = 32
 """It needs about fifteen: standard ones, channel, client, log, and those of libusb or of a simulated disk."""
 
 _CLONE_NEWNET: Final = 0x40000000  # Linux include/uapi/linux/sched.h
 _PR_SET_NO_NEW_PRIVS: Final = 38  # Linux include/uapi/linux/prctl.h
+
+_NO_FILTER: Final = "this kernel or architecture has no filter of system calls"
 
 # Loaded now: after chroot there is nothing to load from.
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
@@ -52,35 +52,76 @@ def leave_network() -> None:
         _LOG.debug("no separate network namespace: %s", os.strerror(ctypes.get_errno()))
 
 
-def confine(order: Confinement | None, *, open_files: int | None, accepts: bool) -> str:
-    """Give up all that `order` says, for good; None: nothing.  Returns the name of the user of this process.
+class Confined(NamedTuple):
+    """How far that came."""
+
+    user: str
+    """The name of the user of this process."""
+    lacks: str | None = None
+    """Which layer of this system's is missing or does not hold, for people; None: none."""
+
+
+def confine(order: Confinement | None, *, open_files: int | None, accepts: bool) -> Confined:
+    """Give up all that `order` says, for good; None: nothing.
 
     `open_files` limits them from now on (None: no new limit); `accepts` keeps accept(2).  Raises
-    `UsbipdError` if the root directory cannot be entered; `SystemExit` if another step or the proof fails:
-    no process runs half confined.
+    `UsbipdError` if the root directory cannot be entered or a sandbox that is required is missing;
+    `SystemExit` if another step or the proof fails: no process runs half confined.
     """
     if order is None:
-        return privileges.user_name(os.geteuid())
+        return Confined(privileges.user_name(os.geteuid()))
     if order.root is not None:
         _enter(order.root)
-    if sys.platform != "linux":
-        return privileges.drop(order.run_as)
     try:
         _limit(open_files)
         user = privileges.drop(order.run_as)
-        if _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
-        abi = landlock.restrict()
-        is_filtered = seccomp.deny(accepts=accepts)
+        if sys.platform == "linux":
+            lacks = _restrict_on_linux(order, accepts=accepts)
+        elif accepts:  # a profile under which accept(2) failed would leave no daemon
+            lacks = None
+        else:
+            lacks = _restrict_on_macos(order)
     except OSError as error:
         _LOG.critical("cannot give up rights: %s", error)
         raise SystemExit(1) from error
+    if lacks is not None and order.sandbox == "require":
+        raise UsbipdError(
+            f"it is not confined as required: {lacks}",
+            code="not-confined",
+            advice='write confine = "auto" into usbipd.toml to do without',
+        )
+    return Confined(user, lacks)
+
+
+def _restrict_on_linux(order: Confinement, *, accepts: bool) -> str | None:
+    """Returns what is missing.  Raises `OSError`, `SystemExit`."""
+    if _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
+    abi = landlock.restrict()
+    is_filtered = seccomp.deny(accepts=accepts)
     filtered = "in force" if is_filtered else "absent"
     _LOG.debug("confined: Landlock ABI %d (0: absent), seccomp %s", abi, filtered)
     # An ordinary user's daemon without the filter has nothing that could be proved.
     if order.run_as is not None or is_filtered:
-        _prove(is_filtered)
-    return user
+        works = _what_works(_attempts(is_filtered))
+        if works is not None:
+            _fail(works)
+    return None if is_filtered else _NO_FILTER
+
+
+def _restrict_on_macos(order: Confinement) -> str | None:
+    """Returns what is missing."""
+    if order.sandbox == "off":
+        return None
+    try:
+        seatbelt.restrict()
+    except OSError as error:
+        return f"this Mac refuses the Seatbelt profile: {error.strerror}"
+    works = _what_works(seatbelt.attempts())
+    if works is not None:
+        return f"the Seatbelt profile does not hold: it can still {works}"
+    _LOG.debug("confined: Seatbelt profile in force")
+    return None
 
 
 def _enter(directory: str) -> None:
@@ -103,14 +144,15 @@ def _limit(open_files: int | None) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
 
 
-def _prove(is_filtered: bool) -> None:
-    """Try what must not work; exit if any of it does."""
-    for what, attempt in _attempts(is_filtered):
+def _what_works(attempts: Iterable[tuple[str, Callable[[], None]]]) -> str | None:
+    """Try what must not work; the first that does."""
+    for what, attempt in attempts:
         try:
             attempt()
         except OSError:
             continue
-        _fail(what)
+        return what
+    return None
 
 
 def _attempts(is_filtered: bool) -> Iterator[tuple[str, Callable[[], None]]]:

@@ -1,4 +1,4 @@
-"""The range of user ids for workers: `worker_uids` of the configuration.  Linux only.
+"""The range of user ids for workers: `worker_uids` of the configuration.
 
 Read by the extension and by `usbipd-ext --check-config`.  A worker's user id and the group id of the same
 number must belong to nothing else on the host, now or later.  That excludes the ranges that systemd and

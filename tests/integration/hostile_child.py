@@ -3,6 +3,7 @@
 A separate program: `HostileDaemon` makes its daemon execute it in place of Python for each child.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from tests.integration.daemon import Daemon
+from usbipd.confinement import OPEN_FILES_OF_A_WORKER
 from usbipd.errors import UsbipdError
 from usbipd.ipc import async_channel, channel
 from usbipd.ipc.children import AttachParameters, DetachedParameters
@@ -79,6 +81,14 @@ def _be_worker(how: str, arguments: list[str]) -> NoReturn:
                 flood = channel.event_frame(EventName.RESTORED, Nothing()) * 500
                 while True:
                     self._channel._connection.sendall(flood)
+            if how == "shrinks":  # what it has of memory that the extension reads
+                for descriptor in range(4, OPEN_FILES_OF_A_WORKER):
+                    for size in (1 << 40, 0):
+                        with contextlib.suppress(OSError):
+                            os.ftruncate(descriptor, size)
+                assert self._client is not None
+                self._client.sendall(b"done")
+                signal.pause()  # its own pump would not survive it
             if how == "spins":
                 while True:
                     pass

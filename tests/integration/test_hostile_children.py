@@ -89,3 +89,13 @@ def test_a_worker_that_floods_is_replaced_at_its_first_surplus_event(start: Star
     entries = daemon.document("history")["entries"]
     assert [entry["busid"] for entry in entries if entry["event"] == "detached"] == [busid]
     assert len(entries) < 20
+
+
+def test_a_worker_that_shrinks_its_counters_ends_nothing(start: Start) -> None:
+    daemon = start("shrinks", "loopback,keyboard")
+    busid = daemon.busid("loopback")
+    with Client(daemon.host, daemon.port).import_device(busid) as session:
+        assert session.connection.recv(4) == b"done"
+        shown = daemon.device(busid)
+    assert (shown["state"], shown["counters"]["urbs"]) == ("attached", 0)
+    assert daemon.process.poll() is None

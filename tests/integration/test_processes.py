@@ -108,6 +108,21 @@ def test_server_and_workers_have_no_rights(start_daemon: StartDaemon) -> None:
 
 @on_linux
 @as_root
+@pytest.mark.parametrize("confine", ["auto", "require", "off"])
+def test_how_far_a_worker_is_confined(start_daemon: StartDaemon, confine: str) -> None:
+    """This host has all that is required."""
+    daemon = start_daemon("loopback", f'confine = "{confine}"')
+    [server], [worker] = processes(daemon, "server"), processes(daemon, "worker")
+    assert server["user"] != "root"
+    assert (worker["user"] == "root") == (confine == "off")
+    assert field(worker["pid"], "Seccomp") == ["0" if confine == "off" else "2"]
+    assert {each["lacks"] for each in daemon.status()["processes"]} == {None}
+    warnings = [each["message"] for each in daemon.document("doctor")["checks"] if each["state"] == "warning"]
+    assert any('workers stay root (confine = "off")' in each for each in warnings) == (confine == "off")
+
+
+@on_linux
+@as_root
 def test_no_child_may_signal_or_slow_down_another_one(start_daemon: StartDaemon) -> None:
     """Their users alone see to that; tests/unit/test_confinement.py shows what each of them denies itself."""
     daemon = start_daemon("loopback,serial,keyboard")

@@ -23,6 +23,7 @@ def test_an_empty_file_has_the_defaults() -> None:
     assert (config.allow, config.access) == ((), ())
     assert (config.log_level, config.log_to) == ("info", "stderr")
     assert config.uids == range(65537, 100000)
+    assert config.confine == "auto"
     assert not config.offer_imported, "two hosts could share one device in a circle"
     assert config.limits == Limits(
         max_connections=128,
@@ -53,6 +54,7 @@ allow = [
 ]
 user = "nobody"
 worker_uids = "70000-70099"
+confine = "require"
 log_level = "debug"
 log_to = "syslog"
 offer_imported = true
@@ -86,6 +88,7 @@ def test_all_keys(tmp_path: Path) -> None:
     assert (config.user, config.log_level, config.log_to) == ("nobody", "debug", "syslog")
     assert config.uids == range(70000, 70100)
     assert config.offer_imported
+    assert config.confine == "require"
     assert config.limits == Limits(
         max_connections=5,
         max_connections_per_address=2,
@@ -131,8 +134,8 @@ ALLOW = '\nallow = ["::1"]'
         (f'[[access]]\nbus_id = "1-1"{ALLOW}', ", line 2: access[0].bus_id: unknown key: did you mean 'bus"),
         (
             "zzz = 1",
-            ", line 1: zzz: unknown key: known are listen, allow, user, worker_uids, log_level, log_to, "
-            "offer_imported, limits, access",
+            ", line 1: zzz: unknown key: known are listen, allow, user, worker_uids, confine, log_level, "
+            "log_to, offer_imported, limits, access",
         ),
         ("[limits]\nzzz = 1", ", line 2: limits.zzz: unknown key: known are max_connections, max_con"),
         ("[[access]]\nzzz = 1", ", line 2: access[0].zzz: unknown key: known are busid, hardware_id, serial"),
@@ -164,6 +167,8 @@ ALLOW = '\nallow = ["::1"]'
             'worker_uids = "65537"',
             ", line 1: worker_uids: '65537' cannot be the user ids of workers: it is FIRST-LAST",
         ),
+        ('confine = "on"', ', line 1: confine: invalid enum value \'on\': write "auto", "require" or "off"'),
+        ("confine = true", ", line 1: confine: expected `str`, got `bool`: write \"auto\""),
         ("limits = 5", ", line 1: limits: expected `table`, got `int`: write [limits]"),
         ("\n[[limits]]", ", line 2: limits: expected `table`, got `array`: write [limits]"),
         ("[access]", ", line 1: access: expected `array`, got `table`: write [[access]]"),

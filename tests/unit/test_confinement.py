@@ -77,6 +77,7 @@ def test_a_worker_that_was_taken_over_can_do_nothing(order: Confinement, victims
     found = outcome(Plan(order=order, victims=victims))
     assert wanted(found.succeeded) == set()
     assert found.broken == []
+    assert found.lacks is None
     assert len(found.refused) > 60
     assert found.user == (str(UID) if os.geteuid() == 0 else confinement.privileges.user_name(os.geteuid()))
 
@@ -102,12 +103,22 @@ def test_without_a_filter_sockets_lead_nowhere(order: Confinement, victims: dict
     """As on an architecture that has none: what is left is in an empty namespace."""
     others = {who: pid for who, pid in victims.items() if who != "its own user"}
     found = outcome(Plan(order=order, victims=others, sabotage=NO_FILTER))
+    assert found.lacks == "this kernel or architecture has no filter of system calls"
     found.succeeded.remove("kill all")  # which is no error even if all of them refuse: kernel/signal.c
     found.succeeded.remove("connect a listener by TCP Fast Open")  # it was made in the host's namespace
     kinds = ("kill", "tkill", "tgkill", "sigqueue", "ptrace", "process_vm_readv", "prlimit", "open", "setuid")
     assert not [name for name in found.succeeded if name.startswith(kinds) or "connect" in name]
     assert "fork" not in found.succeeded
     assert "thread" not in found.succeeded
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+def test_a_filter_that_is_required_and_absent_ends_the_process(order: Confinement, accepts: bool) -> None:
+    required = msgspec.structs.replace(order, sandbox="require")
+    done = run(Plan(order=required, sabotage=NO_FILTER, accepts=accepts))
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert "not confined as required: this kernel or architecture has no filter" in done.stderr.decode()
+    assert outcome(Plan(order=required, accepts=accepts)).lacks is None
 
 
 @as_root
@@ -144,5 +155,5 @@ def test_a_root_directory_that_is_not_empty_is_refused(order: Confinement, tmp_p
 
 def test_without_an_order_nothing_is_given_up() -> None:
     name = confinement.privileges.user_name(os.geteuid())
-    assert confinement.confine(None, open_files=5, accepts=False) == name
+    assert confinement.confine(None, open_files=5, accepts=False) == (name, None)
     assert subprocess.run(["true"], check=True).returncode == 0

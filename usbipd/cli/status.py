@@ -63,6 +63,7 @@ def format_status(status: StatusResult, width: int, *, with_processes: bool) -> 
     else:
         parts.append("No device is shared.\n")
     parts.append(format_silent(status.processes, width))
+    parts.append(format_confinement(status.processes, width))
     parts.append(format_errors(status.last_errors, width))
     if with_processes:
         parts.append(format_processes(status.processes, width))
@@ -158,6 +159,14 @@ def format_silent(processes: list[ProcessReport], width: int) -> str:
             silence = format_duration(process.silent_for)
             text += wrap(f"{who} has not answered for {silence}: see `usbipd doctor`", width, "  ", first="")
     return text
+
+
+def format_confinement(processes: list[ProcessReport], width: int) -> str:
+    """What the confinement of server and workers lacks; each reason is printed once."""
+    lacking = dict.fromkeys(process.lacks for process in processes if process.lacks is not None)
+    return "".join(
+        wrap(f"Not fully confined: {lacks}: see `usbipd doctor`", width, "  ", first="") for lacks in lacking
+    )
 
 
 def format_errors(errors: list[LoggedError], width: int) -> str:

@@ -326,7 +326,7 @@ class DeviceClaimer:
                 page, descriptor = counter_page()
                 with os.fdopen(descriptor):
                     try:
-                        confinement = await self._confinement.choose()
+                        confinement = await self._confinement.choose(record.busid)
                         worker = self._spawner.spawn(Role.WORKER, record.busid, _refuse, _listener(claim))
                         self._confinement.given(confinement, worker)
                         parameters = self._parameters(record, confinement)
@@ -338,6 +338,7 @@ class DeviceClaimer:
                             descriptor=descriptor,
                         )
                         check_claimed(record, result.device)
+                        self._confinement.is_confined(worker, result.lacks)
                     except BaseException:
                         await self._give_back(worker, record, DRIVERS_TIME)
                         await self._forget_intent(record)
@@ -346,7 +347,11 @@ class DeviceClaimer:
                 failure = UsbipdError(f"cannot start a worker: {error}", code="spawn")
                 raise explain(record.busid, failure, []) from error
             except UsbipdError as error:
-                raise await self._explain(record, error, worker) from error
+                if not self._confinement.relax(record.busid, error):
+                    raise await self._explain(record, error, worker) from error
+                worker = None
+        if worker is None:
+            return await self._take(claim, force=force)
         if parameters.log_level != self._log_level:  # it has changed meanwhile
             worker.channel.tell(Command.LOG, LogParameters(level=self._log_level))
         how = result.claim_method

@@ -30,6 +30,7 @@ Check = Callable[[Subject], Awaitable[Sequence[Finding]]]
 
 CHECKS: Final[tuple[tuple[str, Check], ...]] = (
     ("rights", host_checks.check_rights),
+    ("confinement", host_checks.check_confinement),
     ("libusb", host_checks.check_libusb),
     ("devices", host_checks.check_devices),
     ("hotplug", host_checks.check_hotplug),

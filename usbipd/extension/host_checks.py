@@ -7,6 +7,7 @@ from typing import Final
 
 from usbipd import launchd, privileges
 from usbipd.extension.subject import Finding, Host, Subject, failed, ok, warning
+from usbipd.extension.supervisor import Child
 from usbipd.protocol.constants import Speed
 from usbipd.usb import libusb_version
 from usbipd.usb.libusb_version import dotted
@@ -43,17 +44,48 @@ async def check_rights(subject: Subject) -> list[Finding]:
                 _START_AGAIN,
             )
         ]
-    workers = "" if subject.host.mac_version else ", each worker under a separate uid"
-    return findings or [ok(f"the extension runs as root, the server as {user}{workers}")]
+    if subject.confine == "off":
+        findings += [
+            warning(
+                'workers stay root (confine = "off"): a client or device that breaks into one has this host',
+                'Remove that line from usbipd.toml if devices work without it: confine = "auto".',
+                _START_AGAIN,
+            )
+        ]
+    return findings or [
+        ok(f"the extension runs as root, the server as {user}, each worker under a separate uid")
+    ]
+
+
+def _children(subject: Subject) -> list[Child]:
+    children = [subject.network.child, *(claim.worker for claim in subject.manager.claims.values())]
+    return [child for child in children if child is not None]
 
 
 def _wrong_users(subject: Subject) -> list[Finding]:
     """Our children that did not become whom they should."""
-    children = [subject.network.child, *(claim.worker for claim in subject.manager.claims.values())]
     return [
         failed(f"{child.label} runs as {child.user} and should as {child.run_as.user}", _START_AGAIN)
-        for child in children
-        if child is not None and child.run_as is not None and child.user != child.run_as.user
+        for child in _children(subject)
+        if child.run_as is not None and child.user != child.run_as.user
+    ]
+
+
+async def check_confinement(subject: Subject) -> list[Finding]:
+    """Whether server and workers are confined as far as this system goes; what each lacks."""
+    lacking: dict[str, list[str]] = {}
+    for child in _children(subject):
+        if child.lacks is not None:
+            lacking.setdefault(child.lacks, []).append(child.label)
+    if subject.confine == "off" or not lacking:
+        return [ok("server and workers are confined")] if subject.confine != "off" else []
+    return [
+        warning(
+            f"{', '.join(labels)}: {lacks}",
+            "Devices work. One process of usbipd that is broken into can do more than it should.",
+            "Report it to the maintainers of usbipd, with the output of `usbipd doctor --report`.",
+        )
+        for lacks, labels in lacking.items()
     ]
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from usbipd.addresses import refuse_overlap, require_presence
 from usbipd.config import ServerConfig
-from usbipd.confinement import WORKERS_ARE_CONFINED
 from usbipd.errors import UsageError
 from usbipd.extension.log_file import check_log_file
 from usbipd.log import DESTINATIONS
@@ -24,7 +23,7 @@ def check_host(config: ServerConfig) -> None:
     """
     if os.geteuid() == 0 and config.user is None:
         find_default_user()
-    if os.geteuid() == 0 and WORKERS_ARE_CONFINED:
+    if os.geteuid() == 0 and config.confine != "off":
         try:
             check_unused(config.worker_uids)
         except UsageError as error:

@@ -24,6 +24,7 @@ from usbipd.extension.subject import (
     SharedDevices,
     Subject,
 )
+from usbipd.ipc.children import Sandbox
 from usbipd.ipc.reports import HealthResult, HistoryEntry, ProcessReport, StatusResult
 from usbipd.log import ErrorCounter
 from usbipd.privileges import RunAs, user_name
@@ -73,10 +74,12 @@ class StatusMonitor:
         control_socket: Path,
         *,
         run_as: RunAs | None,
+        confine: Sandbox = "auto",
         access: Sequence[DeviceRule],
         host: Host | None = None,
     ) -> None:
-        """`run_as` is whom the server becomes; `access` the devices that have a table `[[access]]`."""
+        """`run_as` is whom the server becomes; `confine` the key of the configuration; `access` the
+        devices that have a table `[[access]]`."""
         self._manager = manager
         self._network = network
         self._store = store
@@ -90,6 +93,7 @@ class StatusMonitor:
             power=power,
             control_socket=control_socket,
             run_as=run_as,
+            confine=confine,
             access=access,
             host=host or Host(),
         )
@@ -159,6 +163,7 @@ class StatusMonitor:
                 memory=None,
                 busid=child.busid,
                 silent_for=silence,
+                lacks=child.lacks,
             )
             for child, silence in zip(present, silences, strict=True)
         ]

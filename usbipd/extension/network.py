@@ -124,7 +124,9 @@ class NetworkServer:
         except BaseException:
             await self._end(child)
             raise
-        child.user = result.user
+        child.user, child.lacks = result.user, result.lacks
+        if child.lacks is not None:
+            _LOG.warning("%s: confinement: %s", child.label, child.lacks)
         self.child = child
         level = self._parameters.log_level
         if parameters.log_level != level:  # it has changed meanwhile

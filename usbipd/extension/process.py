@@ -190,7 +190,9 @@ class Extension:
             store,
             Bindings(store, config.access),
             chronicle,
-            confinement=WorkerConfinement(None if self._run_as is None else config.uids, self._files.chroot),
+            confinement=WorkerConfinement(
+                None if self._run_as is None else config.uids, self._files.chroot, config.confine
+            ),
             with_real=self._with_real,
             transfer_budget=limits.transfer_budget,
             device_memory=limits.device_memory,
@@ -210,7 +212,9 @@ class Extension:
                 lost_client_timeout=limits.lost_client_timeout,
                 send_buffer=limits.send_buffer,
                 confinement=Confinement(
-                    run_as=self._run_as, root=None if self._run_as is None else str(self._files.chroot)
+                    run_as=self._run_as,
+                    root=None if self._run_as is None else str(self._files.chroot),
+                    sandbox="require" if config.confine == "require" else "auto",
                 ),
                 log_level=config.log_level,
                 log_to=_destination(config),
@@ -231,6 +235,7 @@ class Extension:
             self._errors,
             self._files.control_socket,
             run_as=self._run_as,
+            confine=config.confine,
             access=[table.rule for table in config.access],
         )
         control.serve(Answers(manager, monitor, chronicle))

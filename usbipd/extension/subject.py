@@ -11,6 +11,7 @@ from usbipd import paths
 from usbipd.errors import UsbipdError
 from usbipd.extension.claim import ClaimState, Failure
 from usbipd.extension.supervisor import Child
+from usbipd.ipc.children import Sandbox
 from usbipd.ipc.reports import CheckState, DeviceReport, ListResult
 from usbipd.privileges import RunAs
 from usbipd.usb.discovery import DeviceRecord
@@ -119,6 +120,8 @@ class Subject:
     control_socket: Path
     run_as: RunAs | None
     """The user that the server becomes; None: it stays what we are."""
+    confine: Sandbox = "auto"
+    """How far workers are to be confined; "off": they stay what we are."""
     access: Sequence[DeviceRule]
     """The devices for which the configuration says who may have them."""
     host: Host

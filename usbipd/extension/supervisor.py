@@ -104,6 +104,8 @@ class Child:
     """The user that it becomes; None: it stays what we are."""
     user: str = "?"
     """Whom it runs as; known once it has said so."""
+    lacks: str | None = None
+    """What its confinement lacks; None: nothing."""
     offence: IPCError | None = None
     """The rule of the channel that it broke, for which it was killed."""
     exit: str | None = None

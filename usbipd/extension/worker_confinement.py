@@ -1,45 +1,53 @@
-"""Chooses the user of each worker.  Runs in the extension.
+"""Chooses how far each worker is confined, and its user.  Runs in the extension.
 
-It is the lowest id of the range that no process has: neither a worker of ours that is not reaped yet, nor a
-worker that outlives its killed extension, nor any other program.
+A worker's user is the lowest id of the range that no process has: neither a worker of ours that is not
+reaped yet, nor a worker that outlives its killed extension, nor any other program.
 """
 
 import asyncio
 import contextlib
-import os
+import logging
 from pathlib import Path
 from typing import Final
 
-from usbipd.confinement import WORKERS_ARE_CONFINED
+import psutil
+
 from usbipd.errors import UsbipdError
 from usbipd.extension.supervisor import Child
-from usbipd.ipc.children import Confinement
+from usbipd.ipc.children import USELESS_WHEN_CONFINED, Confinement, Sandbox
 from usbipd.privileges import RunAs
 
-_PROC: Final = Path("/proc")
+_LOG: Final = logging.getLogger(__name__)
 
 
 class WorkerConfinement:
     """What each worker gives up.
 
-    `uids` are the ids to choose from, None unless we are root; `root` is the empty root directory.
+    `uids` are the ids to choose from, None unless we are root; `root` is the empty root directory; `confine`
+    is the key of the configuration.
     """
 
-    def __init__(self, uids: range | None, root: Path) -> None:
+    def __init__(self, uids: range | None, root: Path, confine: Sandbox = "auto") -> None:
         self._uids = uids
         self._root = root
+        self._confine = confine
         self._workers: dict[int, Child] = {}
         """The last worker with each id."""
+        self._relaxed: set[str] = set()
+        """Busids of devices that were of no use to a worker that gave up all."""
+        self._told: set[str] = set()
 
-    async def choose(self) -> Confinement | None:
-        """For the next worker; None: it gives up nothing.  Call `given` before awaiting anything else.
+    async def choose(self, busid: str) -> Confinement | None:
+        """For the next worker of this port; None: it gives up nothing.  Call `given` before awaiting anything
+        else.
 
         Raises `UsbipdError` if all ids are in use.
         """
-        if not WORKERS_ARE_CONFINED:
+        if self._confine == "off":
             return None
+        sandbox = "off" if busid in self._relaxed else self._confine
         if self._uids is None:
-            return Confinement(run_as=None, root=None)
+            return Confinement(run_as=None, root=None, sandbox=sandbox)
         taken = await asyncio.to_thread(_uids_of_processes)
         taken |= {uid for uid, worker in self._workers.items() if not worker.ended.is_set()}
         uid = next((uid for uid in self._uids if uid not in taken), None)
@@ -49,7 +57,8 @@ class WorkerConfinement:
                 code="no-uid",
                 advice="give worker_uids in usbipd.toml a larger range: each shared device needs one",
             )
-        return Confinement(run_as=RunAs(user=str(uid), uid=uid, gid=uid), root=str(self._root))
+        root = None if busid in self._relaxed else str(self._root)
+        return Confinement(run_as=RunAs(user=str(uid), uid=uid, gid=uid), root=root, sandbox=sandbox)
 
     def given(self, confinement: Confinement | None, worker: Child) -> None:
         """`worker` was started for it: its id is in use until that worker has ended."""
@@ -57,16 +66,32 @@ class WorkerConfinement:
             worker.run_as = confinement.run_as
             self._workers[confinement.run_as.uid] = worker
 
+    def relax(self, busid: str, error: UsbipdError) -> bool:
+        """Whether the next worker of this port is confined less, since `error` ended one.
+
+        It keeps the root directory and is not put into the sandbox.  It never stays root: a device could have
+        it so by failing at the right moment.
+        """
+        if error.code != USELESS_WHEN_CONFINED or self._confine != "auto" or busid in self._relaxed:
+            return False
+        self._relaxed.add(busid)
+        _LOG.warning("%s: %s: the next one has neither chroot nor sandbox", busid, error.message)
+        return True
+
+    def is_confined(self, worker: Child, lacks: str | None) -> None:
+        """`worker` has its device and reports what its confinement lacks.  Each reason is logged once."""
+        if lacks is None and worker.busid in self._relaxed:
+            lacks = "it has neither chroot nor sandbox, in which it could not use its device"
+        worker.lacks = lacks
+        if lacks is not None and lacks not in self._told:
+            self._told.add(lacks)
+            _LOG.warning("%s: confinement: %s", worker.label, lacks)
+
 
 def _uids_of_processes() -> set[int]:
-    """Real, effective, saved and file system user ids of all processes.
-
-    Not the owners of their directories: that is root for a process that has changed its user.
-    """
+    """Real, effective and saved user ids of all processes; blocks for some milliseconds."""
     found: set[int] = set()
-    for name in os.listdir(_PROC):  # noqa: PTH208 - names are all we need
-        if name.isdecimal():
-            with contextlib.suppress(OSError):  # it has ended
-                status = (_PROC / name / "status").read_bytes()
-                found.update(map(int, status.partition(b"\nUid:")[2].split(b"\n", 1)[0].split()))
+    for pid in psutil.pids():
+        with contextlib.suppress(psutil.Error):  # it has ended
+            found.update(psutil.Process(pid).uids())
     return found

@@ -1,6 +1,6 @@
 """What the extension, the server and the workers tell each other.  Used by all three, and by no command."""
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -14,6 +14,11 @@ from usbipd.protocol.op import UsbDevice
 # ---- server and extension ------------------------------------------------------------------------
 
 
+Sandbox = Literal["auto", "require", "off"]
+"""Whether a process enters the sandbox of its system: it reports what that lacks, exits if it lacks anything,
+or does without."""
+
+
 class Confinement(Message, frozen=True):
     """What a process gives up once it has what it needs (`usbipd/confinement.py`).
 
@@ -22,6 +27,7 @@ class Confinement(Message, frozen=True):
 
     run_as: RunAs | None
     root: str | None
+    sandbox: Sandbox = "auto"
 
 
 class LogParameters(Message, frozen=True):
@@ -51,6 +57,8 @@ class ServeResult(Message, frozen=True):
 
     listening: list[str]
     user: str
+    lacks: str | None = None
+    """What its confinement lacks; None: nothing."""
 
 
 ClientName = Annotated[str, msgspec.Meta(max_length=80)]
@@ -136,12 +144,18 @@ class ClaimParameters(Message, frozen=True):
     log_to: str
 
 
+USELESS_WHEN_CONFINED: Final = "useless-when-confined"
+"""Code of the error of a worker that cannot use its device any more once it is confined."""
+
+
 class ClaimResult(Message, frozen=True):
     """The claimed device, as it goes into OP_REP_IMPORT, and how it was taken."""
 
     device: UsbDevice
     claim_method: str
     user: str
+    lacks: str | None = None
+    """What its confinement lacks; None: nothing."""
 
 
 class AttachParameters(Message, frozen=True):

@@ -122,6 +122,8 @@ class ProcessReport(Message, frozen=True):
     busid: str | None = None
     silent_for: float | None = None
     """Seconds for which it has not answered the extension; None: it answers."""
+    lacks: str | None = None
+    """What its confinement lacks; None: nothing."""
 
 
 class LoggedError(Message, frozen=True):

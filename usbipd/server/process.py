@@ -96,9 +96,9 @@ class _Server:
             confinement.leave_network()  # the listening sockets stay in the host's
         # While /dev/log has a path, but not before: the socket could send to abstract addresses of the host.
         log.send_to(parameters.log_to)
-        user = confinement.confine(parameters.confinement, open_files=None, accepts=True)
+        confined = confinement.confine(parameters.confinement, open_files=None, accepts=True)
         self._coordinator.start(self._failed)
-        return ServeResult(listening=listening, user=user)
+        return ServeResult(listening=listening, user=confined.user, lacks=confined.lacks)
 
 
 def _allow_connections(wanted: int) -> int:

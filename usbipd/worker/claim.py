@@ -27,6 +27,11 @@ class Held(ABC):
         """The device as OP_REP_IMPORT describes it now."""
 
     @abstractmethod
+    def claim_again(self) -> None:
+        """Does once, without a request to the device, what the worker must still be able to do when it is
+        confined.  Raises `ClaimError`."""
+
+    @abstractmethod
     def give_back(self) -> list[str]:
         """Lets the device go.  Returns what did not work, a sentence each."""
 
@@ -65,6 +70,9 @@ class HeldDevice(Held):
         speed = Speed.of_libusb(claim.speed())
         return self._describe(claim.device_descriptor(), speed, claim.configuration, claim.interfaces())
 
+    def claim_again(self) -> None:
+        self._claim.claim_again()
+
     def give_back(self) -> list[str]:
         return self._claim.give_back()
 
@@ -84,6 +92,9 @@ class HeldSimulation(Held):
         first, model = self._configurations[0], self._model
         fields = parse_device(model.device_descriptor)
         return self._describe(fields, model.speed, first.bConfigurationValue, list(first.interfaces))
+
+    def claim_again(self) -> None:
+        """There is nothing that it would have to open."""
 
     def give_back(self) -> list[str]:
         try:

@@ -18,6 +18,7 @@ from usbipd.ipc import CHANNEL_DESCRIPTOR
 from usbipd.ipc.blocking_channel import BlockingChannel
 from usbipd.ipc.children import (
     CHILDREN,
+    USELESS_WHEN_CONFINED,
     AttachParameters,
     ClaimParameters,
     ClaimResult,
@@ -198,8 +199,10 @@ def _start(channel: BlockingChannel) -> Worker:
     ):
         raise IPCError("the first order to a worker is CLAIM with the counter page")
     try:
-        with os.fdopen(order.descriptor, "r+b") as file:
-            page = mmap.mmap(file.fileno(), COUNTER_PAGE_SIZE)
+        try:
+            page = mmap.mmap(order.descriptor, COUNTER_PAGE_SIZE)
+        finally:
+            os.close(order.descriptor)
         log.set_level(order.parameters.log_level)
         if order.parameters.confinement is not None:
             # First: a socket of the log could send to abstract addresses of the host, and libusb starts a
@@ -216,9 +219,11 @@ def _claim(channel: BlockingChannel, order: Request, parameters: ClaimParameters
     held = hold(parameters)
     try:
         device = held.device()
-        user = confinement.confine(
+        confined = confinement.confine(
             parameters.confinement, open_files=confinement.OPEN_FILES_OF_A_WORKER, accepts=False
         )
+        if parameters.confinement is not None:
+            _try_to_claim_again(held)
         pump = _pump.Pump(
             held.transfers,
             endpoints=held.endpoints,
@@ -228,13 +233,31 @@ def _claim(channel: BlockingChannel, order: Request, parameters: ClaimParameters
             counters=page,
             budget=parameters.transfer_budget,
         )
-        channel.respond(order, ClaimResult(device=device, claim_method=held.claim_method, user=user))
+        result = ClaimResult(
+            device=device, claim_method=held.claim_method, user=confined.user, lacks=confined.lacks
+        )
+        channel.respond(order, result)
     except BaseException:
         for problem in held.give_back():
             _LOG.error("%s", problem)
         raise
-    _LOG.debug("claimed %04x:%04x as %s", device.idVendor, device.idProduct, user)
+    _LOG.debug("claimed %04x:%04x as %s", device.idVendor, device.idProduct, confined.user)
     return Worker(channel, held, pump)
+
+
+def _try_to_claim_again(held: Held) -> None:
+    """Raises `UsbipdError` if what SET_CONFIGURATION takes does not work any more: better now than for each
+    client."""
+    try:
+        held.claim_again()
+    except UsbipdError as error:
+        if error.code == "LIBUSB_ERROR_NO_DEVICE":
+            raise
+        raise UsbipdError(
+            f"once confined, the worker cannot claim its device again: {error.message}",
+            code=USELESS_WHEN_CONFINED,
+            advice='write confine = "off" into usbipd.toml, and report it to the maintainers of usbipd',
+        ) from error
 
 
 def _refusal(error: BaseException) -> UsbipdError:

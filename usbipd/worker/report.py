@@ -21,7 +21,7 @@ _COUNTED: Final = 6 + LATENCY_BUCKETS
 
 COUNTER_WORDS: Final = _LAYOUT.size // 8
 COUNTER_PAGE_SIZE: Final = mmap.PAGESIZE
-"""Bytes of the file that CLAIM carries."""
+"""Bytes of the memory that CLAIM carries."""
 
 
 def read_counters(page: mmap.mmap) -> Counters:

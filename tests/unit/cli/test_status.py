@@ -4,7 +4,14 @@ import pytest
 from msgspec.structs import replace
 
 from tests.unit.cli.reports import START, make_counters, make_device, make_status
-from usbipd.cli.status import ERRORS_SHOWN, format_daemon, format_errors, format_silent, format_status
+from usbipd.cli.status import (
+    ERRORS_SHOWN,
+    format_confinement,
+    format_daemon,
+    format_errors,
+    format_silent,
+    format_status,
+)
 from usbipd.ipc.reports import DeviceState, Latency, LoggedError, Rate
 
 
@@ -22,6 +29,15 @@ def test_processes_that_do_not_answer() -> None:
     assert format_silent(silent, 80) in format_status(
         replace(status, processes=silent), 80, with_processes=False
     )
+
+
+def test_what_confinement_lacks() -> None:
+    status = make_status([])
+    assert format_confinement(status.processes, 80) == ""
+    lacking = [replace(process, lacks="this Mac refuses the profile") for process in status.processes]
+    told = "Not fully confined: this Mac refuses the profile: see `usbipd doctor`\n"
+    assert format_confinement(lacking, 80) == told
+    assert told in format_status(replace(status, processes=lacking), 80, with_processes=False)
 
 
 def test_status_in_full(utc: None) -> None:

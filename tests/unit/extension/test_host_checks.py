@@ -25,6 +25,7 @@ from usbipd import privileges
 from usbipd.errors import UsbipdError
 from usbipd.extension import host_checks
 from usbipd.extension.host_checks import (
+    check_confinement,
     check_devices,
     check_hotplug,
     check_launchd,
@@ -100,13 +101,38 @@ def test_rights_of_a_child_that_is_still_root() -> None:
     assert found[1].message.endswith("1-2 runs as root and should as 65537")
 
 
-def test_rights_of_workers_that_have_to_stay_root() -> None:
+def test_rights_of_workers_that_are_to_stay_root() -> None:
     specimen = subject(
         host=mac(),
         run_as=USBIPD,
+        confine="off",
         manager=FakeManager(claims={"1-2": claim(worker=child(busid="1-2", user="root"))}),
     )
-    assert finding(check_rights, specimen).state is CheckState.OK
+    found = finding(check_rights, specimen)
+    assert found.state is CheckState.WARNING
+    assert found.message.startswith('workers stay root (confine = "off")')
+    assert findings(check_confinement, specimen) == []
+
+
+def test_confinement_that_lacks_nothing() -> None:
+    assert finding(check_confinement, subject()).state is CheckState.OK
+
+
+def test_confinement_that_lacks_something_is_told_once_for_all_that_lack_it() -> None:
+    workers = {busid: child(busid=busid) for busid in ("1-1", "1-2", "1-3")}
+    workers["1-1"].lacks = workers["1-2"].lacks = "this Mac refuses the profile"
+    server = child(Role.SERVER)
+    server.lacks = "this kernel has no filter"
+    specimen = subject(
+        network=FakeNetwork(child=server),
+        manager=FakeManager(claims={busid: claim(worker=worker) for busid, worker in workers.items()}),
+    )
+    found = findings(check_confinement, specimen)
+    assert [each.state for each in found] == [CheckState.WARNING, CheckState.WARNING]
+    assert found[0].message == f"server[{os.getpid()}]: this kernel has no filter"
+    assert found[1].message == (
+        f"worker[{os.getpid()}] 1-1, worker[{os.getpid()}] 1-2: this Mac refuses the profile"
+    )
 
 
 def libusb(monkeypatch: pytest.MonkeyPatch, *version: int, rc: bytes = b"") -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,36 +12,37 @@ from tests.unit.extension.specimen import child
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import worker_confinement
 from usbipd.extension.claimer import DeviceClaimer
+from usbipd.extension.supervisor import Child
 from usbipd.extension.worker_confinement import WorkerConfinement
-from usbipd.ipc.children import ClaimParameters, Confinement
+from usbipd.ipc.async_channel import EventHandler, RequestHandler
+from usbipd.ipc.children import USELESS_WHEN_CONFINED, ClaimParameters, Confinement, Sandbox
 from usbipd.ipc.messages import Command
+from usbipd.ipc.row import Role
 from usbipd.privileges import RunAs
 from usbipd.usb.discovery import DeviceRecord
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers stay root on macOS")
 
 UIDS = range(70001, 70003)
 ROOT = Path("/run/usbipd/empty")
 
 
-def order(uid: int) -> Confinement:
-    return Confinement(run_as=RunAs(user=str(uid), uid=uid, gid=uid), root=str(ROOT))
+def order(uid: int, root: str = str(ROOT)) -> Confinement:
+    return Confinement(run_as=RunAs(user=str(uid), uid=uid, gid=uid), root=root)
 
 
 def test_the_lowest_free_one_until_none_is_left() -> None:
     async def test() -> None:
         confinement, workers = WorkerConfinement(UIDS, ROOT), [child(), child()]
         for worker, uid in zip(workers, UIDS, strict=True):
-            chosen = await confinement.choose()
+            chosen = await confinement.choose("1-1")
             assert chosen == order(uid)
             confinement.given(chosen, worker)
             assert worker.run_as == chosen.run_as
         with pytest.raises(UsbipdError, match="all 2 user ids for workers are in use") as caught:
-            await confinement.choose()
+            await confinement.choose("1-1")
         assert caught.value.code == "no-uid"
         assert "worker_uids" in str(caught.value.advice)
         workers[0].ended.set()
-        assert await confinement.choose() == order(UIDS[0])
+        assert await confinement.choose("1-1") == order(UIDS[0])
 
     asyncio.run(test())
 
@@ -50,7 +50,7 @@ def test_the_lowest_free_one_until_none_is_left() -> None:
 def test_one_that_was_not_given_is_chosen_again() -> None:
     async def test() -> None:
         confinement = WorkerConfinement(UIDS, ROOT)
-        assert await confinement.choose() == await confinement.choose()
+        assert await confinement.choose("1-1") == await confinement.choose("1-2")
 
     asyncio.run(test())
 
@@ -59,7 +59,7 @@ def test_one_that_was_not_given_is_chosen_again() -> None:
 def test_one_that_a_process_has_is_not_chosen() -> None:
     with subprocess.Popen(["sleep", "600"], user=UIDS[0]) as process:
         try:
-            assert asyncio.run(WorkerConfinement(UIDS, ROOT).choose()) == order(UIDS[1])
+            assert asyncio.run(WorkerConfinement(UIDS, ROOT).choose("1-1")) == order(UIDS[1])
         finally:
             process.kill()
 
@@ -69,12 +69,62 @@ def test_the_user_ids_of_this_process_are_found() -> None:
 
 
 def test_a_daemon_that_is_not_root_gives_none() -> None:
-    assert asyncio.run(WorkerConfinement(None, ROOT).choose()) == Confinement(run_as=None, root=None)
+    assert asyncio.run(WorkerConfinement(None, ROOT).choose("1-1")) == Confinement(run_as=None, root=None)
 
 
-def test_on_macos_a_worker_gives_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_confinement, "WORKERS_ARE_CONFINED", False)
-    assert asyncio.run(WorkerConfinement(UIDS, ROOT).choose()) is None
+@pytest.mark.parametrize("uids", [UIDS, None])
+def test_a_worker_gives_up_nothing_if_configured_so(uids: range | None) -> None:
+    assert asyncio.run(WorkerConfinement(uids, ROOT, "off").choose("1-1")) is None
+
+
+@pytest.mark.parametrize("uids", [UIDS, None])
+@pytest.mark.parametrize("confine", ["auto", "require"])
+def test_the_configuration_says_whether_the_sandbox_is_required(uids: range | None, confine: Sandbox) -> None:
+    chosen = asyncio.run(WorkerConfinement(uids, ROOT, confine).choose("1-1"))
+    assert chosen is not None
+    assert chosen.sandbox == confine
+
+
+USELESS = UsbipdError("interface 0 cannot be claimed", code=USELESS_WHEN_CONFINED)
+
+
+def test_a_device_that_a_confined_worker_cannot_use_has_one_that_is_less_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Never root, and no other device."""
+    confinement = WorkerConfinement(UIDS, ROOT)
+    assert confinement.relax("1-1", USELESS)
+    bare = Confinement(run_as=order(UIDS[0]).run_as, root=None, sandbox="off")
+    assert asyncio.run(confinement.choose("1-1")) == bare
+    assert asyncio.run(confinement.choose("1-2")) == order(UIDS[0])
+    assert not confinement.relax("1-1", USELESS), "it has nothing more to keep"
+    worker, other = child(busid="1-1"), child(busid="1-2")
+    confinement.is_confined(worker, None)
+    confinement.is_confined(other, None)
+    assert "neither chroot nor sandbox" in str(worker.lacks)
+    assert other.lacks is None
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+
+
+@pytest.mark.parametrize("confine", ["require", "off"])
+def test_nothing_is_relaxed_that_is_configured(confine: Sandbox) -> None:
+    assert not WorkerConfinement(UIDS, ROOT, confine).relax("1-1", USELESS)
+
+
+def test_another_error_relaxes_nothing() -> None:
+    assert not WorkerConfinement(UIDS, ROOT).relax("1-1", UsbipdError("busy", code="LIBUSB_ERROR_BUSY"))
+
+
+def test_what_all_workers_lack_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    confinement, workers = WorkerConfinement(UIDS, ROOT), [child(busid="1-1"), child(busid="1-2")]
+    for worker in workers:
+        confinement.is_confined(worker, "there is no filter")
+    confinement.is_confined(workers[0], "the profile does not hold")
+    assert [record.message.partition("confinement: ")[2] for record in caplog.records] == [
+        "there is no filter",
+        "the profile does not hold",
+    ]
+    assert [worker.lacks for worker in workers] == ["the profile does not hold", "there is no filter"]
 
 
 # ---- the claimer ---------------------------------------------------------------------------------
@@ -83,12 +133,12 @@ def test_on_macos_a_worker_gives_up_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 class Host:
     """Three devices, and user ids for two workers."""
 
-    def __init__(self, sysfs: FakeSysfs) -> None:
-        self.spawner = FakeSpawner()
+    def __init__(self, sysfs: FakeSysfs, spawner: FakeSpawner) -> None:
+        self.spawner = spawner
         self.store = FakeStore()
-        self.claimer: DeviceClaimer = make_claimer(self.spawner, sysfs, self._find, self.store, uids=UIDS)
+        self.claimer: DeviceClaimer = make_claimer(self.spawner, sysfs, self.find, self.store, uids=UIDS)
 
-    async def _find(self, busid: str) -> DeviceRecord:
+    async def find(self, busid: str) -> DeviceRecord:
         return record(busid)
 
     def uid(self) -> int:
@@ -104,9 +154,44 @@ class Host:
         return self.uid()
 
 
+class Fussy(FakeSpawner):
+    """Its first worker is of no use once it is confined."""
+
+    def spawn(
+        self, role: Role, busid: str | None, on_request: RequestHandler, on_event: EventHandler | None
+    ) -> Child:
+        if self.children:
+            self.answers.clear()
+        return super().spawn(role, busid, on_request, on_event)
+
+
+async def test_a_claim_is_tried_again_with_a_worker_that_is_confined_less(sysfs: FakeSysfs) -> None:
+    host = Host(sysfs, Fussy())
+    host.spawner.answers[Command.CLAIM] = USELESS
+    await host.claimer.claim_device(record("1-1"))
+    first, second = (each.parameters(Command.CLAIM) for each in host.spawner.children)
+    assert isinstance(first, ClaimParameters)
+    assert isinstance(second, ClaimParameters)
+    assert first.confinement == order(UIDS[0], root="/empty")
+    assert second.confinement == Confinement(run_as=order(UIDS[0]).run_as, root=None, sandbox="off")
+    assert set(host.store.held) == {"1-1"}
+    worker = host.claimer.claims["1-1"].worker
+    assert worker is not None
+    assert "neither chroot nor sandbox" in str(worker.lacks)
+    await host.claimer.release_device("1-1", timeout=1.0)
+
+
+async def test_a_claim_that_is_of_no_use_either_way_fails(host: Host) -> None:
+    host.spawner.answers[Command.CLAIM] = USELESS
+    with pytest.raises(ClaimError, match="interface 0 cannot be claimed"):
+        await host.claimer.claim_device(record("1-1"))
+    assert len(host.spawner.children) == 2
+    assert host.store.held == {}
+
+
 @pytest.fixture
 def host(sysfs: FakeSysfs) -> Host:
-    return Host(sysfs)
+    return Host(sysfs, FakeSpawner())
 
 
 def test_workers_differ_and_a_released_one_makes_room(host: Host) -> None:

@@ -7,15 +7,19 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.as_mac import Mac
+from tests.one_size_memory import memory_of_one_size
 from usbipd import _pump, log
 from usbipd.errors import UsbipdError
+from usbipd.extension.evidence import counter_page
 from usbipd.ipc.blocking_channel import BlockingChannel
 from usbipd.ipc.children import (
     CHILDREN,
+    USELESS_WHEN_CONFINED,
     AttachParameters,
     ClaimParameters,
     ClaimResult,
@@ -28,6 +32,7 @@ from usbipd.ipc.conversation import Conversation, Event, Request, Response, read
 from usbipd.ipc.framing import send_some
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, EventName, Nothing
+from usbipd.privileges import RunAs
 from usbipd.protocol.constants import LINUX_EPROTO
 from usbipd.simulated.catalog import create
 from usbipd.simulated.loopback import Loopback
@@ -38,13 +43,38 @@ from usbipd.worker.report import COUNTER_PAGE_SIZE
 
 
 class Watched(HeldSimulation):
-    """Counts how often it is given back."""
+    """Counts how often it is given back, and claimed again."""
 
     given_back = 0
+    claimed_again = 0
+    problem: UsbipdError | None = None
+    """Of claiming it again."""
+
+    def claim_again(self) -> None:
+        self.claimed_again += 1
+        if self.problem is not None:
+            raise self.problem
 
     def give_back(self) -> list[str]:
         self.given_back += 1
         return super().give_back()
+
+
+def parameters(
+    budget: int = _pump.SMALLEST_BUDGET, confined: Confinement | None = None, **changes: str
+) -> ClaimParameters:
+    """Of CLAIM."""
+    return ClaimParameters(
+        busid="sim-1",
+        path="/simulated",
+        busnum=1,
+        devnum=1,
+        simulated=SimulatedSpec(name="loopback", options={}),
+        confinement=confined,
+        transfer_budget=budget,
+        device_memory="auto",
+        **{"log_level": "info", "log_to": "stderr"} | changes,
+    )
 
 
 class Extension:
@@ -76,22 +106,16 @@ class Extension:
         send_some(self._socket, frame, descriptor)
 
     def claim(
-        self, budget: int = _pump.SMALLEST_BUDGET, confined: Confinement | None = None, **changes: str
+        self,
+        budget: int = _pump.SMALLEST_BUDGET,
+        confined: Confinement | None = None,
+        page: int | None = None,
+        **changes: str,
     ) -> None:
-        parameters = ClaimParameters(
-            busid="sim-1",
-            path="/simulated",
-            busnum=1,
-            devnum=1,
-            simulated=SimulatedSpec(name="loopback", options={}),
-            confinement=confined,
-            transfer_budget=budget,
-            device_memory="auto",
-            **{"log_level": "info", "log_to": "stderr"} | changes,
-        )
-        page = self._sent.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-        page.truncate(COUNTER_PAGE_SIZE)
-        self.say(Command.CLAIM, parameters, page.fileno())
+        """`page` is the memory of its counters, which `close` closes."""
+        page = counter_page()[1] if page is None else page
+        self._sent.callback(os.close, page)
+        self.say(Command.CLAIM, parameters(budget, confined, **changes), page)
 
     def start(self) -> Worker:
         """A worker that has its device."""
@@ -168,6 +192,13 @@ def test_a_claim_that_leads_to_nothing_is_undone(extension: Extension) -> None:
         extension.result(ClaimResult)
 
 
+def test_the_memory_of_the_counters_is_only_mapped(extension: Extension) -> None:
+    """On macOS its descriptor can do no more."""
+    extension.claim(page=memory_of_one_size(COUNTER_PAGE_SIZE))
+    process._start(extension.channel)
+    assert isinstance(extension.result(ClaimResult), ClaimResult)
+
+
 @pytest.mark.parametrize(
     ("problem", "told", "code"),
     [
@@ -232,6 +263,84 @@ def test_no_socket_of_the_log_stays_in_the_network_of_the_host(
     with pytest.raises(UsbipdError, match="no such device"):
         process._start(extension.channel)
     assert steps == ["leave the network", "syslog"]
+
+
+def test_on_macos_it_claims_drops_and_enters_the_sandbox_before_it_answers(
+    extension: Extension, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+
+    def step(name: str, result: object = None) -> Callable[..., object]:
+        def take(*_arguments: object, **_options: object) -> object:
+            steps.append(name)
+            return result
+
+        return take
+
+    confinement = process.confinement
+    monkeypatch.setattr(confinement, "sys", Mac())  # it enters no network namespace either
+    monkeypatch.setattr(confinement, "_enter", step("root directory"))
+    monkeypatch.setattr(confinement, "_limit", step("limits"))
+    monkeypatch.setattr(confinement.privileges, "drop", step("user", "70000"))
+    monkeypatch.setattr(confinement.seatbelt, "restrict", step("profile"))
+    monkeypatch.setattr(confinement.seatbelt, "attempts", step("proof", ()))
+    device = Watched(parameters(), create("loopback", {})).device()
+    monkeypatch.setattr(Watched, "device", step("claimed", device))
+    monkeypatch.setattr(Watched, "claim_again", step("claimed again"))
+    monkeypatch.setattr(extension.channel, "respond", step("ready"))
+    order = Confinement(run_as=RunAs(user="70000", uid=70000, gid=70000), root="/empty")
+    extension.claim(confined=order)
+    process._start(extension.channel)
+    assert steps == [
+        "claimed",
+        "root directory",
+        "limits",
+        "user",
+        "profile",
+        "proof",
+        "claimed again",
+        "ready",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("LIBUSB_ERROR_ACCESS", USELESS_WHEN_CONFINED),
+        ("LIBUSB_ERROR_NO_DEVICE", "LIBUSB_ERROR_NO_DEVICE"),  # unplugged: that says nothing of confinement
+    ],
+)
+def test_a_device_that_is_of_no_use_to_a_confined_worker(
+    extension: Extension, monkeypatch: pytest.MonkeyPatch, code: str, told: str
+) -> None:
+    confined = process.confinement.Confined("70000")
+    monkeypatch.setattr(process.confinement, "leave_network", lambda: None)
+    monkeypatch.setattr(process.confinement, "confine", lambda *_a, **_k: confined)
+    monkeypatch.setattr(Watched, "problem", UsbipdError("interface 0 cannot be claimed", code=code))
+    extension.claim(confined=Confinement(run_as=None, root=None))
+    with pytest.raises(UsbipdError):
+        process._start(extension.channel)
+    with pytest.raises(UsbipdError, match="interface 0 cannot be claimed") as caught:
+        extension.result(ClaimResult)
+    assert caught.value.code == told
+    assert [held.given_back for held in extension.held] == [1]
+
+
+def test_a_worker_that_gives_up_nothing_claims_once(extension: Extension) -> None:
+    extension.start()
+    assert [held.claimed_again for held in extension.held] == [0]
+
+
+def test_the_extension_is_told_what_the_confinement_lacks(
+    extension: Extension, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confined = process.confinement.Confined("70000", "there is no filter")
+    monkeypatch.setattr(process.confinement, "confine", lambda *_a, **_k: confined)
+    extension.claim()
+    process._start(extension.channel)
+    result = extension.result(ClaimResult)
+    assert isinstance(result, ClaimResult)
+    assert (result.user, result.lacks) == confined
 
 
 def test_the_log_level_may_change(extension: Extension) -> None:

@@ -1,0 +1,35 @@
+"""A worker whose confinement is that of macOS, for tests.  A process of its own.
+
+    python -m tests.mac.confined_worker DESCRIPTOR SANDBOX
+
+DESCRIPTOR is its end of the channel, SANDBOX the library made of sandbox.c.
+"""
+
+import ctypes
+import os
+import sys
+
+from tests.as_mac import pretend
+from usbipd.ipc import CHANNEL_DESCRIPTOR
+
+
+def main(descriptor: int, library: str) -> int:
+    os.dup2(descriptor, CHANNEL_DESCRIPTOR)
+    os.close(descriptor)
+    ctypes.CDLL("libgcc_s.so.1")  # glibc looks for it when a thread ends, and after chroot there is none
+    for each in ("libusb-1.0.so.0", library):  # both have functions of IOKit, and libusb needs its own
+        ctypes.CDLL(each, mode=ctypes.RTLD_GLOBAL)
+    real = sys.platform
+    sys.platform = "darwin"  # the default of Claim and LibusbTransfers is made when they are loaded
+    from usbipd import _claim, _pump  # noqa: F401
+
+    sys.platform = real
+    from usbipd import confinement, privileges
+    from usbipd.worker import process
+
+    pretend(confinement, privileges)
+    return process.main(["20-2"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), sys.argv[2]))
