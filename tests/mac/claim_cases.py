@@ -48,6 +48,20 @@ def test_a_process_without_root_captures_nothing(keyboard: Device) -> None:
     assert not keyboard.captured
 
 
+def test_a_driver_that_stays_keeps_its_interface() -> None:
+    mac().switch(storage_driver_stays=True)
+    disk = mac().plug(location=0x14300000, port=3, drivers={0: "storage"})
+    claim = Claim(*disk.busid, as_on_macos=True)
+    with pytest.raises(ClaimError, match="interface 0") as raised:
+        claim.take()
+    assert raised.value.code == "LIBUSB_ERROR_ACCESS"
+    disk.until("captured", False)
+    disk.until("drivers", [0])
+    del claim
+    mac().switch(storage_driver_stays=False)
+    disk.unplug()
+
+
 @pytest.mark.parametrize(
     ("speed", "number"), [(Speed.LOW, 1), (Speed.FULL, 2), (Speed.HIGH, 3), (Speed.SUPER, 4)]
 )
