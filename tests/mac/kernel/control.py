@@ -73,7 +73,11 @@ class Control:
                 await device.cancel_all(errors.NOT_RESPONDING)
         return True
 
-    def wake(self) -> None:
+    async def wake(self) -> None:
+        if self._kernel.switches.wake_enumerates_again:
+            for device in list(self._kernel.devices.values()):
+                if device.present:
+                    await device.enumerate_again()
         self._kernel.power.tell(POWERED_ON)
 
     async def ask_power(self, message: int) -> bool:

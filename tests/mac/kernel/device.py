@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Set
 from typing import TYPE_CHECKING, Final
 
 from tests.mac.kernel import errors
@@ -252,13 +253,16 @@ class UsbDevice:
             if any("IOUserClient" not in child.classes for child in entry.children)
         ]
 
-    def _remove_drivers(self) -> None:
+    def _remove_drivers(self, stay: Set[int] = frozenset()) -> None:
+        """All but those of the interfaces `stay`; user clients of the interfaces as well."""
         self._cancel_timers()
-        for entry in self.interfaces.values():
+        for number, entry in self.interfaces.items():
+            if number in stay:
+                continue
             for child in list(entry.children):
                 self.kernel.registry.terminate(child)
             entry.properties.pop("UsbExclusiveOwner", None)
-        self.exclusive_drivers.clear()
+        self.exclusive_drivers &= stay
 
     def _remove_interfaces(self) -> None:
         self._remove_drivers()
@@ -304,9 +308,12 @@ class UsbDevice:
         await self.cancel_all(self.kernel.switches.abort_code)
         self.opener = None
         self.interface_openers.clear()
-        self._remove_drivers()
+        stays = self.kernel.switches.storage_driver_stays and self.exclusive_drivers & {
+            interface for interface, name in self.drivers.items() if name == "storage"
+        }
+        self._remove_drivers(stays or set())
         self.captured, self.captor = True, captor
-        if self.kernel.switches.capture_unconfigures:
+        if self.kernel.switches.capture_unconfigures and not stays:
             await self.hardware.set_configuration(0)
             self._remove_interfaces()
             self.configuration = 0
