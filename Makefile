@@ -39,8 +39,8 @@ FUZZ_SECONDS ?= 60
 export FUZZ_EXAMPLES ?= 300
 
 .PHONY: help deps venv broken-venv build lock man completions binary run demo pkg install uninstall check test-deps test \
-    test-short test-mac test-as-user test-python314 test-binary e2e-deps e2e soak bench lint darwin-check sanitized asan \
-    fuzz clean
+    test-short test-mac test-as-user test-python314 test-binary e2e-deps e2e soak bench lint darwin-check wheels-macos \
+    sanitized asan fuzz clean
 
 # Values that the shell is to take as they are reach it by the environment.
 deps $(BIN)/python uninstall test-deps test-mac test-python314 sanitized e2e-deps bench: export PYTHON := $(PYTHON)
@@ -212,6 +212,10 @@ darwin-check: build  ## compile the Cython modules and libusb for macOS, on any 
 	@$(BIN)/python -c 'import ziglang' 2>/dev/null || \
 	    $(BIN)/pip install --quiet --disable-pip-version-check 'ziglang>=0.17'
 	PYTHONPATH=packaging/libusb $(BIN)/python packaging/darwin_check.py
+
+wheels-macos: darwin-check  ## an experiment: wheels for macOS, made on any system, into dist/wheels/
+	@$(BIN)/python -c 'import wheel' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check wheel
+	PYTHONPATH=packaging/libusb:packaging $(BIN)/python packaging/macos_wheels.py
 
 clean:  ## remove everything that was made here, .venv too
 	rm -rf $(VENV) build dist *.egg-info usbipd/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -43,23 +43,33 @@ FLAGS: Final = ["-O1", "-Wall", "-Werror", "-Wno-unused-function", "-shared", "-
 
 def main() -> int:
     shutil.rmtree(BUILD, ignore_errors=True)
-    headers = BUILD / "include"
-    link_python_headers(headers)
-    libusb = run("pkg-config", "--cflags-only-I", "libusb-1.0")
-    includes = [f"-I{headers}", f"-I{ROOT / 'cython'}", *shlex.split(libusb)]
+    where = includes(BUILD / "include")
     for module in sorted((ROOT / "cython").glob("*.pyx")):
-        source = BUILD / f"{module.stem}.c"
-        name = f"usbipd._{module.stem}"
-        cython = (sys.executable, "-m", "cython", "-3", "--module-name", name, "-I", str(module.parent))
-        run(*cython, "-o", source, module)
+        source = translate(module, BUILD / f"{module.stem}.c")
         for processor in PROCESSORS:
             library = BUILD / f"_{module.stem}.{processor}.so"
-            run(*zig(processor), *FLAGS, *includes, source, "-o", library)
+            run(*zig(processor), *FLAGS, *where, source, "-o", library)
             if (found := mach_o.read(library)).processor != processor or found.minimum != OLDEST_MACOS:
                 sys.exit(f"{library} is for {found.processor} with macOS {found.minimum}")
-            print(f"{name} for {processor}: {library.relative_to(ROOT)}")
+            print(f"usbipd._{module.stem} for {processor}: {library.relative_to(ROOT)}")
     check_libusb()
     return 0
+
+
+def includes(headers: Path) -> list[str]:
+    """Where the compiler finds headers; those of Python are linked into the new directory `headers`."""
+    link_python_headers(headers)
+    libusb = run("pkg-config", "--cflags-only-I", "libusb-1.0")
+    return [f"-I{headers}", f"-I{ROOT / 'cython'}", *shlex.split(libusb)]
+
+
+def translate(module: Path, source: Path) -> Path:
+    """Makes `source`, in C, of a Cython module."""
+    name = f"usbipd._{module.stem}"
+    run(
+        sys.executable, "-m", "cython", "-3", "--module-name", name, "-I", module.parent, "-o", source, module
+    )
+    return source
 
 
 def check_libusb() -> None:
