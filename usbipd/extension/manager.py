@@ -227,7 +227,7 @@ class SystemExtensionManager:
                 claim.detached_by = None
             raise
 
-    async def release(self, busid: str, by: str) -> list[str]:
+    async def release(self, busid: str) -> list[str]:
         """Have this host reattach its drivers to a device that no worker holds; those that have it then.
 
         Raises `UsbipdError`: a worker or somebody else has it, or it cannot be done.

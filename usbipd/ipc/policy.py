@@ -45,6 +45,7 @@ COMMAND_POLICY: Final[Mapping[Command, frozenset[Role]]] = {
     Command.BIND: _allow(Role.ROOT, Role.ADMIN, Role.OWNER),
     Command.UNBIND: _allow(Role.ROOT, Role.ADMIN, Role.OWNER),
     Command.DETACH: _allow(Role.ROOT, Role.ADMIN, Role.OWNER),
+    Command.RELEASE_DEVICE: _allow(Role.ROOT, Role.ADMIN, Role.OWNER),
     Command.DEVLIST: _allow(Role.SERVER),
     Command.RESERVE: _allow(Role.SERVER),
     Command.HANDOVER: _allow(Role.SERVER),
@@ -75,9 +76,9 @@ def may(role: Role, what: Command | EventName) -> bool:
 
 
 def refusal(command: Command) -> UsbipdError:
-    """What a person hears who may not send `command`."""
+    """What a person hears who may not send `command`; its first word is the verb."""
     return UsbipdError(
-        f"you may not {command}: that takes root or a member of the group {ADMIN_GROUP}",
+        f"you may not {command.partition('-')[0]}: that takes root or a member of the group {ADMIN_GROUP}",
         code="not-permitted",
         advice="try again with sudo",
     )

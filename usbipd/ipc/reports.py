@@ -196,6 +196,18 @@ class DetachResult(Message, frozen=True):
     client: str
 
 
+class ReleaseParameters(Message, frozen=True):
+    """Reattach this host's drivers to a device that no worker holds."""
+
+    busid: Busid
+
+
+class ReleaseResult(Message, frozen=True):
+    """The drivers that hold the device or interfaces of it then."""
+
+    drivers: list[str]
+
+
 class StatusResult(Message, frozen=True):
     """The whole daemon at one moment.  Times are seconds since the epoch."""
 

@@ -39,6 +39,8 @@ from usbipd.ipc.reports import (
     HistoryParameters,
     HistoryResult,
     ListResult,
+    ReleaseParameters,
+    ReleaseResult,
     StatusResult,
     UnbindParameters,
     UnbindResult,
@@ -80,6 +82,8 @@ def test_everything_that_can_be_asked(daemon: Daemon) -> None:
             assert daemon.monitor.get_current_status().claimed_devices[0].bus_id == "1-2"
             unbound = await daemon.ask(Command.UNBIND, UnbindParameters(busid=None), UnbindResult)
             assert unbound.busids == ["1-2"]
+            released = await daemon.ask(Command.RELEASE_DEVICE, ReleaseParameters(busid="1-2"), ReleaseResult)
+            assert released.drivers == []
 
     run(test())
 
@@ -272,6 +276,7 @@ LOOK = (
 CHANGE = (
     (Command.BIND, BindParameters(busid="1-2"), BindResult),
     (Command.UNBIND, UnbindParameters(busid="1-2"), UnbindResult),
+    (Command.RELEASE_DEVICE, ReleaseParameters(busid="1-2"), ReleaseResult),
 )
 
 
@@ -295,7 +300,7 @@ def test_each_row_of_the_policy(
                 if may_change:
                     await daemon.ask(command, parameters, result, uid=uid, groups=groups)
                     continue
-                with pytest.raises(UsbipdError, match=f"you may not {command}") as caught:
+                with pytest.raises(UsbipdError, match=f"you may not {command.partition('-')[0]}:") as caught:
                     await daemon.ask(command, parameters, result, uid=uid, groups=groups)
                 assert caught.value.code == "not-permitted"
             with pytest.raises(UsbipdError) as caught:
