@@ -7,7 +7,10 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
+
+CLOSE_TIME: Final = 0.5
+"""Seconds that a thread of the system's has to end."""
 
 Result = TypeVar("Result")
 
@@ -39,3 +42,14 @@ def call_in_daemon_thread(function: Callable[[], Result]) -> asyncio.Future[Resu
 
     threading.Thread(target=work, name="usbipd-call", daemon=True).start()
     return outcome
+
+
+async def close_in_time(close: Callable[[], None]) -> None:
+    """Call `close`, which waits for a thread of libusb or IOKit, and wait `CLOSE_TIME` for it at most.
+
+    What still hangs then ends with the process.
+    """
+    closing = call_in_daemon_thread(close)
+    await asyncio.wait({closing}, timeout=CLOSE_TIME)
+    if closing.done():
+        closing.result()

@@ -13,6 +13,7 @@ from typing import Final
 
 from usbipd._iokit import WAKES, PowerListener
 from usbipd.errors import UsbipdError
+from usbipd.usb.daemon_thread import close_in_time
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class PowerWatch:
         """Make no more calls.  Idempotent."""
         listener, self._listener = self._listener, None
         if listener is not None:
-            await asyncio.to_thread(listener.close)
+            await close_in_time(listener.close)
 
     def _changed(self, change: str) -> None:
         if self._listener is None:  # told before it was stopped
