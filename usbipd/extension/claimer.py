@@ -273,8 +273,11 @@ class DeviceClaimer:
                         _fail(first, error)
                         return
                     delay = backoff.failed()
+                    before = claim.record
                     if claim.failed(error, delay):
-                        _LOG.error("%s cannot be claimed: %s", busid, error, extra=LIMITED)
+                        is_there = await self._is_present(claim) and claim.record == before
+                        level = logging.ERROR if is_there else logging.INFO
+                        _LOG.log(level, "%s cannot be claimed: %s", busid, error, extra=LIMITED)
                 else:
                     if first is not None and not first.done():
                         first.set_result(device)

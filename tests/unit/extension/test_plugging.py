@@ -375,7 +375,11 @@ def test_a_device_that_goes_as_soon_as_it_is_claimed(
     assert host.told("1-2") == [*(["failed"] if refused else []), "claimed", "unplugged"]
 
 
-def test_a_device_that_goes_while_its_claim_fails(host: Host, spawner: FakeSpawner) -> None:
+def test_a_device_that_goes_while_its_claim_fails(
+    host: Host, spawner: FakeSpawner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That is no error of the daemon's."""
+
     async def test() -> None:
         await host.manager.start()
         spawner.answers[Command.CLAIM] = "silence"
@@ -387,6 +391,7 @@ def test_a_device_that_goes_while_its_claim_fails(host: Host, spawner: FakeSpawn
 
     run(test())
     assert host.told("1-2") == ["failed", "unplugged"]
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_a_device_that_goes_while_it_is_being_claimed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
