@@ -19,7 +19,6 @@ from usbipd.extension.returns import DRIVERS_TIME, Returns
 from usbipd.extension.supervisor import Backoff, Child, Spawner, wait_ended
 from usbipd.extension.usb_stack import UsbStack
 from usbipd.extension.worker_confinement import WorkerConfinement
-from usbipd.ipc.channel import Event, Request
 from usbipd.ipc.children import (
     ClaimParameters,
     ClaimResult,
@@ -28,10 +27,11 @@ from usbipd.ipc.children import (
     GoneParameters,
     LogParameters,
 )
+from usbipd.ipc.conversation import Event, Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import DeviceMemory, HistoryEvent
+from usbipd.ipc.row import Role
 from usbipd.log import LIMITED
 from usbipd.usb.daemon_thread import call_in_daemon_thread
 from usbipd.usb.discovery import DeviceRecord
