@@ -13,7 +13,7 @@ from typing import Final
 
 from usbipd.errors import ClaimError, IPCError, UsbipdError
 from usbipd.extension.chronicle import Chronicle
-from usbipd.extension.claim import Claim, ClaimedDevice, ClaimState
+from usbipd.extension.claim import Claim, ClaimedDevice
 from usbipd.extension.evidence import check_claimed, counter_page
 from usbipd.extension.returns import DRIVERS_TIME, Returns
 from usbipd.extension.supervisor import Backoff, Child, Spawner, wait_ended
@@ -103,13 +103,11 @@ class DeviceClaimer:
         claim = self.claims.get(busid)
         return claim is not None and claim.device is not None
 
-    def has_worker(self, busid: str) -> bool:
-        """Whether a worker of ours holds the device, is taking it, or hangs over it."""
-        claim = self.claims.get(busid)
+    def refuse_if_hung(self, busid: str) -> None:
+        """Raises `ClaimError` if a worker that was killed still has the device."""
         dying = self._dying.get(busid)
-        return (claim is not None and (claim.worker is not None or claim.state is ClaimState.CLAIMING)) or (
-            dying is not None and not dying.ended.is_set()
-        )
+        if dying is not None and not dying.ended.is_set():
+            raise _hangs(dying)
 
     async def claim_device(self, record: DeviceRecord, *, force: bool = False) -> ClaimedDevice:
         """Take the device from its drivers and keep it until `release_device`.

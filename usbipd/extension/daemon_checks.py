@@ -243,7 +243,7 @@ async def check_captured(subject: Subject) -> list[Finding]:
 
 
 async def check_orphans(subject: Subject) -> list[Finding]:
-    """Whether every device that we had, and have no more, is back with its drivers."""
+    """Whether every device that we have released, or lost, is back with its drivers."""
     findings = [
         warning(
             f"{busid} has no driver: the worker that held it was killed before it could release it",

@@ -228,9 +228,9 @@ class SystemExtensionManager:
             raise
 
     async def release(self, busid: str) -> list[str]:
-        """Have this host reattach its drivers to a device that no worker holds; those that have it then.
+        """Have this host reattach its drivers to a device that is not bound; those that have it then.
 
-        Raises `UsbipdError`: a worker or somebody else has it, or it cannot be done.
+        Raises `UsbipdError`: it is bound, or it cannot be done.
         """
         async with self._lock:
             record = await self._require_device(busid)
@@ -238,23 +238,26 @@ class SystemExtensionManager:
                 raise UsbipdError("the daemon is shutting down", code="ending")
             if record.simulated is not None:
                 raise UsbipdError(f"{busid} is simulated: this host has no driver for it", code="simulated")
-            if self._claimer.has_worker(busid):
+            if busid in self.claims or self._bindings.that_fit(record):
+                held = self._claimer.is_device_claimed(busid)
                 raise UsbipdError(
-                    f"{busid} is shared: a worker of this daemon holds it",
+                    f"{busid} is shared: a worker of this daemon holds it"
+                    if held
+                    else f"{busid} is bound: this daemon claims it as soon as it can",
                     code="shared",
                     advice=f"`{self._how_to_unbind(record)}` stops sharing it and releases it",
                 )
+            self._claimer.refuse_if_hung(busid)
             await self._returns.reattach(busid, self._stack.release_time)
-            drivers = await self._drivers_back(busid)
-        self.devices_changed()  # it may be bound
-        return drivers
+            return await self._drivers_back(busid)
 
     async def orphans(self) -> list[str]:
-        """Busids of devices that a worker left without drivers, and that nobody has now.  Raises likewise."""
+        """Busids of devices that were left without drivers, are not bound, and that nobody has now.
+
+        Raises `UsbipdError` if the devices cannot be listed.
+        """
         records = await self._list_records()
-        return await self._returns.orphans(
-            record.busid for record in records if not self._claimer.has_worker(record.busid)
-        )
+        return await self._returns.orphans(each.busid for each in records if each.busid not in self.claims)
 
     async def list_devices(self) -> list[DeviceReport]:
         """Every device that is or could be shared.  Raises `UsbipdError` if libusb cannot list them."""

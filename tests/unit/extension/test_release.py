@@ -7,6 +7,7 @@ import pytest
 from tests.unit.extension.fakes import FakeSpawner, FakeSysfs, record, run, until
 from tests.unit.extension.managed_host import THING, Host
 from usbipd.errors import ClaimError, UsbipdError
+from usbipd.extension import claimer
 from usbipd.extension.claim import ClaimState
 from usbipd.extension.store import StoredClaim
 from usbipd.extension.usb_stack import LINUX
@@ -66,34 +67,35 @@ def test_a_device_that_a_worker_holds(host: Host, spawner: FakeSpawner) -> None:
     run(test())
 
 
-def test_a_device_that_a_worker_is_taking(host: Host, spawner: FakeSpawner) -> None:
+def test_a_bound_device_that_cannot_be_claimed(host: Host, spawner: FakeSpawner) -> None:
     async def test() -> None:
         await host.bind("1-2")
-        spawner.answers[Command.CLAIM] = "silence"
-        spawner.last.killed = True  # this one ends as ever
+        spawner.answers[Command.CLAIM] = ClaimError("somebody has it", code="LIBUSB_ERROR_BUSY")
         spawner.last.die()
-        await until(lambda: len(spawner.children) == 2)
-        with pytest.raises(UsbipdError, match="1-2 is shared"):
+        await until(lambda: host.manager.claims["1-2"].state is ClaimState.FAILED)
+        with pytest.raises(UsbipdError, match="1-2 is bound") as caught:
             await host.manager.release("1-2")
-        spawner.answers.clear()
-        spawner.last.die()
+        assert "`usbipd unbind --busid 1-2`" in str(caught.value.advice)
         await host.manager.stop()
 
     run(test())
 
 
-def test_a_bound_device_that_cannot_be_claimed(host: Host, spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
-    """It is released, and tried again at once."""
+def test_a_device_over_which_a_killed_worker_hangs(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("KILL_TIMEOUT", 0.01), ("CLAIM_TIMEOUT", 0.01)):
+        monkeypatch.setattr(claimer, name, value)
+    monkeypatch.setattr(host.manager._claimer, "_stack", replace(LINUX, end_time=0.01))
 
     async def test() -> None:
-        await host.manager.start()
-        await host.bind("1-2")
-        claim = host.manager.claims["1-2"]
-        spawner.answers[Command.CLAIM] = ClaimError("somebody has it", code="LIBUSB_ERROR_BUSY")
-        spawner.last.die()
-        await until(lambda: claim.state is ClaimState.FAILED)
+        host.spawner.answers[Command.CLAIM] = "silence"
+        kill, survivors = host.spawner.kill, []
+        monkeypatch.setattr(host.spawner, "kill", survivors.append)
+        with pytest.raises(ClaimError):
+            await host.bind("1-2")
+        with pytest.raises(ClaimError, match="hangs in the kernel, which waits for 1-2"):
+            await host.manager.release("1-2")
+        kill(survivors[0])
         assert await host.manager.release("1-2") == ["usb-storage"]
-        await host.manager.stop()
 
     run(test())
 
