@@ -7,6 +7,7 @@ comes back as another device (a bootloader) that is bound too.
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -248,6 +249,12 @@ class SystemExtensionManager:
                     advice=f"`{self._how_to_unbind(record)}` stops sharing it and releases it",
                 )
             self._claimer.refuse_if_hung(busid)
+            if os.geteuid() != 0:
+                raise UsbipdError(
+                    f"{busid} cannot be released: this daemon does not run as root",
+                    code="not-root",
+                    advice="start the daemon as root, with sudo or as a service",
+                )
             await self._returns.reattach(busid, self._stack.release_time)
             return await self._drivers_back(busid)
 

@@ -85,8 +85,11 @@ def test_everything_that_can_be_asked(daemon: Daemon) -> None:
             assert daemon.monitor.get_current_status().claimed_devices[0].bus_id == "1-2"
             unbound = await daemon.ask(Command.UNBIND, UnbindParameters(busid=None), UnbindResult)
             assert unbound.busids == ["1-2"]
-            released = await daemon.ask(Command.RELEASE_DEVICE, ReleaseParameters(busid="1-2"), ReleaseResult)
-            assert released.drivers == []
+            if os.geteuid() == 0:
+                released = await daemon.ask(
+                    Command.RELEASE_DEVICE, ReleaseParameters(busid="1-2"), ReleaseResult
+                )
+                assert released.drivers == []
 
     run(test())
 

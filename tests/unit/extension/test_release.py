@@ -1,5 +1,6 @@
 """`usbipd release`: drivers come back to a device that no worker holds, whatever state it is in."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,12 @@ from usbipd.extension.store import StoredClaim
 from usbipd.extension.usb_stack import LINUX
 from usbipd.ipc.messages import Command
 from usbipd.ipc.reports import BindParameters
+
+
+@pytest.fixture(autouse=True)
+def uid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon is root's, whoever runs the tests."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
 
 
 def add_orphan(host: Host) -> None:
@@ -110,6 +117,20 @@ def test_what_cannot_be_released(host: Host, busid: str, code: str) -> None:
         with pytest.raises(UsbipdError) as caught:
             await host.manager.release(busid)
         assert caught.value.code == code
+
+    run(test())
+
+
+def test_only_root_can_reattach_drivers(
+    host: Host, sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+
+    async def test() -> None:
+        add_orphan(host)
+        with pytest.raises(UsbipdError, match="1-4 cannot be released: this daemon does not run as root"):
+            await host.manager.release("1-4")
+        assert sysfs.probed == ""
 
     run(test())
 
