@@ -42,6 +42,8 @@ _LOG: Final = logging.getLogger(__name__)
 
 CLAIM_TIMEOUT: Final = 60.0
 """Seconds from the start of a worker to its claim: drivers may take long to let go of a device."""
+EXIT_TIMEOUT: Final = 1.0
+"""Seconds that a worker has to end once it said that it is done."""
 DISCONNECT_TIMEOUT: Final = 2.0
 """Seconds that a worker has to end its client's session; longer than the pump's own `DRAIN_TIME`.  After that
 it is killed, whether it is stopped or waits for its device: the kernel cancels what it has in flight."""
@@ -436,7 +438,7 @@ class DeviceClaimer:
                 await self._kill(worker)
         else:
             self._returns.gave_back(record.busid)
-            if not await wait_ended(worker, self._stack.end_time):
+            if not await wait_ended(worker, EXIT_TIMEOUT):
                 await self._kill(worker)
         await self._dismiss(worker)
 

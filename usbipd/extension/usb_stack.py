@@ -26,8 +26,7 @@ class UsbStack:
     stop_time: float
     """The same when the whole daemon stops."""
     end_time: float
-    """For a worker to exit when its work is done or its channel is closed; then it still has to release its
-    device."""
+    """For a worker to exit when its channel is closed: it still has to release its device."""
     gone_time: float
     """For a worker to notice that its device has been removed; longer than an enumeration takes."""
 
