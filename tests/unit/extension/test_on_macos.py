@@ -368,3 +368,28 @@ def test_the_daemon_stops_when_each_worker_has_released_its_device(
         assert mac.enumerated == []
 
     run(test())
+
+
+def test_an_ioregistry_that_hangs_does_not_keep_the_daemon_from_stopping(
+    mac: Mac, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, hang = threading.Event(), threading.Event()
+
+    def in_use(_busid: str) -> list[str]:
+        asked.set()
+        hang.wait(PATIENCE)
+        hang.set()
+        return []
+
+    async def test() -> None:
+        await mac.manager.start()
+        monkeypatch.setattr(mac, "in_use", in_use)
+        binding = asyncio.create_task(mac.bind("1-2"))
+        await until(asked.is_set)
+        binding.cancel()
+        await asyncio.wait({binding})
+        await mac.manager.stop()
+
+    run(test())  # the loop waits for its own threads when it ends
+    assert not hang.is_set()
+    hang.set()
