@@ -26,6 +26,7 @@ BUSIDS: Final = {
     "usbipd bind": "present",
     "usbipd unbind": "bound",
     "usbipd detach": "attached",
+    "usbipd release": "present",
     "usbipd doctor": "present",
 }
 """Which busids each verb takes; busids.awk knows the words."""
@@ -92,8 +93,8 @@ def fish_quote(text: str) -> str:
 def script(shell: str, parser: argparse.ArgumentParser) -> str:
     """What shtab makes of the parser of a command."""
     for prog, action in actions_of(parser):
-        for option in action.option_strings:
-            if option in ("--busid", "--try-claim"):
+        for option in action.option_strings or [action.dest]:
+            if option in ("busid", "--busid", "--try-claim"):
                 wanted = BUSIDS[prog]
                 action.complete = {
                     "bash": f"_usbipd_{wanted}_busids",

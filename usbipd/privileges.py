@@ -27,7 +27,7 @@ _LOG: Final = logging.getLogger(__name__)
 DEFAULT_USER: Final = "_usbipd" if sys.platform == "darwin" else "usbipd"
 _FALLBACK_USER: Final = "nobody"
 ADMIN_GROUP: Final = "admin" if sys.platform == "darwin" else "usbipd"
-"""Members may bind, unbind and detach."""
+"""Members may bind, unbind, detach and release."""
 GROUPS_OF_ROOT: Final = frozenset({0, 80} if sys.platform == "darwin" else ())
 """Groups whose members may become root anyway: macOS's `wheel` and `admin`, which may write some directories
 of the system.  None on Linux, where the group's permissions may be those of an ACL (acl(5)), of any user."""

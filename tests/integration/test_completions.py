@@ -121,6 +121,7 @@ def test_busids(shell: Shell, start_daemon: StartDaemon, tmp_path: Path) -> None
     assert complete("bind") == sorted([keyboard, loopback, serial])
     assert complete("unbind") == sorted([loopback, serial])
     assert complete("detach") == []
+    assert complete("release", "usbipd {verb} --socket {socket} ") == sorted([keyboard, loopback, serial])
     trying = "usbipd {verb} --socket {socket} --report - --try-claim "
     assert complete("doctor", trying) == sorted([keyboard, loopback, serial])
     with Client(daemon.host, daemon.port).import_device(loopback):

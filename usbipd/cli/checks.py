@@ -106,10 +106,10 @@ def check_permission(status: StatusResult) -> CheckReport:
     uid, group = os.geteuid(), privileges.admin_group()
     user = privileges.user_name(uid)
     if uid == 0 or user == status.user:
-        return ok("permission", f"you are {user}: you may bind, unbind and detach")
+        return ok("permission", f"you are {user}: you may bind, unbind, detach and release")
     name = privileges.ADMIN_GROUP
     if group is not None and group in {os.getegid(), *os.getgroups()}:
-        return ok("permission", f"you are in the group {name}: you may bind, unbind and detach")
+        return ok("permission", f"you are in the group {name}: you may bind, unbind, detach and release")
     steps = ["Put sudo before the command."]
     if group is None:
         steps.append(f"Or have an administrator make the group {name}, with you as a member.")

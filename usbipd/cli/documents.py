@@ -83,6 +83,13 @@ class DetachDocument(Document, frozen=True, kw_only=True):
     client: str
 
 
+class ReleaseDocument(Document, frozen=True, kw_only=True):
+    """`usbipd release --json`."""
+
+    busid: str
+    drivers: list[str]
+
+
 class StatusDocument(Document, frozen=True, kw_only=True):
     """`usbipd status --json` and `usbipd-ext --status --json`; each line of them under `--watch`."""
 

@@ -16,6 +16,7 @@ VERBS: Final[Mapping[str, str]] = {
     "bind": "share a device with USB/IP clients, now and whenever it is plugged in",
     "unbind": "stop sharing a device and give it back to this machine",
     "detach": "end the session of the client that uses a device, which stays shared",
+    "release": "reattach this machine's drivers to a device that a crash has left without them",
     "status": "show what is shared, with whom, and how the daemon is",
     "history": "show past claims, attachments, releases and failures",
     "doctor": "check the daemon and this machine and suggest fixes",
@@ -34,6 +35,8 @@ def load(name: str) -> Verb:
             from usbipd.cli.unbind import VERB
         case "detach":
             from usbipd.cli.detach import VERB
+        case "release":
+            from usbipd.cli.release import VERB
         case "status":
             from usbipd.cli.status import VERB
         case "history":

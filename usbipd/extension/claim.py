@@ -124,6 +124,11 @@ class Claim:
         return self.state is ClaimState.READY and self.reservation is None
 
     @property
+    def is_gone(self) -> bool:
+        """Whether the device was unplugged after it was taken."""
+        return self._is_gone
+
+    @property
     def client(self) -> str | None:
         """Who uses the device."""
         return None if self._session is None else self._session.client

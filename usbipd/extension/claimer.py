@@ -8,17 +8,16 @@ import asyncio
 import functools
 import logging
 import os
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from usbipd.errors import ClaimError, IPCError, UsbipdError
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.claim import Claim, ClaimedDevice
-from usbipd.extension.driver_scans import DriverScans
 from usbipd.extension.evidence import check_claimed, counter_page
-from usbipd.extension.store import Store, StoredClaim
+from usbipd.extension.returns import DRIVERS_TIME, Returns
 from usbipd.extension.supervisor import Backoff, Child, Spawner, wait_ended
+from usbipd.extension.usb_stack import UsbStack
 from usbipd.extension.worker_confinement import WorkerConfinement
 from usbipd.ipc.children import (
     ClaimParameters,
@@ -34,6 +33,7 @@ from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.reports import DeviceMemory, HistoryEvent
 from usbipd.ipc.row import Role
 from usbipd.log import LIMITED
+from usbipd.usb.daemon_thread import call_in_daemon_thread
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.ownership import Ownership
 from usbipd.usb.refusal import explain
@@ -42,17 +42,13 @@ _LOG: Final = logging.getLogger(__name__)
 
 CLAIM_TIMEOUT: Final = 60.0
 """Seconds from the start of a worker to its claim: drivers may take long to let go of a device."""
-END_TIMEOUT: Final = 1.0
+EXIT_TIMEOUT: Final = 1.0
 """Seconds that a worker has to end once it said that it is done."""
 DISCONNECT_TIMEOUT: Final = 2.0
 """Seconds that a worker has to end its client's session; longer than the pump's own `DRAIN_TIME`.  After that
 it is killed, whether it is stopped or waits for its device: the kernel cancels what it has in flight."""
 KILL_TIMEOUT: Final = 10.0
 """Seconds that the kernel has to end a killed worker: it may be in a call that waits 5 s for the device."""
-PARTING_TIME: Final = 2.0
-"""Seconds that a worker has to notice by itself that its device is gone."""
-DRIVERS_TIME: Final = 5.0
-"""Seconds that the host's drivers may take to come back before anything else goes on."""
 STARTING_AT_ONCE: Final = 4
 """Workers that start at one moment: more of them make each other slow, up to the timeout of all."""
 
@@ -68,9 +64,10 @@ class DeviceClaimer:
         spawner: Spawner,
         ownership: Ownership,
         find_device: FindDevice,
-        store: Store,
+        returns: Returns,
         chronicle: Chronicle,
         *,
+        stack: UsbStack,
         confinement: WorkerConfinement,
         transfer_budget: int,
         device_memory: DeviceMemory,
@@ -82,8 +79,9 @@ class DeviceClaimer:
         self._spawner = spawner
         self._ownership = ownership
         self._find_device = find_device
-        self._store = store
+        self._returns = returns
         self._chronicle = chronicle
+        self._stack = stack
         self._confinement = confinement
         self._transfer_budget = transfer_budget
         self._device_memory: DeviceMemory = device_memory
@@ -96,7 +94,6 @@ class DeviceClaimer:
         """Set when a keeper that waits for its next try is to look at once."""
         self._parting: dict[int, asyncio.Task[None]] = {}
         """By pid: workers whose device seems to be gone."""
-        self._scans = DriverScans(ownership)
         self._dying: dict[str, Child] = {}
         """By busid: the last worker that was dismissed and had not ended when that was over."""
         self._releasing: set[str] = set()
@@ -108,6 +105,12 @@ class DeviceClaimer:
         claim = self.claims.get(busid)
         return claim is not None and claim.device is not None
 
+    def refuse_if_hung(self, busid: str) -> None:
+        """Raises `ClaimError` if a worker that was killed still has the device."""
+        dying = self._dying.get(busid)
+        if dying is not None and not dying.ended.is_set():
+            raise _hangs(dying)
+
     async def claim_device(self, record: DeviceRecord, *, force: bool = False) -> ClaimedDevice:
         """Take the device from its drivers and keep it until `release_device`.
 
@@ -118,7 +121,7 @@ class DeviceClaimer:
         if held is not None and held.device is not None:
             return held.device
         if held is not None:  # it is being tried, or has failed: this try is to say why
-            await self.release_device(record.busid, timeout=END_TIMEOUT)
+            await self.release_device(record.busid, timeout=self._stack.end_time)
         first: asyncio.Future[ClaimedDevice] = asyncio.get_running_loop().create_future()
         self._start_keeper(record, first, force=force)
         # not shield(), which logs what becomes of it when our caller was cancelled
@@ -137,8 +140,8 @@ class DeviceClaimer:
     async def release_device(self, busid: str, *, timeout: float) -> None:  # noqa: ASYNC109 - bounds one step
         """Give the device back to this host; a client's session ends.  Nothing happens if it is not claimed.
 
-        A worker that has not given it back after `timeout` seconds is killed, and the kernel is told to look
-        for drivers.
+        A worker that has not given it back after `timeout` seconds is killed, and the host is told to find
+        drivers for it.
         """
         claim = self.claims.pop(busid, None)
         if claim is None:
@@ -159,11 +162,10 @@ class DeviceClaimer:
         worker = claim.worker
         claim.ended(HistoryEvent.RELEASED)
         if worker is not None:
-            await self._release(worker, timeout)
-        # Also after a worker that gave back what it had taken: it does not know of drivers that were gone
-        # when it came, since the worker before it was killed.
-        await self._give_back(worker, claim.record, timeout)
-        await self._forget_intent(claim.record)
+            await self._release(claim.record, worker, timeout)
+        # On Linux also after a worker that gave back what it had taken: it does not know of drivers that were
+        # gone when it came, since the worker before it was killed.
+        await self._returns.finish(busid, min(timeout, DRIVERS_TIME))
         _LOG.info("%s released", busid)
 
     async def disconnect(self, busid: str) -> str:
@@ -201,7 +203,7 @@ class DeviceClaimer:
         now = {record.busid: record for record in present}
         for busid, claim in self.claims.items():
             record = now.get(busid)
-            if record is not None and record.devnum == claim.record.devnum:
+            if record is not None and self._is_same(record, claim.record, claim.worker):
                 continue
             self._hurry[busid].set()
             if claim.worker is not None:
@@ -222,12 +224,21 @@ class DeviceClaimer:
 
     async def _part(self, claim: Claim, worker: Child) -> None:
         """libusb tells the worker, too, that its device is gone, and it ends by itself; if not, we end it."""
-        if not await wait_ended(worker, PARTING_TIME):
+        if not await wait_ended(worker, self._stack.gone_time):
             before = claim.record
-            if not await self._is_present(claim) or claim.record.devnum != before.devnum:
+            if not await self._is_present(claim) or not self._is_same(claim.record, before, worker):
                 _LOG.warning("%s has not noticed that its device is gone", worker.label, extra=LIMITED)
                 claim.vanished()
                 await self._dismiss(worker)
+
+    def _is_same(self, record: DeviceRecord, before: DeviceRecord, worker: Child | None) -> bool:
+        """Whether the device listed as `record` is still the one that was listed as `before`.
+
+        `worker` holds it; None: nobody does, and a device that has changed at all is tried again.
+        """
+        if self._stack.keeps_address:
+            return record.devnum == before.devnum
+        return record == before if worker is None else _same_device(record, before)
 
     def _parted(self, pid: int, _task: asyncio.Task[None]) -> None:
         del self._parting[pid]
@@ -257,12 +268,16 @@ class DeviceClaimer:
                 except UsbipdError as error:
                     if first is not None and not first.done():
                         self._chronicle.happened(HistoryEvent.FAILED, claim.record, reason=error.message)
+                        await self._returns.finish(busid, DRIVERS_TIME)
                         self._forget(claim, HistoryEvent.FAILED)
                         _fail(first, error)
                         return
                     delay = backoff.failed()
+                    before = claim.record
                     if claim.failed(error, delay):
-                        _LOG.error("%s cannot be claimed: %s", busid, error, extra=LIMITED)
+                        is_there = await self._is_present(claim) and claim.record == before
+                        level = logging.ERROR if is_there else logging.INFO
+                        _LOG.log(level, "%s cannot be claimed: %s", busid, error, extra=LIMITED)
                 else:
                     if first is not None and not first.done():
                         first.set_result(device)
@@ -273,12 +288,14 @@ class DeviceClaimer:
                         self._hurry[busid].clear()
                         self._doubt(claim, claim.worker)
                     await claim.worker.ended.wait()
+                    if not (claim.is_gone or claim.worker.ended_by_itself):
+                        self._returns.lost(busid)
                     delay = backoff.failed()
                     claim.lost(delay)
                 _LOG.info("%s has no worker: the next try comes in %.1f s", busid, delay, extra=LIMITED)
                 await self._pause(busid, delay)
             _LOG.info("%s was unplugged", busid, extra=LIMITED)
-            await self._forget_intent(claim.record)
+            await self._returns.forget(busid)
             self._forget(claim, HistoryEvent.UNPLUGGED)
             self._on_end()
         finally:
@@ -314,13 +331,13 @@ class DeviceClaimer:
         record = claim.record
         dying = self._dying.get(record.busid)
         if dying is not None:
-            if not await wait_ended(dying, END_TIMEOUT):
+            if not await wait_ended(dying, self._stack.end_time):
                 raise _hangs(dying)
             self._dying.pop(record.busid, None)
         async with self._starting:
             if record.simulated is None:
                 await self._free_from_use(record.busid, force=force)
-                await self._note_intent(record)
+                await self._returns.begin(record)
             worker: Child | None = None
             try:
                 page, descriptor = counter_page()
@@ -340,8 +357,7 @@ class DeviceClaimer:
                         check_claimed(record, result.device)
                         self._confinement.is_confined(worker, result.lacks)
                     except BaseException:
-                        await self._give_back(worker, record, DRIVERS_TIME)
-                        await self._forget_intent(record)
+                        await self._undo(worker, record)
                         raise
             except OSError as error:
                 failure = UsbipdError(f"cannot start a worker: {error}", code="spawn")
@@ -361,9 +377,9 @@ class DeviceClaimer:
     async def _free_from_use(self, busid: str, *, force: bool) -> None:
         """Raises `ClaimError` while the host uses what is on the device; `force` unmounts that first."""
         try:
-            used = await asyncio.to_thread(self._ownership.in_use, busid)
+            used = await call_in_daemon_thread(lambda: self._ownership.in_use(busid))
             if used and force:
-                await asyncio.to_thread(self._ownership.unmount, busid)
+                await call_in_daemon_thread(lambda: self._ownership.unmount(busid))
                 _LOG.info("%s: unmounted %s", busid, " and ".join(used))
                 used = []
         except OSError as error:  # a device that goes while it is looked at
@@ -389,7 +405,7 @@ class DeviceClaimer:
         holders = []
         if record.simulated is None:
             try:
-                holders = await asyncio.to_thread(self._ownership.holders_of, record.busid)
+                holders = await call_in_daemon_thread(lambda: self._ownership.holders_of(record.busid))
             except OSError as problem:
                 _LOG.warning("cannot tell who holds %s: %s", record.busid, problem, extra=LIMITED)
         return explain(record.busid, error, holders)
@@ -413,57 +429,41 @@ class DeviceClaimer:
         del self.claims[busid], self._keepers[busid], self._hurry[busid]
         claim.ended(event)
 
-    # ---- what the store knows of it ------------------------------------------------------------------------
-
-    async def _note_intent(self, record: DeviceRecord) -> None:
-        """From here on the device may be without its drivers: whoever comes after us can know it."""
-        try:
-            await self._store.begin_claim(
-                StoredClaim(record.busid, record.vendor_id, record.product_id, time.time())
-            )
-        except UsbipdError as error:  # a full disk is no reason to share less
-            _LOG.error("the claim of %s could not be recorded: %s", record.busid, error, extra=LIMITED)
-
-    async def _forget_intent(self, record: DeviceRecord) -> None:
-        if record.simulated is None:
-            try:
-                await self._store.end_claim(record.busid)
-            except UsbipdError as error:
-                _LOG.error(
-                    "the end of the claim of %s could not be recorded: %s", record.busid, error, extra=LIMITED
-                )
-
     # ---- the end of a worker -------------------------------------------------------------------------------
 
-    async def _release(self, worker: Child, seconds: float) -> None:
+    async def _release(self, record: DeviceRecord, worker: Child, seconds: float) -> None:
         """Have the worker give its device back and end, in `seconds`."""
         worker.ending = True
         try:
             await worker.channel.request(Command.RELEASE, Nothing(), Nothing, timeout=seconds)
         except UsbipdError as error:
             _LOG.error("%s did not give its device back: %s", worker.label, error)
-            if error.code == "timeout":
-                self._spawner.kill(worker)  # it had its time
-            return
-        await wait_ended(worker, END_TIMEOUT)
+            self._returns.lost(record.busid)
+            if error.code == "timeout":  # it had its time
+                await self._kill(worker)
+        else:
+            self._returns.gave_back(record.busid)
+            if not await wait_ended(worker, EXIT_TIMEOUT):
+                await self._kill(worker)
+        await self._dismiss(worker)
 
-    async def _give_back(self, worker: Child | None, record: DeviceRecord, seconds: float) -> None:
-        """Make sure that the worker is gone and its device back with its drivers."""
+    async def _undo(self, worker: Child | None, record: DeviceRecord) -> None:
+        """The claim has failed: nothing is left of it."""
         if worker is not None:
             worker.ending = True
             await self._dismiss(worker)
-        if record.simulated is None:
-            await self.reattach_drivers(record.busid, seconds)
-
-    async def reattach_drivers(self, busid: str, seconds: float) -> None:
-        """Have the host find drivers for the interfaces that have none; returns after `seconds` at most."""
-        await self._scans.scan(busid, seconds)
+            if not worker.ended_by_itself:
+                self._returns.lost(record.busid)
+        # On macOS not after a worker that was killed: the next one claims the device as it is.  To enumerate
+        # it again would cause another try at once, without end if each worker crashes.
+        if worker is None or worker.ended_by_itself or self._stack.probes_interfaces:
+            await self._returns.finish(record.busid, DRIVERS_TIME)
 
     async def _dismiss(self, worker: Child) -> None:
         """A worker ends when its channel does; one that hangs is killed."""
         worker.channel.close()
         try:
-            if not await wait_ended(worker, END_TIMEOUT):
+            if not (worker.killed or await wait_ended(worker, self._stack.end_time)):
                 await self._kill(worker)
         finally:
             if not worker.ended.is_set() and worker.busid is not None:
@@ -471,6 +471,7 @@ class DeviceClaimer:
 
     async def _kill(self, worker: Child) -> bool:
         """Kill a worker; returns whether it ended within `KILL_TIMEOUT`."""
+        worker.killed = True
         self._spawner.kill(worker)
         if await wait_ended(worker, KILL_TIMEOUT):
             return True

@@ -9,7 +9,8 @@ A user has at most `MAX_CONNECTIONS_PER_USER` connections, each of these at most
 requests that are in progress or wait.  Of the requests that only read, `READING_PER_USER` are answered at
 once, and of those that describe all devices one; the others wait, users in turn (usbipd/fair_slots.py).  So a
 user who asks for more than we can do delays another one by a few answers, not by all of these.  Requests
-whose peer has left end, at the latest when their turn comes.  What changes something (BIND, UNBIND, DETACH)
+whose peer has left end, at the latest when their turn comes.  What changes something (BIND, UNBIND, DETACH,
+RELEASE_DEVICE)
 is not held up here: only administrators may do that.
 """
 
@@ -43,6 +44,8 @@ from usbipd.ipc.reports import (
     DetachResult,
     HistoryParameters,
     HistoryResult,
+    ReleaseParameters,
+    ReleaseResult,
     UnbindParameters,
 )
 from usbipd.ipc.roles import role_of
@@ -128,6 +131,11 @@ class Answers:
                 client = await manager.detach(parameters.busid, user)
                 _LOG.info("%s detached from %s by %s", client, parameters.busid, user)
                 return DetachResult(client=client)
+            case Command.RELEASE_DEVICE:
+                assert isinstance(parameters, ReleaseParameters)
+                drivers = await manager.release(parameters.busid)
+                _LOG.info("%s released by %s", parameters.busid, user)
+                return ReleaseResult(drivers=drivers)
         raise _not_here(request.command)
 
 

@@ -242,6 +242,19 @@ async def check_captured(subject: Subject) -> list[Finding]:
     return findings or [ok(f"taken from their drivers: {', '.join(device.busid for device in captured)}")]
 
 
+async def check_orphans(subject: Subject) -> list[Finding]:
+    """Whether every device that we have released, or lost, is back with its drivers."""
+    findings = [
+        warning(
+            f"{busid} has no driver: the worker that held it was killed before it could release it",
+            f"Run `usbipd release {busid}`.",
+            "If that changes nothing, unplug the device and plug it in again.",
+        )
+        for busid in await subject.manager.orphans()
+    ]
+    return findings or [ok("no device was left without its drivers")]
+
+
 async def check_bindings(subject: Subject) -> list[Finding]:
     """What has become of each binding."""
     listed = await subject.manager.survey()

@@ -43,6 +43,7 @@ CHECKS: Final[tuple[tuple[str, Check], ...]] = (
     ("exposure", daemon_checks.check_exposure),
     ("workers", daemon_checks.check_workers),
     ("captured", daemon_checks.check_captured),
+    ("drivers", daemon_checks.check_orphans),
     ("binding", daemon_checks.check_bindings),
 )
 """Every check with its name, in the order in which people read them."""

@@ -7,6 +7,7 @@ comes back as another device (a bootloader) that is bound too.
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -16,10 +17,12 @@ from usbipd.errors import UsbipdError
 from usbipd.extension.bindings import Bindings, report_binding
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.claim import Claim, ClaimedDevice, ClaimState
-from usbipd.extension.claimer import DRIVERS_TIME, DeviceClaimer
+from usbipd.extension.claimer import DeviceClaimer
 from usbipd.extension.device_report import report_device
+from usbipd.extension.returns import DRIVERS_TIME, Returns
 from usbipd.extension.store import Binding, Store
 from usbipd.extension.supervisor import Spawner
+from usbipd.extension.usb_stack import UsbStack
 from usbipd.extension.worker_confinement import WorkerConfinement
 from usbipd.ipc.children import DevlistResult
 from usbipd.ipc.reports import (
@@ -34,18 +37,19 @@ from usbipd.ipc.reports import (
     UnbindResult,
 )
 from usbipd.log import LIMITED
+from usbipd.usb.daemon_thread import call_in_daemon_thread
 from usbipd.usb.discovery import DeviceRecord, DeviceSource
 from usbipd.usb.identity import DeviceRule
 from usbipd.usb.ownership import Ownership
 
 _LOG: Final = logging.getLogger(__name__)
 
-RELEASE_TIMEOUT: Final = 5.0
-"""Seconds that a worker has to give its device back: the host's drivers look at it before it answers."""
-STOP_TIMEOUT: Final = 1.0
-"""The same when the whole daemon ends, which takes 2 s at most."""
 FIRST_CLAIMS: Final = 10.0
 """Seconds that the start of the daemon waits for devices that are bound and present."""
+BIND_TIME: Final = 2.0
+"""Seconds in which drivers bind to a device that was enumerated again."""
+LOOK_AGAIN: Final = 0.1
+"""Seconds between two looks for the drivers of a device that was released."""
 LIST_AGAIN: Final = 5.0
 """Seconds until the devices are listed again when that has failed."""
 
@@ -62,6 +66,7 @@ class SystemExtensionManager:
         bindings: Bindings,
         chronicle: Chronicle,
         *,
+        stack: UsbStack,
         with_real: bool,
         confinement: WorkerConfinement,
         transfer_budget: int,
@@ -73,15 +78,17 @@ class SystemExtensionManager:
         self._sources = sources
         self._with_real = with_real
         self._ownership = ownership
-        self._store = store
+        self._stack = stack
         self._bindings = bindings
         self._chronicle = chronicle
+        self._returns = Returns(ownership, store, stack)
         self._claimer = DeviceClaimer(
             spawner,
             ownership,
             self._find_device,
-            store,
+            self._returns,
             chronicle,
+            stack=stack,
             confinement=confinement,
             transfer_budget=transfer_budget,
             device_memory=device_memory,
@@ -114,7 +121,7 @@ class SystemExtensionManager:
             simulated = [record for record in records if record.simulated is not None]
             for record in simulated:
                 self._bindings.bind_simulated(record)
-            self._strays = [stored.busid for stored in await self._store.claims()]
+            self._strays = await self._returns.load()
             await self._give_strays_back(records)
             await self._claim_all(simulated, force=False)
             await self._follow(records)
@@ -127,7 +134,8 @@ class SystemExtensionManager:
         if self._follower is not None:
             self._follower.cancel()
             await asyncio.wait({self._follower})
-        await asyncio.gather(self._release(list(self.claims), STOP_TIMEOUT), self._wait_settled(STOP_TIMEOUT))
+        seconds = self._stack.stop_time
+        await asyncio.gather(self._release(list(self.claims), seconds), self._wait_settled(seconds))
 
     def devices_changed(self) -> None:
         """Something was plugged in or out, or a port became free: look what there is."""
@@ -145,7 +153,7 @@ class SystemExtensionManager:
 
     async def release_device(self, busid: str) -> None:
         """Give the device back to this host."""
-        await self._claimer.release_device(busid, timeout=RELEASE_TIMEOUT)
+        await self._claimer.release_device(busid, timeout=self._stack.release_time)
 
     def get_claimed_devices(self) -> list[ClaimedDevice]:
         """What our workers hold now."""
@@ -220,6 +228,44 @@ class SystemExtensionManager:
                 claim.detached_by = None
             raise
 
+    async def release(self, busid: str) -> list[str]:
+        """Have this host reattach its drivers to a device that is not bound; those that have it then.
+
+        Raises `UsbipdError`: it is bound, or it cannot be done.
+        """
+        async with self._lock:
+            record = await self._require_device(busid)
+            if self._stopping:
+                raise UsbipdError("the daemon is shutting down", code="ending")
+            if record.simulated is not None:
+                raise UsbipdError(f"{busid} is simulated: this host has no driver for it", code="simulated")
+            if busid in self.claims or self._bindings.that_fit(record):
+                held = self._claimer.is_device_claimed(busid)
+                raise UsbipdError(
+                    f"{busid} is shared: a worker of this daemon holds it"
+                    if held
+                    else f"{busid} is bound: this daemon claims it as soon as it can",
+                    code="shared",
+                    advice=f"`{self._how_to_unbind(record)}` stops sharing it and releases it",
+                )
+            self._claimer.refuse_if_hung(busid)
+            if os.geteuid() != 0:
+                raise UsbipdError(
+                    f"{busid} cannot be released: this daemon does not run as root",
+                    code="not-root",
+                    advice="start the daemon as root, with sudo or as a service",
+                )
+            await self._returns.reattach(busid, self._stack.release_time)
+            return await self._drivers_back(busid)
+
+    async def orphans(self) -> list[str]:
+        """Busids of devices that were left without drivers, are not bound, and that nobody has now.
+
+        Raises `UsbipdError` if the devices cannot be listed.
+        """
+        records = await self._list_records()
+        return await self._returns.orphans(each.busid for each in records if each.busid not in self.claims)
+
     async def list_devices(self) -> list[DeviceReport]:
         """Every device that is or could be shared.  Raises `UsbipdError` if libusb cannot list them."""
         return await self._report(await self._list_records())
@@ -268,6 +314,8 @@ class SystemExtensionManager:
             try:
                 records = await self._list_records()
                 await self._follow(records)
+                if self._is_complete:
+                    await self._returns.forget_absent({*self.claims, *(each.busid for each in records)})
                 if self._strays:
                     async with self._lock:  # a bind meanwhile would have its claim removed from the store
                         await self._give_strays_back(records)
@@ -275,6 +323,11 @@ class SystemExtensionManager:
                 _LOG.error("%s", error, extra=LIMITED)
                 asyncio.get_running_loop().call_later(LIST_AGAIN, self._changed.set)
             self._chronicle.changed()
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether the last list has every device that is present."""
+        return all(source.problem is None for source in self._sources)
 
     async def _follow(self, records: Sequence[DeviceRecord]) -> None:
         """These are plugged in now: claim what is bound of them, let go of what is gone."""
@@ -292,24 +345,24 @@ class SystemExtensionManager:
                 continue
 
     async def _give_strays_back(self, records: Sequence[DeviceRecord]) -> None:
-        """Devices that an extension before us held and that are not bound: back to their drivers.
+        """Devices that the last extension held and that are not bound: back to their drivers, side by side.
 
         If all its processes were killed at one moment, nobody has given them back.  One that is not in an
-        incomplete list may be there.
+        incomplete list may be there.  One that is bound is ours again, or will be.
         """
         present = {record.busid: record for record in records}
-        is_complete = all(source.problem is None for source in self._sources)
-        for busid in list(self._strays):
+        is_complete = self._is_complete
+        known = [busid for busid in self._strays if busid in present or is_complete]
+        self._strays = [busid for busid in self._strays if busid not in known]
+        unbound = []
+        for busid in known:
             record = present.get(busid)
-            if record is None and not is_complete:
-                continue
-            self._strays.remove(busid)
-            if busid in self.claims or (record is not None and self._bindings.that_fit(record)):
-                continue  # it is ours again, or will be
-            if record is not None:
+            if record is None:
+                await self._returns.forget(busid)
+            elif busid not in self.claims and not self._bindings.that_fit(record):
                 _LOG.warning("%s: reattaching drivers left detached by a previous run", busid)
-                await self._claimer.reattach_drivers(busid, DRIVERS_TIME)
-            await self._store.end_claim(busid)
+                unbound.append(busid)
+        await asyncio.gather(*(self._returns.finish(busid, DRIVERS_TIME) for busid in unbound))
 
     async def _claim_all(self, records: Iterable[DeviceRecord], *, force: bool) -> None:
         """Claim all of these at the same time.  Raises the first error, when all tries are over."""
@@ -325,7 +378,7 @@ class SystemExtensionManager:
         busids = sorted(
             busid for busid, claim in self.claims.items() if not self._bindings.that_fit(claim.record)
         )
-        await self._release(busids, RELEASE_TIMEOUT)
+        await self._release(busids, self._stack.release_time)
         return busids
 
     async def _release(self, busids: Sequence[str], seconds: float) -> None:
@@ -371,14 +424,19 @@ class SystemExtensionManager:
             return chosen
         advice = "`usbipd list` shows what is"
         claim = self.claims.get(parameters.busid or "")
-        others = [] if claim is None else self._bindings.that_fit(claim.record)
-        if others:
-            rule = others[0].rule
+        if claim is not None and self._bindings.that_fit(claim.record):
             what = f"{parameters.busid} is shared by its hardware id, not by its port"
-            serial = " --serial SERIAL" if rule.serial is not None else ""
-            command = f"usbipd unbind --hardware-id {rule.vendor_id:04x}:{rule.product_id:04x}{serial}"
-            advice = f"`{command}` unbinds it, wherever it is plugged in"
+            advice = f"`{self._how_to_unbind(claim.record)}` unbinds it, wherever it is plugged in"
         raise UsbipdError(what, code="not-shared", advice=advice)
+
+    def _how_to_unbind(self, record: DeviceRecord) -> str:
+        """The command for a device that is shared."""
+        rules = [binding.rule for binding in self._bindings.that_fit(record)]
+        rule = next((rule for rule in rules if rule.busid is not None), rules[0])
+        if rule.busid is not None:
+            return f"usbipd unbind --busid {rule.busid}"
+        serial = " --serial SERIAL" if rule.serial is not None else ""
+        return f"usbipd unbind --hardware-id {rule.vendor_id:04x}:{rule.product_id:04x}{serial}"
 
     async def _list_records(self) -> list[DeviceRecord]:
         return [record for source in self._sources for record in await source.list_devices()]
@@ -401,11 +459,32 @@ class SystemExtensionManager:
 
     async def _report(self, records: Sequence[DeviceRecord]) -> list[DeviceReport]:
         """All at one moment, as far as we are asked: the host's drivers come and go as they like."""
-        held = await asyncio.to_thread(self._drivers_of, records)
+        held = await call_in_daemon_thread(lambda: self._drivers_of(records))
         return [
             report_device(record, self.claims.get(record.busid), drivers)
             for record, drivers in zip(records, held, strict=True)
         ]
+
+    async def _drivers_back(self, busid: str) -> list[str]:
+        """Those that have the device, as soon as there are some; none if none comes.
+
+        Raises `UsbipdError` if the device has left, and does not come back.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (0.0 if self._stack.probes_interfaces else BIND_TIME)
+        while True:
+            record = await self._find_device(busid)
+            drivers = [] if record is None else (await self._report([record]))[0].drivers
+            if drivers or loop.time() >= deadline:
+                break
+            await asyncio.sleep(LOOK_AGAIN)
+        if record is None:
+            raise UsbipdError(
+                f"{busid} was released, and has not come back within {BIND_TIME:g} s",
+                code="gone",
+                advice="unplug the device and plug it in again",
+            )
+        return drivers
 
     def _drivers_of(self, records: Sequence[DeviceRecord]) -> list[list[str]]:
         """May block."""

@@ -2,8 +2,8 @@
 
 Up: runtime directory, control socket (so that a second daemon stops here), store, server, claims.  Down, on
 SIGINT, SIGTERM or SIGHUP: listen no more, give every device back, remove what was made; in less than two
-seconds.  SIGUSR1 makes all processes log at level debug, SIGUSR2 as configured.  If the log is a file, SIGHUP
-opens it anew and does no more.
+seconds, on macOS as long as it takes to enumerate devices again (usb_stack.py).  SIGUSR1 makes all processes
+log at level debug, SIGUSR2 as configured.  If the log is a file, SIGHUP opens it anew and does no more.
 """
 
 import asyncio
@@ -36,6 +36,7 @@ from usbipd.extension.reservations import Reservations
 from usbipd.extension.simulation import SimulatedBus
 from usbipd.extension.store import Store
 from usbipd.extension.supervisor import Supervisor, seal_descriptors
+from usbipd.extension.usb_stack import host_stack
 from usbipd.extension.worker_confinement import WorkerConfinement
 from usbipd.ipc.children import Confinement, ServeParameters, SimulatedSpec
 from usbipd.ipc.reports import DeviceReport, DeviceState, HistoryEvent
@@ -125,7 +126,8 @@ class Extension:
         self._log_file = log_file
         self._spelling = spelling
         self._run_as = privileges.find_run_as(config.user)
-        self._supervisor = Supervisor()
+        self._stack = host_stack()
+        self._supervisor = Supervisor(self._stack.end_time)
         self._stopped = asyncio.Event()
         self._parts: _Parts | None = None
 
@@ -193,6 +195,7 @@ class Extension:
             confinement=WorkerConfinement(
                 None if self._run_as is None else config.uids, self._files.chroot, config.confine
             ),
+            stack=self._stack,
             with_real=self._with_real,
             transfer_budget=limits.transfer_budget,
             device_memory=limits.device_memory,

@@ -87,7 +87,8 @@ class Reservations:
             )
         except (UsbipdError, OSError) as error:
             # It did not take the client, or nobody knows whether it did: a new worker knows.
-            _LOG.error("%s does not take %s: %s", worker.label, client, error, extra=LIMITED)
+            level = logging.INFO if claim.is_gone else logging.ERROR  # the client may come as the device goes
+            _LOG.log(level, "%s does not take %s: %s", worker.label, client, error, extra=LIMITED)
             worker.channel.close()
             if isinstance(error, OSError):  # no descriptor left to send it
                 raise UsbipdError(f"cannot hand over: {error.strerror}", code="hand-over") from error

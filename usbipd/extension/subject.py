@@ -44,6 +44,10 @@ class SharedDevices(Protocol):
     async def list_devices(self) -> list[DeviceReport]:
         """Raises `UsbipdError` if libusb cannot list them."""
 
+    async def orphans(self) -> list[str]:
+        """Busids of devices that were left without drivers, are not bound, and that nobody has now.  Raises
+        likewise."""
+
     async def survey(self) -> ListResult:
         """The same devices, and all bindings.  Raises likewise."""
 

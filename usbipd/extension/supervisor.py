@@ -51,7 +51,7 @@ LONGEST_DELAY: Final = 30.0
 WELL_AFTER: Final = 60.0
 """Seconds that a child must have lived for its failures before to be forgotten."""
 LETTING_GO: Final = 5.0
-"""Seconds that a child has to end once its channel is closed."""
+"""Seconds that a child has to end once its channel is closed, unless a worker needs longer."""
 
 
 class Backoff:
@@ -106,6 +106,8 @@ class Child:
     """Whom it runs as; known once it has said so."""
     lacks: str | None = None
     """What its confinement lacks; None: nothing."""
+    killed: bool = False
+    """Whether it was killed, and had its time to end."""
     offence: IPCError | None = None
     """The rule of the channel that it broke, for which it was killed."""
     exit: str | None = None
@@ -116,6 +118,11 @@ class Child:
     @property
     def label(self) -> str:
         return f"{self.role}[{self.pid}]" + (f" {self.busid}" if self.busid else "")
+
+    @property
+    def ended_by_itself(self) -> bool:
+        """Whether its program has come to its end, rightly or not; no signal has stopped it on the way."""
+        return self.exit is not None and self.exit.startswith("exit code")
 
 
 class Spawner(Protocol):
@@ -133,7 +140,9 @@ class Spawner(Protocol):
 class Supervisor:
     """The extension's children."""
 
-    def __init__(self) -> None:
+    def __init__(self, end_time: float = 0.0) -> None:
+        """`end_time`: seconds that a worker may need to give its device back."""
+        self._letting_go = max(LETTING_GO, end_time)
         self._children: dict[int, tuple[Child, socket.socket]] = {}
         """By pid those that are not reaped, with our ends of their channels."""
         self._unpacked = Unpacked() if frozen.IS_FROZEN else None
@@ -167,7 +176,7 @@ class Supervisor:
                 child.offence = reason
                 self.kill(child)
             else:
-                loop.call_later(LETTING_GO, self.kill, child)
+                loop.call_later(self._letting_go, self.kill, child)
 
         channel = Channel(
             ours,
@@ -221,7 +230,7 @@ class Supervisor:
             # reads an end of file now, gives back what it holds, and ends as the child would have done.
             with contextlib.suppress(OSError):  # nobody is there
                 connection.shutdown(socket.SHUT_WR)
-            asyncio.get_running_loop().call_later(LETTING_GO, self._give_up, child)
+            asyncio.get_running_loop().call_later(self._letting_go, self._give_up, child)
 
     def _give_up(self, child: Child) -> None:
         if child.channel.is_open:

@@ -13,7 +13,7 @@ import msgspec
 
 from usbipd.ipc.message import Message
 
-IPC_VERSION: Final = 2
+IPC_VERSION: Final = 3
 """Raised whenever a message changes its form.  Both ends must agree; they come from one executable."""
 
 MAX_MESSAGE: Final = 64 * 1024
@@ -40,6 +40,7 @@ class Command(StrEnum):
     BIND = "bind"
     UNBIND = "unbind"
     DETACH = "detach"
+    RELEASE_DEVICE = "release-device"
     STATUS = "status"
     HISTORY = "history"
     HEALTH = "health"

@@ -200,6 +200,18 @@ class DetachResult(Message, frozen=True):
     client: str
 
 
+class ReleaseParameters(Message, frozen=True):
+    """Reattach this host's drivers to a device that no worker holds."""
+
+    busid: Busid
+
+
+class ReleaseResult(Message, frozen=True):
+    """The drivers that hold the device or interfaces of it then."""
+
+    drivers: list[str]
+
+
 class StatusResult(Message, frozen=True):
     """The whole daemon at one moment.  Times are seconds since the epoch."""
 
@@ -310,6 +322,7 @@ PEOPLE: Final = Table(
         Command.BIND: CommandRow(BindParameters, BindResult, _MANAGERS, is_long=True),
         Command.UNBIND: CommandRow(UnbindParameters, UnbindResult, _MANAGERS, is_long=True),
         Command.DETACH: CommandRow(DetachParameters, DetachResult, _MANAGERS),
+        Command.RELEASE_DEVICE: CommandRow(ReleaseParameters, ReleaseResult, _MANAGERS),
         Command.MORE: CommandRow(MoreParameters, Part, _EVERYBODY),
     },
     {EventName.CHANGED: EventRow(Nothing, Role.EXTENSION)},

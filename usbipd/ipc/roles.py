@@ -11,9 +11,9 @@ from usbipd.privileges import ADMIN_GROUP, Peer, RunAs
 
 
 def refusal(command: Command) -> UsbipdError:
-    """What a person hears who may not send `command`."""
+    """What a person hears who may not send `command`; its first word is the verb."""
     return UsbipdError(
-        f"you may not {command}: that takes root or a member of the group {ADMIN_GROUP}",
+        f"you may not {command.partition('-')[0]}: that takes root or a member of the group {ADMIN_GROUP}",
         code="not-permitted",
         advice="try again with sudo",
     )

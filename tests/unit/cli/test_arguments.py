@@ -136,6 +136,9 @@ def test_a_network_travels_as_it_was_written(text: str) -> None:
         (["unbind"], "--busid --all --hardware-id"),
         (["unbind", "--hardware-id", "0781:5581", "--all"], "not allowed with"),
         (["detach"], "--busid"),
+        (["release"], "BUSID"),
+        (["release", "nonsense"], "not a busid"),
+        (["release", "--busid", "1-1"], "--busid"),
         (["history", "--limit", "0"], "whole number"),
         (["status", "--watch", "0"], "0.1 to 3600"),
         (["unbind", "--busid", "1-1", "--all"], "not allowed with"),
@@ -172,7 +175,7 @@ def test_what_is_refused_before_the_extension_is_asked(argv: list[str], words: s
 @pytest.mark.parametrize("before", [True, False])
 def test_every_verb_takes_socket_and_json(name: str, before: bool) -> None:
     busid = ["--busid", "1-1"]
-    needed = {"bind": busid, "detach": busid, "unbind": ["--all"]}
+    needed = {"bind": busid, "detach": busid, "release": busid[1:], "unbind": ["--all"]}
     option = ["--socket", "/tmp/x"]
     argv = [name, *needed.get(name, []), "--json"]
     argv = [*option, *argv] if before else [*argv, *option]

@@ -38,6 +38,8 @@ from usbipd.ipc.reports import (
     HistoryParameters,
     HistoryResult,
     ListResult,
+    ReleaseParameters,
+    ReleaseResult,
     StatusResult,
     UnbindParameters,
     UnbindResult,
@@ -335,6 +337,38 @@ def test_detach_of_what_nobody_uses(run: Run, extension: Extension, socket_path:
     with extension(answer):
         done = run("usbipd", "detach", "--busid", "1-1", "--socket", str(socket_path))
     assert (done.code, done.stderr) == (1, "usbipd: 1-1 is not attached\n")
+
+
+@pytest.mark.parametrize(
+    ("drivers", "told"),
+    [
+        (["usbhid", "snd-usb-audio"], "3-1: released to usbhid, snd-usb-audio\n"),
+        ([], "3-1: released; no driver of this machine has claimed it\n"),
+    ],
+)
+def test_release(run: Run, extension: Extension, socket_path: Path, drivers: list[str], told: str) -> None:
+    def released(request: Request) -> Message:
+        assert (request.command, request.parameters) == (
+            Command.RELEASE_DEVICE,
+            ReleaseParameters(busid="3-1"),
+        )
+        return ReleaseResult(drivers=drivers)
+
+    with extension(released):
+        done = run("usbipd", "release", "3-1", "--socket", str(socket_path))
+    assert (done.code, done.stdout, done.stderr) == (0, "", told)
+    with extension(released):
+        done = run("usbipd", "release", "3-1", "--json", "--socket", str(socket_path))
+    assert json.loads(done.stdout) == {"format": 1, "busid": "3-1", "drivers": drivers}
+
+
+def test_release_of_what_is_shared(run: Run, extension: Extension, socket_path: Path) -> None:
+    refused = UsbipdError("3-1 is shared", code="shared", advice="`usbipd unbind --busid 3-1` releases it")
+    with extension(lambda _request: refused):
+        done = run("usbipd", "release", "3-1", "--socket", str(socket_path))
+    assert done.code == 1
+    assert "usbipd: 3-1 is shared\n" in done.stderr
+    assert "unbind --busid 3-1" in done.stderr
 
 
 def test_people_read_the_newest_last_and_programs_first(

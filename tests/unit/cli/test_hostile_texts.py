@@ -22,6 +22,7 @@ VERBS = [
     ("usbipd", "bind", "--busid", "1-1"),
     ("usbipd", "unbind", "--busid", "1-1"),
     ("usbipd", "detach", "--busid", "1-1"),
+    ("usbipd", "release", "1-1"),
     ("usbipd", "status"),
     ("usbipd", "history", "--limit", "1"),
     ("usbipd", "doctor"),

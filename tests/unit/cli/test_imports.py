@@ -11,7 +11,7 @@ import pytest
 from tests.unit.cli.reports import make_device, make_status
 from usbipd.cli.main import VERBS
 from usbipd.ipc.message import Message
-from usbipd.ipc.reports import DetachResult, ListResult
+from usbipd.ipc.reports import DetachResult, ListResult, ReleaseResult
 
 BY_ITSELF: set[str] = {"dataclasses"} if sys.version_info >= (3, 14) else set()
 """What argparse and traceback load in any case, by way of _colorize."""
@@ -52,8 +52,9 @@ def of(modules: set[str], packages: Iterable[str]) -> set[str]:
         (["usbipd", "status"], make_status([make_device()])),
         (["usbipd", "list"], ListResult(devices=[make_device()], bindings=[])),
         (["usbipd", "detach", "--busid", "1-1"], DetachResult(client="192.0.2.7:1")),
+        (["usbipd", "release", "1-1"], ReleaseResult(drivers=[])),
     ],
-    ids=["ext-status", "ext-status-json", "status", "list", "detach"],
+    ids=["ext-status", "ext-status-json", "status", "list", "detach", "release"],
 )
 def test_a_command_loads_nothing_heavy_and_no_other_verb(
     extension: StartExtension, socket_path: Path, argv: list[str], answer: Message

@@ -16,8 +16,10 @@ from usbipd.extension.bindings import Bindings
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.claimer import DeviceClaimer, FindDevice
 from usbipd.extension.manager import SystemExtensionManager
+from usbipd.extension.returns import Returns
 from usbipd.extension.store import Binding, StoredClaim
 from usbipd.extension.supervisor import Child
+from usbipd.extension.usb_stack import LINUX, UsbStack
 from usbipd.extension.worker_confinement import WorkerConfinement
 from usbipd.ipc.async_channel import Channel, EventHandler, RequestHandler
 from usbipd.ipc.children import (
@@ -41,6 +43,7 @@ from usbipd.protocol.constants import Speed
 from usbipd.protocol.op import UsbDevice
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.identity import DeviceRule
+from usbipd.usb.ownership import Ownership
 
 PATIENCE = 10.0
 
@@ -158,15 +161,19 @@ def make_claimer(
     store: FakeStore | None = None,
     *,
     uids: range = range(70000, 70003),
+    stack: UsbStack = LINUX,
+    ownership: Ownership | None = None,
 ) -> DeviceClaimer:
     """A claimer on the host that `sysfs` shows, with these user ids for its workers."""
     store = store or FakeStore()
+    ownership = ownership or sysfs.ownership()
     return DeviceClaimer(
         spawner,
-        sysfs.ownership(),
+        ownership,
         find,
-        store,
+        Returns(ownership, store, stack),
         Chronicle(store),
+        stack=stack,
         confinement=WorkerConfinement(uids, Path("/empty")),
         transfer_budget=1 << 20,
         device_memory="auto",
@@ -183,16 +190,19 @@ def make_manager(
     store: FakeStore | None = None,
     access: Sequence[AccessRule] = (),
     with_real: bool = True,
+    stack: UsbStack = LINUX,
+    ownership: Ownership | None = None,
 ) -> SystemExtensionManager:
     """A manager of the devices that `sources` have."""
     store = store or FakeStore()
     return SystemExtensionManager(
         sources,
         spawner,
-        sysfs.ownership(),
+        ownership or sysfs.ownership(),
         store,
         Bindings(store, access),
         Chronicle(store),
+        stack=stack,
         with_real=with_real,
         confinement=WorkerConfinement(None, Path("/empty")),
         transfer_budget=1 << 20,
@@ -225,6 +235,7 @@ class FakeChild:
         self.role = role
         self.busid = busid
         self.killed = False
+        self.exit: str | None = None
         self.asked: list[Request] = []
         self.descriptor: int | None = None
         """That of CLAIM or ATTACH, whichever came last."""
@@ -251,7 +262,14 @@ class FakeChild:
     def device_gone(self) -> None:
         self.channel.push(EventName.DEVICE_GONE, GoneParameters(reason="unplugged"))
 
+    def end(self) -> None:
+        """It has given its device back."""
+        self.exit = self.exit or "exit code 0"
+        self.die()
+
     def die(self) -> None:
+        """Killed, unless it has ended before."""
+        self.exit = self.exit or "signal SIGKILL"
         self.channel.close()
         if self.descriptor is not None:
             os.close(self.descriptor)
@@ -271,7 +289,7 @@ class FakeChild:
         if isinstance(answer, Message):
             return answer
         if request.command is Command.RELEASE and not self._spawner.lingering:
-            asyncio.get_running_loop().call_soon(self.die)
+            asyncio.get_running_loop().call_soon(self.end)
         if request.command is Command.DISCONNECT:
             self.detach()
             self.restored()
@@ -334,7 +352,8 @@ class FakeSpawner:
         def closed(_reason: IPCError | None) -> None:
             # One that does not even answer CLAIM does not notice either that its channel is closed.
             if self.answers.get(Command.CLAIM) != "silence" or fake.killed:
-                fake.die()
+                fake.end()
+                child.exit = fake.exit
                 child.ended.set()
 
         channel = Channel(
@@ -355,6 +374,7 @@ class FakeSpawner:
         fake = self._ends[child.pid]
         fake.killed = True
         fake.die()
+        child.exit = fake.exit
         child.channel.close()
         child.ended.set()
 

@@ -12,6 +12,7 @@ from tests.unit.extension.fakes import (
 from usbipd.config import AccessRule
 from usbipd.errors import ClaimError
 from usbipd.extension.manager import SystemExtensionManager
+from usbipd.extension.usb_stack import LINUX, UsbStack
 from usbipd.ipc.reports import (
     BindParameters,
     DeviceReport,
@@ -21,6 +22,7 @@ from usbipd.ipc.reports import (
     UnbindParameters,
 )
 from usbipd.usb.discovery import DeviceRecord
+from usbipd.usb.ownership import Ownership
 
 BUSY = ClaimError("1-2: somebody has it", code="LIBUSB_ERROR_BUSY")
 THING = HardwareId(vendor_id=0x1234, product_id=0x5678)
@@ -29,6 +31,9 @@ THING = HardwareId(vendor_id=0x1234, product_id=0x5678)
 
 class Host:
     """A host with devices 1-2 and 1-3, held by drivers, and a simulated one."""
+
+    stack: UsbStack = LINUX
+    ownership: Ownership | None = None
 
     def __init__(self, spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
         sysfs.add_interface("1-2", 0, "usb-storage")
@@ -45,7 +50,14 @@ class Host:
     def new_manager(self, access: tuple[AccessRule, ...] = ()) -> SystemExtensionManager:
         """As after a restart: the same store, the same devices."""
         self.manager = make_manager(
-            self.spawner, self.sysfs, self.simulated, self.source, store=self.store, access=access
+            self.spawner,
+            self.sysfs,
+            self.simulated,
+            self.source,
+            store=self.store,
+            access=access,
+            stack=self.stack,
+            ownership=self.ownership,
         )
         return self.manager
 

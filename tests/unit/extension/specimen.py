@@ -139,6 +139,8 @@ class FakeManager:
     claims: dict[str, FakeClaim] = field(default_factory=lambda: {"1-2": claim()})
     devices: list[DeviceReport] = field(default_factory=lambda: [device()])
     bindings: list[BindingReport] = field(default_factory=lambda: [binding()])
+    left: list[str] = field(default_factory=list)
+    """Without drivers, by a worker that was killed."""
     error: UsbipdError | None = None
     """What libusb says instead of listing devices."""
 
@@ -146,6 +148,9 @@ class FakeManager:
         if self.error is not None:
             raise self.error
         return self.devices
+
+    async def orphans(self) -> list[str]:
+        return self.left
 
     async def survey(self) -> ListResult:
         return ListResult(devices=await self.list_devices(), bindings=self.bindings)

@@ -1,6 +1,7 @@
 """Claims: taken, kept when their worker dies, given back."""
 
 import asyncio
+import dataclasses
 import gc
 import os
 import struct
@@ -20,8 +21,8 @@ from tests.unit.extension.fakes import (
     until,
 )
 from usbipd.errors import ClaimError, UsbipdError
-from usbipd.extension import claimer as claimer_module
 from usbipd.extension.claim import ClaimState
+from usbipd.extension.usb_stack import LINUX
 from usbipd.ipc.children import ClaimParameters, ClaimResult, Confinement, DetachedParameters
 from usbipd.ipc.conversation import Event
 from usbipd.ipc.messages import Command, EventName, Nothing
@@ -279,7 +280,7 @@ def test_a_release_while_the_worker_is_claiming(
     host: Host, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test() -> None:
-        monkeypatch.setattr(claimer_module, "END_TIMEOUT", 0.01)
+        monkeypatch.setattr(host.claimer, "_stack", dataclasses.replace(LINUX, end_time=0.01))
         spawner.answers[Command.CLAIM] = "silence"
         claiming = asyncio.create_task(host.claimer.claim_device(record("1-2")))
         await until(lambda: spawner.children and spawner.last.asked)
@@ -298,7 +299,7 @@ def test_a_try_that_takes_the_place_of_another_is_the_only_one(
     """A device comes that is bound already, and is bound again while its claim is under way."""
 
     async def test() -> None:
-        monkeypatch.setattr(claimer_module, "END_TIMEOUT", 0.2)
+        monkeypatch.setattr(host.claimer, "_stack", dataclasses.replace(LINUX, end_time=0.2))
         spawner.answers[Command.CLAIM] = "silence"
         await host.claimer.restore_claimed_devices([record("1-2")])
         await until(lambda: spawner.children and spawner.last.asked)
@@ -399,7 +400,7 @@ def test_a_first_claim_of_which_nobody_waits_to_hear(host: Host, spawner: FakeSp
 def test_a_worker_that_used_up_its_time_is_killed_at_once(
     host: Host, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claimer_module, "END_TIMEOUT", 3600.0)
+    monkeypatch.setattr(host.claimer, "_stack", dataclasses.replace(LINUX, end_time=3600.0))
 
     async def test() -> None:
         await host.claimer.claim_device(record("1-2"))

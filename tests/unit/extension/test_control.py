@@ -41,6 +41,8 @@ from usbipd.ipc.reports import (
     HistoryParameters,
     HistoryResult,
     ListResult,
+    ReleaseParameters,
+    ReleaseResult,
     StatusResult,
     UnbindParameters,
     UnbindResult,
@@ -83,6 +85,11 @@ def test_everything_that_can_be_asked(daemon: Daemon) -> None:
             assert daemon.monitor.get_current_status().claimed_devices[0].bus_id == "1-2"
             unbound = await daemon.ask(Command.UNBIND, UnbindParameters(busid=None), UnbindResult)
             assert unbound.busids == ["1-2"]
+            if os.geteuid() == 0:
+                released = await daemon.ask(
+                    Command.RELEASE_DEVICE, ReleaseParameters(busid="1-2"), ReleaseResult
+                )
+                assert released.drivers == []
 
     run(test())
 
@@ -275,6 +282,7 @@ LOOK = (
 CHANGE = (
     (Command.BIND, BindParameters(busid="1-2"), BindResult),
     (Command.UNBIND, UnbindParameters(busid="1-2"), UnbindResult),
+    (Command.RELEASE_DEVICE, ReleaseParameters(busid="1-2"), ReleaseResult),
 )
 
 
@@ -298,7 +306,7 @@ def test_each_row_of_the_policy(
                 if may_change:
                     await daemon.ask(command, parameters, result, uid=uid, groups=groups)
                     continue
-                with pytest.raises(UsbipdError, match=f"you may not {command}") as caught:
+                with pytest.raises(UsbipdError, match=f"you may not {command.partition('-')[0]}:") as caught:
                     await daemon.ask(command, parameters, result, uid=uid, groups=groups)
                 assert caught.value.code == "not-permitted"
             with pytest.raises(UsbipdError) as caught:

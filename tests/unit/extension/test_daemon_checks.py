@@ -37,6 +37,7 @@ from usbipd.extension.daemon_checks import (
     check_control_socket,
     check_exposure,
     check_network,
+    check_orphans,
     check_store,
     check_workers,
 )
@@ -395,6 +396,15 @@ def test_captured_but_a_driver_is_back() -> None:
     found = finding(check_captured, subject(manager=FakeManager(devices=[device(drivers=["usbhid"])])))
     assert found.state is CheckState.WARNING
     assert "usbhid" in found.message
+
+
+def test_devices_that_were_left_without_drivers() -> None:
+    found = finding(check_orphans, subject())
+    assert (found.state, found.message) == (CheckState.OK, "no device was left without its drivers")
+    found = finding(check_orphans, subject(manager=FakeManager(left=["1-4"])))
+    assert found.state is CheckState.WARNING
+    assert found.message.startswith("1-4 has no driver: ")
+    assert found.steps[0] == "Run `usbipd release 1-4`."
 
 
 def test_captured_counts_real_devices_that_are_held() -> None:

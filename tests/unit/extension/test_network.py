@@ -241,7 +241,7 @@ def test_a_server_that_finds_its_port_in_use_tells_the_history_once(
         del spawner.answers[Command.SERVE]
         await until(lambda: daemon.network.child is not None)
         assert [details["reason"] for details in daemon.store.happened(HistoryEvent.FAILED)] == [
-            "the server ended with None",
+            "the server ended with signal SIGKILL",
             "the server cannot listen: port 3240 is in use",
             "the server cannot listen: there is no such address",
         ]

@@ -19,6 +19,7 @@ from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import manager
 from usbipd.extension.claim import ClaimState
 from usbipd.extension.store import StoredClaim
+from usbipd.extension.usb_stack import LINUX
 from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
@@ -94,7 +95,7 @@ def test_a_claim_has_an_end_in_the_history_however_quickly_the_device_is_back(
 def test_a_claim_has_an_end_in_the_history_if_its_worker_does_not_notice(
     host: Host, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("usbipd.extension.claimer.PARTING_TIME", 0.001)
+    monkeypatch.setattr(host.manager._claimer, "_stack", replace(LINUX, gone_time=0.001))
 
     async def test() -> None:
         await host.manager.start()
@@ -207,8 +208,7 @@ def test_a_bootloader_is_shared_if_it_is_bound(host: Host) -> None:
 def test_a_worker_that_does_not_notice_that_its_device_is_gone(
     host: Host, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch, hangs: bool
 ) -> None:
-    monkeypatch.setattr("usbipd.extension.claimer.PARTING_TIME", 0.001)
-    monkeypatch.setattr("usbipd.extension.claimer.END_TIMEOUT", 0.01)
+    monkeypatch.setattr(host.manager._claimer, "_stack", replace(LINUX, gone_time=0.001, end_time=0.01))
 
     async def test() -> None:
         await host.manager.start()
@@ -375,7 +375,11 @@ def test_a_device_that_goes_as_soon_as_it_is_claimed(
     assert host.told("1-2") == [*(["failed"] if refused else []), "claimed", "unplugged"]
 
 
-def test_a_device_that_goes_while_its_claim_fails(host: Host, spawner: FakeSpawner) -> None:
+def test_a_device_that_goes_while_its_claim_fails(
+    host: Host, spawner: FakeSpawner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That is no error of the daemon's."""
+
     async def test() -> None:
         await host.manager.start()
         spawner.answers[Command.CLAIM] = "silence"
@@ -387,11 +391,12 @@ def test_a_device_that_goes_while_its_claim_fails(host: Host, spawner: FakeSpawn
 
     run(test())
     assert host.told("1-2") == ["failed", "unplugged"]
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_a_device_that_goes_while_it_is_being_claimed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker has it, as far as it knows; it is not there any more."""
-    monkeypatch.setattr("usbipd.extension.claimer.PARTING_TIME", 0.001)
+    monkeypatch.setattr(host.manager._claimer, "_stack", replace(LINUX, gone_time=0.001))
 
     async def test() -> None:
         await host.bind("1-2")

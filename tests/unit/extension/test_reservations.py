@@ -345,6 +345,25 @@ def test_a_worker_that_dies_while_it_attaches(desk: Desk, spawner: FakeSpawner) 
     run(test())
 
 
+def test_a_device_that_goes_as_its_client_comes(
+    desk: Desk, spawner: FakeSpawner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That is no error of the daemon's."""
+
+    async def test() -> None:
+        async with desk.claimed():
+            spawner.answers[Command.ATTACH] = "silence"
+            attaching = asyncio.create_task(desk.attach())
+            await until(lambda: Command.ATTACH in spawner.last.commands)
+            spawner.last.device_gone()
+            spawner.last.die()
+            with pytest.raises(UsbipdError):
+                await attaching
+
+    run(test())
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 def test_no_descriptor_left_for_a_hand_over(
     desk: Desk, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -305,6 +305,24 @@ def test_who_is_left_behind_by_a_killed_child_reads_the_end_and_ends(
     assert "left a process" not in caplog.text
 
 
+def test_a_child_has_as_long_to_end_as_releasing_its_device_takes(
+    script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(IGNORE_END)
+    monkeypatch.setattr(module, "LETTING_GO", 0.01)
+
+    async def test() -> None:
+        supervisor = Supervisor(end_time=PATIENCE)
+        supervisor.start()
+        child, _found = await start(supervisor)
+        child.channel.close()
+        assert not await wait_ended(child, 0.2)
+        supervisor.kill(child)
+        assert await wait_ended(child, PATIENCE)
+
+    run(test())
+
+
 def test_who_is_left_behind_and_does_not_end_is_given_up(
     script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

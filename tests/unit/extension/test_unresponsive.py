@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -25,6 +26,7 @@ from usbipd.extension import liveness
 from usbipd.extension.claim import ClaimState
 from usbipd.extension.liveness import silence_of
 from usbipd.extension.supervisor import Child
+from usbipd.extension.usb_stack import LINUX
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.reports import HistoryEvent
@@ -151,8 +153,9 @@ def test_a_worker_that_the_kernel_does_not_end(host: Host, monkeypatch: pytest.M
 
 def test_a_device_that_hangs_costs_one_worker(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel keeps its lock, and its worker, which no signal ends: no other one is started beside it."""
-    for name in ("CLAIM_TIMEOUT", "END_TIMEOUT", "KILL_TIMEOUT"):
+    for name in ("CLAIM_TIMEOUT", "KILL_TIMEOUT"):
         monkeypatch.setattr(claimer_module, name, 0.01)
+    monkeypatch.setattr(host.claimer, "_stack", replace(LINUX, end_time=0.01))
     kill = host.spawner.kill
 
     async def test() -> None:
@@ -181,9 +184,11 @@ def test_a_host_that_hangs_over_drivers_costs_one_thread(host: Host, sysfs: Fake
         sysfs.add_interface("1-2", 0, None)
         probe = sysfs.hang_over_drivers()
         for _try in range(3):
-            await host.claimer.reattach_drivers("1-2", 0.01)
+            with pytest.raises(UsbipdError, match="1-2: this host still scans for drivers after") as caught:
+                await host.claimer._returns.reattach("1-2", 0.01)
+            assert caught.value.code == "hangs"
         assert len(calls()) == 1
-        again = asyncio.create_task(host.claimer.reattach_drivers("1-2", PATIENCE))
+        again = asyncio.create_task(host.claimer._returns.reattach("1-2", PATIENCE))
         await asyncio.sleep(0)
         answers = os.open(probe, os.O_RDWR)
         await again
@@ -207,11 +212,11 @@ def test_drivers_that_cannot_be_looked_for(
 
     async def test() -> None:
         monkeypatch.setattr(SysfsOwnership, "give_back", fail)
-        await host.claimer.reattach_drivers("1-2", PATIENCE)
+        with pytest.raises(UsbipdError, match="1-2: cannot scan for drivers: no such bus"):
+            await host.claimer._returns.reattach("1-2", PATIENCE)
 
     run(test())
     gc.collect()
-    assert "1-2: cannot scan for drivers: no such bus" in caplog.text
     assert "never retrieved" not in caplog.text
 
 

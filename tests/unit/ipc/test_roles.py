@@ -19,6 +19,7 @@ EXPECTED: dict[Command | EventName, set[Role]] = {
     Command.BIND: {Role.ROOT, Role.ADMIN, Role.OWNER},
     Command.DETACH: {Role.ROOT, Role.ADMIN, Role.OWNER},
     Command.UNBIND: {Role.ROOT, Role.ADMIN, Role.OWNER},
+    Command.RELEASE_DEVICE: {Role.ROOT, Role.ADMIN, Role.OWNER},
     Command.DEVLIST: {Role.SERVER},
     Command.RESERVE: {Role.SERVER},
     Command.HANDOVER: {Role.SERVER},
@@ -60,6 +61,7 @@ def test_our_children_answer_briefly() -> None:
 def test_a_refusal_says_who_may() -> None:
     assert "you may not unbind" in refusal(Command.UNBIND).message
     assert refusal(Command.UNBIND).advice
+    assert "you may not release:" in refusal(Command.RELEASE_DEVICE).message
 
 
 OWNER, ADMINS, CHILD, WORKERS = 1000, 60, 61, range(65537, 65540)

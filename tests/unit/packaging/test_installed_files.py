@@ -16,7 +16,9 @@ import pytest
 
 from usbipd import config, control_socket, paths
 from usbipd.cli import ext
-from usbipd.extension.manager import RELEASE_TIMEOUT, STOP_TIMEOUT
+from usbipd.extension.claimer import EXIT_TIMEOUT, KILL_TIMEOUT
+from usbipd.extension.returns import DRIVERS_TIME
+from usbipd.extension.usb_stack import MACOS
 
 PACKAGING = Path(__file__).parents[3] / "packaging"
 PLIST = PACKAGING / "macos" / "org.usbipd.extension.plist"
@@ -54,7 +56,7 @@ def test_the_job_is_the_one_that_the_program_looks_for(
 def test_launchd_waits_longer_than_letting_go_of_devices_takes(job: dict[str, object]) -> None:
     timeout = job["ExitTimeOut"]
     assert isinstance(timeout, int)
-    assert timeout > 2 * (RELEASE_TIMEOUT + STOP_TIMEOUT)
+    assert timeout > MACOS.stop_time + EXIT_TIMEOUT + KILL_TIMEOUT + DRIVERS_TIME
 
 
 def test_the_program_takes_these_arguments(job: dict[str, object], stage_tree: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from usbipd import control_socket, paths
 from usbipd.cli import ext
+from usbipd.extension import usb_stack
 from usbipd.extension.claimer import CLAIM_TIMEOUT
-from usbipd.extension.manager import RELEASE_TIMEOUT, STOP_TIMEOUT
 from usbipd.extension.network import SERVE_TIMEOUT
 from usbipd.privileges import DEFAULT_USER
 
@@ -63,7 +63,7 @@ def test_the_program_takes_these_arguments() -> None:
 
 def test_systemd_waits_longer_than_claiming_and_letting_go_take() -> None:
     assert int(value("TimeoutStartSec")) > SERVE_TIMEOUT + CLAIM_TIMEOUT
-    assert int(value("TimeoutStopSec")) > 2 * (RELEASE_TIMEOUT + STOP_TIMEOUT)
+    assert int(value("TimeoutStopSec")) > 2 * (usb_stack.LINUX.release_time + usb_stack.LINUX.stop_time)
 
 
 def test_directories_are_those_of_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:

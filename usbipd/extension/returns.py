@@ -1,0 +1,106 @@
+"""Devices that were taken from the host's drivers, until the drivers have them again.  Runs in the extension.
+
+A worker that exits has released its device before.  One that was killed leaves it without drivers: Linux then
+has to be told to look for some, and macOS may keep the device captured until it is enumerated again.  Such a
+device is *orphaned*.  The store lists every device that is held; if all processes were killed, the next
+extension knows from it which devices may be orphaned.
+"""
+
+import logging
+import time
+from collections.abc import Container, Iterable
+from typing import Final
+
+from usbipd.errors import UsbipdError
+from usbipd.extension.driver_scans import DriverScans
+from usbipd.extension.store import Store, StoredClaim
+from usbipd.extension.usb_stack import UsbStack
+from usbipd.log import LIMITED
+from usbipd.usb.daemon_thread import call_in_daemon_thread
+from usbipd.usb.discovery import DeviceRecord
+from usbipd.usb.ownership import Ownership
+
+_LOG: Final = logging.getLogger(__name__)
+
+DRIVERS_TIME: Final = 5.0
+"""Seconds that the host's drivers may take to come back before anything else goes on."""
+
+
+class Returns:
+    """The devices that have to be returned to this host's drivers; never a simulated one."""
+
+    def __init__(self, ownership: Ownership, store: Store, stack: UsbStack) -> None:
+        self._ownership = ownership
+        self._store = store
+        self._stack = stack
+        self._scans = DriverScans(ownership)
+        self._open: dict[str, bool] = {}
+        """By busid the devices that were taken and are not known to be back; whether they are orphaned."""
+
+    async def begin(self, record: DeviceRecord) -> None:
+        """From here on the device may be without its drivers; the store keeps that for the next extension."""
+        self._open.setdefault(record.busid, False)
+        try:
+            await self._store.begin_claim(
+                StoredClaim(record.busid, record.vendor_id, record.product_id, time.time())
+            )
+        except UsbipdError as error:  # a full disk is no reason to share less
+            _LOG.error("the claim of %s could not be recorded: %s", record.busid, error, extra=LIMITED)
+
+    def lost(self, busid: str) -> None:
+        """The worker ended without releasing the device."""
+        if busid in self._open:
+            self._open[busid] = True
+
+    def gave_back(self, busid: str) -> None:
+        """The worker has released the device."""
+        if busid in self._open:
+            self._open[busid] = False
+
+    async def finish(self, busid: str, seconds: float) -> None:
+        """The claim is over: have the host reattach its drivers, within `seconds`, if they may be missing.
+
+        Never raises: if that fails, the device stays orphaned, now and for the next extension.
+        """
+        if busid not in self._open:
+            return
+        try:
+            if self._stack.probes_interfaces or self._open[busid]:
+                await self._scans.scan(busid, seconds)
+        except UsbipdError as error:
+            _LOG.warning("%s", error, extra=LIMITED)
+            self.lost(busid)
+        else:
+            await self.forget(busid)
+
+    async def reattach(self, busid: str, seconds: float) -> None:
+        """Have the host reattach its drivers, in whatever state the device is.  Raises `UsbipdError`."""
+        await self._scans.scan(busid, seconds)
+        await self.forget(busid)
+
+    async def forget(self, busid: str) -> None:
+        """The device is back with its drivers, or unplugged."""
+        if self._open.pop(busid, None) is None:
+            return
+        try:
+            await self._store.end_claim(busid)
+        except UsbipdError as error:
+            _LOG.error("the end of the claim of %s could not be recorded: %s", busid, error, extra=LIMITED)
+
+    async def forget_absent(self, present: Container[str]) -> None:
+        """All devices but those at the busids `present` have been unplugged."""
+        for busid in [busid for busid in self._open if busid not in present]:
+            await self.forget(busid)
+
+    async def load(self) -> list[str]:
+        """The devices that the last extension held when it was killed; they may be orphaned."""
+        busids = [stored.busid for stored in await self._store.claims()]
+        self._open = dict.fromkeys(busids, True)
+        return busids
+
+    async def orphans(self, busids: Iterable[str]) -> list[str]:
+        """Those of `busids` that are orphaned and held by neither a driver nor a program now."""
+        orphaned = [busid for busid in busids if self._open.get(busid)]
+        return await call_in_daemon_thread(
+            lambda: [busid for busid in orphaned if not self._ownership.holders_of(busid)]
+        )
