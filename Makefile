@@ -36,7 +36,8 @@ FUZZ_SECONDS ?= 60
 export FUZZ_EXAMPLES ?= 300
 
 .PHONY: help deps venv broken-venv build lock man completions binary run demo pkg install uninstall check test-deps test \
-    test-short test-mac test-as-user test-python314 test-binary e2e-deps e2e soak bench lint darwin-check sanitized asan fuzz clean
+    test-short test-mac test-as-user test-python314 test-binary e2e-deps e2e soak bench lint darwin-check sanitized asan fuzz \
+    clean
 
 # Values that the shell is to take as they are reach it by the environment.
 deps $(BIN)/python uninstall test-deps test-mac test-python314 sanitized e2e-deps bench: export PYTHON := $(PYTHON)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
-HERE: Final = Path(os.environ.get("SOFTWARE_MAC_BUILD", ROOT / "build" / "mac"))
+HERE: Final = ROOT / "build" / "mac"
 MAC: Final = Path(__file__).parent
 PATCHES: Final = ROOT / "packaging" / "libusb"
 LIBRARY: Final = "libusb-1.0.so.0"
@@ -168,7 +168,7 @@ def build(variant: str = "stock") -> Path:
 
 
 def _compile(libusb: Path, variant: str, directory: Path) -> None:
-    print(f"building {directory} from {libusb}")
+    print(f"building {directory.relative_to(ROOT)} from {libusb}")
     if found := patches(variant):
         shutil.copytree(libusb / "libusb", directory / "source" / "libusb")
         libusb = directory / "source"

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from tests.sanitized.build import ROOT, TREE, VENV, reports
+from tests.sanitized.build import TREE, VENV, reports
 
 MEASURES_MEMORY: Final = "it measures memory, and AddressSanitizer keeps for a while what is freed"
 HAS_REPORT: Final = "the interpreter itself opens the file of a worker's report (python.c)"
@@ -49,11 +49,9 @@ def main() -> int:
     for path in NOT_OURS:
         print(f"not run: {path}: it tests no compiled module")
         command += ["--ignore", path]
-    # the tree is a new one each time, and libusb's source need not be fetched again
-    environment = {**os.environ, "SOFTWARE_MAC_BUILD": str(ROOT / "build" / "mac")}
     logs = [(TREE / f"{index}.log").open("w+") for index, _ in enumerate(PARTS)]
     running = [
-        subprocess.Popen([*command, *part], cwd=TREE, stdout=log, stderr=log, env=environment)
+        subprocess.Popen([*command, *part], cwd=TREE, stdout=log, stderr=log, env=os.environ)
         for part, log in zip(PARTS, logs, strict=True)
     ]
     codes = [process.wait() for process in running]
