@@ -45,6 +45,11 @@ class Switches:
     capture_unconfigures: bool = True
     """Whether a capture leaves the device unconfigured, without interfaces."""
 
+    storage_driver_stays: bool = False
+    """Whether the driver of mass storage stays at a capture and keeps its interface.  IOUSBLib.h says so, and
+    people have captured disks nevertheless.
+    """
+
     reenumeration_changes_address: bool = True
     """Whether a device that is enumerated again gets another USB address."""
 
@@ -71,6 +76,9 @@ class Switches:
 
     sleep_ends_transfers: bool = True
     """Whether transfers end when the system sleeps (with kIOReturnNotResponding) or wait for its waking."""
+
+    wake_enumerates_again: bool = False
+    """Whether devices are enumerated again when the system wakes, which ends captures, too."""
 
     has_port_number: bool = True
     """Whether a device has the property PortNum; else its port is the data `port` (from macOS 26 on
