@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 from typing import Final
 
+from usbipd.protocol.urb import Command, Reply, RetSubmit, encode
+
 import usbipd
 from tests.mac.mac import VARIABLE, Device, Mac
 from tests.unit.worker.rig import Rig
 from usbipd import _pump
 from usbipd._claim import Claim, libusb_runtime_version
 from usbipd.ipc.reports import DeviceMemory
-from usbipd.protocol.urb import Command, Reply, RetSubmit, encode
 
 PATIENCE: Final = 10.0
 """Seconds until a reply that does not come fails a test."""

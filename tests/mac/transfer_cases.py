@@ -5,12 +5,12 @@ its own.
 from collections.abc import Iterator
 
 import pytest
+from usbipd.protocol.urb import encode
 
 from tests.mac.mac import Device
 from tests.mac.rig import MacRig, mac
 from usbipd import _pump
 from usbipd.protocol.constants import LINUX_ECONNRESET, LINUX_EPIPE
-from usbipd.protocol.urb import encode
 
 BULK_OUT, BULK_IN, INTERRUPT_OUT, INTERRUPT_IN, ISO_OUT, ISO_IN = 0x01, 0x81, 0x02, 0x82, 0x03, 0x83
 

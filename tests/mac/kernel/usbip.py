@@ -11,6 +11,8 @@ import asyncio
 import struct
 from typing import Final
 
+from usbipd.protocol.urb import Command, IsoPacket, ReplyReader, RetSubmit, Submit, Unlink, encode
+
 from tests.mac.kernel import errors
 from tests.mac.kernel.hardware import Hardware, Kind, Transfer
 from usbipd.protocol.constants import (
@@ -23,7 +25,6 @@ from usbipd.protocol.constants import (
     Speed,
 )
 from usbipd.protocol.op import ImportReplyReader, UsbDevice, encode_import_request
-from usbipd.protocol.urb import Command, IsoPacket, ReplyReader, RetSubmit, Submit, Unlink, encode
 
 _SETUP: Final = struct.Struct("<BBHHH")
 _CODES: Final = {

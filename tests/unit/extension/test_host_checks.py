@@ -33,9 +33,9 @@ from usbipd.extension.host_checks import (
     check_power,
     check_rights,
 )
-from usbipd.ipc.children import RunAs
-from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import CheckState
+from usbipd.ipc.row import Role
+from usbipd.privileges import RunAs
 from usbipd.usb.libusb_version import log_loaded
 
 USBIPD = RunAs(user="usbipd", uid=990, gid=990)
