@@ -10,11 +10,10 @@ import time
 from pathlib import Path
 from typing import Final
 
-from usbipd.protocol.urb import Command, Reply, RetSubmit, encode
-
 import usbipd
 from tests.mac.mac import VARIABLE, Device, Mac
 from tests.unit.worker.rig import Rig
+from tests.urb import Command, Reply, RetSubmit, encode
 from usbipd import _pump
 from usbipd._claim import Claim, libusb_runtime_version
 from usbipd.ipc.reports import DeviceMemory

@@ -5,10 +5,10 @@ its own.
 from collections.abc import Iterator
 
 import pytest
-from usbipd.protocol.urb import encode
 
 from tests.mac.mac import Device
 from tests.mac.rig import MacRig, mac
+from tests.urb import encode
 from usbipd import _pump
 from usbipd.protocol.constants import LINUX_ECONNRESET, LINUX_EPIPE
 

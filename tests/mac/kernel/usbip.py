@@ -11,10 +11,9 @@ import asyncio
 import struct
 from typing import Final
 
-from usbipd.protocol.urb import Command, IsoPacket, ReplyReader, RetSubmit, Submit, Unlink, encode
-
 from tests.mac.kernel import errors
 from tests.mac.kernel.hardware import Hardware, Kind, Transfer
+from tests.urb import Command, IsoPacket, ReplyReader, RetSubmit, Submit, Unlink, encode
 from usbipd.protocol.constants import (
     LINUX_EOVERFLOW,
     LINUX_EPIPE,
