@@ -73,12 +73,13 @@ def test_a_context_without_discovery(variant: str, kernel: OwnMac) -> None:
     assert found == {**expected[variant], "reset": 0, "told that its own has left": True}
 
 
-def test_reset(kernel: OwnMac) -> None:
-    done = run("reset", "stock", kernel)
+@pytest.mark.parametrize(("case", "expected"), [("reset", "0"), ("give_back", "[]")])
+def test_reset(case: str, expected: str, kernel: OwnMac) -> None:
+    done = run(case, "stock", kernel)
     assert done.returncode == -signal.SIGABRT
     assert "an interface of a device was released during a call of it" in done.stderr
     with OwnMac() as mac:
-        assert seen("reset", "ours", mac) == "0"
+        assert seen(case, "ours", mac) == expected
 
 
 @pytest.mark.slow
