@@ -14,8 +14,8 @@ LIBRARY: Final = Path(_FACTS["library"])
 """libusb over the software Mac."""
 MODULES: Final = Path(_FACTS["modules"])
 """The compiled modules of usbipd that were built over that library."""
-STATE: Final = HERE / "state"
-"""Names the software Mac for that library."""
+KERNEL: Final = _FACTS["kernel"]
+"""The socket of this Mac's kernel."""
 PROGRAMS: Final = HERE / "programs"
 """Programs of macOS by their names."""
 MOUNTS: Final = HERE / "mounts"

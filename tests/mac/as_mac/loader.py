@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from tests.mac.as_mac.differences import DIFFERENCES
-from tests.mac.as_mac.facts import LIBRARY, MODULES, STATE
+from tests.mac.as_mac.facts import KERNEL, LIBRARY, MODULES
 from tests.mac.as_mac.stand_ins import stand_in
 
 OVER_LIBUSB = ("usb1", "usbipd._claim", "usbipd._pump", "usbipd._iokit")
@@ -57,7 +57,7 @@ def connect() -> None:
 
     Its soname is that of the system's libusb, so the dynamic linker uses it for all that need libusb.
     """
-    os.environ["SOFTWARE_MAC"] = str(STATE)
+    os.environ["SOFTWARE_MAC"] = KERNEL
     ctypes.CDLL(str(LIBRARY), mode=ctypes.RTLD_GLOBAL)
 
 

@@ -1,0 +1,138 @@
+"""Devices that are pulled out and plugged in, and a Mac that sleeps, under a daemon of a Mac."""
+
+import pytest
+
+from tests.client import ClosedError, Session
+from tests.mac.daemon import MacDaemon, use
+from tests.mac.machine import Machine
+
+BULK_IN = 0x81
+MANY = 8
+HARDWARE_ID = "1209:01f9"
+
+
+def test_unplugged_in_use_and_plugged_in_again(mac: Machine, daemon: MacDaemon) -> None:
+    device = mac.plug(2)
+    daemon.bind(device.busid)
+    for _turn in range(3):
+        session = daemon.attach(device.busid)
+        waiting = session.submit(BULK_IN, length=512)
+        device.device.unplug()
+        session.wait_closed()
+        assert waiting not in session.replies or session.replies[waiting].status != 0
+        session.close()
+        daemon.wait_until_gone(device.busid)
+        device.device.replug()
+        daemon.wait_for_state(device.busid, "shared")
+        use(daemon, device.busid)
+    assert [each["event"] for each in daemon.history("unplugged")] == ["unplugged"] * 3
+    daemon.stop()
+
+
+def test_unplugged_and_plugged_in_again_before_anybody_looks(mac: Machine, daemon: MacDaemon) -> None:
+    device = mac.plug(2)
+    daemon.bind(device.busid)
+    for _turn in range(3):
+        worker = daemon.worker_pid(device.busid)
+        session = daemon.attach(device.busid)
+        device.device.unplug()
+        device.device.replug()
+        session.wait_closed()
+        session.close()
+        daemon.wait_for_successor(device.busid, worker)
+        use(daemon, device.busid)
+    daemon.stop()
+
+
+def test_another_port(mac: Machine, daemon: MacDaemon) -> None:
+    """A binding by port stays with its port; one by hardware id follows the device."""
+    first, second = mac.plug(2), mac.plug(3)
+    daemon.bind(first.busid)
+    daemon.wait_for(second.busid)
+    daemon.document("bind", "--hardware-id", HARDWARE_ID, "--serial", second.serial)
+    for device, port in ((first, 5), (second, 6)):
+        device.device.unplug()
+        daemon.wait_until_gone(device.busid)
+        device.plug(port)
+    daemon.wait_for_state(second.busid, "shared")
+    use(daemon, second.busid)
+    listed = daemon.listed(first.busid)
+    assert listed is not None
+    assert listed["state"] == "not shared"
+    assert first.has_all_drivers
+    first.device.unplug()
+    first.plug(2)
+    daemon.wait_for_state(first.busid, "shared")
+    use(daemon, first.busid)
+    daemon.stop()
+
+
+def test_devices_that_stay_while_others_come_and_go(mac: Machine, daemon: MacDaemon) -> None:
+    devices = [mac.plug(port) for port in range(1, MANY + 1)]
+    for device in devices:
+        daemon.bind(device.busid)
+    stay, move = devices[:3], devices[3:]
+    sessions = [daemon.attach(device.busid) for device in stay]
+    workers = [daemon.worker_pid(device.busid) for device in devices]
+    for _turn in range(4):
+        for device in move:
+            device.device.unplug()
+            echo(sessions)
+        for device in move:
+            device.device.replug()
+            echo(sessions)
+    for device, worker in zip(move, workers[3:], strict=True):
+        daemon.wait_for_successor(device.busid, worker)
+        use(daemon, device.busid)
+    echo(sessions)
+    assert [daemon.worker_pid(device.busid) for device in stay] == workers[:3]
+    daemon.unbind("--all")
+    for session in sessions:
+        session.wait_closed()
+        session.close()
+    assert [device.has_all_drivers for device in devices] == [True] * MANY
+    daemon.stop()
+
+
+def echo(sessions: list[Session]) -> None:
+    for number, session in enumerate(sessions):
+        data = b"session %d" % number
+        assert session.bulk_out(0x01, data) == len(data)
+        assert session.bulk_in(BULK_IN, 512) == data
+
+
+def test_many_devices_bound_and_unbound_again_and_again(mac: Machine, daemon: MacDaemon) -> None:
+    """Workers end while the devices of others come and go: none of them hangs."""
+    devices = [mac.plug(port) for port in range(1, MANY + 1)]
+    for device in devices:
+        daemon.wait_for(device.busid)
+    for _turn in range(3):
+        for device in devices:
+            daemon.bind(device.busid)
+        daemon.unbind("--all")
+        assert [device.has_all_drivers for device in devices] == [True] * MANY
+    assert "SIGKILL" not in daemon.log_text()
+    daemon.stop()
+
+
+def test_sleep_and_wake(mac: Machine, daemon: MacDaemon) -> None:
+    """One device keeps its place, one comes back as after plugging in, one was pulled out meanwhile."""
+    stays, returns, leaves = (mac.plug(port) for port in (2, 3, 4))
+    for device in (stays, returns, leaves):
+        daemon.bind(device.busid)
+    session = daemon.attach(stays.busid)
+    mac.kernel.sleep()
+    daemon.log.wait_for("this Mac goes to sleep")
+    returns.device.unplug()
+    leaves.device.unplug()
+    returns.device.replug()
+    mac.kernel.wake()
+    daemon.log.wait_for("this Mac has woken up")
+    echo([session])
+    session.close()
+    use(daemon, stays.busid)
+    use(daemon, returns.busid)
+    daemon.wait_until_gone(leaves.busid)
+    with pytest.raises(ClosedError):
+        session.bulk_in(BULK_IN, 512)
+    daemon.stop()

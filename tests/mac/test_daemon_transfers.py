@@ -1,0 +1,262 @@
+"""Clients of a daemon of a Mac: each transfer type, UNLINK, and requests that change the device."""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from tests.client import Session, TransferError
+from tests.mac.daemon import MacDaemon
+from tests.mac.mac import Device
+from tests.mac.machine import Machine
+from usbipd.protocol.constants import (
+    LINUX_ECONNRESET,
+    LINUX_EPIPE,
+    URB_ISO_ASAP,
+    USB_FEATURE_ENDPOINT_HALT,
+    USB_RECIP_ENDPOINT,
+    USB_RECIP_INTERFACE,
+    USB_REQ_CLEAR_FEATURE,
+    USB_REQ_GET_DESCRIPTOR,
+    USB_REQ_SET_CONFIGURATION,
+    USB_REQ_SET_INTERFACE,
+)
+from usbipd.protocol.urb import RetSubmit
+
+BULK_OUT, BULK_IN, INTERRUPT_IN, ISO_OUT, ISO_IN = 0x01, 0x81, 0x82, 0x03, 0x83
+PACKET = 512
+BUSID = "20-2"
+ISO_PACKET = 192
+VENDOR_IN, VENDOR_OUT = 0xC0, 0x40
+DESCRIPTOR = (0x80, USB_REQ_GET_DESCRIPTOR, 0x0100)
+
+
+@pytest.fixture
+def device(mac: Machine, daemon: MacDaemon) -> Device:
+    """One that is shared: endpoint 1 is a loopback, its setting 1 has isochronous endpoints too."""
+    gadget = mac.plug(2)
+    daemon.bind(BUSID)
+    return gadget.device
+
+
+@pytest.fixture
+def session(daemon: MacDaemon, device: Device) -> Iterator[Session]:
+    with daemon.attach(BUSID) as session:
+        yield session
+
+
+# ---- transfers ---------------------------------------------------------------------------------------------
+
+
+def test_control_transfers(session: Session) -> None:
+    assert session.control_in(*DESCRIPTOR, length=18)[:2] == b"\x12\x01"
+    assert session.control_in(VENDOR_IN, 0x41, length=65535) == b"A" * 65535
+    assert session.control_out(VENDOR_OUT, 0x42, data=b"x" * 4096) == 4096
+    with pytest.raises(TransferError) as stalled:
+        session.control_in(0x81, 0x09, length=4)
+    assert stalled.value.status == -LINUX_EPIPE
+    assert session.control_in(*DESCRIPTOR, length=18)[:2] == b"\x12\x01", (
+        "a stall of endpoint 0 ends by itself"
+    )
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 4096, 16384])
+def test_bulk_transfers(session: Session, size: int) -> None:
+    data = random.Random(size).randbytes(size)
+    assert session.bulk_out(BULK_OUT, data) == size
+    assert session.bulk_in(BULK_IN, size + PACKET if size % PACKET else size) == data
+
+
+def test_interrupt_transfers(device: Device, session: Session) -> None:
+    reports = [bytes([number] * 8) for number in range(10)]
+    waiting = [session.submit(INTERRUPT_IN, length=8, interval=4) for _report in reports]
+    for report in reports:
+        device.give(INTERRUPT_IN, report)
+    assert [session.wait_submit(each).data for each in waiting] == reports
+
+
+def test_isochronous_transfers(device: Device, session: Session) -> None:
+    set_interface(session, 1)
+    packets = [bytes([number]) * (ISO_PACKET - number) for number in range(8)]
+    device.give_packets(ISO_IN, *packets)
+    reply = session.iso_in(ISO_IN, [ISO_PACKET] * 8)
+    assert [packet.actual_length for packet in reply.iso] == list(map(len, packets))
+    assert reply.data == b"".join(packets)
+    out = session.submit(
+        ISO_OUT, data=b"iso out " * ISO_PACKET, iso=[ISO_PACKET] * 8, transfer_flags=URB_ISO_ASAP
+    )
+    reply = session.wait_submit(out)
+    assert reply.status == 0
+    assert [packet.actual_length for packet in reply.iso] == [ISO_PACKET] * 8
+    assert device.taken(ISO_OUT) == b"iso out " * ISO_PACKET
+
+
+# ---- UNLINK ------------------------------------------------------------------------------------------------
+
+
+class Reader:
+    """Keeps transfers waiting on an IN endpoint, takes some of them back, and notes what the others bring."""
+
+    def __init__(self, session: Session) -> None:
+        self.got: list[bytes] = []
+        self._session = session
+        self._pending: list[int] = []
+        self._unlinks: dict[int, int] = {}
+        """What was asked to be taken back, by the seqnum of CMD_UNLINK."""
+
+    def submit(self) -> None:
+        while len(self._pending) < 16:
+            self._pending.append(self._session.submit(BULK_IN, length=PACKET))
+
+    def unlink(self, choice: random.Random) -> None:
+        for victim in choice.sample(self._pending, choice.randint(0, 8)):
+            self._unlinks[self._session.send_unlink(victim)] = victim
+        while self._unlinks:
+            self.receive()
+
+    def receive(self) -> None:
+        """Takes in what has come before the answer to a control request."""
+        self._session.control_in(*DESCRIPTOR, length=18)
+        replies = list(self._session.replies.items())
+        self._session.replies.clear()
+        for seqnum, reply in replies:
+            if isinstance(reply, RetSubmit):
+                assert reply.status == 0, f"a transfer that was not taken back ended with {reply.status}"
+                self._pending.remove(seqnum)
+                self.got.append(reply.data)
+            else:
+                victim = self._unlinks.pop(seqnum)
+                assert reply.status == (-LINUX_ECONNRESET if victim in self._pending else 0)
+                if victim in self._pending:
+                    self._pending.remove(victim)
+
+
+def test_unlink_storm_in(device: Device, session: Session) -> None:
+    """Each packet ends a transfer, so whatever is taken back, all packets come, once and in order."""
+    choice = random.Random(1)
+    reader = Reader(session)
+    given = 0
+    for _round in range(60):
+        reader.submit()
+        for _packet in range(choice.randint(0, 4)):
+            device.give(BULK_IN, b"%4d" % given + bytes(96))
+            given += 1
+        reader.unlink(choice)
+    while len(reader.got) < given:
+        reader.submit()
+        reader.receive()
+    assert [int(data[:4]) for data in reader.got] == list(range(given))
+
+
+def test_unlink_storm_out(device: Device, session: Session) -> None:
+    """What was not taken back arrives once; what was, at most once; all in order."""
+    choice = random.Random(2)
+    sent, taken_back, arrived = 0, set(), []
+    for _round in range(30):
+        device.credit(BULK_OUT, choice.randint(0, 6))
+        pending = {}
+        for _urb in range(8):
+            pending[session.submit(BULK_OUT, data=b"%4d" % sent + bytes(96))] = sent
+            sent += 1
+        unlinks = {session.send_unlink(victim): victim for victim in choice.sample(list(pending), 4)}
+        for unlink, victim in unlinks.items():
+            if session.wait(unlink).status == -LINUX_ECONNRESET:
+                taken_back.add(pending.pop(victim))
+        device.credit(BULK_OUT, None)
+        for seqnum in pending:
+            assert session.wait_submit(seqnum).status == 0
+        session.bulk_out(BULK_OUT, b"end")
+        while (data := session.bulk_in(BULK_IN, PACKET)) != b"end":
+            arrived.append(int(data[:4]))
+    assert arrived == sorted(set(arrived)), "a transfer came twice, or too late"
+    assert set(range(sent)) - taken_back <= set(arrived)
+
+
+def test_unlink_beside_a_partly_filled_transfer(device: Device, session: Session) -> None:
+    """macOS aborts a whole endpoint.  The first transfer, which has bytes already, gets the rest, or ends in
+    an error if the number of its bytes is unknown.  No byte comes twice."""
+    first, second = (session.submit(BULK_IN, length=4 * PACKET) for _urb in range(2))
+    device.give(BULK_IN, b"1" * PACKET + b"2" * PACKET)
+    session.control_in(*DESCRIPTOR, length=18)
+    assert session.unlink(second) == -LINUX_ECONNRESET
+    device.give(BULK_IN, b"3" * 100)
+    reply = session.wait_submit(first)
+    whole = b"1" * PACKET + b"2" * PACKET + b"3" * 100
+    if reply.status == 0:
+        assert reply.data == whole
+    else:
+        rest = session.bulk_in(BULK_IN, PACKET)
+        assert whole.startswith(reply.data)
+        assert rest == b"3" * 100
+
+
+def test_unlink_beside_a_partly_sent_transfer(device: Device, session: Session) -> None:
+    device.credit(BULK_OUT, 2)
+    data = b"".join(bytes([number]) * PACKET for number in range(4))
+    first = session.submit(BULK_OUT, data=data)
+    second = session.submit(BULK_OUT, data=b"second" * 10)
+    session.control_in(*DESCRIPTOR, length=18)
+    assert session.unlink(second) == -LINUX_ECONNRESET
+    device.credit(BULK_OUT, None)
+    reply = session.wait_submit(first)
+    session.bulk_out(BULK_OUT, b"end")
+    got = session.bulk_in(BULK_IN, 8 * PACKET)
+    if reply.status == 0:
+        assert got == data + b"end"
+    else:
+        assert got == data[: 2 * PACKET] + b"end"
+
+
+# ---- requests that the host's stack carries out ------------------------------------------------------------
+
+
+def set_interface(session: Session, setting: int) -> None:
+    session.control_out(USB_RECIP_INTERFACE, USB_REQ_SET_INTERFACE, setting, 0)
+
+
+def check_loop(session: Session) -> None:
+    assert session.bulk_out(BULK_OUT, b"loop") == 4
+    assert session.bulk_in(BULK_IN, PACKET) == b"loop"
+
+
+def test_settings_of_an_interface(daemon: MacDaemon, device: Device) -> None:
+    with daemon.attach(BUSID) as session:
+        for _turn in range(3):
+            set_interface(session, 1)
+            session.iso_in(ISO_IN, [ISO_PACKET])
+            check_loop(session)
+            set_interface(session, 0)
+            check_loop(session)
+        with pytest.raises(TransferError):
+            set_interface(session, 7)
+        check_loop(session)
+        set_interface(session, 1)
+    with daemon.attach(BUSID) as session:
+        check_loop(session)
+
+
+def test_configurations(daemon: MacDaemon, device: Device) -> None:
+    with daemon.attach(BUSID) as session:
+        session.control_out(0, USB_REQ_SET_CONFIGURATION, 1)
+        check_loop(session)
+        waiting = session.submit(BULK_IN, length=PACKET)
+        session.control_out(0, USB_REQ_SET_CONFIGURATION, 0)
+        assert session.wait_submit(waiting).status != 0
+        with pytest.raises(TransferError):
+            session.bulk_in(BULK_IN, PACKET)
+        session.control_out(0, USB_REQ_SET_CONFIGURATION, 1)
+        check_loop(session)
+        session.control_out(0, USB_REQ_SET_CONFIGURATION, 0)
+    with daemon.attach(BUSID) as session:
+        check_loop(session)
+
+
+def test_clear_halt_leaves_other_transfers_alone(device: Device, session: Session) -> None:
+    """macOS ends all transfers of the endpoint; Linux none."""
+    waiting = [session.submit(BULK_IN, length=PACKET) for _urb in range(3)]
+    session.control_out(USB_RECIP_ENDPOINT, USB_REQ_CLEAR_FEATURE, USB_FEATURE_ENDPOINT_HALT, BULK_IN)
+    for number in range(3):
+        device.give(BULK_IN, bytes([number]) * 100)
+    assert [session.wait_submit(each).data for each in waiting] == [
+        bytes([number]) * 100 for number in range(3)
+    ]
