@@ -36,10 +36,10 @@ FUZZ_SECONDS ?= 60
 export FUZZ_EXAMPLES ?= 300
 
 .PHONY: help deps venv broken-venv build lock man completions binary run demo pkg install uninstall test-deps test test-short \
-    test-as-user test-python314 test-binary e2e-deps e2e soak bench lint darwin-check sanitized asan fuzz clean
+    test-mac test-as-user test-python314 test-binary e2e-deps e2e soak bench lint darwin-check sanitized asan fuzz clean
 
 # Values that the shell is to take as they are reach it by the environment.
-deps $(BIN)/python uninstall test-deps test-python314 sanitized e2e-deps bench: export PYTHON := $(PYTHON)
+deps $(BIN)/python uninstall test-deps test-mac test-python314 sanitized e2e-deps bench: export PYTHON := $(PYTHON)
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -124,6 +124,11 @@ test: build  ## unit and integration tests
 
 test-short: build  ## unit tests, and some of the integration tests
 	$(BIN)/python -m pytest -m "not slow" tests/unit tests/integration/test_processes.py tests/integration/test_access.py
+
+test-mac: build  ## libusb's macOS backend over a Mac of software, with what usbipd does over it; LIBUSB_SOURCE=
+	@packaging/install-deps "$$PYTHON" mac
+	$(BIN)/python -m tests.mac.build
+	$(BIN)/python -m pytest tests/mac
 
 test-as-user:  ## as root: `make test` as an ordinary user who is made for it, in a copy of the tree
 	.ci/as-user make test

@@ -1,0 +1,55 @@
+"""The claim over libusb's darwin backend.  test_worker.py runs it, in a process of its own."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.mac.mac import Device
+from tests.mac.rig import mac
+from usbipd._claim import Claim
+from usbipd.errors import ClaimError
+
+
+@pytest.fixture
+def keyboard() -> Iterator[Device]:
+    device = mac().plug(drivers={0: "hid"})
+    yield device
+    device.unplug()
+
+
+def test_a_claim_captures_the_device_and_give_back_brings_its_driver_back(keyboard: Device) -> None:
+    session, address = keyboard.session, keyboard.address
+    claim = Claim(*keyboard.busid, as_on_macos=True)
+    claim.take()
+    assert claim.complete
+    assert (claim.detached, claim.held, claim.captured) == ([0], [0, 1], True)
+    assert keyboard.captured
+    assert keyboard.captor == os.getpid()
+    assert keyboard.interface_openers == {0: os.getpid(), 1: os.getpid()}
+    assert keyboard.session == session
+    assert claim.give_back() == []
+    assert not keyboard.captured
+    assert keyboard.drivers == [0]
+    assert keyboard.session != session
+    assert keyboard.address != address
+
+
+def test_a_process_without_root_captures_nothing(keyboard: Device) -> None:
+    claim = Claim(*keyboard.busid, as_on_macos=True)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(ClaimError, match="root") as raised:
+            claim.take()
+    finally:
+        os.seteuid(0)
+    assert raised.value.code == "LIBUSB_ERROR_ACCESS"
+    assert not keyboard.captured
+
+
+def test_descriptors_are_the_device_s(keyboard: Device) -> None:
+    claim = Claim(*keyboard.busid, as_on_macos=True)
+    assert claim.device_descriptor()["idVendor"] == 0x1D6B
+    assert claim.speed() == 3
+    assert claim.configuration == 1
+    assert len(claim.endpoints()) == 4 + 6 + 2 + 2

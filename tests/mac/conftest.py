@@ -1,0 +1,69 @@
+"""A software Mac for tests: a kernel of its own each, and processes whose libusb is the darwin backend over
+it.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mac.build import build, patches
+from tests.mac.mac import Device, OwnMac
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def stock_libusb() -> Path:
+    """The directory of libusb unmodified."""
+    return build("stock")
+
+
+@pytest.fixture(scope="session", params=["stock", "ours"])
+def libusb(request: pytest.FixtureRequest) -> Path:
+    """The directory of libusb, unmodified and with our patches."""
+    variant: str = request.param
+    if variant == "ours" and not patches(variant):
+        pytest.skip("packaging/libusb has no patches")
+    return build(variant)
+
+
+@pytest.fixture
+def kernel() -> Iterator[OwnMac]:
+    """A running kernel with the default switches and nothing plugged in."""
+    with OwnMac() as mac:
+        yield mac
+
+
+@pytest.fixture
+def plug(kernel: OwnMac) -> Callable[..., Device]:
+    """`plug(kind, location=, port=, drivers=)`: see `Mac.plug`."""
+    return kernel.plug
+
+
+@pytest.fixture
+def environment(kernel: OwnMac, libusb: Path) -> dict[str, str]:
+    """The environment of a process of `kernel`, with each libusb."""
+    return kernel.environment(libusb)
+
+
+@pytest.fixture
+def in_process(libusb: Path) -> Callable[..., None]:
+    """`in_process("some_cases.py", *options)`: pytest in a process whose libusb is ours.  `cases.py` says
+    what is there for its tests.
+    """
+
+    def run(cases: str | Path, *options: str) -> None:
+        with OwnMac() as mac:
+            done = subprocess.run(
+                [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, HERE / cases],
+                env=mac.environment(libusb),
+                capture_output=True,
+                text=True,
+                timeout=600,
+            )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return run

@@ -1,0 +1,1 @@
+#include <software_mac/all.h>

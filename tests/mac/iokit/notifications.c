@@ -1,0 +1,143 @@
+/*
+ * Notifications of services that come and go.  Runs in each process of a software Mac.
+ *
+ * As documented: "the iterator should be used by the client to arm the notification": a notification comes once, and
+ * again only when its iterator has been asked until it had nothing more.
+ */
+#include "internal.h"
+
+#include <stdlib.h>
+
+struct IONotificationPort {
+    CFRunLoopSourceRef source;
+    CFRunLoopRef loop; /* of a dispatch queue */
+};
+
+struct subscription {
+    struct subscription *next;
+    uint64_t iterator; /* the kernel's */
+    IONotificationPortRef port; /* NULL: it was destroyed */
+    IOServiceMatchingCallback callback;
+    void *refcon;
+};
+
+struct notification {
+    struct event event;
+    struct subscription *subscription;
+};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct subscription *subscriptions;
+
+/* "Creates and returns a notification object for receiving IOKit notifications of new devices or state changes." */
+API IONotificationPortRef IONotificationPortCreate(mach_port_t main_port)
+{
+    IONotificationPortRef port = allocate(sizeof *port);
+    (void)main_port;
+    port->source = source_of_events();
+    return port;
+}
+
+static void leave_loop(IONotificationPortRef port)
+{
+    if (port->loop != NULL)
+        CFRunLoopRemoveSource(port->loop, port->source, kCFRunLoopDefaultMode);
+    port->loop = NULL;
+}
+
+/* "Destroys a notification object"; its notifications do not come any more.  Their iterators are the caller's. */
+API void IONotificationPortDestroy(IONotificationPortRef port)
+{
+    pthread_mutex_lock(&lock);
+    for (struct subscription *each = subscriptions; each != NULL; each = each->next)
+        if (each->port == port)
+            each->port = NULL;
+    pthread_mutex_unlock(&lock);
+    leave_loop(port);
+    CFRelease(port->source);
+    free(port);
+}
+
+/* "A CFRunLoopSource to be used to listen for notifications"; it stays the port's. */
+API CFRunLoopSourceRef IONotificationPortGetRunLoopSource(IONotificationPortRef port)
+{
+    return port->source;
+}
+
+CFRunLoopSourceRef notification_port_source(IONotificationPortRef port)
+{
+    return port->source;
+}
+
+/* "Sets a dispatch queue to be used to listen for notifications"; NULL: no more. */
+API void IONotificationPortSetDispatchQueue(IONotificationPortRef port, dispatch_queue_t queue)
+{
+    leave_loop(port);
+    if (queue != NULL) {
+        port->loop = dispatch_queue_loop(queue);
+        CFRunLoopAddSource(port->loop, port->source, kCFRunLoopDefaultMode);
+    }
+}
+
+static void perform(struct event *event)
+{
+    struct subscription *subscription = ((struct notification *)event)->subscription;
+    io_object_t iterator;
+    bool still;
+    pthread_mutex_lock(&lock);
+    still = subscription->port != NULL;
+    pthread_mutex_unlock(&lock);
+    if (!still)
+        return;
+    iterator = object_named(subscription->iterator);
+    subscription->callback(subscription->refcon, iterator);
+    IOObjectRelease(iterator);
+}
+
+void notification_arrived(struct message *message)
+{
+    uint64_t iterator = get_u64(message);
+    pthread_mutex_lock(&lock);
+    for (struct subscription *each = subscriptions; each != NULL; each = each->next)
+        if (each->iterator == iterator && each->port != NULL) {
+            struct notification *notification = allocate(sizeof *notification);
+            notification->event.perform = perform;
+            notification->subscription = each;
+            source_post(each->port->source, &notification->event);
+        }
+    pthread_mutex_unlock(&lock);
+}
+
+/*
+ * "Look up registered IOService objects that match a matching dictionary, and install a notification request of new
+ * IOServices that match."  A reference to the dictionary is consumed.  The iterator has what matches now.
+ */
+API kern_return_t IOServiceAddMatchingNotification(IONotificationPortRef port, const io_name_t kind,
+                                                   CFDictionaryRef matching, IOServiceMatchingCallback callback,
+                                                   void *refcon, io_iterator_t *iterator)
+{
+    struct message message;
+    struct subscription *subscription = allocate(sizeof *subscription);
+    kern_return_t result;
+    message_begin(&message, SUBSCRIBE);
+    put_text(&message, kind);
+    put_matching(&message, matching);
+    CFRelease(matching);
+    result = message_call(&message);
+    if (result != kIOReturnSuccess) {
+        message_free(&message);
+        free(subscription);
+        return result;
+    }
+    subscription->iterator = get_u64(&message);
+    message_free(&message);
+    subscription->port = port;
+    subscription->callback = callback;
+    subscription->refcon = refcon;
+    pthread_mutex_lock(&lock);
+    subscription->next = subscriptions;
+    subscriptions = subscription;
+    pthread_mutex_unlock(&lock);
+    *iterator = object_named(subscription->iterator);
+    return kIOReturnSuccess;
+}

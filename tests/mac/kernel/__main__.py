@@ -1,0 +1,46 @@
+"""`python -m tests.mac.kernel SOCKET`: the kernel of a software Mac as a process of its own, until it is
+ended.
+
+It prints `ready` when processes may connect.  With --parent it ends when its standard input does.
+"""
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from tests.mac.kernel.kernel import Kernel
+
+
+async def run(path: Path, *, ends_with_input: bool) -> None:
+    kernel = Kernel()
+    if ends_with_input:
+        loop = asyncio.get_running_loop()
+        serving = asyncio.current_task()
+        assert serving is not None
+        reader = asyncio.StreamReader()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+
+        async def watch() -> None:
+            await reader.read()
+            serving.cancel()
+
+        kernel.spawn(watch())
+    await kernel.serve(path, lambda: print("ready", flush=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.mac.kernel", description=__doc__)
+    parser.add_argument("socket", type=Path)
+    parser.add_argument("--parent", action="store_true")
+    arguments = parser.parse_args()
+    try:
+        asyncio.run(run(arguments.socket, ends_with_input=arguments.parent))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        pass
+    finally:
+        arguments.socket.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The pump of a software Mac's device, for cases that run in a process whose libusb is ours (`in_process`).
+
+`mac()` is the kernel that the process was started with.  `MacRig` claims a device as on macOS and has one
+client.
+"""
+
+import functools
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+from tests.mac.mac import VARIABLE, Device, Mac
+from tests.unit.worker.rig import Rig
+from usbipd import _pump
+from usbipd._claim import Claim
+from usbipd.ipc.reports import DeviceMemory
+from usbipd.protocol.urb import Command, Reply, RetSubmit, encode
+
+PATIENCE: Final = 10.0
+"""Seconds until a reply that does not come fails a test."""
+
+
+@functools.cache
+def mac() -> Mac:
+    return Mac(Path(os.environ[VARIABLE]))
+
+
+class MacRig(Rig):
+    """The pump of `device`, claimed."""
+
+    def __init__(self, device: Device, *, device_memory: DeviceMemory = "auto") -> None:
+        self.plugged = device
+        self.claim = Claim(*device.busid, as_on_macos=True)
+        self.claim.take()
+        transfers = _pump.LibusbTransfers(self.claim, as_on_macos=True, device_memory=device_memory)
+        self._start(transfers, self.claim.endpoints(), self.claim.configuration)
+
+    def wait(self, count: int, *commands: Command) -> list[Reply]:
+        """Sends the commands, then waits for so many replies: other threads bring them."""
+        self.send(b"".join(encode(command) for command in commands))
+        found = self.received()
+        end = time.monotonic() + PATIENCE
+        while len(found) < count:
+            assert time.monotonic() < end, f"{len(found)} replies of {count} in {PATIENCE:.0f} s"
+            self.turn()
+            found += self.received()
+        return found
+
+    def reply(self, *commands: Command) -> RetSubmit:
+        """The one RET_SUBMIT to what is sent."""
+        [found] = self.wait(1, *commands)
+        assert isinstance(found, RetSubmit)
+        return found
+
+    def control(self, setup: str, data: bytes = b"", length: int | None = None) -> RetSubmit:
+        raw = bytes.fromhex(setup)
+        wanted = int.from_bytes(raw[6:8], "little") if length is None else length
+        return self.reply(self.submit(raw[0] & 0x80, wanted, data, setup=raw))
+
+    def close(self) -> None:
+        """Ends the session and gives the device back."""
+        self.finish()
+        self._pumps_channel.close()
+        self._channel.close()
+        problems = self.claim.give_back()
+        del self.pump, self.transfers, self.claim
+        assert problems == []

@@ -1,0 +1,10 @@
+"""The worker's parts over libusb's darwin backend: cases in a process whose libusb is ours."""
+
+from collections.abc import Callable
+
+import pytest
+
+
+@pytest.mark.parametrize("cases", ["claim_cases.py", "transfer_cases.py"])
+def test_over_the_darwin_backend(cases: str, in_process: Callable[..., None]) -> None:
+    in_process(cases)
