@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+import usbipd
 from tests.mac.mac import VARIABLE, Device, Mac
 from tests.unit.worker.rig import Rig
 from usbipd import _pump
@@ -24,6 +25,13 @@ PATIENCE: Final = 10.0
 @functools.cache
 def mac() -> Mac:
     return Mac(Path(os.environ[VARIABLE]))
+
+
+def find_iokit() -> None:
+    """Lets `usbipd._iokit` be imported: the one that was built beside this process's libusb."""
+    directory = os.environ["LD_LIBRARY_PATH"]
+    if directory not in usbipd.__path__:
+        usbipd.__path__.append(directory)
 
 
 class MacRig(Rig):

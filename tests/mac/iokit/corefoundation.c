@@ -218,6 +218,54 @@ API CFStringRef CFStringCreateWithCString(CFAllocatorRef allocator, const char *
     return value_of_text((const uint8_t *)text, strlen(text));
 }
 
+static size_t put_utf8(uint8_t *to, uint32_t code)
+{
+    if (code < 0x80) {
+        to[0] = (uint8_t)code;
+        return 1;
+    }
+    if (code < 0x800) {
+        to[0] = (uint8_t)(0xc0 | code >> 6);
+        to[1] = (uint8_t)(0x80 | (code & 0x3f));
+        return 2;
+    }
+    if (code < 0x10000) {
+        to[0] = (uint8_t)(0xe0 | code >> 12);
+        to[1] = (uint8_t)(0x80 | (code >> 6 & 0x3f));
+        to[2] = (uint8_t)(0x80 | (code & 0x3f));
+        return 3;
+    }
+    to[0] = (uint8_t)(0xf0 | code >> 18);
+    to[1] = (uint8_t)(0x80 | (code >> 12 & 0x3f));
+    to[2] = (uint8_t)(0x80 | (code >> 6 & 0x3f));
+    to[3] = (uint8_t)(0x80 | (code & 0x3f));
+    return 4;
+}
+
+/* "Creates a string from a buffer containing characters in a specified encoding", of which only UTF-16 is needed. */
+API CFStringRef CFStringCreateWithBytes(CFAllocatorRef allocator, const UInt8 *bytes, CFIndex length,
+                                        CFStringEncoding encoding, Boolean is_external)
+{
+    uint8_t *text = allocate(2 * (size_t)length + 1);
+    size_t made = 0;
+    CFStringRef string;
+    (void)allocator;
+    (void)is_external;
+    if (encoding != kCFStringEncodingUTF16LE)
+        fail("CFStringCreateWithBytes: encoding %#x is not supported", encoding);
+    for (CFIndex i = 0; i + 1 < length; i += 2) {
+        uint32_t code = bytes[i] | (uint32_t)bytes[i + 1] << 8;
+        if (code >= 0xd800 && code < 0xdc00 && i + 3 < length) {
+            code = 0x10000 + ((code - 0xd800) << 10) + ((bytes[i + 2] | (uint32_t)bytes[i + 3] << 8) - 0xdc00);
+            i += 2;
+        }
+        made += put_utf8(text + made, code);
+    }
+    string = value_of_text(text, made);
+    free(text);
+    return string;
+}
+
 /* "The number (in terms of UTF-16 code pairs) of Unicode characters in a string." */
 API CFIndex CFStringGetLength(CFStringRef string)
 {

@@ -92,8 +92,9 @@ static IOReturn create_event_source(void *self, CFRunLoopSourceRef *source)
     return kIOReturnSuccess;
 }
 
-/* "Opens the device for exclusive access", and asks another program that has it to close it, which need not. */
-static IOReturn open_seize(void *self)
+/* "Opens the device for exclusive access"; USBDeviceOpenSeize also asks a program that has it to close it, which need
+ * not, and here never does. */
+static IOReturn open_device(void *self)
 {
     return simple(self, DEVICE_OPEN);
 }
@@ -322,7 +323,8 @@ static const IOUSBDeviceInterface197 functions = {
     .AddRef = add_reference,
     .Release = release,
     .CreateDeviceAsyncEventSource = create_event_source,
-    .USBDeviceOpenSeize = open_seize,
+    .USBDeviceOpen = open_device,
+    .USBDeviceOpenSeize = open_device,
     .USBDeviceClose = close_device,
     .GetDeviceClass = get_class,
     .GetDeviceVendor = get_vendor,

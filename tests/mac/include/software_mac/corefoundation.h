@@ -60,7 +60,7 @@ typedef struct {
 } CFDictionaryKeyCallBacks, CFDictionaryValueCallBacks;
 
 enum { kCFNumberSInt8Type = 1, kCFNumberSInt16Type = 2, kCFNumberSInt32Type = 3, kCFNumberSInt64Type = 4 };
-enum { kCFStringEncodingUTF8 = 0x08000100 };
+enum { kCFStringEncodingUTF8 = 0x08000100, kCFStringEncodingUTF16LE = 0x14000100 };
 
 extern const CFAllocatorRef kCFAllocatorDefault;
 extern const CFDictionaryKeyCallBacks kCFTypeDictionaryKeyCallBacks;
@@ -90,6 +90,8 @@ void CFDataGetBytes(CFDataRef data, CFRange range, UInt8 *buffer);
 CFNumberRef CFNumberCreate(CFAllocatorRef allocator, CFNumberType type, const void *value);
 Boolean CFNumberGetValue(CFNumberRef number, CFNumberType type, void *value);
 CFStringRef CFStringCreateWithCString(CFAllocatorRef allocator, const char *text, CFStringEncoding encoding);
+CFStringRef CFStringCreateWithBytes(CFAllocatorRef allocator, const UInt8 *bytes, CFIndex length,
+                                    CFStringEncoding encoding, Boolean is_external);
 CFIndex CFStringGetLength(CFStringRef string);
 CFIndex CFStringGetBytes(CFStringRef string, CFRange range, CFStringEncoding encoding, UInt8 loss_byte,
                          Boolean is_external, UInt8 *buffer, CFIndex size, CFIndex *used);

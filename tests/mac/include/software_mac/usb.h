@@ -119,6 +119,7 @@ typedef struct {
 typedef struct {
     SOFTWARE_MAC_UNKNOWN;
     IOReturn (*CreateDeviceAsyncEventSource)(void *self, CFRunLoopSourceRef *source);
+    IOReturn (*USBDeviceOpen)(void *self);
     IOReturn (*USBDeviceOpenSeize)(void *self);
     IOReturn (*USBDeviceClose)(void *self);
     IOReturn (*GetDeviceClass)(void *self, UInt8 *value);
