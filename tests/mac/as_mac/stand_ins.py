@@ -11,9 +11,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from tests.mac.as_mac.facts import MACOS_VERSION, MOUNTS, PROGRAMS
+from tests.mac.as_mac.facts import LIBRARY, MACOS_VERSION, MOUNTS, PROGRAMS
 
 _PROGRAMS_OF_MACOS: Final = ("/usr/sbin/diskutil", "/usr/sbin/sysctl", "/bin/launchctl")
+_IOKIT: Final = "/System/Library/Frameworks/IOKit.framework/"
 _GROUPS_OF_EVERY_USER: Final = [12, 61, 701, 100]
 """What the directory of macOS adds to the groups of a user: everyone, localaccounts and others."""
 
@@ -63,6 +64,13 @@ async def _create_subprocess_exec(program: Any, *arguments: Any, **options: Any)
     return await asyncio.create_subprocess_exec(_of_this_mac(program), *arguments, **options)
 
 
+def _cdll(name: Any, *arguments: Any, **options: Any) -> Any:
+    """IOKit is in the library of the software Mac; another library of macOS does not exist."""
+    import ctypes
+
+    return ctypes.CDLL(str(LIBRARY) if str(name).startswith(_IOKIT) else name, *arguments, **options)
+
+
 _Partition = namedtuple("_Partition", "device mountpoint")
 
 
@@ -77,6 +85,7 @@ _OTHER_NAMES: Final[dict[str, dict[str, object]]] = {
         "mac_ver": lambda: (MACOS_VERSION, ("", "", ""), "arm64"),
         "machine": lambda: "arm64",
     },
+    "ctypes": {"CDLL": _cdll},
     "subprocess": {"run": _run},
     "asyncio": {"create_subprocess_exec": _create_subprocess_exec},
     "psutil": {"disk_partitions": _disk_partitions},
