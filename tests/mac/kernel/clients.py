@@ -9,7 +9,6 @@ from tests.mac.kernel import errors
 from tests.mac.kernel.device import CAPTURE, RELEASE, SPEEDS, UsbDevice
 from tests.mac.kernel.errors import CallError
 from tests.mac.kernel.hardware import Frame, Kind, Transfer
-from tests.mac.kernel.packets import bus_frame
 from tests.mac.kernel.registry import Entry
 from tests.mac.kernel.wire import counted, u32, u64
 from usbipd.protocol.constants import Speed
@@ -208,7 +207,7 @@ class InterfaceClient(UserClient):
         if device.captured and self.interface not in device.first_use:
             device.first_use.add(self.interface)
             if self.kernel.switches.halted_at_first_use:
-                device.stalled.update(
+                device.halted.update(
                     each.bEndpointAddress
                     for each in device.endpoints(self.interface)
                     if each.bmAttributes & 3 != Kind.ISOCHRONOUS
@@ -264,13 +263,14 @@ class InterfaceClient(UserClient):
             await self.device.cancel(address, self.kernel.switches.clear_stall_code)
         code = await self.device.hardware.clear_halt(address)
         self.device.stalled.discard(address)
+        self.device.halted.discard(address)
         if code != errors.SUCCESS:
             raise CallError(code)
 
     def _usable(self, number: int) -> Endpoint:
         self.check_open()
         endpoint = self.pipe(number)
-        if endpoint.bEndpointAddress in self.device.stalled:
+        if endpoint.bEndpointAddress in self.device.stalled and self.kernel.switches.stalled_pipe_refuses:
             raise CallError(errors.PIPE_STALLED)
         return endpoint
 
@@ -304,8 +304,6 @@ class InterfaceClient(UserClient):
 
     def isochronous(self, pipe: int, number: int, first: int, lengths: list[int], data: bytes | None) -> None:
         endpoint = self._usable(pipe)
-        if first < bus_frame():
-            raise CallError(errors.ISO_TOO_OLD)
         frames: list[Frame] = []
         total = 0
         for length in lengths:

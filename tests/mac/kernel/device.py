@@ -71,6 +71,8 @@ class UsbDevice:
         """By endpoint address, in the order of their submission; 0: control."""
         self.stalled: set[int] = set()
         """Pipes that met a STALL and were not cleared since."""
+        self.halted: set[int] = set()
+        """Endpoints that answer with STALL whatever the device would do: `Switches.halted_at_first_use`."""
         self.counters: Counter[str] = Counter()
         self._timers: list[asyncio.TimerHandle] = []
         self.parsed: list[Configuration] = [parse_configuration(raw) for raw in hardware.configurations]
@@ -89,6 +91,7 @@ class UsbDevice:
         self.address = address or self.kernel.next_address(self.location >> 24)
         self.captured, self.captor = captured, None
         self.stalled.clear()
+        self.halted.clear()
         self.first_use.clear()
         if not captured:
             first = self.parsed[0].bConfigurationValue
@@ -320,7 +323,10 @@ class UsbDevice:
         self.waiting.setdefault(pipe, []).append(transfer)
         self.counters["transfers"] += 1
         self.kernel.changed()
-        self.hardware.submit(transfer)
+        if pipe in self.halted or pipe in self.stalled:
+            transfer.end(errors.PIPE_STALLED)
+        else:
+            self.hardware.submit(transfer)
 
     def ended(self, transfer: Transfer) -> None:
         pipe = transfer.address if transfer.address & 0x7F else 0

@@ -20,8 +20,9 @@ from tests.mac.kernel.wire import Call
 
 class Kernel:
     def __init__(self, switches: Switches | None = None) -> None:
+        self._changed = asyncio.Event()
         self.switches = switches or Switches()
-        self.registry = Registry()
+        self.registry = Registry(self.changed)
         self.power = Power()
         self.control = Control(self)
         self.devices: dict[int, UsbDevice] = {}
@@ -38,7 +39,6 @@ class Kernel:
         self._iterations: dict[int, Callable[[], Coroutine[Any, Any, object]]] = {}
         self.iteration_count = 0
         self._tasks: set[asyncio.Task[object]] = set()
-        self._changed = asyncio.Event()
 
     def next_session(self) -> int:
         return next(self._sessions)

@@ -95,9 +95,10 @@ TERMINATED = "IOServiceTerminate"
 
 
 class Registry:
-    """The tree.  `on_iteration` is called before each step of each iterator."""
+    """The tree.  `on_change` is called after each change of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_change: Callable[[], None]) -> None:
+        self._on_change = on_change
         self._ids = itertools.count(0x100000300)
         self.entries: dict[int, Entry] = {}
         """Terminated ones, too: who has a reference may ask for their properties."""
@@ -131,6 +132,7 @@ class Registry:
         for each in self.subscriptions:
             if each.kind != TERMINATED and entry.matches(each.class_name, each.properties):
                 each.add(entry)
+        self._on_change()
         return entry
 
     def terminate(self, entry: Entry) -> None:
@@ -147,6 +149,7 @@ class Registry:
         if entry.parent is not None:
             entry.parent.children.remove(entry)
             entry.parent.generation += 1
+        self._on_change()
 
     def find(self, class_name: str, properties: Properties) -> list[Entry]:
         return [each for each in self.root.walk() if each.matches(class_name, properties)]

@@ -30,6 +30,10 @@ class Switches:
     """Whether a STALL ends the transfers queued behind the one that met it, or they wait until it is cleared.
     """
 
+    stalled_pipe_refuses: bool = True
+    """Whether a transfer for a pipe that met a STALL is refused when it is submitted (kIOUSBPipeStalled), or
+    accepted and ended with that code."""
+
     capture_survives_owner: bool = False
     """Whether a captured device stays captured when the user client that has captured it is closed, or its
     process dies; else it is enumerated again and gets its drivers back.  Both have been reported."""
