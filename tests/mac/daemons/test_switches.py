@@ -9,13 +9,12 @@ from typing import Final
 
 import pytest
 
-from tests.client import Session
 from tests.integration.daemon import running
-from tests.mac.conftest import StartDaemon
-from tests.mac.daemon import MacDaemon, until, use
+from tests.mac.daemons.conftest import StartDaemon
+from tests.mac.daemons.daemon import BULK_IN, BULK_OUT, PACKET, MacDaemon, echo, until, use
+from tests.mac.daemons.pairs import pairwise
 from tests.mac.kernel import errors
 from tests.mac.machine import Gadget, Machine
-from tests.mac.pairs import pairwise
 from usbipd.protocol.constants import (
     LINUX_ECONNRESET,
     USB_FEATURE_ENDPOINT_HALT,
@@ -27,8 +26,7 @@ from usbipd.protocol.constants import (
     USB_REQ_SET_INTERFACE,
 )
 
-BULK_OUT, BULK_IN, ISO_IN = 0x01, 0x81, 0x83
-PACKET: Final = 512
+ISO_IN: Final = 0x83
 
 VALUES: Final = {
     "abort_reports_bytes": (True, False),
@@ -118,8 +116,3 @@ def work(daemon: MacDaemon, device: Gadget) -> None:
         echo(session)
         session.control_out(0, USB_REQ_SET_CONFIGURATION, 1)
         echo(session)
-
-
-def echo(session: Session) -> None:
-    assert session.bulk_out(BULK_OUT, b"echo") == 4
-    assert session.bulk_in(BULK_IN, PACKET) == b"echo"

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from tests.mac.pairs import pairwise
+from tests.mac.daemons.pairs import pairwise
 
 
 @pytest.mark.parametrize("counts", [[2], [2, 2], [2] * 15, [2, 3, 2, 3, 4], [3] * 8])

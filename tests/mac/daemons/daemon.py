@@ -13,6 +13,9 @@ from tests.integration.daemon import PATIENCE, Daemon, running
 from tests.mac.machine import Machine
 from usbipd.protocol.constants import USB_REQ_GET_DESCRIPTOR
 
+BULK_OUT, BULK_IN = 0x01, 0x81
+PACKET: Final = 512
+"""Bytes of a bulk packet of a gadget."""
 CONFIG: Final = 'log_level = "debug"\n'
 
 
@@ -121,9 +124,14 @@ def until(condition: Callable[[], object], why: str) -> None:
         assert time.monotonic() < deadline, why
 
 
+def echo(session: Session) -> None:
+    """Bytes through the loopback of a gadget, and back."""
+    assert session.bulk_out(BULK_OUT, b"echo") == 4
+    assert session.bulk_in(BULK_IN, PACKET) == b"echo"
+
+
 def use(daemon: MacDaemon, busid: str) -> None:
-    """One session: the device answers, and gives back what it got."""
+    """One session with a gadget."""
     with daemon.attach(busid) as session:
         assert session.control_in(0x80, USB_REQ_GET_DESCRIPTOR, 0x0100, length=18)[:2] == b"\x12\x01"
-        assert session.bulk_out(0x01, b"hello") == 5
-        assert session.bulk_in(0x81, 512) == b"hello"
+        echo(session)

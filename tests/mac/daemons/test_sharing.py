@@ -7,12 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.client import RefusedError
-from tests.mac.conftest import StartDaemon
-from tests.mac.daemon import MacDaemon, until, use
+from tests.mac.daemons.conftest import StartDaemon
+from tests.mac.daemons.daemon import MacDaemon, echo, until, use
 from tests.mac.machine import PYTHONS, ROOT, Machine, for_all_users
 from usbipd.protocol.constants import ST_NODEV
-
-OUT, IN = 0x01, 0x81
 
 NOBODY = 65534
 LONG = 4.0
@@ -45,8 +43,7 @@ def test_a_device_without_drivers_keeps_its_worker(mac: Machine, daemon: MacDaem
     with daemon.attach(device.busid) as session:
         begin = time.monotonic()
         while time.monotonic() - begin < LONG:
-            assert session.bulk_out(OUT, b"ping") == 4
-            assert session.bulk_in(IN, 512) == b"ping"
+            echo(session)
     use(daemon, device.busid)
     assert daemon.worker_pid(device.busid) == worker
     daemon.stop()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.client import Session, TransferError
-from tests.mac.daemon import MacDaemon
+from tests.mac.daemons.daemon import BULK_IN, BULK_OUT, PACKET, MacDaemon, echo
 from tests.mac.mac import Device
 from tests.mac.machine import Machine
 from usbipd.protocol.constants import (
@@ -23,8 +23,7 @@ from usbipd.protocol.constants import (
 )
 from usbipd.protocol.urb import RetSubmit
 
-BULK_OUT, BULK_IN, INTERRUPT_IN, ISO_OUT, ISO_IN = 0x01, 0x81, 0x82, 0x03, 0x83
-PACKET = 512
+INTERRUPT_IN, ISO_OUT, ISO_IN = 0x82, 0x03, 0x83
 BUSID = "20-2"
 ISO_PACKET = 192
 VENDOR_IN, VENDOR_OUT = 0xC0, 0x40
@@ -214,41 +213,36 @@ def set_interface(session: Session, setting: int) -> None:
     session.control_out(USB_RECIP_INTERFACE, USB_REQ_SET_INTERFACE, setting, 0)
 
 
-def check_loop(session: Session) -> None:
-    assert session.bulk_out(BULK_OUT, b"loop") == 4
-    assert session.bulk_in(BULK_IN, PACKET) == b"loop"
-
-
 def test_settings_of_an_interface(daemon: MacDaemon, device: Device) -> None:
     with daemon.attach(BUSID) as session:
         for _turn in range(3):
             set_interface(session, 1)
             session.iso_in(ISO_IN, [ISO_PACKET])
-            check_loop(session)
+            echo(session)
             set_interface(session, 0)
-            check_loop(session)
+            echo(session)
         with pytest.raises(TransferError):
             set_interface(session, 7)
-        check_loop(session)
+        echo(session)
         set_interface(session, 1)
     with daemon.attach(BUSID) as session:
-        check_loop(session)
+        echo(session)
 
 
 def test_configurations(daemon: MacDaemon, device: Device) -> None:
     with daemon.attach(BUSID) as session:
         session.control_out(0, USB_REQ_SET_CONFIGURATION, 1)
-        check_loop(session)
+        echo(session)
         waiting = session.submit(BULK_IN, length=PACKET)
         session.control_out(0, USB_REQ_SET_CONFIGURATION, 0)
         assert session.wait_submit(waiting).status != 0
         with pytest.raises(TransferError):
             session.bulk_in(BULK_IN, PACKET)
         session.control_out(0, USB_REQ_SET_CONFIGURATION, 1)
-        check_loop(session)
+        echo(session)
         session.control_out(0, USB_REQ_SET_CONFIGURATION, 0)
     with daemon.attach(BUSID) as session:
-        check_loop(session)
+        echo(session)
 
 
 def test_clear_halt_leaves_other_transfers_alone(device: Device, session: Session) -> None:

@@ -1,10 +1,9 @@
 """Devices that are pulled out and plugged in, and a Mac that sleeps, under a daemon of a Mac."""
 
 from tests.client import Session
-from tests.mac.daemon import MacDaemon, use
+from tests.mac.daemons.daemon import BULK_IN, PACKET, MacDaemon, echo, use
 from tests.mac.machine import Machine
 
-BULK_IN = 0x81
 MANY = 8
 HARDWARE_ID = "1d6b:01f9"
 
@@ -14,7 +13,7 @@ def test_unplugged_in_use_and_plugged_in_again(mac: Machine, daemon: MacDaemon) 
     daemon.bind(device.busid)
     for _turn in range(3):
         session = daemon.attach(device.busid)
-        waiting = session.submit(BULK_IN, length=512)
+        waiting = session.submit(BULK_IN, length=PACKET)
         device.device.unplug()
         session.wait_closed()
         assert waiting not in session.replies or session.replies[waiting].status != 0
@@ -75,14 +74,14 @@ def test_devices_that_stay_while_others_come_and_go(mac: Machine, daemon: MacDae
     for _turn in range(4):
         for device in move:
             device.device.unplug()
-            echo(sessions)
+            echo_all(sessions)
         for device in move:
             device.device.replug()
-            echo(sessions)
+            echo_all(sessions)
     for device, worker in zip(move, workers[3:], strict=True):
         daemon.wait_for_successor(device.busid, worker)
         use(daemon, device.busid)
-    echo(sessions)
+    echo_all(sessions)
     assert [daemon.worker_pid(device.busid) for device in stay] == workers[:3]
     daemon.unbind("--all")
     for session in sessions:
@@ -92,11 +91,9 @@ def test_devices_that_stay_while_others_come_and_go(mac: Machine, daemon: MacDae
     daemon.stop()
 
 
-def echo(sessions: list[Session]) -> None:
-    for number, session in enumerate(sessions):
-        data = b"session %d" % number
-        assert session.bulk_out(0x01, data) == len(data)
-        assert session.bulk_in(BULK_IN, 512) == data
+def echo_all(sessions: list[Session]) -> None:
+    for session in sessions:
+        echo(session)
 
 
 def test_many_devices_bound_and_unbound_again_and_again(mac: Machine, daemon: MacDaemon) -> None:
@@ -126,7 +123,7 @@ def test_sleep_and_wake(mac: Machine, daemon: MacDaemon) -> None:
     leaves.device.unplug()
     mac.kernel.wake()
     daemon.log.wait_for("this Mac has woken up")
-    echo(sessions[:1])
+    echo(sessions[0])
     for session in sessions[1:]:
         session.wait_closed()
     for session in sessions:
