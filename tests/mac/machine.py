@@ -4,6 +4,7 @@ Runs in pytest; `as_mac/` runs inside.
 """
 
 import asyncio
+import ctypes
 import json
 import stat
 import sys
@@ -44,6 +45,7 @@ class Machine:
         self.state = self.directory / "daemon" / "state"
         """Bindings and history of its daemons."""
         self.library = libusb / LIBRARY
+        self.libusb_version = _version_of(self.library)
         self._make_interpreter()
         facts = {"kernel": str(kernel.path), "library": str(self.library), "modules": str(libusb)}
         (self.directory / "facts.json").write_text(json.dumps(facts))
@@ -126,6 +128,19 @@ class Gadget:
     def has_all_drivers(self) -> bool:
         """Whether macOS has the drivers that it had when the device was plugged in first."""
         return sorted(self.device.drivers) == sorted(self._drivers)
+
+
+class _Version(ctypes.Structure):
+    """struct libusb_version, its first fields."""
+
+    _fields_ = (("major", ctypes.c_uint16), ("minor", ctypes.c_uint16), ("micro", ctypes.c_uint16))
+
+
+def _version_of(library: Path) -> tuple[int, int, int]:
+    get_version = ctypes.CDLL(str(library)).libusb_get_version
+    get_version.restype = ctypes.POINTER(_Version)
+    found = get_version().contents
+    return found.major, found.minor, found.micro
 
 
 async def _remove_bindings(state: Path) -> None:

@@ -3,21 +3,31 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import Final
 
 import pytest
 
+from tests.mac.build import build, patches
 from tests.mac.daemons.daemon import MacDaemon
 from tests.mac.mac import OwnMac
 from tests.mac.machine import Machine
+
+VARIANTS: Final = ("stock", "ours") if patches("ours") else ("stock",)
+"""Those that exist."""
 
 StartDaemon = Callable[..., MacDaemon]
 
 
 @pytest.fixture
-def mac(kernel: OwnMac, stock_libusb: Path) -> Machine:
+def variant() -> str:
+    """The libusb of the Mac (build.py): with our patches if there are any.  Tests may choose another one."""
+    return VARIANTS[-1]
+
+
+@pytest.fixture
+def mac(kernel: OwnMac, variant: str) -> Machine:
     """A Mac on which daemons can run."""
-    return Machine(kernel, stock_libusb)
+    return Machine(kernel, build(variant))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from tests.client import Client, RefusedError, Session
+from tests.client import Client, ClosedError, RefusedError, Session
 from tests.integration.daemon import PATIENCE, Daemon, running
 from tests.mac.machine import Machine
 from usbipd.protocol.constants import USB_REQ_GET_DESCRIPTOR
@@ -16,6 +16,8 @@ from usbipd.protocol.constants import USB_REQ_GET_DESCRIPTOR
 BULK_OUT, BULK_IN = 0x01, 0x81
 PACKET: Final = 512
 """Bytes of a bulk packet of a gadget."""
+EARLY, TIMES_OUT = (1, 0, 28), "LIBUSB_ERROR_TIMEOUT"
+"""This version gives a re-enumeration up as soon as the clock begins a new second (libusb 9cef804b)."""
 CONFIG: Final = 'log_level = "debug"\n'
 
 
@@ -81,7 +83,7 @@ class MacDaemon(Daemon):
         """Attaches a shared device, once it is free: the session before it may just have ended."""
         deadline = time.monotonic() + PATIENCE
         while True:
-            with contextlib.suppress(RefusedError, OSError):
+            with contextlib.suppress(RefusedError, ClosedError, OSError):
                 return self.client.import_device(busid)
             assert time.monotonic() < deadline, f"{busid} cannot be attached: {self.log_text()}"
 
@@ -105,7 +107,7 @@ class MacDaemon(Daemon):
         return "\n".join(self.log.lines())
 
     def stop(self) -> None:
-        """SIGTERM: the daemon must end with exit code 0, leave no process behind and report no error."""
+        """SIGTERM: the daemon must end with exit code 0, leave no process behind and have logged no error."""
         pids = [pid for each in self.pids().values() for pid in each]
         self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(PATIENCE)
@@ -113,8 +115,11 @@ class MacDaemon(Daemon):
         log = self.log.close()
         assert code == 0, log
         assert "Traceback" not in log, log
-        assert " ERROR " not in log, log
+        assert not [line for line in log.splitlines() if self._is_error(line)], log
         assert not running(pids), log
+
+    def _is_error(self, line: str) -> bool:
+        return " ERROR " in line and not (TIMES_OUT in line and self.machine.libusb_version == EARLY)
 
 
 def until(condition: Callable[[], object], why: str) -> None:

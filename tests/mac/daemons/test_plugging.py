@@ -88,7 +88,6 @@ def test_devices_that_stay_while_others_come_and_go(mac: Machine, daemon: MacDae
         session.wait_closed()
         session.close()
     assert [device.has_all_drivers for device in devices] == [True] * MANY
-    daemon.stop()
 
 
 def echo_all(sessions: list[Session]) -> None:

@@ -3,6 +3,7 @@
 Each value of each switch meets each value of each other one in one of the rows.
 """
 
+import itertools
 import os
 import signal
 from typing import Final
@@ -10,13 +11,14 @@ from typing import Final
 import pytest
 
 from tests.integration.daemon import running
-from tests.mac.daemons.conftest import StartDaemon
+from tests.mac.daemons.conftest import VARIANTS, StartDaemon
 from tests.mac.daemons.daemon import BULK_IN, BULK_OUT, PACKET, MacDaemon, echo, until, use
 from tests.mac.daemons.pairs import pairwise
 from tests.mac.kernel import errors
 from tests.mac.machine import Gadget, Machine
 from usbipd.protocol.constants import (
     LINUX_ECONNRESET,
+    LINUX_EILSEQ,
     USB_FEATURE_ENDPOINT_HALT,
     USB_RECIP_ENDPOINT,
     USB_RECIP_INTERFACE,
@@ -44,18 +46,23 @@ VALUES: Final = {
     "sleep_ends_transfers": (True, False),
     "has_port_number": (True, False),
     "drivers": (True, False),
+    "variant": VARIANTS,
 }
-"""Of `Switches`; `drivers`: whether macOS has one for the device."""
-
-ROWS: Final = pairwise(VALUES)
+"""Of `Switches`; `drivers`: whether macOS has some for the device; `variant`: which libusb it is."""
 
 
-@pytest.mark.parametrize("row", ROWS, ids=map(str, range(len(ROWS))))
-def test_life_of_a_device(mac: Machine, start: StartDaemon, row: dict[str, object]) -> None:
-    print(row)
-    mac.kernel.switch(**{name: value for name, value in row.items() if name != "drivers"})
+@pytest.mark.parametrize(
+    ("variant", "drivers", "switches"),
+    [(row.pop("variant"), row.pop("drivers"), row) for row in pairwise(VALUES)],
+    ids=itertools.count(),
+)
+def test_life_of_a_device(
+    mac: Machine, start: StartDaemon, drivers: bool, switches: dict[str, object]
+) -> None:
+    print(switches)
+    mac.kernel.switch(**switches)
     daemon = start()
-    device = mac.plug(2, drivers=bool(row["drivers"]))
+    device = mac.plug(2, drivers=drivers)
     until(lambda: device.has_all_drivers, "its drivers have not come")
     daemon.bind(device.busid)
     assert device.device.drivers == []
@@ -104,12 +111,17 @@ def work(daemon: MacDaemon, device: Gadget) -> None:
     with daemon.attach(device.busid) as session:
         assert session.control_in(0x80, USB_REQ_GET_DESCRIPTOR, 0x0100, length=18)[:2] == b"\x12\x01"
         echo(session)
-        waiting = [session.submit(BULK_IN, length=PACKET) for _urb in range(4)]
+        waiting = [session.submit(BULK_IN, length=PACKET) for _urb in range(6)]
         assert session.unlink(waiting.pop(1)) == -LINUX_ECONNRESET
         session.control_out(USB_RECIP_ENDPOINT, USB_REQ_CLEAR_FEATURE, USB_FEATURE_ENDPOINT_HALT, BULK_IN)
-        for number in range(3):
+        # Each of the two may leave the bytes of the first transfer unknown, which then ends.
+        ended = [each for each in waiting if each in session.replies]
+        assert ended == waiting[: len(ended)]
+        assert len(ended) <= 2
+        assert [session.wait_submit(each).status for each in ended] == [-LINUX_EILSEQ] * len(ended)
+        for number, each in enumerate(waiting[len(ended) :]):
             session.bulk_out(BULK_OUT, b"%d" % number)
-        assert [session.wait_submit(each).data for each in waiting] == [b"0", b"1", b"2"]
+            assert session.wait_submit(each).data == b"%d" % number
         session.control_out(USB_RECIP_INTERFACE, USB_REQ_SET_INTERFACE, 1, 0)
         device.device.give_packets(ISO_IN, *[b"iso" * 64] * 4)
         assert [each.status for each in session.iso_in(ISO_IN, [192] * 4).iso] == [0] * 4
