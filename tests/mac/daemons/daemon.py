@@ -1,16 +1,18 @@
 """A whole daemon of a Mac, started, asked and stopped as a user would.  Runs in pytest."""
 
 import contextlib
+import io
 import json
 import os
 import signal
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from tests.client import Client, ClosedError, RefusedError, Session
 from tests.integration.daemon import PATIENCE, Daemon, running
 from tests.mac.machine import Machine
+from usbipd.cli import ext, main
 from usbipd.protocol.constants import USB_REQ_GET_DESCRIPTOR
 
 BULK_OUT, BULK_IN = 0x01, 0x81
@@ -27,6 +29,7 @@ class MacDaemon(Daemon):
     def __init__(self, machine: Machine, *, user: int | None = None, config: str = CONFIG) -> None:
         """`user` is the id of an ordinary user who runs it, and asks it; None: whoever runs the tests."""
         self.machine = machine
+        self._user = user
         self.command = machine.program("usbipd-ext", user)
         self.user_command = machine.program("usbipd", user)
         place = machine.state.parent
@@ -37,6 +40,20 @@ class MacDaemon(Daemon):
         self.client = Client(self.host, self.port)
 
     # ---- what a user asks for ------------------------------------------------------------------------------
+
+    def document(self, *arguments: str) -> dict[str, Any]:
+        """As in `Daemon`; for root without a new process, which would cost most of the time of most tests."""
+        if self._user is not None:
+            return super().document(*arguments)
+        return _ask(main.main, *arguments, "--json", "--socket", str(self.socket))
+
+    def status(self) -> dict[str, Any]:
+        """As in `Daemon`, and as `document`."""
+        if self._user is not None:
+            return super().status()
+        return cast(
+            dict[str, Any], _ask(ext.main, "--status", "--json", "--socket", str(self.socket))["status"]
+        )
 
     def listed(self, busid: str) -> dict[str, Any] | None:
         """What `usbipd list` says of a device; None: it is not listed."""
@@ -96,6 +113,14 @@ class MacDaemon(Daemon):
 
     # ---- its processes -------------------------------------------------------------------------------------
 
+    def kill_all(self) -> None:
+        """kill -9 of all its processes, and waits for their end."""
+        pids = [pid for each in self.pids().values() for pid in each]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait(PATIENCE)
+        until(lambda: not running(pids), f"of the processes {pids} some are left")
+
     def pids(self) -> dict[str, list[int]]:
         """Its processes by their roles."""
         found: dict[str, list[int]] = {}
@@ -120,6 +145,15 @@ class MacDaemon(Daemon):
 
     def _is_error(self, line: str) -> bool:
         return " ERROR " in line and not (TIMES_OUT in line and self.machine.libusb_version == EARLY)
+
+
+def _ask(command: Callable[[list[str]], int], *arguments: str) -> dict[str, Any]:
+    """What a command that succeeds prints."""
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        code = command(list(arguments))
+    assert code == 0, errors.getvalue()
+    return cast(dict[str, Any], json.loads(output.getvalue()))
 
 
 def until(condition: Callable[[], object], why: str) -> None:

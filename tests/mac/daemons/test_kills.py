@@ -57,10 +57,12 @@ def test_extension(mac: Machine, start: StartDaemon, victims: str, bound: bool) 
         daemon.bind(each.busid)
     session = daemon.attach(device.busid)
     session.submit(BULK_IN, length=PACKET)
-    pids = [pid for each in daemon.pids().values() for pid in each]
-    for pid in pids if victims == "all" else [daemon.pid]:
-        os.kill(pid, signal.SIGKILL)
-    until(lambda: not running(pids), "a process is left")
+    if victims == "all":
+        daemon.kill_all()
+    else:
+        pids = [pid for each in daemon.pids().values() for pid in each]
+        daemon.kill()
+        until(lambda: not running(pids), "a process outlives the extension")
     session.wait_closed()
     session.close()
     if not bound:

@@ -10,7 +10,6 @@ from typing import Final
 
 import pytest
 
-from tests.integration.daemon import running
 from tests.mac.daemons.conftest import VARIANTS, StartDaemon
 from tests.mac.daemons.daemon import BULK_IN, BULK_OUT, PACKET, MacDaemon, echo, until, use
 from tests.mac.daemons.pairs import pairwise
@@ -96,10 +95,7 @@ def test_life_of_a_device(
     until(lambda: device.has_all_drivers, "its drivers are not back")
     daemon.bind(device.busid)
     use(daemon, device.busid)
-    pids = [pid for each in daemon.pids().values() for pid in each]
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    until(lambda: not running(pids), "a process is left")
+    daemon.kill_all()
     mac.forget_bindings()
     daemon = start()
     until(lambda: device.has_all_drivers, "its drivers are not back after a kill of all processes")

@@ -187,7 +187,7 @@ def knows(mac: Machine, variant: str, request: pytest.FixtureRequest) -> bool:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_unlink_beside_a_partly_filled_transfer(knows: bool, device: Device, session: Session) -> None:
-    """macOS aborts a whole endpoint.  The first transfer, which has bytes, gets the rest of them, or ends with
+    """macOS aborts a whole endpoint.  The first transfer, which has bytes, gets the rest of them, or ends in
     an error if the number of its bytes is unknown.  No byte comes twice."""
     first, second = (session.submit(BULK_IN, length=4 * PACKET) for _urb in range(2))
     device.until_waiting(BULK_IN, 2)
