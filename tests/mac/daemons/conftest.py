@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import pytest
@@ -30,23 +31,32 @@ def mac(kernel: OwnMac, variant: str) -> Machine:
     return Machine(kernel, build(variant))
 
 
-@pytest.fixture
-def start(mac: Machine) -> Iterator[StartDaemon]:
-    """Starts a daemon on this Mac: `start()`, `start(user=UID)`."""
+@contextmanager
+def started(machine: Machine) -> Iterator[StartDaemon]:
+    """Starts daemons on this Mac, `start()` or `start(user=UID)`, and ends those that run at the end."""
     if os.geteuid() != 0:
         pytest.skip("only root can capture devices, and become other users")
-    started: list[MacDaemon] = []
+    daemons: list[MacDaemon] = []
 
     def start(*, user: int | None = None) -> MacDaemon:
-        started.append(MacDaemon(mac, user=user))
-        return started[-1]
+        daemons.append(MacDaemon(machine, user=user))
+        return daemons[-1]
 
-    yield start
-    codes = [each.process.poll() for each in started]
-    for each in started:
-        each.kill()
-    for each, code in zip(started, codes, strict=True):
+    try:
+        yield start
+    finally:
+        codes = [each.process.poll() for each in daemons]
+        for each in daemons:
+            each.kill()
+    for each, code in zip(daemons, codes, strict=True):
         assert code in (None, 0, -signal.SIGKILL), f"the extension ended with {code}:\n{each.log_text()}"
+
+
+@pytest.fixture
+def start(mac: Machine) -> Iterator[StartDaemon]:
+    """`start()`: a daemon on this Mac."""
+    with started(mac) as start:
+        yield start
 
 
 @pytest.fixture
