@@ -144,6 +144,7 @@ test-binary: binary  ## what the executable alone has, and the tests of commands
 
 sanitized: build
 	@packaging/install-deps "$$PYTHON" sanitizers
+	@packaging/install-deps "$$PYTHON" mac
 	@$(BIN)/python -m tests.sanitized.build
 
 asan: sanitized  ## all tests and some fuzzing with the modules under AddressSanitizer, UBSan and LeakSanitizer

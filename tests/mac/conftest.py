@@ -9,16 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuzz import heap
 from tests.mac.build import build, patches
 from tests.mac.mac import Device, OwnMac
 
 HERE = Path(__file__).parent
+SANITIZED = "-asan" if heap.allocated() is not None else ""
+"""What the variants of a process under sanitizers are called."""
 
 
 @pytest.fixture(scope="session")
 def stock_libusb() -> Path:
     """The directory of libusb unmodified."""
-    return build("stock")
+    return build(f"stock{SANITIZED}")
 
 
 @pytest.fixture(scope="session", params=["stock", "ours"])
@@ -27,7 +30,7 @@ def libusb(request: pytest.FixtureRequest) -> Path:
     variant: str = request.param
     if variant == "ours" and not patches(variant):
         pytest.skip("packaging/libusb has no patches")
-    return build(variant)
+    return build(f"{variant}{SANITIZED}")
 
 
 @pytest.fixture
@@ -51,12 +54,14 @@ def environment(kernel: OwnMac, libusb: Path) -> dict[str, str]:
 
 @pytest.fixture
 def in_process(libusb: Path) -> Callable[..., None]:
-    """`in_process("some_cases.py", *options)`: pytest in a process whose libusb is ours.  `cases.py` says
-    what is there for its tests.
+    """`in_process("some_cases.py", *options, **switches)`: pytest in a process whose libusb is ours.
+
+    It has a kernel of its own, with these switches from the start; rig.py says what its tests can use.
     """
 
-    def run(cases: str | Path, *options: str) -> None:
+    def run(cases: str | Path, *options: str, **switches: object) -> None:
         with OwnMac() as mac:
+            mac.switch(**switches)
             done = subprocess.run(
                 [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, HERE / cases],
                 env=mac.environment(libusb),

@@ -200,7 +200,7 @@ class OwnMac(Mac):
         self.process.wait(10)
         self.process.stdout.close()
         shutil.rmtree(self.directory)
-        assert problems == []
+        assert problems == [], problems
 
     def __enter__(self) -> Self:
         return self

@@ -8,7 +8,7 @@ import pytest
 
 from tests.mac.kernel import errors
 from tests.mac.kernel.errors import CallError
-from tests.mac.kernel.wire import Call, u32, u64
+from tests.mac.kernel.wire import Call, text, u32, u64
 from tests.mac.mac import Device, OwnMac
 from tests.mac.process import CAPTURE, Process
 
@@ -65,7 +65,7 @@ def test_an_iterator_ends_when_what_it_goes_through_changes(
     kernel: OwnMac, plug: Plug, process: Process
 ) -> None:
     device = plug()
-    iterator = process.call(Call.CHILDREN, u64(device.registry_id), b"\0\0\0\0").u64()
+    iterator = process.call(Call.CHILDREN, u64(device.registry_id), text("IOService")).u64()
     assert process.call(Call.ITERATOR_NEXT, u64(iterator)).u64() != 0
     kernel.call("add_entry", device.registry_id, "IOSomething")
     assert process.call(Call.ITERATOR_NEXT, u64(iterator)).u64() == 0
@@ -108,6 +108,19 @@ def test_transfers_end_when_the_device_is_unplugged(
     device.unplug()
     completion = process.completion()
     assert (completion.number, completion.code) == (7, code)
+
+
+def test_what_is_connected_to_a_hub_leaves_with_it(plug: Plug, process: Process) -> None:
+    hub = plug("hub", location=0x14200000, port=2)
+    stick = plug(location=0x14210000, port=1, hub=hub)
+    [entry] = process.find("IOUSBHostDevice", stick)
+    above = process.call(Call.PARENT, u64(entry), text("IOUSB")).u64()
+    assert process.property(above, "sessionID") == hub.session
+    hub.unplug()
+    assert not stick.present
+    hub.replug()
+    stick.replug()
+    assert stick.present
 
 
 # ---- captures ------------------------------------------------------------------------------------
@@ -317,5 +330,5 @@ def test_where_the_port_number_is(
     kernel.switch(has_port_number=has_port_number)
     [entry] = process.find("IOUSBHostDevice", plug(port=5))
     assert process.property(entry, "PortNum") == (5 if has_port_number else None)
-    above = process.call(Call.PARENT, u64(entry), b"\x09\0\0\0IOService").u64()
+    above = process.call(Call.PARENT, u64(entry), text("IOService")).u64()
     assert process.property(above, "port") == b"\x05\0\0\0"

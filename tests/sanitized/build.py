@@ -38,6 +38,8 @@ COPIED: Final = (
     "setup.py",
     "README.md",
 )
+KEPT: Final = ("mac", "libusb")
+"""Directories of build that each new tree shares: libusb's source need not be fetched again."""
 
 SANITIZERS: Final = "address,undefined"
 COMPILE: Final = ["-g", "-fno-wrapv", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
@@ -110,6 +112,10 @@ def copy_tree() -> None:
             shutil.copytree(ROOT / name, TREE / name, ignore=ignore)
         else:
             shutil.copy2(ROOT / name, TREE / name)
+    (TREE / "build").mkdir()
+    for name in KEPT:
+        (HERE.parent / name).mkdir(exist_ok=True)
+        (TREE / "build" / name).symlink_to(HERE.parent / name)
     for module in (LIB / "usbipd").glob("*.so"):
         shutil.copy2(module, TREE / "usbipd")
 

@@ -1,5 +1,5 @@
-"""`make asan`: unit tests, integration tests and tests/fuzz in the interpreter of tests/sanitized, two at a
-time.
+"""`make asan`: unit tests, integration tests, tests/mac and tests/fuzz in the interpreter of tests/sanitized,
+two at a time.
 
 A report of any process, ours or one that we started, fails the run, whether or not a test has noticed.
 """
@@ -16,7 +16,8 @@ from tests.sanitized.build import TREE, VENV, reports
 MEASURES_MEMORY: Final = "it measures memory, and AddressSanitizer keeps for a while what is freed"
 HAS_REPORT: Final = "the interpreter itself opens the file of a worker's report (python.c)"
 MEASURES_TIME: Final = "it measures time, and the look for leaks at the end of each process takes some"
-PARTS: Final = (("tests/integration",), ("tests/unit", "tests/fuzz"))
+SAME_CODE: Final = "it is the code that test_worker.py runs, many times"
+PARTS: Final = (("tests/integration", "tests/mac"), ("tests/unit", "tests/fuzz"))
 NOT_HERE: Final = (
     ("tests/integration/test_kept_claims.py", "test_a_thousand_sessions_cost_nothing", MEASURES_MEMORY),
     (
@@ -25,10 +26,16 @@ NOT_HERE: Final = (
         MEASURES_MEMORY,
     ),
     ("tests/unit/extension/test_supervisor.py", "test_a_child_gets_its_channel_and_nothing_else", HAS_REPORT),
+    ("tests/mac/test_switches.py", "test_a_session_with_these_switches", SAME_CODE),
     ("tests/integration/test_processes.py", "test_the_end_takes_less_than_two_seconds", MEASURES_TIME),
 )
 """Files, beginnings of names, and why."""
-NOT_OURS: Final = ("tests/unit/packaging", "tests/integration/test_completions.py")
+NOT_OURS: Final = (
+    "tests/unit/packaging",
+    "tests/integration/test_completions.py",
+    "tests/mac/test_kernel.py",
+    "tests/mac/test_usbip.py",
+)
 """What tests none of our compiled modules."""
 
 

@@ -5,6 +5,7 @@
 #include "internal.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -203,6 +204,7 @@ static void connect_to_kernel(void)
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     const char *path = getenv("SOFTWARE_MAC");
     pthread_t thread;
+    sigset_t all, before;
     if (path == NULL)
         fail("the environment variable SOFTWARE_MAC names no kernel's socket");
     if (strlen(path) >= sizeof address.sun_path)
@@ -211,8 +213,12 @@ static void connect_to_kernel(void)
     kernel = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (kernel < 0 || connect(kernel, (struct sockaddr *)&address, sizeof address) != 0)
         fail("no kernel listens on SOFTWARE_MAC=%s: %s", path, strerror(errno));
+    /* on a Mac there is no such thread, so none that a signal could come to */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
     if (pthread_create(&thread, NULL, read_kernel, NULL) != 0)
         fail("no thread can be made");
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_detach(thread);
 }
 

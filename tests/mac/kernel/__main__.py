@@ -6,6 +6,8 @@ It prints `ready` when processes may connect.  With --parent it ends when its st
 
 import argparse
 import asyncio
+import contextlib
+import signal
 import sys
 from pathlib import Path
 
@@ -14,10 +16,12 @@ from tests.mac.kernel.kernel import Kernel
 
 async def run(path: Path, *, ends_with_input: bool) -> None:
     kernel = Kernel()
+    loop = asyncio.get_running_loop()
+    serving = asyncio.current_task()
+    assert serving is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, serving.cancel)
     if ends_with_input:
-        loop = asyncio.get_running_loop()
-        serving = asyncio.current_task()
-        assert serving is not None
         reader = asyncio.StreamReader()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
 
@@ -34,12 +38,9 @@ def main() -> None:
     parser.add_argument("socket", type=Path)
     parser.add_argument("--parent", action="store_true")
     arguments = parser.parse_args()
-    try:
+    with contextlib.suppress(asyncio.CancelledError):
         asyncio.run(run(arguments.socket, ends_with_input=arguments.parent))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        pass
-    finally:
-        arguments.socket.unlink(missing_ok=True)
+    arguments.socket.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tests.mac.kernel import errors
 from tests.mac.kernel.device import UsbDevice
 from tests.mac.kernel.packets import PacketDevice
 from tests.mac.kernel.power import CAN_SLEEP, POWERED_ON, WILL_SLEEP
-from tests.mac.kernel.registry import Entry, Value
+from tests.mac.kernel.registry import Value
 from tests.mac.kernel.shelf import make_hardware
 from tests.mac.kernel.wire import Call
 
@@ -29,7 +29,6 @@ TIMEOUT = 10.0
 class Control:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
-        self._ports: dict[int, Entry] = {}
 
     async def call(self, name: str, positional: Sequence[object], named: dict[str, object]) -> object:
         if name.startswith("_"):
@@ -134,32 +133,15 @@ class Control:
             location,
             port,
             drivers or {},
-            self._port_of(location, port, above),
             above,
         )
         self._kernel.devices[number] = device
         await device.arrive()
         return number
 
-    def _port_of(self, location: int, port: int, hub: UsbDevice | None) -> Entry:
-        registry = self._kernel.registry
-        version = int(self._kernel.switches.macos_version.split(".")[0])
-        key = "usb-port-number" if version >= 26 else "port"
-        above = hub.entry if hub else None
-        if above is None:
-            bus = location >> 24
-            found = registry.find("AppleUSBXHCI", {"bus": bus})
-            above = found[0] if found else registry.add(registry.root, ("AppleUSBXHCI",), "", {"bus": bus})
-        return registry.add(
-            above, ("AppleUSBHostPort",), f"port@{location:08x}", {key: bytes([port, 0, 0, 0])}
-        )
-
     async def unplug(self, number: int, *, for_ever: bool = False) -> None:
         """Pulls it out; `replug` puts the same one back."""
         device = self._kernel.devices[number]
-        for each in list(self._kernel.devices.values()):
-            if each.hub is device and each.present:
-                await self.unplug(each.number)
         await device.leave(self._kernel.switches.unplug_code)
         if for_ever:
             device.hardware.unplug()
@@ -182,6 +164,10 @@ class Control:
     async def until_state(self, number: int, name: str, value: object, seconds: float = TIMEOUT) -> None:
         """Waits until a field of `state` has this value."""
         await self._kernel.until(lambda: self.state(number)[name] == value, seconds)
+
+    def configurations(self, number: int) -> list[bytes]:
+        """Its configuration descriptors, whole."""
+        return self._kernel.devices[number].hardware.configurations
 
     def state(self, number: int) -> dict[str, object]:
         """What the kernel knows of a device."""

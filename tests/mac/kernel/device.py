@@ -40,7 +40,6 @@ class UsbDevice:
         location: int,
         port: int,
         drivers: dict[int, str],
-        port_entry: Entry,
         hub: UsbDevice | None = None,
     ) -> None:
         self.kernel = kernel
@@ -51,7 +50,6 @@ class UsbDevice:
         self.drivers = drivers
         """By bInterfaceNumber, the names in `DRIVERS`."""
         self.hub = hub
-        self._port_entry = port_entry
         self.entry: Entry | None = None
         """None: it is not there."""
         self.address = 0
@@ -105,7 +103,7 @@ class UsbDevice:
             "USB Serial Number": serial,
         }
         self.entry = self.kernel.registry.add(
-            self._port_entry,
+            self._port_entry(),
             ("IOUSBHostDevice", "IOUSBDevice"),
             product or "IOUSBHostDevice",
             {
@@ -127,11 +125,29 @@ class UsbDevice:
         self.kernel.note(f"arrived {self.location:08x}")
         self._publish_interfaces()
 
+    def _port_entry(self) -> Entry:
+        """What is above it in the registry: a port of a hub or of a controller."""
+        registry = self.kernel.registry
+        bus = self.location >> 24
+        above = self.hub.entry if self.hub else next(iter(registry.find("AppleUSBXHCI", {"bus": bus})), None)
+        if above is None:
+            above = registry.add(registry.root, ("AppleUSBXHCI",), properties={"bus": bus})
+        name = f"port@{self.location:08x}"
+        found = next((each for each in above.children if each.name == name), None)
+        if found is not None:
+            return found
+        newer = int(self.kernel.switches.macos_version.split(".")[0]) >= 26
+        key = "usb-port-number" if newer else "port"
+        return registry.add(above, ("AppleUSBHostPort",), name, {key: bytes([self.port, 0, 0, 0])})
+
     async def leave(self, code: int) -> None:
-        """It is not on the bus any more; transfers end with `code`."""
+        """It is not on the bus any more, nor what is connected to it; transfers end with `code`."""
         entry, self.entry = self.entry, None
         if entry is None:
             return
+        for each in self.kernel.devices.values():
+            if each.hub is self:
+                await each.leave(code)
         self._cancel_timers()
         await self.cancel_all(code)
         self.opener = self.captor = None

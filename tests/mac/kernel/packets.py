@@ -344,3 +344,15 @@ class Loopback(PacketDevice):
             back = self.endpoints[address | 0x80]
             back.to_send.append(packet)
             self._run(back)
+
+
+class Hub(PacketDevice):
+    """A hub as its host sees it; the devices below it are the kernel's business."""
+
+    def __init__(self, speed: Speed = Speed.HIGH, strings: tuple[str, str, str] | None = None) -> None:
+        super().__init__(speed, strings or ("Software", "Hub", ""))
+        self.device_descriptor = device_descriptor(0x01FA, bcdUSB=0x0200, bDeviceClass=9)
+        self.configurations = [
+            configuration_descriptor(interface_descriptor(0, 1, 9), endpoint_descriptor(0x81, 3, 1, 12))
+        ]
+        self._learn_endpoints()

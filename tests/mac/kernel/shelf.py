@@ -3,13 +3,19 @@
 from typing import Any
 
 from tests.mac.kernel.hardware import Hardware
-from tests.mac.kernel.packets import Loopback
+from tests.mac.kernel.packets import Hub, Loopback
+from tests.mac.kernel.usbip import UsbipDevice
 
 
 async def make_hardware(kind: str, options: dict[str, Any]) -> Hardware:
     """`scripted`: does what the test says, packet by packet.  `loopback`: the same, and what is written to an
-    OUT endpoint can be read at the IN endpoint of its number.
+    OUT endpoint can be read at the IN endpoint of its number.  `hub`: others can be connected to it.
+    `usbip`: a device that a USB/IP server shares, by the options host, port_number and busid.
     """
     if kind in ("loopback", "scripted"):
         return Loopback(**options, echo=kind == "loopback")
+    if kind == "hub":
+        return Hub(**options)
+    if kind == "usbip":
+        return await UsbipDevice.connect(**options)
     raise ValueError(f"there is no device {kind}")
