@@ -4,9 +4,10 @@ Runs in pytest; `as_mac/` runs inside.
 """
 
 import asyncio
-import ctypes
+import functools
 import json
 import stat
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -17,6 +18,11 @@ from tests.mac.mac import Device, Mac, OwnMac
 from usbipd.extension.store import Store
 
 ROOT: Final = Path(__file__).parents[2]
+ENTER: Final = """\
+import sys
+from usbipd.__main__ import main
+sys.exit(main())
+"""
 PROGRAMS: Final = Path(__file__).parent / "as_mac" / "programs"
 PYTHONS: Final = (
     Path(sys._base_executable),  # type: ignore[attr-defined]
@@ -45,7 +51,6 @@ class Machine:
         self.state = self.directory / "daemon" / "state"
         """Bindings and history of its daemons."""
         self.library = libusb / LIBRARY
-        self.libusb_version = _version_of(self.library)
         self._make_interpreter()
         facts = {"kernel": str(kernel.path), "library": str(self.library), "modules": str(libusb)}
         (self.directory / "facts.json").write_text(json.dumps(facts))
@@ -56,22 +61,35 @@ class Machine:
         """An environment as venv makes it, with the packages of this process."""
         packages = self.directory / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"
         packages.mkdir(parents=True)
-        (self.directory / "bin").mkdir()
-        self.python = self.directory / "bin" / "python"
+        self.programs = self.directory / "bin"
+        """Where `usbipd` and `usbipd-ext` are."""
+        self.programs.mkdir()
+        self.python = self.programs / "python"
         base = next((each for each in PYTHONS if for_all_users(each)), PYTHONS[0])
         self.python.symlink_to(base)
         (self.directory / "pyvenv.cfg").write_text(f"home = {base.parent}\n")
         (packages / "mac.pth").write_text(
             f"{ROOT}\n{sysconfig.get_path('purelib')}\nimport tests.mac.as_mac.loader\n"
         )
+        for name in ("usbipd", "usbipd-ext"):
+            program = self.programs / name
+            program.write_text(f"#!{self.python}\n{ENTER}")
+            program.chmod(0o755)
 
     def program(self, name: str, user: int | None = None) -> list[str]:
         """The command line that starts `usbipd` or `usbipd-ext` on this Mac, as the user with this id."""
-        become = (
-            "" if user is None else f"import os; os.setgroups([]); os.setgid({user}); os.setuid({user}); "
-        )
-        enter = "from usbipd.__main__ import main; sys.exit(main())"
-        return [str(self.python), "-c", f"{become}import sys; sys.argv[0] = {name!r}; {enter}"]
+        program = str(self.programs / name)
+        if user is None:
+            return [program]
+        become = f"import os, sys; os.setgroups([]); os.setgid({user}); os.setuid({user})"
+        return [sys.executable, "-c", f"{become}; os.execv({program!r}, [{program!r}, *sys.argv[1:]])"]
+
+    @functools.cached_property
+    def libusb_version(self) -> tuple[int, ...]:
+        """That of its libusb."""
+        program = "from usbipd._claim import libusb_runtime_version; print(*libusb_runtime_version())"
+        answer = subprocess.run([self.python, "-c", program], check=True, capture_output=True, text=True)
+        return tuple(map(int, answer.stdout.split()))
 
     def plug(self, port: int, *, drivers: bool = True) -> "Gadget":
         """Plugs a device into this port of the bus."""
@@ -128,19 +146,6 @@ class Gadget:
     def has_all_drivers(self) -> bool:
         """Whether macOS has the drivers that it had when the device was plugged in first."""
         return sorted(self.device.drivers) == sorted(self._drivers)
-
-
-class _Version(ctypes.Structure):
-    """struct libusb_version, its first fields."""
-
-    _fields_ = (("major", ctypes.c_uint16), ("minor", ctypes.c_uint16), ("micro", ctypes.c_uint16))
-
-
-def _version_of(library: Path) -> tuple[int, int, int]:
-    get_version = ctypes.CDLL(str(library)).libusb_get_version
-    get_version.restype = ctypes.POINTER(_Version)
-    found = get_version().contents
-    return found.major, found.minor, found.micro
 
 
 async def _remove_bindings(state: Path) -> None:

@@ -21,7 +21,8 @@ TEXT: Final = "usbipd\n"
 
 RATE: Final = 48000
 TONE: Final = 440
-SECONDS: Final = 2
+SLOW: Final = ("--buffer-time=4000000", "--period-time=20000")
+"""Microseconds: the kernel gives up on a period after 1.1 times the buffer, and time is slow here."""
 
 SOURCE_IN, SINK_OUT, LOOPBACK_IN, LOOPBACK_OUT = 0x81, 0x01, 0x82, 0x02
 URB_SIZE: Final = 16 * 1024  # what libusb asks of usbfs at once: linux_usbfs.h, MAX_BULK_BUFFER_LENGTH
@@ -51,16 +52,17 @@ def check_typing(keyboard: UsbDevice) -> None:
     check(typed in 4 * TEXT, f"the keyboard typed {typed!r}, not {TEXT!r} over and over")
 
 
-def check_tone(source: UsbDevice, recording: Path) -> None:
+def check_tone(source: UsbDevice, recording: Path, seconds: float = 2.0) -> None:
     """Its tone, which goes into the file `recording`, is whole: no gap, no packet that came twice."""
     node = wait_for("a sound card of the audio source", source.capture_device)
     card = node.name.removeprefix("pcmC").partition("D")[0]
-    form = ["-f", "S16_LE", "-r", str(RATE), "-c", "2", "-d", str(SECONDS)]
-    run("arecord", "-q", "-D", f"hw:{card},0", *form, recording)
+    samples_each = int(seconds * RATE)
+    form = ["-f", "S16_LE", "-r", str(RATE), "-c", "2", f"--samples={samples_each}"]
+    run("arecord", "-q", "-D", f"hw:{card},0", *SLOW, *form, recording)
     with wave.open(str(recording)) as file:
         samples = array.array("h", file.readframes(file.getnframes()))
     left = samples[0::2]
-    check(len(left) == SECONDS * RATE, f"{len(left)} samples, not {SECONDS * RATE}")
+    check(len(left) == samples_each, f"{len(left)} samples, not {samples_each}")
     check(left == samples[1::2], "left and right differ")
     check(max(left) > 8192 and min(left) < -8192, f"too soft: from {min(left)} to {max(left)}")
     # A sine of frequency f has s[n+1] = 2 cos(2 pi f / rate) s[n] - s[n-1]; rounding to whole numbers adds

@@ -1,6 +1,6 @@
 """UNLINK beside a transfer of which a part has moved: macOS aborts a whole endpoint to end one transfer.
 
-The bytes of the aborted transfer may be unknown.  Then it ends with an error: no byte is lost without one, and
+The bytes of the aborted transfer may be unknown: then it ends with an error.  No byte is lost without one;
 none comes twice.
 """
 
