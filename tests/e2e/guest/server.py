@@ -95,7 +95,7 @@ class Usbipd(Server):
         tcp_port: int = PORT,
     ) -> None:
         self._programs = programs
-        command = [self._programs / "usbipd-ext", "--run", "--log-level", log_level]
+        command: list[str | Path] = [self._programs / "usbipd-ext", "--run", "--log-level", log_level]
         if tcp_port != PORT:
             command += ["--listen", f"127.0.0.1:{tcp_port}"]
         super().__init__([*command, *options], tcp_port)
