@@ -35,8 +35,9 @@ DESTDIR ?=
 FUZZ_SECONDS ?= 60
 export FUZZ_EXAMPLES ?= 300
 
-.PHONY: help deps venv broken-venv build lock man completions binary run demo pkg install uninstall test-deps test test-short \
-    test-mac test-as-user test-python314 test-binary e2e-deps e2e soak bench lint darwin-check sanitized asan fuzz clean
+.PHONY: help deps venv broken-venv build lock man completions binary run demo pkg install uninstall check test-deps test \
+    test-short test-mac test-as-user test-python314 test-binary e2e-deps e2e soak bench lint darwin-check sanitized asan fuzz \
+    clean
 
 # Values that the shell is to take as they are reach it by the environment.
 deps $(BIN)/python uninstall test-deps test-mac test-python314 sanitized e2e-deps e2e bench: export PYTHON := $(PYTHON)
@@ -118,6 +119,9 @@ uninstall:  ## remove what `make install` put there
 
 test-deps:  ## install what some tests are skipped without (mandoc, zsh, fish, 7zz, cpio, systemd), if it is missing
 	@packaging/install-deps "$$PYTHON" tests
+
+check: lint  ## lint and most unit tests, in about a minute: before each commit
+	$(BIN)/python -m pytest -q -m "not slow" tests/unit
 
 test: build  ## unit and integration tests
 	$(BIN)/python -m pytest tests/unit tests/integration tests/fuzz

@@ -1,5 +1,5 @@
 # USBIP_CMD_* and USBIP_RET_* on the wire: offsets, byte order, encoding.  Runs in workers.
-# Source: Linux Documentation/usb/usbip_protocol.rst.  usbipd/protocol/urb.py is the twin that tests hold it to.
+# Source: Linux Documentation/usb/usbip_protocol.rst.  tests/urb.py is the twin that tests hold it to.
 
 from libc.string cimport memcpy, memmove, memset
 

@@ -19,6 +19,17 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
+from tests.urb import (
+    Command,
+    IsoPacket,
+    Reply,
+    ReplyReader,
+    RetSubmit,
+    RetUnlink,
+    Submit,
+    Unlink,
+    encode,
+)
 from usbipd.errors import UsbipdError
 from usbipd.protocol.constants import (
     NO_ISO_PACKETS,
@@ -39,17 +50,6 @@ from usbipd.protocol.op import (
     encode_import_request,
 )
 from usbipd.protocol.reader import OneMessageReader
-from usbipd.protocol.urb import (
-    Command,
-    IsoPacket,
-    Reply,
-    ReplyReader,
-    RetSubmit,
-    RetUnlink,
-    Submit,
-    Unlink,
-    encode,
-)
 
 ReplyT = TypeVar("ReplyT")
 

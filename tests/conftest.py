@@ -1,5 +1,5 @@
-"""What all tests share: the `rule` marker takes only names that stand in `tests/rules.py`, how hard
-hypothesis tries, and that whatever is started here can be interrupted.
+"""What all tests share: an `async def` test runs in a loop of its own; the `rule` marker takes only names
+that stand in `tests/rules.py`; how hard hypothesis tries; and what is started here can be interrupted.
 
 No example has a deadline: on a slow machine it would fail without a fault.  `make test` tries the same
 examples each time, so that it fails for what was changed; `--hypothesis-profile=fuzz` is for `make fuzz`:
@@ -7,8 +7,11 @@ FUZZ_EXAMPLES new ones of each, and what fails is printed with the line that run
 (`@reproduce_failure`).
 """
 
+import asyncio
+import inspect
 import os
 import signal
+from typing import Final
 
 import pytest
 from hypothesis import settings
@@ -23,6 +26,25 @@ settings.load_profile("test")
 
 # A shell has what it starts in the background ignore SIGINT, and so would all that is started by that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+LONGEST: Final = 90.0
+"""Seconds that one asynchronous test may take."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs a test that is a coroutine function."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = inspect.signature(pyfuncitem.obj).parameters
+
+    async def bounded() -> None:
+        async with asyncio.timeout(LONGEST):
+            await pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names})
+
+    asyncio.run(bounded())
+    return True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,8 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from usbipd.ipc.channel import Conversation, FrameDecoder, request_frame
+from usbipd.ipc.conversation import Conversation, request_frame
+from usbipd.ipc.framing import FrameDecoder
 from usbipd.ipc.messages import MAX_MESSAGE, Command, Nothing
+from usbipd.ipc.reports import PEOPLE
 
 CONNECTIONS: Final = 32
 """As many as one user may have."""
@@ -64,7 +66,7 @@ class _Connection:
         self.socket.setblocking(False)
         self._decoder = FrameDecoder()
         self._next = 1
-        self._unsent = Conversation().hello()
+        self._unsent = Conversation(PEOPLE).hello()
         self._ask(AT_ONCE)
 
     def read(self) -> int:

@@ -20,13 +20,17 @@ from usbipd import log, paths, privileges
 from usbipd.addresses import ListenAddress, parse_listen, parse_network, refuse_overlap
 from usbipd.errors import UsageError
 from usbipd.ipc.reports import DeviceMemory, Serial
-from usbipd.server.keepalive import LONGEST, SHORTEST
 from usbipd.trusted_file import UntrustedError, open_trusted
 from usbipd.usb.identity import DeviceRule, parse_busid, parse_hardware_id
 from usbipd.worker_uids import DEFAULT_UIDS, parse_uids
 
 SMALLEST_BUDGET: Final = 40 << 20
 """Bytes: one URB of the largest size fits, and some; the pump has the same (cython/pump.pyx)."""
+
+SHORTEST_LOST: Final = 10
+"""Seconds: below it, the pause between probes would not be a whole number of them (server/keepalive.py)."""
+LONGEST_LOST: Final = 7200
+"""Seconds: what Linux and macOS wait before the first probe unless told otherwise."""
 
 Networks = Annotated[tuple[str, ...], msgspec.Meta(max_length=256)]
 """What `parse_network` takes.  As many as fit into one message to the server."""
@@ -41,7 +45,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """The same from one client address; IPv6: from one /64 (`addresses.source_of`)."""
     handshake_timeout: Annotated[float, msgspec.Meta(gt=0, le=300)] = 10.0
     """Seconds from connect to the end of OP_REQ_*."""
-    lost_client_timeout: Annotated[int, msgspec.Meta(ge=SHORTEST, le=LONGEST)] = 120
+    lost_client_timeout: Annotated[int, msgspec.Meta(ge=SHORTEST_LOST, le=LONGEST_LOST)] = 120
     """Seconds until a client that vanished without a word is given up (usbipd/server/keepalive.py)."""
     transfer_budget: Annotated[int, msgspec.Meta(ge=SMALLEST_BUDGET, le=1 << 32)] = 64 << 20
     """Bytes that the URBs of one client may hold."""

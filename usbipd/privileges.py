@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 
 from usbipd.errors import UsageError
-from usbipd.ipc.children import RunAs
+from usbipd.ipc.message import Message
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -41,6 +41,14 @@ _XUCRED: Final = struct.Struct("=IIh2x16I")  # macOS <sys/ucred.h>: version, uid
 
 # Loaded now: after chroot there is nothing to load from.
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
+
+
+class RunAs(Message, frozen=True):
+    """The unprivileged user that a process becomes after its start; only sent when the extension is root."""
+
+    user: str
+    uid: int
+    gid: int
 
 
 class Peer(msgspec.Struct, frozen=True):

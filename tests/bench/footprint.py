@@ -21,9 +21,9 @@ from typing import Any, Final
 from tests.bench.result import Bound, Comparison
 from tests.client import Client, Session
 from tests.integration.daemon import PATIENCE, Lines
+from tests.urb import Submit, encode
 from usbipd.addresses import parse_listen
 from usbipd.protocol.constants import USBIP_DIR_IN, USBIP_DIR_OUT
-from usbipd.protocol.urb import Submit, encode
 from usbipd.simulated.loopback import LOOPBACK_OUT, SOURCE_IN
 
 ROOT: Final = Path(__file__).parents[2]

@@ -19,9 +19,9 @@ from typing import Final
 from tests.bench.programs import TIMEOUT, Kind, Server, null_server
 from tests.bench.pump_alone import DEVICE
 from tests.bench.result import Comparison
+from tests.urb import Submit, encode
 from usbipd.protocol.constants import ST_OK, USB_DIR_IN, USBIP_DIR_IN, USBIP_DIR_OUT
 from usbipd.protocol.op import encode_import_reply, encode_import_request
-from usbipd.protocol.urb import Submit, encode
 
 AGAINST: Final = "null server (batch)"
 GET_DEVICE_DESCRIPTOR: Final = bytes([USB_DIR_IN, 6, 0, 1, 0, 0, 18, 0])

@@ -33,8 +33,9 @@ from tests.bench.result import Comparison
 from tests.bench.usbfs.host import BUSID, BUSNUM, DEVNUM, fill
 from usbipd.config import Limits
 from usbipd.ipc import CHANNEL_DESCRIPTOR
-from usbipd.ipc.channel import BlockingChannel, Event
-from usbipd.ipc.children import AttachParameters, ClaimParameters, ClaimResult
+from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.children import CHILDREN, AttachParameters, ClaimParameters, ClaimResult
+from usbipd.ipc.conversation import Event
 from usbipd.ipc.messages import Command, EventName, Nothing
 from usbipd.protocol.constants import ST_OK
 from usbipd.protocol.op import ImportRequest, RequestReader, UsbDevice, encode_import_reply
@@ -121,7 +122,7 @@ def worker(work: Path, wrapper: Sequence[str] = ()) -> Iterator[Side]:
             close_fds=False,  # the channel has to stay; what Python has opened closes by itself
         )
     try:
-        channel = BlockingChannel(ours, "extension")
+        channel = BlockingChannel(ours, "extension", CHILDREN)
         with contextlib.closing(channel), socket.create_server(("127.0.0.1", 0)) as listener:
             listener.settimeout(TIMEOUT)
             device = claim(channel)

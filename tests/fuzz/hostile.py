@@ -1,7 +1,7 @@
 """A client that sends any bytes to a pump on a table, and knows what has to come back.  Runs in tests and
 fuzzers.
 
-Invariant: any bytes, in any pieces, give replies that `usbipd.protocol.urb` accepts, or end the session with
+Invariant: any bytes, in any pieces, give replies that `tests.urb` accepts, or end the session with
 a problem in words; and they end it exactly if `CommandReader` refuses them too, if the devid is wrong, or if
 a seqnum is in flight already.  Each SUBMIT ends once, in the order of its endpoint.  The heap grows by the
 client's budget at most and what the URBs themselves take, which is seen where a sanitizer counts.  When the
@@ -22,6 +22,7 @@ from typing import Final
 
 from tests.fuzz import heap
 from tests.unit.worker.rig import Rig
+from tests.urb import Command, CommandReader, Reply, RetSubmit, Submit, Unlink, encode
 from usbipd import _pump
 from usbipd.errors import ProtocolError
 from usbipd.protocol import constants
@@ -33,7 +34,6 @@ from usbipd.protocol.constants import (
     USBIP_CMD_SUBMIT,
     USBIP_DIR_IN,
 )
-from usbipd.protocol.urb import Command, CommandReader, Reply, RetSubmit, Submit, Unlink, encode
 from usbipd.usb.descriptors import Endpoint
 
 ISOCHRONOUS: Final = 1  # bmAttributes & 3, USB 2.0 table 9-13

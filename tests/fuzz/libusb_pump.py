@@ -21,7 +21,7 @@ from tests.unit.worker.libusb_rig import (
     fake,
 )
 from tests.unit.worker.rig import DEVID
-from usbipd.protocol.urb import Submit, encode
+from tests.urb import Submit, encode
 
 ENDPOINTS: Final = (0, BULK_OUT, BULK_IN, INTERRUPT_IN, ISO_OUT, ISO_IN)
 FUNCTIONS: Final = (

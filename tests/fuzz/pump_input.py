@@ -11,8 +11,8 @@ from typing import Final
 
 from tests.fuzz.hostile import HostileClient, Settings
 from tests.unit.worker.rig import DEVID
+from tests.urb import IsoPacket, Submit, Unlink, encode
 from usbipd.protocol.constants import NO_ISO_PACKETS
-from usbipd.protocol.urb import IsoPacket, Submit, Unlink, encode
 from usbipd.usb.descriptors import Endpoint
 
 LENGTHS: Final = (

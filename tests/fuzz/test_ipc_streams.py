@@ -16,32 +16,25 @@ import msgspec
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.unit.ipc.tables import BOTH, table_of
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc.async_channel import MAX_QUEUED, MAX_RUNNING, Channel
-from usbipd.ipc.channel import (
-    BlockingChannel,
+from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.children import CHILDREN, AttachParameters, DetachedParameters, ReservationParameters
+from usbipd.ipc.conversation import (
     Conversation,
     Event,
     Request,
     Response,
-    encode_frame,
     event_frame,
     request_frame,
     response_frame,
 )
-from usbipd.ipc.children import AttachParameters, DetachedParameters, ReservationParameters
+from usbipd.ipc.framing import encode_frame
 from usbipd.ipc.message import Message
-from usbipd.ipc.messages import (
-    CARRIES_DESCRIPTOR,
-    LARGEST_ANSWER,
-    MAX_MESSAGE,
-    Command,
-    EventName,
-    MoreParameters,
-    Nothing,
-)
-from usbipd.ipc.policy import Role, may
+from usbipd.ipc.messages import LARGEST_ANSWER, MAX_MESSAGE, Command, EventName, MoreParameters, Nothing
 from usbipd.ipc.reports import UnbindParameters, UnbindResult
+from usbipd.ipc.row import Role
 
 PARAMETERS: dict[Command, Message] = {
     Command.LIST: Nothing(),
@@ -59,9 +52,12 @@ MOST_HELD = 5 + 2 * MAX_MESSAGE
 """Bytes: a frame that is not whole, and what one read brought behind it."""
 
 requests = st.builds(
-    lambda command, number: request_frame(number, "hostile", command, PARAMETERS[command]),
+    lambda command, number, descriptor: request_frame(
+        number, "hostile", command, PARAMETERS[command], descriptor=descriptor
+    ),
     st.sampled_from(sorted(PARAMETERS)),
     st.integers(0, 2**40),
+    st.booleans(),
 )
 events = st.sampled_from(
     [
@@ -175,10 +171,10 @@ class Peer(RuleBasedStateMachine):
             return
         self.asked += 1
         self.asked_more += command is Command.MORE
-        frame = request_frame(self.asked, "peer", command, PARAMETERS[command])
-        carried = int(command in CARRIES_DESCRIPTOR)
+        carried = BOTH.commands[command].carries_descriptor
+        frame = request_frame(self.asked, "peer", command, PARAMETERS[command], descriptor=carried)
         cut = max(1, min(cut, len(frame) - 1))
-        self.write(frame[:cut], carried)
+        self.write(frame[:cut], int(carried))
         self.write(frame[cut:])
 
     @rule(data=hostile, cut=st.integers(0, 40), first=st.integers(0, 2), second=st.integers(0, 3))
@@ -218,7 +214,7 @@ class AsyncPeer(Peer):
         self.runner.get_loop().set_exception_handler(lambda _loop, context: self.problems.append(context))
         self.reasons: list[IPCError | None] = []
         self.handled = 0
-        self.answers = Conversation()
+        self.answers = Conversation(BOTH)
         self.answered = 0
 
     @initialize(role=st.sampled_from(sorted(Role)), greets=st.booleans())
@@ -230,6 +226,7 @@ class AsyncPeer(Peer):
                 self.end,
                 name="the hostile one",
                 role=role,
+                table=table_of(role),
                 on_request=self.handle,
                 on_event=lambda _event: None,
                 on_close=self.reasons.append,
@@ -238,10 +235,11 @@ class AsyncPeer(Peer):
         self.channel = self.runner.run(make())
         self.honest = greets
         if greets:
-            self.write(Conversation().hello())
+            self.write(Conversation(CHILDREN).hello())
 
     def allowed(self, command: Command) -> bool:
-        return may(self.role, command)
+        row = table_of(self.role).commands.get(command)
+        return row is not None and self.role in row.senders
 
     async def handle(self, request: Request) -> Message:
         """Has the descriptor for as long as it runs."""
@@ -311,14 +309,14 @@ class BlockingPeer(Peer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.channel: BlockingChannel | None = BlockingChannel(self.end, "the hostile one")
+        self.channel: BlockingChannel | None = BlockingChannel(self.end, "the hostile one", BOTH)
         self.received = 0
 
     @initialize(greets=st.booleans())
     def begin(self, greets: bool) -> None:
         self.honest = greets
         if greets:
-            self.write(Conversation().hello())
+            self.write(Conversation(CHILDREN).hello())
 
     def step(self) -> None:
         while self.channel is not None:

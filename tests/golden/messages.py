@@ -1,5 +1,6 @@
 """What each golden vector says."""
 
+from tests.urb import Command, IsoPacket, Reply, RetSubmit, RetUnlink, Submit, Unlink
 from usbipd.protocol.op import (
     DevlistReply,
     DevlistRequest,
@@ -8,7 +9,6 @@ from usbipd.protocol.op import (
     UsbDevice,
     UsbInterface,
 )
-from usbipd.protocol.urb import Command, IsoPacket, Reply, RetSubmit, RetUnlink, Submit, Unlink
 
 DEVICE = UsbDevice(
     path="/dev/bus/usb/001/004",

@@ -14,8 +14,8 @@ import msgspec
 from tests.integration.daemon import Daemon
 from usbipd.errors import UsbipdError
 from usbipd.ipc import async_channel, channel
-from usbipd.ipc.channel import Request
 from usbipd.ipc.children import AttachParameters, DetachedParameters
+from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import EventName, Nothing
 

@@ -16,6 +16,7 @@ from tests import golden
 from tests.client import Client, ClosedError, RefusedError, Session, TransferError, receive
 from tests.integration.conftest import HANDSHAKE_TIMEOUT, Attach, Bystander
 from tests.integration.daemon import PATIENCE, Daemon
+from tests.urb import IsoPacket, RetSubmit, Submit, encode
 from usbipd.protocol.constants import (
     LINUX_EINVAL,
     LINUX_EPIPE,
@@ -35,7 +36,6 @@ from usbipd.protocol.op import (
     encode_devlist_request,
     encode_import_request,
 )
-from usbipd.protocol.urb import IsoPacket, RetSubmit, Submit, encode
 
 SOURCE_IN, SINK_OUT, LOOPBACK_IN, LOOPBACK_OUT = 0x81, 0x01, 0x82, 0x02
 AUDIO_IN = 0x81

@@ -8,6 +8,7 @@ import pytest
 from tests.client import Client, Session, TransferError
 from tests.integration.conftest import Attach, StartDaemon
 from tests.integration.daemon import Daemon
+from tests.urb import RetUnlink
 from usbipd.protocol.constants import (
     LINUX_ECONNRESET,
     LINUX_EPIPE,
@@ -26,7 +27,6 @@ from usbipd.protocol.constants import (
     Speed,
 )
 from usbipd.protocol.op import encode_devlist_request, encode_import_request
-from usbipd.protocol.urb import RetUnlink
 from usbipd.simulated import catalog
 
 SOURCE_IN, SINK_OUT, LOOPBACK_IN, LOOPBACK_OUT = 0x81, 0x01, 0x82, 0x02

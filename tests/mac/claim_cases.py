@@ -9,6 +9,7 @@ from tests.mac.mac import Device
 from tests.mac.rig import give_back, mac
 from usbipd._claim import Claim
 from usbipd.errors import ClaimError
+from usbipd.protocol.constants import Speed
 
 
 @pytest.fixture
@@ -45,6 +46,31 @@ def test_a_process_without_root_captures_nothing(keyboard: Device) -> None:
         os.seteuid(0)
     assert raised.value.code == "LIBUSB_ERROR_ACCESS"
     assert not keyboard.captured
+
+
+def test_a_driver_that_stays_keeps_its_interface() -> None:
+    mac().switch(storage_driver_stays=True)
+    disk = mac().plug(location=0x14300000, port=3, drivers={0: "storage"})
+    claim = Claim(*disk.busid, as_on_macos=True)
+    with pytest.raises(ClaimError, match="interface 0") as raised:
+        claim.take()
+    assert raised.value.code == "LIBUSB_ERROR_ACCESS"
+    disk.until("captured", False)
+    disk.until("drivers", [0])
+    del claim
+    mac().switch(storage_driver_stays=False)
+    disk.unplug()
+
+
+@pytest.mark.parametrize(
+    ("speed", "number"), [(Speed.LOW, 1), (Speed.FULL, 2), (Speed.HIGH, 3), (Speed.SUPER, 4)]
+)
+def test_a_device_of_each_speed(speed: Speed, number: int) -> None:
+    device = mac().plug(location=0x14300000, port=3, speed=speed)
+    claim = Claim(*device.busid, as_on_macos=True)
+    assert claim.speed() == number
+    del claim
+    device.unplug()
 
 
 def test_descriptors_are_the_device_s(keyboard: Device) -> None:

@@ -13,10 +13,10 @@ from typing import Final
 import usbipd
 from tests.mac.mac import VARIABLE, Device, Mac
 from tests.unit.worker.rig import Rig
+from tests.urb import Command, Reply, RetSubmit, encode
 from usbipd import _pump
 from usbipd._claim import Claim, libusb_runtime_version
 from usbipd.ipc.reports import DeviceMemory
-from usbipd.protocol.urb import Command, Reply, RetSubmit, encode
 
 PATIENCE: Final = 10.0
 """Seconds until a reply that does not come fails a test."""

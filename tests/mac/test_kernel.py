@@ -323,6 +323,31 @@ def test_sleep_and_wake(ends: bool, kernel: OwnMac, plug: Plug, process: Process
     assert device.waiting == ({} if ends else {INTERRUPT_IN: 1})
 
 
+@pytest.mark.parametrize("again", [True, False])
+def test_a_captured_device_after_sleep(again: bool, kernel: OwnMac, plug: Plug, process: Process) -> None:
+    kernel.switch(wake_enumerates_again=again)
+    device = plug(drivers={0: "hid"})
+    process.capture(device)
+    session = device.session
+    assert kernel.sleep()
+    kernel.wake()
+    assert (device.session != session) == again
+    assert device.captured == (not again)
+    assert device.drivers == ([0] if again else [])
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_the_driver_of_a_disk_at_a_capture(stays: bool, kernel: OwnMac, plug: Plug, process: Process) -> None:
+    kernel.switch(storage_driver_stays=stays)
+    device = plug(drivers={0: "storage", 1: "hid"})
+    client = process.open_device(device)
+    process.call(Call.RE_ENUMERATE, u64(client), u32(CAPTURE))
+    assert device.captured
+    assert device.drivers == ([0] if stays else [])
+    if stays:
+        refused(errors.EXCLUSIVE_ACCESS, process.open_interface, device)
+
+
 @pytest.mark.parametrize("has_port_number", [True, False])
 def test_where_the_port_number_is(
     has_port_number: bool, kernel: OwnMac, plug: Plug, process: Process

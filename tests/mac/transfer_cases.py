@@ -8,9 +8,9 @@ import pytest
 
 from tests.mac.mac import Device
 from tests.mac.rig import MacRig, mac
+from tests.urb import encode
 from usbipd import _pump
 from usbipd.protocol.constants import LINUX_ECONNRESET, LINUX_EPIPE
-from usbipd.protocol.urb import encode
 
 BULK_OUT, BULK_IN, INTERRUPT_OUT, INTERRUPT_IN, ISO_OUT, ISO_IN = 0x01, 0x81, 0x02, 0x82, 0x03, 0x83
 

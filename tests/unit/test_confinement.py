@@ -12,7 +12,8 @@ import pytest
 
 from tests.hostile import Outcome, Plan
 from usbipd import confinement
-from usbipd.ipc.children import Confinement, RunAs
+from usbipd.ipc.children import Confinement
+from usbipd.privileges import RunAs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the layers are Linux's")
 as_root = pytest.mark.skipif(

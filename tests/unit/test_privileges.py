@@ -13,7 +13,7 @@ from usbipd import privileges
 from usbipd.config import ServerConfig
 from usbipd.errors import UsageError
 from usbipd.extension.host_needs import check_host
-from usbipd.ipc.children import RunAs
+from usbipd.privileges import RunAs
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to drop")
 as_user = pytest.mark.skipif(os.geteuid() == 0, reason="root has privileges to drop")
@@ -30,7 +30,7 @@ def run_dropped(program: str) -> subprocess.CompletedProcess[str]:
     prelude = (
         "import json, os\n"
         "from usbipd import privileges\n"
-        "from usbipd.ipc.children import RunAs\n"
+        "from usbipd.privileges import RunAs\n"
         f"nobody = RunAs(user='nobody', uid={user.uid}, gid={user.gid})\n"
     )
     return subprocess.run(

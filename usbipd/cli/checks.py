@@ -104,7 +104,7 @@ def unreachable(error: ExtensionUnreachableError, control_socket: str) -> CheckR
 
 
 def check_permission(status: StatusResult) -> CheckReport:
-    """Whether the caller may bind; the extension decides it by the same rules (`ipc/policy.py`)."""
+    """Whether the caller may bind; the extension decides it by the same rules (`ipc/roles.py`)."""
     uid, group = os.geteuid(), privileges.admin_group()
     user = privileges.user_name(uid)
     if uid == 0 or user == status.user:

@@ -8,9 +8,11 @@ from typing import Final, Self, TypeVar
 
 from usbipd.control_socket import MAX_SOCKET_PATH, system_control_socket, usual_control_socket
 from usbipd.errors import ExtensionUnreachableError, IPCError, UsageError
-from usbipd.ipc.channel import BlockingChannel, Event
+from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.conversation import Event
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
+from usbipd.ipc.reports import PEOPLE
 
 ANSWER_TIMEOUT: Final = 30.0
 """Seconds; giving a device back to a driver takes a few."""
@@ -61,7 +63,7 @@ class ControlConnection:
         try:
             connection.settimeout(self._timeout)
             connection.connect(self.path)
-            self._channel = BlockingChannel(connection, f"cli {os.getpid()}")
+            self._channel = BlockingChannel(connection, f"cli {os.getpid()}", PEOPLE)
         except OSError as error:
             connection.close()
             raise self._unreachable(error) from error

@@ -10,12 +10,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from usbipd.access import AccessList
 from usbipd.config import AccessRule
 from usbipd.errors import UsageError, UsbipdError
 from usbipd.extension.store import Binding, Store
 from usbipd.ipc.messages import LARGEST_ANSWER, encode
 from usbipd.ipc.reports import BindingReport
-from usbipd.server.access import AccessList
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.identity import DeviceRule
 

@@ -17,8 +17,8 @@ from typing import Final
 from usbipd.errors import ClaimError, IPCError, UsbipdError
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.supervisor import Child
-from usbipd.ipc.channel import Event
 from usbipd.ipc.children import ClaimResult, DetachedParameters
+from usbipd.ipc.conversation import Event
 from usbipd.ipc.messages import EventName
 from usbipd.ipc.reports import Counters, DeviceState, HistoryEvent, Rate
 from usbipd.protocol.op import UsbDevice

@@ -20,7 +20,6 @@ from usbipd.extension.evidence import check_claimed, counter_page
 from usbipd.extension.store import Store, StoredClaim
 from usbipd.extension.supervisor import Backoff, Child, Spawner, wait_ended
 from usbipd.extension.worker_confinement import WorkerConfinement
-from usbipd.ipc.channel import Event, Request
 from usbipd.ipc.children import (
     ClaimParameters,
     ClaimResult,
@@ -29,10 +28,11 @@ from usbipd.ipc.children import (
     GoneParameters,
     LogParameters,
 )
+from usbipd.ipc.conversation import Event, Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import DeviceMemory, HistoryEvent
+from usbipd.ipc.row import Role
 from usbipd.log import LIMITED
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.ownership import Ownership

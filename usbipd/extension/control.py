@@ -1,6 +1,7 @@
 """The control socket, by which local people and their programs talk to the extension.  Runs in the extension.
 
-Anybody may connect to root's daemon; the kernel says who it is, and `ipc/policy.py` what that one may ask.
+Anybody may connect to root's daemon; the kernel says who it is, and `ipc/roles.py` what it is to us,
+and the table in `ipc/reports.py` what that one may ask.
 
 # What one user can make us do
 
@@ -32,12 +33,11 @@ from usbipd.extension.manager import SystemExtensionManager
 from usbipd.extension.monitor import StatusMonitor
 from usbipd.fair_slots import FairSlots
 from usbipd.ipc.async_channel import Channel
-from usbipd.ipc.channel import Request
-from usbipd.ipc.children import RunAs
+from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
-from usbipd.ipc.messages import ENDS_WITH_ITS_PEER, Command, EventName, Nothing
-from usbipd.ipc.policy import Role, role_of
+from usbipd.ipc.messages import Command, EventName, Nothing
 from usbipd.ipc.reports import (
+    PEOPLE,
     BindParameters,
     DetachParameters,
     DetachResult,
@@ -45,7 +45,10 @@ from usbipd.ipc.reports import (
     HistoryResult,
     UnbindParameters,
 )
+from usbipd.ipc.roles import role_of
+from usbipd.ipc.row import Role
 from usbipd.log import LIMITED
+from usbipd.privileges import RunAs
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -82,7 +85,7 @@ class Answers:
         """The result of `request`, which this peer may send by this channel.  Raises `UsbipdError`."""
         if request.command is Command.WATCH:
             return Nothing()
-        if request.command not in ENDS_WITH_ITS_PEER:
+        if not PEOPLE.commands[request.command].ends_with_its_peer:
             return await self._change(request, peer.name)
         async with self.reading.hold(peer.uid):
             await _end_if_left(channel)
@@ -268,6 +271,7 @@ class IPCHandler:
             connection,
             name=who,
             role=role,
+            table=PEOPLE,
             on_request=answer,
             on_close=closed,
             max_running=MAX_RUNNING_PER_CONNECTION,

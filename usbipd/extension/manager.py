@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from usbipd.access import AccessList
 from usbipd.errors import UsbipdError
 from usbipd.extension.bindings import Bindings, report_binding
 from usbipd.extension.chronicle import Chronicle
@@ -33,7 +34,6 @@ from usbipd.ipc.reports import (
     UnbindResult,
 )
 from usbipd.log import LIMITED
-from usbipd.server.access import AccessList
 from usbipd.usb.discovery import DeviceRecord, DeviceSource
 from usbipd.usb.identity import DeviceRule
 from usbipd.usb.ownership import Ownership

@@ -24,10 +24,9 @@ from usbipd.extension.subject import (
     SharedDevices,
     Subject,
 )
-from usbipd.ipc.children import RunAs
 from usbipd.ipc.reports import HealthResult, HistoryEntry, ProcessReport, StatusResult
 from usbipd.log import ErrorCounter
-from usbipd.privileges import user_name
+from usbipd.privileges import RunAs, user_name
 from usbipd.usb.identity import DeviceRule
 
 

@@ -17,7 +17,6 @@ from usbipd.errors import IPCError, UsbipdError
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.reservations import Reservations
 from usbipd.extension.supervisor import FIRST_DELAY, Backoff, Child, Spawner, wait_ended
-from usbipd.ipc.channel import Request
 from usbipd.ipc.children import (
     DevlistParameters,
     DevlistResult,
@@ -27,10 +26,11 @@ from usbipd.ipc.children import (
     ServeParameters,
     ServeResult,
 )
+from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
-from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import HistoryEvent
+from usbipd.ipc.row import Role
 
 _LOG: Final = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from usbipd import paths
 from usbipd.errors import UsbipdError
 from usbipd.extension.claim import ClaimState, Failure
 from usbipd.extension.supervisor import Child
-from usbipd.ipc.children import RunAs
 from usbipd.ipc.reports import CheckState, DeviceReport, ListResult
+from usbipd.privileges import RunAs
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.identity import DeviceRule
 

@@ -26,9 +26,10 @@ from usbipd.errors import IPCError
 from usbipd.frozen import Unpacked
 from usbipd.ipc import CHANNEL_DESCRIPTOR
 from usbipd.ipc.async_channel import Channel, EventHandler, RequestHandler
-from usbipd.ipc.children import RunAs
+from usbipd.ipc.children import CHILDREN
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.policy import Role
+from usbipd.ipc.row import Role
+from usbipd.privileges import RunAs
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -167,7 +168,13 @@ class Supervisor:
                 loop.call_later(LETTING_GO, self.kill, child)
 
         channel = Channel(
-            ours, name=f"{role}[{pid}]", role=role, on_request=on_request, on_event=on_event, on_close=closed
+            ours,
+            name=f"{role}[{pid}]",
+            role=role,
+            table=CHILDREN,
+            on_request=on_request,
+            on_event=on_event,
+            on_close=closed,
         )
         child = Child(role, busid, pid, channel)
         self._children[pid] = child, ours

@@ -13,7 +13,8 @@ from typing import Final
 from usbipd.confinement import WORKERS_ARE_CONFINED
 from usbipd.errors import UsbipdError
 from usbipd.extension.supervisor import Child
-from usbipd.ipc.children import Confinement, RunAs
+from usbipd.ipc.children import Confinement
+from usbipd.privileges import RunAs
 
 _PROC: Final = Path("/proc")
 

@@ -12,7 +12,7 @@ before any handler sees it; MORE is answered here, too.
   the answers to those that are in progress at most, so it stays below `LONGEST_QUEUE`; what exceeds that is
   our own requests, to a peer that has stopped.  The two sides cannot both wait for the other: what the server
   asks for stays far below `MAX_QUEUED` (usbipd/server/extension.py), so it always reads.  Nor do children
-  have long answers for the extension: none of the commands that they are sent is in `LONG_ANSWERS`.
+  have long answers for the extension: no row of a command that they are sent says `is_long`.
 - Of what has been read, `SLICE` messages are handled before the other peers have their turn.
 """
 
@@ -28,8 +28,7 @@ from typing import Final
 
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.hangup import closed_by_peer
-from usbipd.ipc import policy
-from usbipd.ipc.channel import (
+from usbipd.ipc.conversation import (
     Conversation,
     Event,
     LongAnswer,
@@ -39,20 +38,14 @@ from usbipd.ipc.channel import (
     Result,
     answer_frame,
     event_frame,
-    receive_into,
     request_frame,
     response_frame,
-    send_some,
 )
+from usbipd.ipc.framing import receive_into, send_some
 from usbipd.ipc.message import Message
-from usbipd.ipc.messages import (
-    ENDS_WITH_ITS_PEER,
-    LONG_ANSWERS,
-    MAX_MESSAGE,
-    Command,
-    EventName,
-    MoreParameters,
-)
+from usbipd.ipc.messages import MAX_MESSAGE, Command, EventName, MoreParameters
+from usbipd.ipc.roles import refusal
+from usbipd.ipc.row import PROCESSES, Role, Table
 from usbipd.log import LIMITED
 
 _LOG: Final = logging.getLogger(__name__)
@@ -72,7 +65,7 @@ these."""
 
 RequestHandler = Callable[[Request], Awaitable[Message]]
 """Answers a request; a `UsbipdError` that it raises becomes the answer.  The request's descriptor is closed
-when it returns.  When the peer leaves, it is cancelled if the command is one of `ENDS_WITH_ITS_PEER`, and
+when it returns.  When the peer leaves, it is cancelled if the command's row says `ends_with_its_peer`, and
 runs to its end otherwise."""
 
 EventHandler = Callable[[Event], None]
@@ -88,7 +81,8 @@ class Channel:
         connection: socket.socket,
         *,
         name: str,
-        role: policy.Role,
+        role: Role,
+        table: Table,
         on_request: RequestHandler,
         on_event: EventHandler | None = None,
         on_close: CloseHandler | None = None,
@@ -96,17 +90,19 @@ class Channel:
     ) -> None:
         """Takes over `connection`, a connected Unix stream socket, and says hello.
 
-        `name` labels the peer in logs, `role` says what it may send, `max_running` how much of it at once.
+        `name` labels the peer in logs, `role` and `table` say what it may send, `max_running` how much of it
+        at once.
         """
         self.name = name
         self._role = role
+        self._table = table
         self._connection = connection
         self._on_request = on_request
         self._on_event = on_event
         self._on_close = on_close
         self._max_running = max_running
         self._loop = asyncio.get_running_loop()
-        self._conversation = Conversation(trusted=role is policy.Role.EXTENSION)
+        self._conversation = Conversation(table, trusted=role is Role.EXTENSION)
         self._outgoing: deque[tuple[memoryview, int | None]] = deque()
         self._queued = 0
         self._last_request = 0
@@ -145,7 +141,7 @@ class Channel:
         """
         try:
             async with asyncio.timeout(timeout):
-                if command in LONG_ANSWERS:
+                if self._table.commands[command].is_long:
                     async with self._asking_long:
                         response = await self._ask_long(command, parameters, descriptor)
                 else:
@@ -158,7 +154,7 @@ class Channel:
         response = await self._ask(command, parameters, descriptor)
         if not response.cut:
             return response
-        answer = LongAnswer(command, response)
+        answer = LongAnswer(command, response, is_long=True)
         while (missing := answer.missing) is not None:
             answer.add(await self._ask(Command.MORE, missing, None))
         return answer.whole()
@@ -172,17 +168,24 @@ class Channel:
         self._waiting[request_id] = answer
         is_sent = False
         try:
-            is_sent = self._send(request_frame(request_id, self.name, command, parameters), descriptor)
+            is_sent = self._send_request(request_id, command, parameters, descriptor)
             return await answer
         finally:
             is_answered = self._waiting.pop(request_id, None) is None
             if is_sent and not is_answered:
                 self._unwanted.add(request_id)
 
+    def _send_request(
+        self, request_id: int, command: Command, parameters: Message, descriptor: int | None
+    ) -> bool:
+        frame = request_frame(request_id, self.name, command, parameters, descriptor=descriptor is not None)
+        return self._send(frame, descriptor)
+
     def send_response(self, request: Request, outcome: Message | UsbipdError) -> None:
         """Answer `request`, or say that its answer is too large; lost if the channel is closed."""
+        row = self._table.commands.get(request.command)
         try:
-            frame, rest = answer_frame(request, outcome)
+            frame, rest = answer_frame(request, outcome, is_long=row is not None and row.is_long)
         except IPCError as error:
             _LOG.error("the answer to %s from %s: %s", request.command, self.name, error, extra=LIMITED)
             frame, rest = response_frame(request.request_id, error), None
@@ -193,7 +196,7 @@ class Channel:
     def tell(self, command: Command, parameters: Message, descriptor: int | None = None) -> None:
         """Ask without caring for the answer; lost if the channel is closed.  `descriptor` as in `request`."""
         self._last_request += 1
-        if self._send(request_frame(self._last_request, self.name, command, parameters), descriptor):
+        if self._send_request(self._last_request, command, parameters, descriptor):
             self._unwanted.add(self._last_request)
 
     def push(self, event: EventName, parameters: Message) -> None:
@@ -212,7 +215,7 @@ class Channel:
         self._rest = None
         self._connection.close()
         for task, command in self._running.items():
-            if command in ENDS_WITH_ITS_PEER:
+            if self._table.commands[command].ends_with_its_peer:
                 task.cancel()
         for answer in self._waiting.values():
             if not answer.done():
@@ -280,11 +283,12 @@ class Channel:
             self._loop.call_soon(self._resume)
 
     def _accept(self, request: Request) -> None:
-        if not policy.may(self._role, request.command):
+        row = self._table.commands.get(request.command)
+        if row is None or self._role not in row.senders:
             _close(request.descriptor)
-            if self._role in policy.PROCESSES:
+            if self._role in PROCESSES:
                 raise IPCError(f"{self._role} may not send {request.command}", code="not-permitted")
-            self.send_response(request, policy.refusal(request.command))
+            self.send_response(request, refusal(request.command))
             return
         if isinstance(request.parameters, MoreParameters):
             self._send_more(request, request.parameters)
@@ -338,7 +342,7 @@ class Channel:
             raise IPCError("unexpected or duplicate answer", code="bad-message")
 
     def _told(self, event: Event) -> None:
-        if self._on_event is None or not policy.may(self._role, event.event):
+        if self._on_event is None or self._role is not self._table.events[event.event].sender:
             raise IPCError(f"{self._role} may not send {event.event}", code="not-permitted")
         self._on_event(event)
 
@@ -346,7 +350,7 @@ class Channel:
 
     def _send(self, frame: bytes, descriptor: int | None) -> bool:
         """Queue `frame`; whether it was, and not dropped since the channel is closed or about to be."""
-        longest = LONGEST_QUEUE if self._role in policy.PROCESSES else MAX_QUEUED
+        longest = LONGEST_QUEUE if self._role in PROCESSES else MAX_QUEUED
         if not self._open or self._queued > longest:  # then it is about to be closed
             return False
         own = None if descriptor is None else os.dup(descriptor)

@@ -5,18 +5,13 @@ from typing import Annotated, Final
 import msgspec
 
 from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command, EventName, MoreParameters, Nothing, Part
 from usbipd.ipc.reports import DeviceMemory
+from usbipd.ipc.row import CommandRow, EventRow, Role, Table
+from usbipd.privileges import RunAs
 from usbipd.protocol.op import UsbDevice
 
 # ---- server and extension ------------------------------------------------------------------------
-
-
-class RunAs(Message, frozen=True):
-    """The unprivileged user that a process becomes after its start; only sent when the extension is root."""
-
-    user: str
-    uid: int
-    gid: int
 
 
 class Confinement(Message, frozen=True):
@@ -165,3 +160,35 @@ class GoneParameters(Message, frozen=True):
     """The device was unplugged or is beyond repair; the worker is about to exit."""
 
     reason: str
+
+
+# ---- the table ---------------------------------------------------------------------------------------------
+
+_SERVER: Final = frozenset({Role.SERVER})
+_EXTENSION: Final = frozenset({Role.EXTENSION})
+
+CHILDREN: Final = Table(
+    {
+        Command.DEVLIST: CommandRow(
+            DevlistParameters, DevlistResult, _SERVER, is_long=True, ends_with_its_peer=True
+        ),
+        Command.RESERVE: CommandRow(ReserveParameters, ReserveResult, _SERVER, ends_with_its_peer=True),
+        Command.HANDOVER: CommandRow(ReservationParameters, Nothing, _SERVER, carries_descriptor=True),
+        Command.ABANDON: CommandRow(ReservationParameters, Nothing, _SERVER),
+        Command.MORE: CommandRow(MoreParameters, Part, _SERVER),
+        Command.SERVE: CommandRow(ServeParameters, ServeResult, _EXTENSION),
+        Command.PING: CommandRow(Nothing, Nothing, _EXTENSION),
+        Command.LOG: CommandRow(LogParameters, Nothing, _EXTENSION),
+        Command.LOG_FILE: CommandRow(Nothing, Nothing, _EXTENSION, carries_descriptor=True),
+        Command.CLAIM: CommandRow(ClaimParameters, ClaimResult, _EXTENSION, carries_descriptor=True),
+        Command.ATTACH: CommandRow(AttachParameters, Nothing, _EXTENSION, carries_descriptor=True),
+        Command.DISCONNECT: CommandRow(Nothing, Nothing, _EXTENSION),
+        Command.RELEASE: CommandRow(Nothing, Nothing, _EXTENSION),
+    },
+    {
+        EventName.DETACHED: EventRow(DetachedParameters, Role.WORKER),
+        EventName.RESTORED: EventRow(Nothing, Role.WORKER),
+        EventName.DEVICE_GONE: EventRow(GoneParameters, Role.WORKER),
+    },
+)
+"""What extension, server and workers ask and tell each other."""

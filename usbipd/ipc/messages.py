@@ -1,9 +1,9 @@
 """The envelopes of the messages that the processes exchange.  Used by every process.
 
 An envelope is an `IPCRequest`, an `IPCResponse` or an `IPCEvent`; a `Hello` opens every channel in both
-directions.  What people ask and get stands in `reports.py`, the rest in `children.py`; which of it goes with
-which command, in `commands.py`.  Decoding is strict: unknown fields, commands and trailing bytes are refused
-(msgspec).  Who may send which command stands in `policy.py`, how messages become bytes in `channel.py`.
+directions.  What people ask and get stands in `reports.py`, the rest in `children.py`; each ends with a table
+that has a row for each command: what goes with it, and who may send it.  Decoding is strict: unknown fields,
+commands and trailing bytes are refused (msgspec).  How messages become bytes stands in `conversation.py`.
 """
 
 from enum import StrEnum
@@ -134,35 +134,6 @@ class Part(Message, frozen=True):
     left: Annotated[int, msgspec.Meta(ge=0)]
     """Bytes of it behind these."""
 
-
-LONG_ANSWERS: Final = frozenset(
-    {
-        Command.LIST,
-        Command.BIND,
-        Command.UNBIND,
-        Command.STATUS,
-        Command.HISTORY,
-        Command.HEALTH,
-        Command.DEVLIST,
-    }
-)
-"""The commands whose answer grows with the number of devices, so that it may come in parts."""
-
-ENDS_WITH_ITS_PEER: Final = frozenset(
-    {
-        Command.LIST,
-        Command.STATUS,
-        Command.HISTORY,
-        Command.HEALTH,
-        Command.DEVLIST,
-        Command.RESERVE,
-    }
-)
-"""The commands that are cancelled when the process that asked has left: they change nothing, or only for it.
-All others run to their end: half a bind is worse than an unread answer."""
-
-CARRIES_DESCRIPTOR: Final = frozenset({Command.HANDOVER, Command.LOG_FILE, Command.CLAIM, Command.ATTACH})
-"""The commands that come with exactly one file descriptor; all others come with none."""
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _ENVELOPE_DECODER: Final[msgspec.msgpack.Decoder[Envelope]] = msgspec.msgpack.Decoder(Envelope)

@@ -4,11 +4,13 @@ Used by the CLI and the extension.  `docs/json.md` describes those that commands
 """
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command, EventName, MoreParameters, Nothing, Part
+from usbipd.ipc.row import CommandRow, EventRow, Role, Table
 
 UsbId = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 """idVendor or idProduct."""
@@ -287,3 +289,27 @@ class HealthResult(Message, frozen=True):
     """Every check that the extension can make."""
 
     checks: list[CheckReport]
+
+
+# ---- the table ---------------------------------------------------------------------------------------------
+
+_MANAGERS: Final = frozenset({Role.ROOT, Role.ADMIN, Role.OWNER})
+_EVERYBODY: Final = _MANAGERS | {Role.USER}
+
+PEOPLE: Final = Table(
+    {
+        Command.LIST: CommandRow(Nothing, ListResult, _EVERYBODY, is_long=True, ends_with_its_peer=True),
+        Command.STATUS: CommandRow(Nothing, StatusResult, _EVERYBODY, is_long=True, ends_with_its_peer=True),
+        Command.HISTORY: CommandRow(
+            HistoryParameters, HistoryResult, _EVERYBODY, is_long=True, ends_with_its_peer=True
+        ),
+        Command.HEALTH: CommandRow(Nothing, HealthResult, _EVERYBODY, is_long=True, ends_with_its_peer=True),
+        Command.WATCH: CommandRow(Nothing, Nothing, _EVERYBODY),
+        Command.BIND: CommandRow(BindParameters, BindResult, _MANAGERS, is_long=True),
+        Command.UNBIND: CommandRow(UnbindParameters, UnbindResult, _MANAGERS, is_long=True),
+        Command.DETACH: CommandRow(DetachParameters, DetachResult, _MANAGERS),
+        Command.MORE: CommandRow(MoreParameters, Part, _EVERYBODY),
+    },
+    {EventName.CHANGED: EventRow(Nothing, Role.EXTENSION)},
+)
+"""What people ask the extension, and what it tells those who watch."""

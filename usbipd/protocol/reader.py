@@ -1,7 +1,7 @@
-"""The way from chunks of any size to messages.  Used by the server, the CLI and the tests.
+"""The way from chunks of any size to one message.  Used by the server and the CLI.
 
-Theory of operation: a parser is a generator that describes one message.  It yields how many bytes it wants
-next, is sent exactly these, and returns the message.  `MessageReader` keeps what has arrived and runs the
+Theory of operation: a parser is a generator that describes the message.  It yields how many bytes it wants
+next, is sent exactly these, and returns the message.  `OneMessageReader` keeps what has arrived and runs the
 parser as far as the bytes go.  A parser bounds a number of bytes before it asks for them, so what is held is
 bounded too.
 """
@@ -15,45 +15,22 @@ from usbipd.errors import ProtocolError
 MessageT = TypeVar("MessageT")
 
 
-class MessageReader(ABC, Generic[MessageT]):
-    """Bytes in, messages out.  A reader that has raised `ProtocolError` raises it again for ever."""
+class OneMessageReader(ABC, Generic[MessageT]):
+    """Bytes in, one message out; the bytes behind it belong to somebody else.
+
+    A reader that has raised `ProtocolError` raises it again for ever.
+    """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._error: ProtocolError | None = None
+        self._done = False
         self._parser = self._parse()
         self._size = next(self._parser)
 
     @abstractmethod
     def _parse(self) -> Generator[int, bytes, MessageT]:
-        """The parser of one message; it yields at least once."""
-
-    def _next_message(self) -> MessageT | None:
-        """The next message of the buffer, None when more bytes are needed; raises `ProtocolError`."""
-        if self._error is not None:
-            raise self._error
-        while len(self._buffer) >= self._size:
-            part = bytes(self._buffer[: self._size])
-            del self._buffer[: self._size]
-            try:
-                self._size = self._parser.send(part)
-            except StopIteration as stop:
-                message: MessageT = stop.value
-                self._parser = self._parse()
-                self._size = next(self._parser)
-                return message
-            except ProtocolError as error:
-                self._error = error
-                raise
-        return None
-
-
-class OneMessageReader(MessageReader[MessageT]):
-    """Reads exactly one message; the bytes behind it belong to somebody else."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._done = False
+        """The parser of the message; it yields at least once."""
 
     @property
     def wanted(self) -> int:
@@ -69,20 +46,18 @@ class OneMessageReader(MessageReader[MessageT]):
     def feed(self, data: bytes) -> MessageT | None:
         """The message when `data` completes it, else None; raises `ProtocolError`."""
         self._buffer += data
-        if self._done:
-            return None
-        message = self._next_message()
-        self._done = message is not None
-        return message
-
-
-class StreamReader(MessageReader[MessageT]):
-    """Reads one message after the other."""
-
-    def feed(self, data: bytes) -> list[MessageT]:
-        """Every message that `data` completes, in order; raises `ProtocolError`."""
-        self._buffer += data
-        messages = []
-        while (message := self._next_message()) is not None:
-            messages.append(message)
-        return messages
+        if self._error is not None:
+            raise self._error
+        while not self._done and len(self._buffer) >= self._size:
+            part = bytes(self._buffer[: self._size])
+            del self._buffer[: self._size]
+            try:
+                self._size = self._parser.send(part)
+            except StopIteration as stop:
+                self._done = True
+                message: MessageT = stop.value
+                return message
+            except ProtocolError as error:
+                self._error = error
+                raise
+        return None

@@ -11,11 +11,11 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from usbipd.access import AccessList
 from usbipd.addresses import ListenAddress, explain_absent, is_absent, parse_listen, refuse_overlap
 from usbipd.errors import UsbipdError
 from usbipd.ipc.async_channel import Channel
 from usbipd.log import LIMITED
-from usbipd.server.access import AccessList
 from usbipd.server.connections import Connections
 from usbipd.server.extension import ExtensionRequests, Peer
 

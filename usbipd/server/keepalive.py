@@ -30,11 +30,6 @@ import socket
 import sys
 from typing import Final
 
-SHORTEST: Final = 10
-"""Seconds: below it, the pause between probes would not be a whole number of them."""
-LONGEST: Final = 7200
-"""Seconds: what Linux and macOS wait before the first probe unless told otherwise."""
-
 _PROBES: Final = 5
 
 # Linux has TCP_KEEPIDLE (tcp(7)); macOS calls the same TCP_KEEPALIVE (netinet/tcp.h).
@@ -46,7 +41,7 @@ _RETRANSMISSION: Final = 0x80 if sys.platform == "darwin" else None  # TCP_RXT_C
 
 
 def give_up_when_lost(connection: socket.socket, timeout: int) -> None:
-    """Let the kernel end `connection` when the other side has been lost for `timeout` seconds.
+    """Let the kernel end `connection` when the other side has been lost for `timeout` seconds, 10 at least.
 
     Raises `OSError`.
     """

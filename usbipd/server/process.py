@@ -11,15 +11,15 @@ import socket
 from typing import Final
 
 from usbipd import confinement, log
+from usbipd.access import AccessList
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc import CHANNEL_DESCRIPTOR
 from usbipd.ipc.async_channel import Channel
-from usbipd.ipc.channel import Request
-from usbipd.ipc.children import LogParameters, ServeParameters, ServeResult
+from usbipd.ipc.children import CHILDREN, LogParameters, ServeParameters, ServeResult
+from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.policy import Role
-from usbipd.server.access import AccessList
+from usbipd.ipc.row import Role
 from usbipd.server.coordinator import ServerCoordinator
 
 _LOG: Final = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class _Server:
             socket.socket(fileno=CHANNEL_DESCRIPTOR),
             name="extension",
             role=Role.EXTENSION,
+            table=CHILDREN,
             on_request=self._answer,
             on_close=self._closed,
         )

@@ -15,8 +15,9 @@ from usbipd import _pump, confinement, frozen, log
 from usbipd._claim import libusb_runtime_version
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc import CHANNEL_DESCRIPTOR
-from usbipd.ipc.channel import BlockingChannel, Request
+from usbipd.ipc.blocking_channel import BlockingChannel
 from usbipd.ipc.children import (
+    CHILDREN,
     AttachParameters,
     ClaimParameters,
     ClaimResult,
@@ -24,6 +25,7 @@ from usbipd.ipc.children import (
     GoneParameters,
     LogParameters,
 )
+from usbipd.ipc.conversation import Request
 from usbipd.ipc.messages import Command, EventName, Nothing
 from usbipd.log import LIMITED
 from usbipd.worker.claim import Held, hold
@@ -249,7 +251,7 @@ def main(arguments: list[str]) -> int:
     try:
         if frozen.IS_FROZEN:
             frozen.check_libusb(libusb_runtime_version())
-        channel = BlockingChannel(socket.socket(fileno=CHANNEL_DESCRIPTOR), "worker", trusted=True)
+        channel = BlockingChannel(socket.socket(fileno=CHANNEL_DESCRIPTOR), "worker", CHILDREN, trusted=True)
         _start(channel).run()
     except _Ended:
         return 0

@@ -15,7 +15,8 @@ from tests.e2e.guest.scenario import check
 from tests.e2e.guest.server import credentials
 from tests.e2e.guest.system import JOB, run
 from tests.hostile import Outcome, Plan
-from usbipd.ipc.children import Confinement, RunAs
+from usbipd.ipc.children import Confinement
+from usbipd.privileges import RunAs
 from usbipd.worker_uids import DEFAULT_UIDS, parse_uids
 
 ROOT: Final = Path(__file__).resolve().parents[3]

@@ -16,6 +16,16 @@ from typing import Final, NamedTuple, Self
 from tests.e2e.guest.scenario import StepError
 from tests.e2e.guest.system import wait_for
 from tests.e2e.guest.usb import UsbDevice
+from tests.urb import (
+    Command,
+    CommandReader,
+    Reply,
+    RetUnlink,
+    Submit,
+    answer,
+    answer_isochronous,
+    encode,
+)
 from usbipd.protocol.constants import (
     LINUX_ECONNRESET,
     LINUX_EPIPE,
@@ -26,16 +36,6 @@ from usbipd.protocol.constants import (
     USB_ENDPOINT_XFER_ISOC,
     USBIP_DIR_IN,
     Speed,
-)
-from usbipd.protocol.urb import (
-    Command,
-    CommandReader,
-    Reply,
-    RetUnlink,
-    Submit,
-    answer,
-    answer_isochronous,
-    encode,
 )
 from usbipd.simulated.descriptors import string_descriptors
 from usbipd.usb.descriptors import parse_configuration

@@ -1,6 +1,6 @@
-"""One process of the Mac: its calls, and what the kernel tells it.  Runs in the kernel.
+"""One process of the Mac: its calls, and the events that the kernel sends.  Runs in the kernel.
 
-When the socket is closed, the process is dead: all that it had is given up at once, as Mach does it with its
+When the socket is closed, the process is dead: its user clients are closed at once, as Mach does it with its
 ports.
 """
 

@@ -73,7 +73,11 @@ class Control:
                 await device.cancel_all(errors.NOT_RESPONDING)
         return True
 
-    def wake(self) -> None:
+    async def wake(self) -> None:
+        if self._kernel.switches.wake_enumerates_again:
+            for device in list(self._kernel.devices.values()):
+                if device.present:
+                    await device.enumerate_again()
         self._kernel.power.tell(POWERED_ON)
 
     async def ask_power(self, message: int) -> bool:
@@ -154,16 +158,20 @@ class Control:
 
     async def until_journal(self, line: str, seconds: float = TIMEOUT) -> None:
         """Waits until this is in the journal; it stays there."""
-        await self._kernel.until(lambda: line in self._kernel.journal, seconds)
+        await self._kernel.until(lambda: line in self._kernel.journal, seconds, lambda: self._kernel.journal)
 
     async def until_waiting(self, number: int, address: int, count: int, seconds: float = TIMEOUT) -> None:
         """Waits until so many transfers wait at an endpoint; 0: control requests."""
         device = self._kernel.devices[number]
-        await self._kernel.until(lambda: len(device.waiting.get(address, ())) == count, seconds)
+        await self._kernel.until(
+            lambda: len(device.waiting.get(address, ())) == count, seconds, lambda: self.state(number)
+        )
 
     async def until_state(self, number: int, name: str, value: object, seconds: float = TIMEOUT) -> None:
         """Waits until a field of `state` has this value."""
-        await self._kernel.until(lambda: self.state(number)[name] == value, seconds)
+        await self._kernel.until(
+            lambda: self.state(number)[name] == value, seconds, lambda: self.state(number)
+        )
 
     def configurations(self, number: int) -> list[bytes]:
         """Its configuration descriptors, whole."""
@@ -210,7 +218,7 @@ class Control:
         return b"".join(self._packets(number).endpoints[address].to_send)
 
     def taken(self, number: int, address: int) -> bytes:
-        """All that the device has got at an OUT endpoint, since it was asked last."""
+        """What the device received at an OUT endpoint since the last call."""
         endpoint = self._packets(number).endpoints[address]
         data = bytes(endpoint.taken)
         endpoint.taken.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Set
 from typing import TYPE_CHECKING, Final
 
 from tests.mac.kernel import errors
@@ -51,7 +52,7 @@ class UsbDevice:
         """By bInterfaceNumber, the names in `DRIVERS`."""
         self.hub = hub
         self.entry: Entry | None = None
-        """None: it is not there."""
+        """None: the device is not present."""
         self.address = 0
         self.session = 0
         self.configuration = 0
@@ -166,7 +167,7 @@ class UsbDevice:
         if self.kernel.switches.reenumeration_seconds:
             await asyncio.sleep(self.kernel.switches.reenumeration_seconds)
             if self.entry is not None or self.number not in self.kernel.devices:
-                return  # it was plugged in or removed for ever meanwhile
+                return  # it was plugged in or removed meanwhile
         await self.arrive(address=address, captured=captured)
 
     def _cancel_timers(self) -> None:
@@ -251,13 +252,16 @@ class UsbDevice:
             if any("IOUserClient" not in child.classes for child in entry.children)
         ]
 
-    def _remove_drivers(self) -> None:
+    def _remove_drivers(self, stay: Set[int] = frozenset()) -> None:
+        """All but those of the interfaces `stay`; user clients of the interfaces as well."""
         self._cancel_timers()
-        for entry in self.interfaces.values():
+        for number, entry in self.interfaces.items():
+            if number in stay:
+                continue
             for child in list(entry.children):
                 self.kernel.registry.terminate(child)
             entry.properties.pop("UsbExclusiveOwner", None)
-        self.exclusive_drivers.clear()
+        self.exclusive_drivers &= stay
 
     def _remove_interfaces(self) -> None:
         self._remove_drivers()
@@ -298,14 +302,17 @@ class UsbDevice:
         self.interfaces[interface].properties["bAlternateSetting"] = alternate
 
     async def capture(self, captor: UserClient) -> None:
-        """Terminates its drivers and takes it from whoever has it open; it stays on the bus."""
+        """Terminates its drivers and closes it for all that have it open; it stays on the bus."""
         self.counters["captures"] += 1
         await self.cancel_all(self.kernel.switches.abort_code)
         self.opener = None
         self.interface_openers.clear()
-        self._remove_drivers()
+        stays = self.kernel.switches.storage_driver_stays and self.exclusive_drivers & {
+            interface for interface, name in self.drivers.items() if name == "storage"
+        }
+        self._remove_drivers(stays or set())
         self.captured, self.captor = True, captor
-        if self.kernel.switches.capture_unconfigures:
+        if self.kernel.switches.capture_unconfigures and not stays:
             await self.hardware.set_configuration(0)
             self._remove_interfaces()
             self.configuration = 0
@@ -313,7 +320,7 @@ class UsbDevice:
         self.kernel.note(f"captured {self.location:08x}")
 
     async def client_closed(self, client: UserClient) -> None:
-        """A user client is gone; what it had is given up, the capture if it does not outlive it."""
+        """A user client was closed: what it had open is closed, and its capture ends unless it survives."""
         if self.opener is client:
             self.opener = None
             if self.entry is not None:

@@ -14,14 +14,14 @@ class Switches:
     """One set for a kernel; `Control.switch` changes it while it runs, from the next event on."""
 
     abort_reports_bytes: bool = True
-    """Whether the callback of an aborted transfer says in arg0 how many bytes were moved, or 0."""
+    """Whether the callback of an aborted transfer gets in arg0 how many bytes were moved, or 0."""
 
     abort_reversed: bool = False
     """Whether aborted transfers of a pipe complete last first, rather than in the order of their submission.
     """
 
     abort_code: int = errors.ABORTED
-    """With which code AbortPipe ends the transfers of a pipe.  IOUSBLib.h says kIOReturnAborted."""
+    """With which code AbortPipe ends the transfers of a pipe.  IOUSBLib.h documents kIOReturnAborted."""
 
     clear_stall_code: int | None = errors.TRANSACTION_RETURNED
     """With which code ClearPipeStallBothEnds ends the transfers that wait on the pipe; None: they stay."""
@@ -44,6 +44,11 @@ class Switches:
 
     capture_unconfigures: bool = True
     """Whether a capture leaves the device unconfigured, without interfaces."""
+
+    storage_driver_stays: bool = False
+    """Whether the driver of mass storage stays at a capture and keeps its interface.  IOUSBLib.h documents
+    that, and people have captured disks nevertheless.
+    """
 
     reenumeration_changes_address: bool = True
     """Whether a device that is enumerated again gets another USB address."""
@@ -68,6 +73,9 @@ class Switches:
 
     sleep_ends_transfers: bool = True
     """Whether transfers end when the system sleeps (with kIOReturnNotResponding) or wait for its waking."""
+
+    wake_enumerates_again: bool = False
+    """Whether devices are enumerated again when the system wakes, which ends captures, too."""
 
     has_port_number: bool = True
     """Whether a device has the property PortNum; else its port is the data `port` (from macOS 26 on

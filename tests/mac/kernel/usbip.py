@@ -13,6 +13,7 @@ from typing import Final
 
 from tests.mac.kernel import errors
 from tests.mac.kernel.hardware import Hardware, Kind, Transfer
+from tests.urb import Command, IsoPacket, ReplyReader, RetSubmit, Submit, Unlink, encode
 from usbipd.protocol.constants import (
     LINUX_EOVERFLOW,
     LINUX_EPIPE,
@@ -23,7 +24,6 @@ from usbipd.protocol.constants import (
     Speed,
 )
 from usbipd.protocol.op import ImportReplyReader, UsbDevice, encode_import_request
-from usbipd.protocol.urb import Command, IsoPacket, ReplyReader, RetSubmit, Submit, Unlink, encode
 
 _SETUP: Final = struct.Struct("<BBHHH")
 _CODES: Final = {

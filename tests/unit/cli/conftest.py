@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from usbipd.errors import IPCError, UsbipdError
-from usbipd.ipc.channel import BlockingChannel, Request
+from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
+from usbipd.ipc.reports import PEOPLE
 
 Answer = Callable[[Request], Message | UsbipdError]
 
@@ -82,7 +84,7 @@ def extension(socket_path: Path) -> Callable[..., object]:
     ) -> object:
         def converse(connection: socket.socket) -> None:
             assert answer is not None
-            channel = BlockingChannel(connection, "scripted extension")
+            channel = BlockingChannel(connection, "scripted extension", PEOPLE)
             while (item := _receive(channel)) is not None:
                 assert isinstance(item, Request)
                 channel.respond(item, answer(item))

@@ -19,7 +19,7 @@ from usbipd import __version__, privileges
 from usbipd.cli import checks
 from usbipd.cli.connection import ControlConnection
 from usbipd.errors import ExtensionUnreachableError, UsbipdError
-from usbipd.ipc.channel import Request
+from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import IPC_VERSION, Command
 from usbipd.ipc.reports import CheckReport, CheckState, HealthResult

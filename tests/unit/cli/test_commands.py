@@ -22,7 +22,7 @@ from usbipd.cli import bind, ext
 from usbipd.cli import main as usbipd
 from usbipd.errors import UsbipdError
 from usbipd.extension import claimer
-from usbipd.ipc.channel import Request
+from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
 from usbipd.ipc.reports import (

@@ -16,10 +16,12 @@ from tests.unit.cli.conftest import drain
 from tests.unit.cli.reports import make_binding, make_device
 from usbipd.cli.connection import ControlConnection, start_command
 from usbipd.errors import ExtensionUnreachableError, UsageError, UsbipdError
-from usbipd.ipc.channel import BlockingChannel, Request, encode_frame, response_frame
+from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.conversation import Request, response_frame
+from usbipd.ipc.framing import encode_frame
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import IPC_VERSION, Command, EventName, Hello, Nothing, encode
-from usbipd.ipc.reports import BindParameters, BindResult, ListResult
+from usbipd.ipc.reports import PEOPLE, BindParameters, BindResult, ListResult
 
 Extension = Callable[..., AbstractContextManager[None]]
 
@@ -65,7 +67,7 @@ def test_the_error_of_the_extension_arrives_whole(extension: Extension, socket_p
 
 def test_what_was_told_often_is_one_thing(extension: Extension, socket_path: Path) -> None:
     def talk(connection: socket.socket) -> None:
-        channel = BlockingChannel(connection, "scripted extension")
+        channel = BlockingChannel(connection, "scripted extension", PEOPLE)
         watch = channel.receive(10)
         assert isinstance(watch, Request)
         for _number in range(3):
@@ -154,7 +156,7 @@ def test_an_extension_that_goes_while_nothing_is_asked(extension: Extension, soc
 
 def test_what_is_told_has_to_be_an_event(extension: Extension, socket_path: Path) -> None:
     def talk(connection: socket.socket) -> None:
-        BlockingChannel(connection, "scripted extension")
+        BlockingChannel(connection, "scripted extension", PEOPLE)
         connection.sendall(response_frame(1, Nothing()))
         drain(connection)
 
@@ -167,7 +169,7 @@ def test_what_is_told_has_to_be_an_event(extension: Extension, socket_path: Path
 
 def test_it_may_be_opened_again(extension: Extension, socket_path: Path) -> None:
     def talk(connection: socket.socket) -> None:
-        channel = BlockingChannel(connection, "scripted extension")
+        channel = BlockingChannel(connection, "scripted extension", PEOPLE)
         request = channel.receive(10)
         assert isinstance(request, Request)
         channel.respond(request, ListResult(devices=[], bindings=[]))

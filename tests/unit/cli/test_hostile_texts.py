@@ -11,9 +11,9 @@ from tests.unit.ipc.test_texts import HOSTILE, hostile
 from usbipd.cli import ext
 from usbipd.cli import main as usbipd
 from usbipd.errors import UsbipdError
-from usbipd.ipc.channel import Request
-from usbipd.ipc.commands import COMMANDS
+from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
+from usbipd.ipc.reports import PEOPLE
 
 Extension = Callable[..., AbstractContextManager[None]]
 
@@ -32,8 +32,7 @@ VERBS = [
 
 def answer(request: Request) -> Message:
     """A good answer, with hostile texts in it."""
-    _parameters, kind = COMMANDS[request.command]
-    return hostile(kind)  # type: ignore[no-any-return]
+    return hostile(PEOPLE.commands[request.command].result)  # type: ignore[no-any-return]
 
 
 def refuse(request: Request) -> UsbipdError:

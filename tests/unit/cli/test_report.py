@@ -20,10 +20,12 @@ from usbipd.cli.connection import ControlConnection
 from usbipd.cli.report import HIDDEN, Reporter, hide_serials, write
 from usbipd.cli.report_document import ReportDocument
 from usbipd.errors import ClaimError, ExtensionUnreachableError, UsbipdError
-from usbipd.ipc.channel import BlockingChannel, Request
+from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
 from usbipd.ipc.reports import (
+    PEOPLE,
     BindingReport,
     BindParameters,
     BindResult,
@@ -211,7 +213,7 @@ def test_a_trial_waits_as_long_as_a_claim_may_take(
     fake = FakeExtension()
 
     def talk(peer: socket.socket) -> None:
-        channel = BlockingChannel(peer, "scripted extension")
+        channel = BlockingChannel(peer, "scripted extension", PEOPLE)
         while isinstance(request := channel.receive(10), Request) and request.command is not Command.BIND:
             channel.respond(request, fake.answer(request))
         drain(peer)

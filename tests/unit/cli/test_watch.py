@@ -25,10 +25,11 @@ from tests.unit.cli.test_connection import hello
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.watch import FIRST_PAUSE, Blocks, LiveView, frame, view_for, watch
 from usbipd.errors import ExtensionUnreachableError, UsbipdError
-from usbipd.ipc.channel import BlockingChannel, Request
+from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import IPC_VERSION, Command, EventName, Nothing
-from usbipd.ipc.reports import StatusResult
+from usbipd.ipc.reports import PEOPLE, StatusResult
 from usbipd.privileges import peer_of
 
 Extension = Callable[..., AbstractContextManager[None]]
@@ -42,7 +43,7 @@ class Scripted:
     """The extension's side of one connection."""
 
     def __init__(self, connection: socket.socket) -> None:
-        self._channel = BlockingChannel(connection, "scripted extension")
+        self._channel = BlockingChannel(connection, "scripted extension", PEOPLE)
         self._number = 0
 
     def expect(self, command: Command) -> Request:

@@ -21,9 +21,11 @@ from usbipd.extension.control import Answers, IPCHandler
 from usbipd.extension.monitor import StatusMonitor
 from usbipd.extension.network import NetworkServer
 from usbipd.extension.reservations import Reservations
-from usbipd.ipc.channel import BlockingChannel, Result
+from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.conversation import Result
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
+from usbipd.ipc.reports import PEOPLE
 from usbipd.log import ErrorCounter
 
 
@@ -87,7 +89,7 @@ class Daemon:
             connection = self.connect()
 
         def request() -> Result:
-            channel = BlockingChannel(connection, "test")
+            channel = BlockingChannel(connection, "test", PEOPLE)
             try:
                 return channel.request(command, parameters, result, timeout=PATIENCE)
             finally:

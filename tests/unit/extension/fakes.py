@@ -20,8 +20,8 @@ from usbipd.extension.store import Binding, StoredClaim
 from usbipd.extension.supervisor import Child
 from usbipd.extension.worker_confinement import WorkerConfinement
 from usbipd.ipc.async_channel import Channel, EventHandler, RequestHandler
-from usbipd.ipc.channel import Request
 from usbipd.ipc.children import (
+    CHILDREN,
     AttachParameters,
     ClaimParameters,
     ClaimResult,
@@ -32,10 +32,11 @@ from usbipd.ipc.children import (
     ServeResult,
     SimulatedSpec,
 )
+from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, EventName, Nothing
-from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import HistoryEntry, HistoryEvent
+from usbipd.ipc.row import Role
 from usbipd.protocol.constants import Speed
 from usbipd.protocol.op import UsbDevice
 from usbipd.usb.discovery import DeviceRecord
@@ -228,7 +229,9 @@ class FakeChild:
         self.descriptor: int | None = None
         """That of CLAIM or ATTACH, whichever came last."""
         self._spawner = spawner
-        self.channel = Channel(connection, name="extension", role=Role.EXTENSION, on_request=self._answer)
+        self.channel = Channel(
+            connection, name="extension", role=Role.EXTENSION, table=CHILDREN, on_request=self._answer
+        )
 
     @property
     def commands(self) -> list[Command]:
@@ -335,7 +338,13 @@ class FakeSpawner:
                 child.ended.set()
 
         channel = Channel(
-            ours, name=f"fake {role}", role=role, on_request=on_request, on_event=on_event, on_close=closed
+            ours,
+            name=f"fake {role}",
+            role=role,
+            table=CHILDREN,
+            on_request=on_request,
+            on_event=on_event,
+            on_close=closed,
         )
         child = Child(role, busid, next(self._pids), channel)
         self._ends[child.pid] = fake

@@ -14,7 +14,6 @@ from usbipd.extension.supervisor import Child
 from usbipd.ipc.children import SimulatedSpec
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import (
     BindingReport,
     CheckState,
@@ -23,6 +22,7 @@ from usbipd.ipc.reports import (
     HistoryEntry,
     ListResult,
 )
+from usbipd.ipc.row import Role
 from usbipd.protocol.constants import Speed
 from usbipd.usb.discovery import DeviceRecord
 
@@ -44,7 +44,7 @@ class FakeChannel:
         _parameters: Message,
         _result: type[Message],
         *,
-        timeout: None,  # noqa: ASYNC109
+        timeout: None,
     ) -> Message:
         assert command is Command.PING
         self.asked += 1

@@ -22,10 +22,11 @@ from tests.unit.extension.fakes import (
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import claimer as claimer_module
 from usbipd.extension.claim import ClaimState
-from usbipd.ipc.channel import Event
-from usbipd.ipc.children import ClaimParameters, ClaimResult, Confinement, DetachedParameters, RunAs
+from usbipd.ipc.children import ClaimParameters, ClaimResult, Confinement, DetachedParameters
+from usbipd.ipc.conversation import Event
 from usbipd.ipc.messages import Command, EventName, Nothing
 from usbipd.ipc.reports import DeviceState, HistoryEvent
+from usbipd.privileges import RunAs
 from usbipd.protocol.constants import Speed
 from usbipd.protocol.op import UsbDevice
 from usbipd.worker.report import COUNTER_PAGE_SIZE

@@ -23,11 +23,13 @@ from usbipd import log, privileges
 from usbipd.errors import UsbipdError
 from usbipd.extension import control as module
 from usbipd.extension.control import Answers
-from usbipd.ipc.channel import BlockingChannel, Conversation, Event, encode_frame, request_frame
+from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.conversation import Conversation, Event, request_frame
+from usbipd.ipc.framing import encode_frame
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, EventName, IPCRequest, Nothing, encode
-from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import (
+    PEOPLE,
     BindParameters,
     BindResult,
     DetachParameters,
@@ -43,6 +45,7 @@ from usbipd.ipc.reports import (
     UnbindParameters,
     UnbindResult,
 )
+from usbipd.ipc.row import Role
 from usbipd.limiter import BURST
 
 SOMEBODY = 54321
@@ -173,7 +176,7 @@ def flood(
     with identity(uid):
         flooding = [daemon.connect() for _number in range(connections)]
     for connection in flooding:
-        connection.sendall(Conversation().hello() + requests)
+        connection.sendall(Conversation(PEOPLE).hello() + requests)
     return flooding
 
 
@@ -233,7 +236,7 @@ def test_a_user_has_few_answers_at_once(daemon: Daemon) -> None:
             frame = request_frame(1, "x", Command.HISTORY, HistoryParameters(limit=1))
             asking = [daemon.connect() for _number in range(3)]
             for connection in asking:
-                connection.sendall(Conversation().hello() + frame * 8)
+                connection.sendall(Conversation(PEOPLE).hello() + frame * 8)
             await until(lambda: in_progress(daemon) == [8] * 3)
             for _turn in range(100):
                 await asyncio.sleep(0)
@@ -316,7 +319,7 @@ def test_watching(daemon: Daemon) -> None:
 
     async def test() -> None:
         async with daemon.listening():
-            channel = await asyncio.to_thread(BlockingChannel, daemon.connect(), "test")
+            channel = await asyncio.to_thread(BlockingChannel, daemon.connect(), "test", PEOPLE)
             await asyncio.to_thread(channel.request, Command.WATCH, Nothing(), Nothing, timeout=PATIENCE)
             for _turn in range(2):
                 for _change in range(100):
@@ -341,7 +344,7 @@ def test_a_connection_that_is_closed_before_its_watch_runs_is_not_kept(daemon: D
         async with daemon.listening():
             connection = daemon.connect()
             watch = request_frame(1, "x", Command.WATCH, Nothing())
-            connection.sendall(Conversation().hello() + watch + encode_frame(b"\xc1", descriptor=False))
+            connection.sendall(Conversation(PEOPLE).hello() + watch + encode_frame(b"\xc1", descriptor=False))
             async with asyncio.timeout(PATIENCE):
                 while await asyncio.to_thread(connection.recv, 1000):
                     pass
@@ -378,8 +381,8 @@ def test_the_role_comes_from_the_kernel(daemon: Daemon) -> None:
     [
         b"\xff\xff\xff\xff\x00",
         b"GET / HTTP/1.1\r\n\r\n",
-        Conversation().hello() + encode_frame(b"\xc1", descriptor=False),
-        Conversation().hello() + encode_frame(nested(60_000), descriptor=False),
+        Conversation(PEOPLE).hello() + encode_frame(b"\xc1", descriptor=False),
+        Conversation(PEOPLE).hello() + encode_frame(nested(60_000), descriptor=False),
     ],
     ids=["4 GiB", "HTTP", "no MessagePack", "deep"],
 )

@@ -43,8 +43,8 @@ from usbipd.extension.daemon_checks import (
 from usbipd.extension.store_file import KEPT_ASIDE
 from usbipd.extension.subject import Finding, Subject
 from usbipd.extension.supervisor import Child
-from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import CheckState
+from usbipd.ipc.row import Role
 from usbipd.usb.identity import DeviceRule
 
 

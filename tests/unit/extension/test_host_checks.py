@@ -33,9 +33,9 @@ from usbipd.extension.host_checks import (
     check_power,
     check_rights,
 )
-from usbipd.ipc.children import RunAs
-from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import CheckState
+from usbipd.ipc.row import Role
+from usbipd.privileges import RunAs
 
 USBIPD = RunAs(user="usbipd", uid=990, gid=990)
 NOBODY = RunAs(user="nobody", uid=65534, gid=65534)

@@ -29,9 +29,8 @@ from usbipd.extension import liveness
 from usbipd.extension.device_report import LONGEST_TEXT
 from usbipd.extension.monitor import StatusMonitor, resident_bytes
 from usbipd.extension.store import LONGEST_REASON
-from usbipd.ipc.channel import Request, answer_frame
+from usbipd.ipc.conversation import Request, answer_frame
 from usbipd.ipc.messages import MAX_MESSAGE, Command, Nothing
-from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import (
     HISTORY_PAGE,
     CheckState,
@@ -44,6 +43,7 @@ from usbipd.ipc.reports import (
     Rate,
     StatusResult,
 )
+from usbipd.ipc.row import Role
 from usbipd.log import ErrorCounter
 from usbipd.privileges import user_name
 from usbipd.worker.report import LATENCY_BUCKETS
@@ -173,7 +173,9 @@ def test_history() -> None:
 def test_a_page_of_the_history_fits_into_one_answer() -> None:
     entry = HistoryEntry(id=1, time=1.7e9, event=HistoryEvent.FAILED, reason="\N{BUG}" * LONGEST_REASON)
     page = HistoryResult(entries=[entry] * HISTORY_PAGE)
-    answer_frame(Request(1, Command.HISTORY, HistoryParameters(limit=HISTORY_PAGE), None), page)  # may raise
+    answer_frame(
+        Request(1, Command.HISTORY, HistoryParameters(limit=HISTORY_PAGE), None), page, is_long=True
+    )  # may raise
 
 
 LONGEST_STRING = "\N{EURO SIGN}" * 126
@@ -204,7 +206,7 @@ def test_a_thousand_devices_fit_into_one_answer(state: dict[str, Any]) -> None:
         bindings=[binding(busid, serial=LONGEST_STRING, product=LONGEST_STRING) for busid in busids],
     )
     status = report(monitor(manager=manager))
-    answer, rest = answer_frame(Request(1, Command.STATUS, Nothing(), None), status)
+    answer, rest = answer_frame(Request(1, Command.STATUS, Nothing(), None), status, is_long=True)
     assert rest is not None
     assert len(answer) <= MAX_MESSAGE
 

@@ -24,7 +24,6 @@ from usbipd.errors import UsbipdError
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.network import NetworkServer
 from usbipd.extension.reservations import Reservations
-from usbipd.ipc.channel import Request
 from usbipd.ipc.children import (
     DevlistParameters,
     DevlistResult,
@@ -33,10 +32,11 @@ from usbipd.ipc.children import (
     ReserveParameters,
     ReserveResult,
 )
+from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import HistoryEvent
+from usbipd.ipc.row import Role
 from usbipd.protocol.constants import ST_OK
 
 

@@ -19,7 +19,7 @@ from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import manager
 from usbipd.extension.claim import ClaimState
 from usbipd.extension.store import StoredClaim
-from usbipd.ipc.channel import Request
+from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
 from usbipd.ipc.reports import (

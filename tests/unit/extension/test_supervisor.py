@@ -17,18 +17,18 @@ from usbipd import frozen
 from usbipd.errors import UsbipdError
 from usbipd.extension import supervisor as module
 from usbipd.extension.supervisor import Backoff, Child, Supervisor, seal_descriptors, wait_ended
-from usbipd.ipc.channel import Event, Request
 from usbipd.ipc.children import DetachedParameters
+from usbipd.ipc.conversation import Event, Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import EventName
-from usbipd.ipc.policy import Role
+from usbipd.ipc.row import Role
 
 SCRIPT = """\
     #!{python} -I
     import json, os, signal, socket, sys, time
     sys.path.insert(0, {root!r})
-    from usbipd.ipc.channel import BlockingChannel
-    from usbipd.ipc.children import DetachedParameters
+    from usbipd.ipc.blocking_channel import BlockingChannel
+    from usbipd.ipc.children import CHILDREN, DetachedParameters
     from usbipd.ipc.messages import EventName, Nothing
 
     found = {{
@@ -40,7 +40,7 @@ SCRIPT = """\
         "leads_its_group": os.getpgrp() == os.getpid(),
         "blocked": sorted(int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])),
     }}
-    channel = BlockingChannel(socket.socket(fileno=3), "test")
+    channel = BlockingChannel(socket.socket(fileno=3), "test", CHILDREN)
     channel.push(EventName.DETACHED, DetachedParameters(reason=json.dumps(found)))
 """
 

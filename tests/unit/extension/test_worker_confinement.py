@@ -14,8 +14,9 @@ from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import worker_confinement
 from usbipd.extension.claimer import DeviceClaimer
 from usbipd.extension.worker_confinement import WorkerConfinement
-from usbipd.ipc.children import ClaimParameters, Confinement, RunAs
+from usbipd.ipc.children import ClaimParameters, Confinement
 from usbipd.ipc.messages import Command
+from usbipd.privileges import RunAs
 from usbipd.usb.discovery import DeviceRecord
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers stay root on macOS")

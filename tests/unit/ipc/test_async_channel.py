@@ -10,22 +10,22 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from tests.unit.ipc.tables import BOTH
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc.async_channel import LONGEST_QUEUE, MAX_QUEUED, MAX_RUNNING, Channel
-from usbipd.ipc.channel import (
+from usbipd.ipc.children import DetachedParameters, LogParameters, ReservationParameters
+from usbipd.ipc.conversation import (
     Conversation,
     Event,
     Request,
     Response,
-    encode_frame,
     event_frame,
     request_frame,
     response_frame,
 )
-from usbipd.ipc.children import DetachedParameters, LogParameters, ReservationParameters
+from usbipd.ipc.framing import encode_frame
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import MAX_MESSAGE, Command, EventName, Nothing
-from usbipd.ipc.policy import Role
 from usbipd.ipc.reports import (
     BindParameters,
     DetachParameters,
@@ -33,6 +33,7 @@ from usbipd.ipc.reports import (
     ListResult,
     UnbindParameters,
 )
+from usbipd.ipc.row import Role
 
 PATIENCE = 5.0
 
@@ -56,6 +57,7 @@ class End:
             connection,
             name=f"the {role}",
             role=role,
+            table=BOTH,
             on_request=on_request,
             on_event=on_event,
             on_close=self.closed.set_result,
@@ -288,7 +290,7 @@ def test_events_arrive_in_order_before_the_end() -> None:
     run(test())
 
 
-HELLO = Conversation().hello()
+HELLO = Conversation(BOTH).hello()
 
 
 @pytest.mark.parametrize(
@@ -300,7 +302,7 @@ HELLO = Conversation().hello()
         (HELLO + HELLO, "second hello"),
         (HELLO + response_frame(1, Nothing()), "unexpected or duplicate answer"),
         (HELLO + response_frame(0, Nothing()), "unexpected or duplicate answer"),
-        (HELLO + request_frame(1, "x", Command.CLAIM, Nothing()), "none came"),
+        (HELLO + request_frame(1, "x", Command.CLAIM, Nothing(), descriptor=True), "none came"),
         (HELLO + request_frame(1, "x", Command.STATUS, Nothing()), "server may not send status"),
         (HELLO + event_frame(EventName.RESTORED, Nothing()), "server may not send restored"),
         (HELLO[:-1], "in the middle of a message"),
@@ -402,7 +404,8 @@ def test_a_descriptor_that_may_not_come_is_closed() -> None:
         one, other = socket.socketpair()
         extension = End(one, Role.USER)
         read_end, write_end = os.pipe()
-        frame = request_frame(1, "x", Command.HANDOVER, ReservationParameters(reservation=1))
+        parameters = ReservationParameters(reservation=1)
+        frame = request_frame(1, "x", Command.HANDOVER, parameters, descriptor=True)
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", write_end))]
         other.sendall(HELLO)
         other.sendmsg([frame], ancillary)
@@ -539,7 +542,7 @@ def test_a_process_that_reads_late_is_slowed_down_and_not_dropped() -> None:
         assert extension.channel.is_open
 
         def read() -> list[int]:
-            peer, answered = Conversation(), []
+            peer, answered = Conversation(BOTH), []
             while len(answered) < 1000:
                 peer.decoder.feed(other.recv(1 << 20))
                 while (item := peer.next_item()) is not None:
@@ -589,7 +592,7 @@ def test_a_peer_that_sends_much_at_once_does_not_delay_another_by_all_of_it() ->
         channels = [End(ours, Role.USER, answer).channel for ours, _theirs in pairs]
         await served.wait()
         flooder.setblocking(False)
-        answers, peer = 0, Conversation()
+        answers, peer = 0, Conversation(BOTH)
         with contextlib.suppress(BlockingIOError):
             while True:
                 peer.decoder.feed(flooder.recv(1 << 20))
@@ -650,7 +653,13 @@ def test_a_peer_that_left_is_found_though_nothing_is_read_from_it() -> None:
         one, other = socket.socketpair()
         closed: asyncio.Future[IPCError | None] = asyncio.get_running_loop().create_future()
         channel = Channel(
-            one, name="x", role=Role.ROOT, on_request=answer, on_close=closed.set_result, max_running=2
+            one,
+            name="x",
+            role=Role.ROOT,
+            table=BOTH,
+            on_request=answer,
+            on_close=closed.set_result,
+            max_running=2,
         )
         other.sendall(HELLO + request_frame(1, "x", Command.LIST, Nothing()) * 3)
         while len(channel._running) < 2:  # noqa: ASYNC110 - what is waited for has no event

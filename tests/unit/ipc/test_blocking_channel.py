@@ -10,17 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.ipc.tables import BOTH
 from usbipd.errors import IPCError, UsbipdError
-from usbipd.ipc.channel import (
-    BlockingChannel,
-    Event,
-    Request,
-    encode_frame,
-    event_frame,
-    request_frame,
-    response_frame,
-)
+from usbipd.ipc.blocking_channel import BlockingChannel
 from usbipd.ipc.children import AttachParameters, DetachedParameters
+from usbipd.ipc.conversation import Event, Request, event_frame, request_frame, response_frame
+from usbipd.ipc.framing import encode_frame
 from usbipd.ipc.messages import Command, EventName, Nothing
 from usbipd.ipc.reports import BindParameters, UnbindParameters, UnbindResult
 
@@ -28,7 +23,7 @@ from usbipd.ipc.reports import BindParameters, UnbindParameters, UnbindResult
 @pytest.fixture
 def pair() -> Iterator[tuple[BlockingChannel, BlockingChannel]]:
     one, other = socket.socketpair()
-    channels = BlockingChannel(one, "one"), BlockingChannel(other, "other")
+    channels = BlockingChannel(one, "one", BOTH), BlockingChannel(other, "other", BOTH)
     yield channels
     for channel in channels:
         channel.close()
@@ -37,8 +32,8 @@ def pair() -> Iterator[tuple[BlockingChannel, BlockingChannel]]:
 def raw_pair() -> tuple[BlockingChannel, socket.socket]:
     """A channel and its peer's bare socket, which has greeted."""
     ours, theirs = socket.socketpair()
-    BlockingChannel(theirs.dup(), "peer").close()
-    return BlockingChannel(ours, "test"), theirs
+    BlockingChannel(theirs.dup(), "peer", BOTH).close()
+    return BlockingChannel(ours, "test", BOTH), theirs
 
 
 def test_a_request_and_its_answer(pair: tuple[BlockingChannel, BlockingChannel]) -> None:

@@ -12,22 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.ipc.tables import BOTH
 from usbipd.errors import IPCError, UsbipdError
-from usbipd.ipc.channel import (
+from usbipd.ipc.children import DetachedParameters
+from usbipd.ipc.conversation import (
     Conversation,
     Event,
-    Frame,
-    FrameDecoder,
     Request,
     Response,
-    encode_frame,
     event_frame,
     read_result,
-    receive_into,
     request_frame,
     response_frame,
 )
-from usbipd.ipc.children import DetachedParameters
+from usbipd.ipc.framing import Frame, FrameDecoder, encode_frame, receive_into
 from usbipd.ipc.messages import (
     IPC_VERSION,
     MAX_MESSAGE,
@@ -51,8 +49,8 @@ def frames(decoder: FrameDecoder) -> list[Frame]:
 
 
 def greeted() -> Conversation:
-    conversation = Conversation()
-    conversation.decoder.feed(Conversation().hello())
+    conversation = Conversation(BOTH)
+    conversation.decoder.feed(Conversation(BOTH).hello())
     assert conversation.next_item() is None
     return conversation
 
@@ -296,7 +294,7 @@ def test_a_result_with_text_that_is_none_is_refused() -> None:
 
 
 def test_hello_comes_first() -> None:
-    conversation = Conversation()
+    conversation = Conversation(BOTH)
     conversation.decoder.feed(response_frame(1, Nothing()))
     with pytest.raises(IPCError, match="before hello"):
         conversation.next_item()
@@ -310,7 +308,7 @@ def test_hello_comes_once() -> None:
 
 
 def test_another_version_is_refused_by_name() -> None:
-    conversation = Conversation()
+    conversation = Conversation(BOTH)
     conversation.decoder.feed(framed(Hello(ipc_version=IPC_VERSION + 1, software="usbipd 99")))
     with pytest.raises(IPCError, match=f"usbipd 99 speaks IPC version {IPC_VERSION + 1}") as caught:
         conversation.next_item()

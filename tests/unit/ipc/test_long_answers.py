@@ -11,20 +11,12 @@ import pytest
 
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc.async_channel import MAX_QUEUED, Channel
-from usbipd.ipc.channel import (
-    BlockingChannel,
-    Event,
-    Request,
-    answer_frame,
-    event_frame,
-    request_frame,
-    response_frame,
-)
+from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.conversation import Event, Request, answer_frame, event_frame, request_frame, response_frame
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import (
     LARGEST_ANSWER,
     LARGEST_PART,
-    LONG_ANSWERS,
     MAX_MESSAGE,
     Command,
     EventName,
@@ -33,8 +25,8 @@ from usbipd.ipc.messages import (
     Part,
     encode,
 )
-from usbipd.ipc.policy import Role
-from usbipd.ipc.reports import DetachParameters, DetachResult, UnbindParameters, UnbindResult
+from usbipd.ipc.reports import PEOPLE, DetachParameters, DetachResult, UnbindParameters, UnbindResult
+from usbipd.ipc.row import Role
 
 PATIENCE = 10.0
 ALL = UnbindParameters()
@@ -67,8 +59,8 @@ class Ends:
 
         self.handled: list[Command] = []
         one, other = socket.socketpair()
-        self.asking = Channel(one, name="asked", role=Role.EXTENSION, on_request=refuse)
-        self.answering = Channel(other, name="asking", role=Role.ROOT, on_request=handle)
+        self.asking = Channel(one, name="asked", role=Role.EXTENSION, table=PEOPLE, on_request=refuse)
+        self.answering = Channel(other, name="asking", role=Role.ROOT, table=PEOPLE, on_request=handle)
 
     async def ask(self, command: Command = Command.UNBIND, parameters: Message = ALL) -> UnbindResult:
         return await self.asking.request(command, parameters, UnbindResult, timeout=PATIENCE)
@@ -96,7 +88,7 @@ def test_it_comes_whole(size: int) -> None:
 
 def test_each_part_fits_into_a_message() -> None:
     request = Request(1, Command.UNBIND, ALL, None)
-    frame, rest = answer_frame(request, answer_of(LARGEST_ANSWER))
+    frame, rest = answer_frame(request, answer_of(LARGEST_ANSWER), is_long=True)
     data, parts = bytearray(), 1
     while rest is not None:
         part, rest = rest.next_part()
@@ -183,9 +175,9 @@ def test_who_asks_for_more_and_reads_nothing_is_dropped() -> None:
             return answer_of(LARGEST_ANSWER)
 
         channel = Channel(
-            theirs, name="silent", role=Role.USER, on_request=handle, on_close=closed.set_result
+            theirs, name="silent", role=Role.USER, table=PEOPLE, on_request=handle, on_close=closed.set_result
         )
-        BlockingChannel(silent.dup(), "silent").close()
+        BlockingChannel(silent.dup(), "silent", PEOPLE).close()
         silent.sendall(request_frame(1, "", Command.LIST, Nothing()))
         await made.wait()
         more = request_frame(2, "", Command.MORE, MoreParameters(request_id=1))
@@ -203,11 +195,13 @@ def test_who_asks_for_more_and_reads_nothing_is_dropped() -> None:
 
 def test_only_answers_that_grow_with_the_devices_are_cut() -> None:
     """All others have a bound of their own, and the extension takes no long answer from a child."""
-    assert not LONG_ANSWERS & {Command.CLAIM, Command.SERVE, Command.RESERVE}
+    is_long = PEOPLE.commands[Command.DETACH].is_long
+    assert not is_long
     with pytest.raises(IPCError, match=f"{MAX_MESSAGE} are allowed"):
         answer_frame(
             Request(1, Command.DETACH, DetachParameters(busid="1-1"), None),
             DetachResult(client="x" * MAX_MESSAGE),
+            is_long=is_long,
         )
 
 
@@ -218,7 +212,7 @@ def test_only_answers_that_grow_with_the_devices_are_cut() -> None:
 def scripted(*answers: Callable[[Request], bytes]) -> Iterator[BlockingChannel]:
     """A channel whose peer answers one request after the other so."""
     ours, theirs = socket.socketpair()
-    peer = BlockingChannel(theirs, "peer")
+    peer = BlockingChannel(theirs, "peer", PEOPLE)
 
     def play() -> None:
         for answer in answers:
@@ -228,7 +222,7 @@ def scripted(*answers: Callable[[Request], bytes]) -> Iterator[BlockingChannel]:
 
     thread = threading.Thread(target=play)
     thread.start()
-    channel = BlockingChannel(ours, "test")
+    channel = BlockingChannel(ours, "test", PEOPLE)
     yield channel
     thread.join(PATIENCE)
     channel.close()

@@ -8,25 +8,26 @@ from enum import Enum
 import msgspec
 import pytest
 
+from tests.unit.ipc.tables import BOTH
 from usbipd.errors import IPCError, UsbipdError
-from usbipd.ipc.channel import (
-    Conversation,
-    Event,
-    Request,
-    Response,
-    encode_frame,
-    event_frame,
-    request_frame,
-    response_frame,
-)
 from usbipd.ipc.children import (
+    CHILDREN,
     ClaimResult,
     Confinement,
     DetachedParameters,
     ReserveParameters,
     ServeParameters,
 )
-from usbipd.ipc.commands import COMMANDS, EVENTS
+from usbipd.ipc.conversation import (
+    Conversation,
+    Event,
+    Request,
+    Response,
+    event_frame,
+    request_frame,
+    response_frame,
+)
+from usbipd.ipc.framing import encode_frame
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import IPC_VERSION, Command, ErrorReport, EventName, Hello, IPCEvent, encode
 from usbipd.ipc.reports import HistoryEntry, HistoryEvent, StatusResult
@@ -37,7 +38,9 @@ CLEAN = r"\x1b]0;owned\x07\r\nfake \u202e\u2028\x9b31m"
 LONG = "\n" * 60_000
 
 MESSAGES = sorted(
-    {kind for pair in COMMANDS.values() for kind in pair} | set(EVENTS.values()) | {Hello, ErrorReport},
+    {kind for row in BOTH.commands.values() for kind in (row.parameters, row.result)}
+    | {row.parameters for row in BOTH.events.values()}
+    | {Hello, ErrorReport},
     key=lambda kind: kind.__name__,
 )
 
@@ -102,8 +105,8 @@ def test_a_long_text_is_cut() -> None:
 
 
 def greeted(*, trusted: bool = False) -> Conversation:
-    conversation = Conversation(trusted=trusted)
-    conversation.decoder.feed(Conversation().hello())
+    conversation = Conversation(CHILDREN, trusted=trusted)
+    conversation.decoder.feed(Conversation(CHILDREN).hello())
     return conversation
 
 
@@ -160,7 +163,7 @@ def test_what_cannot_be_read_is_not_quoted_raw(trusted: bool) -> None:
 
 
 def test_another_versions_name_is_clean() -> None:
-    conversation = Conversation()
+    conversation = Conversation(CHILDREN)
     hello = Hello(ipc_version=IPC_VERSION + 1, software=HOSTILE)
     conversation.decoder.feed(encode_frame(encode(hello), descriptor=False))
     with pytest.raises(IPCError, match="speaks IPC version") as caught:

@@ -1,6 +1,7 @@
 """Feeding a reader whole, byte by byte, and with what follows."""
 
-from usbipd.protocol.reader import MessageT, OneMessageReader, StreamReader
+from tests.urb import StreamReader
+from usbipd.protocol.reader import MessageT, OneMessageReader
 
 TRAILING = b"\xf1\xf2\xf3"
 

@@ -10,17 +10,7 @@ from hypothesis import strategies as st
 from tests import golden
 from tests.golden.messages import COMMANDS, REPLIES, SUBMITS, UNLINK, is_isochronous
 from tests.unit.protocol.chunks import STREAM
-from usbipd.errors import ProtocolError
-from usbipd.protocol import constants
-from usbipd.protocol.constants import (
-    LINUX_ECONNRESET,
-    LINUX_EREMOTEIO,
-    LINUX_EXDEV,
-    MAX_ISO_PACKETS,
-    MAX_TRANSFER_LENGTH,
-    NO_ISO_PACKETS,
-)
-from usbipd.protocol.urb import (
+from tests.urb import (
     Command,
     CommandReader,
     IsoPacket,
@@ -33,6 +23,16 @@ from usbipd.protocol.urb import (
     answer,
     answer_isochronous,
     encode,
+)
+from usbipd.errors import ProtocolError
+from usbipd.protocol import constants
+from usbipd.protocol.constants import (
+    LINUX_ECONNRESET,
+    LINUX_EREMOTEIO,
+    LINUX_EXDEV,
+    MAX_ISO_PACKETS,
+    MAX_TRANSFER_LENGTH,
+    NO_ISO_PACKETS,
 )
 
 BULK_IN = SUBMITS["cmd_submit_bulk_in"]

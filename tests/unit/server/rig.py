@@ -8,23 +8,24 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
+from usbipd.access import AccessList
 from usbipd.addresses import parse_listen
 from usbipd.errors import UsbipdError
 from usbipd.ipc.async_channel import Channel
-from usbipd.ipc.channel import Request
 from usbipd.ipc.children import (
+    CHILDREN,
     DevlistParameters,
     DevlistResult,
     ReservationParameters,
     ReserveParameters,
     ReserveResult,
 )
+from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.policy import Role
+from usbipd.ipc.row import Role
 from usbipd.protocol.constants import ST_NODEV, ST_OK
 from usbipd.protocol.op import UsbDevice
-from usbipd.server.access import AccessList
 from usbipd.server.coordinator import ServerCoordinator
 
 PATIENCE = 10.0
@@ -69,7 +70,9 @@ class FakeExtension:
         self.refused: set[Command] = set()
         self.client: socket.socket | None = None
         """What HANDOVER brought."""
-        self.channel = Channel(connection, name="server", role=Role.SERVER, on_request=self._answer)
+        self.channel = Channel(
+            connection, name="server", role=Role.SERVER, table=CHILDREN, on_request=self._answer
+        )
 
     @property
     def commands(self) -> list[Command]:
@@ -159,7 +162,9 @@ async def serving(
 ) -> AsyncIterator[Server]:
     one, other = socket.socketpair()
     extension = FakeExtension(one)
-    channel = Channel(other, name="extension", role=Role.EXTENSION, on_request=extension._answer)
+    channel = Channel(
+        other, name="extension", role=Role.EXTENSION, table=CHILDREN, on_request=extension._answer
+    )
     coordinator = ServerCoordinator(
         channel,
         AccessList(allow),

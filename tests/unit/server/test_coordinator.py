@@ -21,13 +21,13 @@ from tests.unit.server.rig import (
     until_log,
 )
 from usbipd import log
+from usbipd.access import AccessList
 from usbipd.addresses import ListenAddress
 from usbipd.errors import UsbipdError
 from usbipd.ipc.messages import Command
 from usbipd.limiter import BURST
 from usbipd.protocol.constants import ST_DEV_BUSY
 from usbipd.protocol.op import encode_devlist_reply, encode_devlist_request, encode_import_request
-from usbipd.server.access import AccessList
 from usbipd.server.coordinator import ServerCoordinator
 from usbipd.server.extension import MOST_WAITING_PER_SOURCE, Peer
 from usbipd.server.session import Stage

@@ -10,9 +10,15 @@ import pytest
 from tests.unit.server.rig import DEVICE, PATIENCE, FakeExtension, until
 from usbipd.addresses import ListenAddress
 from usbipd.ipc.async_channel import MAX_RUNNING, Channel
-from usbipd.ipc.children import DevlistParameters, ReservationParameters, ReserveParameters, ReserveResult
+from usbipd.ipc.children import (
+    CHILDREN,
+    DevlistParameters,
+    ReservationParameters,
+    ReserveParameters,
+    ReserveResult,
+)
 from usbipd.ipc.messages import Command
-from usbipd.ipc.policy import Role
+from usbipd.ipc.row import Role
 from usbipd.protocol.constants import ST_DEV_BUSY, ST_OK
 from usbipd.protocol.op import encode_devlist_reply
 from usbipd.server import extension as module
@@ -63,7 +69,9 @@ class Desk:
 async def desk() -> AsyncIterator[Desk]:
     one, other = socket.socketpair()
     extension = FakeExtension(one)
-    channel = Channel(other, name="extension", role=Role.EXTENSION, on_request=extension._answer)
+    channel = Channel(
+        other, name="extension", role=Role.EXTENSION, table=CHILDREN, on_request=extension._answer
+    )
     made = Desk(channel, extension)
     async with asyncio.timeout(3 * PATIENCE):
         yield made

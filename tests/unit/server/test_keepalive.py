@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.unit.server.rig import DEVICE, PATIENCE, serving
-from usbipd.config import Limits
+from usbipd.config import LONGEST_LOST, SHORTEST_LOST, Limits
 from usbipd.protocol.constants import ST_OK
 from usbipd.protocol.op import encode_import_reply, encode_import_request
 from usbipd.server import keepalive
-from usbipd.server.keepalive import LONGEST, SHORTEST, give_up_when_lost
+from usbipd.server.keepalive import give_up_when_lost
 
 on_linux = pytest.mark.skipif(
     not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no TCP_USER_TIMEOUT"
@@ -38,7 +38,7 @@ def connection() -> Iterator[socket.socket]:
 
 
 @on_linux
-@pytest.mark.parametrize("timeout", [SHORTEST, 11, 19, 60, 120, 121, 999, LONGEST])
+@pytest.mark.parametrize("timeout", [SHORTEST_LOST, 11, 19, 60, 120, 121, 999, LONGEST_LOST])
 def test_probes_and_data_end_at_the_same_time(connection: socket.socket, timeout: int) -> None:
     give_up_when_lost(connection, timeout)
     idle, interval, count, for_data = options(connection)

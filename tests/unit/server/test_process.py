@@ -12,8 +12,8 @@ import pytest
 
 from usbipd.addresses import parse_listen
 from usbipd.errors import UsbipdError
-from usbipd.ipc.channel import BlockingChannel
-from usbipd.ipc.children import Confinement, LogParameters, ServeParameters, ServeResult
+from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.children import CHILDREN, Confinement, LogParameters, ServeParameters, ServeResult
 from usbipd.ipc.messages import Command, Nothing
 
 PATIENCE = 20.0
@@ -40,7 +40,7 @@ class Server:
                 stderr=subprocess.PIPE,
                 text=True,
             )
-        self._channel = BlockingChannel(ours, "extension")
+        self._channel = BlockingChannel(ours, "extension", CHILDREN)
 
     def place_of(self, what: str) -> Path:
         """The working directory ("cwd") or the root directory ("root") of the process, as Linux names it."""

@@ -10,9 +10,9 @@ from msgspec.structs import replace
 from tests.unit.server.rig import DEVICE, PATIENCE, FakeExtension, rest, serving, until_log
 from usbipd.addresses import ListenAddress
 from usbipd.ipc.async_channel import Channel
-from usbipd.ipc.children import DevlistParameters, ReservationParameters, ReserveParameters
+from usbipd.ipc.children import CHILDREN, DevlistParameters, ReservationParameters, ReserveParameters
 from usbipd.ipc.messages import Command
-from usbipd.ipc.policy import Role
+from usbipd.ipc.row import Role
 from usbipd.protocol.constants import (
     OP_REQ_DEVLIST,
     OP_REQ_IMPORT,
@@ -215,7 +215,9 @@ def test_the_extension_hears_the_address_of_a_client_without_its_interface() -> 
     async def test() -> None:
         ours, theirs = socket.socketpair()
         extension = FakeExtension(ours)
-        channel = Channel(theirs, name="extension", role=Role.EXTENSION, on_request=extension._answer)
+        channel = Channel(
+            theirs, name="extension", role=Role.EXTENSION, table=CHILDREN, on_request=extension._answer
+        )
         with socket.create_server(("127.0.0.1", 0)) as listener:
             client = socket.create_connection(listener.getsockname())
             connection, _name = listener.accept()

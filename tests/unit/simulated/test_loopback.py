@@ -3,9 +3,9 @@
 import pytest
 
 from tests.unit.worker.rig import Rig
+from tests.urb import RetSubmit, encode
 from usbipd.errors import UsageError
 from usbipd.protocol.constants import LINUX_EPIPE, Speed
-from usbipd.protocol.urb import RetSubmit, encode
 from usbipd.simulated.catalog import create, parse_simulate
 from usbipd.simulated.loopback import (
     INTERRUPT_IN,

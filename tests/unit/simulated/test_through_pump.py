@@ -8,8 +8,8 @@ import pytest
 
 from tests.unit.simulated.bot_host import BotHost
 from tests.unit.worker.rig import Rig
+from tests.urb import RetSubmit, RetUnlink, Submit, encode
 from usbipd.protocol.constants import LINUX_ECONNRESET, LINUX_EOVERFLOW, LINUX_EPIPE, Speed
-from usbipd.protocol.urb import RetSubmit, RetUnlink, Submit, encode
 from usbipd.simulated import audio, camera, keyboard, loopback, serial
 from usbipd.simulated.catalog import NAMES, create
 from usbipd.simulated.device import Handshake, SimulatedDevice

@@ -20,6 +20,7 @@ from tests.unit.worker.libusb_rig import (
     journal,
     submitted,
 )
+from tests.urb import Reply, RetSubmit
 from usbipd import _pump
 from usbipd._claim import Claim, libusb_runtime_version
 from usbipd.errors import ClaimError
@@ -33,7 +34,6 @@ from usbipd.protocol.constants import (
     LINUX_EXDEV,
     URB_ZERO_PACKET,
 )
-from usbipd.protocol.urb import Reply, RetSubmit
 from usbipd.worker.claim import HeldDevice
 
 ERROR_IO, ERROR_NOT_FOUND, ERROR_BUSY, ERROR_NO_MEM, ERROR_OTHER = -1, -5, -6, -11, -99  # enum libusb_error

@@ -10,13 +10,15 @@ from typing import Self
 import pytest
 
 from tests.unit.worker.libusb_rig import BULK_IN, ISO_IN, VENDOR_IN, LibusbRig, bus, fake, journal
+from tests.urb import encode
 from usbipd import _pump
 from usbipd._claim import Claim
 from usbipd.errors import ClaimError, UsbipdError
-from usbipd.ipc.channel import BlockingChannel, Event
+from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.children import CHILDREN
+from usbipd.ipc.conversation import Event
 from usbipd.ipc.messages import EventName
 from usbipd.protocol.constants import LINUX_ENODEV, LINUX_ENOMEM, LINUX_EPIPE, LINUX_ETIMEDOUT
-from usbipd.protocol.urb import encode
 from usbipd.usb.descriptors import Interface
 from usbipd.worker.claim import HeldDevice
 from usbipd.worker.process import Worker
@@ -149,8 +151,8 @@ class Bench:
     def __init__(self, rig: LibusbRig) -> None:
         self.rig = rig
         ours, theirs = socket.socketpair()
-        self.extension = BlockingChannel(ours, "extension")
-        self._channel = BlockingChannel(theirs, "worker")
+        self.extension = BlockingChannel(ours, "extension", CHILDREN)
+        self._channel = BlockingChannel(theirs, "worker", CHILDREN)
         self.worker = Worker(self._channel, Holder(rig), rig.pump)
         self.worker._client = rig._pumps_client
 

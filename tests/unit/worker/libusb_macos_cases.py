@@ -16,10 +16,10 @@ from tests.unit.worker.libusb_rig import (
     journal,
     submitted,
 )
+from tests.urb import Reply, RetSubmit
 from usbipd._claim import Claim
 from usbipd.errors import ClaimError
 from usbipd.protocol.constants import LINUX_ECONNRESET, LINUX_EPIPE, LINUX_EPROTO, URB_ZERO_PACKET
-from usbipd.protocol.urb import Reply, RetSubmit
 
 ERROR_IO, ERROR_ACCESS, ERROR_NO_DEVICE, ERROR_NOT_FOUND, ERROR_PIPE = -1, -3, -4, -5, -9  # enum libusb_error
 BOTH = 3

@@ -21,8 +21,8 @@ from tests.unit.worker.libusb_races import (
     outcome,
 )
 from tests.unit.worker.libusb_rig import BULK_IN, BULK_OUT, COMPLETED, INTERRUPT_IN, LibusbRig, fake
+from tests.urb import Submit
 from usbipd.protocol.constants import LINUX_ECONNRESET, URB_ZERO_PACKET
-from usbipd.protocol.urb import Submit
 
 PACKET = 512
 """Bytes of one packet of the bulk endpoints."""

@@ -26,6 +26,7 @@ from tests.unit.worker.libusb_rig import (
     fake,
 )
 from tests.unit.worker.rig import DEVID
+from tests.urb import Command, IsoPacket, Reply, RetSubmit, Submit, Unlink, encode
 from usbipd import _pump
 from usbipd.protocol.constants import (
     LINUX_ECONNRESET,
@@ -41,7 +42,6 @@ from usbipd.protocol.constants import (
     LINUX_EXDEV,
     URB_SHORT_NOT_OK,
 )
-from usbipd.protocol.urb import Command, IsoPacket, Reply, RetSubmit, Submit, Unlink, encode
 
 CONTROL = 0
 INTERFACE = {BULK_OUT: 0, BULK_IN: 0, INTERRUPT_IN: 0, ISO_OUT: 1, ISO_IN: 1}

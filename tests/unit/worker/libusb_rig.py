@@ -6,10 +6,10 @@ import ctypes
 from typing import Final
 
 from tests.unit.worker.rig import Rig
+from tests.urb import Reply, Submit
 from usbipd import _pump
 from usbipd._claim import Claim
 from usbipd.ipc.reports import DeviceMemory
-from usbipd.protocol.urb import Reply, Submit
 
 BULK_OUT, BULK_IN, INTERRUPT_IN, ISO_OUT, ISO_IN = 0x01, 0x81, 0x82, 0x05, 0x85
 COMPLETED, CANCELLED, STALL = 0, 3, 4  # enum libusb_transfer_status

@@ -24,9 +24,9 @@ from tests.unit.worker.libusb_rig import (
     fake,
 )
 from tests.unit.worker.rig import Rig
+from tests.urb import Command, Reply, RetSubmit, Unlink, encode
 from usbipd._pump import CHANNEL
 from usbipd.protocol.constants import LINUX_ECONNRESET, LINUX_ENOMEM, MAX_TRANSFER_LENGTH
-from usbipd.protocol.urb import Command, Reply, RetSubmit, Unlink, encode
 
 memory = ctypes.CDLL(None)
 memory.memory_fails.argtypes = (ctypes.c_long, ctypes.c_long)

@@ -9,10 +9,10 @@ import socket
 import time
 from collections.abc import Sequence
 
+from tests.urb import Command, IsoPacket, Reply, ReplyReader, Submit, Unlink, encode
 from usbipd import _pump
 from usbipd.ipc.reports import Counters
 from usbipd.protocol.constants import Speed
-from usbipd.protocol.urb import Command, IsoPacket, Reply, ReplyReader, Submit, Unlink, encode
 from usbipd.simulated.descriptors import (
     configuration_descriptor,
     device_descriptor,

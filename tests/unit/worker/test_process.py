@@ -13,17 +13,9 @@ import pytest
 
 from usbipd import _pump, log
 from usbipd.errors import UsbipdError
-from usbipd.ipc.channel import (
-    BlockingChannel,
-    Conversation,
-    Event,
-    Request,
-    Response,
-    read_result,
-    request_frame,
-    send_some,
-)
+from usbipd.ipc.blocking_channel import BlockingChannel
 from usbipd.ipc.children import (
+    CHILDREN,
     AttachParameters,
     ClaimParameters,
     ClaimResult,
@@ -32,6 +24,8 @@ from usbipd.ipc.children import (
     LogParameters,
     SimulatedSpec,
 )
+from usbipd.ipc.conversation import Conversation, Event, Request, Response, read_result, request_frame
+from usbipd.ipc.framing import send_some
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, EventName, Nothing
 from usbipd.protocol.constants import LINUX_EPROTO
@@ -58,8 +52,8 @@ class Extension:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._socket, theirs = socket.socketpair()
-        self.channel = BlockingChannel(theirs, "worker")
-        self._ours = BlockingChannel(self._socket, "extension")
+        self.channel = BlockingChannel(theirs, "worker", CHILDREN)
+        self._ours = BlockingChannel(self._socket, "extension", CHILDREN)
         self._asked = 0
         self._clients: list[socket.socket] = []
         self.held: list[Watched] = []
@@ -74,7 +68,10 @@ class Extension:
 
     def say(self, command: Command, parameters: Message, descriptor: int | None = None) -> None:
         self._asked += 1
-        send_some(self._socket, request_frame(self._asked, "extension", command, parameters), descriptor)
+        frame = request_frame(
+            self._asked, "extension", command, parameters, descriptor=descriptor is not None
+        )
+        send_some(self._socket, frame, descriptor)
 
     def claim(
         self, budget: int = _pump.SMALLEST_BUDGET, confined: Confinement | None = None, **changes: str
@@ -404,7 +401,7 @@ sys.exit(main(["1-1"]))
         (b"", 0, []),
         (b"GET / HTTP/1.1", 1, ["a frame of 1195725856 bytes: 1 to 65536 are allowed"]),
         (
-            Conversation().hello() + request_frame(1, "extension", Command.RELEASE, Nothing()),
+            Conversation(CHILDREN).hello() + request_frame(1, "extension", Command.RELEASE, Nothing()),
             1,
             ["the first order to a worker is CLAIM with the counter page"],
         ),

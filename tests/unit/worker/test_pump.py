@@ -22,6 +22,7 @@ from tests.unit.worker.rig import (
     ScriptedDevice,
     statuses,
 )
+from tests.urb import Submit, Unlink, encode
 from usbipd import _pump
 from usbipd.protocol.constants import (
     LINUX_EINVAL,
@@ -36,7 +37,6 @@ from usbipd.protocol.constants import (
     MAX_TRANSFER_LENGTH,
     URB_SHORT_NOT_OK,
 )
-from usbipd.protocol.urb import Submit, Unlink, encode
 from usbipd.simulated.descriptors import configuration_descriptor, endpoint_descriptor, interface_descriptor
 from usbipd.simulated.device import Handshake
 from usbipd.worker.report import read_blocked

@@ -14,13 +14,13 @@ from tests.unit.worker.rig import (
     SINK,
     Rig,
 )
+from tests.urb import Reply, RetSubmit
 from usbipd.protocol.constants import (
     LINUX_ECONNRESET,
     LINUX_EPIPE,
     URB_SHORT_NOT_OK,
     URB_ZERO_PACKET,
 )
-from usbipd.protocol.urb import Reply, RetSubmit
 from usbipd.simulated.device import Handshake
 
 LOOP_SIZE = 1 << 20

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import pytest
 
 from tests.unit.worker.rig import DEVID, IN, LOOP_IN, LOOP_OUT, MODEL_IN, SINK, SOURCE, Rig, statuses
+from tests.urb import ReplyReader, Submit, Unlink, encode
 from usbipd import _pump, config
-from usbipd.protocol.urb import ReplyReader, Submit, Unlink, encode
 from usbipd.worker import report
 from usbipd.worker.report import COUNTER_WORDS
 

@@ -13,8 +13,8 @@ from tests.unit.worker.rig import (
     Rig,
     statuses,
 )
+from tests.urb import Unlink, encode
 from usbipd.protocol.constants import LINUX_ECONNRESET, LINUX_EPIPE
-from usbipd.protocol.urb import Unlink, encode
 
 
 @pytest.mark.rule("unlink-by-seqnum")

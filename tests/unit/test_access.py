@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from usbipd.access import AccessList
 from usbipd.errors import UsageError
-from usbipd.server.access import AccessList
 
 LIST = ["192.168.1.0/24", "10.1.2.3", "2001:db8::/32", "fe80::1", "::1"]
 

@@ -1,4 +1,4 @@
-"""The CMD_* and RET_* messages, which carry URBs.  Used by tests; workers have it in Cython (`urb.pxi`).
+"""The CMD_* and RET_* messages, which carry URBs, for tests.  Workers have them in Cython (`cython/urb.pxi`).
 
 Both codecs are held to the same golden vectors, and so to each other.  Layouts are those of
 Documentation/usb/usbip_protocol.rst.  All numbers are big-endian; the setup packet alone is as USB has it,
@@ -15,9 +15,10 @@ isochronous.  For a CMD_SUBMIT the type of the endpoint tells, for a RET_SUBMIT 
 """
 
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Final, assert_never
+from typing import Final, Generic, TypeVar, assert_never
 
 from usbipd.errors import ProtocolError
 from usbipd.protocol.constants import (
@@ -35,7 +36,8 @@ from usbipd.protocol.constants import (
     USBIP_RET_SUBMIT,
     USBIP_RET_UNLINK,
 )
-from usbipd.protocol.reader import StreamReader
+
+MessageT = TypeVar("MessageT")
 
 # drivers/usb/usbip/usbip_common.h: struct usbip_header_basic, then one of the four
 _BASIC: Final = struct.Struct("!IIIII")
@@ -197,6 +199,42 @@ def answer_isochronous(
         data=data,
         iso=iso,
     )
+
+
+class StreamReader(ABC, Generic[MessageT]):
+    """Reads one message after the other.  One that has raised `ProtocolError` raises it again for ever."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._error: ProtocolError | None = None
+        self._begin()
+
+    @abstractmethod
+    def _parse(self) -> Generator[int, bytes, MessageT]:
+        """The parser of one message: yields how many bytes it wants next, and is sent them."""
+
+    def _begin(self) -> None:
+        self._parser = self._parse()
+        self._size = next(self._parser)
+
+    def feed(self, data: bytes) -> list[MessageT]:
+        """Every message that `data` completes, in order; raises `ProtocolError`."""
+        self._buffer += data
+        if self._error is not None:
+            raise self._error
+        messages: list[MessageT] = []
+        while len(self._buffer) >= self._size:
+            part = bytes(self._buffer[: self._size])
+            del self._buffer[: self._size]
+            try:
+                self._size = self._parser.send(part)
+            except StopIteration as stop:
+                messages.append(stop.value)
+                self._begin()
+            except ProtocolError as error:
+                self._error = error
+                raise
+        return messages
 
 
 class CommandReader(StreamReader[Command]):

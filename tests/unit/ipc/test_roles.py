@@ -1,13 +1,13 @@
-"""The table of who may ask what, row by row, and how a role is found."""
+"""Who may ask what, row by row, and how a role is found."""
 
 import pytest
 
-from usbipd.ipc.children import RunAs
-from usbipd.ipc.messages import LONG_ANSWERS, Command, EventName
-from usbipd.ipc.policy import COMMAND_POLICY, EVENT_POLICY, Role, may, refusal, role_of
-from usbipd.privileges import Peer
-
-ALL = set(Role)
+from tests.unit.ipc.tables import BOTH
+from usbipd.ipc.children import CHILDREN
+from usbipd.ipc.messages import Command, EventName
+from usbipd.ipc.roles import refusal, role_of
+from usbipd.ipc.row import Role
+from usbipd.privileges import Peer, RunAs
 
 EXPECTED: dict[Command | EventName, set[Role]] = {
     Command.LIST: {Role.ROOT, Role.ADMIN, Role.OWNER, Role.USER},
@@ -39,21 +39,22 @@ EXPECTED: dict[Command | EventName, set[Role]] = {
 
 
 def test_every_command_and_event_has_its_row() -> None:
-    assert set(COMMAND_POLICY) == set(Command)
-    assert set(EVENT_POLICY) == set(EventName)
+    assert set(BOTH.commands) == set(Command)
+    assert set(BOTH.events) == set(EventName)
     assert set(EXPECTED) == {*Command, *EventName}
 
 
 @pytest.mark.parametrize("what", EXPECTED, ids=str)
 def test_row(what: Command | EventName) -> None:
-    assert {role for role in ALL if may(role, what)} == EXPECTED[what]
+    senders = BOTH.commands[what].senders if isinstance(what, Command) else {BOTH.events[what].sender}
+    assert senders == EXPECTED[what]
 
 
 def test_our_children_answer_briefly() -> None:
     """A long answer of a child would bring back that both sides wait for the other (async_channel.py)."""
-    asked_of_children = {command for command, roles in COMMAND_POLICY.items() if Role.EXTENSION in roles}
+    asked_of_children = [row for row in CHILDREN.commands.values() if Role.EXTENSION in row.senders]
     assert asked_of_children
-    assert not asked_of_children & LONG_ANSWERS
+    assert not any(row.is_long for row in asked_of_children)
 
 
 def test_a_refusal_says_who_may() -> None:

@@ -1,0 +1,146 @@
+"""The channel of a process that waits by itself.  Used by the worker and by commands."""
+
+import select
+import socket
+import time
+from collections import deque
+
+from usbipd.errors import IPCError, UsbipdError
+from usbipd.ipc.conversation import (
+    Conversation,
+    Event,
+    LongAnswer,
+    Request,
+    Response,
+    Result,
+    event_frame,
+    request_frame,
+    response_frame,
+)
+from usbipd.ipc.framing import receive_into, send_some
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command, EventName
+from usbipd.ipc.row import Table
+
+
+class BlockingChannel:
+    """A channel for a process that waits by itself.
+
+    It reads exactly one message at a time, so `fileno()` is readable whenever there is more to receive, but
+    for events that `request` met on its way: who asks and is told things has to call `receive` for them.
+    Every method raises `IPCError` when the peer broke the rules, or is gone while we send.
+    """
+
+    def __init__(
+        self, connection: socket.socket, client_id: str, table: Table, *, trusted: bool = False
+    ) -> None:
+        """Takes over `connection`, a connected stream socket, and says hello.
+
+        Texts of a `trusted` peer are taken as they come.
+        """
+        self._connection = connection
+        self._client_id = client_id
+        self._conversation = Conversation(table, trusted=trusted)
+        self._last_request = 0
+        self._told: deque[Event] = deque()
+        """Events that came before the answer to a request of ours."""
+        connection.setblocking(True)
+        self._send(self._conversation.hello(), None)
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    def receive(self, timeout: float | None = None) -> Request | Response | Event | None:
+        """The next message, waited for; None when the peer has closed.
+
+        Raises `IPCError`, with code "timeout" if none has come whole after `timeout` seconds.
+        """
+        if self._told:
+            return self._told.popleft()
+        return self._receive(None if timeout is None else time.monotonic() + timeout)
+
+    def _receive(self, deadline: float | None) -> Request | Response | Event | None:
+        decoder = self._conversation.decoder
+        while True:
+            item = self._conversation.next_item()
+            if item is not None:
+                return item
+            self._wait(deadline)
+            try:
+                more = receive_into(decoder, self._connection, decoder.wanted)
+            except ConnectionError:
+                more = False
+            if not more:
+                if decoder.in_frame:
+                    raise IPCError("the peer closed in the middle of a message", code="gone")
+                return None
+
+    def request(
+        self,
+        command: Command,
+        parameters: Message,
+        result: type[Result],
+        *,
+        timeout: float,
+        descriptor: int | None = None,
+    ) -> Result:
+        """Ask and wait for the answer.  `descriptor` stays the caller's.
+
+        Events that come before it are kept for `receive`.  Raises the `UsbipdError` that the peer answers, or
+        `IPCError` (codes "timeout", "gone").
+        """
+        deadline = time.monotonic() + timeout
+        response = self._ask(command, parameters, descriptor, deadline)
+        if response.cut:
+            is_long = self._conversation.table.commands[command].is_long
+            answer = LongAnswer(command, response, is_long=is_long)
+            while (missing := answer.missing) is not None:
+                answer.add(self._ask(Command.MORE, missing, None, deadline))
+            response = answer.whole()
+        return self._conversation.result(response, result)
+
+    def _ask(
+        self, command: Command, parameters: Message, descriptor: int | None, deadline: float
+    ) -> Response:
+        self._last_request += 1
+        frame = request_frame(
+            self._last_request, self._client_id, command, parameters, descriptor=descriptor is not None
+        )
+        self._send(frame, descriptor)
+        while isinstance(item := self._receive(deadline), Event):
+            self._told.append(item)
+        if item is None:
+            raise IPCError("the peer closed the channel", code="gone")
+        if not isinstance(item, Response) or item.request_id != self._last_request:
+            raise IPCError(f"something else than the answer to {command}", code="bad-message")
+        return item
+
+    def respond(self, request: Request, outcome: Message | UsbipdError) -> None:
+        """Answer `request` with its result or an error."""
+        self._send(response_frame(request.request_id, outcome), None)
+
+    def push(self, event: EventName, parameters: Message) -> None:
+        """Tell the peer what it did not ask."""
+        self._send(event_frame(event, parameters), None)
+
+    def close(self) -> None:
+        """Close the connection and what arrived unread."""
+        self._conversation.decoder.close()
+        self._connection.close()
+
+    def _wait(self, deadline: float | None) -> None:
+        if deadline is None:
+            return
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise IPCError("no answer in time", code="timeout")
+
+    def _send(self, frame: bytes, descriptor: int | None) -> None:
+        rest = memoryview(frame)
+        try:
+            while rest:
+                rest = rest[send_some(self._connection, rest, descriptor) :]
+                descriptor = None
+        except OSError as error:
+            raise IPCError(f"the peer is gone: {error.strerror}", code="gone") from error
