@@ -12,6 +12,7 @@ from tests.mac.daemons.conftest import VARIANTS, started
 from tests.mac.daemons.daemon import BULK_IN, BULK_OUT, PACKET, MacDaemon, echo
 from tests.mac.mac import Device, OwnMac
 from tests.mac.machine import Machine
+from tests.urb import RetSubmit
 from usbipd.protocol.constants import (
     LINUX_ECONNRESET,
     LINUX_EILSEQ,
@@ -25,7 +26,6 @@ from usbipd.protocol.constants import (
     USB_REQ_SET_CONFIGURATION,
     USB_REQ_SET_INTERFACE,
 )
-from usbipd.protocol.urb import RetSubmit
 
 INTERRUPT_IN, ISO_OUT, ISO_IN = 0x82, 0x03, 0x83
 BUSID = "20-2"
