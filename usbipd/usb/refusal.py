@@ -69,7 +69,7 @@ _SERVICE_REFUSED: Final = _Refusal(
     "may not be used by a service of this Mac",
     "stop the service, and run usbipd in a terminal of a user who is logged in: sudo usbipd-ext --run",
 )
-"""Seen by others, for storage, since macOS 15.3: launchd's jobs are refused what root may use in a terminal."""
+"""Seen by others since macOS 15.3, for storage: launchd's jobs are refused what root has in a terminal."""
 
 
 def explain(
