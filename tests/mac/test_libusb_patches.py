@@ -25,7 +25,7 @@ def run(case: str, variant: str, kernel: OwnMac) -> Process:
     """A case of patch_cases.py.  Memory that is freed is overwritten: mallopt(3), M_PERTURB."""
     return subprocess.run(
         [sys.executable, "-m", "tests.mac.patch_cases", case],
-        env={**kernel.environment(build(variant)), "MALLOC_PERTURB_": "165"},
+        env={**kernel.environment(build(variant)), "MALLOC_PERTURB_": "165", "SOFTWARE_MAC_STRICT": "1"},
         cwd=ROOT,
         capture_output=True,
         text=True,
