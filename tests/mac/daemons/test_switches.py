@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from tests.mac.daemons.conftest import VARIANTS, StartDaemon
-from tests.mac.daemons.daemon import BULK_IN, BULK_OUT, PACKET, MacDaemon, echo, until, use
+from tests.mac.daemons.daemon import BULK_IN, BULK_OUT, CONFIG, PACKET, MacDaemon, echo, until, use
 from tests.mac.daemons.pairs import pairwise
 from tests.mac.kernel import errors
 from tests.mac.machine import Gadget, Machine
@@ -41,6 +41,7 @@ VALUES: Final = {
     "reenumeration_seconds": (0.0, 0.5),
     "driver_seconds": (0.0, 0.5),
     "halted_at_first_use": (False, True),
+    "open_needs_root": (False, True),
     "unplug_code": (errors.NOT_RESPONDING, errors.ABORTED, errors.NO_DEVICE),
     "sleep_ends_transfers": (True, False),
     "has_port_number": (True, False),
@@ -60,7 +61,9 @@ def test_life_of_a_device(
 ) -> None:
     print(switches)
     mac.kernel.switch(**switches)
-    daemon = start()
+    # where opening takes root, a worker has to stay root: the refusal of a bind says so
+    config = f'{CONFIG}confine = "off"\n' if switches["open_needs_root"] else CONFIG
+    daemon = start(config=config)
     device = mac.plug(2, drivers=drivers)
     until(lambda: device.has_all_drivers, "its drivers have not come")
     daemon.bind(device.busid)
@@ -97,7 +100,7 @@ def test_life_of_a_device(
     use(daemon, device.busid)
     daemon.kill_all()
     mac.forget_bindings()
-    daemon = start()
+    daemon = start(config=config)
     until(lambda: device.has_all_drivers, "its drivers are not back after a kill of all processes")
     daemon.stop()
 
