@@ -12,9 +12,9 @@ import pytest
 
 from tests.mac.daemons.conftest import VARIANTS, StartDaemon
 from tests.mac.daemons.daemon import BULK_IN, BULK_OUT, CONFIG, PACKET, MacDaemon, echo, until, use
-from tests.mac.daemons.pairs import pairwise
-from tests.mac.kernel import errors
 from tests.mac.machine import Gadget, Machine
+from tests.mac.pairs import pairwise
+from tests.mac.test_switches import VALUES as OF_SWITCHES
 from usbipd.protocol.constants import (
     LINUX_ECONNRESET,
     LINUX_EILSEQ,
@@ -30,25 +30,13 @@ from usbipd.protocol.constants import (
 ISO_IN: Final = 0x83
 
 VALUES: Final = {
-    "abort_reports_bytes": (True, False),
-    "abort_reversed": (False, True),
-    "clear_stall_code": (errors.TRANSACTION_RETURNED, errors.ABORTED, None),
-    "stall_ends_queue": (False, True),
-    "capture_survives_owner": (False, True),
-    "plain_reenumeration_ends_capture": (True, False),
-    "capture_unconfigures": (True, False),
-    "reenumeration_changes_address": (True, False),
-    "reenumeration_seconds": (0.0, 0.5),
-    "driver_seconds": (0.0, 0.5),
-    "halted_at_first_use": (False, True),
+    **OF_SWITCHES,
     "open_needs_root": (False, True),
-    "unplug_code": (errors.NOT_RESPONDING, errors.ABORTED, errors.NO_DEVICE),
     "sleep_ends_transfers": (True, False),
-    "has_port_number": (True, False),
     "drivers": (True, False),
     "variant": VARIANTS,
 }
-"""Of `Switches`; `drivers`: whether macOS has some for the device; `variant`: which libusb it is."""
+"""`drivers`: whether macOS has some for the device; `variant`: which libusb it is; the others are switches."""
 
 
 @pytest.mark.parametrize(
