@@ -144,7 +144,7 @@ class Gadget:
 
     @property
     def has_all_drivers(self) -> bool:
-        """Whether the device is there, with the drivers that macOS had for it when it was plugged in first."""
+        """Whether the device is present, with all drivers that macOS has for it."""
         state = self._mac.call("state", self.device.number)
         return bool(state["present"]) and sorted(state["drivers"]) == sorted(self._drivers)
 
