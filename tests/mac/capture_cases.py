@@ -25,7 +25,7 @@ from tests.mac.pump_rig import (
 )
 from tests.mac.rig import mac
 from usbipd import _pump
-from usbipd._claim import Claim
+from usbipd._claim import Claim, libusb_runtime_version
 from usbipd.errors import ClaimError
 from usbipd.protocol.constants import LINUX_EPIPE
 
@@ -248,6 +248,8 @@ def test_a_client_gets_the_reset_that_it_asks_for(
     reenumeration_seconds: float,
 ) -> None:
     """It keeps its settings and its session, whether or not the device leaves the bus for it."""
+    if reenumeration_seconds and libusb_runtime_version() < (1, 0, 29):
+        pytest.skip("libusb before 1.0.29 may take it for one that took too long: give_back in rig.py")
     fresh_switches(
         reenumeration_changes_address=reenumeration_changes_address,
         reenumeration_seconds=reenumeration_seconds,

@@ -13,9 +13,10 @@ from typing import Any
 
 from tests.mac.kernel.switches import Switches
 from tests.mac.mac import Device
-from tests.mac.rig import PATIENCE, MacRig, mac
+from tests.mac.rig import PATIENCE, MacRig, mac, take
 from tests.urb import Command, Reply, RetSubmit, Submit, encode
 from usbipd import _pump
+from usbipd._claim import Claim
 
 OUT, IN, INTERRUPT_OUT, INTERRUPT_IN, ISO_OUT, ISO_IN, OUT_1, IN_1 = 1, 0x81, 2, 0x82, 3, 0x83, 4, 0x84
 """Endpoints of the scripted device (kernel/packets.py); the last two are those of interface 1."""
@@ -61,27 +62,27 @@ def fresh_switches(**values: Any) -> None:
 
 
 @functools.cache
-def shared_device() -> Device:
-    """One for all tests of a process; each claim that is given back makes it as good as new.
-
-    A device that is pulled out as soon as it was plugged in crashes a libusb of up to 1.0.30.  A process
-    whose libusb has enumerated a device again goes on with the old address, so this one keeps it.
+def shared() -> tuple[Device, Claim]:
+    """A device for all tests of a process, and its claim: as in a worker, which serves one client after the
+    other and whose libusb has one context.
     """
-    return mac().plug()
+    device = mac().plug()
+    return device, take(device)
 
 
 class PumpRig(MacRig):
-    """The pump of a device of the Mac, of `shared_device` if none is named.
+    """The pump of a device of the Mac, of the one that is `shared` if none is named.
 
     Transfers end on threads of libusb, so a reply may need some turns: `exchange` waits for none,
     `replies_to` does.
     """
 
     def __init__(self, usb: Device | None = None) -> None:
-        self.usb = usb or shared_device()
+        self.usb, claim = (usb, None) if usb is not None else shared()
+        self.is_shared = usb is None
         for address in (OUT, INTERRUPT_OUT, OUT_1):
             self.usb.taken(address)
-        super().__init__(self.usb)
+        super().__init__(self.usb, claim=claim)
 
     def replies_to(self, *commands: Command, count: int | None = None) -> list[Reply]:
         """Sends all in one write, and waits for so many replies, one each unless `count` says how many."""
@@ -128,11 +129,17 @@ class PumpRig(MacRig):
         assert reply.status == 0
 
     def close(self) -> None:
-        """As a worker does it: the device is made ready for others, then given back."""
+        """As a worker does it: the device is made ready for others, and given back if it is not shared."""
         assert self.finish()
         if not (self.pump.gone or self.pump.unclaimed):
             assert self.pump.restore() == 0
-        super().close()
+        if not self.is_shared:
+            super().close()
+            return
+        assert self.claim.complete, "the next test needs it"
+        del self.pump, self.transfers
+        self._pumps_channel.close()
+        self._channel.close()
 
 
 def address_of(urb: Submit) -> int:

@@ -36,6 +36,12 @@ def find_iokit() -> None:
         usbipd.__path__.append(directory)
 
 
+def take(device: Device) -> Claim:
+    claim = Claim(*device.busid, as_on_macos=True)
+    claim.take()
+    return claim
+
+
 def give_back(claim: Claim) -> None:
     """Gives a device back and fails if that does not work.
 
@@ -51,10 +57,11 @@ def give_back(claim: Claim) -> None:
 class MacRig(Rig):
     """The pump of `device`, claimed."""
 
-    def __init__(self, device: Device, *, device_memory: DeviceMemory = "auto") -> None:
+    def __init__(
+        self, device: Device, *, device_memory: DeviceMemory = "auto", claim: Claim | None = None
+    ) -> None:
         self.plugged = device
-        self.claim = Claim(*device.busid, as_on_macos=True)
-        self.claim.take()
+        self.claim = take(device) if claim is None else claim
         transfers = _pump.LibusbTransfers(self.claim, as_on_macos=True, device_memory=device_memory)
         self._start(transfers, self.claim.endpoints(), self.claim.configuration)
 
