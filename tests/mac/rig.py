@@ -54,6 +54,21 @@ def give_back(claim: Claim) -> None:
     assert problems == [], problems
 
 
+def end(claim: Claim) -> None:
+    """Closes what a worker leaves to the end of its process, which has one claim; a process of tests has many.
+
+    libusb loses track of its devices if there are many contexts while one is enumerated again.
+    """
+    libusb, pointer = ctypes.CDLL("libusb-1.0.so.0"), ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    handle, context = (
+        ctypes.c_void_p(pointer(capsule, name))
+        for capsule, name in ((claim.handle, b"libusb_device_handle"), (claim.context, b"libusb_context"))
+    )
+    libusb.libusb_close(handle)
+    libusb.libusb_exit(context)
+
+
 class MacRig(Rig):
     """The pump of `device`, claimed."""
 
@@ -95,3 +110,4 @@ class MacRig(Rig):
         claim = self.claim
         del self.pump, self.transfers, self.claim
         give_back(claim)
+        end(claim)
