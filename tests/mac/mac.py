@@ -135,6 +135,10 @@ class Device:
         """Packets as they are; isochronous: one for each packet of the host's transfers."""
         self._call("give_packets", address, list(packets))
 
+    def forget(self) -> None:
+        """Makes it as good as new for the next test: no data, credit, halts or requests of the last one."""
+        self._call("forget")
+
     def left(self, address: int) -> bytes:
         """What was given and the host has not taken."""
         return cast(bytes, self._call("left", address))

@@ -80,8 +80,8 @@ class PumpRig(MacRig):
     def __init__(self, usb: Device | None = None) -> None:
         self.usb, claim = (usb, None) if usb is not None else shared()
         self.is_shared = usb is None
-        for address in (OUT, INTERRUPT_OUT, OUT_1):
-            self.usb.taken(address)
+        if self.is_shared:
+            self.usb.forget()
         super().__init__(self.usb, claim=claim)
 
     def replies_to(self, *commands: Command, count: int | None = None) -> list[Reply]:

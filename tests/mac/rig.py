@@ -55,7 +55,7 @@ def give_back(claim: Claim) -> None:
 
 
 def end(claim: Claim) -> None:
-    """Closes what a worker leaves to the end of its process, which has one claim; a process of tests has many.
+    """Closes what a worker leaves to the end of its process; one of tests has many claims, one after another.
 
     libusb loses track of its devices if there are many contexts while one is enumerated again.
     """
@@ -63,7 +63,10 @@ def end(claim: Claim) -> None:
     pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     handle, context = (
         ctypes.c_void_p(pointer(capsule, name))
-        for capsule, name in ((claim.handle, b"libusb_device_handle"), (claim.context, b"libusb_context"))
+        for capsule, name in (
+            (claim.handle, b"libusb_device_handle"),
+            (claim.context, b"libusb_context"),
+        )
     )
     libusb.libusb_close(handle)
     libusb.libusb_exit(context)

@@ -217,6 +217,9 @@ class Control:
         """Packets as they are, which may be short: for isochronous endpoints, one for each frame."""
         self._packets(number).give_packets(address, packets)
 
+    def forget(self, number: int) -> None:
+        self._packets(number).forget()
+
     def left(self, number: int, address: int) -> bytes:
         """What the host has not taken yet."""
         return b"".join(self._packets(number).endpoints[address].to_send)

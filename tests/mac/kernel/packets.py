@@ -294,6 +294,15 @@ class PacketDevice(Hardware):
             endpoint.to_send.clear()
             endpoint.credit = None
 
+    def forget(self) -> None:
+        """What the last test has left: data, credit, halts, requests."""
+        self.requests.clear()
+        for endpoint in self.endpoints.values():
+            endpoint.to_send.clear()
+            endpoint.taken.clear()
+            endpoint.credit = None
+            endpoint.halted = False
+
 
 BULK_SIZES: Final = {Speed.LOW: 8, Speed.FULL: 64, Speed.HIGH: 512, Speed.SUPER: 1024}
 
