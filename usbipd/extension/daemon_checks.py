@@ -11,7 +11,7 @@ from typing import Final
 import psutil
 
 from usbipd.addresses import ListenAddress, parse_listen
-from usbipd.extension.claim import ClaimState
+from usbipd.extension.device import ClaimState
 from usbipd.extension.liveness import silence_of
 from usbipd.extension.store_file import KEPT_ASIDE
 from usbipd.extension.subject import Finding, HeldClaim, Subject, failed, ok, steps_of, warning

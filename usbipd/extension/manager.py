@@ -16,8 +16,8 @@ from usbipd.access import AccessList
 from usbipd.errors import UsbipdError
 from usbipd.extension.bindings import Bindings, report_binding
 from usbipd.extension.chronicle import Chronicle
-from usbipd.extension.claim import Claim, ClaimedDevice, ClaimState
 from usbipd.extension.claimer import DeviceClaimer
+from usbipd.extension.device import ClaimedDevice, ClaimState, Device
 from usbipd.extension.device_report import report_device
 from usbipd.extension.returns import DRIVERS_TIME, Returns
 from usbipd.extension.store import Binding, Store
@@ -105,8 +105,8 @@ class SystemExtensionManager:
         self._stopping = False
 
     @property
-    def claims(self) -> dict[str, Claim]:
-        """By busid; changes as time goes by."""
+    def claims(self) -> dict[str, Device]:
+        """The devices that are claimed, or will be, by busid at this moment."""
         return self._claimer.claims
 
     async def start(self) -> None:
@@ -134,8 +134,7 @@ class SystemExtensionManager:
         if self._follower is not None:
             self._follower.cancel()
             await asyncio.wait({self._follower})
-        seconds = self._stack.stop_time
-        await asyncio.gather(self._release(list(self.claims), seconds), self._wait_settled(seconds))
+        await asyncio.gather(self._release(self.claims), self._wait_settled(self._stack.stop_time))
 
     def devices_changed(self) -> None:
         """Something was plugged in or out, or a port became free: look what there is."""
@@ -147,17 +146,22 @@ class SystemExtensionManager:
 
     # ---- what people ask for -------------------------------------------------------------------------------
 
-    async def claim_device(self, busid: str) -> ClaimedDevice:
-        """Take the device from this host.  Raises `UsbipdError`: no such device, or it cannot be had."""
-        return await self._claimer.claim_device(await self._require_device(busid))
+    async def claim_device(self, record: DeviceRecord, *, force: bool = False) -> ClaimedDevice:
+        """Take a device that has just been listed from this host.  Raises `UsbipdError`: it cannot be had.
+
+        `force` unmounts its file systems first.
+        """
+        return await self._claimer.claim_device(record, force=force)
 
     async def release_device(self, busid: str) -> None:
-        """Give the device back to this host."""
-        await self._claimer.release_device(busid, timeout=self._stack.release_time)
+        """Release the device to this host."""
+        seconds = self._stack.stop_time if self._stopping else self._stack.release_time
+        await self._claimer.release_device(busid, timeout=seconds)
 
     def get_claimed_devices(self) -> list[ClaimedDevice]:
-        """What our workers hold now."""
-        return [claim.device for claim in self.claims.values() if claim.device is not None]
+        """What our workers hold now, ordered by busid."""
+        held = [device.claimed for _busid, device in sorted(self.claims.items())]
+        return [claimed for claimed in held if claimed is not None]
 
     async def bind(self, parameters: BindParameters, by: str) -> BindResult:
         """Share a device, or all with one hardware id, from now on.
@@ -218,15 +222,7 @@ class SystemExtensionManager:
 
     async def detach(self, busid: str, by: str) -> str:
         """End the session of the client that uses the device; who it was.  Raises `UsbipdError`."""
-        claim = self.claims.get(busid)
-        if claim is not None:
-            claim.detached_by = by
-        try:
-            return await self._claimer.disconnect(busid)
-        except UsbipdError:
-            if claim is not None:
-                claim.detached_by = None
-            raise
+        return await self._claimer.disconnect(busid, by)
 
     async def release(self, busid: str) -> list[str]:
         """Have this host reattach its drivers to a device that is not bound; those that have it then.
@@ -239,7 +235,7 @@ class SystemExtensionManager:
                 raise UsbipdError("the daemon is shutting down", code="ending")
             if record.simulated is not None:
                 raise UsbipdError(f"{busid} is simulated: this host has no driver for it", code="simulated")
-            if busid in self.claims or self._bindings.that_fit(record):
+            if self._claimer.find(busid) is not None or self._bindings.that_fit(record):
                 held = self._claimer.is_device_claimed(busid)
                 raise UsbipdError(
                     f"{busid} is shared: a worker of this daemon holds it"
@@ -263,8 +259,8 @@ class SystemExtensionManager:
 
         Raises `UsbipdError` if the devices cannot be listed.
         """
-        records = await self._list_records()
-        return await self._returns.orphans(each.busid for each in records if each.busid not in self.claims)
+        records, claims = await self._list_records(), self.claims
+        return await self._returns.orphans(each.busid for each in records if each.busid not in claims)
 
     async def list_devices(self) -> list[DeviceReport]:
         """Every device that is or could be shared.  Raises `UsbipdError` if libusb cannot list them."""
@@ -284,9 +280,9 @@ class SystemExtensionManager:
         Each access list is asked once about each address, however many devices have it.
         """
         devices = [
-            (claim.wire_device, self._bindings.access_to(claim.record))
-            for claim in self.claims.values()
-            if claim.wire_device is not None
+            (device.wire_device, self._bindings.access_to(device.record))
+            for device in self.claims.values()
+            if device.wire_device is not None
         ]
         kinds = {access for _device, access in devices}
         allowed = [frozenset(access for access in kinds if access.allows(address)) for address in addresses]
@@ -301,9 +297,12 @@ class SystemExtensionManager:
             list_of=[different[each] for each in allowed],
         )
 
-    def may_use(self, claim: Claim, address: str) -> bool:
-        """Whether a client at `address` may know of this device."""
-        return self._bindings.access_to(claim.record).allows(address)
+    def find_for(self, busid: str, address: str) -> Device | None:
+        """The device with this busid, if a client at `address` may know of it."""
+        device = self._claimer.find(busid)
+        if device is None or not self._bindings.access_to(device.record).allows(address):
+            return None
+        return device
 
     # ---- what is there, and what is to be claimed of it ----------------------------------------------------
 
@@ -340,8 +339,8 @@ class SystemExtensionManager:
     async def _wait_for_first_claims(self) -> None:
         """Until each claim has been tried once, but not longer than `FIRST_CLAIMS`."""
         deadline = time.monotonic() + FIRST_CLAIMS
-        for claim in list(self.claims.values()):
-            while claim.state is ClaimState.CLAIMING and await claim.changed(deadline - time.monotonic()):
+        for device in self.claims.values():
+            while device.state is ClaimState.CLAIMING and await device.changed(deadline - time.monotonic()):
                 continue
 
     async def _give_strays_back(self, records: Sequence[DeviceRecord]) -> None:
@@ -359,7 +358,7 @@ class SystemExtensionManager:
             record = present.get(busid)
             if record is None:
                 await self._returns.forget(busid)
-            elif busid not in self.claims and not self._bindings.that_fit(record):
+            elif self._claimer.find(busid) is None and not self._bindings.that_fit(record):
                 _LOG.warning("%s: reattaching drivers left detached by a previous run", busid)
                 unbound.append(busid)
         await asyncio.gather(*(self._returns.finish(busid, DRIVERS_TIME) for busid in unbound))
@@ -367,7 +366,7 @@ class SystemExtensionManager:
     async def _claim_all(self, records: Iterable[DeviceRecord], *, force: bool) -> None:
         """Claim all of these at the same time.  Raises the first error, when all tries are over."""
         results = await asyncio.gather(
-            *(self._claimer.claim_device(record, force=force) for record in records), return_exceptions=True
+            *(self.claim_device(record, force=force) for record in records), return_exceptions=True
         )
         for result in results:
             if isinstance(result, BaseException):
@@ -376,13 +375,13 @@ class SystemExtensionManager:
     async def _release_unbound(self) -> list[str]:
         """Give back what no binding shares; the busids."""
         busids = sorted(
-            busid for busid, claim in self.claims.items() if not self._bindings.that_fit(claim.record)
+            busid for busid, device in self.claims.items() if not self._bindings.that_fit(device.record)
         )
-        await self._release(busids, self._stack.release_time)
+        await self._release(busids)
         return busids
 
-    async def _release(self, busids: Sequence[str], seconds: float) -> None:
-        await asyncio.gather(*(self._claimer.release_device(busid, timeout=seconds) for busid in busids))
+    async def _release(self, busids: Iterable[str]) -> None:
+        await asyncio.gather(*map(self.release_device, busids))
 
     async def _wait_settled(self, seconds: float) -> None:
         """Wait until no bind or unbind is under way, but not longer than that."""
@@ -423,10 +422,10 @@ class SystemExtensionManager:
         if chosen:
             return chosen
         advice = "`usbipd list` shows what is"
-        claim = self.claims.get(parameters.busid or "")
-        if claim is not None and self._bindings.that_fit(claim.record):
+        device = self._claimer.find(parameters.busid or "")
+        if device is not None and self._bindings.that_fit(device.record):
             what = f"{parameters.busid} is shared by its hardware id, not by its port"
-            advice = f"`{self._how_to_unbind(claim.record)}` unbinds it, wherever it is plugged in"
+            advice = f"`{self._how_to_unbind(device.record)}` unbinds it, wherever it is plugged in"
         raise UsbipdError(what, code="not-shared", advice=advice)
 
     def _how_to_unbind(self, record: DeviceRecord) -> str:
@@ -461,7 +460,7 @@ class SystemExtensionManager:
         """All at one moment, as far as we are asked: the host's drivers come and go as they like."""
         held = await call_in_daemon_thread(lambda: self._drivers_of(records))
         return [
-            report_device(record, self.claims.get(record.busid), drivers)
+            report_device(record, self._claimer.find(record.busid), drivers)
             for record, drivers in zip(records, held, strict=True)
         ]
 

@@ -12,7 +12,7 @@ import msgspec
 import psutil
 
 import usbipd
-from usbipd.extension.claim import ClaimedDevice
+from usbipd.extension.device import ClaimedDevice
 from usbipd.extension.health import examine
 from usbipd.extension.liveness import silence_of
 from usbipd.extension.subject import (

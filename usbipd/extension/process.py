@@ -223,7 +223,7 @@ class Extension:
                 log_to=_destination(config),
             ),
             manager.offers,
-            Reservations(manager.claims, manager.may_use, limits.handshake_timeout),
+            Reservations(manager.find_for, limits.handshake_timeout),
             chronicle,
         )
         hotplug = Hotplug(manager.devices_changed) if self._with_real else None

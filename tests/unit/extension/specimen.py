@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from usbipd.errors import IPCError, UsbipdError
-from usbipd.extension.claim import ClaimedDevice, ClaimState, Failure
+from usbipd.extension.device import ClaimedDevice, ClaimState, Failure
 from usbipd.extension.health import Check
 from usbipd.extension.subject import Finding, Host, Subject
 from usbipd.extension.supervisor import Child

@@ -202,7 +202,7 @@ def test_a_device_is_compared_with_the_bindings_of_its_place_only(
             host.store.kept[rule] = Binding(rule, "Thing", (), 1.0, "root")
         await host.manager.bind(BindParameters(hardware=THING), "test")
         await host.manager.start()
-        await until(lambda: all(claim.device is not None for claim in host.manager.claims.values()))
+        await until(lambda: all(claim.claimed is not None for claim in host.manager.claims.values()))
         monkeypatch.setattr(DeviceRule, "fits", fits)
         assert len(host.manager.offers(["192.0.2.7"]).devices) == 41
         assert len(compared) == 2 * 41, "each with that of its port and that of its hardware id"

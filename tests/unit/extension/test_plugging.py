@@ -17,7 +17,7 @@ from tests.unit.extension.fakes import (
 from tests.unit.extension.managed_host import BUSY, THING, Host
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import manager
-from usbipd.extension.claim import ClaimState
+from usbipd.extension.device import ClaimState
 from usbipd.extension.store import StoredClaim
 from usbipd.extension.usb_stack import LINUX
 from usbipd.ipc.conversation import Request
@@ -196,7 +196,7 @@ def test_a_bootloader_is_shared_if_it_is_bound(host: Host) -> None:
                 lambda device=device: (
                     "1-2" in host.manager.claims
                     and host.manager.claims["1-2"].record.product_id == device.product_id
-                    and host.manager.claims["1-2"].device is not None
+                    and host.manager.claims["1-2"].claimed is not None
                 )
             )
         await host.manager.stop()
@@ -364,7 +364,7 @@ def test_a_device_that_goes_as_soon_as_it_is_claimed(
         await host.manager.start()
         await host.manager._claimer.restore_claimed_devices([record("1-2")])
         claim = host.manager.claims["1-2"]
-        await until(lambda: claim._is_gone and claim.worker is not None)
+        await until(lambda: claim.is_gone and claim.worker is not None)
         assert claim.worker is not None
         assert claim.worker.channel.is_open, "it has broken no rule"
         host.unplug("1-2")
