@@ -109,6 +109,11 @@ class SystemExtensionManager:
         """The devices that are claimed, or will be, by busid at this moment."""
         return self._claimer.claims
 
+    @property
+    def is_running(self) -> bool:
+        """Whether devices are shared, and are not all being released for the end of the daemon."""
+        return not self._stopping
+
     async def start(self) -> None:
         """Claim all that is bound and present, and from now on all that comes.
 
@@ -159,9 +164,8 @@ class SystemExtensionManager:
         await self._claimer.release_device(busid, timeout=seconds)
 
     def get_claimed_devices(self) -> list[ClaimedDevice]:
-        """What our workers hold now, ordered by busid."""
-        held = [device.claimed for _busid, device in sorted(self.claims.items())]
-        return [claimed for claimed in held if claimed is not None]
+        """What our workers hold now."""
+        return [device.claimed for device in self.claims.values() if device.claimed is not None]
 
     async def bind(self, parameters: BindParameters, by: str) -> BindResult:
         """Share a device, or all with one hardware id, from now on.

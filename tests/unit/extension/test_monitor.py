@@ -94,6 +94,12 @@ def test_report_of_the_whole_daemon() -> None:
     assert (found.error_count, found.last_errors) == (0, [])
 
 
+def test_report_of_a_daemon_that_is_shutting_down() -> None:
+    subject = monitor(manager=FakeManager(is_running=False))
+    assert not subject.get_current_status().is_running
+    assert report(subject).listening == []
+
+
 def test_report_of_the_processes() -> None:
     """In one order: extension, server, workers by busid; claims without a worker have none."""
     workers = {busid: child(busid=busid) for busid in ("1-3", "1-10")}
