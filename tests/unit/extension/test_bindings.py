@@ -176,7 +176,7 @@ def test_bindings_never_become_too_many_to_be_listed(host: Host) -> None:
         assert caught.value.advice is not None
         listed = await host.manager.survey()
         assert len(listed.bindings) == len(host.store.kept) + 1 > 500
-        answer_frame(Request(1, Command.LIST, Nothing(), None), listed, is_long=True)
+        answer_frame(Request(1, Command.LIST, Nothing(), None, "test", 0.0), listed, is_long=True)
         await bind(0xFFFF, [])  # a small one still fits
         await host.bind("1-2")  # and what is bound already may be bound again
         await host.manager.stop()

@@ -180,7 +180,9 @@ def test_a_page_of_the_history_fits_into_one_answer() -> None:
     entry = HistoryEntry(id=1, time=1.7e9, event=HistoryEvent.FAILED, reason="\N{BUG}" * LONGEST_REASON)
     page = HistoryResult(entries=[entry] * HISTORY_PAGE)
     answer_frame(
-        Request(1, Command.HISTORY, HistoryParameters(limit=HISTORY_PAGE), None), page, is_long=True
+        Request(1, Command.HISTORY, HistoryParameters(limit=HISTORY_PAGE), None, "test", 0.0),
+        page,
+        is_long=True,
     )  # may raise
 
 
@@ -212,7 +214,9 @@ def test_a_thousand_devices_fit_into_one_answer(state: dict[str, Any]) -> None:
         bindings=[binding(busid, serial=LONGEST_STRING, product=LONGEST_STRING) for busid in busids],
     )
     status = report(monitor(manager=manager))
-    answer, rest = answer_frame(Request(1, Command.STATUS, Nothing(), None), status, is_long=True)
+    answer, rest = answer_frame(
+        Request(1, Command.STATUS, Nothing(), None, "test", 0.0), status, is_long=True
+    )
     assert rest is not None
     assert len(answer) <= MAX_MESSAGE
 
