@@ -204,7 +204,8 @@ lint: build  ## ruff, mypy --strict, cython-lint, shellcheck, schema and audit (
 	$(BIN)/cython-lint cython
 	$(BIN)/shellcheck --external-sources packaging/install-deps packaging/completions/busids.bash $(wildcard .ci/*) \
 	    $(wildcard tests/e2e/*.sh tests/e2e/*/*.sh) packaging/macos/launchd.sh packaging/macos/usbipd-uninstall \
-	    $(wildcard packaging/macos/scripts/* packaging/macos/release/*) $(wildcard tests/unit/packaging/fake_macos/*)
+	    $(wildcard packaging/macos/scripts/* packaging/macos/release/*) $(wildcard tests/unit/packaging/fake_macos/*) \
+	    tests/mac/as_mac/programs/launchctl tests/mac/as_mac/programs/sysctl
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows $(wildcard .github/workflows/*)
 	$(BIN)/zizmor --offline --no-progress --quiet --strict-collection --persona auditor --config .github/zizmor.yml \
 	    $(wildcard .github/workflows/*)

@@ -203,7 +203,7 @@ class OwnMac(Mac):
         self.process.stdin.close()
         self.process.wait(10)
         self.process.stdout.close()
-        shutil.rmtree(self.directory)
+        shutil.rmtree(self.directory, ignore_errors=True)
         assert problems == [], problems
 
     def __enter__(self) -> Self:

@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from tests.mac.build import build, patches
-from tests.mac.daemons.daemon import MacDaemon
+from tests.mac.daemons.daemon import CONFIG, MacDaemon
 from tests.mac.mac import OwnMac
 from tests.mac.machine import Machine
 
@@ -33,13 +33,13 @@ def mac(kernel: OwnMac, variant: str) -> Machine:
 
 @contextmanager
 def started(machine: Machine) -> Iterator[StartDaemon]:
-    """Starts daemons on this Mac, `start()` or `start(user=UID)`, and ends those that run at the end."""
+    """Starts daemons on this Mac, `start()` or `start(user=UID, config=TEXT)`, and ends them."""
     if os.geteuid() != 0:
         pytest.skip("only root can capture devices, and become other users")
     daemons: list[MacDaemon] = []
 
-    def start(*, user: int | None = None) -> MacDaemon:
-        daemons.append(MacDaemon(machine, user=user))
+    def start(*, user: int | None = None, config: str = CONFIG) -> MacDaemon:
+        daemons.append(MacDaemon(machine, user=user, config=config))
         return daemons[-1]
 
     try:

@@ -11,10 +11,10 @@ from typing import Final
 import pytest
 
 from tests.mac.daemons.conftest import VARIANTS, StartDaemon
-from tests.mac.daemons.daemon import BULK_IN, BULK_OUT, PACKET, MacDaemon, echo, until, use
-from tests.mac.daemons.pairs import pairwise
-from tests.mac.kernel import errors
+from tests.mac.daemons.daemon import BULK_IN, BULK_OUT, CONFIG, PACKET, MacDaemon, echo, until, use
 from tests.mac.machine import Gadget, Machine
+from tests.mac.pairs import pairwise
+from tests.mac.test_switches import VALUES as OF_SWITCHES
 from usbipd.protocol.constants import (
     LINUX_ECONNRESET,
     LINUX_EILSEQ,
@@ -30,24 +30,13 @@ from usbipd.protocol.constants import (
 ISO_IN: Final = 0x83
 
 VALUES: Final = {
-    "abort_reports_bytes": (True, False),
-    "abort_reversed": (False, True),
-    "clear_stall_code": (errors.TRANSACTION_RETURNED, errors.ABORTED, None),
-    "stall_ends_queue": (False, True),
-    "capture_survives_owner": (False, True),
-    "plain_reenumeration_ends_capture": (True, False),
-    "capture_unconfigures": (True, False),
-    "reenumeration_changes_address": (True, False),
-    "reenumeration_seconds": (0.0, 0.5),
-    "driver_seconds": (0.0, 0.5),
-    "halted_at_first_use": (False, True),
-    "unplug_code": (errors.NOT_RESPONDING, errors.ABORTED, errors.NO_DEVICE),
+    **OF_SWITCHES,
+    "open_needs_root": (False, True),
     "sleep_ends_transfers": (True, False),
-    "has_port_number": (True, False),
     "drivers": (True, False),
     "variant": VARIANTS,
 }
-"""Of `Switches`; `drivers`: whether macOS has some for the device; `variant`: which libusb it is."""
+"""`drivers`: whether macOS has some for the device; `variant`: which libusb it is; the others are switches."""
 
 
 @pytest.mark.parametrize(
@@ -60,7 +49,9 @@ def test_life_of_a_device(
 ) -> None:
     print(switches)
     mac.kernel.switch(**switches)
-    daemon = start()
+    # where opening takes root, a worker has to stay root: the refusal of a bind says so
+    config = f'{CONFIG}confine = "off"\n' if switches["open_needs_root"] else CONFIG
+    daemon = start(config=config)
     device = mac.plug(2, drivers=drivers)
     until(lambda: device.has_all_drivers, "its drivers have not come")
     daemon.bind(device.busid)
@@ -97,7 +88,7 @@ def test_life_of_a_device(
     use(daemon, device.busid)
     daemon.kill_all()
     mac.forget_bindings()
-    daemon = start()
+    daemon = start(config=config)
     until(lambda: device.has_all_drivers, "its drivers are not back after a kill of all processes")
     daemon.stop()
 

@@ -14,8 +14,8 @@
 struct device {
     IOUSBDeviceInterface197 *functions;
     IOUSBDeviceInterface197 table;
-    int references;
-    int calls; /* that change something and have not returned */
+    int references; /* one of each call that has not returned, too */
+    int calls;      /* that change something and have not returned */
     uint64_t client;
     CFRunLoopSourceRef source;
     pthread_mutex_t lock;
@@ -32,12 +32,32 @@ static void begin(struct message *message, enum call call, const struct device *
     put_u64(message, device->client);
 }
 
+/* The last reference closes the user client, and the device with it. */
+static int drop(struct device *device)
+{
+    struct message message;
+    int left = __atomic_sub_fetch(&device->references, 1, __ATOMIC_ACQ_REL);
+    if (left != 0)
+        return left;
+    begin(&message, SERVICE_CLOSE, device);
+    message_result(&message);
+    if (device->source != NULL)
+        CFRelease(device->source);
+    for (size_t i = 0; i < MAX_CONFIGURATIONS; i++)
+        free(device->descriptors[i]);
+    pthread_mutex_destroy(&device->lock);
+    free(device);
+    return 0;
+}
+
 static IOReturn finish(struct device *device, struct message *message)
 {
     IOReturn result;
+    __atomic_add_fetch(&device->references, 1, __ATOMIC_ACQ_REL);
     __atomic_add_fetch(&device->calls, 1, __ATOMIC_ACQ_REL);
     result = message_result(message);
     __atomic_sub_fetch(&device->calls, 1, __ATOMIC_ACQ_REL);
+    drop(device);
     return result;
 }
 
@@ -62,25 +82,18 @@ static ULONG add_reference(void *self)
     return (ULONG)__atomic_add_fetch(&device->references, 1, __ATOMIC_ACQ_REL);
 }
 
-/* The last reference closes the user client, and the device with it. */
+/* A release during a call is a fault, which libusb without our patches has: it is one here if SOFTWARE_MAC_STRICT
+ * says so, else the device stays until the call has returned. */
 static ULONG release(void *self)
 {
     struct device *device = self;
-    int left = __atomic_sub_fetch(&device->references, 1, __ATOMIC_ACQ_REL);
-    if (left < 0)
+    int references = __atomic_load_n(&device->references, __ATOMIC_ACQUIRE);
+    int calls = __atomic_load_n(&device->calls, __ATOMIC_ACQUIRE);
+    if (references <= 0)
         fail("an interface of a device was released too often");
-    if (left != 0)
-        return (ULONG)left;
-    if (__atomic_load_n(&device->calls, __ATOMIC_ACQUIRE) != 0)
+    if (calls != 0 && references == calls + 1 && getenv("SOFTWARE_MAC_STRICT") != NULL)
         fail("an interface of a device was released during a call of it");
-    simple(self, SERVICE_CLOSE);
-    if (device->source != NULL)
-        CFRelease(device->source);
-    for (size_t i = 0; i < MAX_CONFIGURATIONS; i++)
-        free(device->descriptors[i]);
-    pthread_mutex_destroy(&device->lock);
-    free(device);
-    return 0;
+    return (ULONG)drop(device);
 }
 
 static HRESULT query_interface(void *self, CFUUIDBytes id, LPVOID *interface)

@@ -57,8 +57,8 @@ class Switches:
     """How long a device is away when it is enumerated again; up to 1.7 s have been measured."""
 
     reenumeration_waits: bool = False
-    """Whether USBDeviceReEnumerate returns when the device is there again, or at once.  If it waits, libusb
-    without our patches releases the interface that is being called, which ends the process."""
+    """Whether USBDeviceReEnumerate returns when the device is there again, or at once.  libusb without
+    our patches may release the interface meanwhile; with SOFTWARE_MAC_STRICT set, that ends the process."""
 
     driver_seconds: float = 0.0
     """How long after a device its drivers arrive."""
