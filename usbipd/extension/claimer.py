@@ -1,7 +1,8 @@
-"""Takes devices and keeps them: one worker per device, started again when it dies.  Runs in the extension.
+"""Claims devices and keeps them: one worker per device, started again when it dies.  Runs in the extension.
 
-The worker claims, the extension decides.  A claim lives exactly as long as its worker: whatever ends the
-worker frees the device, and if we still want it, another worker takes it again.
+The worker claims, the extension decides.  A claim lives exactly as long as its worker: when the worker ends,
+the device is free, and while it is shared, another worker claims it again.  What is known of each device is in
+one object, with its states (`device.py`).
 """
 
 import asyncio
@@ -40,7 +41,7 @@ from usbipd.usb.refusal import explain
 _LOG: Final = logging.getLogger(__name__)
 
 CLAIM_TIMEOUT: Final = 60.0
-"""Seconds from the start of a worker to its claim: drivers may take long to let go of a device."""
+"""Seconds from the start of a worker to its claim: drivers may take long to release a device."""
 EXIT_TIMEOUT: Final = 1.0
 """Seconds that a worker has to end once it said that it is done."""
 DISCONNECT_TIMEOUT: Final = 2.0
@@ -56,7 +57,7 @@ FindDevice = Callable[[str], Awaitable[DeviceRecord | None]]
 
 
 class DeviceClaimer:
-    """The devices that are shared, and what is done with each (the state machine is in `device.py`)."""
+    """The devices that are shared, and what is done with each."""
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class DeviceClaimer:
         log_to: str,
         on_end: Callable[[], None],
     ) -> None:
-        """`on_end` hears of each claim that has ended: its port is free for another device."""
+        """`on_end` is called when a device is not kept any more: its port is free for another one."""
         self._spawner = spawner
         self._ownership = ownership
         self._find_device = find_device
@@ -140,10 +141,9 @@ class DeviceClaimer:
                 self._start(record, None, force=False, is_current=True)
 
     async def release_device(self, busid: str, *, timeout: float) -> None:  # noqa: ASYNC109 - bounds one step
-        """Give the device back to this host; a client's session ends.  Nothing happens if it is not claimed.
+        """Release the device to this host; a client's session ends.  Nothing happens if it is not kept.
 
-        A worker that has not given it back after `timeout` seconds is killed, and the host is told to find
-        drivers for it.
+        A worker that has not released it after `timeout` seconds is killed; the host then scans for drivers.
         """
         device = self.find(busid)
         if device is None:
@@ -164,8 +164,8 @@ class DeviceClaimer:
         device.ended(HistoryEvent.RELEASED)
         if worker is not None:
             await self._release(device, worker, timeout)
-        # On Linux also after a worker that gave back what it had taken: it does not know of drivers that were
-        # gone when it came, since the worker before it was killed.
+        # On Linux also after a worker that reattached what it had detached: it does not know of drivers that
+        # were missing when it started, since the worker before it was killed.
         await self._returns.finish(busid, min(timeout, DRIVERS_TIME))
         _LOG.info("%s released", busid)
 
@@ -207,7 +207,7 @@ class DeviceClaimer:
             raise _hangs(worker)
 
     def compare(self, present: Sequence[DeviceRecord]) -> None:
-        """These devices are plugged in now: what is not among them, or is another one, is let go of."""
+        """These devices are plugged in now: check each device that is not among them, or has changed."""
         now = {record.busid: record for record in present}
         for busid, device in self.claims.items():
             record = now.get(busid)
@@ -229,7 +229,7 @@ class DeviceClaimer:
             device.departing = asyncio.create_task(self._depart(device, device.worker))
 
     async def _depart(self, device: Device, worker: Child) -> None:
-        """libusb tells the worker, too, that its device is gone, and it ends by itself; if not, we end it."""
+        """libusb notifies the worker, too, and it exits; one that does not is ended here."""
         if not await wait_ended(worker, self._stack.gone_time):
             before = device.record
             if not await self._is_present(device) or not self._is_same(device.record, before, worker):
@@ -240,7 +240,7 @@ class DeviceClaimer:
     def _is_same(self, record: DeviceRecord, before: DeviceRecord, worker: Child | None) -> bool:
         """Whether the device listed as `record` is still the one that was listed as `before`.
 
-        `worker` holds it; None: nobody does, and a device that has changed at all is tried again.
+        `worker` holds it; None: no worker does, and a device that has changed in any way is tried again.
         """
         if self._stack.keeps_address:
             return record.devnum == before.devnum
@@ -268,7 +268,7 @@ class DeviceClaimer:
         """Claim, and claim again whenever the worker dies, until the device is gone or we are cancelled.
 
         `first` is the outcome of the first try; if that fails, the device is not kept.  Without it, the first
-        try is one of many.  `is_current`: the record was listed just now, and is used as it is.
+        try is one of many.  `is_current`: the record has just been listed, and is used as it is.
         """
         busid = device.record.busid
         backoff = Backoff()
@@ -433,7 +433,7 @@ class DeviceClaimer:
     # ---- the end of a worker -------------------------------------------------------------------------------
 
     async def _release(self, device: Device, worker: Child, seconds: float) -> None:
-        """Have the worker give its device back and end, in `seconds`."""
+        """Have the worker release its device and exit, within `seconds`."""
         worker.ending = True
         try:
             await worker.channel.request(Command.RELEASE, Nothing(), Nothing, timeout=seconds)
@@ -443,7 +443,7 @@ class DeviceClaimer:
             if error.code == "timeout":  # it had its time
                 await self._kill(worker)
         else:
-            self._returns.gave_back(device.record.busid)
+            self._returns.released(device.record.busid)
             if not await wait_ended(worker, EXIT_TIMEOUT):
                 await self._kill(worker)
         await self._dismiss(device, worker)
@@ -490,7 +490,7 @@ def _hangs(worker: Child) -> ClaimError:
 
 def _listener(device: Device) -> Callable[[Event], None]:
     def listen(event: Event) -> None:
-        device.heard(event)
+        device.on_event(event)
         if isinstance(event.parameters, DetachedParameters | GoneParameters):
             reason = event.parameters.reason
             _LOG.info("%s %s: %s", device.record.busid, event.event, reason, extra=LIMITED)
@@ -499,7 +499,7 @@ def _listener(device: Device) -> Callable[[Event], None]:
 
 
 def _fail(first: asyncio.Future[ClaimedDevice], error: UsbipdError) -> None:
-    """The first try has failed; who asked for it may have left meanwhile, then nobody need hear of it."""
+    """The first try has failed; if the caller was cancelled meanwhile, its error is not reported."""
     first.set_exception(error)
     first.exception()
 

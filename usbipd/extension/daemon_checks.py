@@ -260,11 +260,8 @@ async def check_bindings(subject: Subject) -> list[Finding]:
     listed = await subject.manager.survey()
     if not listed.bindings:
         return [ok("nothing is bound")]
-    return [
-        finding
-        for binding in listed.bindings
-        for finding in _look_at_binding(binding, listed, subject.manager.claims)
-    ]
+    claims = subject.manager.claims
+    return [finding for binding in listed.bindings for finding in _look_at_binding(binding, listed, claims)]
 
 
 def _look_at_binding(

@@ -89,20 +89,16 @@ class Session:
 
 # The states of a device, and what changes them
 #
-#     claim_device, restore_claimed_devices
-#          |
-#          v     CLAIM answered                 ATTACH
-#      CLAIMING ----------------->  READY -------------------> ATTACHED
-#        |   ^                      ^   ^                         |
-#   CLAIM|   | worker ended:        |   | RESTORED                | DETACHED
-#   fails|   | READY, ATTACHED      |   |                         v
-#        |   '-- or RESTORING       |   '-------------------- RESTORING
-#        v                          |
-#      FAILED ----------------------'
-#             a later CLAIM answered
+#                    CLAIM answered             ATTACH
+#     --> CLAIMING -----------------> READY -----------------> ATTACHED
+#          ^   | CLAIM fails          ^   ^                       | DETACHED
+#          |   v                      |   |                       v
+#          |  FAILED -----------------'   '----- RESTORED ---- RESTORING
+#          |          CLAIM answered later
+#          '-- the worker ended in READY, ATTACHED or RESTORING
 #
-#      each of these -- release_device ------------------> RELEASING -- drivers reattached --> ENDED
-#      each of these -- unplugged, or the only try failed ------------------------------------> ENDED
+#     each of these -- release_device --> RELEASING -- drivers reattached --> ENDED
+#     each of these -- unplugged, or the only try has failed --------------> ENDED
 
 
 class Device:
@@ -198,12 +194,12 @@ class Device:
         return claimed
 
     def lost(self, next_try: float) -> None:
-        """The worker is gone, and its client with it; another one comes in `next_try` seconds."""
+        """The worker has ended, and its client's session too; the next one starts in `next_try` seconds."""
         assert self.worker is not None, "only what was taken can be lost"
         reason = f"the worker ended with {self.worker.exit}"
         by = None if self.session is None else self.session.detached_by
         self._end_session(reason if by is None else f"by {by}: {reason}")
-        if self.is_gone:  # perhaps it is back already, and claimed again before anybody misses it
+        if self.is_gone:  # it may be back already, and claimed again before its absence was noticed
             self._end_claim(HistoryEvent.UNPLUGGED)
         else:
             self._end_claim(HistoryEvent.FAILED, reason)
@@ -248,7 +244,7 @@ class Device:
         self._become(ClaimState.ATTACHED)
         self._chronicle.happened(HistoryEvent.ATTACHED, self.record, client=client)
 
-    def heard(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Handle an event from the worker.  Raises `IPCError` if it does not fit the state.
 
         DETACHED and RESTORED are valid once per ATTACH, in this order, and DEVICE_GONE once.  So the work

@@ -99,8 +99,8 @@ class SystemExtensionManager:
         # bind and unbind one after the other: half of each would be neither
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
-        self._strays: list[str] = []
-        """Busids of devices that an extension before us held, until it is known what has become of them."""
+        self._orphaned: list[str] = []
+        """Busids of devices that a killed extension held, until it is known whether they are present."""
         self._follower: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -111,14 +111,14 @@ class SystemExtensionManager:
 
     @property
     def is_running(self) -> bool:
-        """Whether devices are shared, and are not all being released for the end of the daemon."""
+        """Whether the daemon is not shutting down."""
         return not self._stopping
 
     async def start(self) -> None:
         """Claim all that is bound and present, and from now on all that comes.
 
         The simulated devices are bound here: they are there to be shared.  Raises `UsbipdError` if one of
-        them cannot be had, which is an error of who asked for it.
+        them cannot be claimed: the caller asked for it.
         """
         async with self._lock:
             await self._bindings.load()
@@ -126,15 +126,15 @@ class SystemExtensionManager:
             simulated = [record for record in records if record.simulated is not None]
             for record in simulated:
                 self._bindings.bind_simulated(record)
-            self._strays = await self._returns.load()
-            await self._give_strays_back(records)
+            self._orphaned = await self._returns.load()
+            await self._release_orphaned(records)
             await self._claim_all(simulated, force=False)
             await self._follow(records)
             await self._wait_for_first_claims()
         self._follower = asyncio.create_task(self._follow_changes())
 
     async def stop(self) -> None:
-        """Give every device back, all at the same time, also those that are being claimed or released."""
+        """Release every device, all at the same time, also those that are being claimed or released."""
         self._stopping = True
         if self._follower is not None:
             self._follower.cancel()
@@ -192,7 +192,7 @@ class SystemExtensionManager:
                 )
             except BaseException:
                 await self._release_unbound()
-                self.devices_changed()  # what another binding shares, and this try has let go of
+                self.devices_changed()  # another binding may share what this try has released
                 raise
             for record in records:
                 self._chronicle.happened(HistoryEvent.BOUND, record, reason=f"by {by}")
@@ -207,7 +207,7 @@ class SystemExtensionManager:
         return BindResult(binding=shared, devices=await self._report(records))
 
     async def unbind(self, parameters: UnbindParameters, by: str) -> UnbindResult:
-        """Remove bindings, and give back what no other one shares.  Raises `UsbipdError`: there are none."""
+        """Remove bindings, and release what no other one shares.  Raises `UsbipdError`: there are none."""
         async with self._lock:
             bindings = await self._chosen(parameters)
             records = await self._list_records()
@@ -319,9 +319,9 @@ class SystemExtensionManager:
                 await self._follow(records)
                 if self._is_complete:
                     await self._returns.forget_absent({*self.claims, *(each.busid for each in records)})
-                if self._strays:
+                if self._orphaned:
                     async with self._lock:  # a bind meanwhile would have its claim removed from the store
-                        await self._give_strays_back(records)
+                        await self._release_orphaned(records)
             except UsbipdError as error:
                 _LOG.error("%s", error, extra=LIMITED)
                 asyncio.get_running_loop().call_later(LIST_AGAIN, self._changed.set)
@@ -333,7 +333,7 @@ class SystemExtensionManager:
         return all(source.problem is None for source in self._sources)
 
     async def _follow(self, records: Sequence[DeviceRecord]) -> None:
-        """These are plugged in now: claim what is bound of them, let go of what is gone."""
+        """These are plugged in now: claim the bound ones, check those that are missing."""
         if not self._stopping:
             self._claimer.compare(records)
             await self._claimer.restore_claimed_devices(
@@ -347,16 +347,16 @@ class SystemExtensionManager:
             while device.state is ClaimState.CLAIMING and await device.changed(deadline - time.monotonic()):
                 continue
 
-    async def _give_strays_back(self, records: Sequence[DeviceRecord]) -> None:
-        """Devices that the last extension held and that are not bound: back to their drivers, side by side.
+    async def _release_orphaned(self, records: Sequence[DeviceRecord]) -> None:
+        """Reattach the drivers of devices that the last extension held and that are not bound, all at once.
 
-        If all its processes were killed at one moment, nobody has given them back.  One that is not in an
+        If all its processes were killed at one moment, no process has released them.  One that is not in an
         incomplete list may be there.  One that is bound is ours again, or will be.
         """
         present = {record.busid: record for record in records}
         is_complete = self._is_complete
-        known = [busid for busid in self._strays if busid in present or is_complete]
-        self._strays = [busid for busid in self._strays if busid not in known]
+        known = [busid for busid in self._orphaned if busid in present or is_complete]
+        self._orphaned = [busid for busid in self._orphaned if busid not in known]
         unbound = []
         for busid in known:
             record = present.get(busid)
@@ -377,7 +377,7 @@ class SystemExtensionManager:
                 raise result
 
     async def _release_unbound(self) -> list[str]:
-        """Give back what no binding shares; the busids."""
+        """Release what no binding shares; the busids."""
         busids = sorted(
             busid for busid, device in self.claims.items() if not self._bindings.that_fit(device.record)
         )

@@ -85,7 +85,7 @@ class Reservations:
                 descriptor=descriptor,
             )
         except (UsbipdError, OSError) as error:
-            # It did not take the client, or nobody knows whether it did: a new worker knows.
+            # It did not take the client, or may have: a new worker is in a known state.
             level = (
                 logging.INFO if device.is_gone else logging.ERROR
             )  # the client may come as the device goes

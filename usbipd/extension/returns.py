@@ -52,7 +52,7 @@ class Returns:
         if busid in self._open:
             self._open[busid] = True
 
-    def gave_back(self, busid: str) -> None:
+    def released(self, busid: str) -> None:
         """The worker has released the device."""
         if busid in self._open:
             self._open[busid] = False

@@ -379,8 +379,8 @@ def test_what_a_worker_says_before_it_hears_of_its_release(host: Host) -> None:
         claim = host.claimer.claims["1-2"]
         claim.attached("192.0.2.1:1")
         await host.release()
-        claim.heard(Event(EventName.DETACHED, DetachedParameters(reason="the client has gone")))
-        claim.heard(Event(EventName.RESTORED, Nothing()))
+        claim.on_event(Event(EventName.DETACHED, DetachedParameters(reason="the client has gone")))
+        claim.on_event(Event(EventName.RESTORED, Nothing()))
         assert claim.state is ClaimState.ENDED
 
     run(test())

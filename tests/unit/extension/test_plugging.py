@@ -294,7 +294,7 @@ def test_a_stray_that_is_bound_before_it_is_listed_is_kept(host: Host, sysfs: Fa
         host.source.problem = None
         await host.bind("1-4")
         host.manager.devices_changed()
-        await until(lambda: not host.manager._strays)
+        await until(lambda: not host.manager._orphaned)
         assert set(host.store.held) == {"1-4"}
         assert sysfs.probed == ""
         await host.manager.stop()
@@ -314,7 +314,7 @@ def test_a_stray_that_is_bound_while_it_goes_back_is_noted(host: Host, sysfs: Fa
         host.source.records["1-4"] = record("1-4")
         host.source.problem = None
         host.manager.devices_changed()
-        await until(lambda: not host.manager._strays)
+        await until(lambda: not host.manager._orphaned)
         binding = asyncio.create_task(host.bind("1-4"))
         await asyncio.wait({binding}, timeout=0.2)
         answers = os.open(probe, os.O_RDWR)
