@@ -1,11 +1,9 @@
 """The channel of a process that waits by itself.  Used by the worker and by commands."""
 
-import logging
 import select
 import socket
 import time
 from collections import deque
-from typing import Final
 
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc.conversation import (
@@ -23,8 +21,6 @@ from usbipd.ipc.framing import receive_into, send_some
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, EventName
 from usbipd.ipc.row import Table
-
-_LOG: Final = logging.getLogger(__name__)
 
 
 class BlockingChannel:
@@ -122,7 +118,6 @@ class BlockingChannel:
     def respond(self, request: Request, outcome: Message | UsbipdError) -> None:
         """Answer `request` with its result or an error."""
         self._send(response_frame(request.request_id, outcome), None)
-        _LOG.debug("answered: %s", request)
 
     def push(self, event: EventName, parameters: Message) -> None:
         """Tell the peer what it did not ask."""
