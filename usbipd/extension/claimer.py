@@ -1,8 +1,8 @@
 """Claims devices and keeps them: one worker per device, started again when it dies.  Runs in the extension.
 
 The worker claims, the extension decides.  A claim lives exactly as long as its worker: when the worker ends,
-the device is free, and while it is shared, another worker claims it again.  What is known of each device is in
-one object, with its states (`device.py`).
+the device is free, and while it is shared, another worker claims it again.  What is known of each device, and
+its states, are in `device.py`.
 """
 
 import asyncio
@@ -54,6 +54,8 @@ STARTING_AT_ONCE: Final = 4
 
 FindDevice = Callable[[str], Awaitable[DeviceRecord | None]]
 """Lists the devices; the one with this busid, if it is present."""
+FirstTry = asyncio.Future[ClaimedDevice | UsbipdError]
+"""An error is its result: as an exception it would be logged if the caller has left."""
 
 
 class DeviceClaimer:
@@ -124,11 +126,13 @@ class DeviceClaimer:
             return device.claimed
         if device is not None:  # it is being tried, or has failed: this try is to say why
             await self.release_device(record.busid, timeout=self._stack.end_time)
-        first: asyncio.Future[ClaimedDevice] = asyncio.get_running_loop().create_future()
+        first: FirstTry = asyncio.get_running_loop().create_future()
         self._start(record, first, force=force, is_current=device is None)
-        # not shield(), which logs what becomes of it when our caller was cancelled
-        await asyncio.wait({first})
-        return first.result()
+        await asyncio.wait({first})  # it is not cancelled with our caller
+        outcome = first.result()
+        if isinstance(outcome, UsbipdError):
+            raise outcome
+        return outcome
 
     async def restore_claimed_devices(self, records: Sequence[DeviceRecord]) -> None:
         """Keep all of these, which have just been listed, that are not kept yet, and return at once.
@@ -148,26 +152,22 @@ class DeviceClaimer:
         device = self.find(busid)
         if device is None:
             return
+        assert device.task is not None, "a device that is kept has one"
         device.state = ClaimState.RELEASING  # no client gets it, and no other task starts for it
         try:
-            await self._end(device, timeout)
+            device.task.cancel()
+            await asyncio.wait({device.task})
+            worker = device.worker
+            device.ended(HistoryEvent.RELEASED)
+            if worker is not None:
+                await self._release(device, worker, timeout)
+            # On Linux also after a worker that reattached what it had detached: it does not know of drivers
+            # that were missing when it started, since the worker before it was killed.
+            await self._returns.finish(busid, min(timeout, DRIVERS_TIME))
+            _LOG.info("%s released", busid)
         finally:
             self._drop(device)
         self._on_end()
-
-    async def _end(self, device: Device, timeout: float) -> None:  # noqa: ASYNC109 - bounds one step
-        busid = device.record.busid
-        assert device.task is not None, "a device that is kept has one"
-        device.task.cancel()
-        await asyncio.wait({device.task})
-        worker = device.worker
-        device.ended(HistoryEvent.RELEASED)
-        if worker is not None:
-            await self._release(device, worker, timeout)
-        # On Linux also after a worker that reattached what it had detached: it does not know of drivers that
-        # were missing when it started, since the worker before it was killed.
-        await self._returns.finish(busid, min(timeout, DRIVERS_TIME))
-        _LOG.info("%s released", busid)
 
     def _drop(self, device: Device) -> None:
         """Forget what has ended, unless the next claim of its port has to wait for a worker."""
@@ -248,23 +248,14 @@ class DeviceClaimer:
 
     # ---- one device ----------------------------------------------------------------------------------------
 
-    def _start(
-        self,
-        record: DeviceRecord,
-        first: asyncio.Future[ClaimedDevice] | None,
-        *,
-        force: bool,
-        is_current: bool,
-    ) -> None:
+    def _start(self, record: DeviceRecord, first: FirstTry | None, *, force: bool, is_current: bool) -> None:
         before = self._devices.get(record.busid)
         assert before is None or before.state is ClaimState.ENDED, "two tasks would take it from each other"
         device = Device(record, self._chronicle, None if before is None else before.hung)
         self._devices[record.busid] = device
         device.task = asyncio.create_task(self._keep(device, first, force=force, is_current=is_current))
 
-    async def _keep(
-        self, device: Device, first: asyncio.Future[ClaimedDevice] | None, *, force: bool, is_current: bool
-    ) -> None:
+    async def _keep(self, device: Device, first: FirstTry | None, *, force: bool, is_current: bool) -> None:
         """Claim, and claim again whenever the worker dies, until the device is gone or we are cancelled.
 
         `first` is the outcome of the first try; if that fails, the device is not kept.  Without it, the first
@@ -282,7 +273,7 @@ class DeviceClaimer:
                         self._chronicle.happened(HistoryEvent.FAILED, device.record, reason=error.message)
                         await self._returns.finish(busid, DRIVERS_TIME)
                         self._forget(device, HistoryEvent.FAILED)
-                        _fail(first, error)
+                        first.set_result(error)
                         return
                     delay = backoff.failed()
                     before = device.record
@@ -312,7 +303,7 @@ class DeviceClaimer:
             self._on_end()
         finally:
             if first is not None and not first.done():
-                _fail(first, ClaimError(f"{busid} was released or is gone", code="gone"))
+                first.set_result(ClaimError(f"{busid} was released or is gone", code="gone"))
 
     async def _is_present(self, device: Device) -> bool:
         try:
@@ -496,12 +487,6 @@ def _listener(device: Device) -> Callable[[Event], None]:
             _LOG.info("%s %s: %s", device.record.busid, event.event, reason, extra=LIMITED)
 
     return listen
-
-
-def _fail(first: asyncio.Future[ClaimedDevice], error: UsbipdError) -> None:
-    """The first try has failed; if the caller was cancelled meanwhile, its error is not reported."""
-    first.set_exception(error)
-    first.exception()
 
 
 def _same_device(one: DeviceRecord, other: DeviceRecord) -> bool:

@@ -1,6 +1,7 @@
 """One device that is shared: everything that the extension knows of it.  Runs in the extension."""
 
 import asyncio
+import contextlib
 import mmap
 import time
 from dataclasses import dataclass
@@ -13,10 +14,14 @@ from usbipd.extension.supervisor import Child
 from usbipd.ipc.children import ClaimResult, DetachedParameters
 from usbipd.ipc.conversation import Event
 from usbipd.ipc.messages import EventName
-from usbipd.ipc.reports import Counters, DeviceState, HistoryEvent, Rate
+from usbipd.ipc.reports import Counters, DeviceReport, DeviceState, HistoryEvent, Rate
 from usbipd.protocol.op import UsbDevice
 from usbipd.usb.discovery import DeviceRecord
-from usbipd.worker.report import read_blocked, read_counters, read_rate
+from usbipd.usb.ownership import USBFS
+from usbipd.worker.report import latency_of, read_blocked, read_counters, read_rate
+
+LONGEST_TEXT: Final = 1000
+"""Characters of an error and of an advice that are reported: a worker has had a say in it."""
 
 
 class ClaimState(Enum):
@@ -102,10 +107,7 @@ class Session:
 
 
 class Device:
-    """The state machine above.  `DeviceClaimer` moves it, its worker's events do, and `Reservations`.
-
-    Code that waits for a change calls `changed`.
-    """
+    """The state machine above: `DeviceClaimer`, `Reservations` and events of the worker move it."""
 
     def __init__(self, record: DeviceRecord, chronicle: Chronicle, hung: Child | None = None) -> None:
         self.record = record
@@ -115,33 +117,33 @@ class Device:
         self._chronicle = chronicle
         self._change = asyncio.Event()
 
-        # until it is released or unplugged
+        # from the first try until it is released or unplugged
         self.task: asyncio.Task[None] | None = None
         """Claims the device, again after each worker that ended."""
         self.recheck = asyncio.Event()
         """Set when the device has changed; cuts a retry delay short."""
 
-        # as long as a worker holds it
+        # while a worker holds it
         self.worker: Child | None = None
         self.wire_device: UsbDevice | None = None
         self.claimed: ClaimedDevice | None = None
-        self._page: mmap.mmap | None = None
-        self._held_since: float | None = None
-        """Of the monotonic clock, in seconds: when the worker took the device; None: it has none."""
         self.is_gone = False
         """Whether the device was unplugged after it was taken."""
+        self.departing: asyncio.Task[None] | None = None
+        """Ends a worker whose device seems to be gone, unless it exits."""
+        self._page: mmap.mmap | None = None
+        self._held_since: float | None = None
+        """Of the monotonic clock, in seconds; None: no worker has it."""
         self._said_gone = False
         """Whether the worker has sent DEVICE_GONE."""
-        self.departing: asyncio.Task[None] | None = None
-        """Ends a worker whose device seems to be gone, unless it ends by itself."""
 
-        # as long as a client waits for it, or uses it
+        # while a client is about to use it, or uses it
         self.reservation: Reservation | None = None
         self.session: Session | None = None
 
-        # also after its end, until the port is claimed again
+        # until the port is claimed again
         self.hung = hung
-        """The last worker at this port that was dismissed and had not ended in time."""
+        """The last worker of this port that was dismissed and had not ended in time."""
 
     @property
     def shown(self) -> DeviceState:
@@ -233,7 +235,7 @@ class Device:
     def unreserve(self) -> None:
         """The client left before it had the device."""
         self.reservation = None
-        self._announce()
+        self._become(self.state)
 
     def attached(self, client: str) -> None:
         """The reservation has become a session."""
@@ -281,21 +283,12 @@ class Device:
 
     async def changed(self, seconds: float) -> bool:
         """Whether anything changes within `seconds`."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._change.wait()
-        except TimeoutError:
-            return False
-        return True
+        return await _is_set_within(seconds, self._change)
 
     async def pause(self, seconds: float) -> None:
         """Wait until the next try: for `seconds`, or until a recheck is due."""
-        waiting = asyncio.create_task(self.recheck.wait())
-        try:
-            await asyncio.wait({waiting}, timeout=seconds)
-        finally:
-            waiting.cancel()
-            self.recheck.clear()
+        await _is_set_within(seconds, self.recheck)
+        self.recheck.clear()
 
     def _end_session(self, reason: str) -> None:
         session, counters, self.session = self.session, self.counters(), None
@@ -324,9 +317,48 @@ class Device:
 
     def _become(self, state: ClaimState) -> None:
         self.state = state
-        self._announce()
-
-    def _announce(self) -> None:
         self._change.set()
         self._change = asyncio.Event()
         self._chronicle.changed()
+
+
+async def _is_set_within(seconds: float, event: asyncio.Event) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False
+
+
+def report_device(record: DeviceRecord, device: Device | None, drivers: list[str]) -> DeviceReport:
+    """The device with what is known of it; `drivers` hold its interfaces on this host."""
+    claimed = counters = failure = None
+    if device is not None:
+        claimed, counters, failure = device.claimed, device.counters(), device.failure
+    if claimed is not None:
+        drivers = list(drivers)
+        with contextlib.suppress(ValueError):
+            drivers.remove(USBFS)  # that is our own worker
+    return DeviceReport(
+        busid=record.busid,
+        vendor_id=record.vendor_id,
+        product_id=record.product_id,
+        serial=record.serial,
+        manufacturer=record.manufacturer,
+        product=record.product,
+        speed=record.speed.label,
+        device_class=record.device_class,
+        drivers=drivers,
+        simulated=record.simulated is not None,
+        state=DeviceState.NOT_SHARED if device is None else device.shown,
+        client=None if device is None else device.client,
+        claim_method=None if claimed is None else claimed.claim_method,
+        claim_time=None if claimed is None else claimed.claim_time,
+        worker_pid=None if device is None or device.worker is None else device.worker.pid,
+        error=None if failure is None else failure.error.message[:LONGEST_TEXT],
+        advice=None if failure is None else (failure.error.advice or "")[:LONGEST_TEXT] or None,
+        next_try=None if failure is None else failure.next_try,
+        counters=counters,
+        rate=None if device is None else device.rate(),
+        latency=None if counters is None else latency_of(counters),
+    )

@@ -17,8 +17,7 @@ from usbipd.errors import UsbipdError
 from usbipd.extension.bindings import Bindings, report_binding
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.claimer import DeviceClaimer
-from usbipd.extension.device import ClaimedDevice, ClaimState, Device
-from usbipd.extension.device_report import report_device
+from usbipd.extension.device import ClaimedDevice, ClaimState, Device, report_device
 from usbipd.extension.returns import DRIVERS_TIME, Returns
 from usbipd.extension.store import Binding, Store
 from usbipd.extension.supervisor import Spawner
@@ -102,17 +101,13 @@ class SystemExtensionManager:
         self._orphaned: list[str] = []
         """Busids of devices that a killed extension held, until it is known whether they are present."""
         self._follower: asyncio.Task[None] | None = None
-        self._stopping = False
+        self.is_running = True
+        """Whether the daemon is not shutting down."""
 
     @property
     def claims(self) -> dict[str, Device]:
         """The devices that are claimed, or will be, by busid at this moment."""
         return self._claimer.claims
-
-    @property
-    def is_running(self) -> bool:
-        """Whether the daemon is not shutting down."""
-        return not self._stopping
 
     async def start(self) -> None:
         """Claim all that is bound and present, and from now on all that comes.
@@ -135,7 +130,7 @@ class SystemExtensionManager:
 
     async def stop(self) -> None:
         """Release every device, all at the same time, also those that are being claimed or released."""
-        self._stopping = True
+        self.is_running = False
         if self._follower is not None:
             self._follower.cancel()
             await asyncio.wait({self._follower})
@@ -160,7 +155,7 @@ class SystemExtensionManager:
 
     async def release_device(self, busid: str) -> None:
         """Release the device to this host."""
-        seconds = self._stack.stop_time if self._stopping else self._stack.release_time
+        seconds = self._stack.release_time if self.is_running else self._stack.stop_time
         await self._claimer.release_device(busid, timeout=seconds)
 
     def get_claimed_devices(self) -> list[ClaimedDevice]:
@@ -175,7 +170,7 @@ class SystemExtensionManager:
         async with self._lock:
             AccessList(parameters.allow)  # one that is wrong is an error before anything is claimed
             rule, records = await self._meant(parameters)
-            if self._stopping:
+            if not self.is_running:
                 raise UsbipdError("the daemon is shutting down", code="ending")
             new = [record for record in records if not self._claimer.is_device_claimed(record.busid)]
             binding = Binding(
@@ -235,7 +230,7 @@ class SystemExtensionManager:
         """
         async with self._lock:
             record = await self._require_device(busid)
-            if self._stopping:
+            if not self.is_running:
                 raise UsbipdError("the daemon is shutting down", code="ending")
             if record.simulated is not None:
                 raise UsbipdError(f"{busid} is simulated: this host has no driver for it", code="simulated")
@@ -334,7 +329,7 @@ class SystemExtensionManager:
 
     async def _follow(self, records: Sequence[DeviceRecord]) -> None:
         """These are plugged in now: claim the bound ones, check those that are missing."""
-        if not self._stopping:
+        if self.is_running:
             self._claimer.compare(records)
             await self._claimer.restore_claimed_devices(
                 [record for record in records if self._bindings.that_fit(record)]

@@ -73,8 +73,7 @@ class Reservations:
         reservation = self._take(number)
         if reservation is None or reservation.device.worker is None:
             raise UsbipdError("the reservation is no longer good", code="no-reservation")
-        device, client = reservation.device, reservation.client
-        worker = reservation.device.worker
+        device, client, worker = reservation.device, reservation.client, reservation.device.worker
         device.attached(client)  # before ATTACH: the client may be gone before its answer is here
         try:
             await worker.channel.request(
@@ -86,9 +85,8 @@ class Reservations:
             )
         except (UsbipdError, OSError) as error:
             # It did not take the client, or may have: a new worker is in a known state.
-            level = (
-                logging.INFO if device.is_gone else logging.ERROR
-            )  # the client may come as the device goes
+            # No error of ours if the device goes as the client comes.
+            level = logging.INFO if device.is_gone else logging.ERROR
             _LOG.log(level, "%s does not take %s: %s", worker.label, client, error, extra=LIMITED)
             worker.channel.close()
             if isinstance(error, OSError):  # no descriptor left to send it

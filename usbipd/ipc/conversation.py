@@ -148,14 +148,9 @@ class Conversation:
             parameters: Message = Nothing()  # of a command that is not for this channel
             if row is not None:
                 parameters = msgspec.msgpack.decode(envelope.parameters, type=row.parameters)
-            return Request(
-                envelope.request_id,
-                envelope.command,
-                self._cleaned(parameters),
-                frame.descriptor,
-                envelope.client_id,
-                envelope.timestamp,
-            )
+            parameters = self._cleaned(parameters)
+            sender = (envelope.client_id, envelope.timestamp)
+            return Request(envelope.request_id, envelope.command, parameters, frame.descriptor, *sender)
         event = self.table.events.get(envelope.event)
         if event is None:
             raise IPCError(f"{envelope.event} is not for this channel", code="not-permitted")

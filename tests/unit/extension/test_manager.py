@@ -22,8 +22,7 @@ from tests.unit.extension.managed_host import BUSY, THING, Host
 from usbipd.config import AccessRule
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import manager
-from usbipd.extension.device import ClaimState
-from usbipd.extension.device_report import LONGEST_TEXT
+from usbipd.extension.device import LONGEST_TEXT, ClaimState
 from usbipd.extension.store import Binding
 from usbipd.ipc.messages import Command
 from usbipd.ipc.reports import (

@@ -26,7 +26,7 @@ from tests.unit.extension.specimen import (
 )
 from usbipd.errors import UsbipdError
 from usbipd.extension import liveness
-from usbipd.extension.device_report import LONGEST_TEXT
+from usbipd.extension.device import LONGEST_TEXT
 from usbipd.extension.monitor import StatusMonitor, resident_bytes
 from usbipd.extension.store import LONGEST_REASON
 from usbipd.ipc.conversation import Request, answer_frame
