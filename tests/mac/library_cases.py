@@ -9,8 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.mac.mac import Device
-from tests.mac.rig import find_iokit, give_back, mac
-from usbipd._claim import Claim
+from tests.mac.rig import find_iokit, mac
 
 UTF8 = 0x08000100
 LIBRARY = "libusb-1.0.so.0"
@@ -143,15 +142,3 @@ def test_sleep_and_wake_are_reported() -> None:
     assert changes == ["sleeps", "wakes"]
     listener.close()
     assert mac().call("power_listeners") == 0
-
-
-def test_a_claim_keeps_nothing_of_the_device(library: ctypes.CDLL, device: Device) -> None:
-    def session() -> tuple[int, int]:
-        claim = Claim(*device.busid, as_on_macos=True)
-        claim.take()
-        give_back(claim)
-        del claim
-        return library.software_mac_references(), library.software_mac_values()
-
-    session()
-    assert session() == session()
