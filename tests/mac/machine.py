@@ -144,8 +144,9 @@ class Gadget:
 
     @property
     def has_all_drivers(self) -> bool:
-        """Whether macOS has the drivers that it had when the device was plugged in first."""
-        return sorted(self.device.drivers) == sorted(self._drivers)
+        """Whether the device is present, with all drivers that macOS has for it."""
+        state = self._mac.call("state", self.device.number)
+        return bool(state["present"]) and sorted(state["drivers"]) == sorted(self._drivers)
 
 
 async def _remove_bindings(state: Path) -> None:

@@ -16,6 +16,7 @@ from tests.sanitized.build import TREE, VENV, reports
 MEASURES_MEMORY: Final = "it measures memory, and AddressSanitizer keeps for a while what is freed"
 HAS_REPORT: Final = "the interpreter itself opens the file of a worker's report (python.c)"
 MEASURES_TIME: Final = "it measures time, and the look for leaks at the end of each process takes some"
+OWN_INTERPRETER: Final = "its daemons run in an interpreter of their own, without the sanitizers"
 SAME_CODE: Final = "it is the code that test_worker.py runs, many times"
 PARTS: Final = (("tests/integration", "tests/mac"), ("tests/unit", "tests/fuzz"))
 NOT_HERE: Final = (
@@ -26,10 +27,11 @@ NOT_HERE: Final = (
         MEASURES_MEMORY,
     ),
     ("tests/unit/extension/test_supervisor.py", "test_a_child_gets_its_channel_and_nothing_else", HAS_REPORT),
+    ("tests/mac/daemons", "", OWN_INTERPRETER),
     ("tests/mac/test_switches.py", "test_a_session_with_these_switches", SAME_CODE),
     ("tests/integration/test_processes.py", "test_the_end_takes_less_than_two_seconds", MEASURES_TIME),
 )
-"""Files, beginnings of names, and why."""
+"""Files, beginnings of names (empty: all), and why."""
 NOT_OURS: Final = (
     "tests/unit/packaging",
     "tests/integration/test_completions.py",
@@ -44,8 +46,8 @@ def main() -> int:
     command: list[str | Path] = [VENV / "bin" / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     command += ["-p", "no:faulthandler"]  # it would take SIGSEGV away from AddressSanitizer
     for file, test, reason in NOT_HERE:
-        print(f"not run: {file}::{test}: {reason}")
-        command += ["--deselect", f"{file}::{test}"]
+        print(f"not run: {file}{test and f'::{test}'}: {reason}")
+        command += ["--deselect", f"{file}::{test}" if test else file]
     for path in NOT_OURS:
         print(f"not run: {path}: it tests no compiled module")
         command += ["--ignore", path]

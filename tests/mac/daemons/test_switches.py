@@ -36,7 +36,7 @@ VALUES: Final = {
     "drivers": (True, False),
     "variant": VARIANTS,
 }
-"""`drivers`: whether macOS has some for the device; `variant`: which libusb it is; the others are switches."""
+"""`drivers`: whether macOS has some for the device; `variant`: which libusb it is; the rest: switches."""
 
 
 @pytest.mark.parametrize(
