@@ -15,11 +15,11 @@ import msgspec
 from tests.integration.daemon import Daemon
 from usbipd.confinement import OPEN_FILES_OF_A_WORKER
 from usbipd.errors import UsbipdError
-from usbipd.ipc import async_channel, channel
+from usbipd.ipc import async_channel
 from usbipd.ipc.children import AttachParameters, DetachedParameters
-from usbipd.ipc.conversation import Request
+from usbipd.ipc.conversation import Request, event_frame
 from usbipd.ipc.message import Message
-from usbipd.ipc.messages import EventName, Nothing
+from usbipd.ipc.messages import Command, EventName, Nothing
 
 HOSTILE: Final = "\x1b]0;owned\x07\x1b[2J\r\nforged \u202e\u2028\x9b31m"
 ERROR: Final = UsbipdError(HOSTILE, code=HOSTILE, advice=HOSTILE)
@@ -61,10 +61,12 @@ def _lie_about_clients() -> None:
     """The server names its clients as it likes."""
     honest = async_channel.request_frame
 
-    def frame(request_id: int, client_id: str, command: async_channel.Command, parameters: Message) -> bytes:
+    def frame(
+        request_id: int, client_id: str, command: Command, parameters: Message, *, descriptor: bool = False
+    ) -> bytes:
         if "client" in parameters.__struct_fields__:
             parameters = msgspec.structs.replace(parameters, client=HOSTILE)
-        return honest(request_id, client_id, command, parameters)
+        return honest(request_id, client_id, command, parameters, descriptor=descriptor)
 
     async_channel.request_frame = frame
 
@@ -78,7 +80,7 @@ def _be_worker(how: str, arguments: list[str]) -> NoReturn:
             super()._attach(client, parameters)  # type: ignore[arg-type]
             if how == "floods":  # with what it may say once
                 self._channel.push(EventName.DETACHED, DetachedParameters(reason="begin"))
-                flood = channel.event_frame(EventName.RESTORED, Nothing()) * 500
+                flood = event_frame(EventName.RESTORED, Nothing()) * 500
                 while True:
                     self._channel._connection.sendall(flood)
             if how == "shrinks":  # what it has of memory that the extension reads

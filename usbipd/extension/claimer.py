@@ -1,11 +1,11 @@
-"""Takes devices and keeps them: one worker per device, started again when it dies.  Runs in the extension.
+"""Claims devices and keeps them: one worker per device, started again when it dies.  Runs in the extension.
 
-The worker claims, the extension decides.  A claim lives exactly as long as its worker: whatever ends the
-worker frees the device, and if we still want it, another worker takes it again.
+The worker claims, the extension decides.  A claim lives exactly as long as its worker: when the worker ends,
+the device is free, and while it is shared, another worker claims it again.  What is known of each device, and
+its states, are in `device.py`.
 """
 
 import asyncio
-import functools
 import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,7 +13,7 @@ from typing import Final
 
 from usbipd.errors import ClaimError, IPCError, UsbipdError
 from usbipd.extension.chronicle import Chronicle
-from usbipd.extension.claim import Claim, ClaimedDevice
+from usbipd.extension.device import ClaimedDevice, ClaimState, Device
 from usbipd.extension.evidence import check_claimed, counter_page
 from usbipd.extension.returns import DRIVERS_TIME, Returns
 from usbipd.extension.supervisor import Backoff, Child, Spawner, wait_ended
@@ -41,7 +41,7 @@ from usbipd.usb.refusal import explain
 _LOG: Final = logging.getLogger(__name__)
 
 CLAIM_TIMEOUT: Final = 60.0
-"""Seconds from the start of a worker to its claim: drivers may take long to let go of a device."""
+"""Seconds from the start of a worker to its claim: drivers may take long to release a device."""
 EXIT_TIMEOUT: Final = 1.0
 """Seconds that a worker has to end once it said that it is done."""
 DISCONNECT_TIMEOUT: Final = 2.0
@@ -53,11 +53,13 @@ STARTING_AT_ONCE: Final = 4
 """Workers that start at one moment: more of them make each other slow, up to the timeout of all."""
 
 FindDevice = Callable[[str], Awaitable[DeviceRecord | None]]
-"""The device with this busid, if it is present."""
+"""Lists the devices; the one with this busid, if it is present."""
+FirstTry = asyncio.Future[ClaimedDevice | UsbipdError]
+"""An error is its result: as an exception it would be logged if the caller has left."""
 
 
 class DeviceClaimer:
-    """All claims of this daemon, by busid."""
+    """The devices that are shared, and what is done with each."""
 
     def __init__(
         self,
@@ -75,7 +77,7 @@ class DeviceClaimer:
         log_to: str,
         on_end: Callable[[], None],
     ) -> None:
-        """`on_end` hears of each claim that has ended: its port is free for another device."""
+        """`on_end` is called when a device is not kept any more: its port is free for another one."""
         self._spawner = spawner
         self._ownership = ownership
         self._find_device = find_device
@@ -89,106 +91,112 @@ class DeviceClaimer:
         self._log_to = log_to
         self._on_end = on_end
         self._starting = asyncio.Semaphore(STARTING_AT_ONCE)
-        self._keepers: dict[str, asyncio.Task[None]] = {}
-        self._hurry: dict[str, asyncio.Event] = {}
-        """Set when a keeper that waits for its next try is to look at once."""
-        self._parting: dict[int, asyncio.Task[None]] = {}
-        """By pid: workers whose device seems to be gone."""
-        self._dying: dict[str, Child] = {}
-        """By busid: the last worker that was dismissed and had not ended when that was over."""
-        self._releasing: set[str] = set()
-        """Devices that are being given back: nobody claims them before that is done."""
-        self.claims: dict[str, Claim] = {}
+        self._devices: dict[str, Device] = {}
+        """By busid; also those being released, and ended ones whose last worker hangs."""
+
+    @property
+    def claims(self) -> dict[str, Device]:
+        """The devices that are claimed, or will be, by busid at this moment."""
+        return {busid: device for busid, device in self._devices.items() if device.is_kept}
+
+    def find(self, busid: str) -> Device | None:
+        """That of `claims` with this busid."""
+        device = self._devices.get(busid)
+        return device if device is not None and device.is_kept else None
 
     def is_device_claimed(self, busid: str) -> bool:
         """Whether a worker of ours holds the device now."""
-        claim = self.claims.get(busid)
-        return claim is not None and claim.device is not None
+        device = self.find(busid)
+        return device is not None and device.claimed is not None
 
     def refuse_if_hung(self, busid: str) -> None:
         """Raises `ClaimError` if a worker that was killed still has the device."""
-        dying = self._dying.get(busid)
-        if dying is not None and not dying.ended.is_set():
-            raise _hangs(dying)
+        device = self._devices.get(busid)
+        if device is not None and device.hung is not None and not device.hung.ended.is_set():
+            raise _hangs(device.hung)
 
     async def claim_device(self, record: DeviceRecord, *, force: bool = False) -> ClaimedDevice:
-        """Take the device from its drivers and keep it until `release_device`.
+        """Take the device, as it has just been listed, from its drivers and keep it until `release_device`.
 
-        `force` unmounts its file systems first.  Raises `ClaimError` if somebody else has it, or it is not
-        there; nothing is kept then.
+        `force` unmounts its file systems first.  Raises `ClaimError` if it cannot be claimed; nothing is kept
+        then.
         """
-        held = self.claims.get(record.busid)
-        if held is not None and held.device is not None:
-            return held.device
-        if held is not None:  # it is being tried, or has failed: this try is to say why
+        device = self.find(record.busid)
+        if device is not None and device.claimed is not None:
+            return device.claimed
+        if device is not None:  # it is being tried, or has failed: this try is to say why
             await self.release_device(record.busid, timeout=self._stack.end_time)
-        first: asyncio.Future[ClaimedDevice] = asyncio.get_running_loop().create_future()
-        self._start_keeper(record, first, force=force)
-        # not shield(), which logs what becomes of it when our caller was cancelled
-        await asyncio.wait({first})
-        return first.result()
+        first: FirstTry = asyncio.get_running_loop().create_future()
+        self._start(record, first, force=force, is_current=device is None)
+        await asyncio.wait({first})  # it is not cancelled with our caller
+        outcome = first.result()
+        if isinstance(outcome, UsbipdError):
+            raise outcome
+        return outcome
 
     async def restore_claimed_devices(self, records: Sequence[DeviceRecord]) -> None:
-        """Keep all of these that are not kept yet, from now on, and return at once.
+        """Keep all of these, which have just been listed, that are not kept yet, and return at once.
 
         One that cannot be taken is FAILED, and tried again until it is released or gone.
         """
         for record in records:
-            if record.busid not in self.claims and record.busid not in self._releasing:
-                self._start_keeper(record, None, force=False)
+            device = self._devices.get(record.busid)
+            if device is None or device.state is ClaimState.ENDED:
+                self._start(record, None, force=False, is_current=True)
 
     async def release_device(self, busid: str, *, timeout: float) -> None:  # noqa: ASYNC109 - bounds one step
-        """Give the device back to this host; a client's session ends.  Nothing happens if it is not claimed.
+        """Release the device to this host; a client's session ends.  Nothing happens if it is not kept.
 
-        A worker that has not given it back after `timeout` seconds is killed, and the host is told to find
-        drivers for it.
+        A worker that has not released it after `timeout` seconds is killed; the host then scans for drivers.
         """
-        claim = self.claims.pop(busid, None)
-        if claim is None:
+        device = self.find(busid)
+        if device is None:
             return
-        self._releasing.add(busid)
+        assert device.task is not None, "a device that is kept has one"
+        device.state = ClaimState.RELEASING  # no client gets it, and no other task starts for it
         try:
-            await self._end(claim, timeout)
+            device.task.cancel()
+            await asyncio.wait({device.task})
+            worker = device.worker
+            device.ended(HistoryEvent.RELEASED)
+            if worker is not None:
+                await self._release(device, worker, timeout)
+            # On Linux also after a worker that reattached what it had detached: it does not know of drivers
+            # that were missing when it started, since the worker before it was killed.
+            await self._returns.finish(busid, min(timeout, DRIVERS_TIME))
+            _LOG.info("%s released", busid)
         finally:
-            self._releasing.remove(busid)
+            self._drop(device)
         self._on_end()
 
-    async def _end(self, claim: Claim, timeout: float) -> None:  # noqa: ASYNC109 - bounds one step
-        busid = claim.record.busid
-        keeper = self._keepers.pop(busid)
-        del self._hurry[busid]
-        keeper.cancel()
-        await asyncio.wait({keeper})
-        worker = claim.worker
-        claim.ended(HistoryEvent.RELEASED)
-        if worker is not None:
-            await self._release(claim.record, worker, timeout)
-        # On Linux also after a worker that gave back what it had taken: it does not know of drivers that were
-        # gone when it came, since the worker before it was killed.
-        await self._returns.finish(busid, min(timeout, DRIVERS_TIME))
-        _LOG.info("%s released", busid)
+    def _drop(self, device: Device) -> None:
+        """Forget what has ended, unless the next claim of its port has to wait for a worker."""
+        device.state = ClaimState.ENDED
+        if device.hung is None:
+            del self._devices[device.record.busid]
 
-    async def disconnect(self, busid: str) -> str:
+    async def disconnect(self, busid: str, by: str) -> str:
         """End the session of the client that uses the device; its name.  Raises `UsbipdError`."""
-        claim = self.claims.get(busid)
-        if claim is None or claim.worker is None or claim.client is None:
+        device = self.find(busid)
+        if device is None or device.worker is None or device.session is None:
             raise UsbipdError(
                 f"no client uses {busid}", code="not-attached", advice="`usbipd status` shows who uses what"
             )
-        worker, client = claim.worker, claim.client
+        worker, session = device.worker, device.session
+        session.detached_by = by
         refusal: UsbipdError | None = None
         try:
             await worker.channel.request(Command.DISCONNECT, Nothing(), Nothing, timeout=DISCONNECT_TIMEOUT)
         except UsbipdError as error:
             if error.code == "gone":  # a worker that could not take all URBs back has ended, and the session
-                return client
+                return session.client
             refusal = error
         # A worker sends DETACHED before its answer, even if the client has just left on its own.
-        if claim.worker is worker and claim.client == client:
+        if device.session is session:
             await self._cut_off(worker)
         elif refusal is not None:
             raise refusal
-        return client
+        return session.client
 
     async def _cut_off(self, worker: Child) -> None:
         """End a session by killing its worker; the next worker claims the device.  Raises `UsbipdError`."""
@@ -199,141 +207,126 @@ class DeviceClaimer:
             raise _hangs(worker)
 
     def compare(self, present: Sequence[DeviceRecord]) -> None:
-        """These devices are plugged in now: what is not among them, or is another one, is let go of."""
+        """These devices are plugged in now: check each device that is not among them, or has changed."""
         now = {record.busid: record for record in present}
-        for busid, claim in self.claims.items():
+        for busid, device in self.claims.items():
             record = now.get(busid)
-            if record is not None and self._is_same(record, claim.record, claim.worker):
+            if record is not None and self._is_same(record, device.record, device.worker):
                 continue
-            self._hurry[busid].set()
-            if claim.worker is not None:
-                self._doubt(claim, claim.worker)
+            device.recheck.set()
+            self._suspect(device)
 
     def set_log_level(self, level: str) -> None:
         """For the workers that live and those that come."""
         self._log_level = level
-        for claim in self.claims.values():
-            if claim.worker is not None:
-                claim.worker.channel.tell(Command.LOG, LogParameters(level=level))
+        for device in self._devices.values():
+            if device.worker is not None:
+                device.worker.channel.tell(Command.LOG, LogParameters(level=level))
 
-    def _doubt(self, claim: Claim, worker: Child) -> None:
-        """Its device seems to be gone."""
-        if worker.pid not in self._parting:
-            parting = self._parting[worker.pid] = asyncio.create_task(self._part(claim, worker))
-            parting.add_done_callback(functools.partial(self._parted, worker.pid))
+    def _suspect(self, device: Device) -> None:
+        """The device seems to be gone."""
+        if device.worker is not None and (device.departing is None or device.departing.done()):
+            device.departing = asyncio.create_task(self._depart(device, device.worker))
 
-    async def _part(self, claim: Claim, worker: Child) -> None:
-        """libusb tells the worker, too, that its device is gone, and it ends by itself; if not, we end it."""
+    async def _depart(self, device: Device, worker: Child) -> None:
+        """libusb notifies the worker, too, and it exits; one that does not is ended here."""
         if not await wait_ended(worker, self._stack.gone_time):
-            before = claim.record
-            if not await self._is_present(claim) or not self._is_same(claim.record, before, worker):
+            before = device.record
+            if not await self._is_present(device) or not self._is_same(device.record, before, worker):
                 _LOG.warning("%s has not noticed that its device is gone", worker.label, extra=LIMITED)
-                claim.vanished()
-                await self._dismiss(worker)
+                device.is_gone = True
+                await self._dismiss(device, worker)
 
     def _is_same(self, record: DeviceRecord, before: DeviceRecord, worker: Child | None) -> bool:
         """Whether the device listed as `record` is still the one that was listed as `before`.
 
-        `worker` holds it; None: nobody does, and a device that has changed at all is tried again.
+        `worker` holds it; None: no worker does, and a device that has changed in any way is tried again.
         """
         if self._stack.keeps_address:
             return record.devnum == before.devnum
         return record == before if worker is None else _same_device(record, before)
 
-    def _parted(self, pid: int, _task: asyncio.Task[None]) -> None:
-        del self._parting[pid]
+    # ---- one device ----------------------------------------------------------------------------------------
 
-    # ---- one claim -----------------------------------------------------------------------------------------
+    def _start(self, record: DeviceRecord, first: FirstTry | None, *, force: bool, is_current: bool) -> None:
+        before = self._devices.get(record.busid)
+        assert before is None or before.state is ClaimState.ENDED, "two tasks would take it from each other"
+        device = Device(record, self._chronicle, None if before is None else before.hung)
+        self._devices[record.busid] = device
+        device.task = asyncio.create_task(self._keep(device, first, force=force, is_current=is_current))
 
-    def _start_keeper(
-        self, record: DeviceRecord, first: asyncio.Future[ClaimedDevice] | None, *, force: bool
-    ) -> None:
-        assert record.busid not in self.claims, "one keeper a device: two would take it from each other"
-        claim = self.claims[record.busid] = Claim(record, self._chronicle)
-        self._hurry[record.busid] = asyncio.Event()
-        self._keepers[record.busid] = asyncio.create_task(self._keep(claim, first, force=force))
-
-    async def _keep(self, claim: Claim, first: asyncio.Future[ClaimedDevice] | None, *, force: bool) -> None:
+    async def _keep(self, device: Device, first: FirstTry | None, *, force: bool, is_current: bool) -> None:
         """Claim, and claim again whenever the worker dies, until the device is gone or we are cancelled.
 
-        `first` is the outcome of the first try; if that fails, there is no claim.  Without it, the first try
-        is one of many.
+        `first` is the outcome of the first try; if that fails, the device is not kept.  Without it, the first
+        try is one of many.  `is_current`: the record has just been listed, and is used as it is.
         """
-        busid = claim.record.busid
+        busid = device.record.busid
         backoff = Backoff()
         try:
-            while await self._is_present(claim):
+            while is_current or await self._is_present(device):
+                is_current = False
                 try:
-                    device = await self._take(claim, force=force)
+                    claimed = await self._take(device, force=force)
                 except UsbipdError as error:
                     if first is not None and not first.done():
-                        self._chronicle.happened(HistoryEvent.FAILED, claim.record, reason=error.message)
+                        self._chronicle.happened(HistoryEvent.FAILED, device.record, reason=error.message)
                         await self._returns.finish(busid, DRIVERS_TIME)
-                        self._forget(claim, HistoryEvent.FAILED)
-                        _fail(first, error)
+                        self._forget(device, HistoryEvent.FAILED)
+                        first.set_result(error)
                         return
                     delay = backoff.failed()
-                    before = claim.record
-                    if claim.failed(error, delay):
-                        is_there = await self._is_present(claim) and claim.record == before
+                    before = device.record
+                    if device.failed(error, delay):
+                        is_there = await self._is_present(device) and device.record == before
                         level = logging.ERROR if is_there else logging.INFO
                         _LOG.log(level, "%s cannot be claimed: %s", busid, error, extra=LIMITED)
                 else:
                     if first is not None and not first.done():
-                        first.set_result(device)
+                        first.set_result(claimed)
                     force = False  # said once, for the file systems of that moment
                     backoff.succeeded()
-                    assert claim.worker is not None
-                    if self._hurry[busid].is_set():  # it changed while it was being taken
-                        self._hurry[busid].clear()
-                        self._doubt(claim, claim.worker)
-                    await claim.worker.ended.wait()
-                    if not (claim.is_gone or claim.worker.ended_by_itself):
+                    assert device.worker is not None
+                    if device.recheck.is_set():  # it changed while it was being taken
+                        device.recheck.clear()
+                        self._suspect(device)
+                    await device.worker.ended.wait()
+                    if not (device.is_gone or device.worker.ended_by_itself):
                         self._returns.lost(busid)
                     delay = backoff.failed()
-                    claim.lost(delay)
+                    device.lost(delay)
                 _LOG.info("%s has no worker: the next try comes in %.1f s", busid, delay, extra=LIMITED)
-                await self._pause(busid, delay)
+                await device.pause(delay)
             _LOG.info("%s was unplugged", busid, extra=LIMITED)
             await self._returns.forget(busid)
-            self._forget(claim, HistoryEvent.UNPLUGGED)
+            self._forget(device, HistoryEvent.UNPLUGGED)
             self._on_end()
         finally:
             if first is not None and not first.done():
-                _fail(first, ClaimError(f"{busid} was released or is gone", code="gone"))
+                first.set_result(ClaimError(f"{busid} was released or is gone", code="gone"))
 
-    async def _pause(self, busid: str, seconds: float) -> None:
-        hurry = self._hurry[busid]
-        waiting = asyncio.create_task(hurry.wait())
+    async def _is_present(self, device: Device) -> bool:
         try:
-            await asyncio.wait({waiting}, timeout=seconds)
-        finally:
-            waiting.cancel()
-            hurry.clear()
-
-    async def _is_present(self, claim: Claim) -> bool:
-        try:
-            record = await self._find_device(claim.record.busid)
+            record = await self._find_device(device.record.busid)
         except UsbipdError as error:
-            _LOG.error("cannot look for %s: %s", claim.record.busid, error, extra=LIMITED)
+            _LOG.error("cannot look for %s: %s", device.record.busid, error, extra=LIMITED)
             return True  # a try to claim it will tell
-        if record is None or not _same_device(record, claim.record):
+        if record is None or not _same_device(record, device.record):
             return False
-        claim.record = record
+        device.record = record
         return True
 
-    async def _take(self, claim: Claim, *, force: bool) -> ClaimedDevice:
+    async def _take(self, device: Device, *, force: bool) -> ClaimedDevice:
         """Start a worker that claims the device.  Raises `ClaimError`; no worker is left then.
 
         Except for one that hangs in the kernel, which keeps the device's lock: until that one has ended,
         another one would hang as well, so none is started.  So each port costs one such worker at most.
         """
-        record = claim.record
-        dying = self._dying.get(record.busid)
-        if dying is not None:
-            if not await wait_ended(dying, self._stack.end_time):
-                raise _hangs(dying)
-            self._dying.pop(record.busid, None)
+        record = device.record
+        if device.hung is not None:
+            if not await wait_ended(device.hung, self._stack.end_time):
+                raise _hangs(device.hung)
+            device.hung = None
         async with self._starting:
             if record.simulated is None:
                 await self._free_from_use(record.busid, force=force)
@@ -344,7 +337,7 @@ class DeviceClaimer:
                 with os.fdopen(descriptor):
                     try:
                         confinement = await self._confinement.choose(record.busid)
-                        worker = self._spawner.spawn(Role.WORKER, record.busid, _refuse, _listener(claim))
+                        worker = self._spawner.spawn(Role.WORKER, record.busid, _refuse, _listener(device))
                         self._confinement.given(confinement, worker)
                         parameters = self._parameters(record, confinement)
                         result = await worker.channel.request(
@@ -357,7 +350,7 @@ class DeviceClaimer:
                         check_claimed(record, result.device)
                         self._confinement.is_confined(worker, result.lacks)
                     except BaseException:
-                        await self._undo(worker, record)
+                        await self._undo(device, worker)
                         raise
             except OSError as error:
                 failure = UsbipdError(f"cannot start a worker: {error}", code="spawn")
@@ -367,12 +360,12 @@ class DeviceClaimer:
                     raise await self._explain(record, error, worker) from error
                 worker = None
         if worker is None:
-            return await self._take(claim, force=force)
+            return await self._take(device, force=force)
         if parameters.log_level != self._log_level:  # it has changed meanwhile
             worker.channel.tell(Command.LOG, LogParameters(level=self._log_level))
         how = result.claim_method
         _LOG.info("%s claimed (%s) by worker[%d]", record.busid, how, worker.pid, extra=LIMITED)
-        return claim.taken(worker, result, page)
+        return device.taken(worker, result, page)
 
     async def _free_from_use(self, busid: str, *, force: bool) -> None:
         """Raises `ClaimError` while the host uses what is on the device; `force` unmounts that first."""
@@ -424,50 +417,49 @@ class DeviceClaimer:
             log_to=self._log_to,
         )
 
-    def _forget(self, claim: Claim, event: HistoryEvent) -> None:
-        busid = claim.record.busid
-        del self.claims[busid], self._keepers[busid], self._hurry[busid]
-        claim.ended(event)
+    def _forget(self, device: Device, event: HistoryEvent) -> None:
+        device.ended(event)
+        self._drop(device)
 
     # ---- the end of a worker -------------------------------------------------------------------------------
 
-    async def _release(self, record: DeviceRecord, worker: Child, seconds: float) -> None:
-        """Have the worker give its device back and end, in `seconds`."""
+    async def _release(self, device: Device, worker: Child, seconds: float) -> None:
+        """Have the worker release its device and exit, within `seconds`."""
         worker.ending = True
         try:
             await worker.channel.request(Command.RELEASE, Nothing(), Nothing, timeout=seconds)
         except UsbipdError as error:
             _LOG.error("%s did not give its device back: %s", worker.label, error)
-            self._returns.lost(record.busid)
+            self._returns.lost(device.record.busid)
             if error.code == "timeout":  # it had its time
                 await self._kill(worker)
         else:
-            self._returns.gave_back(record.busid)
+            self._returns.released(device.record.busid)
             if not await wait_ended(worker, EXIT_TIMEOUT):
                 await self._kill(worker)
-        await self._dismiss(worker)
+        await self._dismiss(device, worker)
 
-    async def _undo(self, worker: Child | None, record: DeviceRecord) -> None:
+    async def _undo(self, device: Device, worker: Child | None) -> None:
         """The claim has failed: nothing is left of it."""
         if worker is not None:
             worker.ending = True
-            await self._dismiss(worker)
+            await self._dismiss(device, worker)
             if not worker.ended_by_itself:
-                self._returns.lost(record.busid)
+                self._returns.lost(device.record.busid)
         # On macOS not after a worker that was killed: the next one claims the device as it is.  To enumerate
         # it again would cause another try at once, without end if each worker crashes.
         if worker is None or worker.ended_by_itself or self._stack.probes_interfaces:
-            await self._returns.finish(record.busid, DRIVERS_TIME)
+            await self._returns.finish(device.record.busid, DRIVERS_TIME)
 
-    async def _dismiss(self, worker: Child) -> None:
+    async def _dismiss(self, device: Device, worker: Child) -> None:
         """A worker ends when its channel does; one that hangs is killed."""
         worker.channel.close()
         try:
             if not (worker.killed or await wait_ended(worker, self._stack.end_time)):
                 await self._kill(worker)
         finally:
-            if not worker.ended.is_set() and worker.busid is not None:
-                self._dying[worker.busid] = worker
+            if not worker.ended.is_set():
+                device.hung = worker
 
     async def _kill(self, worker: Child) -> bool:
         """Kill a worker; returns whether it ended within `KILL_TIMEOUT`."""
@@ -487,20 +479,14 @@ def _hangs(worker: Child) -> ClaimError:
     )
 
 
-def _listener(claim: Claim) -> Callable[[Event], None]:
+def _listener(device: Device) -> Callable[[Event], None]:
     def listen(event: Event) -> None:
-        claim.heard(event)
+        device.on_event(event)
         if isinstance(event.parameters, DetachedParameters | GoneParameters):
             reason = event.parameters.reason
-            _LOG.info("%s %s: %s", claim.record.busid, event.event, reason, extra=LIMITED)
+            _LOG.info("%s %s: %s", device.record.busid, event.event, reason, extra=LIMITED)
 
     return listen
-
-
-def _fail(first: asyncio.Future[ClaimedDevice], error: UsbipdError) -> None:
-    """The first try has failed; who asked for it may have left meanwhile, then nobody need hear of it."""
-    first.set_exception(error)
-    first.exception()
 
 
 def _same_device(one: DeviceRecord, other: DeviceRecord) -> bool:

@@ -11,7 +11,7 @@ from typing import Final
 import psutil
 
 from usbipd.addresses import ListenAddress, parse_listen
-from usbipd.extension.claim import ClaimState
+from usbipd.extension.device import ClaimState
 from usbipd.extension.liveness import silence_of
 from usbipd.extension.store_file import KEPT_ASIDE
 from usbipd.extension.subject import Finding, HeldClaim, Subject, failed, ok, steps_of, warning
@@ -260,11 +260,8 @@ async def check_bindings(subject: Subject) -> list[Finding]:
     listed = await subject.manager.survey()
     if not listed.bindings:
         return [ok("nothing is bound")]
-    return [
-        finding
-        for binding in listed.bindings
-        for finding in _look_at_binding(binding, listed, subject.manager.claims)
-    ]
+    claims = subject.manager.claims
+    return [finding for binding in listed.bindings for finding in _look_at_binding(binding, listed, claims)]
 
 
 def _look_at_binding(

@@ -16,9 +16,8 @@ from usbipd.access import AccessList
 from usbipd.errors import UsbipdError
 from usbipd.extension.bindings import Bindings, report_binding
 from usbipd.extension.chronicle import Chronicle
-from usbipd.extension.claim import Claim, ClaimedDevice, ClaimState
 from usbipd.extension.claimer import DeviceClaimer
-from usbipd.extension.device_report import report_device
+from usbipd.extension.device import ClaimedDevice, ClaimState, Device, report_device
 from usbipd.extension.returns import DRIVERS_TIME, Returns
 from usbipd.extension.store import Binding, Store
 from usbipd.extension.supervisor import Spawner
@@ -99,21 +98,22 @@ class SystemExtensionManager:
         # bind and unbind one after the other: half of each would be neither
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
-        self._strays: list[str] = []
-        """Busids of devices that an extension before us held, until it is known what has become of them."""
+        self._orphaned: list[str] = []
+        """Busids of devices that a killed extension held, until it is known whether they are present."""
         self._follower: asyncio.Task[None] | None = None
-        self._stopping = False
+        self.is_running = True
+        """Whether the daemon is not shutting down."""
 
     @property
-    def claims(self) -> dict[str, Claim]:
-        """By busid; changes as time goes by."""
+    def claims(self) -> dict[str, Device]:
+        """The devices that are claimed, or will be, by busid at this moment."""
         return self._claimer.claims
 
     async def start(self) -> None:
         """Claim all that is bound and present, and from now on all that comes.
 
         The simulated devices are bound here: they are there to be shared.  Raises `UsbipdError` if one of
-        them cannot be had, which is an error of who asked for it.
+        them cannot be claimed: the caller asked for it.
         """
         async with self._lock:
             await self._bindings.load()
@@ -121,21 +121,20 @@ class SystemExtensionManager:
             simulated = [record for record in records if record.simulated is not None]
             for record in simulated:
                 self._bindings.bind_simulated(record)
-            self._strays = await self._returns.load()
-            await self._give_strays_back(records)
+            self._orphaned = await self._returns.load()
+            await self._release_orphaned(records)
             await self._claim_all(simulated, force=False)
             await self._follow(records)
             await self._wait_for_first_claims()
         self._follower = asyncio.create_task(self._follow_changes())
 
     async def stop(self) -> None:
-        """Give every device back, all at the same time, also those that are being claimed or released."""
-        self._stopping = True
+        """Release every device, all at the same time, also those that are being claimed or released."""
+        self.is_running = False
         if self._follower is not None:
             self._follower.cancel()
             await asyncio.wait({self._follower})
-        seconds = self._stack.stop_time
-        await asyncio.gather(self._release(list(self.claims), seconds), self._wait_settled(seconds))
+        await asyncio.gather(self._release(self.claims), self._wait_settled(self._stack.stop_time))
 
     def devices_changed(self) -> None:
         """Something was plugged in or out, or a port became free: look what there is."""
@@ -147,17 +146,21 @@ class SystemExtensionManager:
 
     # ---- what people ask for -------------------------------------------------------------------------------
 
-    async def claim_device(self, busid: str) -> ClaimedDevice:
-        """Take the device from this host.  Raises `UsbipdError`: no such device, or it cannot be had."""
-        return await self._claimer.claim_device(await self._require_device(busid))
+    async def claim_device(self, record: DeviceRecord, *, force: bool = False) -> ClaimedDevice:
+        """Take a device that has just been listed from this host.  Raises `UsbipdError`: it cannot be had.
+
+        `force` unmounts its file systems first.
+        """
+        return await self._claimer.claim_device(record, force=force)
 
     async def release_device(self, busid: str) -> None:
-        """Give the device back to this host."""
-        await self._claimer.release_device(busid, timeout=self._stack.release_time)
+        """Release the device to this host."""
+        seconds = self._stack.release_time if self.is_running else self._stack.stop_time
+        await self._claimer.release_device(busid, timeout=seconds)
 
     def get_claimed_devices(self) -> list[ClaimedDevice]:
         """What our workers hold now."""
-        return [claim.device for claim in self.claims.values() if claim.device is not None]
+        return [device.claimed for device in self.claims.values() if device.claimed is not None]
 
     async def bind(self, parameters: BindParameters, by: str) -> BindResult:
         """Share a device, or all with one hardware id, from now on.
@@ -167,7 +170,7 @@ class SystemExtensionManager:
         async with self._lock:
             AccessList(parameters.allow)  # one that is wrong is an error before anything is claimed
             rule, records = await self._meant(parameters)
-            if self._stopping:
+            if not self.is_running:
                 raise UsbipdError("the daemon is shutting down", code="ending")
             new = [record for record in records if not self._claimer.is_device_claimed(record.busid)]
             binding = Binding(
@@ -184,7 +187,7 @@ class SystemExtensionManager:
                 )
             except BaseException:
                 await self._release_unbound()
-                self.devices_changed()  # what another binding shares, and this try has let go of
+                self.devices_changed()  # another binding may share what this try has released
                 raise
             for record in records:
                 self._chronicle.happened(HistoryEvent.BOUND, record, reason=f"by {by}")
@@ -199,7 +202,7 @@ class SystemExtensionManager:
         return BindResult(binding=shared, devices=await self._report(records))
 
     async def unbind(self, parameters: UnbindParameters, by: str) -> UnbindResult:
-        """Remove bindings, and give back what no other one shares.  Raises `UsbipdError`: there are none."""
+        """Remove bindings, and release what no other one shares.  Raises `UsbipdError`: there are none."""
         async with self._lock:
             bindings = await self._chosen(parameters)
             records = await self._list_records()
@@ -218,15 +221,7 @@ class SystemExtensionManager:
 
     async def detach(self, busid: str, by: str) -> str:
         """End the session of the client that uses the device; who it was.  Raises `UsbipdError`."""
-        claim = self.claims.get(busid)
-        if claim is not None:
-            claim.detached_by = by
-        try:
-            return await self._claimer.disconnect(busid)
-        except UsbipdError:
-            if claim is not None:
-                claim.detached_by = None
-            raise
+        return await self._claimer.disconnect(busid, by)
 
     async def release(self, busid: str) -> list[str]:
         """Have this host reattach its drivers to a device that is not bound; those that have it then.
@@ -235,11 +230,11 @@ class SystemExtensionManager:
         """
         async with self._lock:
             record = await self._require_device(busid)
-            if self._stopping:
+            if not self.is_running:
                 raise UsbipdError("the daemon is shutting down", code="ending")
             if record.simulated is not None:
                 raise UsbipdError(f"{busid} is simulated: this host has no driver for it", code="simulated")
-            if busid in self.claims or self._bindings.that_fit(record):
+            if self._claimer.find(busid) is not None or self._bindings.that_fit(record):
                 held = self._claimer.is_device_claimed(busid)
                 raise UsbipdError(
                     f"{busid} is shared: a worker of this daemon holds it"
@@ -263,8 +258,8 @@ class SystemExtensionManager:
 
         Raises `UsbipdError` if the devices cannot be listed.
         """
-        records = await self._list_records()
-        return await self._returns.orphans(each.busid for each in records if each.busid not in self.claims)
+        records, claims = await self._list_records(), self.claims
+        return await self._returns.orphans(each.busid for each in records if each.busid not in claims)
 
     async def list_devices(self) -> list[DeviceReport]:
         """Every device that is or could be shared.  Raises `UsbipdError` if libusb cannot list them."""
@@ -284,9 +279,9 @@ class SystemExtensionManager:
         Each access list is asked once about each address, however many devices have it.
         """
         devices = [
-            (claim.wire_device, self._bindings.access_to(claim.record))
-            for claim in self.claims.values()
-            if claim.wire_device is not None
+            (device.wire_device, self._bindings.access_to(device.record))
+            for device in self.claims.values()
+            if device.wire_device is not None
         ]
         kinds = {access for _device, access in devices}
         allowed = [frozenset(access for access in kinds if access.allows(address)) for address in addresses]
@@ -301,9 +296,12 @@ class SystemExtensionManager:
             list_of=[different[each] for each in allowed],
         )
 
-    def may_use(self, claim: Claim, address: str) -> bool:
-        """Whether a client at `address` may know of this device."""
-        return self._bindings.access_to(claim.record).allows(address)
+    def find_for(self, busid: str, address: str) -> Device | None:
+        """The device with this busid, if a client at `address` may know of it."""
+        device = self._claimer.find(busid)
+        if device is None or not self._bindings.access_to(device.record).allows(address):
+            return None
+        return device
 
     # ---- what is there, and what is to be claimed of it ----------------------------------------------------
 
@@ -316,9 +314,9 @@ class SystemExtensionManager:
                 await self._follow(records)
                 if self._is_complete:
                     await self._returns.forget_absent({*self.claims, *(each.busid for each in records)})
-                if self._strays:
+                if self._orphaned:
                     async with self._lock:  # a bind meanwhile would have its claim removed from the store
-                        await self._give_strays_back(records)
+                        await self._release_orphaned(records)
             except UsbipdError as error:
                 _LOG.error("%s", error, extra=LIMITED)
                 asyncio.get_running_loop().call_later(LIST_AGAIN, self._changed.set)
@@ -330,8 +328,8 @@ class SystemExtensionManager:
         return all(source.problem is None for source in self._sources)
 
     async def _follow(self, records: Sequence[DeviceRecord]) -> None:
-        """These are plugged in now: claim what is bound of them, let go of what is gone."""
-        if not self._stopping:
+        """These are plugged in now: claim the bound ones, check those that are missing."""
+        if self.is_running:
             self._claimer.compare(records)
             await self._claimer.restore_claimed_devices(
                 [record for record in records if self._bindings.that_fit(record)]
@@ -340,26 +338,26 @@ class SystemExtensionManager:
     async def _wait_for_first_claims(self) -> None:
         """Until each claim has been tried once, but not longer than `FIRST_CLAIMS`."""
         deadline = time.monotonic() + FIRST_CLAIMS
-        for claim in list(self.claims.values()):
-            while claim.state is ClaimState.CLAIMING and await claim.changed(deadline - time.monotonic()):
+        for device in self.claims.values():
+            while device.state is ClaimState.CLAIMING and await device.changed(deadline - time.monotonic()):
                 continue
 
-    async def _give_strays_back(self, records: Sequence[DeviceRecord]) -> None:
-        """Devices that the last extension held and that are not bound: back to their drivers, side by side.
+    async def _release_orphaned(self, records: Sequence[DeviceRecord]) -> None:
+        """Reattach the drivers of devices that the last extension held and that are not bound, all at once.
 
-        If all its processes were killed at one moment, nobody has given them back.  One that is not in an
+        If all its processes were killed at one moment, no process has released them.  One that is not in an
         incomplete list may be there.  One that is bound is ours again, or will be.
         """
         present = {record.busid: record for record in records}
         is_complete = self._is_complete
-        known = [busid for busid in self._strays if busid in present or is_complete]
-        self._strays = [busid for busid in self._strays if busid not in known]
+        known = [busid for busid in self._orphaned if busid in present or is_complete]
+        self._orphaned = [busid for busid in self._orphaned if busid not in known]
         unbound = []
         for busid in known:
             record = present.get(busid)
             if record is None:
                 await self._returns.forget(busid)
-            elif busid not in self.claims and not self._bindings.that_fit(record):
+            elif self._claimer.find(busid) is None and not self._bindings.that_fit(record):
                 _LOG.warning("%s: reattaching drivers left detached by a previous run", busid)
                 unbound.append(busid)
         await asyncio.gather(*(self._returns.finish(busid, DRIVERS_TIME) for busid in unbound))
@@ -367,22 +365,22 @@ class SystemExtensionManager:
     async def _claim_all(self, records: Iterable[DeviceRecord], *, force: bool) -> None:
         """Claim all of these at the same time.  Raises the first error, when all tries are over."""
         results = await asyncio.gather(
-            *(self._claimer.claim_device(record, force=force) for record in records), return_exceptions=True
+            *(self.claim_device(record, force=force) for record in records), return_exceptions=True
         )
         for result in results:
             if isinstance(result, BaseException):
                 raise result
 
     async def _release_unbound(self) -> list[str]:
-        """Give back what no binding shares; the busids."""
+        """Release what no binding shares; the busids."""
         busids = sorted(
-            busid for busid, claim in self.claims.items() if not self._bindings.that_fit(claim.record)
+            busid for busid, device in self.claims.items() if not self._bindings.that_fit(device.record)
         )
-        await self._release(busids, self._stack.release_time)
+        await self._release(busids)
         return busids
 
-    async def _release(self, busids: Sequence[str], seconds: float) -> None:
-        await asyncio.gather(*(self._claimer.release_device(busid, timeout=seconds) for busid in busids))
+    async def _release(self, busids: Iterable[str]) -> None:
+        await asyncio.gather(*map(self.release_device, busids))
 
     async def _wait_settled(self, seconds: float) -> None:
         """Wait until no bind or unbind is under way, but not longer than that."""
@@ -423,10 +421,10 @@ class SystemExtensionManager:
         if chosen:
             return chosen
         advice = "`usbipd list` shows what is"
-        claim = self.claims.get(parameters.busid or "")
-        if claim is not None and self._bindings.that_fit(claim.record):
+        device = self._claimer.find(parameters.busid or "")
+        if device is not None and self._bindings.that_fit(device.record):
             what = f"{parameters.busid} is shared by its hardware id, not by its port"
-            advice = f"`{self._how_to_unbind(claim.record)}` unbinds it, wherever it is plugged in"
+            advice = f"`{self._how_to_unbind(device.record)}` unbinds it, wherever it is plugged in"
         raise UsbipdError(what, code="not-shared", advice=advice)
 
     def _how_to_unbind(self, record: DeviceRecord) -> str:
@@ -461,7 +459,7 @@ class SystemExtensionManager:
         """All at one moment, as far as we are asked: the host's drivers come and go as they like."""
         held = await call_in_daemon_thread(lambda: self._drivers_of(records))
         return [
-            report_device(record, self.claims.get(record.busid), drivers)
+            report_device(record, self._claimer.find(record.busid), drivers)
             for record, drivers in zip(records, held, strict=True)
         ]
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
 import psutil
 
 import usbipd
-from usbipd.extension.claim import ClaimedDevice
+from usbipd.extension.device import ClaimedDevice
 from usbipd.extension.health import examine
 from usbipd.extension.liveness import silence_of
 from usbipd.extension.subject import (
@@ -34,6 +33,10 @@ from usbipd.usb.identity import DeviceRule
 class ClaimedDevices(SharedDevices, Protocol):
     """What status needs of the manager."""
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the daemon is not shutting down."""
+
     def get_claimed_devices(self) -> list[ClaimedDevice]:
         """What our workers hold now."""
 
@@ -50,6 +53,7 @@ class SystemExtensionStatus:
     """How the extension itself is."""
 
     is_running: bool
+    """Whether it is not shutting down."""
     claimed_devices: list[ClaimedDevice]
     last_start_time: float
     """Seconds since the epoch."""
@@ -104,7 +108,7 @@ class StatusMonitor:
     def get_current_status(self) -> SystemExtensionStatus:
         """The extension, without asking any other process."""
         return SystemExtensionStatus(
-            is_running=True,
+            is_running=self._manager.is_running,
             claimed_devices=self._manager.get_claimed_devices(),
             last_start_time=self._start_time,
             error_count=self._errors.count,
@@ -114,15 +118,15 @@ class StatusMonitor:
     async def report(self) -> StatusResult:
         """The extension with all its devices and processes.  Raises `UsbipdError` if libusb fails."""
         listed = await self._manager.survey()
-        processes = await self._processes()
         now = self.get_current_status()
+        processes = await self._processes(now)
         return StatusResult(
             version=usbipd.__version__,
             pid=os.getpid(),
             user=user_name(os.geteuid()),
             start_time=now.last_start_time,
             uptime=time.monotonic() - self._started,
-            listening=self._network.listening,
+            listening=self._network.listening if now.is_running else [],
             devices=listed.devices,
             bindings=listed.bindings,
             processes=processes,
@@ -147,30 +151,27 @@ class StatusMonitor:
         await asyncio.wait({examination})  # it goes on when the one who asked has left
         return examination.result()
 
-    async def _processes(self) -> list[ProcessReport]:
-        children = [self._network.child]
-        children += [claim.worker for _busid, claim in sorted(self._manager.claims.items())]
-        reports = [
-            ProcessReport(role="extension", pid=os.getpid(), user=user_name(os.geteuid()), memory=None)
-        ]
-        present = [child for child in children if child is not None]
-        silences = await asyncio.gather(*map(silence_of, present))
-        reports += [
+    async def _processes(self, now: SystemExtensionStatus) -> list[ProcessReport]:
+        """The extension, the server, and the worker of each claimed device."""
+        claims = self._manager.claims
+        workers = [claims[busid].worker for busid in sorted(device.bus_id for device in now.claimed_devices)]
+        children = [child for child in (self._network.child, *workers) if child is not None]
+        silences = await asyncio.gather(*map(silence_of, children))
+        memories = await asyncio.to_thread(lambda: [resident_bytes(child.pid) for child in children])
+        own = ProcessReport(
+            role="extension", pid=os.getpid(), user=user_name(os.geteuid()), memory=now.memory_usage
+        )
+        return [own] + [
             ProcessReport(
                 role=child.role,
                 pid=child.pid,
                 user=child.user,
-                memory=None,
+                memory=memory,
                 busid=child.busid,
                 silent_for=silence,
                 lacks=child.lacks,
             )
-            for child, silence in zip(present, silences, strict=True)
-        ]
-        memories = await asyncio.to_thread(lambda: [resident_bytes(report.pid) for report in reports])
-        return [
-            msgspec.structs.replace(report, memory=memory)
-            for report, memory in zip(reports, memories, strict=True)
+            for child, silence, memory in zip(children, silences, memories, strict=True)
         ]
 
 

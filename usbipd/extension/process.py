@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -27,6 +27,7 @@ from usbipd.extension import service_manager
 from usbipd.extension.bindings import Bindings
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.control import Answers, IPCHandler
+from usbipd.extension.device import ClaimedDevice
 from usbipd.extension.host_needs import check_host
 from usbipd.extension.log_file import STDERR, LogFile
 from usbipd.extension.manager import SystemExtensionManager
@@ -39,7 +40,7 @@ from usbipd.extension.supervisor import Supervisor, seal_descriptors
 from usbipd.extension.usb_stack import host_stack
 from usbipd.extension.worker_confinement import WorkerConfinement
 from usbipd.ipc.children import Confinement, ServeParameters, SimulatedSpec
-from usbipd.ipc.reports import DeviceReport, DeviceState, HistoryEvent
+from usbipd.ipc.reports import HistoryEvent
 from usbipd.protocol.constants import USBIP_PORT
 from usbipd.spelling import Spelling
 from usbipd.usb.discovery import DeviceDiscovery, DeviceSource, host_devices
@@ -223,7 +224,7 @@ class Extension:
                 log_to=_destination(config),
             ),
             manager.offers,
-            Reservations(manager.claims, manager.may_use, limits.handshake_timeout),
+            Reservations(manager.find_for, limits.handshake_timeout),
             chronicle,
         )
         hotplug = Hotplug(manager.devices_changed) if self._with_real else None
@@ -253,7 +254,7 @@ class Extension:
         if parts.power is not None:
             parts.power.start()
         await parts.manager.start()
-        said = announcement(parts.network.listening, await parts.manager.list_devices())
+        said = announcement(parts.network.listening, parts.manager.get_claimed_devices())
         _say(self._spelling.spell(said))
         listening = f"listens on {', '.join(parts.network.listening)}"
         service_manager.tell(service_manager.READY, STATUS=listening)
@@ -292,9 +293,9 @@ def host_power(on_wake: Callable[[], None]) -> "PowerWatch | None":
     return None
 
 
-def announcement(listening: Sequence[str], devices: Sequence[DeviceReport]) -> str:
+def announcement(listening: Sequence[str], claimed: Iterable[ClaimedDevice]) -> str:
     """What a person at the terminal needs to know: what is shared and how a client gets it."""
-    shared = [device for device in devices if device.state is not DeviceState.NOT_SHARED]
+    shared = sorted(claimed, key=lambda device: device.device_id)
     lines = [f"usbipd {__version__} listens on {', '.join(listening)}."]
     if not shared:
         lines += ["Nothing is shared yet: see `usbipd list`, then `usbipd bind --busid BUSID`."]
@@ -302,12 +303,12 @@ def announcement(listening: Sequence[str], devices: Sequence[DeviceReport]) -> s
         lines += ["Shared:"]
         for device in shared:
             ids = f"{device.vendor_id:04x}:{device.product_id:04x}"
-            lines += [f"  {device.busid:<7} {ids}  {device.product or 'unnamed device'}"]
+            lines += [f"  {device.bus_id:<7} {ids}  {device.product_string or 'unnamed device'}"]
         address = parse_listen(listening[0])
         usbip = "usbip" if address.port == USBIP_PORT else f"usbip --tcp-port {address.port}"
         host = _reachable_name(address)
         lines += ["On the client:", "  sudo modprobe vhci-hcd", f"  {usbip} list -r {host}"]
-        lines += [f"  sudo {usbip} attach -r {host} -b {device.busid}" for device in shared]
+        lines += [f"  sudo {usbip} attach -r {host} -b {device.bus_id}" for device in shared]
     return "\n".join(lines)
 
 

@@ -7,11 +7,11 @@ server dies, is dropped.  The server limits how many RESERVEs wait at once (usbi
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 from usbipd.errors import IPCError, UsbipdError
-from usbipd.extension.claim import Claim, ClaimState
+from usbipd.extension.device import ClaimState, Device, Reservation
 from usbipd.ipc.children import AttachParameters, ReserveParameters, ReserveResult
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.log import LIMITED
@@ -31,15 +31,13 @@ _SOON_FREE: Final = (ClaimState.CLAIMING, ClaimState.RESTORING)
 class Reservations:
     """All clients that wait between reservation and hand-over."""
 
-    def __init__(
-        self, claims: Mapping[str, Claim], may_use: Callable[[Claim, str], bool], handover_timeout: float
-    ) -> None:
-        """`claims` are by busid and change under us; `may_use` says whether a client's address may know of
-        one; `handover_timeout` is in seconds."""
-        self._claims = claims
-        self._may_use = may_use
+    def __init__(self, find: Callable[[str, str], Device | None], handover_timeout: float) -> None:
+        """`find` returns the device with a busid, if a client at an address may know of it;
+        `handover_timeout` is in seconds."""
+        self._find = find
         self._handover_timeout = handover_timeout
-        self._pending: dict[int, tuple[Claim, str, asyncio.TimerHandle]] = {}
+        self._granted: dict[int, Reservation] = {}
+        """By number.  One whose device has lost its worker is no longer that device's."""
         self._waiting: dict[int, asyncio.Task[None]] = {}
         """The RESERVEs that wait for a device, by the number of their reservation."""
 
@@ -49,34 +47,34 @@ class Reservations:
         Raises `IPCError` if the number of the reservation is in use.
         """
         number = parameters.reservation
-        if number in self._pending or number in self._waiting:
+        if number in self._granted or number in self._waiting:
             raise IPCError(f"reservation {number} is in use", code="bad-message")
-        claim = self._visible(parameters)
-        if claim is not None and parameters.wait:
-            if not await self._wait_for(claim, number):
+        busid, address = parameters.busid, parameters.address
+        device = self._find(busid, address)
+        if device is not None and parameters.wait:
+            if not await self._wait_for(device, number):
                 return ReserveResult(status=ST_DEV_BUSY)  # the client left: nothing reads this
-            claim = self._visible(parameters)  # it may have been released, or claimed again
-        if claim is None:
+            device = self._find(busid, address)  # it may have been released, or claimed again
+        if device is None:
             return ReserveResult(status=ST_NODEV)
-        if claim.state is ClaimState.FAILED:
+        if device.state is ClaimState.FAILED:
             return ReserveResult(status=ST_DEV_ERR)
-        if not claim.is_free:
+        if not device.is_free:
             return ReserveResult(status=ST_DEV_BUSY)
         timer = asyncio.get_running_loop().call_later(self._handover_timeout, self._expire, number)
-        self._pending[number] = (claim, parameters.client, timer)
-        claim.reserve(number)
-        return ReserveResult(status=ST_OK, device=claim.wire_device)
+        device.reservation = self._granted[number] = Reservation(device, parameters.client, timer)
+        return ReserveResult(status=ST_OK, device=device.wire_device)
 
     async def hand_over(self, number: int, descriptor: int) -> Nothing:
         """Give the client's socket to the worker.
 
         Raises `UsbipdError` if the reservation is no longer good or the worker does not take the client.
         """
-        claim, client = self._take(number)
-        if claim is None or claim.worker is None:
+        reservation = self._take(number)
+        if reservation is None or reservation.device.worker is None:
             raise UsbipdError("the reservation is no longer good", code="no-reservation")
-        worker = claim.worker
-        claim.attached(client)  # before ATTACH: the client may be gone before its answer is here
+        device, client, worker = reservation.device, reservation.client, reservation.device.worker
+        device.attached(client)  # before ATTACH: the client may be gone before its answer is here
         try:
             await worker.channel.request(
                 Command.ATTACH,
@@ -86,14 +84,15 @@ class Reservations:
                 descriptor=descriptor,
             )
         except (UsbipdError, OSError) as error:
-            # It did not take the client, or nobody knows whether it did: a new worker knows.
-            level = logging.INFO if claim.is_gone else logging.ERROR  # the client may come as the device goes
+            # It did not take the client, or may have: a new worker is in a known state.
+            # No error of ours if the device goes as the client comes.
+            level = logging.INFO if device.is_gone else logging.ERROR
             _LOG.log(level, "%s does not take %s: %s", worker.label, client, error, extra=LIMITED)
             worker.channel.close()
             if isinstance(error, OSError):  # no descriptor left to send it
                 raise UsbipdError(f"cannot hand over: {error.strerror}", code="hand-over") from error
             raise
-        _LOG.info("%s attached by %s", claim.record.busid, client, extra=LIMITED)
+        _LOG.info("%s attached by %s", device.record.busid, client, extra=LIMITED)
         return Nothing()
 
     def abandon(self, number: int) -> Nothing:
@@ -101,19 +100,19 @@ class Reservations:
         waiting = self._waiting.pop(number, None)
         if waiting is not None:
             waiting.cancel()
-        claim, _client = self._take(number)
-        if claim is not None:
-            claim.unreserve()
+        reservation = self._take(number)
+        if reservation is not None:
+            reservation.device.unreserve()
         return Nothing()
 
     def drop_all(self) -> None:
         """The server is dead and its clients with it."""
-        for number in (*self._waiting, *self._pending):
+        for number in (*self._waiting, *self._granted):
             self.abandon(number)
 
-    async def _wait_for(self, claim: Claim, number: int) -> bool:
+    async def _wait_for(self, device: Device, number: int) -> bool:
         """Wait until the device may be free; False: the reservation was abandoned meanwhile."""
-        waiting = self._waiting[number] = asyncio.create_task(_until_free(claim))
+        waiting = self._waiting[number] = asyncio.create_task(_until_free(device))
         try:
             await asyncio.wait({waiting})
         finally:
@@ -121,33 +120,28 @@ class Reservations:
             still_wanted = self._waiting.pop(number, None) is not None
         return still_wanted
 
-    def _visible(self, parameters: ReserveParameters) -> Claim | None:
-        """The claim that is asked for; one that this client may not have is not there for it."""
-        claim = self._claims.get(parameters.busid)
-        return claim if claim is not None and self._may_use(claim, parameters.address) else None
-
-    def _take(self, number: int) -> tuple[Claim | None, str]:
-        """The claim that is still kept for this reservation, and the client; the reservation ends."""
-        claim, client, timer = self._pending.pop(number, (None, "", None))
-        if timer is not None:
-            timer.cancel()
-        if claim is None or claim.reservation != number:  # the worker has died meanwhile
-            return None, client
-        return claim, client
+    def _take(self, number: int) -> Reservation | None:
+        """The reservation, which ends, if the device is still kept for it."""
+        reservation = self._granted.pop(number, None)
+        if reservation is None:
+            return None
+        reservation.timer.cancel()
+        return reservation if reservation.device.reservation is reservation else None
 
     def _expire(self, number: int) -> None:
-        claim, client, _timer = self._pending[number]
-        _LOG.warning("%s: no hand-over of %s in time", claim.record.busid, client, extra=LIMITED)
+        reservation = self._granted[number]
+        busid = reservation.device.record.busid
+        _LOG.warning("%s: no hand-over of %s in time", busid, reservation.client, extra=LIMITED)
         self.abandon(number)
 
 
-async def _until_free(claim: Claim) -> None:
-    """Wait until the claim is free, failed or over, for as long as its state promises that it soon is."""
+async def _until_free(device: Device) -> None:
+    """Wait until the device is free, failed or not shared, for as long as its state promises it soon is."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + (RESTORE_PATIENCE if claim.state in _SOON_FREE else BUSY_PATIENCE)
-    while not claim.is_free and claim.state not in (ClaimState.FAILED, ClaimState.ENDED):
-        before = claim.state
-        if not await claim.changed(deadline - loop.time()):
+    deadline = loop.time() + (RESTORE_PATIENCE if device.state in _SOON_FREE else BUSY_PATIENCE)
+    while device.is_kept and not device.is_free and device.state is not ClaimState.FAILED:
+        before = device.state
+        if not await device.changed(deadline - loop.time()):
             return
-        if claim.state in _SOON_FREE and before not in _SOON_FREE:
+        if device.state in _SOON_FREE and before not in _SOON_FREE:
             deadline = loop.time() + RESTORE_PATIENCE

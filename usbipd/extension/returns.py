@@ -6,13 +6,14 @@ device is *orphaned*.  The store lists every device that is held; if all process
 extension knows from it which devices may be orphaned.
 """
 
+import asyncio
+import functools
 import logging
 import time
 from collections.abc import Container, Iterable
 from typing import Final
 
 from usbipd.errors import UsbipdError
-from usbipd.extension.driver_scans import DriverScans
 from usbipd.extension.store import Store, StoredClaim
 from usbipd.extension.usb_stack import UsbStack
 from usbipd.log import LIMITED
@@ -33,9 +34,10 @@ class Returns:
         self._ownership = ownership
         self._store = store
         self._stack = stack
-        self._scans = DriverScans(ownership)
         self._open: dict[str, bool] = {}
         """By busid the devices that were taken and are not known to be back; whether they are orphaned."""
+        self._scans: dict[str, asyncio.Future[None]] = {}
+        """By busid: the scans for drivers that are under way."""
 
     async def begin(self, record: DeviceRecord) -> None:
         """From here on the device may be without its drivers; the store keeps that for the next extension."""
@@ -52,7 +54,7 @@ class Returns:
         if busid in self._open:
             self._open[busid] = True
 
-    def gave_back(self, busid: str) -> None:
+    def released(self, busid: str) -> None:
         """The worker has released the device."""
         if busid in self._open:
             self._open[busid] = False
@@ -66,7 +68,7 @@ class Returns:
             return
         try:
             if self._stack.probes_interfaces or self._open[busid]:
-                await self._scans.scan(busid, seconds)
+                await self._scan(busid, seconds)
         except UsbipdError as error:
             _LOG.warning("%s", error, extra=LIMITED)
             self.lost(busid)
@@ -75,7 +77,7 @@ class Returns:
 
     async def reattach(self, busid: str, seconds: float) -> None:
         """Have the host reattach its drivers, in whatever state the device is.  Raises `UsbipdError`."""
-        await self._scans.scan(busid, seconds)
+        await self._scan(busid, seconds)
         await self.forget(busid)
 
     async def forget(self, busid: str) -> None:
@@ -104,3 +106,40 @@ class Returns:
         return await call_in_daemon_thread(
             lambda: [busid for busid in orphaned if not self._ownership.holders_of(busid)]
         )
+
+    async def _scan(self, busid: str, seconds: float) -> None:
+        """Have the host find drivers for the device; after `seconds` it goes on alone.
+
+        The call lasts as long as a driver probes the device, for ever if the device does not answer: it runs
+        in a thread, one for each port at most.  Raises `UsbipdError`: not done in time ("hangs"), or failed.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        earlier = self._scans.get(busid)
+        if earlier is not None:  # it may have passed the interfaces that have lost their driver since
+            await asyncio.wait({earlier}, timeout=seconds)
+        scan = self._scans.get(busid)
+        if scan is None:
+            scan = call_in_daemon_thread(functools.partial(self._ownership.give_back, busid))
+            self._scans[busid] = scan
+            scan.add_done_callback(functools.partial(self._scan_ended, busid))
+        done, _pending = await asyncio.wait({scan}, timeout=max(0.0, deadline - loop.time()))
+        if not done:
+            raise UsbipdError(
+                f"{busid}: this host still scans for drivers after {seconds:g} s",
+                code="hangs",
+                advice="unplug the device and plug it in again",
+            )
+        error = scan.exception()
+        if isinstance(error, UsbipdError):
+            raise error
+        if error is not None:
+            raise UsbipdError(
+                f"{busid}: cannot scan for drivers: {error}",
+                code="release-failed",
+                advice="unplug the device and plug it in again",
+            ) from error
+
+    def _scan_ended(self, busid: str, scan: asyncio.Future[None]) -> None:
+        del self._scans[busid]
+        scan.exception()  # the caller reports it

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from usbipd import paths
 from usbipd.errors import UsbipdError
-from usbipd.extension.claim import ClaimState, Failure
+from usbipd.extension.device import ClaimState, Failure
 from usbipd.extension.supervisor import Child
 from usbipd.ipc.children import Sandbox
 from usbipd.ipc.reports import CheckState, DeviceReport, ListResult

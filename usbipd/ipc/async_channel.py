@@ -100,6 +100,7 @@ class Channel:
         """
         self.name = name
         self._role = role
+        self._client_id = f"{Role.SERVER if role is Role.EXTENSION else Role.EXTENSION} {os.getpid()}"
         self._table = table
         self._connection = connection
         self._on_request = on_request
@@ -185,7 +186,9 @@ class Channel:
     def _send_request(
         self, request_id: int, command: Command, parameters: Message, descriptor: int | None
     ) -> bool:
-        frame = request_frame(request_id, self.name, command, parameters, descriptor=descriptor is not None)
+        frame = request_frame(
+            request_id, self._client_id, command, parameters, descriptor=descriptor is not None
+        )
         return self._send(frame, descriptor)
 
     def send_response(self, request: Request, outcome: Message | UsbipdError) -> None:
@@ -199,6 +202,7 @@ class Channel:
         if rest is not None and self._open:
             self._rest = rest
         self._send(frame, None)
+        _LOG.debug("%s was answered: %s", self.name, request)
 
     def tell(self, command: Command, parameters: Message, descriptor: int | None = None) -> None:
         """Ask without caring for the answer; lost if the channel is closed.  `descriptor` as in `request`."""

@@ -59,6 +59,15 @@ class Request(NamedTuple):
     command: Command
     parameters: Message
     descriptor: int | None
+    client_id: str
+    """What the peer calls itself; who it is, its channel says."""
+    timestamp: float
+    """Seconds since the epoch: when the peer sent it, as it says."""
+
+    def __str__(self) -> str:
+        """For the log: who asked what, and how old it is now."""
+        age = time.time() - self.timestamp
+        return f"{self.command}, request {self.request_id} of {self.client_id}, after {age:.3g} s"
 
 
 class Response(NamedTuple):
@@ -139,7 +148,9 @@ class Conversation:
             parameters: Message = Nothing()  # of a command that is not for this channel
             if row is not None:
                 parameters = msgspec.msgpack.decode(envelope.parameters, type=row.parameters)
-            return Request(envelope.request_id, envelope.command, self._cleaned(parameters), frame.descriptor)
+            parameters = self._cleaned(parameters)
+            sender = (envelope.client_id, envelope.timestamp)
+            return Request(envelope.request_id, envelope.command, parameters, frame.descriptor, *sender)
         event = self.table.events.get(envelope.event)
         if event is None:
             raise IPCError(f"{envelope.event} is not for this channel", code="not-permitted")

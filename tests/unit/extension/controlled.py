@@ -38,7 +38,7 @@ class Daemon:
         self.store = FakeStore()
         self.source = FakeSource(record("1-2"))
         self.manager = make_manager(spawner, sysfs, self.source, store=self.store)
-        reservations = Reservations(self.manager.claims, self.manager.may_use, 1.0)
+        reservations = Reservations(self.manager.find_for, 1.0)
         self.network = NetworkServer(
             spawner, ORDERS, self.manager.offers, reservations, self.manager._chronicle
         )

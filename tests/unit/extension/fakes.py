@@ -91,8 +91,11 @@ class FakeSource:
         self.records = {record.busid: record for record in records}
         self.left_out: dict[str, UsbipdError] = {}
         self.problem: str | None = None
+        self.lists = 0
+        """How often they were listed."""
 
     async def list_devices(self) -> list[DeviceRecord]:
+        self.lists += 1
         return list(self.records.values())
 
     def why_not(self, busid: str) -> UsbipdError | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from usbipd.errors import IPCError, UsbipdError
-from usbipd.extension.claim import ClaimedDevice, ClaimState, Failure
+from usbipd.extension.device import ClaimedDevice, ClaimState, Failure
 from usbipd.extension.health import Check
 from usbipd.extension.subject import Finding, Host, Subject
 from usbipd.extension.supervisor import Child
@@ -143,6 +143,7 @@ class FakeManager:
     """Without drivers, by a worker that was killed."""
     error: UsbipdError | None = None
     """What libusb says instead of listing devices."""
+    is_running: bool = True
 
     async def list_devices(self) -> list[DeviceReport]:
         if self.error is not None:
@@ -156,7 +157,11 @@ class FakeManager:
         return ListResult(devices=await self.list_devices(), bindings=self.bindings)
 
     def get_claimed_devices(self) -> list[ClaimedDevice]:
-        return [ClaimedDevice(0x1000C, "1-2", 0x1234, 0x5678, "Thing", 1.7e9, "fake")]
+        return [
+            ClaimedDevice(0x1000C, busid, 0x1234, 0x5678, "Thing", 1.7e9, "fake")
+            for busid, claim in self.claims.items()
+            if claim.worker is not None
+        ]
 
 
 @dataclass

@@ -176,7 +176,7 @@ def test_bindings_never_become_too_many_to_be_listed(host: Host) -> None:
         assert caught.value.advice is not None
         listed = await host.manager.survey()
         assert len(listed.bindings) == len(host.store.kept) + 1 > 500
-        answer_frame(Request(1, Command.LIST, Nothing(), None), listed, is_long=True)
+        answer_frame(Request(1, Command.LIST, Nothing(), None, "test", 0.0), listed, is_long=True)
         await bind(0xFFFF, [])  # a small one still fits
         await host.bind("1-2")  # and what is bound already may be bound again
         await host.manager.stop()
@@ -202,7 +202,7 @@ def test_a_device_is_compared_with_the_bindings_of_its_place_only(
             host.store.kept[rule] = Binding(rule, "Thing", (), 1.0, "root")
         await host.manager.bind(BindParameters(hardware=THING), "test")
         await host.manager.start()
-        await until(lambda: all(claim.device is not None for claim in host.manager.claims.values()))
+        await until(lambda: all(claim.claimed is not None for claim in host.manager.claims.values()))
         monkeypatch.setattr(DeviceRule, "fits", fits)
         assert len(host.manager.offers(["192.0.2.7"]).devices) == 41
         assert len(compared) == 2 * 41, "each with that of its port and that of its hardware id"

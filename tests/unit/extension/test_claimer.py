@@ -21,7 +21,7 @@ from tests.unit.extension.fakes import (
     until,
 )
 from usbipd.errors import ClaimError, UsbipdError
-from usbipd.extension.claim import ClaimState
+from usbipd.extension.device import ClaimState
 from usbipd.extension.usb_stack import LINUX
 from usbipd.ipc.children import ClaimParameters, ClaimResult, Confinement, DetachedParameters
 from usbipd.ipc.conversation import Event
@@ -251,10 +251,17 @@ def test_another_device_at_the_port_is_not_taken_for_the_old_one(host: Host, spa
     run(test())
 
 
-def test_a_device_that_is_not_there(host: Host) -> None:
+def test_a_device_that_left_before_it_is_asked_for_again(host: Host, spawner: FakeSpawner) -> None:
+    """The try before had its time to end: what was listed before that may not be there any more."""
+
     async def test() -> None:
+        await host.claimer.claim_device(record("1-2"))
+        spawner.answers[Command.CLAIM] = REFUSED
+        spawner.last.die()
+        await until(lambda: host.state() is ClaimState.FAILED)
+        host.source.records.clear()
         with pytest.raises(ClaimError, match="is gone"):
-            await host.claimer.claim_device(record("1-9"))
+            await host.claimer.claim_device(record("1-2"))
         assert not host.claimer.claims
 
     run(test())
@@ -372,8 +379,8 @@ def test_what_a_worker_says_before_it_hears_of_its_release(host: Host) -> None:
         claim = host.claimer.claims["1-2"]
         claim.attached("192.0.2.1:1")
         await host.release()
-        claim.heard(Event(EventName.DETACHED, DetachedParameters(reason="the client has gone")))
-        claim.heard(Event(EventName.RESTORED, Nothing()))
+        claim.on_event(Event(EventName.DETACHED, DetachedParameters(reason="the client has gone")))
+        claim.on_event(Event(EventName.RESTORED, Nothing()))
         assert claim.state is ClaimState.ENDED
 
     run(test())

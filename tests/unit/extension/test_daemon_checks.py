@@ -29,7 +29,6 @@ from tests.unit.extension.specimen import (
 )
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import daemon_checks, liveness
-from usbipd.extension.claim import ClaimState, Failure
 from usbipd.extension.daemon_checks import (
     LONGEST_CALL,
     check_bindings,
@@ -41,6 +40,7 @@ from usbipd.extension.daemon_checks import (
     check_store,
     check_workers,
 )
+from usbipd.extension.device import ClaimState, Failure
 from usbipd.extension.store_file import KEPT_ASIDE
 from usbipd.extension.subject import Finding, Subject
 from usbipd.extension.supervisor import Child

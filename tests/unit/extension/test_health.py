@@ -19,7 +19,7 @@ from tests.unit.extension.specimen import (
     subject,
 )
 from usbipd.errors import ClaimError, UsbipdError
-from usbipd.extension.claim import Failure
+from usbipd.extension.device import Failure
 from usbipd.extension.health import CHECKS, LONGEST_TEXT, MOST_FINDINGS, Check, examine
 from usbipd.extension.subject import Finding, Subject, failed, ok, warning
 from usbipd.ipc.messages import MAX_MESSAGE, encode

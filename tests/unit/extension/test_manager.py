@@ -1,13 +1,19 @@
 """What is shared, as people ask for it and see it."""
 
 import asyncio
+import dataclasses
+import itertools
+import resource
 
 import pytest
 
 from tests.unit.extension.fakes import (
+    PATIENCE,
     FakeSource,
     FakeSpawner,
+    FakeStore,
     FakeSysfs,
+    make_manager,
     record,
     run,
     until,
@@ -15,8 +21,8 @@ from tests.unit.extension.fakes import (
 from tests.unit.extension.managed_host import BUSY, THING, Host
 from usbipd.config import AccessRule
 from usbipd.errors import ClaimError, UsbipdError
-from usbipd.extension.claim import ClaimState
-from usbipd.extension.device_report import LONGEST_TEXT
+from usbipd.extension import manager
+from usbipd.extension.device import LONGEST_TEXT, ClaimState
 from usbipd.extension.store import Binding
 from usbipd.ipc.messages import Command
 from usbipd.ipc.reports import (
@@ -39,6 +45,34 @@ def test_simulated_devices_are_shared_from_the_start_and_no_other(host: Host) ->
         await host.manager.stop()
 
     run(test())
+
+
+def test_a_thousand_bound_devices_start_with_one_list(
+    spawner: FakeSpawner, sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim uses the record that it is given."""
+    monkeypatch.setattr(manager, "FIRST_CLAIMS", 3 * PATIENCE)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    records = [
+        dataclasses.replace(record(), busid=f"{bus}-{port}", busnum=bus, devnum=port)
+        for bus, port in itertools.product(range(1, 11), range(1, 101))
+    ]
+    source, store = FakeSource(*records), FakeStore()
+    rule = DeviceRule(0x1234, 0x5678)
+    store.kept[rule] = Binding(rule, "Thing", (), 1.0, "root")
+
+    async def test() -> None:
+        many = make_manager(spawner, sysfs, source, store=store)
+        await many.start()
+        assert len(many.get_claimed_devices()) == len(records)
+        assert source.lists == 1
+        await many.stop()
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(8192, limits[1]), limits[1]))
+    try:
+        run(test())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_bind_and_unbind(host: Host, spawner: FakeSpawner) -> None:
@@ -244,10 +278,10 @@ def test_of_several_bindings_one_that_lets_the_client_in_is_enough(host: Host) -
     async def test() -> None:
         await host.bind("1-2", "192.0.2.7")
         await host.manager.bind(BindParameters(hardware=THING, allow=["198.51.100.0/24"]), "test")
-        claim = host.manager.claims["1-2"]
-        assert host.manager.may_use(claim, "192.0.2.7")
-        assert host.manager.may_use(claim, "198.51.100.1")
-        assert not host.manager.may_use(claim, "203.0.113.1")
+        device = host.manager.claims["1-2"]
+        assert host.manager.find_for("1-2", "192.0.2.7") is device
+        assert host.manager.find_for("1-2", "198.51.100.1") is device
+        assert host.manager.find_for("1-2", "203.0.113.1") is None
         await host.manager.stop()
 
     run(test())
@@ -259,7 +293,7 @@ def test_a_client_that_is_attached_stays_so_when_a_list_changes(host: Host) -> N
         host.manager.claims["1-2"].attached("192.0.2.1:5")
         await host.bind("1-2", "198.51.100.1")
         assert (await host.device("1-2")).client == "192.0.2.1:5"
-        assert not host.manager.may_use(host.manager.claims["1-2"], "192.0.2.1")
+        assert host.manager.find_for("1-2", "192.0.2.1") is None
         await host.manager.stop()
 
     run(test())

@@ -26,7 +26,7 @@ from tests.unit.extension.specimen import (
 )
 from usbipd.errors import UsbipdError
 from usbipd.extension import liveness
-from usbipd.extension.device_report import LONGEST_TEXT
+from usbipd.extension.device import LONGEST_TEXT
 from usbipd.extension.monitor import StatusMonitor, resident_bytes
 from usbipd.extension.store import LONGEST_REASON
 from usbipd.ipc.conversation import Request, answer_frame
@@ -92,6 +92,12 @@ def test_report_of_the_whole_daemon() -> None:
     assert found.bindings == [binding()]
     assert 0 <= found.uptime < PATIENCE
     assert (found.error_count, found.last_errors) == (0, [])
+
+
+def test_report_of_a_daemon_that_is_shutting_down() -> None:
+    subject = monitor(manager=FakeManager(is_running=False))
+    assert not subject.get_current_status().is_running
+    assert report(subject).listening == []
 
 
 def test_report_of_the_processes() -> None:
@@ -174,7 +180,9 @@ def test_a_page_of_the_history_fits_into_one_answer() -> None:
     entry = HistoryEntry(id=1, time=1.7e9, event=HistoryEvent.FAILED, reason="\N{BUG}" * LONGEST_REASON)
     page = HistoryResult(entries=[entry] * HISTORY_PAGE)
     answer_frame(
-        Request(1, Command.HISTORY, HistoryParameters(limit=HISTORY_PAGE), None), page, is_long=True
+        Request(1, Command.HISTORY, HistoryParameters(limit=HISTORY_PAGE), None, "test", 0.0),
+        page,
+        is_long=True,
     )  # may raise
 
 
@@ -206,7 +214,9 @@ def test_a_thousand_devices_fit_into_one_answer(state: dict[str, Any]) -> None:
         bindings=[binding(busid, serial=LONGEST_STRING, product=LONGEST_STRING) for busid in busids],
     )
     status = report(monitor(manager=manager))
-    answer, rest = answer_frame(Request(1, Command.STATUS, Nothing(), None), status, is_long=True)
+    answer, rest = answer_frame(
+        Request(1, Command.STATUS, Nothing(), None, "test", 0.0), status, is_long=True
+    )
     assert rest is not None
     assert len(answer) <= MAX_MESSAGE
 

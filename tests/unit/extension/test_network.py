@@ -46,16 +46,17 @@ class Daemon:
     def __init__(self, spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
         self.spawner = spawner
         self.claimer = make_claimer(spawner, sysfs, FakeSource(record("1-2")).find)
-        claims = self.claimer.claims
         self.asked: list[str] = []
         self.store = FakeStore()
 
         def offers(addresses: Sequence[str]) -> DevlistResult:
             self.asked.extend(addresses)
-            devices = [claim.wire_device for claim in claims.values() if claim.wire_device is not None]
+            devices = [
+                claim.wire_device for claim in self.claimer.claims.values() if claim.wire_device is not None
+            ]
             return DevlistResult(devices=devices, lists=[[0]], list_of=[0] * len(addresses))
 
-        reservations = Reservations(claims, lambda _claim, _address: True, handover_timeout=20.0)
+        reservations = Reservations(lambda busid, _address: self.claimer.find(busid), handover_timeout=20.0)
         self.network = NetworkServer(spawner, ORDERS, offers, reservations, Chronicle(self.store))
 
     async def start(self) -> None:

@@ -19,7 +19,7 @@ from tests.unit.extension.fakes import (
 from tests.unit.extension.managed_host import Host as LinuxHost
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import returns
-from usbipd.extension.claim import ClaimState
+from usbipd.extension.device import ClaimState
 from usbipd.extension.store import StoredClaim
 from usbipd.extension.usb_stack import LINUX, MACOS
 from usbipd.ipc.conversation import Request
@@ -95,10 +95,16 @@ def mac(spawner: FakeSpawner, sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch)
     return mac
 
 
+def departing(mac: Mac) -> bool:
+    """Whether a worker has its time to notice that its device is gone."""
+    tasks = [device.departing for device in mac.manager.claims.values()]
+    return any(task is not None and not task.done() for task in tasks)
+
+
 async def settle(mac: Mac) -> None:
     """What was plugged in or out is dealt with, and workers had their time to notice."""
     mac.manager.devices_changed()
-    await until(lambda: not mac.manager._changed.is_set() and not mac.manager._claimer._parting)
+    await until(lambda: not mac.manager._changed.is_set() and not departing(mac))
 
 
 def test_a_worker_keeps_a_device_that_was_reset(mac: Mac, spawner: FakeSpawner) -> None:
@@ -125,7 +131,7 @@ def test_a_device_that_is_away_while_it_is_reset(mac: Mac, spawner: FakeSpawner)
         await mac.bind("1-2")
         del mac.source.records["1-2"]
         mac.manager.devices_changed()
-        await until(lambda: mac.manager._claimer._parting)
+        await until(lambda: departing(mac))
         mac.plug(replace(record("1-2"), devnum=99))
         await settle(mac)
         assert spawner.last.channel.is_open
@@ -160,10 +166,10 @@ def test_a_device_that_was_plugged_in_again_is_tried_at_once(mac: Mac, spawner: 
         spawner.answers[Command.CLAIM] = BUSY
         spawner.last.die()
         await until(lambda: claim.failure is not None and claim.failure.error.code == BUSY.code)
-        mac.manager._claimer._hurry["1-2"].clear()
+        claim.recheck.clear()
         mac.source.records["1-2"] = replace(record("1-2"), devnum=99)
         mac.manager._claimer.compare(list(mac.source.records.values()))
-        assert mac.manager._claimer._hurry["1-2"].is_set()
+        assert claim.recheck.is_set()
         await mac.manager.stop()
 
     run(test())
@@ -207,7 +213,7 @@ def test_a_worker_that_was_killed_is_replaced_as_it_is(mac: Mac, spawner: FakeSp
         await mac.manager.start()
         await mac.bind("1-2")
         spawner.last.die()
-        await until(lambda: len(spawner.children) == 3 and mac.manager.claims["1-2"].device is not None)
+        await until(lambda: len(spawner.children) == 3 and mac.manager.claims["1-2"].claimed is not None)
         await mac.unbind("1-2")
         assert mac.enumerated == [], "its successor has released it"
         await mac.manager.stop()

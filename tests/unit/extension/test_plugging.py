@@ -17,7 +17,7 @@ from tests.unit.extension.fakes import (
 from tests.unit.extension.managed_host import BUSY, THING, Host
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import manager
-from usbipd.extension.claim import ClaimState
+from usbipd.extension.device import ClaimState
 from usbipd.extension.store import StoredClaim
 from usbipd.extension.usb_stack import LINUX
 from usbipd.ipc.conversation import Request
@@ -196,7 +196,7 @@ def test_a_bootloader_is_shared_if_it_is_bound(host: Host) -> None:
                 lambda device=device: (
                     "1-2" in host.manager.claims
                     and host.manager.claims["1-2"].record.product_id == device.product_id
-                    and host.manager.claims["1-2"].device is not None
+                    and host.manager.claims["1-2"].claimed is not None
                 )
             )
         await host.manager.stop()
@@ -294,7 +294,7 @@ def test_a_stray_that_is_bound_before_it_is_listed_is_kept(host: Host, sysfs: Fa
         host.source.problem = None
         await host.bind("1-4")
         host.manager.devices_changed()
-        await until(lambda: not host.manager._strays)
+        await until(lambda: not host.manager._orphaned)
         assert set(host.store.held) == {"1-4"}
         assert sysfs.probed == ""
         await host.manager.stop()
@@ -314,7 +314,7 @@ def test_a_stray_that_is_bound_while_it_goes_back_is_noted(host: Host, sysfs: Fa
         host.source.records["1-4"] = record("1-4")
         host.source.problem = None
         host.manager.devices_changed()
-        await until(lambda: not host.manager._strays)
+        await until(lambda: not host.manager._orphaned)
         binding = asyncio.create_task(host.bind("1-4"))
         await asyncio.wait({binding}, timeout=0.2)
         answers = os.open(probe, os.O_RDWR)
@@ -364,7 +364,7 @@ def test_a_device_that_goes_as_soon_as_it_is_claimed(
         await host.manager.start()
         await host.manager._claimer.restore_claimed_devices([record("1-2")])
         claim = host.manager.claims["1-2"]
-        await until(lambda: claim._is_gone and claim.worker is not None)
+        await until(lambda: claim.is_gone and claim.worker is not None)
         assert claim.worker is not None
         assert claim.worker.channel.is_open, "it has broken no rule"
         host.unplug("1-2")

@@ -9,7 +9,7 @@ from tests.unit.extension.fakes import FakeSpawner, FakeSysfs, record, run, unti
 from tests.unit.extension.managed_host import THING, Host
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import claimer
-from usbipd.extension.claim import ClaimState
+from usbipd.extension.device import ClaimState
 from usbipd.extension.store import StoredClaim
 from usbipd.extension.usb_stack import LINUX
 from usbipd.ipc.messages import Command

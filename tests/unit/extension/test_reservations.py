@@ -12,7 +12,7 @@ import pytest
 from tests.unit.extension.fakes import FakeSource, FakeSpawner, FakeSysfs, make_claimer, record, run, until
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.extension import reservations as module
-from usbipd.extension.claim import Claim, ClaimState
+from usbipd.extension.device import ClaimState, Device
 from usbipd.extension.reservations import Reservations
 from usbipd.ipc.children import AttachParameters, ReserveParameters, ReserveResult
 from usbipd.ipc.messages import Command
@@ -31,11 +31,12 @@ class Desk:
         """The number of the newest reservation."""
         self.hidden_from: set[str] = set()
         self.reservations = Reservations(
-            self.claimer.claims, lambda _claim, address: address not in self.hidden_from, handover_timeout
+            lambda busid, address: None if address in self.hidden_from else self.claimer.find(busid),
+            handover_timeout,
         )
 
     @property
-    def claim(self) -> Claim:
+    def claim(self) -> Device:
         return self.claimer.claims["1-2"]
 
     @asynccontextmanager

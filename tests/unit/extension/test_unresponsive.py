@@ -23,7 +23,7 @@ from tests.unit.extension.specimen import FakeChannel, child
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import claimer as claimer_module
 from usbipd.extension import liveness
-from usbipd.extension.claim import ClaimState
+from usbipd.extension.device import ClaimState
 from usbipd.extension.liveness import silence_of
 from usbipd.extension.supervisor import Child
 from usbipd.extension.usb_stack import LINUX
@@ -104,7 +104,7 @@ def test_detach_ends_a_worker_that_does_not_end_the_session(
     async def test() -> None:
         await host.attach()
         host.spawner.answers[Command.DISCONNECT] = answer
-        assert await host.claimer.disconnect("1-2") == CLIENT
+        assert await host.claimer.disconnect("1-2", "anna") == CLIENT
         assert host.spawner.children[0].killed
         await host.until_replaced()
         [ended] = host.store.happened(HistoryEvent.DETACHED)
@@ -122,7 +122,7 @@ def test_detach_of_a_client_that_leaves_by_itself(host: Host) -> None:
         host.spawner.answers[Command.DISCONNECT] = UsbipdError("no client is attached", code="not-attached")
         host.spawner.last.detach()
         with pytest.raises(UsbipdError, match="no client is attached"):
-            await host.claimer.disconnect("1-2")
+            await host.claimer.disconnect("1-2", "anna")
         assert not host.spawner.last.killed
         await host.release()
 
@@ -140,7 +140,7 @@ def test_a_worker_that_the_kernel_does_not_end(host: Host, monkeypatch: pytest.M
         survivors: list[Child] = []
         monkeypatch.setattr(host.spawner, "kill", survivors.append)
         with pytest.raises(UsbipdError, match="hangs in the kernel, which waits for 1-2") as caught:
-            await host.claimer.disconnect("1-2")
+            await host.claimer.disconnect("1-2", "anna")
         assert caught.value.advice == "unplug the device"
         assert len(host.spawner.children) == 1
         [survivor] = survivors

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import select
 import socket
 import struct
@@ -81,6 +82,25 @@ async def is_last(read_end: int) -> bool:
     """Whether the pipe has no writing end any more, or has none within `PATIENCE`."""
     ready, _, _ = await asyncio.to_thread(select.select, [read_end], [], [], PATIENCE)
     return bool(ready) and os.read(read_end, 1) == b""
+
+
+def test_the_log_at_level_debug_tells_who_asked_what(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "usbipd.ipc.async_channel")
+
+    async def test() -> None:
+        one, other = socket.socketpair()
+        asking, answering = End(one, Role.EXTENSION), End(other, Role.ROOT)
+        with pytest.raises(UsbipdError, match="no detach"):
+            await asking.channel.request(
+                Command.DETACH, DetachParameters(busid="1-1"), DetachResult, timeout=PATIENCE
+            )
+        asking.channel.close()
+        await answering.reason()
+
+    run(test())
+    [line] = caplog.messages
+    pattern = rf"the root was answered: detach, request 1 of server {os.getpid()}, after [-0-9.e]+ s"
+    assert re.fullmatch(pattern, line)
 
 
 def test_requests_meet_their_answers_in_any_order() -> None:

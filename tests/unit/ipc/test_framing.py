@@ -6,6 +6,7 @@ Invariant: any bytes give frames or IPCError, and every descriptor that was fed 
 import os
 import socket
 import struct
+import time
 
 import msgspec
 import pytest
@@ -202,7 +203,10 @@ def test_every_kind_of_message_arrives() -> None:
         + response_frame(9, UsbipdError("no", code="some-code", advice="do this"))
         + event_frame(EventName.DETACHED, DetachedParameters(reason="bye"))
     )
-    assert conversation.next_item() == Request(7, Command.BIND, BindParameters(busid="1-2"), None)
+    request = conversation.next_item()
+    assert isinstance(request, Request)
+    assert time.time() - 60 < request.timestamp <= time.time()
+    assert request[:-1] == (7, Command.BIND, BindParameters(busid="1-2"), None, "test")
     good, bad = conversation.next_item(), conversation.next_item()
     assert isinstance(good, Response)
     assert good.request_id == 8

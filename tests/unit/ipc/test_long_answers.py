@@ -87,7 +87,7 @@ def test_it_comes_whole(size: int) -> None:
 
 
 def test_each_part_fits_into_a_message() -> None:
-    request = Request(1, Command.UNBIND, ALL, None)
+    request = Request(1, Command.UNBIND, ALL, None, "test", 0.0)
     frame, rest = answer_frame(request, answer_of(LARGEST_ANSWER), is_long=True)
     data, parts = bytearray(), 1
     while rest is not None:
@@ -199,7 +199,7 @@ def test_only_answers_that_grow_with_the_devices_are_cut() -> None:
     assert not is_long
     with pytest.raises(IPCError, match=f"{MAX_MESSAGE} are allowed"):
         answer_frame(
-            Request(1, Command.DETACH, DetachParameters(busid="1-1"), None),
+            Request(1, Command.DETACH, DetachParameters(busid="1-1"), None, "test", 0.0),
             DetachResult(client="x" * MAX_MESSAGE),
             is_long=is_long,
         )

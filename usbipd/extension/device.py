@@ -1,13 +1,7 @@
-"""One device that is shared, from the extension's side.  Runs in the extension.
-
-    CLAIMING -> READY <-> ATTACHED -> RESTORING -> READY
-    any -> CLAIMING when the worker has died;  CLAIMING <-> FAILED while the device cannot be taken
-    any -> ENDED
-
-A READY claim may be reserved: one client then waits between OP_REQ_IMPORT and OP_REP_IMPORT.
-"""
+"""One device that is shared: everything that the extension knows of it.  Runs in the extension."""
 
 import asyncio
+import contextlib
 import mmap
 import time
 from dataclasses import dataclass
@@ -20,10 +14,14 @@ from usbipd.extension.supervisor import Child
 from usbipd.ipc.children import ClaimResult, DetachedParameters
 from usbipd.ipc.conversation import Event
 from usbipd.ipc.messages import EventName
-from usbipd.ipc.reports import Counters, DeviceState, HistoryEvent, Rate
+from usbipd.ipc.reports import Counters, DeviceReport, DeviceState, HistoryEvent, Rate
 from usbipd.protocol.op import UsbDevice
 from usbipd.usb.discovery import DeviceRecord
-from usbipd.worker.report import read_blocked, read_counters, read_rate
+from usbipd.usb.ownership import USBFS
+from usbipd.worker.report import latency_of, read_blocked, read_counters, read_rate
+
+LONGEST_TEXT: Final = 1000
+"""Characters of an error and of an advice that are reported: a worker has had a say in it."""
 
 
 class ClaimState(Enum):
@@ -34,6 +32,7 @@ class ClaimState(Enum):
     ATTACHED = "a client uses it"
     RESTORING = "the client is gone, the device is being reset"
     FAILED = "the device could not be taken; tried again later"
+    RELEASING = "the device goes back to this host"
     ENDED = "the device is no longer shared, or gone"
 
 
@@ -69,8 +68,18 @@ class Failure:
     """Seconds since the epoch."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Session:
+@dataclass(frozen=True, slots=True, eq=False)
+class Reservation:
+    """A free device that is kept for one client between OP_REQ_IMPORT and OP_REP_IMPORT."""
+
+    device: "Device"
+    client: str
+    timer: asyncio.TimerHandle
+    """Ends it if the client's socket does not come."""
+
+
+@dataclass(slots=True, eq=False)
+class Session:
     """One client's use of the device."""
 
     client: str
@@ -79,31 +88,62 @@ class _Session:
     bytes_in: int
     bytes_out: int
     """What the worker had moved before."""
+    detached_by: str | None = None
+    """The user who ends the session; the history then names that user as the reason."""
 
 
-class Claim:
-    """The state machine above.  Whoever waits for a change of it calls `changed`."""
+# The states of a device, and what changes them
+#
+#                    CLAIM answered             ATTACH
+#     --> CLAIMING -----------------> READY -----------------> ATTACHED
+#          ^   | CLAIM fails          ^   ^                       | DETACHED
+#          |   v                      |   |                       v
+#          |  FAILED -----------------'   '----- RESTORED ---- RESTORING
+#          |          CLAIM answered later
+#          '-- the worker ended in READY, ATTACHED or RESTORING
+#
+#     each of these -- release_device --> RELEASING -- drivers reattached --> ENDED
+#     each of these -- unplugged, or the only try has failed --------------> ENDED
 
-    def __init__(self, record: DeviceRecord, chronicle: Chronicle) -> None:
+
+class Device:
+    """The state machine above: `DeviceClaimer`, `Reservations` and events of the worker move it."""
+
+    def __init__(self, record: DeviceRecord, chronicle: Chronicle, hung: Child | None = None) -> None:
         self.record = record
+        """As it was listed last."""
         self.state = ClaimState.CLAIMING
-        self.worker: Child | None = None
-        self.wire_device: UsbDevice | None = None
-        self.device: ClaimedDevice | None = None
-        self.reservation: int | None = None
         self.failure: Failure | None = None
         self._chronicle = chronicle
-        self._session: _Session | None = None
-        self.detached_by: str | None = None
-        """The user who ends the session; the history then names that user as the reason."""
-        self._held_since: float | None = None
-        """Of the monotonic clock, in seconds: when the worker took the device; None: it has none."""
-        self._is_gone = False
+        self._change = asyncio.Event()
+
+        # from the first try until it is released or unplugged
+        self.task: asyncio.Task[None] | None = None
+        """Claims the device, again after each worker that ended."""
+        self.recheck = asyncio.Event()
+        """Set when the device has changed; cuts a retry delay short."""
+
+        # while a worker holds it
+        self.worker: Child | None = None
+        self.wire_device: UsbDevice | None = None
+        self.claimed: ClaimedDevice | None = None
+        self.is_gone = False
         """Whether the device was unplugged after it was taken."""
+        self.departing: asyncio.Task[None] | None = None
+        """Ends a worker whose device seems to be gone, unless it exits."""
+        self._page: mmap.mmap | None = None
+        self._held_since: float | None = None
+        """Of the monotonic clock, in seconds; None: no worker has it."""
         self._said_gone = False
         """Whether the worker has sent DEVICE_GONE."""
-        self._page: mmap.mmap | None = None
-        self._change = asyncio.Event()
+
+        # while a client is about to use it, or uses it
+        self.reservation: Reservation | None = None
+        self.session: Session | None = None
+
+        # until the port is claimed again
+        self.hung = hung
+        """The last worker of this port that was dismissed and had not ended in time."""
 
     @property
     def shown(self) -> DeviceState:
@@ -117,21 +157,21 @@ class Claim:
             return DeviceState.ATTACHED
         if self.failure is not None:
             return DeviceState.FAILED
-        return DeviceState.NOT_SHARED if self.device is None else DeviceState.SHARED
+        return DeviceState.NOT_SHARED if self.claimed is None else DeviceState.SHARED
 
     @property
     def is_free(self) -> bool:
         return self.state is ClaimState.READY and self.reservation is None
 
     @property
-    def is_gone(self) -> bool:
-        """Whether the device was unplugged after it was taken."""
-        return self._is_gone
+    def is_kept(self) -> bool:
+        """Whether it is claimed, or will be."""
+        return self.state not in (ClaimState.RELEASING, ClaimState.ENDED)
 
     @property
     def client(self) -> str | None:
         """Who uses the device."""
-        return None if self._session is None else self._session.client
+        return None if self.session is None else self.session.client
 
     def taken(self, worker: Child, result: ClaimResult, page: mmap.mmap) -> ClaimedDevice:
         """The worker has the device, which is then free for a client."""
@@ -139,10 +179,10 @@ class Claim:
         self.worker = worker
         self.wire_device = result.device
         self._page = page
-        self._is_gone = self._said_gone  # it may say so directly behind its answer, before we are called
+        self.is_gone = self._said_gone  # it may say so directly behind its answer, before we are called
         self._held_since = time.monotonic()
         self.failure = None
-        device = self.device = ClaimedDevice(
+        claimed = self.claimed = ClaimedDevice(
             device_id=result.device.devid,
             bus_id=result.device.busid,
             vendor_id=result.device.idVendor,
@@ -153,14 +193,15 @@ class Claim:
         )
         self._become(ClaimState.READY)
         self._chronicle.happened(HistoryEvent.CLAIMED, self.record)
-        return device
+        return claimed
 
     def lost(self, next_try: float) -> None:
-        """The worker is gone, and its client with it; another one comes in `next_try` seconds."""
+        """The worker has ended, and its client's session too; the next one starts in `next_try` seconds."""
         assert self.worker is not None, "only what was taken can be lost"
         reason = f"the worker ended with {self.worker.exit}"
-        self._end_session(reason if self.detached_by is None else f"by {self.detached_by}: {reason}")
-        if self._is_gone:  # perhaps it is back already, and claimed again before anybody misses it
+        by = None if self.session is None else self.session.detached_by
+        self._end_session(reason if by is None else f"by {by}: {reason}")
+        if self.is_gone:  # it may be back already, and claimed again before its absence was noticed
             self._end_claim(HistoryEvent.UNPLUGGED)
         else:
             self._end_claim(HistoryEvent.FAILED, reason)
@@ -170,17 +211,13 @@ class Claim:
         self._become(ClaimState.CLAIMING)
 
     def ended(self, event: HistoryEvent) -> None:
-        """The claim is over: RELEASED by us, UNPLUGGED, or FAILED at the first try."""
+        """No worker has it from here on: RELEASED by us, UNPLUGGED, or FAILED at the first try."""
         self._end_session(_LAST_WORDS[event])
         self._clear()
-        self._become(ClaimState.ENDED)
-        is_told = self._is_gone if event is HistoryEvent.UNPLUGGED else self._held_since is None
+        self._become(ClaimState.RELEASING if event is HistoryEvent.RELEASED else ClaimState.ENDED)
+        is_told = self.is_gone if event is HistoryEvent.UNPLUGGED else self._held_since is None
         if not is_told:
             self._end_claim(event)
-
-    def vanished(self) -> None:
-        """The device was unplugged, whether its worker knows that or not."""
-        self._is_gone = True
 
     def failed(self, error: UsbipdError, next_try: float) -> bool:
         """The device could not be taken (again); tried once more in `next_try` seconds.
@@ -195,35 +232,32 @@ class Claim:
             self._chronicle.happened(HistoryEvent.FAILED, self.record, reason=error.message)
         return news
 
-    def reserve(self, reservation: int) -> None:
-        """Keep a free device for the client with that reservation."""
-        self.reservation = reservation
-
     def unreserve(self) -> None:
         """The client left before it had the device."""
         self.reservation = None
-        self._announce()
+        self._become(self.state)
 
     def attached(self, client: str) -> None:
         """The reservation has become a session."""
         self.reservation = None
         counters = self.counters()
         moved = (0, 0) if counters is None else (counters.bytes_in, counters.bytes_out)
-        self._session = _Session(client, time.monotonic(), *moved)
+        self.session = Session(client, time.monotonic(), *moved)
         self._become(ClaimState.ATTACHED)
         self._chronicle.happened(HistoryEvent.ATTACHED, self.record, client=client)
 
-    def heard(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Handle an event from the worker.  Raises `IPCError` if it does not fit the state.
 
         DETACHED and RESTORED are valid once per ATTACH, in this order, and DEVICE_GONE once.  So the work
         that events cause (history, watchers) is bounded by the number of attachments.
         """
-        if self.state is ClaimState.ENDED:
-            return  # said before it read that it is to give its device back
+        if not self.is_kept:
+            return  # sent before it read that it is to release its device
         if event.event is EventName.DETACHED and self.state is ClaimState.ATTACHED:
             assert isinstance(event.parameters, DetachedParameters)
-            by = self.detached_by
+            assert self.session is not None, "attached"
+            by = self.session.detached_by
             self._end_session(event.parameters.reason if by is None else f"by {by}")
             self._become(ClaimState.RESTORING)
         elif event.event is EventName.RESTORED and self.state is ClaimState.RESTORING:
@@ -231,7 +265,7 @@ class Claim:
         elif event.event is EventName.DEVICE_GONE and not self._said_gone:
             self._said_gone = True
             if self.worker is not None:
-                self.vanished()
+                self.is_gone = True
         else:
             raise IPCError(f"{event.event} while {self.state.value}", code="bad-message")
 
@@ -249,16 +283,15 @@ class Claim:
 
     async def changed(self, seconds: float) -> bool:
         """Whether anything changes within `seconds`."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._change.wait()
-        except TimeoutError:
-            return False
-        return True
+        return await _is_set_within(seconds, self._change)
+
+    async def pause(self, seconds: float) -> None:
+        """Wait until the next try: for `seconds`, or until a recheck is due."""
+        await _is_set_within(seconds, self.recheck)
+        self.recheck.clear()
 
     def _end_session(self, reason: str) -> None:
-        session, counters, self._session = self._session, self.counters(), None
-        self.detached_by = None
+        session, counters, self.session = self.session, self.counters(), None
         if session is None:
             return
         moved_in, moved_out = (0, 0) if counters is None else (counters.bytes_in, counters.bytes_out)
@@ -279,14 +312,53 @@ class Claim:
         self._chronicle.happened(event, self.record, reason=reason, seconds=seconds)
 
     def _clear(self) -> None:
-        self.worker = self.wire_device = self.device = self.reservation = self._page = None
+        self.worker = self.wire_device = self.claimed = self._page = self.reservation = None
         self._said_gone = False
 
     def _become(self, state: ClaimState) -> None:
         self.state = state
-        self._announce()
-
-    def _announce(self) -> None:
         self._change.set()
         self._change = asyncio.Event()
         self._chronicle.changed()
+
+
+async def _is_set_within(seconds: float, event: asyncio.Event) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False
+
+
+def report_device(record: DeviceRecord, device: Device | None, drivers: list[str]) -> DeviceReport:
+    """The device with what is known of it; `drivers` hold its interfaces on this host."""
+    claimed = counters = failure = None
+    if device is not None:
+        claimed, counters, failure = device.claimed, device.counters(), device.failure
+    if claimed is not None:
+        drivers = list(drivers)
+        with contextlib.suppress(ValueError):
+            drivers.remove(USBFS)  # that is our own worker
+    return DeviceReport(
+        busid=record.busid,
+        vendor_id=record.vendor_id,
+        product_id=record.product_id,
+        serial=record.serial,
+        manufacturer=record.manufacturer,
+        product=record.product,
+        speed=record.speed.label,
+        device_class=record.device_class,
+        drivers=drivers,
+        simulated=record.simulated is not None,
+        state=DeviceState.NOT_SHARED if device is None else device.shown,
+        client=None if device is None else device.client,
+        claim_method=None if claimed is None else claimed.claim_method,
+        claim_time=None if claimed is None else claimed.claim_time,
+        worker_pid=None if device is None or device.worker is None else device.worker.pid,
+        error=None if failure is None else failure.error.message[:LONGEST_TEXT],
+        advice=None if failure is None else (failure.error.advice or "")[:LONGEST_TEXT] or None,
+        next_try=None if failure is None else failure.next_try,
+        counters=counters,
+        rate=None if device is None else device.rate(),
+        latency=None if counters is None else latency_of(counters),
+    )
