@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from usbipd.counters import read_blocked, read_counters, read_rate
 from usbipd.errors import ClaimError, IPCError, UsbipdError
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.supervisor import Child
@@ -23,7 +24,6 @@ from usbipd.ipc.messages import EventName
 from usbipd.ipc.reports import Counters, DeviceState, HistoryEvent, Rate
 from usbipd.protocol.op import UsbDevice
 from usbipd.usb.discovery import DeviceRecord
-from usbipd.worker.report import read_blocked, read_counters, read_rate
 
 
 class ClaimState(Enum):

@@ -3,11 +3,11 @@
 import contextlib
 from typing import Final
 
+from usbipd.counters import latency_of
 from usbipd.extension.claim import Claim
 from usbipd.ipc.reports import DeviceReport, DeviceState
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.ownership import USBFS
-from usbipd.worker.report import latency_of
 
 LONGEST_TEXT: Final = 1000
 """Characters of an error and of an advice that are told: a worker has had a say in it."""

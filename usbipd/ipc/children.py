@@ -129,7 +129,7 @@ class SimulatedSpec(Message, frozen=True):
 
 
 class ClaimParameters(Message, frozen=True):
-    """Take this device.  Carries the descriptor of the counter page (`worker/report.py`)."""
+    """Take this device.  Carries the descriptor of the counter page (`counters.py`)."""
 
     busid: str
     busnum: int
