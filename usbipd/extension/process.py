@@ -42,10 +42,10 @@ from usbipd.ipc.children import Confinement, ServeParameters, SimulatedSpec
 from usbipd.ipc.reports import DeviceReport, DeviceState, HistoryEvent
 from usbipd.protocol.constants import USBIP_PORT
 from usbipd.spelling import Spelling
-from usbipd.usb.discovery import DeviceDiscovery, DeviceSource, host_devices
+from usbipd.usb.discovery import DeviceDiscovery, DeviceSource
+from usbipd.usb.host import host_devices, host_ownership
 from usbipd.usb.hotplug import Hotplug
 from usbipd.usb.libusb_version import log_loaded
-from usbipd.usb.ownership import host_ownership
 
 if TYPE_CHECKING:
     from usbipd.usb.power import PowerWatch

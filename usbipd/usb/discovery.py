@@ -7,7 +7,6 @@ deadline.
 
 import asyncio
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -192,17 +191,6 @@ class DeviceDiscovery:
         if self._is_overdue:
             self._is_overdue = False
             self._on_late()
-
-
-def host_devices(*, offer_imported: bool = False) -> HostDevices:
-    """Those of this platform."""
-    if sys.platform == "linux":
-        from usbipd.usb.sysfs_devices import SysfsDevices
-
-        return SysfsDevices(offer_imported=offer_imported)
-    from usbipd.usb.registry_devices import RegistryDevices  # its compiled part exists on macOS only
-
-    return RegistryDevices()
 
 
 def _retrieve(future: asyncio.Future[Listing] | asyncio.Future[list[DeviceRecord]]) -> None:
