@@ -33,14 +33,15 @@ from usbipd.extension.manager import SystemExtensionManager
 from usbipd.extension.monitor import StatusMonitor
 from usbipd.extension.network import NetworkServer
 from usbipd.extension.reservations import Reservations
-from usbipd.extension.simulation import SimulatedBus
 from usbipd.extension.store import Store
 from usbipd.extension.supervisor import Supervisor, seal_descriptors
 from usbipd.extension.usb_stack import host_stack
 from usbipd.extension.worker_confinement import WorkerConfinement
-from usbipd.ipc.children import Confinement, ServeParameters, SimulatedSpec
+from usbipd.ipc.children import Confinement, ServeParameters
 from usbipd.ipc.reports import DeviceReport, DeviceState, HistoryEvent
 from usbipd.protocol.constants import USBIP_PORT
+from usbipd.simulated.bus import SimulatedBus
+from usbipd.simulated.spec import SimulatedSpec
 from usbipd.spelling import Spelling
 from usbipd.usb.discovery import DeviceDiscovery, DeviceSource
 from usbipd.usb.host import host_devices, host_ownership

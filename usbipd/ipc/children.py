@@ -10,6 +10,7 @@ from usbipd.ipc.reports import DeviceMemory
 from usbipd.ipc.row import CommandRow, EventRow, Role, Table
 from usbipd.privileges import RunAs
 from usbipd.protocol.op import UsbDevice
+from usbipd.simulated.spec import SimulatedSpec
 
 # ---- server and extension ------------------------------------------------------------------------
 
@@ -119,13 +120,6 @@ class ReservationParameters(Message, frozen=True):
 
 
 # ---- extension and worker ------------------------------------------------------------------------
-
-
-class SimulatedSpec(Message, frozen=True):
-    """Which simulated device a worker is to be, with its options as the user wrote them."""
-
-    name: str
-    options: dict[str, str]
 
 
 class ClaimParameters(Message, frozen=True):

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from usbipd.errors import UsbipdError
-from usbipd.ipc.children import SimulatedSpec
 from usbipd.protocol.constants import Speed
+from usbipd.simulated.spec import SimulatedSpec
 from usbipd.usb.daemon_thread import call_in_daemon_thread
 
 LIST_TIME: Final = 3.0

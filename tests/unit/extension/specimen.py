@@ -11,7 +11,6 @@ from usbipd.extension.claim import ClaimedDevice, ClaimState, Failure
 from usbipd.extension.health import Check
 from usbipd.extension.subject import Finding, Host, Subject
 from usbipd.extension.supervisor import Child
-from usbipd.ipc.children import SimulatedSpec
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.reports import (
@@ -24,6 +23,7 @@ from usbipd.ipc.reports import (
 )
 from usbipd.ipc.row import Role
 from usbipd.protocol.constants import Speed
+from usbipd.simulated.spec import SimulatedSpec
 from usbipd.usb.discovery import DeviceRecord
 
 PATIENCE = 20.0

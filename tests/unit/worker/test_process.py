@@ -26,7 +26,6 @@ from usbipd.ipc.children import (
     Confinement,
     DetachedParameters,
     LogParameters,
-    SimulatedSpec,
 )
 from usbipd.ipc.conversation import Conversation, Event, Request, Response, read_result, request_frame
 from usbipd.ipc.framing import send_some
@@ -36,6 +35,7 @@ from usbipd.privileges import RunAs
 from usbipd.protocol.constants import LINUX_EPROTO
 from usbipd.simulated.catalog import create
 from usbipd.simulated.loopback import Loopback
+from usbipd.simulated.spec import SimulatedSpec
 from usbipd.worker import process
 from usbipd.worker.claim import HeldSimulation
 from usbipd.worker.process import Worker
