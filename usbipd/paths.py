@@ -20,6 +20,8 @@ from usbipd.errors import UsbipdError
 from usbipd.trusted_file import UntrustedError, open_trusted
 
 CHROOT: Final = "empty"
+DATABASE: Final = "usbipd.sqlite"
+"""The store of bindings, claims and history, in the state directory."""
 
 _RUNTIME_IS_ROOTS: Final = sys.platform != "darwin"
 """Whether root alone can write the system's directory of runtime files.  On macOS /var/run may be writable by

@@ -16,7 +16,6 @@ from usbipd.cli.connection import ControlConnection, start_command
 from usbipd.cli.quantity import format_time
 from usbipd.control_socket import has_listener
 from usbipd.errors import ExtensionUnreachableError, UsageError, UsbipdError
-from usbipd.extension.store_file import DATABASE
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.reports import CheckReport, CheckState, HealthResult, StatusResult
 from usbipd.protocol.constants import USBIP_PORT
@@ -176,7 +175,7 @@ def check_libusb() -> CheckReport:
 def check_state() -> CheckReport:
     """Whether what outlives the daemon can be read."""
     try:
-        store = paths.state_directory() / DATABASE
+        store = paths.state_directory() / paths.DATABASE
         with store.open("rb") as file:
             file.read(1)
     except UsbipdError as error:

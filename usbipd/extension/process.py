@@ -27,8 +27,6 @@ from usbipd.extension import service_manager
 from usbipd.extension.bindings import Bindings
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.control import Answers, IPCHandler
-from usbipd.extension.host_needs import check_host
-from usbipd.extension.log_file import STDERR, LogFile
 from usbipd.extension.manager import SystemExtensionManager
 from usbipd.extension.monitor import StatusMonitor
 from usbipd.extension.network import NetworkServer
@@ -37,8 +35,10 @@ from usbipd.extension.store import Store
 from usbipd.extension.supervisor import Supervisor, seal_descriptors
 from usbipd.extension.usb_stack import host_stack
 from usbipd.extension.worker_confinement import WorkerConfinement
+from usbipd.host_needs import check_host
 from usbipd.ipc.children import Confinement, ServeParameters
 from usbipd.ipc.reports import DeviceReport, DeviceState, HistoryEvent
+from usbipd.log_file import STDERR, LogFile
 from usbipd.protocol.constants import USBIP_PORT
 from usbipd.simulated.bus import SimulatedBus
 from usbipd.simulated.spec import SimulatedSpec
