@@ -1,4 +1,4 @@
-"""The extension's main: brings the daemon up, prints what is shared, and takes it down.  Called by `__main__`.
+"""The extension's main: brings the daemon up, prints what is shared, and takes it down.
 
 Up: runtime directory, control socket (so that a second daemon stops here), store, server, claims.  Down, on
 SIGINT, SIGTERM or SIGHUP: listen no more, give every device back, remove what was made; in less than two

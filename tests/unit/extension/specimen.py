@@ -9,8 +9,9 @@ from typing import Any
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.extension.claim import ClaimedDevice, ClaimState, Failure
 from usbipd.extension.health import Check
-from usbipd.extension.subject import Finding, Host, Subject
+from usbipd.extension.subject import Host, Subject
 from usbipd.extension.supervisor import Child
+from usbipd.findings import Finding
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.reports import (

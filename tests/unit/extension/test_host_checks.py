@@ -21,9 +21,8 @@ from tests.unit.extension.specimen import (
     mac,
     subject,
 )
-from usbipd import privileges
+from usbipd import launchd, privileges
 from usbipd.errors import UsbipdError
-from usbipd.extension import host_checks
 from usbipd.extension.host_checks import (
     check_confinement,
     check_devices,
@@ -293,7 +292,7 @@ def test_launchd_job_not_installed(tmp_path: Path) -> None:
 
 
 def test_launchctl_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_checks, "LAUNCHCTL_TIMEOUT", 0.1)
+    monkeypatch.setattr(launchd, "TIMEOUT", 0.1)
     pid = tmp_path / "pid"
     host = mac(launch_daemon=job(tmp_path), launchctl=launchctl(tmp_path, f"echo $$ >{pid}; exec sleep 1000"))
     found = finding(check_launchd, subject(host=host))
