@@ -43,7 +43,7 @@ export FUZZ_EXAMPLES ?= 300
     sanitized asan fuzz clean
 
 # Values that the shell is to take as they are reach it by the environment.
-deps $(BIN)/python uninstall test-deps test-mac test-python314 sanitized e2e-deps bench: export PYTHON := $(PYTHON)
+deps $(BIN)/python uninstall test-deps test-mac test-python314 sanitized e2e-deps e2e bench: export PYTHON := $(PYTHON)
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -175,6 +175,8 @@ e2e-deps:  ## install what the tests in a virtual machine need, if it is missing
 	@packaging/install-deps "$$PYTHON" e2e
 
 e2e: build binary man completions e2e-deps  ## a real kernel in a virtual machine uses what usbipd shares
+	@packaging/install-deps "$$PYTHON" mac
+	$(BIN)/python -m tests.mac.build ours
 	$(BIN)/python -m pytest tests/e2e -v
 
 soak: export KILLS = 200
@@ -202,7 +204,8 @@ lint: build  ## ruff, mypy --strict, cython-lint, shellcheck, schema and audit (
 	$(BIN)/cython-lint cython
 	$(BIN)/shellcheck --external-sources packaging/install-deps packaging/completions/busids.bash $(wildcard .ci/*) \
 	    $(wildcard tests/e2e/*.sh tests/e2e/*/*.sh) packaging/macos/launchd.sh packaging/macos/usbipd-uninstall \
-	    $(wildcard packaging/macos/scripts/* packaging/macos/release/*) $(wildcard tests/unit/packaging/fake_macos/*)
+	    $(wildcard packaging/macos/scripts/* packaging/macos/release/*) $(wildcard tests/unit/packaging/fake_macos/*) \
+	    tests/mac/as_mac/programs/launchctl tests/mac/as_mac/programs/sysctl
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows $(wildcard .github/workflows/*)
 	$(BIN)/zizmor --offline --no-progress --quiet --strict-collection --persona auditor --config .github/zizmor.yml \
 	    $(wildcard .github/workflows/*)

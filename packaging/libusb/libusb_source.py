@@ -1,6 +1,6 @@
 """libusb's source, checked and with our patches.  Runs in builds of libusb: for macOS, and for tests.
 
-It is upstream's own archive of a release; tests take Debian's where there is apt.  LIBUSB_SOURCE names a
+It is upstream's own archive of a release; tests take Debian's on a Debian.  LIBUSB_SOURCE names a
 directory, or another archive that is known here.
 """
 
@@ -95,26 +95,31 @@ def upstream() -> Path:
 
 
 def for_tests() -> Path:
-    """LIBUSB_SOURCE, or else what this system can have at once.  Raises `SourceError`."""
-    return named() or (debian() if shutil.which("apt-get") else upstream())
+    """LIBUSB_SOURCE, or else Debian's archive on a Debian, upstream's elsewhere.  Raises `SourceError`."""
+    if given := named():
+        return given
+    mirror = _mirror()
+    return debian(mirror) if mirror else upstream()
 
 
-def debian() -> Path:
-    """The archive in Debian's source package, had with apt's own mirror and a list of sources of ours.
+def _mirror() -> str | None:
+    """Where apt gets packages of Debian from; None: there is no apt, or it gets none."""
+    if shutil.which("apt-get") is None:
+        return None
+    found = _apt("indextargets", "--format", "$(REPO_URI)", "Identifier: Packages", "Label: Debian").split()
+    return found[0] if found else None
 
-    Raises `SourceError`.
-    """
+
+def debian(mirror: str) -> Path:
+    """The archive in Debian's source package, from a list of sources of ours.  Raises `SourceError`."""
     directory = BUILD / "debian"
     if found := list(directory.glob(DEBIAN_ARCHIVE)):
         return found[0]
     shutil.rmtree(directory, ignore_errors=True)
     for name in ("lists/partial", "cache/archives/partial"):
         (directory / name).mkdir(parents=True)
-    mirror = _apt("indextargets", "--format", "$(REPO_URI)", "Identifier: Packages", "Label: Debian")
-    if not mirror:
-        raise SourceError("apt has no mirror of Debian: LIBUSB_SOURCE=PATH names an archive or a directory")
     (directory / "sources.list").write_text(
-        f"deb-src [signed-by={DEBIAN_KEYS}] {mirror.split()[0]} {DEBIAN_SUITE} main\n"
+        f"deb-src [signed-by={DEBIAN_KEYS}] {mirror} {DEBIAN_SUITE} main\n"
     )
     own = (
         *("-o", f"Dir::Etc::sourcelist={directory}/sources.list", "-o", "Dir::Etc::sourceparts=-"),

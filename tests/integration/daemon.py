@@ -82,15 +82,23 @@ class Daemon:
 
     command: Sequence[str] = COMMAND
     """What is started."""
+    user_command: Sequence[str] = USBIPD
+    """What a user asks it by."""
 
-    def __init__(self, directory: Path, simulate: str = SIMULATE, config: str = "", *options: str) -> None:
-        """`config` is the text of its usbipd.toml; `options` are further ones of its command line."""
+    def __init__(
+        self, directory: Path, simulate: str | None = SIMULATE, config: str = "", *options: str
+    ) -> None:
+        """`config` is the text of its usbipd.toml; `options` are further ones of its command line.
+
+        `simulate`: None is a daemon that shares the devices of its host.
+        """
         self.directory = directory
         self.socket = directory / "control.sock"
         file = directory / "usbipd.toml"
         file.write_text(config)
-        self.devices = len(catalog.parse_simulate(simulate))
-        arguments = ["--run", "--listen", "127.0.0.1:0", "--simulate", simulate]
+        self.devices = 0 if simulate is None else len(catalog.parse_simulate(simulate))
+        arguments = ["--run", "--listen", "127.0.0.1:0"]
+        arguments += [] if simulate is None else ["--simulate", simulate]
         arguments += ["--socket", str(self.socket), "--config", str(file), *options]
         self.process = subprocess.Popen(
             [*self.command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -119,7 +127,7 @@ class Daemon:
     def usbipd(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """What the user's command does, with this daemon."""
         return subprocess.run(
-            [*USBIPD, *arguments, "--socket", str(self.socket)],
+            [*self.user_command, *arguments, "--socket", str(self.socket)],
             capture_output=True,
             text=True,
             timeout=PATIENCE,
@@ -135,7 +143,7 @@ class Daemon:
     def status(self) -> dict[str, Any]:
         """What `usbipd-ext --status --json` says."""
         answer = subprocess.run(
-            [*COMMAND, "--status", "--json", "--socket", str(self.socket)],
+            [*self.command, "--status", "--json", "--socket", str(self.socket)],
             capture_output=True,
             text=True,
             timeout=PATIENCE,

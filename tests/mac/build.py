@@ -92,10 +92,16 @@ def build(variant: str = "stock") -> Path:
         state = _state(libusb, variant)
         stamp = directory / ".state"
         if not stamp.exists() or stamp.read_text() != state:
-            shutil.rmtree(directory, ignore_errors=True)
-            directory.mkdir(parents=True)
-            _compile(libusb, variant, directory)
-            stamp.write_text(state)
+            new, old = (HERE / f"{variant}.{end}" for end in ("new", "old"))
+            for each in (new, old):
+                shutil.rmtree(each, ignore_errors=True)
+            new.mkdir(parents=True)
+            _compile(libusb, variant, new)
+            (new / ".state").write_text(state)
+            if directory.exists():
+                directory.rename(old)  # a process that is just starting finds the old one or the new one
+            new.rename(directory)
+            shutil.rmtree(old, ignore_errors=True)
         return directory
 
 

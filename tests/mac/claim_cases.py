@@ -1,5 +1,6 @@
 """The claim over libusb's darwin backend.  test_worker.py runs it, in a process of its own."""
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -16,6 +17,7 @@ from usbipd.protocol.constants import Speed
 def keyboard() -> Iterator[Device]:
     device = mac().plug(drivers={0: "hid"})
     yield device
+    gc.collect()  # a claim that an exception's traceback refers to still has its context
     device.unplug()
 
 
@@ -57,7 +59,8 @@ def test_a_driver_that_stays_keeps_its_interface() -> None:
     assert raised.value.code == "LIBUSB_ERROR_ACCESS"
     disk.until("captured", False)
     disk.until("drivers", [0])
-    del claim
+    del claim, raised
+    gc.collect()
     mac().switch(storage_driver_stays=False)
     disk.unplug()
 

@@ -124,15 +124,15 @@ def test_a_registry_that_changes_is_read_again(device: Device) -> None:
     assert "IOSomething" not in classes
 
 
-def test_sleep_and_wake_are_told() -> None:
+def test_sleep_and_wake_are_reported() -> None:
     find_iokit()
     from usbipd._iokit import PowerListener
 
-    told: list[str] = []
+    changes: list[str] = []
     woken = threading.Event()
 
     def on_change(change: str) -> None:
-        told.append(change)
+        changes.append(change)
         if change == "wakes":
             woken.set()
 
@@ -140,7 +140,7 @@ def test_sleep_and_wake_are_told() -> None:
     assert mac().sleep()
     mac().wake()
     assert woken.wait(10)
-    assert told == ["sleeps", "wakes"]
+    assert changes == ["sleeps", "wakes"]
     listener.close()
     assert mac().call("power_listeners") == 0
 

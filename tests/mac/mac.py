@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any, Final, Self, cast
 
@@ -29,11 +30,14 @@ class Mac:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(str(path))
         self._reader = self._socket.makefile("rb")
+        self._lock = threading.Lock()
 
     def call(self, name: str, *positional: object, **named: object) -> Any:
-        self._socket.sendall(frame(Call.CONTROL, pickle.dumps((name, positional, named)), 1))
-        length, _, _, _ = HEADER.unpack(self._reader.read(HEADER.size))
-        succeeded, result = pickle.loads(self._reader.read(length)[4:])
+        """What a method of `Control` returns or raises.  Any thread; one call at a time."""
+        with self._lock:
+            self._socket.sendall(frame(Call.CONTROL, pickle.dumps((name, positional, named)), 1))
+            length, _, _, _ = HEADER.unpack(self._reader.read(HEADER.size))
+            succeeded, result = pickle.loads(self._reader.read(length)[4:])
         if not succeeded:
             raise result
         return result
@@ -199,7 +203,7 @@ class OwnMac(Mac):
         self.process.stdin.close()
         self.process.wait(10)
         self.process.stdout.close()
-        shutil.rmtree(self.directory)
+        shutil.rmtree(self.directory, ignore_errors=True)
         assert problems == [], problems
 
     def __enter__(self) -> Self:

@@ -17,6 +17,7 @@ import usb1
 
 from tests.mac.kernel import errors
 from tests.mac.rig import mac
+from usbipd._claim import Claim
 
 LIBRARY: Final = ctypes.CDLL("libusb-1.0.so.0")
 ROUNDS: Final = 60
@@ -160,6 +161,16 @@ def reset() -> int:
     mac().plug()
     context = Context()
     return int(LIBRARY.libusb_reset_device(context.open_first()))
+
+
+@case
+def give_back() -> list[str]:
+    """A claim's problems at its end, which enumerates the device again in the same way."""
+    mac().switch(reenumeration_waits=True, reenumeration_seconds=0.05)
+    device = mac().plug(drivers={0: "hid"})
+    claim = Claim(*device.busid, as_on_macos=True)
+    claim.take()
+    return claim.give_back()
 
 
 @case

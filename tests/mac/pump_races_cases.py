@@ -23,7 +23,7 @@ from tests.mac.pump_rig import (
     PumpRig,
     fresh_switches,
 )
-from tests.mac.rig import PATIENCE, mac
+from tests.mac.rig import PATIENCE
 from tests.urb import Command, RetSubmit, Submit
 from usbipd.protocol.constants import LINUX_ECONNRESET, LINUX_EILSEQ, LINUX_EPIPE, URB_ZERO_PACKET
 
@@ -81,6 +81,7 @@ class PumpRaces(RuleBasedStateMachine):
         halted: bool,
     ) -> None:
         fresh_switches(
+            reenumeration_changes_address=False,
             abort_reports_bytes=reports,
             abort_reversed=is_reversed,
             abort_code=code,
@@ -88,7 +89,7 @@ class PumpRaces(RuleBasedStateMachine):
             stall_ends_queue=ends_queue,
             halted_at_first_use=halted,
         )
-        self.rig = PumpRig(mac().plug())
+        self.rig = PumpRig()
         self.endpoints = {address: Endpoint() for address in PACKETS}
         self.batch: list[Command] = []
         """Sent with the next turn."""

@@ -3,6 +3,7 @@ software Mac.
 """
 
 import ctypes
+import functools
 import os
 import time
 from collections.abc import Iterator
@@ -59,16 +60,28 @@ def fresh_switches(**values: Any) -> None:
     mac().switch(**{**asdict(Switches()), **values})
 
 
+@functools.cache
+def shared_device() -> Device:
+    """One for all tests of a process; each claim that is given back makes it as good as new.
+
+    A device that is pulled out as soon as it was plugged in crashes a libusb of up to 1.0.30.  A process
+    whose libusb has enumerated a device again goes on with the old address, so this one keeps it.
+    """
+    return mac().plug()
+
+
 class PumpRig(MacRig):
-    """The pump of a device of the Mac, which is pulled out in the end.
+    """The pump of a device of the Mac, of `shared_device` if none is named.
 
     Transfers end on threads of libusb, so a reply may need some turns: `exchange` waits for none,
     `replies_to` does.
     """
 
-    def __init__(self, usb: Device) -> None:
-        self.usb = usb
-        super().__init__(usb)
+    def __init__(self, usb: Device | None = None) -> None:
+        self.usb = usb or shared_device()
+        for address in (OUT, INTERRUPT_OUT, OUT_1):
+            self.usb.taken(address)
+        super().__init__(self.usb)
 
     def replies_to(self, *commands: Command, count: int | None = None) -> list[Reply]:
         """Sends all in one write, and waits for so many replies, one each unless `count` says how many."""
@@ -115,9 +128,11 @@ class PumpRig(MacRig):
         assert reply.status == 0
 
     def close(self) -> None:
-        """The device is given back and pulled out."""
+        """As a worker does it: the device is made ready for others, then given back."""
+        assert self.finish()
+        if not (self.pump.gone or self.pump.unclaimed):
+            assert self.pump.restore() == 0
         super().close()
-        self.usb.unplug()
 
 
 def address_of(urb: Submit) -> int:

@@ -4,6 +4,7 @@
 client.
 """
 
+import ctypes
 import functools
 import os
 import time
@@ -24,6 +25,7 @@ PATIENCE: Final = 10.0
 
 @functools.cache
 def mac() -> Mac:
+    assert hasattr(ctypes.CDLL("libusb-1.0.so.0"), "software_mac_values"), "this process's libusb is not ours"
     return Mac(Path(os.environ[VARIABLE]))
 
 

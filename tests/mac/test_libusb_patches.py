@@ -21,11 +21,11 @@ TIMEOUT: Final = 120.0
 Process = subprocess.CompletedProcess[str]
 
 
-def run(case: str, variant: str, kernel: OwnMac) -> Process:
+def run(case: str, variant: str, kernel: OwnMac, **more: str) -> Process:
     """A case of patch_cases.py.  Memory that is freed is overwritten: mallopt(3), M_PERTURB."""
     return subprocess.run(
         [sys.executable, "-m", "tests.mac.patch_cases", case],
-        env={**kernel.environment(build(variant)), "MALLOC_PERTURB_": "165"},
+        env={**kernel.environment(build(variant)), "MALLOC_PERTURB_": "165", **more},
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -33,8 +33,8 @@ def run(case: str, variant: str, kernel: OwnMac) -> Process:
     )
 
 
-def seen(case: str, variant: str, kernel: OwnMac) -> str:
-    done = run(case, variant, kernel)
+def seen(case: str, variant: str, kernel: OwnMac, **more: str) -> str:
+    done = run(case, variant, kernel, **more)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip()
 
@@ -73,12 +73,13 @@ def test_a_context_without_discovery(variant: str, kernel: OwnMac) -> None:
     assert found == {**expected[variant], "reset": 0, "told that its own has left": True}
 
 
-def test_reset(kernel: OwnMac) -> None:
-    done = run("reset", "stock", kernel)
+@pytest.mark.parametrize(("case", "expected"), [("reset", "0"), ("give_back", "[]")])
+def test_reset(case: str, expected: str, kernel: OwnMac) -> None:
+    done = run(case, "stock", kernel, SOFTWARE_MAC_STRICT="1")
     assert done.returncode == -signal.SIGABRT
     assert "an interface of a device was released during a call of it" in done.stderr
     with OwnMac() as mac:
-        assert seen("reset", "ours", mac) == "0"
+        assert seen(case, "ours", mac, SOFTWARE_MAC_STRICT="1") == expected
 
 
 @pytest.mark.slow

@@ -51,17 +51,8 @@ class DeviceRecord:
     product: str | None
     simulated: SimulatedSpec | None = None
     registry_id: int | None = None
-    """Of the device's entry in the IORegistry; None where there is none."""
-
-    @property
-    def session(self) -> int:
-        """Which enumeration of the device this is: a new number each time that it is plugged in or, on macOS,
-        given back to its drivers.  A capture or a reset does not change it.
-
-        On macOS devnum may change within a session.  On Linux it is new whenever a device is enumerated
-        (choose_devnum in drivers/usb/core/hub.c).
-        """
-        return self.devnum if self.registry_id is None else self.registry_id
+    """Of the device's entry in the IORegistry; None on Linux.  It changes whenever the device is enumerated:
+    when it is plugged in, and when a capture ends; not when one begins."""
 
 
 class DeviceSource(Protocol):

@@ -111,27 +111,29 @@ class IORegistryOwnership:
         if points := self.in_use(busid):
             raise _refusal(busid, f"it is still mounted on {', '.join(points)}")
 
-    def give_back(self, busid: str, session: int | None = None) -> None:
+    def give_back(self, busid: str) -> None:
         """As in `Ownership`: has macOS enumerate a device again whose capture has outlived its process.
 
         A device that a driver or a running process holds is left alone.  Only root can capture, so without
-        root nothing is done.  Blocks until the device is back, with another session: `REFUSAL_TIME` and
-        `RETURN_TIME` at most.  Raises `ClaimError`, code "not-released", if it does not come back, and
-        `UsbipdError` if the IORegistry cannot be read.
+        root nothing is done.  A device without drivers looks the same captured or not: it is enumerated again
+        in both cases.  Blocks until the device is back: `REFUSAL_TIME` and `RETURN_TIME` at most.  Raises
+        `ClaimError`, code "not-released", if it does not come back, and `UsbipdError` if the IORegistry
+        cannot be read.
         """
         if os.geteuid() != 0:
             return
         deadline = time.monotonic() + REFUSAL_TIME
-        while (device := _left_captured(busid, session)) is not None:
-            session = device.registry_id
+        registry_id: int | None = None
+        while (device := _left_captured(busid, registry_id)) is not None:
+            registry_id = device.registry_id
             try:
-                reenumerate(session)
+                reenumerate(registry_id)
             except UsbipdError as error:
                 if time.monotonic() > deadline:
                     raise _not_released(busid, error.message) from error
                 time.sleep(LOOK_INTERVAL)
             else:
-                _await_return(busid, session)
+                _await_return(busid, registry_id)
 
     def _unmount_disk(self, busid: str, disk: str) -> None:
         try:
@@ -245,20 +247,20 @@ def _holders(entries: list[Entry]) -> list[Holder]:
     return [holder for holder in found if holder.pid != os.getpid()]
 
 
-def _left_captured(busid: str, session: int | None) -> Device | None:
-    """The device, if it is the one of this session, and no driver and no running process has it."""
+def _left_captured(busid: str, registry_id: int | None) -> Device | None:
+    """The device, if it is still the one with `registry_id`, and no driver and no running process has it."""
     device = _find(busid)
-    if device is None or session not in (None, device.registry_id):
+    if device is None or registry_id not in (None, device.registry_id):
         return None
     holders = _holders(_entries_of(device))
     is_held = any(holder.pid is None or psutil.pid_exists(holder.pid) for holder in holders)
     return None if is_held else device
 
 
-def _await_return(busid: str, session: int) -> None:
-    """Returns when the device has another session.  Raises `ClaimError`."""
+def _await_return(busid: str, registry_id: int) -> None:
+    """Returns when the device has been enumerated again.  Raises `ClaimError`."""
     deadline = time.monotonic() + RETURN_TIME
-    while (device := _find(busid)) is None or device.registry_id == session:
+    while (device := _find(busid)) is None or device.registry_id == registry_id:
         if time.monotonic() > deadline:
             raise _not_released(busid, f"it has not come back within {RETURN_TIME:.0f} s")
         time.sleep(LOOK_INTERVAL)

@@ -81,12 +81,10 @@ class Ownership(Protocol):
         `in-use` something that unmounting does not end.
         """
 
-    def give_back(self, busid: str, session: int | None = None) -> None:
+    def give_back(self, busid: str) -> None:
         """Find drivers for the interfaces that have none, as after plugging in.
 
-        `session` is the device's `DeviceRecord.session` of the time when its drivers were detached: a device
-        that has been enumerated since is left alone.  None: it is not known.  Raises `UsbipdError` if the
-        host refuses.
+        Raises `UsbipdError` if the host refuses.
         """
 
 
@@ -170,8 +168,8 @@ class SysfsOwnership:
                 advice="something mounts it by itself: end that, then try again",
             )
 
-    def give_back(self, busid: str, session: int | None = None) -> None:
-        """As in `Ownership`; never raises.  It changes nothing where no driver is missing: in any session."""
+    def give_back(self, busid: str) -> None:
+        """As in `Ownership`; never raises.  For a worker that died before it could give its device back."""
         for _number, interface in self._interfaces(busid):
             if _driver(interface) is None:
                 try:

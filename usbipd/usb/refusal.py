@@ -64,6 +64,14 @@ _ON_MACOS: Final = {
 }
 
 
+_NOT_PERMITTED: Final = "0xe00002e2"  # kIOReturnNotPermitted, IOKit/IOReturn.h
+_SERVICE_REFUSED: Final = _Refusal(
+    "may not be used by a service of this Mac",
+    "stop the service, and run usbipd in a terminal of a user who is logged in: sudo usbipd-ext --run",
+)
+"""Seen by others since macOS 15.3, for storage: launchd's jobs are refused what root has in a terminal."""
+
+
 def explain(
     busid: str, error: UsbipdError, holders: Sequence[Holder], *, platform: str = sys.platform
 ) -> ClaimError:
@@ -75,6 +83,8 @@ def explain(
     refusal = _REFUSALS.get(error.code)
     if platform == "darwin":
         refusal = _ON_MACOS.get(error.code, refusal)
+        if _NOT_PERMITTED in error.message:
+            refusal = _SERVICE_REFUSED
     if refusal is None:
         is_whole = error.message.startswith(busid)
         text = error.message if is_whole else f"{busid} cannot be taken: {error.message}"

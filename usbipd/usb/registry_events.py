@@ -1,10 +1,10 @@
 """Notifications of USB devices from IOKit.  Runs in the extension, on macOS only."""
 
-import asyncio
 from collections.abc import Callable
 
 from usbipd._iokit import DeviceListener
 from usbipd.errors import UsbipdError
+from usbipd.usb.daemon_thread import close_in_time
 
 
 class RegistryListener:
@@ -28,4 +28,4 @@ class RegistryListener:
         """As in `EventListener`."""
         listener, self._listener = self._listener, None
         if listener is not None:
-            await asyncio.to_thread(listener.close)
+            await close_in_time(listener.close)

@@ -88,10 +88,17 @@ class Usbipd(Server):
     ready = re.compile(r"^usbipd \S+ listens on ", re.MULTILINE)
 
     def __init__(
-        self, *options: str, log_level: str = "debug", programs: Path = Path(sys.prefix) / "bin"
+        self,
+        *options: str,
+        log_level: str = "debug",
+        programs: Path = Path(sys.prefix) / "bin",
+        tcp_port: int = PORT,
     ) -> None:
         self._programs = programs
-        super().__init__([self._programs / "usbipd-ext", "--run", "--log-level", log_level, *options])
+        command: list[str | Path] = [self._programs / "usbipd-ext", "--run", "--log-level", log_level]
+        if tcp_port != PORT:
+            command += ["--listen", f"127.0.0.1:{tcp_port}"]
+        super().__init__([*command, *options], tcp_port)
 
     def devices(self) -> list[dict[str, Any]]:
         """The devices of `usbipd list --json`."""

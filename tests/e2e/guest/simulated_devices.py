@@ -3,26 +3,21 @@
 Our daemon offers them, the kernel attaches them by 127.0.0.1, its class drivers and its tools use them.
 """
 
-import array
 import hashlib
-import math
 import os
 import sys
 import time
-import wave
 from functools import cache
 from pathlib import Path
 from typing import Final
 
-import usb.core  # type: ignore[import-untyped]
-
 from tests.e2e.guest import client, v4l2
-from tests.e2e.guest.keys import grabbed, key_events
-from tests.e2e.guest.scenario import Scenario, StepError, check
+from tests.e2e.guest.scenario import Scenario, check
 from tests.e2e.guest.server import Usbipd
-from tests.e2e.guest.streams import Background, check_same, check_tty_echoes
+from tests.e2e.guest.streams import check_same, check_tty_echoes
 from tests.e2e.guest.system import JOB, PATIENCE, run, wait_for
 from tests.e2e.guest.usb import UsbDevice
+from tests.e2e.guest.uses import Loopback, check_tone, check_typing
 from usbipd.simulated import camera
 
 KIB: Final = 1024
@@ -106,10 +101,6 @@ def _disk() -> Path:
 
 # ---- keyboard ----------------------------------------------------------------------------------------------
 
-# include/uapi/linux/input-event-codes.h, KEY_U, KEY_S, ...
-KEYS: Final = {22: "u", 31: "s", 48: "b", 23: "i", 25: "p", 32: "d", 28: "\n"}
-TEXT: Final = "usbipd\n"
-
 
 @step("keyboard")
 def keyboard_attaches() -> None:
@@ -118,24 +109,7 @@ def keyboard_attaches() -> None:
 
 @step("keyboard")
 def keyboard_types_its_text() -> None:
-    node = wait_for("an event device of the keyboard", ATTACHED["keyboard"].event_device)
-    typed = ""
-    down = None
-    with grabbed(node) as events:
-        for code, value in key_events(events):
-            check(code in KEYS, f"key code {code} came after {typed!r}")
-            if value == 1:
-                check(down is None, f"key code {code} went down while {down} was down")
-                typed += KEYS[code]
-                down = code
-            else:
-                check(down in (code, None), f"key code {code} went up, but {down} was down")
-                check(down is not None or not typed, f"key code {code} went up twice")
-                down = None
-            if len(typed) >= 2 * len(TEXT):
-                break
-    print(f"typed: {typed!r}")
-    check(typed in 4 * TEXT, f"the keyboard typed {typed!r}, not {TEXT!r} over and over")
+    check_typing(ATTACHED["keyboard"])
 
 
 # ---- serial port -------------------------------------------------------------------------------------------
@@ -153,11 +127,6 @@ def serial_port_echoes() -> None:
 
 # ---- loopback ----------------------------------------------------------------------------------------------
 
-SOURCE_IN, SINK_OUT, LOOPBACK_IN, LOOPBACK_OUT = 0x81, 0x01, 0x82, 0x02
-URB_SIZE: Final = 16 * KIB  # what libusb asks of usbfs at once: linux_usbfs.h, MAX_BULK_BUFFER_LENGTH
-MAX_PACKET: Final = 512  # high speed
-USB_TIMEOUT: Final = int(PATIENCE * 1000)  # ms
-
 
 @step("loopback")
 def loopback_attaches() -> None:
@@ -166,42 +135,25 @@ def loopback_attaches() -> None:
 
 @step("loopback")
 def loopback_returns_one_mib() -> None:
-    device = _open_loopback()
-    sent = os.urandom(MIB)
-    received = bytearray()
-    with Background(lambda: check(device.write(LOOPBACK_OUT, sent, USB_TIMEOUT) == MIB, "a short write")):
-        while len(received) < len(sent):
-            received += device.read(LOOPBACK_IN, URB_SIZE, USB_TIMEOUT)
-    check_same(bytes(received), sent)
+    _loopback().check_echo(MIB)
 
 
 @step("loopback")
 def loopback_sources_its_pattern() -> None:
-    device = _open_loopback()
-    pattern = bytes(index % MAX_PACKET % 63 for index in range(URB_SIZE))  # as Linux's g_zero does
-    for _ in range(MIB // URB_SIZE):
-        check_same(bytes(device.read(SOURCE_IN, URB_SIZE, USB_TIMEOUT)), pattern)
+    _loopback().check_source(MIB)
 
 
 @step("loopback")
 def loopback_sinks_one_mib() -> None:
-    taken = _open_loopback().write(SINK_OUT, bytes(MIB), USB_TIMEOUT)
-    check(taken == MIB, f"the sink took {taken} bytes of {MIB}")
+    _loopback().check_sink(MIB)
 
 
 @cache  # one handle for all steps: a second one could not claim the interfaces
-def _open_loopback() -> usb.core.Device:
-    busnum, devnum = (int((ATTACHED["loopback"].path / name).read_text()) for name in ("busnum", "devnum"))
-    device = usb.core.find(bus=busnum, address=devnum)
-    check(device is not None, f"libusb does not see {ATTACHED['loopback'].busid}")
-    return device
+def _loopback() -> Loopback:
+    return Loopback(ATTACHED["loopback"])
 
 
 # ---- audio -------------------------------------------------------------------------------------------------
-
-RATE: Final = 48000
-TONE: Final = 440
-SECONDS: Final = 2
 
 
 @step("audio")
@@ -211,24 +163,7 @@ def audio_source_attaches() -> None:
 
 @step("audio")
 def audio_source_is_an_unbroken_tone() -> None:
-    node = wait_for("a sound card of the audio source", ATTACHED["audio"].capture_device)
-    card = node.name.removeprefix("pcmC").partition("D")[0]
-    recording = JOB / "tone.wav"
-    form = ["-f", "S16_LE", "-r", str(RATE), "-c", "2", "-d", str(SECONDS)]
-    run("arecord", "-q", "-D", f"hw:{card},0", *form, recording)
-    with wave.open(str(recording)) as file:
-        samples = array.array("h", file.readframes(file.getnframes()))
-    left = samples[0::2]
-    check(len(left) == SECONDS * RATE, f"{len(left)} samples, not {SECONDS * RATE}")
-    check(left == samples[1::2], "left and right differ")
-    check(max(left) > 8192 and min(left) < -8192, f"too soft: from {min(left)} to {max(left)}")
-    # A sine of frequency f has s[n+1] = 2 cos(2 pi f / rate) s[n] - s[n-1]; rounding to whole numbers adds
-    # at most 1/2 + 1 + 1/2.  A gap, a repeated packet or another frequency breaks it.
-    factor = 2 * math.cos(2 * math.pi * TONE / RATE)
-    for index in range(1, len(left) - 1):
-        if abs(left[index + 1] - factor * left[index] + left[index - 1]) > 2.01:
-            around = list(left[max(index - 3, 0) : index + 4])
-            raise StepError(f"no {TONE} Hz at sample {index} ({index / RATE:.4f} s): {around}")
+    check_tone(ATTACHED["audio"], JOB / "tone.wav")
 
 
 # ---- camera ------------------------------------------------------------------------------------------------

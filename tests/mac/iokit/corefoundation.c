@@ -101,7 +101,7 @@ static void forget(struct value *value)
     free(oldest);
 }
 
-/* "Retains a Core Foundation object"; returns it. */
+/* Adds a reference and returns the value. */
 API CFTypeRef CFRetain(CFTypeRef reference)
 {
     struct value *value = (struct value *)reference;
@@ -110,7 +110,7 @@ API CFTypeRef CFRetain(CFTypeRef reference)
     return reference;
 }
 
-/* "Releases a Core Foundation object"; the last reference deallocates it.  NULL is an error on a Mac, too. */
+/* Drops a reference; the last one frees the value.  NULL is an error on a Mac, too. */
 API void CFRelease(CFTypeRef reference)
 {
     struct value *value = (struct value *)reference;
@@ -184,7 +184,7 @@ const char *text_of(CFStringRef string)
     return ((const struct text *)string)->bytes;
 }
 
-/* A constant of the program: each once, for ever. */
+/* A constant of the program: made once, never freed. */
 API CFStringRef software_mac_constant_string(const char *text)
 {
     static struct constant {
@@ -209,7 +209,7 @@ API CFStringRef software_mac_constant_string(const char *text)
     return (CFStringRef)each->string;
 }
 
-/* "An immutable string containing cStr, or NULL if there was a problem creating the object." */
+/* A new string; NULL if the bytes are not in that encoding. */
 API CFStringRef CFStringCreateWithCString(CFAllocatorRef allocator, const char *text, CFStringEncoding encoding)
 {
     (void)allocator;
@@ -242,7 +242,7 @@ static size_t put_utf8(uint8_t *to, uint32_t code)
     return 4;
 }
 
-/* "Creates a string from a buffer containing characters in a specified encoding", of which only UTF-16 is needed. */
+/* A new string of bytes in an encoding, of which only UTF-16 is needed. */
 API CFStringRef CFStringCreateWithBytes(CFAllocatorRef allocator, const UInt8 *bytes, CFIndex length,
                                         CFStringEncoding encoding, Boolean is_external)
 {
@@ -266,7 +266,7 @@ API CFStringRef CFStringCreateWithBytes(CFAllocatorRef allocator, const UInt8 *b
     return string;
 }
 
-/* "The number (in terms of UTF-16 code pairs) of Unicode characters in a string." */
+/* The length in UTF-16 code units. */
 API CFIndex CFStringGetLength(CFStringRef string)
 {
     const struct text *text = (const struct text *)string;
@@ -280,8 +280,8 @@ API CFIndex CFStringGetLength(CFStringRef string)
 }
 
 /*
- * "Fetches a range of the characters from a string into a byte buffer after converting the characters to a specified
- * encoding."  Returns how many characters were converted; `used` becomes how many bytes they take.
+ * Converts a range of UTF-16 code units to an encoding.  Returns how many of them fit into the buffer as whole
+ * characters; `used` becomes the number of bytes.
  */
 API CFIndex CFStringGetBytes(CFStringRef string, CFRange range, CFStringEncoding encoding, UInt8 loss_byte,
                              Boolean is_external, UInt8 *buffer, CFIndex size, CFIndex *used)
@@ -320,7 +320,7 @@ CFTypeRef value_of_number(int64_t number)
     return made;
 }
 
-/* "Creates a CFNumber object using a specified value"; `type` says what `value` points to. */
+/* A new number; `type` is the C type that `value` points to. */
 API CFNumberRef CFNumberCreate(CFAllocatorRef allocator, CFNumberType type, const void *value)
 {
     int64_t number = 0;
@@ -338,7 +338,7 @@ API CFNumberRef CFNumberCreate(CFAllocatorRef allocator, CFNumberType type, cons
     return value_of_number(number);
 }
 
-/* "true if the operation was successful, otherwise false": false for a conversion that loses something. */
+/* Converts a number to a C type; false if that loses something. */
 API Boolean CFNumberGetValue(CFNumberRef reference, CFNumberType type, void *value)
 {
     int64_t number = ((const struct number *)reference)->number;
@@ -379,7 +379,7 @@ API CFIndex CFDataGetLength(CFDataRef data)
     return (CFIndex)((const struct data *)data)->length;
 }
 
-/* "Copies the byte contents of a CFData object to an external buffer." */
+/* Copies a range of the bytes. */
 API void CFDataGetBytes(CFDataRef reference, CFRange range, UInt8 *buffer)
 {
     const struct data *data = (const struct data *)reference;
@@ -411,7 +411,7 @@ API CFMutableDictionaryRef CFDictionaryCreateMutable(CFAllocatorRef allocator, C
     return (CFMutableDictionaryRef)value_new(DICTIONARY, sizeof(struct dictionary), dictionary_destroy);
 }
 
-/* "Sets the value corresponding to a given key": retains both, and releases the value that it replaces. */
+/* Adds or replaces the value of a key: retains what it stores, and releases the value that it replaces. */
 API void CFDictionarySetValue(CFMutableDictionaryRef reference, const void *key, const void *value)
 {
     struct dictionary *dictionary = (struct dictionary *)reference;

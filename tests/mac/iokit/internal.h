@@ -2,8 +2,8 @@
  * What the files of this library share.  Runs in each process of a software Mac.
  *
  * A value of CoreFoundation begins with a `struct value`.  What happens in the kernel becomes an event in the queue of a
- * run loop's source; the loop that the source was added to performs it.  Who may call what: any function here, on any
- * thread, with no lock held.
+ * run loop's source; the loop that the source was added to performs it.  Any thread may call any function here, with no
+ * lock held.
  */
 #ifndef SOFTWARE_MAC_INTERNAL_H
 #define SOFTWARE_MAC_INTERNAL_H
@@ -85,7 +85,7 @@ struct request *request_new(CFRunLoopSourceRef source, void *buffer, size_t room
                             UInt32 frame_count, IOUSBDevRequestTO *devrequest, IOAsyncCallback1 callback,
                             void *refcon);
 uint64_t request_number(const struct request *request);
-/* Sends the message that starts it, and returns what the kernel says to that.  Takes over the request. */
+/* Sends the message that starts it, and returns the kernel's answer.  Takes over the request. */
 IOReturn request_start(struct request *request, struct message *message);
 void completion_arrived(struct message *message);
 

@@ -1,8 +1,8 @@
 /*
  * Notifications of services that come and go.  Runs in each process of a software Mac.
  *
- * As documented: "the iterator should be used by the client to arm the notification": a notification comes once, and
- * again only when its iterator has been asked until it had nothing more.
+ * As documented, the client arms a notification by emptying its iterator: it comes once, and again only after the
+ * iterator has returned 0.
  */
 #include "internal.h"
 
@@ -29,7 +29,7 @@ struct notification {
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct subscription *subscriptions;
 
-/* "Creates and returns a notification object for receiving IOKit notifications of new devices or state changes." */
+/* A new port, which notifications are sent to. */
 API IONotificationPortRef IONotificationPortCreate(mach_port_t main_port)
 {
     IONotificationPortRef port = allocate(sizeof *port);
@@ -45,7 +45,7 @@ static void leave_loop(IONotificationPortRef port)
     port->loop = NULL;
 }
 
-/* "Destroys a notification object"; its notifications do not come any more.  Their iterators are the caller's. */
+/* Frees a port; its notifications stop.  The iterators remain to be released by the caller. */
 API void IONotificationPortDestroy(IONotificationPortRef port)
 {
     pthread_mutex_lock(&lock);
@@ -58,7 +58,7 @@ API void IONotificationPortDestroy(IONotificationPortRef port)
     free(port);
 }
 
-/* "A CFRunLoopSource to be used to listen for notifications"; it stays the port's. */
+/* The source that performs the notifications; the port keeps its ownership. */
 API CFRunLoopSourceRef IONotificationPortGetRunLoopSource(IONotificationPortRef port)
 {
     return port->source;
@@ -69,7 +69,7 @@ CFRunLoopSourceRef notification_port_source(IONotificationPortRef port)
     return port->source;
 }
 
-/* "Sets a dispatch queue to be used to listen for notifications"; NULL: no more. */
+/* Lets a queue perform the notifications; NULL: no longer. */
 API void IONotificationPortSetDispatchQueue(IONotificationPortRef port, dispatch_queue_t queue)
 {
     leave_loop(port);
@@ -109,8 +109,8 @@ void notification_arrived(struct message *message)
 }
 
 /*
- * "Look up registered IOService objects that match a matching dictionary, and install a notification request of new
- * IOServices that match."  A reference to the dictionary is consumed.  The iterator has what matches now.
+ * Subscribes to services that match: to those that arrive, or that are terminated.  Takes over the reference to the
+ * dictionary.  The iterator starts with the services that match already.
  */
 API kern_return_t IOServiceAddMatchingNotification(IONotificationPortRef port, const io_name_t kind,
                                                    CFDictionaryRef matching, IOServiceMatchingCallback callback,

@@ -54,7 +54,7 @@ static HRESULT query_interface(void *self, CFUUIDBytes id, LPVOID *interface)
     return 0;
 }
 
-/* "Create an interface to a service": the plug-in, which is asked for the interface wanted. */
+/* A new plug-in for a service; its QueryInterface returns the interface wanted. */
 API kern_return_t IOCreatePlugInInterfaceForService(io_service_t service, CFUUIDRef type, CFUUIDRef interface_type,
                                                     IOCFPlugInInterface ***interface, SInt32 *score)
 {

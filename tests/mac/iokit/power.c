@@ -59,8 +59,8 @@ void power_arrived(struct message *message)
 }
 
 /*
- * "Connects the caller to the Root Power Domain IOService for the purpose of receiving sleep & wake notifications."
- * Returns the connection, for IOAllowPowerChange and IOServiceClose; 0 if there is none.
+ * Registers for sleep and wake of the system.  Returns the connection to the root of power management, for
+ * IOAllowPowerChange and IOServiceClose; 0 on failure.
  */
 API io_connect_t IORegisterForSystemPower(void *refcon, IONotificationPortRef *port, IOServiceInterestCallback callback,
                                           io_object_t *notifier)
@@ -87,7 +87,7 @@ API io_connect_t IORegisterForSystemPower(void *refcon, IONotificationPortRef *p
     return listener->name;
 }
 
-/* "Disconnects the caller from the Root Power Domain IOService."  Port and connection remain to be closed. */
+/* Ends the registration.  Port and connection remain to be closed. */
 API kern_return_t IODeregisterForSystemPower(io_object_t *notifier)
 {
     struct message message;
@@ -116,19 +116,19 @@ static kern_return_t answer(io_connect_t connection, intptr_t id, uint32_t allow
     return message_result(&message);
 }
 
-/* "The caller acknowledges notification of a power state change": it may happen. */
+/* Answers a question: the change may happen. */
 API kern_return_t IOAllowPowerChange(io_connect_t connection, intptr_t id)
 {
     return answer(connection, id, 1);
 }
 
-/* "The caller denies an idle system sleep power state change." */
+/* Answers a question: the system should not sleep. */
 API kern_return_t IOCancelPowerChange(io_connect_t connection, intptr_t id)
 {
     return answer(connection, id, 0);
 }
 
-/* "Close a connection to an IOService and destroy the connect handle." */
+/* Closes a connection. */
 API kern_return_t IOServiceClose(io_connect_t connection)
 {
     return IOObjectRelease(connection);

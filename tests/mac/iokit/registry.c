@@ -3,7 +3,7 @@
  *
  * An io_object_t is the name of a Mach port in this process.  The same object has the same name as long as the process
  * holds a reference to it; a name that is released too often ends the process here with a message.  The kernel is
- * asked for everything, as on a Mac.
+ * asked each time, as on a Mac.
  */
 #include "internal.h"
 
@@ -66,7 +66,7 @@ API long software_mac_references(void)
     return count;
 }
 
-/* "Retains an object handle previously returned by IOKitLib." */
+/* Adds a reference to a name. */
 API kern_return_t IOObjectRetain(io_object_t name)
 {
     kern_return_t result = kIOReturnBadArgument;
@@ -81,7 +81,7 @@ API kern_return_t IOObjectRetain(io_object_t name)
     return result;
 }
 
-/* "Releases an object handle previously returned by IOKitLib."  IO_OBJECT_NULL is an error and harmless. */
+/* Drops a reference to a name.  IO_OBJECT_NULL is an error and harmless. */
 API kern_return_t IOObjectRelease(io_object_t name)
 {
     struct message message;
@@ -110,7 +110,7 @@ API kern_return_t IOObjectRelease(io_object_t name)
 
 /* ---- matching ---- */
 
-/* "Create a matching dictionary that specifies an IOService class match." */
+/* A new dictionary that matches services of a class and of those derived from it. */
 API CFMutableDictionaryRef IOServiceMatching(const char *class_name)
 {
     CFMutableDictionaryRef matching = CFDictionaryCreateMutable(NULL, 0, NULL, NULL);
@@ -162,7 +162,7 @@ static kern_return_t call_for_object(struct message *message, io_object_t *objec
 }
 
 /*
- * "Look up registered IOService objects that match a matching dictionary."  "A reference to this dictionary is consumed."
+ * An iterator over the services that match now.  Takes over the reference to the dictionary.
  */
 API kern_return_t IOServiceGetMatchingServices(mach_port_t main_port, CFDictionaryRef matching, io_iterator_t *iterator)
 {
@@ -176,7 +176,7 @@ API kern_return_t IOServiceGetMatchingServices(mach_port_t main_port, CFDictiona
     return call_for_object(&message, iterator);
 }
 
-/* "Look up a registered IOService object that matches a matching dictionary": the first one, or none. */
+/* The first service that matches, or IO_OBJECT_NULL.  Takes over the reference to the dictionary. */
 API io_service_t IOServiceGetMatchingService(mach_port_t main_port, CFDictionaryRef matching)
 {
     io_iterator_t iterator;
@@ -190,7 +190,7 @@ API io_service_t IOServiceGetMatchingService(mach_port_t main_port, CFDictionary
 
 /* ---- iterators ---- */
 
-/* "The next object in an iteration", or 0 if there are no more "or the iterator is no longer valid". */
+/* The next object; 0 at the end, and when the iterator is not valid any more. */
 API io_object_t IOIteratorNext(io_iterator_t iterator)
 {
     struct message message;
@@ -201,7 +201,7 @@ API io_object_t IOIteratorNext(io_iterator_t iterator)
     return object;
 }
 
-/* "Checks an iterator is still valid": one over the registry is not when what it goes through has changed. */
+/* Whether what the iterator goes through is unchanged. */
 API Boolean IOIteratorIsValid(io_iterator_t iterator)
 {
     struct message message;
@@ -213,7 +213,7 @@ API Boolean IOIteratorIsValid(io_iterator_t iterator)
     return valid;
 }
 
-/* "Resets an iteration back to the beginning", and makes it valid. */
+/* Starts the iteration again; it is valid then. */
 API void IOIteratorReset(io_iterator_t iterator)
 {
     struct message message;
@@ -240,7 +240,7 @@ static kern_return_t describe(io_object_t object, io_name_t class_name, io_name_
     return result;
 }
 
-/* "Return the class name of an IOKit object." */
+/* The class of an object. */
 API kern_return_t IOObjectGetClass(io_object_t object, io_name_t class_name)
 {
     io_name_t name;
@@ -248,7 +248,7 @@ API kern_return_t IOObjectGetClass(io_object_t object, io_name_t class_name)
     return describe(object, class_name, name, &id);
 }
 
-/* "Returns a C-string name assigned to a registry entry": the class's name if none was assigned. */
+/* The name of an entry; that of its class if it was given none. */
 API kern_return_t IORegistryEntryGetName(io_registry_entry_t entry, io_name_t name)
 {
     io_name_t class_name;
@@ -256,14 +256,14 @@ API kern_return_t IORegistryEntryGetName(io_registry_entry_t entry, io_name_t na
     return describe(entry, class_name, name, &id);
 }
 
-/* "Returns an ID for the registry entry that is global to all tasks", and of no other until the next start. */
+/* The id of an entry: the same in all processes, and not used again until the next start. */
 API kern_return_t IORegistryEntryGetRegistryEntryID(io_registry_entry_t entry, UInt64 *id)
 {
     io_name_t class_name, name;
     return describe(entry, class_name, name, id);
 }
 
-/* "Performs an OSDynamicCast operation on an IOKit object." */
+/* Whether an object is of a class or of one derived from it. */
 API Boolean IOObjectConformsTo(io_object_t object, const io_name_t class_name)
 {
     struct message message;
@@ -276,7 +276,7 @@ API Boolean IOObjectConformsTo(io_object_t object, const io_name_t class_name)
     return conforms;
 }
 
-/* "Returns the first parent of an entry in a plane."  Without one: kIOReturnNoDevice. */
+/* The first parent in a plane; kIOReturnNoDevice without one. */
 API kern_return_t IORegistryEntryGetParentEntry(io_registry_entry_t entry, const char *plane,
                                                 io_registry_entry_t *parent)
 {
@@ -287,7 +287,7 @@ API kern_return_t IORegistryEntryGetParentEntry(io_registry_entry_t entry, const
     return call_for_object(&message, parent);
 }
 
-/* "Returns an iterator over a registry entry's child entries in a plane." */
+/* An iterator over the children in a plane. */
 API kern_return_t IORegistryEntryGetChildIterator(io_registry_entry_t entry, const char *plane, io_iterator_t *iterator)
 {
     struct message message;
@@ -297,7 +297,7 @@ API kern_return_t IORegistryEntryGetChildIterator(io_registry_entry_t entry, con
     return call_for_object(&message, iterator);
 }
 
-/* "Returns the first child of a registry entry in a plane."  Without one: kIOReturnNoDevice. */
+/* The first child in a plane; kIOReturnNoDevice without one. */
 API kern_return_t IORegistryEntryGetChildEntry(io_registry_entry_t entry, const char *plane, io_registry_entry_t *child)
 {
     io_iterator_t iterator;
@@ -311,7 +311,7 @@ API kern_return_t IORegistryEntryGetChildEntry(io_registry_entry_t entry, const 
 }
 
 /*
- * "Create a CF representation of a registry entry's property", as it is now; NULL if there is no such property.  A
+ * A copy of a property as it is now; NULL if the entry does not have it.  A
  * service that has been terminated keeps its properties as long as there is a reference to it.
  */
 API CFTypeRef IORegistryEntryCreateCFProperty(io_registry_entry_t entry, CFStringRef key, CFAllocatorRef allocator,
@@ -340,7 +340,7 @@ API CFTypeRef IORegistryEntryCreateCFProperty(io_registry_entry_t entry, CFStrin
 
 /* ---- the rest ---- */
 
-/* "Wait for all services to quiesce"; a timeout of none waits for ever. */
+/* Waits until no service is being started or stopped; without a timeout as long as it takes. */
 API kern_return_t IOKitWaitQuiet(mach_port_t main_port, mach_timespec_t *timeout)
 {
     struct message message;
@@ -350,7 +350,7 @@ API kern_return_t IOKitWaitQuiet(mach_port_t main_port, mach_timespec_t *timeout
     return message_result(&message);
 }
 
-/* Asks the user to allow the capture of a device, for programs with an entitlement: nobody has one here. */
+/* Asks the user to allow the capture of a device, for programs with an entitlement: no program has one here. */
 API kern_return_t IOServiceAuthorize(io_service_t service, UInt32 options)
 {
     (void)service;

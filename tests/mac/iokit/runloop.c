@@ -3,7 +3,7 @@
  * each process of a software Mac.
  *
  * A source of version 0 is signalled by the program and performed once for that; a source of events stands for one of
- * version 1, whose Mach port the kernel's messages arrive at.  "Common modes" is a set of modes, of which the default
+ * version 1, whose Mach port the kernel's messages arrive at.  The common modes are a set, of which the default
  * mode is one: a source that is added to it stays an item of the set when it is removed from the default mode alone.
  * No other modes are used here.
  */
@@ -63,7 +63,7 @@ static void source_destroy(struct value *value)
     }
 }
 
-/* "Creates a CFRunLoopSource object" of version 0; the context is copied. */
+/* A new source of version 0; the context is copied. */
 API CFRunLoopSourceRef CFRunLoopSourceCreate(CFAllocatorRef allocator, CFIndex order, CFRunLoopSourceContext *context)
 {
     CFRunLoopSourceRef source = value_new(SOURCE, sizeof *source, source_destroy);
@@ -93,7 +93,7 @@ void source_post(CFRunLoopSourceRef source, struct event *event)
     pthread_mutex_unlock(&lock);
 }
 
-/* "Signals a CFRunLoopSource object, marking it as ready to fire."  A loop that sleeps must be woken as well. */
+/* Marks a source as ready.  A loop that sleeps must be woken as well. */
 API void CFRunLoopSourceSignal(CFRunLoopSourceRef source)
 {
     pthread_mutex_lock(&lock);
@@ -125,7 +125,7 @@ static void make_key(void)
         fail("no thread-specific key can be made");
 }
 
-/* "Returns the CFRunLoop object for the current thread", which lives as long as the thread. */
+/* The loop of this thread, which lives as long as the thread. */
 API CFRunLoopRef CFRunLoopGetCurrent(void)
 {
     CFRunLoopRef loop;
@@ -139,7 +139,7 @@ API CFRunLoopRef CFRunLoopGetCurrent(void)
     return loop;
 }
 
-/* "Adds a CFRunLoopSource object to a run loop mode", which retains it; nothing if it is there already. */
+/* Adds a source to a mode, which retains it; no effect if the mode has it already. */
 API void CFRunLoopAddSource(CFRunLoopRef loop, CFRunLoopSourceRef source, CFRunLoopMode mode)
 {
     struct item *item;
@@ -159,7 +159,7 @@ API void CFRunLoopAddSource(CFRunLoopRef loop, CFRunLoopSourceRef source, CFRunL
     pthread_mutex_unlock(&lock);
 }
 
-/* "Removes a CFRunLoopSource object from a run loop mode"; what was added to the common modes stays an item of them. */
+/* Removes a source from a mode; one that was added to the common modes remains an item of them. */
 API void CFRunLoopRemoveSource(CFRunLoopRef loop, CFRunLoopSourceRef source, CFRunLoopMode mode)
 {
     struct item **at, *item;
@@ -185,7 +185,7 @@ API void CFRunLoopRemoveSource(CFRunLoopRef loop, CFRunLoopSourceRef source, CFR
     }
 }
 
-/* "Wakes a waiting CFRunLoop object." */
+/* Wakes a loop that sleeps. */
 API void CFRunLoopWakeUp(CFRunLoopRef loop)
 {
     pthread_mutex_lock(&lock);
@@ -193,7 +193,7 @@ API void CFRunLoopWakeUp(CFRunLoopRef loop)
     pthread_mutex_unlock(&lock);
 }
 
-/* "Forces a CFRunLoop object to stop running." */
+/* Lets CFRunLoopRun of that loop return. */
 API void CFRunLoopStop(CFRunLoopRef loop)
 {
     pthread_mutex_lock(&lock);
@@ -244,8 +244,7 @@ static bool has_sources(CFRunLoopRef loop)
     return false;
 }
 
-/* "Runs the current thread's CFRunLoop object in its default mode indefinitely": until it is stopped or has no more
- * sources. */
+/* Runs the loop of this thread in the default mode until it is stopped or has no more sources. */
 API void CFRunLoopRun(void)
 {
     CFRunLoopRef loop = CFRunLoopGetCurrent();
@@ -295,7 +294,7 @@ static void *run_queue(void *argument)
     return NULL;
 }
 
-/* "Creates a new dispatch queue to which you can submit blocks": a serial one. */
+/* A new serial queue. */
 API dispatch_queue_t dispatch_queue_create(const char *label, void *attributes)
 {
     dispatch_queue_t queue = allocate(sizeof *queue);
@@ -327,13 +326,13 @@ static void dispatch(dispatch_queue_t queue, void *context, dispatch_function_t 
     source_post(queue->source, &work->event);
 }
 
-/* "Submits an application-defined function for asynchronous execution on a dispatch queue and returns immediately." */
+/* Queues work and returns. */
 API void dispatch_async_f(dispatch_queue_t queue, void *context, dispatch_function_t work)
 {
     dispatch(queue, context, work, NULL);
 }
 
-/* "Submits a function object for synchronous execution on the specified queue": behind what waits there. */
+/* Queues work behind what waits there, and returns when it is done. */
 API void dispatch_sync_f(dispatch_queue_t queue, void *context, dispatch_function_t work)
 {
     bool done = false;

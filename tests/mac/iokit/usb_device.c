@@ -1,7 +1,7 @@
 /*
  * IOUSBDeviceInterface: a device as a program on a Mac sees it.  Runs in each process of a software Mac.
  *
- * What is said of a function is from IOUSBLib.h's documentation.  Everything is asked of the kernel, which also knows
+ * The comments describe what Apple documents in IOUSBLib.h.  Each call goes to the kernel, which also knows
  * whether this user client has the device open.
  */
 #include "internal.h"
@@ -14,8 +14,8 @@
 struct device {
     IOUSBDeviceInterface197 *functions;
     IOUSBDeviceInterface197 table;
-    int references;
-    int calls; /* that change something and have not returned */
+    int references; /* one of each call that has not returned, too */
+    int calls;      /* that change something and have not returned */
     uint64_t client;
     CFRunLoopSourceRef source;
     pthread_mutex_t lock;
@@ -32,12 +32,32 @@ static void begin(struct message *message, enum call call, const struct device *
     put_u64(message, device->client);
 }
 
+/* The last reference closes the user client, and the device with it. */
+static int drop(struct device *device)
+{
+    struct message message;
+    int left = __atomic_sub_fetch(&device->references, 1, __ATOMIC_ACQ_REL);
+    if (left != 0)
+        return left;
+    begin(&message, SERVICE_CLOSE, device);
+    message_result(&message);
+    if (device->source != NULL)
+        CFRelease(device->source);
+    for (size_t i = 0; i < MAX_CONFIGURATIONS; i++)
+        free(device->descriptors[i]);
+    pthread_mutex_destroy(&device->lock);
+    free(device);
+    return 0;
+}
+
 static IOReturn finish(struct device *device, struct message *message)
 {
     IOReturn result;
+    __atomic_add_fetch(&device->references, 1, __ATOMIC_ACQ_REL);
     __atomic_add_fetch(&device->calls, 1, __ATOMIC_ACQ_REL);
     result = message_result(message);
     __atomic_sub_fetch(&device->calls, 1, __ATOMIC_ACQ_REL);
+    drop(device);
     return result;
 }
 
@@ -62,25 +82,18 @@ static ULONG add_reference(void *self)
     return (ULONG)__atomic_add_fetch(&device->references, 1, __ATOMIC_ACQ_REL);
 }
 
-/* The last reference closes the user client, and the device with it. */
+/* A release during a call is a fault, which libusb without our patches has: it is one here if SOFTWARE_MAC_STRICT
+ * says so, else the device stays until the call has returned. */
 static ULONG release(void *self)
 {
     struct device *device = self;
-    int left = __atomic_sub_fetch(&device->references, 1, __ATOMIC_ACQ_REL);
-    if (left < 0)
+    int references = __atomic_load_n(&device->references, __ATOMIC_ACQUIRE);
+    int calls = __atomic_load_n(&device->calls, __ATOMIC_ACQUIRE);
+    if (references <= 0)
         fail("an interface of a device was released too often");
-    if (left != 0)
-        return (ULONG)left;
-    if (__atomic_load_n(&device->calls, __ATOMIC_ACQUIRE) != 0)
+    if (calls != 0 && references == calls + 1 && getenv("SOFTWARE_MAC_STRICT") != NULL)
         fail("an interface of a device was released during a call of it");
-    simple(self, SERVICE_CLOSE);
-    if (device->source != NULL)
-        CFRelease(device->source);
-    for (size_t i = 0; i < MAX_CONFIGURATIONS; i++)
-        free(device->descriptors[i]);
-    pthread_mutex_destroy(&device->lock);
-    free(device);
-    return 0;
+    return (ULONG)drop(device);
 }
 
 static HRESULT query_interface(void *self, CFUUIDBytes id, LPVOID *interface)
@@ -92,7 +105,7 @@ static HRESULT query_interface(void *self, CFUUIDBytes id, LPVOID *interface)
     return 0;
 }
 
-/* "Creates a run loop source for delivery of all asynchronous notifications on this device"; for the caller to release. */
+/* The source that performs this device's callbacks; the caller releases it. */
 static IOReturn create_event_source(void *self, CFRunLoopSourceRef *source)
 {
     struct device *device = self;
@@ -104,14 +117,14 @@ static IOReturn create_event_source(void *self, CFRunLoopSourceRef *source)
     return kIOReturnSuccess;
 }
 
-/* "Opens the device for exclusive access"; USBDeviceOpenSeize also asks a program that has it to close it, which need
+/* Opens the device exclusively.  USBDeviceOpenSeize also asks a program that has it open to close it, which need
  * not, and here never does. */
 static IOReturn open_device(void *self)
 {
     return simple(self, DEVICE_OPEN);
 }
 
-/* "Closes the task's connection to the USB device." */
+/* Closes the device, which the user client has open. */
 static IOReturn close_device(void *self)
 {
     return simple(self, DEVICE_CLOSE);
@@ -195,7 +208,7 @@ static IOReturn get_information(void *self, UInt32 *value)
     return result;
 }
 
-/* "Returns the currently selected configuration in the device." */
+/* The current configuration. */
 static IOReturn get_configuration(void *self, UInt8 *value)
 {
     struct state state;
@@ -205,7 +218,7 @@ static IOReturn get_configuration(void *self, UInt8 *value)
 }
 
 /*
- * "Returns a pointer to a configuration descriptor for a given index", which "is cached in the kernel" and stays valid
+ * A configuration descriptor with all that belongs to it, from the kernel's memory; the pointer stays valid
  * as long as the interface.
  */
 static IOReturn get_descriptor(void *self, UInt8 index, IOUSBConfigurationDescriptorPtr *descriptor)
@@ -234,20 +247,20 @@ static IOReturn get_descriptor(void *self, UInt8 index, IOUSBConfigurationDescri
     return result;
 }
 
-/* "Sets the configuration in the device": kIOReturnNotOpen if it is not open for exclusive access. */
+/* Sets a configuration; kIOReturnNotOpen if this user client does not have the device open. */
 static IOReturn set_configuration(void *self, UInt8 value)
 {
     return with_number(self, SET_CONFIGURATION, value);
 }
 
-/* "Tells the IOUSBFamily to issue a reset to the device"; since OS X 10.11 it does nothing. */
+/* Resets the device; no effect since OS X 10.11. */
 static IOReturn reset(void *self)
 {
     return simple(self, RESET_DEVICE);
 }
 
 /*
- * "Tells the IOUSBFamily to reenumerate the device": it leaves and arrives again.  With
+ * Enumerates the device again: it leaves and arrives.  With
  * kUSBReEnumerateCaptureDeviceMask its drivers are terminated, and it stays; with kUSBReEnumerateReleaseDeviceMask that
  * ends.
  */
@@ -261,13 +274,13 @@ static IOReturn suspend(void *self, Boolean suspended)
     return with_number(self, SUSPEND, suspended);
 }
 
-/* "This method causes all outstanding transactions on the default control pipe to return kIOReturnAborted." */
+/* Ends all transfers of the default control pipe with kIOReturnAborted. */
 static IOReturn abort_pipe_zero(void *self)
 {
     return simple(self, ABORT_PIPE_ZERO);
 }
 
-/* "Creates an iterator to iterate over some or all of the interfaces of a device." */
+/* An iterator over the interfaces that have what the request names. */
 static IOReturn create_interface_iterator(void *self, IOUSBFindInterfaceRequest *request, io_iterator_t *iterator)
 {
     struct message message;
@@ -294,7 +307,7 @@ static void put_request(struct message *message, const IOUSBDevRequestTO *reques
     put_bytes(message, request->pData, request->bmRequestType & 0x80 ? 0 : request->wLength);
 }
 
-/* "Sends a USB request on the default control pipe" and waits for its end.  The device need not be open. */
+/* A control transfer; waits for its end.  The device need not be open. */
 static IOReturn device_request(void *self, IOUSBDevRequestTO *request)
 {
     struct message message;
@@ -314,7 +327,7 @@ static IOReturn device_request(void *self, IOUSBDevRequestTO *request)
     return result;
 }
 
-/* "Sends an asynchronous USB request on the default control pipe": kIOUSBNoAsyncPortErr without an event source. */
+/* Starts a control transfer; kIOUSBNoAsyncPortErr without an event source. */
 static IOReturn device_request_async(void *self, IOUSBDevRequestTO *request, IOAsyncCallback1 callback, void *refcon)
 {
     struct device *device = self;

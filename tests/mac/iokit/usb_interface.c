@@ -1,7 +1,7 @@
 /*
  * IOUSBInterfaceInterface: an interface of a device, with its pipes.  Runs in each process of a software Mac.
  *
- * What is said of a function is from IOUSBLib.h's documentation.  Pipes are numbered from 1 in the order of the
+ * The comments describe what Apple documents in IOUSBLib.h.  Pipes are numbered from 1 in the order of the
  * endpoint descriptors of the alternate setting; pipe 0 is the device's default control pipe.
  */
 #include "internal.h"
@@ -71,8 +71,7 @@ static HRESULT query_interface(void *self, CFUUIDBytes id, LPVOID *other)
     return 0;
 }
 
-/* "Creates a run loop source for delivery of all asynchronous notifications on this interface"; for the caller to
- * release. */
+/* The source that performs this interface's callbacks; the caller releases it. */
 static IOReturn create_event_source(void *self, CFRunLoopSourceRef *source)
 {
     struct interface *interface = self;
@@ -84,13 +83,13 @@ static IOReturn create_event_source(void *self, CFRunLoopSourceRef *source)
     return kIOReturnSuccess;
 }
 
-/* "Opens the interface for exclusive access": kIOReturnExclusiveAccess if a driver or a program has it. */
+/* Opens the interface exclusively; kIOReturnExclusiveAccess if a driver or a program has it open. */
 static IOReturn open_interface(void *self)
 {
     return simple(self, INTERFACE_OPEN);
 }
 
-/* "Closes the task's connection to an interface"; transfers that are under way are aborted. */
+/* Closes the interface; transfers that are under way are aborted. */
 static IOReturn close_interface(void *self)
 {
     return simple(self, INTERFACE_CLOSE);
@@ -108,7 +107,7 @@ static IOReturn state_of(void *self, UInt32 *endpoints, UInt32 *alternate)
     return result;
 }
 
-/* "Returns the number of endpoints (not including the default control endpoint) in this interface." */
+/* The number of pipes, without the default control pipe. */
 static IOReturn get_endpoints(void *self, UInt8 *value)
 {
     UInt32 endpoints, alternate;
@@ -125,7 +124,7 @@ static IOReturn get_alternate(void *self, UInt8 *value)
     return result;
 }
 
-/* "Changes the alternate setting of the interface"; its pipes are others then, and transfers of the old ones end. */
+/* Sets an alternate setting, which has other pipes; transfers of the old ones end. */
 static IOReturn set_alternate(void *self, UInt8 value)
 {
     return with_number(self, SET_ALTERNATE, value);
@@ -149,7 +148,7 @@ static IOReturn properties(struct message *message, IOUSBEndpointProperties *fou
     return result;
 }
 
-/* "Gets the different properties for a pipe"; the packet size is that of a whole interval, with burst and mult. */
+/* The properties of a pipe; its packet size is that of a whole interval, with burst and mult. */
 static IOReturn get_pipe_v3(void *self, UInt8 pipe, IOUSBEndpointProperties *found)
 {
     struct message message;
@@ -175,7 +174,7 @@ static IOReturn get_pipe(void *self, UInt8 pipe, UInt8 *direction, UInt8 *number
     return result;
 }
 
-/* "Returns the properties of an endpoint, possibly in an alternate setting", as its descriptor has them. */
+/* The properties of an endpoint of any alternate setting, as its descriptor has them. */
 static IOReturn get_endpoint_v3(void *self, IOUSBEndpointProperties *wanted)
 {
     struct message message;
@@ -199,7 +198,7 @@ static IOReturn get_endpoint(void *self, UInt8 alternate, UInt8 number, UInt8 di
     return result;
 }
 
-/* "Gets the current frame number of the bus to which the interface's device is attached", and when it began. */
+/* The number of the current frame of the bus, and the time when it began. */
 static IOReturn get_frame(void *self, UInt64 *frame, AbsoluteTime *at)
 {
     struct message message;
@@ -212,19 +211,19 @@ static IOReturn get_frame(void *self, UInt64 *frame, AbsoluteTime *at)
     return result;
 }
 
-/* "This method causes all outstanding transactions on a pipe to return kIOReturnAborted." */
+/* Ends all transfers of a pipe with kIOReturnAborted. */
 static IOReturn abort_pipe(void *self, UInt8 pipe)
 {
     return with_number(self, ABORT_PIPE, pipe);
 }
 
-/* "Clears the halt and the toggle bit for the pipe", on the device, too, by CLEAR_FEATURE(ENDPOINT_HALT). */
+/* Clears the halt and the data toggle of a pipe, and of the device's endpoint by CLEAR_FEATURE(ENDPOINT_HALT). */
 static IOReturn clear_stall(void *self, UInt8 pipe)
 {
     return with_number(self, CLEAR_STALL, pipe);
 }
 
-/* "Writes data on a bulk OUT pipe synchronously." */
+/* Writes to an OUT pipe and waits for the end. */
 static IOReturn write_pipe(void *self, UInt8 pipe, void *buffer, UInt32 length)
 {
     struct message message;
@@ -246,7 +245,7 @@ static IOReturn control_request(void *self, UInt8 pipe, IOUSBDevRequestTO *reque
     return kIOReturnUnsupported;
 }
 
-/* "Reads data on a bulk IN pipe asynchronously"; it is an error to specify a timeout on an interrupt pipe. */
+/* Starts a read of an IN pipe, with a timeout in milliseconds; 0: none, as it has to be for an interrupt pipe. */
 static IOReturn read_timed(void *self, UInt8 pipe, void *buffer, UInt32 length, UInt32 no_data_timeout,
                            UInt32 completion_timeout, IOAsyncCallback1 callback, void *refcon)
 {
@@ -265,7 +264,7 @@ static IOReturn read_timed(void *self, UInt8 pipe, void *buffer, UInt32 length, 
     return request_start(request, &message);
 }
 
-/* "Writes data on a bulk OUT pipe asynchronously, with specified timeout values." */
+/* Starts a write to an OUT pipe, with a timeout in milliseconds. */
 static IOReturn write_timed(void *self, UInt8 pipe, void *buffer, UInt32 length, UInt32 no_data_timeout,
                             UInt32 completion_timeout, IOAsyncCallback1 callback, void *refcon)
 {
@@ -315,7 +314,7 @@ static void put_frames(struct message *message, UInt8 pipe, const struct request
 }
 
 /*
- * "Reads from an isochronous endpoint" from a frame of the bus on, which has to lie ahead: kIOReturnIsoTooOld.  Each
+ * Starts a read of an isochronous pipe at a frame of the bus, which has to lie ahead: kIOReturnIsoTooOld.  Each
  * frame's data begin where the requests of those before it end.
  */
 static IOReturn read_isoc(void *self, UInt8 pipe, void *buffer, UInt64 frame, UInt32 count, IOUSBIsocFrame *frames,
@@ -333,7 +332,7 @@ static IOReturn read_isoc(void *self, UInt8 pipe, void *buffer, UInt64 frame, UI
     return request_start(request, &message);
 }
 
-/* "Writes to an isochronous endpoint." */
+/* Starts a write to an isochronous pipe at a frame of the bus. */
 static IOReturn write_isoc(void *self, UInt8 pipe, void *buffer, UInt64 frame, UInt32 count, IOUSBIsocFrame *frames,
                            IOAsyncCallback1 callback, void *refcon)
 {

@@ -1,5 +1,5 @@
 /*
- * What a process and the kernel say to each other on the kernel's socket; tests/mac/kernel/wire.py is the other side.
+ * The protocol of a process and the kernel, on the kernel's socket; tests/mac/kernel/wire.py is the other side.
  *
  * A frame is four 32-bit numbers, the length of what follows them, a `enum call`, the effective uid of the caller and a
  * tag; then the arguments.  A number is 32 or 64 bits, bytes stand behind their 32-bit length; all little-endian.  A

@@ -1,7 +1,8 @@
 """`python -m tests.mac.kernel SOCKET`: the kernel of a software Mac as a process of its own, until it is
 ended.
 
-It prints `ready` when processes may connect.  With --parent it ends when its standard input does.
+It prints `ready` when processes may connect.  With --parent it ends when its standard input does, and
+the directory of its socket goes as well.
 """
 
 import argparse
@@ -41,6 +42,9 @@ def main() -> None:
     with contextlib.suppress(asyncio.CancelledError):
         asyncio.run(run(arguments.socket, ends_with_input=arguments.parent))
     arguments.socket.unlink(missing_ok=True)
+    if arguments.parent:
+        with contextlib.suppress(OSError):  # its parent may have removed it, or put more into it
+            arguments.socket.parent.rmdir()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""One process of the Mac: its calls, and what the kernel tells it.  Runs in the kernel.
+"""One process of the Mac: its calls, and the events that the kernel sends.  Runs in the kernel.
 
-When the socket is closed, the process is dead: all that it had is given up at once, as Mach does it with its
+When the socket is closed, the process is dead: its user clients are closed at once, as Mach does it with its
 ports.
 """
 
@@ -86,6 +86,7 @@ class Connection(asyncio.Protocol):
         for client in sorted(self._clients.values(), key=lambda each: isinstance(each, DeviceClient)):
             await client.close()
         self._clients.clear()
+        self.kernel.changed()
 
     def _send(self, data: bytes) -> None:
         if self._transport is not None:
@@ -130,6 +131,7 @@ class Connection(asyncio.Protocol):
             self._reply(tag, errors.SUCCESS, payload or b"")
 
     def _reply(self, tag: int, code: int, payload: bytes = b"") -> None:
+        self.kernel.changed()
         if tag:
             self._send(frame(Call.REPLY, u32(code) + payload, tag))
 

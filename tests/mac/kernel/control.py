@@ -162,16 +162,20 @@ class Control:
 
     async def until_journal(self, line: str, seconds: float = TIMEOUT) -> None:
         """Waits until this is in the journal; it stays there."""
-        await self._kernel.until(lambda: line in self._kernel.journal, seconds)
+        await self._kernel.until(lambda: line in self._kernel.journal, seconds, lambda: self._kernel.journal)
 
     async def until_waiting(self, number: int, address: int, count: int, seconds: float = TIMEOUT) -> None:
         """Waits until so many transfers wait at an endpoint; 0: control requests."""
         device = self._kernel.devices[number]
-        await self._kernel.until(lambda: len(device.waiting.get(address, ())) == count, seconds)
+        await self._kernel.until(
+            lambda: len(device.waiting.get(address, ())) == count, seconds, lambda: self.state(number)
+        )
 
     async def until_state(self, number: int, name: str, value: object, seconds: float = TIMEOUT) -> None:
         """Waits until a field of `state` has this value."""
-        await self._kernel.until(lambda: self.state(number)[name] == value, seconds)
+        await self._kernel.until(
+            lambda: self.state(number)[name] == value, seconds, lambda: self.state(number)
+        )
 
     def configurations(self, number: int) -> list[bytes]:
         """Its configuration descriptors, whole."""
@@ -218,7 +222,7 @@ class Control:
         return b"".join(self._packets(number).endpoints[address].to_send)
 
     def taken(self, number: int, address: int) -> bytes:
-        """All that the device has got at an OUT endpoint, since it was asked last."""
+        """What the device received at an OUT endpoint since the last call."""
         endpoint = self._packets(number).endpoints[address]
         data = bytes(endpoint.taken)
         endpoint.taken.clear()

@@ -52,7 +52,7 @@ class UsbDevice:
         """By bInterfaceNumber, the names in `DRIVERS`."""
         self.hub = hub
         self.entry: Entry | None = None
-        """None: it is not there."""
+        """None: the device is not present."""
         self.address = 0
         self.session = 0
         self.configuration = 0
@@ -167,7 +167,7 @@ class UsbDevice:
         if self.kernel.switches.reenumeration_seconds:
             await asyncio.sleep(self.kernel.switches.reenumeration_seconds)
             if self.entry is not None or self.number not in self.kernel.devices:
-                return  # it was plugged in or removed for ever meanwhile
+                return  # it was plugged in or removed meanwhile
         await self.arrive(address=address, captured=captured)
 
     def _cancel_timers(self) -> None:
@@ -303,7 +303,7 @@ class UsbDevice:
         self.interfaces[interface].properties["bAlternateSetting"] = alternate
 
     async def capture(self, captor: UserClient) -> None:
-        """Terminates its drivers and takes it from whoever has it open; it stays on the bus."""
+        """Terminates its drivers and closes it for all that have it open; it stays on the bus."""
         self.counters["captures"] += 1
         await self.cancel_all(self.kernel.switches.abort_code)
         self.opener = None
@@ -321,7 +321,7 @@ class UsbDevice:
         self.kernel.note(f"captured {self.location:08x}")
 
     async def client_closed(self, client: UserClient) -> None:
-        """A user client is gone; what it had is given up, the capture if it does not outlive it."""
+        """A user client was closed: what it had open is closed, and its capture ends unless it survives."""
         if self.opener is client:
             self.opener = None
             if self.entry is not None:

@@ -65,13 +65,20 @@ class Kernel:
         """Wakes those that wait for something (`until`)."""
         self._changed.set()
 
-    async def until(self, condition: Callable[[], bool], seconds: float) -> None:
+    async def until(
+        self, condition: Callable[[], bool], seconds: float, describe: Callable[[], object]
+    ) -> None:
+        """Raises `TimeoutError` with a description of what there is instead."""
+
         async def wait() -> None:
             while not condition():
                 self._changed.clear()
                 await self._changed.wait()
 
-        await asyncio.wait_for(wait(), seconds)
+        try:
+            await asyncio.wait_for(wait(), seconds)
+        except TimeoutError as error:
+            raise TimeoutError(f"not in {seconds} s: {describe()}") from error
 
     def spawn(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.get_running_loop().create_task(work)

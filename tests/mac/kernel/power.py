@@ -45,7 +45,7 @@ class Power:
             answer.set_result(allowed)
 
     async def ask(self, message: int) -> bool:
-        """Whether all have allowed it; who does not answer in `PATIENCE` seconds has."""
+        """Whether all have allowed it; no answer in `PATIENCE` seconds counts as one."""
         answers = []
         for listener in list(self._listeners):
             change = next(self._changes)

@@ -1,4 +1,4 @@
-"""The IORegistry: entries, iterators over them, and who wants to know of changes.  Runs in the kernel."""
+"""The IORegistry: entries, iterators over them, and subscriptions to changes.  Runs in the kernel."""
 
 import itertools
 from collections.abc import Callable, Iterable
@@ -101,7 +101,7 @@ class Registry:
         self._on_change = on_change
         self._ids = itertools.count(0x100000300)
         self.entries: dict[int, Entry] = {}
-        """Terminated ones, too: who has a reference may ask for their properties."""
+        """Terminated ones, too: a process with a reference can read their properties."""
         self.subscriptions: list[Subscription] = []
         self.root = self.add(None, ("IORegistryEntry",), "Root")
 
@@ -115,7 +115,7 @@ class Registry:
         usb_parent: Entry | None = None,
         subject: object = None,
     ) -> Entry:
-        """A new entry, of which the subscribers are told."""
+        """A new entry; subscribers are notified."""
         entry = Entry(
             next(self._ids),
             (*classes, "IOService", "IORegistryEntry"),
@@ -136,7 +136,7 @@ class Registry:
         return entry
 
     def terminate(self, entry: Entry) -> None:
-        """Removes an entry and all below it, of which the subscribers are told."""
+        """Removes an entry and all below it; subscribers are notified."""
         if entry.terminated:
             return
         for each in reversed(list(entry.walk())):

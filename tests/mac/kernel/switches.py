@@ -14,14 +14,14 @@ class Switches:
     """One set for a kernel; `Control.switch` changes it while it runs, from the next event on."""
 
     abort_reports_bytes: bool = True
-    """Whether the callback of an aborted transfer says in arg0 how many bytes were moved, or 0."""
+    """Whether the callback of an aborted transfer gets in arg0 how many bytes were moved, or 0."""
 
     abort_reversed: bool = False
     """Whether aborted transfers of a pipe complete last first, rather than in the order of their submission.
     """
 
     abort_code: int = errors.ABORTED
-    """With which code AbortPipe ends the transfers of a pipe.  IOUSBLib.h says kIOReturnAborted."""
+    """With which code AbortPipe ends the transfers of a pipe.  IOUSBLib.h documents kIOReturnAborted."""
 
     clear_stall_code: int | None = errors.TRANSACTION_RETURNED
     """With which code ClearPipeStallBothEnds ends the transfers that wait on the pipe; None: they stay."""
@@ -46,8 +46,8 @@ class Switches:
     """Whether a capture leaves the device unconfigured, without interfaces."""
 
     storage_driver_stays: bool = False
-    """Whether the driver of mass storage stays at a capture and keeps its interface.  IOUSBLib.h says so, and
-    people have captured disks nevertheless.
+    """Whether the driver of mass storage stays at a capture and keeps its interface.  IOUSBLib.h documents
+    that, and people have captured disks nevertheless.
     """
 
     reenumeration_changes_address: bool = True
@@ -57,7 +57,8 @@ class Switches:
     """How long a device is away when it is enumerated again; up to 1.7 s have been measured."""
 
     reenumeration_waits: bool = False
-    """Whether USBDeviceReEnumerate returns when the device is there again, or at once."""
+    """Whether USBDeviceReEnumerate returns when the device is there again, or at once.  libusb without
+    our patches may release the interface meanwhile; with SOFTWARE_MAC_STRICT set, that ends the process."""
 
     driver_seconds: float = 0.0
     """How long after a device its drivers arrive."""

@@ -1,4 +1,4 @@
-"""What the kernel and a process say to each other: tests/mac/iokit/wire.h says how.  Runs in the kernel."""
+"""The protocol of the kernel and a process, as in tests/mac/iokit/wire.h.  Runs in the kernel."""
 
 import enum
 import struct

@@ -56,7 +56,7 @@ class FakeOwnership:
     def unmount(self, busid: str) -> None:
         raise AssertionError("a report unmounts nothing")
 
-    def give_back(self, busid: str, session: int | None = None) -> None:
+    def give_back(self, busid: str) -> None:
         raise AssertionError("the extension does that")
 
 

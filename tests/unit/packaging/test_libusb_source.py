@@ -114,6 +114,28 @@ def test_the_environment_names_the_source(
         libusb_source.for_tests()
 
 
+@pytest.mark.parametrize("system", ["Debian", "another one with apt", "one without apt"])
+def test_tests_take_the_archive_of_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str
+) -> None:
+    """apt-get is a script that answers as Debian's does, and writes the archive where it is run."""
+    apt = tmp_path / "apt-get"
+    mirror = "echo http://deb.example/debian" if system == "Debian" else "true"
+    archive = libusb_source.DEBIAN_ARCHIVE
+    apt.write_text(f'#!/bin/sh\ncase "$*" in indextargets*) {mirror} ;; *" source "*) : >{archive} ;; esac\n')
+    apt.chmod(0o644 if system == "one without apt" else 0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(libusb_source, "upstream", lambda: Path("upstream"))
+    found = libusb_source.for_tests()
+    if system == "Debian":
+        assert found == tmp_path / "build/debian" / archive
+        assert "http://deb.example/debian trixie main" in (found.parent / "sources.list").read_text()
+        apt.unlink()
+        assert libusb_source.debian("http://other.example") == found, "it is kept"
+    else:
+        assert found == Path("upstream")
+
+
 def test_upstreams_archive_is_fetched_once_and_checked(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

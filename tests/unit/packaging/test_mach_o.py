@@ -35,13 +35,14 @@ def library(
     name: str = "@rpath/libusb-1.0.0.dylib",
     minimum: int = 12 << 16,
     libraries: Sequence[str] = (IOKIT, SYSTEM),
+    paths: Sequence[str] = ("@loader_path/libs",),
     exported: Sequence[str] = EXPORTED,
     marker: str = MARKER,
 ) -> Path:
     commands = [
         text_command(0xD, 24, name),
         *(text_command(0xC, 24, each) for each in libraries),
-        text_command(0x8000001C, 12, "@loader_path/libs"),
+        *(text_command(0x8000001C, 12, each) for each in paths),
         struct.pack("<IIIIII", 0x32, 24, 1, minimum, 15 << 16, 0),
     ]
     names = [(f"_{each}", 0x0F) for each in exported]

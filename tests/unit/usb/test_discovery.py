@@ -53,12 +53,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discovery, "LIST_TIME", 0.05)
 
 
-def test_the_session_of_a_device() -> None:
-    device = record()
-    assert device.session == device.devnum
-    assert dataclasses.replace(device, registry_id=0x100000123).session == 0x100000123
-
-
 def test_devices_are_ordered_and_what_is_left_out_is_known() -> None:
     async def test() -> None:
         source = DeviceDiscovery(FakeHost("2-1", "1-3", "1-2"))

@@ -23,6 +23,11 @@ BUSY = ClaimError(
 ACCESS = ClaimError(
     "device 5 of bus 1 cannot be opened: Access denied (LIBUSB_ERROR_ACCESS, -3)", code="LIBUSB_ERROR_ACCESS"
 )
+NOT_PERMITTED = ClaimError(
+    "interface 0 cannot be claimed: Other error (LIBUSB_ERROR_OTHER, -99): USBInterfaceOpen: "
+    "unknown error (0xe00002e2)",
+    code="LIBUSB_ERROR_OTHER",
+)
 TIMEOUT = UsbipdError("worker[7] did not answer CLAIM within 60 s", code="timeout")
 
 
@@ -93,6 +98,14 @@ TIMEOUT = UsbipdError("worker[7] did not answer CLAIM within 60 s", code="timeou
             "may not be captured",
             "unmount all its volumes (diskutil unmountDisk DISK), and run the extension as root, "
             "with sudo or as a service, then try again",
+        ),
+        (
+            NOT_PERMITTED,
+            [],
+            "darwin",
+            "may not be used by a service of this Mac",
+            "stop the service, and run usbipd in a terminal of a user who is logged in: "
+            "sudo usbipd-ext --run, then try again",
         ),
         (
             ACCESS,

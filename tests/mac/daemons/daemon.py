@@ -1,0 +1,176 @@
+"""A whole daemon of a Mac, started, asked and stopped as a user would.  Runs in pytest."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from tests.client import Client, ClosedError, RefusedError, Session
+from tests.integration.daemon import PATIENCE, Daemon, running
+from tests.mac.machine import Machine
+from usbipd.cli import ext, main
+from usbipd.protocol.constants import USB_REQ_GET_DESCRIPTOR
+
+BULK_OUT, BULK_IN = 0x01, 0x81
+PACKET: Final = 512
+"""Bytes of a bulk packet of a gadget."""
+EARLY, TIMES_OUT = (1, 0, 28), "LIBUSB_ERROR_TIMEOUT"
+"""This version gives a re-enumeration up as soon as the clock begins a new second (libusb 9cef804b)."""
+CONFIG: Final = 'log_level = "debug"\n'
+
+
+class MacDaemon(Daemon):
+    """`usbipd-ext --run` on a Mac.  Its bindings lie in the directory of that Mac, and outlive it."""
+
+    def __init__(self, machine: Machine, *, user: int | None = None, config: str = CONFIG) -> None:
+        """`user` is the id of an ordinary user who runs it, and asks it; None: whoever runs the tests."""
+        self.machine = machine
+        self._user = user
+        self.command = machine.program("usbipd-ext", user)
+        self.user_command = machine.program("usbipd", user)
+        place = machine.state.parent
+        place.mkdir(exist_ok=True)
+        if user is not None:
+            os.chown(place, user, user)
+        super().__init__(place, None, config, "--state", str(machine.state))
+        self.client = Client(self.host, self.port)
+
+    # ---- what a user asks for ------------------------------------------------------------------------------
+
+    def document(self, *arguments: str) -> dict[str, Any]:
+        """As in `Daemon`; for root without a new process, which would cost most of the time of most tests."""
+        if self._user is not None:
+            return super().document(*arguments)
+        return _ask(main.main, *arguments, "--json", "--socket", str(self.socket))
+
+    def status(self) -> dict[str, Any]:
+        """As in `Daemon`, and as `document`."""
+        if self._user is not None:
+            return super().status()
+        return cast(
+            dict[str, Any], _ask(ext.main, "--status", "--json", "--socket", str(self.socket))["status"]
+        )
+
+    def listed(self, busid: str) -> dict[str, Any] | None:
+        """What `usbipd list` says of a device; None: it is not listed."""
+        devices = self.document("list")["devices"]
+        return next((each for each in devices if each["busid"] == busid), None)
+
+    def wait_for(self, busid: str) -> None:
+        """Until the device is listed."""
+        until(lambda: self.listed(busid) is not None, f"{busid} is not listed")
+
+    def wait_until_gone(self, busid: str) -> None:
+        """Until the device is not listed."""
+        until(lambda: self.listed(busid) is None, f"{busid} is listed, and does not exist")
+
+    def history(self, *events: str) -> list[dict[str, Any]]:
+        """These events, the oldest first."""
+        entries = self.document("history", "--limit", "1000")["entries"]
+        return [entry for entry in reversed(entries) if entry["event"] in events]
+
+    def wait_for_state(self, busid: str, state: str) -> dict[str, Any]:
+        """As in `Daemon`, also for a device that is not listed yet."""
+        self.wait_for(busid)
+        return super().wait_for_state(busid, state)
+
+    def wait_for_successor(self, busid: str, worker: int) -> int:
+        """The worker that shares the device after `worker`, which lost it or ended."""
+
+        def succeeded() -> bool:
+            devices = [each for each in self.status()["devices"] if each["busid"] == busid]
+            return any(each["state"] == "shared" and each["worker_pid"] != worker for each in devices)
+
+        until(succeeded, f"{busid} is not shared by another worker")
+        return self.worker_pid(busid)
+
+    def bind(self, busid: str) -> None:
+        """Shares a device that has been plugged in."""
+        self.wait_for(busid)
+        self.document("bind", "--busid", busid)
+
+    def unbind(self, *which: str) -> None:
+        self.document("unbind", *which)
+
+    def attach(self, busid: str) -> Session:
+        """Attaches a shared device, once it is free: the session before it may just have ended."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            with contextlib.suppress(RefusedError, ClosedError, OSError):
+                return self.client.import_device(busid)
+            assert time.monotonic() < deadline, f"{busid} cannot be attached: {self.log_text()}"
+
+    def checks(self) -> dict[str, list[dict[str, Any]]]:
+        """What doctor finds, by the name of the check."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for check in json.loads(self.usbipd("doctor", "--json").stdout)["checks"]:
+            found.setdefault(check["name"], []).append(check)
+        return found
+
+    # ---- its processes -------------------------------------------------------------------------------------
+
+    def kill_all(self) -> None:
+        """kill -9 of all its processes, and waits for their end."""
+        pids = [pid for each in self.pids().values() for pid in each]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait(PATIENCE)
+        until(lambda: not running(pids), f"of the processes {pids} some are left")
+
+    def pids(self) -> dict[str, list[int]]:
+        """Its processes by their roles."""
+        found: dict[str, list[int]] = {}
+        for process in self.status()["processes"]:
+            found.setdefault(process["role"], []).append(process["pid"])
+        return found
+
+    def log_text(self) -> str:
+        return "\n".join(self.log.lines())
+
+    def stop(self) -> None:
+        """SIGTERM: the daemon must end with exit code 0, leave no process behind and have logged no error."""
+        pids = [pid for each in self.pids().values() for pid in each]
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(PATIENCE)
+        self.output.close()
+        log = self.log.close()
+        assert code == 0, log
+        assert "Traceback" not in log, log
+        assert not [line for line in log.splitlines() if self._is_error(line)], log
+        assert not running(pids), log
+
+    def _is_error(self, line: str) -> bool:
+        return " ERROR " in line and not (TIMES_OUT in line and self.machine.libusb_version == EARLY)
+
+
+def _ask(command: Callable[[list[str]], int], *arguments: str) -> dict[str, Any]:
+    """What a command that succeeds prints."""
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        code = command(list(arguments))
+    assert code == 0, errors.getvalue()
+    return cast(dict[str, Any], json.loads(output.getvalue()))
+
+
+def until(condition: Callable[[], object], why: str) -> None:
+    """Asks until it holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, why
+
+
+def echo(session: Session) -> None:
+    """Bytes through the loopback of a gadget, and back."""
+    assert session.bulk_out(BULK_OUT, b"echo") == 4
+    assert session.bulk_in(BULK_IN, PACKET) == b"echo"
+
+
+def use(daemon: MacDaemon, busid: str) -> None:
+    """One session with a gadget."""
+    with daemon.attach(busid) as session:
+        assert session.control_in(0x80, USB_REQ_GET_DESCRIPTOR, 0x0100, length=18)[:2] == b"\x12\x01"
+        echo(session)

@@ -1,0 +1,69 @@
+"""Whom the processes of a daemon of a Mac become, and what they can still reach."""
+
+from pathlib import Path
+
+from tests.mac.daemons.conftest import StartDaemon
+from tests.mac.daemons.daemon import MacDaemon, until, use
+from tests.mac.machine import Machine
+
+NOBODY = 65534
+
+
+def test_server_and_workers_give_up_root(mac: Machine, daemon: MacDaemon) -> None:
+    """Users, and groups: the directory still has the groups of root for all of them."""
+    gadgets = [mac.plug(port) for port in (2, 3)]
+    for gadget in gadgets:
+        daemon.bind(gadget.busid)
+    [server] = daemon.pids()["server"]
+    workers = daemon.pids()["worker"]
+    users = [uid_of(worker) for worker in workers]
+    assert uid_of(server) == NOBODY
+    assert 0 not in users
+    assert len({*users, NOBODY}) == 3, "each worker is another user"
+    for pid in (server, *workers):
+        assert "\nGroups:\t \n" in status_of(pid)
+        assert Path(f"/proc/{pid}/root").readlink() == daemon.socket.parent / "empty"
+    for gadget in gadgets:
+        for _session in range(2):
+            use(daemon, gadget.busid)
+    daemon.unbind("--all")
+    assert all(gadget.has_all_drivers for gadget in gadgets)
+    daemon.stop()
+
+
+def test_without_seatbelt_no_worker_serves_if_it_is_required(mac: Machine, start: StartDaemon) -> None:
+    """Linux has none, as a macOS that refuses the profile."""
+    daemon = start(config='confine = "require"\n')
+    gadget = mac.plug(2)
+    daemon.wait_for(gadget.busid)
+    refused = daemon.usbipd("bind", "--busid", gadget.busid)
+    assert refused.returncode == 1
+    assert gadget.has_all_drivers
+
+
+def status_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/status").read_text()
+
+
+def uid_of(pid: int) -> int:
+    """Real, effective, saved and file system user id, which are one."""
+    [uid] = set(status_of(pid).partition("\nUid:\t")[2].partition("\n")[0].split("\t"))
+    return int(uid)
+
+
+def test_where_opening_a_device_takes_root(mac: Machine, start: StartDaemon) -> None:
+    """A worker that has given up root cannot open its device again: bind is refused, and says what helps."""
+    mac.kernel.switch(open_needs_root=True)
+    daemon = start()
+    gadget = mac.plug(2)
+    daemon.wait_for(gadget.busid)
+    refused = daemon.usbipd("bind", "--busid", gadget.busid)
+    assert refused.returncode == 1
+    assert 'confine = "off"' in refused.stderr
+    until(lambda: gadget.has_all_drivers, "the drivers are not back")
+    daemon.process.terminate()
+    daemon.process.wait()
+    daemon = start(config='confine = "off"\n')
+    daemon.bind(gadget.busid)
+    use(daemon, gadget.busid)
+    daemon.stop()
