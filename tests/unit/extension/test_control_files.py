@@ -1,7 +1,6 @@
 """The files of a control socket, where others are: of an extension that runs or was killed; none of ours."""
 
 import socket
-from pathlib import Path
 
 import pytest
 
@@ -42,22 +41,6 @@ def test_a_pid_file_stays_as_long_as_its_extension_runs(daemon: Daemon) -> None:
         files.remove_stale_pid()
 
     run(test())
-
-
-def test_a_pid_file_that_is_none_of_ours_stays(tmp_path: Path) -> None:
-    directory = tmp_path / "everybody's"
-    directory.mkdir()
-    directory.chmod(0o777)
-    files = RuntimeFiles(directory / "control.sock")
-    files.write_pid()
-    files.remove_stale_pid()
-    assert files.pid_file.exists(), "others may write there"
-    directory.chmod(0o700)
-    files.pid_file.unlink()
-    files.pid_file.mkdir()
-    files.remove_stale_pid()
-    assert files.pid_file.exists(), "no file"
-    RuntimeFiles(Path("/")).remove_stale_pid()
 
 
 def test_two_that_start_at_one_moment(daemon: Daemon) -> None:

@@ -140,13 +140,6 @@ def libusb(monkeypatch: pytest.MonkeyPatch, *version: int, rc: bytes = b"") -> N
     monkeypatch.setattr(usb1, "getVersion", lambda: found)
 
 
-def test_libusb(monkeypatch: pytest.MonkeyPatch) -> None:
-    libusb(monkeypatch, 1, 0, 26)
-    found = finding(check_libusb, subject())
-    assert found.state is CheckState.OK
-    assert found.message == "libusb 1.0.26"
-
-
 def test_libusb_of_this_host() -> None:
     assert finding(check_libusb, subject()).state is CheckState.OK
 
@@ -156,7 +149,7 @@ def test_libusb_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     found = finding(check_libusb, subject())
     assert found.state is CheckState.FAILED
     assert "1.0.25" in found.message
-    assert "1.0.26" in found.message
+    assert found.steps[-1] == "Start the daemon again."
 
 
 @pytest.mark.parametrize(
@@ -195,16 +188,6 @@ def test_the_log_names_the_libusb_of_a_mac(
     [line] = caplog.records
     assert line.levelname == level
     assert line.getMessage().startswith(said)
-
-
-def test_libusb_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing() -> None:
-        raise OSError("libusb-1.0.so.0: cannot open shared object file")
-
-    monkeypatch.setattr(usb1, "getVersion", missing)
-    found = finding(check_libusb, subject())
-    assert found.state is CheckState.FAILED
-    assert "libusb-1.0.so.0" in found.message
 
 
 def test_devices() -> None:
