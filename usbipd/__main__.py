@@ -2,17 +2,21 @@
 
 `usbipd` is the user's command and `usbipd-ext` the extension with its command; the name under which we were
 called decides.  `@server` and `@worker` as first argument are the extension's children, which nobody else can
-start: they need their channel as descriptor 3.  Each role imports what it needs and nothing else.
+start: they need their channel as descriptor 3.  Each role imports what it needs and nothing else; only this
+module imports from several of them.
 """
 
 import gc
 import os
 import stat
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from usbipd.errors import INTERRUPTED
 from usbipd.ipc import CHANNEL_DESCRIPTOR
+
+if TYPE_CHECKING:
+    from usbipd.cli.ext import RunDaemon
 
 OBJECTS_OF_A_COMMAND: Final = 25_000
 """More than any short command makes, nearly all of them by its imports."""
@@ -43,14 +47,23 @@ def _enter() -> int:
         return worker(arguments[1:])
     if "--run" not in arguments:  # the extension lives on, and what it leaves would wait for long
         gc.set_threshold(OBJECTS_OF_A_COMMAND)  # it would look for garbage twenty times, and find none
-    if name == "usbipd-ext":
-        from usbipd.cli.ext import main as command
-    else:
-        from usbipd.cli.main import main as command
     try:
+        if name == "usbipd-ext":
+            from usbipd.cli.ext import main as extension_command
+
+            return extension_command(arguments, load_daemon)
+        from usbipd.cli.main import main as command
+
         return command(arguments)
     finally:
         gc.freeze()  # the interpreter's end would look for garbage in all that there is: a tenth of a command
+
+
+def load_daemon() -> "RunDaemon":
+    """What `usbipd-ext --run` runs."""
+    from usbipd.extension.process import run
+
+    return run
 
 
 def _fill_standard_descriptors() -> None:

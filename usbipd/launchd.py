@@ -1,6 +1,24 @@
 """The launchd job that starts the extension on macOS, as people deal with it.  Used by CLI and extension."""
 
+import subprocess
 from pathlib import Path
+from typing import Final
+
+LAUNCHCTL: Final = Path("/bin/launchctl")
+TIMEOUT: Final = 2.0
+"""Seconds that launchctl may take."""
+
+
+def print_job(job: Path, launchctl: Path = LAUNCHCTL) -> int:
+    """The exit code of `launchctl print`: 0 if launchd has the job.  Its text is for people (launchctl(1)).
+
+    Raises `OSError` if it cannot be started, `subprocess.TimeoutExpired` if it does not answer; it is killed
+    then.
+    """
+    command: list[str | Path] = [launchctl, "print", f"system/{job.stem}"]
+    return subprocess.run(  # noqa: S603 - a fixed program, and a name of ours
+        command, check=False, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT, env={}
+    ).returncode
 
 
 def steps_to_load(job: Path) -> list[str]:

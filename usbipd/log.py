@@ -40,7 +40,7 @@ LEVELS: Final = ("debug", "info", "warning", "error")
 
 DESTINATIONS: Final = ("stderr", "syslog")
 """Where lines go; syslog is the system's log: the journal on Linux, the unified log on macOS.  A file of our
-own is stderr to all processes (`extension/log_file.py`)."""
+own is stderr to all processes (`log_file.py`)."""
 
 LIMITED: Final = {"is_limited": True}
 """`extra` of a line that a client, another user or a device can cause.  The limit counts for this process and

@@ -6,8 +6,10 @@ directories of that user.  Nothing here is ever derived from the home of whoever
 """
 
 import contextlib
+import fcntl
 import os
 import pwd
+import shlex
 import stat
 import sys
 from pathlib import Path
@@ -15,11 +17,13 @@ from typing import Final
 
 import msgspec
 
-from usbipd.control_socket import MAX_SOCKET_PATH
+from usbipd.control_socket import MAX_SOCKET_PATH, has_listener
 from usbipd.errors import UsbipdError
 from usbipd.trusted_file import UntrustedError, open_trusted
 
 CHROOT: Final = "empty"
+DATABASE: Final = "usbipd.sqlite"
+"""The store of bindings, claims and history, in the state directory."""
 
 _RUNTIME_IS_ROOTS: Final = sys.platform != "darwin"
 """Whether root alone can write the system's directory of runtime files.  On macOS /var/run may be writable by
@@ -129,6 +133,51 @@ class RuntimeFiles(msgspec.Struct, frozen=True):
         mode = 0o755 if os.geteuid() == 0 else 0o700
         _make_directory(self.directory, mode, "--socket", above=_RUNTIME_IS_ROOTS)
         return not existed
+
+    def lock(self) -> int:
+        """A descriptor of the directory that no other extension can have while it is open.
+
+        Without it two that start at one moment could each take the other's socket for a stale one.  Raises
+        `OSError`, or `UsbipdError` if another extension has it.
+        """
+        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if not isinstance(error, BlockingIOError):
+                raise
+            raise UsbipdError(
+                f"an extension is running already: it has its socket in {self.directory}",
+                code="already-running",
+                advice=f"{self._how_to_see()}; stop it first, or choose another directory with --socket",
+            ) from error
+        return descriptor
+
+    def _how_to_see(self) -> str:
+        """How to show the extension that has its socket in the directory; the caller may have named another
+        one.  Raises `OSError`."""
+        for path in sorted(self.directory.iterdir()):
+            if path.is_socket() and has_listener(os.fspath(path)):
+                return f"`usbipd-ext --status --socket {shlex.quote(os.fspath(path))}` shows it"
+        return "it is starting or stopping"
+
+    def remove_stale_pid(self) -> None:
+        """Remove the pid file of an extension that was killed; that of one that runs stays.
+
+        The pid may be another process's by now, and a program that rotates logs would send it SIGHUP.  The
+        start reports what is in the way.
+        """
+        # ValueError: a path that has no last part
+        with contextlib.suppress(OSError, ValueError, UsbipdError):
+            if not self.pid_file.is_file():
+                return
+            self.prepare()  # it exists, and is checked: nothing is removed from another user's directory
+            lock = self.lock()
+            try:
+                self.pid_file.unlink()
+            finally:
+                os.close(lock)
 
     def prepare_chroot(self) -> None:
         """Make the server's empty root directory if we are root.  Raises `UsbipdError`."""

@@ -32,6 +32,7 @@ from tests.bench.programs import (
 from tests.bench.result import Comparison
 from tests.bench.usbfs.host import BUSID, BUSNUM, DEVNUM, fill
 from usbipd.config import Limits
+from usbipd.counters import COUNTER_PAGE_SIZE
 from usbipd.ipc import CHANNEL_DESCRIPTOR
 from usbipd.ipc.blocking_channel import BlockingChannel
 from usbipd.ipc.children import CHILDREN, AttachParameters, ClaimParameters, ClaimResult
@@ -39,7 +40,6 @@ from usbipd.ipc.conversation import Event
 from usbipd.ipc.messages import Command, EventName, Nothing
 from usbipd.protocol.constants import ST_OK
 from usbipd.protocol.op import ImportRequest, RequestReader, UsbDevice, encode_import_reply
-from usbipd.worker.report import COUNTER_PAGE_SIZE
 
 SOURCES: Final = Path(__file__).parent / "usbfs"
 KIB: Final = 1024

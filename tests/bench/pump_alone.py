@@ -10,11 +10,11 @@ import mmap
 import socket
 
 from usbipd import _pump
+from usbipd.counters import COUNTER_PAGE_SIZE
 from usbipd.protocol.constants import ST_OK
 from usbipd.protocol.op import UsbDevice, encode_import_reply, encode_import_request
 from usbipd.simulated.loopback import Loopback
 from usbipd.usb.descriptors import parse_configuration
-from usbipd.worker.report import COUNTER_PAGE_SIZE
 
 DEVICE = UsbDevice(
     path="/sys/devices/alone/1-1",

@@ -17,7 +17,8 @@ from usbipd._iokit import DeviceListener
 from usbipd.errors import UsbipdError
 from usbipd.protocol.constants import Speed
 from usbipd.usb import hotplug
-from usbipd.usb.discovery import DeviceRecord, host_devices
+from usbipd.usb.discovery import DeviceRecord
+from usbipd.usb.host import host_devices
 from usbipd.usb.hotplug import Hotplug
 from usbipd.usb.registry_devices import RegistryDevices
 from usbipd.usb.registry_events import RegistryListener
@@ -204,7 +205,7 @@ def test_a_replugged_device_is_another_one(tree: Tree) -> None:
 
 
 def test_the_devices_of_this_platform(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("usbipd.usb.discovery.sys.platform", "darwin")
+    monkeypatch.setattr("usbipd.usb.host.sys.platform", "darwin")
     assert isinstance(host_devices(), RegistryDevices)
     assert hotplug.host_listener() is RegistryListener
 

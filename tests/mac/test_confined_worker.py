@@ -16,8 +16,8 @@ from tests.mac.kernel import errors
 from tests.mac.mac import Device, OwnMac
 from tests.urb import Reply, ReplyReader, RetSubmit, Submit, encode
 from usbipd import _pump
+from usbipd.counters import counter_page
 from usbipd.errors import UsbipdError
-from usbipd.extension.evidence import counter_page
 from usbipd.ipc.blocking_channel import BlockingChannel
 from usbipd.ipc.children import (
     CHILDREN,

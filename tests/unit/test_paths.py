@@ -356,3 +356,19 @@ def test_a_unit_counts_where_systemd_runs(tmp_path: Path, monkeypatch: pytest.Mo
     assert paths.systemd_unit() == units / "usbipd.service"
     (units / "usbipd.service").unlink()
     assert paths.systemd_unit() is None
+
+
+def test_a_pid_file_that_is_none_of_ours_stays(tmp_path: Path) -> None:
+    directory = tmp_path / "everybody's"
+    directory.mkdir()
+    directory.chmod(0o777)
+    files = paths.RuntimeFiles(directory / "control.sock")
+    files.write_pid()
+    files.remove_stale_pid()
+    assert files.pid_file.exists(), "others may write there"
+    directory.chmod(0o700)
+    files.pid_file.unlink()
+    files.pid_file.mkdir()
+    files.remove_stale_pid()
+    assert files.pid_file.exists(), "no file"
+    paths.RuntimeFiles(Path("/")).remove_stale_pid()

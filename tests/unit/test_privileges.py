@@ -12,7 +12,7 @@ import pytest
 from usbipd import privileges
 from usbipd.config import ServerConfig
 from usbipd.errors import UsageError
-from usbipd.extension.host_needs import check_host
+from usbipd.host_needs import check_host
 from usbipd.privileges import RunAs
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to drop")

@@ -12,7 +12,7 @@ import pytest
 from usbipd import worker_uids
 from usbipd.config import ServerConfig
 from usbipd.errors import UsageError
-from usbipd.extension.host_needs import check_host
+from usbipd.host_needs import check_host
 from usbipd.worker_uids import DEFAULT_UIDS, check_unused, parse_uids
 
 

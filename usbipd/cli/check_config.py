@@ -12,7 +12,7 @@ from usbipd.cli.documents import Document, render
 from usbipd.cli.outcome import emit, say
 from usbipd.config import ServerConfig, load
 from usbipd.errors import UsageError
-from usbipd.extension.host_needs import check_host
+from usbipd.host_needs import check_host
 from usbipd.text import readable
 
 

@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -16,16 +17,14 @@ from usbipd.cli.connection import ControlConnection, start_command
 from usbipd.cli.quantity import format_time
 from usbipd.control_socket import has_listener
 from usbipd.errors import ExtensionUnreachableError, UsageError, UsbipdError
-from usbipd.extension.store_file import DATABASE
+from usbipd.findings import Finding, check_libusb, failed, job_not_loaded, ok, warning
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.reports import CheckReport, CheckState, HealthResult, StatusResult
+from usbipd.ipc.reports import CheckReport, HealthResult, StatusResult
 from usbipd.protocol.constants import USBIP_PORT
-from usbipd.usb.libusb_version import MINIMUM, dotted, loaded
 
-LAUNCHCTL: Final = Path("/bin/launchctl")
 _ANOTHER_PLACE: Final = "Start it with another place for its socket, with --socket."
 TIMEOUT: Final = 2.0
-"""Seconds that a look at the port or at launchd may take."""
+"""Seconds that a look at the port may take."""
 
 
 def examine(extension: ControlConnection) -> list[CheckReport]:
@@ -33,108 +32,106 @@ def examine(extension: ControlConnection) -> list[CheckReport]:
     try:
         extension.open()
         health = extension.request(Command.HEALTH, Nothing(), HealthResult)
-        return [*_check_standing(extension), *health.checks]
+        return [*_reports(_check_standing(extension)), *health.checks]
     except UsageError:
         raise
     except ExtensionUnreachableError as error:
-        return [unreachable(error, extension.path), *examine_host(Path(extension.path))]
+        found = examine_host(Path(extension.path))
+        return _reports({"extension": unreachable(error, extension.path), **found})
     except UsbipdError as error:  # it runs, and says why it cannot
-        return [failed("extension", error.message, *_advice(error))]
+        return _reports({"extension": failed(error.message, *_advice(error))})
 
 
-def _check_standing(extension: ControlConnection) -> list[CheckReport]:
+def _reports(found: Mapping[str, Finding]) -> list[CheckReport]:
+    """Each under its name."""
+    return [
+        CheckReport(name=name, state=each.state, message=each.message, steps=list(each.steps))
+        for name, each in found.items()
+    ]
+
+
+def _check_standing(extension: ControlConnection) -> dict[str, Finding]:
     """How this command stands to the extension.  Raises `ExtensionUnreachableError`."""
     try:
         status = extension.request(Command.STATUS, Nothing(), StatusResult)
     except ExtensionUnreachableError:
         raise
     except UsbipdError as error:
-        return [
-            failed(
-                "extension",
-                f"the daemon is running but could not report its status: {error.message}",
-                *_advice(error),
-            )
-        ]
-    return [check_extension(status), check_permission(status)]
+        problem = f"the daemon is running but could not report its status: {error.message}"
+        return {"extension": failed(problem, *_advice(error))}
+    return {"extension": check_extension(status), "permission": check_permission(status)}
 
 
-def examine_host(control_socket: Path) -> list[CheckReport]:
+def examine_host(control_socket: Path) -> dict[str, Finding]:
     """What an extension of this user needs when it starts."""
-    checks = [
-        check_runtime(control_socket),
-        check_libusb(),
-        check_state(),
-        check_port("127.0.0.1", USBIP_PORT),
-    ]
+    found = {
+        "runtime": check_runtime(control_socket),
+        "libusb": check_libusb(),
+        "store": check_state(),
+        "port": check_port("127.0.0.1", USBIP_PORT),
+    }
     if (job := paths.launch_daemon()) is not None:
-        checks.append(check_launchd(job))
-    return checks
+        found["launchd"] = check_launchd(job)
+    return found
 
 
-def check_extension(status: StatusResult) -> CheckReport:
+def check_extension(status: StatusResult) -> Finding:
     """Whether it is the one that belongs to this command."""
     if status.version != __version__:
         return warning(
-            "extension",
             f"version {status.version} runs (pid {status.pid}), and this command is of version {__version__}",
             "Restart the daemon.",
             "If there are two installations, use the command of the one that runs, or remove one of them.",
         )
     return ok(
-        "extension",
         f"usbipd {status.version} runs as {status.user}, pid {status.pid}, "
         f"since {format_time(status.start_time)}",
     )
 
 
-def unreachable(error: ExtensionUnreachableError, control_socket: str) -> CheckReport:
+def unreachable(error: ExtensionUnreachableError, control_socket: str) -> Finding:
     """The check that nothing else can be asked for."""
     if error.code == "not-running":
         return failed(
-            "extension",
             error.message,
             f"Start it: {start_command(control_socket)}.",
             "If it exits immediately, fix the problem named in its last line.",
             "If it runs with another control socket, name that: `usbipd doctor --socket PATH`.",
         )
-    return failed("extension", error.message, *_advice(error))
+    return failed(error.message, *_advice(error))
 
 
-def check_permission(status: StatusResult) -> CheckReport:
+def check_permission(status: StatusResult) -> Finding:
     """Whether the caller may bind; the extension decides it by the same rules (`ipc/roles.py`)."""
     uid, group = os.geteuid(), privileges.admin_group()
     user = privileges.user_name(uid)
     if uid == 0 or user == status.user:
-        return ok("permission", f"you are {user}: you may bind, unbind, detach and release")
+        return ok(f"you are {user}: you may bind, unbind, detach and release")
     name = privileges.ADMIN_GROUP
     if group is not None and group in {os.getegid(), *os.getgroups()}:
-        return ok("permission", f"you are in the group {name}: you may bind, unbind, detach and release")
+        return ok(f"you are in the group {name}: you may bind, unbind, detach and release")
     steps = ["Put sudo before the command."]
     if group is None:
         steps.append(f"Or have an administrator make the group {name}, with you as a member.")
     else:
         steps.append(f"Or have an administrator make {user} a member of the group {name}.")
     steps.append("Log out and in again: groups count from the login on.")
-    return warning("permission", f"{user} has read-only access", *steps)
+    return warning(f"{user} has read-only access", *steps)
 
 
-def check_runtime(control_socket: Path) -> CheckReport:
+def check_runtime(control_socket: Path) -> Finding:
     """Whether the directory of the control socket is one that an extension takes."""
     directory = control_socket.parent
     try:
         found = directory.lstat()
     except FileNotFoundError:
-        return ok("runtime", f"{directory} is not there: the extension makes it")
+        return ok(f"{directory} is not there: the extension makes it")
     except OSError as error:
-        return failed(
-            "runtime", f"{directory}: {error.strerror}", f"Make it accessible: `ls -ld {directory}`."
-        )
+        return failed(f"{directory}: {error.strerror}", f"Make it accessible: `ls -ld {directory}`.")
     if not stat.S_ISDIR(found.st_mode):
-        return failed("runtime", f"{directory} is not a directory", _ANOTHER_PLACE)
+        return failed(f"{directory} is not a directory", _ANOTHER_PLACE)
     if found.st_uid not in (0, os.geteuid()) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return failed(
-            "runtime",
             f"{directory} belongs to or may be written by another user (uid {found.st_uid}, "
             f"mode {stat.S_IMODE(found.st_mode):04o}): no extension puts its socket there",
             f"See what is in it: `ls -la {directory}`.",
@@ -143,66 +140,42 @@ def check_runtime(control_socket: Path) -> CheckReport:
     if control_socket.is_socket():
         if has_listener(str(control_socket)):
             return failed(
-                "runtime",
                 f"a program listens on {control_socket}, so the extension cannot",
                 f"See which one: `sudo lsof '{control_socket}'`.",
                 _ANOTHER_PLACE,
             )
-        return ok(
-            "runtime", f"{control_socket} was left by an extension that was killed: the next one replaces it"
-        )
-    return ok("runtime", f"{directory} is as it should be")
+        return ok(f"{control_socket} was left by an extension that was killed: the next one replaces it")
+    return ok(f"{directory} is as it should be")
 
 
-def check_libusb() -> CheckReport:
-    """Whether it can be loaded, and is new enough."""
-    try:
-        version = loaded()
-    except OSError as error:
-        return failed(
-            "libusb",
-            f"libusb 1.0 cannot be loaded: {error}",
-            "Install it: `sudo apt-get install libusb-1.0-0` (Debian), `brew install libusb` (macOS).",
-        )
-    if version.number < MINIMUM:
-        return failed(
-            "libusb",
-            f"libusb {version} is too old: usbipd needs {dotted(MINIMUM)} or newer",
-            "Install a newer libusb, from the system's packages or from https://libusb.info.",
-        )
-    return ok("libusb", f"libusb {version}")
-
-
-def check_state() -> CheckReport:
+def check_state() -> Finding:
     """Whether what outlives the daemon can be read."""
     try:
-        store = paths.state_directory() / DATABASE
+        store = paths.state_directory() / paths.DATABASE
         with store.open("rb") as file:
             file.read(1)
     except UsbipdError as error:
-        return failed("store", error.message, *_advice(error))
+        return failed(error.message, *_advice(error))
     except FileNotFoundError:
-        return ok("store", f"{store} is not there: nothing has been bound yet")
+        return ok(f"{store} is not there: nothing has been bound yet")
     except OSError as error:
         return failed(
-            "store",
             f"{store}: {error.strerror}",
             f"See whose it is: `ls -ld '{store.parent}' '{store}'`.",
             "Give it back to the user who starts the extension, or move it aside: then nothing is bound.",
         )
-    return ok("store", f"{store} is there")
+    return ok(f"{store} is there")
 
 
-def check_port(host: str, port: int) -> CheckReport:
+def check_port(host: str, port: int) -> Finding:
     """Whether anything listens where the extension would."""
     try:
         socket.create_connection((host, port), TIMEOUT).close()
     except TimeoutError:  # a program listens, and is stopped or busy: its queue is full
         pass
     except OSError:  # refused, as it should be
-        return ok("port", f"nothing listens on {host}:{port}")
+        return ok(f"nothing listens on {host}:{port}")
     return failed(
-        "port",
         f"something listens on {host}:{port}, so the extension cannot: "
         "the kernel's usbipd, or an extension that this command does not reach",
         f"See what it is: `sudo lsof -nP -iTCP:{port} -sTCP:LISTEN`.",
@@ -212,49 +185,24 @@ def check_port(host: str, port: int) -> CheckReport:
     )
 
 
-def check_launchd(job: Path, launchctl: Path = LAUNCHCTL) -> CheckReport:
-    """Whether launchd has the job; only the exit code counts, for the text is for people (launchctl(1))."""
-    target = f"system/{job.stem}"
+def check_launchd(job: Path, launchctl: Path = launchd.LAUNCHCTL) -> Finding:
+    """Whether launchd has the job."""
     if not job.exists():
         return warning(
-            "launchd",
             f"{job} is not there: the extension does not start by itself",
             "Install usbipd from its package, or start the extension yourself.",
         )
     try:
-        done = subprocess.run(  # noqa: S603 - a fixed program, and a name of ours
-            [launchctl, "print", target], check=False, capture_output=True, timeout=TIMEOUT
-        )
+        code = launchd.print_job(job, launchctl)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return failed("launchd", f"launchctl gives no answer: {error}", "Restart this Mac.")
-    if done.returncode == 0:
+        return failed(f"launchctl gives no answer: {error}", "Restart this Mac.")
+    if code == 0:
         return failed(
-            "launchd",
             f"launchd has the job {job.stem}, and yet the extension does not answer",
-            f"Start it again: `sudo launchctl kickstart -k {target}`.",
+            f"Start it again: `sudo launchctl kickstart -k system/{job.stem}`.",
             "If it does not stay, look into its log.",
         )
-    return failed(
-        "launchd",
-        f"launchd does not have the job {job.stem} (launchctl print: exit code {done.returncode}): "
-        "it is switched off, or was never loaded",
-        *launchd.steps_to_load(job),
-    )
-
-
-def ok(name: str, message: str) -> CheckReport:
-    """As it should be."""
-    return CheckReport(name=name, state=CheckState.OK, message=message)
-
-
-def warning(name: str, message: str, *steps: str) -> CheckReport:
-    """It works, but not for all, or not as it could."""
-    return CheckReport(name=name, state=CheckState.WARNING, message=message, steps=list(steps))
-
-
-def failed(name: str, message: str, *steps: str) -> CheckReport:
-    """It does not work."""
-    return CheckReport(name=name, state=CheckState.FAILED, message=message, steps=list(steps))
+    return job_not_loaded(job, code)
 
 
 def _advice(error: UsbipdError) -> list[str]:

@@ -1,11 +1,12 @@
 """The `usbipd-ext` command: runs the extension, or asks a running one how it is.
 
-`--run` makes this process the extension; all else runs in the caller's process.
+`--run` makes this process the extension; all else runs in the caller's process.  `__main__` says how the
+extension's program is loaded: a command that only asks does not wait for that.
 """
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, get_args
 
 from usbipd import __version__
@@ -22,7 +23,13 @@ from usbipd.cli.verb import (
 from usbipd.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from usbipd.config import ServerConfig
+    from usbipd.simulated.spec import SimulatedSpec
+
+    RunDaemon = Callable[[ServerConfig, Sequence[SimulatedSpec], bool, Path, Path | None], int]
+    """`run` of `usbipd/extension/process.py`."""
 
 RUN: Final = "--run"
 STATUS: Final = "--status"
@@ -122,7 +129,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str], load_daemon: "Callable[[], RunDaemon]") -> int:
     """Parse and carry out one command; raises `UsbipdError`."""
     arguments = build_parser().parse_args(argv)
     action = next(each for each in (RUN, STATUS, HEALTH, CHECK_CONFIG) if _value(arguments, each))
@@ -130,7 +137,7 @@ def run(argv: Sequence[str]) -> int:
         if action not in actions and _value(arguments, option) not in (None, False):
             raise UsageError(f"{option} goes with {' or '.join(actions)}, not with {action}", code="usage")
     if action == RUN:
-        return run_extension(arguments)
+        return run_extension(arguments, load_daemon)
     if action == CHECK_CONFIG:
         from usbipd.cli.check_config import check_config
 
@@ -159,26 +166,24 @@ def ask_extension(arguments: argparse.Namespace) -> int:
         return 0
 
 
-def run_extension(arguments: argparse.Namespace) -> int:
+def run_extension(arguments: argparse.Namespace, load_daemon: "Callable[[], RunDaemon]") -> int:
     """`usbipd-ext --run`: be the extension until a signal ends it."""
     # Imported here: a command that only asks shall not wait for any of it.
     from pathlib import Path
 
     from usbipd import paths
     from usbipd.control_socket import own_control_socket
-    from usbipd.extension import process
-    from usbipd.extension.control import remove_stale_pid
     from usbipd.simulated.catalog import parse_simulate
 
     socket_path = Path(own_control_socket() if arguments.socket is None else arguments.socket)
-    remove_stale_pid(paths.RuntimeFiles(socket_path.absolute()))  # first: also if the configuration is wrong
+    paths.RuntimeFiles(socket_path.absolute()).remove_stale_pid()  # also if the configuration is wrong
     with_real = arguments.simulate is None or arguments.real_devices
-    return process.run(
-        config=configuration(arguments),
-        simulate=[] if arguments.simulate is None else parse_simulate(arguments.simulate),
-        with_real=with_real,
-        socket_path=socket_path,
-        state_directory=arguments.state or (paths.state_directory() if with_real else None),
+    return load_daemon()(
+        configuration(arguments),
+        [] if arguments.simulate is None else parse_simulate(arguments.simulate),
+        with_real,
+        socket_path,
+        arguments.state or (paths.state_directory() if with_real else None),
     )
 
 
@@ -209,6 +214,6 @@ def configuration(arguments: argparse.Namespace) -> "ServerConfig":
     return config
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], load_daemon: "Callable[[], RunDaemon]") -> int:
     """Entry point; returns the exit code."""
-    return conclude("usbipd-ext", argv, lambda: run(argv))
+    return conclude("usbipd-ext", argv, lambda: run(argv, load_daemon))

@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from usbipd import __version__, paths
-from usbipd.cli.checks import LAUNCHCTL, TIMEOUT
+from usbipd import __version__, launchd, paths
+from usbipd.cli.checks import TIMEOUT
 from usbipd.cli.report_document import HostFacts, LaunchdJob
 from usbipd.text import readable
 from usbipd.usb import libusb_version
@@ -50,17 +50,14 @@ def _first_line(path: Path) -> str | None:
         return None
 
 
-def launchd_job(launchctl: Path = LAUNCHCTL) -> LaunchdJob | None:
-    """What launchd says of the extension's job: the exit code, as its text is for people (launchctl(1))."""
+def launchd_job(launchctl: Path = launchd.LAUNCHCTL) -> LaunchdJob | None:
+    """What launchd says of the extension's job."""
     job = paths.launch_daemon()
     if job is None:
         return None
     code: int | None
     try:
-        done = subprocess.run(  # noqa: S603 - a fixed program, and a name of ours
-            [launchctl, "print", f"system/{job.stem}"], check=False, capture_output=True, timeout=TIMEOUT
-        )
-        code = done.returncode
+        code = launchd.print_job(job, launchctl)
     except (OSError, subprocess.TimeoutExpired):
         code = None
     return LaunchdJob(file=str(job), is_installed=job.exists(), exit_code=code)

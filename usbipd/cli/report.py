@@ -44,8 +44,9 @@ from usbipd.ipc.reports import (
     UnbindResult,
 )
 from usbipd.text import readable
+from usbipd.usb.host import host_ownership
 from usbipd.usb.hotplug import SYSFS_DEVICES
-from usbipd.usb.ownership import Ownership, host_ownership
+from usbipd.usb.ownership import Ownership
 
 if TYPE_CHECKING:
     from usbipd._iokit import Entry

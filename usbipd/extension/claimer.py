@@ -11,10 +11,11 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
+from usbipd.counters import counter_page
 from usbipd.errors import ClaimError, IPCError, UsbipdError
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.device import ClaimedDevice, ClaimState, Device
-from usbipd.extension.evidence import check_claimed, counter_page
+from usbipd.extension.evidence import check_claimed
 from usbipd.extension.returns import DRIVERS_TIME, Returns
 from usbipd.extension.supervisor import Backoff, Child, Spawner, wait_ended
 from usbipd.extension.usb_stack import UsbStack

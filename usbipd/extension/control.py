@@ -15,11 +15,8 @@ is not held up here: only administrators may do that.
 """
 
 import asyncio
-import contextlib
-import fcntl
 import logging
 import os
-import shlex
 import socket
 from collections import Counter
 from dataclasses import dataclass, field
@@ -176,7 +173,7 @@ class IPCHandler:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.setblocking(False)
         try:
-            self._lock = _lock(self._path.parent)
+            self._lock = paths.RuntimeFiles(self._path).lock()
             was_killed = _remove_stale(self._path)
             listener.bind(os.fspath(self._path))
             self._path.chmod(0o666 if os.geteuid() == 0 else 0o600)
@@ -297,56 +294,6 @@ class IPCHandler:
             if not knows:
                 self._watching[channel] = True
                 channel.push(EventName.CHANGED, Nothing())
-
-
-def remove_stale_pid(files: paths.RuntimeFiles) -> None:
-    """Remove the pid file of an extension that was killed; that of one that runs stays.
-
-    The pid may be another process's by now, and whoever rotates logs would send it SIGHUP.  What stands in
-    the way is left to the start, which says it.
-    """
-    # ValueError: a path that has no last part
-    with contextlib.suppress(OSError, ValueError, UsbipdError):
-        if not files.pid_file.is_file():
-            return
-        files.prepare()  # it is there, and is looked at: nothing is removed from somebody else's directory
-        lock = _lock(files.directory)
-        try:
-            files.pid_file.unlink()
-        finally:
-            os.close(lock)
-
-
-def _lock(directory: Path) -> int:
-    """A descriptor of `directory` that no other extension can have while it is open.
-
-    Without it two that start at one moment could each take the other's socket for a stale one.  Raises
-    `OSError`, or `UsbipdError` if another extension has it.
-    """
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if not isinstance(error, BlockingIOError):
-            raise
-        raise UsbipdError(
-            f"an extension is running already: it has its socket in {directory}",
-            code="already-running",
-            advice=f"{_how_to_see(directory)}; stop it first, or choose another directory with --socket",
-        ) from error
-    return descriptor
-
-
-def _how_to_see(directory: Path) -> str:
-    """How to show the extension that has its socket in `directory`; the caller may have named another one.
-
-    Raises `OSError`.
-    """
-    for path in sorted(directory.iterdir()):
-        if path.is_socket() and has_listener(os.fspath(path)):
-            return f"`usbipd-ext --status --socket {shlex.quote(os.fspath(path))}` shows it"
-    return "it is starting or stopping"
 
 
 def _remove_stale(path: Path) -> bool:

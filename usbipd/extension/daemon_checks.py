@@ -14,8 +14,9 @@ from usbipd.addresses import ListenAddress, parse_listen
 from usbipd.extension.device import ClaimState
 from usbipd.extension.liveness import silence_of
 from usbipd.extension.store_file import KEPT_ASIDE
-from usbipd.extension.subject import Finding, HeldClaim, Subject, failed, ok, steps_of, warning
+from usbipd.extension.subject import HeldClaim, Subject
 from usbipd.extension.supervisor import LONGEST_DELAY, Child
+from usbipd.findings import Finding, failed, ok, steps_of, warning
 from usbipd.ipc.reports import BindingReport, ListResult
 from usbipd.usb.identity import DeviceRule
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from usbipd.counters import latency_of, read_blocked, read_counters, read_rate
 from usbipd.errors import ClaimError, IPCError, UsbipdError
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.supervisor import Child
@@ -18,7 +19,6 @@ from usbipd.ipc.reports import Counters, DeviceReport, DeviceState, HistoryEvent
 from usbipd.protocol.op import UsbDevice
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.ownership import USBFS
-from usbipd.worker.report import latency_of, read_blocked, read_counters, read_rate
 
 LONGEST_TEXT: Final = 1000
 """Characters of an error and of an advice that are reported: a worker has had a say in it."""

@@ -10,7 +10,8 @@ from typing import Final
 
 from usbipd.errors import UsbipdError
 from usbipd.extension import daemon_checks, host_checks
-from usbipd.extension.subject import Finding, Subject, failed, steps_of
+from usbipd.extension.subject import Subject
+from usbipd.findings import Finding, failed, steps_of
 from usbipd.ipc.reports import CheckReport, CheckState, HealthResult
 from usbipd.log import LIMITED
 

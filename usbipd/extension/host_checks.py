@@ -2,20 +2,19 @@
 
 import asyncio
 import pwd
-from pathlib import Path
+import subprocess
 from typing import Final
 
-from usbipd import launchd, privileges
-from usbipd.extension.subject import Finding, Host, Subject, failed, ok, warning
+from usbipd import findings, launchd, privileges
+from usbipd.extension.subject import Host, Subject
 from usbipd.extension.supervisor import Child
+from usbipd.findings import Finding, failed, job_not_loaded, ok, warning
+from usbipd.ipc.reports import CheckState
 from usbipd.protocol.constants import Speed
 from usbipd.usb import libusb_version
-from usbipd.usb.libusb_version import dotted
+from usbipd.usb.daemon_thread import call_in_daemon_thread
 
 ISOCHRONOUS_PANIC: Final = "26.3.1"  # https://github.com/libusb/libusb/issues/1762
-
-LAUNCHCTL_TIMEOUT: Final = 2.0
-"""Seconds."""
 
 _START_AS_ROOT: Final = "Start it as root, with sudo or as a service."
 _START_AGAIN: Final = "Start the daemon again."
@@ -109,36 +108,21 @@ def _steps_to_make_user(host: Host) -> tuple[str, ...]:
 
 
 async def check_libusb(subject: Subject) -> list[Finding]:
-    """Present and new enough."""
-    try:
-        version = await asyncio.to_thread(libusb_version.loaded)
-    except OSError as error:
-        return [
-            failed(
-                f"libusb 1.0 cannot be loaded: {error}",
-                "Install it: `sudo apt-get install libusb-1.0-0` (Debian), `brew install libusb` (macOS).",
-                _START_AGAIN,
-            )
-        ]
-    name = f"libusb {version}"
-    if version.number < libusb_version.MINIMUM:
-        return [
-            failed(
-                f"{name} is too old: usbipd needs {dotted(libusb_version.MINIMUM)} or newer",
-                "Install a newer libusb, from the system's packages or from https://libusb.info.",
-                _START_AGAIN,
-            )
-        ]
-    if subject.host.mac_version and (lack := version.lacks_on_macos):
-        return [
-            warning(
-                f"{name}: {lack}",
-                "Install usbipd's package for macOS, which contains its own libusb.",
-                "Or use at least the newest one: `brew upgrade libusb`.",
-                _START_AGAIN,
-            )
-        ]
-    return [ok(name)]
+    """Present, new enough, and on macOS without known faults."""
+    found = await asyncio.to_thread(findings.check_libusb, _START_AGAIN)
+    if found.state is not CheckState.OK or not subject.host.mac_version:
+        return [found]
+    lack = libusb_version.loaded().lacks_on_macos
+    if lack is None:
+        return [found]
+    return [
+        warning(
+            f"{found.message}: {lack}",
+            "Install usbipd's package for macOS, which contains its own libusb.",
+            "Or use at least the newest one: `brew upgrade libusb`.",
+            _START_AGAIN,
+        )
+    ]
 
 
 async def check_devices(subject: Subject) -> list[Finding]:
@@ -191,14 +175,10 @@ async def check_power(subject: Subject) -> list[Finding]:
 
 
 async def check_launchd(subject: Subject) -> list[Finding]:
-    """Whether launchd has the job that starts the extension; nothing where there is no launchd.
-
-    Only the exit code of `launchctl print` counts: its text is for people (launchctl(1)).
-    """
+    """Whether launchd has the job that starts the extension; nothing where there is no launchd."""
     job = subject.host.launch_daemon
     if job is None:
         return []
-    label = job.stem
     if not job.exists():
         return [
             warning(
@@ -206,38 +186,11 @@ async def check_launchd(subject: Subject) -> list[Finding]:
                 "Install usbipd from its package.",
             )
         ]
-    code = await _exit_code(subject.host.launchctl, "print", f"system/{label}")
-    if code == 0:
-        return [ok(f"launchd has the job {label}")]
-    if code is None:
-        return [failed(f"launchctl did not answer within {LAUNCHCTL_TIMEOUT:g} s", "Restart this Mac.")]
-    return [
-        failed(
-            f"launchd does not have the job {label} (launchctl print: exit code {code}): "
-            "it is switched off, or was never loaded",
-            *launchd.steps_to_load(job),
-        )
-    ]
-
-
-async def _exit_code(program: Path, *arguments: str) -> int | None:
-    """How `program` ended; None if it did not in time.  Raises `OSError` if it cannot be started."""
-    process = await asyncio.create_subprocess_exec(
-        program,
-        *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-        env={},
-    )
-    ending = asyncio.create_task(process.wait())
     try:
-        await asyncio.wait({ending}, timeout=LAUNCHCTL_TIMEOUT)
-        return process.returncode
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await asyncio.wait({ending})
+        code = await call_in_daemon_thread(lambda: launchd.print_job(job, subject.host.launchctl))
+    except subprocess.TimeoutExpired:
+        return [failed(f"launchctl did not answer within {launchd.TIMEOUT:g} s", "Restart this Mac.")]
+    return [ok(f"launchd has the job {job.stem}") if code == 0 else job_not_loaded(job, code)]
 
 
 async def check_macos(subject: Subject) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""The extension's main: brings the daemon up, prints what is shared, and takes it down.  Called by the CLI.
+"""The extension's main: brings the daemon up, prints what is shared, and takes it down.
 
 Up: runtime directory, control socket (so that a second daemon stops here), store, server, claims.  Down, on
 SIGINT, SIGTERM or SIGHUP: listen no more, give every device back, remove what was made; in less than two
@@ -28,25 +28,26 @@ from usbipd.extension.bindings import Bindings
 from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.control import Answers, IPCHandler
 from usbipd.extension.device import ClaimedDevice
-from usbipd.extension.host_needs import check_host
-from usbipd.extension.log_file import STDERR, LogFile
 from usbipd.extension.manager import SystemExtensionManager
 from usbipd.extension.monitor import StatusMonitor
 from usbipd.extension.network import NetworkServer
 from usbipd.extension.reservations import Reservations
-from usbipd.extension.simulation import SimulatedBus
 from usbipd.extension.store import Store
 from usbipd.extension.supervisor import Supervisor, seal_descriptors
 from usbipd.extension.usb_stack import host_stack
 from usbipd.extension.worker_confinement import WorkerConfinement
-from usbipd.ipc.children import Confinement, ServeParameters, SimulatedSpec
+from usbipd.host_needs import check_host
+from usbipd.ipc.children import Confinement, ServeParameters
 from usbipd.ipc.reports import HistoryEvent
+from usbipd.log_file import STDERR, LogFile
 from usbipd.protocol.constants import USBIP_PORT
+from usbipd.simulated.bus import SimulatedBus
+from usbipd.simulated.spec import SimulatedSpec
 from usbipd.spelling import Spelling
-from usbipd.usb.discovery import DeviceDiscovery, DeviceSource, host_devices
+from usbipd.usb.discovery import DeviceDiscovery, DeviceSource
+from usbipd.usb.host import host_devices, host_ownership
 from usbipd.usb.hotplug import Hotplug
 from usbipd.usb.libusb_version import log_loaded
-from usbipd.usb.ownership import host_ownership
 
 if TYPE_CHECKING:
     from usbipd.usb.power import PowerWatch

@@ -30,11 +30,10 @@ from typing import Final
 from usbipd.errors import UsbipdError
 from usbipd.extension import store_tables
 from usbipd.extension.store_tables import RESTART, DamagedStoreError, NewerStoreError
-from usbipd.paths import prepare_state_directory
+from usbipd.paths import DATABASE, prepare_state_directory
 
 _LOG: Final = logging.getLogger(__name__)
 
-DATABASE: Final = "usbipd.sqlite"
 LOCK: Final = "usbipd.lock"
 
 _HEADER: Final = b"SQLite format 3\0"

@@ -1,23 +1,22 @@
-"""What a check of the daemon's health looks at, and what it finds.  Runs in the extension."""
+"""What a check of the daemon's health looks at.  Runs in the extension."""
 
 import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 from usbipd import paths
 from usbipd.errors import UsbipdError
 from usbipd.extension.device import ClaimState, Failure
 from usbipd.extension.supervisor import Child
 from usbipd.ipc.children import Sandbox
-from usbipd.ipc.reports import CheckState, DeviceReport, ListResult
+from usbipd.ipc.reports import DeviceReport, ListResult
+from usbipd.launchd import LAUNCHCTL
 from usbipd.privileges import RunAs
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.identity import DeviceRule
-
-LAUNCHCTL: Final = Path("/bin/launchctl")
 
 
 class HeldClaim(Protocol):
@@ -129,33 +128,3 @@ class Subject:
     access: Sequence[DeviceRule]
     """The devices for which the configuration says who may have them."""
     host: Host
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """How one thing is, and the steps that mend it: each a whole sentence."""
-
-    state: CheckState
-    message: str
-    steps: tuple[str, ...] = ()
-
-
-def ok(message: str) -> Finding:
-    """As it should be."""
-    return Finding(CheckState.OK, message)
-
-
-def warning(message: str, *steps: str) -> Finding:
-    """It works, but not as it could, or not for all."""
-    return Finding(CheckState.WARNING, message, steps)
-
-
-def failed(message: str, *steps: str) -> Finding:
-    """It does not work."""
-    return Finding(CheckState.FAILED, message, steps)
-
-
-def steps_of(error: UsbipdError) -> tuple[str, ...]:
-    """What the error's advice says to do: a sentence, or a line for each platform."""
-    lines = [line.strip() for line in (error.advice or "").splitlines()]
-    return (lines[0][:1].upper() + lines[0][1:],) if len(lines) == 1 else tuple(lines)

@@ -10,6 +10,7 @@ from usbipd.ipc.reports import DeviceMemory
 from usbipd.ipc.row import CommandRow, EventRow, Role, Table
 from usbipd.privileges import RunAs
 from usbipd.protocol.op import UsbDevice
+from usbipd.simulated.spec import SimulatedSpec
 
 # ---- server and extension ------------------------------------------------------------------------
 
@@ -121,15 +122,8 @@ class ReservationParameters(Message, frozen=True):
 # ---- extension and worker ------------------------------------------------------------------------
 
 
-class SimulatedSpec(Message, frozen=True):
-    """Which simulated device a worker is to be, with its options as the user wrote them."""
-
-    name: str
-    options: dict[str, str]
-
-
 class ClaimParameters(Message, frozen=True):
-    """Take this device.  Carries the descriptor of the counter page (`worker/report.py`)."""
+    """Take this device.  Carries the descriptor of the counter page (`counters.py`)."""
 
     busid: str
     busnum: int

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Final
 
 from usbipd.errors import UsageError
-from usbipd.ipc.children import SimulatedSpec
 from usbipd.simulated.audio import Audio
 from usbipd.simulated.camera import Camera
 from usbipd.simulated.device import SimulatedDevice
@@ -13,6 +12,7 @@ from usbipd.simulated.keyboard import Keyboard
 from usbipd.simulated.loopback import Loopback
 from usbipd.simulated.mass_storage import MassStorage
 from usbipd.simulated.serial import Serial
+from usbipd.simulated.spec import SimulatedSpec
 
 NAMES: Final[dict[str, type[SimulatedDevice]]] = {
     device.name: device for device in (MassStorage, Keyboard, Serial, Loopback, Audio, Camera)

@@ -7,15 +7,14 @@ deadline.
 
 import asyncio
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from usbipd.errors import UsbipdError
-from usbipd.ipc.children import SimulatedSpec
 from usbipd.protocol.constants import Speed
+from usbipd.simulated.spec import SimulatedSpec
 from usbipd.usb.daemon_thread import call_in_daemon_thread
 
 LIST_TIME: Final = 3.0
@@ -183,17 +182,6 @@ class DeviceDiscovery:
         if self._is_overdue:
             self._is_overdue = False
             self._on_late()
-
-
-def host_devices(*, offer_imported: bool = False) -> HostDevices:
-    """Those of this platform."""
-    if sys.platform == "linux":
-        from usbipd.usb.sysfs_devices import SysfsDevices
-
-        return SysfsDevices(offer_imported=offer_imported)
-    from usbipd.usb.registry_devices import RegistryDevices  # its compiled part exists on macOS only
-
-    return RegistryDevices()
 
 
 def _retrieve(future: asyncio.Future[Listing] | asyncio.Future[list[DeviceRecord]]) -> None:

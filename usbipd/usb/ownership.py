@@ -7,7 +7,6 @@ whether a claim works is then known by trying.  All of it may block: call it in 
 import logging
 import os
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,15 +86,6 @@ class Ownership(Protocol):
 
         Raises `UsbipdError` if the host refuses.
         """
-
-
-def host_ownership() -> Ownership:
-    """That of this platform."""
-    if sys.platform == "darwin":
-        from usbipd.usb.ioregistry import IORegistryOwnership  # compiled on macOS only
-
-        return IORegistryOwnership()
-    return SysfsOwnership()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Final, NoReturn
 
 from usbipd import _pump, confinement, frozen, log
 from usbipd._claim import libusb_runtime_name
+from usbipd.counters import COUNTER_PAGE_SIZE
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc import CHANNEL_DESCRIPTOR
 from usbipd.ipc.blocking_channel import BlockingChannel
@@ -30,7 +31,6 @@ from usbipd.ipc.conversation import Request
 from usbipd.ipc.messages import Command, EventName, Nothing
 from usbipd.log import LIMITED
 from usbipd.worker.claim import Held, hold
-from usbipd.worker.report import COUNTER_PAGE_SIZE
 
 _LOG: Final = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """A whole daemon of a Mac, started, asked and stopped as a user would.  Runs in pytest."""
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -12,6 +13,7 @@ from typing import Any, Final, cast
 from tests.client import Client, ClosedError, RefusedError, Session
 from tests.integration.daemon import PATIENCE, Daemon, running
 from tests.mac.machine import Machine
+from usbipd.__main__ import load_daemon
 from usbipd.cli import ext, main
 from usbipd.protocol.constants import USB_REQ_GET_DESCRIPTOR
 
@@ -51,8 +53,9 @@ class MacDaemon(Daemon):
         """As in `Daemon`, and as `document`."""
         if self._user is not None:
             return super().status()
+        command = functools.partial(ext.main, load_daemon=load_daemon)
         return cast(
-            dict[str, Any], _ask(ext.main, "--status", "--json", "--socket", str(self.socket))["status"]
+            dict[str, Any], _ask(command, "--status", "--json", "--socket", str(self.socket))["status"]
         )
 
     def listed(self, busid: str) -> dict[str, Any] | None:

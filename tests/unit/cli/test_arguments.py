@@ -3,10 +3,10 @@
 import argparse
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+from usbipd.__main__ import load_daemon
 from usbipd.cli import ext
 from usbipd.cli import main as usbipd
 from usbipd.cli.hardware import serial
@@ -237,7 +237,7 @@ def test_list_needs_the_extension_unless_it_asks_another_machine() -> None:
 )
 def test_wrong_usage_of_usbipd_ext(argv: list[str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        ext.run(argv)
+        ext.run(argv, load_daemon)
 
 
 def test_the_help_names_every_simulated_device() -> None:
@@ -310,16 +310,16 @@ def test_only_root_reads_the_usual_file(
 def test_where_the_daemon_keeps_what_outlives_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, argv: list[str], state: str | None
 ) -> None:
-    given: dict[str, object] = {}
+    given: list[object] = []
 
-    def run(**parameters: object) -> int:
-        given.update(parameters)
+    def run(*parameters: object) -> int:
+        given.extend(parameters)
         return 0
 
     monkeypatch.setattr("usbipd.paths.config_file", lambda: tmp_path / "none")
     monkeypatch.setattr("usbipd.paths.state_directory", lambda: Path("usual"))
-    monkeypatch.setattr("usbipd.extension.process", SimpleNamespace(run=run), raising=False)
-    assert ext.run(["--run", "--socket", "/tmp/x", *argv]) == 0
-    assert given["state_directory"] == (None if state is None else Path(state))
-    assert given["socket_path"] == Path("/tmp/x")
-    assert given["with_real"] == ("--simulate" not in argv or "--real-devices" in argv)
+    assert ext.run(["--run", "--socket", "/tmp/x", *argv], lambda: run) == 0
+    _config, _simulate, with_real, socket_path, state_directory = given
+    assert state_directory == (None if state is None else Path(state))
+    assert socket_path == Path("/tmp/x")
+    assert with_real == ("--simulate" not in argv or "--real-devices" in argv)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from usbipd.__main__ import load_daemon
 from usbipd.cli import ext
 from usbipd.config import ServerConfig, parse
 
@@ -36,7 +37,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_what_is_shown_says_the_same_again(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ext.main(["--check-config", "--config", str(file)]) == 0
+    assert ext.main(["--check-config", "--config", str(file)], load_daemon) == 0
     verdict, empty, *shown = capsys.readouterr().out.splitlines()
     assert (verdict, empty) == (f"{file}: ok", "")
     again = parse("\n".join(shown), "shown")
@@ -48,7 +49,7 @@ def test_what_is_shown_says_the_same_again(file: Path, capsys: pytest.CaptureFix
 
 
 def test_json(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ext.main(["--check-config", "--config", str(file), "--json"]) == 0
+    assert ext.main(["--check-config", "--config", str(file), "--json"], load_daemon) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["format"], document["file"]) == (1, str(file))
     settings = document["settings"]
@@ -68,7 +69,7 @@ def test_a_wrong_file_is_wrong_usage(
     file: Path, capsys: pytest.CaptureFixture[str], as_json: list[str]
 ) -> None:
     file.write_text("lisen = []")
-    assert ext.main(["--check-config", "--config", str(file), *as_json]) == 2
+    assert ext.main(["--check-config", "--config", str(file), *as_json], load_daemon) == 2
     captured = capsys.readouterr()
     assert "lisen" in captured.err
     assert str(file) in captured.err
@@ -79,7 +80,7 @@ def test_the_usual_file_is_the_one_meant(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("usbipd.paths.config_file", lambda: file)
-    assert ext.main(["--check-config"]) == 0
+    assert ext.main(["--check-config"], load_daemon) == 0
     assert capsys.readouterr().out.startswith(f"{file}: ok\n")
 
 
@@ -88,16 +89,16 @@ def test_without_a_file_the_defaults_apply(
 ) -> None:
     none = tmp_path / "none.toml"
     monkeypatch.setattr("usbipd.paths.config_file", lambda: none)
-    assert ext.main(["--check-config"]) == 0
+    assert ext.main(["--check-config"], load_daemon) == 0
     verdict, *shown = capsys.readouterr().out.splitlines()
     assert verdict == f"{none} is not there: the defaults apply"
     assert parse("\n".join(shown), "shown") == ServerConfig(listen=("127.0.0.1:3240",))
-    assert ext.main(["--check-config", "--json"]) == 0
+    assert ext.main(["--check-config", "--json"], load_daemon) == 0
     assert json.loads(capsys.readouterr().out)["file"] is None
 
 
 def test_a_named_file_has_to_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ext.main(["--check-config", "--config", str(tmp_path / "none")]) == 2
+    assert ext.main(["--check-config", "--config", str(tmp_path / "none")], load_daemon) == 2
     assert "No such file" in capsys.readouterr().err
 
 
@@ -116,7 +117,7 @@ def test_who_has_checked_is_told_unless_it_is_root(
     monkeypatch.setattr(os, "geteuid", lambda: uid)
     monkeypatch.setattr("usbipd.paths.config_file", lambda: file)
     file.write_text("")
-    assert ext.main(["--check-config", "--json"]) == 0
+    assert ext.main(["--check-config", "--json"], load_daemon) == 0
     captured = capsys.readouterr()
     assert captured.err == ("" if uid == 0 else f"checked as {uid}, not as root\n")
     json.loads(captured.out)
@@ -125,14 +126,14 @@ def test_who_has_checked_is_told_unless_it_is_root(
 @pytest.mark.parametrize("option", ["--config", "--log-to", "--log-level", "--socket", "--state"])
 def test_an_empty_value_is_refused(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--run", "--simulate", "loopback", "--socket", f"{tmp_path}/no/run/control.sock", option, ""]
-    assert ext.main(arguments) == 2
+    assert ext.main(arguments, load_daemon) == 2
     why = {"--log-to": "log destination '' is unknown", "--log-level": "log level '' is unknown"}
     assert why.get(option, f"argument {option}: the path is empty") in capsys.readouterr().err
 
 
 def test_a_byte_order_mark_is_named(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_bytes(b"\xef\xbb\xbflisten = []\n")
-    assert ext.main(["--check-config", "--config", str(file)]) == 2
+    assert ext.main(["--check-config", "--config", str(file)], load_daemon) == 2
     assert f"{file}: begins with a byte order mark (BOM): save it" in capsys.readouterr().err
 
 
@@ -140,7 +141,7 @@ def test_a_byte_order_mark_is_named(file: Path, capsys: pytest.CaptureFixture[st
 def test_a_user_that_does_not_exist(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text('listen = ["127.0.0.1"]\nuser = "nobody-of-that-name"\n')
     for action in ("--check-config", "--run"):
-        assert ext.main([action, "--config", str(file)]) == 2
+        assert ext.main([action, "--config", str(file)], load_daemon) == 2
         assert f"{file}, line 2: user: no user 'nobody-of-that-name' on this host" in capsys.readouterr().err
 
 
@@ -170,6 +171,6 @@ def test_what_run_refuses_is_refused(
     file.write_text(settings)
     run = ["--run", "--simulate", "loopback", "--socket", str(tmp_path / "run" / "control.sock")]
     for action in (["--check-config"], run):
-        assert ext.main([*action, "--config", str(file)]) == 2
+        assert ext.main([*action, "--config", str(file)], load_daemon) == 2
         assert why in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -18,6 +18,7 @@ from tests.programs import EXECUTABLE, program
 from tests.unit.cli.conftest import drain
 from tests.unit.cli.reports import make_binding, make_device, make_entry, make_status
 from usbipd import __version__
+from usbipd.__main__ import load_daemon
 from usbipd.cli import bind, ext
 from usbipd.cli import main as usbipd
 from usbipd.errors import UsbipdError
@@ -68,7 +69,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("COLUMNS", "80")
 
     def call(name: str, *arguments: str) -> Done:
-        code = {"usbipd": usbipd.main, "usbipd-ext": ext.main}[name](arguments)
+        code = usbipd.main(arguments) if name == "usbipd" else ext.main(arguments, load_daemon)
         return Done(code, *capsys.readouterr())
 
     return call
@@ -507,7 +508,7 @@ def test_stdout_may_be_closed(extension: Extension, socket_path: Path) -> None:
 def test_asking_for_the_status_is_light(extension: Extension, socket_path: Path) -> None:
     """What `usbipd-ext --status` imports decides how long a person waits for it."""
     script = (
-        "import sys; from usbipd.cli.ext import main; code = main(sys.argv[1:])\n"
+        "import sys; from usbipd.cli.ext import main; code = main(sys.argv[1:], sys.exit)\n"
         "heavy = {'asyncio', 'ctypes', 'usb1', 'logging', 'tomllib', 'sqlite3', 'subprocess',\n"
         "    'usbipd.addresses', 'usbipd.config', 'usbipd.privileges', 'usbipd.usb.discovery',\n"
         "    'usbipd.extension.process', 'usbipd.cli.checks', 'usbipd.cli.watch'}\n"

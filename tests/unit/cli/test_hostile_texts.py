@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.ipc.test_texts import HOSTILE, hostile
+from usbipd.__main__ import load_daemon
 from usbipd.cli import ext
 from usbipd.cli import main as usbipd
 from usbipd.errors import UsbipdError
@@ -53,7 +54,7 @@ def test_no_verb_shows_a_text_raw(
 ) -> None:
     program, *arguments = *words, *options, "--socket", str(socket_path)
     with extension(reply):
-        (usbipd if program == "usbipd" else ext).main(arguments)
+        usbipd.main(arguments) if program == "usbipd" else ext.main(arguments, load_daemon)
     out, err = capsys.readouterr()
     assert "owned" in out + err, "this proves nothing"
     assert all(line.isprintable() for line in (out + err).split("\n"))

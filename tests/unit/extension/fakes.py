@@ -32,7 +32,6 @@ from usbipd.ipc.children import (
     LogParameters,
     ServeParameters,
     ServeResult,
-    SimulatedSpec,
 )
 from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
@@ -41,6 +40,7 @@ from usbipd.ipc.reports import HistoryEntry, HistoryEvent
 from usbipd.ipc.row import Role
 from usbipd.protocol.constants import Speed
 from usbipd.protocol.op import UsbDevice
+from usbipd.simulated.spec import SimulatedSpec
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.identity import DeviceRule
 from usbipd.usb.ownership import Ownership

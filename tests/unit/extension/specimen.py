@@ -9,9 +9,9 @@ from typing import Any
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.extension.device import ClaimedDevice, ClaimState, Failure
 from usbipd.extension.health import Check
-from usbipd.extension.subject import Finding, Host, Subject
+from usbipd.extension.subject import Host, Subject
 from usbipd.extension.supervisor import Child
-from usbipd.ipc.children import SimulatedSpec
+from usbipd.findings import Finding
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.reports import (
@@ -24,6 +24,7 @@ from usbipd.ipc.reports import (
 )
 from usbipd.ipc.row import Role
 from usbipd.protocol.constants import Speed
+from usbipd.simulated.spec import SimulatedSpec
 from usbipd.usb.discovery import DeviceRecord
 
 PATIENCE = 20.0

@@ -20,6 +20,7 @@ from tests.unit.extension.fakes import (
     run,
     until,
 )
+from usbipd.counters import COUNTER_PAGE_SIZE
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension.device import ClaimState
 from usbipd.extension.usb_stack import LINUX
@@ -30,7 +31,6 @@ from usbipd.ipc.reports import DeviceState, HistoryEvent
 from usbipd.privileges import RunAs
 from usbipd.protocol.constants import Speed
 from usbipd.protocol.op import UsbDevice
-from usbipd.worker.report import COUNTER_PAGE_SIZE
 
 REFUSED = ClaimError("1-2: somebody has it", code="LIBUSB_ERROR_BUSY", advice="ask them")
 

@@ -1,14 +1,13 @@
 """The files of a control socket, where others are: of an extension that runs or was killed; none of ours."""
 
 import socket
-from pathlib import Path
 
 import pytest
 
 from tests.unit.extension.controlled import Daemon
 from tests.unit.extension.fakes import run
 from usbipd.errors import UsbipdError
-from usbipd.extension.control import IPCHandler, remove_stale_pid
+from usbipd.extension.control import IPCHandler
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.reports import ListResult
 from usbipd.paths import RuntimeFiles
@@ -35,29 +34,13 @@ def test_a_pid_file_stays_as_long_as_its_extension_runs(daemon: Daemon) -> None:
     async def test() -> None:
         async with daemon.listening():
             files.write_pid()
-            remove_stale_pid(files)
+            files.remove_stale_pid()
             assert files.pid_file.exists()
-        remove_stale_pid(files)
+        files.remove_stale_pid()
         assert not files.pid_file.exists()
-        remove_stale_pid(files)
+        files.remove_stale_pid()
 
     run(test())
-
-
-def test_a_pid_file_that_is_none_of_ours_stays(tmp_path: Path) -> None:
-    directory = tmp_path / "everybody's"
-    directory.mkdir()
-    directory.chmod(0o777)
-    files = RuntimeFiles(directory / "control.sock")
-    files.write_pid()
-    remove_stale_pid(files)
-    assert files.pid_file.exists(), "others may write there"
-    directory.chmod(0o700)
-    files.pid_file.unlink()
-    files.pid_file.mkdir()
-    remove_stale_pid(files)
-    assert files.pid_file.exists(), "no file"
-    remove_stale_pid(RuntimeFiles(Path("/")))
 
 
 def test_two_that_start_at_one_moment(daemon: Daemon) -> None:

@@ -42,8 +42,9 @@ from usbipd.extension.daemon_checks import (
 )
 from usbipd.extension.device import ClaimState, Failure
 from usbipd.extension.store_file import KEPT_ASIDE
-from usbipd.extension.subject import Finding, Subject
+from usbipd.extension.subject import Subject
 from usbipd.extension.supervisor import Child
+from usbipd.findings import Finding
 from usbipd.ipc.reports import CheckState
 from usbipd.ipc.row import Role
 from usbipd.usb.identity import DeviceRule

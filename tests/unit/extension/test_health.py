@@ -21,7 +21,8 @@ from tests.unit.extension.specimen import (
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension.device import Failure
 from usbipd.extension.health import CHECKS, LONGEST_TEXT, MOST_FINDINGS, Check, examine
-from usbipd.extension.subject import Finding, Subject, failed, ok, warning
+from usbipd.extension.subject import Subject
+from usbipd.findings import Finding, failed, ok, warning
 from usbipd.ipc.messages import MAX_MESSAGE, encode
 from usbipd.ipc.reports import CheckReport, CheckState, HealthResult
 

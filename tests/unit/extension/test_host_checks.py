@@ -21,9 +21,8 @@ from tests.unit.extension.specimen import (
     mac,
     subject,
 )
-from usbipd import privileges
+from usbipd import launchd, privileges
 from usbipd.errors import UsbipdError
-from usbipd.extension import host_checks
 from usbipd.extension.host_checks import (
     check_confinement,
     check_devices,
@@ -141,13 +140,6 @@ def libusb(monkeypatch: pytest.MonkeyPatch, *version: int, rc: bytes = b"") -> N
     monkeypatch.setattr(usb1, "getVersion", lambda: found)
 
 
-def test_libusb(monkeypatch: pytest.MonkeyPatch) -> None:
-    libusb(monkeypatch, 1, 0, 26)
-    found = finding(check_libusb, subject())
-    assert found.state is CheckState.OK
-    assert found.message == "libusb 1.0.26"
-
-
 def test_libusb_of_this_host() -> None:
     assert finding(check_libusb, subject()).state is CheckState.OK
 
@@ -157,7 +149,7 @@ def test_libusb_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     found = finding(check_libusb, subject())
     assert found.state is CheckState.FAILED
     assert "1.0.25" in found.message
-    assert "1.0.26" in found.message
+    assert found.steps[-1] == "Start the daemon again."
 
 
 @pytest.mark.parametrize(
@@ -196,16 +188,6 @@ def test_the_log_names_the_libusb_of_a_mac(
     [line] = caplog.records
     assert line.levelname == level
     assert line.getMessage().startswith(said)
-
-
-def test_libusb_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing() -> None:
-        raise OSError("libusb-1.0.so.0: cannot open shared object file")
-
-    monkeypatch.setattr(usb1, "getVersion", missing)
-    found = finding(check_libusb, subject())
-    assert found.state is CheckState.FAILED
-    assert "libusb-1.0.so.0" in found.message
 
 
 def test_devices() -> None:
@@ -293,7 +275,7 @@ def test_launchd_job_not_installed(tmp_path: Path) -> None:
 
 
 def test_launchctl_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_checks, "LAUNCHCTL_TIMEOUT", 0.1)
+    monkeypatch.setattr(launchd, "TIMEOUT", 0.1)
     pid = tmp_path / "pid"
     host = mac(launch_daemon=job(tmp_path), launchctl=launchctl(tmp_path, f"echo $$ >{pid}; exec sleep 1000"))
     found = finding(check_launchd, subject(host=host))

@@ -24,6 +24,7 @@ from tests.unit.extension.specimen import (
     device,
     linux,
 )
+from usbipd.counters import LATENCY_BUCKETS
 from usbipd.errors import UsbipdError
 from usbipd.extension import liveness
 from usbipd.extension.device import LONGEST_TEXT
@@ -46,7 +47,6 @@ from usbipd.ipc.reports import (
 from usbipd.ipc.row import Role
 from usbipd.log import ErrorCounter
 from usbipd.privileges import user_name
-from usbipd.worker.report import LATENCY_BUCKETS
 
 
 def monitor(**changes: Any) -> StatusMonitor:

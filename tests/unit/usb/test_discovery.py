@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.extension.fakes import record, run, until
 from usbipd.errors import UsbipdError
-from usbipd.extension.simulation import SimulatedBus
+from usbipd.simulated.bus import SimulatedBus
 from usbipd.simulated.catalog import parse_simulate
 from usbipd.usb import discovery
 from usbipd.usb.discovery import DeviceDiscovery, DeviceRecord, Listing

@@ -8,7 +8,8 @@ import pytest
 
 from tests.unit.usb.fake_sysfs import FakeSysfs
 from usbipd.errors import ClaimError
-from usbipd.usb.ownership import Holder, SysfsOwnership, host_ownership
+from usbipd.usb.host import host_ownership
+from usbipd.usb.ownership import Holder, SysfsOwnership
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from tests.urb import Command, IsoPacket, Reply, ReplyReader, RetSubmit, Submit, Unlink, encode
 from usbipd import _pump
+from usbipd.counters import COUNTER_PAGE_SIZE, read_counters
 from usbipd.ipc.reports import Counters
 from usbipd.protocol.constants import LINUX_ECONNRESET, Speed
 from usbipd.simulated.descriptors import (
@@ -21,7 +22,6 @@ from usbipd.simulated.descriptors import (
 )
 from usbipd.simulated.device import Behaviour, Handshake, SimulatedDevice
 from usbipd.usb.descriptors import Endpoint, parse_configuration
-from usbipd.worker.report import COUNTER_PAGE_SIZE, read_counters
 
 DEVID = 0x00F00002
 OUT, IN = 0, 1

@@ -14,8 +14,8 @@ import pytest
 from tests.as_mac import Mac
 from tests.one_size_memory import memory_of_one_size
 from usbipd import _pump, log
+from usbipd.counters import COUNTER_PAGE_SIZE, counter_page
 from usbipd.errors import UsbipdError
-from usbipd.extension.evidence import counter_page
 from usbipd.ipc.blocking_channel import BlockingChannel
 from usbipd.ipc.children import (
     CHILDREN,
@@ -26,7 +26,6 @@ from usbipd.ipc.children import (
     Confinement,
     DetachedParameters,
     LogParameters,
-    SimulatedSpec,
 )
 from usbipd.ipc.conversation import Conversation, Event, Request, Response, read_result, request_frame
 from usbipd.ipc.framing import send_some
@@ -36,10 +35,10 @@ from usbipd.privileges import RunAs
 from usbipd.protocol.constants import LINUX_EPROTO
 from usbipd.simulated.catalog import create
 from usbipd.simulated.loopback import Loopback
+from usbipd.simulated.spec import SimulatedSpec
 from usbipd.worker import process
 from usbipd.worker.claim import HeldSimulation
 from usbipd.worker.process import Worker
-from usbipd.worker.report import COUNTER_PAGE_SIZE
 
 
 class Watched(HeldSimulation):

@@ -24,6 +24,7 @@ from tests.unit.worker.rig import (
 )
 from tests.urb import Submit, Unlink, encode
 from usbipd import _pump
+from usbipd.counters import read_blocked
 from usbipd.protocol.constants import (
     LINUX_EINVAL,
     LINUX_EMSGSIZE,
@@ -39,7 +40,6 @@ from usbipd.protocol.constants import (
 )
 from usbipd.simulated.descriptors import configuration_descriptor, endpoint_descriptor, interface_descriptor
 from usbipd.simulated.device import Handshake
-from usbipd.worker.report import read_blocked
 
 GET_CONFIGURATION_DESCRIPTOR = "80 06 0002 0000 ff00"
 

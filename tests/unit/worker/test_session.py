@@ -12,9 +12,8 @@ import pytest
 
 from tests.unit.worker.rig import DEVID, IN, LOOP_IN, LOOP_OUT, MODEL_IN, SINK, SOURCE, Rig, statuses
 from tests.urb import ReplyReader, Submit, Unlink, encode
-from usbipd import _pump, config
-from usbipd.worker import report
-from usbipd.worker.report import COUNTER_WORDS
+from usbipd import _pump, config, counters
+from usbipd.counters import COUNTER_WORDS
 
 
 def idle_read(seqnum: int) -> Submit:
@@ -137,13 +136,13 @@ def test_counters(rig: Rig) -> None:
 
 def test_latency_is_counted_in_the_bucket_whose_upper_end_is_above_it(rig: Rig) -> None:
     """Bucket n: below 2**n microseconds, and not below 2**(n - 1)."""
-    before = report._now()
+    before = counters._now()
     rig.exchange(rig.submit(LOOP_IN, 64))
-    begin = report._now()
-    while (least := report._now() - begin) < 20_000:  # bucket 15: 16,384 to 32,767
+    begin = counters._now()
+    while (least := counters._now() - begin) < 20_000:  # bucket 15: 16,384 to 32,767
         rig.turn()
     assert len(rig.exchange(rig.submit(LOOP_OUT, 1, b"x"))) == 2
-    most = report._now() - before
+    most = counters._now() - before
     [bucket] = [n for n, count in enumerate(rig.counters.latency_us) if count and n > 10]
     assert 1 << bucket > least
     assert 1 << (bucket - 1) <= most
@@ -174,11 +173,11 @@ def age_newest(rig: Rig, microseconds: int) -> None:
 
 def test_a_round_begins_with_a_snapshot_once_the_newest_is_a_second_old(rig: Rig) -> None:
     hour = 3_600_000_000
-    begin = report._now()
+    begin = counters._now()
     rig.exchange(rig.submit(SINK, 100, bytes(100)))
     older, newest = snapshots(rig)
     assert older == (0, 0, 0, 0)
-    assert begin <= newest.taken <= report._now(), "both have one clock"
+    assert begin <= newest.taken <= counters._now(), "both have one clock"
     assert newest[1:] == (0, 0, 0), "it is from before the URB"
     age_newest(rig, -hour)
     rig.exchange(rig.submit(SOURCE, 30))
@@ -191,7 +190,7 @@ def test_a_round_begins_with_a_snapshot_once_the_newest_is_a_second_old(rig: Rig
     rig.turn()
     older, newest = snapshots(rig)
     assert (older[1:], newest[1:]) == ((2, 30, 100), (3, 60, 100))
-    rate = report.read_rate(rig.page)
+    rate = counters.read_rate(rig.page)
     assert 0.0 <= rate.urbs <= 1.0
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from usbipd.addresses import refuse_overlap, require_presence
 from usbipd.config import ServerConfig
 from usbipd.errors import UsageError
-from usbipd.extension.log_file import check_log_file
 from usbipd.log import DESTINATIONS
+from usbipd.log_file import check_log_file
 from usbipd.privileges import find_default_user
 from usbipd.worker_uids import check_unused
 

@@ -5,9 +5,13 @@ the pump nothing.  Each word is written whole; words of one reading may be some 
 apart.  A worker that was broken into may write anything: the readers give nonsense then, and never raise.
 """
 
+import _posixshmem  # type: ignore[import-not-found]  # of multiprocessing.shared_memory
+import fcntl
 import itertools
 import mmap
+import os
 import struct
+import sys
 import time
 from typing import Final
 
@@ -22,6 +26,40 @@ _COUNTED: Final = 6 + LATENCY_BUCKETS
 COUNTER_WORDS: Final = _LAYOUT.size // 8
 COUNTER_PAGE_SIZE: Final = mmap.PAGESIZE
 """Bytes of the memory that CLAIM carries."""
+
+
+def counter_page() -> tuple[mmap.mmap, int]:
+    """A page of zeros that a worker may map too, and its descriptor, which the caller closes.
+
+    The descriptor is a worker's, which may be hostile: memory whose size changed would make us read behind
+    its end, which is SIGBUS, or use up the memory of the host.  So its size is fixed for good: on Linux by
+    seals, which only memfd_create(2) has; on macOS because the size of POSIX shared memory can be set once
+    (ftruncate(2): EINVAL for an object that has one).  Raises `OSError`.
+    """
+    if sys.platform == "linux":
+        descriptor = os.memfd_create("usbipd-counters", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    else:
+        descriptor = shared_memory()
+    try:
+        os.ftruncate(descriptor, COUNTER_PAGE_SIZE)
+        if sys.platform == "linux":
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+        return mmap.mmap(descriptor, COUNTER_PAGE_SIZE, prot=mmap.PROT_READ), descriptor
+    except OSError:
+        os.close(descriptor)
+        raise
+
+
+def shared_memory() -> int:
+    """POSIX shared memory without a name and still without a size.
+
+    On macOS its descriptor has neither read(2) nor lseek(2).  Raises `OSError`.
+    """
+    name = f"/usbipd-{os.urandom(8).hex()}"  # shm_open(2) of macOS: at most 31 characters (PSHMNAMLEN)
+    descriptor: int = _posixshmem.shm_open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    _posixshmem.shm_unlink(name)
+    return descriptor
 
 
 def read_counters(page: mmap.mmap) -> Counters:

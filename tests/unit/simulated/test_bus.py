@@ -1,8 +1,8 @@
 """The bus of the simulated devices."""
 
 from tests.unit.extension.fakes import run
-from usbipd.extension.simulation import SimulatedBus
 from usbipd.protocol.constants import Speed
+from usbipd.simulated.bus import SimulatedBus
 from usbipd.simulated.catalog import parse_simulate
 
 

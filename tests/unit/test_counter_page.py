@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.one_size_memory import memory_of_one_size
-from usbipd.extension import evidence
-from usbipd.worker.report import COUNTER_PAGE_SIZE, read_blocked, read_counters, read_rate
+from usbipd import counters
+from usbipd.counters import COUNTER_PAGE_SIZE, read_blocked, read_counters, read_rate
 
 HOSTILE = """
 import fcntl, mmap, os, sys
@@ -62,7 +62,7 @@ def page_of_one_size() -> tuple[mmap.mmap, int]:
     return mmap.mmap(descriptor, COUNTER_PAGE_SIZE, prot=mmap.PROT_READ), descriptor
 
 
-@pytest.mark.parametrize("make", [evidence.counter_page, page_of_one_size])
+@pytest.mark.parametrize("make", [counters.counter_page, page_of_one_size])
 def test_a_hostile_worker_changes_nothing_but_what_is_counted(
     make: Callable[[], tuple[mmap.mmap, int]],
 ) -> None:
@@ -88,7 +88,7 @@ def test_shared_memory_has_no_name_and_is_a_page_of_zeros() -> None:
     """The way of macOS, which Linux has too, but without what keeps its size."""
     is_named = Path("/dev/shm").glob  # where Linux has the names
     before = set(is_named("usbipd-*"))
-    descriptor = evidence.shared_memory()
+    descriptor = counters.shared_memory()
     try:
         os.ftruncate(descriptor, COUNTER_PAGE_SIZE)
         assert set(is_named("usbipd-*")) <= before
@@ -111,5 +111,5 @@ def test_no_descriptor_is_left_when_there_is_no_memory(monkeypatch: pytest.Monke
     before = len(list(Path("/dev/fd").iterdir()))
     monkeypatch.setattr(os, "ftruncate", fail)
     with pytest.raises(OSError, match="No space left"):
-        evidence.counter_page()
+        counters.counter_page()
     assert len(list(Path("/dev/fd").iterdir())) == before

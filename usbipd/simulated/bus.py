@@ -1,12 +1,12 @@
-"""The simulated devices that this daemon offers.  Runs in the extension; they themselves run in workers."""
+"""The bus of the simulated devices that a daemon offers.  Runs in the extension, its devices in workers."""
 
 from collections.abc import Sequence
 from typing import Final
 
 from usbipd.errors import UsbipdError
-from usbipd.ipc.children import SimulatedSpec
 from usbipd.simulated import catalog
 from usbipd.simulated.device import MANUFACTURER
+from usbipd.simulated.spec import SimulatedSpec
 from usbipd.usb.descriptors import parse_device
 from usbipd.usb.discovery import DeviceRecord
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from usbipd.errors import UsageError
-from usbipd.extension.log_file import check_log_file
+from usbipd.log_file import check_log_file
 
 PROGRAM = """
 import os, sys
 from pathlib import Path
 from usbipd.errors import UsageError
-from usbipd.extension.log_file import LogFile
+from usbipd.log_file import LogFile
 path = Path(sys.argv[1])
 before = len(os.listdir("/dev/fd"))
 try:

@@ -7,9 +7,8 @@ import struct
 
 import pytest
 
-from usbipd.ipc.reports import Counters, Latency, Rate
-from usbipd.worker import report
-from usbipd.worker.report import (
+from usbipd import counters
+from usbipd.counters import (
     COUNTER_PAGE_SIZE,
     COUNTER_WORDS,
     LATENCY_BUCKETS,
@@ -18,6 +17,7 @@ from usbipd.worker.report import (
     read_counters,
     read_rate,
 )
+from usbipd.ipc.reports import Counters, Latency, Rate
 
 NOW = 1_000_000_000_000
 SECOND = 1_000_000
@@ -29,7 +29,7 @@ Snapshot = tuple[int, int, int, int]
 
 @pytest.fixture(autouse=True)
 def at_a_fixed_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_now", lambda: NOW)
+    monkeypatch.setattr(counters, "_now", lambda: NOW)
 
 
 def make_page(
