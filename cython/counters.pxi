@@ -1,5 +1,5 @@
 # The counter page: what a worker has moved, in memory that the extension maps.  Runs in workers; the layout is
-# described once more, for the reader, in usbipd/worker/report.py, and a test holds the two together.
+# described once more, for the reader, in usbipd/counters.py, and a test holds the two together.
 # Only the pump writes, each word with one store: reading costs the pump nothing.
 
 cdef extern from *:
