@@ -10,7 +10,7 @@ import usb1
 
 from tests.mac.kernel.switches import Switches
 from tests.mac.mac import Device
-from tests.mac.rig import mac
+from tests.mac.rig import end, give_back, mac
 from tests.mac.tree import BUSID, Tree, until
 from usbipd._claim import Claim
 from usbipd._iokit import DeviceListener
@@ -85,7 +85,8 @@ def test_a_capture_keeps_the_registry_id_and_its_release_does_not(tree: Tree) ->
     assert (descriptor["idVendor"], descriptor["idProduct"]) == (before.vendor_id, before.product_id)
     [during] = records()
     assert during == before
-    assert claim.give_back() == []
+    give_back(claim)
+    end(claim)
     [after] = records()
     assert (after.busid, after.serial) == (before.busid, before.serial)
     assert after.registry_id != before.registry_id
