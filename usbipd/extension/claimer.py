@@ -272,7 +272,8 @@ class DeviceClaimer:
                 except UsbipdError as error:
                     if first is not None and not first.done():
                         self._chronicle.happened(HistoryEvent.FAILED, device.record, reason=error.message)
-                        await self._returns.finish(busid, DRIVERS_TIME)
+                        if not self._stack.probes_interfaces:  # else `_undo` has done it
+                            await self._returns.finish(busid, DRIVERS_TIME)
                         self._forget(device, HistoryEvent.FAILED)
                         first.set_result(error)
                         return
@@ -456,7 +457,9 @@ class DeviceClaimer:
         """A worker ends when its channel does; one that hangs is killed."""
         worker.channel.close()
         try:
-            if not (worker.killed or await wait_ended(worker, self._stack.end_time)):
+            # One that was killed may be on its way out, and has its device until it has ended.
+            seconds = EXIT_TIMEOUT if worker.killed else self._stack.end_time
+            if not await wait_ended(worker, seconds) and not worker.killed:
                 await self._kill(worker)
         finally:
             if not worker.ended.is_set():
