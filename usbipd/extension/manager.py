@@ -262,7 +262,7 @@ class SystemExtensionManager:
         return await self._returns.orphans(each.busid for each in records if each.busid not in claims)
 
     async def list_devices(self) -> list[DeviceReport]:
-        """Every device that is or could be shared.  Raises `UsbipdError` if libusb cannot list them."""
+        """Every device that is or could be shared.  Raises `UsbipdError` if the host cannot list them."""
         return await self._report(await self._list_records())
 
     async def survey(self) -> ListResult:
