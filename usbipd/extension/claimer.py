@@ -335,9 +335,9 @@ class DeviceClaimer:
                 await self._returns.begin(record)
             worker: Child | None = None
             try:
-                page, descriptor = counter_page()
-                with os.fdopen(descriptor):
-                    try:
+                try:
+                    page, descriptor = counter_page()
+                    with os.fdopen(descriptor):
                         confinement = await self._confinement.choose(record.busid)
                         worker = self._spawner.spawn(Role.WORKER, record.busid, _refuse, _listener(device))
                         self._confinement.given(confinement, worker)
@@ -349,11 +349,11 @@ class DeviceClaimer:
                             timeout=CLAIM_TIMEOUT,
                             descriptor=descriptor,
                         )
-                        check_claimed(record, result.device)
-                        self._confinement.is_confined(worker, result.lacks)
-                    except BaseException:
-                        await self._undo(device, worker)
-                        raise
+                    check_claimed(record, result.device)
+                    self._confinement.is_confined(worker, result.lacks)
+                except BaseException:
+                    await self._undo(device, worker)
+                    raise
             except OSError as error:
                 failure = UsbipdError(f"cannot start a worker: {error}", code="spawn")
                 raise explain(record.busid, failure, []) from error

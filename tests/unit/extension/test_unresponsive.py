@@ -1,6 +1,7 @@
 """Children that do not answer, or say more than they were asked: found, and ended where users ask for it."""
 
 import asyncio
+import errno
 import gc
 import os
 import threading
@@ -243,6 +244,21 @@ def test_a_first_try_waits_once_for_a_host_that_hangs_over_drivers(
 
     run(test())
     assert caplog.text.count("still scans for drivers") == 1
+
+
+def test_a_try_without_memory_for_counters_leaves_nothing(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def test() -> None:
+        monkeypatch.setattr(claimer_module, "counter_page", fail)
+        with pytest.raises(ClaimError, match="no worker process could be started"):
+            await host.claimer.claim_device(record("1-2"))
+        assert not host.store.held
+
+    run(test())
 
 
 def calls() -> list[threading.Thread]:
