@@ -272,7 +272,8 @@ class DeviceClaimer:
                 except UsbipdError as error:
                     if first is not None and not first.done():
                         self._chronicle.happened(HistoryEvent.FAILED, device.record, reason=error.message)
-                        await self._returns.finish(busid, DRIVERS_TIME)
+                        if not self._stack.probes_interfaces:  # else `_undo` has done it
+                            await self._returns.finish(busid, DRIVERS_TIME)
                         self._forget(device, HistoryEvent.FAILED)
                         first.set_result(error)
                         return
@@ -334,9 +335,9 @@ class DeviceClaimer:
                 await self._returns.begin(record)
             worker: Child | None = None
             try:
-                page, descriptor = counter_page()
-                with os.fdopen(descriptor):
-                    try:
+                try:
+                    page, descriptor = counter_page()
+                    with os.fdopen(descriptor):
                         confinement = await self._confinement.choose(record.busid)
                         worker = self._spawner.spawn(Role.WORKER, record.busid, _refuse, _listener(device))
                         self._confinement.given(confinement, worker)
@@ -348,11 +349,11 @@ class DeviceClaimer:
                             timeout=CLAIM_TIMEOUT,
                             descriptor=descriptor,
                         )
-                        check_claimed(record, result.device)
-                        self._confinement.is_confined(worker, result.lacks)
-                    except BaseException:
-                        await self._undo(device, worker)
-                        raise
+                    check_claimed(record, result.device)
+                    self._confinement.is_confined(worker, result.lacks)
+                except BaseException:
+                    await self._undo(device, worker)
+                    raise
             except OSError as error:
                 failure = UsbipdError(f"cannot start a worker: {error}", code="spawn")
                 raise explain(record.busid, failure, []) from error
@@ -456,7 +457,9 @@ class DeviceClaimer:
         """A worker ends when its channel does; one that hangs is killed."""
         worker.channel.close()
         try:
-            if not (worker.killed or await wait_ended(worker, self._stack.end_time)):
+            # One that was killed may be on its way out, and has its device until it has ended.
+            seconds = EXIT_TIMEOUT if worker.killed else self._stack.end_time
+            if not await wait_ended(worker, seconds) and not worker.killed:
                 await self._kill(worker)
         finally:
             if not worker.ended.is_set():

@@ -1,7 +1,7 @@
 """The control socket, by which local people and their programs talk to the extension.  Runs in the extension.
 
-Anybody may connect to root's daemon; the kernel says who it is, and `ipc/roles.py` what it is to us,
-and the table in `ipc/reports.py` what that one may ask.
+Anybody may connect to root's daemon; the kernel says who it is, `ipc/roles.py` what it is to us, and the
+table in `ipc/reports.py` what that one may ask.
 
 # What one user can make us do
 
@@ -10,8 +10,7 @@ requests that are in progress or wait.  Of the requests that only read, `READING
 once, and of those that describe all devices one; the others wait, users in turn (usbipd/fair_slots.py).  So a
 user who asks for more than we can do delays another one by a few answers, not by all of these.  Requests
 whose peer has left end, at the latest when their turn comes.  What changes something (BIND, UNBIND, DETACH,
-RELEASE_DEVICE)
-is not held up here: only administrators may do that.
+RELEASE_DEVICE) is not held up here: only administrators may do that.
 """
 
 import asyncio

@@ -234,14 +234,16 @@ class SystemExtensionManager:
                 raise UsbipdError("the daemon is shutting down", code="ending")
             if record.simulated is not None:
                 raise UsbipdError(f"{busid} is simulated: this host has no driver for it", code="simulated")
-            if self._claimer.find(busid) is not None or self._bindings.that_fit(record):
+            device = self._claimer.find(busid)
+            if device is not None or self._bindings.that_fit(record):
+                shared = record if device is None else device.record  # another one may be at the port by now
                 held = self._claimer.is_device_claimed(busid)
                 raise UsbipdError(
                     f"{busid} is shared: a worker of this daemon holds it"
                     if held
                     else f"{busid} is bound: this daemon claims it as soon as it can",
                     code="shared",
-                    advice=f"`{self._how_to_unbind(record)}` stops sharing it and releases it",
+                    advice=f"`{self._how_to_unbind(shared)}` stops sharing it and releases it",
                 )
             self._claimer.refuse_if_hung(busid)
             if os.geteuid() != 0:
@@ -262,7 +264,7 @@ class SystemExtensionManager:
         return await self._returns.orphans(each.busid for each in records if each.busid not in claims)
 
     async def list_devices(self) -> list[DeviceReport]:
-        """Every device that is or could be shared.  Raises `UsbipdError` if libusb cannot list them."""
+        """Every device that is or could be shared.  Raises `UsbipdError` if the host cannot list them."""
         return await self._report(await self._list_records())
 
     async def survey(self) -> ListResult:

@@ -116,7 +116,8 @@ class StatusMonitor:
         )
 
     async def report(self) -> StatusResult:
-        """The extension with all its devices and processes.  Raises `UsbipdError` if libusb fails."""
+        """The extension with all its devices and processes.  Raises `UsbipdError` if the host
+        cannot list devices."""
         listed = await self._manager.survey()
         now = self.get_current_status()
         processes = await self._processes(now)

@@ -126,7 +126,8 @@ class Reservations:
         if reservation is None:
             return None
         reservation.timer.cancel()
-        return reservation if reservation.device.reservation is reservation else None
+        device = reservation.device
+        return reservation if device.is_kept and device.reservation is reservation else None
 
     def _expire(self, number: int) -> None:
         reservation = self._granted[number]

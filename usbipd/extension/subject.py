@@ -20,7 +20,7 @@ from usbipd.usb.identity import DeviceRule
 
 
 class HeldClaim(Protocol):
-    """What health needs of a `Claim`."""
+    """What health needs of a `Device`."""
 
     @property
     def record(self) -> DeviceRecord: ...
@@ -41,7 +41,7 @@ class SharedDevices(Protocol):
         """By busid."""
 
     async def list_devices(self) -> list[DeviceReport]:
-        """Raises `UsbipdError` if libusb cannot list them."""
+        """Raises `UsbipdError` if the host cannot list them."""
 
     async def orphans(self) -> list[str]:
         """Busids of devices that were left without drivers, are not bound, and that nobody has now.  Raises

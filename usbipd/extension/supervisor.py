@@ -107,7 +107,7 @@ class Child:
     lacks: str | None = None
     """What its confinement lacks; None: nothing."""
     killed: bool = False
-    """Whether it was killed, and had its time to end."""
+    """Whether the claimer has killed it."""
     offence: IPCError | None = None
     """The rule of the channel that it broke, for which it was killed."""
     exit: str | None = None

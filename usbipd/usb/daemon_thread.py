@@ -45,7 +45,7 @@ def call_in_daemon_thread(function: Callable[[], Result]) -> asyncio.Future[Resu
 
 
 async def close_in_time(close: Callable[[], None]) -> None:
-    """Call `close`, which waits for a thread of libusb or IOKit, and wait `CLOSE_TIME` for it at most.
+    """Call `close`, which waits for a thread of IOKit, and wait `CLOSE_TIME` for it at most.
 
     What still hangs then ends with the process.
     """

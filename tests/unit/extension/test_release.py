@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.extension.fakes import FakeSpawner, FakeSysfs, record, run, until
+from tests.unit.extension.fakes import FakeSpawner, FakeSysfs, other_device, record, run, until
 from tests.unit.extension.managed_host import THING, Host
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import claimer
@@ -81,6 +81,20 @@ def test_a_bound_device_that_cannot_be_claimed(host: Host, spawner: FakeSpawner)
         spawner.last.die()
         await until(lambda: host.manager.claims["1-2"].state is ClaimState.FAILED)
         with pytest.raises(UsbipdError, match="1-2 is bound") as caught:
+            await host.manager.release("1-2")
+        assert "`usbipd unbind --busid 1-2`" in str(caught.value.advice)
+        await host.manager.stop()
+
+    run(test())
+
+
+def test_another_device_at_the_port_of_a_shared_one(host: Host) -> None:
+    """The worker has not noticed yet that its device has been unplugged."""
+
+    async def test() -> None:
+        await host.bind("1-2")
+        host.source.records["1-2"] = other_device(record("1-2"))
+        with pytest.raises(UsbipdError, match="1-2 is shared") as caught:
             await host.manager.release("1-2")
         assert "`usbipd unbind --busid 1-2`" in str(caught.value.advice)
         await host.manager.stop()

@@ -385,3 +385,21 @@ def test_no_descriptor_left_for_a_hand_over(
 
 def no_descriptor_left(_descriptor: int) -> int:
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_a_device_whose_release_has_begun_goes_to_no_client(desk: Desk, spawner: FakeSpawner) -> None:
+    async def test() -> None:
+        await desk.claimer.claim_device(record("1-2"))
+        await desk.reserve()
+        releasing = asyncio.create_task(desk.claimer.release_device("1-2", timeout=5))
+        device = desk.claim
+        await asyncio.sleep(0)  # it waits for the task that keeps the device
+        assert not device.is_kept
+        with pytest.raises(UsbipdError) as caught:
+            await desk.reservations.hand_over(desk.last, 0)
+        assert caught.value.code == "no-reservation"
+        assert not device.is_kept
+        await releasing
+        assert Command.ATTACH not in spawner.last.commands
+
+    run(test())

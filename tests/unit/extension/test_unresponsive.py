@@ -1,6 +1,7 @@
 """Children that do not answer, or say more than they were asked: found, and ended where users ask for it."""
 
 import asyncio
+import errno
 import gc
 import os
 import threading
@@ -151,6 +152,32 @@ def test_a_worker_that_the_kernel_does_not_end(host: Host, monkeypatch: pytest.M
     run(test())
 
 
+def test_drivers_come_back_once_a_killed_worker_has_ended(
+    host: Host, sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device is unbound while its worker is being killed: it has the interfaces until it has ended."""
+    kill = host.spawner.kill
+
+    async def test() -> None:
+        await host.attach()
+        sysfs.add_interface("1-2", 0, None)
+        # it neither ends the session nor exits when its channel is closed
+        host.spawner.answers.update({Command.DISCONNECT: "silence", Command.CLAIM: "silence"})
+        killed: list[Child] = []
+        monkeypatch.setattr(host.spawner, "kill", killed.append)
+        detaching = asyncio.create_task(host.claimer.disconnect("1-2", "anna"))
+        await until(lambda: killed)
+        killed[0].channel.close()  # a process that is killed closes its descriptors one after the other
+        releasing = asyncio.create_task(host.claimer.release_device("1-2", timeout=PATIENCE))
+        await asyncio.sleep(0.1)
+        assert not sysfs.probed
+        kill(killed[0])
+        await asyncio.gather(detaching, releasing)
+        assert sysfs.probed == "1-2:1.0"
+
+    run(test())
+
+
 def test_a_device_that_hangs_costs_one_worker(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel keeps its lock, and its worker, which no signal ends: no other one is started beside it."""
     for name in ("CLAIM_TIMEOUT", "KILL_TIMEOUT"):
@@ -196,6 +223,40 @@ def test_a_host_that_hangs_over_drivers_costs_one_thread(host: Host, sysfs: Fake
         # the one that hung, and one that sees what has changed meanwhile
         assert os.read(answers, 100) == b"1-2:1.0" * 2
         os.close(answers)
+
+    run(test())
+
+
+def test_a_first_try_waits_once_for_a_host_that_hangs_over_drivers(
+    host: Host, sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(claimer_module, "DRIVERS_TIME", 0.01)
+
+    async def test() -> None:
+        sysfs.add_interface("1-2", 0, None)
+        probe = sysfs.hang_over_drivers()
+        host.spawner.answers[Command.CLAIM] = ClaimError("1-2 is busy", code="LIBUSB_ERROR_BUSY")
+        with pytest.raises(ClaimError):
+            await host.claimer.claim_device(record("1-2"))
+        answers = os.open(probe, os.O_RDWR)
+        await until(lambda: not calls())
+        os.close(answers)
+
+    run(test())
+    assert caplog.text.count("still scans for drivers") == 1
+
+
+def test_a_try_without_memory_for_counters_leaves_nothing(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def test() -> None:
+        monkeypatch.setattr(claimer_module, "counter_page", fail)
+        with pytest.raises(ClaimError, match="no worker process could be started"):
+            await host.claimer.claim_device(record("1-2"))
+        assert not host.store.held
 
     run(test())
 
