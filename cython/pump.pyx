@@ -2,8 +2,8 @@
 
 One round is: read all that the client has sent, submit all of it, let the device complete what it has, send all
 replies.  Between rounds one poll waits for the client, the extension and the device.  No round creates a Python
-object or takes a lock; the GIL is taken only for a simulated device whose model is written in Python and for
-SET_CONFIGURATION.
+object or takes a lock; the GIL is taken only for a simulated device whose model is written in Python, for
+SET_CONFIGURATION and for a reset.
 
 The parts, in the order in which a byte meets them:
 """

@@ -240,14 +240,17 @@ cdef int libusb_clear_halt_(Backend *self, uint8_t endpoint) noexcept nogil:
 
 # A reset of a device that macOS has not captured takes it off the bus and enumerates it again (darwin_reset_device).
 # libusb follows it: same handle, same interfaces, alternate settings of 0, but the host sees another address, and its
-# drivers may be faster than libusb's claim.  A client that asks for a reset gets it.
+# drivers may be faster than libusb's claim.  A client that asks for a reset gets it.  Of the errors that leave the
+# device usable only a timeout comes after the device has left.
 
 cdef int libusb_reset_(Backend *self) noexcept nogil:
     cdef int result
+    cdef bint reenumerates
     with gil:
-        self.reenumerated = (<object>(<LibusbBackend *>self).claim).reset_reenumerates
+        reenumerates = (<object>(<LibusbBackend *>self).claim).reset_reenumerates
     FORGET_ERRNO()
     result = libusb_reset_device((<LibusbBackend *>self).handle)
+    self.reenumerated = reenumerates and (result == 0 or result == LIBUSB_ERROR_TIMEOUT)
     if result == LIBUSB_ERROR_NOT_FOUND or result == LIBUSB_ERROR_NO_DEVICE:
         self.gone = True  # it came back as another device, or not at all
         return -LINUX_ENODEV

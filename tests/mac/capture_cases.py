@@ -281,6 +281,20 @@ def test_a_reset_that_fails(plug: Plug, code: int, gone: bool) -> None:
     rig.close()
 
 
+def test_a_reset_that_fails_before_the_device_has_left_keeps_the_settings(plug: Plug) -> None:
+    device = plug()
+    with not_root():
+        rig = PumpRig(device)
+        assert rig.control(ISO_ON).status == 0
+        mac().call("fail", "RE_ENUMERATE", errors.NO_RESOURCES)
+        assert rig.control(PORT_RESET).status < 0
+        assert not rig.pump.gone
+        assert device.alternates[0] == 1
+        [reply] = rig.replies_to(rig.submit(ISO_IN, 192, packets=[(0, 192)]))
+        assert reply.status == 0
+        rig.close()
+
+
 # ---- what does not exist -------------------------------------------------------------------------
 
 
