@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.mac.kernel.switches import Switches
 from tests.mac.mac import Device
-from tests.mac.rig import PATIENCE, MacRig, mac, take
+from tests.mac.rig import PATIENCE, MacRig, end, mac, take
 from tests.urb import Command, Reply, RetSubmit, Submit, encode
 from usbipd import _pump
 from usbipd._claim import Claim
@@ -134,7 +134,9 @@ class PumpRig(MacRig):
         if not (self.pump.gone or self.pump.unclaimed):
             assert self.pump.restore() == 0
         if not self.is_shared:
+            claim = self.claim
             super().close()
+            end(claim)
             return
         assert self.claim.complete, "the next test needs it"
         del self.pump, self.transfers

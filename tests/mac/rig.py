@@ -113,4 +113,3 @@ class MacRig(Rig):
         claim = self.claim
         del self.pump, self.transfers, self.claim
         give_back(claim)
-        end(claim)
