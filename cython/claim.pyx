@@ -70,7 +70,7 @@ def libusb_runtime_version() -> tuple[int, int, int]:
 
 
 def libusb_runtime_name() -> str:
-    """The same with what the build adds to it, as "1.0.30-usbipd1"; packaging/libusb."""
+    """The same with what the build adds to it, as "1.0.30-usbipd2"; packaging/libusb."""
     return "%d.%d.%d" % libusb_runtime_version() + libusb_get_version().rc.decode()
 
 
@@ -135,11 +135,15 @@ cdef class Claim:
             raise error(<int>count, "libusb lists no devices")
         for i in range(count):
             if libusb_get_bus_number(devices[i]) == busnum and libusb_get_device_address(devices[i]) == devnum:
+                if self.captures:  # IOKit's code; on Linux that of libusb tells as much
+                    libusb_set_option(self._context, LIBUSB_OPTION_LOG_LEVEL, <int>LIBUSB_LOG_LEVEL_WARNING)
                 code = libusb_open(devices[i], &self._handle)
+                libusb_set_option(self._context, LIBUSB_OPTION_LOG_LEVEL, <int>LIBUSB_LOG_LEVEL_NONE)
                 break
         libusb_free_device_list(devices, 1)
         if code < 0:
             raise error(code, f"device {devnum} of bus {busnum} cannot be opened")
+        last_words[0] = 0  # a warning that is no error: a driver has the device open
 
     @property
     def captured(self) -> bool:
@@ -164,6 +168,8 @@ cdef class Claim:
             elif self.detaches and not self.captures:
                 for number in numbers:
                     self._detach(number)
+            if self.captures:  # only at this level libusb tells why an interface cannot be opened
+                libusb_set_option(self._context, LIBUSB_OPTION_LOG_LEVEL, <int>LIBUSB_LOG_LEVEL_INFO)
             for number in numbers:
                 self._claim(number)
             if captures and self.captured:
@@ -174,6 +180,7 @@ cdef class Claim:
             raise
         finally:
             libusb_set_option(self._context, LIBUSB_OPTION_LOG_LEVEL, <int>LIBUSB_LOG_LEVEL_NONE)
+            last_words[0] = 0  # they explain no later error
 
     cdef object _capture(self, list numbers):
         """macOS: takes the whole device from its drivers.
@@ -232,7 +239,9 @@ cdef class Claim:
             raise error(code, f"interface {number} cannot be taken from its driver")
 
     cdef object _claim(self, int number):
+        """After an error the last words are those of the claim: libusb's darwin backend reports nothing behind them."""
         cdef int code
+        last_words[0] = 0
         with nogil:
             code = libusb_claim_interface(self._handle, number)
         if code == LIBUSB_ERROR_BUSY and self.detaches and not self.captures:

@@ -110,6 +110,7 @@ cdef extern from "libusb.h" nogil:
         LIBUSB_OPTION_NO_DEVICE_DISCOVERY
         LIBUSB_LOG_LEVEL_NONE
         LIBUSB_LOG_LEVEL_WARNING
+        LIBUSB_LOG_LEVEL_INFO
         LIBUSB_LOG_CB_CONTEXT
 
     ctypedef void (*libusb_log_cb)(libusb_context *context, int level, const char *text) noexcept nogil

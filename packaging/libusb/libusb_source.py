@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Final
 
 VERSION: Final = "1.0.30"
-MARKER: Final = "-usbipd1"
-"""What the patched library says of itself: `libusb_get_version()->rc`; 0007-version.patch."""
+MARKER: Final = "-usbipd2"
+"""What the patched library says of itself: `libusb_get_version()->rc`; 0008-version.patch."""
 
 URL: Final = f"https://github.com/libusb/libusb/releases/download/v{VERSION}/libusb-{VERSION}.tar.bz2"
 KNOWN: Final = {

@@ -28,6 +28,7 @@ from usbipd import _pump
 from usbipd._claim import Claim, libusb_runtime_version
 from usbipd.errors import ClaimError
 from usbipd.protocol.constants import LINUX_EPIPE
+from usbipd.usb.refusal import explain
 
 
 @pytest.fixture(autouse=True)
@@ -149,6 +150,33 @@ def test_only_root_can_take_a_device_from_its_driver(plug: Plug) -> None:
     with pytest.raises(ClaimError) as caught:
         Claim(0x14, 99, as_on_macos=True)
     assert caught.value.message.endswith("(LIBUSB_ERROR_NO_DEVICE, -4)"), "no words of the error before"
+
+
+def test_an_interface_that_may_not_be_opened(plug: Plug) -> None:
+    device = plug({0: "hid"})
+    claim = Claim(*device.busid, as_on_macos=True)
+    mac().call("fail", "INTERFACE_OPEN", errors.NOT_PERMITTED)
+    with pytest.raises(ClaimError, match="interface 0 cannot be claimed") as caught:
+        claim.take()
+    assert "USBInterfaceOpen" in caught.value.message
+    refusal = explain("20-1", caught.value, [], platform="darwin")
+    assert "(0xe00002e2)" in refusal.message
+    assert "sudo usbipd-ext --run" in str(refusal.advice)
+    device.until("drivers", [0])
+
+
+def test_a_device_that_may_not_be_opened(plug: Plug) -> None:
+    device = plug({0: "hid"})
+    mac().call("fail", "DEVICE_OPEN", errors.NOT_PERMITTED, 1000)  # libusb opens each device when it starts
+    try:
+        with pytest.raises(ClaimError, match="cannot be opened") as caught:
+            Claim(*device.busid, as_on_macos=True)
+    finally:
+        mac().call("fail", "DEVICE_OPEN", errors.NOT_PERMITTED, 0)
+    assert "USBDeviceOpen" in caught.value.message
+    refusal = explain("20-1", caught.value, [], platform="darwin")
+    assert "(0xe00002e2)" in refusal.message
+    assert "sudo usbipd-ext --run" in str(refusal.advice)
 
 
 def test_a_device_that_does_not_come_back_from_its_capture_is_an_error(plug: Plug) -> None:

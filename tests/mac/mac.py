@@ -18,6 +18,7 @@ from typing import Any, Final, Self, cast
 from tests.mac.kernel.wire import HEADER, Call, frame
 
 ROOT: Final = Path(__file__).parents[2]
+LEAKS: Final = ROOT / "tests" / "sanitized" / "leaks_of_stock_libusb.txt"
 VARIABLE: Final = "SOFTWARE_MAC"
 """The environment variable that names the kernel's socket."""
 
@@ -218,4 +219,7 @@ class OwnMac(Mac):
 
     def environment(self, libusb: Path) -> dict[str, str]:
         """That of a process of this Mac, with libusb from the directory."""
-        return {**os.environ, VARIABLE: str(self.path), "LD_LIBRARY_PATH": str(libusb)}
+        found = {**os.environ, VARIABLE: str(self.path), "LD_LIBRARY_PATH": str(libusb)}
+        if libusb.name == "stock-asan":
+            found["LSAN_OPTIONS"] = f"suppressions={LEAKS}"
+        return found

@@ -25,6 +25,8 @@ LISTS: Final = 1500
 """A list and a device that leaves meet in one of about 150."""
 PATIENCE: Final = 10.0
 """Seconds after which a call that has not returned will not return."""
+TRANSFERS: Final = 50
+"""Isochronous ones that are under way together."""
 NO_DEVICE_DISCOVERY: Final = 2  # enum libusb_option
 
 HOTPLUG_CALLBACK: Final = ctypes.CFUNCTYPE(
@@ -201,6 +203,54 @@ def services_of_silent_devices() -> int:
     mac().call("fail", "DEVICE_REQUEST_SYNC", errors.NOT_RESPONDING, 100)
     Context().exit()
     return int(LIBRARY.software_mac_references())
+
+
+class _Mallinfo(ctypes.Structure):
+    """struct mallinfo2, mallinfo(3)"""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def allocated() -> int:
+    """Bytes that this process has from malloc, without those that have a mapping of their own."""
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = _Mallinfo
+    return int(mallinfo().uordblks)
+
+
+@case
+def memory_of_isochronous_transfers() -> int:
+    """By how many bytes this process grows with each transfer that was allocated, completed and freed."""
+    mac().plug()
+    usb1.loadLibrary(LIBRARY)
+    with usb1.USBContext() as context:
+        [each] = context.getDeviceList()
+        handle = each.open()
+        handle.claimInterface(0)
+        handle.setInterfaceAltSetting(0, 1)
+
+        def rounds(count: int) -> None:
+            for _ in range(count):
+                transfers = [handle.getTransfer(iso_packets=1) for _ in range(TRANSFERS)]
+                for transfer in transfers:
+                    transfer.setIsochronous(0x03, bytes(192))
+                    transfer.submit()
+                while any(transfer.isSubmitted() for transfer in transfers):
+                    context.handleEvents()
+                for transfer in transfers:
+                    assert transfer.getStatus() == usb1.TRANSFER_COMPLETED, transfer.getStatus()
+                    transfer.close()
+
+        rounds(2)
+        before = allocated()
+        rounds(ROUNDS)
+        return round((allocated() - before) / (ROUNDS * TRANSFERS))
 
 
 @case

@@ -107,5 +107,12 @@ def test_reset_of_a_device_that_stays_silent(variant: str, kernel: OwnMac) -> No
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_memory_of_isochronous_transfers(variant: str, kernel: OwnMac) -> None:
+    """struct IOUSBIsocFrame, one for each packet, has 8 bytes."""
+    growth = int(seen("memory_of_isochronous_transfers", variant, kernel))
+    assert growth >= 8 if variant == "stock" else growth < 8
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_version(variant: str, kernel: OwnMac) -> None:
     assert seen("version", variant, kernel) == {"stock": "", "ours": MARKER}[variant]

@@ -26,6 +26,7 @@ NOT_HERE: Final = (
         "test_memory_of_a_client_goes_back_to_the_system_with_it",
         MEASURES_MEMORY,
     ),
+    ("tests/mac/test_libusb_patches.py", "test_memory_of_isochronous_transfers", MEASURES_MEMORY),
     ("tests/unit/extension/test_supervisor.py", "test_a_child_gets_its_channel_and_nothing_else", HAS_REPORT),
     ("tests/mac/daemons", "", OWN_INTERPRETER),
     ("tests/mac/test_switches.py", "test_a_session_with_these_switches", SAME_CODE),

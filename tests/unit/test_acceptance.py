@@ -4,11 +4,10 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-import pytest
+from tests.mac.kernel.switches import Switches
 
 TEXT = (Path(__file__).parents[2] / "docs" / "macos-acceptance.md").read_text()
-switches = pytest.importorskip("tests.mac.kernel.switches")
-NAMES = {field.name for field in fields(switches.Switches)}
+NAMES = {field.name for field in fields(Switches)}
 
 
 def test_each_switch_is_a_question() -> None:

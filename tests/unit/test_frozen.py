@@ -198,10 +198,10 @@ def test_the_libusb_that_was_packed(home: Path) -> None:
 
 
 def test_a_libusb_without_our_patches(home: Path) -> None:
-    (home / frozen.MARK).write_text("1.0.30-usbipd1\n")
-    frozen.check_libusb("1.0.30-usbipd1")
+    (home / frozen.MARK).write_text("1.0.30-usbipd2\n")
+    frozen.check_libusb("1.0.30-usbipd2")
     with pytest.raises(
-        UsbipdError, match=r"built with libusb 1\.0\.30-usbipd1, but runs with libusb 1\.0\.30$"
+        UsbipdError, match=r"built with libusb 1\.0\.30-usbipd2, but runs with libusb 1\.0\.30$"
     ):
         frozen.check_libusb("1.0.30")
 

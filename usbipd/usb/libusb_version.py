@@ -10,7 +10,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 MINIMUM: Final = (1, 0, 26)  # the same as cython/claim.pyx
 RECOMMENDED_ON_MACOS: Final = (1, 0, 30)  # port numbers on macOS 26, several uses of freed memory
-PATCHED: Final = "-usbipd"  # packaging/libusb/0007-version.patch, where a number follows
+PATCHED: Final = "-usbipd"  # packaging/libusb/0008-version.patch, where a number follows
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,7 @@ def test_libusb_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
         (29, b"", CheckState.WARNING, "libusb 1.0.29: it has known faults on macOS that 1.0.30 fixes"),
         (30, b"", CheckState.WARNING, "libusb 1.0.30: it is not usbipd's own build"),
         (30, b"-rc1", CheckState.WARNING, "libusb 1.0.30-rc1: it is not usbipd's own build"),
-        (30, b"-usbipd1", CheckState.OK, "libusb 1.0.30-usbipd1"),
+        (30, b"-usbipd2", CheckState.OK, "libusb 1.0.30-usbipd2"),
     ],
 )
 def test_libusb_on_a_mac(
@@ -176,7 +176,7 @@ def test_libusb_on_a_mac(
     ("rc", "level", "said"),
     [
         (b"", "WARNING", "libusb 1.0.30: it is not usbipd's own build"),
-        (b"-usbipd1", "INFO", "libusb 1.0.30-usbipd1"),
+        (b"-usbipd2", "INFO", "libusb 1.0.30-usbipd2"),
     ],
 )
 def test_the_log_names_the_libusb_of_a_mac(

@@ -82,10 +82,10 @@ def test_each_part_belongs_to_one_component(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.usefixtures("dpkg")
 def test_our_own_libusb_is_named_with_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = {"url": "https://x.example/libusb-1.0.30.tar.bz2", "patches": ["0001-a.patch", "0002-b.patch"]}
-    libusb = {"version": "1.0.30-usbipd1", "source": source}
+    libusb = {"version": "1.0.30-usbipd2", "source": source}
     document = bill(tmp_path, monkeypatch, [], "libusb-1.0.0.dylib", libusb=libusb)
     [found] = [each for each in document["components"] if each["name"] == "libusb"]
-    assert found["version"] == "1.0.30-usbipd1"
+    assert found["version"] == "1.0.30-usbipd2"
     assert found["description"] == (
         "from https://x.example/libusb-1.0.30.tar.bz2 with these patches in packaging/libusb of usbipd's "
         "source: 0001-a.patch, 0002-b.patch"
