@@ -31,7 +31,7 @@ SMALLEST_BUDGET: Final = 40 << 20
 SHORTEST_LOST: Final = 10
 """Seconds: below it, the pause between probes would not be a whole number of them (server/keepalive.py)."""
 LONGEST_LOST: Final = 7200
-"""Seconds: what Linux and macOS wait before the first probe unless told otherwise."""
+"""Seconds: what Linux and macOS wait before the first probe by default."""
 
 Networks = Annotated[tuple[str, ...], msgspec.Meta(max_length=256)]
 """What `parse_network` takes.  As many as fit into one message to the server."""
