@@ -1,7 +1,7 @@
 """The control socket, by which local people and their programs talk to the extension.  Runs in the extension.
 
-Any user may connect to root's daemon.  The kernel identifies the peer, `ipc/roles.py` finds its role, and the
-table in `ipc/reports.py` says what that role may ask.
+Anybody may connect to root's daemon; the kernel says who it is, and `ipc/roles.py` what it is to us,
+and the table in `ipc/reports.py` what that one may ask.
 
 # What one user can make us do
 
