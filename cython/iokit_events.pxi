@@ -1,6 +1,6 @@
 # USB devices that come and go.  Runs in the extension.
 #
-# IOKit posts each event to a queue of libdispatch, which calls `devices_changed` on a thread of its own.  An iterator
+# IOKit posts each event to a queue of libdispatch, which calls `devices_changed` on a separate thread.  An iterator
 # posts the next event only after it was emptied.
 
 cdef struct Watch:

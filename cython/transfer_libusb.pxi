@@ -303,7 +303,7 @@ cdef class LibusbTransfers(Transfers):
         it.base.reset = libusb_reset_
         self.backend = &it.base
         libusb_set_pollfd_notifiers(it.context, libusb_fd_added, libusb_fd_removed, it)
-        if as_on_macos:  # no descriptor of the device tells there
+        if as_on_macos:  # no descriptor of the device reports it there
             self._watch_removals()
 
     cdef object _watch_removals(self):

@@ -1,4 +1,4 @@
-"""What all tests share: an `async def` test runs in a loop of its own; the `rule` marker takes only names
+"""What all tests share: an `async def` test runs in its own loop; the `rule` marker takes only names
 that stand in `tests/rules.py`; how hard hypothesis tries; and what is started here can be interrupted.
 
 No example has a deadline: on a slow machine it would fail without a fault.  `make test` tries the same

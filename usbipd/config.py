@@ -31,7 +31,7 @@ SMALLEST_BUDGET: Final = 40 << 20
 SHORTEST_LOST: Final = 10
 """Seconds: below it, the pause between probes would not be a whole number of them (server/keepalive.py)."""
 LONGEST_LOST: Final = 7200
-"""Seconds: what Linux and macOS wait before the first probe unless told otherwise."""
+"""Seconds: what Linux and macOS wait before the first probe by default."""
 
 Networks = Annotated[tuple[str, ...], msgspec.Meta(max_length=256)]
 """What `parse_network` takes.  As many as fit into one message to the server."""
@@ -47,13 +47,13 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     handshake_timeout: Annotated[float, msgspec.Meta(gt=0, le=300)] = 10.0
     """Seconds from connect to the end of OP_REQ_*."""
     lost_client_timeout: Annotated[int, msgspec.Meta(ge=SHORTEST_LOST, le=LONGEST_LOST)] = 120
-    """Seconds until a client that vanished without a word is given up (usbipd/server/keepalive.py)."""
+    """Seconds after which an unresponsive client is disconnected (usbipd/server/keepalive.py)."""
     transfer_budget: Annotated[int, msgspec.Meta(ge=SMALLEST_BUDGET, le=1 << 32)] = 64 << 20
     """Bytes that the URBs of one client may hold."""
     device_memory: DeviceMemory = "auto"
     """Whether large transfers use memory that the device reaches without a copy (cython/buffers.pxi)."""
     send_buffer: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 0
-    """Bytes that the kernel may keep of what is on its way to a client, SO_SNDBUF; 0: as it likes."""
+    """Send buffer per client in bytes, SO_SNDBUF; 0: the kernel's default."""
 
 
 class AccessRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

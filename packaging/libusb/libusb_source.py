@@ -111,7 +111,7 @@ def _mirror() -> str | None:
 
 
 def debian(mirror: str) -> Path:
-    """The archive in Debian's source package, from a list of sources of ours.  Raises `SourceError`."""
+    """The archive in Debian's source package, from our own list of sources.  Raises `SourceError`."""
     directory = BUILD / "debian"
     if found := list(directory.glob(DEBIAN_ARCHIVE)):
         return found[0]

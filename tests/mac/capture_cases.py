@@ -43,7 +43,7 @@ _PLACES = itertools.count(1)
 
 @pytest.fixture
 def plug() -> Plug:
-    """Plugs a device in, each at a place of its own; it stays there."""
+    """Plugs a device in, each at its own port; it stays plugged in."""
 
     def plug(drivers: dict[int, str] | None = None) -> Device:
         return mac().plug(drivers=drivers, location=0x14000000 + (next(_PLACES) << 8))

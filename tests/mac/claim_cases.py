@@ -1,4 +1,4 @@
-"""The claim over libusb's darwin backend.  test_worker.py runs it, in a process of its own."""
+"""The claim over libusb's darwin backend.  test_worker.py runs it, in a separate process."""
 
 import gc
 import os

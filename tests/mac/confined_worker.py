@@ -1,4 +1,4 @@
-"""A worker whose confinement is that of macOS, for tests.  A process of its own.
+"""A worker whose confinement is that of macOS, for tests.  A separate process.
 
     python -m tests.mac.confined_worker DESCRIPTOR SANDBOX
 

@@ -1,4 +1,4 @@
-"""A software Mac for tests: a kernel of its own each, and processes whose libusb is the darwin backend over
+"""A software Mac for tests: a separate kernel each, and processes whose libusb is the darwin backend over
 it.
 """
 
@@ -62,7 +62,7 @@ def environment(kernel: OwnMac, libusb: Path) -> dict[str, str]:
 def in_process(libusb: Path) -> Callable[..., None]:
     """`in_process("some_cases.py", *options, **switches)`: pytest in a process whose libusb is ours.
 
-    It has a kernel of its own, with these switches from the start; rig.py says what its tests can use.
+    It has a separate kernel, with these switches from the start; rig.py says what its tests can use.
     """
 
     def run(cases: str | Path, *options: str, **switches: object) -> None:

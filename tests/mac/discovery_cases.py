@@ -224,7 +224,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def comes_and_goes(device: Callable[[], Device]) -> str | None:
-    """Checks that each change is told, and returns the problem of hotplug."""
+    """Checks that each change is reported, and returns the problem of hotplug."""
     seen: list[list[str]] = []
     watch = Hotplug(lambda: seen.append([each.busid for each in records()]))
 
@@ -264,8 +264,8 @@ def test_an_iokit_that_does_not_tell(tree: Tree) -> None:
 
 
 def test_nothing_is_told_after_close(tree: Tree) -> None:
-    told: list[int] = []
-    listener = DeviceListener(lambda: told.append(os.getpid()))
+    calls: list[int] = []
+    listener = DeviceListener(lambda: calls.append(os.getpid()))
     listener.close()
     listener.close()
     other: list[int] = []
@@ -273,12 +273,12 @@ def test_nothing_is_told_after_close(tree: Tree) -> None:
     tree.plug()
     asyncio.run(until(lambda: other))
     later.close()
-    assert told == []
+    assert calls == []
 
 
 def test_what_is_present_is_not_announced(tree: Tree) -> None:
     tree.plug()
-    told: list[int] = []
-    listener = DeviceListener(lambda: told.append(1))
+    calls: list[int] = []
+    listener = DeviceListener(lambda: calls.append(1))
     listener.close()
-    assert told == []
+    assert calls == []

@@ -1,4 +1,4 @@
-"""The compiled view of the IORegistry.  test_registry.py runs it, in a process of its own."""
+"""The compiled view of the IORegistry.  test_registry.py runs it, in a separate process."""
 
 import errno
 from collections.abc import Callable
@@ -159,7 +159,7 @@ def test_removed_at_any_step(tree: Tree, read: Callable[[int], list[object]]) ->
     for step in range(1, steps + 1):
         tree.remove_before(step, device)
         found = read(device)
-        assert len(found) <= len(complete)  # what was in hand already may still be told of
+        assert len(found) <= len(complete)  # what was found before may still be listed
         left = read(device)
         assert left == [each for each in found if each in left]
         device = add_composite(tree)

@@ -1,4 +1,4 @@
-"""Our CoreFoundation and IOKit as a program calls them.  test_worker.py runs it, in a process of its own."""
+"""Our CoreFoundation and IOKit as a program calls them.  test_worker.py runs it, in a separate process."""
 
 import ctypes
 import subprocess

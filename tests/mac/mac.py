@@ -1,6 +1,6 @@
 """A software Mac in the hands of a test: starts its kernel, plugs devices in, and asks it.  Runs in tests.
 
-The kernel is a process of its own, because libusb is called by threads that hold the GIL: a kernel on another
+The kernel is a separate process, because libusb is called by threads that hold the GIL: a kernel on another
 thread of theirs could not answer.
 """
 
@@ -182,7 +182,7 @@ class Device:
 
 
 class OwnMac(Mac):
-    """A Mac of its own: a kernel is started, and ended by `close`."""
+    """A separate Mac: a kernel is started, and ended by `close`."""
 
     def __init__(self) -> None:
         # not below the test's directory: processes of other users connect, and the name has to be short

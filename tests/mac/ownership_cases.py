@@ -1,6 +1,6 @@
 """Who holds a device of a Mac, and how its drivers come back.
 
-test_registry.py runs it, in a process of its own, over an IORegistry that the test makes.
+test_registry.py runs it, in a separate process, over an IORegistry that the test makes.
 """
 
 import os

@@ -132,11 +132,11 @@ def a_context_without_discovery() -> dict[str, object]:
     reset = LIBRARY.libusb_reset_device(handle)
     left = threading.Event()
 
-    def tell(*_arguments: object) -> int:
+    def on_left(*_arguments: object) -> int:
         left.set()
         return 0
 
-    callback = HOTPLUG_CALLBACK(tell)
+    callback = HOTPLUG_CALLBACK(on_left)
     any_device = -1
     LIBRARY.libusb_hotplug_register_callback(
         context.pointer, DEVICE_LEFT, 0, any_device, any_device, any_device, callback, None, None
@@ -144,14 +144,14 @@ def a_context_without_discovery() -> dict[str, object]:
     context.handle_events()
     before = other.counters.get("opens", 0)
     other.replug()
-    own.unplug()  # libusb is told after it was told of the other one
-    told = left.wait(PATIENCE)
+    own.unplug()  # libusb is notified of it after the other one
+    notified = left.wait(PATIENCE)
     devices = ctypes.POINTER(ctypes.c_void_p)()
     return {
         "option": code,
         "reset": reset,
         "opened": other.counters.get("opens", 0) - before,
-        "told that its own has left": told,
+        "notified that its own has left": notified,
         "listed": LIBRARY.libusb_get_device_list(context.pointer, ctypes.byref(devices)),
     }
 

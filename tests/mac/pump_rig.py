@@ -129,7 +129,7 @@ class PumpRig(MacRig):
         assert reply.status == 0
 
     def close(self) -> None:
-        """As a worker does it: the device is made ready for others, and given back if it is not shared."""
+        """As a worker does it: the device is made ready for others, and released if it is not shared."""
         assert self.finish()
         if not (self.pump.gone or self.pump.unclaimed):
             assert self.pump.restore() == 0

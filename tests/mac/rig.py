@@ -43,7 +43,7 @@ def take(device: Device) -> Claim:
 
 
 def give_back(claim: Claim) -> None:
-    """Gives a device back and fails if that does not work.
+    """Releases a device and fails if that does not work.
 
     libusb before 1.0.29 may take a re-enumeration for one that took too long: where it subtracts times, the
     nanoseconds become negative at the turn of a second.  The device comes back nevertheless.

@@ -51,7 +51,7 @@ def test_a_whole_session(device: Device) -> None:
 
 
 def test_a_second_session_finds_the_device_as_the_first_did(device: Device) -> None:
-    """Each in a process of its own: what libusb has open, only the end of a process closes."""
+    """Each in a separate process: what libusb has open, only the end of a process closes."""
     for _ in range(2):
         done = subprocess.run(
             [sys.executable, "-c", f"from tests.mac.switch_cases import session; session({device.number})"],

@@ -169,7 +169,7 @@ def test_a_confined_worker_serves_and_gives_its_device_back(start: Start, device
     with extension.attach() as client:
         assert (
             control(client, result.device.devid, "00 09 02 00 00 00 00 00") == 0
-        )  # SET_CONFIGURATION 2: IOKit opens it anew
+        )  # SET_CONFIGURATION 2: IOKit opens it again
         assert device.configuration == 2
     extension.ask(Command.RELEASE, Nothing(), Nothing)
     assert extension.worker.wait(PATIENCE) == 0

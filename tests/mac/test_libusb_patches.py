@@ -70,7 +70,7 @@ def test_a_context_without_discovery(variant: str, kernel: OwnMac) -> None:
         "stock": {"option": -12, "opened": 1, "listed": 1},  # LIBUSB_ERROR_NOT_SUPPORTED
         "ours": {"option": 0, "opened": 0, "listed": 0},
     }
-    assert found == {**expected[variant], "reset": 0, "told that its own has left": True}
+    assert found == {**expected[variant], "reset": 0, "notified that its own has left": True}
 
 
 @pytest.mark.parametrize(("case", "expected"), [("reset", "0"), ("give_back", "[]")])

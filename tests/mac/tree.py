@@ -15,7 +15,7 @@ from tests.mac.mac import Device
 from tests.mac.rig import PATIENCE, mac
 
 HUB_LOCATION, LOCATION, BUSID = 0x14200000, 0x14230000, "20-2.3"
-"""Of a hub, and of the device that `Tree.add_device` adds unless it is told otherwise."""
+"""Of a hub, and of the device that `Tree.add_device` adds by default."""
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -125,7 +125,7 @@ def check_runtime(control_socket: Path) -> Finding:
     try:
         found = directory.lstat()
     except FileNotFoundError:
-        return ok(f"{directory} is not there: the extension makes it")
+        return ok(f"{directory} does not exist yet: the extension creates it")
     except OSError as error:
         return failed(f"{directory}: {error.strerror}", f"Make it accessible: `ls -ld {directory}`.")
     if not stat.S_ISDIR(found.st_mode):
@@ -157,7 +157,7 @@ def check_state() -> Finding:
     except UsbipdError as error:
         return failed(error.message, *_advice(error))
     except FileNotFoundError:
-        return ok(f"{store} is not there: nothing has been bound yet")
+        return ok(f"{store} does not exist yet: nothing has been bound")
     except OSError as error:
         return failed(
             f"{store}: {error.strerror}",

@@ -259,7 +259,7 @@ def _text(value: object) -> str | None:
 
 
 def interface_classes(busid: str) -> list[int]:
-    """bInterfaceClass of each interface of the active configuration; none if the host does not tell."""
+    """bInterfaceClass of each interface of the active configuration; none if the host reports none."""
     with contextlib.suppress(OSError, ValueError, UsbipdError):
         if sys.platform == "darwin":
             from usbipd.usb import ioregistry

@@ -78,7 +78,7 @@ class DeviceClaimer:
         log_to: str,
         on_end: Callable[[], None],
     ) -> None:
-        """`on_end` is called when a device is not kept any more: its port is free for another one."""
+        """`on_end` is called when a device is no longer kept: its port is free for another one."""
         self._spawner = spawner
         self._ownership = ownership
         self._find_device = find_device
@@ -311,7 +311,7 @@ class DeviceClaimer:
         try:
             record = await self._find_device(device.record.busid)
         except UsbipdError as error:
-            _LOG.error("cannot look for %s: %s", device.record.busid, error, extra=LIMITED)
+            _LOG.error("cannot check for %s: %s", device.record.busid, error, extra=LIMITED)
             return True  # a try to claim it will tell
         if record is None or not _same_device(record, device.record):
             return False

@@ -1,4 +1,4 @@
-"""What a worker says of its device: checked before anybody else sees it.  Runs in the extension.
+"""What a worker reports of its device: checked before it is passed on.  Runs in the extension.
 
 A worker talks to a device of unknown make; what it says of it goes to every client.
 """

@@ -48,7 +48,7 @@ FIRST_CLAIMS: Final = 10.0
 BIND_TIME: Final = 2.0
 """Seconds in which drivers bind to a device that was enumerated again."""
 LOOK_AGAIN: Final = 0.1
-"""Seconds between two looks for the drivers of a device that was released."""
+"""Seconds between two checks for the drivers of a device that was released."""
 LIST_AGAIN: Final = 5.0
 """Seconds until the devices are listed again when that has failed."""
 
@@ -256,7 +256,7 @@ class SystemExtensionManager:
             return await self._drivers_back(busid)
 
     async def orphans(self) -> list[str]:
-        """Busids of devices that were left without drivers, are not bound, and that nobody has now.
+        """Busids of devices that were left without drivers, are not bound, and that no driver or program has.
 
         Raises `UsbipdError` if the devices cannot be listed.
         """

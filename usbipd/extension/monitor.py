@@ -82,7 +82,7 @@ class StatusMonitor:
         access: Sequence[DeviceRule],
         host: Host | None = None,
     ) -> None:
-        """`run_as` is whom the server becomes; `confine` the key of the configuration; `access` the
+        """`run_as` is the server's user; `confine` the key of the configuration; `access` the
         devices that have a table `[[access]]`."""
         self._manager = manager
         self._network = network

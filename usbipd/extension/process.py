@@ -3,7 +3,7 @@
 Up: runtime directory, control socket (so that a second daemon stops here), store, server, claims.  Down, on
 SIGINT, SIGTERM or SIGHUP: listen no more, give every device back, remove what was made; in less than two
 seconds, on macOS as long as it takes to enumerate devices again (usb_stack.py).  SIGUSR1 makes all processes
-log at level debug, SIGUSR2 as configured.  If the log is a file, SIGHUP opens it anew and does no more.
+log at level debug, SIGUSR2 as configured.  If the log is a file, SIGHUP only reopens it.
 """
 
 import asyncio

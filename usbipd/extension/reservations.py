@@ -85,7 +85,7 @@ class Reservations:
             )
         except (UsbipdError, OSError) as error:
             # It did not take the client, or may have: a new worker is in a known state.
-            # No error of ours if the device goes as the client comes.
+            # Not an error of usbipd if the device is removed as the client attaches.
             level = logging.INFO if device.is_gone else logging.ERROR
             _LOG.log(level, "%s does not take %s: %s", worker.label, client, error, extra=LIMITED)
             worker.channel.close()

@@ -1,9 +1,9 @@
 """Devices that were taken from the host's drivers, until the drivers have them again.  Runs in the extension.
 
-A worker that exits has released its device before.  One that was killed leaves it without drivers: Linux then
-has to be told to look for some, and macOS may keep the device captured until it is enumerated again.  Such a
-device is *orphaned*.  The store lists every device that is held; if all processes were killed, the next
-extension knows from it which devices may be orphaned.
+A worker that exits has released its device before.  One that was killed leaves it without drivers: Linux
+then scans for drivers on request only, and macOS may keep the device captured until it is enumerated again.
+Such a device is *orphaned*.  The store lists every device that is held; if all processes were killed, the
+next extension knows from it which devices may be orphaned.
 """
 
 import asyncio

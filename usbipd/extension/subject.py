@@ -44,8 +44,8 @@ class SharedDevices(Protocol):
         """Raises `UsbipdError` if the host cannot list them."""
 
     async def orphans(self) -> list[str]:
-        """Busids of devices that were left without drivers, are not bound, and that nobody has now.  Raises
-        likewise."""
+        """Busids of devices that were left without drivers, are not bound, and that no driver or program has
+        now.  Raises likewise."""
 
     async def survey(self) -> ListResult:
         """The same devices, and all bindings.  Raises likewise."""

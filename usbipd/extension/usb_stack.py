@@ -16,9 +16,9 @@ class UsbStack:
 
     keeps_address: bool
     """Whether a device that is reset keeps its USB address, so that another address means another device.
-    Without that, only the worker knows whether its device has left; libusb tells it at once."""
+    Without that, only the worker knows whether its device has left; libusb reports that at once."""
     probes_interfaces: bool
-    """Whether the host looks for drivers of single interfaces; that is done after every claim.  Otherwise the
+    """Whether the host scans for drivers of single interfaces; that is done after every claim.  Otherwise the
     whole device is enumerated again, and only after a worker that was killed: a change of the device makes a
     claim that has failed try again at once."""
     release_time: float

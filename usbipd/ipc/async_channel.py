@@ -116,7 +116,7 @@ class Channel:
         """Our requests whose answer is still to come but not waited for."""
         self._waiting: dict[int, asyncio.Future[Response]] = {}
         self._lent: dict[int, int] = {}
-        """Copies of descriptors that went with requests of ours, until these are answered."""
+        """Copies of descriptors that went with our requests, until these are answered."""
         self._running: dict[asyncio.Task[None], Command] = {}
         self._is_reading = False
         self._rest: Rest | None = None

@@ -27,7 +27,7 @@ class BlockingChannel:
     """A channel for a process that waits by itself.
 
     It reads exactly one message at a time, so `fileno()` is readable whenever there is more to receive, but
-    for events that `request` met on its way: who asks and is told things has to call `receive` for them.
+    for events that `request` met on its way: a caller that expects events, too, calls `receive`.
     Every method raises `IPCError` when the peer broke the rules, or is gone while we send.
     """
 
@@ -43,7 +43,7 @@ class BlockingChannel:
         self._conversation = Conversation(table, trusted=trusted)
         self._last_request = 0
         self._told: deque[Event] = deque()
-        """Events that came before the answer to a request of ours."""
+        """Events that came before the answer to our request."""
         connection.setblocking(True)
         self._send(self._conversation.hello(), None)
 
@@ -120,7 +120,7 @@ class BlockingChannel:
         self._send(response_frame(request.request_id, outcome), None)
 
     def push(self, event: EventName, parameters: Message) -> None:
-        """Tell the peer what it did not ask."""
+        """Send an event, which the peer did not ask for."""
         self._send(event_frame(event, parameters), None)
 
     def close(self) -> None:

@@ -139,7 +139,7 @@ class ClaimParameters(Message, frozen=True):
 
 
 USELESS_WHEN_CONFINED: Final = "useless-when-confined"
-"""Code of the error of a worker that cannot use its device any more once it is confined."""
+"""Code of the error of a worker that can no longer use its device once it is confined."""
 
 
 class ClaimResult(Message, frozen=True):

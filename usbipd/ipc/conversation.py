@@ -5,8 +5,8 @@ envelope in each direction and never comes again.
 
 # Answers that are longer than a message
 
-A message has a bound, so that nobody can make another process hold more than that; but what a daemon has to
-tell grows with its devices.  The answer to a command whose row says `is_long` is made and encoded at one
+A message has a bound, so that no process can make another one hold more than that; but what a daemon reports
+grows with its devices.  The answer to a command whose row says `is_long` is made and encoded at one
 moment, and if it does not fit into a message, cut: the first part goes at once, each other one when MORE asks
 for it.  So all parts are of that one moment, whatever happens to the devices meanwhile; nothing waits in a
 queue for who does not read; and who asks and who answers hold one such answer per channel, of
@@ -71,7 +71,7 @@ class Request(NamedTuple):
 
 
 class Response(NamedTuple):
-    """The answer to a request of ours: its result still encoded, or an error.
+    """The answer to our request: its result still encoded, or an error.
 
     One that is `cut` is the first `Part` of a result.
     """
@@ -82,7 +82,7 @@ class Response(NamedTuple):
 
 
 class Event(NamedTuple):
-    """What the peer tells unasked."""
+    """What the peer reports unasked."""
 
     event: EventName
     parameters: Message
@@ -154,8 +154,8 @@ class Conversation:
         event = self.table.events.get(envelope.event)
         if event is None:
             raise IPCError(f"{envelope.event} is not for this channel", code="not-permitted")
-        told = self._cleaned(msgspec.msgpack.decode(envelope.parameters, type=event.parameters))
-        return Event(envelope.event, told)
+        parameters = self._cleaned(msgspec.msgpack.decode(envelope.parameters, type=event.parameters))
+        return Event(envelope.event, parameters)
 
     def result(self, response: Response, kind: type[Result]) -> Result:
         """As `read_result`, with texts as in all that the peer sends."""

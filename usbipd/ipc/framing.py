@@ -24,7 +24,7 @@ _CLOSE_ON_EXEC: Final[int] = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # Linux; el
 
 
 class Frame(NamedTuple):
-    """One payload and the descriptor that came with it, which now belongs to whoever holds the frame."""
+    """One payload and the descriptor that came with it, which now belongs to the holder of the frame."""
 
     payload: bytes
     descriptor: int | None

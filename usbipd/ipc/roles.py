@@ -1,7 +1,7 @@
-"""What a peer is to us, and what a person hears who may not ask something.  Runs in extension and server.
+"""What a peer is to us, and how a user without permission is refused.  Runs in extension and server.
 
 A role never comes out of a message.  The extension's children have the role for which their socketpair was
-made; who connects to the control socket is what the kernel says of the connection.
+made; on the control socket the kernel identifies the peer.
 """
 
 from usbipd.errors import UsbipdError
@@ -11,7 +11,7 @@ from usbipd.privileges import ADMIN_GROUP, Peer, RunAs
 
 
 def refusal(command: Command) -> UsbipdError:
-    """What a person hears who may not send `command`; its first word is the verb."""
+    """The error for a user who may not send `command`; its first word is the verb."""
     return UsbipdError(
         f"you may not {command.partition('-')[0]}: that takes root or a member of the group {ADMIN_GROUP}",
         code="not-permitted",

@@ -21,7 +21,7 @@ class Role(StrEnum):
     ROOT = "root"
     ADMIN = "admin"  # a member of the group that manages this host
     OWNER = "owner"  # in development: the user who runs the extension, unprivileged
-    USER = "user"  # everybody else on this host
+    USER = "user"  # any other user of this host
 
 
 PROCESSES: Final = frozenset({Role.EXTENSION, Role.SERVER, Role.WORKER})

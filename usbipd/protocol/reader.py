@@ -16,7 +16,7 @@ MessageT = TypeVar("MessageT")
 
 
 class OneMessageReader(ABC, Generic[MessageT]):
-    """Bytes in, one message out; the bytes behind it belong to somebody else.
+    """Bytes in, one message out; the bytes behind it are not read.
 
     A reader that has raised `ProtocolError` raises it again for ever.
     """

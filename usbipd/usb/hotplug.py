@@ -1,6 +1,6 @@
 """Says when devices come or go.  Runs in the extension.
 
-The kernel tells of them on Linux (uevents.py), IOKit on macOS (registry_events.py).  Where neither does, the
+The kernel reports them on Linux (uevents.py), IOKit on macOS (registry_events.py).  Where neither does, the
 list of devices is read every two seconds.  After suspend a host enumerates again what has lost its power:
 these devices leave and arrive, and nothing else is needed.
 """

@@ -1,7 +1,7 @@
 """Says when this Mac has slept.  Runs in the extension, on macOS only.
 
 A Mac keeps most devices in their places while it sleeps, with or without power, and which of them come back
-as others is not documented.  IOKit tells of those that leave and arrive; after each wake the list is read
+as others is not documented.  IOKit reports those that leave and arrive; after each wake the list is read
 once more, for what it may have missed.  On Linux the kernel's own events are enough (hotplug.py).
 """
 

@@ -246,7 +246,7 @@ def _claim(channel: BlockingChannel, order: Request, parameters: ClaimParameters
 
 
 def _try_to_claim_again(held: Held) -> None:
-    """Raises `UsbipdError` if what SET_CONFIGURATION takes does not work any more: better now than for each
+    """Raises `UsbipdError` if what SET_CONFIGURATION takes no longer works: better now than for each
     client."""
     try:
         held.claim_again()

@@ -50,7 +50,7 @@ class Lent:
         return self.there
 
     def detach(self) -> None:
-        """Gives it back to the Mac's drivers."""
+        """Releases it to the Mac's drivers."""
         if self.there is not None:
             client.detach(self.there)
         wait_for_state(self.busid, "shared")

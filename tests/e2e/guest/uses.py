@@ -31,7 +31,7 @@ USB_TIMEOUT: Final = int(PATIENCE * 1000)  # ms
 
 
 def check_typing(keyboard: UsbDevice) -> None:
-    """It types its word again and again, and each key goes down and up."""
+    """It types its word repeatedly, and each key goes down and up."""
     node = wait_for("an event device of the keyboard", keyboard.event_device)
     typed = ""
     down = None

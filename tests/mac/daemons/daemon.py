@@ -29,7 +29,7 @@ class MacDaemon(Daemon):
     """`usbipd-ext --run` on a Mac.  Its bindings lie in the directory of that Mac, and outlive it."""
 
     def __init__(self, machine: Machine, *, user: int | None = None, config: str = CONFIG) -> None:
-        """`user` is the id of an ordinary user who runs it, and asks it; None: whoever runs the tests."""
+        """`user` is the id of an ordinary user who runs it, and asks it; None: the user of the tests."""
         self.machine = machine
         self._user = user
         self.command = machine.program("usbipd-ext", user)

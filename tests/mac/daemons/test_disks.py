@@ -53,7 +53,7 @@ def test_a_disk_that_diskutil_cannot_unmount(mac: Machine, daemon: MacDaemon, st
 def test_a_disk_that_is_not_in_the_registry_is_not_taken(
     mac: Machine, daemon: MacDaemon, stick: Device
 ) -> None:
-    """Then nobody can tell whether it is mounted."""
+    """Then it is unknown whether it is mounted."""
     daemon.wait_for(BUSID)
     stick.unplug()
     refused = daemon.usbipd("bind", "--busid", BUSID)

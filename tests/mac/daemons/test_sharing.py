@@ -1,4 +1,4 @@
-"""A daemon of a Mac from start to end: what it shares, as whom it runs, and that drivers come back."""
+"""A daemon of a Mac from start to end: what it shares, which user it runs as, and that drivers come back."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""One life of a device under a daemon of a Mac, whatever that Mac's kernel does where nobody here knows it.
+"""One life of a device under a daemon of a Mac, whatever that Mac's kernel does where that is not known.
 
 Each value of each switch meets each value of each other one in one of the rows.
 """

@@ -1,4 +1,4 @@
-"""Whom the processes of a daemon of a Mac become, and what they can still reach."""
+"""Which users the processes of a daemon of a Mac run as, and what they can still reach."""
 
 from pathlib import Path
 

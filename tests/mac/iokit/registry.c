@@ -190,7 +190,7 @@ API io_service_t IOServiceGetMatchingService(mach_port_t main_port, CFDictionary
 
 /* ---- iterators ---- */
 
-/* The next object; 0 at the end, and when the iterator is not valid any more. */
+/* The next object; 0 at the end, and when the iterator is no longer valid. */
 API io_object_t IOIteratorNext(io_iterator_t iterator)
 {
     struct message message;

@@ -1,4 +1,4 @@
-"""`python -m tests.mac.kernel SOCKET`: the kernel of a software Mac as a process of its own, until it is
+"""`python -m tests.mac.kernel SOCKET`: the kernel of a software Mac as a separate process, until it is
 ended.
 
 It prints `ready` when processes may connect.  With --parent it ends when its standard input does, and

@@ -142,7 +142,7 @@ class UsbDevice:
         return registry.add(above, ("AppleUSBHostPort",), name, {key: bytes([self.port, 0, 0, 0])})
 
     async def leave(self, code: int) -> None:
-        """It is not on the bus any more, nor what is connected to it; transfers end with `code`."""
+        """It leaves the bus, with all that is connected to it; transfers end with `code`."""
         entry, self.entry = self.entry, None
         if entry is None:
             return

@@ -1,4 +1,4 @@
-"""The kernel of a software Mac: one thread, one event loop, all its state.  Runs as a process of its own."""
+"""The kernel of a software Mac: one thread, one event loop, all its state.  Runs as a separate process."""
 
 from __future__ import annotations
 

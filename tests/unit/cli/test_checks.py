@@ -143,7 +143,7 @@ def test_permission(
 def test_a_runtime_directory_that_an_extension_makes(tmp_path: Path) -> None:
     check = checks.check_runtime(tmp_path / "none" / "control.sock")
     assert check.state is CheckState.OK
-    assert "not there" in check.message
+    assert "does not exist" in check.message
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
@@ -192,10 +192,10 @@ def test_a_socket_of_another_program(socket_path: Path) -> None:
 
 
 def test_the_store(tmp_path: Path) -> None:
-    assert "not there" in checks.check_state().message
+    assert "does not exist" in checks.check_state().message
     directory = tmp_path / "state"
     directory.mkdir()
-    assert "not there" in checks.check_state().message
+    assert "does not exist" in checks.check_state().message
     (directory / "usbipd.sqlite").write_bytes(b"SQLite format 3\0")
     assert checks.check_state().message.endswith("is there")
 

@@ -341,13 +341,13 @@ def test_detach_of_what_nobody_uses(run: Run, extension: Extension, socket_path:
 
 
 @pytest.mark.parametrize(
-    ("drivers", "told"),
+    ("drivers", "printed"),
     [
         (["usbhid", "snd-usb-audio"], "3-1: released to usbhid, snd-usb-audio\n"),
         ([], "3-1: released; no driver of this machine has claimed it\n"),
     ],
 )
-def test_release(run: Run, extension: Extension, socket_path: Path, drivers: list[str], told: str) -> None:
+def test_release(run: Run, extension: Extension, socket_path: Path, drivers: list[str], printed: str) -> None:
     def released(request: Request) -> Message:
         assert (request.command, request.parameters) == (
             Command.RELEASE_DEVICE,
@@ -357,7 +357,7 @@ def test_release(run: Run, extension: Extension, socket_path: Path, drivers: lis
 
     with extension(released):
         done = run("usbipd", "release", "3-1", "--socket", str(socket_path))
-    assert (done.code, done.stdout, done.stderr) == (0, "", told)
+    assert (done.code, done.stdout, done.stderr) == (0, "", printed)
     with extension(released):
         done = run("usbipd", "release", "3-1", "--json", "--socket", str(socket_path))
     assert json.loads(done.stdout) == {"format": 1, "busid": "3-1", "drivers": drivers}

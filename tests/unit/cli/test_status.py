@@ -35,9 +35,9 @@ def test_what_confinement_lacks() -> None:
     status = make_status([])
     assert format_confinement(status.processes, 80) == ""
     lacking = [replace(process, lacks="this Mac refuses the profile") for process in status.processes]
-    told = "Not fully confined: this Mac refuses the profile: see `usbipd doctor`\n"
-    assert format_confinement(lacking, 80) == told
-    assert told in format_status(replace(status, processes=lacking), 80, with_processes=False)
+    line = "Not fully confined: this Mac refuses the profile: see `usbipd doctor`\n"
+    assert format_confinement(lacking, 80) == line
+    assert line in format_status(replace(status, processes=lacking), 80, with_processes=False)
 
 
 def test_status_in_full(utc: None) -> None:

@@ -252,7 +252,7 @@ def test_another_device_at_the_port_is_not_taken_for_the_old_one(host: Host, spa
 
 
 def test_a_device_that_left_before_it_is_asked_for_again(host: Host, spawner: FakeSpawner) -> None:
-    """The try before had its time to end: what was listed before that may not be there any more."""
+    """The try before had its time to end: what was listed before that may have been removed."""
 
     async def test() -> None:
         await host.claimer.claim_device(record("1-2"))

@@ -28,7 +28,7 @@ from usbipd.ipc.messages import Command
 from usbipd.ipc.reports import DeviceState
 from usbipd.usb.ownership import Holder
 
-BUSY = ClaimError("1-2: somebody has it", code="LIBUSB_ERROR_BUSY")
+BUSY = ClaimError("1-2: a program has it", code="LIBUSB_ERROR_BUSY")
 KEYBOARD = Holder("driver", "AppleUserUSBHostHIDDevice", None, 0)
 
 
@@ -36,7 +36,7 @@ class Mac(LinuxHost):
     """A Mac with two devices, 1-2 and 1-3, and what its IORegistry says of them.
 
     A worker that claims one captures it; its drivers have it again once it has been enumerated again, by the
-    worker that releases it or by `give_back`, which leaves a device alone that somebody has.
+    worker that releases it or by `give_back`, which leaves a device alone that is in use.
     """
 
     def __init__(self, spawner: FakeSpawner, sysfs: FakeSysfs) -> None:

@@ -18,12 +18,12 @@ from usbipd.ipc.reports import BindParameters
 
 @pytest.fixture(autouse=True)
 def uid(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The daemon is root's, whoever runs the tests."""
+    """The daemon is root's, even if the tests are not."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
 
 
 def add_orphan(host: Host) -> None:
-    """1-4, whose driver nobody has reattached."""
+    """1-4, whose driver has not been reattached."""
     host.sysfs.add_interface("1-4", 0, None)
     host.source.records["1-4"] = record("1-4")
 
@@ -77,7 +77,7 @@ def test_a_device_that_a_worker_holds(host: Host, spawner: FakeSpawner) -> None:
 def test_a_bound_device_that_cannot_be_claimed(host: Host, spawner: FakeSpawner) -> None:
     async def test() -> None:
         await host.bind("1-2")
-        spawner.answers[Command.CLAIM] = ClaimError("somebody has it", code="LIBUSB_ERROR_BUSY")
+        spawner.answers[Command.CLAIM] = ClaimError("a program has it", code="LIBUSB_ERROR_BUSY")
         spawner.last.die()
         await until(lambda: host.manager.claims["1-2"].state is ClaimState.FAILED)
         with pytest.raises(UsbipdError, match="1-2 is bound") as caught:

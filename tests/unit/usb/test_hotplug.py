@@ -14,7 +14,7 @@ from usbipd.usb.hotplug import Hotplug
 
 
 class Announcer:
-    """An `EventListener` that tells what the test lets it tell, from a thread of its own."""
+    """An `EventListener` that reports what the test makes it report, from a separate thread."""
 
     def __init__(self) -> None:
         self.problem: str | None = None
@@ -40,7 +40,7 @@ class Announcer:
         _in_a_thread(self._on_event)
 
     def fail(self, reason: str) -> None:
-        """It cannot listen any more."""
+        """It can no longer listen."""
         _in_a_thread(lambda: self._on_end(reason))
 
 

@@ -42,7 +42,7 @@ from usbipd.worker.process import Worker
 
 
 class Watched(HeldSimulation):
-    """Counts how often it is given back, and claimed again."""
+    """Counts how often it is released, and claimed again."""
 
     given_back = 0
     claimed_again = 0
@@ -192,7 +192,7 @@ def test_a_claim_that_leads_to_nothing_is_undone(extension: Extension) -> None:
 
 
 def test_the_memory_of_the_counters_is_only_mapped(extension: Extension) -> None:
-    """On macOS its descriptor can do no more."""
+    """On macOS its descriptor has no other use."""
     extension.claim(page=memory_of_one_size(COUNTER_PAGE_SIZE))
     process._start(extension.channel)
     assert isinstance(extension.result(ClaimResult), ClaimResult)

@@ -84,7 +84,7 @@ def test_many_unlinks_at_once_and_urbs_behind_them(rig: Rig) -> None:
 @pytest.mark.parametrize("endpoint", [MODEL_IN, INTERRUPT_IN])
 @pytest.mark.parametrize("which", [1, 2])
 def test_the_oldest_ends_when_what_it_has_moved_is_not_known(rig: Rig, endpoint: int, which: int) -> None:
-    """A host that counts no bytes of what it aborts does not tell an idle URB from one that has read."""
+    """A host that counts no bytes of what it aborts cannot distinguish an idle URB from one that has read."""
     urbs = [rig.submit(endpoint, 64) for _ in range(3)]
     assert rig.exchange(*urbs) == []
     unlink = rig.unlink(urbs[which])
