@@ -4,11 +4,8 @@ import os
 import signal
 
 from tests.mac.daemons.conftest import StartDaemon
-from tests.mac.daemons.daemon import until, use
+from tests.mac.daemons.daemon import RE_ENUMERATION, until, use
 from tests.mac.machine import Gadget, Machine
-
-RE_ENUMERATION = 1.7
-"""Seconds; the longest that has been measured on a Mac."""
 
 
 def left_captured(mac: Machine, start: StartDaemon) -> Gadget:
