@@ -48,6 +48,8 @@ EXIT_TIMEOUT: Final = 1.0
 DISCONNECT_TIMEOUT: Final = 2.0
 """Seconds that a worker has to end its client's session; longer than the pump's own `DRAIN_TIME`.  After that
 it is killed, whether it is stopped or waits for its device: the kernel cancels what it has in flight."""
+LOOK_AGAIN: Final = 0.1
+"""Seconds between two looks for a device that is being enumerated again."""
 KILL_TIMEOUT: Final = 10.0
 """Seconds that the kernel has to end a killed worker: it may be in a call that waits 5 s for the device."""
 STARTING_AT_ONCE: Final = 4
@@ -362,12 +364,30 @@ class DeviceClaimer:
                     raise await self._explain(record, error, worker) from error
                 worker = None
         if worker is None:
+            await self._wait_until_back(device)
             return await self._take(device, force=force)
         if parameters.log_level != self._log_level:  # it has changed meanwhile
             worker.channel.tell(Command.LOG, LogParameters(level=self._log_level))
         how = result.claim_method
         _LOG.info("%s claimed (%s) by worker[%d]", record.busid, how, worker.pid, extra=LIMITED)
         return device.taken(worker, result, page)
+
+    async def _wait_until_back(self, device: Device) -> None:
+        """A worker has released the device: macOS enumerates it again, and its record changes.
+
+        Raises `ClaimError` if it does not come back within `gone_time`.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._stack.gone_time
+        while not await self._is_present(device):
+            if loop.time() >= deadline:
+                busid, seconds = device.record.busid, self._stack.gone_time
+                raise ClaimError(
+                    f"{busid} was released, and has not come back within {seconds:g} s",
+                    code="gone",
+                    advice="unplug the device and plug it in again",
+                )
+            await asyncio.sleep(LOOK_AGAIN)
 
     async def _free_from_use(self, busid: str, *, force: bool) -> None:
         """Raises `ClaimError` while the host uses what is on the device; `force` unmounts that first."""

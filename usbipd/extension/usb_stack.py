@@ -28,7 +28,8 @@ class UsbStack:
     end_time: float
     """For a worker to exit when its channel is closed: it still has to release its device."""
     gone_time: float
-    """For a worker to notice that its device has been removed; longer than an enumeration takes."""
+    """For a worker to notice that its device has been removed, and for a released device to come back; longer
+    than an enumeration takes."""
 
 
 LINUX: Final = UsbStack(

@@ -20,6 +20,8 @@ from usbipd.protocol.constants import USB_REQ_GET_DESCRIPTOR
 BULK_OUT, BULK_IN = 0x01, 0x81
 PACKET: Final = 512
 """Bytes of a bulk packet of a gadget."""
+RE_ENUMERATION: Final = 1.7
+"""Seconds; the longest that has been measured on a Mac."""
 EARLY, TIMES_OUT = (1, 0, 28), "LIBUSB_ERROR_TIMEOUT"
 """This version gives a re-enumeration up as soon as the clock begins a new second (libusb 9cef804b)."""
 CONFIG: Final = 'log_level = "debug"\n'

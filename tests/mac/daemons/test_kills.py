@@ -1,22 +1,17 @@
 """A daemon of a Mac: kill -9 of each process with a client attached, and its end with slow devices."""
 
 import os
-import shutil
 import signal
 
 import pytest
 
 from tests.integration.daemon import running
 from tests.mac.daemons.conftest import StartDaemon
-from tests.mac.daemons.daemon import BULK_IN, PACKET, MacDaemon, echo, until, use
+from tests.mac.daemons.daemon import BULK_IN, PACKET, RE_ENUMERATION, MacDaemon, echo, until, use
 from tests.mac.kernel import errors
 from tests.mac.machine import Machine
 
 MANY = 8
-RE_ENUMERATION = 1.7
-"""Seconds, the longest that was seen on a Mac."""
-
-
 SURVIVES = pytest.mark.parametrize("survives", [False, True], ids=["capture ends", "capture survives"])
 """Whether a capture outlives the process that has made it.  Both have been reported of macOS."""
 
@@ -117,18 +112,3 @@ def test_release_of_a_device_that_a_crash_has_left(mac: Machine, start: StartDae
     assert device.has_all_drivers
     [found] = daemon.checks()["drivers"]
     assert found["state"] == "ok"
-
-
-def test_release_of_a_device_that_no_daemon_knows(mac: Machine, start: StartDaemon) -> None:
-    mac.kernel.switch(capture_survives_owner=True)
-    daemon = start()
-    device = mac.plug(2)
-    daemon.bind(device.busid)
-    daemon.kill_all()
-    shutil.rmtree(mac.state)
-    daemon = start()
-    daemon.wait_for(device.busid)
-    assert device.device.captured
-    daemon.document("release", device.busid)
-    assert device.has_all_drivers
-    daemon.stop()

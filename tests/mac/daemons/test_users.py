@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.mac.daemons.conftest import StartDaemon
-from tests.mac.daemons.daemon import MacDaemon, until, use
+from tests.mac.daemons.daemon import RE_ENUMERATION, MacDaemon, until, use
 from tests.mac.machine import Machine
 
 NOBODY = 65534
@@ -51,9 +53,10 @@ def uid_of(pid: int) -> int:
     return int(uid)
 
 
-def test_where_opening_a_device_takes_root(mac: Machine, start: StartDaemon) -> None:
+@pytest.mark.parametrize("slow", [0.0, RE_ENUMERATION])
+def test_where_opening_a_device_takes_root(mac: Machine, start: StartDaemon, slow: float) -> None:
     """A worker that has given up root cannot open its device again: bind is refused, and says what helps."""
-    mac.kernel.switch(open_needs_root=True)
+    mac.kernel.switch(open_needs_root=True, reenumeration_seconds=slow)
     daemon = start()
     gadget = mac.plug(2)
     daemon.wait_for(gadget.busid)

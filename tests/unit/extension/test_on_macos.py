@@ -22,6 +22,7 @@ from usbipd.extension import returns
 from usbipd.extension.device import ClaimState
 from usbipd.extension.store import StoredClaim
 from usbipd.extension.usb_stack import LINUX, MACOS
+from usbipd.ipc.children import USELESS_WHEN_CONFINED, ClaimParameters
 from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
@@ -261,6 +262,57 @@ def test_a_first_worker_that_crashes(mac: Mac, spawner: FakeSpawner, monkeypatch
         with pytest.raises(ClaimError, match="the worker ended with signal SIGKILL"):
             await mac.bind("1-2")
         assert (mac.enumerated, mac.drivers_of("1-2")) == (["1-2"], [KEYBOARD.name])
+        assert not mac.store.held
+        await mac.manager.stop()
+
+    run(test())
+
+
+def a_worker_of_no_use(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next worker captures its device, is of no use once confined, and has released the device."""
+    answer = FakeChild._answer
+
+    async def refuse(child: FakeChild, request: Request) -> Message:
+        monkeypatch.setattr(FakeChild, "_answer", answer)
+        child.asked.append(request)
+        del mac.source.records["1-2"]
+        raise UsbipdError("interface 0 cannot be claimed", code=USELESS_WHEN_CONFINED)
+
+    monkeypatch.setattr(FakeChild, "_answer", refuse)
+
+
+def test_a_second_try_waits_for_the_device(
+    mac: Mac, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is confined less claims it under its new address."""
+
+    async def test() -> None:
+        mac.stack = replace(MACOS, gone_time=PATIENCE)
+        await mac.new_manager().start()
+        a_worker_of_no_use(mac, monkeypatch)
+        binding = asyncio.create_task(mac.bind("1-2"))
+        await until(lambda: "1-2" not in mac.source.records)
+        lists = mac.source.lists
+        await until(lambda: mac.source.lists > lists)
+        mac.source.records["1-2"] = replace(record("1-2"), devnum=99, registry_id=2)
+        await binding
+        asked = [child.parameters(Command.CLAIM) for child in spawner.children if child.busid == "1-2"]
+        assert [each.devnum for each in asked if isinstance(each, ClaimParameters)] == [12, 99]
+        await mac.manager.stop()
+
+    run(test())
+
+
+def test_a_second_try_does_not_wait_for_ever(
+    mac: Mac, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        await mac.manager.start()
+        a_worker_of_no_use(mac, monkeypatch)
+        with pytest.raises(ClaimError, match=r"1-2 was released, and has not come back within 0\.01 s"):
+            await mac.bind("1-2")
+        assert [child.busid for child in spawner.children].count("1-2") == 1
+        assert "1-2" not in mac.manager.claims
         assert not mac.store.held
         await mac.manager.stop()
 
