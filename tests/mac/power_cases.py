@@ -71,25 +71,21 @@ def test_no_power_management(tree: Tree) -> None:
 # ---- what the extension does with it -------------------------------------------------------------
 
 
-def test_devices_are_looked_for_after_a_wake(caplog: pytest.LogCaptureFixture) -> None:
+async def test_devices_are_looked_for_after_a_wake(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "usbipd.usb.power")
     woken: list[str] = []
-
-    async def sleep_and_wake() -> None:
-        power = PowerWatch(lambda: woken.append("woken"))
-        power.start()
-        assert power.problem is None
-        assert await asyncio.to_thread(mac().sleep)
-        await until(lambda: caplog.records)
-        assert woken == []
-        await asyncio.to_thread(mac().wake)
-        await until(lambda: woken)
-        await power.stop()
-        await power.stop()
-        await asyncio.to_thread(mac().sleep)
-        await asyncio.to_thread(mac().wake)
-
-    asyncio.run(sleep_and_wake())
+    power = PowerWatch(lambda: woken.append("woken"))
+    power.start()
+    assert power.problem is None
+    assert await asyncio.to_thread(mac().sleep)
+    await until(lambda: caplog.records)
+    assert woken == []
+    await asyncio.to_thread(mac().wake)
+    await until(lambda: woken)
+    await power.stop()
+    await power.stop()
+    await asyncio.to_thread(mac().sleep)
+    await asyncio.to_thread(mac().wake)
     assert woken == ["woken"]
     assert [record.message for record in caplog.records] == [
         "this Mac goes to sleep",

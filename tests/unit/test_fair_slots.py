@@ -1,7 +1,6 @@
 """Slots that are shared among owners: limits, turns, and what a cancelled request leaves behind."""
 
 import asyncio
-from collections.abc import Awaitable
 
 import pytest
 
@@ -47,66 +46,48 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def run(test: Awaitable[None]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(10):
-            await test
-
-    asyncio.run(bounded())
-
-
-def test_both_limits() -> None:
-    async def test() -> None:
-        requests = Requests(total=3, per_owner=2)
-        await requests.ask("a1", "a2", "a3", "b1", "b2")
-        assert requests.order == ["a1", "a2", "b1"]
-        await requests.end("b1")
-        assert requests.order[3:] == ["b2"], "a3 comes first, but its owner has two"
-        await requests.end("a1")
-        assert requests.order[4:] == ["a3"]
-        await requests.cancel(*requests.running)
-
-    run(test())
+async def test_both_limits() -> None:
+    requests = Requests(total=3, per_owner=2)
+    await requests.ask("a1", "a2", "a3", "b1", "b2")
+    assert requests.order == ["a1", "a2", "b1"]
+    await requests.end("b1")
+    assert requests.order[3:] == ["b2"], "a3 comes first, but its owner has two"
+    await requests.end("a1")
+    assert requests.order[4:] == ["a3"]
+    await requests.cancel(*requests.running)
 
 
-def test_owners_in_turn_and_the_requests_of_one_in_order() -> None:
-    async def test() -> None:
-        requests = Requests(total=1, per_owner=1)
-        await requests.ask("a1", "a2", "a3", "a4", "b1", "b2", "c1")
-        while requests.running:
-            await requests.end(requests.order[-1])
-        assert requests.order == ["a1", "a2", "b1", "c1", "a3", "b2", "a4"]
-
-    run(test())
+async def test_owners_in_turn_and_the_requests_of_one_in_order() -> None:
+    requests = Requests(total=1, per_owner=1)
+    await requests.ask("a1", "a2", "a3", "a4", "b1", "b2", "c1")
+    while requests.running:
+        await requests.end(requests.order[-1])
+    assert requests.order == ["a1", "a2", "b1", "c1", "a3", "b2", "a4"]
 
 
-def test_a_request_that_is_cancelled_while_it_waits_takes_no_turn() -> None:
-    async def test() -> None:
-        requests = Requests(total=1, per_owner=1)
-        await requests.ask("a1", "a2", "b1", "b2")
-        await requests.cancel("a2", "b1")
-        await requests.end("a1")
-        assert requests.order == ["a1", "b2"]
-        await requests.end("b2")
-        assert not requests.slots._waiting, "nothing is left of them"
-
-    run(test())
+async def test_a_request_that_is_cancelled_while_it_waits_takes_no_turn() -> None:
+    requests = Requests(total=1, per_owner=1)
+    await requests.ask("a1", "a2", "b1", "b2")
+    await requests.cancel("a2", "b1")
+    await requests.end("a1")
+    assert requests.order == ["a1", "b2"]
+    await requests.end("b2")
+    assert not requests.slots._waiting, "nothing is left of them"
 
 
 @pytest.mark.parametrize("cancelled_first", [True, False])
-def test_a_slot_that_becomes_free_at_the_moment_of_a_cancellation_is_not_lost(cancelled_first: bool) -> None:
-    async def test() -> None:
-        slots = FairSlots[str](total=1, per_owner=1)
-        await slots.acquire("a")
-        cancelled, following = (asyncio.create_task(slots.acquire(owner)) for owner in "bc")
-        await settle()
-        steps = [cancelled.cancel, lambda: slots.release("a")]
-        for step in steps if cancelled_first else reversed(steps):
-            step()
-        await settle()
-        assert cancelled.cancelled()
-        assert following.done()
-        slots.release("c")
-        await slots.acquire("d")
-
-    run(test())
+async def test_a_slot_that_becomes_free_at_the_moment_of_a_cancellation_is_not_lost(
+    cancelled_first: bool,
+) -> None:
+    slots = FairSlots[str](total=1, per_owner=1)
+    await slots.acquire("a")
+    cancelled, following = (asyncio.create_task(slots.acquire(owner)) for owner in "bc")
+    await settle()
+    steps = [cancelled.cancel, lambda: slots.release("a")]
+    for step in steps if cancelled_first else reversed(steps):
+        step()
+    await settle()
+    assert cancelled.cancelled()
+    assert following.done()
+    slots.release("c")
+    await slots.acquire("d")

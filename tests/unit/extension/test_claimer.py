@@ -56,366 +56,289 @@ def host(spawner: FakeSpawner, sysfs: FakeSysfs) -> Host:
 
 
 @pytest.mark.rule("bug-identical-devices", "bug-devid-collision")
-def test_a_claim_and_its_end(host: Host, spawner: FakeSpawner) -> None:
+async def test_a_claim_and_its_end(host: Host, spawner: FakeSpawner) -> None:
     """The worker is told bus and device number: vendor and product do not tell two devices apart."""
-
-    async def test() -> None:
-        device = await host.claimer.claim_device(record("1-2"))
-        assert (device.bus_id, device.vendor_id, device.product_id) == ("1-2", 0x1234, 0x5678)
-        assert device.device_id == 1 << 16 | 12
-        assert (device.product_string, device.claim_method) == ("Thing", "fake")
-        asked = spawner.last.parameters(Command.CLAIM)
-        assert isinstance(asked, ClaimParameters)
-        assert (asked.busid, asked.busnum, asked.devnum) == ("1-2", 1, 12)
-        assert asked.confinement == Confinement(
-            run_as=RunAs(user="70000", uid=70000, gid=70000), root="/empty"
-        )
-        assert asked.transfer_budget == 1 << 20
-        assert host.claimer.is_device_claimed("1-2")
-        assert host.state() is ClaimState.READY
-        await host.release()
-        assert spawner.last.commands == [Command.CLAIM, Command.RELEASE]
-        assert not spawner.last.killed
-        assert not host.claimer.is_device_claimed("1-2")
-        assert not host.claimer.claims
-
-    run(test())
+    device = await host.claimer.claim_device(record("1-2"))
+    assert (device.bus_id, device.vendor_id, device.product_id) == ("1-2", 0x1234, 0x5678)
+    assert device.device_id == 1 << 16 | 12
+    assert (device.product_string, device.claim_method) == ("Thing", "fake")
+    asked = spawner.last.parameters(Command.CLAIM)
+    assert isinstance(asked, ClaimParameters)
+    assert (asked.busid, asked.busnum, asked.devnum) == ("1-2", 1, 12)
+    assert asked.confinement == Confinement(run_as=RunAs(user="70000", uid=70000, gid=70000), root="/empty")
+    assert asked.transfer_budget == 1 << 20
+    assert host.claimer.is_device_claimed("1-2")
+    assert host.state() is ClaimState.READY
+    await host.release()
+    assert spawner.last.commands == [Command.CLAIM, Command.RELEASE]
+    assert not spawner.last.killed
+    assert not host.claimer.is_device_claimed("1-2")
+    assert not host.claimer.claims
 
 
-def test_a_release_is_over_when_the_worker_is(host: Host, spawner: FakeSpawner) -> None:
-    async def test() -> None:
+async def test_a_release_is_over_when_the_worker_is(host: Host, spawner: FakeSpawner) -> None:
+    await host.claimer.claim_device(record("1-2"))
+    spawner.lingering = True
+    release = asyncio.create_task(host.release())
+    await until(lambda: Command.RELEASE in spawner.last.commands)
+    done, _pending = await asyncio.wait({release}, timeout=0.05)
+    assert not done
+    spawner.last.die()
+    await release
+    assert not spawner.last.killed
+
+
+async def test_claiming_twice_is_claiming_once(host: Host, spawner: FakeSpawner) -> None:
+    first = await host.claimer.claim_device(record("1-2"))
+    assert await host.claimer.claim_device(record("1-2")) == first
+    assert len(spawner.children) == 1
+    await host.release()
+
+
+async def test_the_page_of_counters_is_shared_and_cannot_shrink(host: Host, spawner: FakeSpawner) -> None:
+    await host.claimer.claim_device(record("1-2"))
+    page = spawner.last.descriptor
+    assert page is not None
+    assert os.fstat(page).st_size == COUNTER_PAGE_SIZE
+    os.pwrite(page, struct.pack("=Q", 77), 0)
+    counters = host.claimer.claims["1-2"].counters()
+    assert counters is not None
+    assert counters.urbs == 77
+    if hasattr(os, "memfd_create"):
+        with pytest.raises(PermissionError):
+            os.ftruncate(page, 0)
+    await host.release()
+
+
+async def test_a_claim_that_fails_leaves_nothing(host: Host, spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
+    sysfs.add_interface("1-2", 0, None)
+    spawner.answers[Command.CLAIM] = REFUSED
+    with pytest.raises(ClaimError, match="somebody has it") as caught:
         await host.claimer.claim_device(record("1-2"))
-        spawner.lingering = True
-        release = asyncio.create_task(host.release())
-        await until(lambda: Command.RELEASE in spawner.last.commands)
-        done, _pending = await asyncio.wait({release}, timeout=0.05)
-        assert not done
-        spawner.last.die()
-        await release
-        assert not spawner.last.killed
-
-    run(test())
+    assert caught.value.code == "LIBUSB_ERROR_BUSY"
+    assert "try again" in str(caught.value.advice)
+    assert not host.claimer.claims
+    assert not spawner.last.channel.is_open
+    assert sysfs.probed == "1-2:1.0", "its driver is looked for"
 
 
-def test_claiming_twice_is_claiming_once(host: Host, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        first = await host.claimer.claim_device(record("1-2"))
-        assert await host.claimer.claim_device(record("1-2")) == first
-        assert len(spawner.children) == 1
-        await host.release()
-
-    run(test())
-
-
-def test_the_page_of_counters_is_shared_and_cannot_shrink(host: Host, spawner: FakeSpawner) -> None:
-    async def test() -> None:
+async def test_no_process_to_be_had(host: Host, spawner: FakeSpawner) -> None:
+    spawner.error = OSError(11, "no more processes")
+    with pytest.raises(ClaimError, match="no more processes"):
         await host.claimer.claim_device(record("1-2"))
-        page = spawner.last.descriptor
-        assert page is not None
-        assert os.fstat(page).st_size == COUNTER_PAGE_SIZE
-        os.pwrite(page, struct.pack("=Q", 77), 0)
-        counters = host.claimer.claims["1-2"].counters()
-        assert counters is not None
-        assert counters.urbs == 77
-        if hasattr(os, "memfd_create"):
-            with pytest.raises(PermissionError):
-                os.ftruncate(page, 0)
-        await host.release()
-
-    run(test())
+    assert not host.claimer.claims
 
 
-def test_a_claim_that_fails_leaves_nothing(host: Host, spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
-    async def test() -> None:
-        sysfs.add_interface("1-2", 0, None)
-        spawner.answers[Command.CLAIM] = REFUSED
-        with pytest.raises(ClaimError, match="somebody has it") as caught:
-            await host.claimer.claim_device(record("1-2"))
-        assert caught.value.code == "LIBUSB_ERROR_BUSY"
-        assert "try again" in str(caught.value.advice)
-        assert not host.claimer.claims
-        assert not spawner.last.channel.is_open
-        assert sysfs.probed == "1-2:1.0", "its driver is looked for"
-
-    run(test())
+async def test_a_worker_that_dies_is_replaced(host: Host, spawner: FakeSpawner) -> None:
+    await host.claimer.claim_device(record("1-2"))
+    claim = host.claimer.claims["1-2"]
+    claim.attached("192.0.2.1:5")
+    spawner.last.die()
+    await until(lambda: len(spawner.children) == 2 and host.state() is ClaimState.READY)
+    assert claim.client is None
+    assert host.claimer.is_device_claimed("1-2")
+    await host.release()
 
 
-def test_no_process_to_be_had(host: Host, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        spawner.error = OSError(11, "no more processes")
-        with pytest.raises(ClaimError, match="no more processes"):
-            await host.claimer.claim_device(record("1-2"))
-        assert not host.claimer.claims
-
-    run(test())
+async def test_a_worker_that_breaks_the_rules_is_replaced(host: Host, spawner: FakeSpawner) -> None:
+    await host.claimer.claim_device(record("1-2"))
+    spawner.last.detach()  # nobody is attached
+    await until(lambda: len(spawner.children) == 2 and host.state() is ClaimState.READY)
+    assert not spawner.children[0].channel.is_open
+    await host.release()
 
 
-def test_a_worker_that_dies_is_replaced(host: Host, spawner: FakeSpawner) -> None:
-    async def test() -> None:
+async def test_what_cannot_be_claimed_again_has_failed_until_it_can(host: Host, spawner: FakeSpawner) -> None:
+    await host.claimer.claim_device(record("1-2"))
+    spawner.answers[Command.CLAIM] = REFUSED
+    spawner.last.die()
+    await until(lambda: host.state() is ClaimState.FAILED)
+    claim = host.claimer.claims["1-2"]
+    assert claim.shown is DeviceState.FAILED
+    assert claim.failure is not None
+    assert "somebody has it" in claim.failure.error.message
+    assert not host.claimer.is_device_claimed("1-2")
+    del spawner.answers[Command.CLAIM]
+    await until(lambda: host.state() is ClaimState.READY)
+    assert claim.failure is None
+    await host.release()
+
+
+async def test_a_failed_claim_can_be_asked_for_again(host: Host, spawner: FakeSpawner) -> None:
+    await host.claimer.claim_device(record("1-2"))
+    spawner.answers[Command.CLAIM] = REFUSED
+    spawner.last.die()
+    await until(lambda: host.state() is ClaimState.FAILED)
+    with pytest.raises(ClaimError, match="somebody has it"):
         await host.claimer.claim_device(record("1-2"))
-        claim = host.claimer.claims["1-2"]
-        claim.attached("192.0.2.1:5")
-        spawner.last.die()
-        await until(lambda: len(spawner.children) == 2 and host.state() is ClaimState.READY)
-        assert claim.client is None
-        assert host.claimer.is_device_claimed("1-2")
-        await host.release()
-
-    run(test())
+    assert not host.claimer.claims
 
 
-def test_a_worker_that_breaks_the_rules_is_replaced(host: Host, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        await host.claimer.claim_device(record("1-2"))
-        spawner.last.detach()  # nobody is attached
-        await until(lambda: len(spawner.children) == 2 and host.state() is ClaimState.READY)
-        assert not spawner.children[0].channel.is_open
-        await host.release()
-
-    run(test())
-
-
-def test_what_cannot_be_claimed_again_has_failed_until_it_can(host: Host, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        await host.claimer.claim_device(record("1-2"))
-        spawner.answers[Command.CLAIM] = REFUSED
-        spawner.last.die()
-        await until(lambda: host.state() is ClaimState.FAILED)
-        claim = host.claimer.claims["1-2"]
-        assert claim.shown is DeviceState.FAILED
-        assert claim.failure is not None
-        assert "somebody has it" in claim.failure.error.message
-        assert not host.claimer.is_device_claimed("1-2")
-        del spawner.answers[Command.CLAIM]
-        await until(lambda: host.state() is ClaimState.READY)
-        assert claim.failure is None
-        await host.release()
-
-    run(test())
-
-
-def test_a_failed_claim_can_be_asked_for_again(host: Host, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        await host.claimer.claim_device(record("1-2"))
-        spawner.answers[Command.CLAIM] = REFUSED
-        spawner.last.die()
-        await until(lambda: host.state() is ClaimState.FAILED)
-        with pytest.raises(ClaimError, match="somebody has it"):
-            await host.claimer.claim_device(record("1-2"))
-        assert not host.claimer.claims
-
-    run(test())
-
-
-def test_the_history_has_the_end_of_a_worker(host: Host, spawner: FakeSpawner) -> None:
+async def test_the_history_has_the_end_of_a_worker(host: Host, spawner: FakeSpawner) -> None:
     """Whether a client used it or not; a worker that ends because its device has gone is no failure."""
-
-    async def test() -> None:
-        await host.claimer.claim_device(record("1-2"))
-        spawner.last.die()
-        await until(lambda: len(host.store.happened(HistoryEvent.CLAIMED)) == 2)
-        [failure] = host.store.happened(HistoryEvent.FAILED)
-        assert failure["busid"] == "1-2"
-        assert failure["reason"].startswith("the worker ended with ")
-        host.source.records.clear()
-        spawner.last.device_gone()
-        spawner.last.die()
-        await until(lambda: not host.claimer.claims)
-        assert len(host.store.happened(HistoryEvent.FAILED)) == 1
-        assert len(host.store.happened(HistoryEvent.UNPLUGGED)) == 1
-
-    run(test())
+    await host.claimer.claim_device(record("1-2"))
+    spawner.last.die()
+    await until(lambda: len(host.store.happened(HistoryEvent.CLAIMED)) == 2)
+    [failure] = host.store.happened(HistoryEvent.FAILED)
+    assert failure["busid"] == "1-2"
+    assert failure["reason"].startswith("the worker ended with ")
+    host.source.records.clear()
+    spawner.last.device_gone()
+    spawner.last.die()
+    await until(lambda: not host.claimer.claims)
+    assert len(host.store.happened(HistoryEvent.FAILED)) == 1
+    assert len(host.store.happened(HistoryEvent.UNPLUGGED)) == 1
 
 
 @pytest.mark.parametrize("announced", [True, False], ids=["the worker says so", "the worker just dies"])
-def test_a_device_that_is_gone_is_forgotten(host: Host, spawner: FakeSpawner, announced: bool) -> None:
-    async def test() -> None:
-        await host.claimer.claim_device(record("1-2"))
-        host.source.records.clear()
-        if announced:
-            spawner.last.device_gone()
-        spawner.last.die()
-        await until(lambda: not host.claimer.claims)
-        assert len(spawner.children) == 1
-
-    run(test())
+async def test_a_device_that_is_gone_is_forgotten(host: Host, spawner: FakeSpawner, announced: bool) -> None:
+    await host.claimer.claim_device(record("1-2"))
+    host.source.records.clear()
+    if announced:
+        spawner.last.device_gone()
+    spawner.last.die()
+    await until(lambda: not host.claimer.claims)
+    assert len(spawner.children) == 1
 
 
-def test_another_device_at_the_port_is_not_taken_for_the_old_one(host: Host, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        await host.claimer.claim_device(record("1-2"))
-        host.source.records["1-2"] = other_device(record("1-2"))
-        spawner.last.die()
-        await until(lambda: not host.claimer.claims)
+async def test_another_device_at_the_port_is_not_taken_for_the_old_one(
+    host: Host, spawner: FakeSpawner
+) -> None:
+    await host.claimer.claim_device(record("1-2"))
+    host.source.records["1-2"] = other_device(record("1-2"))
+    spawner.last.die()
+    await until(lambda: not host.claimer.claims)
 
-    run(test())
 
-
-def test_a_device_that_left_before_it_is_asked_for_again(host: Host, spawner: FakeSpawner) -> None:
+async def test_a_device_that_left_before_it_is_asked_for_again(host: Host, spawner: FakeSpawner) -> None:
     """The try before had its time to end: what was listed before that may have been removed."""
-
-    async def test() -> None:
+    await host.claimer.claim_device(record("1-2"))
+    spawner.answers[Command.CLAIM] = REFUSED
+    spawner.last.die()
+    await until(lambda: host.state() is ClaimState.FAILED)
+    host.source.records.clear()
+    with pytest.raises(ClaimError, match="is gone"):
         await host.claimer.claim_device(record("1-2"))
-        spawner.answers[Command.CLAIM] = REFUSED
-        spawner.last.die()
-        await until(lambda: host.state() is ClaimState.FAILED)
-        host.source.records.clear()
-        with pytest.raises(ClaimError, match="is gone"):
-            await host.claimer.claim_device(record("1-2"))
-        assert not host.claimer.claims
-
-    run(test())
+    assert not host.claimer.claims
 
 
 @pytest.mark.parametrize("answer", ["silence", UsbipdError("stuck", code="release-failed")], ids=str)
-def test_a_device_that_its_worker_does_not_give_back(
+async def test_a_device_that_its_worker_does_not_give_back(
     host: Host, spawner: FakeSpawner, sysfs: FakeSysfs, answer: UsbipdError | str
 ) -> None:
-    async def test() -> None:
-        sysfs.add_interface("1-2", 0, None)
-        await host.claimer.claim_device(record("1-2"))
-        spawner.answers[Command.RELEASE] = answer
-        await host.claimer.release_device("1-2", timeout=0.01)
-        assert not spawner.last.channel.is_open
-        assert sysfs.probed == "1-2:1.0"
-        assert not host.claimer.claims
-
-    run(test())
+    sysfs.add_interface("1-2", 0, None)
+    await host.claimer.claim_device(record("1-2"))
+    spawner.answers[Command.RELEASE] = answer
+    await host.claimer.release_device("1-2", timeout=0.01)
+    assert not spawner.last.channel.is_open
+    assert sysfs.probed == "1-2:1.0"
+    assert not host.claimer.claims
 
 
-def test_a_release_while_the_worker_is_claiming(
+async def test_a_release_while_the_worker_is_claiming(
     host: Host, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test() -> None:
-        monkeypatch.setattr(host.claimer, "_stack", dataclasses.replace(LINUX, end_time=0.01))
-        spawner.answers[Command.CLAIM] = "silence"
-        claiming = asyncio.create_task(host.claimer.claim_device(record("1-2")))
-        await until(lambda: spawner.children and spawner.last.asked)
-        await host.claimer.release_device("1-2", timeout=5)
-        with pytest.raises(ClaimError, match="released"):
-            await claiming
-        assert spawner.last.killed
-        assert not host.claimer.claims
-
-    run(test())
+    monkeypatch.setattr(host.claimer, "_stack", dataclasses.replace(LINUX, end_time=0.01))
+    spawner.answers[Command.CLAIM] = "silence"
+    claiming = asyncio.create_task(host.claimer.claim_device(record("1-2")))
+    await until(lambda: spawner.children and spawner.last.asked)
+    await host.claimer.release_device("1-2", timeout=5)
+    with pytest.raises(ClaimError, match="released"):
+        await claiming
+    assert spawner.last.killed
+    assert not host.claimer.claims
 
 
-def test_a_try_that_takes_the_place_of_another_is_the_only_one(
+async def test_a_try_that_takes_the_place_of_another_is_the_only_one(
     host: Host, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device comes that is bound already, and is bound again while its claim is under way."""
-
-    async def test() -> None:
-        monkeypatch.setattr(host.claimer, "_stack", dataclasses.replace(LINUX, end_time=0.2))
-        spawner.answers[Command.CLAIM] = "silence"
-        await host.claimer.restore_claimed_devices([record("1-2")])
-        await until(lambda: spawner.children and spawner.last.asked)
-        asking = asyncio.create_task(host.claimer.claim_device(record("1-2")))
-        await until(lambda: not host.claimer.claims)
-        await host.claimer.restore_claimed_devices([record("1-2")])  # the news of its arrival
-        del spawner.answers[Command.CLAIM]
-        await asking
-        assert host.claimer.is_device_claimed("1-2")
-        await host.claimer.restore_claimed_devices([record("1-2")])
-        assert [child.killed for child in spawner.children] == [True, False]
-
-    run(test())
+    monkeypatch.setattr(host.claimer, "_stack", dataclasses.replace(LINUX, end_time=0.2))
+    spawner.answers[Command.CLAIM] = "silence"
+    await host.claimer.restore_claimed_devices([record("1-2")])
+    await until(lambda: spawner.children and spawner.last.asked)
+    asking = asyncio.create_task(host.claimer.claim_device(record("1-2")))
+    await until(lambda: not host.claimer.claims)
+    await host.claimer.restore_claimed_devices([record("1-2")])  # the news of its arrival
+    del spawner.answers[Command.CLAIM]
+    await asking
+    assert host.claimer.is_device_claimed("1-2")
+    await host.claimer.restore_claimed_devices([record("1-2")])
+    assert [child.killed for child in spawner.children] == [True, False]
 
 
-def test_a_release_is_told_when_it_is_over(host: Host, spawner: FakeSpawner) -> None:
+async def test_a_release_is_told_when_it_is_over(host: Host, spawner: FakeSpawner) -> None:
     """What came meanwhile was not claimed: somebody has to look again."""
-
-    async def test() -> None:
-        ends: list[bool] = []
-        host.claimer._on_end = lambda: ends.append(host.claimer.is_device_claimed("1-2"))
-        await host.claimer.claim_device(record("1-2"))
-        releasing = asyncio.create_task(host.release())
-        await until(lambda: not host.claimer.claims)
-        await host.claimer.restore_claimed_devices([record("1-2")])
-        await releasing
-        assert (ends, len(spawner.children)) == ([False], 1)
-
-    run(test())
+    ends: list[bool] = []
+    host.claimer._on_end = lambda: ends.append(host.claimer.is_device_claimed("1-2"))
+    await host.claimer.claim_device(record("1-2"))
+    releasing = asyncio.create_task(host.release())
+    await until(lambda: not host.claimer.claims)
+    await host.claimer.restore_claimed_devices([record("1-2")])
+    await releasing
+    assert (ends, len(spawner.children)) == ([False], 1)
 
 
 def test_releasing_what_is_not_claimed_is_nothing(host: Host) -> None:
     run(host.release())
 
 
-def test_a_mounted_device_is_refused(host: Host, spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
-    async def test() -> None:
-        sysfs.add_interface("1-2", 0, "usb-storage")
-        disk = sysfs.add_block_device(sysfs.root / "devices/1-2/1-2:1.0/host0/block", "sda", "8:0")
-        sysfs.add_block_device(disk, "sda1", "8:1")
-        sysfs.mount("8:1", "/media/stick", "/dev/sda1")
-        with pytest.raises(ClaimError, match="1-2 is in use on this host: /media/stick") as caught:
-            await host.claimer.claim_device(record("1-2"))
-        assert caught.value.code == "mounted"
-        assert "--busid 1-2 --force" in str(caught.value.advice)
-        assert not spawner.children
-
-    run(test())
-
-
-def test_all_are_claimed_again(spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
-    async def test() -> None:
-        records = [record(f"240-{port}", simulated=True) for port in range(1, 5)]
-        host = Host(spawner, sysfs)
-        host.source = FakeSource(*records)
-        host.claimer._find_device = host.source.find
-        await host.claimer.restore_claimed_devices(records)
-        assert sorted(host.claimer.claims) == ["240-1", "240-2", "240-3", "240-4"]
-        await asyncio.gather(*(host.claimer.release_device(each.busid, timeout=5) for each in records))
-        assert all(not child.channel.is_open for child in spawner.children)
-
-    run(test())
-
-
-def test_what_a_worker_says_before_it_hears_of_its_release(host: Host) -> None:
-    """The client leaves at the moment of an unbind: the worker has said so, and is no less trusted for it."""
-
-    async def test() -> None:
+async def test_a_mounted_device_is_refused(host: Host, spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
+    sysfs.add_interface("1-2", 0, "usb-storage")
+    disk = sysfs.add_block_device(sysfs.root / "devices/1-2/1-2:1.0/host0/block", "sda", "8:0")
+    sysfs.add_block_device(disk, "sda1", "8:1")
+    sysfs.mount("8:1", "/media/stick", "/dev/sda1")
+    with pytest.raises(ClaimError, match="1-2 is in use on this host: /media/stick") as caught:
         await host.claimer.claim_device(record("1-2"))
-        claim = host.claimer.claims["1-2"]
-        claim.attached("192.0.2.1:1")
-        await host.release()
-        claim.on_event(Event(EventName.DETACHED, DetachedParameters(reason="the client has gone")))
-        claim.on_event(Event(EventName.RESTORED, Nothing()))
-        assert claim.state is ClaimState.ENDED
-
-    run(test())
+    assert caught.value.code == "mounted"
+    assert "--busid 1-2 --force" in str(caught.value.advice)
+    assert not spawner.children
 
 
-def test_a_first_claim_of_which_nobody_waits_to_hear(host: Host, spawner: FakeSpawner) -> None:
+async def test_all_are_claimed_again(spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
+    records = [record(f"240-{port}", simulated=True) for port in range(1, 5)]
+    host = Host(spawner, sysfs)
+    host.source = FakeSource(*records)
+    host.claimer._find_device = host.source.find
+    await host.claimer.restore_claimed_devices(records)
+    assert sorted(host.claimer.claims) == ["240-1", "240-2", "240-3", "240-4"]
+    await asyncio.gather(*(host.claimer.release_device(each.busid, timeout=5) for each in records))
+    assert all(not child.channel.is_open for child in spawner.children)
+
+
+async def test_what_a_worker_says_before_it_hears_of_its_release(host: Host) -> None:
+    """The client leaves at the moment of an unbind: the worker has said so, and is no less trusted for it."""
+    await host.claimer.claim_device(record("1-2"))
+    claim = host.claimer.claims["1-2"]
+    claim.attached("192.0.2.1:1")
+    await host.release()
+    claim.on_event(Event(EventName.DETACHED, DetachedParameters(reason="the client has gone")))
+    claim.on_event(Event(EventName.RESTORED, Nothing()))
+    assert claim.state is ClaimState.ENDED
+
+
+async def test_a_first_claim_of_which_nobody_waits_to_hear(host: Host, spawner: FakeSpawner) -> None:
     """As when Ctrl-C comes during the start: no complaint of asyncio's reaches the log."""
     complaints: list[object] = []
-
-    async def test() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
-        spawner.answers[Command.CLAIM] = "silence"
-        asking = asyncio.create_task(host.claimer.claim_device(record("1-2")))
-        await until(lambda: spawner.children and spawner.last.commands)
-        asking.cancel()
-        await asyncio.wait({asking})
-        await host.claimer.release_device("1-2", timeout=0.01)
-        gc.collect()
-
-    run(test())
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
+    spawner.answers[Command.CLAIM] = "silence"
+    asking = asyncio.create_task(host.claimer.claim_device(record("1-2")))
+    await until(lambda: spawner.children and spawner.last.commands)
+    asking.cancel()
+    await asyncio.wait({asking})
+    await host.claimer.release_device("1-2", timeout=0.01)
+    gc.collect()
     assert complaints == []
 
 
-def test_a_worker_that_used_up_its_time_is_killed_at_once(
+async def test_a_worker_that_used_up_its_time_is_killed_at_once(
     host: Host, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host.claimer, "_stack", dataclasses.replace(LINUX, end_time=3600.0))
-
-    async def test() -> None:
-        await host.claimer.claim_device(record("1-2"))
-        spawner.answers[Command.RELEASE] = "silence"
-        await host.claimer.release_device("1-2", timeout=0.01)
-        assert spawner.last.killed
-
-    run(test())
+    await host.claimer.claim_device(record("1-2"))
+    spawner.answers[Command.RELEASE] = "silence"
+    await host.claimer.release_device("1-2", timeout=0.01)
+    assert spawner.last.killed
 
 
 DEVICE = UsbDevice(
@@ -445,48 +368,36 @@ DEVICE = UsbDevice(
         (replace(DEVICE, idVendor=-1), "cannot be described to clients"),
     ],
 )
-def test_a_worker_that_lies_about_its_device(
+async def test_a_worker_that_lies_about_its_device(
     host: Host, spawner: FakeSpawner, device: UsbDevice, complaint: str
 ) -> None:
     """What does not fit the wire would keep the server from listing any device to anybody."""
-
-    async def test() -> None:
-        spawner.answers[Command.CLAIM] = ClaimResult(device=device, claim_method="fake", user="nobody")
-        with pytest.raises(ClaimError, match=complaint):
-            await host.claimer.claim_device(record("1-2"))
-        assert not host.claimer.claims
-        assert not spawner.last.channel.is_open
-
-    run(test())
+    spawner.answers[Command.CLAIM] = ClaimResult(device=device, claim_method="fake", user="nobody")
+    with pytest.raises(ClaimError, match=complaint):
+        await host.claimer.claim_device(record("1-2"))
+    assert not host.claimer.claims
+    assert not spawner.last.channel.is_open
 
 
-def test_a_device_that_goes_while_its_mounts_are_looked_for(
+async def test_a_device_that_goes_while_its_mounts_are_looked_for(
     host: Host, spawner: FakeSpawner, sysfs: FakeSysfs
 ) -> None:
     sysfs.add_interface("1-2", 0, "usb-storage")
     disk = sysfs.add_block_device(sysfs.root / "devices/1-2/1-2:1.0/host0/block", "sda", "8:0")
     (disk / "dev").unlink()
-
-    async def test() -> None:
-        with pytest.raises(ClaimError, match="cannot tell whether 1-2 is in use"):
-            await host.claimer.claim_device(record("1-2"))
-        assert not spawner.children
-
-    run(test())
+    with pytest.raises(ClaimError, match="cannot tell whether 1-2 is in use"):
+        await host.claimer.claim_device(record("1-2"))
+    assert not spawner.children
 
 
-def test_the_driver_comes_back_also_after_a_worker_was_killed(
+async def test_the_driver_comes_back_also_after_a_worker_was_killed(
     host: Host, spawner: FakeSpawner, sysfs: FakeSysfs
 ) -> None:
     """The second worker finds no driver, and so has none to call back."""
-
-    async def test() -> None:
-        await host.claimer.claim_device(record("1-2"))
-        sysfs.add_interface("1-2", 0, None)  # as the first worker left it
-        spawner.last.die()
-        await until(lambda: len(spawner.children) == 2 and host.state() is ClaimState.READY)
-        await host.release()
-        assert sysfs.probed == "1-2:1.0"
-        assert not spawner.last.killed
-
-    run(test())
+    await host.claimer.claim_device(record("1-2"))
+    sysfs.add_interface("1-2", 0, None)  # as the first worker left it
+    spawner.last.die()
+    await until(lambda: len(spawner.children) == 2 and host.state() is ClaimState.READY)
+    await host.release()
+    assert sysfs.probed == "1-2:1.0"
+    assert not spawner.last.killed

@@ -60,70 +60,61 @@ def nested(depth: int) -> bytes:
     return encode(IPCRequest(request_id=1, client_id="", command=Command.LIST, parameters=deep, timestamp=0))
 
 
-def test_everything_that_can_be_asked(daemon: Daemon) -> None:
-    async def test() -> None:
-        async with daemon.listening():
-            listed = await daemon.ask(Command.LIST, Nothing(), ListResult)
-            assert [(device.busid, device.state) for device in listed.devices] == [
-                ("1-2", DeviceState.NOT_SHARED)
-            ]
-            bound = await daemon.ask(Command.BIND, BindParameters(busid="1-2"), BindResult)
-            assert [device.state for device in bound.devices] == [DeviceState.SHARED]
-            assert [
-                binding.busid for binding in (await daemon.ask(Command.LIST, Nothing(), ListResult)).bindings
-            ] == ["1-2"]
-            status = await daemon.ask(Command.STATUS, Nothing(), StatusResult)
-            assert status.pid == os.getpid()
-            assert status.listening == ["127.0.0.1:4321", "[::1]:3240"]
-            assert [(process.role, process.busid, process.user) for process in status.processes[1:]] == [
-                ("server", None, "nobody"),
-                ("worker", "1-2", "nobody"),
-            ]
-            assert status.processes[0].pid == os.getpid()
-            assert status.memory_usage > 1 << 20
-            assert 0 <= status.uptime < 60
-            assert daemon.monitor.get_current_status().claimed_devices[0].bus_id == "1-2"
-            unbound = await daemon.ask(Command.UNBIND, UnbindParameters(busid=None), UnbindResult)
-            assert unbound.busids == ["1-2"]
-            if os.geteuid() == 0:
-                released = await daemon.ask(
-                    Command.RELEASE_DEVICE, ReleaseParameters(busid="1-2"), ReleaseResult
-                )
-                assert released.drivers == []
-
-    run(test())
+async def test_everything_that_can_be_asked(daemon: Daemon) -> None:
+    async with daemon.listening():
+        listed = await daemon.ask(Command.LIST, Nothing(), ListResult)
+        assert [(device.busid, device.state) for device in listed.devices] == [
+            ("1-2", DeviceState.NOT_SHARED)
+        ]
+        bound = await daemon.ask(Command.BIND, BindParameters(busid="1-2"), BindResult)
+        assert [device.state for device in bound.devices] == [DeviceState.SHARED]
+        assert [
+            binding.busid for binding in (await daemon.ask(Command.LIST, Nothing(), ListResult)).bindings
+        ] == ["1-2"]
+        status = await daemon.ask(Command.STATUS, Nothing(), StatusResult)
+        assert status.pid == os.getpid()
+        assert status.listening == ["127.0.0.1:4321", "[::1]:3240"]
+        assert [(process.role, process.busid, process.user) for process in status.processes[1:]] == [
+            ("server", None, "nobody"),
+            ("worker", "1-2", "nobody"),
+        ]
+        assert status.processes[0].pid == os.getpid()
+        assert status.memory_usage > 1 << 20
+        assert 0 <= status.uptime < 60
+        assert daemon.monitor.get_current_status().claimed_devices[0].bus_id == "1-2"
+        unbound = await daemon.ask(Command.UNBIND, UnbindParameters(busid=None), UnbindResult)
+        assert unbound.busids == ["1-2"]
+        if os.geteuid() == 0:
+            released = await daemon.ask(Command.RELEASE_DEVICE, ReleaseParameters(busid="1-2"), ReleaseResult)
+            assert released.drivers == []
 
 
-def test_a_thousand_devices(daemon: Daemon) -> None:
+async def test_a_thousand_devices(daemon: Daemon) -> None:
     """Each answer about all of them is longer than a message.  100 of them are bound, a worker for each."""
     busids = [f"{bus}-{port}" for bus in range(1, 11) for port in range(1, 101)]
     bound = HardwareId(vendor_id=0x1234, product_id=0xB0D)
     for number, busid in enumerate(busids):
         device = replace(record(busid), serial=f"{number:0126}", manufacturer="m" * 126, product="p" * 126)
         daemon.source.records[busid] = replace(device, product_id=0xB0D if number < 100 else 0xEEE)
-
-    async def test() -> None:
-        async with daemon.listening():
-            listed = await daemon.ask(Command.LIST, Nothing(), ListResult)
-            assert {device.busid for device in listed.devices} == set(busids)
-            shared = await daemon.ask(Command.BIND, BindParameters(hardware=bound), BindResult)
-            assert {device.busid for device in shared.devices} == set(busids[:100])
-            assert {device.state for device in shared.devices} == {DeviceState.SHARED}
-            status = await daemon.ask(Command.STATUS, Nothing(), StatusResult)
-            assert [len(binding.devices) for binding in status.bindings] == [100]
-            assert len(status.devices) == 1000
-            assert len(status.processes) == 102
-            health = await daemon.ask(Command.HEALTH, Nothing(), HealthResult)
-            assert health.checks
-            offered = daemon.manager.offers(["192.0.2.1"])
-            assert len(offered.devices) == 100
-            unbound = await daemon.ask(Command.UNBIND, UnbindParameters(), UnbindResult)
-            assert len(unbound.busids) == 100
-
-    run(test())
+    async with daemon.listening():
+        listed = await daemon.ask(Command.LIST, Nothing(), ListResult)
+        assert {device.busid for device in listed.devices} == set(busids)
+        shared = await daemon.ask(Command.BIND, BindParameters(hardware=bound), BindResult)
+        assert {device.busid for device in shared.devices} == set(busids[:100])
+        assert {device.state for device in shared.devices} == {DeviceState.SHARED}
+        status = await daemon.ask(Command.STATUS, Nothing(), StatusResult)
+        assert [len(binding.devices) for binding in status.bindings] == [100]
+        assert len(status.devices) == 1000
+        assert len(status.processes) == 102
+        health = await daemon.ask(Command.HEALTH, Nothing(), HealthResult)
+        assert health.checks
+        offered = daemon.manager.offers(["192.0.2.1"])
+        assert len(offered.devices) == 100
+        unbound = await daemon.ask(Command.UNBIND, UnbindParameters(), UnbindResult)
+        assert len(unbound.busids) == 100
 
 
-def test_however_many_ask_one_answer_is_made_at_a_time(daemon: Daemon) -> None:
+async def test_however_many_ask_one_answer_is_made_at_a_time(daemon: Daemon) -> None:
     made: list[int] = []
 
     async def survey() -> ListResult:
@@ -133,15 +124,12 @@ def test_however_many_ask_one_answer_is_made_at_a_time(daemon: Daemon) -> None:
         made.clear()
         return ListResult(devices=[], bindings=[])
 
-    async def test() -> None:
-        async with daemon.listening():
-            daemon.manager.survey = survey  # type: ignore[method-assign]
-            await asyncio.gather(
-                *(daemon.ask(Command.LIST, Nothing(), ListResult) for _ in range(4)),
-                *(daemon.ask(Command.STATUS, Nothing(), StatusResult) for _ in range(4)),
-            )
-
-    run(test())
+    async with daemon.listening():
+        daemon.manager.survey = survey  # type: ignore[method-assign]
+        await asyncio.gather(
+            *(daemon.ask(Command.LIST, Nothing(), ListResult) for _ in range(4)),
+            *(daemon.ask(Command.STATUS, Nothing(), StatusResult) for _ in range(4)),
+        )
 
 
 class Surveys:
@@ -193,80 +181,67 @@ def in_progress(daemon: Daemon) -> list[int]:
 
 
 @as_root
-def test_a_user_that_floods_delays_another_by_few_answers(daemon: Daemon) -> None:
-    async def test() -> None:
-        async with daemon.listening():
-            surveys = Surveys(daemon)
-            flooding = flood(daemon, module.MAX_CONNECTIONS_PER_USER, uid=SOMEBODY)
-            await until(lambda: in_progress(daemon) == [8] * module.MAX_CONNECTIONS_PER_USER)
-            for _turn in range(100):
-                await asyncio.sleep(0)
-            assert sum(in_progress(daemon)) == 8 * module.MAX_CONNECTIONS_PER_USER
-            asking = asyncio.create_task(daemon.ask(Command.LIST, Nothing(), ListResult))
-            await until(lambda: 1 in in_progress(daemon))
-            assert surveys.begun == 1
-            surveys.go.set()
-            await asking
-            assert surveys.begun < 10, "of 2048 that were asked for before"
-            for connection in flooding:
-                connection.close()
-
-    run(test())
+async def test_a_user_that_floods_delays_another_by_few_answers(daemon: Daemon) -> None:
+    async with daemon.listening():
+        surveys = Surveys(daemon)
+        flooding = flood(daemon, module.MAX_CONNECTIONS_PER_USER, uid=SOMEBODY)
+        await until(lambda: in_progress(daemon) == [8] * module.MAX_CONNECTIONS_PER_USER)
+        for _turn in range(100):
+            await asyncio.sleep(0)
+        assert sum(in_progress(daemon)) == 8 * module.MAX_CONNECTIONS_PER_USER
+        asking = asyncio.create_task(daemon.ask(Command.LIST, Nothing(), ListResult))
+        await until(lambda: 1 in in_progress(daemon))
+        assert surveys.begun == 1
+        surveys.go.set()
+        await asking
+        assert surveys.begun < 10, "of 2048 that were asked for before"
+        for connection in flooding:
+            connection.close()
 
 
 @pytest.mark.parametrize(
     ("asked", "at_once"), [(A_LIST, 1), (A_HISTORY, module.READING_PER_USER)], ids=["list", "history"]
 )
-def test_what_was_asked_for_ends_with_the_connection(
+async def test_what_was_asked_for_ends_with_the_connection(
     daemon: Daemon, asked: tuple[Command, Message, type[Message]], at_once: int
 ) -> None:
-    async def test() -> None:
-        async with daemon.listening():
-            surveys = Surveys(daemon)
-            flooding = flood(daemon, 10, asked=asked)
-            await until(lambda: in_progress(daemon) == [8] * 10)
-            for connection in flooding:
-                connection.close()
-            surveys.go.set()
-            await daemon.ask(*asked)
-            assert surveys.begun == at_once + 1, "what was in progress, and ours"
-
-    run(test())
+    async with daemon.listening():
+        surveys = Surveys(daemon)
+        flooding = flood(daemon, 10, asked=asked)
+        await until(lambda: in_progress(daemon) == [8] * 10)
+        for connection in flooding:
+            connection.close()
+        surveys.go.set()
+        await daemon.ask(*asked)
+        assert surveys.begun == at_once + 1, "what was in progress, and ours"
 
 
-def test_a_user_has_few_answers_at_once(daemon: Daemon) -> None:
+async def test_a_user_has_few_answers_at_once(daemon: Daemon) -> None:
     """Of those that only read; what changes something is not held up by them."""
-
-    async def test() -> None:
-        async with daemon.listening():
-            histories = Surveys(daemon)
-            frame = request_frame(1, "x", Command.HISTORY, HistoryParameters(limit=1))
-            asking = [daemon.connect() for _number in range(3)]
-            for connection in asking:
-                connection.sendall(Conversation(PEOPLE).hello() + frame * 8)
-            await until(lambda: in_progress(daemon) == [8] * 3)
-            for _turn in range(100):
-                await asyncio.sleep(0)
-            assert histories.begun == module.READING_PER_USER
-            bound = await daemon.ask(Command.BIND, BindParameters(busid="1-2"), BindResult)
-            assert bound.devices
-            histories.go.set()
-            await until(lambda: histories.begun == 24)
-            for connection in asking:
-                connection.close()
-
-    run(test())
+    async with daemon.listening():
+        histories = Surveys(daemon)
+        frame = request_frame(1, "x", Command.HISTORY, HistoryParameters(limit=1))
+        asking = [daemon.connect() for _number in range(3)]
+        for connection in asking:
+            connection.sendall(Conversation(PEOPLE).hello() + frame * 8)
+        await until(lambda: in_progress(daemon) == [8] * 3)
+        for _turn in range(100):
+            await asyncio.sleep(0)
+        assert histories.begun == module.READING_PER_USER
+        bound = await daemon.ask(Command.BIND, BindParameters(busid="1-2"), BindResult)
+        assert bound.devices
+        histories.go.set()
+        await until(lambda: histories.begun == 24)
+        for connection in asking:
+            connection.close()
 
 
-def test_an_error_is_told_with_its_advice(daemon: Daemon) -> None:
-    async def test() -> None:
-        async with daemon.listening():
-            with pytest.raises(UsbipdError, match="no device '9-9'") as caught:
-                await daemon.ask(Command.BIND, BindParameters(busid="9-9"), BindResult)
-            assert caught.value.code == "no-device"
-            assert caught.value.advice
-
-    run(test())
+async def test_an_error_is_told_with_its_advice(daemon: Daemon) -> None:
+    async with daemon.listening():
+        with pytest.raises(UsbipdError, match="no device '9-9'") as caught:
+            await daemon.ask(Command.BIND, BindParameters(busid="9-9"), BindResult)
+        assert caught.value.code == "no-device"
+        assert caught.value.advice
 
 
 ADMINS = 54322
@@ -292,88 +267,71 @@ CHANGE = (
     [(None, (), True), (SOMEBODY, (ADMINS,), True), (SOMEBODY, (ADMINS + 1,), False)],
     ids=["root", "a member of the group", "somebody"],
 )
-def test_each_row_of_the_policy(
+async def test_each_row_of_the_policy(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch, uid: int | None, groups: Sequence[int], may_change: bool
 ) -> None:
     """Who it is says the kernel, of a real connection of a real user."""
     monkeypatch.setattr(privileges, "admin_group", lambda: ADMINS)
-
-    async def test() -> None:
-        async with daemon.listening():
-            for command, parameters, result in LOOK:
+    async with daemon.listening():
+        for command, parameters, result in LOOK:
+            await daemon.ask(command, parameters, result, uid=uid, groups=groups)
+        for command, parameters, result in CHANGE:
+            if may_change:
                 await daemon.ask(command, parameters, result, uid=uid, groups=groups)
-            for command, parameters, result in CHANGE:
-                if may_change:
-                    await daemon.ask(command, parameters, result, uid=uid, groups=groups)
-                    continue
-                with pytest.raises(UsbipdError, match=f"you may not {command.partition('-')[0]}:") as caught:
-                    await daemon.ask(command, parameters, result, uid=uid, groups=groups)
-                assert caught.value.code == "not-permitted"
+                continue
+            with pytest.raises(UsbipdError, match=f"you may not {command.partition('-')[0]}:") as caught:
+                await daemon.ask(command, parameters, result, uid=uid, groups=groups)
+            assert caught.value.code == "not-permitted"
+        with pytest.raises(UsbipdError) as caught:
+            await daemon.ask(
+                Command.DETACH, DetachParameters(busid="1-2"), DetachResult, uid=uid, groups=groups
+            )
+        assert caught.value.code == ("not-attached" if may_change else "not-permitted")
+        for command in set(Command) - {row[0] for row in LOOK + CHANGE} - {Command.DETACH}:
             with pytest.raises(UsbipdError) as caught:
-                await daemon.ask(
-                    Command.DETACH, DetachParameters(busid="1-2"), DetachResult, uid=uid, groups=groups
-                )
-            assert caught.value.code == ("not-attached" if may_change else "not-permitted")
-            for command in set(Command) - {row[0] for row in LOOK + CHANGE} - {Command.DETACH}:
-                with pytest.raises(UsbipdError) as caught:
-                    await daemon.ask(command, Nothing(), Nothing, uid=uid, groups=groups)
-                assert caught.value.code in ("not-permitted", "gone"), "what only our processes may send"
-
-    run(test())
+                await daemon.ask(command, Nothing(), Nothing, uid=uid, groups=groups)
+            assert caught.value.code in ("not-permitted", "gone"), "what only our processes may send"
 
 
-def test_watching(daemon: Daemon) -> None:
+async def test_watching(daemon: Daemon) -> None:
     """One CHANGED, however much changes, until the one who watches asks again."""
-
-    async def test() -> None:
-        async with daemon.listening():
-            channel = await asyncio.to_thread(BlockingChannel, daemon.connect(), "test", PEOPLE)
-            await asyncio.to_thread(channel.request, Command.WATCH, Nothing(), Nothing, timeout=PATIENCE)
-            for _turn in range(2):
-                for _change in range(100):
-                    daemon.chronicle.changed()
-                event = await asyncio.to_thread(channel.receive, PATIENCE)
-                assert isinstance(event, Event)
-                assert event.event is EventName.CHANGED
-                await asyncio.to_thread(
-                    channel.request, Command.LIST, Nothing(), ListResult, timeout=PATIENCE
-                )
-            channel.close()
-            await until(lambda: not daemon.handler._watching)
-            daemon.chronicle.changed()
-
-    run(test())
+    async with daemon.listening():
+        channel = await asyncio.to_thread(BlockingChannel, daemon.connect(), "test", PEOPLE)
+        await asyncio.to_thread(channel.request, Command.WATCH, Nothing(), Nothing, timeout=PATIENCE)
+        for _turn in range(2):
+            for _change in range(100):
+                daemon.chronicle.changed()
+            event = await asyncio.to_thread(channel.receive, PATIENCE)
+            assert isinstance(event, Event)
+            assert event.event is EventName.CHANGED
+            await asyncio.to_thread(channel.request, Command.LIST, Nothing(), ListResult, timeout=PATIENCE)
+        channel.close()
+        await until(lambda: not daemon.handler._watching)
+        daemon.chronicle.changed()
 
 
-def test_a_connection_that_is_closed_before_its_watch_runs_is_not_kept(daemon: Daemon) -> None:
+async def test_a_connection_that_is_closed_before_its_watch_runs_is_not_kept(daemon: Daemon) -> None:
     """The frame behind WATCH closes the connection before WATCH has had its turn."""
-
-    async def test() -> None:
-        async with daemon.listening():
-            connection = daemon.connect()
-            watch = request_frame(1, "x", Command.WATCH, Nothing())
-            connection.sendall(Conversation(PEOPLE).hello() + watch + encode_frame(b"\xc1", descriptor=False))
-            async with asyncio.timeout(PATIENCE):
-                while await asyncio.to_thread(connection.recv, 1000):
-                    pass
-            connection.close()
-            await daemon.ask(Command.LIST, Nothing(), ListResult)  # WATCH has had its turn by then
-            assert not daemon.handler._watching
-
-    run(test())
+    async with daemon.listening():
+        connection = daemon.connect()
+        watch = request_frame(1, "x", Command.WATCH, Nothing())
+        connection.sendall(Conversation(PEOPLE).hello() + watch + encode_frame(b"\xc1", descriptor=False))
+        async with asyncio.timeout(PATIENCE):
+            while await asyncio.to_thread(connection.recv, 1000):
+                pass
+        connection.close()
+        await daemon.ask(Command.LIST, Nothing(), ListResult)  # WATCH has had its turn by then
+        assert not daemon.handler._watching
 
 
-def test_a_request_waits_until_the_daemon_can_answer(daemon: Daemon) -> None:
-    async def test() -> None:
-        daemon.handler.start_listener()
-        asking = asyncio.create_task(daemon.ask(Command.LIST, Nothing(), ListResult))
-        await until(lambda: daemon.handler._channels)
-        assert not asking.done()
-        daemon.handler.serve(Answers(daemon.manager, daemon.monitor, daemon.chronicle))
-        assert (await asking).devices
-        daemon.handler.close()
-
-    run(test())
+async def test_a_request_waits_until_the_daemon_can_answer(daemon: Daemon) -> None:
+    daemon.handler.start_listener()
+    asking = asyncio.create_task(daemon.ask(Command.LIST, Nothing(), ListResult))
+    await until(lambda: daemon.handler._channels)
+    assert not asking.done()
+    daemon.handler.serve(Answers(daemon.manager, daemon.monitor, daemon.chronicle))
+    assert (await asking).devices
+    daemon.handler.close()
 
 
 def test_the_role_comes_from_the_kernel(daemon: Daemon) -> None:
@@ -394,20 +352,17 @@ def test_the_role_comes_from_the_kernel(daemon: Daemon) -> None:
     ],
     ids=["4 GiB", "HTTP", "no MessagePack", "deep"],
 )
-def test_rubbish_ends_one_connection_and_no_other(
+async def test_rubbish_ends_one_connection_and_no_other(
     daemon: Daemon, rubbish: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def test() -> None:
-        async with daemon.listening():
-            connection = daemon.connect()
-            connection.sendall(rubbish)
-            async with asyncio.timeout(PATIENCE):
-                while await asyncio.to_thread(connection.recv, 1000):
-                    pass
-            connection.close()
-            await daemon.ask(Command.LIST, Nothing(), ListResult)
-
-    run(test())
+    async with daemon.listening():
+        connection = daemon.connect()
+        connection.sendall(rubbish)
+        async with asyncio.timeout(PATIENCE):
+            while await asyncio.to_thread(connection.recv, 1000):
+                pass
+        connection.close()
+        await daemon.ask(Command.LIST, Nothing(), ListResult)
     assert "dropped: " in caplog.text
     assert "Traceback" not in caplog.text
 
@@ -433,56 +388,46 @@ def test_a_flood_of_rubbish_is_few_lines_whose_numbers_add_up(daemon: Daemon) ->
         assert log_of_it.count(" dropped: ") == number
 
 
-def test_one_user_cannot_take_all_connections(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test() -> None:
-        monkeypatch.setattr(module, "MAX_CONNECTIONS_PER_USER", 3)
-        async with daemon.listening():
-            idle = [daemon.connect() for _number in range(3)]
-            await until(lambda: len(daemon.handler._channels) == 3)
-            refused = daemon.connect()
-            async with asyncio.timeout(PATIENCE):
-                assert await asyncio.to_thread(refused.recv, 1) == b""
-            refused.close()
-            if os.geteuid() == 0:
-                await daemon.ask(Command.LIST, Nothing(), ListResult, uid=SOMEBODY)
-            idle.pop().close()
-            await until(lambda: len(daemon.handler._channels) == 2)
-            await daemon.ask(Command.LIST, Nothing(), ListResult)
-            for connection in idle:
-                connection.close()
-
-    run(test())
+async def test_one_user_cannot_take_all_connections(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_CONNECTIONS_PER_USER", 3)
+    async with daemon.listening():
+        idle = [daemon.connect() for _number in range(3)]
+        await until(lambda: len(daemon.handler._channels) == 3)
+        refused = daemon.connect()
+        async with asyncio.timeout(PATIENCE):
+            assert await asyncio.to_thread(refused.recv, 1) == b""
+        refused.close()
+        if os.geteuid() == 0:
+            await daemon.ask(Command.LIST, Nothing(), ListResult, uid=SOMEBODY)
+        idle.pop().close()
+        await until(lambda: len(daemon.handler._channels) == 2)
+        await daemon.ask(Command.LIST, Nothing(), ListResult)
+        for connection in idle:
+            connection.close()
 
 
-def test_who_may_connect(daemon: Daemon) -> None:
-    async def test() -> None:
-        async with daemon.listening():
-            mode = stat.S_IMODE(daemon.path.stat().st_mode)
-            assert mode == (0o666 if os.geteuid() == 0 else 0o600)
-
-    run(test())
+async def test_who_may_connect(daemon: Daemon) -> None:
+    async with daemon.listening():
+        mode = stat.S_IMODE(daemon.path.stat().st_mode)
+        assert mode == (0o666 if os.geteuid() == 0 else 0o600)
 
 
-def test_no_descriptor_left_for_a_connection(
+async def test_no_descriptor_left_for_a_connection(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It waits until there is one, and neither spins nor floods the log meanwhile."""
     monkeypatch.setattr("usbipd.extension.control.ACCEPT_PAUSE", 1.0)  # longer than the turns below may take
-
-    async def test() -> None:
-        async with daemon.listening():
-            connection = socket.socket(socket.AF_UNIX)
-            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (connection.fileno() + 1, hard))
-            try:
-                connection.connect(str(daemon.path))
-                await until(lambda: "cannot accept" in caplog.text)
-                for _turn in range(100):
-                    await asyncio.sleep(0)
-                assert caplog.text.count("cannot accept") == 1
-            finally:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            assert await asyncio.to_thread(connection.recv, 1)
-            connection.close()
-
-    run(test())
+    async with daemon.listening():
+        connection = socket.socket(socket.AF_UNIX)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (connection.fileno() + 1, hard))
+        try:
+            connection.connect(str(daemon.path))
+            await until(lambda: "cannot accept" in caplog.text)
+            for _turn in range(100):
+                await asyncio.sleep(0)
+            assert caplog.text.count("cannot accept") == 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert await asyncio.to_thread(connection.recv, 1)
+        connection.close()

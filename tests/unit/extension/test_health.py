@@ -140,7 +140,7 @@ def test_checks_run_at_the_same_time() -> None:
     assert {each.state for each in result(("one", meet(0)), ("other", meet(1))).checks} == {CheckState.OK}
 
 
-def test_who_gives_up_leaves_nothing_running() -> None:
+async def test_who_gives_up_leaves_nothing_running() -> None:
     ended = asyncio.Event()
 
     async def hang(_subject: Subject) -> Sequence[Finding]:
@@ -150,15 +150,12 @@ def test_who_gives_up_leaves_nothing_running() -> None:
             ended.set()
         raise AssertionError
 
-    async def test() -> None:
-        examination = asyncio.create_task(examine(subject(), [("hang", hang)]))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        examination.cancel()
-        async with asyncio.timeout(PATIENCE):
-            await ended.wait()
-
-    asyncio.run(test())
+    examination = asyncio.create_task(examine(subject(), [("hang", hang)]))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    examination.cancel()
+    async with asyncio.timeout(PATIENCE):
+        await ended.wait()
 
 
 def test_the_worst_comes_first_and_no_more_than_can_be_told() -> None:

@@ -34,17 +34,14 @@ from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.identity import DeviceRule
 
 
-def test_simulated_devices_are_shared_from_the_start_and_no_other(host: Host) -> None:
-    async def test() -> None:
-        await host.manager.start()
-        assert await host.states() == {
-            "240-1": DeviceState.SHARED,
-            "1-2": DeviceState.NOT_SHARED,
-            "1-3": DeviceState.NOT_SHARED,
-        }
-        await host.manager.stop()
-
-    run(test())
+async def test_simulated_devices_are_shared_from_the_start_and_no_other(host: Host) -> None:
+    await host.manager.start()
+    assert await host.states() == {
+        "240-1": DeviceState.SHARED,
+        "1-2": DeviceState.NOT_SHARED,
+        "1-3": DeviceState.NOT_SHARED,
+    }
+    await host.manager.stop()
 
 
 def test_a_thousand_bound_devices_start_with_one_list(
@@ -75,153 +72,119 @@ def test_a_thousand_bound_devices_start_with_one_list(
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def test_bind_and_unbind(host: Host, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        report = await host.bind("1-2")
-        assert (report.state, report.claim_method, report.worker_pid) == (DeviceState.SHARED, "fake", 1000)
-        assert report.claim_time is not None
-        assert report.counters is not None
-        assert [device.bus_id for device in host.manager.get_claimed_devices()] == ["1-2"]
-        assert await host.bind("1-2") == report, "binding twice is no error"
-        assert len(host.store.kept) == 1
-        assert await host.unbind("1-2") == ["1-2"]
-        assert (await host.states())["1-2"] is DeviceState.NOT_SHARED
-        assert not spawner.last.channel.is_open
-        assert not host.store.kept
-        assert not host.store.held
-
-    run(test())
+async def test_bind_and_unbind(host: Host, spawner: FakeSpawner) -> None:
+    report = await host.bind("1-2")
+    assert (report.state, report.claim_method, report.worker_pid) == (DeviceState.SHARED, "fake", 1000)
+    assert report.claim_time is not None
+    assert report.counters is not None
+    assert [device.bus_id for device in host.manager.get_claimed_devices()] == ["1-2"]
+    assert await host.bind("1-2") == report, "binding twice is no error"
+    assert len(host.store.kept) == 1
+    assert await host.unbind("1-2") == ["1-2"]
+    assert (await host.states())["1-2"] is DeviceState.NOT_SHARED
+    assert not spawner.last.channel.is_open
+    assert not host.store.kept
+    assert not host.store.held
 
 
-def test_unbind_all(host: Host) -> None:
-    async def test() -> None:
-        await host.manager.start()
-        await host.bind("1-3")
-        assert await host.unbind(None) == ["1-3", "240-1"]
-        assert set((await host.states()).values()) == {DeviceState.NOT_SHARED}
-        assert await host.unbind(None) == []
-        assert (await host.bind("240-1")).state is DeviceState.SHARED, "a simulated device comes back too"
-        await host.manager.stop()
-
-    run(test())
+async def test_unbind_all(host: Host) -> None:
+    await host.manager.start()
+    await host.bind("1-3")
+    assert await host.unbind(None) == ["1-3", "240-1"]
+    assert set((await host.states()).values()) == {DeviceState.NOT_SHARED}
+    assert await host.unbind(None) == []
+    assert (await host.bind("240-1")).state is DeviceState.SHARED, "a simulated device comes back too"
+    await host.manager.stop()
 
 
-def test_unbinding_what_is_not_shared(host: Host) -> None:
-    async def test() -> None:
-        with pytest.raises(UsbipdError, match="1-2 is not shared"):
-            await host.unbind("1-2")
-
-    run(test())
+async def test_unbinding_what_is_not_shared(host: Host) -> None:
+    with pytest.raises(UsbipdError, match="1-2 is not shared"):
+        await host.unbind("1-2")
 
 
-def test_binding_what_is_not_there(host: Host) -> None:
-    async def test() -> None:
-        with pytest.raises(UsbipdError, match="there is no device '7-7'"):
-            await host.bind("7-7")
-
-    run(test())
+async def test_binding_what_is_not_there(host: Host) -> None:
+    with pytest.raises(UsbipdError, match="there is no device '7-7'"):
+        await host.bind("7-7")
 
 
-def test_binding_what_is_there_and_not_offered(host: Host) -> None:
+async def test_binding_what_is_there_and_not_offered(host: Host) -> None:
     host.source.left_out["2-1"] = UsbipdError("it is imported", code="imported", advice="offer_imported")
-
-    async def test() -> None:
-        with pytest.raises(UsbipdError, match="2-1 cannot be shared: it is imported") as caught:
-            await host.bind("2-1")
-        assert (caught.value.code, caught.value.advice) == ("imported", "offer_imported")
-
-    run(test())
+    with pytest.raises(UsbipdError, match="2-1 cannot be shared: it is imported") as caught:
+        await host.bind("2-1")
+    assert (caught.value.code, caught.value.advice) == ("imported", "offer_imported")
 
 
-def test_a_bind_that_fails_binds_nothing(host: Host, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        spawner.answers[Command.CLAIM] = BUSY
-        with pytest.raises(ClaimError, match="somebody has it"):
-            await host.bind("1-2")
-        assert (await host.states())["1-2"] is DeviceState.NOT_SHARED
-        with pytest.raises(UsbipdError, match="not shared"):
-            await host.unbind("1-2")
-
-    run(test())
-
-
-def test_a_device_that_fails_later_is_shown_as_failed(host: Host, spawner: FakeSpawner) -> None:
-    async def test() -> None:
+async def test_a_bind_that_fails_binds_nothing(host: Host, spawner: FakeSpawner) -> None:
+    spawner.answers[Command.CLAIM] = BUSY
+    with pytest.raises(ClaimError, match="somebody has it"):
         await host.bind("1-2")
-        spawner.answers[Command.CLAIM] = BUSY
-        spawner.last.die()
-        await until(lambda: host.manager.claims["1-2"].state is ClaimState.FAILED)
-        report = await host.device("1-2")
-        assert report.state is DeviceState.FAILED
-        assert "somebody has it" in str(report.error)
-        assert report.advice is not None
-        assert report.next_try is not None
-        assert report.worker_pid is None
-        assert await host.unbind("1-2") == ["1-2"]
-
-    run(test())
+    assert (await host.states())["1-2"] is DeviceState.NOT_SHARED
+    with pytest.raises(UsbipdError, match="not shared"):
+        await host.unbind("1-2")
 
 
-def test_drivers_are_named_but_not_our_own(host: Host, sysfs: FakeSysfs) -> None:
-    async def test() -> None:
-        drivers = {device.busid: device.drivers for device in await host.manager.list_devices()}
-        assert drivers == {"240-1": [], "1-2": ["usb-storage"], "1-3": ["usbhid", "snd-usb-audio"]}
+async def test_a_device_that_fails_later_is_shown_as_failed(host: Host, spawner: FakeSpawner) -> None:
+    await host.bind("1-2")
+    spawner.answers[Command.CLAIM] = BUSY
+    spawner.last.die()
+    await until(lambda: host.manager.claims["1-2"].state is ClaimState.FAILED)
+    report = await host.device("1-2")
+    assert report.state is DeviceState.FAILED
+    assert "somebody has it" in str(report.error)
+    assert report.advice is not None
+    assert report.next_try is not None
+    assert report.worker_pid is None
+    assert await host.unbind("1-2") == ["1-2"]
+
+
+async def test_drivers_are_named_but_not_our_own(host: Host, sysfs: FakeSysfs) -> None:
+    drivers = {device.busid: device.drivers for device in await host.manager.list_devices()}
+    assert drivers == {"240-1": [], "1-2": ["usb-storage"], "1-3": ["usbhid", "snd-usb-audio"]}
+    await host.bind("1-2")
+    interface = sysfs.root / "bus/usb/devices/1-2:1.0"
+    (interface / "driver").unlink()
+    (interface / "driver").symlink_to(sysfs.root / "bus/usb/drivers/usbfs")
+    drivers = {device.busid: device.drivers for device in await host.manager.list_devices()}
+    assert drivers["1-2"] == []
+    sysfs.add_interface("1-2", 1, "usbhid")
+    drivers = {device.busid: device.drivers for device in await host.manager.list_devices()}
+    assert drivers["1-2"] == ["usbhid"], "it is ours only in part"
+    (sysfs.root / "bus/usb/devices/1-2:1.1/driver").unlink()
+    await host.manager.stop()
+    drivers = {device.busid: device.drivers for device in await host.manager.list_devices()}
+    assert drivers["1-2"] == ["usbfs"], "another program's"
+
+
+async def test_nothing_is_claimed_once_the_daemon_ends(host: Host, spawner: FakeSpawner) -> None:
+    await host.manager.start()
+    await host.manager.stop()
+    assert not host.manager.claims
+    with pytest.raises(UsbipdError, match="the daemon is shutting down"):
         await host.bind("1-2")
-        interface = sysfs.root / "bus/usb/devices/1-2:1.0"
-        (interface / "driver").unlink()
-        (interface / "driver").symlink_to(sysfs.root / "bus/usb/drivers/usbfs")
-        drivers = {device.busid: device.drivers for device in await host.manager.list_devices()}
-        assert drivers["1-2"] == []
-        sysfs.add_interface("1-2", 1, "usbhid")
-        drivers = {device.busid: device.drivers for device in await host.manager.list_devices()}
-        assert drivers["1-2"] == ["usbhid"], "it is ours only in part"
-        (sysfs.root / "bus/usb/devices/1-2:1.1/driver").unlink()
-        await host.manager.stop()
-        drivers = {device.busid: device.drivers for device in await host.manager.list_devices()}
-        assert drivers["1-2"] == ["usbfs"], "another program's"
-
-    run(test())
+    assert all(not child.channel.is_open for child in spawner.children)
 
 
-def test_nothing_is_claimed_once_the_daemon_ends(host: Host, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        await host.manager.start()
-        await host.manager.stop()
-        assert not host.manager.claims
-        with pytest.raises(UsbipdError, match="the daemon is shutting down"):
-            await host.bind("1-2")
-        assert all(not child.channel.is_open for child in spawner.children)
-
-    run(test())
+async def test_a_bind_under_way_is_ended_with_the_daemon(host: Host, spawner: FakeSpawner) -> None:
+    spawner.answers[Command.CLAIM] = "silence"
+    binding = asyncio.create_task(host.bind("1-2"))
+    await until(lambda: spawner.children and spawner.last.asked)
+    await host.manager.stop()
+    with pytest.raises(ClaimError, match="released"):
+        await binding
+    assert spawner.last.killed
 
 
-def test_a_bind_under_way_is_ended_with_the_daemon(host: Host, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        spawner.answers[Command.CLAIM] = "silence"
-        binding = asyncio.create_task(host.bind("1-2"))
-        await until(lambda: spawner.children and spawner.last.asked)
-        await host.manager.stop()
-        with pytest.raises(ClaimError, match="released"):
-            await binding
-        assert spawner.last.killed
-
-    run(test())
-
-
-def test_the_end_waits_for_an_unbind_under_way(host: Host, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        await host.bind("1-2")
-        spawner.lingering = True
-        unbind = asyncio.create_task(host.unbind("1-2"))
-        await until(lambda: Command.RELEASE in spawner.last.commands)
-        stop = asyncio.create_task(host.manager.stop())
-        done, _pending = await asyncio.wait({stop}, timeout=0.05)
-        assert not done
-        spawner.last.die()
-        await stop
-        assert await unbind == ["1-2"]
-
-    run(test())
+async def test_the_end_waits_for_an_unbind_under_way(host: Host, spawner: FakeSpawner) -> None:
+    await host.bind("1-2")
+    spawner.lingering = True
+    unbind = asyncio.create_task(host.unbind("1-2"))
+    await until(lambda: Command.RELEASE in spawner.last.commands)
+    stop = asyncio.create_task(host.manager.stop())
+    done, _pending = await asyncio.wait({stop}, timeout=0.05)
+    assert not done
+    spawner.last.die()
+    await stop
+    assert await unbind == ["1-2"]
 
 
 def test_a_bind_that_still_looks_for_its_device_at_the_end_claims_nothing(
@@ -249,114 +212,92 @@ def test_a_bind_that_still_looks_for_its_device_at_the_end_claims_nothing(
 # ---- clients -----------------------------------------------------------------------------------------------
 
 
-def test_who_may_know_of_a_device(host: Host) -> None:
-    async def test() -> None:
-        host.new_manager((AccessRule(busid="1-3", allow=("192.0.2.0/24",)),))
-        await host.manager.start()
-        await host.bind("1-2", "192.0.2.7", "2001:db8::/32")
-        await host.bind("1-3")
+async def test_who_may_know_of_a_device(host: Host) -> None:
+    host.new_manager((AccessRule(busid="1-3", allow=("192.0.2.0/24",)),))
+    await host.manager.start()
+    await host.bind("1-2", "192.0.2.7", "2001:db8::/32")
+    await host.bind("1-3")
 
-        def offered(address: str) -> list[str]:
-            return sorted(device.busid for device in host.manager.offers([address]).devices)
+    def offered(address: str) -> list[str]:
+        return sorted(device.busid for device in host.manager.offers([address]).devices)
 
-        assert offered("192.0.2.7") == ["1-2", "1-3", "240-1"]
-        assert offered("192.0.2.8") == ["1-3", "240-1"]
-        assert offered("2001:db8::1") == ["1-2", "240-1"]
-        assert offered("198.51.100.1") == ["240-1"]
-        together = host.manager.offers(["192.0.2.7", "192.0.2.8", "192.0.2.9", "192.0.2.7"])
-        busids = [[together.devices[index].busid for index in indices] for indices in together.lists]
-        assert [sorted(each) for each in busids] == [["1-2", "1-3", "240-1"], ["1-3", "240-1"]]
-        assert together.list_of == [0, 1, 1, 0]
-        await host.bind("1-2")  # the same rule again, for everybody
-        assert offered("198.51.100.1") == ["1-2", "240-1"]
-        await host.manager.stop()
-
-    run(test())
+    assert offered("192.0.2.7") == ["1-2", "1-3", "240-1"]
+    assert offered("192.0.2.8") == ["1-3", "240-1"]
+    assert offered("2001:db8::1") == ["1-2", "240-1"]
+    assert offered("198.51.100.1") == ["240-1"]
+    together = host.manager.offers(["192.0.2.7", "192.0.2.8", "192.0.2.9", "192.0.2.7"])
+    busids = [[together.devices[index].busid for index in indices] for indices in together.lists]
+    assert [sorted(each) for each in busids] == [["1-2", "1-3", "240-1"], ["1-3", "240-1"]]
+    assert together.list_of == [0, 1, 1, 0]
+    await host.bind("1-2")  # the same rule again, for everybody
+    assert offered("198.51.100.1") == ["1-2", "240-1"]
+    await host.manager.stop()
 
 
-def test_of_several_bindings_one_that_lets_the_client_in_is_enough(host: Host) -> None:
-    async def test() -> None:
-        await host.bind("1-2", "192.0.2.7")
-        await host.manager.bind(BindParameters(hardware=THING, allow=["198.51.100.0/24"]), "test")
-        device = host.manager.claims["1-2"]
-        assert host.manager.find_for("1-2", "192.0.2.7") is device
-        assert host.manager.find_for("1-2", "198.51.100.1") is device
-        assert host.manager.find_for("1-2", "203.0.113.1") is None
-        await host.manager.stop()
-
-    run(test())
+async def test_of_several_bindings_one_that_lets_the_client_in_is_enough(host: Host) -> None:
+    await host.bind("1-2", "192.0.2.7")
+    await host.manager.bind(BindParameters(hardware=THING, allow=["198.51.100.0/24"]), "test")
+    device = host.manager.claims["1-2"]
+    assert host.manager.find_for("1-2", "192.0.2.7") is device
+    assert host.manager.find_for("1-2", "198.51.100.1") is device
+    assert host.manager.find_for("1-2", "203.0.113.1") is None
+    await host.manager.stop()
 
 
-def test_a_client_that_is_attached_stays_so_when_a_list_changes(host: Host) -> None:
-    async def test() -> None:
-        await host.bind("1-2")
-        host.manager.claims["1-2"].attached("192.0.2.1:5")
-        await host.bind("1-2", "198.51.100.1")
-        assert (await host.device("1-2")).client == "192.0.2.1:5"
-        assert host.manager.find_for("1-2", "192.0.2.1") is None
-        await host.manager.stop()
-
-    run(test())
+async def test_a_client_that_is_attached_stays_so_when_a_list_changes(host: Host) -> None:
+    await host.bind("1-2")
+    host.manager.claims["1-2"].attached("192.0.2.1:5")
+    await host.bind("1-2", "198.51.100.1")
+    assert (await host.device("1-2")).client == "192.0.2.1:5"
+    assert host.manager.find_for("1-2", "192.0.2.1") is None
+    await host.manager.stop()
 
 
-def test_detach_ends_the_session_and_leaves_the_device_shared(host: Host) -> None:
-    async def test() -> None:
-        await host.bind("1-2")
-        host.manager.claims["1-2"].attached("192.0.2.1:5")
-        assert (await host.device("1-2")).client == "192.0.2.1:5"
-        assert await host.manager.detach("1-2", "anna") == "192.0.2.1:5"
-        await host.until_state("1-2", DeviceState.SHARED)
-        [ended] = host.store.happened(HistoryEvent.DETACHED)
-        assert (ended["client"], ended["busid"], ended["reason"]) == ("192.0.2.1:5", "1-2", "by anna")
-        host.manager.claims["1-2"].attached("192.0.2.1:6")
-        host.spawner.last.detach()
-        await host.until_state("1-2", DeviceState.SHARED)
-        ended = host.store.happened(HistoryEvent.DETACHED)[-1]
-        assert ended["reason"] != "by anna", "that client left by itself"
-        with pytest.raises(UsbipdError, match="no client uses 1-2"):
-            await host.manager.detach("1-2", "anna")
-        await host.manager.stop()
-
-    run(test())
+async def test_detach_ends_the_session_and_leaves_the_device_shared(host: Host) -> None:
+    await host.bind("1-2")
+    host.manager.claims["1-2"].attached("192.0.2.1:5")
+    assert (await host.device("1-2")).client == "192.0.2.1:5"
+    assert await host.manager.detach("1-2", "anna") == "192.0.2.1:5"
+    await host.until_state("1-2", DeviceState.SHARED)
+    [ended] = host.store.happened(HistoryEvent.DETACHED)
+    assert (ended["client"], ended["busid"], ended["reason"]) == ("192.0.2.1:5", "1-2", "by anna")
+    host.manager.claims["1-2"].attached("192.0.2.1:6")
+    host.spawner.last.detach()
+    await host.until_state("1-2", DeviceState.SHARED)
+    ended = host.store.happened(HistoryEvent.DETACHED)[-1]
+    assert ended["reason"] != "by anna", "that client left by itself"
+    with pytest.raises(UsbipdError, match="no client uses 1-2"):
+        await host.manager.detach("1-2", "anna")
+    await host.manager.stop()
 
 
-def test_bindings_are_reported_with_what_they_share(host: Host) -> None:
-    async def test() -> None:
-        await host.bind("1-2", "192.0.2.7")
-        host.source.records.clear()
-        [report] = (await host.manager.survey()).bindings
-        assert (report.busid, report.allow, report.product) == ("1-2", ["192.0.2.7"], "Thing")
-        assert report.devices == []
-
-    run(test())
+async def test_bindings_are_reported_with_what_they_share(host: Host) -> None:
+    await host.bind("1-2", "192.0.2.7")
+    host.source.records.clear()
+    [report] = (await host.manager.survey()).bindings
+    assert (report.busid, report.allow, report.product) == ("1-2", ["192.0.2.7"], "Thing")
+    assert report.devices == []
 
 
-def test_what_the_store_has_is_a_binding_too(host: Host) -> None:
-    async def test() -> None:
-        rule = DeviceRule(0x1234, 0x5678)
-        host.store.kept[rule] = Binding(rule, "Thing", (), 1.0, "root")
-        await host.manager.start()
-        assert set((await host.states()).values()) == {DeviceState.SHARED}
-        await host.manager.stop()
-
-    run(test())
+async def test_what_the_store_has_is_a_binding_too(host: Host) -> None:
+    rule = DeviceRule(0x1234, 0x5678)
+    host.store.kept[rule] = Binding(rule, "Thing", (), 1.0, "root")
+    await host.manager.start()
+    assert set((await host.states()).values()) == {DeviceState.SHARED}
+    await host.manager.stop()
 
 
-def test_of_a_long_error_the_beginning_is_reported(host: Host, spawner: FakeSpawner) -> None:
+async def test_of_a_long_error_the_beginning_is_reported(host: Host, spawner: FakeSpawner) -> None:
     """Whatever a worker says, the devices fit into one answer."""
-
-    async def test() -> None:
-        spawner.answers[Command.CLAIM] = ClaimError("e" * 9999, code="odd", advice="a" * 9999)
-        host.source.records = {"1-2": record("1-2")}
-        host.simulated.records.clear()
-        rule = DeviceRule.of_port(record("1-2"))
-        host.store.kept[rule] = Binding(rule, "Thing", (), 1.0, "root")
-        await host.manager.start()
-        await host.until_state("1-2", DeviceState.FAILED)
-        device = await host.device("1-2")
-        assert device.error is not None
-        assert device.advice is not None
-        assert (len(device.error), len(device.advice)) == (LONGEST_TEXT, LONGEST_TEXT)
-        await host.manager.stop()
-
-    run(test())
+    spawner.answers[Command.CLAIM] = ClaimError("e" * 9999, code="odd", advice="a" * 9999)
+    host.source.records = {"1-2": record("1-2")}
+    host.simulated.records.clear()
+    rule = DeviceRule.of_port(record("1-2"))
+    host.store.kept[rule] = Binding(rule, "Thing", (), 1.0, "root")
+    await host.manager.start()
+    await host.until_state("1-2", DeviceState.FAILED)
+    device = await host.device("1-2")
+    assert device.error is not None
+    assert device.advice is not None
+    assert (len(device.error), len(device.advice)) == (LONGEST_TEXT, LONGEST_TEXT)
+    await host.manager.stop()

@@ -243,20 +243,17 @@ class SlowStore(FakeStore):
         return []
 
 
-def test_who_asks_for_health_at_the_same_time_shares_one_examination() -> None:
-    async def test() -> None:
-        store = SlowStore()
-        subject = monitor(store=store)
-        impatient, *others = [asyncio.create_task(subject.perform_health_check()) for _each in range(5)]
-        while not store.checked:  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0)
-        impatient.cancel()
-        store.go_on.set()
-        first, *rest = await asyncio.gather(*others)
-        assert all(each is first for each in rest)
-        assert store.checked == 1
-        assert impatient.cancelled()
-        assert await subject.perform_health_check() is not first, "who comes later gets a new one"
-        assert store.checked == 2
-
-    asyncio.run(test())
+async def test_who_asks_for_health_at_the_same_time_shares_one_examination() -> None:
+    store = SlowStore()
+    subject = monitor(store=store)
+    impatient, *others = [asyncio.create_task(subject.perform_health_check()) for _each in range(5)]
+    while not store.checked:  # noqa: ASYNC110 - what is waited for has no event
+        await asyncio.sleep(0)
+    impatient.cancel()
+    store.go_on.set()
+    first, *rest = await asyncio.gather(*others)
+    assert all(each is first for each in rest)
+    assert store.checked == 1
+    assert impatient.cancelled()
+    assert await subject.perform_health_check() is not first, "who comes later gets a new one"
+    assert store.checked == 2

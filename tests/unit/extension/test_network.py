@@ -17,7 +17,6 @@ from tests.unit.extension.fakes import (
     FakeSysfs,
     make_claimer,
     record,
-    run,
     until,
 )
 from usbipd.errors import UsbipdError
@@ -85,36 +84,33 @@ def daemon(spawner: FakeSpawner, sysfs: FakeSysfs) -> Daemon:
     return Daemon(spawner, sysfs)
 
 
-def test_what_a_server_asks(daemon: Daemon) -> None:
-    async def test() -> None:
-        await daemon.start()
-        server = daemon.servers[0].channel
-        listed = await server.request(
-            Command.DEVLIST,
-            DevlistParameters(addresses=["192.0.2.1"]),
-            DevlistResult,
+async def test_what_a_server_asks(daemon: Daemon) -> None:
+    await daemon.start()
+    server = daemon.servers[0].channel
+    listed = await server.request(
+        Command.DEVLIST,
+        DevlistParameters(addresses=["192.0.2.1"]),
+        DevlistResult,
+        timeout=PATIENCE,
+    )
+    assert [device.busid for device in listed.devices] == ["1-2"]
+    assert daemon.asked == ["192.0.2.1"]
+    assert (await daemon.reserve(1)).status == ST_OK
+    await server.request(Command.ABANDON, ReservationParameters(reservation=1), Nothing, timeout=PATIENCE)
+    assert (await daemon.reserve(2)).status == ST_OK
+    with socket.socket() as connection:
+        await server.request(
+            Command.HANDOVER,
+            ReservationParameters(reservation=2),
+            Nothing,
             timeout=PATIENCE,
+            descriptor=connection.fileno(),
         )
-        assert [device.busid for device in listed.devices] == ["1-2"]
-        assert daemon.asked == ["192.0.2.1"]
-        assert (await daemon.reserve(1)).status == ST_OK
-        await server.request(Command.ABANDON, ReservationParameters(reservation=1), Nothing, timeout=PATIENCE)
-        assert (await daemon.reserve(2)).status == ST_OK
-        with socket.socket() as connection:
-            await server.request(
-                Command.HANDOVER,
-                ReservationParameters(reservation=2),
-                Nothing,
-                timeout=PATIENCE,
-                descriptor=connection.fileno(),
-            )
-        assert daemon.claimer.claims["1-2"].client == "c"
-        await daemon.stop()
-
-    run(test())
+    assert daemon.claimer.claims["1-2"].client == "c"
+    await daemon.stop()
 
 
-def test_a_log_level_that_changes_while_a_server_starts(
+async def test_a_log_level_that_changes_while_a_server_starts(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = FakeChild._answer
@@ -125,15 +121,11 @@ def test_a_log_level_that_changes_while_a_server_starts(
         return await answer(child, request)
 
     monkeypatch.setattr(FakeChild, "_answer", change_first)
-
-    async def test() -> None:
-        await daemon.network.start(after_a_kill=False)
-        [server] = daemon.servers
-        await until(lambda: server.commands == [Command.SERVE, Command.LOG])
-        assert server.parameters(Command.LOG) == LogParameters(level="debug")
-        await daemon.network.stop()
-
-    run(test())
+    await daemon.network.start(after_a_kill=False)
+    [server] = daemon.servers
+    await until(lambda: server.commands == [Command.SERVE, Command.LOG])
+    assert server.parameters(Command.LOG) == LogParameters(level="debug")
+    await daemon.network.stop()
 
 
 def unix_socket() -> int:
@@ -149,72 +141,59 @@ def no_socket() -> int:
 
 
 @pytest.mark.parametrize("make", [no_socket, unix_socket, datagram_socket])
-def test_a_server_that_hands_over_what_is_no_client_is_replaced(
+async def test_a_server_that_hands_over_what_is_no_client_is_replaced(
     daemon: Daemon, make: Callable[[], int]
 ) -> None:
     """It was taken over: the worker, who would die of this, never sees it."""
-
-    async def test() -> None:
-        await daemon.start()
-        worker = daemon.spawner.last
-        assert (await daemon.reserve(1)).status == ST_OK
-        descriptor = make()
-        with pytest.raises(UsbipdError):
-            await daemon.servers[0].channel.request(
-                Command.HANDOVER,
-                ReservationParameters(reservation=1),
-                Nothing,
-                timeout=PATIENCE,
-                descriptor=descriptor,
-            )
-        os.close(descriptor)
-        await until(lambda: len(daemon.servers) == 2 and daemon.network.child is not None)
-        assert worker.commands == [Command.CLAIM]
-        assert daemon.claimer.claims["1-2"].is_free
-        await daemon.stop()
-
-    run(test())
+    await daemon.start()
+    worker = daemon.spawner.last
+    assert (await daemon.reserve(1)).status == ST_OK
+    descriptor = make()
+    with pytest.raises(UsbipdError):
+        await daemon.servers[0].channel.request(
+            Command.HANDOVER,
+            ReservationParameters(reservation=1),
+            Nothing,
+            timeout=PATIENCE,
+            descriptor=descriptor,
+        )
+    os.close(descriptor)
+    await until(lambda: len(daemon.servers) == 2 and daemon.network.child is not None)
+    assert worker.commands == [Command.CLAIM]
+    assert daemon.claimer.claims["1-2"].is_free
+    await daemon.stop()
 
 
-def test_a_server_that_makes_up_endless_clients_is_replaced(daemon: Daemon) -> None:
+async def test_a_server_that_makes_up_endless_clients_is_replaced(daemon: Daemon) -> None:
     """Their names go into logs and into the status, which has to fit one message."""
-
-    async def test() -> None:
-        await daemon.start()
-        with pytest.raises(UsbipdError):
-            await daemon.servers[0].channel.request(
-                Command.RESERVE,
-                ReserveParameters(
-                    reservation=1, busid="1-2", client="c" * 81, address="192.0.2.1", wait=False
-                ),
-                ReserveResult,
-                timeout=PATIENCE,
-            )
-        await until(lambda: len(daemon.servers) == 2 and daemon.network.child is not None)
-        assert daemon.claimer.claims["1-2"].is_free
-        await daemon.stop()
-
-    run(test())
+    await daemon.start()
+    with pytest.raises(UsbipdError):
+        await daemon.servers[0].channel.request(
+            Command.RESERVE,
+            ReserveParameters(reservation=1, busid="1-2", client="c" * 81, address="192.0.2.1", wait=False),
+            ReserveResult,
+            timeout=PATIENCE,
+        )
+    await until(lambda: len(daemon.servers) == 2 and daemon.network.child is not None)
+    assert daemon.claimer.claims["1-2"].is_free
+    await daemon.stop()
 
 
-def test_a_server_that_dies_is_replaced_on_the_same_ports(daemon: Daemon) -> None:
-    async def test() -> None:
-        await daemon.start()
-        assert daemon.network.listening == ["127.0.0.1:4321", "[::1]:3240"]
-        claim = daemon.claimer.claims["1-2"]
-        assert (await daemon.reserve()).status == ST_OK
-        assert not claim.is_free
-        daemon.servers[0].die()
-        await until(lambda: len(daemon.servers) == 2 and daemon.network.child is not None)
-        [failure] = daemon.store.happened(HistoryEvent.FAILED)
-        assert failure["reason"].startswith("the server ended with ")
-        assert claim.is_free, "its client is gone with it"
-        assert daemon.servers[1].parameters(Command.SERVE).listen == ["127.0.0.1:4321", "[::1]:3240"]
-        await daemon.stop()
-        assert not daemon.servers[1].channel.is_open
-        assert len(daemon.store.events) == 1, "its end is no failure when the daemon ends"
-
-    run(test())
+async def test_a_server_that_dies_is_replaced_on_the_same_ports(daemon: Daemon) -> None:
+    await daemon.start()
+    assert daemon.network.listening == ["127.0.0.1:4321", "[::1]:3240"]
+    claim = daemon.claimer.claims["1-2"]
+    assert (await daemon.reserve()).status == ST_OK
+    assert not claim.is_free
+    daemon.servers[0].die()
+    await until(lambda: len(daemon.servers) == 2 and daemon.network.child is not None)
+    [failure] = daemon.store.happened(HistoryEvent.FAILED)
+    assert failure["reason"].startswith("the server ended with ")
+    assert claim.is_free, "its client is gone with it"
+    assert daemon.servers[1].parameters(Command.SERVE).listen == ["127.0.0.1:4321", "[::1]:3240"]
+    await daemon.stop()
+    assert not daemon.servers[1].channel.is_open
+    assert len(daemon.store.events) == 1, "its end is no failure when the daemon ends"
 
 
 def delays_of_servers(caplog: pytest.LogCaptureFixture) -> list[float]:
@@ -223,7 +202,7 @@ def delays_of_servers(caplog: pytest.LogCaptureFixture) -> list[float]:
     return [float(record.args[0]) for record in records if isinstance(record.args, tuple)]
 
 
-def test_a_server_that_finds_its_port_in_use_tells_the_history_once(
+async def test_a_server_that_finds_its_port_in_use_tells_the_history_once(
     daemon: Daemon,
     spawner: FakeSpawner,
     monkeypatch: pytest.MonkeyPatch,
@@ -231,126 +210,99 @@ def test_a_server_that_finds_its_port_in_use_tells_the_history_once(
 ) -> None:
     """And tries it less and less often."""
     monkeypatch.setattr("usbipd.extension.supervisor.FIRST_DELAY", 0.001)
-
-    async def test() -> None:
-        await daemon.start()
-        spawner.answers[Command.SERVE] = UsbipdError("port 3240 is in use", code="address-in-use")
-        daemon.servers[0].die()
-        await until(lambda: len(daemon.servers) == 4)
-        spawner.answers[Command.SERVE] = UsbipdError("there is no such address", code="no-such-address")
-        await until(lambda: len(daemon.servers) == 6)
-        del spawner.answers[Command.SERVE]
-        await until(lambda: daemon.network.child is not None)
-        assert [details["reason"] for details in daemon.store.happened(HistoryEvent.FAILED)] == [
-            "the server ended with signal SIGKILL",
-            "the server cannot listen: port 3240 is in use",
-            "the server cannot listen: there is no such address",
-        ]
-        await daemon.stop()
-
-    run(test())
+    await daemon.start()
+    spawner.answers[Command.SERVE] = UsbipdError("port 3240 is in use", code="address-in-use")
+    daemon.servers[0].die()
+    await until(lambda: len(daemon.servers) == 4)
+    spawner.answers[Command.SERVE] = UsbipdError("there is no such address", code="no-such-address")
+    await until(lambda: len(daemon.servers) == 6)
+    del spawner.answers[Command.SERVE]
+    await until(lambda: daemon.network.child is not None)
+    assert [details["reason"] for details in daemon.store.happened(HistoryEvent.FAILED)] == [
+        "the server ended with signal SIGKILL",
+        "the server cannot listen: port 3240 is in use",
+        "the server cannot listen: there is no such address",
+    ]
+    await daemon.stop()
     delays = delays_of_servers(caplog)
     assert delays[-1] > 2 * delays[0]
 
 
-def test_a_port_in_use_is_an_error_at_the_start(daemon: Daemon, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        spawner.answers[Command.SERVE] = UsbipdError("in use", code="address-in-use", advice="choose another")
-        with pytest.raises(UsbipdError, match="in use"):
-            await daemon.network.start(after_a_kill=False)
-        assert not daemon.servers[0].channel.is_open
-        assert daemon.network.child is None
-
-    run(test())
+async def test_a_port_in_use_is_an_error_at_the_start(daemon: Daemon, spawner: FakeSpawner) -> None:
+    spawner.answers[Command.SERVE] = UsbipdError("in use", code="address-in-use", advice="choose another")
+    with pytest.raises(UsbipdError, match="in use"):
+        await daemon.network.start(after_a_kill=False)
+    assert not daemon.servers[0].channel.is_open
+    assert daemon.network.child is None
 
 
-def test_the_port_of_a_killed_extension_is_waited_for(daemon: Daemon, spawner: FakeSpawner) -> None:
+async def test_the_port_of_a_killed_extension_is_waited_for(daemon: Daemon, spawner: FakeSpawner) -> None:
     """Its server sees that it is alone, and ends; but not before we are there."""
-
-    async def test() -> None:
-        spawner.answers[Command.SERVE] = UsbipdError("in use", code="address-in-use")
-        starting = asyncio.create_task(daemon.network.start(after_a_kill=True))
-        await until(lambda: len(daemon.servers) > 1)
-        del spawner.answers[Command.SERVE]
-        await starting
-        assert daemon.network.child is not None
-        await daemon.network.stop()
-
-    run(test())
+    spawner.answers[Command.SERVE] = UsbipdError("in use", code="address-in-use")
+    starting = asyncio.create_task(daemon.network.start(after_a_kill=True))
+    await until(lambda: len(daemon.servers) > 1)
+    del spawner.answers[Command.SERVE]
+    await starting
+    assert daemon.network.child is not None
+    await daemon.network.stop()
 
 
-def test_a_server_that_dies_again_and_again_is_not_waited_for_longer_each_time(
+async def test_a_server_that_dies_again_and_again_is_not_waited_for_longer_each_time(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It did listen: who ends servers from the network must not keep the next client out."""
     monkeypatch.setattr("usbipd.extension.supervisor.FIRST_DELAY", 0.001)
     monkeypatch.setattr("usbipd.extension.network.LONGEST_GAP", 0.004)
-
-    async def test() -> None:
-        await daemon.start()
-        for number in range(1, 9):
-            daemon.servers[-1].die()
-            await until(lambda: len(daemon.servers) == number + 1 and daemon.network.child is not None)  # noqa: B023
-        await daemon.stop()
-
-    run(test())
+    await daemon.start()
+    for number in range(1, 9):
+        daemon.servers[-1].die()
+        await until(lambda: len(daemon.servers) == number + 1 and daemon.network.child is not None)  # noqa: B023
+    await daemon.stop()
     delays = delays_of_servers(caplog)
     assert len(delays) == 8
     assert max(delays) <= 0.004
 
 
-def test_what_a_server_waits_for_ends_with_it(daemon: Daemon) -> None:
-    async def test() -> None:
-        await daemon.start()
-        claim = daemon.claimer.claims["1-2"]
-        assert (await daemon.reserve(1)).status == ST_OK
-        parameters = ReserveParameters(reservation=2, busid="1-2", client="c", address="192.0.2.1", wait=True)
-        waiting = asyncio.create_task(
-            daemon.servers[0].channel.request(Command.RESERVE, parameters, ReserveResult, timeout=PATIENCE)
-        )
-        await until(lambda: daemon.network._reservations._waiting)
-        daemon.servers[0].die()
-        await asyncio.wait({waiting})
-        await until(lambda: not daemon.network._reservations._waiting)
-        await until(lambda: claim.is_free)
-        await until(lambda: daemon.network.child is not None)
-        assert claim.is_free
-        assert waiting.exception() is not None
-        await daemon.stop()
-
-    run(test())
+async def test_what_a_server_waits_for_ends_with_it(daemon: Daemon) -> None:
+    await daemon.start()
+    claim = daemon.claimer.claims["1-2"]
+    assert (await daemon.reserve(1)).status == ST_OK
+    parameters = ReserveParameters(reservation=2, busid="1-2", client="c", address="192.0.2.1", wait=True)
+    waiting = asyncio.create_task(
+        daemon.servers[0].channel.request(Command.RESERVE, parameters, ReserveResult, timeout=PATIENCE)
+    )
+    await until(lambda: daemon.network._reservations._waiting)
+    daemon.servers[0].die()
+    await asyncio.wait({waiting})
+    await until(lambda: not daemon.network._reservations._waiting)
+    await until(lambda: claim.is_free)
+    await until(lambda: daemon.network.child is not None)
+    assert claim.is_free
+    assert waiting.exception() is not None
+    await daemon.stop()
 
 
-def test_an_address_that_there_is_not_is_not_waited_for(daemon: Daemon, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        spawner.answers[Command.SERVE] = UsbipdError("no such address", code="no-such-address")
-        with pytest.raises(UsbipdError, match="no such address"):
-            await daemon.network.start(after_a_kill=True)
-        assert len(daemon.servers) == 1
-
-    run(test())
+async def test_an_address_that_there_is_not_is_not_waited_for(daemon: Daemon, spawner: FakeSpawner) -> None:
+    spawner.answers[Command.SERVE] = UsbipdError("no such address", code="no-such-address")
+    with pytest.raises(UsbipdError, match="no such address"):
+        await daemon.network.start(after_a_kill=True)
+    assert len(daemon.servers) == 1
 
 
-def test_a_port_in_use_later_is_waited_for(daemon: Daemon, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        await daemon.start()
-        spawner.answers[Command.SERVE] = UsbipdError("in use", code="address-in-use")
-        daemon.servers[0].die()
-        await until(lambda: len(daemon.servers) >= 3)
-        assert daemon.network.child is None
-        del spawner.answers[Command.SERVE]
-        await until(lambda: daemon.network.child is not None)
-        await daemon.stop()
-
-    run(test())
+async def test_a_port_in_use_later_is_waited_for(daemon: Daemon, spawner: FakeSpawner) -> None:
+    await daemon.start()
+    spawner.answers[Command.SERVE] = UsbipdError("in use", code="address-in-use")
+    daemon.servers[0].die()
+    await until(lambda: len(daemon.servers) >= 3)
+    assert daemon.network.child is None
+    del spawner.answers[Command.SERVE]
+    await until(lambda: daemon.network.child is not None)
+    await daemon.stop()
 
 
-def test_a_server_that_does_not_end_is_killed(daemon: Daemon, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        await daemon.network.start(after_a_kill=False)
-        spawner.answers[Command.CLAIM] = "silence"  # nor does it notice that its channel is closed
-        assert not daemon.servers[0].killed
-        await daemon.stop()
-        assert daemon.servers[0].killed
-
-    run(test())
+async def test_a_server_that_does_not_end_is_killed(daemon: Daemon, spawner: FakeSpawner) -> None:
+    await daemon.network.start(after_a_kill=False)
+    spawner.answers[Command.CLAIM] = "silence"  # nor does it notice that its channel is closed
+    assert not daemon.servers[0].killed
+    await daemon.stop()
+    assert daemon.servers[0].killed

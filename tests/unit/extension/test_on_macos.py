@@ -108,121 +108,98 @@ async def settle(mac: Mac) -> None:
     await until(lambda: not mac.manager._changed.is_set() and not departing(mac))
 
 
-def test_a_worker_keeps_a_device_that_was_reset(mac: Mac, spawner: FakeSpawner) -> None:
+async def test_a_worker_keeps_a_device_that_was_reset(mac: Mac, spawner: FakeSpawner) -> None:
     """A reset enumerates it again: the worker holds it all the time, the address is another one."""
-
-    async def test() -> None:
-        await mac.manager.start()
-        await mac.bind("1-2")
-        worker = spawner.last
-        mac.plug(replace(record("1-2"), devnum=99))
-        await settle(mac)
-        assert worker.channel.is_open
-        assert mac.manager.claims["1-2"].state is ClaimState.READY
-        await mac.manager.stop()
-        assert worker.commands == [Command.CLAIM, Command.RELEASE]
-
-    run(test())
+    await mac.manager.start()
+    await mac.bind("1-2")
+    worker = spawner.last
+    mac.plug(replace(record("1-2"), devnum=99))
+    await settle(mac)
+    assert worker.channel.is_open
+    assert mac.manager.claims["1-2"].state is ClaimState.READY
+    await mac.manager.stop()
+    assert worker.commands == [Command.CLAIM, Command.RELEASE]
 
 
-def test_a_device_that_is_away_while_it_is_reset(mac: Mac, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        mac.stack = replace(MACOS, gone_time=0.2)
-        await mac.new_manager().start()
-        await mac.bind("1-2")
-        del mac.source.records["1-2"]
-        mac.manager.devices_changed()
-        await until(lambda: departing(mac))
-        mac.plug(replace(record("1-2"), devnum=99))
-        await settle(mac)
-        assert spawner.last.channel.is_open
-        assert mac.told("1-2") == ["claimed"]
-        await mac.manager.stop()
-
-    run(test())
+async def test_a_device_that_is_away_while_it_is_reset(mac: Mac, spawner: FakeSpawner) -> None:
+    mac.stack = replace(MACOS, gone_time=0.2)
+    await mac.new_manager().start()
+    await mac.bind("1-2")
+    del mac.source.records["1-2"]
+    mac.manager.devices_changed()
+    await until(lambda: departing(mac))
+    mac.plug(replace(record("1-2"), devnum=99))
+    await settle(mac)
+    assert spawner.last.channel.is_open
+    assert mac.told("1-2") == ["claimed"]
+    await mac.manager.stop()
 
 
 @pytest.mark.parametrize("replaced", [True, False], ids=["another device", "no device"])
-def test_a_worker_that_does_not_notice(mac: Mac, spawner: FakeSpawner, replaced: bool) -> None:
-    async def test() -> None:
-        await mac.manager.start()
-        await mac.bind("1-2")
-        if replaced:
-            mac.plug(other_device(record("1-2")))
-        else:
-            del mac.source.records["1-2"]
-            mac.manager.devices_changed()
-        await until(lambda: "1-2" not in mac.manager.claims)
-        assert not spawner.last.channel.is_open
-        await mac.manager.stop()
-
-    run(test())
+async def test_a_worker_that_does_not_notice(mac: Mac, spawner: FakeSpawner, replaced: bool) -> None:
+    await mac.manager.start()
+    await mac.bind("1-2")
+    if replaced:
+        mac.plug(other_device(record("1-2")))
+    else:
+        del mac.source.records["1-2"]
+        mac.manager.devices_changed()
+    await until(lambda: "1-2" not in mac.manager.claims)
+    assert not spawner.last.channel.is_open
+    await mac.manager.stop()
 
 
-def test_a_device_that_was_plugged_in_again_is_tried_at_once(mac: Mac, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        await mac.manager.start()
-        await mac.bind("1-2")
-        claim = mac.manager.claims["1-2"]
-        spawner.answers[Command.CLAIM] = BUSY
-        spawner.last.die()
-        await until(lambda: claim.failure is not None and claim.failure.error.code == BUSY.code)
-        claim.recheck.clear()
-        mac.source.records["1-2"] = replace(record("1-2"), devnum=99)
-        mac.manager._claimer.compare(list(mac.source.records.values()))
-        assert claim.recheck.is_set()
-        await mac.manager.stop()
-
-    run(test())
+async def test_a_device_that_was_plugged_in_again_is_tried_at_once(mac: Mac, spawner: FakeSpawner) -> None:
+    await mac.manager.start()
+    await mac.bind("1-2")
+    claim = mac.manager.claims["1-2"]
+    spawner.answers[Command.CLAIM] = BUSY
+    spawner.last.die()
+    await until(lambda: claim.failure is not None and claim.failure.error.code == BUSY.code)
+    claim.recheck.clear()
+    mac.source.records["1-2"] = replace(record("1-2"), devnum=99)
+    mac.manager._claimer.compare(list(mac.source.records.values()))
+    assert claim.recheck.is_set()
+    await mac.manager.stop()
 
 
-def test_a_release_enumerates_once(mac: Mac) -> None:
+async def test_a_release_enumerates_once(mac: Mac) -> None:
     """The worker does it."""
-
-    async def test() -> None:
-        await mac.manager.start()
-        await mac.bind("1-2")
-        assert mac.drivers_of("1-2") == []
-        await mac.unbind("1-2")
-        assert (mac.enumerated, mac.drivers_of("1-2")) == ([], [KEYBOARD.name])
-        assert not mac.store.held
-        await mac.manager.stop()
-
-    run(test())
+    await mac.manager.start()
+    await mac.bind("1-2")
+    assert mac.drivers_of("1-2") == []
+    await mac.unbind("1-2")
+    assert (mac.enumerated, mac.drivers_of("1-2")) == ([], [KEYBOARD.name])
+    assert not mac.store.held
+    await mac.manager.stop()
 
 
 @pytest.mark.parametrize("answer", ["silence", UsbipdError("stuck", code="release-failed")], ids=str)
-def test_a_device_that_its_worker_does_not_release(
+async def test_a_device_that_its_worker_does_not_release(
     mac: Mac, spawner: FakeSpawner, answer: UsbipdError | str
 ) -> None:
-    async def test() -> None:
-        mac.stack = replace(mac.stack, release_time=0.01)
-        await mac.new_manager().start()
-        await mac.bind("1-2")
-        spawner.answers[Command.RELEASE] = answer
-        await mac.unbind("1-2")
-        assert (mac.enumerated, mac.drivers_of("1-2")) == (["1-2"], [KEYBOARD.name])
-        assert not mac.store.held
-        spawner.answers.clear()
-        await mac.manager.stop()
-
-    run(test())
+    mac.stack = replace(mac.stack, release_time=0.01)
+    await mac.new_manager().start()
+    await mac.bind("1-2")
+    spawner.answers[Command.RELEASE] = answer
+    await mac.unbind("1-2")
+    assert (mac.enumerated, mac.drivers_of("1-2")) == (["1-2"], [KEYBOARD.name])
+    assert not mac.store.held
+    spawner.answers.clear()
+    await mac.manager.stop()
 
 
-def test_a_worker_that_was_killed_is_replaced_as_it_is(mac: Mac, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        await mac.manager.start()
-        await mac.bind("1-2")
-        spawner.last.die()
-        await until(lambda: len(spawner.children) == 3 and mac.manager.claims["1-2"].claimed is not None)
-        await mac.unbind("1-2")
-        assert mac.enumerated == [], "its successor has released it"
-        await mac.manager.stop()
-
-    run(test())
+async def test_a_worker_that_was_killed_is_replaced_as_it_is(mac: Mac, spawner: FakeSpawner) -> None:
+    await mac.manager.start()
+    await mac.bind("1-2")
+    spawner.last.die()
+    await until(lambda: len(spawner.children) == 3 and mac.manager.claims["1-2"].claimed is not None)
+    await mac.unbind("1-2")
+    assert mac.enumerated == [], "its successor has released it"
+    await mac.manager.stop()
 
 
-def test_workers_that_crash_while_they_claim_do_not_enumerate_without_end(
+async def test_workers_that_crash_while_they_claim_do_not_enumerate_without_end(
     mac: Mac, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = FakeChild._answer
@@ -233,21 +210,20 @@ def test_workers_that_crash_while_they_claim_do_not_enumerate_without_end(
             await asyncio.Event().wait()
         return await answer(child, request)
 
-    async def test() -> None:
-        await mac.manager.start()
-        await mac.bind("1-2")
-        monkeypatch.setattr(FakeChild, "_answer", crash)
-        spawner.last.die()
-        await until(lambda: len(spawner.children) >= 6)
-        assert mac.enumerated == []
-        await mac.unbind("1-2")
-        assert (mac.enumerated, mac.drivers_of("1-2")) == (["1-2"], [KEYBOARD.name])
-        await mac.manager.stop()
-
-    run(test())
+    await mac.manager.start()
+    await mac.bind("1-2")
+    monkeypatch.setattr(FakeChild, "_answer", crash)
+    spawner.last.die()
+    await until(lambda: len(spawner.children) >= 6)
+    assert mac.enumerated == []
+    await mac.unbind("1-2")
+    assert (mac.enumerated, mac.drivers_of("1-2")) == (["1-2"], [KEYBOARD.name])
+    await mac.manager.stop()
 
 
-def test_a_first_worker_that_crashes(mac: Mac, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_first_worker_that_crashes(
+    mac: Mac, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing will claim the device again."""
 
     async def crash(child: FakeChild, _request: Request) -> Message:
@@ -256,16 +232,13 @@ def test_a_first_worker_that_crashes(mac: Mac, spawner: FakeSpawner, monkeypatch
         await asyncio.Event().wait()
         raise AssertionError
 
-    async def test() -> None:
-        await mac.manager.start()
-        monkeypatch.setattr(FakeChild, "_answer", crash)
-        with pytest.raises(ClaimError, match="the worker ended with signal SIGKILL"):
-            await mac.bind("1-2")
-        assert (mac.enumerated, mac.drivers_of("1-2")) == (["1-2"], [KEYBOARD.name])
-        assert not mac.store.held
-        await mac.manager.stop()
-
-    run(test())
+    await mac.manager.start()
+    monkeypatch.setattr(FakeChild, "_answer", crash)
+    with pytest.raises(ClaimError, match="the worker ended with signal SIGKILL"):
+        await mac.bind("1-2")
+    assert (mac.enumerated, mac.drivers_of("1-2")) == (["1-2"], [KEYBOARD.name])
+    assert not mac.store.held
+    await mac.manager.stop()
 
 
 def a_worker_of_no_use(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,77 +254,67 @@ def a_worker_of_no_use(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeChild, "_answer", refuse)
 
 
-def test_a_second_try_waits_for_the_device(
+async def test_a_second_try_waits_for_the_device(
     mac: Mac, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that is confined less claims it under its new address."""
-
-    async def test() -> None:
-        mac.stack = replace(MACOS, gone_time=PATIENCE)
-        await mac.new_manager().start()
-        a_worker_of_no_use(mac, monkeypatch)
-        binding = asyncio.create_task(mac.bind("1-2"))
-        await until(lambda: "1-2" not in mac.source.records)
-        lists = mac.source.lists
-        await until(lambda: mac.source.lists > lists)
-        mac.source.records["1-2"] = replace(record("1-2"), devnum=99, registry_id=2)
-        await binding
-        asked = [child.parameters(Command.CLAIM) for child in spawner.children if child.busid == "1-2"]
-        assert [each.devnum for each in asked if isinstance(each, ClaimParameters)] == [12, 99]
-        await mac.manager.stop()
-
-    run(test())
+    mac.stack = replace(MACOS, gone_time=PATIENCE)
+    await mac.new_manager().start()
+    a_worker_of_no_use(mac, monkeypatch)
+    binding = asyncio.create_task(mac.bind("1-2"))
+    await until(lambda: "1-2" not in mac.source.records)
+    lists = mac.source.lists
+    await until(lambda: mac.source.lists > lists)
+    mac.source.records["1-2"] = replace(record("1-2"), devnum=99, registry_id=2)
+    await binding
+    asked = [child.parameters(Command.CLAIM) for child in spawner.children if child.busid == "1-2"]
+    assert [each.devnum for each in asked if isinstance(each, ClaimParameters)] == [12, 99]
+    await mac.manager.stop()
 
 
-def test_a_second_try_does_not_wait_for_ever(
+async def test_a_second_try_does_not_wait_for_ever(
     mac: Mac, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test() -> None:
-        await mac.manager.start()
-        a_worker_of_no_use(mac, monkeypatch)
-        with pytest.raises(ClaimError, match=r"1-2 was released, and has not come back within 0\.01 s"):
-            await mac.bind("1-2")
-        assert [child.busid for child in spawner.children].count("1-2") == 1
-        assert "1-2" not in mac.manager.claims
-        assert not mac.store.held
-        await mac.manager.stop()
-
-    run(test())
-
-
-def test_a_claim_that_is_refused_leaves_the_device_alone(mac: Mac, spawner: FakeSpawner) -> None:
-    """Another program has it: to enumerate it again would take it from that program."""
-
-    async def test() -> None:
-        await mac.manager.start()
-        mac.holders["1-2"] = []
-        spawner.answers[Command.CLAIM] = BUSY
-        with pytest.raises(ClaimError):
-            await mac.bind("1-2")
-        assert mac.enumerated == []
-        await mac.manager.stop()
-
-    run(test())
-
-
-def test_an_orphan_that_cannot_be_claimed_again_is_released_once(mac: Mac, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        await mac.manager.start()
+    await mac.manager.start()
+    a_worker_of_no_use(mac, monkeypatch)
+    with pytest.raises(ClaimError, match=r"1-2 was released, and has not come back within 0\.01 s"):
         await mac.bind("1-2")
-        spawner.answers[Command.CLAIM] = BUSY
-        spawner.last.die()
-        await until(lambda: len(spawner.children) >= 6)
-        assert mac.enumerated == ["1-2"]
-        await mac.manager.stop()
+    assert [child.busid for child in spawner.children].count("1-2") == 1
+    assert "1-2" not in mac.manager.claims
+    assert not mac.store.held
+    await mac.manager.stop()
 
-    run(test())
+
+async def test_a_claim_that_is_refused_leaves_the_device_alone(mac: Mac, spawner: FakeSpawner) -> None:
+    """Another program has it: to enumerate it again would take it from that program."""
+    await mac.manager.start()
+    mac.holders["1-2"] = []
+    spawner.answers[Command.CLAIM] = BUSY
+    with pytest.raises(ClaimError):
+        await mac.bind("1-2")
+    assert mac.enumerated == []
+    await mac.manager.stop()
+
+
+async def test_an_orphan_that_cannot_be_claimed_again_is_released_once(
+    mac: Mac, spawner: FakeSpawner
+) -> None:
+    await mac.manager.start()
+    await mac.bind("1-2")
+    spawner.answers[Command.CLAIM] = BUSY
+    spawner.last.die()
+    await until(lambda: len(spawner.children) >= 6)
+    assert mac.enumerated == ["1-2"]
+    await mac.manager.stop()
 
 
 def held(*busids: str) -> dict[str, StoredClaim]:
     return {busid: StoredClaim(busid, 0x1234, 0x5678, 1.0) for busid in busids}
 
 
-def test_what_a_killed_daemon_held_goes_back_at_the_start(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_a_killed_daemon_held_goes_back_at_the_start(
+    mac: Mac, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Side by side; what has its drivers or another holder is left alone, what is bound is claimed."""
     give_back, both = mac.give_back, threading.Barrier(2, timeout=PATIENCE)
 
@@ -359,22 +322,19 @@ def test_what_a_killed_daemon_held_goes_back_at_the_start(mac: Mac, monkeypatch:
         both.wait()
         give_back(busid)
 
-    async def test() -> None:
-        await mac.bind("1-3")
-        await mac.manager.stop()
-        for busid in ("1-4", "1-5", "1-6"):
-            mac.source.records[busid] = record(busid)
-        mac.holders |= {"1-2": [], "1-3": [], "1-4": [], "1-5": [KEYBOARD]}
-        mac.holders["1-6"] = [Holder("program", "virtual machine", 1, None)]
-        mac.store.held = held("1-2", "1-3", "1-4", "1-5", "1-6")
-        monkeypatch.setattr(mac, "give_back", wait_for_both)
-        await mac.new_manager().start()
-        assert sorted(mac.enumerated) == ["1-2", "1-4"]
-        assert set(mac.store.held) == {"1-3"}
-        await mac.until_state("1-3", DeviceState.SHARED)
-        await mac.manager.stop()
-
-    run(test())
+    await mac.bind("1-3")
+    await mac.manager.stop()
+    for busid in ("1-4", "1-5", "1-6"):
+        mac.source.records[busid] = record(busid)
+    mac.holders |= {"1-2": [], "1-3": [], "1-4": [], "1-5": [KEYBOARD]}
+    mac.holders["1-6"] = [Holder("program", "virtual machine", 1, None)]
+    mac.store.held = held("1-2", "1-3", "1-4", "1-5", "1-6")
+    monkeypatch.setattr(mac, "give_back", wait_for_both)
+    await mac.new_manager().start()
+    assert sorted(mac.enumerated) == ["1-2", "1-4"]
+    assert set(mac.store.held) == {"1-3"}
+    await mac.until_state("1-3", DeviceState.SHARED)
+    await mac.manager.stop()
 
 
 def test_a_device_that_does_not_go_back_stays_known(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,7 +359,7 @@ def test_a_device_that_does_not_go_back_stays_known(mac: Mac, monkeypatch: pytes
     run(test())
 
 
-def test_the_daemon_stops_when_each_worker_has_released_its_device(
+async def test_the_daemon_stops_when_each_worker_has_released_its_device(
     mac: Mac, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All at the same time, and each for longer than Linux has."""
@@ -411,24 +371,21 @@ def test_the_daemon_stops_when_each_worker_has_released_its_device(
             await released.wait()
         return await answer(child, request)
 
-    async def test() -> None:
-        await mac.manager.start()
-        await mac.bind("1-2")
-        await mac.bind("1-3")
-        monkeypatch.setattr(FakeChild, "_answer", take_long)
-        stopping = asyncio.create_task(mac.manager.stop())
-        await until(lambda: all(Command.RELEASE in worker.commands for worker in spawner.children))
-        await asyncio.wait({stopping}, timeout=1.2 * LINUX.stop_time)
-        assert not any(worker.killed for worker in spawner.children)
-        released.set()
-        await stopping
-        assert not any(worker.killed for worker in spawner.children)
-        assert mac.enumerated == []
-
-    run(test())
+    await mac.manager.start()
+    await mac.bind("1-2")
+    await mac.bind("1-3")
+    monkeypatch.setattr(FakeChild, "_answer", take_long)
+    stopping = asyncio.create_task(mac.manager.stop())
+    await until(lambda: all(Command.RELEASE in worker.commands for worker in spawner.children))
+    await asyncio.wait({stopping}, timeout=1.2 * LINUX.stop_time)
+    assert not any(worker.killed for worker in spawner.children)
+    released.set()
+    await stopping
+    assert not any(worker.killed for worker in spawner.children)
+    assert mac.enumerated == []
 
 
-def test_an_ioregistry_that_hangs_does_not_keep_the_daemon_from_stopping(
+async def test_an_ioregistry_that_hangs_does_not_keep_the_daemon_from_stopping(
     mac: Mac, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, hang = threading.Event(), threading.Event()
@@ -439,15 +396,12 @@ def test_an_ioregistry_that_hangs_does_not_keep_the_daemon_from_stopping(
         hang.set()
         return []
 
-    async def test() -> None:
-        await mac.manager.start()
-        monkeypatch.setattr(mac, "in_use", in_use)
-        binding = asyncio.create_task(mac.bind("1-2"))
-        await until(asked.is_set)
-        binding.cancel()
-        await asyncio.wait({binding})
-        await mac.manager.stop()
-
-    run(test())  # the loop waits for its own threads when it ends
+    await mac.manager.start()
+    monkeypatch.setattr(mac, "in_use", in_use)
+    binding = asyncio.create_task(mac.bind("1-2"))
+    await until(asked.is_set)
+    binding.cancel()
+    await asyncio.wait({binding})
+    await mac.manager.stop()
     assert not hang.is_set()
     hang.set()

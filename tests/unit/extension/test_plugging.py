@@ -11,7 +11,6 @@ from tests.unit.extension.fakes import (
     FakeSpawner,
     FakeSysfs,
     record,
-    run,
     until,
 )
 from tests.unit.extension.managed_host import BUSY, THING, Host
@@ -32,24 +31,21 @@ from usbipd.ipc.reports import (
 from usbipd.usb.discovery import DeviceRecord
 
 
-def test_plugging_in_again_brings_the_claim_back(host: Host) -> None:
-    async def test() -> None:
-        await host.manager.start()
-        await host.bind("1-2")
-        for devnum in range(20, 25):
-            host.unplug("1-2")
-            await until(lambda: "1-2" not in host.manager.claims)
-            host.plug(replace(record("1-2"), devnum=devnum))
-            await host.until_state("1-2", DeviceState.SHARED)
-            assert host.manager.claims["1-2"].record.devnum == devnum
-        assert len(host.store.happened(HistoryEvent.UNPLUGGED)) == 5
-        assert len(host.store.happened(HistoryEvent.CLAIMED)) == 1 + 1 + 5
-        await host.manager.stop()
-
-    run(test())
+async def test_plugging_in_again_brings_the_claim_back(host: Host) -> None:
+    await host.manager.start()
+    await host.bind("1-2")
+    for devnum in range(20, 25):
+        host.unplug("1-2")
+        await until(lambda: "1-2" not in host.manager.claims)
+        host.plug(replace(record("1-2"), devnum=devnum))
+        await host.until_state("1-2", DeviceState.SHARED)
+        assert host.manager.claims["1-2"].record.devnum == devnum
+    assert len(host.store.happened(HistoryEvent.UNPLUGGED)) == 5
+    assert len(host.store.happened(HistoryEvent.CLAIMED)) == 1 + 1 + 5
+    await host.manager.stop()
 
 
-def test_a_list_that_fails_is_made_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_list_that_fails_is_made_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = [UsbipdError("libusb cannot list devices", code="libusb")]
     list_devices = host.source.list_devices
 
@@ -58,57 +54,47 @@ def test_a_list_that_fails_is_made_again(host: Host, monkeypatch: pytest.MonkeyP
             raise failures.pop()
         return await list_devices()
 
-    async def test() -> None:
-        await host.manager.start()
-        await host.manager.bind(BindParameters(hardware=THING), "test")
-        monkeypatch.setattr(manager, "LIST_AGAIN", 0.0)
-        monkeypatch.setattr(host.source, "list_devices", fail_once)
-        host.plug(record("1-4"))
-        await host.until_state("1-4", DeviceState.SHARED)
-        assert not failures
-        await host.manager.stop()
-
-    run(test())
+    await host.manager.start()
+    await host.manager.bind(BindParameters(hardware=THING), "test")
+    monkeypatch.setattr(manager, "LIST_AGAIN", 0.0)
+    monkeypatch.setattr(host.source, "list_devices", fail_once)
+    host.plug(record("1-4"))
+    await host.until_state("1-4", DeviceState.SHARED)
+    assert not failures
+    await host.manager.stop()
 
 
 @pytest.mark.parametrize("devnum", [12, 99], ids=["reset", "replugged"])
-def test_a_claim_has_an_end_in_the_history_however_quickly_the_device_is_back(
+async def test_a_claim_has_an_end_in_the_history_however_quickly_the_device_is_back(
     host: Host, spawner: FakeSpawner, devnum: int
 ) -> None:
-    async def test() -> None:
-        await host.manager.start()
-        await host.bind("1-2")
-        for turn in range(1, 4):
-            worker = spawner.last
-            host.unplug("1-2")
-            host.plug(replace(record("1-2"), devnum=devnum + turn))
-            await until(lambda worker=worker: spawner.last is not worker)
-            await host.until_state("1-2", DeviceState.SHARED)
-            assert host.told("1-2") == ["claimed"] + ["unplugged", "claimed"] * turn
-        await host.unbind("1-2")
-        assert host.told("1-2")[-2:] == ["claimed", "released"]
-        await host.manager.stop()
-
-    run(test())
+    await host.manager.start()
+    await host.bind("1-2")
+    for turn in range(1, 4):
+        worker = spawner.last
+        host.unplug("1-2")
+        host.plug(replace(record("1-2"), devnum=devnum + turn))
+        await until(lambda worker=worker: spawner.last is not worker)
+        await host.until_state("1-2", DeviceState.SHARED)
+        assert host.told("1-2") == ["claimed"] + ["unplugged", "claimed"] * turn
+    await host.unbind("1-2")
+    assert host.told("1-2")[-2:] == ["claimed", "released"]
+    await host.manager.stop()
 
 
-def test_a_claim_has_an_end_in_the_history_if_its_worker_does_not_notice(
+async def test_a_claim_has_an_end_in_the_history_if_its_worker_does_not_notice(
     host: Host, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host.manager._claimer, "_stack", replace(LINUX, gone_time=0.001))
-
-    async def test() -> None:
-        await host.manager.start()
-        await host.bind("1-2")
-        worker = spawner.last
-        host.plug(replace(record("1-2"), devnum=99))
-        await until(lambda: spawner.last is not worker)
-        await host.until_state("1-2", DeviceState.SHARED)
-        assert host.told("1-2") == ["claimed", "unplugged", "claimed"]
-        await host.manager.stop()
-        assert host.told("1-2") == ["claimed", "unplugged", "claimed", "released"]
-
-    run(test())
+    await host.manager.start()
+    await host.bind("1-2")
+    worker = spawner.last
+    host.plug(replace(record("1-2"), devnum=99))
+    await until(lambda: spawner.last is not worker)
+    await host.until_state("1-2", DeviceState.SHARED)
+    assert host.told("1-2") == ["claimed", "unplugged", "claimed"]
+    await host.manager.stop()
+    assert host.told("1-2") == ["claimed", "unplugged", "claimed", "released"]
 
 
 async def hold_and_lose(host: Host, spawner: FakeSpawner) -> None:
@@ -120,231 +106,195 @@ async def hold_and_lose(host: Host, spawner: FakeSpawner) -> None:
     await until(lambda: host.manager.claims["1-2"].state is ClaimState.FAILED)
 
 
-def test_the_history_of_a_device_that_fails_and_is_unplugged(host: Host, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        await hold_and_lose(host, spawner)
-        host.unplug("1-2")
-        await until(lambda: "1-2" not in host.manager.claims)
-        assert host.told("1-2") == ["claimed", "failed", "failed", "unplugged"]
-        await host.manager.stop()
-
-    run(test())
+async def test_the_history_of_a_device_that_fails_and_is_unplugged(host: Host, spawner: FakeSpawner) -> None:
+    await hold_and_lose(host, spawner)
+    host.unplug("1-2")
+    await until(lambda: "1-2" not in host.manager.claims)
+    assert host.told("1-2") == ["claimed", "failed", "failed", "unplugged"]
+    await host.manager.stop()
 
 
-def test_the_history_has_nothing_of_the_release_of_what_nobody_held(host: Host, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        await hold_and_lose(host, spawner)
-        await host.unbind("1-2")
-        assert host.told("1-2") == ["claimed", "failed", "failed"]
-        await host.manager.stop()
+async def test_the_history_has_nothing_of_the_release_of_what_nobody_held(
+    host: Host, spawner: FakeSpawner
+) -> None:
+    await hold_and_lose(host, spawner)
+    await host.unbind("1-2")
+    assert host.told("1-2") == ["claimed", "failed", "failed"]
+    await host.manager.stop()
 
-    run(test())
 
-
-def test_what_is_shown_as_shared_can_be_had(host: Host, spawner: FakeSpawner) -> None:
+async def test_what_is_shown_as_shared_can_be_had(host: Host, spawner: FakeSpawner) -> None:
     """Not while a worker takes the device, be it the first one or the next."""
 
     def silence_the_next(child: FakeChild) -> None:
         spawner.answers[Command.CLAIM] = "silence"
         child.killed = True  # this one ends as ever
 
-    async def test() -> None:
-        await host.manager.start()
-        await host.bind("1-2")
-        before = spawner.last
-        silence_the_next(before)
+    await host.manager.start()
+    await host.bind("1-2")
+    before = spawner.last
+    silence_the_next(before)
+    host.unplug("1-2")
+    host.plug(replace(record("1-2"), devnum=99))
+    await until(lambda: spawner.last is not before and spawner.last.asked)
+    device = await host.device("1-2")
+    assert (device.state, device.claim_method, device.error) == (DeviceState.NOT_SHARED, None, None)
+    first = spawner.last
+    del spawner.answers[Command.CLAIM]
+    first.die()
+    await host.until_state("1-2", DeviceState.SHARED)
+    assert (await host.device("1-2")).claim_method is not None
+
+    held = spawner.last
+    silence_the_next(held)
+    held.die()
+    await until(lambda: spawner.last is not held and spawner.last.asked)
+    device = await host.device("1-2")
+    assert (device.state, device.claim_method) == (DeviceState.FAILED, None)
+    assert device.error is not None
+    assert device.error.startswith("the worker ended with ")
+    assert device.next_try is not None
+    del spawner.answers[Command.CLAIM]
+    spawner.last.die()
+    await host.until_state("1-2", DeviceState.SHARED)
+    assert (await host.device("1-2")).error is None
+    await host.manager.stop()
+
+
+async def test_a_bootloader_is_shared_if_it_is_bound(host: Host) -> None:
+    bootloader = replace(record("1-2"), product_id=0xB007, devnum=33)
+    await host.manager.start()
+    await host.bind("1-2")
+    hardware = HardwareId(vendor_id=0x1234, product_id=0xB007)
+    await host.manager.bind(BindParameters(hardware=hardware), "test")
+    for device in (bootloader, replace(record("1-2"), devnum=34)):
         host.unplug("1-2")
-        host.plug(replace(record("1-2"), devnum=99))
-        await until(lambda: spawner.last is not before and spawner.last.asked)
-        device = await host.device("1-2")
-        assert (device.state, device.claim_method, device.error) == (DeviceState.NOT_SHARED, None, None)
-        first = spawner.last
-        del spawner.answers[Command.CLAIM]
-        first.die()
-        await host.until_state("1-2", DeviceState.SHARED)
-        assert (await host.device("1-2")).claim_method is not None
-
-        held = spawner.last
-        silence_the_next(held)
-        held.die()
-        await until(lambda: spawner.last is not held and spawner.last.asked)
-        device = await host.device("1-2")
-        assert (device.state, device.claim_method) == (DeviceState.FAILED, None)
-        assert device.error is not None
-        assert device.error.startswith("the worker ended with ")
-        assert device.next_try is not None
-        del spawner.answers[Command.CLAIM]
-        spawner.last.die()
-        await host.until_state("1-2", DeviceState.SHARED)
-        assert (await host.device("1-2")).error is None
-        await host.manager.stop()
-
-    run(test())
-
-
-def test_a_bootloader_is_shared_if_it_is_bound(host: Host) -> None:
-    async def test() -> None:
-        bootloader = replace(record("1-2"), product_id=0xB007, devnum=33)
-        await host.manager.start()
-        await host.bind("1-2")
-        hardware = HardwareId(vendor_id=0x1234, product_id=0xB007)
-        await host.manager.bind(BindParameters(hardware=hardware), "test")
-        for device in (bootloader, replace(record("1-2"), devnum=34)):
-            host.unplug("1-2")
-            host.plug(device)
-            await until(
-                lambda device=device: (
-                    "1-2" in host.manager.claims
-                    and host.manager.claims["1-2"].record.product_id == device.product_id
-                    and host.manager.claims["1-2"].claimed is not None
-                )
+        host.plug(device)
+        await until(
+            lambda device=device: (
+                "1-2" in host.manager.claims
+                and host.manager.claims["1-2"].record.product_id == device.product_id
+                and host.manager.claims["1-2"].claimed is not None
             )
-        await host.manager.stop()
-
-    run(test())
+        )
+    await host.manager.stop()
 
 
 @pytest.mark.parametrize("hangs", [False, True])
-def test_a_worker_that_does_not_notice_that_its_device_is_gone(
+async def test_a_worker_that_does_not_notice_that_its_device_is_gone(
     host: Host, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch, hangs: bool
 ) -> None:
     monkeypatch.setattr(host.manager._claimer, "_stack", replace(LINUX, gone_time=0.001, end_time=0.01))
-
-    async def test() -> None:
-        await host.manager.start()
-        await host.bind("1-2")
-        if hangs:  # it does not notice either that its channel is closed
-            spawner.answers[Command.CLAIM] = "silence"
-        del host.source.records["1-2"]
-        host.manager.devices_changed()
-        await until(lambda: "1-2" not in host.manager.claims)
-        assert not spawner.last.channel.is_open
-        assert spawner.last.killed == hangs
-        await host.manager.stop()
-
-    run(test())
+    await host.manager.start()
+    await host.bind("1-2")
+    if hangs:  # it does not notice either that its channel is closed
+        spawner.answers[Command.CLAIM] = "silence"
+    del host.source.records["1-2"]
+    host.manager.devices_changed()
+    await until(lambda: "1-2" not in host.manager.claims)
+    assert not spawner.last.channel.is_open
+    assert spawner.last.killed == hangs
+    await host.manager.stop()
 
 
-def test_what_cannot_be_claimed_at_the_start_has_failed_and_disturbs_nobody(
+async def test_what_cannot_be_claimed_at_the_start_has_failed_and_disturbs_nobody(
     host: Host, spawner: FakeSpawner
 ) -> None:
-    async def test() -> None:
-        await host.bind("1-2")
-        await host.bind("1-3")
-        await host.manager.stop()
-        disk = host.sysfs.root / "devices/1-2/1-2:1.0/host0/block"
-        host.sysfs.add_block_device(disk, "sda", "8:0")
-        host.sysfs.mount("8:0", "/media/stick", "/dev/sda")
-        await host.new_manager().start()
-        failed = await host.device("1-2")
-        assert failed.state is DeviceState.FAILED
-        assert "/media/stick" in str(failed.error)
-        assert (await host.states())["1-3"] is DeviceState.SHARED
-        assert len(host.store.happened(HistoryEvent.FAILED)) == 1
-        await host.manager.stop()
-
-    run(test())
+    await host.bind("1-2")
+    await host.bind("1-3")
+    await host.manager.stop()
+    disk = host.sysfs.root / "devices/1-2/1-2:1.0/host0/block"
+    host.sysfs.add_block_device(disk, "sda", "8:0")
+    host.sysfs.mount("8:0", "/media/stick", "/dev/sda")
+    await host.new_manager().start()
+    failed = await host.device("1-2")
+    assert failed.state is DeviceState.FAILED
+    assert "/media/stick" in str(failed.error)
+    assert (await host.states())["1-3"] is DeviceState.SHARED
+    assert len(host.store.happened(HistoryEvent.FAILED)) == 1
+    await host.manager.stop()
 
 
-def test_a_kernel_that_hangs_over_drivers_stops_neither_start_nor_end(
+async def test_a_kernel_that_hangs_over_drivers_stops_neither_start_nor_end(
     host: Host, sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(manager, "DRIVERS_TIME", 0.01)
     probe = sysfs.hang_over_drivers()
-
-    async def test() -> None:
-        sysfs.add_interface("1-4", 0, None)
-        host.source.records["1-4"] = record("1-4")
-        host.store.held = {"1-4": StoredClaim("1-4", 0x1234, 0x5678, 1.0)}
-        await host.manager.start()
-        await host.manager.stop()
-
-    run(test())  # the loop waits for its own threads when it ends
+    sysfs.add_interface("1-4", 0, None)
+    host.source.records["1-4"] = record("1-4")
+    host.store.held = {"1-4": StoredClaim("1-4", 0x1234, 0x5678, 1.0)}
+    await host.manager.start()
+    await host.manager.stop()
     assert "1-4: this host still scans for drivers after" in caplog.text
     with probe.open() as answered:
         assert answered.read() == "1-4:1.0"
 
 
-def test_what_nobody_gave_back_goes_back_when_the_system_lists_it(host: Host, sysfs: FakeSysfs) -> None:
+async def test_what_nobody_gave_back_goes_back_when_the_system_lists_it(host: Host, sysfs: FakeSysfs) -> None:
     """At the start, the system does not answer about it."""
-
-    async def test() -> None:
-        sysfs.add_interface("1-4", 0, None)
-        host.store.held = {busid: StoredClaim(busid, 0x1234, 0x5678, 1.0) for busid in ("1-4", "9-9")}
-        host.source.problem = "no answer about 1-4"
-        await host.manager.start()
-        assert set(host.store.held) == {"1-4", "9-9"}
-        host.source.records["1-4"] = record("1-4")
-        host.source.problem = None
-        host.manager.devices_changed()
-        await until(lambda: not host.store.held)
-        assert sysfs.probed == "1-4:1.0"
-        await host.manager.stop()
-
-    run(test())
+    sysfs.add_interface("1-4", 0, None)
+    host.store.held = {busid: StoredClaim(busid, 0x1234, 0x5678, 1.0) for busid in ("1-4", "9-9")}
+    host.source.problem = "no answer about 1-4"
+    await host.manager.start()
+    assert set(host.store.held) == {"1-4", "9-9"}
+    host.source.records["1-4"] = record("1-4")
+    host.source.problem = None
+    host.manager.devices_changed()
+    await until(lambda: not host.store.held)
+    assert sysfs.probed == "1-4:1.0"
+    await host.manager.stop()
 
 
-def test_a_stray_that_is_bound_before_it_is_listed_is_kept(host: Host, sysfs: FakeSysfs) -> None:
-    async def test() -> None:
-        sysfs.add_interface("1-4", 0, None)
-        host.store.held = {"1-4": StoredClaim("1-4", 0x1234, 0x5678, 1.0)}
-        host.source.problem = "no answer about 1-4"
-        await host.manager.start()
-        host.source.records["1-4"] = record("1-4")
-        host.source.problem = None
-        await host.bind("1-4")
-        host.manager.devices_changed()
-        await until(lambda: not host.manager._orphaned)
-        assert set(host.store.held) == {"1-4"}
-        assert sysfs.probed == ""
-        await host.manager.stop()
-
-    run(test())
+async def test_a_stray_that_is_bound_before_it_is_listed_is_kept(host: Host, sysfs: FakeSysfs) -> None:
+    sysfs.add_interface("1-4", 0, None)
+    host.store.held = {"1-4": StoredClaim("1-4", 0x1234, 0x5678, 1.0)}
+    host.source.problem = "no answer about 1-4"
+    await host.manager.start()
+    host.source.records["1-4"] = record("1-4")
+    host.source.problem = None
+    await host.bind("1-4")
+    host.manager.devices_changed()
+    await until(lambda: not host.manager._orphaned)
+    assert set(host.store.held) == {"1-4"}
+    assert sysfs.probed == ""
+    await host.manager.stop()
 
 
-def test_a_stray_that_is_bound_while_it_goes_back_is_noted(host: Host, sysfs: FakeSysfs) -> None:
+async def test_a_stray_that_is_bound_while_it_goes_back_is_noted(host: Host, sysfs: FakeSysfs) -> None:
     """Its new claim has to be known to the next extension, if this one is killed."""
-
-    async def test() -> None:
-        sysfs.add_interface("1-4", 0, None)
-        host.store.held = {"1-4": StoredClaim("1-4", 0x1234, 0x5678, 1.0)}
-        host.source.problem = "no answer about 1-4"
-        await host.manager.start()
-        probe = sysfs.hang_over_drivers()
-        host.source.records["1-4"] = record("1-4")
-        host.source.problem = None
-        host.manager.devices_changed()
-        await until(lambda: not host.manager._orphaned)
-        binding = asyncio.create_task(host.bind("1-4"))
-        await asyncio.wait({binding}, timeout=0.2)
-        answers = os.open(probe, os.O_RDWR)
-        await binding
-        host.manager.devices_changed()
-        await until(lambda: not host.manager._changed.is_set())  # what was under way is over
-        assert set(host.store.held) == {"1-4"}
-        await host.manager.stop()
-        os.close(answers)
-
-    run(test())
+    sysfs.add_interface("1-4", 0, None)
+    host.store.held = {"1-4": StoredClaim("1-4", 0x1234, 0x5678, 1.0)}
+    host.source.problem = "no answer about 1-4"
+    await host.manager.start()
+    probe = sysfs.hang_over_drivers()
+    host.source.records["1-4"] = record("1-4")
+    host.source.problem = None
+    host.manager.devices_changed()
+    await until(lambda: not host.manager._orphaned)
+    binding = asyncio.create_task(host.bind("1-4"))
+    await asyncio.wait({binding}, timeout=0.2)
+    answers = os.open(probe, os.O_RDWR)
+    await binding
+    host.manager.devices_changed()
+    await until(lambda: not host.manager._changed.is_set())  # what was under way is over
+    assert set(host.store.held) == {"1-4"}
+    await host.manager.stop()
+    os.close(answers)
 
 
-def test_what_nobody_gave_back_goes_back_at_the_start(host: Host, sysfs: FakeSysfs) -> None:
+async def test_what_nobody_gave_back_goes_back_at_the_start(host: Host, sysfs: FakeSysfs) -> None:
     """All processes were killed at one moment, between claim and bind."""
-
-    async def test() -> None:
-        sysfs.add_interface("1-4", 0, None)
-        host.source.records["1-4"] = record("1-4")
-        host.store.held = {busid: StoredClaim(busid, 0x1234, 0x5678, 1.0) for busid in ("1-4", "9-9")}
-        await host.manager.start()
-        assert sysfs.probed == "1-4:1.0"
-        assert not host.store.held
-        await host.manager.stop()
-
-    run(test())
+    sysfs.add_interface("1-4", 0, None)
+    host.source.records["1-4"] = record("1-4")
+    host.store.held = {busid: StoredClaim(busid, 0x1234, 0x5678, 1.0) for busid in ("1-4", "9-9")}
+    await host.manager.start()
+    assert sysfs.probed == "1-4:1.0"
+    assert not host.store.held
+    await host.manager.stop()
 
 
 @pytest.mark.parametrize("refused", [False, True])
-def test_a_device_that_goes_as_soon_as_it_is_claimed(
+async def test_a_device_that_goes_as_soon_as_it_is_claimed(
     host: Host, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch, refused: bool
 ) -> None:
     """The worker says so directly behind its answer.  `refused`: after a claim before that, which failed."""
@@ -359,55 +309,45 @@ def test_a_device_that_goes_as_soon_as_it_is_claimed(
         return await answer(child, request)
 
     monkeypatch.setattr(FakeChild, "_answer", answer_and_go)
-
-    async def test() -> None:
-        await host.manager.start()
-        await host.manager._claimer.restore_claimed_devices([record("1-2")])
-        claim = host.manager.claims["1-2"]
-        await until(lambda: claim.is_gone and claim.worker is not None)
-        assert claim.worker is not None
-        assert claim.worker.channel.is_open, "it has broken no rule"
-        host.unplug("1-2")
-        await until(lambda: "1-2" not in host.manager.claims)
-        await host.manager.stop()
-
-    run(test())
+    await host.manager.start()
+    await host.manager._claimer.restore_claimed_devices([record("1-2")])
+    claim = host.manager.claims["1-2"]
+    await until(lambda: claim.is_gone and claim.worker is not None)
+    assert claim.worker is not None
+    assert claim.worker.channel.is_open, "it has broken no rule"
+    host.unplug("1-2")
+    await until(lambda: "1-2" not in host.manager.claims)
+    await host.manager.stop()
     assert host.told("1-2") == [*(["failed"] if refused else []), "claimed", "unplugged"]
 
 
-def test_a_device_that_goes_while_its_claim_fails(
+async def test_a_device_that_goes_while_its_claim_fails(
     host: Host, spawner: FakeSpawner, caplog: pytest.LogCaptureFixture
 ) -> None:
     """That is no error of the daemon's."""
-
-    async def test() -> None:
-        await host.manager.start()
-        spawner.answers[Command.CLAIM] = "silence"
-        await host.manager._claimer.restore_claimed_devices([record("1-2")])
-        await until(lambda: spawner.children and spawner.last.busid == "1-2" and spawner.last.asked)
-        host.unplug("1-2")
-        await until(lambda: "1-2" not in host.manager.claims)
-        await host.manager.stop()
-
-    run(test())
+    await host.manager.start()
+    spawner.answers[Command.CLAIM] = "silence"
+    await host.manager._claimer.restore_claimed_devices([record("1-2")])
+    await until(lambda: spawner.children and spawner.last.busid == "1-2" and spawner.last.asked)
+    host.unplug("1-2")
+    await until(lambda: "1-2" not in host.manager.claims)
+    await host.manager.stop()
     assert host.told("1-2") == ["failed", "unplugged"]
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-def test_a_device_that_goes_while_it_is_being_claimed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_device_that_goes_while_it_is_being_claimed(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The worker has it, as far as it knows; it is not there any more."""
     monkeypatch.setattr(host.manager._claimer, "_stack", replace(LINUX, gone_time=0.001))
-
-    async def test() -> None:
-        await host.bind("1-2")
-        await host.manager.stop()
-        await host.new_manager().start()
-        host.unplug("1-2")
-        await until(lambda: "1-2" not in host.manager.claims)
-        host.plug(record("1-2"))
-        await until(lambda: "1-2" in host.manager.claims)
-        host.unplug("1-2")  # before there is a worker that could hear of it
-        await until(lambda: "1-2" not in host.manager.claims)
-        await host.manager.stop()
-
-    run(test())
+    await host.bind("1-2")
+    await host.manager.stop()
+    await host.new_manager().start()
+    host.unplug("1-2")
+    await until(lambda: "1-2" not in host.manager.claims)
+    host.plug(record("1-2"))
+    await until(lambda: "1-2" in host.manager.claims)
+    host.unplug("1-2")  # before there is a worker that could hear of it
+    await until(lambda: "1-2" not in host.manager.claims)
+    await host.manager.stop()

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.unit.extension.fakes import FakeSource, FakeSpawner, FakeSysfs, make_claimer, record, run, until
+from tests.unit.extension.fakes import FakeSource, FakeSpawner, FakeSysfs, make_claimer, record, until
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.extension import reservations as module
 from usbipd.extension.device import ClaimState, Device
@@ -75,105 +75,81 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RESTORE_PATIENCE", 0.01)
 
 
-def test_a_free_device_goes_to_its_client(desk: Desk, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        async with desk.claimed():
-            result = await desk.reserve("192.0.2.1:7777")
-            assert result.status == ST_OK
-            assert result.device == desk.claim.wire_device
-            read_end, write_end = os.pipe()
-            await desk.reservations.hand_over(desk.last, write_end)
-            os.close(write_end)
-            assert spawner.last.parameters(Command.ATTACH) == AttachParameters(client="192.0.2.1:7777")
-            assert spawner.last.descriptor is not None
-            os.write(spawner.last.descriptor, b"through")
-            assert os.read(read_end, 10) == b"through"
-            os.close(read_end)
-            assert desk.claim.state is ClaimState.ATTACHED
-            assert desk.claim.client == "192.0.2.1:7777"
-
-    run(test())
+async def test_a_free_device_goes_to_its_client(desk: Desk, spawner: FakeSpawner) -> None:
+    async with desk.claimed():
+        result = await desk.reserve("192.0.2.1:7777")
+        assert result.status == ST_OK
+        assert result.device == desk.claim.wire_device
+        read_end, write_end = os.pipe()
+        await desk.reservations.hand_over(desk.last, write_end)
+        os.close(write_end)
+        assert spawner.last.parameters(Command.ATTACH) == AttachParameters(client="192.0.2.1:7777")
+        assert spawner.last.descriptor is not None
+        os.write(spawner.last.descriptor, b"through")
+        assert os.read(read_end, 10) == b"through"
+        os.close(read_end)
+        assert desk.claim.state is ClaimState.ATTACHED
+        assert desk.claim.client == "192.0.2.1:7777"
 
 
 @pytest.mark.rule("op-status")
-def test_no_such_device(desk: Desk) -> None:
-    async def test() -> None:
-        async with desk.claimed():
-            assert await desk.reserve(busid="9-9") == ReserveResult(status=ST_NODEV)
-
-    run(test())
+async def test_no_such_device(desk: Desk) -> None:
+    async with desk.claimed():
+        assert await desk.reserve(busid="9-9") == ReserveResult(status=ST_NODEV)
 
 
-def test_a_device_that_the_client_may_not_know_of_is_not_there(desk: Desk) -> None:
-    async def test() -> None:
-        async with desk.claimed():
-            desk.hidden_from.add("192.0.2.1")
-            assert await desk.reserve() == ReserveResult(status=ST_NODEV)
-            assert desk.claim.is_free
-            assert (await desk.reserve("192.0.2.2:1")).status == ST_OK
-
-    run(test())
+async def test_a_device_that_the_client_may_not_know_of_is_not_there(desk: Desk) -> None:
+    async with desk.claimed():
+        desk.hidden_from.add("192.0.2.1")
+        assert await desk.reserve() == ReserveResult(status=ST_NODEV)
+        assert desk.claim.is_free
+        assert (await desk.reserve("192.0.2.2:1")).status == ST_OK
 
 
 @pytest.mark.rule("op-status")
-def test_a_device_that_could_not_be_claimed(desk: Desk) -> None:
-    async def test() -> None:
-        async with desk.claimed():
-            desk.claim.failed(UsbipdError("stuck"), 30.0)
-            assert await desk.reserve() == ReserveResult(status=ST_DEV_ERR)
-
-    run(test())
+async def test_a_device_that_could_not_be_claimed(desk: Desk) -> None:
+    async with desk.claimed():
+        desk.claim.failed(UsbipdError("stuck"), 30.0)
+        assert await desk.reserve() == ReserveResult(status=ST_DEV_ERR)
 
 
 @pytest.mark.rule("import-busy")
 @pytest.mark.usefixtures("impatient")
-def test_an_attached_device_is_busy(desk: Desk) -> None:
-    async def test() -> None:
-        async with desk.claimed():
-            await desk.attach()
-            assert await desk.reserve("192.0.2.2:2") == ReserveResult(status=ST_DEV_BUSY)
-
-    run(test())
+async def test_an_attached_device_is_busy(desk: Desk) -> None:
+    async with desk.claimed():
+        await desk.attach()
+        assert await desk.reserve("192.0.2.2:2") == ReserveResult(status=ST_DEV_BUSY)
 
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("state", [ClaimState.RESTORING, ClaimState.CLAIMING])
-def test_a_device_that_does_not_become_free_is_busy(desk: Desk, state: ClaimState) -> None:
-    async def test() -> None:
-        async with desk.claimed():
-            desk.claim.state = state
-            assert await desk.reserve() == ReserveResult(status=ST_DEV_BUSY)
-
-    run(test())
+async def test_a_device_that_does_not_become_free_is_busy(desk: Desk, state: ClaimState) -> None:
+    async with desk.claimed():
+        desk.claim.state = state
+        assert await desk.reserve() == ReserveResult(status=ST_DEV_BUSY)
 
 
-def test_who_comes_while_the_last_client_leaves_waits(
+async def test_who_comes_while_the_last_client_leaves_waits(
     desk: Desk, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test() -> None:
-        monkeypatch.setattr(module, "RESTORE_PATIENCE", LONG)
-        async with desk.claimed():
-            await desk.attach()
-            waiting = asyncio.create_task(desk.reserve("192.0.2.2:2"))
-            spawner.last.detach()
-            await until(lambda: desk.claim.state is ClaimState.RESTORING)
-            monkeypatch.setattr(module, "BUSY_PATIENCE", 0.0)
-            assert not waiting.done()
-            spawner.last.restored()
-            result = await waiting
-            assert result.status == ST_OK
-
-    run(test())
+    monkeypatch.setattr(module, "RESTORE_PATIENCE", LONG)
+    async with desk.claimed():
+        await desk.attach()
+        waiting = asyncio.create_task(desk.reserve("192.0.2.2:2"))
+        spawner.last.detach()
+        await until(lambda: desk.claim.state is ClaimState.RESTORING)
+        monkeypatch.setattr(module, "BUSY_PATIENCE", 0.0)
+        assert not waiting.done()
+        spawner.last.restored()
+        result = await waiting
+        assert result.status == ST_OK
 
 
 @pytest.mark.usefixtures("impatient")
-def test_of_two_that_wait_one_gets_it(desk: Desk, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        async with desk.claimed():
-            results = await asyncio.gather(desk.reserve("192.0.2.1:1"), desk.reserve("192.0.2.2:2"))
-            assert sorted(result.status for result in results) == [ST_OK, ST_DEV_BUSY]
-
-    run(test())
+async def test_of_two_that_wait_one_gets_it(desk: Desk, spawner: FakeSpawner) -> None:
+    async with desk.claimed():
+        results = await asyncio.gather(desk.reserve("192.0.2.1:1"), desk.reserve("192.0.2.2:2"))
+        assert sorted(result.status for result in results) == [ST_OK, ST_DEV_BUSY]
 
 
 async def settle() -> None:
@@ -182,224 +158,183 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def test_a_device_in_use_is_busy_at_once_for_one_that_does_not_wait(desk: Desk) -> None:
-    async def test() -> None:
-        async with desk.claimed():
-            assert (await desk.reserve(wait=False)).status == ST_OK
-            async with asyncio.timeout(0.5):
-                assert await desk.reserve(wait=False) == ReserveResult(status=ST_DEV_BUSY)
-
-    run(test())
+async def test_a_device_in_use_is_busy_at_once_for_one_that_does_not_wait(desk: Desk) -> None:
+    async with desk.claimed():
+        assert (await desk.reserve(wait=False)).status == ST_OK
+        async with asyncio.timeout(0.5):
+            assert await desk.reserve(wait=False) == ReserveResult(status=ST_DEV_BUSY)
 
 
-def test_a_client_that_waits_for_a_reserved_device_gets_it_when_that_is_abandoned(
+async def test_a_client_that_waits_for_a_reserved_device_gets_it_when_that_is_abandoned(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BUSY_PATIENCE", LONG)
-
-    async def test() -> None:
-        async with desk.claimed():
-            assert (await desk.reserve(number=1)).status == ST_OK
-            waiting = asyncio.create_task(desk.reserve(number=2))
-            await settle()
-            desk.reservations.abandon(1)
-            async with asyncio.timeout(LONG / 2):
-                assert (await waiting).status == ST_OK
-
-    run(test())
+    async with desk.claimed():
+        assert (await desk.reserve(number=1)).status == ST_OK
+        waiting = asyncio.create_task(desk.reserve(number=2))
+        await settle()
+        desk.reservations.abandon(1)
+        async with asyncio.timeout(LONG / 2):
+            assert (await waiting).status == ST_OK
 
 
 @pytest.mark.parametrize("how", ["abandoned", "its server died", "its channel closed"])
-def test_a_client_that_leaves_while_it_waits_gets_nothing(
+async def test_a_client_that_leaves_while_it_waits_gets_nothing(
     desk: Desk, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setattr(module, "BUSY_PATIENCE", LONG)
-
-    async def test() -> None:
-        async with desk.claimed():
-            await desk.attach()
-            tasks = asyncio.all_tasks()
-            waiting = asyncio.create_task(desk.reserve(number=7))
-            await settle()
-            if how == "abandoned":
-                desk.reservations.abandon(7)
-            elif how == "its server died":
-                desk.reservations.drop_all()
-            else:
-                waiting.cancel()
-            async with asyncio.timeout(LONG / 2):
-                await asyncio.wait({waiting})
-            assert waiting.cancelled() or waiting.result().status == ST_DEV_BUSY
-            await settle()
-            assert asyncio.all_tasks() - tasks == set(), "nothing waits on"
-            spawner.last.detach()
-            spawner.last.restored()
-            await until(lambda: desk.claim.is_free)
-            assert (await desk.reserve(number=7)).status == ST_OK, "the number is not in use any more"
-
-    run(test())
+    async with desk.claimed():
+        await desk.attach()
+        tasks = asyncio.all_tasks()
+        waiting = asyncio.create_task(desk.reserve(number=7))
+        await settle()
+        if how == "abandoned":
+            desk.reservations.abandon(7)
+        elif how == "its server died":
+            desk.reservations.drop_all()
+        else:
+            waiting.cancel()
+        async with asyncio.timeout(LONG / 2):
+            await asyncio.wait({waiting})
+        assert waiting.cancelled() or waiting.result().status == ST_DEV_BUSY
+        await settle()
+        assert asyncio.all_tasks() - tasks == set(), "nothing waits on"
+        spawner.last.detach()
+        spawner.last.restored()
+        await until(lambda: desk.claim.is_free)
+        assert (await desk.reserve(number=7)).status == ST_OK, "the number is not in use any more"
 
 
-def test_a_client_that_leaves_at_the_moment_the_device_becomes_free_does_not_keep_it(desk: Desk) -> None:
-    async def test() -> None:
-        async with desk.claimed():
-            assert (await desk.reserve(number=1)).status == ST_OK
-            waiting = asyncio.create_task(desk.reserve(number=2))
-            await asyncio.sleep(0)
-            desk.reservations.abandon(1)
-            for turns in itertools.count():  # at each turn of the loop until it has the device
-                assert desk.claim.is_free
-                if desk.reservations._waiting[2].done():
-                    break
-                await asyncio.sleep(0)
-                assert turns < 100
-            desk.reservations.abandon(2)
-            await waiting
+async def test_a_client_that_leaves_at_the_moment_the_device_becomes_free_does_not_keep_it(
+    desk: Desk,
+) -> None:
+    async with desk.claimed():
+        assert (await desk.reserve(number=1)).status == ST_OK
+        waiting = asyncio.create_task(desk.reserve(number=2))
+        await asyncio.sleep(0)
+        desk.reservations.abandon(1)
+        for turns in itertools.count():  # at each turn of the loop until it has the device
             assert desk.claim.is_free
-
-    run(test())
-
-
-def test_a_number_that_is_in_use_is_refused(desk: Desk) -> None:
-    async def test() -> None:
-        async with desk.claimed():
-            assert (await desk.reserve(number=1)).status == ST_OK
-            waiting = asyncio.create_task(desk.reserve(number=2))
+            if desk.reservations._waiting[2].done():
+                break
             await asyncio.sleep(0)
-            for number in (1, 2):
-                with pytest.raises(IPCError, match=f"reservation {number} is in use"):
-                    await desk.reserve(number=number)
-            desk.reservations.abandon(1)
-            assert (await waiting).status == ST_OK
+            assert turns < 100
+        desk.reservations.abandon(2)
+        await waiting
+        assert desk.claim.is_free
 
-    run(test())
+
+async def test_a_number_that_is_in_use_is_refused(desk: Desk) -> None:
+    async with desk.claimed():
+        assert (await desk.reserve(number=1)).status == ST_OK
+        waiting = asyncio.create_task(desk.reserve(number=2))
+        await asyncio.sleep(0)
+        for number in (1, 2):
+            with pytest.raises(IPCError, match=f"reservation {number} is in use"):
+                await desk.reserve(number=number)
+        desk.reservations.abandon(1)
+        assert (await waiting).status == ST_OK
 
 
 @pytest.mark.parametrize("how", ["abandoned", "expired", "its server died"])
-def test_a_reservation_ends(spawner: FakeSpawner, sysfs: FakeSysfs, how: str) -> None:
-    async def test() -> None:
-        desk = Desk(spawner, sysfs, handover_timeout=0.01 if how == "expired" else LONG)
-        async with desk.claimed():
-            assert (await desk.reserve()).status == ST_OK
-            if how == "abandoned":
-                desk.reservations.abandon(desk.last)
-            elif how == "its server died":
-                desk.reservations.drop_all()
-            await until(lambda: desk.claim.is_free)
-            with pytest.raises(UsbipdError, match="no longer good"):
-                await desk.reservations.hand_over(desk.last, 0)
-            desk.reservations.abandon(desk.last)  # again: nothing happens
-
-    run(test())
+async def test_a_reservation_ends(spawner: FakeSpawner, sysfs: FakeSysfs, how: str) -> None:
+    desk = Desk(spawner, sysfs, handover_timeout=0.01 if how == "expired" else LONG)
+    async with desk.claimed():
+        assert (await desk.reserve()).status == ST_OK
+        if how == "abandoned":
+            desk.reservations.abandon(desk.last)
+        elif how == "its server died":
+            desk.reservations.drop_all()
+        await until(lambda: desk.claim.is_free)
+        with pytest.raises(UsbipdError, match="no longer good"):
+            await desk.reservations.hand_over(desk.last, 0)
+        desk.reservations.abandon(desk.last)  # again: nothing happens
 
 
-def test_a_reservation_does_not_outlive_its_worker(desk: Desk, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        async with desk.claimed():
-            assert (await desk.reserve()).status == ST_OK
-            spawner.last.die()
-            await until(lambda: len(spawner.children) == 2 and desk.claim.is_free)
-            with pytest.raises(UsbipdError, match="no longer good"):
-                await desk.reservations.hand_over(desk.last, 0)
-            assert desk.claim.is_free
-
-    run(test())
+async def test_a_reservation_does_not_outlive_its_worker(desk: Desk, spawner: FakeSpawner) -> None:
+    async with desk.claimed():
+        assert (await desk.reserve()).status == ST_OK
+        spawner.last.die()
+        await until(lambda: len(spawner.children) == 2 and desk.claim.is_free)
+        with pytest.raises(UsbipdError, match="no longer good"):
+            await desk.reservations.hand_over(desk.last, 0)
+        assert desk.claim.is_free
 
 
-def test_a_device_that_is_unbound_meanwhile(desk: Desk) -> None:
-    async def test() -> None:
-        async with desk.claimed():
+async def test_a_device_that_is_unbound_meanwhile(desk: Desk) -> None:
+    async with desk.claimed():
+        await desk.attach()
+        waiting = asyncio.create_task(desk.reserve("192.0.2.2:2"))
+        await asyncio.sleep(0)
+        await desk.claimer.release_device("1-2", timeout=5)
+        assert await waiting == ReserveResult(status=ST_NODEV)
+
+
+async def test_a_worker_that_does_not_take_its_client_is_replaced(desk: Desk, spawner: FakeSpawner) -> None:
+    async with desk.claimed():
+        spawner.answers[Command.ATTACH] = UsbipdError("no", code="no")
+        with pytest.raises(UsbipdError, match="no"):
             await desk.attach()
-            waiting = asyncio.create_task(desk.reserve("192.0.2.2:2"))
-            await asyncio.sleep(0)
-            await desk.claimer.release_device("1-2", timeout=5)
-            assert await waiting == ReserveResult(status=ST_NODEV)
-
-    run(test())
+        await until(lambda: len(spawner.children) == 2 and desk.claim.is_free)
+        del spawner.answers[Command.ATTACH]
+        await desk.attach()
+        assert desk.claim.state is ClaimState.ATTACHED
 
 
-def test_a_worker_that_does_not_take_its_client_is_replaced(desk: Desk, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        async with desk.claimed():
-            spawner.answers[Command.ATTACH] = UsbipdError("no", code="no")
-            with pytest.raises(UsbipdError, match="no"):
-                await desk.attach()
-            await until(lambda: len(spawner.children) == 2 and desk.claim.is_free)
-            del spawner.answers[Command.ATTACH]
-            await desk.attach()
-            assert desk.claim.state is ClaimState.ATTACHED
-
-    run(test())
+async def test_a_worker_that_dies_while_it_attaches(desk: Desk, spawner: FakeSpawner) -> None:
+    async with desk.claimed():
+        spawner.answers[Command.ATTACH] = "silence"
+        attaching = asyncio.create_task(desk.attach())
+        await until(lambda: Command.ATTACH in spawner.last.commands)
+        spawner.last.die()
+        with pytest.raises(IPCError, match="gone"):
+            await attaching
+        await until(lambda: len(spawner.children) == 2 and desk.claim.is_free)
 
 
-def test_a_worker_that_dies_while_it_attaches(desk: Desk, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        async with desk.claimed():
-            spawner.answers[Command.ATTACH] = "silence"
-            attaching = asyncio.create_task(desk.attach())
-            await until(lambda: Command.ATTACH in spawner.last.commands)
-            spawner.last.die()
-            with pytest.raises(IPCError, match="gone"):
-                await attaching
-            await until(lambda: len(spawner.children) == 2 and desk.claim.is_free)
-
-    run(test())
-
-
-def test_a_device_that_goes_as_its_client_comes(
+async def test_a_device_that_goes_as_its_client_comes(
     desk: Desk, spawner: FakeSpawner, caplog: pytest.LogCaptureFixture
 ) -> None:
     """That is no error of the daemon's."""
-
-    async def test() -> None:
-        async with desk.claimed():
-            spawner.answers[Command.ATTACH] = "silence"
-            attaching = asyncio.create_task(desk.attach())
-            await until(lambda: Command.ATTACH in spawner.last.commands)
-            spawner.last.device_gone()
-            spawner.last.die()
-            with pytest.raises(UsbipdError):
-                await attaching
-
-    run(test())
+    async with desk.claimed():
+        spawner.answers[Command.ATTACH] = "silence"
+        attaching = asyncio.create_task(desk.attach())
+        await until(lambda: Command.ATTACH in spawner.last.commands)
+        spawner.last.device_gone()
+        spawner.last.die()
+        with pytest.raises(UsbipdError):
+            await attaching
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-def test_no_descriptor_left_for_a_hand_over(
+async def test_no_descriptor_left_for_a_hand_over(
     desk: Desk, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The device does not stay attached to nobody: another worker claims it."""
-
-    async def test() -> None:
-        async with desk.claimed():
-            assert (await desk.reserve()).status == ST_OK
-            with monkeypatch.context() as patch:
-                patch.setattr(os, "dup", no_descriptor_left)
-                with pytest.raises(UsbipdError, match="cannot hand over: Too many open files"):
-                    await desk.reservations.hand_over(desk.last, 0)
-            await until(lambda: len(spawner.children) == 2 and desk.claim.is_free)
-            await desk.attach()
-
-    run(test())
+    async with desk.claimed():
+        assert (await desk.reserve()).status == ST_OK
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "dup", no_descriptor_left)
+            with pytest.raises(UsbipdError, match="cannot hand over: Too many open files"):
+                await desk.reservations.hand_over(desk.last, 0)
+        await until(lambda: len(spawner.children) == 2 and desk.claim.is_free)
+        await desk.attach()
 
 
 def no_descriptor_left(_descriptor: int) -> int:
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
-def test_a_device_whose_release_has_begun_goes_to_no_client(desk: Desk, spawner: FakeSpawner) -> None:
-    async def test() -> None:
-        await desk.claimer.claim_device(record("1-2"))
-        await desk.reserve()
-        releasing = asyncio.create_task(desk.claimer.release_device("1-2", timeout=5))
-        device = desk.claim
-        await asyncio.sleep(0)  # it waits for the task that keeps the device
-        assert not device.is_kept
-        with pytest.raises(UsbipdError) as caught:
-            await desk.reservations.hand_over(desk.last, 0)
-        assert caught.value.code == "no-reservation"
-        assert not device.is_kept
-        await releasing
-        assert Command.ATTACH not in spawner.last.commands
-
-    run(test())
+async def test_a_device_whose_release_has_begun_goes_to_no_client(desk: Desk, spawner: FakeSpawner) -> None:
+    await desk.claimer.claim_device(record("1-2"))
+    await desk.reserve()
+    releasing = asyncio.create_task(desk.claimer.release_device("1-2", timeout=5))
+    device = desk.claim
+    await asyncio.sleep(0)  # it waits for the task that keeps the device
+    assert not device.is_kept
+    with pytest.raises(UsbipdError) as caught:
+        await desk.reservations.hand_over(desk.last, 0)
+    assert caught.value.code == "no-reservation"
+    assert not device.is_kept
+    await releasing
+    assert Command.ATTACH not in spawner.last.commands

@@ -90,100 +90,81 @@ def test_the_bindings_are_those_that_were_added_and_not_removed(steps: list[tupl
     run(test())
 
 
-def test_everything_outlives_the_process(directory: Path) -> None:
+async def test_everything_outlives_the_process(directory: Path) -> None:
     now = time.time() - 1.5
-
-    async def test() -> None:
-        store = await Store.open(directory)
-        for one in BINDINGS:
-            await store.add_binding(one)
-        await store.begin_claim(CLAIM)
-        store.record(HistoryEvent.CLAIMED, time=now, busid="1-2", seconds=0.5, bytes_in=2**40)
-        await store.close()
-        store = await Store.open(directory)
-        assert store.problems == []
-        assert await store.bindings() == BINDINGS
-        assert await store.claims() == [CLAIM]
-        [entry] = await store.history(10)
-        assert entry == HistoryEntry(
-            id=1, time=now, event=HistoryEvent.CLAIMED, busid="1-2", seconds=0.5, bytes_in=2**40
-        )
-        assert await store.check() == []
-        await store.close()
-
-    run(test())
+    store = await Store.open(directory)
+    for one in BINDINGS:
+        await store.add_binding(one)
+    await store.begin_claim(CLAIM)
+    store.record(HistoryEvent.CLAIMED, time=now, busid="1-2", seconds=0.5, bytes_in=2**40)
+    await store.close()
+    store = await Store.open(directory)
+    assert store.problems == []
+    assert await store.bindings() == BINDINGS
+    assert await store.claims() == [CLAIM]
+    [entry] = await store.history(10)
+    assert entry == HistoryEntry(
+        id=1, time=now, event=HistoryEvent.CLAIMED, busid="1-2", seconds=0.5, bytes_in=2**40
+    )
+    assert await store.check() == []
+    await store.close()
 
 
-def test_the_same_rule_again_replaces(directory: Path) -> None:
-    async def test() -> None:
-        store = await Store.open(directory)
-        for one in BINDINGS:
-            await store.add_binding(one)
-        again = Binding(BINDINGS[2].rule, "Other", ("::1", "192.0.2.1"), 7.0, "root")
-        await store.add_binding(again)
-        assert await store.bindings() == [*BINDINGS[:2], again]
-        await store.close()
-
-    run(test())
+async def test_the_same_rule_again_replaces(directory: Path) -> None:
+    store = await Store.open(directory)
+    for one in BINDINGS:
+        await store.add_binding(one)
+    again = Binding(BINDINGS[2].rule, "Other", ("::1", "192.0.2.1"), 7.0, "root")
+    await store.add_binding(again)
+    assert await store.bindings() == [*BINDINGS[:2], again]
+    await store.close()
 
 
-def test_only_exactly_these_rules_are_removed() -> None:
-    async def test() -> None:
-        store = await Store.open(None)
-        for one in BINDINGS:
-            await store.add_binding(one)
-        await store.remove_bindings([DeviceRule(0x0781, 0x5567), DeviceRule(busid="1-2")])
-        assert await store.bindings() == BINDINGS
-        await store.remove_bindings([BINDINGS[0].rule, BINDINGS[2].rule])
-        assert await store.bindings() == [BINDINGS[1]]
-        await store.close()
-
-    run(test())
+async def test_only_exactly_these_rules_are_removed() -> None:
+    store = await Store.open(None)
+    for one in BINDINGS:
+        await store.add_binding(one)
+    await store.remove_bindings([DeviceRule(0x0781, 0x5567), DeviceRule(busid="1-2")])
+    assert await store.bindings() == BINDINGS
+    await store.remove_bindings([BINDINGS[0].rule, BINDINGS[2].rule])
+    assert await store.bindings() == [BINDINGS[1]]
+    await store.close()
 
 
 @pytest.mark.parametrize("rule", [DeviceRule(), DeviceRule(0x10000, 1)])
-def test_a_binding_that_cannot_be_is_not_kept(directory: Path, rule: DeviceRule) -> None:
-    async def test() -> None:
-        store = await Store.open(directory)
-        with pytest.raises(UsbipdError, match="impossible"):
-            await store.add_binding(Binding(rule, None, (), 0.0, "root"))
-        assert await store.bindings() == []
-        await store.close()
-        assert await reopen(directory) == ([], [])
-
-    run(test())
+async def test_a_binding_that_cannot_be_is_not_kept(directory: Path, rule: DeviceRule) -> None:
+    store = await Store.open(directory)
+    with pytest.raises(UsbipdError, match="impossible"):
+        await store.add_binding(Binding(rule, None, (), 0.0, "root"))
+    assert await store.bindings() == []
+    await store.close()
+    assert await reopen(directory) == ([], [])
 
 
-def test_claims_by_busid() -> None:
-    async def test() -> None:
-        store = await Store.open(None)
-        await store.begin_claim(CLAIM)
-        other = StoredClaim("1-1", 1, 2, 3.0)
-        await store.begin_claim(other)
-        again = StoredClaim(CLAIM.busid, 5, 6, 7.0)
-        await store.begin_claim(again)
-        assert await store.claims() == [other, again]
-        await store.end_claim("9-9")
-        await store.end_claim("1-1")
-        assert await store.claims() == [again]
-        await store.close()
-
-    run(test())
+async def test_claims_by_busid() -> None:
+    store = await Store.open(None)
+    await store.begin_claim(CLAIM)
+    other = StoredClaim("1-1", 1, 2, 3.0)
+    await store.begin_claim(other)
+    again = StoredClaim(CLAIM.busid, 5, 6, 7.0)
+    await store.begin_claim(again)
+    assert await store.claims() == [other, again]
+    await store.end_claim("9-9")
+    await store.end_claim("1-1")
+    assert await store.claims() == [again]
+    await store.close()
 
 
-def test_the_history_is_read_in_pages_the_newest_first() -> None:
-    async def test() -> None:
-        store = await Store.open(None)
-        for number in range(7):
-            store.record(HistoryEvent.ATTACHED, bytes_in=number)
-        first = await store.history(3)
-        assert [entry.bytes_in for entry in first] == [6, 5, 4]
-        assert [entry.bytes_in for entry in await store.history(3, first[-1].id)] == [3, 2, 1]
-        assert [entry.bytes_in for entry in await store.history(1, 2**70)] == [6]
-        assert await store.history(3, -(2**70)) == []
-        await store.close()
-
-    run(test())
+async def test_the_history_is_read_in_pages_the_newest_first() -> None:
+    store = await Store.open(None)
+    for number in range(7):
+        store.record(HistoryEvent.ATTACHED, bytes_in=number)
+    first = await store.history(3)
+    assert [entry.bytes_in for entry in first] == [6, 5, 4]
+    assert [entry.bytes_in for entry in await store.history(3, first[-1].id)] == [3, 2, 1]
+    assert [entry.bytes_in for entry in await store.history(1, 2**70)] == [6]
+    assert await store.history(3, -(2**70)) == []
+    await store.close()
 
 
 @settings(max_examples=50, deadline=None)
@@ -205,185 +186,158 @@ def test_what_a_peer_says_is_kept_or_cut_but_never_loses_an_entry(
     run(test())
 
 
-def test_a_clock_that_jumps_forgets_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_clock_that_jumps_forgets_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time()
     jumped = now + 10 * 365 * 86400
     events = (HistoryEvent.STARTED, HistoryEvent.BOUND, HistoryEvent.ATTACHED)
-
-    async def test() -> None:
-        for moment in (now, jumped, now + 60):
-            monkeypatch.setattr(module.clock, "time", lambda moment=moment: moment)
-            store = await Store.open(directory)
-            await store.end_last_run()
-            for event in events:
-                store.record(event, busid="1-1")
-            await store.close()
+    for moment in (now, jumped, now + 60):
+        monkeypatch.setattr(module.clock, "time", lambda moment=moment: moment)
         store = await Store.open(directory)
-        kept = [(entry.event, entry.time) for entry in await store.history(100) if entry.event in events]
-        assert kept == [(event, moment) for moment in (now + 60, jumped, now) for event in events[::-1]]
+        await store.end_last_run()
+        for event in events:
+            store.record(event, busid="1-1")
         await store.close()
+    store = await Store.open(directory)
+    kept = [(entry.event, entry.time) for entry in await store.history(100) if entry.event in events]
+    assert kept == [(event, moment) for moment in (now + 60, jumped, now) for event in events[::-1]]
+    await store.close()
 
-    run(test())
 
-
-def test_the_history_keeps_the_newest_of_each_event(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_history_keeps_the_newest_of_each_event(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_HISTORY", 10)
-
-    async def test() -> None:
-        store = await Store.open(None)
-        for number in range(25):
-            store.record(HistoryEvent.FAILED, seconds=number)
-            if number % 3 == 0:
-                store.record(HistoryEvent.STARTED, seconds=number)
-                await store.history(1)
-        kept = await store.history(100)
-        failures = [entry.seconds for entry in kept if entry.event is HistoryEvent.FAILED]
-        assert failures == list(range(24, 14, -1))
-        starts = [entry.seconds for entry in kept if entry.event is HistoryEvent.STARTED]
-        assert starts == list(range(24, -1, -3))
-        await store.close()
-
-    run(test())
+    store = await Store.open(None)
+    for number in range(25):
+        store.record(HistoryEvent.FAILED, seconds=number)
+        if number % 3 == 0:
+            store.record(HistoryEvent.STARTED, seconds=number)
+            await store.history(1)
+    kept = await store.history(100)
+    failures = [entry.seconds for entry in kept if entry.event is HistoryEvent.FAILED]
+    assert failures == list(range(24, 14, -1))
+    starts = [entry.seconds for entry in kept if entry.event is HistoryEvent.STARTED]
+    assert starts == list(range(24, -1, -3))
+    await store.close()
 
 
-def test_clients_push_out_nothing_that_people_did(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_clients_push_out_nothing_that_people_did(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However many come: a few entries, whose counts, seconds and bytes add up."""
     monkeypatch.setattr(module, "MAX_HISTORY", 30)
     cycles = 3000
     deeds = (HistoryEvent.STARTED, HistoryEvent.BOUND, HistoryEvent.UNBOUND, HistoryEvent.FAILED)
-
-    async def test() -> None:
-        store = await Store.open(directory)
-        for deed in deeds:
-            store.record(deed, busid="1-1")
-        await store.history(1)
-        writes = 0
-        with another_program(directory) as other:
-            before = other.execute("PRAGMA data_version").fetchone()
-            for number in range(cycles):
-                client = client_of(number)
-                store.record(HistoryEvent.ATTACHED, busid="1-1", client=client)
-                store.record(HistoryEvent.DETACHED, busid="1-1", client=client, seconds=0.5, bytes_in=3)
-                if number % 10 == 0:
-                    await store.history(1)
-                    after = other.execute("PRAGMA data_version").fetchone()
-                    writes += after != before
-                    before = after
-        assert writes <= BURST, "what comes too fast is not written"
-        await store.close()
-        store = await Store.open(directory)
-        kept = await store.history(100)
-        assert {entry.event for entry in kept} >= set(deeds)
-        attached = [entry for entry in kept if entry.event is HistoryEvent.ATTACHED]
-        detached = [entry for entry in kept if entry.event is HistoryEvent.DETACHED]
-        assert len(attached) == len(detached) == BURST // 2 + 1
-        assert [sum(entry.count for entry in entries) for entries in (attached, detached)] == [cycles] * 2
-        assert (detached[0].count, detached[0].client) == (cycles - BURST // 2, client_of(cycles - 1))
-        assert {entry.seconds for entry in detached[1:]} == {0.5}
-        assert detached[0].seconds == (cycles - BURST // 2) * 0.5
-        assert sum(entry.bytes_in or 0 for entry in detached) == cycles * 3
-        assert {entry.bytes_out for entry in detached} == {None}
-        assert await store.check() == []
-        await store.close()
-
-    run(test())
+    store = await Store.open(directory)
+    for deed in deeds:
+        store.record(deed, busid="1-1")
+    await store.history(1)
+    writes = 0
+    with another_program(directory) as other:
+        before = other.execute("PRAGMA data_version").fetchone()
+        for number in range(cycles):
+            client = client_of(number)
+            store.record(HistoryEvent.ATTACHED, busid="1-1", client=client)
+            store.record(HistoryEvent.DETACHED, busid="1-1", client=client, seconds=0.5, bytes_in=3)
+            if number % 10 == 0:
+                await store.history(1)
+                after = other.execute("PRAGMA data_version").fetchone()
+                writes += after != before
+                before = after
+    assert writes <= BURST, "what comes too fast is not written"
+    await store.close()
+    store = await Store.open(directory)
+    kept = await store.history(100)
+    assert {entry.event for entry in kept} >= set(deeds)
+    attached = [entry for entry in kept if entry.event is HistoryEvent.ATTACHED]
+    detached = [entry for entry in kept if entry.event is HistoryEvent.DETACHED]
+    assert len(attached) == len(detached) == BURST // 2 + 1
+    assert [sum(entry.count for entry in entries) for entries in (attached, detached)] == [cycles] * 2
+    assert (detached[0].count, detached[0].client) == (cycles - BURST // 2, client_of(cycles - 1))
+    assert {entry.seconds for entry in detached[1:]} == {0.5}
+    assert detached[0].seconds == (cycles - BURST // 2) * 0.5
+    assert sum(entry.bytes_in or 0 for entry in detached) == cycles * 3
+    assert {entry.bytes_out for entry in detached} == {None}
+    assert await store.check() == []
+    await store.close()
 
 
 def client_of(number: int) -> str:
     return f"192.0.2.{number % 256}:{number}"
 
 
-def test_the_order_of_the_history_is_that_of_the_last_of_each() -> None:
+async def test_the_order_of_the_history_is_that_of_the_last_of_each() -> None:
     """Who attached last is attached; and nothing follows what ended a claim."""
 
     async def events(store: Store, number: int) -> list[tuple[str, int]]:
         return [(entry.event.value, entry.count) for entry in await store.history(number)][::-1]
 
-    async def test() -> None:
-        store = await Store.open(None)
-        for _number in range(BURST):
-            store.record(HistoryEvent.ATTACHED, busid="1-1")
-            store.record(HistoryEvent.DETACHED, busid="1-1")
+    store = await Store.open(None)
+    for _number in range(BURST):
         store.record(HistoryEvent.ATTACHED, busid="1-1")
-        store.record(HistoryEvent.BOUND, busid="1-2")
-        assert (await events(store, 1)) == [("bound", 1)], "that of another device"
-        store.record(HistoryEvent.FAILED, busid="1-1")
-        half = BURST // 2
-        assert (await events(store, 3)) == [("detached", half), ("attached", half + 1), ("failed", 1)]
-        store.record(HistoryEvent.CLAIMED, busid="1-1")
-        store.record(HistoryEvent.RELEASED, busid="1-1")
-        store.record(HistoryEvent.STOPPED)
-        assert (await events(store, 3)) == [("claimed", 1), ("released", 1), ("stopped", 1)]
-        before = await store.history(100)
-        await store.end_last_run()
-        assert await store.history(100) == before, "nothing is left open"
-        await store.close()
+        store.record(HistoryEvent.DETACHED, busid="1-1")
+    store.record(HistoryEvent.ATTACHED, busid="1-1")
+    store.record(HistoryEvent.BOUND, busid="1-2")
+    assert (await events(store, 1)) == [("bound", 1)], "that of another device"
+    store.record(HistoryEvent.FAILED, busid="1-1")
+    half = BURST // 2
+    assert (await events(store, 3)) == [("detached", half), ("attached", half + 1), ("failed", 1)]
+    store.record(HistoryEvent.CLAIMED, busid="1-1")
+    store.record(HistoryEvent.RELEASED, busid="1-1")
+    store.record(HistoryEvent.STOPPED)
+    assert (await events(store, 3)) == [("claimed", 1), ("released", 1), ("stopped", 1)]
+    before = await store.history(100)
+    await store.end_last_run()
+    assert await store.history(100) == before, "nothing is left open"
+    await store.close()
 
-    run(test())
 
-
-def test_what_came_too_fast_is_written_when_its_minute_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_came_too_fast_is_written_when_its_minute_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limiter, "INTERVAL", 0.01)
-
-    async def test() -> None:
-        store = await Store.open(None)
-        for _number in range(BURST + 5):
-            store.record(HistoryEvent.ATTACHED, busid="1-1")
-        async with asyncio.timeout(PATIENCE):
-            while (await store.history(1))[0].count == 1:  # noqa: ASYNC110 - a timer of the store's own
-                await asyncio.sleep(0.001)
-        assert (await store.history(1))[0].count == 5
-        await store.close()
-
-    run(test())
+    store = await Store.open(None)
+    for _number in range(BURST + 5):
+        store.record(HistoryEvent.ATTACHED, busid="1-1")
+    async with asyncio.timeout(PATIENCE):
+        while (await store.history(1))[0].count == 1:  # noqa: ASYNC110 - a timer of the store's own
+            await asyncio.sleep(0.001)
+    assert (await store.history(1))[0].count == 5
+    await store.close()
 
 
-def test_entries_that_nobody_asks_for_are_written_too(directory: Path) -> None:
-    async def test() -> None:
-        store = await Store.open(directory)
-        store.record(HistoryEvent.STARTED)
-        with another_program(directory) as other:
-            await until(lambda: other.execute("SELECT event FROM history").fetchall() == [("started",)])
-        await store.close()
-
-    run(test())
+async def test_entries_that_nobody_asks_for_are_written_too(directory: Path) -> None:
+    store = await Store.open(directory)
+    store.record(HistoryEvent.STARTED)
+    with another_program(directory) as other:
+        await until(lambda: other.execute("SELECT event FROM history").fetchall() == [("started",)])
+    await store.close()
 
 
-def test_a_queue_that_is_full_gives_up_the_oldest_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_queue_that_is_full_gives_up_the_oldest_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_QUEUED", 5)
-
-    async def test() -> None:
-        store = await Store.open(None)
-        with busy(store):
-            for number in range(12):
-                store.record(HistoryEvent.ATTACHED, bytes_in=number)
-        entries = await store.history(100)
-        assert [entry.bytes_in for entry in entries] == [11, 10, 9, 8, 7, None]
-        assert entries[-1].event is HistoryEvent.FAILED
-        assert entries[-1].reason == (
-            "7 entries of the history before this one could not be written and are lost"
-        )
-        [lost] = await store.check()
-        assert lost.message == "7 entries of the history could not be written and are lost"
-        store.record(HistoryEvent.STOPPED)
-        assert [entry.event for entry in await store.history(2)] == ["stopped", "attached"], "said once"
-        await store.close()
-
-    run(test())
+    store = await Store.open(None)
+    with busy(store):
+        for number in range(12):
+            store.record(HistoryEvent.ATTACHED, bytes_in=number)
+    entries = await store.history(100)
+    assert [entry.bytes_in for entry in entries] == [11, 10, 9, 8, 7, None]
+    assert entries[-1].event is HistoryEvent.FAILED
+    assert entries[-1].reason == (
+        "7 entries of the history before this one could not be written and are lost"
+    )
+    [lost] = await store.check()
+    assert lost.message == "7 entries of the history could not be written and are lost"
+    store.record(HistoryEvent.STOPPED)
+    assert [entry.event for entry in await store.history(2)] == ["stopped", "attached"], "said once"
+    await store.close()
 
 
-def test_nobody_waits_while_the_thread_is_busy(directory: Path) -> None:
-    async def test() -> None:
-        store = await Store.open(directory)
-        with busy(store):
-            adding = asyncio.create_task(store.add_binding(BINDINGS[0]))
-            await asyncio.sleep(0)
-            store.record(HistoryEvent.BOUND)
-            assert not adding.done()
-        await adding
-        await store.close()
-
-    run(test())
+async def test_nobody_waits_while_the_thread_is_busy(directory: Path) -> None:
+    store = await Store.open(directory)
+    with busy(store):
+        adding = asyncio.create_task(store.add_binding(BINDINGS[0]))
+        await asyncio.sleep(0)
+        store.record(HistoryEvent.BOUND)
+        assert not adding.done()
+    await adding
+    await store.close()
 
 
 @pytest.fixture
@@ -392,112 +346,98 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_while_another_program_holds_the_file(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async def test() -> None:
-        store = await Store.open(directory)
-        await store.add_binding(BINDINGS[0])
-        with another_program(directory) as other:
-            other.execute("BEGIN IMMEDIATE")
-            with pytest.raises(UsbipdError, match="database is locked") as caught:
-                await store.add_binding(BINDINGS[1])
-            assert caught.value.code == "store"
-            assert caught.value.advice == "end the other program that has it open"
-            with pytest.raises(UsbipdError, match="database is locked"):
-                await store.begin_claim(CLAIM)
-            assert await store.bindings() == [BINDINGS[0]]
-            for number in range(3):
-                store.record(HistoryEvent.ATTACHED, bytes_in=number)
-                assert await store.history(10) == []
-            [problem, lost] = await store.check()
-            assert problem.message.endswith("database is locked")
-            assert problem.advice == "end the other program that has it open"
-            assert lost.message.startswith("3 entries of the history")
-        store.record(HistoryEvent.ATTACHED, bytes_in=3)
-        [newest, gap] = await store.history(10)
-        assert (newest.bytes_in, gap.reason) == (
-            3,
-            "3 entries of the history before this one could not be written and are lost",
-        )
-        await store.add_binding(BINDINGS[1])
-        await store.close()
-        assert await reopen(directory) == (BINDINGS[:2], [])
-
-    run(test())
+async def test_while_another_program_holds_the_file(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = await Store.open(directory)
+    await store.add_binding(BINDINGS[0])
+    with another_program(directory) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UsbipdError, match="database is locked") as caught:
+            await store.add_binding(BINDINGS[1])
+        assert caught.value.code == "store"
+        assert caught.value.advice == "end the other program that has it open"
+        with pytest.raises(UsbipdError, match="database is locked"):
+            await store.begin_claim(CLAIM)
+        assert await store.bindings() == [BINDINGS[0]]
+        for number in range(3):
+            store.record(HistoryEvent.ATTACHED, bytes_in=number)
+            assert await store.history(10) == []
+        [problem, lost] = await store.check()
+        assert problem.message.endswith("database is locked")
+        assert problem.advice == "end the other program that has it open"
+        assert lost.message.startswith("3 entries of the history")
+    store.record(HistoryEvent.ATTACHED, bytes_in=3)
+    [newest, gap] = await store.history(10)
+    assert (newest.bytes_in, gap.reason) == (
+        3,
+        "3 entries of the history before this one could not be written and are lost",
+    )
+    await store.add_binding(BINDINGS[1])
+    await store.close()
+    assert await reopen(directory) == (BINDINGS[:2], [])
     assert [record.message for record in caplog.records] == [
         f"the history cannot be written: the store {directory / DATABASE} does not work: database is locked"
     ]
 
 
-def test_a_store_that_becomes_damaged_while_it_is_used(directory: Path) -> None:
-    async def test() -> None:
-        store = await Store.open(directory)
-        for one in BINDINGS:
-            await store.add_binding(one)
-        with another_program(directory) as other:
-            other.execute("UPDATE bindings SET vendor_id = 'x' WHERE id = 2")
-            other.execute("INSERT INTO claims VALUES ('1-1', -1, 0, 0)")
-            other.execute("INSERT INTO history (time, event) VALUES (0, 'eaten')")
-        for read in (store.bindings, store.claims):
-            with pytest.raises(UsbipdError, match="is impossible") as caught:
-                await read()
-            assert caught.value.code == "store"
-        assert await store.history(10) == []
-        [problem] = await store.check()
-        assert problem.advice == "start usbipd again: it then goes on with the last good copy"
-        await store.close()
-        bindings, [sentence] = await reopen(directory)
-        assert bindings == BINDINGS
-        assert sentence.endswith("was restored, with 3 bindings")
-
-    run(test())
+async def test_a_store_that_becomes_damaged_while_it_is_used(directory: Path) -> None:
+    store = await Store.open(directory)
+    for one in BINDINGS:
+        await store.add_binding(one)
+    with another_program(directory) as other:
+        other.execute("UPDATE bindings SET vendor_id = 'x' WHERE id = 2")
+        other.execute("INSERT INTO claims VALUES ('1-1', -1, 0, 0)")
+        other.execute("INSERT INTO history (time, event) VALUES (0, 'eaten')")
+    for read in (store.bindings, store.claims):
+        with pytest.raises(UsbipdError, match="is impossible") as caught:
+            await read()
+        assert caught.value.code == "store"
+    assert await store.history(10) == []
+    [problem] = await store.check()
+    assert problem.advice == "start usbipd again: it then goes on with the last good copy"
+    await store.close()
+    bindings, [sentence] = await reopen(directory)
+    assert bindings == BINDINGS
+    assert sentence.endswith("was restored, with 3 bindings")
 
 
-def test_a_store_that_is_removed_while_it_is_used(directory: Path) -> None:
-    async def test() -> None:
-        store = await Store.open(directory)
-        await store.add_binding(BINDINGS[0])
-        (directory / DATABASE).unlink()
-        assert "was removed while it is in use" in " ".join(map(str, await store.check()))
-        await store.close()
-        bindings, [sentence] = await reopen(directory)
-        assert bindings == [BINDINGS[0]]
-        assert "was missing" in sentence
-
-    run(test())
+async def test_a_store_that_is_removed_while_it_is_used(directory: Path) -> None:
+    store = await Store.open(directory)
+    await store.add_binding(BINDINGS[0])
+    (directory / DATABASE).unlink()
+    assert "was removed while it is in use" in " ".join(map(str, await store.check()))
+    await store.close()
+    bindings, [sentence] = await reopen(directory)
+    assert bindings == [BINDINGS[0]]
+    assert "was missing" in sentence
 
 
-def test_memory_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_memory_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-    async def test() -> None:
-        one, other = await Store.open(None), await Store.open(None)
-        await one.add_binding(BINDINGS[0])
-        await one.begin_claim(CLAIM)
-        one.record(HistoryEvent.STARTED)
-        assert await one.check() == []
-        assert await other.bindings() == []
-        assert os.listdir() == []  # noqa: PTH208
-        await one.close()
-        await other.close()
-
-    run(test())
+    one, other = await Store.open(None), await Store.open(None)
+    await one.add_binding(BINDINGS[0])
+    await one.begin_claim(CLAIM)
+    one.record(HistoryEvent.STARTED)
+    assert await one.check() == []
+    assert await other.bindings() == []
+    assert os.listdir() == []  # noqa: PTH208
+    await one.close()
+    await other.close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_queued_is_written_at_the_end(directory: Path) -> None:
-    async def test() -> None:
-        store = await Store.open(directory)
-        store.record(HistoryEvent.STOPPED)
-        await store.close()
-        await store.close()
-        store.record(HistoryEvent.STARTED)
-        with pytest.raises(UsbipdError, match="is closed"):
-            await store.bindings()
-        store = await Store.open(directory)
-        assert [entry.event for entry in await store.history(10)] == [HistoryEvent.STOPPED]
-        await store.close()
-
-    run(test())
+async def test_what_is_queued_is_written_at_the_end(directory: Path) -> None:
+    store = await Store.open(directory)
+    store.record(HistoryEvent.STOPPED)
+    await store.close()
+    await store.close()
+    store.record(HistoryEvent.STARTED)
+    with pytest.raises(UsbipdError, match="is closed"):
+        await store.bindings()
+    store = await Store.open(directory)
+    assert [entry.event for entry in await store.history(10)] == [HistoryEvent.STOPPED]
+    await store.close()
 
 
 def test_two_extensions_never_share_one_store(directory: Path) -> None:
@@ -524,18 +464,15 @@ def test_two_extensions_never_share_one_store(directory: Path) -> None:
     run(test())
 
 
-def test_an_opening_that_is_given_up_leaves_the_directory_free(directory: Path) -> None:
-    async def test() -> None:
-        for turns in range(4):
-            opening = asyncio.create_task(Store.open(directory))
-            for _turn in range(turns):
-                await asyncio.sleep(0)
-            opening.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await opening
-            assert await reopen(directory) == ([], [])
-
-    run(test())
+async def test_an_opening_that_is_given_up_leaves_the_directory_free(directory: Path) -> None:
+    for turns in range(4):
+        opening = asyncio.create_task(Store.open(directory))
+        for _turn in range(turns):
+            await asyncio.sleep(0)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert await reopen(directory) == ([], [])
 
 
 def test_only_its_owner_may_look_into_it(directory: Path) -> None:
@@ -567,11 +504,8 @@ def test_a_directory_that_others_may_write_is_refused(directory: Path) -> None:
     assert list(directory.iterdir()) == []
 
 
-def test_products_that_are_no_text(directory: Path) -> None:
-    async def test() -> None:
-        store = await Store.open(directory)
-        await store.add_binding(binding(product="half \ud83d a pair\0"))
-        assert [one.product for one in await store.bindings()] == ["half ? a pair\0"]
-        await store.close()
-
-    run(test())
+async def test_products_that_are_no_text(directory: Path) -> None:
+    store = await Store.open(directory)
+    await store.add_binding(binding(product="half \ud83d a pair\0"))
+    assert [one.product for one in await store.bindings()] == ["half ? a pair\0"]
+    await store.close()

@@ -56,36 +56,32 @@ def fill_up(path: Path) -> None:
             return
 
 
-def test_a_full_disk(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_full_disk(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
     directory, filler = small_disk / "state", small_disk / "filler"
     huge = binding("huge", product="x" * 100_000)
-
-    async def test() -> None:
-        store = await Store.open(directory)
-        await store.add_binding(BINDINGS[0])
-        fill_up(filler)
-        with pytest.raises(UsbipdError, match=FULL) as caught:
-            await store.add_binding(huge)
-        assert (caught.value.code, caught.value.advice) == ("store", "free some space on that disk")
-        with pytest.raises(UsbipdError, match=FULL):
-            await store.begin_claim(CLAIM)
-        for _number in range(3):
-            store.record(HistoryEvent.ATTACHED, product="x" * 100_000)
-            assert await store.history(1) == []
-        [problem, lost] = await store.check()
-        assert problem.message.endswith(FULL)
-        assert problem.advice == "free some space on that disk"
-        assert lost.message == "3 entries of the history could not be written and are lost"
-        assert await store.bindings() == [BINDINGS[0]]
-        filler.unlink()
+    store = await Store.open(directory)
+    await store.add_binding(BINDINGS[0])
+    fill_up(filler)
+    with pytest.raises(UsbipdError, match=FULL) as caught:
         await store.add_binding(huge)
-        store.record(HistoryEvent.BOUND)
-        assert [entry.event for entry in await store.history(10)] == [HistoryEvent.BOUND, HistoryEvent.FAILED]
-        assert list(map(str, await store.check())) == [lost.message]
-        await store.close()
-        assert await reopen(directory) == ([BINDINGS[0], huge], [])
-
-    run(test())
+    assert (caught.value.code, caught.value.advice) == ("store", "free some space on that disk")
+    with pytest.raises(UsbipdError, match=FULL):
+        await store.begin_claim(CLAIM)
+    for _number in range(3):
+        store.record(HistoryEvent.ATTACHED, product="x" * 100_000)
+        assert await store.history(1) == []
+    [problem, lost] = await store.check()
+    assert problem.message.endswith(FULL)
+    assert problem.advice == "free some space on that disk"
+    assert lost.message == "3 entries of the history could not be written and are lost"
+    assert await store.bindings() == [BINDINGS[0]]
+    filler.unlink()
+    await store.add_binding(huge)
+    store.record(HistoryEvent.BOUND)
+    assert [entry.event for entry in await store.history(10)] == [HistoryEvent.BOUND, HistoryEvent.FAILED]
+    assert list(map(str, await store.check())) == [lost.message]
+    await store.close()
+    assert await reopen(directory) == ([BINDINGS[0], huge], [])
     [record] = caplog.records
     assert record.message.startswith("the history cannot be written: ")
 

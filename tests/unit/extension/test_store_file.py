@@ -78,19 +78,15 @@ async def check(directory: Path) -> list[str]:
         await store.close()
 
 
-def test_a_killed_extension_has_damaged_nothing(directory: Path, image: Files) -> None:
+async def test_a_killed_extension_has_damaged_nothing(directory: Path, image: Files) -> None:
     image.write(directory)
-
-    async def test() -> None:
-        store = await Store.open(directory)
-        assert store.problems == []
-        assert await store.bindings() == BINDINGS
-        assert await store.claims() == [CLAIM]
-        assert [entry.event for entry in await store.history(10)] == [HistoryEvent.CLAIMED]
-        assert await store.check() == []
-        await store.close()
-
-    run(test())
+    store = await Store.open(directory)
+    assert store.problems == []
+    assert await store.bindings() == BINDINGS
+    assert await store.claims() == [CLAIM]
+    assert [entry.event for entry in await store.history(10)] == [HistoryEvent.CLAIMED]
+    assert await store.check() == []
+    await store.close()
 
 
 def test_a_first_start_has_nothing_to_say(directory: Path) -> None:
@@ -308,21 +304,17 @@ def test_a_newer_store_is_kept_with_its_log(directory: Path, image: Files) -> No
     assert sentence.endswith(" UTC, because it was of a newer release")
 
 
-def test_without_any_good_copy_everything_is_kept_for_people(directory: Path, whole: Files) -> None:
+async def test_without_any_good_copy_everything_is_kept_for_people(directory: Path, whole: Files) -> None:
     Files({DATABASE: b"x", COPY: whole[COPY][:5000]}).write(directory)
-
-    async def test() -> None:
-        store = await Store.open(directory)
-        [of_copy, of_store] = store.problems
-        assert of_copy.startswith(f"{directory / COPY} was damaged too (")
-        assert "there was no good copy, so nothing is bound now: bind again" in of_store
-        assert await store.bindings() == []
-        assert len(await store.check()) == 2
-        await store.add_binding(BINDINGS[0])
-        await store.close()
-        assert await reopen(directory) == ([BINDINGS[0]], [])
-
-    run(test())
+    store = await Store.open(directory)
+    [of_copy, of_store] = store.problems
+    assert of_copy.startswith(f"{directory / COPY} was damaged too (")
+    assert "there was no good copy, so nothing is bound now: bind again" in of_store
+    assert await store.bindings() == []
+    assert len(await store.check()) == 2
+    await store.add_binding(BINDINGS[0])
+    await store.close()
+    assert await reopen(directory) == ([BINDINGS[0]], [])
     files = Files.of(directory)
     assert sorted(files[name] for name in kept(directory)) == sorted([b"x", whole[COPY][:5000]])
 
@@ -420,7 +412,7 @@ def test_releases_come_and_go(directory: Path, whole: Files, monkeypatch: pytest
     assert serials == ["S1", "S2", None, "S4", "S5"], "the copy of an older release is better than none"
 
 
-def test_what_takes_the_place_of_a_file_is_on_the_disk_before_and_its_name_after(
+async def test_what_takes_the_place_of_a_file_is_on_the_disk_before_and_its_name_after(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk may keep a name before it keeps what is in the file: after a power failure it would be empty."""
@@ -437,13 +429,9 @@ def test_what_takes_the_place_of_a_file_is_on_the_disk_before_and_its_name_after
 
     monkeypatch.setattr(os, "fsync", note_sync)
     monkeypatch.setattr(os, "rename", note_rename)
-
-    async def test() -> None:
-        store = await Store.open(directory)
-        await store.add_binding(binding())
-        await store.close()
-
-    run(test())
+    store = await Store.open(directory)
+    await store.add_binding(binding())
+    await store.close()
     places = [index for index, (what, _file) in enumerate(done) if what != "sync"]
     assert {done[index][0] for index in places} == {DATABASE, COPY}
     for index in places:

@@ -12,7 +12,7 @@ from textwrap import dedent
 
 import pytest
 
-from tests.unit.extension.fakes import PATIENCE, run
+from tests.unit.extension.fakes import PATIENCE
 from usbipd import frozen
 from usbipd.errors import UsbipdError
 from usbipd.extension import supervisor as module
@@ -105,56 +105,48 @@ def is_running(pid: int) -> bool:
     return True
 
 
-def test_a_child_gets_its_channel_and_nothing_else(
+async def test_a_child_gets_its_channel_and_nothing_else(
     script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script(WAIT_FOR_END)
     monkeypatch.setenv("SECRET", "x")
     monkeypatch.setenv("PYTHONPATH", "/tmp")
     monkeypatch.setenv("_PYI_ARCHIVE_FILE", "/unpacked")
-
-    async def test() -> None:
-        supervisor = Supervisor()
-        supervisor.start()
-        inherited = os.open(os.devnull, os.O_RDONLY)
-        os.set_inheritable(inherited, True)
-        seal_descriptors()
-        child, found = await start(supervisor)
-        assert found["arguments"] == ["@worker", "240-1"]
-        assert found["descriptors"] == [0, 1, 2, 3]
-        assert found["input"] == "/dev/null"
-        assert found["output_is_errors"]
-        ending = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM}
-        blocked = ending | {signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTOU}
-        assert found["blocked"] == sorted(blocked)
-        assert found["leads_its_group"]
-        environment = found["environment"]
-        assert isinstance(environment, dict)
-        assert environment.keys() - {"LC_CTYPE", "LD_LIBRARY_PATH"} == {"PATH", "LANG", "_PYI_ARCHIVE_FILE"}
-        child.channel.close()
-        assert await wait_ended(child, PATIENCE)
-        assert not is_running(child.pid)
-        os.close(inherited)
-
-    run(test())
+    supervisor = Supervisor()
+    supervisor.start()
+    inherited = os.open(os.devnull, os.O_RDONLY)
+    os.set_inheritable(inherited, True)
+    seal_descriptors()
+    child, found = await start(supervisor)
+    assert found["arguments"] == ["@worker", "240-1"]
+    assert found["descriptors"] == [0, 1, 2, 3]
+    assert found["input"] == "/dev/null"
+    assert found["output_is_errors"]
+    ending = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM}
+    blocked = ending | {signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTOU}
+    assert found["blocked"] == sorted(blocked)
+    assert found["leads_its_group"]
+    environment = found["environment"]
+    assert isinstance(environment, dict)
+    assert environment.keys() - {"LC_CTYPE", "LD_LIBRARY_PATH"} == {"PATH", "LANG", "_PYI_ARCHIVE_FILE"}
+    child.channel.close()
+    assert await wait_ended(child, PATIENCE)
+    assert not is_running(child.pid)
+    os.close(inherited)
 
 
-def test_a_child_that_dies_is_reaped_and_heard_of(
+async def test_a_child_that_dies_is_reaped_and_heard_of(
     script: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     script("sys.exit(3)")
-
-    async def test() -> None:
-        supervisor = Supervisor()
-        supervisor.start()
-        child, _found = await start(supervisor)
-        assert await wait_ended(child, PATIENCE)
-        assert not child.channel.is_open
-        assert not is_running(child.pid)
-        assert child.exit == "exit code 3"
-        supervisor.kill(child)  # the number may be another's by now: nothing happens
-
-    run(test())
+    supervisor = Supervisor()
+    supervisor.start()
+    child, _found = await start(supervisor)
+    assert await wait_ended(child, PATIENCE)
+    assert not child.channel.is_open
+    assert not is_running(child.pid)
+    assert child.exit == "exit code 3"
+    supervisor.kill(child)  # the number may be another's by now: nothing happens
     assert "240-1 ended with exit code 3" in caplog.text
 
 
@@ -167,105 +159,81 @@ def test_a_child_that_dies_is_reaped_and_heard_of(
         ("os.kill(os.getpid(), signal.SIGRTMIN + 5)", f"signal {signal.SIGRTMIN + 5}"),
     ],
 )
-def test_what_a_child_ended_with(script: Callable[[str], None], then: str, exit_: str) -> None:
+async def test_what_a_child_ended_with(script: Callable[[str], None], then: str, exit_: str) -> None:
     script(then)
-
-    async def test() -> None:
-        supervisor = Supervisor()
-        supervisor.start()
-        child, _found = await start(supervisor)
-        assert await wait_ended(child, PATIENCE)
-        assert child.exit == exit_
-
-    run(test())
+    supervisor = Supervisor()
+    supervisor.start()
+    child, _found = await start(supervisor)
+    assert await wait_ended(child, PATIENCE)
+    assert child.exit == exit_
 
 
-def test_a_child_is_killed(script: Callable[[str], None], caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_child_is_killed(script: Callable[[str], None], caplog: pytest.LogCaptureFixture) -> None:
     script(IGNORE_END)
-
-    async def test() -> None:
-        supervisor = Supervisor()
-        supervisor.start()
-        child, _found = await start(supervisor)
-        assert not await wait_ended(child, 0.0)
-        assert child.exit is None
-        supervisor.kill(child)
-        assert await wait_ended(child, PATIENCE)
-        assert child.exit == "signal SIGKILL"
-
-    run(test())
+    supervisor = Supervisor()
+    supervisor.start()
+    child, _found = await start(supervisor)
+    assert not await wait_ended(child, 0.0)
+    assert child.exit is None
+    supervisor.kill(child)
+    assert await wait_ended(child, PATIENCE)
+    assert child.exit == "signal SIGKILL"
     assert "SIGKILL" not in caplog.text, "it was us"
 
 
-def test_a_child_that_has_left_its_group_is_killed(script: Callable[[str], None]) -> None:
+async def test_a_child_that_has_left_its_group_is_killed(script: Callable[[str], None]) -> None:
     """For the extension's, as one that was taken over may do."""
     script(LEAVE_THE_GROUP)
+    supervisor = Supervisor()
+    supervisor.start()
+    has_left = asyncio.Event()
 
-    async def test() -> None:
-        supervisor = Supervisor()
-        supervisor.start()
-        has_left = asyncio.Event()
+    def told(event: Event) -> None:
+        if event.event is EventName.RESTORED:
+            has_left.set()
 
-        def told(event: Event) -> None:
-            if event.event is EventName.RESTORED:
-                has_left.set()
-
-        child = supervisor.spawn(Role.WORKER, "240-1", refuse, told)
-        await has_left.wait()
-        supervisor.kill(child)
-        assert await wait_ended(child, PATIENCE)
-        assert not is_running(child.pid)
-
-    run(test())
+    child = supervisor.spawn(Role.WORKER, "240-1", refuse, told)
+    await has_left.wait()
+    supervisor.kill(child)
+    assert await wait_ended(child, PATIENCE)
+    assert not is_running(child.pid)
 
 
-def test_a_child_that_does_not_end_with_its_channel_is_killed(
+async def test_a_child_that_does_not_end_with_its_channel_is_killed(
     script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script(IGNORE_END)
     monkeypatch.setattr(module, "LETTING_GO", 0.01)
-
-    async def test() -> None:
-        supervisor = Supervisor()
-        supervisor.start()
-        child, _found = await start(supervisor)
-        child.channel.close()
-        assert await wait_ended(child, PATIENCE)
-
-    run(test())
+    supervisor = Supervisor()
+    supervisor.start()
+    child, _found = await start(supervisor)
+    child.channel.close()
+    assert await wait_ended(child, PATIENCE)
 
 
-def test_a_child_that_breaks_the_rules_is_killed(
+async def test_a_child_that_breaks_the_rules_is_killed(
     script: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     script("os.write(3, bytes(100)); signal.pause()")
+    supervisor = Supervisor()
+    supervisor.start()
+    child, _found = await start(supervisor)
+    assert await wait_ended(child, PATIENCE)
 
-    async def test() -> None:
-        supervisor = Supervisor()
-        supervisor.start()
-        child, _found = await start(supervisor)
-        assert await wait_ended(child, PATIENCE)
-
-        assert child.exit is not None
-        assert child.exit.startswith("signal SIGKILL: a frame of 0 bytes")
-
-    run(test())
+    assert child.exit is not None
+    assert child.exit.startswith("signal SIGKILL: a frame of 0 bytes")
     assert "a frame of 0 bytes" in caplog.text
 
 
-def test_a_child_that_breaks_the_rules_and_dies_has_ended(script: Callable[[str], None]) -> None:
+async def test_a_child_that_breaks_the_rules_and_dies_has_ended(script: Callable[[str], None]) -> None:
     """It is reaped before its last words are read."""
     script("os.write(3, bytes(100))")
-
-    async def test() -> None:
-        supervisor = Supervisor()
-        child = supervisor.spawn(Role.WORKER, "240-1", refuse, lambda _event: None)
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - nothing else shall run
-        supervisor._reap()
-        assert await wait_ended(child, PATIENCE)
-        assert child.exit == "exit code 0"
-
-    run(test())
+    supervisor = Supervisor()
+    child = supervisor.spawn(Role.WORKER, "240-1", refuse, lambda _event: None)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - nothing else shall run
+    supervisor._reap()
+    assert await wait_ended(child, PATIENCE)
+    assert child.exit == "exit code 0"
 
 
 async def start_family(supervisor: Supervisor) -> tuple[Child, int, asyncio.Queue[object]]:
@@ -284,92 +252,72 @@ async def start_family(supervisor: Supervisor) -> tuple[Child, int, asyncio.Queu
     return child, pid, told
 
 
-def test_who_is_left_behind_by_a_killed_child_reads_the_end_and_ends(
+async def test_who_is_left_behind_by_a_killed_child_reads_the_end_and_ends(
     script: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The child has ended when that one has, not before: it holds the device until then."""
     script(LEAVE_A_PROCESS + SAY_THAT_IT_ENDED)
-
-    async def test() -> None:
-        supervisor = Supervisor()
-        supervisor.start()
-        child, _pid, told = await start_family(supervisor)
-        os.kill(child.pid, signal.SIGKILL)
-        async with asyncio.timeout(PATIENCE):
-            assert await told.get() == "it has ended"
-        assert await wait_ended(child, PATIENCE)
-        assert child.exit == "signal SIGKILL"
-
-    run(test())
+    supervisor = Supervisor()
+    supervisor.start()
+    child, _pid, told = await start_family(supervisor)
+    os.kill(child.pid, signal.SIGKILL)
+    async with asyncio.timeout(PATIENCE):
+        assert await told.get() == "it has ended"
+    assert await wait_ended(child, PATIENCE)
+    assert child.exit == "signal SIGKILL"
     assert "240-1 ended with signal SIGKILL" in caplog.text
     assert "left a process" not in caplog.text
 
 
-def test_a_child_has_as_long_to_end_as_releasing_its_device_takes(
+async def test_a_child_has_as_long_to_end_as_releasing_its_device_takes(
     script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script(IGNORE_END)
     monkeypatch.setattr(module, "LETTING_GO", 0.01)
-
-    async def test() -> None:
-        supervisor = Supervisor(end_time=PATIENCE)
-        supervisor.start()
-        child, _found = await start(supervisor)
-        child.channel.close()
-        assert not await wait_ended(child, 0.2)
-        supervisor.kill(child)
-        assert await wait_ended(child, PATIENCE)
-
-    run(test())
+    supervisor = Supervisor(end_time=PATIENCE)
+    supervisor.start()
+    child, _found = await start(supervisor)
+    child.channel.close()
+    assert not await wait_ended(child, 0.2)
+    supervisor.kill(child)
+    assert await wait_ended(child, PATIENCE)
 
 
-def test_who_is_left_behind_and_does_not_end_is_given_up(
+async def test_who_is_left_behind_and_does_not_end_is_given_up(
     script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     script(LEAVE_A_PROCESS + IGNORE_END)
     monkeypatch.setattr(module, "LETTING_GO", 0.01)
-
-    async def test() -> None:
-        supervisor = Supervisor()
-        supervisor.start()
-        child, pid, _told = await start_family(supervisor)
-        os.kill(child.pid, signal.SIGKILL)
-        assert await wait_ended(child, PATIENCE)
-        assert not child.channel.is_open
-        os.kill(pid, signal.SIGKILL)
-
-    run(test())
+    supervisor = Supervisor()
+    supervisor.start()
+    child, pid, _told = await start_family(supervisor)
+    os.kill(child.pid, signal.SIGKILL)
+    assert await wait_ended(child, PATIENCE)
+    assert not child.channel.is_open
+    os.kill(pid, signal.SIGKILL)
     assert "240-1 is dead and left a process behind that does not end" in caplog.text
 
 
-def test_a_child_is_killed_with_all_that_belongs_to_it(
+async def test_a_child_is_killed_with_all_that_belongs_to_it(
     script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script(LEAVE_A_PROCESS + IGNORE_END)
     monkeypatch.setattr(module, "LETTING_GO", 10 * PATIENCE)
-
-    async def test() -> None:
-        supervisor = Supervisor()
-        supervisor.start()
-        child, _pid, _told = await start_family(supervisor)
-        supervisor.kill(child)
-        assert await wait_ended(child, PATIENCE), "the channel ends when nobody holds it any more"
-
-    run(test())
+    supervisor = Supervisor()
+    supervisor.start()
+    child, _pid, _told = await start_family(supervisor)
+    supervisor.kill(child)
+    assert await wait_ended(child, PATIENCE), "the channel ends when nobody holds it any more"
 
 
-def test_what_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/no/such/file")
-
-    async def test() -> None:
-        supervisor = Supervisor()
-        supervisor.start()
-        before = len(os.listdir("/dev/fd"))  # noqa: PTH208
-        with pytest.raises(OSError, match="No such file"):
-            supervisor.spawn(Role.SERVER, None, refuse, None)
-        assert len(os.listdir("/dev/fd")) == before  # noqa: PTH208
-
-    run(test())
+    supervisor = Supervisor()
+    supervisor.start()
+    before = len(os.listdir("/dev/fd"))  # noqa: PTH208
+    with pytest.raises(OSError, match="No such file"):
+        supervisor.spawn(Role.SERVER, None, refuse, None)
+    assert len(os.listdir("/dev/fd")) == before  # noqa: PTH208
 
 
 def test_sealing_leaves_the_standard_descriptors() -> None:
@@ -383,20 +331,16 @@ def test_sealing_leaves_the_standard_descriptors() -> None:
     other.close()
 
 
-def test_the_next_try_waits_longer_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_next_try_waits_longer_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_DELAY", 0.1)
-
-    async def test() -> None:
-        backoff = Backoff()
-        delays = [backoff.failed() for _number in range(20)]
-        for number, delay in enumerate(delays):
-            longest = min(0.1 * 2**number, module.LONGEST_DELAY)
-            assert 0.75 * longest <= delay <= longest
-        backoff.succeeded()
-        assert backoff.failed() > 20, "it has not lived for long"
-        monkeypatch.setattr(module, "WELL_AFTER", 0.0)
-        backoff.succeeded()
-        assert backoff.failed() <= 0.1
-        assert backoff.failed() > 0.1, "no try has worked since"
-
-    run(test())
+    backoff = Backoff()
+    delays = [backoff.failed() for _number in range(20)]
+    for number, delay in enumerate(delays):
+        longest = min(0.1 * 2**number, module.LONGEST_DELAY)
+        assert 0.75 * longest <= delay <= longest
+    backoff.succeeded()
+    assert backoff.failed() > 20, "it has not lived for long"
+    monkeypatch.setattr(module, "WELL_AFTER", 0.0)
+    backoff.succeeded()
+    assert backoff.failed() <= 0.1
+    assert backoff.failed() > 0.1, "no try has worked since"

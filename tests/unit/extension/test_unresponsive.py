@@ -17,7 +17,6 @@ from tests.unit.extension.fakes import (
     FakeSysfs,
     make_claimer,
     record,
-    run,
     until,
 )
 from tests.unit.extension.specimen import FakeChannel, child
@@ -40,28 +39,24 @@ def test_a_child_that_answers_is_not_silent() -> None:
     assert asyncio.run(silence_of(child())) is None
 
 
-def test_a_silent_child_is_waited_for_once_and_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_child_is_waited_for_once_and_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(liveness, "PING_TIMEOUT", 0.01)
     channel = FakeChannel(silent=True)
     silent = child()
     silent.channel = channel  # type: ignore[assignment]
-
-    async def test() -> None:
-        first, second = await asyncio.gather(silence_of(silent), silence_of(silent))
-        assert first is not None
-        assert second is not None
-        monkeypatch.setattr(liveness, "PING_TIMEOUT", 3600.0)
-        silent.ping = silent.ping._replace(sent=silent.ping.sent - 3600)  # type: ignore[union-attr]
-        async with asyncio.timeout(5):  # not another hour
-            longer = await silence_of(silent)
-        assert longer is not None
-        assert longer >= 3600
-        assert channel.asked == 1
-        channel.close()
-        assert await silence_of(silent) is None
-        assert channel.asked == 1
-
-    run(test())
+    first, second = await asyncio.gather(silence_of(silent), silence_of(silent))
+    assert first is not None
+    assert second is not None
+    monkeypatch.setattr(liveness, "PING_TIMEOUT", 3600.0)
+    silent.ping = silent.ping._replace(sent=silent.ping.sent - 3600)  # type: ignore[union-attr]
+    async with asyncio.timeout(5):  # not another hour
+        longer = await silence_of(silent)
+    assert longer is not None
+    assert longer >= 3600
+    assert channel.asked == 1
+    channel.close()
+    assert await silence_of(silent) is None
+    assert channel.asked == 1
 
 
 class Host:
@@ -97,228 +92,185 @@ def host(spawner: FakeSpawner, sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch
     ["silence", Nothing(), UsbipdError("no client is attached", code="not-attached")],
     ids=["silent", "lies", "denies"],
 )
-def test_detach_ends_a_worker_that_does_not_end_the_session(
+async def test_detach_ends_a_worker_that_does_not_end_the_session(
     host: Host, answer: Message | UsbipdError | str
 ) -> None:
     """It is killed, and the session ends with it; the device is claimed again by the next worker."""
-
-    async def test() -> None:
-        await host.attach()
-        host.spawner.answers[Command.DISCONNECT] = answer
-        assert await host.claimer.disconnect("1-2", "anna") == CLIENT
-        assert host.spawner.children[0].killed
-        await host.until_replaced()
-        [ended] = host.store.happened(HistoryEvent.DETACHED)
-        assert ended["client"] == CLIENT
-        await host.release()
-
-    run(test())
+    await host.attach()
+    host.spawner.answers[Command.DISCONNECT] = answer
+    assert await host.claimer.disconnect("1-2", "anna") == CLIENT
+    assert host.spawner.children[0].killed
+    await host.until_replaced()
+    [ended] = host.store.happened(HistoryEvent.DETACHED)
+    assert ended["client"] == CLIENT
+    await host.release()
 
 
-def test_detach_of_a_client_that_leaves_by_itself(host: Host) -> None:
+async def test_detach_of_a_client_that_leaves_by_itself(host: Host) -> None:
     """The worker has said DETACHED before it answers that it has no client: it lives on."""
-
-    async def test() -> None:
-        await host.attach()
-        host.spawner.answers[Command.DISCONNECT] = UsbipdError("no client is attached", code="not-attached")
-        host.spawner.last.detach()
-        with pytest.raises(UsbipdError, match="no client is attached"):
-            await host.claimer.disconnect("1-2", "anna")
-        assert not host.spawner.last.killed
-        await host.release()
-
-    run(test())
+    await host.attach()
+    host.spawner.answers[Command.DISCONNECT] = UsbipdError("no client is attached", code="not-attached")
+    host.spawner.last.detach()
+    with pytest.raises(UsbipdError, match="no client is attached"):
+        await host.claimer.disconnect("1-2", "anna")
+    assert not host.spawner.last.killed
+    await host.release()
 
 
-def test_a_worker_that_the_kernel_does_not_end(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_the_kernel_does_not_end(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """It waits for its device where signals do not reach it."""
     monkeypatch.setattr(claimer_module, "KILL_TIMEOUT", 0.01)
     kill = host.spawner.kill
-
-    async def test() -> None:
-        await host.attach()
-        host.spawner.answers[Command.DISCONNECT] = "silence"
-        survivors: list[Child] = []
-        monkeypatch.setattr(host.spawner, "kill", survivors.append)
-        with pytest.raises(UsbipdError, match="hangs in the kernel, which waits for 1-2") as caught:
-            await host.claimer.disconnect("1-2", "anna")
-        assert caught.value.advice == "unplug the device"
-        assert len(host.spawner.children) == 1
-        [survivor] = survivors
-        kill(survivor)
-        await host.until_replaced()
-        await host.release()
-
-    run(test())
+    await host.attach()
+    host.spawner.answers[Command.DISCONNECT] = "silence"
+    survivors: list[Child] = []
+    monkeypatch.setattr(host.spawner, "kill", survivors.append)
+    with pytest.raises(UsbipdError, match="hangs in the kernel, which waits for 1-2") as caught:
+        await host.claimer.disconnect("1-2", "anna")
+    assert caught.value.advice == "unplug the device"
+    assert len(host.spawner.children) == 1
+    [survivor] = survivors
+    kill(survivor)
+    await host.until_replaced()
+    await host.release()
 
 
-def test_drivers_come_back_once_a_killed_worker_has_ended(
+async def test_drivers_come_back_once_a_killed_worker_has_ended(
     host: Host, sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The device is unbound while its worker is being killed: it has the interfaces until it has ended."""
     kill = host.spawner.kill
-
-    async def test() -> None:
-        await host.attach()
-        sysfs.add_interface("1-2", 0, None)
-        # it neither ends the session nor exits when its channel is closed
-        host.spawner.answers.update({Command.DISCONNECT: "silence", Command.CLAIM: "silence"})
-        killed: list[Child] = []
-        monkeypatch.setattr(host.spawner, "kill", killed.append)
-        detaching = asyncio.create_task(host.claimer.disconnect("1-2", "anna"))
-        await until(lambda: killed)
-        killed[0].channel.close()  # a process that is killed closes its descriptors one after the other
-        releasing = asyncio.create_task(host.claimer.release_device("1-2", timeout=PATIENCE))
-        await asyncio.sleep(0.1)
-        assert not sysfs.probed
-        kill(killed[0])
-        await asyncio.gather(detaching, releasing)
-        assert sysfs.probed == "1-2:1.0"
-
-    run(test())
+    await host.attach()
+    sysfs.add_interface("1-2", 0, None)
+    # it neither ends the session nor exits when its channel is closed
+    host.spawner.answers.update({Command.DISCONNECT: "silence", Command.CLAIM: "silence"})
+    killed: list[Child] = []
+    monkeypatch.setattr(host.spawner, "kill", killed.append)
+    detaching = asyncio.create_task(host.claimer.disconnect("1-2", "anna"))
+    await until(lambda: killed)
+    killed[0].channel.close()  # a process that is killed closes its descriptors one after the other
+    releasing = asyncio.create_task(host.claimer.release_device("1-2", timeout=PATIENCE))
+    await asyncio.sleep(0.1)
+    assert not sysfs.probed
+    kill(killed[0])
+    await asyncio.gather(detaching, releasing)
+    assert sysfs.probed == "1-2:1.0"
 
 
-def test_a_device_that_hangs_costs_one_worker(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_device_that_hangs_costs_one_worker(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel keeps its lock, and its worker, which no signal ends: no other one is started beside it."""
     for name in ("CLAIM_TIMEOUT", "KILL_TIMEOUT"):
         monkeypatch.setattr(claimer_module, name, 0.01)
     monkeypatch.setattr(host.claimer, "_stack", replace(LINUX, end_time=0.01))
     kill = host.spawner.kill
-
-    async def test() -> None:
-        host.spawner.answers[Command.CLAIM] = "silence"
-        survivors: list[Child] = []
-        monkeypatch.setattr(host.spawner, "kill", survivors.append)
-        await host.claimer.restore_claimed_devices([record("1-2")])
-        claim = host.claimer.claims["1-2"]
-        await until(lambda: claim.failure is not None and claim.failure.error.code == "hangs")
-        with pytest.raises(ClaimError, match="hangs in the kernel, which waits for 1-2") as caught:
-            await host.claimer.claim_device(record("1-2"))  # also for another claim of it
-        assert (caught.value.code, caught.value.advice) == ("hangs", "unplug the device")
-        assert len(host.spawner.children) == 1
-        kill(survivors[0])
-        host.spawner.answers.clear()
-        await host.claimer.claim_device(record("1-2"))
-        assert len(host.spawner.children) == 2
-        monkeypatch.undo()
-        await host.release()
-
-    run(test())
+    host.spawner.answers[Command.CLAIM] = "silence"
+    survivors: list[Child] = []
+    monkeypatch.setattr(host.spawner, "kill", survivors.append)
+    await host.claimer.restore_claimed_devices([record("1-2")])
+    claim = host.claimer.claims["1-2"]
+    await until(lambda: claim.failure is not None and claim.failure.error.code == "hangs")
+    with pytest.raises(ClaimError, match="hangs in the kernel, which waits for 1-2") as caught:
+        await host.claimer.claim_device(record("1-2"))  # also for another claim of it
+    assert (caught.value.code, caught.value.advice) == ("hangs", "unplug the device")
+    assert len(host.spawner.children) == 1
+    kill(survivors[0])
+    host.spawner.answers.clear()
+    await host.claimer.claim_device(record("1-2"))
+    assert len(host.spawner.children) == 2
+    monkeypatch.undo()
+    await host.release()
 
 
-def test_a_host_that_hangs_over_drivers_costs_one_thread(host: Host, sysfs: FakeSysfs) -> None:
-    async def test() -> None:
-        sysfs.add_interface("1-2", 0, None)
-        probe = sysfs.hang_over_drivers()
-        for _try in range(3):
-            with pytest.raises(UsbipdError, match="1-2: this host still scans for drivers after") as caught:
-                await host.claimer._returns.reattach("1-2", 0.01)
-            assert caught.value.code == "hangs"
-        assert len(calls()) == 1
-        again = asyncio.create_task(host.claimer._returns.reattach("1-2", PATIENCE))
-        await asyncio.sleep(0)
-        answers = os.open(probe, os.O_RDWR)
-        await again
-        await until(lambda: not calls())
-        # the one that hung, and one that sees what has changed meanwhile
-        assert os.read(answers, 100) == b"1-2:1.0" * 2
-        os.close(answers)
-
-    run(test())
+async def test_a_host_that_hangs_over_drivers_costs_one_thread(host: Host, sysfs: FakeSysfs) -> None:
+    sysfs.add_interface("1-2", 0, None)
+    probe = sysfs.hang_over_drivers()
+    for _try in range(3):
+        with pytest.raises(UsbipdError, match="1-2: this host still scans for drivers after") as caught:
+            await host.claimer._returns.reattach("1-2", 0.01)
+        assert caught.value.code == "hangs"
+    assert len(calls()) == 1
+    again = asyncio.create_task(host.claimer._returns.reattach("1-2", PATIENCE))
+    await asyncio.sleep(0)
+    answers = os.open(probe, os.O_RDWR)
+    await again
+    await until(lambda: not calls())
+    # the one that hung, and one that sees what has changed meanwhile
+    assert os.read(answers, 100) == b"1-2:1.0" * 2
+    os.close(answers)
 
 
-def test_a_first_try_waits_once_for_a_host_that_hangs_over_drivers(
+async def test_a_first_try_waits_once_for_a_host_that_hangs_over_drivers(
     host: Host, sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(claimer_module, "DRIVERS_TIME", 0.01)
-
-    async def test() -> None:
-        sysfs.add_interface("1-2", 0, None)
-        probe = sysfs.hang_over_drivers()
-        host.spawner.answers[Command.CLAIM] = ClaimError("1-2 is busy", code="LIBUSB_ERROR_BUSY")
-        with pytest.raises(ClaimError):
-            await host.claimer.claim_device(record("1-2"))
-        answers = os.open(probe, os.O_RDWR)
-        await until(lambda: not calls())
-        os.close(answers)
-
-    run(test())
+    sysfs.add_interface("1-2", 0, None)
+    probe = sysfs.hang_over_drivers()
+    host.spawner.answers[Command.CLAIM] = ClaimError("1-2 is busy", code="LIBUSB_ERROR_BUSY")
+    with pytest.raises(ClaimError):
+        await host.claimer.claim_device(record("1-2"))
+    answers = os.open(probe, os.O_RDWR)
+    await until(lambda: not calls())
+    os.close(answers)
     assert caplog.text.count("still scans for drivers") == 1
 
 
-def test_a_try_without_memory_for_counters_leaves_nothing(
+async def test_a_try_without_memory_for_counters_leaves_nothing(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    async def test() -> None:
-        monkeypatch.setattr(claimer_module, "counter_page", fail)
-        with pytest.raises(ClaimError, match="no worker process could be started"):
-            await host.claimer.claim_device(record("1-2"))
-        assert not host.store.held
-
-    run(test())
+    monkeypatch.setattr(claimer_module, "counter_page", fail)
+    with pytest.raises(ClaimError, match="no worker process could be started"):
+        await host.claimer.claim_device(record("1-2"))
+    assert not host.store.held
 
 
 def calls() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "usbipd-call"]
 
 
-def test_drivers_that_cannot_be_looked_for(
+async def test_drivers_that_cannot_be_looked_for(
     host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(_self: SysfsOwnership, _busid: str) -> None:
         raise OSError("no such bus")
 
-    async def test() -> None:
-        monkeypatch.setattr(SysfsOwnership, "give_back", fail)
-        with pytest.raises(UsbipdError, match="1-2: cannot scan for drivers: no such bus"):
-            await host.claimer._returns.reattach("1-2", PATIENCE)
-
-    run(test())
+    monkeypatch.setattr(SysfsOwnership, "give_back", fail)
+    with pytest.raises(UsbipdError, match="1-2: cannot scan for drivers: no such bus"):
+        await host.claimer._returns.reattach("1-2", PATIENCE)
     gc.collect()
     assert "never retrieved" not in caplog.text
 
 
 @pytest.mark.parametrize("what", ["detach", "restored", "device_gone"])
-def test_a_worker_says_nothing_twice(host: Host, what: str) -> None:
+async def test_a_worker_says_nothing_twice(host: Host, what: str) -> None:
     """So what it can make us do is bounded by what we ask of it; one that says more is replaced."""
-
-    async def test() -> None:
-        await host.attach()
-        worker = host.spawner.last
-        if what == "restored":
-            worker.detach()
-        getattr(worker, what)()
-        getattr(worker, what)()
-        await host.until_replaced()
-        assert not worker.channel.is_open
-        await host.release()
-
-    run(test())
+    await host.attach()
+    worker = host.spawner.last
+    if what == "restored":
+        worker.detach()
+    getattr(worker, what)()
+    getattr(worker, what)()
+    await host.until_replaced()
+    assert not worker.channel.is_open
+    await host.release()
 
 
-def test_a_restored_event_without_a_client_before_it(host: Host) -> None:
-    async def test() -> None:
+async def test_a_restored_event_without_a_client_before_it(host: Host) -> None:
+    await host.claimer.claim_device(record("1-2"))
+    host.spawner.last.restored()
+    await host.until_replaced()
+    await host.release()
+
+
+async def test_the_store_knows_what_may_be_without_its_drivers_and_no_more(host: Host) -> None:
+    host.spawner.answers[Command.CLAIM] = ClaimError("it is in use", code="LIBUSB_ERROR_BUSY")
+    with pytest.raises(ClaimError):
         await host.claimer.claim_device(record("1-2"))
-        host.spawner.last.restored()
-        await host.until_replaced()
-        await host.release()
-
-    run(test())
-
-
-def test_the_store_knows_what_may_be_without_its_drivers_and_no_more(host: Host) -> None:
-    async def test() -> None:
-        host.spawner.answers[Command.CLAIM] = ClaimError("it is in use", code="LIBUSB_ERROR_BUSY")
-        with pytest.raises(ClaimError):
-            await host.claimer.claim_device(record("1-2"))
-        assert not host.store.held
-        host.spawner.answers.clear()
-        await host.claimer.claim_device(record("1-2"))
-        assert list(host.store.held) == ["1-2"]
-        await host.release()
-        assert not host.store.held
-
-    run(test())
+    assert not host.store.held
+    host.spawner.answers.clear()
+    await host.claimer.claim_device(record("1-2"))
+    assert list(host.store.held) == ["1-2"]
+    await host.release()
+    assert not host.store.held

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.extension.fakes import FakeSpawner, FakeStore, FakeSysfs, make_claimer, record, run
+from tests.unit.extension.fakes import FakeSpawner, FakeStore, FakeSysfs, make_claimer, record
 from tests.unit.extension.specimen import child
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import worker_confinement
@@ -29,30 +29,24 @@ def order(uid: int, root: str = str(ROOT)) -> Confinement:
     return Confinement(run_as=RunAs(user=str(uid), uid=uid, gid=uid), root=root)
 
 
-def test_the_lowest_free_one_until_none_is_left() -> None:
-    async def test() -> None:
-        confinement, workers = WorkerConfinement(UIDS, ROOT), [child(), child()]
-        for worker, uid in zip(workers, UIDS, strict=True):
-            chosen = await confinement.choose("1-1")
-            assert chosen == order(uid)
-            confinement.given(chosen, worker)
-            assert worker.run_as == chosen.run_as
-        with pytest.raises(UsbipdError, match="all 2 user ids for workers are in use") as caught:
-            await confinement.choose("1-1")
-        assert caught.value.code == "no-uid"
-        assert "worker_uids" in str(caught.value.advice)
-        workers[0].ended.set()
-        assert await confinement.choose("1-1") == order(UIDS[0])
-
-    asyncio.run(test())
+async def test_the_lowest_free_one_until_none_is_left() -> None:
+    confinement, workers = WorkerConfinement(UIDS, ROOT), [child(), child()]
+    for worker, uid in zip(workers, UIDS, strict=True):
+        chosen = await confinement.choose("1-1")
+        assert chosen == order(uid)
+        confinement.given(chosen, worker)
+        assert worker.run_as == chosen.run_as
+    with pytest.raises(UsbipdError, match="all 2 user ids for workers are in use") as caught:
+        await confinement.choose("1-1")
+    assert caught.value.code == "no-uid"
+    assert "worker_uids" in str(caught.value.advice)
+    workers[0].ended.set()
+    assert await confinement.choose("1-1") == order(UIDS[0])
 
 
-def test_one_that_was_not_given_is_chosen_again() -> None:
-    async def test() -> None:
-        confinement = WorkerConfinement(UIDS, ROOT)
-        assert await confinement.choose("1-1") == await confinement.choose("1-2")
-
-    asyncio.run(test())
+async def test_one_that_was_not_given_is_chosen_again() -> None:
+    confinement = WorkerConfinement(UIDS, ROOT)
+    assert await confinement.choose("1-1") == await confinement.choose("1-2")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root starts a process of another user")
@@ -194,17 +188,14 @@ def host(sysfs: FakeSysfs) -> Host:
     return Host(sysfs, FakeSpawner())
 
 
-def test_workers_differ_and_a_released_one_makes_room(host: Host) -> None:
-    async def test() -> None:
-        assert [await host.claim("1-1"), await host.claim("1-2")] == list(UIDS)
-        with pytest.raises(ClaimError, match="all 2 user ids") as caught:
-            await host.claim("1-3")
-        assert caught.value.code == "no-uid"
-        assert set(host.store.held) == {"1-1", "1-2"}, "what was not claimed is not noted"
-        assert len(host.spawner.children) == 2
-        await host.claimer.release_device("1-1", timeout=1.0)
-        assert await host.claim("1-3") == UIDS[0]
-        await host.claimer.release_device("1-2", timeout=1.0)
-        await host.claimer.release_device("1-3", timeout=1.0)
-
-    run(test())
+async def test_workers_differ_and_a_released_one_makes_room(host: Host) -> None:
+    assert [await host.claim("1-1"), await host.claim("1-2")] == list(UIDS)
+    with pytest.raises(ClaimError, match="all 2 user ids") as caught:
+        await host.claim("1-3")
+    assert caught.value.code == "no-uid"
+    assert set(host.store.held) == {"1-1", "1-2"}, "what was not claimed is not noted"
+    assert len(host.spawner.children) == 2
+    await host.claimer.release_device("1-1", timeout=1.0)
+    assert await host.claim("1-3") == UIDS[0]
+    await host.claimer.release_device("1-2", timeout=1.0)
+    await host.claimer.release_device("1-3", timeout=1.0)

@@ -4,7 +4,7 @@ import asyncio
 import functools
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -38,14 +38,6 @@ def answer_of(size: int) -> UnbindResult:
     return UnbindResult(bindings=[], busids=["x" * (2 * size - len(encode(longer)))])
 
 
-def run(test: Awaitable[None]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(3 * PATIENCE):
-            await test
-
-    asyncio.run(bounded(), debug=True)
-
-
 class Ends:
     """Who asks, in the role of a server, and an extension that answers what `answer` says."""
 
@@ -73,17 +65,14 @@ class Ends:
 @pytest.mark.parametrize(
     "size", [LARGEST_PART, LARGEST_PART + 1, 2 * LARGEST_PART, 2 * LARGEST_PART + 1, LARGEST_ANSWER]
 )
-def test_it_comes_whole(size: int) -> None:
-    async def test() -> None:
-        expected = answer_of(size)
-        ends = Ends(lambda: expected)
-        assert len(encode(expected)) == size
-        assert await ends.ask() == expected
-        assert ends.handled == [Command.UNBIND], "made once, however many parts it has"
-        assert ends.answering._rest is None
-        ends.close()
-
-    run(test())
+async def test_it_comes_whole(size: int) -> None:
+    expected = answer_of(size)
+    ends = Ends(lambda: expected)
+    assert len(encode(expected)) == size
+    assert await ends.ask() == expected
+    assert ends.handled == [Command.UNBIND], "made once, however many parts it has"
+    assert ends.answering._rest is None
+    ends.close()
 
 
 def test_each_part_fits_into_a_message() -> None:
@@ -100,97 +89,79 @@ def test_each_part_fits_into_a_message() -> None:
     assert frame
 
 
-def test_what_changes_between_the_parts_is_not_in_it() -> None:
-    async def test() -> None:
-        devices = [f"1-{number}" for number in range(50_000)]
-        ends = Ends(lambda: UnbindResult(bindings=[], busids=list(devices)))
-        expected = list(devices)
-        asking = asyncio.create_task(ends.ask())
-        while ends.answering._rest is None:  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0)
-        devices.clear()
-        assert (await asking).busids == expected
-        ends.close()
-
-    run(test())
+async def test_what_changes_between_the_parts_is_not_in_it() -> None:
+    devices = [f"1-{number}" for number in range(50_000)]
+    ends = Ends(lambda: UnbindResult(bindings=[], busids=list(devices)))
+    expected = list(devices)
+    asking = asyncio.create_task(ends.ask())
+    while ends.answering._rest is None:  # noqa: ASYNC110 - what is waited for has no event
+        await asyncio.sleep(0)
+    devices.clear()
+    assert (await asking).busids == expected
+    ends.close()
 
 
-def test_one_that_is_too_long_is_an_error() -> None:
-    async def test() -> None:
-        ends = Ends(lambda: answer_of(LARGEST_ANSWER + 1))
-        with pytest.raises(UsbipdError, match=f"{LARGEST_ANSWER} are allowed") as caught:
-            await ends.ask()
-        assert caught.value.code == "too-large"
-        assert ends.answering._rest is None
-        ends.close()
-
-    run(test())
-
-
-def test_who_asks_for_several_at_once_gets_all_of_them() -> None:
-    async def test() -> None:
-        numbers = iter(range(8))
-        ends = Ends(lambda: UnbindResult(bindings=[], busids=[str(next(numbers))] * 100_000))
-        answers = await asyncio.gather(*(ends.ask() for _ in range(8)))
-        assert [answer.busids[0] for answer in answers] == [str(number) for number in range(8)]
-        assert {len(set(answer.busids)) for answer in answers} == {1}
-        ends.close()
-
-    run(test())
-
-
-def test_one_that_is_not_fetched_makes_room_for_the_next() -> None:
-    async def test() -> None:
-        ends = Ends(lambda: answer_of(3 * LARGEST_PART))
-        ends.asking.tell(Command.UNBIND, ALL)  # its answer is request 1's
+async def test_one_that_is_too_long_is_an_error() -> None:
+    ends = Ends(lambda: answer_of(LARGEST_ANSWER + 1))
+    with pytest.raises(UsbipdError, match=f"{LARGEST_ANSWER} are allowed") as caught:
         await ends.ask()
-        with pytest.raises(UsbipdError, match="not kept any more") as caught:
-            await ends.asking.request(Command.MORE, MoreParameters(request_id=1), Part, timeout=PATIENCE)
-        assert caught.value.code == "expired"
-        ends.close()
-
-    run(test())
+    assert caught.value.code == "too-large"
+    assert ends.answering._rest is None
+    ends.close()
 
 
-def test_a_closed_channel_keeps_nothing() -> None:
-    async def test() -> None:
-        ends = Ends(lambda: answer_of(LARGEST_ANSWER))
-        ends.asking.tell(Command.UNBIND, ALL)
-        while ends.answering._rest is None:  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0)
-        ends.close()
-        assert ends.answering._rest is None
-
-    run(test())
+async def test_who_asks_for_several_at_once_gets_all_of_them() -> None:
+    numbers = iter(range(8))
+    ends = Ends(lambda: UnbindResult(bindings=[], busids=[str(next(numbers))] * 100_000))
+    answers = await asyncio.gather(*(ends.ask() for _ in range(8)))
+    assert [answer.busids[0] for answer in answers] == [str(number) for number in range(8)]
+    assert {len(set(answer.busids)) for answer in answers} == {1}
+    ends.close()
 
 
-def test_who_asks_for_more_and_reads_nothing_is_dropped() -> None:
-    async def test() -> None:
-        made = asyncio.Event()
-        silent, theirs = socket.socketpair()
-        closed: asyncio.Future[IPCError | None] = asyncio.get_running_loop().create_future()
+async def test_one_that_is_not_fetched_makes_room_for_the_next() -> None:
+    ends = Ends(lambda: answer_of(3 * LARGEST_PART))
+    ends.asking.tell(Command.UNBIND, ALL)  # its answer is request 1's
+    await ends.ask()
+    with pytest.raises(UsbipdError, match="not kept any more") as caught:
+        await ends.asking.request(Command.MORE, MoreParameters(request_id=1), Part, timeout=PATIENCE)
+    assert caught.value.code == "expired"
+    ends.close()
 
-        async def handle(request: Request) -> Message:
-            made.set()
-            return answer_of(LARGEST_ANSWER)
 
-        channel = Channel(
-            theirs, name="silent", role=Role.USER, table=PEOPLE, on_request=handle, on_close=closed.set_result
-        )
-        BlockingChannel(silent.dup(), "silent", PEOPLE).close()
-        silent.sendall(request_frame(1, "", Command.LIST, Nothing()))
-        await made.wait()
-        more = request_frame(2, "", Command.MORE, MoreParameters(request_id=1))
-        silent.sendall(more * (LARGEST_ANSWER // LARGEST_PART))
-        while not closed.done():
-            assert channel._queued <= MAX_QUEUED + MAX_MESSAGE
-            await asyncio.sleep(0)
-        reason = await closed
-        assert reason is not None
-        assert reason.code == "slow"
-        silent.close()
+async def test_a_closed_channel_keeps_nothing() -> None:
+    ends = Ends(lambda: answer_of(LARGEST_ANSWER))
+    ends.asking.tell(Command.UNBIND, ALL)
+    while ends.answering._rest is None:  # noqa: ASYNC110 - what is waited for has no event
+        await asyncio.sleep(0)
+    ends.close()
+    assert ends.answering._rest is None
 
-    run(test())
+
+async def test_who_asks_for_more_and_reads_nothing_is_dropped() -> None:
+    made = asyncio.Event()
+    silent, theirs = socket.socketpair()
+    closed: asyncio.Future[IPCError | None] = asyncio.get_running_loop().create_future()
+
+    async def handle(request: Request) -> Message:
+        made.set()
+        return answer_of(LARGEST_ANSWER)
+
+    channel = Channel(
+        theirs, name="silent", role=Role.USER, table=PEOPLE, on_request=handle, on_close=closed.set_result
+    )
+    BlockingChannel(silent.dup(), "silent", PEOPLE).close()
+    silent.sendall(request_frame(1, "", Command.LIST, Nothing()))
+    await made.wait()
+    more = request_frame(2, "", Command.MORE, MoreParameters(request_id=1))
+    silent.sendall(more * (LARGEST_ANSWER // LARGEST_PART))
+    while not closed.done():
+        assert channel._queued <= MAX_QUEUED + MAX_MESSAGE
+        await asyncio.sleep(0)
+    reason = await closed
+    assert reason is not None
+    assert reason.code == "slow"
+    silent.close()
 
 
 def test_only_answers_that_grow_with_the_devices_are_cut() -> None:

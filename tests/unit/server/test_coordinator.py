@@ -35,55 +35,46 @@ from usbipd.server.session import Stage
 
 
 @pytest.mark.parametrize(("total", "per_address"), [(100, 5), (5, 100)], ids=["of an address", "in total"])
-def test_idle_connections_never_keep_out_one_that_speaks(
+async def test_idle_connections_never_keep_out_one_that_speaks(
     total: int, per_address: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def test() -> None:
-        async with serving(total=total, per_address=per_address) as server:
-            idle = [await server.connect() for _number in range(30)]
-            for reader, writer in idle[:25]:
-                assert await rest(reader, writer) == b"", "the oldest leave"
-            assert await server.ask(encode_devlist_request()) == encode_devlist_reply([DEVICE])
-            for _reader, writer in idle[25:]:
-                writer.close()
-
-    asyncio.run(test())
+    async with serving(total=total, per_address=per_address) as server:
+        idle = [await server.connect() for _number in range(30)]
+        for reader, writer in idle[:25]:
+            assert await rest(reader, writer) == b"", "the oldest leave"
+        assert await server.ask(encode_devlist_request()) == encode_devlist_reply([DEVICE])
+        for _reader, writer in idle[25:]:
+            writer.close()
     assert caplog.text.count("closed: more than 5 connections") == 26
 
 
 @from_other_addresses
-def test_who_floods_displaces_himself() -> None:
-    async def test() -> None:
-        async with serving(total=5) as server:
-            quiet = await server.connect(source="127.0.0.2")
-            flood = [await server.connect(source="127.0.0.3") for _number in range(20)]
-            for reader, writer in flood[:16]:
-                assert await rest(reader, writer) == b""
-            quiet[1].write(encode_devlist_request())
-            assert await rest(*quiet) == encode_devlist_reply([DEVICE])
-            for _reader, writer in flood[16:]:
-                writer.close()
-
-    asyncio.run(test())
+async def test_who_floods_displaces_himself() -> None:
+    async with serving(total=5) as server:
+        quiet = await server.connect(source="127.0.0.2")
+        flood = [await server.connect(source="127.0.0.3") for _number in range(20)]
+        for reader, writer in flood[:16]:
+            assert await rest(reader, writer) == b""
+        quiet[1].write(encode_devlist_request())
+        assert await rest(*quiet) == encode_devlist_reply([DEVICE])
+        for _reader, writer in flood[16:]:
+            writer.close()
 
 
-def test_a_client_that_has_spoken_is_not_displaced_by_idle_ones() -> None:
-    async def test() -> None:
-        async with serving(per_address=3) as server:
-            server.extension.silent = {Command.RESERVE}
-            waiting = await server.connect()
-            waiting[1].write(encode_import_request("240-1"))
-            async with asyncio.timeout(PATIENCE):
-                while not server.extension.asked:  # noqa: ASYNC110
-                    await asyncio.sleep(0.001)
-            idle = [await server.connect() for _number in range(10)]
-            for reader, writer in idle[:8]:
-                assert await rest(reader, writer) == b""
-            assert not waiting[0].at_eof()
-            for _reader, writer in (waiting, *idle[8:]):
-                writer.close()
-
-    asyncio.run(test())
+async def test_a_client_that_has_spoken_is_not_displaced_by_idle_ones() -> None:
+    async with serving(per_address=3) as server:
+        server.extension.silent = {Command.RESERVE}
+        waiting = await server.connect()
+        waiting[1].write(encode_import_request("240-1"))
+        async with asyncio.timeout(PATIENCE):
+            while not server.extension.asked:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        idle = [await server.connect() for _number in range(10)]
+        for reader, writer in idle[:8]:
+            assert await rest(reader, writer) == b""
+        assert not waiting[0].at_eof()
+        for _reader, writer in (waiting, *idle[8:]):
+            writer.close()
 
 
 async def ask_for_a_device_in_use(server: Server, *, source: str = "127.0.0.1") -> Streams:
@@ -105,140 +96,115 @@ async def has_left(client: Streams) -> bool:
 
 
 @from_other_addresses
-def test_of_those_that_have_all_spoken_the_oldest_of_the_busiest_source_leaves() -> None:
-    async def test() -> None:
-        async with serving(total=4) as server:
-            sources = ["127.0.0.2", "127.0.0.3", "127.0.0.3", "127.0.0.4"]
-            waiting = [await ask_for_a_device_in_use(server, source=source) for source in sources]
-            newest = await server.connect(source="127.0.0.5")
-            assert await rest(*waiting[1]) == b""
-            await until(lambda: len(server.extension.waiting) == 3)
-            assert [await has_left(each) for each in (waiting[0], *waiting[2:], newest)] == [False] * 4
-            for _reader, writer in (*waiting, newest):
-                writer.close()
-
-    asyncio.run(test())
+async def test_of_those_that_have_all_spoken_the_oldest_of_the_busiest_source_leaves() -> None:
+    async with serving(total=4) as server:
+        sources = ["127.0.0.2", "127.0.0.3", "127.0.0.3", "127.0.0.4"]
+        waiting = [await ask_for_a_device_in_use(server, source=source) for source in sources]
+        newest = await server.connect(source="127.0.0.5")
+        assert await rest(*waiting[1]) == b""
+        await until(lambda: len(server.extension.waiting) == 3)
+        assert [await has_left(each) for each in (waiting[0], *waiting[2:], newest)] == [False] * 4
+        for _reader, writer in (*waiting, newest):
+            writer.close()
 
 
 @from_other_addresses
-def test_a_client_that_has_just_come_is_not_displaced_by_those_that_wait() -> None:
+async def test_a_client_that_has_just_come_is_not_displaced_by_those_that_wait() -> None:
     """It would be the only one that has not spoken."""
-
-    async def test() -> None:
-        async with serving(total=8) as server:
-            waiting = [
-                await ask_for_a_device_in_use(server, source=f"127.0.0.{number}") for number in range(10, 17)
-            ]
-            newcomer = await server.connect(source="127.0.0.2")
-            waiting.append(await server.connect(source="127.0.0.17"))
-            assert await rest(*waiting[0]) == b""
-            newcomer[1].write(encode_devlist_request())
-            assert await rest(*newcomer) == encode_devlist_reply([DEVICE])
-            for _reader, writer in waiting:
-                writer.close()
-
-    asyncio.run(test())
+    async with serving(total=8) as server:
+        waiting = [
+            await ask_for_a_device_in_use(server, source=f"127.0.0.{number}") for number in range(10, 17)
+        ]
+        newcomer = await server.connect(source="127.0.0.2")
+        waiting.append(await server.connect(source="127.0.0.17"))
+        assert await rest(*waiting[0]) == b""
+        newcomer[1].write(encode_devlist_request())
+        assert await rest(*newcomer) == encode_devlist_reply([DEVICE])
+        for _reader, writer in waiting:
+            writer.close()
 
 
 @from_other_addresses
-def test_one_that_waits_for_its_turn_leaves_before_one_that_waits_for_a_device() -> None:
+async def test_one_that_waits_for_its_turn_leaves_before_one_that_waits_for_a_device() -> None:
     """However much older the other one is: to end it costs more."""
-
-    async def test() -> None:
-        async with serving(total=MOST_WAITING_PER_SOURCE + 6) as server:
-            waiting = [await ask_for_a_device_in_use(server) for _number in range(MOST_WAITING_PER_SOURCE)]
-            queueing = []
-            for number in range(6):
-                queueing.append(await server.connect())
-                queueing[-1][1].write(encode_import_request("240-1"))
-                await until(lambda: server.extension.commands.count(Command.RESERVE) == 17 + number)  # noqa: B023
-            newest = await server.connect(source="127.0.0.2")
-            assert await rest(*queueing[0]) == b""
-            assert len(server.extension.waiting) == MOST_WAITING_PER_SOURCE
-            for _reader, writer in (*waiting, *queueing, newest):
-                writer.close()
-
-    asyncio.run(test())
+    async with serving(total=MOST_WAITING_PER_SOURCE + 6) as server:
+        waiting = [await ask_for_a_device_in_use(server) for _number in range(MOST_WAITING_PER_SOURCE)]
+        queueing = []
+        for number in range(6):
+            queueing.append(await server.connect())
+            queueing[-1][1].write(encode_import_request("240-1"))
+            await until(lambda: server.extension.commands.count(Command.RESERVE) == 17 + number)  # noqa: B023
+        newest = await server.connect(source="127.0.0.2")
+        assert await rest(*queueing[0]) == b""
+        assert len(server.extension.waiting) == MOST_WAITING_PER_SOURCE
+        for _reader, writer in (*waiting, *queueing, newest):
+            writer.close()
 
 
 @from_other_addresses
-def test_one_that_does_not_read_its_reply_may_have_to_leave() -> None:
-    async def test() -> None:
-        async with serving(total=2, send_buffer=4096) as server:
-            server.extension.devices = [DEVICE] * 10_000
-            idle = socket.create_connection(server.address, source_address=("127.0.0.2", 0))
-            idle.sendall(encode_devlist_request())
-            sessions = server.coordinator._connections._sessions
-            await until(lambda: [each.stage for each in sessions] == [Stage.REPLY])
-            waiting = await ask_for_a_device_in_use(server)
-            newest = await server.connect(source="127.0.0.3")
-            await until(lambda: [each.stage for each in sessions] == [Stage.DEVICE, Stage.REQUEST])
-            for _reader, writer in (waiting, newest):
-                writer.close()
-            idle.close()
-
-    asyncio.run(test())
+async def test_one_that_does_not_read_its_reply_may_have_to_leave() -> None:
+    async with serving(total=2, send_buffer=4096) as server:
+        server.extension.devices = [DEVICE] * 10_000
+        idle = socket.create_connection(server.address, source_address=("127.0.0.2", 0))
+        idle.sendall(encode_devlist_request())
+        sessions = server.coordinator._connections._sessions
+        await until(lambda: [each.stage for each in sessions] == [Stage.REPLY])
+        waiting = await ask_for_a_device_in_use(server)
+        newest = await server.connect(source="127.0.0.3")
+        await until(lambda: [each.stage for each in sessions] == [Stage.DEVICE, Stage.REQUEST])
+        for _reader, writer in (waiting, newest):
+            writer.close()
+        idle.close()
 
 
 @from_other_addresses
-def test_those_that_our_processes_work_for_are_not_displaced(caplog: pytest.LogCaptureFixture) -> None:
+async def test_those_that_our_processes_work_for_are_not_displaced(caplog: pytest.LogCaptureFixture) -> None:
     """The next client is accepted when one of them has its answer."""
-
-    async def test() -> None:
-        async with serving(total=4) as server:
-            answer = server.extension.held[Command.DEVLIST] = asyncio.Event()
-            sessions = server.coordinator._connections._sessions
-            clients = []
-            for number in range(10):
-                clients.append(await server.connect(source=f"127.0.0.{number + 2}"))
-                clients[-1][1].write(encode_devlist_request())
-                if number < 4:
-                    await until(lambda: {each.stage for each in sessions} == {Stage.ANSWER})
-            assert len(sessions) == 4
-            answer.set()
-            assert [await rest(*client) for client in clients] == [encode_devlist_reply([DEVICE])] * 10
-
-    asyncio.run(test())
+    async with serving(total=4) as server:
+        answer = server.extension.held[Command.DEVLIST] = asyncio.Event()
+        sessions = server.coordinator._connections._sessions
+        clients = []
+        for number in range(10):
+            clients.append(await server.connect(source=f"127.0.0.{number + 2}"))
+            clients[-1][1].write(encode_devlist_request())
+            if number < 4:
+                await until(lambda: {each.stage for each in sessions} == {Stage.ANSWER})
+        assert len(sessions) == 4
+        answer.set()
+        assert [await rest(*client) for client in clients] == [encode_devlist_reply([DEVICE])] * 10
     assert "closed:" not in caplog.text
 
 
-def test_the_next_client_of_a_source_is_closed_while_we_work_for_its_others() -> None:
-    async def test() -> None:
-        async with serving(per_address=3) as server:
-            answer = server.extension.held[Command.DEVLIST] = asyncio.Event()
-            clients = [await server.connect() for _number in range(3)]
-            for _reader, writer in clients:
-                writer.write(encode_devlist_request())
-            await until(lambda: server.extension.asked)
-            assert await rest(*await server.connect()) == b""
-            answer.set()
-            assert [await rest(*client) for client in clients] == [encode_devlist_reply([DEVICE])] * 3
-
-    asyncio.run(test())
+async def test_the_next_client_of_a_source_is_closed_while_we_work_for_its_others() -> None:
+    async with serving(per_address=3) as server:
+        answer = server.extension.held[Command.DEVLIST] = asyncio.Event()
+        clients = [await server.connect() for _number in range(3)]
+        for _reader, writer in clients:
+            writer.write(encode_devlist_request())
+        await until(lambda: server.extension.asked)
+        assert await rest(*await server.connect()) == b""
+        answer.set()
+        assert [await rest(*client) for client in clients] == [encode_devlist_reply([DEVICE])] * 3
 
 
-def test_a_flood_from_one_ipv6_network_displaces_itself() -> None:
+async def test_a_flood_from_one_ipv6_network_displaces_itself() -> None:
     """Its host has 2**64 addresses; connections of loopback stand for them here."""
-
-    async def test() -> None:
-        async with serving(total=100, per_address=3) as server:
-            connections = server.coordinator._connections
-            ours, theirs = [], []
-            for number in range(20):
-                one, other = socket.socketpair()
-                one.setblocking(False)
-                ours.append(one)
-                theirs.append(other)
-                network = "2001:db8:0:1" if number else "2001:db8:0:2"
-                peer = Peer.at(ListenAddress(f"{network}::{number + 1:x}", 4000))
-                await connections.admit(one, peer)
-            assert dict(connections._of_source) == {"2001:db8:0:1::/64": 3, "2001:db8:0:2::/64": 1}
-            for each in theirs:
-                each.close()
-            await until(lambda: not connections._sessions)
-            assert not connections._of_source
-
-    asyncio.run(test())
+    async with serving(total=100, per_address=3) as server:
+        connections = server.coordinator._connections
+        ours, theirs = [], []
+        for number in range(20):
+            one, other = socket.socketpair()
+            one.setblocking(False)
+            ours.append(one)
+            theirs.append(other)
+            network = "2001:db8:0:1" if number else "2001:db8:0:2"
+            peer = Peer.at(ListenAddress(f"{network}::{number + 1:x}", 4000))
+            await connections.admit(one, peer)
+        assert dict(connections._of_source) == {"2001:db8:0:1::/64": 3, "2001:db8:0:2::/64": 1}
+        for each in theirs:
+            each.close()
+        await until(lambda: not connections._sessions)
+        assert not connections._of_source
 
 
 def leave_nothing_behind(writer: asyncio.StreamWriter) -> None:
@@ -260,95 +226,78 @@ def reset(writer: asyncio.StreamWriter) -> None:
 
 
 @pytest.mark.parametrize("leave", [leave_nothing_behind, leave_bytes_behind, close_half, reset])
-def test_the_request_of_an_import_ends_with_its_client(
+async def test_the_request_of_an_import_ends_with_its_client(
     leave: Callable[[asyncio.StreamWriter], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def test() -> None:
-        async with serving() as server:
-            _reader, writer = await ask_for_a_device_in_use(server)
-            connections = server.coordinator._connections
-            first_check = connections._check
-            await until(lambda: connections._check is not first_check)
-            leave(writer)
-            await until(lambda: not server.extension.waiting)
-            await until(lambda: not server.coordinator._connections._sessions)
-            assert server.extension.commands == [Command.RESERVE, Command.RESERVE, Command.ABANDON]
-            writer.close()
-
-    asyncio.run(test())
+    async with serving() as server:
+        _reader, writer = await ask_for_a_device_in_use(server)
+        connections = server.coordinator._connections
+        first_check = connections._check
+        await until(lambda: connections._check is not first_check)
+        leave(writer)
+        await until(lambda: not server.extension.waiting)
+        await until(lambda: not server.coordinator._connections._sessions)
+        assert server.extension.commands == [Command.RESERVE, Command.RESERVE, Command.ABANDON]
+        writer.close()
     assert caplog.text.count("closed: the client left before its request was answered") == 1
 
 
-def test_an_import_of_a_client_that_has_left_already_is_not_sent(caplog: pytest.LogCaptureFixture) -> None:
-    async def test() -> None:
-        async with serving() as server:
-            with socket.create_connection(server.address) as client:  # it blocks: the server has no turn
-                client.sendall(encode_import_request("240-1"))
-            await until_log(caplog, "closed: the client left before its request was answered")
-            assert not server.extension.asked
-
-    asyncio.run(test())
-
-
-def test_a_client_that_waits_is_not_taken_for_one_that_has_left() -> None:
-    async def test() -> None:
-        async with serving() as server:
-            waiting = await ask_for_a_device_in_use(server)
-            waiting[1].write(b"what is for the worker")
-            leaving = await ask_for_a_device_in_use(server)
-            leaving[1].close()
-            await until(lambda: len(server.extension.waiting) == 1)
-            assert not waiting[0].at_eof()
-            waiting[1].close()
-
-    asyncio.run(test())
+async def test_an_import_of_a_client_that_has_left_already_is_not_sent(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with serving() as server:
+        with socket.create_connection(server.address) as client:  # it blocks: the server has no turn
+            client.sendall(encode_import_request("240-1"))
+        await until_log(caplog, "closed: the client left before its request was answered")
+        assert not server.extension.asked
 
 
-def test_a_client_that_closes_its_half_behind_the_request_gets_its_list() -> None:
+async def test_a_client_that_waits_is_not_taken_for_one_that_has_left() -> None:
+    async with serving() as server:
+        waiting = await ask_for_a_device_in_use(server)
+        waiting[1].write(b"what is for the worker")
+        leaving = await ask_for_a_device_in_use(server)
+        leaving[1].close()
+        await until(lambda: len(server.extension.waiting) == 1)
+        assert not waiting[0].at_eof()
+        waiting[1].close()
+
+
+async def test_a_client_that_closes_its_half_behind_the_request_gets_its_list() -> None:
     """As `nc -N` does.  Another one, which resets its connection meanwhile, is noticed."""
-
-    async def test() -> None:
-        async with serving() as server:
-            answer = server.extension.held[Command.DEVLIST] = asyncio.Event()
-            half, gone = await server.connect(), await server.connect()
-            for _reader, writer in (half, gone):
-                writer.write(encode_devlist_request())
-            await until(lambda: server.extension.asked)
-            close_half(half[1])
-            reset(gone[1])
-            await until(lambda: len(server.coordinator._connections._sessions) == 1)
-            answer.set()
-            assert await rest(*half) == encode_devlist_reply([DEVICE])
-
-    asyncio.run(test())
+    async with serving() as server:
+        answer = server.extension.held[Command.DEVLIST] = asyncio.Event()
+        half, gone = await server.connect(), await server.connect()
+        for _reader, writer in (half, gone):
+            writer.write(encode_devlist_request())
+        await until(lambda: server.extension.asked)
+        close_half(half[1])
+        reset(gone[1])
+        await until(lambda: len(server.coordinator._connections._sessions) == 1)
+        answer.set()
+        assert await rest(*half) == encode_devlist_reply([DEVICE])
 
 
 @from_other_addresses
-def test_who_is_not_allowed_is_closed_before_a_byte_is_read() -> None:
-    async def test() -> None:
-        async with serving(allow=["127.0.0.2", "127.0.1.0/24"]) as server:
-            for source in ("127.0.0.1", "127.0.0.3", "127.0.2.1"):
-                with contextlib.suppress(ConnectionResetError):  # bytes of it were left unread
-                    assert await server.ask(encode_devlist_request(), source=source) == b""
-            assert not server.extension.asked
-            for source in ("127.0.0.2", "127.0.1.77"):
-                reply = await server.ask(encode_devlist_request(), source=source)
-                assert reply == encode_devlist_reply([DEVICE])
-
-    asyncio.run(test())
+async def test_who_is_not_allowed_is_closed_before_a_byte_is_read() -> None:
+    async with serving(allow=["127.0.0.2", "127.0.1.0/24"]) as server:
+        for source in ("127.0.0.1", "127.0.0.3", "127.0.2.1"):
+            with contextlib.suppress(ConnectionResetError):  # bytes of it were left unread
+                assert await server.ask(encode_devlist_request(), source=source) == b""
+        assert not server.extension.asked
+        for source in ("127.0.0.2", "127.0.1.77"):
+            reply = await server.ask(encode_devlist_request(), source=source)
+            assert reply == encode_devlist_reply([DEVICE])
 
 
 @from_other_addresses
-def test_who_is_not_allowed_costs_no_slot() -> None:
-    async def test() -> None:
-        async with serving(total=1, allow=["127.0.0.2"]) as server:
-            quiet = await server.connect(source="127.0.0.2")
-            for _number in range(50):
-                assert await rest(*await server.connect()) == b""
-            quiet[1].write(encode_devlist_request())
-            assert await rest(*quiet) == encode_devlist_reply([DEVICE])
-
-    asyncio.run(test())
+async def test_who_is_not_allowed_costs_no_slot() -> None:
+    async with serving(total=1, allow=["127.0.0.2"]) as server:
+        quiet = await server.connect(source="127.0.0.2")
+        for _number in range(50):
+            assert await rest(*await server.connect()) == b""
+        quiet[1].write(encode_devlist_request())
+        assert await rest(*quiet) == encode_devlist_reply([DEVICE])
 
 
 @from_other_addresses
@@ -388,41 +337,32 @@ def test_a_flood_is_few_lines_whose_numbers_add_up(request_bytes: bytes, source:
 
 
 @from_other_addresses
-def test_who_waits_to_be_refused_does_not_keep_others_waiting() -> None:
+async def test_who_waits_to_be_refused_does_not_keep_others_waiting() -> None:
     """All of them have connected before the server gets to accept; the first one that it accepts is served
     while the rest still queue."""
-
-    async def test() -> None:
-        async with serving(allow=["127.0.0.2"]) as server:
-            address, reply = server.address, encode_devlist_reply([DEVICE])
-            with contextlib.ExitStack() as stack:
-                allowed = stack.enter_context(
-                    socket.create_connection(address, source_address=("127.0.0.2", 0))
-                )
-                allowed.sendall(encode_devlist_request())
-                crowd = [stack.enter_context(socket.create_connection(address)) for _number in range(100)]
-                for connection in (allowed, crowd[-1]):
-                    connection.setblocking(False)
-                async with asyncio.timeout(PATIENCE):
-                    assert await asyncio.get_running_loop().sock_recv(allowed, len(reply)) == reply
-                with pytest.raises(BlockingIOError):
-                    crowd[-1].recv(1)  # it has not been its turn
-
-    asyncio.run(test())
+    async with serving(allow=["127.0.0.2"]) as server:
+        address, reply = server.address, encode_devlist_reply([DEVICE])
+        with contextlib.ExitStack() as stack:
+            allowed = stack.enter_context(socket.create_connection(address, source_address=("127.0.0.2", 0)))
+            allowed.sendall(encode_devlist_request())
+            crowd = [stack.enter_context(socket.create_connection(address)) for _number in range(100)]
+            for connection in (allowed, crowd[-1]):
+                connection.setblocking(False)
+            async with asyncio.timeout(PATIENCE):
+                assert await asyncio.get_running_loop().sock_recv(allowed, len(reply)) == reply
+            with pytest.raises(BlockingIOError):
+                crowd[-1].recv(1)  # it has not been its turn
 
 
-def test_ipv6_beside_ipv4() -> None:
-    async def test() -> None:
-        try:
-            socket.create_server(("::1", 0), family=socket.AF_INET6).close()
-        except OSError:
-            pytest.skip("this host has no IPv6")
-        async with serving(listen="[::1]:0") as server:
-            reader, writer = await asyncio.open_connection(*server.address)
-            writer.write(encode_devlist_request())
-            assert await rest(reader, writer) == encode_devlist_reply([DEVICE])
-
-    asyncio.run(test())
+async def test_ipv6_beside_ipv4() -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this host has no IPv6")
+    async with serving(listen="[::1]:0") as server:
+        reader, writer = await asyncio.open_connection(*server.address)
+        writer.write(encode_devlist_request())
+        assert await rest(reader, writer) == encode_devlist_reply([DEVICE])
 
 
 def refused_to_bind(*addresses: str) -> UsbipdError:
@@ -479,12 +419,9 @@ def test_addresses_that_exclude_each_other(addresses: list[str], complaint: str)
     assert refused_to_bind(*addresses).message == f"cannot listen on {complaint}"
 
 
-def test_free_ports_may_be_asked_for_twice() -> None:
-    async def test() -> None:
-        async with serving() as server:
-            assert len(set(server.coordinator.bind(["127.0.0.1:0", "127.0.0.1:0"]))) == 3
-
-    asyncio.run(test())
+async def test_free_ports_may_be_asked_for_twice() -> None:
+    async with serving() as server:
+        assert len(set(server.coordinator.bind(["127.0.0.1:0", "127.0.0.1:0"]))) == 3
 
 
 def test_an_interface_that_is_not_there() -> None:
@@ -507,34 +444,27 @@ def next_accept(monkeypatch: pytest.MonkeyPatch, change: Callable[[Accepted], Ac
     monkeypatch.setattr(loop, "sock_accept", accept)
 
 
-def test_a_client_without_an_address_does_not_end_the_listener(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_without_an_address_does_not_end_the_listener(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that resets its connection before it is accepted: on macOS, accept gives no address."""
-
-    async def test() -> None:
-        async with serving() as server:
-            next_accept(monkeypatch, lambda accepted: (accepted[0], None))
-            assert await rest(*await server.connect()) == b""
-            assert await server.ask(encode_devlist_request()) == encode_devlist_reply([DEVICE])
-            assert not server.failed.is_set()
-
-    asyncio.run(test())
+    async with serving() as server:
+        next_accept(monkeypatch, lambda accepted: (accepted[0], None))
+        assert await rest(*await server.connect()) == b""
+        assert await server.ask(encode_devlist_request()) == encode_devlist_reply([DEVICE])
+        assert not server.failed.is_set()
 
 
-def test_a_listener_that_fails_is_told(
+async def test_a_listener_that_fails_is_told(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(accepted: Accepted) -> Accepted:
         accepted[0].close()
         raise TypeError("no such thing")
 
-    async def test() -> None:
-        async with serving() as server:
-            next_accept(monkeypatch, fail)
-            _reader, writer = await server.connect()
-            async with asyncio.timeout(PATIENCE):
-                await server.failed.wait()
-            writer.close()
-
-    asyncio.run(test())
+    async with serving() as server:
+        next_accept(monkeypatch, fail)
+        _reader, writer = await server.connect()
+        async with asyncio.timeout(PATIENCE):
+            await server.failed.wait()
+        writer.close()
     assert "a listener has failed" in caplog.text
     assert "no such thing" in caplog.text

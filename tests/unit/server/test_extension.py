@@ -87,167 +87,138 @@ def test_what_is_under_way_stays_far_below_what_stops_the_channel() -> None:
     assert 1 + 2 * (MOST_AT_ONCE + MOST_WAITING) < MAX_RUNNING * 0.8
 
 
-def test_all_that_ask_for_the_devices_at_one_moment_share_a_request() -> None:
-    async def test() -> None:
-        async with desk() as made:
-            answer = made.extension.held[Command.DEVLIST] = asyncio.Event()
-            ask = made.requests.device_list
-            first = asyncio.create_task(ask(peer("192.0.2.1")))
-            await until(lambda: made.extension.asked)
-            # they have asked after the first one was sent: its answer may be too old for them
-            others = [
-                asyncio.create_task(ask(peer(f"192.0.2.{number % 100}", port)))
-                for port, number in enumerate(range(300), 5000)
-            ]
+async def test_all_that_ask_for_the_devices_at_one_moment_share_a_request() -> None:
+    async with desk() as made:
+        answer = made.extension.held[Command.DEVLIST] = asyncio.Event()
+        ask = made.requests.device_list
+        first = asyncio.create_task(ask(peer("192.0.2.1")))
+        await until(lambda: made.extension.asked)
+        # they have asked after the first one was sent: its answer may be too old for them
+        others = [
+            asyncio.create_task(ask(peer(f"192.0.2.{number % 100}", port)))
+            for port, number in enumerate(range(300), 5000)
+        ]
+        await asyncio.sleep(0)
+        answer.set()
+        replies = {(await each).data for each in (first, *others)}
+        assert replies == {encode_devlist_reply([DEVICE])}
+        asked = [request.parameters for request in made.extension.asked]
+        assert all(isinstance(each, DevlistParameters) for each in asked)
+        sizes = [len(each.addresses) for each in asked if isinstance(each, DevlistParameters)]
+        assert sizes == [1, 64, 36], "300 clients of 100 addresses"
+
+
+async def test_one_that_leaves_takes_the_list_from_nobody() -> None:
+    async with desk() as made:
+        answer = made.extension.held[Command.DEVLIST] = asyncio.Event()
+        leaving, staying = (
+            asyncio.create_task(made.requests.device_list(peer("192.0.2.1", port))) for port in (1, 2)
+        )
+        await until(lambda: made.extension.asked)
+        leaving.cancel()
+        await asyncio.wait({leaving})
+        answer.set()
+        assert (await staying).devices == 1
+
+
+async def test_an_error_instead_of_the_list_reaches_all_that_wait() -> None:
+    async with desk() as made:
+        made.extension.refused = {Command.DEVLIST}
+        asking = [made.requests.device_list(peer("192.0.2.1", port)) for port in range(3)]
+        errors = await asyncio.gather(*asking, return_exceptions=True)
+        assert [str(error) for error in errors] == ["the reservation is no longer good"] * 3
+        made.extension.refused = set()
+        assert (await made.requests.device_list(peer("192.0.2.1"))).devices == 1
+
+
+async def test_a_source_has_few_requests_at_once_and_all_together_not_many() -> None:
+    async with desk() as made:
+        answer = made.extension.held[Command.RESERVE] = asyncio.Event()
+        made.reserve(["192.0.2.1"] * 30)
+        made.reserve([f"2001:db8::{number}" for number in range(30)])  # one /64
+        await until(lambda: len(made.reserved()) == 2 * MOST_AT_ONCE_PER_SOURCE)
+        made.reserve([f"198.51.100.{number % 50}" for number in range(300)])
+        await until(lambda: len(made.reserved()) == MOST_AT_ONCE)
+        for _turn in range(50):
             await asyncio.sleep(0)
-            answer.set()
-            replies = {(await each).data for each in (first, *others)}
-            assert replies == {encode_devlist_reply([DEVICE])}
-            asked = [request.parameters for request in made.extension.asked]
-            assert all(isinstance(each, DevlistParameters) for each in asked)
-            sizes = [len(each.addresses) for each in asked if isinstance(each, DevlistParameters)]
-            assert sizes == [1, 64, 36], "300 clients of 100 addresses"
-
-    asyncio.run(test())
+        assert len(made.reserved()) == MOST_AT_ONCE
+        answer.set()
+        results = await asyncio.gather(*made.tasks)
+        assert {each.result.status for each in results} == {ST_OK}
+        assert len({each.number for each in results}) == 360
 
 
-def test_one_that_leaves_takes_the_list_from_nobody() -> None:
-    async def test() -> None:
-        async with desk() as made:
-            answer = made.extension.held[Command.DEVLIST] = asyncio.Event()
-            leaving, staying = (
-                asyncio.create_task(made.requests.device_list(peer("192.0.2.1", port))) for port in (1, 2)
-            )
-            await until(lambda: made.extension.asked)
-            leaving.cancel()
-            await asyncio.wait({leaving})
-            answer.set()
-            assert (await staying).devices == 1
-
-    asyncio.run(test())
-
-
-def test_an_error_instead_of_the_list_reaches_all_that_wait() -> None:
-    async def test() -> None:
-        async with desk() as made:
-            made.extension.refused = {Command.DEVLIST}
-            asking = [made.requests.device_list(peer("192.0.2.1", port)) for port in range(3)]
-            errors = await asyncio.gather(*asking, return_exceptions=True)
-            assert [str(error) for error in errors] == ["the reservation is no longer good"] * 3
-            made.extension.refused = set()
-            assert (await made.requests.device_list(peer("192.0.2.1"))).devices == 1
-
-    asyncio.run(test())
-
-
-def test_a_source_has_few_requests_at_once_and_all_together_not_many() -> None:
-    async def test() -> None:
-        async with desk() as made:
-            answer = made.extension.held[Command.RESERVE] = asyncio.Event()
-            made.reserve(["192.0.2.1"] * 30)
-            made.reserve([f"2001:db8::{number}" for number in range(30)])  # one /64
-            await until(lambda: len(made.reserved()) == 2 * MOST_AT_ONCE_PER_SOURCE)
-            made.reserve([f"198.51.100.{number % 50}" for number in range(300)])
-            await until(lambda: len(made.reserved()) == MOST_AT_ONCE)
+async def test_hand_overs_count_as_well() -> None:
+    async with desk() as made:
+        answer = made.extension.held[Command.HANDOVER] = asyncio.Event()
+        with socket.socket() as client:
+            handing = [
+                asyncio.create_task(made.requests.hand_over(peer("192.0.2.1"), number, client.fileno()))
+                for number in range(2 * MOST_AT_ONCE_PER_SOURCE)
+            ]
+            await until(lambda: len(made.extension.asked) == MOST_AT_ONCE_PER_SOURCE)
             for _turn in range(50):
                 await asyncio.sleep(0)
-            assert len(made.reserved()) == MOST_AT_ONCE
+            assert len(made.extension.asked) == MOST_AT_ONCE_PER_SOURCE
             answer.set()
-            results = await asyncio.gather(*made.tasks)
-            assert {each.result.status for each in results} == {ST_OK}
-            assert len({each.number for each in results}) == 360
-
-    asyncio.run(test())
-
-
-def test_hand_overs_count_as_well() -> None:
-    async def test() -> None:
-        async with desk() as made:
-            answer = made.extension.held[Command.HANDOVER] = asyncio.Event()
-            with socket.socket() as client:
-                handing = [
-                    asyncio.create_task(made.requests.hand_over(peer("192.0.2.1"), number, client.fileno()))
-                    for number in range(2 * MOST_AT_ONCE_PER_SOURCE)
-                ]
-                await until(lambda: len(made.extension.asked) == MOST_AT_ONCE_PER_SOURCE)
-                for _turn in range(50):
-                    await asyncio.sleep(0)
-                assert len(made.extension.asked) == MOST_AT_ONCE_PER_SOURCE
-                answer.set()
-                await asyncio.gather(*handing)
-            assert made.extension.commands == [Command.HANDOVER] * 2 * MOST_AT_ONCE_PER_SOURCE
-            assert made.extension.client is not None
-            made.extension.client.close()
-
-    asyncio.run(test())
+            await asyncio.gather(*handing)
+        assert made.extension.commands == [Command.HANDOVER] * 2 * MOST_AT_ONCE_PER_SOURCE
+        assert made.extension.client is not None
+        made.extension.client.close()
 
 
-def test_an_import_of_a_free_device_passes_those_of_a_device_in_use() -> None:
-    async def test() -> None:
-        async with desk() as made:
-            made.extension.status, made.extension.is_patient = ST_DEV_BUSY, True
-            made.wait_for([f"192.0.2.{number % 100}" for number in range(300)])
-            await until(lambda: len(made.reserved(wait=True)) == MOST_WAITING)
-            made.extension.status = ST_OK
-            assert (await made.requests.reserve(peer("192.0.2.1"), DEVICE.busid)).result.status == ST_OK
-            assert len(made.reserved(wait=True)) == MOST_WAITING
-
-    asyncio.run(test())
+async def test_an_import_of_a_free_device_passes_those_of_a_device_in_use() -> None:
+    async with desk() as made:
+        made.extension.status, made.extension.is_patient = ST_DEV_BUSY, True
+        made.wait_for([f"192.0.2.{number % 100}" for number in range(300)])
+        await until(lambda: len(made.reserved(wait=True)) == MOST_WAITING)
+        made.extension.status = ST_OK
+        assert (await made.requests.reserve(peer("192.0.2.1"), DEVICE.busid)).result.status == ST_OK
+        assert len(made.reserved(wait=True)) == MOST_WAITING
 
 
-def test_those_that_wait_for_a_device_wait_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_those_that_wait_for_a_device_wait_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """A source that floods cannot take all places, and what finds none in time is answered busy."""
-
-    async def test() -> None:
-        async with desk() as made:
-            made.extension.status, made.extension.is_patient = ST_DEV_BUSY, True
-            made.wait_for(["192.0.2.1"] * 100)
-            made.wait_for(["192.0.2.2"])
-            await until(lambda: len(made.reserved()) == MOST_WAITING_PER_SOURCE + 1)
-            assert made.reserved()[-1].address == "192.0.2.2"
-            monkeypatch.setattr(module, "QUEUE_PATIENCE", 0.0)
-            turns: list[int] = []
-            answer = await made.requests.wait_for(
-                peer("192.0.2.1"), DEVICE.busid, on_turn=lambda: turns.append(1)
-            )
-            assert not turns
-            assert answer.result == ReserveResult(status=ST_DEV_BUSY)
-            assert len(made.reserved()) == MOST_WAITING_PER_SOURCE + 1
-
-    asyncio.run(test())
+    async with desk() as made:
+        made.extension.status, made.extension.is_patient = ST_DEV_BUSY, True
+        made.wait_for(["192.0.2.1"] * 100)
+        made.wait_for(["192.0.2.2"])
+        await until(lambda: len(made.reserved()) == MOST_WAITING_PER_SOURCE + 1)
+        assert made.reserved()[-1].address == "192.0.2.2"
+        monkeypatch.setattr(module, "QUEUE_PATIENCE", 0.0)
+        turns: list[int] = []
+        answer = await made.requests.wait_for(
+            peer("192.0.2.1"), DEVICE.busid, on_turn=lambda: turns.append(1)
+        )
+        assert not turns
+        assert answer.result == ReserveResult(status=ST_DEV_BUSY)
+        assert len(made.reserved()) == MOST_WAITING_PER_SOURCE + 1
 
 
-def test_a_request_whose_client_has_left_ends_and_makes_room() -> None:
-    async def test() -> None:
-        async with desk() as made:
-            made.extension.status, made.extension.is_patient = ST_DEV_BUSY, True
-            made.wait_for(["192.0.2.1"] * MOST_WAITING_PER_SOURCE)
-            await until(lambda: len(made.extension.waiting) == MOST_WAITING_PER_SOURCE)
-            abandoned = made.reserved()[0].reservation
-            made.tasks[0].cancel()
-            made.wait_for(["192.0.2.1"])
-            await until(lambda: len(made.reserved()) == MOST_WAITING_PER_SOURCE + 1)
-            assert abandoned not in made.extension.waiting
-            abandons = [each for each in made.extension.asked if each.command is Command.ABANDON]
-            assert [each.parameters for each in abandons] == [ReservationParameters(reservation=abandoned)]
-
-    asyncio.run(test())
+async def test_a_request_whose_client_has_left_ends_and_makes_room() -> None:
+    async with desk() as made:
+        made.extension.status, made.extension.is_patient = ST_DEV_BUSY, True
+        made.wait_for(["192.0.2.1"] * MOST_WAITING_PER_SOURCE)
+        await until(lambda: len(made.extension.waiting) == MOST_WAITING_PER_SOURCE)
+        abandoned = made.reserved()[0].reservation
+        made.tasks[0].cancel()
+        made.wait_for(["192.0.2.1"])
+        await until(lambda: len(made.reserved()) == MOST_WAITING_PER_SOURCE + 1)
+        assert abandoned not in made.extension.waiting
+        abandons = [each for each in made.extension.asked if each.command is Command.ABANDON]
+        assert [each.parameters for each in abandons] == [ReservationParameters(reservation=abandoned)]
 
 
-def test_a_slot_stays_used_until_the_extension_has_answered() -> None:
+async def test_a_slot_stays_used_until_the_extension_has_answered() -> None:
     """Else those that leave at once could fill the channel to an extension that does not read."""
-
-    async def test() -> None:
-        async with desk() as made:
-            answer = made.extension.held[Command.RESERVE] = asyncio.Event()
-            made.reserve(["192.0.2.1"] * MOST_AT_ONCE_PER_SOURCE)
-            await until(lambda: len(made.reserved()) == MOST_AT_ONCE_PER_SOURCE)
-            for task in made.tasks:
-                task.cancel()
-            made.reserve(["192.0.2.1"])
-            await until(lambda: made.extension.commands.count(Command.ABANDON) == MOST_AT_ONCE_PER_SOURCE)
-            assert len(made.reserved()) == MOST_AT_ONCE_PER_SOURCE
-            answer.set()
-            assert (await made.tasks[-1]).result.status == ST_OK
-
-    asyncio.run(test())
+    async with desk() as made:
+        answer = made.extension.held[Command.RESERVE] = asyncio.Event()
+        made.reserve(["192.0.2.1"] * MOST_AT_ONCE_PER_SOURCE)
+        await until(lambda: len(made.reserved()) == MOST_AT_ONCE_PER_SOURCE)
+        for task in made.tasks:
+            task.cancel()
+        made.reserve(["192.0.2.1"])
+        await until(lambda: made.extension.commands.count(Command.ABANDON) == MOST_AT_ONCE_PER_SOURCE)
+        assert len(made.reserved()) == MOST_AT_ONCE_PER_SOURCE
+        answer.set()
+        assert (await made.tasks[-1]).result.status == ST_OK

@@ -50,40 +50,34 @@ def test_probes_and_data_end_at_the_same_time(connection: socket.socket, timeout
 @pytest.mark.rule("tcp-options")
 @on_linux
 @pytest.mark.parametrize(("timeout", "expected"), [(120, (60, 12, 5, 120_000)), (10, (5, 1, 5, 10_000))])
-def test_the_socket_that_is_handed_over_has_the_options(
+async def test_the_socket_that_is_handed_over_has_the_options(
     timeout: int, expected: tuple[int, int, int, int]
 ) -> None:
-    async def test() -> None:
-        async with serving(lost_client_timeout=timeout) as server:
-            reader, writer = await server.connect()
-            writer.write(encode_import_request("240-1"))
-            async with asyncio.timeout(PATIENCE):
-                await reader.readexactly(len(encode_import_reply(ST_OK, DEVICE)))
-                while server.extension.client is None:  # noqa: ASYNC110 - it comes by itself
-                    await asyncio.sleep(0.001)
-            handed_over = server.extension.client
-            assert handed_over.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-            assert options(handed_over) == expected
-            writer.close()
-
-    asyncio.run(test())
+    async with serving(lost_client_timeout=timeout) as server:
+        reader, writer = await server.connect()
+        writer.write(encode_import_request("240-1"))
+        async with asyncio.timeout(PATIENCE):
+            await reader.readexactly(len(encode_import_reply(ST_OK, DEVICE)))
+            while server.extension.client is None:  # noqa: ASYNC110 - it comes by itself
+                await asyncio.sleep(0.001)
+        handed_over = server.extension.client
+        assert handed_over.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert options(handed_over) == expected
+        writer.close()
 
 
 @on_linux
 @pytest.mark.parametrize("size", [0, 8192])
-def test_the_socket_that_is_handed_over_has_the_send_buffer(size: int) -> None:
-    async def test() -> None:
-        async with serving(send_buffer=size) as server:
-            _reader, writer = await server.connect()
-            writer.write(encode_import_request("240-1"))
-            async with asyncio.timeout(PATIENCE):
-                while server.extension.client is None:  # noqa: ASYNC110 - it comes by itself
-                    await asyncio.sleep(0.001)
-            actual = server.extension.client.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-            assert (actual == 2 * size) == bool(size), "Linux doubles it (socket(7)); 0 leaves it alone"
-            writer.close()
-
-    asyncio.run(test())
+async def test_the_socket_that_is_handed_over_has_the_send_buffer(size: int) -> None:
+    async with serving(send_buffer=size) as server:
+        _reader, writer = await server.connect()
+        writer.write(encode_import_request("240-1"))
+        async with asyncio.timeout(PATIENCE):
+            while server.extension.client is None:  # noqa: ASYNC110 - it comes by itself
+                await asyncio.sleep(0.001)
+        actual = server.extension.client.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        assert (actual == 2 * size) == bool(size), "Linux doubles it (socket(7)); 0 leaves it alone"
+        writer.close()
 
 
 def test_a_client_may_be_deaf_for_half_a_minute_unless_the_configuration_says_otherwise() -> None:

@@ -33,7 +33,9 @@ def test_a_close_that_fails() -> None:
         asyncio.run(close_in_time(close))
 
 
-def test_a_power_listener_that_does_not_close(hang: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_power_listener_that_does_not_close(
+    hang: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its queue is stuck in a callback."""
 
     class Listener:
@@ -50,12 +52,9 @@ def test_a_power_listener_that_does_not_close(hang: threading.Event, monkeypatch
     monkeypatch.setattr(daemon_thread, "CLOSE_TIME", 0.01)
     from usbipd.usb.power import PowerWatch
 
-    async def start_and_stop() -> None:
-        power = PowerWatch(lambda: None)
-        power.start()
-        await power.stop()
-
-    asyncio.run(start_and_stop())
+    power = PowerWatch(lambda: None)
+    power.start()
+    await power.stop()
     assert not hang.is_set()
     hang.set()
     del sys.modules["usbipd.usb.power"]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.unit.extension.fakes import record, run, until
+from tests.unit.extension.fakes import record, until
 from usbipd.errors import UsbipdError
 from usbipd.simulated.bus import SimulatedBus
 from usbipd.simulated.catalog import parse_simulate
@@ -53,84 +53,69 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discovery, "LIST_TIME", 0.05)
 
 
-def test_devices_are_ordered_and_what_is_left_out_is_known() -> None:
-    async def test() -> None:
-        source = DeviceDiscovery(FakeHost("2-1", "1-3", "1-2"))
-        assert found(await source.list_devices()) == ["1-2", "1-3", "2-1"]
-        assert str(source.why_not("1-9")) == "a hub"
-        assert source.why_not("1-2") is None
-        assert source.problem is None
-
-    run(test())
+async def test_devices_are_ordered_and_what_is_left_out_is_known() -> None:
+    source = DeviceDiscovery(FakeHost("2-1", "1-3", "1-2"))
+    assert found(await source.list_devices()) == ["1-2", "1-3", "2-1"]
+    assert str(source.why_not("1-9")) == "a hub"
+    assert source.why_not("1-2") is None
+    assert source.problem is None
 
 
-def test_an_error_is_for_who_asked() -> None:
-    async def test() -> None:
-        host = FakeHost("1-2")
-        source = DeviceDiscovery(host)
-        host.error = UsbipdError("no sysfs")
-        with pytest.raises(UsbipdError, match="no sysfs"):
-            await source.list_devices()
-        host.error = None
-        assert found(await source.list_devices()) == ["1-2"]
-
-    run(test())
+async def test_an_error_is_for_who_asked() -> None:
+    host = FakeHost("1-2")
+    source = DeviceDiscovery(host)
+    host.error = UsbipdError("no sysfs")
+    with pytest.raises(UsbipdError, match="no sysfs"):
+        await source.list_devices()
+    host.error = None
+    assert found(await source.list_devices()) == ["1-2"]
 
 
-def test_those_who_ask_while_a_list_is_made_share_the_next_one() -> None:
-    async def test() -> None:
-        host = FakeHost()
-        source = DeviceDiscovery(host)
-        host.answers.clear()
-        first = asyncio.create_task(source.list_devices())
-        await until(lambda: host.asked == 1)
-        host.busids = ("1-2",)  # plugged in since
-        others = [asyncio.create_task(source.list_devices()) for _ in range(100)]
-        await asyncio.sleep(0)
-        others.pop().cancel()
-        host.answers.set()
-        assert found(await first) == []
-        assert [found(devices) for devices in await asyncio.gather(*others)] == [["1-2"]] * 99
-        assert host.asked == 2
-
-    run(test())
+async def test_those_who_ask_while_a_list_is_made_share_the_next_one() -> None:
+    host = FakeHost()
+    source = DeviceDiscovery(host)
+    host.answers.clear()
+    first = asyncio.create_task(source.list_devices())
+    await until(lambda: host.asked == 1)
+    host.busids = ("1-2",)  # plugged in since
+    others = [asyncio.create_task(source.list_devices()) for _ in range(100)]
+    await asyncio.sleep(0)
+    others.pop().cancel()
+    host.answers.set()
+    assert found(await first) == []
+    assert [found(devices) for devices in await asyncio.gather(*others)] == [["1-2"]] * 99
+    assert host.asked == 2
 
 
-def test_a_host_that_hangs_at_the_first_list(impatient: None) -> None:
-    async def test() -> None:
-        host, late = FakeHost("1-2"), asyncio.Event()
-        source = DeviceDiscovery(host)
-        source.notify(late.set)
-        host.answers.clear()
-        for _ in range(5):
-            assert found(await source.list_devices()) == []
-        assert source.problem is not None
-        assert "has not listed its USB devices" in source.problem
-        assert host.asked == 1, "there is one thread, however often devices are listed"
-        host.answers.set()
-        await late.wait()
-        assert found(await source.list_devices()) == ["1-2"]
-        assert source.problem is None
-
-    run(test())
-
-
-def test_a_host_that_hangs_later_has_its_last_devices(impatient: None) -> None:
-    async def test() -> None:
-        host = FakeHost("1-2")
-        source = DeviceDiscovery(host)
-        assert found(await source.list_devices()) == ["1-2"]
-        host.answers.clear()
-        host.busids = ()
-        waiting = [asyncio.create_task(source.list_devices()) for _ in range(3)]
-        assert [found(devices) for devices in await asyncio.gather(*waiting)] == [["1-2"]] * 3
-        assert found(await source.list_devices()) == ["1-2"]
-        assert source.problem is not None
-        host.answers.set()
-        await until(lambda: source.problem is None)
+async def test_a_host_that_hangs_at_the_first_list(impatient: None) -> None:
+    host, late = FakeHost("1-2"), asyncio.Event()
+    source = DeviceDiscovery(host)
+    source.notify(late.set)
+    host.answers.clear()
+    for _ in range(5):
         assert found(await source.list_devices()) == []
+    assert source.problem is not None
+    assert "has not listed its USB devices" in source.problem
+    assert host.asked == 1, "there is one thread, however often devices are listed"
+    host.answers.set()
+    await late.wait()
+    assert found(await source.list_devices()) == ["1-2"]
+    assert source.problem is None
 
-    run(test())
+
+async def test_a_host_that_hangs_later_has_its_last_devices(impatient: None) -> None:
+    host = FakeHost("1-2")
+    source = DeviceDiscovery(host)
+    assert found(await source.list_devices()) == ["1-2"]
+    host.answers.clear()
+    host.busids = ()
+    waiting = [asyncio.create_task(source.list_devices()) for _ in range(3)]
+    assert [found(devices) for devices in await asyncio.gather(*waiting)] == [["1-2"]] * 3
+    assert found(await source.list_devices()) == ["1-2"]
+    assert source.problem is not None
+    host.answers.set()
+    await until(lambda: source.problem is None)
+    assert found(await source.list_devices()) == []
 
 
 def test_a_host_that_hangs_does_not_keep_the_process(impatient: None) -> None:
@@ -144,19 +129,16 @@ def test_a_host_that_hangs_does_not_keep_the_process(impatient: None) -> None:
     thread.join()
 
 
-def test_one_device_that_does_not_answer_is_a_problem_until_it_does() -> None:
-    async def test() -> None:
-        host, late = FakeHost("1-2"), asyncio.Event()
-        source = DeviceDiscovery(host)
-        source.notify(late.set)
-        host.unanswered = "no answer about 1-3"
-        assert found(await source.list_devices()) == ["1-2"]
-        assert source.problem == "no answer about 1-3"
-        assert host.on_late is not None
-        await asyncio.to_thread(host.on_late)
-        await late.wait()
-
-    run(test())
+async def test_one_device_that_does_not_answer_is_a_problem_until_it_does() -> None:
+    host, late = FakeHost("1-2"), asyncio.Event()
+    source = DeviceDiscovery(host)
+    source.notify(late.set)
+    host.unanswered = "no answer about 1-3"
+    assert found(await source.list_devices()) == ["1-2"]
+    assert source.problem == "no answer about 1-3"
+    assert host.on_late is not None
+    await asyncio.to_thread(host.on_late)
+    await late.wait()
 
 
 class ResettingHost(FakeHost):

@@ -78,75 +78,57 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     return host
 
 
-def test_what_came_before_it_listened_is_a_change(host: Host) -> None:
-    async def test() -> None:
-        host.hotplug.start()
-        await until(lambda: host.changes)
-        await host.hotplug.stop()
-
-    run(test())
+async def test_what_came_before_it_listened_is_a_change(host: Host) -> None:
+    host.hotplug.start()
+    await until(lambda: host.changes)
+    await host.hotplug.stop()
 
 
-def test_an_event_is_a_change_and_another_one_when_drivers_are_bound(host: Host) -> None:
-    async def test() -> None:
-        await host.start()
-        host.listener.announce()
-        await until(lambda: host.changes == 4)
-        assert host.threads == {threading.get_ident()}, "called in the thread of the loop"
-        assert host.hotplug.problem is None
-        await host.hotplug.stop()
-
-    run(test())
+async def test_an_event_is_a_change_and_another_one_when_drivers_are_bound(host: Host) -> None:
+    await host.start()
+    host.listener.announce()
+    await until(lambda: host.changes == 4)
+    assert host.threads == {threading.get_ident()}, "called in the thread of the loop"
+    assert host.hotplug.problem is None
+    await host.hotplug.stop()
 
 
-def test_a_burst_is_one_change(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test() -> None:
-        await host.start()
-        monkeypatch.setattr(hotplug, "BURST", 0.02)
-        monkeypatch.setattr(hotplug, "LATE", 0.04)
-        for _ in range(100):
-            host.hotplug._heard()
-        await until(lambda: host.changes == 4)
-        await host.hotplug.stop()
-        assert host.changes == 4
-
-    run(test())
-
-
-def test_stop_ends_the_listener(host: Host) -> None:
-    async def test() -> None:
-        await host.start()
-        host.listener.announce()
-        await until(lambda: host.changes > 2)
-        await host.hotplug.stop()
-        assert host.listener.is_stopped
-        host.hotplug._heard()  # one that was under way
-        assert host.hotplug._soon is None
-        await host.hotplug.stop()
-
-    run(test())
-
-
-def test_nothing_is_told_after_stop(host: Host) -> None:
-    async def test() -> None:
-        await host.start()
+async def test_a_burst_is_one_change(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    await host.start()
+    monkeypatch.setattr(hotplug, "BURST", 0.02)
+    monkeypatch.setattr(hotplug, "LATE", 0.04)
+    for _ in range(100):
         host.hotplug._heard()
-        await host.hotplug.stop()
-        later = asyncio.Event()
-        asyncio.get_running_loop().call_later(2 * hotplug.LATE, later.set)  # behind what was to be told
-        await later.wait()
-        assert host.changes == 2
-
-    run(test())
+    await until(lambda: host.changes == 4)
+    await host.hotplug.stop()
+    assert host.changes == 4
 
 
-def test_stop_at_once(host: Host) -> None:
-    async def test() -> None:
-        host.hotplug.start()
-        await host.hotplug.stop()
-        await asyncio.sleep(0)
+async def test_stop_ends_the_listener(host: Host) -> None:
+    await host.start()
+    host.listener.announce()
+    await until(lambda: host.changes > 2)
+    await host.hotplug.stop()
+    assert host.listener.is_stopped
+    host.hotplug._heard()  # one that was under way
+    assert host.hotplug._soon is None
+    await host.hotplug.stop()
 
-    run(test())
+
+async def test_nothing_is_told_after_stop(host: Host) -> None:
+    await host.start()
+    host.hotplug._heard()
+    await host.hotplug.stop()
+    later = asyncio.Event()
+    asyncio.get_running_loop().call_later(2 * hotplug.LATE, later.set)  # behind what was to be told
+    await later.wait()
+    assert host.changes == 2
+
+
+async def test_stop_at_once(host: Host) -> None:
+    host.hotplug.start()
+    await host.hotplug.stop()
+    await asyncio.sleep(0)
     assert host.changes == 0
     assert host.hotplug.problem is None
 
@@ -188,46 +170,38 @@ def test_a_host_that_does_not_tell(host: Host, monkeypatch: pytest.MonkeyPatch) 
     polls(host, monkeypatch, "this host does not tell")
 
 
-def test_a_listener_that_hangs_when_it_starts(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_listener_that_hangs_when_it_starts(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """Changes are noticed all the same; if it starts in the end, it is listened to."""
     present: set[object] = set()
     monkeypatch.setattr(hotplug, "_signature", lambda: frozenset(present))
     monkeypatch.setattr(hotplug, "START_TIME", 0.01)
     monkeypatch.setattr(host.listener, "start", lambda: None)
-
-    async def test() -> None:
-        host.hotplug.start()
-        await until(lambda: host.hotplug.problem)
-        await until(lambda: host.changes == 2)
-        present.add("1-2")
-        await until(lambda: host.changes == 4)
-        host.listener.announce()
-        await until(lambda: host.hotplug.problem is None)
-        await until(lambda: host.changes == 6)
-        host.listener.announce()
-        await until(lambda: host.changes == 8)
-        await host.hotplug.stop()
-
-    run(test())
+    host.hotplug.start()
+    await until(lambda: host.hotplug.problem)
+    await until(lambda: host.changes == 2)
+    present.add("1-2")
+    await until(lambda: host.changes == 4)
+    host.listener.announce()
+    await until(lambda: host.hotplug.problem is None)
+    await until(lambda: host.changes == 6)
+    host.listener.announce()
+    await until(lambda: host.changes == 8)
+    await host.hotplug.stop()
 
 
-def test_a_listener_that_fails_later(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_listener_that_fails_later(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hotplug, "_signature", lambda: frozenset([object()]))
-
-    async def test() -> None:
-        await host.start()
-        host.listener.fail("it stopped")
-        await until(lambda: host.hotplug.problem)
-        changes = host.changes
-        await until(lambda: host.changes > changes)
-        await host.hotplug.stop()
-
-    run(test())
+    await host.start()
+    host.listener.fail("it stopped")
+    await until(lambda: host.hotplug.problem)
+    changes = host.changes
+    await until(lambda: host.changes > changes)
+    await host.hotplug.stop()
     assert host.hotplug.problem is not None
     assert host.hotplug.problem.startswith("it stopped; ")
 
 
-def test_a_list_that_fails_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_list_that_fails_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[object] = [OSError("gone"), UsbipdError("no answer", code="iokit"), frozenset("a")]
 
     def signature() -> object:
@@ -238,13 +212,9 @@ def test_a_list_that_fails_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> 
 
     host.listener.problem = "this host does not tell"
     monkeypatch.setattr(hotplug, "_signature", signature)
-
-    async def test() -> None:
-        host.hotplug.start()
-        await until(lambda: host.changes)
-        await host.hotplug.stop()
-
-    run(test())
+    host.hotplug.start()
+    await until(lambda: host.changes)
+    await host.hotplug.stop()
 
 
 # What is asked of the host

@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from tests.unit.extension.fakes import run, until
+from tests.unit.extension.fakes import until
 
 if sys.platform != "linux":  # the module that is tested refuses to be imported elsewhere
     pytest.skip("the events of Linux", allow_module_level=True)
@@ -80,33 +80,26 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     kernel.close()
 
 
-def test_devices_that_come_and_go(kernel: Kernel) -> None:
-    async def test() -> None:
-        kernel.listener.start()
-        assert kernel.events == 1, "for what came before"
-        kernel.send(ADD, event("bind", PORT, **DEVICE), event("remove", PORT, **DEVICE))
-        await until(lambda: kernel.events == 3)
-        await kernel.listener.stop()
-        assert not kernel.ends
-
-    run(test())
+async def test_devices_that_come_and_go(kernel: Kernel) -> None:
+    kernel.listener.start()
+    assert kernel.events == 1, "for what came before"
+    kernel.send(ADD, event("bind", PORT, **DEVICE), event("remove", PORT, **DEVICE))
+    await until(lambda: kernel.events == 3)
+    await kernel.listener.stop()
+    assert not kernel.ends
 
 
-def test_many_events_at_once_let_others_have_their_turn(
+async def test_many_events_at_once_let_others_have_their_turn(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uevents, "READ_AT_ONCE", 2)
     seen = []
-
-    async def test() -> None:
-        kernel.listener.start()
-        kernel.send(*[ADD] * 6)
-        while kernel.events < 7:
-            await asyncio.sleep(0)
-            seen.append(kernel.events)
-        await kernel.listener.stop()
-
-    run(test())
+    kernel.listener.start()
+    kernel.send(*[ADD] * 6)
+    while kernel.events < 7:
+        await asyncio.sleep(0)
+        seen.append(kernel.events)
+    await kernel.listener.stop()
     assert {3, 5, 7} <= set(seen)
 
 
@@ -147,19 +140,15 @@ def test_a_container_with_a_user_namespace(kernel: Kernel, monkeypatch: pytest.M
     assert "user namespace" in kernel.ends[0]
 
 
-def test_this_host() -> None:
+async def test_this_host() -> None:
     """The namespace of the tests may be one or the other, but the question is answered."""
     ours = os.stat("/proc/self/ns/user").st_ino  # noqa: PTH116 - of the namespace, not of the link
     assert hears_the_kernel() or ours != uevents.PROC_USER_INIT_INO
     ends: list[str] = []
-
-    async def test() -> None:
-        listener = UeventListener(lambda: None, ends.append)
-        listener.start()
-        assert ends or listener._socket is not None
-        await listener.stop()
-
-    run(test())
+    listener = UeventListener(lambda: None, ends.append)
+    listener.start()
+    assert ends or listener._socket is not None
+    await listener.stop()
 
 
 def test_a_host_without_proc(tmp_path: Path) -> None:
