@@ -103,7 +103,6 @@ cdef extern from "libusb.h" nogil:
 
         LIBUSB_CAP_SUPPORTS_DETACH_KERNEL_DRIVER
 
-        LIBUSB_HOTPLUG_EVENT_DEVICE_LEFT
         LIBUSB_HOTPLUG_MATCH_ANY
 
         LIBUSB_OPTION_LOG_LEVEL
@@ -115,8 +114,11 @@ cdef extern from "libusb.h" nogil:
 
     ctypedef void (*libusb_log_cb)(libusb_context *context, int level, const char *text) noexcept nogil
 
-    ctypedef int (*libusb_hotplug_callback_fn)(libusb_context *context, libusb_device *device, int event,
-                                               void *user_data) noexcept nogil
+    ctypedef enum libusb_hotplug_event:
+        LIBUSB_HOTPLUG_EVENT_DEVICE_LEFT
+
+    ctypedef int (*libusb_hotplug_callback_fn)(libusb_context *context, libusb_device *device,
+                                               libusb_hotplug_event event, void *user_data) noexcept nogil
 
     int libusb_init(libusb_context **context)
     const libusb_version *libusb_get_version()

@@ -257,7 +257,8 @@ cdef int libusb_reset_(Backend *self) noexcept nogil:
     return errno_of_request(result)
 
 
-cdef int libusb_left(libusb_context *context, libusb_device *device, int event, void *backend) noexcept nogil:
+cdef int libusb_left(libusb_context *context, libusb_device *device, libusb_hotplug_event event,
+                     void *backend) noexcept nogil:
     """A device was removed.  libusb calls this inside `events`, and says nothing while it enumerates ours again."""
     cdef LibusbBackend *it = <LibusbBackend *>backend
     if device == libusb_get_device(it.handle):
