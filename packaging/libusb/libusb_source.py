@@ -156,7 +156,10 @@ def _extract(archive: Path, target: Path) -> None:
     unpacked = target.with_name(f"{target.name}.unpacked")
     shutil.rmtree(unpacked, ignore_errors=True)
     with tarfile.open(archive) as file:
-        file.extractall(unpacked, filter="data")
+        file.extraction_filter = getattr(
+            tarfile, "data_filter", lambda member, _path: member
+        )  # Python 3.11.4
+        file.extractall(unpacked)
     [tree] = unpacked.iterdir()
     tree.rename(target)
     unpacked.rmdir()
