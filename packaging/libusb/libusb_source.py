@@ -156,9 +156,11 @@ def _extract(archive: Path, target: Path) -> None:
     unpacked = target.with_name(f"{target.name}.unpacked")
     shutil.rmtree(unpacked, ignore_errors=True)
     with tarfile.open(archive) as file:
-        # Python before 3.11.4 has no filter
-        file.extraction_filter = getattr(tarfile, "data_filter", lambda member, _path: member)
-        file.extractall(unpacked)  # noqa: S202 - its SHA-256 is known, or the user has named it
+        for member in file:  # Python before 3.11.4 has no filter for this
+            name = Path(member.name)
+            if not (member.isreg() or member.isdir()) or ".." in name.parts or name.is_absolute():
+                raise SourceError(f"{archive}: {member.name} is neither a file nor a directory below it")
+            file.extract(member, unpacked)
     [tree] = unpacked.iterdir()
     tree.rename(target)
     unpacked.rmdir()
