@@ -27,9 +27,6 @@ SCRIPT = """\
     #!{python} -I
     import json, os, signal, socket, sys, time
     sys.path.insert(0, {root!r})
-    from usbipd.ipc.blocking_channel import BlockingChannel
-    from usbipd.ipc.children import CHILDREN, DetachedParameters
-    from usbipd.ipc.messages import EventName, Nothing
 
     found = {{
         "arguments": sys.argv[1:],
@@ -40,6 +37,10 @@ SCRIPT = """\
         "leads_its_group": os.getpgrp() == os.getpid(),
         "blocked": sorted(int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])),
     }}
+    # libffi 3.5 keeps a file open
+    from usbipd.ipc.blocking_channel import BlockingChannel
+    from usbipd.ipc.children import CHILDREN, DetachedParameters
+    from usbipd.ipc.messages import EventName, Nothing
     channel = BlockingChannel(socket.socket(fileno=3), "test", CHILDREN)
     channel.push(EventName.DETACHED, DetachedParameters(reason=json.dumps(found)))
 """

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Final
@@ -40,6 +41,9 @@ def tree(tmp_path: Path) -> Path:
     return tree
 
 
+needs_patch = pytest.mark.skipif(shutil.which("patch") is None, reason="patch(1) is missing")
+
+
 @pytest.fixture
 def patched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory of patches instead of ours."""
@@ -57,6 +61,7 @@ def archive_of(tree: Path) -> Path:
     return archive
 
 
+@needs_patch
 def test_an_archive_is_unpacked_and_patched(
     tree: Path, patched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +98,7 @@ def test_an_archive_cannot_write_elsewhere(
     assert not (tmp_path / "deep/outside").exists()
 
 
+@needs_patch
 def test_a_patch_whose_lines_are_not_found(tree: Path, patched: Path, tmp_path: Path) -> None:
     (tree / "libusb/version.h").write_text("first\nanother second\nthird\n")
     with pytest.raises(SourceError, match=r"0001-second\.patch does not apply"):
