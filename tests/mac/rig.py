@@ -57,8 +57,10 @@ def give_back(claim: Claim) -> None:
 def end(claim: Claim) -> None:
     """Closes what a worker leaves to the end of its process; one of tests has many claims, one after another.
 
-    libusb loses track of its devices if there are many contexts while one is enumerated again.
+    libusb loses track of its devices if there are many contexts while one is enumerated again.  Its exit may
+    meet its own thread, which still looks at the device that has just come back: that one gets some time.
     """
+    time.sleep(0.05)
     libusb, pointer = ctypes.CDLL("libusb-1.0.so.0"), ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     handle, context = (

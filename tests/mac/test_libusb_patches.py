@@ -46,8 +46,10 @@ def libusb_version(kernel: OwnMac) -> tuple[int, ...]:
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_exit_while_devices_come_and_go(variant: str, kernel: OwnMac) -> None:
-    expected = {"stock": "hangs", "ours": "ends"}
-    assert seen("exit_while_devices_come_and_go", variant, kernel) == expected[variant]
+    found = seen("exit_while_devices_come_and_go", variant, kernel)
+    if variant == "stock" and found == "ends":
+        pytest.skip("the two threads did not meet this time")
+    assert found == {"stock": "hangs", "ours": "ends"}[variant]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

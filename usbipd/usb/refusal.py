@@ -83,7 +83,7 @@ def explain(
     refusal = _REFUSALS.get(error.code)
     if platform == "darwin":
         refusal = _ON_MACOS.get(error.code, refusal)
-        if _NOT_PERMITTED in error.message:
+        if error.code.startswith("LIBUSB_ERROR_") and _NOT_PERMITTED in error.message:
             refusal = _SERVICE_REFUSED
     if refusal is None:
         is_whole = error.message.startswith(busid)

@@ -100,6 +100,13 @@ TIMEOUT = UsbipdError("worker[7] did not answer CLAIM within 60 s", code="timeou
             "with sudo or as a service, then try again",
         ),
         (
+            ClaimError(f"the worker says: {NOT_PERMITTED.message}", code="useless", advice="ours"),
+            [],
+            "darwin",
+            "cannot be taken",
+            "ours",
+        ),
+        (
             NOT_PERMITTED,
             [],
             "darwin",
