@@ -305,6 +305,11 @@ class DeviceClaimer:
             await self._returns.forget(busid)
             self._forget(device, HistoryEvent.UNPLUGGED)
             self._on_end()
+        except Exception:
+            _LOG.exception("the claim of %s failed", busid)
+            if first is not None and not first.done():
+                first.set_result(ClaimError("internal error: see the log", code="internal"))
+            raise
         finally:
             if first is not None and not first.done():
                 first.set_result(ClaimError(f"{busid} was released or is gone", code="gone"))

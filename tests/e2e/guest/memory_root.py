@@ -18,7 +18,7 @@ from tests.e2e.guest.system import run
 
 ROOT: Final = Path("/mnt/root")
 SOURCES: Final = Path(__file__).parents[3]
-PACKAGES: Final = ("usb1", "msgspec", "__editable__*.pth")
+PACKAGES: Final = ("usb1", "msgspec", "psutil", "__editable__*.pth")
 """What usbipd needs of the virtual environment's."""
 NOT_NEEDED: Final = shutil.ignore_patterns(
     *("site-packages", "dist-packages", "test", "tests", "config-*", "*.opt-?.*", "*_test*", "turtle*"),

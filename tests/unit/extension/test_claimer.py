@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import gc
+import mmap
 import os
 import struct
 
@@ -86,6 +87,19 @@ async def test_a_release_is_over_when_the_worker_is(host: Host, spawner: FakeSpa
     spawner.last.die()
     await release
     assert not spawner.last.killed
+
+
+async def test_a_fault_of_ours_is_logged_and_not_taken_for_a_device_that_is_gone(
+    host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fault() -> tuple[mmap.mmap, int]:
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr("usbipd.extension.claimer.counter_page", fault)
+    with pytest.raises(ClaimError, match="internal error: see the log"):
+        await host.claimer.claim_device(record("1-2"))
+    assert "the claim of 1-2 failed" in caplog.text
+    await host.release()
 
 
 async def test_claiming_twice_is_claiming_once(host: Host, spawner: FakeSpawner) -> None:
