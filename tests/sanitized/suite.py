@@ -15,6 +15,7 @@ from tests.sanitized.build import TREE, VENV, reports
 
 MEASURES_MEMORY: Final = "it measures memory, and AddressSanitizer keeps for a while what is freed"
 HAS_REPORT: Final = "the interpreter itself opens the file of a worker's report (python.c)"
+CRASHES: Final = "libusb without our patches crashes in it, as it should"
 MEASURES_TIME: Final = "it measures time, and the look for leaks at the end of each process takes some"
 OWN_INTERPRETER: Final = "its daemons run in an interpreter of their own, without the sanitizers"
 SAME_CODE: Final = "it is the code that test_worker.py runs, many times"
@@ -26,15 +27,19 @@ NOT_HERE: Final = (
         "test_memory_of_a_client_goes_back_to_the_system_with_it",
         MEASURES_MEMORY,
     ),
-    ("tests/mac/test_libusb_patches.py", "test_memory_of_isochronous_transfers", MEASURES_MEMORY),
+    ("tests/mac/test_libusb_patches.py", "", CRASHES),
     ("tests/unit/extension/test_supervisor.py", "test_a_child_gets_its_channel_and_nothing_else", HAS_REPORT),
     ("tests/mac/daemons", "", OWN_INTERPRETER),
+    ("tests/integration/test_run_on_host.py", "", OWN_INTERPRETER),
     ("tests/mac/test_switches.py", "test_a_session_with_these_switches", SAME_CODE),
     ("tests/integration/test_processes.py", "test_the_end_takes_less_than_two_seconds", MEASURES_TIME),
 )
 """Files, beginnings of names (empty: all), and why."""
 NOT_OURS: Final = (
     "tests/unit/packaging",
+    "tests/unit/test_acceptance.py",
+    "tests/unit/test_imports_of_packages.py",
+    "tests/unit/test_map.py",
     "tests/integration/test_completions.py",
     "tests/mac/test_kernel.py",
     "tests/mac/test_usbip.py",
