@@ -90,7 +90,9 @@ def _be_worker(how: str, arguments: list[str]) -> NoReturn:
                             os.ftruncate(descriptor, size)
                 assert self._client is not None
                 self._client.sendall(b"done")
-                signal.pause()  # its own pump would not survive it
+                while self._channel.receive() is not None:  # its own pump would not survive it
+                    pass
+                os._exit(0)
             if how == "spins":
                 while True:
                     pass
