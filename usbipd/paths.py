@@ -140,19 +140,14 @@ class RuntimeFiles(msgspec.Struct, frozen=True):
         Without it two that start at one moment could each take the other's socket for a stale one.  Raises
         `OSError`, or `UsbipdError` if another extension has it.
         """
-        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            if not isinstance(error, BlockingIOError):
-                raise
+            return open_locked(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+        except BlockingIOError as error:
             raise UsbipdError(
                 f"an extension is running already: it has its socket in {self.directory}",
                 code="already-running",
                 advice=f"{self._how_to_see()}; stop it first, or choose another directory with --socket",
             ) from error
-        return descriptor
 
     def _how_to_see(self) -> str:
         """How to show the extension that has its socket in the directory; the caller may have named another
@@ -214,6 +209,20 @@ def _home() -> Path:
             code="bad-path",
             advice="choose a place with --state",
         ) from error
+
+
+def open_locked(path: Path, flags: int) -> int:
+    """A descriptor of `path`, opened with `flags`, that no other process has locked, until it is closed.
+
+    Raises `OSError`; `BlockingIOError` if another one has it.
+    """
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _make_directory(path: Path, mode: int, option: str, *, above: bool = True) -> None:

@@ -108,7 +108,7 @@ class MacRig(Rig):
         return self.reply(self.submit(raw[0] & 0x80, wanted, data, setup=raw))
 
     def close(self) -> None:
-        """Ends the session and gives the device back."""
+        """Ends the session and releases the device."""
         self.finish()
         self._pumps_channel.close()
         self._channel.close()

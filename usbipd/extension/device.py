@@ -16,12 +16,10 @@ from usbipd.ipc.children import ClaimResult, DetachedParameters
 from usbipd.ipc.conversation import Event
 from usbipd.ipc.messages import EventName
 from usbipd.ipc.reports import Counters, DeviceReport, DeviceState, HistoryEvent, Rate
+from usbipd.ipc.texts import LONGEST_TEXT
 from usbipd.protocol.op import UsbDevice
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.ownership import USBFS
-
-LONGEST_TEXT: Final = 1000
-"""Characters of an error and of an advice that are reported: a worker has had a say in it."""
 
 
 class ClaimState(Enum):

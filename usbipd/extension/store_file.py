@@ -30,7 +30,7 @@ from typing import Final
 from usbipd.errors import UsbipdError
 from usbipd.extension import store_tables
 from usbipd.extension.store_tables import RESTART, DamagedStoreError, NewerStoreError
-from usbipd.paths import DATABASE, prepare_state_directory
+from usbipd.paths import DATABASE, open_locked, prepare_state_directory
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -286,19 +286,14 @@ class StoreFile:
 
 
 def _lock(directory: Path) -> int:
-    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if not isinstance(error, BlockingIOError):
-            raise
+        return open_locked(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+    except BlockingIOError as error:
         raise UsbipdError(
             f"{directory} is in use: another usbipd keeps its bindings there",
             code="store-in-use",
             advice="end that one, or choose another place with --state DIR",
         ) from error
-    return descriptor
 
 
 def _check_header(path: Path) -> None:

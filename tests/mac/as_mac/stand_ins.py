@@ -58,12 +58,6 @@ def _run(command: Any, *arguments: Any, **options: Any) -> Any:
     return subprocess.run([_of_this_mac(program), *words], *arguments, **options)
 
 
-async def _create_subprocess_exec(program: Any, *arguments: Any, **options: Any) -> Any:
-    import asyncio
-
-    return await asyncio.create_subprocess_exec(_of_this_mac(program), *arguments, **options)
-
-
 def _cdll(name: Any, *arguments: Any, **options: Any) -> Any:
     """IOKit is in the library of the software Mac; another library of macOS does not exist."""
     import ctypes
@@ -87,6 +81,5 @@ _OTHER_NAMES: Final[dict[str, dict[str, object]]] = {
     },
     "ctypes": {"CDLL": _cdll},
     "subprocess": {"run": _run},
-    "asyncio": {"create_subprocess_exec": _create_subprocess_exec},
     "psutil": {"disk_partitions": _disk_partitions},
 }
