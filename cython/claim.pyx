@@ -55,7 +55,7 @@ cdef inline int endpoints_of(const libusb_interface_descriptor *setting) noexcep
 
 
 cdef object error(int code, str what):
-    """What to try is for the extension to say (usbipd/usb/refusal.py): it knows who else has the device."""
+    """What to try is for the extension to say (usbipd/usb/claim_errors.py): it knows who else has the device."""
     name = libusb_error_name(code).decode()
     words = " ".join((<bytes>last_words).decode("utf-8", "backslashreplace").split())
     last_words[0] = 0

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from usbipd import launchd
 from usbipd.errors import UsbipdError
-from usbipd.ipc.reports import CheckState
+from usbipd.ipc.control_messages import CheckState
 from usbipd.usb.libusb_version import MINIMUM, dotted, loaded
 
 

@@ -18,8 +18,8 @@ from usbipd.cli.quantity import format_time
 from usbipd.control_socket import has_listener
 from usbipd.errors import ExtensionUnreachableError, UsageError, UsbipdError
 from usbipd.findings import Finding, check_libusb, failed, job_not_loaded, ok, warning
+from usbipd.ipc.control_messages import CheckResult, HealthResult, StatusResult
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.reports import CheckReport, HealthResult, StatusResult
 from usbipd.protocol.constants import USBIP_PORT
 
 _ANOTHER_PLACE: Final = "Start it with another place for its socket, with --socket."
@@ -27,7 +27,7 @@ TIMEOUT: Final = 2.0
 """Seconds that a look at the port may take."""
 
 
-def examine(extension: ControlConnection) -> list[CheckReport]:
+def examine(extension: ControlConnection) -> list[CheckResult]:
     """Every check that can be made now.  `extension` is not open yet; afterwards it may be."""
     try:
         extension.open()
@@ -42,10 +42,10 @@ def examine(extension: ControlConnection) -> list[CheckReport]:
         return _reports({"extension": failed(error.message, *_advice(error))})
 
 
-def _reports(found: Mapping[str, Finding]) -> list[CheckReport]:
+def _reports(found: Mapping[str, Finding]) -> list[CheckResult]:
     """Each under its name."""
     return [
-        CheckReport(name=name, state=each.state, message=each.message, steps=list(each.steps))
+        CheckResult(name=name, state=each.state, message=each.message, steps=list(each.steps))
         for name, each in found.items()
     ]
 

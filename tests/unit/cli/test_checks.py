@@ -18,14 +18,14 @@ from usbipd import __version__, privileges
 from usbipd.cli import checks
 from usbipd.cli.connection import ControlConnection
 from usbipd.errors import ExtensionUnreachableError, UsbipdError
+from usbipd.ipc.control_messages import CheckResult, CheckState, HealthResult
 from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import IPC_VERSION, Command
-from usbipd.ipc.reports import CheckReport, CheckState, HealthResult
 
 Extension = Callable[..., AbstractContextManager[None]]
 
-STORE = CheckReport(name="store", state=CheckState.WARNING, message="old")
+STORE = CheckResult(name="store", state=CheckState.WARNING, message="old")
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +38,12 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr("usbipd.cli.checks.USBIP_PORT", unused.getsockname()[1])
 
 
-def examine(path: Path) -> dict[str, CheckReport]:
+def examine(path: Path) -> dict[str, CheckResult]:
     with ControlConnection(str(path), timeout=10) as extension:
         return {check.name: check for check in checks.examine(extension)}
 
 
-def states(found: dict[str, CheckReport]) -> dict[str, str]:
+def states(found: dict[str, CheckResult]) -> dict[str, str]:
     return {name: check.state.value for name, check in found.items()}
 
 

@@ -13,7 +13,7 @@ from usbipd.extension import supervisor
 
 
 @pytest.fixture(autouse=True)
-def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that died is started again at once."""
     monkeypatch.setattr(supervisor, "FIRST_DELAY", 0.001)
 

@@ -18,14 +18,14 @@ from tests.unit.extension.fakes import (
     record,
 )
 from usbipd.extension.control import Answers, IPCHandler
-from usbipd.extension.monitor import StatusMonitor
-from usbipd.extension.network import NetworkServer
 from usbipd.extension.reservations import Reservations
+from usbipd.extension.server_supervisor import ServerSupervisor
+from usbipd.extension.status_monitor import StatusMonitor
 from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.control_messages import PEOPLE
 from usbipd.ipc.conversation import Result
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import PEOPLE
 from usbipd.log import ErrorCounter
 
 
@@ -39,12 +39,12 @@ class Daemon:
         self.source = FakeSource(record("1-2"))
         self.manager = make_manager(spawner, sysfs, self.source, store=self.store)
         reservations = Reservations(self.manager.find_for, 1.0)
-        self.network = NetworkServer(
-            spawner, ORDERS, self.manager.offers, reservations, self.manager._chronicle
+        self.server = ServerSupervisor(
+            spawner, ORDERS, self.manager.offers, reservations, self.manager._recorder
         )
-        self.monitor = StatusMonitor(
+        self.status_monitor = StatusMonitor(
             self.manager,
-            self.network,
+            self.server,
             self.store,
             None,
             None,
@@ -54,7 +54,7 @@ class Daemon:
             run_as=None,
             access=(),
         )
-        self.chronicle = self.manager._chronicle
+        self.recorder = self.manager._recorder
         self.handler = self.new_handler()
 
     def new_handler(self) -> IPCHandler:
@@ -62,13 +62,13 @@ class Daemon:
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
-        await self.network.start(after_a_kill=False)
+        await self.server.start(after_a_kill=False)
         self.handler.start_listener()
-        self.handler.serve(Answers(self.manager, self.monitor, self.chronicle))
+        self.handler.serve(Answers(self.manager, self.status_monitor, self.recorder))
         yield
         self.handler.close()
         await self.manager.stop()
-        await self.network.stop()
+        await self.server.stop()
 
     def connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX)

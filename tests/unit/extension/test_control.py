@@ -24,11 +24,7 @@ from usbipd.errors import UsbipdError
 from usbipd.extension import control as module
 from usbipd.extension.control import Answers
 from usbipd.ipc.blocking_channel import BlockingChannel
-from usbipd.ipc.conversation import Conversation, Event, request_frame
-from usbipd.ipc.framing import encode_frame
-from usbipd.ipc.message import Message
-from usbipd.ipc.messages import Command, EventName, IPCRequest, Nothing, encode
-from usbipd.ipc.reports import (
+from usbipd.ipc.control_messages import (
     PEOPLE,
     BindParameters,
     BindResult,
@@ -47,6 +43,10 @@ from usbipd.ipc.reports import (
     UnbindParameters,
     UnbindResult,
 )
+from usbipd.ipc.conversation import Conversation, Event, request_frame
+from usbipd.ipc.framing import encode_frame
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command, EventName, IPCRequest, Nothing, encode
 from usbipd.ipc.row import Role
 from usbipd.limiter import BURST
 
@@ -81,7 +81,7 @@ async def test_everything_that_can_be_asked(daemon: Daemon) -> None:
         assert status.processes[0].pid == os.getpid()
         assert status.memory_usage > 1 << 20
         assert 0 <= status.uptime < 60
-        assert daemon.monitor.get_current_status().claimed_devices[0].bus_id == "1-2"
+        assert daemon.status_monitor.get_current_status().claimed_devices[0].bus_id == "1-2"
         unbound = await daemon.ask(Command.UNBIND, UnbindParameters(busid=None), UnbindResult)
         assert unbound.busids == ["1-2"]
         if os.geteuid() == 0:
@@ -139,7 +139,7 @@ class Surveys:
         self.begun = 0
         self.go = asyncio.Event()
         daemon.manager.survey = self._survey  # type: ignore[method-assign]
-        daemon.monitor.get_claim_history = self._history  # type: ignore[method-assign]
+        daemon.status_monitor.get_claim_history = self._history  # type: ignore[method-assign]
 
     async def _survey(self) -> ListResult:
         await self._work()
@@ -300,14 +300,14 @@ async def test_watching(daemon: Daemon) -> None:
         await asyncio.to_thread(channel.request, Command.WATCH, Nothing(), Nothing, timeout=PATIENCE)
         for _turn in range(2):
             for _change in range(100):
-                daemon.chronicle.changed()
+                daemon.recorder.changed()
             event = await asyncio.to_thread(channel.receive, PATIENCE)
             assert isinstance(event, Event)
             assert event.event is EventName.CHANGED
             await asyncio.to_thread(channel.request, Command.LIST, Nothing(), ListResult, timeout=PATIENCE)
         channel.close()
         await until(lambda: not daemon.handler._watching)
-        daemon.chronicle.changed()
+        daemon.recorder.changed()
 
 
 async def test_a_connection_that_is_closed_before_its_watch_runs_is_not_kept(daemon: Daemon) -> None:
@@ -329,7 +329,7 @@ async def test_a_request_waits_until_the_daemon_can_answer(daemon: Daemon) -> No
     asking = asyncio.create_task(daemon.ask(Command.LIST, Nothing(), ListResult))
     await until(lambda: daemon.handler._channels)
     assert not asking.done()
-    daemon.handler.serve(Answers(daemon.manager, daemon.monitor, daemon.chronicle))
+    daemon.handler.serve(Answers(daemon.manager, daemon.status_monitor, daemon.recorder))
     assert (await asking).devices
     daemon.handler.close()
 

@@ -8,8 +8,8 @@ from tests.unit.extension.controlled import Daemon
 from tests.unit.extension.fakes import run
 from usbipd.errors import UsbipdError
 from usbipd.extension.control import IPCHandler
+from usbipd.ipc.control_messages import ListResult
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.reports import ListResult
 from usbipd.paths import RuntimeFiles
 
 
