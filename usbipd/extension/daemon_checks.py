@@ -18,6 +18,7 @@ from usbipd.extension.store_file import KEPT_ASIDE
 from usbipd.extension.supervisor import LONGEST_DELAY, Child
 from usbipd.findings import Finding, failed, ok, steps_of, warning
 from usbipd.ipc.control_messages import BindingInfo, ListResult
+from usbipd.paths import writable_by_others
 from usbipd.usb.identity import DeviceRule
 
 CONNECT_TIMEOUT: Final = 1.0
@@ -63,11 +64,10 @@ async def check_control_socket(context: CheckContext) -> list[Finding]:
                 _START_ELSEWHERE,
             )
         ]
-    if directory.st_uid != uid or directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if (danger := writable_by_others(path.parent, directory, {uid})) is not None:
         return [
             failed(
-                f"{path.parent} belongs to or may be written by another user (uid {directory.st_uid}, "
-                f"mode {stat.S_IMODE(directory.st_mode):04o}), who could put a socket of his own there",
+                f"{danger}, who could put another socket there",
                 f"See whose it is: `ls -ld {path.parent}`.",
                 _START_ELSEWHERE,
             )

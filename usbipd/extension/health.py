@@ -11,8 +11,8 @@ from typing import Final
 from usbipd.errors import UsbipdError
 from usbipd.extension import daemon_checks, host_checks
 from usbipd.extension.check_context import CheckContext
-from usbipd.findings import Finding, failed, steps_of
-from usbipd.ipc.control_messages import CheckResult, CheckState, HealthResult
+from usbipd.findings import Finding, check_result, failed, steps_of
+from usbipd.ipc.control_messages import CheckState, HealthResult
 from usbipd.log import LIMITED
 
 _LOG: Final = logging.getLogger(__name__)
@@ -20,9 +20,7 @@ _LOG: Final = logging.getLogger(__name__)
 HEALTH_TIMEOUT: Final = 4.0
 """Seconds that all checks together may take: who asks waits for them."""
 MOST_FINDINGS: Final = 24
-"""Findings of one check that are told, and ..."""
-LONGEST_TEXT: Final = 400
-"""... characters of a message or a step: hundreds of devices may fail, and people have to read it."""
+"""Findings of one check that are shown."""
 
 _BADNESS: Final = {CheckState.FAILED: 0, CheckState.WARNING: 1, CheckState.OK: 2}
 
@@ -59,7 +57,7 @@ async def examine(
         await asyncio.wait([task for _name, task in tasks], timeout=seconds)
         return HealthResult(
             checks=[
-                _check_result(name, finding)
+                check_result(name, finding)
                 for name, task in tasks
                 for finding in _worst(_findings(name, task, seconds))
             ]
@@ -90,12 +88,3 @@ def _worst(findings: Sequence[Finding]) -> list[Finding]:
     if rest:
         shown.append(Finding(rest[0].state, f"and {len(rest)} more like these, or better"))
     return shown
-
-
-def _check_result(name: str, finding: Finding) -> CheckResult:
-    return CheckResult(
-        name=name,
-        state=finding.state,
-        message=finding.message[:LONGEST_TEXT],
-        steps=[step[:LONGEST_TEXT] for step in finding.steps],
-    )

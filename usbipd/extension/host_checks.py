@@ -2,13 +2,12 @@
 
 import asyncio
 import pwd
-import subprocess
 from typing import Final
 
-from usbipd import findings, launchd, privileges
+from usbipd import findings, privileges
 from usbipd.extension.check_context import CheckContext, Host
 from usbipd.extension.supervisor import Child
-from usbipd.findings import Finding, failed, job_not_loaded, ok, warning
+from usbipd.findings import Finding, failed, ok, warning
 from usbipd.ipc.control_messages import CheckState
 from usbipd.protocol.constants import Speed
 from usbipd.usb import libusb_version
@@ -179,18 +178,7 @@ async def check_launchd(context: CheckContext) -> list[Finding]:
     job = context.host.launch_daemon
     if job is None:
         return []
-    if not job.exists():
-        return [
-            warning(
-                f"no launchd job is installed ({job} is not there): the daemon does not start by itself",
-                "Install usbipd from its package.",
-            )
-        ]
-    try:
-        code = await call_in_daemon_thread(lambda: launchd.print_job(job, context.host.launchctl))
-    except subprocess.TimeoutExpired:
-        return [failed(f"launchctl did not answer within {launchd.TIMEOUT:g} s", "Restart this Mac.")]
-    return [ok(f"launchd has the job {job.stem}") if code == 0 else job_not_loaded(job, code)]
+    return [await call_in_daemon_thread(lambda: findings.check_launchd(job, context.host.launchctl))]
 
 
 async def check_macos(context: CheckContext) -> list[Finding]:

@@ -21,8 +21,8 @@ from tests.unit.extension.healthy_daemon import (
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension.check_context import CheckContext
 from usbipd.extension.device import Failure
-from usbipd.extension.health import CHECKS, LONGEST_TEXT, MOST_FINDINGS, Check, examine
-from usbipd.findings import Finding, failed, ok, warning
+from usbipd.extension.health import CHECKS, MOST_FINDINGS, Check, examine
+from usbipd.findings import LONGEST_TEXT, Finding, failed, ok, warning
 from usbipd.ipc.control_messages import CheckResult, CheckState, HealthResult
 from usbipd.ipc.messages import MAX_MESSAGE, encode
 
