@@ -1,12 +1,9 @@
 """What the tests of the extension share."""
 
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.unit.extension.controlled import Daemon
 from tests.unit.extension.fakes import FakeSpawner, FakeSysfs
 from tests.unit.extension.managed_host import Host
 from usbipd.extension import supervisor
@@ -32,10 +29,3 @@ def sysfs(tmp_path: Path) -> FakeSysfs:
 def host(spawner: FakeSpawner, sysfs: FakeSysfs) -> Host:
     """Whose manager has not been started yet."""
     return Host(spawner, sysfs)
-
-
-@pytest.fixture
-def daemon(spawner: FakeSpawner, sysfs: FakeSysfs) -> Iterator[Daemon]:
-    with tempfile.TemporaryDirectory() as directory:
-        Path(directory).chmod(0o755)
-        yield Daemon(spawner, sysfs, Path(directory, "control.sock"))
