@@ -9,8 +9,8 @@ from usbipd.cli.documents import BindDocument, render
 from usbipd.cli.hardware import add_hardware_arguments, check_hardware_arguments, hardware_of
 from usbipd.cli.outcome import emit, say
 from usbipd.cli.verb import Verb, add_json_argument, always, check_networks, network
+from usbipd.ipc.control_messages import BindParameters, BindResult, Networks
 from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import BindParameters, BindResult, Networks
 from usbipd.usb.identity import parse_busid
 
 MOST_NETWORKS: Final[int] = get_args(Networks)[1].max_length

@@ -6,8 +6,8 @@ from usbipd.cli.connection import ControlConnection
 from usbipd.cli.documents import DetachDocument, render
 from usbipd.cli.outcome import emit, say
 from usbipd.cli.verb import Verb, add_json_argument, always
+from usbipd.ipc.control_messages import DetachParameters, DetachResult
 from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import DetachParameters, DetachResult
 from usbipd.usb.identity import parse_busid
 
 
