@@ -1,7 +1,7 @@
 """What a check finds, and the checks that daemon and command both make.
 
 `usbipd doctor` shows the daemon's checks (`usbipd/extension/health.py`); while no daemon answers, its own
-(`usbipd/cli/checks.py`).
+(`usbipd/cli/offline_checks.py`).
 """
 
 import subprocess

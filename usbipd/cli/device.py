@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from usbipd.cli.quantity import format_clock
 from usbipd.cli.table import wrap
+from usbipd.cli.units import format_clock
 from usbipd.ipc.control_messages import BindingInfo, DeviceInfo
 
 

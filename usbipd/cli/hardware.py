@@ -1,4 +1,4 @@
-"""`--hardware-id` and `--serial`, by which verbs mean devices in any port.  Runs in the caller's process."""
+"""`--hardware-id` and `--serial`: devices by what they are, in any port.  Runs in the caller's process."""
 
 import argparse
 from typing import Final, get_args

@@ -3,11 +3,15 @@
 import argparse
 from typing import Final
 
+from usbipd.cli.arguments import add_json_argument, add_watch_argument
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.device import device_name, format_failures, hardware_id
 from usbipd.cli.documents import StatusDocument, render
-from usbipd.cli.outcome import emit
-from usbipd.cli.quantity import (
+from usbipd.cli.output import emit
+from usbipd.cli.subcommand import Subcommand, always
+from usbipd.cli.table import Column, format_table, wrap
+from usbipd.cli.terminal import terminal_width
+from usbipd.cli.units import (
     format_bytes,
     format_clock,
     format_duration,
@@ -16,9 +20,6 @@ from usbipd.cli.quantity import (
     short_count,
     short_latency,
 )
-from usbipd.cli.table import Column, format_table, wrap
-from usbipd.cli.terminal import terminal_width
-from usbipd.cli.verb import Verb, add_json_argument, add_watch_argument, always
 from usbipd.ipc.control_messages import DeviceInfo, DeviceState, LoggedError, ProcessInfo, StatusResult
 from usbipd.ipc.messages import Command, Nothing
 
@@ -201,7 +202,7 @@ def format_processes(processes: list[ProcessInfo], width: int) -> str:
     return format_table(columns, rows, width)
 
 
-VERB = Verb(
+SUBCOMMAND = Subcommand(
     add_arguments=add_arguments,
     requires_extension=always,
     run=run,

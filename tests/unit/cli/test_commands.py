@@ -511,7 +511,7 @@ def test_asking_for_the_status_is_light(extension: Extension, socket_path: Path)
         "import sys; from usbipd.cli.ext import main; code = main(sys.argv[1:], sys.exit)\n"
         "heavy = {'asyncio', 'ctypes', 'usb1', 'logging', 'tomllib', 'sqlite3', 'subprocess',\n"
         "    'usbipd.addresses', 'usbipd.config', 'usbipd.privileges', 'usbipd.usb.discovery',\n"
-        "    'usbipd.extension.process', 'usbipd.cli.checks', 'usbipd.cli.watch'}\n"
+        "    'usbipd.extension.process', 'usbipd.cli.offline_checks', 'usbipd.cli.watch'}\n"
         "sys.exit(code or repr(heavy & sys.modules.keys()))"
     )
     with extension(answer):

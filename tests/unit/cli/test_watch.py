@@ -52,8 +52,8 @@ class Scripted:
         assert request.command is command
         return request
 
-    def answer(self, command: Command, outcome: Message | UsbipdError) -> None:
-        self._channel.respond(self.expect(command), outcome)
+    def answer(self, command: Command, answer: Message | UsbipdError) -> None:
+        self._channel.respond(self.expect(command), answer)
 
     def answer_status(self, *, error_count: int = 0) -> None:
         self.answer(Command.STATUS, make_status([make_device()], error_count=error_count))

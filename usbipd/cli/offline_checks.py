@@ -13,7 +13,7 @@ from typing import Final
 
 from usbipd import __version__, findings, launchd, paths, privileges
 from usbipd.cli.connection import ControlConnection, start_command
-from usbipd.cli.quantity import format_time
+from usbipd.cli.units import format_time
 from usbipd.control_socket import has_listener
 from usbipd.errors import ExtensionUnreachableError, UsageError, UsbipdError
 from usbipd.findings import Finding, check_libusb, check_result, failed, ok, steps_of, warning

@@ -67,7 +67,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     seconds_until_back: float | None
 
 
-class Assumption(msgspec.Struct, frozen=True, kw_only=True):
+class OpenQuestion(msgspec.Struct, frozen=True, kw_only=True):
     """Something that is taken for granted and not proven, and what this report says of it."""
 
     name: str
@@ -82,7 +82,7 @@ class ReportDocument(Document, frozen=True, kw_only=True):
     time: float
     host: HostFacts
     launchd: LaunchdJob | None
-    assumptions: list[Assumption]
+    assumptions: list[OpenQuestion]
     trials: list[Trial]
     devices: list[DeviceFacts]
     checks: list[CheckResult]
