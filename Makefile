@@ -39,8 +39,8 @@ FUZZ_SECONDS ?= 60
 export FUZZ_EXAMPLES ?= 300
 
 .PHONY: help deps venv broken-venv build lock man completions binary run demo pkg install uninstall check test-deps test \
-    test-short test-mac test-as-user test-python314 test-binary e2e-deps e2e soak bench lint darwin-check wheels-macos \
-    sanitized asan fuzz clean
+    test-unit test-short test-mac test-as-user test-python314 test-binary e2e-deps e2e soak bench lint darwin-check \
+    wheels-macos sanitized asan fuzz clean
 
 # Values that the shell is to take as they are reach it by the environment.
 deps $(BIN)/python uninstall test-deps test-mac test-python314 sanitized e2e-deps e2e bench: export PYTHON := $(PYTHON)
@@ -128,7 +128,10 @@ uninstall:  ## remove what `make install` put there
 test-deps:  ## install what some tests are skipped without (mandoc, zsh, fish, 7zz, cpio, systemd), if it is missing
 	@packaging/install-deps "$$PYTHON" tests
 
-check: lint  ## lint and most unit tests, in about a minute: before each commit
+check: build  ## lint, and beside it most unit tests, in less than a minute: before each commit
+	@$(MAKE) --no-print-directory --jobs=2 lint test-unit
+
+test-unit: build
 	$(BIN)/python -m pytest -q -m "not slow" tests/unit
 
 test: build  ## unit and integration tests
@@ -200,7 +203,7 @@ lint: build  ## ruff, mypy --strict, cython-lint, shellcheck, schema and audit (
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --platform linux
-	$(BIN)/mypy --platform darwin --package usbipd
+	$(BIN)/mypy --platform darwin --package usbipd --cache-dir .mypy_cache/darwin
 	$(BIN)/cython-lint cython
 	$(BIN)/shellcheck --external-sources packaging/install-deps packaging/completions/busids.bash $(wildcard .ci/*) \
 	    $(wildcard tests/e2e/*.sh tests/e2e/*/*.sh) packaging/macos/launchd.sh packaging/macos/usbipd-uninstall \
