@@ -128,9 +128,9 @@ def test_uninstall_leaves_what_came_later(make: Make, root: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the options are those of GNU tar")
-def test_the_tree_of_a_release_unpacked_as_the_readme_says(make: Make, root: Path, tmp_path: Path) -> None:
-    readme = (installation.PACKAGING.parent / "README.md").read_text()
-    [options] = re.findall(r"`sudo tar -C / (.*) -xzf`", readme)
+def test_the_tree_of_a_release_unpacked_as_the_manual_says(make: Make, root: Path, tmp_path: Path) -> None:
+    manual = (installation.PACKAGING.parent / "docs/install.md").read_text()
+    [options] = re.findall(r"`sudo tar -C / (.*) -xzf`", manual)
     make("install")
     subprocess.run(["tar", "-C", root, "-czf", tmp_path / "release.tar.gz", "usr"], check=True)
     system = tmp_path / "system"
