@@ -1,30 +1,36 @@
 """Words that read as translated: prints each with its place and a better one.  `make lint` runs it.
 
-tests/words.toml is the list, and sets the limit.  Lines of the whole tree count: code, comments, tests and docs.
+tests/words.toml is the list, and sets the limit.  All lines count: code, comments, tests and docs.
 """
 
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
 ROOT: Final = Path(__file__).parents[1]
 LIST: Final = Path(__file__).with_suffix(".toml")
-PLACES: Final = ("usbipd", "cython", "tests", "packaging", "man", "docs", "*.md", "Makefile", ".ci", ".github")
+PLACES: Final = (
+    *("usbipd", "cython", "tests", "packaging", "man", "docs", ".ci", ".github"),
+    *("*.md", "Makefile", "pyproject.toml", "setup.py"),
+)
 LEFT_OUT: Final = ("tests/words.toml", "tests/unit/test_words.py", "packaging/locked.txt")
 """What quotes these words, and what has no words of ours."""
 TEXT: Final = re.compile(
-    r"\.(py|pyi|pyx|pxd|pxi|c|h|md|toml|txt|yml|sh|bash|zsh|fish|awk|spec|service|conf|include|[1-8])$|/[^.]*$"
+    r"\.(py|pyi|pyx|pxd|pxi|c|h|md|toml|txt|yml|sh|bash|zsh|fish|awk|spec|service|conf|include|[1-8])$|(^|/)[^.]*$"
 )
+"""Names of files that have words in them."""
+EDGE: Final = r"[\w'\"`-]"
+"""What a word of the list does not stand beside: a word in quotes is a name."""
 
 
 class Rules(NamedTuple):
     """The list: a pattern for each word, what is better, and how many lines of 1,000 may have one."""
 
-    words: dict[re.Pattern[str], str]
+    words: Mapping[re.Pattern[str], str]
     limit: float
 
 
@@ -36,29 +42,25 @@ class Hit(NamedTuple):
     better: str
 
 
-def load(file: Path = LIST) -> Rules:
-    document = tomllib.loads(file.read_text(encoding="utf-8"))
+def load() -> Rules:
+    document = tomllib.loads(LIST.read_text(encoding="utf-8"))
     words = {
-        re.compile(rf"(?<![\w'"`-])(?:{word})(?![\w'"`-])", re.IGNORECASE): better
+        re.compile(f"(?<!{EDGE})(?:{word})(?!{EDGE})", re.IGNORECASE): better
         for word, better in document["words"].items()
     }
     return Rules(words, float(document["limit"]))
 
 
-def tree(root: Path = ROOT) -> list[Path]:
-    """The files of ours with words in them, as git tracks them."""
-    listed = subprocess.run(  # the pathspecs are ours
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PLACES],
-        cwd=root,
-        capture_output=True,
-        check=True,
-    )
-    names = [name.decode() for name in listed.stdout.split(b"\0") if name]
-    return [root / name for name in names if name not in LEFT_OUT and TEXT.search(name) and (root / name).is_file()]
+def tree() -> list[Path]:
+    """The files of this tree that have words in them, those that git tracks or would add."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PLACES]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    names = [name for name in listed.split("\0") if TEXT.search(name) and name not in LEFT_OUT]
+    return [ROOT / name for name in names if (ROOT / name).is_file()]
 
 
-def hits(lines: Iterable[str], words: dict[re.Pattern[str], str], name: str) -> Iterator[Hit]:
-    """The words of the list in `lines`."""
+def hits(lines: Iterable[str], words: Mapping[re.Pattern[str], str], name: str) -> Iterator[Hit]:
+    """The words of the list in `lines` of the file `name`."""
     for number, line in enumerate(lines, 1):
         for pattern, better in words.items():
             for found in pattern.finditer(line):
@@ -76,7 +78,7 @@ def main() -> int:
     for hit in found:
         print(f"{hit.place}: {hit.word!r}: better {hit.better}")
     rate = 1000 * len(found) / max(1, count)
-    print(f"{len(found)} hits in {count} lines: {rate:.2f} in 1,000; at most {rules.limit:g}", file=sys.stderr)
+    print(f"words: {len(found)} hits in {count} lines: {rate:.2f} in 1,000; at most {rules.limit:g}")
     return 1 if rate > rules.limit else 0
 
 
