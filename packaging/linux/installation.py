@@ -1,10 +1,10 @@
 """Puts usbipd into a Linux system, and takes it out again: `installation.py install|uninstall`, see --help.
 
 Run by `make install` and `make uninstall`.  A manifest remembers what was put there: an uninstall removes
-that, an upgrade what the new version has no more, and neither touches what is somebody else's.  A DESTDIR
-stands for the root of the system that is installed into, as for who makes a package.
+that, an upgrade what the new version no longer has, and neither touches files of others.  A DESTDIR
+stands for the root of the system that is installed into, as when a package is built.
 
-The configuration is the user's: a default goes there if there is none, or one that nobody has edited.
+The configuration is the user's: a default is installed if there is none, or an unedited one.
 """
 
 import argparse
@@ -79,7 +79,7 @@ class System:
         if isinstance(item, Link):
             new.symlink_to(os.path.relpath(item.target, Path(place).parent))
         else:
-            with new.open("xb") as file:  # nor through a link that somebody has put there by now
+            with new.open("xb") as file:  # nor through a link put there meanwhile
                 os.fchmod(file.fileno(), item.mode)
                 file.write(item.content)
         new.replace(path)
