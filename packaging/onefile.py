@@ -17,8 +17,8 @@ _ENCODINGS: Final = {"aliases", "ascii", "idna", "latin_1", "punycode", "utf_8",
 
 ANALYSIS: Final[dict[str, Any]] = {
     "excludes": [
-        # Tried by modules that we need, and not missed by them: shutil, uuid, asyncio, hashlib (which has its own
-        # SHA-256), logging, random, msgspec.
+        # Tried by modules that we need, and not missed by them: shutil, uuid, asyncio, hashlib (which has a
+        # SHA-256 built in), logging, random, msgspec.
         *("_bz2", "_lzma", "bz2", "gzip", "lzma", "tarfile", "zipfile", "_uuid", "_ssl", "ssl", "_hashlib"),
         *("multiprocessing", "statistics", "typing_extensions", "importlib.metadata", "importlib.resources"),
         # Debuggers, and what belongs to the Python that builds.
