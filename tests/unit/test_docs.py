@@ -13,7 +13,9 @@ import pytest
 
 from usbipd.cli import ext
 from usbipd.cli import main as usbipd
+from usbipd.config import parse
 from usbipd.errors import UsageError
+from usbipd.simulated import catalog
 
 ROOT: Final = Path(__file__).parents[2]
 INDEX: Final = ROOT / "docs/index.md"
@@ -172,6 +174,44 @@ def test_a_wrong_command_is_noticed() -> None:
     assert complaint(["usbipd", "list", "--romote", "x"], whole=False)
     assert complaint(["usbipd-ext"], whole=True)
     assert complaint(["usbipd"], whole=False) is None
+
+
+TO_COME: Final = {"--since", "--device", "--follow", "--problems"}
+"""Options of the README that a version of the parser lacks."""
+
+
+def options_in_the_readme() -> list[tuple[str, str]]:
+    """Each option that the table of commands names beside a command, with the command."""
+    rows = re.findall(r"^\| `usbipd (\w+)[^|]*\| ([^|]+) \|", (ROOT / "README.md").read_text(), re.M)
+    return [(verb, option) for verb, text in rows for option in re.findall(r"--[a-z]+", text)]
+
+
+@pytest.mark.parametrize(("verb", "option"), options_in_the_readme())
+def test_the_readme_names_options_that_exist(verb: str, option: str) -> None:
+    [verbs] = [a for a in PARSERS["usbipd"]._actions if isinstance(a, argparse._SubParsersAction)]
+    exists = option in verbs.choices[verb]._option_string_actions
+    if not exists and option in TO_COME:
+        pytest.xfail(f"usbipd {verb} has no {option}")
+    assert exists
+
+
+def test_devices_to_simulate_exist() -> None:
+    named = [words[words.index("--simulate") + 1] for _, words, _ in COMMANDS if "--simulate" in words[:-1]]
+    assert len(named) > 1
+    for devices in named:
+        assert catalog.parse_simulate(devices)
+
+
+def test_pieces_of_the_configuration_are_right() -> None:
+    blocks = [
+        re.sub(r"^    ", "", block, flags=re.M)
+        for page in READ
+        for block in re.findall(r"(?:^    .*\n)+", page.read_text(), re.M)
+        if re.search(r"^    (listen|allow|\[\[access\]\])", block, re.M)
+    ]
+    assert len(blocks) > 2
+    for block in blocks:
+        parse(block, "usbipd.toml")
 
 
 # ---- messages ----------------------------------------------------------------------------------------------
