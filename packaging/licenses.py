@@ -19,7 +19,7 @@ LIBUSB: Final = ("libusb1", "COPYING.LESSER")
 
 
 class MissingError(Exception):
-    """A licence text that is not there; the message says of what."""
+    """A missing licence text; the message names its component."""
 
 
 def bundled() -> Mapping[str, list[Path]]:

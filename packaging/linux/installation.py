@@ -85,7 +85,7 @@ class System:
         new.replace(path)
 
     def make_directories(self, places: Iterable[str]) -> None:
-        """Those that are not there, above before below."""
+        """Creates the missing ones, parents first."""
         self._root.mkdir(parents=True, exist_ok=True)
         for place in sorted(places):
             path = self.at(place)
@@ -225,7 +225,7 @@ def install(system: System, items: Mapping[str, File | Link]) -> list[str]:
     for place in sorted(files - older):
         if os.path.lexists(system.at(place)):
             raise InstallError(
-                f"{system.at(place)} is there, and no `make install` has put it there: "
+                f"{system.at(place)} exists, and was not installed by `make install`: "
                 "remove it, or choose another PREFIX"
             )
     config, default = system.at(CONFIG), items[system.default_config]
