@@ -23,6 +23,8 @@ PAGES: Final = sorted((ROOT / "docs").glob("*.md"))
 READ: Final = [ROOT / "README.md", *PAGES]
 LINKED: Final = [
     *READ,
+    *sorted((ROOT / "tests").glob("*/README.md")),
+    ROOT / "packaging/libusb/README.md",
     *(ROOT / f"{name}.md" for name in ("ARCHITECTURE", "CONTRIBUTING", "SECURITY", "CHANGELOG")),
 ]
 
