@@ -139,7 +139,7 @@ def _apt(*words: str, directory: Path | None = None) -> str:
     command = ["apt-get", *words]
     done = subprocess.run(command, capture_output=True, text=True, cwd=directory)  # noqa: S603 - fixed words
     if done.returncode != 0:
-        raise SourceError(f"Debian's source of libusb cannot be had: {done.stderr.strip()}")
+        raise SourceError(f"cannot fetch Debian's source of libusb: {done.stderr.strip()}")
     return done.stdout
 
 
