@@ -151,7 +151,7 @@ def test_half_a_request_and_then_silence(daemon: Daemon, client: Client, request
     with client.connect() as connection:
         connection.sendall(request_)
         expect_closed(connection)
-    daemon.log.wait_for(f"no whole request within {HANDSHAKE_TIMEOUT:g} s", since)
+    daemon.log.wait_for(f"no complete request within {HANDSHAKE_TIMEOUT:g} s", since)
 
 
 @pytest.mark.rule("any-chunking")

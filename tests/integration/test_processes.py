@@ -388,7 +388,7 @@ def test_a_port_in_use_is_one_line_and_leaves_nothing(start_daemon: StartDaemon,
     path = tmp_path / "second" / "control.sock"
     done = start_second("--listen", f"{daemon.host}:{daemon.port}", "--socket", str(path))
     assert done.returncode == 1
-    assert f"cannot listen on {daemon.host}:{daemon.port}: another program does" in done.stderr
+    assert f"cannot listen on {daemon.host}:{daemon.port}: another program uses it" in done.stderr
     assert "Traceback" not in done.stderr
     assert not path.parent.exists()
 

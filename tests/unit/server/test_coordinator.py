@@ -306,7 +306,7 @@ async def test_who_is_not_allowed_costs_no_slot() -> None:
     [
         (b"", "127.0.0.1", " refused: its address is not allowed"),
         (b"GET / HTTP/1.1", "127.0.0.2", " closed: "),
-        (encode_import_request("9-9"), "127.0.0.2", " closed: it may not import '9-9'"),
+        (encode_import_request("9-9"), "127.0.0.2", " closed: import of '9-9' refused"),
         (encode_devlist_request(), "127.0.0.2", " listed 1 devices"),
         (encode_import_request("240-1"), "127.0.0.2", " imported 240-1"),
     ],
@@ -396,7 +396,7 @@ def test_a_port_in_use_is_named_and_nothing_is_taken() -> None:
         port = taken.getsockname()[1]
         error = refused_to_bind(f"127.0.0.1:{free}", f"127.0.0.1:{port}")
         socket.create_server(("127.0.0.1", free)).close()
-    assert error.message == f"cannot listen on 127.0.0.1:{port}: another program does"
+    assert error.message == f"cannot listen on 127.0.0.1:{port}: another program uses it"
     assert error.code == "address-in-use"
     assert error.advice is not None
 

@@ -156,14 +156,14 @@ def test_it_ends_when_a_listener_fails() -> None:
 
 
 def test_orders_that_do_not_fit_now(server: Server) -> None:
-    with pytest.raises(UsbipdError, match="log is not what a server does now"):
+    with pytest.raises(UsbipdError, match="the server does not accept log now"):
         server.log("debug")
     with pytest.raises(UsbipdError, match=r"write 10\.0\.0\.0/8"):
         server.serve(allow=["10.0.0.1/8"], log_level="info")
     server.serve(allow=[], log_level="info")
     with pytest.raises(UsbipdError, match="log level 'loud' is unknown"):
         server.log("loud")
-    with pytest.raises(UsbipdError, match="serve is not what a server does now"):
+    with pytest.raises(UsbipdError, match="the server does not accept serve now"):
         server.serve(allow=[], log_level="info")
     assert server.end() == []
 
@@ -226,7 +226,10 @@ print(_allow_connections({wanted}), resource.getrlimit(resource.RLIMIT_NOFILE))
     [
         (16, ["16 (64, 200)"]),
         (128, ["128 (176, 200)"]),
-        (4096, ["4096 connections are allowed, but only 200 open files (ulimit -Hn)", "152 (200, 200)"]),
+        (
+            4096,
+            ["max_connections is 4096, but the limit of open files (ulimit -Hn) is 200", "152 (200, 200)"],
+        ),
     ],
 )
 def test_the_limit_of_open_files_follows_that_of_connections(wanted: int, said: list[str]) -> None:

@@ -103,7 +103,7 @@ async def test_a_refused_import_has_no_body(status: int, caplog: pytest.LogCaptu
     async with serving() as server:
         server.extension.status = status
         assert await server.ask(encode_import_request("240-1")) == encode_import_reply(status, None)
-    assert f"may not import '240-1': status {status}" in caplog.text
+    assert f"import of '240-1' refused: status {status}" in caplog.text
 
 
 @pytest.mark.rule("op-status")
@@ -144,7 +144,7 @@ async def test_a_client_that_leaves_in_the_middle(caplog: pytest.LogCaptureFixtu
         writer.write(encode_import_request("240-1")[:20])
         await writer.drain()
         writer.close()
-        await until_log(caplog, "left before it had sent a whole request")
+        await until_log(caplog, "left before it had sent a complete request")
         assert not server.extension.asked
 
 
@@ -153,17 +153,19 @@ def test_a_client_that_only_looks_whether_the_port_is_open(caplog: pytest.LogCap
         async with serving() as server:
             _reader, writer = await server.connect()
             writer.close()
-            await until_log(caplog, "left without a word")
+            await until_log(caplog, "closed its connection without a request")
 
     caplog.set_level("DEBUG")
     asyncio.run(test())
-    assert {record.levelname for record in caplog.records if "left" in record.message} == {"DEBUG"}
+    assert {record.levelname for record in caplog.records if "without a request" in record.message} == {
+        "DEBUG"
+    }
 
 
 async def test_half_a_request_times_out(caplog: pytest.LogCaptureFixture) -> None:
     async with serving(handshake_timeout=0.05) as server:
         assert await server.ask(encode_import_request("240-1")[:-1]) == b""
-    assert "no whole request within 0.05 s" in caplog.text
+    assert "no complete request within 0.05 s" in caplog.text
 
 
 async def test_a_reservation_that_cannot_be_used_is_abandoned(caplog: pytest.LogCaptureFixture) -> None:
