@@ -147,7 +147,7 @@ def test_the_length_of_a_busid(length: int, fits: bool) -> None:
             encode_import_request(busid)
         with pytest.raises(ValueError, match="1 to 31 printable"):
             encode_import_reply(0, device_with(busid=busid))
-        with pytest.raises(ProtocolError, match="describes a device with busid"):
+        with pytest.raises(ProtocolError, match="sent a device with busid"):
             ImportReplyReader().feed(bytes(reply))
 
 
