@@ -54,7 +54,7 @@ def test_only_super_speed_has_companions_and_a_bos() -> None:
 
 
 def test_a_speed_that_there_is_not() -> None:
-    with pytest.raises(UsageError, match="speed 'low' is none of full, high, super"):
+    with pytest.raises(UsageError, match="speed 'low' is not one of full, high, super"):
         parse_simulate("loopback:speed=low")
 
 

@@ -82,7 +82,7 @@ def test_all_is_written_however_little_the_system_takes_at_once(
 def test_a_file_of_another_size(tmp_path: Path) -> None:
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(1024))
-    with pytest.raises(UsageError, match=r"disk.img has 1024 bytes, not the 2048 that size= says"):
+    with pytest.raises(UsageError, match=r"disk.img has 1024 bytes, not the 2048 of size="):
         FileMedium(path, 2048)
     assert path.read_bytes() == bytes(1024)
 
@@ -90,7 +90,7 @@ def test_a_file_of_another_size(tmp_path: Path) -> None:
 def test_a_file_that_is_no_number_of_blocks(tmp_path: Path) -> None:
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(1000))
-    with pytest.raises(UsageError, match="1000 bytes, which is not a multiple of 512"):
+    with pytest.raises(UsageError, match="1000 bytes, not a multiple of 512"):
         FileMedium(path, None)
 
 
