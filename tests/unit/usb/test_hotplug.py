@@ -98,7 +98,7 @@ async def test_a_burst_is_one_change(host: Host, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(hotplug, "BURST", 0.02)
     monkeypatch.setattr(hotplug, "LATE", 0.04)
     for _ in range(100):
-        host.hotplug._heard()
+        host.hotplug._schedule_change()
     await until(lambda: host.changes == 4)
     await host.hotplug.stop()
     assert host.changes == 4
@@ -110,14 +110,14 @@ async def test_stop_ends_the_listener(host: Host) -> None:
     await until(lambda: host.changes > 2)
     await host.hotplug.stop()
     assert host.listener.is_stopped
-    host.hotplug._heard()  # one that was under way
+    host.hotplug._schedule_change()  # one that was under way
     assert host.hotplug._soon is None
     await host.hotplug.stop()
 
 
 async def test_nothing_is_told_after_stop(host: Host) -> None:
     await host.start()
-    host.hotplug._heard()
+    host.hotplug._schedule_change()
     await host.hotplug.stop()
     later = asyncio.Event()
     asyncio.get_running_loop().call_later(2 * hotplug.LATE, later.set)  # behind what was to be told

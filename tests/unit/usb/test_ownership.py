@@ -275,7 +275,7 @@ def test_nothing_is_unmounted_where_the_host_would_not_see_it(
     error = refused(ownership)
     assert (error.code, sysfs.unmounted) == ("mounted", [])
     assert error.message == (
-        "1-2 is in use: /media/stick, and this daemon has a mount namespace of its own: "
+        "1-2 is in use: /media/stick, and this daemon has a private mount namespace: "
         "what it unmounts stays mounted on the host"
     )
 
@@ -477,5 +477,5 @@ def test_data_that_cannot_be_written(
     monkeypatch.setattr(os, "fsync", fail)
     error = refused(ownership)
     assert error.code == "not-written"
-    assert error.message == "1-2: not everything could be written to /dev/sda1: Input/output error"
+    assert error.message == "1-2: cannot flush /dev/sda1, data may be lost: Input/output error"
     assert_closed(descriptors)

@@ -17,7 +17,7 @@ if sys.platform != "linux":  # the module that is tested refuses to be imported 
     pytest.skip("the events of Linux", allow_module_level=True)
 
 from usbipd.usb import uevents
-from usbipd.usb.uevents import UeventListener, hears_the_kernel, tells_of_device
+from usbipd.usb.uevents import UeventListener, is_device_event, receives_kernel_events
 
 
 def event(action: str, path: str, **fields: str) -> bytes:
@@ -47,7 +47,7 @@ ADD: Final = event("add", PORT, **DEVICE)
     ],
 )
 def test_what_an_event_tells(message: bytes, tells: bool) -> None:
-    assert tells_of_device(message) is tells
+    assert is_device_event(message) is tells
 
 
 class Kernel:
@@ -60,7 +60,7 @@ class Kernel:
         self.ends: list[str] = []
         self.listener = UeventListener(self._count, self.ends.append)
         monkeypatch.setattr(uevents, "open_events", lambda: ours)
-        monkeypatch.setattr(uevents, "hears_the_kernel", lambda: True)
+        monkeypatch.setattr(uevents, "receives_kernel_events", lambda: True)
 
     def _count(self) -> None:
         self.events += 1
@@ -120,7 +120,7 @@ def test_a_socket_that_fails_ends_it(kernel: Kernel) -> None:
             raise OSError(errno.EIO, "it broke")
 
     kernel.listener._read(Failing())  # type: ignore[arg-type]
-    assert (kernel.events, kernel.ends) == (0, ["the kernel has stopped telling of devices: it broke"])
+    assert (kernel.events, kernel.ends) == (0, ["the kernel has stopped sending hotplug events: it broke"])
 
 
 def test_a_host_without_such_events(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,11 +130,11 @@ def test_a_host_without_such_events(kernel: Kernel, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(uevents, "open_events", fail)
     kernel.listener.start()
     assert (kernel.events, len(kernel.ends)) == (0, 1)
-    assert kernel.ends[0].endswith("come and go: Protocol not supported")
+    assert kernel.ends == ["the kernel sends no hotplug events: Protocol not supported"]
 
 
 def test_a_container_with_a_user_namespace(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uevents, "hears_the_kernel", lambda: False)
+    monkeypatch.setattr(uevents, "receives_kernel_events", lambda: False)
     kernel.listener.start()
     assert kernel.events == 0
     assert "user namespace" in kernel.ends[0]
@@ -143,7 +143,7 @@ def test_a_container_with_a_user_namespace(kernel: Kernel, monkeypatch: pytest.M
 async def test_this_host() -> None:
     """The namespace of the tests may be one or the other, but the question is answered."""
     ours = os.stat("/proc/self/ns/user").st_ino  # noqa: PTH116 - of the namespace, not of the link
-    assert hears_the_kernel() or ours != uevents.PROC_USER_INIT_INO
+    assert receives_kernel_events() or ours != uevents.PROC_USER_INIT_INO
     ends: list[str] = []
     listener = UeventListener(lambda: None, ends.append)
     listener.start()
@@ -153,4 +153,4 @@ async def test_this_host() -> None:
 
 def test_a_host_without_proc(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        hears_the_kernel(tmp_path / "net")
+        receives_kernel_events(tmp_path / "net")
