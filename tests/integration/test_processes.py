@@ -379,7 +379,7 @@ def test_a_second_extension_says_why_it_does_not_start(start_daemon: StartDaemon
     daemon = start_daemon("loopback")
     done = start_second("--listen", "127.0.0.1:0", "--socket", str(daemon.socket))
     assert done.returncode == 1
-    assert "an extension is running already" in done.stderr
+    assert "an extension is already running" in done.stderr
     assert len(Client(daemon.host, daemon.port).devlist()) == 1
 
 

@@ -68,9 +68,9 @@ def test_network(text: str, network: str) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("192.168.1.7/24", "it has bits set behind the first 24, write 192.168.1.0/24"),
-        ("1.2.3.4/024", "it has bits set behind the first 24, write 1.2.3.0/24"),
-        ("2001:db8::1/32", "it has bits set behind the first 32, write 2001:db8::/32"),
+        ("192.168.1.7/24", "it has bits set after the first 24, write 192.168.1.0/24"),
+        ("1.2.3.4/024", "it has bits set after the first 24, write 1.2.3.0/24"),
+        ("2001:db8::1/32", "it has bits set after the first 32, write 2001:db8::/32"),
         ("localhost", "names are not looked up, write 127.0.0.1 and ::1"),
         ("printer.lan", "names are not looked up, write its numeric address, such as 192.168.1.7"),
         ("printer/24", "names are not looked up, write its numeric address, such as 192.168.1.7"),
@@ -78,25 +78,25 @@ def test_network(text: str, network: str) -> None:
         ("::ffff:192.0.2.7/120", "clients that come over IPv4 have IPv4 addresses, write 192.0.2.0/24"),
         ("[::ffff:192.0.2.1%eth0]", "clients that come over IPv4 have IPv4 addresses, write 192.0.2.1"),
         ("::ffff:0:0/96", "clients that come over IPv4 have IPv4 addresses, write 0.0.0.0/0"),
-        ("fe80::1%eth0", "the interface does not matter here, write fe80::1"),
-        ("fe80::1%eth0/64", "the interface does not matter here, write fe80::/64"),
-        ("0.0.0.0", "no client has this address; if every one is meant, write 0.0.0.0/0"),
-        ("::/128", "no client has this address; if every one is meant, write ::/0"),
-        ("10.0.0.0/255.0.0.0", "only a number of bits goes with an address, write 10.0.0.0/8"),
-        ("10.0.0.0/0.255.255.255", "only a number of bits goes with an address, write 10.0"),
-        ("192.0.2.1:3240", "only a number of bits goes with an address, write 192.0.2.1"),
-        ("[::1]:3240", "only a number of bits goes with an address, write ::1"),
-        ("[::1]", "only a number of bits goes with an address, write ::1"),
-        (" ::1", "only a number of bits goes with an address, write ::1"),
-        ("10.0.0.0/33", "behind the / stands a number of bits, 0 to 32"),
-        ("10.0.0.0/", "behind the / stands a number of bits, 0 to 32"),
-        ("10.0.0.0/٣", "behind the / stands a number of bits, 0 to 32"),
-        ("::1/-1", "behind the / stands a number of bits, 0 to 128"),
-        ("", "write a numeric one, such as 192.168.1.7, 192.168.1.0/24 or 2001:db8::/32"),
-        ("*", "write a numeric one, such as 192.168.1.7, 192.168.1.0/24 or 2001:db8::/32"),
-        ("192.168.1", "write a numeric one, such as 192.168.1.7, 192.168.1.0/24 or 2001:db8::/32"),
-        ("192.168.01.1", "write a numeric one, such as 192.168.1.7, 192.168.1.0/24 or 2001:db8::/32"),
-        ("[]:1", "write a numeric one, such as 192.168.1.7, 192.168.1.0/24 or 2001:db8::/32"),
+        ("fe80::1%eth0", "it must not name an interface, write fe80::1"),
+        ("fe80::1%eth0/64", "it must not name an interface, write fe80::/64"),
+        ("0.0.0.0", "no client has this address; to allow every client, write 0.0.0.0/0"),
+        ("::/128", "no client has this address; to allow every client, write ::/0"),
+        ("10.0.0.0/255.0.0.0", "only a number of bits may follow an address, write 10.0.0.0/8"),
+        ("10.0.0.0/0.255.255.255", "only a number of bits may follow an address, write 10.0"),
+        ("192.0.2.1:3240", "only a number of bits may follow an address, write 192.0.2.1"),
+        ("[::1]:3240", "only a number of bits may follow an address, write ::1"),
+        ("[::1]", "only a number of bits may follow an address, write ::1"),
+        (" ::1", "only a number of bits may follow an address, write ::1"),
+        ("10.0.0.0/33", "after the / write a number of bits, 0 to 32"),
+        ("10.0.0.0/", "after the / write a number of bits, 0 to 32"),
+        ("10.0.0.0/٣", "after the / write a number of bits, 0 to 32"),
+        ("::1/-1", "after the / write a number of bits, 0 to 128"),
+        ("", "write a numeric address, such as 192.168.1.7, 192.168.1.0/24 or 2001:db8::/32"),
+        ("*", "write a numeric address, such as 192.168.1.7, 192.168.1.0/24 or 2001:db8::/32"),
+        ("192.168.1", "write a numeric address, such as 192.168.1.7, 192.168.1.0/24 or 2001:db8::/32"),
+        ("192.168.01.1", "write a numeric address, such as 192.168.1.7, 192.168.1.0/24 or 2001:db8::/32"),
+        ("[]:1", "write a numeric address, such as 192.168.1.7, 192.168.1.0/24 or 2001:db8::/32"),
     ],
 )  # fmt: skip
 def test_no_network(text: str, reason: str) -> None:
@@ -180,7 +180,7 @@ def test_an_address_that_is_not_there_may_have_been_meant_with_a_port(text: str,
         return
     error = explain_absent(address)
     assert error.code == "no-such-address"
-    expected = "choose one of this host's" if meant is None else f"is written in brackets: {meant}"
+    expected = "choose an address of this host" if meant is None else f"with a port in brackets: {meant}"
     assert expected in (error.advice or "")
 
 

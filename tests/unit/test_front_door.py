@@ -35,7 +35,7 @@ def test_the_name_decides(name: str, program: str) -> None:
 def test_children_are_started_by_the_extension_only(name: str, role: str) -> None:
     done = enter(name, role)
     assert done.returncode == 2
-    assert done.stderr == f"usbipd: {role} is started by usbipd-ext only\n"
+    assert done.stderr == f"usbipd: only usbipd-ext can start {role}\n"
 
 
 def test_closed_standard_descriptors_become_dev_null(tmp_path: Path) -> None:

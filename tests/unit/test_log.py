@@ -90,7 +90,7 @@ def test_nobody_need_read_the_log() -> None:
 
 
 def test_an_unknown_level() -> None:
-    with pytest.raises(UsageError, match="'loud' is unknown: one of debug, info, warning, error"):
+    with pytest.raises(UsageError, match="unknown log level 'loud': use one of debug, info, warning, error"):
         log.set_level("loud")
 
 
@@ -303,12 +303,14 @@ def test_what_may_be_configured(to: str) -> None:
 
 @pytest.mark.parametrize("to", ["", "file", "var/log", "~/log", "/a\0b"])
 def test_what_may_not_be_configured(to: str) -> None:
-    with pytest.raises(UsageError, match="is unknown: stderr, syslog, or the absolute path of a file"):
+    with pytest.raises(
+        UsageError, match=r"unknown log destination .*: use stderr, syslog, or the absolute path of a file"
+    ):
         log.check_destination(to)
 
 
 def test_an_unknown_destination() -> None:
-    with pytest.raises(UsageError, match="'printer' is unknown: one of stderr, syslog"):
+    with pytest.raises(UsageError, match="unknown log destination 'printer': use one of stderr, syslog"):
         log.send_to("printer")
 
 

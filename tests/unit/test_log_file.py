@@ -138,7 +138,7 @@ def test_root_does_not_log_where_others_choose_the_file(
     directory.mkdir()
     change(directory)
     printed, _said = run(directory / "log")
-    what = f"another user can change which file that is, because {directory} "
+    what = f"another user can replace it: {directory} "
     assert printed[0].startswith(f"cannot log to {directory}/log: {what}")
     assert printed[0].endswith(" 2 bad-log-file")
     assert list(directory.iterdir()) == []
@@ -163,7 +163,7 @@ def test_a_file_with_another_name(tmp_path: Path) -> None:
     (tmp_path / "important").touch()
     (tmp_path / "log").hardlink_to(tmp_path / "important")
     printed, _said = run(tmp_path / "log")
-    assert "a file that has other names too" in printed[0]
+    assert "a file that has other hard links" in printed[0]
     assert (tmp_path / "important").read_text() == ""
 
 

@@ -61,11 +61,11 @@ def test_a_dropped_process_has_nothing_left() -> None:
 @pytest.mark.parametrize(
     ("sabotage", "complaint"),
     [
-        ("os.setuid = lambda uid: None", "still holds uids (0, 0, 0)"),
+        ("os.setuid = lambda uid: None", "still has uids (0, 0, 0)"),
         ("os.setgid = lambda gid: None", "gids (0, 0, 0)"),
         ("real = os.setgroups; os.setgroups = lambda groups: real([27])", "groups {27}"),
-        ("os.setuid = lambda uid: os.setresuid(uid, uid, 0)", "still holds uids"),
-        ("os.seteuid = lambda uid: None", "seteuid(0) worked"),
+        ("os.setuid = lambda uid: os.setresuid(uid, uid, 0)", "still has uids"),
+        ("os.seteuid = lambda uid: None", "seteuid(0) still succeeds"),
     ],
     ids=["user kept", "group kept", "supplementary group kept", "saved user kept", "a way back"],
 )  # fmt: skip

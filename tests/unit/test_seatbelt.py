@@ -206,20 +206,20 @@ def test_a_profile_that_does_not_hold_is_noticed(library: Path, left: str, works
     required = msgspec.structs.replace(order, sandbox="require")
     done = confine(required, library, SANDBOX_LEAVES=left)
     assert (done.returncode, done.stdout) == (1, "")
-    assert f"not confined as required: {lacks}" in done.stderr
+    assert f"cannot be confined as required: {lacks}" in done.stderr
 
 
 @on_linux
 @pytest.mark.parametrize("is_there", [True, False])
 def test_a_mac_without_the_sandbox(order: Confinement, library: Path, is_there: bool) -> None:
     preloaded = library if is_there else None
-    why = "sandbox_init: profile refused" if is_there else "there is no sandbox_init"
+    why = "sandbox_init: profile refused" if is_there else "sandbox_init does not exist"
     lacks = parse_output(confine(order, preloaded, SANDBOX_REFUSES="1"))[1]
     assert lacks == f"this Mac refuses the Seatbelt profile: {why}"
     required = msgspec.structs.replace(order, sandbox="require")
     done = confine(required, preloaded, SANDBOX_REFUSES="1")
     assert (done.returncode, done.stdout) == (1, "")
-    assert f"not confined as required: this Mac refuses the Seatbelt profile: {why}" in done.stderr
+    assert f"cannot be confined as required: this Mac refuses the Seatbelt profile: {why}" in done.stderr
 
 
 @on_linux

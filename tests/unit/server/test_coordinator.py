@@ -409,9 +409,9 @@ def test_an_address_of_another_host() -> None:
 @pytest.mark.parametrize(
     ("addresses", "complaint"),
     [
-        (["127.0.0.1:4000", "127.0.0.1:4000"], "127.0.0.1:4000: it is given twice"),
-        (["127.0.0.1:4000", "0.0.0.0:4000"], "127.0.0.1:4000: 0.0.0.0:4000 is given too, and includes it"),
-        (["[::]:4000", "[::1]:4000"], "[::1]:4000: [::]:4000 is given too, and includes it"),
+        (["127.0.0.1:4000", "127.0.0.1:4000"], "127.0.0.1:4000: it is listed twice"),
+        (["127.0.0.1:4000", "0.0.0.0:4000"], "127.0.0.1:4000: 0.0.0.0:4000 is also listed, and includes it"),
+        (["[::]:4000", "[::1]:4000"], "[::1]:4000: [::]:4000 is also listed, and includes it"),
     ],
 )
 def test_addresses_that_exclude_each_other(addresses: list[str], complaint: str) -> None:

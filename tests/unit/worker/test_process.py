@@ -204,7 +204,7 @@ def test_the_memory_of_the_counters_is_only_mapped(extension: Extension) -> None
         (UsbipdError("somebody has it", code="LIBUSB_ERROR_BUSY"), "somebody has it", "LIBUSB_ERROR_BUSY"),
         (MemoryError(), r"the worker failed: MemoryError\(\)", "worker-failed"),
         (OSError(24, "Too many open files"), "the worker failed: OSError.*Too many open", "worker-failed"),
-        (SystemExit(1), "the worker cannot give up its rights", "worker-failed"),
+        (SystemExit(1), "the worker cannot drop its rights", "worker-failed"),
     ],
 )
 def test_the_extension_is_told_why_a_claim_failed(
@@ -349,7 +349,7 @@ def test_the_log_level_may_change(extension: Extension) -> None:
     extension.leave()
     serve(worker)
     assert extension.result(Nothing) == Nothing()
-    with pytest.raises(UsbipdError, match="log level 'loud' is unknown"):
+    with pytest.raises(UsbipdError, match="unknown log level 'loud'"):
         extension.result(Nothing)
     assert logging.getLogger().level == logging.DEBUG
 
