@@ -251,7 +251,7 @@ def send_to(to: str) -> None:
     """Send this process's lines there from now on.  Raises `UsageError` if `to` is not in `DESTINATIONS`.
 
     For syslog, call it before a chroot, which has no path to the socket.  So a process in a chroot loses a
-    syslog daemon that creates a new socket when it restarts; systemd and launchd keep the socket of theirs.
+    syslog daemon that creates a new socket when it restarts; systemd and launchd keep the socket.
     """
     if to not in DESTINATIONS:
         raise UsageError(

@@ -71,7 +71,7 @@ class UeventListener:
                     self._close()
                     self._on_end(f"the kernel has stopped sending hotplug events: {error.strerror}")
                     return
-                is_about_us = True  # events were lost, perhaps one of ours
+                is_about_us = True  # events were lost, perhaps of a USB device
             if is_about_us:
                 self._on_event()
 

@@ -1,8 +1,8 @@
 """The worker's main: claims one device, drops its rights, then serves one client after another.
 
 Every process of usbipd starts alike: channel on descriptor 3, log, signals, orders from the extension, drop,
-proof.  A worker lives exactly as long as its claim: it exits when the extension sends RELEASE, when the device
-is gone, or when the extension is gone (end of file on the channel).
+proof.  A worker lives exactly as long as its claim: it exits when the extension sends RELEASE, when the
+device is gone, or when the extension is gone (end of file on the channel).
 """
 
 import logging

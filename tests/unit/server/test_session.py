@@ -45,7 +45,7 @@ async def test_devlist() -> None:
 
 
 async def test_devlist_of_a_thousand_devices_to_several_clients() -> None:
-    """Longer than a message between our processes, and than what one of them keeps for another."""
+    """Longer than a message between our processes, and than the queue of one."""
     interface = UsbInterface(3, 1, 2)
     devices = [
         replace(DEVICE, busid=f"240-{number}", path=f"/sys/devices/{number}", interfaces=(interface,) * 4)
@@ -108,7 +108,7 @@ async def test_a_refused_import_has_no_body(status: int, caplog: pytest.LogCaptu
 
 @pytest.mark.rule("op-status")
 @pytest.mark.parametrize("busid", [b"x" * 32, b"\xff-1".ljust(32, b"\0")], ids=["no NUL", "not ASCII"])
-async def test_a_busid_that_cannot_be(busid: bytes, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_impossible_busid(busid: bytes, caplog: pytest.LogCaptureFixture) -> None:
     async with serving() as server:
         request = op_header(USBIP_VERSION, OP_REQ_IMPORT) + busid
         assert await server.ask(request) == encode_import_reply(ST_NODEV, None)
@@ -126,19 +126,19 @@ async def test_a_busid_that_cannot_be(busid: bytes, caplog: pytest.LogCaptureFix
     ],
     ids=["another version", "an unknown code", "HTTP"],
 )
-async def test_what_is_not_usbip_is_closed(
+async def test_a_peer_that_does_not_speak_usbip_is_closed(
     request_bytes: bytes, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving() as server:
         reader, writer = await server.connect()
         writer.write(request_bytes)
-        with contextlib.suppress(ConnectionResetError):  # bytes of it were left unread
+        with contextlib.suppress(ConnectionResetError):  # the server left bytes unread
             assert await rest(reader, writer) == b""
         await until_log(caplog, " closed: ")
     assert reason in caplog.text
 
 
-async def test_a_client_that_leaves_in_the_middle(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_that_leaves_within_its_request(caplog: pytest.LogCaptureFixture) -> None:
     async with serving() as server:
         _reader, writer = await server.connect()
         writer.write(encode_import_request("240-1")[:20])
@@ -148,7 +148,7 @@ async def test_a_client_that_leaves_in_the_middle(caplog: pytest.LogCaptureFixtu
         assert not server.extension.asked
 
 
-def test_a_client_that_only_looks_whether_the_port_is_open(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_that_only_checks_that_the_port_is_open(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         async with serving() as server:
             _reader, writer = await server.connect()
@@ -168,7 +168,7 @@ async def test_half_a_request_times_out(caplog: pytest.LogCaptureFixture) -> Non
     assert "no complete request within 0.05 s" in caplog.text
 
 
-async def test_a_reservation_that_cannot_be_used_is_abandoned(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unusable_reservation_is_abandoned(caplog: pytest.LogCaptureFixture) -> None:
     async with serving() as server:
         server.extension.refused = {Command.HANDOVER}
         reply = await server.ask(encode_import_request("240-1"))
@@ -179,8 +179,8 @@ async def test_a_reservation_that_cannot_be_used_is_abandoned(caplog: pytest.Log
     assert "no longer good" in caplog.text
 
 
-async def test_the_extension_hears_the_address_of_a_client_without_its_interface() -> None:
-    """A link-local client, which loopback cannot show."""
+async def test_the_extension_receives_the_address_without_the_interface() -> None:
+    """For a link-local client, which loopback does not have."""
     ours, theirs = socket.socketpair()
     extension = FakeExtension(ours)
     channel = Channel(

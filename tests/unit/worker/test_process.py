@@ -250,7 +250,7 @@ def test_logs_go_where_the_claim_says(extension: Extension, monkeypatch: pytest.
     assert logging.getLogger().level == logging.WARNING
 
 
-def test_no_socket_of_the_log_stays_in_the_network_of_the_host(
+def test_the_log_socket_is_opened_outside_the_network_of_the_host(
     extension: Extension, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it does before it takes the device."""
@@ -460,7 +460,7 @@ def test_a_reset_that_fails_is_logged(
     assert f"resetting the device failed: Linux errno {LINUX_EPROTO}" in caplog.text
 
 
-def test_it_says_that_it_lives(extension: Extension) -> None:
+def test_it_answers_a_ping(extension: Extension) -> None:
     worker = extension.start()
     extension.say(Command.PING, Nothing())
     extension.attach()

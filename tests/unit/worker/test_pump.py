@@ -244,7 +244,7 @@ def test_babble_is_cut_and_reported(rig: Rig) -> None:
 
 @pytest.mark.rule("ret-data-in-only")
 @pytest.mark.rule("ret-out-taken")
-def test_out_reports_what_was_taken_and_carries_nothing(rig: Rig) -> None:
+def test_out_reports_its_length_and_carries_no_data(rig: Rig) -> None:
     rig.send(encode(rig.submit(SINK, 1000, bytes(1000))))
     assert len(rig.client.recv(4096)) == 48
 
