@@ -34,14 +34,21 @@ _END_OF_VENDOR: Final = re.compile(rb"\n[^\t#\r\n]")
 
 
 class UsbIds:
-    """The names in the files at `places`.  Each is read when it is needed, once."""
+    """The names in the files at `places`: each is read when it is needed, and searched once for a device."""
 
     def __init__(self, places: Iterable[str] = (*SYSTEM, PACKED)) -> None:
         self._unread = list(places)
         self._contents: list[bytes] = []
+        self._found: dict[tuple[int, int], tuple[str | None, str | None]] = {}
 
     def names(self, vendor_id: int, product_id: int) -> tuple[str | None, str | None]:
-        """The names of vendor and product, as the first file says that knows the product; None: unknown."""
+        """The names of vendor and product, from the first file that has the product; None: unknown."""
+        ids = (vendor_id, product_id)
+        if ids not in self._found:
+            self._found[ids] = self._search(*ids)
+        return self._found[ids]
+
+    def _search(self, vendor_id: int, product_id: int) -> tuple[str | None, str | None]:
         vendor = None
         for content in self._read():
             found, product = look_up(content, vendor_id, product_id)

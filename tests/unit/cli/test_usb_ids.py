@@ -104,7 +104,9 @@ def test_a_file_is_read_when_it_is_needed_and_once(tmp_path: Path) -> None:
     assert ids.names(0x0002, 0x0001) == ("Of the second file", None)
     second.unlink()
     assert ids.names(0x0001, 0x0001) == ("Vendor", "Product")
+    assert ids.names(0x0001, 0x0002) == ("Vendor", None)
     assert ids.names(0x0002, 0x0001) == ("Of the second file", None)
+    assert ids.names(0x0002, 0x0002) == ("Of the second file", None)
 
 
 def test_without_any_file_nothing_is_known(tmp_path: Path) -> None:
