@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from typing import Final
 
-from usbipd.cli.quantity import format_clock
 from usbipd.cli.table import wrap
+from usbipd.cli.units import format_clock
 from usbipd.cli.usb_ids import UsbIds
-from usbipd.ipc.reports import BindingReport, DeviceReport
+from usbipd.ipc.control_messages import BindingInfo, DeviceInfo
 
 USB_IDS: Final = UsbIds()
 """The names for devices that report none."""
@@ -39,7 +39,7 @@ def known_name(
     return f"{maker} {product}".strip() or None
 
 
-def device_name(device: DeviceReport, *, with_maker: bool = True) -> str:
+def device_name(device: DeviceInfo, *, with_maker: bool = True) -> str:
     """The name of the device, or its numbers, marked as simulated if it is and does not say so."""
     ids = (device.vendor_id, device.product_id)
     name = known_name(*ids, device.product, device.manufacturer, with_maker=with_maker) or hardware_id(*ids)
@@ -48,14 +48,14 @@ def device_name(device: DeviceReport, *, with_maker: bool = True) -> str:
     return name
 
 
-def device_user(device: DeviceReport) -> str:
+def device_user(device: DeviceInfo) -> str:
     """Who uses the device now: a client of the network, or drivers of this host."""
     if device.client is not None:
         return device.client
     return ", ".join(sorted(set(device.drivers)))
 
 
-def binding_name(binding: BindingReport) -> str:
+def binding_name(binding: BindingInfo) -> str:
     """What the binding means: `0781:5581 at 3-1 (Ultra)`."""
     parts = [hardware_id(binding.vendor_id, binding.product_id)]
     if binding.busid is not None:
@@ -67,7 +67,7 @@ def binding_name(binding: BindingReport) -> str:
     return " ".join(parts)
 
 
-def format_failures(devices: Iterable[DeviceReport], width: int) -> str:
+def format_failures(devices: Iterable[DeviceInfo], width: int) -> str:
     """Why devices failed, what to try, and when it is tried again."""
     text = ""
     for device in devices:

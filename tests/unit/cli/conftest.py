@@ -14,9 +14,9 @@ from usbipd.cli import device
 from usbipd.cli.usb_ids import UsbIds
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.control_messages import PEOPLE
 from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
-from usbipd.ipc.reports import PEOPLE
 
 Answer = Callable[[Request], Message | UsbipdError]
 

@@ -7,10 +7,10 @@ import pytest
 
 from tests.golden.messages import DEVICE
 from tests.unit.cli.reports import make_binding, make_device
-from usbipd.cli import list as list_verb
+from usbipd.cli import list as list_command
 from usbipd.cli.documents import RemoteDevice, RemoteInterface
 from usbipd.cli.list import format_list, format_remote
-from usbipd.ipc.reports import DeviceState, ListResult
+from usbipd.ipc.control_messages import DeviceState, ListResult
 
 
 def test_devices_with_state_and_user() -> None:
@@ -140,6 +140,6 @@ def test_speeds_of_other_servers(
 ) -> None:
     """enum usb_device_speed of include/uapi/linux/usb/ch9.h, of which a Linux server sends all."""
     device = msgspec.structs.replace(DEVICE, speed=speed)
-    monkeypatch.setattr(list_verb, "fetch_devlist", lambda _host, _port, _timeout: (device,))
-    list_verb.list_remote("192.0.2.1", 3240, timeout=1.0, as_json=True)
+    monkeypatch.setattr(list_command, "fetch_devlist", lambda _host, _port, _timeout: (device,))
+    list_command.list_remote("192.0.2.1", 3240, timeout=1.0, as_json=True)
     assert json.loads(capsys.readouterr().out)["devices"][0]["speed"] == word
