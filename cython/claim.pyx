@@ -313,7 +313,7 @@ cdef class Claim:
         with nogil:
             FORGET_ERRNO()
             code = libusb_set_configuration(self._handle, value if value else -1)
-            result = errno_of_request(code)
+            result = linux_errno_of_request(code)
         if result == 0:
             self.configuration = value
         if result == 0 and active != value and not self.captures:
