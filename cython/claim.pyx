@@ -22,9 +22,7 @@ include "linux_errno.pxi"
 
 from usbipd.errors import ClaimError
 from usbipd.usb.descriptors import Endpoint, Interface
-
-MINIMUM_LIBUSB = (1, 0, 26)  # the first with whole-device capture on macOS and the fixes that it needs
-
+from usbipd.usb.libusb_version import MINIMUM, dotted
 
 cdef enum:
     LONGEST_WORDS = 240
@@ -71,7 +69,7 @@ def libusb_runtime_version() -> tuple[int, int, int]:
 
 def libusb_runtime_name() -> str:
     """The same with what the build adds to it, as "1.0.30-usbipd2"; packaging/libusb."""
-    return "%d.%d.%d" % libusb_runtime_version() + libusb_get_version().rc.decode()
+    return dotted(libusb_runtime_version()) + libusb_get_version().rc.decode()
 
 
 cdef class Claim:
@@ -107,9 +105,9 @@ cdef class Claim:
     def __cinit__(self, int busnum, int devnum, *, bint as_on_macos=sys.platform == "darwin"):
         cdef int code
         self.captures = as_on_macos
-        if libusb_runtime_version() < MINIMUM_LIBUSB:
-            found, least = "%d.%d.%d" % libusb_runtime_version(), "%d.%d.%d" % MINIMUM_LIBUSB
-            raise ClaimError(f"libusb {found} is too old: usbipd needs {least} or newer", code="old-libusb")
+        if libusb_runtime_version() < MINIMUM:
+            found = dotted(libusb_runtime_version())
+            raise ClaimError(f"libusb {found} is too old: usbipd needs {dotted(MINIMUM)} or newer", code="old-libusb")
         self.detached = []
         self.held = []
         code = libusb_init(&self._context)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from usbipd.errors import ClaimError, UsbipdError
+from usbipd.usb.libusb_version import MINIMUM, RECOMMENDED_ON_MACOS, dotted
 from usbipd.usb.ownership import Holder
 
 
@@ -43,7 +44,8 @@ _REFUSALS: Final = {
     "LIBUSB_ERROR_PIPE": _Refusal("refuses what every device must answer", _OTHER_PORT),
     "LIBUSB_ERROR_NO_MEM": _Refusal("cannot be taken: this host is short of memory", "end other programs"),
     "LIBUSB_ERROR_NOT_SUPPORTED": _Refusal(
-        "cannot be taken with this libusb", "install libusb 1.0.26 or newer (macOS: 1.0.30) and start again"
+        "cannot be taken with this libusb",
+        f"install libusb {dotted(MINIMUM)} or newer (macOS: {dotted(RECOMMENDED_ON_MACOS)}) and start again",
     ),
     # of ours
     "timeout": _Refusal("cannot be taken in time", _REPLUG, is_held=True),
