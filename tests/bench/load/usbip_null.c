@@ -189,8 +189,10 @@ static void answer(struct conn *c, const uint8_t *h, const struct urb *u)
         actual = actual < sizeof descriptor ? actual : sizeof descriptor;
         data = descriptor;
     }
-    if (u->command == USBIP_CMD_SUBMIT) /* else status 0: it is complete already */
+    if (u->command == USBIP_CMD_SUBMIT) { /* else status 0: it is complete already */
         put32(ret + R_ACTUAL, actual);
+        memcpy(ret + R_NPACKETS, h + S_NPACKETS, 4);
+    }
     size_t len = u->in ? actual : 0;
     if (len <= SMALL)
         memcpy(ret + USBIP_URB_HDR, data, len);
