@@ -117,12 +117,13 @@ def servers_of(running: Daemon) -> list[Server]:
 
 @dataclass(frozen=True)
 class Load:
-    """What the load generator does: URBs of one kind and size, so many in flight, for so long."""
+    """What the load generator does: URBs of one kind and size, so many in flight, for so long or so many."""
 
     kind: Kind
     size: int
     depth: int
     seconds: float
+    count: int = 1_000_000_000
 
     def arguments(self, server: Server) -> list[str]:
         """For usbip_load.  Endpoint 1 is source and sink of either server, endpoint 0 the default one."""
@@ -130,7 +131,7 @@ class Load:
         return [
             *("-p", str(server.port), "-b", server.busid, "-P", str(server.pid)),
             *("-t", self.kind, "-e", endpoint, "-s", str(self.size), "-q", str(self.depth)),
-            *("-n", "1000000000", "-T", str(self.seconds), "-w", str(min(1000, 64 * self.depth))),
+            *("-n", str(self.count), "-T", str(self.seconds), "-w", str(min(1000, 64 * self.depth))),
         ]
 
 
