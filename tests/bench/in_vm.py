@@ -44,8 +44,9 @@ HARDWARE: Final = (
 )
 
 AGAINST: Final = "usbip-host"
-ROWS: Final[tuple[tuple[str, str, str, float, Direction], ...]] = (
+ROWS: Final[tuple[tuple[str, str, str, float | None, Direction], ...]] = (
     ("read", "disk, reads of 1 MiB", "MB/s", 1.0, "at least"),
+    ("read-commands", "disk, reads of 1 MiB: commands for each", "commands", None, "at most"),
     ("write", "disk, writes of 1 MiB", "MB/s", 1.0, "at least"),
     ("small-reads", "disk, reads of 4 KiB", "reads/s", 1.0, "at least"),
     ("read-cpu", "disk, 64 MiB read: processor of the whole guest", "s", 1.2, "at most"),
@@ -56,7 +57,7 @@ ROWS: Final[tuple[tuple[str, str, str, float, Direction], ...]] = (
         for kind, name in (("bulk-in", "bulk IN"), ("bulk-out", "bulk OUT"))
     ),
 )
-"""As side_by_side.py calls it, what it is, unit, wanted ratio."""
+"""As side_by_side.py calls it, what it is, unit, wanted ratio if there is one."""
 
 
 def compare(work: Path, turns: int, boots: int) -> list[Comparison]:
