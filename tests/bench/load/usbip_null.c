@@ -8,8 +8,8 @@
  *   batch    recv what there is, answer all of it with one sendmsg
  *   writev   recv one header, recv its payload, answer with one sendmsg
  *
- * A sendmsg takes 512 KiB at most: of a deep queue of large replies more than
- * the processor's cache has would be on its way, which makes it slower.
+ * A sendmsg takes 512 KiB at most, unless -s limits what is on its way: more
+ * falls out of the processor's cache, and takes twice as long.
  *
  * One client at a time. Endpoint 0 answers the device descriptor; every other
  * one is an endless source and sink.
@@ -34,7 +34,7 @@ enum {
     RX_BUFFER = 256 << 10,
     REPLIES = 512, /* replies gathered into one sendmsg at most: IOV_MAX / 2 */
     SMALL = 512,   /* payloads up to here are copied next to their header */
-    AT_ONCE = 512 << 10, /* bytes of one sendmsg at most */
+    AT_ONCE = 512 << 10, /* bytes of one sendmsg at most, where the kernel chooses the send buffer */
 };
 
 static const uint8_t descriptor[18] = {18, 1, 0, 2, 0xff, 0, 0, 64, 0x6b, 0x1d, 4, 1, 0, 1, 0, 0, 0, 1};
@@ -121,14 +121,13 @@ static bool take_payload(struct conn *c, size_t len)
 
 /* ---- bytes out ---------------------------------------------------------- */
 
-/* How many of the `n` pieces one sendmsg takes; the last of them is cut so that they are AT_ONCE bytes at most, and
- * *cut says by how much. */
+/* How many of the `n` pieces one sendmsg takes.  The last of them is cut to the limit; *cut says by how much. */
 static size_t pieces_at_once(struct iovec *v, size_t n, size_t *cut)
 {
-    size_t bytes = 0, i = 0;
-    while (i < n && bytes < AT_ONCE)
+    size_t bytes = 0, i = 0, limit = sndbuf ? SIZE_MAX : AT_ONCE;
+    while (i < n && bytes < limit)
         bytes += v[i++].iov_len;
-    *cut = bytes > AT_ONCE ? bytes - AT_ONCE : 0;
+    *cut = bytes > limit ? bytes - limit : 0;
     v[i - 1].iov_len -= *cut;
     return i;
 }
