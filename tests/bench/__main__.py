@@ -7,6 +7,7 @@ docs/performance.md says how to read what it prints.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ PARTS: Final[dict[str, Part]] = {
     "curves": lambda work, effort: curves.draw(work, min(effort.turns, 3), effort.seconds / 2),
 }
 """By name, in the order in which they run; each takes its directory."""
+NEEDS_ROOT: Final = frozenset({"mixed", "lossy", "stall"})
+"""They make network namespaces, and run before all other programs."""
 
 
 def main() -> None:
@@ -70,12 +73,18 @@ def main() -> None:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known parts: {', '.join(PARTS)}")
     if min(options.turns, options.boots) < 1 or options.seconds <= 0:
         parser.error("--turns, --seconds and --boots must be positive")
+    chosen = options.parts or list(PARTS)
+    left_out = [] if os.geteuid() == 0 else [name for name in chosen if name in NEEDS_ROOT]
+    if left_out and options.parts:
+        parser.error(f"{', '.join(left_out)}: root is needed; try sudo")
+    if left_out:
+        print(f"left out, since root is needed: {', '.join(left_out)}", file=sys.stderr)
     options.output.mkdir(parents=True, exist_ok=True)
     build(options.output)
     effort = Effort(options.turns, options.seconds, options.boots)
     results: list[Result] = []
     table = ""
-    for name in options.parts or PARTS:
+    for name in (name for name in chosen if name not in left_out):
         print(f"{name} ...", file=sys.stderr, flush=True)
         results += PARTS[name](options.output, effort)
         table = report.write(options.output, results)  # now: a part that fails later takes nothing with it
