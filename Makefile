@@ -204,7 +204,7 @@ soak: build e2e-deps  ## the endurance test of e2e with 200 kills, 200 replugs, 
 	$(BIN)/python -m pytest tests/e2e/test_endurance.py -v
 
 bench: export BENCH := $(BENCH)
-bench: build binary  ## how fast it is, beside what is possible and beside the kernel's server; BENCH="loopback curves": parts
+bench: build binary  ## how fast it is, beside what is possible and the kernel's server; BENCH="mixed lossy stall": parts
 	@packaging/install-deps "$$PYTHON" bench
 	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || \
 	    $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[bench]'
