@@ -4,7 +4,7 @@ import argparse
 import re
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from usbipd.cli.terminal import terminal_width
+from usbipd.cli.colour import CHOICES
 from usbipd.errors import UsageError
 from usbipd.protocol.constants import USBIP_PORT
 
@@ -16,15 +16,10 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that raises `UsageError` where argparse would print its usage and exit."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options, formatter_class=_formatter)
+        super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, code="usage", advice=f"see `{self.prog} --help`")
-
-
-def _formatter(prog: str) -> argparse.HelpFormatter:
-    """argparse's own, which it makes for each argument; unless told the width, that one imports shutil."""
-    return argparse.HelpFormatter(prog, width=terminal_width() - 2)
 
 
 def add_socket_argument(parser: argparse.ArgumentParser, default: str | None) -> None:
@@ -43,6 +38,16 @@ def add_json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON for programs (see docs/json.md)")
 
 
+def add_color_argument(parser: argparse.ArgumentParser) -> None:
+    """`--color WHEN`."""
+    parser.add_argument(
+        "--color",
+        metavar="WHEN",
+        choices=CHOICES,
+        help="colour states: auto (on a terminal, unless NO_COLOR is set), always or never (default: auto)",
+    )
+
+
 def add_watch_argument(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """`--watch [SECONDS]`."""
     parser.add_argument(
@@ -51,7 +56,8 @@ def add_watch_argument(parser: argparse.ArgumentParser | argparse._ArgumentGroup
         nargs="?",
         const=1.0,
         type=interval,
-        help="show it again whenever something changes, and every SECONDS (default: %(const)g), until Ctrl-C",
+        help="show it again whenever something changes, and every SECONDS (default: %(const)g); "
+        "on a terminal, arrows, PgUp, PgDn, Home, End, j and k scroll and q quits",
     )
 
 

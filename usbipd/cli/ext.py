@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, get_args
 from usbipd import __version__
 from usbipd.cli.arguments import (
     Parser,
+    add_color_argument,
     add_json_argument,
     add_socket_argument,
     add_watch_argument,
@@ -47,6 +48,7 @@ ACTIONS_OF_OPTION: Final[Mapping[str, tuple[str, ...]]] = {
     "--log-to": (RUN,),
     "--watch": (STATUS,),
     "--json": (STATUS, HEALTH, CHECK_CONFIG),
+    "--color": (STATUS, HEALTH),
     "--socket": (RUN, STATUS, HEALTH),
 }
 """Each option with the actions that take it."""
@@ -69,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     action.add_argument(CHECK_CONFIG, action="store_true", help="check the configuration file, and show it")
     action.add_argument("--version", action="version", version=f"usbipd-ext {__version__}")
     add_socket_argument(parser, None)
+    add_color_argument(parser)
     add_json_argument(parser)
     add_watch_argument(parser.add_argument_group("with --status"))
     add_run_arguments(parser)
@@ -152,17 +155,25 @@ def _value(arguments: argparse.Namespace, option: str) -> object:
 
 def ask_extension(arguments: argparse.Namespace) -> int:
     """`usbipd-ext --status` and `usbipd-ext --health`."""
+    from usbipd.cli.colour import paint_for
     from usbipd.cli.connection import ControlConnection
 
+    paint = paint_for(arguments.color)
     with ControlConnection(arguments.socket) as extension:
         if arguments.health:
             from usbipd.cli.doctor import show_health
 
-            return show_health(extension, as_json=arguments.json)
+            return show_health(extension, paint, as_json=arguments.json, only_problems=False)
         from usbipd.cli.status import show_status
 
         extension.open()
-        show_status(extension, as_json=arguments.json, interval=arguments.watch, with_processes=True)
+        show_status(
+            extension,
+            as_json=arguments.json,
+            interval=arguments.watch,
+            paint=paint,
+            with_processes=True,
+        )
         return 0
 
 
