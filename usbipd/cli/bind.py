@@ -10,8 +10,8 @@ from usbipd.cli.documents import BindDocument, render
 from usbipd.cli.hardware import add_hardware_arguments, check_hardware_arguments, hardware_of
 from usbipd.cli.output import emit, say
 from usbipd.cli.subcommand import Subcommand, always
+from usbipd.ipc.control_messages import BindParameters, BindResult, Networks
 from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import BindParameters, BindResult, Networks
 from usbipd.usb.identity import parse_busid
 
 MOST_NETWORKS: Final[int] = get_args(Networks)[1].max_length

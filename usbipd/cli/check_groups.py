@@ -9,7 +9,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from usbipd.ipc.reports import CheckReport, CheckState
+from usbipd.ipc.control_messages import CheckResult, CheckState
 
 _ORDER: Final = (CheckState.FAILED, CheckState.WARNING, CheckState.OK)
 _DEVICE: Final = re.compile(
@@ -18,24 +18,24 @@ _DEVICE: Final = re.compile(
 """A busid, or VID:PID."""
 
 
-def problems(checks: Sequence[CheckReport]) -> list[CheckReport]:
+def problems(checks: Sequence[CheckResult]) -> list[CheckResult]:
     """Those that did not come out well."""
     return [check for check in checks if check.state is not CheckState.OK]
 
 
-def grouped(checks: Sequence[CheckReport]) -> list[CheckReport]:
+def grouped(checks: Sequence[CheckResult]) -> list[CheckResult]:
     """Failures, then warnings, then the rest; one check for all that differ in the device only.
 
     It is the first of them, and names the devices of the others.
     """
-    groups: dict[object, list[CheckReport]] = {}
+    groups: dict[object, list[CheckResult]] = {}
     for check in sorted(checks, key=lambda each: _ORDER.index(each.state)):
         said = tuple(_DEVICE.sub("\0", text) for text in (check.message, *check.steps))
         groups.setdefault((check.state, check.name, said), []).append(check)
     return [_merged(group) for group in groups.values()]
 
 
-def _merged(group: Sequence[CheckReport]) -> CheckReport:
+def _merged(group: Sequence[CheckResult]) -> CheckResult:
     first = group[0]
     devices = dict.fromkeys(_device(check.message) for check in group)
     del devices[_device(first.message)]

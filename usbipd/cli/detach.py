@@ -7,8 +7,8 @@ from usbipd.cli.connection import ControlConnection
 from usbipd.cli.documents import DetachDocument, render
 from usbipd.cli.output import emit, say
 from usbipd.cli.subcommand import Subcommand, always
+from usbipd.ipc.control_messages import DetachParameters, DetachResult
 from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import DetachParameters, DetachResult
 from usbipd.usb.identity import parse_busid
 
 

@@ -20,7 +20,7 @@ from usbipd.cli.output import emit, say
 from usbipd.cli.subcommand import Subcommand, never
 from usbipd.cli.table import wrap
 from usbipd.errors import UsageError
-from usbipd.ipc.reports import CheckReport, CheckState
+from usbipd.ipc.control_messages import CheckResult, CheckState
 from usbipd.spelling import Spelling
 from usbipd.usb.identity import parse_busid
 
@@ -124,7 +124,7 @@ def show_health(extension: ControlConnection, paint: Paint, *, as_json: bool, on
     return 1 if any(check.state is CheckState.FAILED for check in checks) else 0
 
 
-def format_checks(checks: Sequence[CheckReport], width: int, paint: Paint = plain) -> str:
+def format_checks(checks: Sequence[CheckResult], width: int, paint: Paint = plain) -> str:
     """The worst first, a paragraph for each: how it came out, its name, what it found, its numbered steps."""
     names = max((len(check.name) for check in checks), default=0)
     states = max(len(state.value) for state in CheckState)
@@ -139,7 +139,7 @@ def format_checks(checks: Sequence[CheckReport], width: int, paint: Paint = plai
     return text
 
 
-def _summary(checks: Sequence[CheckReport]) -> str:
+def _summary(checks: Sequence[CheckResult]) -> str:
     failed = sum(check.state is CheckState.FAILED for check in checks)
     warnings = sum(check.state is CheckState.WARNING for check in checks)
     parts = [

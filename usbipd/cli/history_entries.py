@@ -12,8 +12,8 @@ from usbipd.cli.device import hardware_id
 from usbipd.cli.selection import Selection
 from usbipd.cli.table import Column, Layout, wrap
 from usbipd.cli.units import format_bytes, format_duration, format_time
+from usbipd.ipc.control_messages import HISTORY_PAGE, HistoryEntry, HistoryParameters, HistoryResult
 from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import HISTORY_PAGE, HistoryEntry, HistoryParameters, HistoryResult
 
 
 def fetch_history(

@@ -15,7 +15,7 @@ from usbipd.cli.history_entries import COLUMNS, cells, fetch_history, fetch_page
 from usbipd.cli.output import emit, say
 from usbipd.cli.selection import Selection
 from usbipd.cli.table import Layout
-from usbipd.ipc.reports import HistoryEntry
+from usbipd.ipc.control_messages import HistoryEntry
 
 INTERVAL: Final = 2.0
 """Seconds after which the extension is asked in any case: it does not tell of entries that stand for many."""

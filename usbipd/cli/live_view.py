@@ -15,7 +15,7 @@ from usbipd.cli.output import emit
 from usbipd.cli.table import display_width, shorten, wrap
 from usbipd.cli.terminal_keys import TerminalKeys
 from usbipd.cli.units import format_clock, format_time
-from usbipd.ipc.reports import StatusResult
+from usbipd.ipc.control_messages import StatusResult
 
 Text = Callable[[StatusResult, int], str]
 """The status for people, in lines of at most so many cells."""

@@ -10,7 +10,7 @@ import time
 from typing import Final, NamedTuple
 
 from usbipd.errors import UsageError
-from usbipd.ipc.reports import HistoryEntry
+from usbipd.ipc.control_messages import HistoryEntry
 from usbipd.usb.identity import parse_busid, parse_hardware_id
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}

@@ -21,8 +21,8 @@ from usbipd.cli.units import (
     short_latency,
     short_moment,
 )
+from usbipd.ipc.control_messages import DeviceInfo, DeviceState, LoggedError, ProcessInfo, StatusResult
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.reports import DeviceReport, DeviceState, LoggedError, ProcessReport, StatusResult
 
 _ORDER: Final = (DeviceState.FAILED, DeviceState.ATTACHED, DeviceState.SHARED)
 """The states that are shown: first what needs attention, then what is in use."""
@@ -125,7 +125,7 @@ _COLUMNS: Final = (
 )
 
 
-def format_devices(devices: list[DeviceReport], width: int, paint: Paint = plain) -> str:
+def format_devices(devices: list[DeviceInfo], width: int, paint: Paint = plain) -> str:
     """Shared devices: what they are, since when they are claimed, who uses them since when, and what goes
     through.
 
@@ -134,7 +134,7 @@ def format_devices(devices: list[DeviceReport], width: int, paint: Paint = plain
     return format_table(_COLUMNS, [_row(device) for device in devices], width, paint)
 
 
-def _row(device: DeviceReport) -> tuple[str, ...]:
+def _row(device: DeviceInfo) -> tuple[str, ...]:
     counters, rate, latency = device.counters, device.rate, device.latency
     return (
         device.busid,
@@ -157,7 +157,7 @@ def _row(device: DeviceReport) -> tuple[str, ...]:
     )
 
 
-def format_silent(processes: list[ProcessReport], width: int) -> str:
+def format_silent(processes: list[ProcessInfo], width: int) -> str:
     """The processes that do not answer."""
     text = ""
     for process in processes:
@@ -168,7 +168,7 @@ def format_silent(processes: list[ProcessReport], width: int) -> str:
     return text
 
 
-def format_confinement(processes: list[ProcessReport], width: int) -> str:
+def format_confinement(processes: list[ProcessInfo], width: int) -> str:
     """What the confinement of server and workers lacks; each reason is printed once."""
     lacking = dict.fromkeys(process.lacks for process in processes if process.lacks is not None)
     return "".join(
@@ -186,7 +186,7 @@ def format_errors(errors: list[LoggedError], width: int) -> str:
     )
 
 
-def format_processes(processes: list[ProcessReport], width: int) -> str:
+def format_processes(processes: list[ProcessInfo], width: int) -> str:
     """Every process of the daemon, the user that it runs as, and its memory."""
     columns = (
         Column("PROCESS"),

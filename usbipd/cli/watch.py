@@ -12,8 +12,8 @@ from usbipd.cli.feed import answers, wait_for_reader
 from usbipd.cli.live_view import LiveView, Quit, Text
 from usbipd.cli.output import emit, say
 from usbipd.cli.units import format_time
+from usbipd.ipc.control_messages import StatusResult
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.reports import StatusResult
 
 
 class View(Protocol):

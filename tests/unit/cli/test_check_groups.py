@@ -3,16 +3,16 @@
 import pytest
 
 from usbipd.cli.check_groups import grouped, problems
-from usbipd.ipc.reports import CheckReport, CheckState
+from usbipd.ipc.control_messages import CheckResult, CheckState
 
 
 def check(
     message: str, *steps: str, state: CheckState = CheckState.OK, name: str = "bindings"
-) -> CheckReport:
-    return CheckReport(name=name, state=state, message=message, steps=list(steps))
+) -> CheckResult:
+    return CheckResult(name=name, state=state, message=message, steps=list(steps))
 
 
-def messages(*checks: CheckReport) -> list[str]:
+def messages(*checks: CheckResult) -> list[str]:
     return [each.message for each in grouped(checks)]
 
 
@@ -62,7 +62,7 @@ def test_what_differs_in_the_device_only_is_shown_once(said: list[str], shown: s
         (check("since 2026-12-01"), check("since 2026-12-02")),
     ],
 )
-def test_what_differs_in_anything_else_is_not(one: CheckReport, other: CheckReport) -> None:
+def test_what_differs_in_anything_else_is_not(one: CheckResult, other: CheckResult) -> None:
     assert len(grouped([one, other])) == 2
 
 

@@ -13,7 +13,7 @@ from tests.unit.cli.screen import TerminalJob
 from tests.unit.cli.test_commands import Run, answer, run, spawn
 from usbipd.cli.colour import SEQUENCE, paint_for, plain, vivid
 from usbipd.cli.table import Column, display_width, format_table, shorten
-from usbipd.ipc.reports import CheckState, DeviceState, HistoryEvent, ListResult
+from usbipd.ipc.control_messages import CheckState, DeviceState, HistoryEvent, ListResult
 
 Extension = Callable[..., AbstractContextManager[None]]
 

@@ -6,9 +6,15 @@ from tests.unit.cli.reports import START, make_entry
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.history_entries import fetch_history, format_history
 from usbipd.cli.selection import DevicePattern, Selection
+from usbipd.ipc.control_messages import (
+    HISTORY_PAGE,
+    HistoryEntry,
+    HistoryEvent,
+    HistoryParameters,
+    HistoryResult,
+)
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import HISTORY_PAGE, HistoryEntry, HistoryEvent, HistoryParameters, HistoryResult
 
 
 class FakeExtension(ControlConnection):

@@ -18,8 +18,14 @@ from tests.unit.cli.test_watch import Scripted, spawn
 from usbipd.cli.colour import plain
 from usbipd.cli.history_tail import HistoryTail, Lines
 from usbipd.cli.selection import DevicePattern, Selection
+from usbipd.ipc.control_messages import (
+    HISTORY_PAGE,
+    HistoryEntry,
+    HistoryEvent,
+    HistoryParameters,
+    HistoryResult,
+)
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.reports import HISTORY_PAGE, HistoryEntry, HistoryEvent, HistoryParameters, HistoryResult
 from usbipd.privileges import peer_of
 
 Extension = Callable[..., AbstractContextManager[None]]

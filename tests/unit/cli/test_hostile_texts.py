@@ -13,9 +13,9 @@ from usbipd.cli import ext
 from usbipd.cli import main as usbipd
 from usbipd.cli.colour import SEQUENCE
 from usbipd.errors import UsbipdError
+from usbipd.ipc.control_messages import PEOPLE
 from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
-from usbipd.ipc.reports import PEOPLE
 
 Extension = Callable[..., AbstractContextManager[None]]
 

@@ -28,10 +28,10 @@ from usbipd.cli.live_view import LiveView, frame
 from usbipd.cli.watch import Blocks, view_for, watch
 from usbipd.errors import ExtensionUnreachableError, UsbipdError
 from usbipd.ipc.blocking_channel import BlockingChannel, wait_readable
+from usbipd.ipc.control_messages import PEOPLE, StatusResult
 from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import IPC_VERSION, Command, EventName, Nothing
-from usbipd.ipc.reports import PEOPLE, StatusResult
 from usbipd.privileges import peer_of
 
 Extension = Callable[..., AbstractContextManager[None]]

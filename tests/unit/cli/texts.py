@@ -16,13 +16,10 @@ from unittest import mock
 from tests.unit.cli.conftest import scripted_extension
 from tests.unit.cli.reports import START, make_binding, make_counters, make_device, make_entry, make_status
 from usbipd.cli import main as usbipd
-from usbipd.ipc.conversation import Request
-from usbipd.ipc.message import Message
-from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import (
-    CheckReport,
+from usbipd.ipc.control_messages import (
+    CheckResult,
     CheckState,
-    DeviceReport,
+    DeviceInfo,
     DeviceState,
     HistoryEvent,
     HistoryParameters,
@@ -33,6 +30,9 @@ from usbipd.ipc.reports import (
     Rate,
     StatusResult,
 )
+from usbipd.ipc.conversation import Request
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command
 
 DIRECTORY: Final = Path(__file__).parents[2] / "golden/text"
 COMMAND: Final = ".venv/bin/python -m tests.unit.cli.texts"
@@ -53,7 +53,7 @@ def file_name(*case: object) -> str:
     return "-".join(str(word).removeprefix("--") for word in words) + f"-{width}{ending}.txt"
 
 
-def devices() -> list[DeviceReport]:
+def devices() -> list[DeviceInfo]:
     """Fifteen shared devices, and one that is not."""
     names = ("Ultra Fit", "FT232R USB UART", "USB Receiver", "HD Pro Webcam C920", "ScanSnap iX500")
     shared = [
@@ -104,13 +104,13 @@ def status() -> StatusResult:
     return make_status(devices(), error_count=1, last_errors=errors)
 
 
-def checks() -> list[CheckReport]:
+def checks() -> list[CheckResult]:
     bound = [
-        CheckReport(name="bindings", state=CheckState.OK, message=f"0781:5581 at 1-{number}: shared")
+        CheckResult(name="bindings", state=CheckState.OK, message=f"0781:5581 at 1-{number}: shared")
         for number in range(1, 6)
     ]
     orphans = [
-        CheckReport(
+        CheckResult(
             name="drivers",
             state=CheckState.WARNING,
             message=f"{busid} has no driver: the worker that held it was killed before it could release it",
@@ -119,9 +119,9 @@ def checks() -> list[CheckReport]:
         for busid in ("2-1", "2-3.4")
     ]
     return [
-        CheckReport(name="extension", state=CheckState.OK, message="usbipd 0.1.0 runs as root, pid 4711"),
+        CheckResult(name="extension", state=CheckState.OK, message="usbipd 0.1.0 runs as root, pid 4711"),
         *orphans,
-        CheckReport(
+        CheckResult(
             name="network",
             state=CheckState.FAILED,
             message="127.0.0.1:3240 takes no connections: refused",
