@@ -28,6 +28,7 @@ BUSIDS: Final = {
     "usbipd detach": "attached",
     "usbipd release": "present",
     "usbipd doctor": "present",
+    "usbipd history": "present",
 }
 """Which busids each command takes; busids.awk knows the words."""
 PATHS: Final = {
@@ -94,7 +95,7 @@ def script(shell: str, parser: argparse.ArgumentParser) -> str:
     """What shtab makes of the parser of a command."""
     for prog, action in actions_of(parser):
         for option in action.option_strings or [action.dest]:
-            if option in ("busid", "--busid", "--try-claim"):
+            if option in ("busid", "--busid", "--device", "--try-claim"):
                 wanted = BUSIDS[prog]
                 action.complete = {
                     "bash": f"_usbipd_{wanted}_busids",

@@ -136,6 +136,7 @@ def test_busids(shell: Shell, start_daemon: StartDaemon, tmp_path: Path) -> None
         assert complete("unbind", f"usbipd {{command}} --socket {path} --busid ") == sorted(
             [loopback, serial]
         )
+    assert complete("history", "usbipd {command} --socket {socket} --device ") == complete("bind")
     assert daemon.usbipd("bind", "--busid", keyboard).returncode == 0
 
 
