@@ -70,7 +70,7 @@ def test_a_daemon_that_keeps_no_history_says_so(tmp_path: Path) -> None:
             since = out.position()
             second = Daemon(tmp_path, "serial")
             try:
-                err.wait_for("this is another history")
+                err.wait_for("the history is a new one")
                 out.wait_for("claimed", since)
             finally:
                 second.stop()

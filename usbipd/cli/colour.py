@@ -1,7 +1,7 @@
 """The colours of states on a terminal.  Runs in the caller's process.
 
-Only words of this program are coloured, after their cell has its width: no column moves, and no text of
-others is within a sequence.
+Only words of this program are coloured, after their cell is padded: no column moves, and no text of others is
+inside a sequence.
 """
 
 import os

@@ -1,7 +1,9 @@
-"""One answer of the extension after the other, across restarts of it.  Runs in the caller's process.
+"""Repeats a request for `--watch` and `--follow`, across restarts of the extension.
 
-The extension tells when something has changed; whatever happens, it is asked once in an interval.  When it
-goes away that is said once, and it is connected to again as soon as it is back.
+Runs in the caller's process.
+
+The extension announces changes; beyond that it is asked once per interval.  When the connection is lost, one
+notice is printed, and it is retried until the extension is back.
 """
 
 import os
@@ -23,15 +25,15 @@ Answer = TypeVar("Answer")
 
 
 class Spectator(Protocol):
-    """The person or the program that the answers are for."""
+    """Where the answers go."""
 
     def tell(self, notice: str) -> None:
-        """Say something about the watching itself."""
+        """Report on the connection to the extension."""
 
     def wait(self, readable: int | None, seconds: float) -> bool:
-        """Whether this descriptor becomes readable within so many seconds; all waiting is done here.
+        """Whether `readable` becomes readable within `seconds`; every wait is done here.
 
-        May raise what ends the watching.
+        May raise to end the command.
         """
 
 
@@ -40,9 +42,8 @@ def answers(
 ) -> Iterator[Answer]:
     """What `ask` returns: at once, at each change, and every `interval` seconds; `extension` is open.
 
-    `ask` is called with whether this is the first time after a connect.  What it raises at its very first
-    call goes to the caller; later only an `ExtensionUnreachableError` if another version of the extension
-    comes back.
+    `ask` gets whether this is the first request on a connection.  Errors of the first request of all are
+    raised; later only an `ExtensionUnreachableError` if another version of the extension comes back.
     """
     seen = lost = False
     is_connected, is_watching = True, False
@@ -79,16 +80,15 @@ def answers(
 
 
 def wait_for_reader(readable: int | None, seconds: float) -> bool:
-    """Whether the descriptor becomes readable within so many seconds, for output that goes to a pipe or a
-    file.
+    """Whether `readable` becomes readable within `seconds`, for output to a pipe or a file.
 
-    Ends the command with `BROKEN_PIPE` as soon as no process can read stdout any more, as tail(1) does: else
-    it would wait for the next change to notice.
+    Exits with `BROKEN_PIPE` as soon as the reader of stdout is gone, as tail(1) does, and not only at the
+    next change.
     """
     poll = select.poll()
     if readable is not None:
         poll.register(readable, select.POLLIN)
-    if _is_pipe(1):  # of other files, poll(2) of macOS does not know all
+    if _is_pipe(1):  # macOS: poll(2) does not support every other kind of file
         poll.register(1, 0)
     ready = dict(poll.poll(max(0.0, seconds) * 1000))
     if ready.get(1, 0) & (select.POLLERR | select.POLLHUP):

@@ -56,13 +56,13 @@ COLUMNS: Final = (
 
 
 def format_history(entries: Sequence[HistoryEntry], width: int, paint: Paint = plain) -> str:
-    """A title, a line for each of `entries`, in their order, and below it what else is known."""
+    """A title, and for each of `entries`, in their order, a line and its details."""
     layout = Layout.of(COLUMNS, [cells(entry) for entry in entries], width)
     return layout.title() + "".join(format_entry(entry, layout, width, paint) for entry in entries)
 
 
 def cells(entry: HistoryEntry) -> tuple[str, ...]:
-    """What stands in the columns."""
+    """The cells of its line."""
     return (
         format_time(entry.time),
         entry.event.value,
@@ -73,7 +73,7 @@ def cells(entry: HistoryEntry) -> tuple[str, ...]:
 
 
 def format_entry(entry: HistoryEntry, layout: Layout, width: int, paint: Paint) -> str:
-    """The line of the entry, and below it what else is known."""
+    """The line of the entry and, below it, its details."""
     details = _details(entry)
     return layout.line(cells(entry), paint) + (wrap(details, width, "    ") if details else "")
 

@@ -18,7 +18,7 @@ from usbipd.cli.table import Layout
 from usbipd.ipc.control_messages import HistoryEntry
 
 INTERVAL: Final = 2.0
-"""Seconds after which the extension is asked in any case: it does not tell of entries that stand for many."""
+"""Seconds between requests; entries that summarize many are not announced."""
 _USUAL: Final = (
     "2026-12-01 08:30:00",
     "unplugged",
@@ -26,7 +26,7 @@ _USUAL: Final = (
     "0000:0000 a name of 20 cells",
     "192.168.100.100:65535",
 )
-"""The columns have room for this from the beginning, so that most entries keep their lines straight."""
+"""The columns have room for this from the beginning, so most entries stay aligned."""
 
 
 def follow_history(
@@ -43,13 +43,13 @@ def follow_history(
 
 
 class HistoryTail:
-    """What is new in the history since it was read last."""
+    """The entries since the last call."""
 
     def __init__(self, extension: ControlConnection, selection: Selection, limit: int | None) -> None:
         self._extension = extension
         self._selection = selection
         self._limit = limit
-        """Of the entries that are there at first."""
+        """For the first call."""
         self._last: HistoryEntry | None = None
         """The newest entry, selected or not."""
 
@@ -60,7 +60,10 @@ class HistoryTail:
         if newest is None or newest == self._last:
             return []
         if self._last is not None and is_reconnected and not self._goes_on(newest, self._last):
-            self.tell("this is another history: the daemon keeps none over a restart, or has another one")
+            self.tell(
+                "the history is a new one: "
+                "the daemon was restarted without a state directory, or with another one"
+            )
             self._last = None
         above = 0 if self._last is None else self._last.id
         entries = fetch_history(self._extension, limit, self._selection, above)

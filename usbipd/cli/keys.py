@@ -6,11 +6,11 @@ from typing import Final
 
 ESCAPE: Final = 0x1B
 LONGEST_SEQUENCE: Final = 16
-"""Bytes of an escape sequence; a longer one is passed over without being kept."""
+"""Bytes of an escape sequence that are kept; a longer one is skipped."""
 
 
 class Key(Enum):
-    """What the person wants."""
+    """The keys that mean something in a live view."""
 
     UP = auto()
     DOWN = auto()
@@ -47,12 +47,12 @@ class KeyReader:
     """Finds the keys in what a terminal sends, however it is split.  Never raises; keeps at most one
     sequence.
 
-    A key that means nothing here is passed over with all its bytes.
+    Any other key is skipped with all its bytes.
     """
 
     def __init__(self) -> None:
         self._sequence = b""
-        """What has come of an escape sequence, behind its ESC."""
+        """What was received of an escape sequence after its ESC."""
         self._in_sequence = False
 
     def feed(self, data: bytes) -> list[Key]:
@@ -66,7 +66,7 @@ class KeyReader:
             return None
         if not self._in_sequence:
             return _PLAIN.get(byte)
-        if not self._sequence and byte not in b"[O":  # the key Esc by itself, then another one
+        if not self._sequence and byte not in b"[O":  # Esc itself, then another key
             self._in_sequence = False
             return _PLAIN.get(byte)
         is_final = bool(self._sequence) and 0x40 <= byte <= 0x7E  # ECMA-48, 5.4

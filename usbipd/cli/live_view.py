@@ -1,7 +1,7 @@
-"""A status that stays on the terminal and is scrolled with keys.  Runs in the caller's process.
+"""A status that stays on the terminal and scrolls with keys.  Runs in the caller's process.
 
-A refresh formats the newest status once and draws as many lines as the terminal has.  Keys draw the same
-lines at another place: they ask nothing and format nothing, however fast they come.
+A refresh formats the newest status once and draws only the lines that fit.  Keys redraw the same lines at
+another offset: they neither send a request nor format anything.
 """
 
 import time
@@ -22,27 +22,27 @@ Text = Callable[[StatusResult, int], str]
 
 
 class Quit(Exception):  # noqa: N818 - it is no error
-    """The person has typed `q`."""
+    """`q` was typed."""
 
 
 class LiveView:
-    """The newest status in place of the one before; under its first line what there was to tell last."""
+    """The newest status in place of the previous one; the last notice is below the title."""
 
     def __init__(self, text: Text) -> None:
         self._text = text
         self._status: StatusResult | None = None
         self._time = 0.0
-        """When it came."""
+        """Of its arrival."""
         self._notice = ""
         self._lines: list[str] = []
         self._width = 0
-        """For which they were made; 0: for none yet."""
+        """The width that `_lines` is formatted for; 0: not formatted yet."""
         self._top = 0
-        """The number of the first line that is shown."""
+        """Index of the first line shown."""
         self._page = 1
-        """Lines of the status that fit."""
+        """Lines of the status that fit on the screen."""
         self._is_fresh = True
-        """Whether what the terminal shows is not ours."""
+        """Whether the screen shows the output of others."""
         self._exit = ExitStack()
         self._keys = self._exit.enter_context(TerminalKeys())
 
@@ -100,7 +100,7 @@ class LiveView:
         self._page = max(1, height - 1 - len(notice) - 2)
         self._top = min(self._top, max(0, len(self._lines) - self._page))
         shown = self._lines[self._top : self._top + self._page]
-        # What the terminal showed before goes where one can scroll back to it.
+        # Scrolls what the screen showed before into the scrollback.
         begin = "\n" * (height - 1) if self._is_fresh else ""
         self._is_fresh = False
         emit(begin + frame([self._title(len(shown)), *notice, "", *shown], width, height))

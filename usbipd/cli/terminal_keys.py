@@ -1,18 +1,18 @@
-"""The terminal of a live view: keys without Enter and without echo, and every way back from that.
+"""The keyboard of a live view: keys without Enter and echo, and the terminal's mode restored afterwards.
 
 Runs in the caller's process.
 """
 
-# Leaving
+# Restoring the mode
 #
-# Whatever ends or stops this process, the terminal must have its mode back first: the shell that reads the
-# next line does not restore it everywhere.  An exception, Ctrl-C and `q` pass `__exit__`.  A signal whose
-# default action ends the process is handled by restoring the mode and then ending by that very signal, so
-# that the caller sees the same exit status. Ctrl-Z restores, stops, and takes the keys again at SIGCONT; so
-# does a SIGSTOP, which gives no chance to restore: the shell does, as it has to for any program.
+# Whatever ends or stops this process, the terminal gets its mode back first: not every shell restores it.
+# Exceptions, Ctrl-C and `q` pass `__exit__`.  A signal that ends the process by default is handled: the
+# handler restores the mode and raises the signal again with its default action, so the exit status stays the
+# same. Ctrl-Z restores and stops; SIGCONT takes the keys again.  SIGSTOP cannot be handled: there the shell
+# restores.
 #
-# A job in the background must not touch the terminal: the kernel would stop it (SIGTTOU, SIGTTIN;
-# termios(4)).  So it neither changes the mode nor reads there, and asks again before each wait.
+# A background job must not touch the terminal, or the kernel stops it (SIGTTOU and SIGTTIN, termios(4)).  It
+# neither sets the mode nor reads, and checks before each wait whether it is in the foreground again.
 
 import contextlib
 import os
@@ -28,19 +28,19 @@ from usbipd.cli.keys import Key, KeyReader
 READ_SIZE: Final = 1024
 """Bytes of keys that are taken at once: one drawing for all of them."""
 BACKGROUND_LOOK: Final = 1.0
-"""Seconds after which a job in the background looks whether the terminal is its own again."""
+"""Seconds between the checks of a background job whether it is in the foreground again."""
 _FATAL: Final = (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM)
 
 
 class Woken(NamedTuple):
-    """Why a wait ended; nothing of it: the time is over."""
+    """Why a wait ended; if for none of these, by timeout."""
 
     is_readable: bool = False
     keys: tuple[Key, ...] = ()
     is_changed: bool = False
-    """The terminal may have another size."""
+    """The size of the terminal may have changed."""
     is_ours_again: bool = False
-    """The terminal was another's meanwhile, and shows what that has written."""
+    """The job is in the foreground again; the screen shows the output of others."""
 
 
 class TerminalKeys:
@@ -50,8 +50,11 @@ class TerminalKeys:
         self._descriptor = descriptor
         self._reader = KeyReader()
         self._saved: list[Any] | None = None
-        """The mode that the terminal had."""
+        """The mode of the terminal at the start; None: there is no terminal."""
         self._is_taken = False
+        """Whether the mode may be ours."""
+        self._is_stale = False
+        """Whether it may have been changed since: the process was stopped."""
         self._handlers: dict[signal.Signals, Any] = {}
         self._wake_reader = self._wake_writer = self._wakeup_before = -1
 
@@ -65,7 +68,7 @@ class TerminalKeys:
         os.set_blocking(self._wake_reader, False)
         os.set_blocking(self._wake_writer, False)
         self._wakeup_before = signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
-        with contextlib.suppress(termios.error):  # it is no terminal, and sends no keys
+        with contextlib.suppress(termios.error):  # not a terminal
             self._saved = termios.tcgetattr(self._descriptor)
         self._handle(signal.SIGINT, self._interrupt)
         for number in _FATAL:
@@ -87,55 +90,55 @@ class TerminalKeys:
         os.close(self._wake_writer)
 
     def is_in_foreground(self) -> bool:
-        """Whether the terminal is ours to draw on; also without job control."""
+        """Whether this process may use the terminal; True without job control."""
         try:
             return os.tcgetpgrp(self._descriptor) == os.getpgrp()
-        except OSError:  # not the terminal that controls this process, or none
+        except OSError:  # not the controlling terminal, or no terminal
             return True
 
     def wait(self, readable: int | None, seconds: float) -> Woken:
-        """Wait for `readable`, keys, or a change of the terminal, at most so long."""
+        """Wait for `readable`, keys, or a change of the terminal, at most `seconds`."""
         is_ours_again = self._take()
         is_changed = False
         descriptors = [each for each in (readable, self._wake_reader) if each is not None]
-        if self._is_taken:
+        if self._is_taken and not self._is_stale:
             descriptors.append(self._descriptor)
         elif self.has_keys:
-            seconds = min(
-                seconds, BACKGROUND_LOOK
-            )  # a shell that takes it to the foreground need not tell it
-        # Not poll(2), which does not know terminals on every macOS.
+            # A shell that brings a running job to the foreground does not signal it.
+            seconds = min(seconds, BACKGROUND_LOOK)
+        # Not poll(2), which does not support terminals on every macOS.
         ready, _, _ = select.select(descriptors, [], [], 0 if is_ours_again else max(0.0, seconds))
         if self._wake_reader in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_reader, READ_SIZE)
             is_changed = True
             is_ours_again = self._take() or is_ours_again
-        keys = self._read() if self._is_taken and self._descriptor in ready else ()
+        keys = self._read() if self._descriptor in ready else ()
         return Woken(readable in ready, keys, is_changed, is_ours_again)
 
     def _read(self) -> tuple[Key, ...]:
         try:
             data = os.read(self._descriptor, READ_SIZE)
-        except OSError:  # EIO: the terminal is gone, and SIGHUP on its way
+        except OSError:  # EIO: hung up, SIGHUP follows
             data = b""
         if not data:
             self._saved, self._is_taken = None, False
         return tuple(self._reader.feed(data))
 
     def _take(self) -> bool:
-        """Take the keys if they are to be had and not taken yet; whether it did."""
-        if self._saved is None or self._is_taken or not self.is_in_foreground():
+        """Set our mode if it is not set and this is the foreground; whether it did."""
+        is_set = self._is_taken and not self._is_stale
+        if self._saved is None or is_set or not self.is_in_foreground():
             return False
         mode = list(self._saved)
         mode[3] &= ~(termios.ICANON | termios.ECHO)
         mode[6] = list(mode[6])
         mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
-        self._is_taken = True  # before, so that a signal restores it in any case
+        self._is_taken, self._is_stale = True, False  # before, so that a signal restores it in any case
         return self._set(mode)
 
     def _restore(self) -> None:
-        """Give the terminal its mode back.  Idempotent; handlers call it anywhere."""
+        """Restore the mode of the start.  Idempotent; signal handlers call it at any point."""
         if self._saved is not None and self._is_taken:
             if self.is_in_foreground():
                 self._set(self._saved)
@@ -144,7 +147,7 @@ class TerminalKeys:
     def _set(self, mode: list[Any]) -> bool:
         try:
             termios.tcsetattr(self._descriptor, termios.TCSANOW, mode)
-        except termios.error:  # the terminal is gone
+        except termios.error:  # hung up
             return False
         return True
 
@@ -152,12 +155,12 @@ class TerminalKeys:
 
     def _handle(self, number: signal.Signals, handler: Callable[[int, FrameType | None], None]) -> None:
         before = signal.getsignal(number)
-        if before is not signal.SIG_IGN:  # as nohup(1) wants it
+        if before is not signal.SIG_IGN:  # as nohup(1) sets it
             self._handlers[number] = signal.SIG_DFL if before is None else before
             signal.signal(number, handler)
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        self._restore()  # at once: a second Ctrl-C may end what the first one has begun
+        self._restore()  # here: a second Ctrl-C may interrupt `__exit__`
         raise KeyboardInterrupt
 
     def _end(self, number: int, _frame: FrameType | None) -> None:
@@ -169,9 +172,9 @@ class TerminalKeys:
         self._restore()
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
-        # Here this process stands still until SIGCONT.
+        # The process is stopped here, until SIGCONT.
         signal.signal(number, self._suspend)
 
     def _wake(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGCONT:
-            self._is_taken = False  # the shell that had the terminal meanwhile has changed its mode
+            self._is_stale = True

@@ -78,7 +78,9 @@ def test_only_the_selected_entries() -> None:
     assert numbers(tail.new_entries(False)) == [9]
 
 
-ANOTHER = "this is another history: the daemon keeps none over a restart, or has another one\n"
+ANOTHER = (
+    "the history is a new one: the daemon was restarted without a state directory, or with another one\n"
+)
 
 
 @pytest.mark.parametrize("count", [2, 5, 9], ids=["shorter", "as long", "longer"])

@@ -57,6 +57,7 @@ def test_the_keys_scroll_and_q_ends(extension: Extension, socket_path: Path) -> 
         lines = job.shows(lambda lines: "scroll; q quits" in lines[0] and numbers(lines) != [])
         assert "1-11 of 35" in lines[0]
         assert numbers(lines) == list(range(6))  # below the daemon and the titles
+        assert "\x1b[32mshared\x1b[0m" in job.written
         assert not job.is_cooked()
         for keys, first in [
             (b"\x1b[B" * 5, 0),

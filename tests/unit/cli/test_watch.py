@@ -24,7 +24,9 @@ from tests.unit.cli.reports import make_device, make_status
 from tests.unit.cli.test_connection import hello
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.feed import FIRST_PAUSE
+from usbipd.cli.keys import Key
 from usbipd.cli.live_view import LiveView, frame
+from usbipd.cli.terminal_keys import Woken
 from usbipd.cli.watch import Blocks, view_for, watch
 from usbipd.errors import ExtensionUnreachableError, UsbipdError
 from usbipd.ipc.blocking_channel import BlockingChannel, wait_readable
@@ -275,6 +277,32 @@ def test_a_live_view_that_showed_nothing_leaves_the_terminal_alone(
 ) -> None:
     LiveView(lambda _status, _width: "").close()
     assert capsys.readouterr().out == ""
+
+
+def test_any_number_of_keys_costs_one_drawing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And neither a request nor a second formatting of the status."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "24")
+    formatted = []
+
+    def text(_status: StatusResult, width: int) -> str:
+        formatted.append(width)
+        return "".join(f"line {number}\n" for number in range(1000))
+
+    view = LiveView(text)
+    view.show(make_status([]))
+    capsys.readouterr()
+    woken = Woken(keys=(Key.DOWN,) * 500 + (Key.UP,) * 100)
+    monkeypatch.setattr(view._keys, "wait", lambda _readable, _seconds: woken)
+    assert not view.wait(None, 0.0)
+    out = capsys.readouterr().out
+    assert out.count("\x1b[H") == 1
+    assert "line 399\x1b" not in out
+    assert "line 400\x1b" in out
+    assert formatted == [80]
+    view.close()
 
 
 def test_a_live_view_leaves_the_signals_as_they_were() -> None:
