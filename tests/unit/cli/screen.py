@@ -155,6 +155,10 @@ class TerminalJob:
         """Whether the terminal has the mode that it had before."""
         return termios.tcgetattr(self._slave) == self.mode
 
+    def cook(self) -> None:
+        """Set the mode that the terminal had before, as a shell does when its job has stopped."""
+        termios.tcsetattr(self._slave, termios.TCSANOW, self.mode)
+
     def has_stopped(self) -> int:
         """The signal by which the job was stopped, as soon as it is."""
         return int(self._told("stopped"))

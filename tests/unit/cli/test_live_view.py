@@ -194,6 +194,7 @@ def test_a_stop_that_cannot_be_handled(extension: Extension, socket_path: Path) 
         job.shows(starts_with(0))
         os.kill(job.pid, signal.SIGSTOP)
         assert job.has_stopped() == signal.SIGSTOP
+        job.cook()
         job.order("fg")
         job.type(b"\x1b[F")
         job.shows(starts_with(19))
