@@ -1,7 +1,6 @@
 """Tables and sentences for people's eyes, at most as wide as the terminal.  Runs in the caller's process.
 
-What is shown is fit for a terminal: it was cleaned where it came in (`usbipd/text.py`).  An escape sequence
-in it is a colour of ours.
+Texts are cleaned where they enter (`usbipd/text.py`), so an escape sequence in one is a colour of this program.
 """
 
 import unicodedata
