@@ -1,6 +1,6 @@
 """Tables and sentences for people's eyes, at most as wide as the terminal.  Runs in the caller's process.
 
-Texts are cleaned where they enter (`usbipd/text.py`), so an escape sequence in one is a colour of this program.
+Texts are cleaned where they enter (`usbipd/text.py`): an escape sequence in one is a colour of this program.
 """
 
 import unicodedata
