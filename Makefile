@@ -15,7 +15,8 @@ BROKEN := $(if $(wildcard $(VENV)),$(shell grep -qsF "$$(pwd -P)/$(VENV)" $(BIN)
     $(BIN)/python -B -c 'import pip' 2>/dev/null || echo broken-venv))
 
 MODULES := $(shell find usbipd -name '*.py')
-PACKING := $(addprefix packaging/,usbipd.spec onefile.py entry.py bill_of_materials.py macos/entitlements.plist)
+PACKING := $(addprefix packaging/,usbipd.spec onefile.py entry.py bill_of_materials.py usb_ids.py \
+    macos/entitlements.plist) $(wildcard build/usb.ids)
 
 # On macOS the executable has our libusb.
 OUR_LIBUSB := $(if $(filter Darwin,$(shell uname -s)),build/libusb/macos/lib/libusb-1.0.0.dylib)
@@ -38,7 +39,7 @@ DESTDIR ?=
 FUZZ_SECONDS ?= 60
 export FUZZ_EXAMPLES ?= 300
 
-.PHONY: help deps venv broken-venv build lock man completions binary run demo picture pkg install uninstall check \
+.PHONY: help deps venv broken-venv build lock usb-ids man completions binary run demo picture pkg install uninstall check \
     test-deps test test-unit test-short test-mac test-as-user test-python314 test-binary e2e-deps e2e soak bench lint \
     darwin-check wheels-macos sanitized asan fuzz clean
 
@@ -76,6 +77,9 @@ lock: build  ## write packaging/locked.txt: the newest packages, for all systems
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 --extra dev \
 	    --annotation-style line --custom-compile-command 'make lock' --output-file packaging/locked.txt pyproject.toml
+
+usb-ids: build  ## fetch the names of vendors and products that a release packs into executable and wheels
+	$(BIN)/python packaging/usb_ids.py
 
 man: build  ## write the manual pages into build/man
 	$(BIN)/python packaging/manuals.py build/man
@@ -128,7 +132,7 @@ uninstall:  ## remove what `make install` put there
 	@python=$(BIN)/python; $$python -c '' 2>/dev/null || python=$$PYTHON; \
 	$(INSTALLATION) uninstall --prefix "$$PREFIX" --destdir "$$DESTDIR"
 
-test-deps:  ## install what some tests are skipped without (mandoc, zsh, fish, 7zz, cpio, systemd), if it is missing
+test-deps:  ## install what some tests are skipped without (mandoc, zsh, fish, 7zz, cpio, systemd, usb.ids)
 	@packaging/install-deps "$$PYTHON" tests
 
 check: build  ## lint, and beside it most unit tests, in less than a minute: before each commit

@@ -9,7 +9,7 @@ from typing import Final
 from usbipd.cli.colour import Paint, plain
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.device import hardware_id
-from usbipd.cli.selection import Selection
+from usbipd.cli.selection import Selection, entry_name
 from usbipd.cli.table import Column, Layout, wrap
 from usbipd.cli.units import format_bytes, format_duration, format_time
 from usbipd.ipc.control_messages import HISTORY_PAGE, HistoryEntry, HistoryParameters, HistoryResult
@@ -79,10 +79,10 @@ def format_entry(entry: HistoryEntry, layout: Layout, width: int, paint: Paint) 
 
 
 def _device(entry: HistoryEntry) -> str:
-    words = [] if entry.product is None else [entry.product]
-    if entry.vendor_id is not None and entry.product_id is not None:
-        words.insert(0, hardware_id(entry.vendor_id, entry.product_id))
-    return " ".join(words)
+    name = entry_name(entry)
+    if entry.vendor_id is None or entry.product_id is None:
+        return name
+    return f"{hardware_id(entry.vendor_id, entry.product_id)} {name}".rstrip()
 
 
 def _details(entry: HistoryEntry) -> str:

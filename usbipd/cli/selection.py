@@ -9,6 +9,7 @@ import re
 import time
 from typing import Final, NamedTuple
 
+from usbipd.cli.device import known_name
 from usbipd.errors import UsageError
 from usbipd.ipc.control_messages import HistoryEntry
 from usbipd.usb.identity import parse_busid, parse_hardware_id
@@ -19,13 +20,20 @@ _SPAN: Final = re.compile("([0-9]{1,9})([smhdw])")
 _RIGHT: Final = "write 10m, 2h, 3d, today, 2026-12-01 or 2026-12-01T08:30"
 
 
+def entry_name(entry: HistoryEntry) -> str:
+    """The name of the device that the entry is about; "" if there is none."""
+    if entry.vendor_id is None or entry.product_id is None:
+        return entry.product or ""
+    return known_name(entry.vendor_id, entry.product_id, entry.product) or ""
+
+
 class DevicePattern(NamedTuple):
     """What a person calls a device: by exactly one of these."""
 
     busid: str | None = None
     hardware_id: tuple[int, int] | None = None
     name: str | None = None
-    """Part of what the device calls itself, in the form of `str.casefold`."""
+    """Part of its name, in the form of `str.casefold`."""
 
     def fits(self, entry: HistoryEntry) -> bool:
         """Whether the entry is about such a device."""
@@ -33,7 +41,7 @@ class DevicePattern(NamedTuple):
             return entry.busid == self.busid
         if self.hardware_id is not None:
             return (entry.vendor_id, entry.product_id) == self.hardware_id
-        return self.name is not None and self.name in (entry.product or "").casefold()
+        return self.name is not None and self.name in entry_name(entry).casefold()
 
 
 class Selection(NamedTuple):

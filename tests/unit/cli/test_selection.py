@@ -86,6 +86,12 @@ def test_names_are_compared_in_any_case() -> None:
     assert device_pattern("STRASSE").fits(make_entry(1, product="Straße 7"))
 
 
+def test_a_name_may_be_that_of_usb_ids() -> None:
+    listed = make_entry(1, vendor_id=0x0951, product_id=0x1666, product=None)
+    assert device_pattern("traveler").fits(listed)
+    assert not device_pattern("ultra").fits(listed)
+
+
 def test_an_entry_of_the_daemon_is_about_no_device() -> None:
     entry = make_entry(1, busid=None, vendor_id=None, product_id=None, product=None)
     assert Selection().fits(entry)
