@@ -40,6 +40,7 @@ CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "--log-level": get_args(get_type_hints(ServerConfig)["log_level"]),
     "--log-to": DESTINATIONS,
     "--simulate": tuple(NAMES),
+    "topic": tuple(usbipd.SUBCOMMANDS),
 }
 
 
@@ -94,7 +95,7 @@ def script(shell: str, parser: argparse.ArgumentParser) -> str:
     """What shtab makes of the parser of a command."""
     for prog, action in actions_of(parser):
         for option in action.option_strings or [action.dest]:
-            if option in ("busid", "--busid", "--try-claim"):
+            if option in ("devices", "--busid", "-b", "--try-claim"):
                 wanted = BUSIDS[prog]
                 action.complete = {
                     "bash": f"_usbipd_{wanted}_busids",

@@ -136,5 +136,10 @@ SUBCOMMAND = Subcommand(
     add_arguments=add_arguments,
     requires_extension=never,
     run=run,
+    usage="[OPTIONS]",
+    examples=(
+        ("show what is wrong, and how to fix it", "usbipd doctor"),
+        ("write all that a maintainer needs to know into one file", "usbipd doctor --report"),
+    ),
     check=check,
 )

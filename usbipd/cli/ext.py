@@ -58,7 +58,6 @@ def build_parser() -> argparse.ArgumentParser:
         prog="usbipd-ext",
         description="The daemon of usbipd: claims USB devices and shares them over USB/IP.",
         epilog="`usbipd` chooses what is shared.",
-        allow_abbrev=False,
     )
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument(RUN, action="store_true", help="run the daemon in the foreground")
@@ -67,7 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
         HEALTH, action="store_true", help="check the daemon and this machine and suggest fixes"
     )
     action.add_argument(CHECK_CONFIG, action="store_true", help="check the configuration file, and show it")
-    action.add_argument("--version", action="version", version=f"usbipd-ext {__version__}")
+    action.add_argument(
+        "-V", "--version", action="version", version=f"usbipd-ext {__version__}", help="show the version"
+    )
     add_socket_argument(parser, None)
     add_json_argument(parser)
     add_watch_argument(parser.add_argument_group("with --status"))

@@ -106,4 +106,9 @@ SUBCOMMAND = Subcommand(
     add_arguments=add_arguments,
     requires_extension=always,
     run=run,
+    usage="[OPTIONS]",
+    examples=(
+        ("show the newest entries", "usbipd history"),
+        ("print the last 5, for a script", "usbipd history --limit 5 --json"),
+    ),
 )

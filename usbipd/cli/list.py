@@ -24,6 +24,7 @@ REMOTE_TIMEOUT: Final = 5.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
+        "-r",
         "--remote",
         metavar="HOST[:PORT]",
         type=host_and_port,
@@ -219,4 +220,13 @@ SUBCOMMAND = Subcommand(
     add_arguments=add_arguments,
     requires_extension=requires_extension,
     run=run,
+    usage="[OPTIONS]",
+    examples=(
+        ("show the devices of this machine, their state and who uses them", "usbipd list"),
+        ("show what another machine shares", "usbipd list -r 192.168.1.5"),
+        (
+            "print the busids of all shared devices, for a script",
+            "usbipd list --json |\n      jq -r '.devices[] | select(.state == \"shared\").busid'",
+        ),
+    ),
 )

@@ -206,4 +206,9 @@ SUBCOMMAND = Subcommand(
     add_arguments=add_arguments,
     requires_extension=always,
     run=run,
+    usage="[OPTIONS]",
+    examples=(
+        ("show the shared devices, their clients and traffic", "usbipd status"),
+        ("keep showing them", "usbipd status --watch"),
+    ),
 )
