@@ -131,7 +131,7 @@ def _reachable(
                 own is not None and any(_overlap(network, own.address.network) for network in networks)
             )
             found[each.host, listener.port] = each._replace(port=listener.port, is_near=is_near)
-    return sorted(found.values(), key=lambda each: (_is_link_local(each.host), not each.is_near))
+    return sorted(found.values(), key=lambda each: (not each.is_near, _is_link_local(each.host)))
 
 
 def _of_this_machine(addresses: Sequence[HostAddress]) -> list[Reachable]:

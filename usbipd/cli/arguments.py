@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,15 +25,18 @@ class Parser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """As argparse's, but what is not known is an error here already, of this command."""
-        parsed, extras = super().parse_known_args(args, namespace)
+        self._given = list(sys.argv[1:] if args is None else args)
+        try:
+            parsed, extras = super().parse_known_args(args, namespace)
+        except UsageError as error:  # of a value
+            error.advice = error.advice or self._see_help()
+            raise
         unknown = next((each for each in extras if each.startswith("-") and each != "-"), None)
         if unknown is not None:
             raise self._unknown_option(unknown)
         several = next((action for action in self._actions if action.nargs == "*"), None)
         if extras and several is None:
-            from usbipd.cli.suggestions import unexpected_argument
-
-            raise unexpected_argument(self.prog, extras[0], self._option_string_actions)
+            raise self._unexpected(extras[0])
         if several is not None:  # argparse takes them in one place only: before or behind the options
             setattr(
                 parsed,
@@ -42,17 +46,32 @@ class Parser(argparse.ArgumentParser):
         return parsed, []
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(self._plain(message), code="usage", advice=f"see `{self.prog} --help`")
+        if message.endswith("required"):  # argparse says that before it looks at what is not known
+            self._check_given()
+        raise UsageError(self._plain(message), code="usage", advice=self._see_help())
+
+    def _see_help(self) -> str:
+        return f"see `{self.prog} --help`"
+
+    def _check_given(self) -> None:
+        """Raises `UsageError` for an option that does not exist, or a word where an option has to be."""
+        for word in self._given:
+            if word.startswith("-") and word.partition("=")[0] not in self._option_string_actions:
+                raise self._unknown_option(word)
+        if self._given and not self._given[0].startswith("-"):
+            raise self._unexpected(self._given[0])
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
-            from usbipd.cli.suggestions import unknown_command
+            from usbipd.cli.suggestions import unknown_command  # here: it has much to say, and rarely does
 
+            if value.startswith("-"):  # -4 is a number to argparse
+                raise self._unknown_option(value)
             raise unknown_command(value, action.choices)
         super()._check_value(action, value)
 
     def _unknown_option(self, option: str) -> UsageError:
-        from usbipd.cli.suggestions import unknown_option  # here: it has much to say, and rarely does
+        from usbipd.cli.suggestions import unknown_option  # here as above
 
         behind = {
             name
@@ -63,8 +82,16 @@ class Parser(argparse.ArgumentParser):
         }
         return unknown_option(self.prog, option, self._option_string_actions, behind)
 
+    def _unexpected(self, argument: str) -> UsageError:
+        from usbipd.cli.suggestions import unexpected_argument  # here as above
+
+        return unexpected_argument(self.prog, argument, self._option_string_actions)
+
     def _plain(self, message: str) -> str:
         """argparse's `message` as a sentence about the option that a person has typed."""
+        if needed := re.fullmatch("one of the arguments (.*) is required", message):
+            *most, last = [name for name in needed[1].split() if not name.startswith("-V")]
+            return f"one of {', '.join(most)} and {last} is needed"
         found = re.fullmatch("argument ([^:]*/)?([^:/]+): (.*)", message, re.DOTALL)
         if found is None:
             return message

@@ -40,7 +40,10 @@ def choose(question: str, choices: Sequence[Choice]) -> int:
     for number, choice in enumerate(choices, 1):
         say(f"{number:>3}  {choice.label}")
     print(f"{question} [1-{len(choices)}]: ", end="", file=sys.stderr, flush=True)
-    answer = sys.stdin.readline().strip()
+    line = sys.stdin.readline()
+    if not line:  # Ctrl-D leaves the cursor behind the question
+        say("")
+    answer = line.strip()
     if answer.isascii() and answer.isdigit() and 1 <= int(answer[:9]) <= len(choices):
         return int(answer) - 1
     raise UsageError(
@@ -92,7 +95,8 @@ def no_device_named(command: str) -> UsageError:
 def device_choice(device: DeviceReport) -> Choice:
     """How a device is offered."""
     ids = hardware_id(device.vendor_id, device.product_id)
-    return Choice(f"{device.busid:<7} {ids}  {device_name(device)}", device.busid)
+    serial = "" if device.serial is None else f" ({device.serial})"
+    return Choice(f"{device.busid:<7} {ids}  {device_name(device)}{serial}", device.busid)
 
 
 def fits_device(selector: Selector, device: DeviceReport) -> bool:
@@ -157,7 +161,8 @@ def binding_target(binding: BindingReport) -> UnbindParameters:
 def pick_binding(selector: Selector | None, result: ListResult, *, as_json: bool) -> UnbindParameters:
     """What `unbind` has to remove: a rule that is named exactly, else the one that fits.
 
-    All bindings of one port go together, so they are one choice.  Raises as `pick` does.
+    All bindings of one port go together, so they are one choice, and a name must fit all of them.  Raises as
+    `pick` does.
     """
     if selector is not None and selector.hardware is not None:
         exact = UnbindParameters(hardware=selector.hardware)
@@ -172,7 +177,15 @@ def pick_binding(selector: Selector | None, result: ListResult, *, as_json: bool
         for target, bindings in targets.items()
         if selector is None or any(_fits_binding(selector, binding, names) for binding in bindings)
     ]
-    return pick("unbind", selector, found, as_json=as_json, kind="binding")
+    target = pick("unbind", selector, found, as_json=as_json, kind="binding")
+    if selector is not None and not all(_fits_binding(selector, each, names) for each in targets[target]):
+        both = " and ".join(map(binding_name, targets[target]))
+        raise UsageError(
+            f"{selector.text!r} is one of several bindings of a port: {both}",
+            code="ambiguous",
+            advice=f"`usbipd unbind {target.busid}` removes all of them",
+        )
+    return target
 
 
 def _name_of(target: UnbindParameters) -> str:

@@ -84,7 +84,7 @@ def build_parser(detailed: Collection[str] = SUBCOMMANDS) -> Parser:
             add_socket_argument(subparser, argparse.SUPPRESS)
             subparser.usage = f"%(prog)s {command.usage}"
             subparser.epilog = example_text("examples", command.examples)
-            subparser.set_defaults(command=command)
+            subparser.set_defaults(command=command, prog=subparser.prog)
     return parser
 
 
@@ -96,7 +96,11 @@ def run(argv: Sequence[str]) -> int:
     if command is None:
         say(parser.format_help().rstrip())
         return UsageError.exit_code
-    command.check(arguments)
+    try:
+        command.check(arguments)
+    except UsageError as error:
+        error.advice = error.advice or f"see `{arguments.prog} --help`"
+        raise
 
     from usbipd.cli.connection import ControlConnection  # here: help and a wrong usage do not ask anybody
 

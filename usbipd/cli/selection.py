@@ -133,7 +133,7 @@ def _busid(text: str) -> str:
     try:
         return parse_busid(text)
     except UsageError as error:
-        error.advice = "a device that is named otherwise stands without an option: `usbipd list` shows them"
+        error.advice = "without --busid, a part of the name will do: `usbipd list` shows both"
         raise
 
 

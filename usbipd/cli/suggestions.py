@@ -21,7 +21,7 @@ OTHER_COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "attach": ("a device is attached on the client that uses it, not on its host", _ATTACH),
     "auto-attach": ("a device is attached on the client that uses it, not on its host", _ATTACH),
     "connect": ("a device is attached on the client that uses it, not on its host", _ATTACH),
-    "wsl": ("WSL is a client: a device is attached there, not on its host", _ATTACH),
+    "wsl": ("a device is attached on the client, here WSL, not on its host", _ATTACH),
     "share": ("devices are shared with `bind`", "`usbipd bind DEVICE`"),
     "add": ("devices are shared with `bind`", "`usbipd bind DEVICE`"),
     "unshare": ("devices are unshared with `unbind`", "`usbipd unbind DEVICE`"),
@@ -120,7 +120,8 @@ def unknown_command(name: str, known: Collection[str]) -> UsageError:
 def unknown_option(prog: str, option: str, known: Collection[str], elsewhere: Collection[str]) -> UsageError:
     """What is wrong with an option of the command `prog`; `elsewhere`: those that stand behind a command."""
     name, _equals, _value = option.partition("=")
-    message = f"{prog} has no option {name}"
+    command = prog.partition(" ")[2]
+    message = f"{command} has no option {name}" if command else f"there is no option {name}"
     advice = OTHER_OPTIONS.get((prog, name))
     if advice is None and name in elsewhere:
         advice = f"it goes behind the command: `{prog} COMMAND {option}`"
@@ -131,11 +132,12 @@ def unknown_option(prog: str, option: str, known: Collection[str], elsewhere: Co
 
 def unexpected_argument(prog: str, argument: str, options: Collection[str]) -> UsageError:
     """What is wrong with a word that `prog` does not take."""
-    message = f"{prog} does not take {argument!r}"
+    command = prog.partition(" ")[2]
+    message = f"{command} does not take {argument!r}" if command else f"there is no command {argument!r}"
     if f"--{argument}" in options:
         return UsageError(message, code="usage", advice=f"did you mean --{argument}?  See `{prog} --help`")
     if prog == "usbipd-ext":
-        return UsageError(message, code="usage", advice=f"commands are those of usbipd: `usbipd {argument}`")
+        return UsageError(message, code="usage", advice="commands are those of usbipd: see `usbipd --help`")
     return UsageError(message, code="usage", advice=f"see `{prog} --help`")
 
 

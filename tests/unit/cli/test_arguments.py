@@ -252,7 +252,7 @@ def test_list_needs_the_extension_unless_it_asks_another_machine() -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], "--run --status --health --check-config -V/--version"),
+        ([], "one of --run, --status, --health and --check-config is needed"),
         (["--run", "--status"], "--run and --status cannot be combined"),
         (["--health", "--check-config"], "--health and --check-config cannot be combined"),
         (["--run", "--json"], "--json goes with --status or --health or --check-config, not with --run"),
