@@ -108,7 +108,8 @@ def script(shell: str, parser: argparse.ArgumentParser) -> str:
                 action.choices = CHOICES[option]
         if shell == "zsh" and isinstance(action.metavar, str):
             action.metavar = action.metavar.replace(":", r"\:")  # shtab writes it between two colons
-    return shtab.complete(parser, shell)
+    text: str = shtab.complete(parser, shell)
+    return text.replace('"(*)::', '"*:')  # zsh: shtab offers one of several devices only
 
 
 def actions_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:

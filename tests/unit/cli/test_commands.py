@@ -455,9 +455,25 @@ def test_wrong_usage_is_two_lines_and_2(run: Run, name: str) -> None:
     assert f"{name} --help" in second
 
 
+def test_the_command_alone_shows_the_first_share(run: Run) -> None:
+    """On stderr and as wrong usage, as docker does: a script that forgot the command must not go on."""
+    done = run("usbipd")
+    assert (done.code, done.stdout) == (2, "")
+    assert done.stderr == run("usbipd", "help").stdout
+    for command in ("usbipd list", "sudo usbipd bind 1-1", "sudo usbip attach -r HOST -b 1-1"):
+        assert f"      {command}\n" in done.stderr
+
+
+@pytest.mark.parametrize("argv", [["help"], ["--help"], ["-h"], ["help", "bind"], ["bind", "-h"]])
+def test_help_is_data(run: Run, argv: list[str]) -> None:
+    done = run("usbipd", *argv)
+    assert (done.code, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: usbipd ")
+
+
 @pytest.mark.parametrize("name", ["usbipd", "usbipd-ext"])
 def test_version_and_help(run: Run, name: str) -> None:
-    assert run(name, "--version") == (0, f"{name} {__version__}\n", "")
+    assert run(name, "--version") == run(name, "-V") == (0, f"{name} {__version__}\n", "")
     assert run(name, "--help").stdout.startswith(f"usage: {name} ")
 
 
