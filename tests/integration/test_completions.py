@@ -21,7 +21,7 @@ from tests.unit.cli.reports import make_binding, make_device
 from usbipd.cli import ext
 from usbipd.cli import main as usbipd
 from usbipd.cli.documents import ListDocument, render
-from usbipd.ipc.reports import DeviceState
+from usbipd.ipc.control_messages import DeviceState
 from usbipd.simulated.catalog import NAMES
 
 GENERATOR = Path(__file__).parents[2] / "packaging" / "completions.py"

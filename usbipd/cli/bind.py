@@ -19,8 +19,15 @@ from usbipd.cli.selection import (
 )
 from usbipd.cli.subcommand import Subcommand, always
 from usbipd.errors import UsbipdError
+from usbipd.ipc.control_messages import (
+    BindParameters,
+    BindResult,
+    DeviceInfo,
+    DeviceState,
+    Networks,
+    StatusResult,
+)
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.reports import BindParameters, BindResult, DeviceReport, DeviceState, Networks, StatusResult
 
 MOST_NETWORKS: Final[int] = get_args(Networks)[1].max_length
 CLAIM_TIMEOUT: Final = 90.0
@@ -118,7 +125,7 @@ def _by_allow(results: Sequence[BindResult]) -> dict[tuple[str, ...], list[str]]
     return busids
 
 
-def _is_free(device: DeviceReport) -> bool:
+def _is_free(device: DeviceInfo) -> bool:
     return device.state is DeviceState.NOT_SHARED
 
 

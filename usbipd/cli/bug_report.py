@@ -27,13 +27,12 @@ from usbipd.cli.host_facts import host_facts, launchd_job
 from usbipd.cli.macos_acceptance import Evidence, answer_questions
 from usbipd.cli.offline_checks import examine
 from usbipd.errors import ExtensionUnreachableError, UsbipdError
-from usbipd.ipc.messages import Command, ErrorReport, Nothing
-from usbipd.ipc.reports import (
+from usbipd.ipc.control_messages import (
     HISTORY_PAGE,
     BindParameters,
     BindResult,
-    CheckReport,
-    DeviceReport,
+    CheckResult,
+    DeviceInfo,
     DeviceState,
     HistoryEntry,
     HistoryParameters,
@@ -43,6 +42,7 @@ from usbipd.ipc.reports import (
     UnbindParameters,
     UnbindResult,
 )
+from usbipd.ipc.messages import Command, ErrorInfo, Nothing
 from usbipd.text import readable
 from usbipd.usb.host import host_ownership
 from usbipd.usb.hotplug import SYSFS_DEVICES
@@ -110,7 +110,7 @@ class BugReporter:
 
     def _compose(
         self,
-        checks: list[CheckReport],
+        checks: list[CheckResult],
         trials: list[Trial],
         devices: list[DeviceFacts],
         status: StatusResult | None,
@@ -181,16 +181,16 @@ class BugReporter:
             seconds_until_back=back,
         )
 
-    def _ask(self, command: Command, parameters: Any, result: type[Any]) -> ErrorReport | None:
+    def _ask(self, command: Command, parameters: Any, result: type[Any]) -> ErrorInfo | None:
         try:
             self._extension.request(command, parameters, result, timeout=CLAIM_TIMEOUT)
         except ExtensionUnreachableError:
             raise
         except UsbipdError as error:
-            return ErrorReport(code=error.code, message=error.message, advice=error.advice)
+            return ErrorInfo(code=error.code, message=error.message, advice=error.advice)
         return None
 
-    def _seconds_until_back(self, before: DeviceReport) -> float | None:
+    def _seconds_until_back(self, before: DeviceInfo) -> float | None:
         """Until the device has the drivers that it had; None if it has not in `REATTACH_TIMEOUT`."""
         begin = self._clock()
         while True:
@@ -202,13 +202,13 @@ class BugReporter:
                 return None
             self._wait(POLL_INTERVAL)
 
-    def _find(self, busid: str) -> DeviceReport | None:
+    def _find(self, busid: str) -> DeviceInfo | None:
         devices = self._extension.request(Command.LIST, Nothing(), ListResult).devices
         return next((device for device in devices if device.busid == busid), None)
 
     # ---- one device ----------------------------------------------------------------------------------------
 
-    def _look(self, device: DeviceReport) -> DeviceFacts:
+    def _look(self, device: DeviceInfo) -> DeviceFacts:
         holders: list[str] = []
         in_use: list[str] = []
         registry, problem = None, None

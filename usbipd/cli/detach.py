@@ -14,8 +14,8 @@ from usbipd.cli.selection import (
     selectors_of,
 )
 from usbipd.cli.subcommand import Subcommand, always
+from usbipd.ipc.control_messages import DetachParameters, DetachResult, DeviceInfo, DeviceState
 from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import DetachParameters, DetachResult, DeviceReport, DeviceState
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
     return run_each("usbipd", selectors_of(arguments) or [None], detach, as_json=arguments.json)
 
 
-def _is_attached(device: DeviceReport) -> bool:
+def _is_attached(device: DeviceInfo) -> bool:
     return device.state is DeviceState.ATTACHED
 
 

@@ -17,7 +17,7 @@ from usbipd.cli.subcommand import Subcommand, never
 from usbipd.cli.table import wrap
 from usbipd.cli.terminal import terminal_width
 from usbipd.errors import UsageError
-from usbipd.ipc.reports import CheckReport, CheckState
+from usbipd.ipc.control_messages import CheckResult, CheckState
 from usbipd.spelling import Spelling
 from usbipd.usb.identity import parse_busid
 
@@ -107,7 +107,7 @@ def show_health(extension: ControlConnection, *, as_json: bool) -> int:
     return 1 if any(check.state is CheckState.FAILED for check in checks) else 0
 
 
-def format_checks(checks: Sequence[CheckReport], width: int) -> str:
+def format_checks(checks: Sequence[CheckResult], width: int) -> str:
     """A paragraph for each check: how it came out, its name, what it found, its numbered steps."""
     names = max((len(check.name) for check in checks), default=0)
     states = max(len(state.value) for state in CheckState)
@@ -121,7 +121,7 @@ def format_checks(checks: Sequence[CheckReport], width: int) -> str:
     return text
 
 
-def _summary(checks: Sequence[CheckReport]) -> str:
+def _summary(checks: Sequence[CheckResult]) -> str:
     failed = sum(check.state is CheckState.FAILED for check in checks)
     warnings = sum(check.state is CheckState.WARNING for check in checks)
     parts = [

@@ -13,8 +13,8 @@ from usbipd.cli.device import binding_name, device_name, hardware_id
 from usbipd.cli.output import say
 from usbipd.cli.selection import HOW_TO_NAME, Selector, hardware_text
 from usbipd.errors import UsageError, UsbipdError
+from usbipd.ipc.control_messages import BindingInfo, DeviceInfo, HardwareId, ListResult, UnbindParameters
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.reports import BindingReport, DeviceReport, HardwareId, ListResult, UnbindParameters
 
 MOST_NAMED: Final = 8
 """Of those that fit, in one sentence."""
@@ -92,14 +92,14 @@ def no_device_named(command: str) -> UsageError:
 # ---- devices -----------------------------------------------------------------------------------------------
 
 
-def device_choice(device: DeviceReport) -> Choice:
+def device_choice(device: DeviceInfo) -> Choice:
     """How a device is offered."""
     ids = hardware_id(device.vendor_id, device.product_id)
     serial = "" if device.serial is None else f" ({device.serial})"
     return Choice(f"{device.busid:<7} {ids}  {device_name(device)}{serial}", device.busid)
 
 
-def fits_device(selector: Selector, device: DeviceReport) -> bool:
+def fits_device(selector: Selector, device: DeviceInfo) -> bool:
     """Whether `selector` means this device."""
     if selector.busid is not None:
         return selector.busid == device.busid
@@ -111,8 +111,8 @@ def fits_device(selector: Selector, device: DeviceReport) -> bool:
 def pick_device(
     command: str,
     selector: Selector | None,
-    devices: Iterable[DeviceReport],
-    suitable: Callable[[DeviceReport], bool] | None,
+    devices: Iterable[DeviceInfo],
+    suitable: Callable[[DeviceInfo], bool] | None,
     *,
     as_json: bool,
 ) -> str:
@@ -135,7 +135,7 @@ def find_busid(
     command: str,
     selector: Selector | None,
     extension: ControlConnection,
-    suitable: Callable[[DeviceReport], bool] | None,
+    suitable: Callable[[DeviceInfo], bool] | None,
     *,
     as_json: bool,
 ) -> str:
@@ -149,7 +149,7 @@ def find_busid(
 # ---- bindings ----------------------------------------------------------------------------------------------
 
 
-def binding_target(binding: BindingReport) -> UnbindParameters:
+def binding_target(binding: BindingInfo) -> UnbindParameters:
     """What removes the binding; by its port, the other bindings of that port, too."""
     if binding.busid is not None:
         return UnbindParameters(busid=binding.busid)
@@ -169,7 +169,7 @@ def pick_binding(selector: Selector | None, result: ListResult, *, as_json: bool
         if any(binding_target(binding) == exact for binding in result.bindings):
             return exact
     names = {device.busid: device_name(device) for device in result.devices}
-    targets: dict[UnbindParameters, list[BindingReport]] = {}
+    targets: dict[UnbindParameters, list[BindingInfo]] = {}
     for binding in result.bindings:
         targets.setdefault(binding_target(binding), []).append(binding)
     found = [
@@ -193,7 +193,7 @@ def _name_of(target: UnbindParameters) -> str:
     return target.busid or (hardware_text(target.hardware) if target.hardware is not None else "")
 
 
-def _fits_binding(selector: Selector, binding: BindingReport, names: dict[str, str]) -> bool:
+def _fits_binding(selector: Selector, binding: BindingInfo, names: dict[str, str]) -> bool:
     if selector.hardware is not None:
         return _is_of_kind(selector.hardware, binding.vendor_id, binding.product_id, binding.serial)
     present = [names.get(busid) for busid in binding.devices]

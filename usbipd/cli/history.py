@@ -14,8 +14,8 @@ from usbipd.cli.subcommand import Subcommand, always
 from usbipd.cli.table import Column, format_table, wrap
 from usbipd.cli.terminal import terminal_width
 from usbipd.cli.units import format_bytes, format_duration, format_time
+from usbipd.ipc.control_messages import HISTORY_PAGE, HistoryEntry, HistoryParameters, HistoryResult
 from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import HISTORY_PAGE, HistoryEntry, HistoryParameters, HistoryResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,8 +13,8 @@ from usbipd.cli.subcommand import Subcommand
 from usbipd.cli.table import Column, format_table, wrap
 from usbipd.cli.terminal import terminal_width
 from usbipd.cli.usb_class import class_name, count_classes
+from usbipd.ipc.control_messages import BindingInfo, DeviceInfo, ListResult
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.reports import BindingReport, DeviceReport, ListResult
 from usbipd.protocol.constants import Speed
 from usbipd.protocol.op import UsbDevice
 
@@ -77,7 +77,7 @@ def format_list(result: ListResult, width: int) -> str:
     return "\n".join(parts)
 
 
-def format_local(devices: list[DeviceReport], width: int) -> str:
+def format_local(devices: list[DeviceInfo], width: int) -> str:
     """The table of `usbipd list`."""
     columns = (
         Column("BUSID"),
@@ -110,7 +110,7 @@ def format_restrictions(result: ListResult, width: int) -> str:
     return text
 
 
-def format_absent(bindings: list[BindingReport], width: int) -> str:
+def format_absent(bindings: list[BindingInfo], width: int) -> str:
     """The table of bindings whose device is not there."""
     columns = (
         Column("VID:PID"),
@@ -132,7 +132,7 @@ def format_absent(bindings: list[BindingReport], width: int) -> str:
     return format_table(columns, rows, width)
 
 
-def format_replacements(result: ListResult, absent: list[BindingReport], width: int) -> str:
+def format_replacements(result: ListResult, absent: list[BindingInfo], width: int) -> str:
     """The devices that are at the port of another one that is bound, and what makes them different."""
     text = ""
     for binding in absent:

@@ -11,7 +11,7 @@ from typing import Final
 from usbipd.cli.bug_report_document import DeviceFacts, HostFacts, LaunchdJob, OpenQuestion, Trial
 from usbipd.cli.device import hardware_id
 from usbipd.cli.usb_class import class_name, count_classes
-from usbipd.ipc.reports import CheckReport, DeviceState, HistoryEntry, HistoryEvent
+from usbipd.ipc.control_messages import CheckResult, DeviceState, HistoryEntry, HistoryEvent
 
 MASS_STORAGE: Final = 8  # https://www.usb.org/defined-class-codes
 
@@ -25,7 +25,7 @@ class Evidence:
         launchd: LaunchdJob | None,
         trials: list[Trial],
         devices: list[DeviceFacts],
-        checks: list[CheckReport],
+        checks: list[CheckResult],
         history: list[HistoryEntry],
     ) -> None:
         self.host = host

@@ -14,8 +14,8 @@ from usbipd.cli.selection import (
     selectors_of,
 )
 from usbipd.cli.subcommand import Subcommand, always
+from usbipd.ipc.control_messages import DeviceInfo, DeviceState, ReleaseParameters, ReleaseResult
 from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import DeviceReport, DeviceState, ReleaseParameters, ReleaseResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
     return run_each("usbipd", selectors_of(arguments) or [None], release, as_json=arguments.json)
 
 
-def _is_ours(device: DeviceReport) -> bool:
+def _is_ours(device: DeviceInfo) -> bool:
     return device.state is DeviceState.NOT_SHARED and not device.simulated
 
 

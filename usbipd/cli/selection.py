@@ -9,7 +9,7 @@ import re
 from typing import Final, NamedTuple, get_args
 
 from usbipd.errors import UsageError
-from usbipd.ipc.reports import HardwareId, Serial
+from usbipd.ipc.control_messages import HardwareId, Serial
 from usbipd.usb.identity import parse_busid, parse_hardware_id
 
 LONGEST_SERIAL: Final[int] = get_args(Serial)[1].max_length

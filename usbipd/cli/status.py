@@ -20,8 +20,8 @@ from usbipd.cli.units import (
     short_count,
     short_latency,
 )
+from usbipd.ipc.control_messages import DeviceInfo, DeviceState, LoggedError, ProcessInfo, StatusResult
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.reports import DeviceReport, DeviceState, LoggedError, ProcessReport, StatusResult
 
 ERRORS_SHOWN: Final = 5
 """Of the last errors; `--json` has all that the extension remembers."""
@@ -88,7 +88,7 @@ def format_daemon(status: StatusResult, width: int) -> str:
     )
 
 
-def format_devices(devices: list[DeviceReport], width: int) -> str:
+def format_devices(devices: list[DeviceInfo], width: int) -> str:
     """Shared devices: what they are, and who has them since when."""
     columns = (
         Column("BUSID"),
@@ -114,7 +114,7 @@ def format_devices(devices: list[DeviceReport], width: int) -> str:
     return format_table(columns, rows, width)
 
 
-def format_traffic(devices: list[DeviceReport], width: int) -> str:
+def format_traffic(devices: list[DeviceInfo], width: int) -> str:
     """How claimed devices are held and what went through them since; IN is what clients read.
 
     Of the latency, P50 and P99 are what half and 99 of 100 URBs took at most.
@@ -135,7 +135,7 @@ def format_traffic(devices: list[DeviceReport], width: int) -> str:
     return format_table(columns, rows, width) if rows else ""
 
 
-def _traffic(device: DeviceReport) -> tuple[str, ...]:
+def _traffic(device: DeviceInfo) -> tuple[str, ...]:
     counters, rate, latency = device.counters, device.rate, device.latency
     return (
         device.busid,
@@ -151,7 +151,7 @@ def _traffic(device: DeviceReport) -> tuple[str, ...]:
     )
 
 
-def format_silent(processes: list[ProcessReport], width: int) -> str:
+def format_silent(processes: list[ProcessInfo], width: int) -> str:
     """The processes that do not answer."""
     text = ""
     for process in processes:
@@ -162,7 +162,7 @@ def format_silent(processes: list[ProcessReport], width: int) -> str:
     return text
 
 
-def format_confinement(processes: list[ProcessReport], width: int) -> str:
+def format_confinement(processes: list[ProcessInfo], width: int) -> str:
     """What the confinement of server and workers lacks; each reason is printed once."""
     lacking = dict.fromkeys(process.lacks for process in processes if process.lacks is not None)
     return "".join(
@@ -180,7 +180,7 @@ def format_errors(errors: list[LoggedError], width: int) -> str:
     )
 
 
-def format_processes(processes: list[ProcessReport], width: int) -> str:
+def format_processes(processes: list[ProcessInfo], width: int) -> str:
     """Every process of the daemon, the user that it runs as, and its memory."""
     columns = (
         Column("PROCESS"),

@@ -15,8 +15,8 @@ from usbipd.cli.selection import (
     selectors_of,
 )
 from usbipd.cli.subcommand import Subcommand, always
+from usbipd.ipc.control_messages import BindingInfo, ListResult, UnbindParameters, UnbindResult
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.reports import BindingReport, ListResult, UnbindParameters, UnbindResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +71,7 @@ def _parameters(
     return pick_binding(selector, result, as_json=arguments.json)
 
 
-def _still_bound(result: UnbindResult, extension: ControlConnection) -> dict[str, BindingReport]:
+def _still_bound(result: UnbindResult, extension: ControlConnection) -> dict[str, BindingInfo]:
     """The devices of the bindings that are gone that another binding still means, and that binding."""
     meant = {device for binding in result.bindings for device in binding.devices} - set(result.busids)
     if not meant:
@@ -80,7 +80,7 @@ def _still_bound(result: UnbindResult, extension: ControlConnection) -> dict[str
     return {device: binding for binding in left for device in binding.devices if device in meant}
 
 
-def _format_result(result: UnbindResult, still: dict[str, BindingReport]) -> str:
+def _format_result(result: UnbindResult, still: dict[str, BindingInfo]) -> str:
     lines = [f"no longer bound: {binding_name(binding)}" for binding in result.bindings]
     if result.busids:
         lines.append(f"no longer shared: {', '.join(result.busids)}")

@@ -17,8 +17,8 @@ from usbipd.cli.table import display_width, shorten, wrap
 from usbipd.cli.terminal import terminal_size, terminal_width
 from usbipd.cli.units import format_clock, format_time
 from usbipd.errors import ExtensionUnreachableError, UsbipdError
+from usbipd.ipc.control_messages import StatusResult
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.reports import StatusResult
 
 FIRST_PAUSE: Final = 0.25
 LONGEST_PAUSE: Final = 2.0

@@ -19,14 +19,12 @@ from usbipd.cli import main as usbipd
 from usbipd.cli.main import SUBCOMMANDS
 from usbipd.errors import UsbipdError
 from usbipd.host_addresses import HostAddress
-from usbipd.ipc.message import Message
-from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import (
+from usbipd.ipc.control_messages import (
     BindParameters,
     BindResult,
     DetachParameters,
     DetachResult,
-    DeviceReport,
+    DeviceInfo,
     DeviceState,
     ListResult,
     ReleaseParameters,
@@ -34,6 +32,8 @@ from usbipd.ipc.reports import (
     UnbindParameters,
     UnbindResult,
 )
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command
 
 DIRECTORY = Path(__file__).parents[2] / "golden" / "cli"
 WIDTHS = (80, 120)
@@ -118,7 +118,7 @@ def _answer(command: Command, parameters: Message) -> Message | UsbipdError:
     return make_status(DEVICES, listening=["0.0.0.0:3240"])
 
 
-def _device(busid: str | None) -> DeviceReport | None:
+def _device(busid: str | None) -> DeviceInfo | None:
     return next((each for each in DEVICES if each.busid == busid), None)
 
 

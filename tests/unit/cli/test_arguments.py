@@ -13,7 +13,7 @@ from usbipd.cli.arguments import count, host_and_port, interval, network, second
 from usbipd.cli.main import SUBCOMMANDS, build_parser, load
 from usbipd.cli.selection import Selector, parse_device, serial
 from usbipd.errors import UsageError
-from usbipd.ipc.reports import HardwareId
+from usbipd.ipc.control_messages import HardwareId
 from usbipd.simulated.catalog import NAMES
 
 

@@ -18,17 +18,14 @@ from usbipd.cli.connection import ControlConnection
 from usbipd.cli.macos_acceptance import QUESTIONS
 from usbipd.errors import ClaimError, ExtensionUnreachableError, UsbipdError
 from usbipd.ipc.blocking_channel import BlockingChannel
-from usbipd.ipc.conversation import Request
-from usbipd.ipc.message import Message
-from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import (
+from usbipd.ipc.control_messages import (
     PEOPLE,
-    BindingReport,
+    BindingInfo,
     BindParameters,
     BindResult,
-    CheckReport,
+    CheckResult,
     CheckState,
-    DeviceReport,
+    DeviceInfo,
     DeviceState,
     HealthResult,
     HistoryEvent,
@@ -36,6 +33,9 @@ from usbipd.ipc.reports import (
     ListResult,
     UnbindResult,
 )
+from usbipd.ipc.conversation import Request
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command
 from usbipd.usb.ownership import Holder
 
 BUSID = "3-1"
@@ -69,13 +69,13 @@ class FakeExtension:
         self.bind_error = bind_error
         self.asked: list[Command] = []
         self.bound = self.unbound = False
-        self.bindings: list[BindingReport] = []
+        self.bindings: list[BindingInfo] = []
 
     def answer(self, request: Request) -> Message | UsbipdError:
         self.asked.append(request.command)
         match request.command:
             case Command.HEALTH:
-                return HealthResult(checks=[CheckReport(name="power", state=CheckState.OK, message="told")])
+                return HealthResult(checks=[CheckResult(name="power", state=CheckState.OK, message="told")])
             case Command.LIST:
                 return ListResult(devices=[self.seen()], bindings=self.bindings)
             case Command.BIND:
@@ -97,7 +97,7 @@ class FakeExtension:
                 return HistoryResult(entries=[detached, failed])
         raise AssertionError(request.command)
 
-    def seen(self) -> DeviceReport:
+    def seen(self) -> DeviceInfo:
         if self.bound:
             return make_device(
                 BUSID,

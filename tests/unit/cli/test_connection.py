@@ -17,11 +17,11 @@ from tests.unit.cli.reports import make_binding, make_device
 from usbipd.cli.connection import ControlConnection, start_command
 from usbipd.errors import ExtensionUnreachableError, UsageError, UsbipdError
 from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.control_messages import PEOPLE, BindParameters, BindResult, ListResult
 from usbipd.ipc.conversation import Request, response_frame
 from usbipd.ipc.framing import encode_frame
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import IPC_VERSION, Command, EventName, Hello, Nothing, encode
-from usbipd.ipc.reports import PEOPLE, BindParameters, BindResult, ListResult
 
 Extension = Callable[..., AbstractContextManager[None]]
 

@@ -9,7 +9,7 @@ from tests.unit.cli.reports import make_binding, make_device
 from usbipd.cli.finding import pick_binding, pick_device
 from usbipd.cli.selection import parse_device
 from usbipd.errors import UsageError, UsbipdError
-from usbipd.ipc.reports import DeviceState, HardwareId, ListResult, UnbindParameters
+from usbipd.ipc.control_messages import DeviceState, HardwareId, ListResult, UnbindParameters
 
 DISK = make_device("1-1", product="Ultra", serial="4C530001")
 OTHER = make_device("1-2", product="Ultra", serial="AA00BB11")

@@ -12,9 +12,9 @@ from usbipd.__main__ import load_daemon
 from usbipd.cli import ext
 from usbipd.cli import main as usbipd
 from usbipd.errors import UsbipdError
+from usbipd.ipc.control_messages import PEOPLE
 from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
-from usbipd.ipc.reports import PEOPLE
 
 Extension = Callable[..., AbstractContextManager[None]]
 

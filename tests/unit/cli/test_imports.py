@@ -10,8 +10,8 @@ import pytest
 
 from tests.unit.cli.reports import make_device, make_status
 from usbipd.cli.main import SUBCOMMANDS
+from usbipd.ipc.control_messages import DetachResult, ListResult, ReleaseResult
 from usbipd.ipc.message import Message
-from usbipd.ipc.reports import DetachResult, ListResult, ReleaseResult
 
 BY_ITSELF: set[str] = {"dataclasses"} if sys.version_info >= (3, 14) else set()
 """What argparse and traceback load in any case, by way of _colorize."""

@@ -9,7 +9,7 @@ from tests.golden.messages import DEVICE
 from tests.unit.cli.reports import make_binding, make_device
 from usbipd.cli import list as list_command
 from usbipd.cli.list import format_list
-from usbipd.ipc.reports import DeviceState, ListResult
+from usbipd.ipc.control_messages import DeviceState, ListResult
 
 
 def test_devices_with_state_and_user() -> None:

@@ -18,14 +18,14 @@ from usbipd import __version__, privileges
 from usbipd.cli import offline_checks
 from usbipd.cli.connection import ControlConnection
 from usbipd.errors import ExtensionUnreachableError, UsbipdError
+from usbipd.ipc.control_messages import CheckResult, CheckState, HealthResult
 from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import IPC_VERSION, Command
-from usbipd.ipc.reports import CheckReport, CheckState, HealthResult
 
 Extension = Callable[..., AbstractContextManager[None]]
 
-STORE = CheckReport(name="store", state=CheckState.WARNING, message="old")
+STORE = CheckResult(name="store", state=CheckState.WARNING, message="old")
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +38,12 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr("usbipd.cli.offline_checks.USBIP_PORT", unused.getsockname()[1])
 
 
-def examine(path: Path) -> dict[str, CheckReport]:
+def examine(path: Path) -> dict[str, CheckResult]:
     with ControlConnection(str(path), timeout=10) as extension:
         return {check.name: check for check in offline_checks.examine(extension)}
 
 
-def states(found: dict[str, CheckReport]) -> dict[str, str]:
+def states(found: dict[str, CheckResult]) -> dict[str, str]:
     return {name: check.state.value for name, check in found.items()}
 
 
@@ -70,7 +70,7 @@ def test_an_extension_that_cannot_say_how_it_is(extension: Extension, socket_pat
     with extension(half):
         found = examine(socket_path)
     assert states(found) == {"extension": "failed", "store": "warning"}
-    assert found["extension"].steps == ["Install it."]
+    assert found["extension"].steps == ["Install it"]
 
 
 def test_an_extension_that_refuses(extension: Extension, socket_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_no_place_for_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("usbipd.paths.state_directory", nowhere)
     check = offline_checks.check_state()
-    assert (check.state, check.steps) == (CheckState.FAILED, ("Choose a place with --state.",))
+    assert (check.state, check.steps) == (CheckState.FAILED, ("Choose a place with --state",))
 
 
 def test_a_port_in_use() -> None:
@@ -286,4 +286,4 @@ def test_launchd_is_looked_at_where_there_is_one(
 
 def test_other_reasons_bring_their_own_advice() -> None:
     error = ExtensionUnreachableError("you have no permission", code="no-permission", advice="use sudo")
-    assert offline_checks.unreachable(error, "/run/usbipd/control.sock").steps == ("Use sudo.",)
+    assert offline_checks.unreachable(error, "/run/usbipd/control.sock").steps == ("Use sudo",)

@@ -26,10 +26,10 @@ from usbipd.cli.connection import ControlConnection
 from usbipd.cli.watch import FIRST_PAUSE, Blocks, LiveView, frame, view_for, watch
 from usbipd.errors import ExtensionUnreachableError, UsbipdError
 from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.control_messages import PEOPLE, StatusResult
 from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import IPC_VERSION, Command, EventName, Nothing
-from usbipd.ipc.reports import PEOPLE, StatusResult
 from usbipd.privileges import peer_of
 
 Extension = Callable[..., AbstractContextManager[None]]

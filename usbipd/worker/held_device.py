@@ -11,7 +11,7 @@ from usbipd.simulated.device import SimulatedDevice
 from usbipd.usb.descriptors import Endpoint, Interface, parse_configuration, parse_device
 
 
-class Held(ABC):
+class HeldDevice(ABC):
     """A device in this process's hands; `endpoints` are those of every setting of every configuration."""
 
     claim_method: str
@@ -55,7 +55,7 @@ class Held(ABC):
         )
 
 
-class HeldDevice(Held):
+class HeldUsbDevice(HeldDevice):
     """A real device, claimed through libusb."""
 
     def __init__(self, parameters: ClaimParameters) -> None:
@@ -77,7 +77,7 @@ class HeldDevice(Held):
         return self._claim.give_back()
 
 
-class HeldSimulation(Held):
+class HeldSimulatedDevice(HeldDevice):
     """A simulated device, alive in this process only."""
 
     claim_method = "simulated"
@@ -104,14 +104,14 @@ class HeldSimulation(Held):
         return []
 
 
-def hold(parameters: ClaimParameters) -> Held:
+def hold_device(parameters: ClaimParameters) -> HeldDevice:
     """Takes the device; blocks as long as its drivers need to let go.
 
     Raises `ClaimError` when somebody else keeps it, `UsageError` for a wrong option of a simulated device.
     """
     if parameters.simulated is None:
-        return HeldDevice(parameters)
+        return HeldUsbDevice(parameters)
 
     from usbipd.simulated.catalog import create  # here: the worker of a real device needs none of them
 
-    return HeldSimulation(parameters, create(parameters.simulated.name, parameters.simulated.options))
+    return HeldSimulatedDevice(parameters, create(parameters.simulated.name, parameters.simulated.options))
