@@ -275,7 +275,7 @@ class Extension:
             _LOG.error("the log stays where it was: %s", error)
             return
         self._supervisor.hand_log_file(STDERR)
-        _LOG.info("the log was reopened")
+        _LOG.info("the log was reopened: %s", self._log_file.path)
 
     def _set_log_level(self, level: str) -> None:
         log.set_level(level)
