@@ -7,6 +7,7 @@ and is called one.
 
 import ipaddress
 import shlex
+import socket
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
@@ -66,7 +67,7 @@ def client_commands(
 
 def _direct(busids: Sequence[str], found: Sequence[Reachable], networks: Sequence[Network]) -> list[str]:
     best, others = found[0], found[1:]
-    lines = ["On the client:", *(f"  {_attach(best.host, best.port, busid)}" for busid in busids)]
+    lines = ["On the client:", *(f"  {attach(best.host, best.port, busid)}" for busid in busids)]
     if others:
         shown = [f"{each.host}{f' ({each.interface})' if each.interface else ''}" for each in others]
         more = [f"{len(shown) - MOST_OTHERS} more"] if len(shown) > MOST_OTHERS else []
@@ -97,15 +98,28 @@ def _through_ssh(
     return [
         f"{reason} Through a tunnel, on the client:",
         f"  ssh -N -L {USBIP_PORT}:{inner}:{local.port} {shlex.quote(f'{user}@{host}')} &",
-        *(f"  {_attach('127.0.0.1', USBIP_PORT, busid)}" for busid in busids),
+        *(f"  {attach('127.0.0.1', USBIP_PORT, busid)}" for busid in busids),
         *([f"hint: {_TO_LISTEN}"] if only else []),
     ]
 
 
-def _attach(host: str, port: int, busid: str) -> str:
-    """usbip(8): the port is an option of the program, not of attach."""
-    other_port = "" if port == USBIP_PORT else f" --tcp-port {port}"
-    return f"sudo usbip{other_port} attach -r {host} -b {busid}"
+def attach(host: str, port: int, busid: str) -> str:
+    """The command that attaches a device on a Linux client."""
+    return f"sudo {usbip(port)} attach -r {host} -b {busid}"
+
+
+def usbip(port: int) -> str:
+    """usbip(8) for servers on this port: an option of the program, not of its commands."""
+    return "usbip" if port == USBIP_PORT else f"usbip --tcp-port {port}"
+
+
+def address_for_clients(listener: ListenAddress, addresses: Sequence[HostAddress]) -> str:
+    """What a client writes for `listener`; for all addresses the first of this machine, else its name."""
+    if not ipaddress.ip_address(listener.host).is_unspecified:
+        return listener.host
+    version = ipaddress.ip_address(listener.host).version
+    hosts = [each.host for each in _of_this_machine(addresses) if (":" in each.host) == (version == 6)]
+    return hosts[0] if hosts else socket.gethostname()
 
 
 def _reachable(

@@ -28,11 +28,10 @@ def test_interfaces_and_networks() -> None:
         assert each.address.ip in each.address.network
 
 
-def test_without_memory_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_memory_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     class Libc:
         def getifaddrs(self, _first: object) -> int:
             return -1
 
     monkeypatch.setattr("ctypes.CDLL", lambda *_arguments, **_options: Libc())
-    with pytest.raises(OSError, match="getifaddrs"):
-        host_addresses()
+    assert host_addresses() == []

@@ -108,9 +108,9 @@ def _print_client_commands(extension: ControlConnection, results: Sequence[BindR
 
     try:
         listening = extension.request(Command.STATUS, Nothing(), StatusResult).listening
-        addresses = host_addresses()
-    except (OSError, UsbipdError):
+    except UsbipdError:
         return
+    addresses = host_addresses()
     user = os.environ.get("SUDO_USER") or os.environ.get("USER") or "root"
     for allow, busids in _by_allow(results).items():
         for line in client_commands(busids, listening, allow, addresses, user):
