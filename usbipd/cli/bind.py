@@ -8,15 +8,15 @@ from typing import Final, get_args
 from usbipd.cli.arguments import add_json_argument, check_networks, network
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.device import binding_name, device_name
-from usbipd.cli.documents import BindDocument, render
-from usbipd.cli.finding import find_busid, is_interactive, no_device_named
-from usbipd.cli.output import emit, run_each, say
-from usbipd.cli.selection import (
+from usbipd.cli.device_arguments import (
     Selector,
     add_device_arguments,
     check_device_arguments,
     selectors_of,
 )
+from usbipd.cli.device_lookup import find_busid, is_interactive, no_device_named
+from usbipd.cli.documents import BindDocument, render
+from usbipd.cli.output import emit, run_each, say
 from usbipd.cli.subcommand import Subcommand, always
 from usbipd.errors import UsbipdError
 from usbipd.ipc.control_messages import (

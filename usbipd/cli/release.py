@@ -4,15 +4,15 @@ import argparse
 
 from usbipd.cli.arguments import add_json_argument
 from usbipd.cli.connection import ControlConnection
-from usbipd.cli.documents import ReleaseDocument, render
-from usbipd.cli.finding import find_busid, is_interactive, no_device_named
-from usbipd.cli.output import emit, run_each, say
-from usbipd.cli.selection import (
+from usbipd.cli.device_arguments import (
     Selector,
     add_device_arguments,
     check_device_arguments,
     selectors_of,
 )
+from usbipd.cli.device_lookup import find_busid, is_interactive, no_device_named
+from usbipd.cli.documents import ReleaseDocument, render
+from usbipd.cli.output import emit, run_each, say
 from usbipd.cli.subcommand import Subcommand, always
 from usbipd.ipc.control_messages import DeviceInfo, DeviceState, ReleaseParameters, ReleaseResult
 from usbipd.ipc.messages import Command

@@ -5,15 +5,15 @@ import argparse
 from usbipd.cli.arguments import add_json_argument
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.device import binding_name
-from usbipd.cli.documents import UnbindDocument, render
-from usbipd.cli.finding import is_interactive, no_device_named, pick_binding
-from usbipd.cli.output import emit, run_each, say
-from usbipd.cli.selection import (
+from usbipd.cli.device_arguments import (
     Selector,
     add_device_arguments,
     check_device_arguments,
     selectors_of,
 )
+from usbipd.cli.device_lookup import is_interactive, no_device_named, pick_binding
+from usbipd.cli.documents import UnbindDocument, render
+from usbipd.cli.output import emit, run_each, say
 from usbipd.cli.subcommand import Subcommand, always
 from usbipd.ipc.control_messages import BindingInfo, ListResult, UnbindParameters, UnbindResult
 from usbipd.ipc.messages import Command, Nothing

@@ -10,8 +10,8 @@ from usbipd.__main__ import load_daemon
 from usbipd.cli import ext
 from usbipd.cli import main as usbipd
 from usbipd.cli.arguments import count, host_and_port, interval, network, seconds
+from usbipd.cli.device_arguments import Selector, parse_device, serial
 from usbipd.cli.main import SUBCOMMANDS, build_parser, load
-from usbipd.cli.selection import Selector, parse_device, serial
 from usbipd.errors import UsageError
 from usbipd.ipc.control_messages import HardwareId
 from usbipd.simulated.catalog import NAMES

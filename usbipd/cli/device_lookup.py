@@ -8,12 +8,21 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple, TypeVar
 
+import msgspec
+
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.device import binding_name, device_name, hardware_id
+from usbipd.cli.device_arguments import HOW_TO_NAME, Selector, hardware_text
 from usbipd.cli.output import say
-from usbipd.cli.selection import HOW_TO_NAME, Selector, hardware_text
 from usbipd.errors import UsageError, UsbipdError
-from usbipd.ipc.control_messages import BindingInfo, DeviceInfo, HardwareId, ListResult, UnbindParameters
+from usbipd.ipc.control_messages import (
+    BindingInfo,
+    DeviceInfo,
+    HardwareId,
+    ListResult,
+    StatusResult,
+    UnbindParameters,
+)
 from usbipd.ipc.messages import Command, Nothing
 
 MOST_NAMED: Final = 8
@@ -144,6 +153,26 @@ def find_busid(
         return selector.busid
     devices = extension.request(Command.LIST, Nothing(), ListResult).devices
     return pick_device(command, selector, devices, suitable, as_json=as_json)
+
+
+def only_named(status: StatusResult, selectors: Sequence[Selector]) -> StatusResult:
+    """`status` with the devices that are named, all of it if none is; here a name may mean several.
+
+    Raises `UsbipdError` if a name fits none.
+    """
+    for selector in selectors:
+        if not any(fits_device(selector, device) for device in status.devices):
+            raise UsbipdError(
+                f"no device fits {selector.text!r}",
+                code="no-device",
+                advice="`usbipd list` shows what there is",
+            )
+    if not selectors:
+        return status
+    devices = [
+        device for device in status.devices if any(fits_device(selector, device) for selector in selectors)
+    ]
+    return msgspec.structs.replace(status, devices=devices)
 
 
 # ---- bindings ----------------------------------------------------------------------------------------------

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.unit.cli.reports import make_binding, make_device
-from usbipd.cli.finding import pick_binding, pick_device
-from usbipd.cli.selection import parse_device
+from tests.unit.cli.reports import make_binding, make_device, make_status
+from usbipd.cli.device_arguments import parse_device
+from usbipd.cli.device_lookup import only_named, pick_binding, pick_device
 from usbipd.errors import UsageError, UsbipdError
 from usbipd.ipc.control_messages import DeviceState, HardwareId, ListResult, UnbindParameters
 
@@ -138,6 +138,19 @@ def test_only_what_the_command_can_do_something_for_is_meant() -> None:
     assert pick("ultra") == "1-2"
     assert pick("4c530001") == "1-2", "its serial number is the same"
     assert pick("1-1") == "1-1", "the daemon says why not"
+
+
+def test_a_status_of_named_devices() -> None:
+    status = make_status(DEVICES)
+
+    def busids(*texts: str) -> list[str]:
+        return [device.busid for device in only_named(status, list(map(parse_device, texts))).devices]
+
+    assert busids() == ["1-1", "1-2", "3-2.4"]
+    assert busids("ultra") == ["1-1", "1-2"], "here a name may mean several"
+    assert busids("mouse", "1-1") == ["1-1", "3-2.4"]
+    with pytest.raises(UsbipdError, match=r"^no device fits 'keyboard'$"):
+        busids("mouse", "keyboard")
 
 
 # ---- bindings ----------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The devices that a command line names: DEVICE, `--busid`, `--hardware-id`.  Runs in the caller's process.
 
 A device is named by its busid, by VID:PID with or without a serial number, or by a part of its name.  Only a
-name has to be found among what there is (`finding.py`): the rest means the same whatever is plugged in.
+name has to be found among what there is (`device_lookup.py`): the rest means the same whatever is plugged in.
 """
 
 import argparse
