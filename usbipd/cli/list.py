@@ -141,7 +141,7 @@ def format_replacements(result: ListResult, absent: list[BindingInfo], width: in
             now = describe(found.vendor_id, found.product_id, found.serial)
             bound = describe(binding.vendor_id, binding.product_id, binding.serial)
             text += wrap(f"bound: {bound}; plugged in: {now}", width, "  ", first=begin)
-            unbind, bind = (f"`usbipd {command} --busid {found.busid}`" for command in ("unbind", "bind"))
+            unbind, bind = (f"`usbipd {command} {found.busid}`" for command in ("unbind", "bind"))
             text += wrap(f"hint: to share it instead, {unbind}, then {bind}", width, "    ", first="  ")
     return text
 
