@@ -27,6 +27,7 @@ BUSIDS: Final = {
     "usbipd unbind": "bound",
     "usbipd detach": "attached",
     "usbipd release": "present",
+    "usbipd status": "present",
     "usbipd doctor": "present",
 }
 """Which busids each command takes; busids.awk knows the words."""

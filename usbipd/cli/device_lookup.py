@@ -75,8 +75,7 @@ def pick(
     Raises `UsbipdError` if there is none, `UsageError` if there are several and no person to ask.
     """
     if not found:
-        what = f"no {kind} fits {selector.text!r}" if selector else f"there is no {kind} to {command}"
-        raise UsbipdError(what, code="no-device", advice="`usbipd list` shows what there is")
+        raise no_such(kind, selector, command)
     if selector is not None and len(found) == 1:
         return found[0][1]
     choices = [choice for choice, _value in found]
@@ -90,6 +89,15 @@ def pick(
         f"{selector.text!r} fits {len(found)} {kind}s: {'; '.join(labels[:MOST_NAMED] + more)}",
         code="ambiguous",
         advice=f"name one of them: `usbipd {command} {choices[0].name}`",
+    )
+
+
+def no_such(kind: str, selector: Selector | None, command: str = "show") -> UsbipdError:
+    """The error if there is no device, or binding, that fits `selector`; None: none for `command`."""
+    return UsbipdError(
+        f"there is no {kind} to {command}" if selector is None else f"no {kind} fits {selector.text!r}",
+        code="no-device",
+        advice="`usbipd list` shows what there is",
     )
 
 
@@ -155,20 +163,15 @@ def find_busid(
     return pick_device(command, selector, devices, suitable, as_json=as_json)
 
 
-def only_named(status: StatusResult, selectors: Sequence[Selector]) -> StatusResult:
-    """`status` with the devices that are named, all of it if none is; here a name may mean several.
-
-    Raises `UsbipdError` if a name fits none.
-    """
+def require_named(status: StatusResult, selectors: Sequence[Selector]) -> None:
+    """Raises `UsbipdError` if one of `selectors` fits no device."""
     for selector in selectors:
         if not any(fits_device(selector, device) for device in status.devices):
-            raise UsbipdError(
-                f"no device fits {selector.text!r}",
-                code="no-device",
-                advice="`usbipd list` shows what there is",
-            )
-    if not selectors:
-        return status
+            raise no_such("device", selector)
+
+
+def only_named(status: StatusResult, selectors: Sequence[Selector]) -> StatusResult:
+    """`status` with the devices that fit one of `selectors`; a name may mean several."""
     devices = [
         device for device in status.devices if any(fits_device(selector, device) for selector in selectors)
     ]

@@ -42,9 +42,14 @@ class View(Protocol):
 
 
 def watch(
-    extension: ControlConnection, view: View, interval: float, pause: Callable[[float], None] = time.sleep
+    extension: ControlConnection,
+    view: View,
+    interval: float,
+    pause: Callable[[float], None] = time.sleep,
+    *,
+    chosen: Callable[[StatusResult], StatusResult] = lambda status: status,
 ) -> NoReturn:
-    """Show the status until the caller is interrupted; `extension` is open.
+    """Show what is `chosen` of the status until the caller is interrupted; `extension` is open.
 
     Raises what the extension answers to the first request, and later an `ExtensionUnreachableError` only if
     another version of it comes back.
@@ -71,7 +76,7 @@ def watch(
             if lost:
                 view.tell("the extension is back")
             seen, lost, delay = True, False, FIRST_PAUSE
-            view.show(status)
+            view.show(chosen(status))
     finally:
         view.close()
 

@@ -176,6 +176,8 @@ SESSION = (
     "usbipd detach logitech",
     "usbipd detach c270 1-1",
     "usbipd release mouse 1-2",
+    "usbipd status keyboard",
+    "usbipd status keyboard --json",
     "usbipd release -b 1-2",
 )
 """What commands answer; without a terminal."""

@@ -31,6 +31,7 @@ from usbipd.ipc.control_messages import (
     CheckState,
     DetachParameters,
     DetachResult,
+    DeviceState,
     HardwareId,
     HealthResult,
     HistoryParameters,
@@ -398,6 +399,24 @@ def test_status_with_and_without_processes(run: Run, extension: Extension, socke
     assert short.code == long.code == 0
     assert long.stdout.startswith(short.stdout)
     assert "PROCESS" in long.stdout.removeprefix(short.stdout)
+
+
+def test_the_status_of_one_device(run: Run, extension: Extension, socket_path: Path) -> None:
+    with extension(answer):
+        done = run("usbipd", "status", "maus", "--socket", str(socket_path))
+    assert (done.code, done.stderr) == (0, "")
+    assert "\n1-1 " in done.stdout
+    assert "\n3-1 " not in done.stdout
+    with extension(answer):
+        done = run("usbipd", "status", "3-1", "--json", "--socket", str(socket_path))
+    assert [device["busid"] for device in json.loads(done.stdout)["status"]["devices"]] == ["3-1"]
+
+
+def test_the_status_of_a_device_that_is_not_shared(run: Run, extension: Extension, socket_path: Path) -> None:
+    free = make_device("1-1", state=DeviceState.NOT_SHARED)
+    with extension(lambda _request: make_status([free, make_device("3-1")])):
+        done = run("usbipd", "status", "1-1", "--socket", str(socket_path))
+    assert done.stdout.endswith("\n\n1-1 is not shared.\n")
 
 
 def test_both_statuses_are_one_document(run: Run, extension: Extension, socket_path: Path) -> None:

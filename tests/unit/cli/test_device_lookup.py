@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.cli.reports import make_binding, make_device, make_status
 from usbipd.cli.device_arguments import parse_device
-from usbipd.cli.device_lookup import only_named, pick_binding, pick_device
+from usbipd.cli.device_lookup import only_named, pick_binding, pick_device, require_named
 from usbipd.errors import UsageError, UsbipdError
 from usbipd.ipc.control_messages import DeviceState, HardwareId, ListResult, UnbindParameters
 
@@ -146,11 +146,12 @@ def test_a_status_of_named_devices() -> None:
     def busids(*texts: str) -> list[str]:
         return [device.busid for device in only_named(status, list(map(parse_device, texts))).devices]
 
-    assert busids() == ["1-1", "1-2", "3-2.4"]
     assert busids("ultra") == ["1-1", "1-2"], "here a name may mean several"
     assert busids("mouse", "1-1") == ["1-1", "3-2.4"]
+    assert busids("keyboard") == []
+    require_named(status, [parse_device("mouse")])
     with pytest.raises(UsbipdError, match=r"^no device fits 'keyboard'$"):
-        busids("mouse", "keyboard")
+        require_named(status, [parse_device("mouse"), parse_device("keyboard")])
 
 
 # ---- bindings ----------------------------------------------------------------------------------------------
