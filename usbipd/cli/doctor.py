@@ -154,5 +154,11 @@ SUBCOMMAND = Subcommand(
     add_arguments=add_arguments,
     requires_extension=never,
     run=run,
+    usage="[OPTIONS]",
+    examples=(
+        ("show what is wrong, and how to fix it", "usbipd doctor"),
+        ("show only what is not as it should be", "usbipd doctor --problems"),
+        ("write all that a maintainer needs to know into one file", "usbipd doctor --report"),
+    ),
     check=check,
 )

@@ -13,7 +13,7 @@ from usbipd.cli.connection import ControlConnection
 from usbipd.cli.documents import HistoryDocument, render
 from usbipd.cli.history_entries import fetch_history, format_history
 from usbipd.cli.output import emit, say
-from usbipd.cli.selection import Selection, device_pattern, moment
+from usbipd.cli.selection import Selection, device, moment
 from usbipd.cli.subcommand import Subcommand, always
 
 LIMIT: Final = 20
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         metavar="DEVICE",
-        type=device_pattern,
+        type=device,
         help="show entries of this device only: its busid, VID:PID, or part of its name",
     )
     parser.add_argument(
@@ -71,4 +71,11 @@ SUBCOMMAND = Subcommand(
     add_arguments=add_arguments,
     requires_extension=always,
     run=run,
+    usage="[OPTIONS]",
+    examples=(
+        ("show the newest entries", "usbipd history"),
+        ("show what happened to a device since yesterday", "usbipd history --since 1d --device 1-1"),
+        ("show each new entry when it comes", "usbipd history --follow"),
+        ("print the last 5, for a script", "usbipd history --limit 5 --json"),
+    ),
 )

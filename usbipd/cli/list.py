@@ -25,6 +25,7 @@ REMOTE_TIMEOUT: Final = 5.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
+        "-r",
         "--remote",
         metavar="HOST[:PORT]",
         type=host_and_port,
@@ -142,7 +143,7 @@ def format_replacements(result: ListResult, absent: list[BindingInfo], width: in
             now = describe(found.vendor_id, found.product_id, found.serial)
             bound = describe(binding.vendor_id, binding.product_id, binding.serial)
             text += wrap(f"bound: {bound}; plugged in: {now}", width, "  ", first=begin)
-            unbind, bind = (f"`usbipd {command} --busid {found.busid}`" for command in ("unbind", "bind"))
+            unbind, bind = (f"`usbipd {command} {found.busid}`" for command in ("unbind", "bind"))
             text += wrap(f"hint: to share it instead, {unbind}, then {bind}", width, "    ", first="  ")
     return text
 
@@ -223,4 +224,13 @@ SUBCOMMAND = Subcommand(
     add_arguments=add_arguments,
     requires_extension=requires_extension,
     run=run,
+    usage="[OPTIONS]",
+    examples=(
+        ("show the devices of this machine, their state and who uses them", "usbipd list"),
+        ("show what another machine shares", "usbipd list -r 192.168.1.5"),
+        (
+            "print the busids of all shared devices, for a script",
+            "usbipd list --json |\n      jq -r '.devices[] | select(.state == \"shared\").busid'",
+        ),
+    ),
 )

@@ -4,15 +4,14 @@ Runs in the caller's process.
 """
 
 import argparse
-import contextlib
 import re
 import time
 from typing import Final, NamedTuple
 
 from usbipd.cli.device import known_name
-from usbipd.errors import UsageError
+from usbipd.cli.device_arguments import Selector, parse_device
+from usbipd.cli.device_lookup import is_part
 from usbipd.ipc.control_messages import HistoryEntry
-from usbipd.usb.identity import parse_busid, parse_hardware_id
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 """Seconds in each unit of a time span."""
@@ -27,47 +26,37 @@ def entry_name(entry: HistoryEntry) -> str:
     return known_name(entry.vendor_id, entry.product_id, entry.product) or ""
 
 
-class DevicePattern(NamedTuple):
-    """What a person calls a device: by exactly one of these."""
-
-    busid: str | None = None
-    hardware_id: tuple[int, int] | None = None
-    name: str | None = None
-    """Part of its name, in the form of `str.casefold`."""
-
-    def fits(self, entry: HistoryEntry) -> bool:
-        """Whether the entry is about such a device."""
-        if self.busid is not None:
-            return entry.busid == self.busid
-        if self.hardware_id is not None:
-            return (entry.vendor_id, entry.product_id) == self.hardware_id
-        return self.name is not None and self.name in entry_name(entry).casefold()
+def is_about(selector: Selector, entry: HistoryEntry) -> bool:
+    """Whether the entry is about a device that `selector` names."""
+    if selector.busid is not None:
+        return entry.busid == selector.busid
+    if selector.hardware is not None:
+        ids = (selector.hardware.vendor_id, selector.hardware.product_id)
+        return (entry.vendor_id, entry.product_id) == ids
+    return is_part(selector.text, (entry_name(entry),))
 
 
 class Selection(NamedTuple):
-    """The entries since `since`, in seconds since the epoch, about devices that fit `device`; None: any."""
+    """The entries since `since`, in seconds since the epoch, about devices that `device` names; None: any."""
 
     since: float | None = None
-    device: DevicePattern | None = None
+    device: Selector | None = None
 
     def fits(self, entry: HistoryEntry) -> bool:
         """Whether the entry is wanted."""
-        return not self.is_older(entry) and (self.device is None or self.device.fits(entry))
+        return not self.is_older(entry) and (self.device is None or is_about(self.device, entry))
 
     def is_older(self, entry: HistoryEntry) -> bool:
         """Whether the entry is from before `since`."""
         return self.since is not None and entry.time < self.since
 
 
-def device_pattern(text: str) -> DevicePattern:
-    """Argument type: a busid, VID:PID, or part of a device's name."""
-    with contextlib.suppress(UsageError):
-        return DevicePattern(busid=parse_busid(text))
-    with contextlib.suppress(UsageError):
-        return DevicePattern(hardware_id=parse_hardware_id(text))
-    if not text.strip():
-        raise argparse.ArgumentTypeError("the device is empty: write a busid, VID:PID or part of a name")
-    return DevicePattern(name=text.strip().casefold())
+def device(text: str) -> Selector:
+    """Argument type: a device as `parse_device` takes it, but not by its serial number."""
+    selector = parse_device(text)
+    if selector.hardware is not None and selector.hardware.serial is not None:
+        raise argparse.ArgumentTypeError(f"{text!r}: the history has no serial numbers: write VID:PID")
+    return selector
 
 
 def moment(text: str) -> float:

@@ -1,6 +1,7 @@
 """`usbipd status`, and what `usbipd-ext --status` shows: the daemon now.  Runs in the caller's process."""
 
 import argparse
+from collections.abc import Sequence
 from shutil import get_terminal_size
 from typing import Final
 
@@ -8,6 +9,8 @@ from usbipd.cli.arguments import add_color_argument, add_json_argument, add_watc
 from usbipd.cli.colour import Paint, paint_for, plain
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.device import device_name, format_failures, hardware_id
+from usbipd.cli.device_arguments import Selector, parse_device
+from usbipd.cli.device_lookup import only_named, require_named
 from usbipd.cli.documents import StatusDocument, render
 from usbipd.cli.output import emit
 from usbipd.cli.subcommand import Subcommand, always
@@ -31,6 +34,14 @@ ERRORS_SHOWN: Final = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "devices",
+        metavar="DEVICE",
+        nargs="*",
+        type=parse_device,
+        help="only this device: busid, VID:PID, VID:PID:SERIAL or part of the name (default: all that are "
+        "shared)",
+    )
     add_watch_argument(parser)
     add_color_argument(parser)
     add_json_argument(parser)
@@ -43,6 +54,7 @@ def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
         interval=arguments.watch,
         paint=paint_for(arguments.color),
         with_processes=False,
+        devices=list(dict.fromkeys(arguments.devices)),
     )
     return 0
 
@@ -54,31 +66,48 @@ def show_status(
     interval: float | None,
     paint: Paint,
     with_processes: bool,
+    devices: Sequence[Selector] = (),
 ) -> None:
-    """Print the status: once, or every `interval` seconds and at each change, until the caller ends it."""
+    """Print the status: once, or every `interval` seconds and at each change, until the caller ends it.
+
+    Of the devices only these, if there are any.  Raises `UsbipdError` if one of them does not exist; to be
+    watched, it need not.
+    """
 
     def text(status: StatusResult, width: int) -> str:
-        return format_status(status, width, paint, with_processes=with_processes)
+        others = [each for each in status.devices if each.state is DeviceState.NOT_SHARED] if devices else []
+        note = "".join(f"{device.busid} is not shared.\n" for device in others)
+        return format_status(status, width, paint, with_processes=with_processes, unshared=note)
+
+    def chosen(status: StatusResult) -> StatusResult:
+        return only_named(status, devices) if devices else status
 
     if interval is not None:
         from usbipd.cli.watch import view_for, watch  # here: only who watches has to wait for it
 
-        watch(extension, view_for(text, as_json=as_json), interval)
+        watch(extension, view_for(text, as_json=as_json), interval, chosen)
         return
     status = extension.request(Command.STATUS, Nothing(), StatusResult)
+    require_named(status, devices)
+    status = chosen(status)
     emit(render(StatusDocument(status=status)) if as_json else text(status, get_terminal_size().columns))
 
 
-def format_status(status: StatusResult, width: int, paint: Paint = plain, *, with_processes: bool) -> str:
-    """The daemon in a few lines, its shared devices, its last errors, and its processes if asked for."""
+def format_status(
+    status: StatusResult, width: int, paint: Paint = plain, *, with_processes: bool, unshared: str = ""
+) -> str:
+    """The daemon in a few lines, its shared devices, its last errors, and its processes if asked for.
+
+    `unshared`: lines about devices that were asked for and are not shared.
+    """
     parts = [format_daemon(status, width)]
     shared = [device for device in status.devices if device.state in _ORDER]
     if shared:
         shared.sort(key=lambda device: _ORDER.index(device.state))
         parts.append(format_devices(shared, width, paint))
         parts.append(format_failures(shared, width))
-    else:
-        parts.append("No device is shared.\n")
+    if unshared or not shared:
+        parts.append(unshared or "No device is shared.\n")
     parts.append(format_silent(status.processes, width))
     parts.append(format_confinement(status.processes, width))
     parts.append(format_errors(status.last_errors, width))
@@ -212,4 +241,10 @@ SUBCOMMAND = Subcommand(
     add_arguments=add_arguments,
     requires_extension=always,
     run=run,
+    usage="[OPTIONS] [DEVICE...]",
+    examples=(
+        ("show the shared devices, their clients and traffic", "usbipd status"),
+        ("show some devices only", "usbipd status 1-1 ultra"),
+        ("keep showing them", "usbipd status --watch"),
+    ),
 )

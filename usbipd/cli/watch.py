@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Callable
 from shutil import get_terminal_size
 from typing import Protocol
 
@@ -32,8 +33,13 @@ class View(Protocol):
         """Nothing more is shown."""
 
 
-def watch(extension: ControlConnection, view: View, interval: float) -> None:
-    """Show the status until the person ends it; `extension` is open.
+def watch(
+    extension: ControlConnection,
+    view: View,
+    interval: float,
+    chosen: Callable[[StatusResult], StatusResult] = lambda status: status,
+) -> None:
+    """Show what is `chosen` of the status until the person ends it; `extension` is open.
 
     Raises what the extension answers to the first request, and later an `ExtensionUnreachableError` only if
     another version of it comes back.
@@ -44,7 +50,7 @@ def watch(extension: ControlConnection, view: View, interval: float) -> None:
 
     try:
         for status in answers(extension, ask, view, interval):
-            view.show(status)
+            view.show(chosen(status))
     except Quit:
         return
     finally:

@@ -4,8 +4,9 @@ import pytest
 
 from tests.unit.cli.reports import START, make_entry
 from usbipd.cli.connection import ControlConnection
+from usbipd.cli.device_arguments import Selector
 from usbipd.cli.history_entries import fetch_history, format_history
-from usbipd.cli.selection import DevicePattern, Selection
+from usbipd.cli.selection import Selection
 from usbipd.ipc.control_messages import (
     HISTORY_PAGE,
     HistoryEntry,
@@ -68,7 +69,7 @@ def test_a_device_is_looked_for_in_all_pages() -> None:
     extension = FakeExtension(1000)
     extension.entries[3] = make_entry(4, busid="1-1")
     extension.entries[900] = make_entry(901, busid="1-1")
-    selection = Selection(device=DevicePattern(busid="1-1"))
+    selection = Selection(device=Selector("1-1", busid="1-1"))
     assert numbers(fetch_history(extension, 20, selection)) == [901, 4]
     extension.asked.clear()
     assert numbers(fetch_history(extension, 1, selection)) == [901]

@@ -16,8 +16,9 @@ from tests.unit.cli.reports import START, make_entry
 from tests.unit.cli.test_history import FakeExtension
 from tests.unit.cli.test_watch import Scripted, spawn
 from usbipd.cli.colour import plain
+from usbipd.cli.device_arguments import Selector
 from usbipd.cli.history_tail import HistoryTail, Lines
-from usbipd.cli.selection import DevicePattern, Selection
+from usbipd.cli.selection import Selection
 from usbipd.ipc.control_messages import (
     HISTORY_PAGE,
     HistoryEntry,
@@ -68,7 +69,7 @@ def test_a_history_that_is_empty_at_first() -> None:
 
 def test_only_the_selected_entries() -> None:
     extension = FakeExtension(5)
-    tail = HistoryTail(extension, Selection(START + 3, DevicePattern(busid="3-2")), None)
+    tail = HistoryTail(extension, Selection(START + 3, Selector("3-2", busid="3-2")), None)
     assert tail.new_entries(True) == []
     add(extension, make_entry(6), make_entry(7, busid="3-2"))
     assert numbers(tail.new_entries(False)) == [7]

@@ -6,7 +6,8 @@ import time
 import pytest
 
 from tests.unit.cli.reports import START, make_entry
-from usbipd.cli.selection import Selection, device_pattern, moment
+from usbipd.cli.selection import Selection, device, moment
+from usbipd.errors import UsageError
 
 
 @pytest.fixture
@@ -73,35 +74,39 @@ def test_the_future(now: float, text: str) -> None:
         ("0781:5567", False),
         ("ultra", True),
         ("LTR", True),
-        ("  Ultra ", True),
         ("SanDisk", False),
         ("straße", False),
     ],
 )
 def test_devices(text: str, fits: bool) -> None:
-    assert Selection(device=device_pattern(text)).fits(make_entry(1)) is fits
+    assert Selection(device=device(text)).fits(make_entry(1)) is fits
 
 
 def test_names_are_compared_in_any_case() -> None:
-    assert device_pattern("STRASSE").fits(make_entry(1, product="Straße 7"))
+    assert Selection(device=device("STRASSE")).fits(make_entry(1, product="Straße 7"))
 
 
 def test_a_name_may_be_that_of_usb_ids() -> None:
     listed = make_entry(1, vendor_id=0x0951, product_id=0x1666, product=None)
-    assert device_pattern("traveler").fits(listed)
-    assert not device_pattern("ultra").fits(listed)
+    assert Selection(device=device("traveler")).fits(listed)
+    assert not Selection(device=device("ultra")).fits(listed)
 
 
 def test_an_entry_of_the_daemon_is_about_no_device() -> None:
     entry = make_entry(1, busid=None, vendor_id=None, product_id=None, product=None)
     assert Selection().fits(entry)
-    assert not any(device_pattern(text).fits(entry) for text in ("3-1", "0781:5581", "ultra"))
+    assert not any(Selection(device=device(text)).fits(entry) for text in ("3-1", "0781:5581", "ultra"))
 
 
 @pytest.mark.parametrize("text", ["", "  "])
 def test_no_device(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="the device is empty"):
-        device_pattern(text)
+    with pytest.raises(UsageError, match="the name of a device is empty"):
+        device(text)
+
+
+def test_the_history_knows_no_serial_number() -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="the history has no serial numbers: write VID:PID"):
+        device("0781:5581:4C530001")
 
 
 def test_the_first_moment_is_within() -> None:
