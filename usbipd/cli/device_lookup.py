@@ -4,6 +4,7 @@ A name is compared with what `usbipd list` shows, without regard to case.  Only 
 asked; for a program exactly one must fit.
 """
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple, TypeVar
@@ -53,7 +54,7 @@ def choose(question: str, choices: Sequence[Choice]) -> int:
     if not line:  # Ctrl-D leaves the cursor behind the question
         say("")
     answer = line.strip()
-    if answer.isascii() and answer.isdigit() and 1 <= int(answer[:9]) <= len(choices):
+    if re.fullmatch("[0-9]{1,9}", answer) and 1 <= int(answer) <= len(choices):
         return int(answer) - 1
     raise UsageError(
         f"{answer!r} is none of the numbers" if answer else "nothing was chosen",
