@@ -20,6 +20,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, formatter_class=_Formatter, allow_abbrev=False)
         self._positionals.title = "arguments"
+        self.color = False  # Python 3.14 colours help; it is the same with all
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

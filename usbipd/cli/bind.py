@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(
         parser,
         "busid, VID:PID, VID:PID:SERIAL or part of the name, as `usbipd list` shows it; a busid or a name "
-        "shares the device in the port where it is, VID:PID every such device in any port. None, at a "
-        "terminal: choose from a list",
+        "shares the device in the port where it is, VID:PID every such device in any port (default on a "
+        "terminal: choose from a list)",
         "the device in this port; this machine cannot use it there until `usbipd unbind`",
         "every device of this kind, in whatever port it is or will be plugged into",
     )

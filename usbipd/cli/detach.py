@@ -21,7 +21,7 @@ from usbipd.ipc.messages import Command
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(
         parser,
-        "busid, VID:PID, VID:PID:SERIAL or part of the name. None, at a terminal: choose from a list",
+        "busid, VID:PID, VID:PID:SERIAL or part of the name (default on a terminal: choose from a list)",
         "the device whose client is cut off; it stays shared, so that client may come back",
     )
     add_json_argument(parser)

@@ -21,8 +21,8 @@ from usbipd.ipc.messages import Command
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(
         parser,
-        "busid, VID:PID, VID:PID:SERIAL or part of the name; a shared device is released by unbind. None, "
-        "at a terminal: choose from a list",
+        "busid, VID:PID, VID:PID:SERIAL or part of the name; a shared device is released by unbind "
+        "(default on a terminal: choose from a list)",
         "the device in this port",
     )
     add_json_argument(parser)

@@ -22,8 +22,8 @@ from usbipd.ipc.messages import Command, Nothing
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(
         parser,
-        "busid, VID:PID, VID:PID:SERIAL or part of the name of what is bound. None, at a terminal: choose "
-        "from a list",
+        "busid, VID:PID, VID:PID:SERIAL or part of the name of what is bound (default on a terminal: "
+        "choose from a list)",
         "what is bound to this port; a client that uses it is cut off",
         "what is bound by this hardware id",
     )

@@ -98,7 +98,9 @@ def test_a_person_is_not_asked_where_one_fits(type_in: Type) -> None:
     assert screen.getvalue() == ""
 
 
-@pytest.mark.parametrize("answer", ["", "\n", "0\n", "3\n", "-1\n", "one\n", "²\n", "0000000012\n", "1 2\n", "9" * 5000])
+@pytest.mark.parametrize(
+    "answer", ["", "\n", "0\n", "3\n", "-1\n", "one\n", "²\n", "0000000012\n", "1 2\n", "9" * 5000]
+)
 def test_an_answer_that_is_no_number_chooses_nothing(answer: str, type_in: Type) -> None:
     type_in(answer)
     with pytest.raises(UsageError, match=r"nothing was chosen|is none of the numbers"):
