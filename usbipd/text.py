@@ -1,8 +1,9 @@
 """Makes untrusted text safe to print, log and send.  Used by every process.
 
 Text is cleaned once, on entry: messages of a less trusted peer in `ipc/texts.py`; names of devices, file
-systems and programs in `usb/`; replies of a remote USB/IP server in `protocol/op.py`.  Code that prints it
-does not clean it again.  Only the log does, since its lines may contain anything.
+systems and programs in `usb/`; replies of a remote USB/IP server in `protocol/op.py`; names from usb.ids in
+`cli/usb_ids.py`.  Code that prints it does not clean it again.  Only the log does, since its lines may
+contain anything.
 """
 
 from typing import Final

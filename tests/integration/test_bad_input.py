@@ -142,7 +142,7 @@ def test_half_a_request_and_then_a_close(daemon: Daemon, client: Client, request
         connection.sendall(request_[: len(request_) // 2])
         connection.shutdown(socket.SHUT_WR)
         expect_closed(connection)
-    daemon.log.wait_for("before it had sent a whole request", since)
+    daemon.log.wait_for("before it had sent a complete request", since)
 
 
 @pytest.mark.parametrize("request_", [b"", encode_import_request("240-1")[:-1]], ids=["nothing", "import"])

@@ -5,11 +5,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
+from usbipd.cli import device
+from usbipd.cli.usb_ids import UsbIds
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc.blocking_channel import BlockingChannel
 from usbipd.ipc.control_messages import PEOPLE
@@ -54,6 +56,16 @@ def drain(connection: socket.socket) -> None:
             pass
 
 
+@pytest.fixture(autouse=True)
+def usb_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names are those of a short list, whatever the system's usb.ids has."""
+    path = tmp_path / "usb.ids"
+    path.write_text(
+        "0951  Kingston Technology\n\t1666  DataTraveler 100 G3\n\t1624  Kingston Technology G2\n"
+    )
+    monkeypatch.setattr(device, "USB_IDS", UsbIds([str(path)]))
+
+
 @pytest.fixture
 def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Local time is UTC, whatever it is here."""
@@ -62,6 +74,26 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     monkeypatch.undo()
     time.tzset()
+
+
+def listener_at(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    return listener
+
+
+def scripted_extension(path: Path, answer: Answer) -> AbstractContextManager[None]:
+    """An extension on `path` for one connection; `answer(request)` is what it answers."""
+
+    def converse(connection: socket.socket) -> None:
+        channel = BlockingChannel(connection, "scripted extension", PEOPLE)
+        while (item := _receive(channel)) is not None:
+            assert isinstance(item, Request)
+            channel.respond(item, answer(item))
+
+    return serving(listener_at(path), converse)
 
 
 @pytest.fixture
@@ -82,18 +114,9 @@ def extension(socket_path: Path) -> Callable[..., object]:
         talk: Callable[[socket.socket], None] | None = None,
         talks: Sequence[Callable[[socket.socket], None]] = (),
     ) -> object:
-        def converse(connection: socket.socket) -> None:
-            assert answer is not None
-            channel = BlockingChannel(connection, "scripted extension", PEOPLE)
-            while (item := _receive(channel)) is not None:
-                assert isinstance(item, Request)
-                channel.respond(item, answer(item))
-
-        socket_path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(socket_path))
-        listener.listen()
-        return serving(listener, *(talks or [talk or converse]))
+        if answer is not None:
+            return scripted_extension(socket_path, answer)
+        return serving(listener_at(socket_path), *(talks or ([] if talk is None else [talk])))
 
     return start
 
