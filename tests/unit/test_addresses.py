@@ -1,4 +1,4 @@
-"""Addresses as people write them: what can be meant is taken, all else refused with what would be right."""
+"""Addresses from users: valid ones are accepted, others refused with what would be right."""
 
 import ipaddress
 import re
@@ -43,7 +43,7 @@ def test_listen(text: str, host: str, port: int) -> None:
      "[127.0.0.1]:1", "[::1", "::1]:1", "[::1]:x", "127.0.0.1:1:2", "*",
      "224.0.0.1", "[ff02::1]:1", "255.255.255.255", "::ffff:127.0.0.1"],
 )  # fmt: skip
-def test_not_to_listen_on(text: str) -> None:
+def test_bad_addresses_to_listen_on(text: str) -> None:
     with pytest.raises(UsageError, match="is not an address to listen on"):
         parse_listen(text)
 
@@ -99,7 +99,7 @@ def test_network(text: str, network: str) -> None:
         ("[]:1", "write a numeric address, such as 192.168.1.7, 192.168.1.0/24 or 2001:db8::/32"),
     ],
 )  # fmt: skip
-def test_no_network(text: str, reason: str) -> None:
+def test_bad_networks(text: str, reason: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_network(text)
     assert str(caught.value).startswith(f"{text!r} is not an address or a network of clients: {reason}")
@@ -114,7 +114,7 @@ CAN_BE = st.ip_addresses().flatmap(
 
 
 def cannot_be(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
-    """Whether no client comes from there."""
+    """Whether no client can have this address."""
     mapped = isinstance(network, ipaddress.IPv6Network) and network.subnet_of(
         ipaddress.IPv6Network("::ffff:0:0/96")
     )
@@ -134,7 +134,7 @@ ALMOST = st.text(st.sampled_from("0123456789abcdefF.:/[]%- x٣"), max_size=24)
 
 @given(st.text() | ALMOST)
 def test_any_text_is_a_network_or_refused(text: str) -> None:
-    """What the error tells to write is taken."""
+    """The text that the error suggests is accepted."""
     try:
         network = parse_network(text)
     except UsageError as error:
@@ -172,7 +172,7 @@ def test_a_link_local_address_needs_its_interface(text: str) -> None:
         ("192.0.2.1", None),
     ],
 )
-def test_an_address_that_is_not_there_may_have_been_meant_with_a_port(text: str, meant: str | None) -> None:
+def test_a_missing_address_may_be_one_with_a_port(text: str, meant: str | None) -> None:
     try:
         address = parse_listen(text)
     except UsageError:
@@ -184,7 +184,7 @@ def test_an_address_that_is_not_there_may_have_been_meant_with_a_port(text: str,
     assert expected in (error.advice or "")
 
 
-def test_presence_takes_no_port() -> None:
+def test_the_check_of_an_address_uses_no_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         require_presence(ListenAddress("127.0.0.1", listener.getsockname()[1]))
     with pytest.raises(UsageError, match="this host has no such address"):

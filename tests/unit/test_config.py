@@ -1,4 +1,4 @@
-"""usbipd.toml: what is right is taken, what is wrong is named with file, line, key and what is right."""
+"""usbipd.toml: right values are accepted, errors name file, line, key and what would be right."""
 
 import os
 import re
@@ -39,7 +39,7 @@ def test_an_empty_file_has_the_defaults() -> None:
 def test_the_default_file_has_every_key_with_its_default() -> None:
     text = (Path(__file__).parents[2] / "packaging/usbipd.toml").read_text()
     assert parse(text, "usbipd.toml") == ServerConfig()
-    chosen = {"allow", "user"}  # what stands there is an example
+    chosen = {"allow", "user"}  # their lines are examples
     for key, default in [
         *((key, getattr(ServerConfig(), key)) for key in ServerConfig.__struct_fields__),
         *((key, getattr(Limits(), key)) for key in Limits.__struct_fields__),
@@ -223,7 +223,7 @@ ALLOW = '\nallow = ["::1"]'
             f'[[access]]\nbusid = "1-1"{ALLOW}\n[[access]]\nhardware_id = "781:5567"{ALLOW}',
             ", line 5: access[1].hardware_id: '781:5567' is not a hardware id: it is VID:PID, four hex",
         ),
-        # what is no TOML
+        # not TOML
         ("listen = [", ": not TOML: Invalid value (at the end, line 1): write listen = ["),
         ("\nlog_level = debug", ': not TOML: Invalid value (at line 2, column 13): write "debug", "info"'),
         ("zzz = debug", ": not TOML: Invalid value (at line 1, column 7)"),
@@ -233,7 +233,7 @@ ALLOW = '\nallow = ["::1"]'
         ("a = " + "[" * 5000, ": not TOML: maximum recursion depth exceeded"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_named(text: str, complaint: str) -> None:
+def test_an_error_is_named(text: str, complaint: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse(text, "/etc/usbipd.toml")
     assert str(caught.value).startswith(f"/etc/usbipd.toml{complaint}")
@@ -268,23 +268,23 @@ def test_the_line_is_right_or_left_out(text: str, place: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [ServerConfig, Limits, AccessRule])
-def test_what_is_right_is_known_of_each_key(kind: type[msgspec.Struct]) -> None:
+def test_each_key_has_an_example(kind: type[msgspec.Struct]) -> None:
     assert set(kind.__struct_fields__) <= _RIGHT.keys()
 
 
-def test_no_serial_number_is_told() -> None:
+def test_no_serial_number_is_printed() -> None:
     for serial in ('"secret"', '["secret"]', f'"secret{"x" * 200}"'):
         with pytest.raises(UsageError) as caught:
             parse(f"[[access]]\nserial = {serial}{ALLOW}", "usbipd.toml")
         assert "secret" not in str(caught.value)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.toml: No such file"):
         load(tmp_path / "none.toml")
 
 
-def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     file = tmp_path / "usbipd.toml"
     file.write_bytes(b"user = '\xff'")
     with pytest.raises(UsageError, match=r"not UTF-8 text \(byte 8\)"):
@@ -299,7 +299,7 @@ PIECES = st.sampled_from([*WORDS.split(), '"""', " ", "\n", "\r\n", "\0"])
 
 
 def accepted(text: str) -> ServerConfig | None:
-    """The configuration in `text`; None: it is refused, with a line that has the key if with any."""
+    """The configuration in `text`; None if it is refused, with the line of the key if with any."""
     try:
         return parse(text, "usbipd.toml")
     except UsageError as error:
@@ -342,8 +342,8 @@ def test_any_values_are_a_configuration_or_refused(top: str, limits: str, access
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="root on Linux looks up each name")
-def test_root_takes_no_pipe() -> None:
-    """As a shell makes it for `--config <(command)`, or for /dev/stdin."""
+def test_root_refuses_a_pipe() -> None:
+    """As a shell creates it for `--config <(command)`, or for /dev/stdin."""
     reader, writer = os.pipe()
     try:
         with pytest.raises(UsageError, match="a pipe or another open file without a name") as caught:

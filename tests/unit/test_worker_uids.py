@@ -1,4 +1,4 @@
-"""The range of user ids for workers: what it may be, and what on this host stands against it."""
+"""The range of user ids for workers: valid ranges, and conflicts on this host."""
 
 import grp
 import os
@@ -118,7 +118,7 @@ def test_group_ids_of_containers(host: Databases) -> None:
     assert f"70005 to 70009 are for containers of alice ({host.subgid})" in complaint()
 
 
-EVERY_ID = "         0          0 4294967295\n"  # as Linux writes it
+EVERY_ID = "         0          0 4294967295\n"  # as Linux prints it
 OF_A_CONTAINER = "         0     100000      65536\n"
 
 
@@ -158,7 +158,7 @@ def test_ids_that_are_mapped_piece_by_piece(host: Databases) -> None:
     check_unused("70000-70009")
 
 
-def test_the_suggested_range_is_one_that_is_free(host: Databases) -> None:
+def test_the_suggested_range_is_free(host: Databases) -> None:
     host.users += [("bob", 70000, 100), ("eve", 61000, 100)]
     host.groups.append(("staff", 59500))
     host.subuid.write_text("alice:58000:10\n")
@@ -203,7 +203,7 @@ def test_a_real_user_namespace() -> None:
 
 
 @pytest.mark.parametrize("is_root", [True, False])
-def test_the_configuration_is_checked_where_it_counts(
+def test_the_configuration_is_checked_if_it_matters(
     host: Databases, monkeypatch: pytest.MonkeyPatch, is_root: bool
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0 if is_root else 1000)

@@ -398,7 +398,7 @@ class Races(RuleBasedStateMachine):
         self.configuration, self.alternate, self.off, self.held = 1, 0, False, False
         self.begin_session()
 
-    # ---- what has to come ------------------------------------------------------------------------
+    # ---- expected replies ------------------------------------------------------------------------
 
     def in_flight(self) -> int:
         return sum(len(urbs) for urbs in self.pending.values())
