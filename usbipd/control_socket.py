@@ -30,7 +30,7 @@ def runtime_directory() -> str:
         return os.path.join(session, "usbipd")
     temporary = os.environ.get("TMPDIR", "")
     if not temporary.startswith("/"):
-        temporary = "/tmp"  # noqa: S108 - nobody is trusted there: see `_is_ours`, and `RuntimeFiles.prepare`
+        temporary = "/tmp"  # noqa: S108 - no user is trusted there: see `_is_ours`, and `RuntimeFiles.prepare`
     return os.path.join(temporary, f"usbipd-{os.geteuid()}")
 
 

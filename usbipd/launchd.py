@@ -15,7 +15,7 @@ def print_job(job: Path, launchctl: Path = LAUNCHCTL) -> int:
     Raises `OSError` if it cannot be started, `subprocess.TimeoutExpired` if it does not answer and is killed.
     """
     command: list[str | Path] = [launchctl, "print", f"system/{job.stem}"]
-    return subprocess.run(  # noqa: S603 - a fixed program, and a name of ours
+    return subprocess.run(  # noqa: S603 - a fixed program and our own name
         command, check=False, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT, env={}
     ).returncode
 

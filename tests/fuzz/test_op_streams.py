@@ -256,7 +256,7 @@ class OpStreams(RuleBasedStateMachine):
     def wait_until(self, condition: Any) -> None:
         async def wait() -> None:
             async with asyncio.timeout(PATIENCE):
-                while not condition():  # noqa: ASYNC110 - it comes by itself
+                while not condition():  # noqa: ASYNC110 - nothing signals it
                     await asyncio.sleep(0.0005)
 
         self.runner.run(wait())

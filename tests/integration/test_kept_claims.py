@@ -163,7 +163,7 @@ def test_the_doctor_where_no_daemon_runs(tmp_path: Path) -> None:
     daemon.stop()
     done = daemon.usbipd("doctor")
     assert done.returncode == 1
-    assert "1. " in done.stdout, "the first step to mend it"
+    assert "1. " in done.stdout, "the first step to fix it"
 
 
 def test_watching_a_daemon_that_exits(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ NOT_HERE: Final = (
     ("tests/integration/test_kept_claims.py", "test_a_thousand_sessions_leak_nothing", MEASURES_MEMORY),
     (
         "tests/unit/worker/test_session.py",
-        "test_memory_of_a_client_goes_back_to_the_system_with_it",
+        "test_memory_of_a_client_is_returned_to_the_system",
         MEASURES_MEMORY,
     ),
     ("tests/mac/test_libusb_patches.py", "", CRASHES),

@@ -7,7 +7,7 @@ import pytest
 
 from usbipd import control_socket
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a file to somebody else")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 
 
 def test_root_has_a_fixed_path(monkeypatch: pytest.MonkeyPatch) -> None:

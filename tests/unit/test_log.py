@@ -57,8 +57,8 @@ def test_an_unread_log_blocks_no_process() -> None:
     program = (
         "import logging, sys\nfrom usbipd import log\nlog.PATIENCE = 0.01\nlog.configure('server')\n"
         "logging.info('x' * 1_000_000)\n"
-        "for _line in range(5000): logging.info('a line that nobody reads')\n"
-        "print('done', flush=True)\nsys.stdin.readline()\nlogging.info('a line that somebody reads')"
+        "for _line in range(5000): logging.info('an unread line')\n"
+        "print('done', flush=True)\nsys.stdin.readline()\nlogging.info('a line that is read')"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program],
@@ -86,7 +86,7 @@ def test_an_unread_log_blocks_no_process() -> None:
     assert not torn, "what comes next begins a line"
     assert lost.endswith("5001 log lines dropped: the log reader was too slow")
     assert "WARNING server[" in lost
-    assert last.endswith(": a line that somebody reads")
+    assert last.endswith(": a line that is read")
 
 
 def test_an_unknown_level() -> None:

@@ -122,13 +122,13 @@ def test_the_servers_root_directory_is_empty(files: paths.RuntimeFiles) -> None:
         files.prepare_chroot()
 
 
-HOME = Path("/home/somebody")
+HOME = Path("/home/alice")
 
 
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The home of user 1000 in the user database, as which this process runs; $HOME differs."""
-    entry = pwd.struct_passwd(("somebody", "x", 1000, 1000, "", str(HOME), "/bin/sh"))
+    entry = pwd.struct_passwd(("alice", "x", 1000, 1000, "", str(HOME), "/bin/sh"))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(pwd, "getpwuid", {1000: entry}.__getitem__)
     monkeypatch.setenv("HOME", "/root")
@@ -153,8 +153,8 @@ def test_the_state_of_roots_daemon_has_fixed_paths(
 ) -> None:
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setenv("XDG_STATE_HOME", "/home/somebody/state")
-    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("XDG_STATE_HOME", "/home/alice/state")
+    monkeypatch.setenv("HOME", "/home/alice")
     assert paths.state_directory() == Path(state)
     assert paths.config_file() == Path(config)
     assert paths.launch_daemon() == (None if job is None else Path(job))
@@ -163,11 +163,11 @@ def test_the_state_of_roots_daemon_has_fixed_paths(
 @pytest.mark.parametrize(
     ("platform", "session", "place"),
     [
-        ("linux", None, "/home/somebody/.local/state/usbipd"),
-        ("linux", "", "/home/somebody/.local/state/usbipd"),
-        ("linux", "relative", "/home/somebody/.local/state/usbipd"),
+        ("linux", None, "/home/alice/.local/state/usbipd"),
+        ("linux", "", "/home/alice/.local/state/usbipd"),
+        ("linux", "relative", "/home/alice/.local/state/usbipd"),
         ("linux", "/data/state", "/data/state/usbipd"),
-        ("darwin", None, "/home/somebody/Library/Application Support/usbipd"),
+        ("darwin", None, "/home/alice/Library/Application Support/usbipd"),
     ],
 )
 @pytest.mark.usefixtures("home")

@@ -94,7 +94,7 @@ def complaint() -> str:
 
 def test_a_host_without_any_of_them(host: Databases) -> None:
     host.users += [("before", 69999, 1), ("behind", 70010, 1)]
-    host.subuid.write_text("alice:100000:65536\nbob:69000:1000\n\n# no line of ours\nx:y:z\nalice:70000:0\n")
+    host.subuid.write_text("alice:100000:65536\nbob:69000:1000\n\n# not a valid line\nx:y:z\nalice:70000:0\n")
     check_unused("70000-70009")
 
 

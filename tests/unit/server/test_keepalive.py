@@ -58,7 +58,7 @@ async def test_the_handed_over_socket_has_the_options(
         writer.write(encode_import_request("240-1"))
         async with asyncio.timeout(PATIENCE):
             await reader.readexactly(len(encode_import_reply(ST_OK, DEVICE)))
-            while server.extension.client is None:  # noqa: ASYNC110 - it comes by itself
+            while server.extension.client is None:  # noqa: ASYNC110 - nothing signals it
                 await asyncio.sleep(0.001)
         handed_over = server.extension.client
         assert handed_over.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
@@ -73,7 +73,7 @@ async def test_the_handed_over_socket_has_the_send_buffer(size: int) -> None:
         _reader, writer = await server.connect()
         writer.write(encode_import_request("240-1"))
         async with asyncio.timeout(PATIENCE):
-            while server.extension.client is None:  # noqa: ASYNC110 - it comes by itself
+            while server.extension.client is None:  # noqa: ASYNC110 - nothing signals it
                 await asyncio.sleep(0.001)
         actual = server.extension.client.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         assert (actual == 2 * size) == bool(size), "Linux doubles it (socket(7)); 0 leaves it alone"

@@ -77,7 +77,7 @@ async def test_an_import_is_answered_and_handed_over() -> None:
         reply = encode_import_reply(ST_OK, DEVICE)
         async with asyncio.timeout(PATIENCE):
             assert await reader.readexactly(len(reply)) == reply
-            while server.extension.client is None:  # noqa: ASYNC110 - it comes by itself
+            while server.extension.client is None:  # noqa: ASYNC110 - nothing signals it
                 await asyncio.sleep(0.001)
         client = server.extension.client
         assert client.recv(100) == b"the first URB"

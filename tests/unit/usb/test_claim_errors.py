@@ -1,4 +1,4 @@
-"""Why a claim failed, in words: who has the device, the code, and what to try."""
+"""The explanation of a failed claim: the holder, the code, and what to try."""
 
 import re
 from pathlib import Path
@@ -139,7 +139,7 @@ TIMEOUT = UsbipdError("worker[7] did not answer CLAIM within 60 s", code="timeou
         ),
     ],
 )
-def test_who_has_it_and_what_to_try(
+def test_the_holder_and_the_advice(
     error: UsbipdError, holders: list[Holder], platform: str, text: str, advice: str
 ) -> None:
     explained = explain_claim_error("1-2", error, holders, platform=platform)
@@ -156,25 +156,25 @@ def test_who_has_it_and_what_to_try(
         ("libusb 1.0.9 is too old", "1-2 cannot be claimed: libusb 1.0.9 is too old"),
     ],
 )
-def test_what_the_table_does_not_know_stays_as_it_is(message: str, text: str) -> None:
+def test_errors_outside_the_table_stay_unchanged(message: str, text: str) -> None:
     explained = explain_claim_error("1-2", UsbipdError(message, code="odd", advice="update it"), [VIRTUALBOX])
     assert (explained.message, explained.code, explained.advice) == (text, "odd", "update it")
 
 
-def test_every_code_of_libusb_is_one_that_libusb_has() -> None:
+def test_every_code_of_libusb_exists() -> None:
     own = {"timeout", "spawn"}
     names = set(claim_errors._EXPLANATIONS) | set(claim_errors._ON_MACOS)
     assert names - own <= {f"LIBUSB_{name}" for name in dir(usb1) if re.fullmatch(r"ERROR_\w+", name)}
 
 
-def test_texts_are_written_alike() -> None:
+def test_texts_have_the_same_style() -> None:
     for each in [*claim_errors._EXPLANATIONS.values(), *claim_errors._ON_MACOS.values()]:
         assert each.text[0].islower()
         assert each.advice[0].islower()
         assert not each.advice.endswith(".")
 
 
-def test_a_claim_says_name_and_number_of_the_code() -> None:
+def test_a_claim_error_has_the_name_and_number_of_its_code() -> None:
     """cython/claim.pyx, whose texts the table does not repeat."""
     source = (Path(__file__).parents[3] / "cython/claim.pyx").read_text()
     assert source.count("({name}, {code})") == 3

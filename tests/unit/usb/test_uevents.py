@@ -1,4 +1,4 @@
-"""Events of the kernel: some as it sends them, through a pair of sockets, and this host's own socket."""
+"""Events of the kernel: samples through a socket pair, and the real socket of this host."""
 
 import asyncio
 import errno
@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.extension.fakes import until
 
-if sys.platform != "linux":  # the module that is tested refuses to be imported elsewhere
+if sys.platform != "linux":  # the module cannot be imported elsewhere
     pytest.skip("the events of Linux", allow_module_level=True)
 
 from usbipd.usb import uevents
@@ -46,12 +46,12 @@ ADD: Final = event("add", PORT, **DEVICE)
         (b"libudev\0\xfe\xed\xca\xfe", False),
     ],
 )
-def test_what_an_event_tells(message: bytes, tells: bool) -> None:
+def test_which_events_concern_devices(message: bytes, tells: bool) -> None:
     assert is_device_event(message) is tells
 
 
 class Kernel:
-    """The other end of a listener's socket, and what the listener has told."""
+    """The other end of a listener's socket, and the calls of the listener."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         ours, self._kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -80,7 +80,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     kernel.close()
 
 
-async def test_devices_that_come_and_go(kernel: Kernel) -> None:
+async def test_devices_that_arrive_and_leave(kernel: Kernel) -> None:
     kernel.listener.start()
     assert kernel.events == 1, "for what came before"
     kernel.send(ADD, event("bind", PORT, **DEVICE), event("remove", PORT, **DEVICE))
@@ -89,7 +89,7 @@ async def test_devices_that_come_and_go(kernel: Kernel) -> None:
     assert not kernel.ends
 
 
-async def test_many_events_at_once_let_others_have_their_turn(
+async def test_many_events_at_once_do_not_block_the_loop(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uevents, "READ_AT_ONCE", 2)
@@ -103,7 +103,7 @@ async def test_many_events_at_once_let_others_have_their_turn(
     assert {3, 5, 7} <= set(seen)
 
 
-def test_events_that_were_lost_could_have_been_any(kernel: Kernel) -> None:
+def test_lost_events_count_as_a_change(kernel: Kernel) -> None:
     class Losing:
         answers: Final = [OSError(errno.ENOBUFS, "lost"), BlockingIOError()]
 
@@ -141,7 +141,7 @@ def test_a_container_with_a_user_namespace(kernel: Kernel, monkeypatch: pytest.M
 
 
 async def test_this_host() -> None:
-    """The namespace of the tests may be one or the other, but the question is answered."""
+    """The namespace of the tests may be either, but the call must answer."""
     ours = os.stat("/proc/self/ns/user").st_ino  # noqa: PTH116 - of the namespace, not of the link
     assert receives_kernel_events() or ours != uevents.PROC_USER_INIT_INO
     ends: list[str] = []

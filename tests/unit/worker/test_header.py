@@ -21,7 +21,7 @@ BACKENDS = {
     r"\.device\.simulated\b": {"simulated.pxi"},
     r"\.queued\.": {"queued.pxi"},
 }
-"""What of an URB is private to whom."""
+"""The parts of an URB that are private, and their owners."""
 
 
 def listed() -> dict[str, set[str]]:
