@@ -94,20 +94,20 @@ class HeldSimulatedDevice(HeldDevice):
         return self._describe(fields, model.speed, first.bConfigurationValue, list(first.interfaces))
 
     def claim_again(self) -> None:
-        """There is nothing that it would have to open."""
+        """Nothing to claim."""
 
     def give_back(self) -> list[str]:
         try:
             self._model.close()
         except OSError as error:
-            return [f"the simulated device's file is not written in full: {error}"]
+            return [f"cannot write the file of the simulated device completely: {error}"]
         return []
 
 
 def hold_device(parameters: ClaimParameters) -> HeldDevice:
-    """Takes the device; blocks as long as its drivers need to let go.
+    """Claims the device; blocks until its drivers release it.
 
-    Raises `ClaimError` when somebody else keeps it, `UsageError` for a wrong option of a simulated device.
+    Raises `ClaimError` if a program or driver keeps it, `UsageError` for a bad option of a simulated device.
     """
     if parameters.simulated is None:
         return HeldUsbDevice(parameters)
