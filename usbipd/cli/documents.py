@@ -10,7 +10,14 @@ import msgspec
 
 from usbipd.errors import UsbipdError
 from usbipd.ipc.messages import ErrorReport
-from usbipd.ipc.reports import BindingReport, CheckReport, DeviceReport, HistoryEntry, StatusResult
+from usbipd.ipc.reports import (
+    BindingReport,
+    CheckReport,
+    DeviceReport,
+    HistoryEntry,
+    LeftOutReport,
+    StatusResult,
+)
 
 FORMAT: Final = 1
 
@@ -26,6 +33,7 @@ class ListDocument(Document, frozen=True, kw_only=True):
 
     devices: list[DeviceReport]
     bindings: list[BindingReport]
+    left_out: list[LeftOutReport]
 
 
 class RemoteInterface(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from usbipd.cli.terminal import terminal_width
 from usbipd.cli.usb_class import class_name, count_classes
 from usbipd.cli.verb import Verb, add_json_argument, host_and_port, seconds
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.reports import BindingReport, DeviceReport, ListResult
+from usbipd.ipc.reports import BindingReport, DeviceReport, LeftOutReport, ListResult
 from usbipd.protocol.constants import Speed
 from usbipd.protocol.op import UsbDevice
 
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
 def list_local(extension: ControlConnection, *, timeout: float | None, as_json: bool) -> None:
     result = extension.request(Command.LIST, Nothing(), ListResult, timeout=timeout)
     if as_json:
-        emit(render(ListDocument(devices=result.devices, bindings=result.bindings)))
+        emit(render(ListDocument(devices=result.devices, bindings=result.bindings, left_out=result.left_out)))
         return
     if not result.devices:
         say("No USB device that could be shared is plugged in.")
@@ -62,7 +62,7 @@ def list_local(extension: ControlConnection, *, timeout: float | None, as_json: 
 
 
 def format_list(result: ListResult, width: int) -> str:
-    """All of `usbipd list`: what is plugged in, and what is bound and is not."""
+    """All of `usbipd list`: what is plugged in, what is bound and is not, and what cannot be shared."""
     parts = []
     if result.devices:
         restrictions = format_restrictions(result, width)
@@ -72,6 +72,8 @@ def format_list(result: ListResult, width: int) -> str:
     if absent := [binding for binding in result.bindings if not binding.devices]:
         replacements = format_replacements(result, absent, width)
         parts.append(f"Bound, not plugged in:\n{format_absent(absent, width)}{replacements}")
+    if result.left_out:
+        parts.append(f"Plugged in, cannot be shared:\n{format_left_out(result.left_out, width)}")
     return "\n".join(parts)
 
 
@@ -95,6 +97,16 @@ def format_local(devices: list[DeviceReport], width: int) -> str:
         for device in devices
     ]
     return format_table(columns, rows, width)
+
+
+def format_left_out(devices: list[LeftOutReport], width: int) -> str:
+    """Why devices cannot be shared, and what to try."""
+    text = ""
+    for device in devices:
+        text += wrap(device.reason, width, "  ", first=f"{device.busid}: ")
+        if device.advice is not None:
+            text += wrap(device.advice, width, "    ", first="  hint: ")
+    return text
 
 
 def format_restrictions(result: ListResult, width: int) -> str:

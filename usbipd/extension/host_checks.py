@@ -8,11 +8,12 @@ from typing import Final
 from usbipd import findings, launchd, privileges
 from usbipd.extension.subject import Host, Subject
 from usbipd.extension.supervisor import Child
-from usbipd.findings import Finding, failed, job_not_loaded, ok, warning
+from usbipd.findings import Finding, failed, job_not_loaded, ok, steps_of, warning
 from usbipd.ipc.reports import CheckState
 from usbipd.protocol.constants import Speed
 from usbipd.usb import libusb_version
 from usbipd.usb.daemon_thread import call_in_daemon_thread
+from usbipd.usb.discovery import BY_RULE
 
 ISOCHRONOUS_PANIC: Final = "26.3.1"  # https://github.com/libusb/libusb/issues/1762
 
@@ -126,7 +127,7 @@ async def check_libusb(subject: Subject) -> list[Finding]:
 
 
 async def check_devices(subject: Subject) -> list[Finding]:
-    """Whether the system lists its devices; nothing where only simulated ones are shared."""
+    """Whether the system lists its devices, and which cannot be shared; nothing with simulated ones only."""
     if subject.discovery is None:
         return []
     devices = await subject.manager.list_devices()
@@ -139,7 +140,13 @@ async def check_devices(subject: Subject) -> list[Finding]:
                 "See what the kernel reports: `sudo dmesg`.",
             )
         ]
-    return [ok(f"real devices that could be shared: {sum(not device.simulated for device in devices)}")]
+    unusable = [
+        warning(f"{busid} cannot be shared: {error.message}", *steps_of(error))
+        for busid, error in sorted(subject.discovery.left_out.items())
+        if error.code not in BY_RULE
+    ]
+    count = sum(not device.simulated for device in devices)
+    return unusable or [ok(f"real devices that could be shared: {count}")]
 
 
 async def check_hotplug(subject: Subject) -> list[Finding]:

@@ -133,11 +133,22 @@ class LoggedError(Message, frozen=True):
     message: str
 
 
+class LeftOutReport(Message, frozen=True):
+    """A device that is plugged in and cannot be shared."""
+
+    busid: str
+    reason: str
+    code: str
+    advice: str | None
+
+
 class ListResult(Message, frozen=True):
     """Every device of this host that could be shared, and every binding."""
 
     devices: list[DeviceReport]
     bindings: list[BindingReport]
+    left_out: list[LeftOutReport] = msgspec.field(default_factory=list)
+    """Without hubs."""
 
     def instead_of(self, binding: BindingReport) -> DeviceReport | None:
         """The other device at the port of a binding whose own is not plugged in.

@@ -1,0 +1,60 @@
+"""The descriptors and the interfaces of a device, as Linux shows them in sysfs.
+
+Runs in the extension, in threads, and in workers before they are confined.  Nothing is sent to the device.
+Before Linux 6.3 the kernel answers only when no driver keeps the device waiting (drivers/usb/core/sysfs.c).
+"""
+
+import re
+import struct
+from pathlib import Path
+from typing import Final
+
+from usbipd.errors import UsbipdError
+from usbipd.protocol.constants import USB_DT_CONFIG_SIZE
+from usbipd.usb.descriptors import DescriptorError, DeviceDescriptors, parse_descriptors, split_descriptors
+
+CLAIMABLE: Final = 8 * struct.calcsize("l")
+"""usbfs can claim interfaces below this number: the bits of `ifclaimed` in drivers/usb/core/devio.c."""
+
+UNUSABLE: Final = "unusable-descriptors"
+_ADVICE: Final = "the kernel's own server, usbip-host, can share it"
+
+
+def descriptors_in_sysfs(directory: Path) -> DeviceDescriptors:
+    """Those of the device in `directory`.  Raises `DescriptorError`, and `OSError` if it has gone."""
+    return parse_descriptors(*split_descriptors((directory / "descriptors").read_bytes()))
+
+
+def interfaces_in_sysfs(directory: Path) -> set[int]:
+    """bInterfaceNumber of each interface of the active configuration.  Raises `OSError` if it has gone."""
+    # BUSID:CONFIGURATION.INTERFACE: usb_set_configuration in drivers/usb/core/message.c
+    name = re.compile(re.escape(directory.name) + r":\d+\.(\d+)")
+    return {int(found[1]) for path in directory.iterdir() if (found := name.fullmatch(path.name))}
+
+
+def why_not_claimable(directory: Path) -> UsbipdError | None:
+    """Why no process can claim the device in `directory`, whatever it tries; None: one can.
+
+    Raises `OSError` if the device has gone.
+    """
+    raw = (directory / "descriptors").read_bytes()
+    device, configurations = split_descriptors(raw)
+    try:
+        parse_descriptors(device, configurations)
+    except DescriptorError as error:
+        return UsbipdError(f"its descriptors cannot be read: {error.message}", code=UNUSABLE, advice=_ADVICE)
+    for each in configurations:
+        if (total := int.from_bytes(each[2:4], "little")) < USB_DT_CONFIG_SIZE:
+            # parse_config_descriptors in libusb's linux_usbfs.c
+            return UsbipdError(
+                f"one of its configurations claims to be {total} bytes long, and libusb refuses such devices",
+                code=UNUSABLE,
+                advice=_ADVICE,
+            )
+    if beyond := sorted(number for number in interfaces_in_sysfs(directory) if number >= CLAIMABLE):
+        return UsbipdError(
+            f"usbfs cannot claim interface {beyond[0]}, only numbers up to {CLAIMABLE - 1}",
+            code=UNUSABLE,
+            advice=_ADVICE,
+        )
+    return None
