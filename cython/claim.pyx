@@ -23,8 +23,7 @@ include "interfaces.pxi"
 
 from usbipd.errors import ClaimError
 from usbipd.usb.descriptors import DescriptorError, Interface, parse_descriptors
-
-MINIMUM_LIBUSB = (1, 0, 26)  # the first with whole-device capture on macOS and the fixes that it needs
+from usbipd.usb.libusb_version import MINIMUM, dotted
 
 
 cdef enum:
@@ -48,7 +47,7 @@ cdef void keep_words(libusb_context *context, int level, const char *text) noexc
 
 
 cdef object error(int code, str what):
-    """What to try is for the extension to say (usbipd/usb/refusal.py): it knows who else has the device."""
+    """What to try is for the extension to say (usbipd/usb/claim_errors.py): it knows who else has the device."""
     name = libusb_error_name(code).decode()
     words = " ".join((<bytes>last_words).decode("utf-8", "backslashreplace").split())
     last_words[0] = 0
@@ -102,8 +101,8 @@ cdef class Claim:
     def __cinit__(self, int busnum, int devnum, *, descriptors=None, bint as_on_macos=sys.platform == "darwin"):
         cdef int code
         self.captures = as_on_macos
-        if libusb_runtime_version() < MINIMUM_LIBUSB:
-            found, least = "%d.%d.%d" % libusb_runtime_version(), "%d.%d.%d" % MINIMUM_LIBUSB
+        if libusb_runtime_version() < MINIMUM:
+            found, least = dotted(libusb_runtime_version()), dotted(MINIMUM)
             raise ClaimError(f"libusb {found} is too old: usbipd needs {least} or newer", code="old-libusb")
         self.detached = []
         self.held = []

@@ -29,7 +29,7 @@ BUSIDS: Final = {
     "usbipd release": "present",
     "usbipd doctor": "present",
 }
-"""Which busids each verb takes; busids.awk knows the words."""
+"""Which busids each command takes; busids.awk knows the words."""
 PATHS: Final = {
     "--socket": shtab.FILE,
     "--config": shtab.FILE,
@@ -111,12 +111,12 @@ def script(shell: str, parser: argparse.ArgumentParser) -> str:
 
 
 def actions_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:
-    """All actions of a parser and of its verbs, each with the words before it."""
+    """All actions of a parser and of its commands, each with the words before it."""
     for action in parser._actions:
         yield parser.prog, action
         if isinstance(action, argparse._SubParsersAction):
-            for verb in action.choices.values():
-                yield from actions_of(verb)
+            for command in action.choices.values():
+                yield from actions_of(command)
 
 
 if __name__ == "__main__":

@@ -44,9 +44,11 @@ def main() -> int:
 
 def command_page(section: str, parser: argparse.ArgumentParser, what_it_is: str) -> str:
     """The page of a command."""
-    verbs = verbs_of(parser)
-    synopsis = "\n".join(synopsis_of(each) for each in verbs or [parser])  # before prepare() takes the usage
-    prepare(parser, verbs)
+    commands = commands_of(parser)
+    synopsis = "\n".join(
+        synopsis_of(each) for each in commands or [parser]
+    )  # before prepare() takes the usage
+    prepare(parser, commands)
     page = Manpage(
         parser,
         format="single-commands-section",
@@ -64,13 +66,13 @@ def command_page(section: str, parser: argparse.ArgumentParser, what_it_is: str)
     return finish(str(page))
 
 
-def verbs_of(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
-    """The parsers of its verbs."""
+def commands_of(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """The parsers of its commands."""
     return [
-        verb
+        command
         for action in parser._actions
         if isinstance(action, argparse._SubParsersAction)
-        for verb in action.choices.values()
+        for command in action.choices.values()
     ]
 
 
@@ -90,7 +92,7 @@ def synopsis_of(parser: argparse.ArgumentParser) -> str:
     return f".SY {command}\n{arguments}\n.YS"
 
 
-def prepare(parser: argparse.ArgumentParser, verbs: list[argparse.ArgumentParser]) -> None:
+def prepare(parser: argparse.ArgumentParser, commands: list[argparse.ArgumentParser]) -> None:
     """Take from the parsers what the page has in another place, and set what the page calls otherwise."""
     parser.formatter_class = functools.partial(argparse.HelpFormatter, width=WIDTH)
     parser.epilog = None
@@ -101,9 +103,9 @@ def prepare(parser: argparse.ArgumentParser, verbs: list[argparse.ArgumentParser
                 group.title = "commands"
                 for choice in action._choices_actions:
                     choice.help = None  # the description says the same
-    for verb in verbs:
-        verb.usage = argparse.SUPPRESS
-        for group in verb._action_groups:
+    for command in commands:
+        command.usage = argparse.SUPPRESS
+        for group in command._action_groups:
             group.title = None
 
 

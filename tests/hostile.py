@@ -1,6 +1,6 @@
 """A worker or server that was taken over: confines itself, then tries all that it must not.
 
-    python -m tests.hostile PLAN      a `Plan` as JSON; prints an `Outcome` as JSON
+    python -m tests.hostile PLAN      a `Plan` as JSON; prints a `Result` as JSON
 
 Run by tests/unit/test_confinement.py, and in the virtual machine under the limits of the installed service.
 """
@@ -45,7 +45,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Whether to end by abort(3)."""
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class Result(msgspec.Struct, frozen=True, kw_only=True):
     """What came of it."""
 
     user: str
@@ -323,8 +323,8 @@ def main(argument: str) -> int:
         has.stop.set()
         has.thread.join()
     succeeded += has.from_thread
-    outcome = Outcome(user=user, lacks=lacks, succeeded=succeeded, refused=refused, broken=broken)
-    print(msgspec.json.encode(outcome).decode(), flush=True)
+    result = Result(user=user, lacks=lacks, succeeded=succeeded, refused=refused, broken=broken)
+    print(msgspec.json.encode(result).decode(), flush=True)
     if plan.aborts:
         os.abort()
     return 0

@@ -17,10 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from usbipd.ipc.control_messages import PEOPLE
 from usbipd.ipc.conversation import Conversation, request_frame
 from usbipd.ipc.framing import FrameDecoder
 from usbipd.ipc.messages import MAX_MESSAGE, Command, Nothing
-from usbipd.ipc.reports import PEOPLE
 
 CONNECTIONS: Final = 32
 """As many as one user may have."""

@@ -175,16 +175,16 @@ def answer(submit: Submit, status: int, actual_length: int, buffer: bytes = b"")
 
 
 def answer_isochronous(
-    submit: Submit, start_frame: int, outcomes: Sequence[tuple[int, int]], buffer: bytes = b""
+    submit: Submit, start_frame: int, packet_results: Sequence[tuple[int, int]], buffer: bytes = b""
 ) -> RetSubmit:
     """The RET_SUBMIT for a finished isochronous transfer.
 
-    `outcomes` holds (actual_length, status) of each packet, `buffer` an IN transfer's buffer with each packet
-    at its offset: the gaps that short packets leave do not travel.
+    `packet_results` holds (actual_length, status) of each packet, `buffer` an IN transfer's buffer with each
+    packet at its offset: the gaps that short packets leave do not travel.
     """
     iso = tuple(
         IsoPacket(packet.offset, packet.length, actual_length, status)
-        for packet, (actual_length, status) in zip(submit.iso, outcomes, strict=True)
+        for packet, (actual_length, status) in zip(submit.iso, packet_results, strict=True)
     )
     data = b""
     if submit.direction == USBIP_DIR_IN:

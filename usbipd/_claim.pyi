@@ -2,8 +2,6 @@
 
 from usbipd.usb.descriptors import DeviceDescriptors, Interface
 
-MINIMUM_LIBUSB: tuple[int, int, int]
-
 def libusb_runtime_version() -> tuple[int, int, int]: ...
 def libusb_runtime_name() -> str: ...
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from usbipd._claim import Claim
-from usbipd.ipc.reports import DeviceMemory
+from usbipd.ipc.control_messages import DeviceMemory
 from usbipd.simulated.device import SimulatedDevice
 from usbipd.usb.descriptors import Configuration
 

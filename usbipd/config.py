@@ -20,7 +20,7 @@ from usbipd import log, paths, privileges
 from usbipd.addresses import ListenAddress, parse_listen, parse_network, refuse_overlap
 from usbipd.errors import UsageError
 from usbipd.ipc.children import Sandbox
-from usbipd.ipc.reports import DeviceMemory, Serial
+from usbipd.ipc.control_messages import DeviceMemory, Serial
 from usbipd.trusted_file import UntrustedError, open_trusted
 from usbipd.usb.identity import DeviceRule, parse_busid, parse_hardware_id
 from usbipd.worker_uids import DEFAULT_UIDS, parse_uids

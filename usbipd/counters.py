@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Final
 
-from usbipd.ipc.reports import Counters, Latency, Rate
+from usbipd.ipc.control_messages import Counters, Latency, Rate
 
 LATENCY_BUCKETS: Final = 24
 # struct Counters of cython/counters.pxi; at its end since when a call blocks, in microseconds, and two

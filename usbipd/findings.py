@@ -1,16 +1,20 @@
-"""What a check finds, and the checks of this host that daemon and command both make.
+"""What a check finds, and the checks that daemon and command both make.
 
 `usbipd doctor` shows the daemon's checks (`usbipd/extension/health.py`); while no daemon answers, its own
-(`usbipd/cli/checks.py`).
+(`usbipd/cli/offline_checks.py`).
 """
 
+import subprocess
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from usbipd import launchd
 from usbipd.errors import UsbipdError
-from usbipd.ipc.reports import CheckState
+from usbipd.ipc.control_messages import CheckResult, CheckState
 from usbipd.usb.libusb_version import MINIMUM, dotted, loaded
+
+LONGEST_TEXT: Final = 400
+"""Characters of a message or a step: hundreds of devices may fail, and people have to read it."""
 
 
 class Finding(NamedTuple):
@@ -37,9 +41,19 @@ def failed(message: str, *steps: str) -> Finding:
 
 
 def steps_of(error: UsbipdError) -> tuple[str, ...]:
-    """What the error's advice says to do: a sentence, or a line for each platform."""
+    """What the error's advice says to do, or a line for each platform; it may end in a command to copy."""
     lines = [line.strip() for line in (error.advice or "").splitlines()]
     return (lines[0][:1].upper() + lines[0][1:],) if len(lines) == 1 else tuple(lines)
+
+
+def check_result(name: str, finding: Finding) -> CheckResult:
+    """`finding`, of the check `name`, as a message; long texts are cut."""
+    return CheckResult(
+        name=name,
+        state=finding.state,
+        message=finding.message[:LONGEST_TEXT],
+        steps=[step[:LONGEST_TEXT] for step in finding.steps],
+    )
 
 
 def check_libusb(*afterwards: str) -> Finding:
@@ -61,8 +75,21 @@ def check_libusb(*afterwards: str) -> Finding:
     return ok(f"libusb {version}")
 
 
-def job_not_loaded(job: Path, code: int) -> Finding:
-    """Of the launchd job of the file `job`, with the exit code of `launchctl print`."""
+def check_launchd(job: Path, launchctl: Path = launchd.LAUNCHCTL) -> Finding:
+    """Whether launchd has the job of the file `job`, which starts the daemon.  Blocks for seconds at most."""
+    if not job.exists():
+        return warning(
+            f"no launchd job is installed ({job} is not there): the daemon does not start by itself",
+            "Install usbipd from its package.",
+        )
+    try:
+        code = launchd.print_job(job, launchctl)
+    except OSError as error:
+        return failed(f"{launchctl} cannot be run: {error.strerror}", "Restart this Mac.")
+    except subprocess.TimeoutExpired:
+        return failed(f"launchctl did not answer within {launchd.TIMEOUT:g} s", "Restart this Mac.")
+    if code == 0:
+        return ok(f"launchd has the job {job.stem}")
     return failed(
         f"launchd does not have the job {job.stem} (launchctl print: exit code {code}): "
         "it is switched off, or was never loaded",

@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple, TextIO
 
 from usbipd.errors import UsageError
-from usbipd.ipc.reports import LoggedError
+from usbipd.ipc.control_messages import LoggedError
 from usbipd.limiter import Limiter
 from usbipd.text import readable
 
@@ -97,9 +97,9 @@ class _Lines(NamedTuple):
         """What is logged."""
         if self.number == 1:
             return self.last
-        told = {**vars(self.last), "msg": "%d more lines like this, the last one: %s"}
-        told |= {"args": (self.number, self.last.getMessage()), "exc_info": None, "exc_text": None}
-        return logging.makeLogRecord(told)
+        attributes = {**vars(self.last), "msg": "%d more lines like this, the last one: %s"}
+        attributes |= {"args": (self.number, self.last.getMessage()), "exc_info": None, "exc_text": None}
+        return logging.makeLogRecord(attributes)
 
 
 def _merge(held: _Lines, new: _Lines) -> _Lines:
@@ -191,8 +191,8 @@ class _Output(logging.StreamHandler[TextIO]):
 
     def _gap(self) -> str:
         what = "%d log lines dropped: the log reader was too slow"
-        told = {"levelno": logging.WARNING, "levelname": "WARNING", "msg": what, "args": (self._lost,)}
-        return self.format(logging.makeLogRecord(told))
+        attributes = {"levelno": logging.WARNING, "levelname": "WARNING", "msg": what, "args": (self._lost,)}
+        return self.format(logging.makeLogRecord(attributes))
 
     def _has_room(self, seconds: float) -> bool:
         """Whether a piece can be written, now or within `seconds`, without waiting for a reader."""

@@ -12,6 +12,7 @@ import pwd
 import shlex
 import stat
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -243,13 +244,16 @@ def _make_directory(path: Path, mode: int, option: str, *, above: bool = True) -
         raise UsbipdError(
             f"{path} is not a directory", code="bad-path", advice=f"choose another place with {option}"
         )
-    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise UsbipdError(
-            f"{path} belongs to or may be written by another user (uid {found.st_uid}, "
-            f"mode {stat.S_IMODE(found.st_mode):04o})",
-            code="bad-path",
-            advice=_OWN_PLACE.format(option),
-        )
+    if (danger := writable_by_others(path, found, {os.geteuid()})) is not None:
+        raise UsbipdError(danger, code="bad-path", advice=_OWN_PLACE.format(option))
+
+
+def writable_by_others(path: Path, found: os.stat_result, owners: Collection[int]) -> str | None:
+    """That another user than `owners` can write the directory `path`, as a clause; None: none can."""
+    if found.st_uid in owners and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return None
+    mode = stat.S_IMODE(found.st_mode)
+    return f"{path} belongs to or may be written by another user (uid {found.st_uid}, mode {mode:04o})"
 
 
 _OWN_PLACE: Final = "choose another place with {}, in a directory that only you can change"

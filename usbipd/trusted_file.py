@@ -43,9 +43,9 @@ def open_trusted(path: Path, flags: int, mode: int = 0o600, *, every_directory: 
     try:
         while names:
             name = names.popleft()
-            doubt = _who_can_change(walk.path, os.fstat(walk.descriptor))
-            if doubt is not None and (every_directory or not names):
-                raise UntrustedError(doubt)
+            fault = _who_can_change(walk.path, os.fstat(walk.descriptor))
+            if fault is not None and (every_directory or not names):
+                raise UntrustedError(fault)
             target = walk.target_of(name)
             if target is None and names:
                 walk.enter(name)
@@ -55,8 +55,8 @@ def open_trusted(path: Path, flags: int, mode: int = 0o600, *, every_directory: 
             links += 1
             if links > _MOST_LINKS or (not names and flags & os.O_NOFOLLOW):
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-            if doubt is not None:
-                raise UntrustedError(doubt)
+            if fault is not None:
+                raise UntrustedError(fault)
             if target.is_absolute():
                 walk.begin()
             names.extendleft(part for part in reversed(target.parts) if part != "/")
@@ -99,10 +99,10 @@ class _Walk:
     def open_file(self, name: str, flags: int, mode: int) -> int:
         """Raises `OSError`, and `UntrustedError` if others can change it."""
         file = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=self.descriptor)
-        doubt = _who_can_change(self.path / name, os.fstat(file))
-        if doubt is not None:
+        fault = _who_can_change(self.path / name, os.fstat(file))
+        if fault is not None:
             os.close(file)
-            raise UntrustedError(doubt)
+            raise UntrustedError(fault)
         return file
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 _usbipd_busids() {
   local -a line_words socket busids
   local index
-  line_words=(${(z)LBUFFER})  # not $words: what stands before the verb is not there any more
+  line_words=(${(z)LBUFFER})  # not $words: what stands before the command is not there any more
   index=$line_words[(I)--socket]
   if (( index )); then
     socket=(--socket "${(Q)line_words[index + 1]}")

@@ -21,6 +21,7 @@ from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc.async_channel import MAX_QUEUED, MAX_RUNNING, Channel
 from usbipd.ipc.blocking_channel import BlockingChannel
 from usbipd.ipc.children import CHILDREN, AttachParameters, DetachedParameters, ReservationParameters
+from usbipd.ipc.control_messages import UnbindParameters, UnbindResult
 from usbipd.ipc.conversation import (
     Conversation,
     Event,
@@ -33,7 +34,6 @@ from usbipd.ipc.conversation import (
 from usbipd.ipc.framing import encode_frame
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import LARGEST_ANSWER, MAX_MESSAGE, Command, EventName, MoreParameters, Nothing
-from usbipd.ipc.reports import UnbindParameters, UnbindResult
 from usbipd.ipc.row import Role
 
 PARAMETERS: dict[Command, Message] = {

@@ -105,7 +105,7 @@ def _be_worker(how: str, arguments: list[str]) -> NoReturn:
 
     first = Path(sys.argv[0]).with_name(f"first-{arguments[0]}")
     if first.exists() and how == "lies":  # the first worker of a device claims it, those after it do not
-        process.hold = _refuse
+        process.hold_device = _refuse
     first.touch()
     process.Worker = Worker  # type: ignore[misc]
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -21,7 +21,7 @@ from tests.unit.cli.reports import make_binding, make_device
 from usbipd.cli import ext
 from usbipd.cli import main as usbipd
 from usbipd.cli.documents import ListDocument, render
-from usbipd.ipc.reports import DeviceState
+from usbipd.ipc.control_messages import DeviceState
 from usbipd.simulated.catalog import NAMES
 
 GENERATOR = Path(__file__).parents[2] / "packaging" / "completions.py"
@@ -76,16 +76,16 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 
 
 def test_verbs(shell: Shell) -> None:
-    assert sorted(shell.complete("usbipd ")) == sorted(usbipd.VERBS)
+    assert sorted(shell.complete("usbipd ")) == sorted(usbipd.SUBCOMMANDS)
     assert shell.complete("usbipd unb") == ["unbind"]
     assert shell.complete("usbipd x") == []
 
 
-@pytest.mark.parametrize("verb", usbipd.VERBS)
-def test_options_of_a_verb(verb: str, shell: Shell) -> None:
+@pytest.mark.parametrize("command", usbipd.SUBCOMMANDS)
+def test_options_of_a_verb(command: str, shell: Shell) -> None:
     parser = argparse.ArgumentParser()
-    usbipd.load(verb).add_arguments(parser)
-    assert set(shell.complete(f"usbipd {verb} --")) == options_of(parser) | {"--socket"}
+    usbipd.load(command).add_arguments(parser)
+    assert set(shell.complete(f"usbipd {command} --")) == options_of(parser) | {"--socket"}
 
 
 def test_options_of_the_daemon(shell: Shell) -> None:
@@ -115,25 +115,27 @@ def test_busids(shell: Shell, start_daemon: StartDaemon, tmp_path: Path) -> None
     keyboard, loopback, serial = (daemon.busid(name) for name in ("keyboard", "loopback", "serial"))
     assert daemon.usbipd("unbind", "--busid", keyboard).returncode == 0
 
-    def complete(verb: str, line: str = "usbipd {verb} --socket {socket} --busid ") -> list[str]:
-        return sorted(shell.complete(line.format(verb=verb, socket=daemon.socket)))
+    def complete(command: str, line: str = "usbipd {command} --socket {socket} --busid ") -> list[str]:
+        return sorted(shell.complete(line.format(command=command, socket=daemon.socket)))
 
     assert complete("bind") == sorted([keyboard, loopback, serial])
     assert complete("unbind") == sorted([loopback, serial])
     assert complete("detach") == []
-    assert complete("release", "usbipd {verb} --socket {socket} ") == sorted([keyboard, loopback, serial])
-    trying = "usbipd {verb} --socket {socket} --report - --try-claim "
+    assert complete("release", "usbipd {command} --socket {socket} ") == sorted([keyboard, loopback, serial])
+    trying = "usbipd {command} --socket {socket} --report - --try-claim "
     assert complete("doctor", trying) == sorted([keyboard, loopback, serial])
     with Client(daemon.host, daemon.port).import_device(loopback):
         assert complete("detach") == [loopback]
-    assert complete("unbind", "usbipd --socket {socket} {verb} --busid ") == sorted([loopback, serial])
-    assert complete("unbind", "usbipd {verb} --socket={socket} --busid ") == sorted([loopback, serial])
-    assert complete("unbind", "usbipd {verb} --socket {socket} --busid 9") == []
+    assert complete("unbind", "usbipd --socket {socket} {command} --busid ") == sorted([loopback, serial])
+    assert complete("unbind", "usbipd {command} --socket={socket} --busid ") == sorted([loopback, serial])
+    assert complete("unbind", "usbipd {command} --socket {socket} --busid 9") == []
 
     odd = tmp_path / "it's (the) directory"
     odd.symlink_to(daemon.directory)
     for path in (f'"{odd}/control.sock"', re.sub(r"([ '()])", r"\\\1", f"{odd}/control.sock")):
-        assert complete("unbind", f"usbipd {{verb}} --socket {path} --busid ") == sorted([loopback, serial])
+        assert complete("unbind", f"usbipd {{command}} --socket {path} --busid ") == sorted(
+            [loopback, serial]
+        )
     assert daemon.usbipd("bind", "--busid", keyboard).returncode == 0
 
 

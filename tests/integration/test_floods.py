@@ -48,7 +48,7 @@ def processes(daemon: Daemon) -> list[int]:
     return [process["pid"] for process in daemon.status()["processes"]]
 
 
-def refusals(daemon: Daemon, client: Client, number: int) -> Iterator[Exception]:
+def connection_errors(daemon: Daemon, client: Client, number: int) -> Iterator[Exception]:
     """List the devices and import one; the errors of what the server closed the connection of."""
     try:
         assert len(client.devlist()) == daemon.devices
@@ -73,7 +73,7 @@ def test_well_behaved_clients_are_served_beside_a_flood(
     client = Client(daemon.host, daemon.port, source="127.0.0.77")
     flood = Flood(daemon.host, daemon.port, mode, connections=connections, sources=sources, busid=IN_USE)
     with flood:
-        refused = [error for number in range(CLIENTS) for error in refusals(daemon, client, number)]
+        refused = [error for number in range(CLIENTS) for error in connection_errors(daemon, client, number)]
     assert len(refused) <= MOST_REFUSED, refused
     assert flood.made >= connections
     assert bystander.bulk_out(LOOPBACK_OUT, b"still here") == 10

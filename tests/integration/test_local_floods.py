@@ -8,8 +8,8 @@ from tests.integration.conftest import StartDaemon
 from tests.integration.daemon import until
 from tests.local_flood import AT_ONCE, CONNECTIONS, LocalFlood
 from usbipd.cli.connection import ControlConnection
+from usbipd.ipc.control_messages import BindParameters, BindResult, ListResult
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.reports import BindParameters, BindResult, ListResult
 
 SOMEBODY = 54321
 

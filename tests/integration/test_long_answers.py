@@ -8,8 +8,8 @@ from pathlib import Path
 from tests.integration.conftest import StartDaemon
 from tests.integration.daemon import COMMAND, PATIENCE, Lines
 from usbipd.cli.connection import ControlConnection
+from usbipd.ipc.control_messages import BindParameters, BindResult, HardwareId
 from usbipd.ipc.messages import MAX_MESSAGE, Command
-from usbipd.ipc.reports import BindParameters, BindResult, HardwareId
 
 BINDINGS = 40
 NETWORKS = [f"2001:db8:aaaa:bbbb:cccc:dddd:{number:x}:0/112" for number in range(0xF000, 0xF040)]

@@ -21,14 +21,14 @@ from tests.mac.pump_rig import (
     PumpRig,
     fresh_switches,
     not_root,
-    outcome,
+    summary,
 )
 from tests.mac.rig import mac
 from usbipd import _pump
 from usbipd._claim import Claim, libusb_runtime_version
 from usbipd.errors import ClaimError
 from usbipd.protocol.constants import LINUX_EPIPE
-from usbipd.usb.refusal import explain
+from usbipd.usb.claim_errors import explain_claim_error
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ def claimed(device: Device) -> Claim:
 def moves_data(rig: PumpRig) -> bool:
     rig.usb.give(IN, b"from the device")
     read, written = rig.replies_to(rig.submit(IN, 64), rig.submit(OUT, data=b"to the device"))
-    by_seqnum = sorted((outcome(read), outcome(written)))
+    by_seqnum = sorted((summary(read), summary(written)))
     return [each[1:] for each in by_seqnum] == [(0, b"from the device"), (0, b"")] and (
         rig.usb.taken(OUT) == b"to the device"
     )
@@ -159,9 +159,9 @@ def test_an_interface_that_may_not_be_opened(plug: Plug) -> None:
     with pytest.raises(ClaimError, match="interface 0 cannot be claimed") as caught:
         claim.take()
     assert "USBInterfaceOpen" in caught.value.message
-    refusal = explain("20-1", caught.value, [], platform="darwin")
-    assert "(0xe00002e2)" in refusal.message
-    assert "sudo usbipd-ext --run" in str(refusal.advice)
+    error = explain_claim_error("20-1", caught.value, [], platform="darwin")
+    assert "(0xe00002e2)" in error.message
+    assert "sudo usbipd-ext --run" in str(error.advice)
     device.until("drivers", [0])
 
 
@@ -174,9 +174,9 @@ def test_a_device_that_may_not_be_opened(plug: Plug) -> None:
     finally:
         mac().call("fail", "DEVICE_OPEN", errors.NOT_PERMITTED, 0)
     assert "USBDeviceOpen" in caught.value.message
-    refusal = explain("20-1", caught.value, [], platform="darwin")
-    assert "(0xe00002e2)" in refusal.message
-    assert "sudo usbipd-ext --run" in str(refusal.advice)
+    error = explain_claim_error("20-1", caught.value, [], platform="darwin")
+    assert "(0xe00002e2)" in error.message
+    assert "sudo usbipd-ext --run" in str(error.advice)
 
 
 def test_a_device_that_does_not_come_back_from_its_capture_is_an_error(plug: Plug) -> None:
@@ -346,7 +346,7 @@ def test_what_does_not_exist_is_refused_as_a_device_would(plug: Plug, setup: str
     assert rig.control(setup).status == -LINUX_EPIPE
     assert rig.usb.requests() == []
     rig.usb.give(IN, b"data")
-    assert [outcome(reply) for reply in rig.more()] == [(waiting.seqnum, 0, b"data")]
+    assert [summary(reply) for reply in rig.more()] == [(waiting.seqnum, 0, b"data")]
     rig.close()
 
 

@@ -136,7 +136,7 @@ def test_diskutil_is_out_of_reach_of_ctrl_c(
     assert int((tmp_path / "session").read_text()) != os.getsid(0)
 
 
-def refusal(ownership: IORegistryOwnership) -> str:
+def unmount_error(ownership: IORegistryOwnership) -> str:
     with pytest.raises(ClaimError) as caught:
         ownership.unmount(BUSID)
     assert caught.value.code == "mounted"
@@ -151,7 +151,7 @@ def test_a_refusal_has_diskutils_words(tree: Tree, disks: Disks, ownership: IORe
         'echo "Unmount of $2 failed: at least one volume could not be unmounted"\n'
         'echo "Unmount was dissented by PID 319 (/usr/bin/tail\033)" >&2; exit 1'
     )
-    assert refusal(ownership) == (
+    assert unmount_error(ownership) == (
         "20-2.3 cannot be unmounted: Unmount of disk15 failed: at least one volume could not be unmounted "
         r"Unmount was dissented by PID 319 (/usr/bin/tail\x1b)"
     )
@@ -162,14 +162,14 @@ def test_a_refusal_without_words(tree: Tree, disks: Disks, ownership: IORegistry
     add_apfs_disk(tree)
     disks.mount("/dev/disk15s1", "/Volumes/One")
     disks.let_diskutil("exit 3")
-    assert refusal(ownership) == "20-2.3 cannot be unmounted: diskutil ended with exit code 3"
+    assert unmount_error(ownership) == "20-2.3 cannot be unmounted: diskutil ended with exit code 3"
 
 
 def test_a_success_that_is_none(tree: Tree, disks: Disks, ownership: IORegistryOwnership) -> None:
     add_apfs_disk(tree)
     disks.mount("/dev/disk15s1", "/Volumes/One")
     disks.let_diskutil("exit 0")
-    assert refusal(ownership) == "20-2.3 cannot be unmounted: it is still mounted on /Volumes/One"
+    assert unmount_error(ownership) == "20-2.3 cannot be unmounted: it is still mounted on /Volumes/One"
 
 
 def test_a_diskutil_that_hangs(
@@ -179,11 +179,13 @@ def test_a_diskutil_that_hangs(
     disks.mount("/dev/disk15s1", "/Volumes/One")
     disks.let_diskutil("exec sleep 60")
     monkeypatch.setattr(ioregistry, "UNMOUNT_TIMEOUT", 0.1)
-    assert refusal(ownership) == "20-2.3 cannot be unmounted: disk15 is still being unmounted after 0 s"
+    assert unmount_error(ownership) == "20-2.3 cannot be unmounted: disk15 is still being unmounted after 0 s"
 
 
 def test_no_diskutil(tree: Tree, disks: Disks, ownership: IORegistryOwnership) -> None:
     add_apfs_disk(tree)
     disks.mount("/dev/disk15s1", "/Volumes/One")
     disks.diskutil.unlink()
-    assert refusal(ownership) == f"20-2.3 cannot be unmounted: {disks.diskutil}: No such file or directory"
+    assert (
+        unmount_error(ownership) == f"20-2.3 cannot be unmounted: {disks.diskutil}: No such file or directory"
+    )

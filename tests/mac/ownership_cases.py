@@ -17,7 +17,7 @@ from tests.mac.kernel.switches import Switches
 from tests.mac.mac import Device
 from tests.mac.rig import mac
 from tests.mac.tree import BUSID, Tree
-from usbipd.cli import report
+from usbipd.cli import bug_report
 from usbipd.errors import ClaimError
 from usbipd.usb import ioregistry
 from usbipd.usb.ioregistry import IORegistryOwnership
@@ -136,8 +136,8 @@ def test_the_registry_in_a_report(tree: Tree, monkeypatch: pytest.MonkeyPatch) -
     device = tree.add_device("Stick", UsbExclusiveOwner="pid 7, usbipd")
     interface = tree.add_interface(device, 0, bInterfaceClass=8)
     tree.add(interface, "IOMedia", "Medium", BSD_Name="disk4")
-    monkeypatch.setattr("usbipd.cli.report.sys.platform", "darwin")
-    entries = report.registry_below(BUSID)
+    monkeypatch.setattr("usbipd.cli.bug_report.sys.platform", "darwin")
+    entries = bug_report.registry_below(BUSID)
     assert entries is not None
     assert [(each.depth, each.class_name, each.name) for each in entries] == [
         (0, "IOUSBHostDevice", "Stick"),
@@ -148,8 +148,8 @@ def test_the_registry_in_a_report(tree: Tree, monkeypatch: pytest.MonkeyPatch) -
     assert [each.interface for each in entries] == [None, 0, None]
     assert [each.bsd_name for each in entries] == [None, None, "disk4"]
     assert [each.registry_id for each in entries][:2] == [device, interface]
-    assert report.registry_below("20-9") == []
-    assert (report.interface_classes(BUSID), report.interface_classes("20-9")) == ([8], [])
+    assert bug_report.registry_below("20-9") == []
+    assert (bug_report.interface_classes(BUSID), bug_report.interface_classes("20-9")) == ([8], [])
 
 
 # ---- a device whose worker was killed ------------------------------------------------------------

@@ -23,23 +23,23 @@ pytestmark = pytest.mark.usefixtures("tree")
 
 
 def test_every_question_is_answered_and_what_happens_is_told() -> None:
-    heard: list[str] = []
-    listener = PowerListener(heard.append)
+    events: list[str] = []
+    listener = PowerListener(events.append)
     assert mac().call("power_listeners") == 1
     assert mac().call("ask_power", CAN_SLEEP)
-    assert heard == []
+    assert events == []
     assert mac().sleep()
-    asyncio.run(until(lambda: heard == [SLEEPS]))
+    asyncio.run(until(lambda: events == [SLEEPS]))
     mac().call("tell_power", WILL_NOT_SLEEP)
     mac().call("tell_power", WILL_POWER_ON)
     mac().wake()
-    asyncio.run(until(lambda: heard == [SLEEPS, WAKES]))
+    asyncio.run(until(lambda: events == [SLEEPS, WAKES]))
     listener.close()
     listener.close()
     assert mac().call("power_listeners") == 0
     assert mac().sleep()
     mac().wake()
-    assert heard == [SLEEPS, WAKES]
+    assert events == [SLEEPS, WAKES]
 
 
 def test_a_question_is_answered_while_python_is_busy() -> None:

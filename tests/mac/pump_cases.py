@@ -23,7 +23,7 @@ from tests.mac.pump_rig import (
     PumpRig,
     counts_aborted_bytes,
     fresh_switches,
-    outcome,
+    summary,
 )
 from tests.mac.rig import mac
 from tests.urb import Reply, RetSubmit, Submit
@@ -115,7 +115,7 @@ def all_read(rig: PumpRig, endpoint: int, urbs: list[Submit]) -> None:
     for number, urb in enumerate(urbs):
         data = bytes([number] * (number + 1))
         rig.usb.give(endpoint, data)
-        assert outcome(rig.more()[0]) == (urb.seqnum, 0, data)
+        assert summary(rig.more()[0]) == (urb.seqnum, 0, data)
 
 
 # ---- UNLINK --------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def test_what_an_in_had_read_is_given_once_or_the_urb_ends(rig: PumpRig, counts:
     expected = (
         (first.seqnum, 0, b"1" * 512 + b"2" * 512 + b"3" * 100) if counts else (third.seqnum, 0, b"3" * 100)
     )
-    assert [outcome(reply) for reply in rig.more()] == [expected]
+    assert [summary(reply) for reply in rig.more()] == [expected]
     if counts:
         cancelled(rig, third)
 
@@ -203,7 +203,7 @@ def test_an_abort_that_meets_a_completion(rig: PumpRig, given: int) -> None:
     rig.usb.give(IN, data)
     rig.usb.until_waiting(IN, 2)
     replies = rig.replies_to(rig.unlink(third), count=3)
-    by_seqnum = {reply.seqnum: outcome(reply)[1:] for reply in replies}
+    by_seqnum = {reply.seqnum: summary(reply)[1:] for reply in replies}
     assert by_seqnum[first.seqnum] == (0, data)
     assert by_seqnum[second.seqnum] == (-LINUX_EILSEQ, b"")
 
@@ -218,7 +218,7 @@ def test_an_unlink_that_meets_the_completion_of_its_urb(rig: PumpRig) -> None:
     rig.usb.until_waiting(IN, 1)
     unlink = rig.unlink(second)
     replies = rig.replies_to(unlink, count=4)
-    assert [outcome(reply) for reply in replies[:3]] == [
+    assert [summary(reply) for reply in replies[:3]] == [
         (first.seqnum, 0, b"first"),
         (second.seqnum, 0, b"second"),
         (unlink.seqnum, 0, b""),
@@ -255,7 +255,7 @@ def test_an_unlink_of_a_control_urb_that_waits_leaves_the_device_alone(rig: Pump
     cancelled(rig, urbs[1])
     rig.usb.hold_control(False)
     replies = rig.more(2)
-    assert [outcome(reply) for reply in replies] == [(urbs[n].seqnum, 0, b"A" * 0x40) for n in (0, 2)]
+    assert [summary(reply) for reply in replies] == [(urbs[n].seqnum, 0, b"A" * 0x40) for n in (0, 2)]
     assert len(rig.usb.requests()) == 2
 
 
@@ -266,7 +266,7 @@ def test_an_abort_of_one_control_urb_is_for_that_one(rig: PumpRig) -> None:
     rig.usb.until_waiting(0, 1)
     cancelled(rig, urbs[0])
     rig.usb.hold_control(False)
-    assert [outcome(reply) for reply in rig.more()] == [(urbs[1].seqnum, 0, b"A" * 0x40)]
+    assert [summary(reply) for reply in rig.more()] == [(urbs[1].seqnum, 0, b"A" * 0x40)]
     assert len(rig.usb.requests()) == 1
 
 
@@ -290,7 +290,7 @@ def test_a_cleared_halt_leaves_the_urbs_of_its_endpoint(rig: PumpRig, counts: bo
     for urb in urbs if counts else urbs[1:]:
         rig.until_waiting(IN, len(urbs) - urbs.index(urb))
         rig.usb.give(IN, b"x")
-        assert [outcome(reply) for reply in rig.more()] == [(urb.seqnum, 0, before + b"x")]
+        assert [summary(reply) for reply in rig.more()] == [(urb.seqnum, 0, before + b"x")]
         before = b""
 
 
@@ -375,7 +375,7 @@ def test_a_new_setting_ends_the_urbs_of_its_interface(rig: PumpRig, setup: str) 
     assert ends(replies) == [*((urb.seqnum, -LINUX_ESHUTDOWN) for urb in expected), (asked.seqnum, 0)]
     if setup == ISO_OFF:
         rig.usb.give(IN_1, b"data")
-        assert [outcome(reply) for reply in rig.more()] == [(other.seqnum, 0, b"data")]
+        assert [summary(reply) for reply in rig.more()] == [(other.seqnum, 0, b"data")]
 
 
 def test_a_client_that_leaves_takes_its_urbs_along(rig: PumpRig) -> None:

@@ -148,5 +148,5 @@ def address_of(urb: Submit) -> int:
     return urb.ep | (0x80 if urb.direction else 0)
 
 
-def outcome(reply: Reply) -> tuple[int, int, bytes]:
+def summary(reply: Reply) -> tuple[int, int, bytes]:
     return reply.seqnum, reply.status, reply.data if isinstance(reply, RetSubmit) else b""

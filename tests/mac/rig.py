@@ -17,7 +17,7 @@ from tests.unit.worker.rig import Rig
 from tests.urb import Command, Reply, RetSubmit, encode
 from usbipd import _pump
 from usbipd._claim import Claim, libusb_runtime_version
-from usbipd.ipc.reports import DeviceMemory
+from usbipd.ipc.control_messages import DeviceMemory
 
 PATIENCE: Final = 10.0
 """Seconds until a reply that does not come fails a test."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.hostile import Outcome, Plan
+from tests.hostile import Plan, Result
 from usbipd import confinement
 from usbipd.ipc.children import Confinement
 from usbipd.privileges import RunAs
@@ -61,10 +61,10 @@ def run(plan: Plan) -> "subprocess.CompletedProcess[bytes]":
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False)
 
 
-def outcome(plan: Plan, code: int = 0) -> Outcome:
+def result_of(plan: Plan, code: int = 0) -> Result:
     done = run(plan)
     assert done.returncode == code, done.stderr.decode()
-    return msgspec.json.decode(done.stdout, type=Outcome)
+    return msgspec.json.decode(done.stdout, type=Result)
 
 
 def wanted(succeeded: list[str]) -> set[str]:
@@ -74,7 +74,7 @@ def wanted(succeeded: list[str]) -> set[str]:
 
 
 def test_a_worker_that_was_taken_over_can_do_nothing(order: Confinement, victims: dict[str, int]) -> None:
-    found = outcome(Plan(order=order, victims=victims))
+    found = result_of(Plan(order=order, victims=victims))
     assert wanted(found.succeeded) == set()
     assert found.broken == []
     assert found.lacks is None
@@ -83,7 +83,7 @@ def test_a_worker_that_was_taken_over_can_do_nothing(order: Confinement, victims
 
 
 def test_a_server_that_was_taken_over_can_do_nothing(order: Confinement, victims: dict[str, int]) -> None:
-    found = outcome(Plan(order=order, victims=victims, accepts=True))
+    found = result_of(Plan(order=order, victims=victims, accepts=True))
     assert wanted(found.succeeded) == set()
     assert found.broken == []
 
@@ -94,7 +94,7 @@ def test_the_filter_stands_for_another_layer(
     order: Confinement, victims: dict[str, int], absent: str
 ) -> None:
     """As in a container, or with a kernel that does not have it."""
-    found = outcome(Plan(order=order, victims=victims, sabotage=absent))
+    found = result_of(Plan(order=order, victims=victims, sabotage=absent))
     assert found.succeeded == (["more open files"] if absent == NO_LIMITS else [])
 
 
@@ -102,7 +102,7 @@ def test_the_filter_stands_for_another_layer(
 def test_without_a_filter_sockets_lead_nowhere(order: Confinement, victims: dict[str, int]) -> None:
     """As on an architecture that has none: what is left is in an empty namespace."""
     others = {who: pid for who, pid in victims.items() if who != "its own user"}
-    found = outcome(Plan(order=order, victims=others, sabotage=NO_FILTER))
+    found = result_of(Plan(order=order, victims=others, sabotage=NO_FILTER))
     assert found.lacks == "this kernel or architecture has no filter of system calls"
     found.succeeded.remove("kill all")  # which is no error even if all of them refuse: kernel/signal.c
     found.succeeded.remove("connect a listener by TCP Fast Open")  # it was made in the host's namespace
@@ -118,7 +118,7 @@ def test_a_filter_that_is_required_and_absent_ends_the_process(order: Confinemen
     done = run(Plan(order=required, sabotage=NO_FILTER, accepts=accepts))
     assert (done.returncode, done.stdout) == (1, b"")
     assert "not confined as required: this kernel or architecture has no filter" in done.stderr.decode()
-    assert outcome(Plan(order=required, accepts=accepts)).lacks is None
+    assert result_of(Plan(order=required, accepts=accepts)).lacks is None
 
 
 @as_root
@@ -142,7 +142,7 @@ def test_a_process_that_holds_too_much_ends(
 
 
 def test_abort_ends_a_confined_process_by_its_signal(order: Confinement) -> None:
-    outcome(Plan(order=order, aborts=True), code=-signal.SIGABRT)
+    result_of(Plan(order=order, aborts=True), code=-signal.SIGABRT)
 
 
 @as_root

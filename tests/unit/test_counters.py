@@ -17,7 +17,7 @@ from usbipd.counters import (
     read_counters,
     read_rate,
 )
-from usbipd.ipc.reports import Counters, Latency, Rate
+from usbipd.ipc.control_messages import Counters, Latency, Rate
 
 NOW = 1_000_000_000_000
 SECOND = 1_000_000

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from usbipd.findings import check_libusb
-from usbipd.ipc.reports import CheckState
+from usbipd.ipc.control_messages import CheckState
 
 
 @pytest.mark.parametrize(

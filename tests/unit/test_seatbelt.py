@@ -158,7 +158,7 @@ def confine(
     )
 
 
-def outcome(done: "subprocess.CompletedProcess[str]") -> list[object]:
+def parse_output(done: "subprocess.CompletedProcess[str]") -> list[object]:
     assert done.returncode == 0, done.stderr
     found: list[object] = msgspec.json.decode(done.stdout)
     return found
@@ -168,7 +168,7 @@ def outcome(done: "subprocess.CompletedProcess[str]") -> list[object]:
 def test_under_the_profile_nothing_works_and_all_that_is_needed_does(
     order: Confinement, library: Path
 ) -> None:
-    _user, lacks, works = outcome(confine(order, library))
+    _user, lacks, works = parse_output(confine(order, library))
     assert (lacks, works) == (None, [])
 
 
@@ -176,9 +176,9 @@ def test_under_the_profile_nothing_works_and_all_that_is_needed_does(
 @as_root
 def test_it_has_dropped_before(order: Confinement, library: Path) -> None:
     done = confine(order, library)
-    assert outcome(done)[0] == str(UID)
+    assert parse_output(done)[0] == str(UID)
     refused = confine(order, library, SANDBOX_REFUSES="1")
-    user, lacks, works = outcome(refused)
+    user, lacks, works = parse_output(refused)
     assert user == str(UID)
     assert lacks == "this Mac refuses the Seatbelt profile: sandbox_init: profile refused"
     assert isinstance(works, list)
@@ -202,7 +202,7 @@ def test_it_has_dropped_before(order: Confinement, library: Path) -> None:
 def test_a_profile_that_does_not_hold_is_noticed(library: Path, left: str, works: str) -> None:
     order = Confinement(run_as=None, root=None)  # no other layer stands for it
     lacks = f"the Seatbelt profile does not hold: it can still {works}"
-    assert outcome(confine(order, library, SANDBOX_LEAVES=left))[1] == lacks
+    assert parse_output(confine(order, library, SANDBOX_LEAVES=left))[1] == lacks
     required = msgspec.structs.replace(order, sandbox="require")
     done = confine(required, library, SANDBOX_LEAVES=left)
     assert (done.returncode, done.stdout) == (1, "")
@@ -214,7 +214,7 @@ def test_a_profile_that_does_not_hold_is_noticed(library: Path, left: str, works
 def test_a_mac_without_the_sandbox(order: Confinement, library: Path, is_there: bool) -> None:
     preloaded = library if is_there else None
     why = "sandbox_init: profile refused" if is_there else "there is no sandbox_init"
-    lacks = outcome(confine(order, preloaded, SANDBOX_REFUSES="1"))[1]
+    lacks = parse_output(confine(order, preloaded, SANDBOX_REFUSES="1"))[1]
     assert lacks == f"this Mac refuses the Seatbelt profile: {why}"
     required = msgspec.structs.replace(order, sandbox="require")
     done = confine(required, preloaded, SANDBOX_REFUSES="1")
@@ -225,7 +225,7 @@ def test_a_mac_without_the_sandbox(order: Confinement, library: Path, is_there: 
 @on_linux
 def test_a_worker_that_goes_without_is_in_no_sandbox(library: Path) -> None:
     order = Confinement(run_as=None, root=None, sandbox="off")
-    _user, lacks, works = outcome(confine(order, library))
+    _user, lacks, works = parse_output(confine(order, library))
     assert lacks is None
     assert isinstance(works, list)
     assert {"open a file", "reach the network", "signal the extension"} <= set(works)

@@ -1,1 +1,1 @@
-"""The user's commands, one module a verb.  Runs in the caller's process."""
+"""The user's commands, one module a command.  Runs in the caller's process."""

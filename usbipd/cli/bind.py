@@ -3,14 +3,15 @@
 import argparse
 from typing import Final, get_args
 
+from usbipd.cli.arguments import add_json_argument, check_networks, network
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.device import binding_name, device_name
 from usbipd.cli.documents import BindDocument, render
 from usbipd.cli.hardware import add_hardware_arguments, check_hardware_arguments, hardware_of
-from usbipd.cli.outcome import emit, say
-from usbipd.cli.verb import Verb, add_json_argument, always, check_networks, network
+from usbipd.cli.output import emit, say
+from usbipd.cli.subcommand import Subcommand, always
+from usbipd.ipc.control_messages import BindParameters, BindResult, Networks
 from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import BindParameters, BindResult, Networks
 from usbipd.usb.identity import parse_busid
 
 MOST_NETWORKS: Final[int] = get_args(Networks)[1].max_length
@@ -62,11 +63,11 @@ def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
     if arguments.json:
         emit(render(BindDocument(binding=result.binding, devices=result.devices)))
     else:
-        say(_outcome(result))
+        say(_format_result(result))
     return 0
 
 
-def _outcome(result: BindResult) -> str:
+def _format_result(result: BindResult) -> str:
     with_whom = _with_whom(result)
     lines = [f"{device.busid} is shared{with_whom}: {device_name(device)}" for device in result.devices]
     if not lines:
@@ -79,7 +80,7 @@ def _with_whom(result: BindResult) -> str:
     return f" with {', '.join(allow)} only" if allow else ""
 
 
-VERB = Verb(
+SUBCOMMAND = Subcommand(
     add_arguments=add_arguments,
     requires_extension=always,
     run=run,

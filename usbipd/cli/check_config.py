@@ -9,7 +9,7 @@ import msgspec
 
 from usbipd import paths, privileges
 from usbipd.cli.documents import Document, render
-from usbipd.cli.outcome import emit, say
+from usbipd.cli.output import emit, say
 from usbipd.config import ServerConfig, load
 from usbipd.errors import UsageError
 from usbipd.host_needs import check_host

@@ -9,10 +9,10 @@ from typing import Final, Self, TypeVar
 from usbipd.control_socket import MAX_SOCKET_PATH, system_control_socket, usual_control_socket
 from usbipd.errors import ExtensionUnreachableError, IPCError, UsageError
 from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.control_messages import PEOPLE
 from usbipd.ipc.conversation import Event
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import PEOPLE
 
 ANSWER_TIMEOUT: Final = 30.0
 """Seconds; giving a device back to a driver takes a few."""

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from usbipd.cli.quantity import format_clock
 from usbipd.cli.table import wrap
-from usbipd.ipc.reports import BindingReport, DeviceReport
+from usbipd.cli.units import format_clock
+from usbipd.ipc.control_messages import BindingInfo, DeviceInfo
 
 
 def hardware_id(vendor_id: int, product_id: int) -> str:
@@ -12,7 +12,7 @@ def hardware_id(vendor_id: int, product_id: int) -> str:
     return f"{vendor_id:04x}:{product_id:04x}"
 
 
-def device_name(device: DeviceReport, *, with_maker: bool = True) -> str:
+def device_name(device: DeviceInfo, *, with_maker: bool = True) -> str:
     """What the device calls itself, marked as simulated if it is and does not say so."""
     words = [word.strip() for word in (device.manufacturer, device.product) if word and word.strip()]
     if len(words) == 2 and (not with_maker or words[1].startswith(words[0])):
@@ -24,14 +24,14 @@ def device_name(device: DeviceReport, *, with_maker: bool = True) -> str:
     return " ".join(words)
 
 
-def device_user(device: DeviceReport) -> str:
+def device_user(device: DeviceInfo) -> str:
     """Who uses the device now: a client of the network, or drivers of this host."""
     if device.client is not None:
         return device.client
     return ", ".join(sorted(set(device.drivers)))
 
 
-def binding_name(binding: BindingReport) -> str:
+def binding_name(binding: BindingInfo) -> str:
     """What the binding means: `0781:5581 at 3-1 (Ultra)`."""
     parts = [hardware_id(binding.vendor_id, binding.product_id)]
     if binding.busid is not None:
@@ -43,7 +43,7 @@ def binding_name(binding: BindingReport) -> str:
     return " ".join(parts)
 
 
-def format_failures(devices: Iterable[DeviceReport], width: int) -> str:
+def format_failures(devices: Iterable[DeviceInfo], width: int) -> str:
     """Why devices failed, what to try, and when it is tried again."""
     text = ""
     for device in devices:

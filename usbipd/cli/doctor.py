@@ -12,12 +12,12 @@ from typing import Final
 
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.documents import HealthDocument, render
-from usbipd.cli.outcome import emit, say
+from usbipd.cli.output import emit, say
+from usbipd.cli.subcommand import Subcommand, never
 from usbipd.cli.table import wrap
 from usbipd.cli.terminal import terminal_width
-from usbipd.cli.verb import Verb, never
 from usbipd.errors import UsageError
-from usbipd.ipc.reports import CheckReport, CheckState
+from usbipd.ipc.control_messages import CheckResult, CheckState
 from usbipd.spelling import Spelling
 from usbipd.usb.identity import parse_busid
 
@@ -73,16 +73,16 @@ def write_report(
     extension: ControlConnection, path: Path, *, try_claims: Sequence[str], with_serials: bool
 ) -> int:
     """Write a report to `path`, the empty one being a new file of the usual name; the exit code, always 0."""
-    from usbipd.cli import report  # here: it takes long, and no other command needs it
+    from usbipd.cli import bug_report  # here: it takes long, and no other command needs it
 
-    document = report.Reporter(extension).report(try_claims)
+    document = bug_report.BugReporter(extension).collect(try_claims)
     if not with_serials:
-        document = report.hide_serials(document)
+        document = bug_report.redact_serials(document)
     if path == REPORT_TO_STDOUT:
         emit(render(document))
     else:
-        path = report.usual_name() if path == Path() else path
-        report.write(document, path)
+        path = bug_report.usual_name() if path == Path() else path
+        bug_report.write(document, path)
     say("It contains:")
     for line in document.contains:
         say(f"  {line}")
@@ -96,7 +96,7 @@ def write_report(
 
 def show_health(extension: ControlConnection, *, as_json: bool) -> int:
     """Print every check; the exit code: 1 if one failed.  `extension` is not open yet."""
-    from usbipd.cli.checks import examine  # here: it takes long, and no other command needs it
+    from usbipd.cli.offline_checks import examine  # here: it takes long, and no other command needs it
 
     checks = examine(extension)
     if as_json:
@@ -107,7 +107,7 @@ def show_health(extension: ControlConnection, *, as_json: bool) -> int:
     return 1 if any(check.state is CheckState.FAILED for check in checks) else 0
 
 
-def format_checks(checks: Sequence[CheckReport], width: int) -> str:
+def format_checks(checks: Sequence[CheckResult], width: int) -> str:
     """A paragraph for each check: how it came out, its name, what it found, its numbered steps."""
     names = max((len(check.name) for check in checks), default=0)
     states = max(len(state.value) for state in CheckState)
@@ -121,7 +121,7 @@ def format_checks(checks: Sequence[CheckReport], width: int) -> str:
     return text
 
 
-def _summary(checks: Sequence[CheckReport]) -> str:
+def _summary(checks: Sequence[CheckResult]) -> str:
     failed = sum(check.state is CheckState.FAILED for check in checks)
     warnings = sum(check.state is CheckState.WARNING for check in checks)
     parts = [
@@ -132,7 +132,7 @@ def _summary(checks: Sequence[CheckReport]) -> str:
     return ", ".join(parts) or "All is well."
 
 
-VERB = Verb(
+SUBCOMMAND = Subcommand(
     add_arguments=add_arguments,
     requires_extension=never,
     run=run,

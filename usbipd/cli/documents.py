@@ -9,15 +9,15 @@ from typing import Final
 import msgspec
 
 from usbipd.errors import UsbipdError
-from usbipd.ipc.messages import ErrorReport
-from usbipd.ipc.reports import (
-    BindingReport,
-    CheckReport,
-    DeviceReport,
+from usbipd.ipc.control_messages import (
+    BindingInfo,
+    CheckResult,
+    DeviceInfo,
     HistoryEntry,
-    LeftOutReport,
+    LeftOutInfo,
     StatusResult,
 )
+from usbipd.ipc.messages import ErrorInfo
 
 FORMAT: Final = 1
 
@@ -31,9 +31,9 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
 class ListDocument(Document, frozen=True, kw_only=True):
     """`usbipd list --json`."""
 
-    devices: list[DeviceReport]
-    bindings: list[BindingReport]
-    left_out: list[LeftOutReport]
+    devices: list[DeviceInfo]
+    bindings: list[BindingInfo]
+    left_out: list[LeftOutInfo]
 
 
 class RemoteInterface(msgspec.Struct, frozen=True):
@@ -72,14 +72,14 @@ class RemoteListDocument(Document, frozen=True, kw_only=True):
 class BindDocument(Document, frozen=True, kw_only=True):
     """`usbipd bind --json`."""
 
-    binding: BindingReport
-    devices: list[DeviceReport]
+    binding: BindingInfo
+    devices: list[DeviceInfo]
 
 
 class UnbindDocument(Document, frozen=True, kw_only=True):
     """`usbipd unbind --json`."""
 
-    bindings: list[BindingReport]
+    bindings: list[BindingInfo]
     busids: list[str]
     still_shared: list[str]
 
@@ -113,18 +113,18 @@ class HistoryDocument(Document, frozen=True, kw_only=True):
 class HealthDocument(Document, frozen=True, kw_only=True):
     """`usbipd doctor --json` and `usbipd-ext --health --json`."""
 
-    checks: list[CheckReport]
+    checks: list[CheckResult]
 
 
 class ErrorDocument(Document, frozen=True, kw_only=True):
     """What any command prints instead of its document when it fails."""
 
-    error: ErrorReport
+    error: ErrorInfo
 
 
 def error_document(error: UsbipdError) -> ErrorDocument:
     """`error` as a document."""
-    return ErrorDocument(error=ErrorReport(code=error.code, message=error.message, advice=error.advice))
+    return ErrorDocument(error=ErrorInfo(code=error.code, message=error.message, advice=error.advice))
 
 
 def render(document: Document) -> str:

@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, get_args
 
 from usbipd import __version__
-from usbipd.cli.outcome import conclude
-from usbipd.cli.verb import (
+from usbipd.cli.arguments import (
     Parser,
     add_json_argument,
     add_socket_argument,
@@ -20,6 +19,7 @@ from usbipd.cli.verb import (
     network,
     path,
 )
+from usbipd.cli.output import run_to_exit_code
 from usbipd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ STATUS: Final = "--status"
 HEALTH: Final = "--health"
 CHECK_CONFIG: Final = "--check-config"
 
-GOES_WITH: Final[Mapping[str, tuple[str, ...]]] = {
+ACTIONS_OF_OPTION: Final[Mapping[str, tuple[str, ...]]] = {
     "--listen": (RUN,),
     "--allow": (RUN,),
     "--simulate": (RUN,),
@@ -133,7 +133,7 @@ def run(argv: Sequence[str], load_daemon: "Callable[[], RunDaemon]") -> int:
     """Parse and carry out one command; raises `UsbipdError`."""
     arguments = build_parser().parse_args(argv)
     action = next(each for each in (RUN, STATUS, HEALTH, CHECK_CONFIG) if _value(arguments, each))
-    for option, actions in GOES_WITH.items():
+    for option, actions in ACTIONS_OF_OPTION.items():
         if action not in actions and _value(arguments, option) not in (None, False):
             raise UsageError(f"{option} goes with {' or '.join(actions)}, not with {action}", code="usage")
     if action == RUN:
@@ -216,4 +216,4 @@ def configuration(arguments: argparse.Namespace) -> "ServerConfig":
 
 def main(argv: Sequence[str], load_daemon: "Callable[[], RunDaemon]") -> int:
     """Entry point; returns the exit code."""
-    return conclude("usbipd-ext", argv, lambda: run(argv, load_daemon))
+    return run_to_exit_code("usbipd-ext", argv, lambda: run(argv, load_daemon))

@@ -1,10 +1,10 @@
-"""`--hardware-id` and `--serial`, by which verbs mean devices in any port.  Runs in the caller's process."""
+"""`--hardware-id` and `--serial`: devices by what they are, in any port.  Runs in the caller's process."""
 
 import argparse
 from typing import Final, get_args
 
 from usbipd.errors import UsageError
-from usbipd.ipc.reports import HardwareId, Serial
+from usbipd.ipc.control_messages import HardwareId, Serial
 from usbipd.usb.identity import parse_hardware_id
 
 LONGEST_SERIAL: Final[int] = get_args(Serial)[1].max_length

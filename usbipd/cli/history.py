@@ -5,16 +5,17 @@ People read the newest entry last, where a terminal leaves them; the document ha
 
 import argparse
 
+from usbipd.cli.arguments import add_json_argument, count
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.device import hardware_id
 from usbipd.cli.documents import HistoryDocument, render
-from usbipd.cli.outcome import emit, say
-from usbipd.cli.quantity import format_bytes, format_duration, format_time
+from usbipd.cli.output import emit, say
+from usbipd.cli.subcommand import Subcommand, always
 from usbipd.cli.table import Column, format_table, wrap
 from usbipd.cli.terminal import terminal_width
-from usbipd.cli.verb import Verb, add_json_argument, always, count
+from usbipd.cli.units import format_bytes, format_duration, format_time
+from usbipd.ipc.control_messages import HISTORY_PAGE, HistoryEntry, HistoryParameters, HistoryResult
 from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import HISTORY_PAGE, HistoryEntry, HistoryParameters, HistoryResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +102,7 @@ def _details(entry: HistoryEntry) -> str:
     return ": ".join(part for part in (", ".join(figures), entry.reason) if part)
 
 
-VERB = Verb(
+SUBCOMMAND = Subcommand(
     add_arguments=add_arguments,
     requires_extension=always,
     run=run,

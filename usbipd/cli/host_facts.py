@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from usbipd import __version__, launchd, paths
-from usbipd.cli.checks import TIMEOUT
-from usbipd.cli.report_document import HostFacts, LaunchdJob
+from usbipd.cli.bug_report_document import HostFacts, LaunchdJob
+from usbipd.cli.offline_checks import TIMEOUT
 from usbipd.text import readable
 from usbipd.usb import libusb_version
 

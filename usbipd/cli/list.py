@@ -3,17 +3,18 @@
 import argparse
 from typing import Final
 
+from usbipd.cli.arguments import add_json_argument, host_and_port, seconds
 from usbipd.cli.connection import ANSWER_TIMEOUT, ControlConnection
 from usbipd.cli.device import device_name, device_user, format_failures, hardware_id
 from usbipd.cli.documents import ListDocument, RemoteDevice, RemoteInterface, RemoteListDocument, render
-from usbipd.cli.outcome import emit, say
+from usbipd.cli.output import emit, say
 from usbipd.cli.remote import fetch_devlist
+from usbipd.cli.subcommand import Subcommand
 from usbipd.cli.table import Column, format_table, wrap
 from usbipd.cli.terminal import terminal_width
 from usbipd.cli.usb_class import class_name, count_classes
-from usbipd.cli.verb import Verb, add_json_argument, host_and_port, seconds
+from usbipd.ipc.control_messages import BindingInfo, DeviceInfo, LeftOutInfo, ListResult
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.reports import BindingReport, DeviceReport, LeftOutReport, ListResult
 from usbipd.protocol.constants import Speed
 from usbipd.protocol.op import UsbDevice
 
@@ -77,7 +78,7 @@ def format_list(result: ListResult, width: int) -> str:
     return "\n".join(parts)
 
 
-def format_local(devices: list[DeviceReport], width: int) -> str:
+def format_local(devices: list[DeviceInfo], width: int) -> str:
     """The table of `usbipd list`."""
     columns = (
         Column("BUSID"),
@@ -99,7 +100,7 @@ def format_local(devices: list[DeviceReport], width: int) -> str:
     return format_table(columns, rows, width)
 
 
-def format_left_out(devices: list[LeftOutReport], width: int) -> str:
+def format_left_out(devices: list[LeftOutInfo], width: int) -> str:
     """Why devices cannot be shared, and what to try."""
     text = ""
     for device in devices:
@@ -120,7 +121,7 @@ def format_restrictions(result: ListResult, width: int) -> str:
     return text
 
 
-def format_absent(bindings: list[BindingReport], width: int) -> str:
+def format_absent(bindings: list[BindingInfo], width: int) -> str:
     """The table of bindings whose device is not there."""
     columns = (
         Column("VID:PID"),
@@ -142,7 +143,7 @@ def format_absent(bindings: list[BindingReport], width: int) -> str:
     return format_table(columns, rows, width)
 
 
-def format_replacements(result: ListResult, absent: list[BindingReport], width: int) -> str:
+def format_replacements(result: ListResult, absent: list[BindingInfo], width: int) -> str:
     """The devices that are at the port of another one that is bound, and what makes them different."""
     text = ""
     for binding in absent:
@@ -151,7 +152,7 @@ def format_replacements(result: ListResult, absent: list[BindingReport], width: 
             now = describe(found.vendor_id, found.product_id, found.serial)
             bound = describe(binding.vendor_id, binding.product_id, binding.serial)
             text += wrap(f"bound: {bound}; plugged in: {now}", width, "  ", first=begin)
-            unbind, bind = (f"`usbipd {verb} --busid {found.busid}`" for verb in ("unbind", "bind"))
+            unbind, bind = (f"`usbipd {command} --busid {found.busid}`" for command in ("unbind", "bind"))
             text += wrap(f"hint: to share it instead, {unbind}, then {bind}", width, "    ", first="  ")
     return text
 
@@ -226,7 +227,7 @@ def _speed_label(speed: int) -> str:
         return {4: "wireless", 6: "super plus"}.get(speed, "unknown")  # include/uapi/linux/usb/ch9.h
 
 
-VERB = Verb(
+SUBCOMMAND = Subcommand(
     add_arguments=add_arguments,
     requires_extension=requires_extension,
     run=run,

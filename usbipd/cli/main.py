@@ -8,10 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from usbipd import __version__
-from usbipd.cli.outcome import conclude
-from usbipd.cli.verb import Parser, Verb, add_socket_argument
+from usbipd.cli.arguments import Parser, add_socket_argument
+from usbipd.cli.output import run_to_exit_code
+from usbipd.cli.subcommand import Subcommand
 
-VERBS: Final[Mapping[str, str]] = {
+SUBCOMMANDS: Final[Mapping[str, str]] = {
     "list": "show the USB devices of this machine, or those that another one shares",
     "bind": "share a device with USB/IP clients, now and whenever it is plugged in",
     "unbind": "stop sharing a device and give it back to this machine",
@@ -21,35 +22,35 @@ VERBS: Final[Mapping[str, str]] = {
     "history": "show past claims, attachments, releases and failures",
     "doctor": "check the daemon and this machine and suggest fixes",
 }
-"""Each verb with its summary; its arguments and what it does are in the module of its name."""
+"""Each command with its summary; its arguments and what it does are in the module of its name."""
 
 
-def load(name: str) -> Verb:
-    """The verb of this name.  Imports its module, which takes a while, and that of no other one."""
+def load(name: str) -> Subcommand:
+    """The command of this name.  Imports its module, which takes a while, and that of no other one."""
     match name:
         case "list":
-            from usbipd.cli.list import VERB
+            from usbipd.cli.list import SUBCOMMAND
         case "bind":
-            from usbipd.cli.bind import VERB
+            from usbipd.cli.bind import SUBCOMMAND
         case "unbind":
-            from usbipd.cli.unbind import VERB
+            from usbipd.cli.unbind import SUBCOMMAND
         case "detach":
-            from usbipd.cli.detach import VERB
+            from usbipd.cli.detach import SUBCOMMAND
         case "release":
-            from usbipd.cli.release import VERB
+            from usbipd.cli.release import SUBCOMMAND
         case "status":
-            from usbipd.cli.status import VERB
+            from usbipd.cli.status import SUBCOMMAND
         case "history":
-            from usbipd.cli.history import VERB
+            from usbipd.cli.history import SUBCOMMAND
         case "doctor":
-            from usbipd.cli.doctor import VERB
+            from usbipd.cli.doctor import SUBCOMMAND
         case _:
-            raise ValueError(f"there is no verb {name!r}")
-    return VERB
+            raise ValueError(f"there is no command {name!r}")
+    return SUBCOMMAND
 
 
-def build_parser(whole: Collection[str] = VERBS) -> argparse.ArgumentParser:
-    """The command line of `usbipd`: every verb, and of those in `whole` what they take."""
+def build_parser(detailed: Collection[str] = SUBCOMMANDS) -> argparse.ArgumentParser:
+    """The command line of `usbipd`: every command, and of those in `detailed` what they take."""
     parser = Parser(
         prog="usbipd",
         description="Shares USB devices of this machine over USB/IP.",
@@ -58,32 +59,32 @@ def build_parser(whole: Collection[str] = VERBS) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"usbipd {__version__}")
     add_socket_argument(parser, None)
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for name, summary in VERBS.items():
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, summary in SUBCOMMANDS.items():
         description = f"{summary[0].upper()}{summary[1:]}."
-        subparser = verbs.add_parser(name, help=summary, description=description, allow_abbrev=False)
-        if name in whole:
-            verb = load(name)
-            verb.add_arguments(subparser)
+        subparser = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
+        if name in detailed:
+            command = load(name)
+            command.add_arguments(subparser)
             add_socket_argument(subparser, argparse.SUPPRESS)
-            subparser.set_defaults(verb=verb)
+            subparser.set_defaults(command=command)
     return parser
 
 
 def run(argv: Sequence[str]) -> int:
     """Parse and carry out one command; raises `UsbipdError`."""
-    arguments = build_parser(whole=argv).parse_args(argv)  # a verb that it does not name cannot be meant
-    verb: Verb = arguments.verb
-    verb.check(arguments)
+    arguments = build_parser(detailed=argv).parse_args(argv)  # no other command can be meant
+    command: Subcommand = arguments.command
+    command.check(arguments)
 
     from usbipd.cli.connection import ControlConnection  # here: help and a wrong usage do not ask anybody
 
     with ControlConnection(arguments.socket) as extension:
-        if verb.requires_extension(arguments):
+        if command.requires_extension(arguments):
             extension.open()
-        return verb.run(arguments, extension)
+        return command.run(arguments, extension)
 
 
 def main(argv: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
-    return conclude("usbipd", argv, lambda: run(argv))
+    return run_to_exit_code("usbipd", argv, lambda: run(argv))

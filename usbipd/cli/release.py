@@ -2,12 +2,13 @@
 
 import argparse
 
+from usbipd.cli.arguments import add_json_argument
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.documents import ReleaseDocument, render
-from usbipd.cli.outcome import emit, say
-from usbipd.cli.verb import Verb, add_json_argument, always
+from usbipd.cli.output import emit, say
+from usbipd.cli.subcommand import Subcommand, always
+from usbipd.ipc.control_messages import ReleaseParameters, ReleaseResult
 from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import ReleaseParameters, ReleaseResult
 from usbipd.usb.identity import parse_busid
 
 
@@ -33,7 +34,7 @@ def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
     return 0
 
 
-VERB = Verb(
+SUBCOMMAND = Subcommand(
     add_arguments=add_arguments,
     requires_extension=always,
     run=run,

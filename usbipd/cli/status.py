@@ -3,11 +3,15 @@
 import argparse
 from typing import Final
 
+from usbipd.cli.arguments import add_json_argument, add_watch_argument
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.device import device_name, format_failures, hardware_id
 from usbipd.cli.documents import StatusDocument, render
-from usbipd.cli.outcome import emit
-from usbipd.cli.quantity import (
+from usbipd.cli.output import emit
+from usbipd.cli.subcommand import Subcommand, always
+from usbipd.cli.table import Column, format_table, wrap
+from usbipd.cli.terminal import terminal_width
+from usbipd.cli.units import (
     format_bytes,
     format_clock,
     format_duration,
@@ -16,11 +20,8 @@ from usbipd.cli.quantity import (
     short_count,
     short_latency,
 )
-from usbipd.cli.table import Column, format_table, wrap
-from usbipd.cli.terminal import terminal_width
-from usbipd.cli.verb import Verb, add_json_argument, add_watch_argument, always
+from usbipd.ipc.control_messages import DeviceInfo, DeviceState, LoggedError, ProcessInfo, StatusResult
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.reports import DeviceReport, DeviceState, LoggedError, ProcessReport, StatusResult
 
 ERRORS_SHOWN: Final = 5
 """Of the last errors; `--json` has all that the extension remembers."""
@@ -87,7 +88,7 @@ def format_daemon(status: StatusResult, width: int) -> str:
     )
 
 
-def format_devices(devices: list[DeviceReport], width: int) -> str:
+def format_devices(devices: list[DeviceInfo], width: int) -> str:
     """Shared devices: what they are, and who has them since when."""
     columns = (
         Column("BUSID"),
@@ -113,7 +114,7 @@ def format_devices(devices: list[DeviceReport], width: int) -> str:
     return format_table(columns, rows, width)
 
 
-def format_traffic(devices: list[DeviceReport], width: int) -> str:
+def format_traffic(devices: list[DeviceInfo], width: int) -> str:
     """How claimed devices are held and what went through them since; IN is what clients read.
 
     Of the latency, P50 and P99 are what half and 99 of 100 URBs took at most.
@@ -134,7 +135,7 @@ def format_traffic(devices: list[DeviceReport], width: int) -> str:
     return format_table(columns, rows, width) if rows else ""
 
 
-def _traffic(device: DeviceReport) -> tuple[str, ...]:
+def _traffic(device: DeviceInfo) -> tuple[str, ...]:
     counters, rate, latency = device.counters, device.rate, device.latency
     return (
         device.busid,
@@ -150,7 +151,7 @@ def _traffic(device: DeviceReport) -> tuple[str, ...]:
     )
 
 
-def format_silent(processes: list[ProcessReport], width: int) -> str:
+def format_silent(processes: list[ProcessInfo], width: int) -> str:
     """The processes that do not answer."""
     text = ""
     for process in processes:
@@ -161,7 +162,7 @@ def format_silent(processes: list[ProcessReport], width: int) -> str:
     return text
 
 
-def format_confinement(processes: list[ProcessReport], width: int) -> str:
+def format_confinement(processes: list[ProcessInfo], width: int) -> str:
     """What the confinement of server and workers lacks; each reason is printed once."""
     lacking = dict.fromkeys(process.lacks for process in processes if process.lacks is not None)
     return "".join(
@@ -179,7 +180,7 @@ def format_errors(errors: list[LoggedError], width: int) -> str:
     )
 
 
-def format_processes(processes: list[ProcessReport], width: int) -> str:
+def format_processes(processes: list[ProcessInfo], width: int) -> str:
     """Every process of the daemon, the user that it runs as, and its memory."""
     columns = (
         Column("PROCESS"),
@@ -201,7 +202,7 @@ def format_processes(processes: list[ProcessReport], width: int) -> str:
     return format_table(columns, rows, width)
 
 
-VERB = Verb(
+SUBCOMMAND = Subcommand(
     add_arguments=add_arguments,
     requires_extension=always,
     run=run,

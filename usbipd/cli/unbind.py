@@ -2,14 +2,15 @@
 
 import argparse
 
+from usbipd.cli.arguments import add_json_argument
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.device import binding_name
 from usbipd.cli.documents import UnbindDocument, render
 from usbipd.cli.hardware import add_hardware_arguments, check_hardware_arguments, hardware_of
-from usbipd.cli.outcome import emit, say
-from usbipd.cli.verb import Verb, add_json_argument, always
+from usbipd.cli.output import emit, say
+from usbipd.cli.subcommand import Subcommand, always
+from usbipd.ipc.control_messages import BindingInfo, ListResult, UnbindParameters, UnbindResult
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.reports import BindingReport, ListResult, UnbindParameters, UnbindResult
 from usbipd.usb.identity import parse_busid
 
 
@@ -34,11 +35,11 @@ def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
         document = UnbindDocument(bindings=result.bindings, busids=result.busids, still_shared=sorted(still))
         emit(render(document))
     else:
-        say(_outcome(result, still))
+        say(_format_result(result, still))
     return 0
 
 
-def _still_bound(result: UnbindResult, extension: ControlConnection) -> dict[str, BindingReport]:
+def _still_bound(result: UnbindResult, extension: ControlConnection) -> dict[str, BindingInfo]:
     """The devices of the bindings that are gone that another binding still means, and that binding."""
     meant = {device for binding in result.bindings for device in binding.devices} - set(result.busids)
     if not meant:
@@ -47,7 +48,7 @@ def _still_bound(result: UnbindResult, extension: ControlConnection) -> dict[str
     return {device: binding for binding in left for device in binding.devices if device in meant}
 
 
-def _outcome(result: UnbindResult, still: dict[str, BindingReport]) -> str:
+def _format_result(result: UnbindResult, still: dict[str, BindingInfo]) -> str:
     lines = [f"no longer bound: {binding_name(binding)}" for binding in result.bindings]
     if result.busids:
         lines.append(f"no longer shared: {', '.join(result.busids)}")
@@ -58,7 +59,7 @@ def _outcome(result: UnbindResult, still: dict[str, BindingReport]) -> str:
     return "\n".join(lines) or "Nothing was bound."
 
 
-VERB = Verb(
+SUBCOMMAND = Subcommand(
     add_arguments=add_arguments,
     requires_extension=always,
     run=run,

@@ -12,13 +12,13 @@ from typing import Final, NoReturn, Protocol
 
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.documents import StatusDocument, render_line
-from usbipd.cli.outcome import emit, say
-from usbipd.cli.quantity import format_clock, format_time
+from usbipd.cli.output import emit, say
 from usbipd.cli.table import display_width, shorten, wrap
 from usbipd.cli.terminal import terminal_size, terminal_width
+from usbipd.cli.units import format_clock, format_time
 from usbipd.errors import ExtensionUnreachableError, UsbipdError
+from usbipd.ipc.control_messages import StatusResult
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.reports import StatusResult
 
 FIRST_PAUSE: Final = 0.25
 LONGEST_PAUSE: Final = 2.0

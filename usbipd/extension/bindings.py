@@ -14,8 +14,8 @@ from usbipd.access import AccessList
 from usbipd.config import AccessRule
 from usbipd.errors import UsageError, UsbipdError
 from usbipd.extension.store import Binding, Store
+from usbipd.ipc.control_messages import BindingInfo
 from usbipd.ipc.messages import LARGEST_ANSWER, encode
-from usbipd.ipc.reports import BindingReport
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.identity import DeviceRule
 
@@ -80,13 +80,13 @@ class Bindings:
             if binding.rule.fits(record)
         ]
 
-    def report(self, bindings: Sequence[Binding], records: Sequence[DeviceRecord]) -> list[BindingReport]:
+    def describe(self, bindings: Sequence[Binding], records: Sequence[DeviceRecord]) -> list[BindingInfo]:
         """These of our bindings for people, with those of `records` that each shares."""
         busids: defaultdict[DeviceRule, list[str]] = defaultdict(list)
         for record in records:
             for binding in self.that_fit(record):
                 busids[binding.rule].append(record.busid)
-        return [report_binding(binding, busids[binding.rule]) for binding in bindings]
+        return [binding_info(binding, busids[binding.rule]) for binding in bindings]
 
     def access_to(self, record: DeviceRecord) -> "DeviceAccess":
         """Which clients may know of the device and use it."""
@@ -109,7 +109,7 @@ class Bindings:
         """Keep a binding, in place of an older one of its rule.  Raises `UsbipdError`: nothing changes."""
         access = AccessList(binding.allow)
         others = [each for each in self.all() if each.rule != binding.rule]
-        if sum(len(encode(report_binding(each, []))) for each in (*others, binding)) > MOST_BYTES:
+        if sum(len(encode(binding_info(each, []))) for each in (*others, binding)) > MOST_BYTES:
             raise UsbipdError(
                 f"cannot add another binding: limit reached ({len(others)} bindings)",
                 code="too-many-bindings",
@@ -144,12 +144,12 @@ def _place(rule: DeviceRule) -> _Place:
     return rule.vendor_id, rule.product_id, rule.busid
 
 
-def report_binding(binding: Binding, busids: list[str]) -> BindingReport:
+def binding_info(binding: Binding, busids: list[str]) -> BindingInfo:
     """The binding for people, with the devices that it shares."""
     rule = binding.rule
     assert rule.vendor_id is not None, "a binding says which device it means"
     assert rule.product_id is not None, "a binding says which device it means"
-    return BindingReport(
+    return BindingInfo(
         vendor_id=rule.vendor_id,
         product_id=rule.product_id,
         serial=rule.serial,

@@ -13,10 +13,10 @@ from typing import Final
 
 from usbipd.counters import counter_page
 from usbipd.errors import ClaimError, IPCError, UsbipdError
-from usbipd.extension.chronicle import Chronicle
+from usbipd.extension.claim_result import check_claim_result
 from usbipd.extension.device import ClaimedDevice, ClaimState, Device
-from usbipd.extension.evidence import check_claimed
-from usbipd.extension.returns import DRIVERS_TIME, Returns
+from usbipd.extension.driver_reattach import DRIVERS_TIME, DriverReattacher
+from usbipd.extension.event_recorder import EventRecorder
 from usbipd.extension.supervisor import Backoff, Child, Spawner, wait_ended
 from usbipd.extension.usb_stack import UsbStack
 from usbipd.extension.worker_confinement import WorkerConfinement
@@ -28,16 +28,16 @@ from usbipd.ipc.children import (
     GoneParameters,
     LogParameters,
 )
+from usbipd.ipc.control_messages import DeviceMemory, HistoryEvent
 from usbipd.ipc.conversation import Event, Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.reports import DeviceMemory, HistoryEvent
 from usbipd.ipc.row import Role
 from usbipd.log import LIMITED
+from usbipd.usb.claim_errors import explain_claim_error
 from usbipd.usb.daemon_thread import call_in_daemon_thread
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.ownership import Ownership
-from usbipd.usb.refusal import explain
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -69,8 +69,8 @@ class DeviceClaimer:
         spawner: Spawner,
         ownership: Ownership,
         find_device: FindDevice,
-        returns: Returns,
-        chronicle: Chronicle,
+        reattacher: DriverReattacher,
+        recorder: EventRecorder,
         *,
         stack: UsbStack,
         confinement: WorkerConfinement,
@@ -84,8 +84,8 @@ class DeviceClaimer:
         self._spawner = spawner
         self._ownership = ownership
         self._find_device = find_device
-        self._returns = returns
-        self._chronicle = chronicle
+        self._reattacher = reattacher
+        self._recorder = recorder
         self._stack = stack
         self._confinement = confinement
         self._transfer_budget = transfer_budget
@@ -98,7 +98,7 @@ class DeviceClaimer:
         """By busid; also those being released, and ended ones whose last worker hangs."""
 
     @property
-    def claims(self) -> dict[str, Device]:
+    def shared_devices(self) -> dict[str, Device]:
         """The devices that are claimed, or will be, by busid at this moment."""
         return {busid: device for busid, device in self._devices.items() if device.is_kept}
 
@@ -132,10 +132,10 @@ class DeviceClaimer:
         first: FirstTry = asyncio.get_running_loop().create_future()
         self._start(record, first, force=force, is_current=device is None)
         await asyncio.wait({first})  # it is not cancelled with our caller
-        outcome = first.result()
-        if isinstance(outcome, UsbipdError):
-            raise outcome
-        return outcome
+        result = first.result()
+        if isinstance(result, UsbipdError):
+            raise result
+        return result
 
     async def restore_claimed_devices(self, records: Sequence[DeviceRecord]) -> None:
         """Keep all of these, which have just been listed, that are not kept yet, and return at once.
@@ -166,7 +166,7 @@ class DeviceClaimer:
                 await self._release(device, worker, timeout)
             # On Linux also after a worker that reattached what it had detached: it does not know of drivers
             # that were missing when it started, since the worker before it was killed.
-            await self._returns.finish(busid, min(timeout, DRIVERS_TIME))
+            await self._reattacher.finish(busid, min(timeout, DRIVERS_TIME))
             _LOG.info("%s released", busid)
         finally:
             self._drop(device)
@@ -187,18 +187,18 @@ class DeviceClaimer:
             )
         worker, session = device.worker, device.session
         session.detached_by = by
-        refusal: UsbipdError | None = None
+        failure: UsbipdError | None = None
         try:
             await worker.channel.request(Command.DISCONNECT, Nothing(), Nothing, timeout=DISCONNECT_TIMEOUT)
         except UsbipdError as error:
             if error.code == "gone":  # a worker that could not take all URBs back has ended, and the session
                 return session.client
-            refusal = error
+            failure = error
         # A worker sends DETACHED before its answer, even if the client has just left on its own.
         if device.session is session:
             await self._cut_off(worker)
-        elif refusal is not None:
-            raise refusal
+        elif failure is not None:
+            raise failure
         return session.client
 
     async def _cut_off(self, worker: Child) -> None:
@@ -212,7 +212,7 @@ class DeviceClaimer:
     def compare(self, present: Sequence[DeviceRecord]) -> None:
         """These devices are plugged in now: check each device that is not among them, or has changed."""
         now = {record.busid: record for record in present}
-        for busid, device in self.claims.items():
+        for busid, device in self.shared_devices.items():
             record = now.get(busid)
             if record is not None and self._is_same(record, device.record, device.worker):
                 continue
@@ -254,14 +254,14 @@ class DeviceClaimer:
     def _start(self, record: DeviceRecord, first: FirstTry | None, *, force: bool, is_current: bool) -> None:
         before = self._devices.get(record.busid)
         assert before is None or before.state is ClaimState.ENDED, "two tasks would take it from each other"
-        device = Device(record, self._chronicle, None if before is None else before.hung)
+        device = Device(record, self._recorder, None if before is None else before.hung)
         self._devices[record.busid] = device
         device.task = asyncio.create_task(self._keep(device, first, force=force, is_current=is_current))
 
     async def _keep(self, device: Device, first: FirstTry | None, *, force: bool, is_current: bool) -> None:
         """Claim, and claim again whenever the worker dies, until the device is gone or we are cancelled.
 
-        `first` is the outcome of the first try; if that fails, the device is not kept.  Without it, the first
+        `first` is the result of the first try; if that fails, the device is not kept.  Without it, the first
         try is one of many.  `is_current`: the record has just been listed, and is used as it is.
         """
         busid = device.record.busid
@@ -273,9 +273,9 @@ class DeviceClaimer:
                     claimed = await self._take(device, force=force)
                 except UsbipdError as error:
                     if first is not None and not first.done():
-                        self._chronicle.happened(HistoryEvent.FAILED, device.record, reason=error.message)
+                        self._recorder.record(HistoryEvent.FAILED, device.record, reason=error.message)
                         if not self._stack.probes_interfaces:  # else `_undo` has done it
-                            await self._returns.finish(busid, DRIVERS_TIME)
+                            await self._reattacher.finish(busid, DRIVERS_TIME)
                         self._forget(device, HistoryEvent.FAILED)
                         first.set_result(error)
                         return
@@ -296,13 +296,13 @@ class DeviceClaimer:
                         self._suspect(device)
                     await device.worker.ended.wait()
                     if not (device.is_gone or device.worker.ended_by_itself):
-                        self._returns.lost(busid)
+                        self._reattacher.lost(busid)
                     delay = backoff.failed()
                     device.lost(delay)
                 _LOG.info("%s has no worker: the next try comes in %.1f s", busid, delay, extra=LIMITED)
                 await device.pause(delay)
             _LOG.info("%s was unplugged", busid, extra=LIMITED)
-            await self._returns.forget(busid)
+            await self._reattacher.forget(busid)
             self._forget(device, HistoryEvent.UNPLUGGED)
             self._on_end()
         except Exception:
@@ -339,7 +339,7 @@ class DeviceClaimer:
         async with self._starting:
             if record.simulated is None:
                 await self._free_from_use(record.busid, force=force)
-                await self._returns.begin(record)
+                await self._reattacher.begin(record)
             worker: Child | None = None
             try:
                 try:
@@ -356,14 +356,14 @@ class DeviceClaimer:
                             timeout=CLAIM_TIMEOUT,
                             descriptor=descriptor,
                         )
-                    check_claimed(record, result.device)
+                    check_claim_result(record, result.device)
                     self._confinement.is_confined(worker, result.lacks)
                 except BaseException:
                     await self._undo(device, worker)
                     raise
             except OSError as error:
                 failure = UsbipdError(f"cannot start a worker: {error}", code="spawn")
-                raise explain(record.busid, failure, []) from error
+                raise explain_claim_error(record.busid, failure, []) from error
             except UsbipdError as error:
                 if not self._confinement.relax(record.busid, error):
                     raise await self._explain(record, error, worker) from error
@@ -428,7 +428,7 @@ class DeviceClaimer:
                 holders = await call_in_daemon_thread(lambda: self._ownership.holders_of(record.busid))
             except OSError as problem:
                 _LOG.warning("cannot tell who holds %s: %s", record.busid, problem, extra=LIMITED)
-        return explain(record.busid, error, holders)
+        return explain_claim_error(record.busid, error, holders)
 
     def _parameters(self, record: DeviceRecord, confinement: Confinement | None) -> ClaimParameters:
         return ClaimParameters(
@@ -457,11 +457,11 @@ class DeviceClaimer:
             await worker.channel.request(Command.RELEASE, Nothing(), Nothing, timeout=seconds)
         except UsbipdError as error:
             _LOG.error("%s did not give its device back: %s", worker.label, error)
-            self._returns.lost(device.record.busid)
+            self._reattacher.lost(device.record.busid)
             if error.code == "timeout":  # it had its time
                 await self._kill(worker)
         else:
-            self._returns.released(device.record.busid)
+            self._reattacher.released(device.record.busid)
             if not await wait_ended(worker, EXIT_TIMEOUT):
                 await self._kill(worker)
         await self._dismiss(device, worker)
@@ -472,11 +472,11 @@ class DeviceClaimer:
             worker.ending = True
             await self._dismiss(device, worker)
             if not worker.ended_by_itself:
-                self._returns.lost(device.record.busid)
+                self._reattacher.lost(device.record.busid)
         # On macOS not after a worker that was killed: the next one claims the device as it is.  To enumerate
         # it again would cause another try at once, without end if each worker crashes.
         if worker is None or worker.ended_by_itself or self._stack.probes_interfaces:
-            await self._returns.finish(device.record.busid, DRIVERS_TIME)
+            await self._reattacher.finish(device.record.busid, DRIVERS_TIME)
 
     async def _dismiss(self, device: Device, worker: Child) -> None:
         """A worker ends when its channel does; one that hangs is killed."""

@@ -1,7 +1,7 @@
 """The control socket, by which local people and their programs talk to the extension.  Runs in the extension.
 
 Anybody may connect to root's daemon; the kernel says who it is, `ipc/roles.py` what it is to us, and the
-table in `ipc/reports.py` what that one may ask.
+table in `ipc/control_messages.py` what that one may ask.
 
 # What one user can make us do
 
@@ -25,15 +25,12 @@ from typing import Final
 from usbipd import paths, privileges
 from usbipd.control_socket import has_listener
 from usbipd.errors import IPCError, UsbipdError
-from usbipd.extension.chronicle import Chronicle
+from usbipd.extension.event_recorder import EventRecorder
 from usbipd.extension.manager import SystemExtensionManager
-from usbipd.extension.monitor import StatusMonitor
+from usbipd.extension.status_monitor import StatusMonitor
 from usbipd.fair_slots import FairSlots
 from usbipd.ipc.async_channel import Channel
-from usbipd.ipc.conversation import Request
-from usbipd.ipc.message import Message
-from usbipd.ipc.messages import Command, EventName, Nothing
-from usbipd.ipc.reports import (
+from usbipd.ipc.control_messages import (
     PEOPLE,
     BindParameters,
     DetachParameters,
@@ -44,6 +41,9 @@ from usbipd.ipc.reports import (
     ReleaseResult,
     UnbindParameters,
 )
+from usbipd.ipc.conversation import Request
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command, EventName, Nothing
 from usbipd.ipc.roles import role_of
 from usbipd.ipc.row import Role
 from usbipd.log import LIMITED
@@ -71,8 +71,8 @@ class Answers:
     """Who knows the answers to what people ask."""
 
     manager: SystemExtensionManager
-    monitor: StatusMonitor
-    chronicle: Chronicle
+    status_monitor: StatusMonitor
+    recorder: EventRecorder
     reading: FairSlots[int] = field(
         default_factory=lambda: FairSlots(total=READING, per_owner=READING_PER_USER)
     )
@@ -100,13 +100,13 @@ class Answers:
             case Command.LIST:
                 return await self.manager.survey()
             case Command.STATUS:
-                return await self.monitor.report()
+                return await self.status_monitor.get_full_status()
             case Command.HISTORY:
                 assert isinstance(parameters, HistoryParameters)
-                entries = await self.monitor.get_claim_history(parameters.limit, parameters.before)
+                entries = await self.status_monitor.get_claim_history(parameters.limit, parameters.before)
                 return HistoryResult(entries=entries)
             case Command.HEALTH:
-                return await self.monitor.perform_health_check()
+                return await self.status_monitor.perform_health_check()
         raise _not_here(request.command)
 
     async def _change(self, request: Request, user: str) -> Message:
@@ -191,7 +191,7 @@ class IPCHandler:
 
     def serve(self, answers: Answers) -> None:
         """Answer from now on."""
-        answers.chronicle.watch(self._changed)
+        answers.recorder.watch(self._changed)
         self._answers = answers
         self._ready.set()
 

@@ -11,13 +11,14 @@ from typing import Final
 import psutil
 
 from usbipd.addresses import ListenAddress, parse_listen
+from usbipd.extension.check_context import CheckContext, SharedDevice
 from usbipd.extension.device import ClaimState
 from usbipd.extension.liveness import silence_of
 from usbipd.extension.store_file import KEPT_ASIDE
-from usbipd.extension.subject import HeldClaim, Subject
 from usbipd.extension.supervisor import LONGEST_DELAY, Child
 from usbipd.findings import Finding, failed, ok, steps_of, warning
-from usbipd.ipc.reports import BindingReport, ListResult
+from usbipd.ipc.control_messages import BindingInfo, ListResult
+from usbipd.paths import writable_by_others
 from usbipd.usb.identity import DeviceRule
 
 CONNECT_TIMEOUT: Final = 1.0
@@ -35,22 +36,22 @@ _START_ELSEWHERE: Final = (
 )
 
 
-async def check_store(subject: Subject) -> list[Finding]:
+async def check_store(context: CheckContext) -> list[Finding]:
     """Whether what it keeps is whole and can be written; what was mended or kept aside is but a warning."""
     found = [
         warning(problem, "See with `usbipd list` that every binding is there, and bind what is missing.")
-        for problem in subject.store.problems
+        for problem in context.store.problems
     ]
     found += [
         (warning if error.code == KEPT_ASIDE else failed)(error.message, *steps_of(error))
-        for error in await subject.store.check()
+        for error in await context.store.check()
     ]
     return found or [ok("bindings, claims and history are whole")]
 
 
-async def check_control_socket(subject: Subject) -> list[Finding]:
+async def check_control_socket(context: CheckContext) -> list[Finding]:
     """Whether people find it and nobody else can put one of his own in its place."""
-    path, uid = subject.control_socket, subject.host.uid
+    path, uid = context.control_socket, context.host.uid
     try:
         found, directory = os.lstat(path), os.lstat(path.parent)
     except OSError as error:
@@ -63,11 +64,10 @@ async def check_control_socket(subject: Subject) -> list[Finding]:
                 _START_ELSEWHERE,
             )
         ]
-    if directory.st_uid != uid or directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if (danger := writable_by_others(path.parent, directory, {uid})) is not None:
         return [
             failed(
-                f"{path.parent} belongs to or may be written by another user (uid {directory.st_uid}, "
-                f"mode {stat.S_IMODE(directory.st_mode):04o}), who could put a socket of his own there",
+                f"{danger}, who could put another socket there",
                 f"See whose it is: `ls -ld {path.parent}`.",
                 _START_ELSEWHERE,
             )
@@ -79,9 +79,9 @@ async def check_control_socket(subject: Subject) -> list[Finding]:
     return [ok(f"{path} is ours")]
 
 
-async def check_network(subject: Subject) -> list[Finding]:
+async def check_server(context: CheckContext) -> list[Finding]:
     """Whether a server lives and answers, and every address takes connections."""
-    child = subject.network.child
+    child = context.server.child
     if child is None or child.ended.is_set():
         return [
             failed(
@@ -91,23 +91,23 @@ async def check_network(subject: Subject) -> list[Finding]:
         ]
     silence = await silence_of(child)
     if silence is not None:  # the kernel still accepts connections for it
-        return [_silent(child, silence, None, subject.host.uid)]
-    addresses = [parse_listen(text) for text in subject.network.listening]
-    refusals = await asyncio.gather(*(_refusal(address) for address in addresses))
+        return [_silent(child, silence, None, context.host.uid)]
+    addresses = [parse_listen(text) for text in context.server.listening]
+    errors = await asyncio.gather(*(_connect_error(address) for address in addresses))
     findings = [
         failed(
-            f"{address} takes no connections: {refusal}",
+            f"{address} takes no connections: {error}",
             "See that no firewall of this host blocks it.",
             f"See who listens there: `lsof -nP -iTCP:{address.port} -sTCP:LISTEN`.",
             _START_AGAIN,
         )
-        for address, refusal in zip(addresses, refusals, strict=True)
-        if refusal is not None
+        for address, error in zip(addresses, errors, strict=True)
+        if error is not None
     ]
     return findings or [ok(f"{child.label} takes connections on {', '.join(map(str, addresses))}")]
 
 
-async def _refusal(address: ListenAddress) -> str | None:
+async def _connect_error(address: ListenAddress) -> str | None:
     """Why nobody can connect there; None: one can.  The connection is closed at once."""
     host = ipaddress.ip_address(address.host)
     name = address.host
@@ -133,16 +133,16 @@ async def _refusal(address: ListenAddress) -> str | None:
     return None
 
 
-async def check_exposure(subject: Subject) -> list[Finding]:
+async def check_exposure(context: CheckContext) -> list[Finding]:
     """Whether more than this host can use a device without that somebody said who may."""
-    addresses = [parse_listen(text) for text in subject.network.listening]
+    addresses = [parse_listen(text) for text in context.server.listening]
     beyond = [str(each) for each in addresses if not ipaddress.ip_address(each.host).is_loopback]
     if not beyond:
         return [ok("only this host can connect")]
-    if subject.network.allow:
-        return [ok(f"only {', '.join(subject.network.allow)} may connect")]
-    bindings = (await subject.manager.survey()).bindings
-    unrestricted = [binding for binding in bindings if not _is_restricted(binding, subject)]
+    if context.server.allow:
+        return [ok(f"only {', '.join(context.server.allow)} may connect")]
+    bindings = (await context.manager.survey()).bindings
+    unrestricted = [binding for binding in bindings if not _is_restricted(binding, context)]
     if bindings and not unrestricted:
         return [ok("each binding says who may use its device")]
     what = ", ".join(str(_rule_of(binding)) for binding in unrestricted) or "what will be bound"
@@ -158,9 +158,9 @@ async def check_exposure(subject: Subject) -> list[Finding]:
     ]
 
 
-def _is_restricted(binding: BindingReport, subject: Subject) -> bool:
+def _is_restricted(binding: BindingInfo, context: CheckContext) -> bool:
     """Whether the binding, or a table of the configuration that fits all its devices, says who may."""
-    return bool(binding.allow) or any(_includes(rule, _rule_of(binding)) for rule in subject.access)
+    return bool(binding.allow) or any(_includes(rule, _rule_of(binding)) for rule in context.access)
 
 
 def _includes(wide: DeviceRule, narrow: DeviceRule) -> bool:
@@ -173,21 +173,23 @@ def _includes(wide: DeviceRule, narrow: DeviceRule) -> bool:
     )
 
 
-async def check_workers(subject: Subject) -> list[Finding]:
+async def check_workers(context: CheckContext) -> list[Finding]:
     """Whether everything that we hold has a worker that lives and answers."""
-    holding = {busid: claim for busid, claim in subject.manager.claims.items() if claim.state in _HOLDING}
-    looks = (_look_at_worker(busid, claim, subject.host.uid) for busid, claim in sorted(holding.items()))
+    holding = {
+        busid: device for busid, device in context.manager.shared_devices.items() if device.state in _HOLDING
+    }
+    looks = (_look_at_worker(busid, device, context.host.uid) for busid, device in sorted(holding.items()))
     found = [finding for finding in await asyncio.gather(*looks) if finding is not None]
     return found or [ok(f"workers that answer: {len(holding)}")]
 
 
-async def _look_at_worker(busid: str, claim: HeldClaim, uid: int) -> Finding | None:
+async def _look_at_worker(busid: str, device: SharedDevice, uid: int) -> Finding | None:
     """What is wrong with it; None: nothing."""
-    worker = claim.worker
+    worker = device.worker
     if worker is not None:
         silence = await silence_of(worker)
         if silence is not None:
-            return _silent(worker, silence, claim.blocked(), uid)
+            return _silent(worker, silence, device.blocked(), uid)
     if worker is None or worker.ended.is_set() or not worker.channel.is_open:
         return failed(f"no worker holds {busid}", "Wait: the next one starts automatically.")
     return None
@@ -221,12 +223,12 @@ def _is_stopped(child: Child) -> bool:
         return False
 
 
-async def check_captured(subject: Subject) -> list[Finding]:
+async def check_captured(context: CheckContext) -> list[Finding]:
     """Whether what we hold is really off its drivers."""
-    held = {busid for busid, claim in subject.manager.claims.items() if claim.state in _HOLDING}
+    held = {busid for busid, device in context.manager.shared_devices.items() if device.state in _HOLDING}
     captured = [
         device
-        for device in await subject.manager.list_devices()
+        for device in await context.manager.list_devices()
         if device.busid in held and not device.simulated
     ]
     if not captured:
@@ -243,7 +245,7 @@ async def check_captured(subject: Subject) -> list[Finding]:
     return findings or [ok(f"taken from their drivers: {', '.join(device.busid for device in captured)}")]
 
 
-async def check_orphans(subject: Subject) -> list[Finding]:
+async def check_orphans(context: CheckContext) -> list[Finding]:
     """Whether every device that we have released, or lost, is back with its drivers."""
     findings = [
         warning(
@@ -251,26 +253,30 @@ async def check_orphans(subject: Subject) -> list[Finding]:
             f"Run `usbipd release {busid}`.",
             "If that changes nothing, unplug the device and plug it in again.",
         )
-        for busid in await subject.manager.orphans()
+        for busid in await context.manager.orphans()
     ]
     return findings or [ok("no device was left without its drivers")]
 
 
-async def check_bindings(subject: Subject) -> list[Finding]:
+async def check_bindings(context: CheckContext) -> list[Finding]:
     """What has become of each binding."""
-    listed = await subject.manager.survey()
+    listed = await context.manager.survey()
     if not listed.bindings:
         return [ok("nothing is bound")]
-    claims = subject.manager.claims
-    return [finding for binding in listed.bindings for finding in _look_at_binding(binding, listed, claims)]
+    shared_devices = context.manager.shared_devices
+    return [
+        finding
+        for binding in listed.bindings
+        for finding in _look_at_binding(binding, listed, shared_devices)
+    ]
 
 
 def _look_at_binding(
-    binding: BindingReport, listed: ListResult, claims: Mapping[str, HeldClaim]
+    binding: BindingInfo, listed: ListResult, shared_devices: Mapping[str, SharedDevice]
 ) -> list[Finding]:
     rule = _rule_of(binding)
     if binding.devices:
-        return [_look_at_device(busid, rule, claims.get(busid)) for busid in binding.devices]
+        return [_look_at_device(busid, rule, shared_devices.get(busid)) for busid in binding.devices]
     other = listed.instead_of(binding)
     if other is None:
         return [ok(f"{rule}: not plugged in")]
@@ -287,16 +293,16 @@ def _look_at_binding(
     ]
 
 
-def _look_at_device(busid: str, rule: DeviceRule, claim: HeldClaim | None) -> Finding:
+def _look_at_device(busid: str, rule: DeviceRule, device: SharedDevice | None) -> Finding:
     where = str(rule) if rule.busid is not None else f"{rule}: {busid}"
-    if claim is None:
+    if device is None:
         return warning(f"{where}: plugged in, and not claimed yet", "Try again in a second.")
-    if claim.failure is not None:
-        error = claim.failure.error
+    if device.failure is not None:
+        error = device.failure.error
         again = f"Nothing else is needed: it is tried again by itself, at least every {LONGEST_DELAY:g} s."
         return failed(f"{where}: {error.message}", *steps_of(error), again)
-    return ok(f"{where}: {claim.state.value}")
+    return ok(f"{where}: {device.state.value}")
 
 
-def _rule_of(binding: BindingReport) -> DeviceRule:
+def _rule_of(binding: BindingInfo) -> DeviceRule:
     return DeviceRule(binding.vendor_id, binding.product_id, binding.serial, binding.busid)

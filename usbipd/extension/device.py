@@ -10,12 +10,12 @@ from typing import Final
 
 from usbipd.counters import latency_of, read_blocked, read_counters, read_rate
 from usbipd.errors import ClaimError, IPCError, UsbipdError
-from usbipd.extension.chronicle import Chronicle
+from usbipd.extension.event_recorder import EventRecorder
 from usbipd.extension.supervisor import Child
 from usbipd.ipc.children import ClaimResult, DetachedParameters
+from usbipd.ipc.control_messages import Counters, DeviceInfo, DeviceState, HistoryEvent, Rate
 from usbipd.ipc.conversation import Event
 from usbipd.ipc.messages import EventName
-from usbipd.ipc.reports import Counters, DeviceReport, DeviceState, HistoryEvent, Rate
 from usbipd.ipc.texts import LONGEST_TEXT
 from usbipd.protocol.op import UsbDevice
 from usbipd.usb.discovery import DeviceRecord
@@ -107,12 +107,12 @@ class Session:
 class Device:
     """The state machine above: `DeviceClaimer`, `Reservations` and events of the worker move it."""
 
-    def __init__(self, record: DeviceRecord, chronicle: Chronicle, hung: Child | None = None) -> None:
+    def __init__(self, record: DeviceRecord, recorder: EventRecorder, hung: Child | None = None) -> None:
         self.record = record
         """As it was listed last."""
         self.state = ClaimState.CLAIMING
         self.failure: Failure | None = None
-        self._chronicle = chronicle
+        self._recorder = recorder
         self._change = asyncio.Event()
 
         # from the first try until it is released or unplugged
@@ -190,7 +190,7 @@ class Device:
             claim_method=result.claim_method,
         )
         self._become(ClaimState.READY)
-        self._chronicle.happened(HistoryEvent.CLAIMED, self.record)
+        self._recorder.record(HistoryEvent.CLAIMED, self.record)
         return claimed
 
     def lost(self, next_try: float) -> None:
@@ -213,8 +213,8 @@ class Device:
         self._end_session(_LAST_WORDS[event])
         self._clear()
         self._become(ClaimState.RELEASING if event is HistoryEvent.RELEASED else ClaimState.ENDED)
-        is_told = self.is_gone if event is HistoryEvent.UNPLUGGED else self._held_since is None
-        if not is_told:
+        is_recorded = self.is_gone if event is HistoryEvent.UNPLUGGED else self._held_since is None
+        if not is_recorded:
             self._end_claim(event)
 
     def failed(self, error: UsbipdError, next_try: float) -> bool:
@@ -227,7 +227,7 @@ class Device:
         self._said_gone = False  # the next worker has not
         self._become(ClaimState.FAILED)
         if news:
-            self._chronicle.happened(HistoryEvent.FAILED, self.record, reason=error.message)
+            self._recorder.record(HistoryEvent.FAILED, self.record, reason=error.message)
         return news
 
     def unreserve(self) -> None:
@@ -242,7 +242,7 @@ class Device:
         moved = (0, 0) if counters is None else (counters.bytes_in, counters.bytes_out)
         self.session = Session(client, time.monotonic(), *moved)
         self._become(ClaimState.ATTACHED)
-        self._chronicle.happened(HistoryEvent.ATTACHED, self.record, client=client)
+        self._recorder.record(HistoryEvent.ATTACHED, self.record, client=client)
 
     def on_event(self, event: Event) -> None:
         """Handle an event from the worker.  Raises `IPCError` if it does not fit the state.
@@ -293,7 +293,7 @@ class Device:
         if session is None:
             return
         moved_in, moved_out = (0, 0) if counters is None else (counters.bytes_in, counters.bytes_out)
-        self._chronicle.happened(
+        self._recorder.record(
             HistoryEvent.DETACHED,
             self.record,
             client=session.client,
@@ -307,7 +307,7 @@ class Device:
         """Each CLAIMED of the history has one end before the next; what was not held just has the event."""
         since, self._held_since = self._held_since, None
         seconds = None if since is None else time.monotonic() - since
-        self._chronicle.happened(event, self.record, reason=reason, seconds=seconds)
+        self._recorder.record(event, self.record, reason=reason, seconds=seconds)
 
     def _clear(self) -> None:
         self.worker = self.wire_device = self.claimed = self._page = self.reservation = None
@@ -317,7 +317,7 @@ class Device:
         self.state = state
         self._change.set()
         self._change = asyncio.Event()
-        self._chronicle.changed()
+        self._recorder.changed()
 
 
 async def _is_set_within(seconds: float, event: asyncio.Event) -> bool:
@@ -328,7 +328,7 @@ async def _is_set_within(seconds: float, event: asyncio.Event) -> bool:
         return False
 
 
-def report_device(record: DeviceRecord, device: Device | None, drivers: list[str]) -> DeviceReport:
+def device_info(record: DeviceRecord, device: Device | None, drivers: list[str]) -> DeviceInfo:
     """The device with what is known of it; `drivers` hold its interfaces on this host."""
     claimed = counters = failure = None
     if device is not None:
@@ -337,7 +337,7 @@ def report_device(record: DeviceRecord, device: Device | None, drivers: list[str
         drivers = list(drivers)
         with contextlib.suppress(ValueError):
             drivers.remove(USBFS)  # that is our own worker
-    return DeviceReport(
+    return DeviceInfo(
         busid=record.busid,
         vendor_id=record.vendor_id,
         product_id=record.product_id,

@@ -10,9 +10,9 @@ from typing import Final
 
 from usbipd.errors import UsbipdError
 from usbipd.extension import daemon_checks, host_checks
-from usbipd.extension.subject import Subject
-from usbipd.findings import Finding, failed, steps_of
-from usbipd.ipc.reports import CheckReport, CheckState, HealthResult
+from usbipd.extension.check_context import CheckContext
+from usbipd.findings import Finding, check_result, failed, steps_of
+from usbipd.ipc.control_messages import CheckState, HealthResult
 from usbipd.log import LIMITED
 
 _LOG: Final = logging.getLogger(__name__)
@@ -20,13 +20,11 @@ _LOG: Final = logging.getLogger(__name__)
 HEALTH_TIMEOUT: Final = 4.0
 """Seconds that all checks together may take: who asks waits for them."""
 MOST_FINDINGS: Final = 24
-"""Findings of one check that are told, and ..."""
-LONGEST_TEXT: Final = 400
-"""... characters of a message or a step: hundreds of devices may fail, and people have to read it."""
+"""Findings of one check that are shown."""
 
 _BADNESS: Final = {CheckState.FAILED: 0, CheckState.WARNING: 1, CheckState.OK: 2}
 
-Check = Callable[[Subject], Awaitable[Sequence[Finding]]]
+Check = Callable[[CheckContext], Awaitable[Sequence[Finding]]]
 """Looks at one thing and says what it found; nothing, where there is nothing to look at."""
 
 CHECKS: Final[tuple[tuple[str, Check], ...]] = (
@@ -40,7 +38,7 @@ CHECKS: Final[tuple[tuple[str, Check], ...]] = (
     ("macos", host_checks.check_macos),
     ("store", daemon_checks.check_store),
     ("control-socket", daemon_checks.check_control_socket),
-    ("network", daemon_checks.check_network),
+    ("network", daemon_checks.check_server),
     ("exposure", daemon_checks.check_exposure),
     ("workers", daemon_checks.check_workers),
     ("captured", daemon_checks.check_captured),
@@ -51,15 +49,15 @@ CHECKS: Final[tuple[tuple[str, Check], ...]] = (
 
 
 async def examine(
-    subject: Subject, checks: Sequence[tuple[str, Check]] = CHECKS, *, seconds: float = HEALTH_TIMEOUT
+    context: CheckContext, checks: Sequence[tuple[str, Check]] = CHECKS, *, seconds: float = HEALTH_TIMEOUT
 ) -> HealthResult:
     """Make all checks, within `seconds`.  Raises nothing: what goes wrong is found."""
-    tasks = [(name, asyncio.ensure_future(check(subject))) for name, check in checks]
+    tasks = [(name, asyncio.ensure_future(check(context))) for name, check in checks]
     try:
         await asyncio.wait([task for _name, task in tasks], timeout=seconds)
         return HealthResult(
             checks=[
-                _report(name, finding)
+                check_result(name, finding)
                 for name, task in tasks
                 for finding in _worst(_findings(name, task, seconds))
             ]
@@ -84,18 +82,9 @@ def _findings(name: str, task: asyncio.Future[Sequence[Finding]], seconds: float
 
 
 def _worst(findings: Sequence[Finding]) -> list[Finding]:
-    """The worst first, and no more than can be told."""
+    """The worst first, and no more than can be shown."""
     ordered = sorted(findings, key=lambda finding: _BADNESS[finding.state])
-    told, rest = ordered[:MOST_FINDINGS], ordered[MOST_FINDINGS:]
+    shown, rest = ordered[:MOST_FINDINGS], ordered[MOST_FINDINGS:]
     if rest:
-        told.append(Finding(rest[0].state, f"and {len(rest)} more like these, or better"))
-    return told
-
-
-def _report(name: str, finding: Finding) -> CheckReport:
-    return CheckReport(
-        name=name,
-        state=finding.state,
-        message=finding.message[:LONGEST_TEXT],
-        steps=[step[:LONGEST_TEXT] for step in finding.steps],
-    )
+        shown.append(Finding(rest[0].state, f"and {len(rest)} more like these, or better"))
+    return shown

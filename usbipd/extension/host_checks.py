@@ -2,14 +2,13 @@
 
 import asyncio
 import pwd
-import subprocess
 from typing import Final
 
-from usbipd import findings, launchd, privileges
-from usbipd.extension.subject import Host, Subject
+from usbipd import findings, privileges
+from usbipd.extension.check_context import CheckContext, Host
 from usbipd.extension.supervisor import Child
-from usbipd.findings import Finding, failed, job_not_loaded, ok, steps_of, warning
-from usbipd.ipc.reports import CheckState
+from usbipd.findings import Finding, failed, ok, steps_of, warning
+from usbipd.ipc.control_messages import CheckState
 from usbipd.protocol.constants import Speed
 from usbipd.usb import libusb_version
 from usbipd.usb.daemon_thread import call_in_daemon_thread
@@ -21,10 +20,10 @@ _START_AS_ROOT: Final = "Start it as root, with sudo or as a service."
 _START_AGAIN: Final = "Start the daemon again."
 
 
-async def check_rights(subject: Subject) -> list[Finding]:
+async def check_rights(context: CheckContext) -> list[Finding]:
     """Root, to take devices from their drivers; and nobody else in reach of the network or a device."""
-    if subject.host.uid != 0:
-        user = privileges.user_name(subject.host.uid)
+    if context.host.uid != 0:
+        user = privileges.user_name(context.host.uid)
         return [
             warning(
                 f"the extension runs as {user}, not as root: "
@@ -33,18 +32,18 @@ async def check_rights(subject: Subject) -> list[Finding]:
                 _START_AS_ROOT,
             )
         ]
-    findings = _wrong_users(subject)
-    user = "root" if subject.run_as is None else subject.run_as.user
+    findings = _wrong_users(context)
+    user = "root" if context.run_as is None else context.run_as.user
     own = privileges.DEFAULT_USER
     if user == "nobody" and not await asyncio.to_thread(_user_exists, own):
         findings += [
             warning(
                 f"there is no user {own}: the server runs as nobody, as other services do",
-                *_steps_to_make_user(subject.host),
+                *_steps_to_make_user(context.host),
                 _START_AGAIN,
             )
         ]
-    if subject.confine == "off":
+    if context.confine == "off":
         findings += [
             warning(
                 'workers stay root (confine = "off"): a client or device that breaks into one has this host',
@@ -57,28 +56,28 @@ async def check_rights(subject: Subject) -> list[Finding]:
     ]
 
 
-def _children(subject: Subject) -> list[Child]:
-    children = [subject.network.child, *(claim.worker for claim in subject.manager.claims.values())]
+def _children(context: CheckContext) -> list[Child]:
+    children = [context.server.child, *(device.worker for device in context.manager.shared_devices.values())]
     return [child for child in children if child is not None]
 
 
-def _wrong_users(subject: Subject) -> list[Finding]:
+def _wrong_users(context: CheckContext) -> list[Finding]:
     """Our children that did not become whom they should."""
     return [
         failed(f"{child.label} runs as {child.user} and should as {child.run_as.user}", _START_AGAIN)
-        for child in _children(subject)
+        for child in _children(context)
         if child.run_as is not None and child.user != child.run_as.user
     ]
 
 
-async def check_confinement(subject: Subject) -> list[Finding]:
+async def check_confinement(context: CheckContext) -> list[Finding]:
     """Whether server and workers are confined as far as this system goes; what each lacks."""
     lacking: dict[str, list[str]] = {}
-    for child in _children(subject):
+    for child in _children(context):
         if child.lacks is not None:
             lacking.setdefault(child.lacks, []).append(child.label)
-    if subject.confine == "off" or not lacking:
-        return [ok("server and workers are confined")] if subject.confine != "off" else []
+    if context.confine == "off" or not lacking:
+        return [ok("server and workers are confined")] if context.confine != "off" else []
     return [
         warning(
             f"{', '.join(labels)}: {lacks}",
@@ -108,10 +107,10 @@ def _steps_to_make_user(host: Host) -> tuple[str, ...]:
     return (f"Make the user: `sudo useradd --system --user-group --no-create-home --shell {shell} {user}`.",)
 
 
-async def check_libusb(subject: Subject) -> list[Finding]:
+async def check_libusb(context: CheckContext) -> list[Finding]:
     """Present, new enough, and on macOS without known faults."""
     found = await asyncio.to_thread(findings.check_libusb, _START_AGAIN)
-    if found.state is not CheckState.OK or not subject.host.mac_version:
+    if found.state is not CheckState.OK or not context.host.mac_version:
         return [found]
     lack = libusb_version.loaded().lacks_on_macos
     if lack is None:
@@ -126,15 +125,15 @@ async def check_libusb(subject: Subject) -> list[Finding]:
     ]
 
 
-async def check_devices(subject: Subject) -> list[Finding]:
+async def check_devices(context: CheckContext) -> list[Finding]:
     """Whether the system lists its devices, and which cannot be shared; nothing with simulated ones only."""
-    if subject.discovery is None:
+    if context.discovery is None:
         return []
-    devices = await subject.manager.list_devices()
-    if subject.discovery.problem is not None:
+    devices = await context.manager.list_devices()
+    if context.discovery.problem is not None:
         return [
             warning(
-                subject.discovery.problem,
+                context.discovery.problem,
                 "Wait a few seconds: a driver may still be starting.",
                 "If it stays, unplug the device that was plugged in last, or that does not work.",
                 "See what the kernel reports: `sudo dmesg`.",
@@ -142,22 +141,22 @@ async def check_devices(subject: Subject) -> list[Finding]:
         ]
     unusable = [
         warning(f"{busid} cannot be shared: {error.message}", *steps_of(error))
-        for busid, error in sorted(subject.discovery.left_out.items())
+        for busid, error in sorted(context.discovery.left_out.items())
         if error.code not in BY_RULE
     ]
     count = sum(not device.simulated for device in devices)
     return unusable or [ok(f"real devices that could be shared: {count}")]
 
 
-async def check_hotplug(subject: Subject) -> list[Finding]:
+async def check_hotplug(context: CheckContext) -> list[Finding]:
     """Whether the system tells us what is plugged in; nothing where only simulated devices are shared."""
-    if subject.hotplug is None:
+    if context.hotplug is None:
         return []
-    if subject.hotplug.problem is None:
+    if context.hotplug.problem is None:
         return [ok("devices are noticed as they are plugged in")]
     return [
         warning(
-            subject.hotplug.problem,
+            context.hotplug.problem,
             "Nothing is lost by it: the daemon looks for devices again and again, "
             "and notices them a little later.",
             "For events, on Linux run it outside of a container with a user namespace, on macOS with a newer "
@@ -166,55 +165,44 @@ async def check_hotplug(subject: Subject) -> list[Finding]:
     ]
 
 
-async def check_power(subject: Subject) -> list[Finding]:
+async def check_power(context: CheckContext) -> list[Finding]:
     """Whether the system tells us that it has slept; nothing where nobody need tell."""
-    if subject.power is None:
+    if context.power is None:
         return []
-    if subject.power.problem is None:
+    if context.power.problem is None:
         return [ok("after sleep, devices are looked for again")]
     return [
         warning(
-            subject.power.problem,
+            context.power.problem,
             "If a device does not work after sleep, unbind it and bind it again.",
             _START_AGAIN,
         )
     ]
 
 
-async def check_launchd(subject: Subject) -> list[Finding]:
+async def check_launchd(context: CheckContext) -> list[Finding]:
     """Whether launchd has the job that starts the extension; nothing where there is no launchd."""
-    job = subject.host.launch_daemon
+    job = context.host.launch_daemon
     if job is None:
         return []
-    if not job.exists():
-        return [
-            warning(
-                f"no launchd job is installed ({job} is not there): the daemon does not start by itself",
-                "Install usbipd from its package.",
-            )
-        ]
-    try:
-        code = await call_in_daemon_thread(lambda: launchd.print_job(job, subject.host.launchctl))
-    except subprocess.TimeoutExpired:
-        return [failed(f"launchctl did not answer within {launchd.TIMEOUT:g} s", "Restart this Mac.")]
-    return [ok(f"launchd has the job {job.stem}") if code == 0 else job_not_loaded(job, code)]
+    return [await call_in_daemon_thread(lambda: findings.check_launchd(job, context.host.launchctl))]
 
 
-async def check_macos(subject: Subject) -> list[Finding]:
+async def check_macos(context: CheckContext) -> list[Finding]:
     """What is known of this version of macOS and this kind of Mac; nothing elsewhere."""
-    version = subject.host.mac_version
+    version = context.host.mac_version
     if not version:
         return []
     findings = []
     if version == ISOCHRONOUS_PANIC:
-        findings += await _isochronous_panic(subject)
-    if subject.host.machine == "arm64":
-        findings += await _accessories_not_allowed(subject)
+        findings += await _isochronous_panic(context)
+    if context.host.machine == "arm64":
+        findings += await _accessories_not_allowed(context)
     return findings or [ok(f"nothing stands in the way on macOS {version}")]
 
 
-async def _isochronous_panic(subject: Subject) -> list[Finding]:
-    devices = await subject.manager.list_devices()
+async def _isochronous_panic(context: CheckContext) -> list[Finding]:
+    devices = await context.manager.list_devices()
     full = [each.busid for each in devices if not each.simulated and each.speed == Speed.FULL.label]
     if not full:
         return []
@@ -228,8 +216,8 @@ async def _isochronous_panic(subject: Subject) -> list[Finding]:
     ]
 
 
-async def _accessories_not_allowed(subject: Subject) -> list[Finding]:
-    if all(binding.devices for binding in (await subject.manager.survey()).bindings):
+async def _accessories_not_allowed(context: CheckContext) -> list[Finding]:
+    if all(binding.devices for binding in (await context.manager.survey()).bindings):
         return []
     return [
         warning(

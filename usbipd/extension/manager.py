@@ -14,24 +14,24 @@ from typing import Final
 
 from usbipd.access import AccessList
 from usbipd.errors import UsbipdError
-from usbipd.extension.bindings import Bindings, report_binding
-from usbipd.extension.chronicle import Chronicle
+from usbipd.extension.bindings import Bindings, binding_info
 from usbipd.extension.claimer import DeviceClaimer
-from usbipd.extension.device import ClaimedDevice, ClaimState, Device, report_device
-from usbipd.extension.returns import DRIVERS_TIME, Returns
+from usbipd.extension.device import ClaimedDevice, ClaimState, Device, device_info
+from usbipd.extension.driver_reattach import DRIVERS_TIME, DriverReattacher
+from usbipd.extension.event_recorder import EventRecorder
 from usbipd.extension.store import Binding, Store
 from usbipd.extension.supervisor import Spawner
 from usbipd.extension.usb_stack import UsbStack
 from usbipd.extension.worker_confinement import WorkerConfinement
 from usbipd.ipc.children import DevlistResult
-from usbipd.ipc.reports import (
+from usbipd.ipc.control_messages import (
     BindParameters,
     BindResult,
+    DeviceInfo,
     DeviceMemory,
-    DeviceReport,
     HardwareId,
     HistoryEvent,
-    LeftOutReport,
+    LeftOutInfo,
     ListResult,
     UnbindParameters,
     UnbindResult,
@@ -64,7 +64,7 @@ class SystemExtensionManager:
         ownership: Ownership,
         store: Store,
         bindings: Bindings,
-        chronicle: Chronicle,
+        recorder: EventRecorder,
         *,
         stack: UsbStack,
         with_real: bool,
@@ -80,14 +80,14 @@ class SystemExtensionManager:
         self._ownership = ownership
         self._stack = stack
         self._bindings = bindings
-        self._chronicle = chronicle
-        self._returns = Returns(ownership, store, stack)
+        self._recorder = recorder
+        self._reattacher = DriverReattacher(ownership, store, stack)
         self._claimer = DeviceClaimer(
             spawner,
             ownership,
             self._find_device,
-            self._returns,
-            chronicle,
+            self._reattacher,
+            recorder,
             stack=stack,
             confinement=confinement,
             transfer_budget=transfer_budget,
@@ -106,9 +106,9 @@ class SystemExtensionManager:
         """Whether the daemon is not shutting down."""
 
     @property
-    def claims(self) -> dict[str, Device]:
+    def shared_devices(self) -> dict[str, Device]:
         """The devices that are claimed, or will be, by busid at this moment."""
-        return self._claimer.claims
+        return self._claimer.shared_devices
 
     async def start(self) -> None:
         """Claim all that is bound and present, and from now on all that comes.
@@ -122,7 +122,7 @@ class SystemExtensionManager:
             simulated = [record for record in records if record.simulated is not None]
             for record in simulated:
                 self._bindings.bind_simulated(record)
-            self._orphaned = await self._returns.load()
+            self._orphaned = await self._reattacher.load()
             await self._release_orphaned(records)
             await self._claim_all(simulated, force=False)
             await self._follow(records)
@@ -135,7 +135,7 @@ class SystemExtensionManager:
         if self._follower is not None:
             self._follower.cancel()
             await asyncio.wait({self._follower})
-        await asyncio.gather(self._release(self.claims), self._wait_settled(self._stack.stop_time))
+        await asyncio.gather(self._release(self.shared_devices), self._wait_settled(self._stack.stop_time))
 
     def devices_changed(self) -> None:
         """Something was plugged in or out, or a port became free: look what there is."""
@@ -161,7 +161,7 @@ class SystemExtensionManager:
 
     def get_claimed_devices(self) -> list[ClaimedDevice]:
         """What our workers hold now."""
-        return [device.claimed for device in self.claims.values() if device.claimed is not None]
+        return [device.claimed for device in self.shared_devices.values() if device.claimed is not None]
 
     async def bind(self, parameters: BindParameters, by: str) -> BindResult:
         """Share a device, or all with one hardware id, from now on.
@@ -191,26 +191,26 @@ class SystemExtensionManager:
                 self.devices_changed()  # another binding may share what this try has released
                 raise
             for record in records:
-                self._chronicle.happened(HistoryEvent.BOUND, record, reason=f"by {by}")
+                self._recorder.record(HistoryEvent.BOUND, record, reason=f"by {by}")
             if not records:
-                self._chronicle.happened(
+                self._recorder.record(
                     HistoryEvent.BOUND,
                     vendor_id=rule.vendor_id,
                     product_id=rule.product_id,
                     reason=f"by {by}",
                 )
-        shared = report_binding(binding, [record.busid for record in records])
-        return BindResult(binding=shared, devices=await self._report(records))
+        shared = binding_info(binding, [record.busid for record in records])
+        return BindResult(binding=shared, devices=await self._describe(records))
 
     async def unbind(self, parameters: UnbindParameters, by: str) -> UnbindResult:
         """Remove bindings, and release what no other one shares.  Raises `UsbipdError`: there are none."""
         async with self._lock:
             bindings = await self._chosen(parameters)
             records = await self._list_records()
-            reports = self._bindings.report(bindings, records)
+            removed = self._bindings.describe(bindings, records)
             await self._bindings.remove(bindings)
             for binding in bindings:
-                self._chronicle.happened(
+                self._recorder.record(
                     HistoryEvent.UNBOUND,
                     busid=binding.rule.busid,
                     vendor_id=binding.rule.vendor_id,
@@ -218,7 +218,7 @@ class SystemExtensionManager:
                     product=binding.product,
                     reason=f"by {by}",
                 )
-            return UnbindResult(bindings=reports, busids=await self._release_unbound())
+            return UnbindResult(bindings=removed, busids=await self._release_unbound())
 
     async def detach(self, busid: str, by: str) -> str:
         """End the session of the client that uses the device; who it was.  Raises `UsbipdError`."""
@@ -253,7 +253,7 @@ class SystemExtensionManager:
                     code="not-root",
                     advice="start the daemon as root, with sudo or as a service",
                 )
-            await self._returns.reattach(busid, self._stack.release_time)
+            await self._reattacher.reattach(busid, self._stack.release_time)
             return await self._drivers_back(busid)
 
     async def orphans(self) -> list[str]:
@@ -261,22 +261,22 @@ class SystemExtensionManager:
 
         Raises `UsbipdError` if the devices cannot be listed.
         """
-        records, claims = await self._list_records(), self.claims
-        return await self._returns.orphans(each.busid for each in records if each.busid not in claims)
+        records, shared = await self._list_records(), self.shared_devices
+        return await self._reattacher.orphans(each.busid for each in records if each.busid not in shared)
 
-    async def list_devices(self) -> list[DeviceReport]:
+    async def list_devices(self) -> list[DeviceInfo]:
         """Every device that is or could be shared.  Raises `UsbipdError` if the host cannot list them."""
-        return await self._report(await self._list_records())
+        return await self._describe(await self._list_records())
 
     async def survey(self) -> ListResult:
         """The same devices, and every binding with those of them that it shares.  Raises likewise."""
         records = await self._list_records()
-        devices = await self._report(records)
+        devices = await self._describe(records)
         return ListResult(
             devices=devices,
-            bindings=self._bindings.report(self._bindings.all(), records),
+            bindings=self._bindings.describe(self._bindings.all(), records),
             left_out=[
-                LeftOutReport(busid=busid, reason=error.message, code=error.code, advice=error.advice)
+                LeftOutInfo(busid=busid, reason=error.message, code=error.code, advice=error.advice)
                 for source in self._sources
                 for busid, error in sorted(source.left_out.items())
                 if error is not HUB
@@ -292,7 +292,7 @@ class SystemExtensionManager:
         """
         devices = [
             (device.wire_device, self._bindings.access_to(device.record))
-            for device in self.claims.values()
+            for device in self.shared_devices.values()
             if device.wire_device is not None
         ]
         kinds = {access for _device, access in devices}
@@ -325,14 +325,16 @@ class SystemExtensionManager:
                 records = await self._list_records()
                 await self._follow(records)
                 if self._is_complete:
-                    await self._returns.forget_absent({*self.claims, *(each.busid for each in records)})
+                    await self._reattacher.forget_absent(
+                        {*self.shared_devices, *(each.busid for each in records)}
+                    )
                 if self._orphaned:
                     async with self._lock:  # a bind meanwhile would have its claim removed from the store
                         await self._release_orphaned(records)
             except UsbipdError as error:
                 _LOG.error("%s", error, extra=LIMITED)
                 asyncio.get_running_loop().call_later(LIST_AGAIN, self._changed.set)
-            self._chronicle.changed()
+            self._recorder.changed()
 
     @property
     def _is_complete(self) -> bool:
@@ -350,7 +352,7 @@ class SystemExtensionManager:
     async def _wait_for_first_claims(self) -> None:
         """Until each claim has been tried once, but not longer than `FIRST_CLAIMS`."""
         deadline = time.monotonic() + FIRST_CLAIMS
-        for device in self.claims.values():
+        for device in self.shared_devices.values():
             while device.state is ClaimState.CLAIMING and await device.changed(deadline - time.monotonic()):
                 continue
 
@@ -368,11 +370,11 @@ class SystemExtensionManager:
         for busid in known:
             record = present.get(busid)
             if record is None:
-                await self._returns.forget(busid)
+                await self._reattacher.forget(busid)
             elif self._claimer.find(busid) is None and not self._bindings.that_fit(record):
                 _LOG.warning("%s: reattaching drivers left detached by a previous run", busid)
                 unbound.append(busid)
-        await asyncio.gather(*(self._returns.finish(busid, DRIVERS_TIME) for busid in unbound))
+        await asyncio.gather(*(self._reattacher.finish(busid, DRIVERS_TIME) for busid in unbound))
 
     async def _claim_all(self, records: Iterable[DeviceRecord], *, force: bool) -> None:
         """Claim all of these at the same time.  Raises the first error, when all tries are over."""
@@ -386,7 +388,9 @@ class SystemExtensionManager:
     async def _release_unbound(self) -> list[str]:
         """Release what no binding shares; the busids."""
         busids = sorted(
-            busid for busid, device in self.claims.items() if not self._bindings.that_fit(device.record)
+            busid
+            for busid, device in self.shared_devices.items()
+            if not self._bindings.that_fit(device.record)
         )
         await self._release(busids)
         return busids
@@ -467,11 +471,11 @@ class SystemExtensionManager:
             f"there is no device {busid!r}", code="no-device", advice="`usbipd list` shows what there is"
         )
 
-    async def _report(self, records: Sequence[DeviceRecord]) -> list[DeviceReport]:
+    async def _describe(self, records: Sequence[DeviceRecord]) -> list[DeviceInfo]:
         """All at one moment, as far as we are asked: the host's drivers come and go as they like."""
         held = await call_in_daemon_thread(lambda: self._drivers_of(records))
         return [
-            report_device(record, self._claimer.find(record.busid), drivers)
+            device_info(record, self._claimer.find(record.busid), drivers)
             for record, drivers in zip(records, held, strict=True)
         ]
 
@@ -484,7 +488,7 @@ class SystemExtensionManager:
         deadline = loop.time() + (0.0 if self._stack.probes_interfaces else BIND_TIME)
         while True:
             record = await self._find_device(busid)
-            drivers = [] if record is None else (await self._report([record]))[0].drivers
+            drivers = [] if record is None else (await self._describe([record]))[0].drivers
             if drivers or loop.time() >= deadline:
                 break
             await asyncio.sleep(LOOK_AGAIN)

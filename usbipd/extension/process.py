@@ -25,20 +25,20 @@ from usbipd.config import ServerConfig
 from usbipd.errors import UsbipdError
 from usbipd.extension import service_manager
 from usbipd.extension.bindings import Bindings
-from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.control import Answers, IPCHandler
 from usbipd.extension.device import ClaimedDevice
+from usbipd.extension.event_recorder import EventRecorder
 from usbipd.extension.manager import SystemExtensionManager
-from usbipd.extension.monitor import StatusMonitor
-from usbipd.extension.network import NetworkServer
 from usbipd.extension.reservations import Reservations
+from usbipd.extension.server_supervisor import ServerSupervisor
+from usbipd.extension.status_monitor import StatusMonitor
 from usbipd.extension.store import Store
 from usbipd.extension.supervisor import Supervisor, seal_descriptors
 from usbipd.extension.usb_stack import host_stack
 from usbipd.extension.worker_confinement import WorkerConfinement
 from usbipd.host_needs import check_host
 from usbipd.ipc.children import Confinement, ServeParameters
-from usbipd.ipc.reports import HistoryEvent
+from usbipd.ipc.control_messages import HistoryEvent
 from usbipd.log_file import STDERR, LogFile
 from usbipd.protocol.constants import USBIP_PORT
 from usbipd.simulated.bus import SimulatedBus
@@ -100,7 +100,7 @@ class _Parts:
     """What there is once the store is open."""
 
     manager: SystemExtensionManager
-    network: NetworkServer
+    server: ServerSupervisor
     hotplug: Hotplug | None
     power: "PowerWatch | None"
 
@@ -151,11 +151,11 @@ class Extension:
                 self._files.write_pid()
             store = await Store.open(self._state_directory)
             stack.push_async_callback(store.close)
-            chronicle = Chronicle(store)
-            parts = self._parts = self._build(store, chronicle, control)
+            recorder = EventRecorder(store)
+            parts = self._parts = self._build(store, recorder, control)
             stack.push_async_callback(self._stop, parts, control)
             await store.end_last_run()
-            chronicle.happened(HistoryEvent.STARTED, reason=f"version {__version__}")
+            recorder.record(HistoryEvent.STARTED, reason=f"version {__version__}")
             stopped = asyncio.create_task(self._stopped.wait())
             started = asyncio.create_task(self._start(parts, was_killed))
             try:
@@ -168,7 +168,7 @@ class Extension:
                 service_manager.tell(service_manager.STOPPING)
                 started.cancel()
                 await asyncio.wait({started})
-                chronicle.happened(HistoryEvent.STOPPED)
+                recorder.record(HistoryEvent.STOPPED)
         return 0
 
     def _handle_signals(self) -> None:
@@ -180,7 +180,7 @@ class Extension:
         loop.add_signal_handler(signal.SIGUSR1, self._set_log_level, "debug")
         loop.add_signal_handler(signal.SIGUSR2, self._set_log_level, self._config.log_level)
 
-    def _build(self, store: Store, chronicle: Chronicle, control: IPCHandler) -> _Parts:
+    def _build(self, store: Store, recorder: EventRecorder, control: IPCHandler) -> _Parts:
         config, limits = self._config, self._config.limits
         sources: list[DeviceSource] = [SimulatedBus(self._simulate)]
         discovery = None
@@ -193,7 +193,7 @@ class Extension:
             host_ownership(),
             store,
             Bindings(store, config.access),
-            chronicle,
+            recorder,
             confinement=WorkerConfinement(
                 None if self._run_as is None else config.uids, self._files.chroot, config.confine
             ),
@@ -206,7 +206,7 @@ class Extension:
         )
         if discovery is not None:
             discovery.notify(manager.devices_changed)
-        network = NetworkServer(
+        server = ServerSupervisor(
             self._supervisor,
             ServeParameters(
                 listen=[str(address) for address in config.addresses],
@@ -226,13 +226,13 @@ class Extension:
             ),
             manager.offers,
             Reservations(manager.find_for, limits.handshake_timeout),
-            chronicle,
+            recorder,
         )
         hotplug = Hotplug(manager.devices_changed) if self._with_real else None
         power = host_power(manager.devices_changed) if self._with_real else None
-        monitor = StatusMonitor(
+        status_monitor = StatusMonitor(
             manager,
-            network,
+            server,
             store,
             discovery,
             hotplug,
@@ -243,25 +243,25 @@ class Extension:
             confine=config.confine,
             access=[table.rule for table in config.access],
         )
-        control.serve(Answers(manager, monitor, chronicle))
-        return _Parts(manager, network, hotplug, power)
+        control.serve(Answers(manager, status_monitor, recorder))
+        return _Parts(manager, server, hotplug, power)
 
     async def _start(self, parts: _Parts, was_killed: bool) -> None:
         self._files.prepare_chroot()
         # first: with its port in use, no driver need lose its device
-        await parts.network.start(after_a_kill=was_killed)
+        await parts.server.start(after_a_kill=was_killed)
         if parts.hotplug is not None:
             parts.hotplug.start()  # before the devices are listed: none slips through between
         if parts.power is not None:
             parts.power.start()
         await parts.manager.start()
-        said = announcement(parts.network.listening, parts.manager.get_claimed_devices())
+        said = announcement(parts.server.listening, parts.manager.get_claimed_devices())
         _say(self._spelling.spell(said))
-        listening = f"listens on {', '.join(parts.network.listening)}"
+        listening = f"listens on {', '.join(parts.server.listening)}"
         service_manager.tell(service_manager.READY, STATUS=listening)
 
     async def _stop(self, parts: _Parts, control: IPCHandler) -> None:
-        await asyncio.gather(parts.network.stop(), parts.manager.stop())
+        await asyncio.gather(parts.server.stop(), parts.manager.stop())
         control.close()  # now: a command that waited for its answer has it, and the store is still there
         if parts.hotplug is not None:
             await parts.hotplug.stop()
@@ -282,7 +282,7 @@ class Extension:
         _LOG.info("log level %s", level)
         if self._parts is not None:
             self._parts.manager.set_log_level(level)
-            self._parts.network.set_log_level(level)
+            self._parts.server.set_log_level(level)
 
 
 def host_power(on_wake: Callable[[], None]) -> "PowerWatch | None":

@@ -22,7 +22,7 @@ from usbipd.errors import UsbipdError
 from usbipd.extension import store_tables
 from usbipd.extension.store_file import FAILURES, StoreFile, store_error
 from usbipd.extension.store_tables import MAX_INTEGER, Binding, StoredClaim
-from usbipd.ipc.reports import HistoryEntry, HistoryEvent
+from usbipd.ipc.control_messages import HistoryEntry, HistoryEvent
 from usbipd.limiter import Limiter
 from usbipd.usb.identity import DeviceRule
 
@@ -238,15 +238,15 @@ class Store:
             self._file.save_copy(connection)
 
     def _write_history(self) -> None:
-        entries, untold = self._queue.take()
+        entries, unrecorded = self._queue.take()
         if not entries or self._connection is None:
             return
-        told = [_gap(untold, entries[0].time)] if untold else []
+        gap = [_gap(unrecorded, entries[0].time)] if unrecorded else []
         try:
-            store_tables.append_history(self._connection, told + entries, keep=MAX_HISTORY)
+            store_tables.append_history(self._connection, gap + entries, keep=MAX_HISTORY)
             self._history_fails = False
         except FAILURES as error:
-            self._queue.lose(len(entries), untold)
+            self._queue.lose(len(entries), unrecorded)
             if not self._history_fails:
                 _LOG.error("the history cannot be written: %s", store_error(self._where, error))
             self._history_fails = True
@@ -278,7 +278,7 @@ class _Queue:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._entries: deque[HistoryEntry] = deque()
-        self._untold = 0
+        self._unrecorded = 0
         self.lost = 0
         """Entries that were given up."""
 
@@ -295,20 +295,20 @@ class _Queue:
     def take(self) -> tuple[list[HistoryEntry], int]:
         """All entries, and how many before them were given up since the last ones."""
         with self._lock:
-            entries, untold = list(self._entries), self._untold
+            entries, unrecorded = list(self._entries), self._unrecorded
             if entries:
                 self._entries.clear()
-                self._untold = 0
-            return entries, untold
+                self._unrecorded = 0
+            return entries, unrecorded
 
-    def lose(self, count: int, untold: int) -> None:
-        """Give up `count` entries that were taken; `untold` ones before them are still to be told of."""
+    def lose(self, count: int, unrecorded: int) -> None:
+        """Give up `count` entries that were taken; `unrecorded` ones before them have no entry yet."""
         with self._lock:
             self._lose(count)
-            self._untold += untold
+            self._unrecorded += unrecorded
 
     def _lose(self, count: int) -> None:
-        self._untold += count
+        self._unrecorded += count
         self.lost += count
 
 

@@ -14,8 +14,8 @@ from typing import Final
 import msgspec
 
 from usbipd.errors import UsbipdError
+from usbipd.ipc.control_messages import HistoryEntry, UsbId
 from usbipd.ipc.message import Message
-from usbipd.ipc.reports import HistoryEntry, UsbId
 from usbipd.usb.identity import DeviceRule
 
 APPLICATION_ID: Final = 0x55534249

@@ -49,7 +49,7 @@ from usbipd.ipc.conversation import (
 from usbipd.ipc.framing import receive_into, send_some
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import MAX_MESSAGE, Command, EventName, MoreParameters
-from usbipd.ipc.roles import refusal
+from usbipd.ipc.roles import not_permitted_error
 from usbipd.ipc.row import PROCESSES, Role, Table
 from usbipd.log import LIMITED
 
@@ -191,11 +191,11 @@ class Channel:
         )
         return self._send(frame, descriptor)
 
-    def send_response(self, request: Request, outcome: Message | UsbipdError) -> None:
+    def send_response(self, request: Request, reply: Message | UsbipdError) -> None:
         """Answer `request`, or say that its answer is too large; lost if the channel is closed."""
         row = self._table.commands.get(request.command)
         try:
-            frame, rest = answer_frame(request, outcome, is_long=row is not None and row.is_long)
+            frame, rest = answer_frame(request, reply, is_long=row is not None and row.is_long)
         except IPCError as error:
             _LOG.error("the answer to %s from %s: %s", request.command, self.name, error, extra=LIMITED)
             frame, rest = response_frame(request.request_id, error), None
@@ -303,7 +303,7 @@ class Channel:
             _close(request.descriptor)
             if self._role in PROCESSES:
                 raise IPCError(f"{self._role} may not send {request.command}", code="not-permitted")
-            self.send_response(request, refusal(request.command))
+            self.send_response(request, not_permitted_error(request.command))
             return
         if isinstance(request.parameters, MoreParameters):
             self._send_more(request, request.parameters)
@@ -321,15 +321,15 @@ class Channel:
         self.send_response(request, part)
 
     async def _run(self, request: Request) -> None:
-        outcome: Message | UsbipdError
+        reply: Message | UsbipdError
         try:
-            outcome = await self._on_request(request)
+            reply = await self._on_request(request)
         except UsbipdError as error:
-            outcome = error
+            reply = error
         except Exception:
             _LOG.exception("%s from %s failed", request.command, self.name, extra=LIMITED)
-            outcome = UsbipdError("internal error: see the log", code="internal")
-        self.send_response(request, outcome)
+            reply = UsbipdError("internal error: see the log", code="internal")
+        self.send_response(request, reply)
 
     def _done(self, request: Request, task: asyncio.Task[None]) -> None:
         _close(request.descriptor)

@@ -115,9 +115,9 @@ class BlockingChannel:
             raise IPCError(f"something else than the answer to {command}", code="bad-message")
         return item
 
-    def respond(self, request: Request, outcome: Message | UsbipdError) -> None:
+    def respond(self, request: Request, reply: Message | UsbipdError) -> None:
         """Answer `request` with its result or an error."""
-        self._send(response_frame(request.request_id, outcome), None)
+        self._send(response_frame(request.request_id, reply), None)
 
     def push(self, event: EventName, parameters: Message) -> None:
         """Send an event, which the peer did not ask for."""

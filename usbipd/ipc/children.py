@@ -4,9 +4,9 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from usbipd.ipc.control_messages import DeviceMemory
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, EventName, MoreParameters, Nothing, Part
-from usbipd.ipc.reports import DeviceMemory
 from usbipd.ipc.row import CommandRow, EventRow, Role, Table
 from usbipd.privileges import RunAs
 from usbipd.protocol.op import UsbDevice

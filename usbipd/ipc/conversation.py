@@ -28,7 +28,7 @@ from usbipd.ipc.messages import (
     LARGEST_ANSWER,
     LARGEST_PART,
     Command,
-    ErrorReport,
+    ErrorInfo,
     EventName,
     Hello,
     IPCEvent,
@@ -77,7 +77,7 @@ class Response(NamedTuple):
     """
 
     request_id: int
-    outcome: msgspec.Raw | UsbipdError
+    reply: msgspec.Raw | UsbipdError
     cut: bool = False
 
 
@@ -174,8 +174,8 @@ def _response(envelope: IPCResponse) -> Response:
         and envelope.result == _NO_RESULT
         and not envelope.cut
     ):
-        report = envelope.error
-        error = UsbipdError(report.message, code=report.code, advice=report.advice)
+        info = envelope.error
+        error = UsbipdError(info.message, code=info.code, advice=info.advice)
         return Response(envelope.request_id, error)
     raise IPCError("a response that is neither a result nor an error", code="bad-message")
 
@@ -200,16 +200,16 @@ def request_frame(
     )
 
 
-def response_frame(request_id: int, outcome: Message | UsbipdError, *, cut: bool = False) -> bytes:
+def response_frame(request_id: int, reply: Message | UsbipdError, *, cut: bool = False) -> bytes:
     """A result or an error as bytes; one that is `cut` is a `Part`."""
-    if isinstance(outcome, UsbipdError):
-        error = ErrorReport(code=outcome.code, message=outcome.message, advice=outcome.advice)
+    if isinstance(reply, UsbipdError):
+        error = ErrorInfo(code=reply.code, message=reply.message, advice=reply.advice)
         return _response_frame(request_id, _NO_RESULT, error=error)
-    return _response_frame(request_id, pack(outcome), cut=cut)
+    return _response_frame(request_id, pack(reply), cut=cut)
 
 
 def _response_frame(
-    request_id: int, result: msgspec.Raw, *, error: ErrorReport | None = None, cut: bool = False
+    request_id: int, result: msgspec.Raw, *, error: ErrorInfo | None = None, cut: bool = False
 ) -> bytes:
     return _frame(
         IPCResponse(
@@ -237,15 +237,15 @@ class Rest(NamedTuple):
 
 
 def answer_frame(
-    request: Request, outcome: Message | UsbipdError, *, is_long: bool
+    request: Request, reply: Message | UsbipdError, *, is_long: bool
 ) -> tuple[bytes, Rest | None]:
     """The answer to `request` as bytes, or, if it may be long, its first part, with the rest.
 
     Raises `IPCError` if it is too large even so.
     """
-    if not is_long or isinstance(outcome, UsbipdError):
-        return response_frame(request.request_id, outcome), None
-    result = encode(outcome)
+    if not is_long or isinstance(reply, UsbipdError):
+        return response_frame(request.request_id, reply), None
+    result = encode(reply)
     if len(result) <= LARGEST_PART:
         return _response_frame(request.request_id, msgspec.Raw(result)), None
     if len(result) > LARGEST_ANSWER:
@@ -290,10 +290,10 @@ def event_frame(event: EventName, parameters: Message) -> bytes:
 
 def read_result(response: Response, kind: type[Result]) -> Result:
     """The result in `response`.  Raises the error that it carries, or `IPCError` if it is of another kind."""
-    if isinstance(response.outcome, UsbipdError):
-        raise response.outcome
+    if isinstance(response.reply, UsbipdError):
+        raise response.reply
     try:
-        return msgspec.msgpack.decode(response.outcome, type=kind)
+        return msgspec.msgpack.decode(response.reply, type=kind)
     except _UNREADABLE as error:
         raise _unreadable("result", error) from error
 

@@ -1,9 +1,10 @@
 """The envelopes of the messages that the processes exchange.  Used by every process.
 
 An envelope is an `IPCRequest`, an `IPCResponse` or an `IPCEvent`; a `Hello` opens every channel in both
-directions.  What people ask and get stands in `reports.py`, the rest in `children.py`; each ends with a table
-that has a row for each command: what goes with it, and who may send it.  Decoding is strict: unknown fields,
-commands and trailing bytes are refused (msgspec).  How messages become bytes stands in `conversation.py`.
+directions.  What people ask and get stands in `control_messages.py`, the rest in `children.py`; each ends
+with a table that has a row for each command: what goes with it, and who may send it.  Decoding is strict:
+unknown fields, commands and trailing bytes are refused (msgspec).  How messages become bytes stands in
+`conversation.py`.
 """
 
 from enum import StrEnum
@@ -75,7 +76,7 @@ class IPCRequest(Message, frozen=True, tag="request"):
     timestamp: float
 
 
-class ErrorReport(Message, frozen=True):
+class ErrorInfo(Message, frozen=True):
     """A `UsbipdError` on its way to another process."""
 
     code: str
@@ -90,7 +91,7 @@ class IPCResponse(Message, frozen=True, tag="response"):
     success: bool
     result: msgspec.Raw
     """An encoded None without success."""
-    error: ErrorReport | None
+    error: ErrorInfo | None
     timestamp: float
     cut: bool = False
     """Whether `result` is only the first `Part` of the result; the others are to be asked for by MORE."""

@@ -10,7 +10,7 @@ from usbipd.ipc.row import Role
 from usbipd.privileges import ADMIN_GROUP, Peer, RunAs
 
 
-def refusal(command: Command) -> UsbipdError:
+def not_permitted_error(command: Command) -> UsbipdError:
     """The error for a user who may not send `command`; its first word is the verb."""
     return UsbipdError(
         f"you may not {command.partition('-')[0]}: that takes root or a member of the group {ADMIN_GROUP}",

@@ -1,7 +1,7 @@
 """The rows of the two tables of commands and events.  Used by every process.
 
-`PEOPLE`, the table of the control socket, stands at the end of `reports.py`; `CHILDREN`, that of the channels
-between our processes, at the end of `children.py`.  A channel has one of them.
+`PEOPLE`, the table of the control socket, stands at the end of `control_messages.py`; `CHILDREN`, that of the
+channels between our processes, at the end of `children.py`.  A channel has one of them.
 """
 
 from collections.abc import Mapping

@@ -16,20 +16,20 @@ Result = TypeVar("Result")
 
 
 def call_in_daemon_thread(function: Callable[[], Result]) -> asyncio.Future[Result]:
-    """The outcome of `function`, which runs in a thread that does not keep the process from exiting.
+    """The result of `function`, which runs in a thread that does not keep the process from exiting.
 
     Cancelling the future does not stop the thread.  Call it inside the running loop.
     """
     loop = asyncio.get_running_loop()
-    outcome: asyncio.Future[Result] = loop.create_future()
+    future: asyncio.Future[Result] = loop.create_future()
 
     def finish(result: Result | None, error: BaseException | None) -> None:
-        if outcome.done():
+        if future.done():
             return
         if error is None:
-            outcome.set_result(result)  # type: ignore[arg-type]  # of `function`, since there is no error
+            future.set_result(result)  # type: ignore[arg-type]  # of `function`, since there is no error
         else:
-            outcome.set_exception(error)
+            future.set_exception(error)
 
     def work() -> None:
         result, error = None, None
@@ -41,7 +41,7 @@ def call_in_daemon_thread(function: Callable[[], Result]) -> asyncio.Future[Resu
             loop.call_soon_threadsafe(finish, result, error)
 
     threading.Thread(target=work, name="usbipd-call", daemon=True).start()
-    return outcome
+    return future
 
 
 async def close_in_time(close: Callable[[], None]) -> None:

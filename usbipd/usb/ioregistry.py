@@ -109,7 +109,7 @@ class IORegistryOwnership:
         for disk in reversed(self._mounted(busid)):
             self._unmount_disk(busid, disk)
         if points := self.in_use(busid):
-            raise _refusal(busid, f"it is still mounted on {', '.join(points)}")
+            raise _unmount_error(busid, f"it is still mounted on {', '.join(points)}")
 
     def give_back(self, busid: str) -> None:
         """As in `Ownership`: has macOS enumerate a device again whose capture has outlived its process.
@@ -146,12 +146,14 @@ class IORegistryOwnership:
                 timeout=UNMOUNT_TIMEOUT,
             )
         except subprocess.TimeoutExpired as error:
-            raise _refusal(busid, f"{disk} is still being unmounted after {UNMOUNT_TIMEOUT:.0f} s") from error
+            raise _unmount_error(
+                busid, f"{disk} is still being unmounted after {UNMOUNT_TIMEOUT:.0f} s"
+            ) from error
         except OSError as error:
-            raise _refusal(busid, f"{self._diskutil}: {error.strerror}") from error
+            raise _unmount_error(busid, f"{self._diskutil}: {error.strerror}") from error
         if done.returncode != 0:
             said = readable(b" ".join(done.stdout.split()))
-            raise _refusal(busid, said or f"diskutil ended with exit code {done.returncode}")
+            raise _unmount_error(busid, said or f"diskutil ended with exit code {done.returncode}")
 
     def _mounted(self, busid: str) -> dict[str, list[str]]:
         """The whole disks of the device that something is mounted from, with its mount points.
@@ -289,7 +291,7 @@ def _not_released(busid: str, reason: str) -> ClaimError:
     )
 
 
-def _refusal(busid: str, reason: str) -> ClaimError:
+def _unmount_error(busid: str, reason: str) -> ClaimError:
     return ClaimError(
         f"{busid} cannot be unmounted: {reason}",
         code="mounted",

@@ -1,20 +1,19 @@
-"""Which libusb this process has loaded, and what it lacks.  Runs in the extension and in commands."""
+"""Which libusb usbipd needs, which one this process has loaded, and what it lacks.
+
+Runs in the extension and in commands; workers only compare with the number.
+"""
 
 import logging
-from dataclasses import dataclass
-from typing import Final
-
-import usb1
+from typing import Final, NamedTuple
 
 _LOG: Final = logging.getLogger(__name__)
 
-MINIMUM: Final = (1, 0, 26)  # the same as cython/claim.pyx
+MINIMUM: Final = (1, 0, 26)  # the first with whole-device capture on macOS and the fixes that it needs
 RECOMMENDED_ON_MACOS: Final = (1, 0, 30)  # port numbers on macOS 26, several uses of freed memory
 PATCHED: Final = "-usbipd"  # packaging/libusb/0008-version.patch, where a number follows
 
 
-@dataclass(frozen=True, slots=True)
-class LibusbVersion:
+class LibusbVersion(NamedTuple):
     """What libusb_get_version() says."""
 
     number: tuple[int, int, int]
@@ -39,6 +38,8 @@ class LibusbVersion:
 
 def loaded() -> LibusbVersion:
     """Loads libusb if need be.  Raises `OSError` if it cannot be loaded."""
+    import usb1  # here: a worker loads libusb without it
+
     version = usb1.getVersion()
     return LibusbVersion((version.major, version.minor, version.micro), version.rc.decode())
 

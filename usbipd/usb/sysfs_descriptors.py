@@ -4,9 +4,8 @@ Runs in the extension, in threads, and in workers before they are confined.  Not
 Before Linux 6.3 the kernel answers only when no driver keeps the device waiting (drivers/usb/core/sysfs.c).
 """
 
-import re
+import os
 import struct
-from pathlib import Path
 from typing import Final
 
 from usbipd.errors import UsbipdError
@@ -20,25 +19,29 @@ UNUSABLE: Final = "unusable-descriptors"
 _ADVICE: Final = "the kernel's own server, usbip-host, can share it"
 
 
-def descriptors_in_sysfs(directory: Path) -> DeviceDescriptors:
+def descriptors_in_sysfs(directory: str) -> DeviceDescriptors:
     """Those of the device in `directory`.  Raises `DescriptorError`, and `OSError` if it has gone."""
-    return parse_descriptors(*split_descriptors((directory / "descriptors").read_bytes()))
+    return parse_descriptors(*split_descriptors(_read(directory, "descriptors")))
 
 
-def interfaces_in_sysfs(directory: Path) -> set[int]:
+def devnum_in_sysfs(directory: str) -> int:
+    """The device's address: another one whenever it is enumerated.  Raises `OSError` if it has gone."""
+    return int(_read(directory, "devnum"))
+
+
+def interfaces_in_sysfs(directory: str) -> set[int]:
     """bInterfaceNumber of each interface of the active configuration.  Raises `OSError` if it has gone."""
     # BUSID:CONFIGURATION.INTERFACE: usb_set_configuration in drivers/usb/core/message.c
-    name = re.compile(re.escape(directory.name) + r":\d+\.(\d+)")
-    return {int(found[1]) for path in directory.iterdir() if (found := name.fullmatch(path.name))}
+    begin = f"{os.path.basename(directory)}:"
+    return {int(name.rpartition(".")[2]) for name in os.listdir(directory) if name.startswith(begin)}
 
 
-def why_not_claimable(directory: Path) -> UsbipdError | None:
+def why_not_claimable(directory: str) -> UsbipdError | None:
     """Why no process can claim the device in `directory`, whatever it tries; None: one can.
 
     Raises `OSError` if the device has gone.
     """
-    raw = (directory / "descriptors").read_bytes()
-    device, configurations = split_descriptors(raw)
+    device, configurations = split_descriptors(_read(directory, "descriptors"))
     try:
         parse_descriptors(device, configurations)
     except DescriptorError as error:
@@ -58,3 +61,8 @@ def why_not_claimable(directory: Path) -> UsbipdError | None:
             advice=_ADVICE,
         )
     return None
+
+
+def _read(directory: str, attribute: str) -> bytes:
+    with open(f"{directory}/{attribute}", "rb", buffering=0) as file:
+        return file.readall()

@@ -206,6 +206,6 @@ class _AnswerReader:
 
 def _problem(directory: Path) -> UsbipdError | None:
     try:
-        return why_not_claimable(directory)
+        return why_not_claimable(str(directory))
     except OSError:  # it is being removed: so the next list finds
         return None

@@ -30,7 +30,7 @@ from usbipd.ipc.children import (
 from usbipd.ipc.conversation import Request
 from usbipd.ipc.messages import Command, EventName, Nothing
 from usbipd.log import LIMITED
-from usbipd.worker.claim import Held, hold
+from usbipd.worker.held_device import HeldDevice, hold_device
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class _Ended(Exception):  # noqa: N818 - not an error
 class Worker:
     """One claimed device and the client that uses it, if any."""
 
-    def __init__(self, channel: BlockingChannel, held: Held, pump: _pump.Pump) -> None:
+    def __init__(self, channel: BlockingChannel, held: HeldDevice, pump: _pump.Pump) -> None:
         self._channel = channel
         self._held = held
         self._pump = pump
@@ -211,12 +211,12 @@ def _start(channel: BlockingChannel) -> Worker:
         log.send_to(order.parameters.log_to)
         return _claim(channel, order, order.parameters, page)
     except BaseException as error:
-        channel.respond(order, _refusal(error))
+        channel.respond(order, _error_for_extension(error))
         raise
 
 
 def _claim(channel: BlockingChannel, order: Request, parameters: ClaimParameters, page: mmap.mmap) -> Worker:
-    held = hold(parameters)
+    held = hold_device(parameters)
     try:
         device = held.device()
         confined = confinement.confine(
@@ -245,7 +245,7 @@ def _claim(channel: BlockingChannel, order: Request, parameters: ClaimParameters
     return Worker(channel, held, pump)
 
 
-def _try_to_claim_again(held: Held) -> None:
+def _try_to_claim_again(held: HeldDevice) -> None:
     """Raises `UsbipdError` if what SET_CONFIGURATION takes no longer works: better now than for each
     client."""
     try:
@@ -260,7 +260,7 @@ def _try_to_claim_again(held: Held) -> None:
         ) from error
 
 
-def _refusal(error: BaseException) -> UsbipdError:
+def _error_for_extension(error: BaseException) -> UsbipdError:
     """What the extension gets to know of an error that ends a claim before it has begun."""
     if isinstance(error, UsbipdError):
         return error

@@ -14,7 +14,7 @@ import msgspec
 from tests.e2e.guest.scenario import check
 from tests.e2e.guest.server import credentials
 from tests.e2e.guest.system import JOB, run
-from tests.hostile import Outcome, Plan
+from tests.hostile import Plan, Result
 from usbipd.ipc.children import Confinement
 from usbipd.privileges import RunAs
 from usbipd.worker_uids import DEFAULT_UIDS, parse_uids
@@ -68,18 +68,18 @@ def check_from_inside(unit: Path, processes: Processes) -> None:
     order = Confinement(run_as=RunAs(user=str(last), uid=last, gid=last), root=str(EMPTY))
     for accepts in (False, True):
         LOG.unlink(missing_ok=True)
-        outcome = _run(unit, Plan(order=order, victims=victims, accepts=accepts, foreign=False))
+        result = _run(unit, Plan(order=order, victims=victims, accepts=accepts, foreign=False))
         said = LOG.read_text()
         check("Landlock ABI 0" not in said and "seccomp in force" in said, f"a layer is missing: {said}")
-        check(not outcome.succeeded, f"it can {', '.join(outcome.succeeded)}")
-        check(not outcome.broken, f"what a worker needs does not work: {outcome.broken}")
-        check(len(outcome.refused) > 60, f"it has tried {len(outcome.refused)} acts only")
+        check(not result.succeeded, f"it can {', '.join(result.succeeded)}")
+        check(not result.broken, f"what a worker needs does not work: {result.broken}")
+        check(len(result.refused) > 60, f"it has tried {len(result.refused)} acts only")
     for who, pid in victims.items():
         state = credentials(pid)["State"]
         check(state[0] in "SR", f"{who} is now {state}")
 
 
-def _run(unit: Path, plan: Plan) -> Outcome:
+def _run(unit: Path, plan: Plan) -> Result:
     lines = [line for line in unit.read_text().splitlines() if not line.startswith(ONLY_THE_DAEMON)]
     argument = msgspec.json.encode(plan).decode()
     quoted = json.dumps(argument.replace("%", "%%").replace("$", "$$"))
@@ -99,4 +99,4 @@ def _run(unit: Path, plan: Plan) -> Outcome:
         print(LOG.read_text())
         UNIT.unlink()
         run("systemctl", "daemon-reload")
-    return msgspec.json.decode(OUTPUT.read_bytes(), type=Outcome)
+    return msgspec.json.decode(OUTPUT.read_bytes(), type=Result)

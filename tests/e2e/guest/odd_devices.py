@@ -8,6 +8,7 @@ byte, and have its data moved.
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -88,16 +89,19 @@ class Shape:
 
 
 PAIR: Final = (endpoint(BULK_OUT), endpoint(BULK_IN))
-SHAPES: Final = (
+SHARED: Final = (
+    Shape("endpoint cut in half", configuration_descriptor(interface(0, 3), *PAIR, endpoint(0x83))[:-3]),
     Shape(
-        "endpoint cut in half",
-        configuration_descriptor(interface(0, 3), *PAIR, endpoint(0x83))[:-3],
-    ),
-    Shape("eight endpoints promised", configuration_descriptor(interface(0, 8), *PAIR)),
-    Shape("forty endpoints promised", configuration_descriptor(interface(0, 40), *PAIR)),
-    Shape(
-        "endpoint of six bytes",
-        configuration_descriptor(interface(0, 3), bytes((6, USB_DT_ENDPOINT, 0x83, 2, 0, 2)), *PAIR),
+        "8 and 40 endpoints promised, and one of 6 bytes",
+        configuration_descriptor(
+            interface(0, 8),
+            *PAIR,
+            interface(1, 40),
+            endpoint(0x83),
+            interface(2, 2),
+            bytes((6, USB_DT_ENDPOINT, 0x84, 2, 0, 2)),
+            endpoint(0x85),
+        ),
     ),
     Shape(
         "one interface of two promised",
@@ -111,12 +115,13 @@ SHAPES: Final = (
         ),
         (Setting(0, 1), Setting(1, 1)),
     ),
-    Shape("interface number 40", configuration_descriptor(interface(40, 2), *PAIR)),
     Shape(
-        "setting of interface number 40",
+        "interface number 40",
         configuration_descriptor(interface(40), interface(40, 2, 1), *PAIR),
         (Setting(40, 1),),
     ),
+)
+READ: Final = (
     Shape(
         "endpoints twice",
         configuration_descriptor(interface(0, 3), *PAIR, endpoint(BULK_IN), interface(1, 2), *PAIR),
@@ -124,11 +129,13 @@ SHAPES: Final = (
     Shape("longer than it is", promising(configuration_descriptor(interface(0, 2), *PAIR), total=0x400)),
     Shape("end in the middle", configuration_descriptor(interface(0, 3), *PAIR, b"\0\0", endpoint(0x83))),
     Shape(
-        "interface of eight bytes",
+        "interface of 8 bytes",
         configuration_descriptor(
             interface(0, 2), *PAIR, bytes((8, USB_DT_INTERFACE, 1, 0, 1, 0xFF, 0, 0)), endpoint(0x83)
         ),
     ),
+    Shape("more endpoints than promised", configuration_descriptor(interface(0, 1), *PAIR)),
+    Shape("impossible address", configuration_descriptor(interface(0, 3), *PAIR, endpoint(0x13))),
 )
 
 
@@ -143,7 +150,7 @@ def servers_start() -> None:
     KERNEL.start()
 
 
-# ---- what there is -------------------------------------------------------------------------------------------
+# ---- what there is ---------------------------------------------------------------------------------------
 
 View = dict[int, tuple[int, tuple[tuple[int, int], ...]]]
 """By bInterfaceNumber: the current setting, and the address and bmAttributes of each of its endpoints."""
@@ -209,12 +216,8 @@ def use(shape: Shape, there: UsbDevice) -> Session:
         return Session(there.descriptors, answer.data, first, kernels_view(there), back.data)
 
 
-def with_ours(shape: Shape) -> Session:
-    plugged = odd(shape.configuration)
-    device = plugged.plug()
-    kernel = kernels_view(device)
-    ours = our_view(descriptors_in_sysfs(device.path).configurations[0])
-    check(ours == kernel, f"our reader finds {ours}, the kernel {kernel}")
+def with_ours(shape: Shape, device: UsbDevice) -> Session:
+    before = kernels_view(device)
     wait_for(f"{device.busid} in the list", lambda: listed(device.busid))
     ask("bind", "--busid", device.busid)
     wait_for_state(device.busid, "shared")
@@ -228,14 +231,11 @@ def with_ours(shape: Shape) -> Session:
         wait_for_state(device.busid, "shared")
     check(sessions[0] == sessions[1], f"the second client has {sessions[1]}, the first {sessions[0]}")
     ask("unbind", "--busid", device.busid)
-    check(kernels_view(device).keys() == kernel.keys(), "the device has not come back whole")
-    plugged.unplug()
+    check(kernels_view(device).keys() == before.keys(), "the device has not come back whole")
     return sessions[0]
 
 
-def with_kernel(shape: Shape) -> Session:
-    plugged = odd(shape.configuration)
-    device = plugged.plug()
+def with_kernel(shape: Shape, device: UsbDevice) -> Session:
     KERNEL.bind(device.busid)
     status = DEVICES / device.busid / "usbip_status"
     wait_for(f"{device.busid} to be free", lambda: status.read_text().strip() == AVAILABLE)
@@ -243,7 +243,6 @@ def with_kernel(shape: Shape) -> Session:
     session = use(shape, there)
     client.detach(there)
     KERNEL.unbind(device.busid)
-    plugged.unplug()
     return session
 
 
@@ -254,7 +253,10 @@ def _driver(interface: Path) -> str | None:
 
 def same_from_both(shape: Shape) -> None:
     """The client has the same device, whoever shares it."""
-    ours, theirs = with_ours(shape), with_kernel(shape)
+    plugged = odd(shape.configuration)
+    device = plugged.plug()
+    ours, theirs = with_ours(shape, device), with_kernel(shape, device)
+    plugged.unplug()
     for name, mine, other in zip(Session._fields, ours, theirs, strict=True):
         check(mine == other, f"{name}: {_text(mine)} from ours, {_text(other)} from the kernel's server")
 
@@ -263,10 +265,19 @@ def _text(value: object) -> str:
     return value.hex(" ") if isinstance(value, bytes) else str(value)
 
 
-for shape in SHAPES:
-    SCENARIO.add(
-        f"the same from both servers: {shape.name}", shape.name, lambda shape=shape: same_from_both(shape)
-    )
+@step("reader")
+def our_reader_finds_what_this_kernel_finds() -> None:
+    for shape in (*SHARED, *READ):
+        plugged = odd(shape.configuration)
+        device = plugged.plug()
+        ours = our_view(descriptors_in_sysfs(str(device.path)).configurations[0])
+        theirs = kernels_view(device)
+        check(ours == theirs, f"{shape.name}: our reader finds {ours}, the kernel {theirs}")
+        plugged.unplug()
+
+
+for shape in SHARED:
+    SCENARIO.add(f"same from both servers: {shape.name}", shape.name, partial(same_from_both, shape))
 
 
 # ---- what cannot be shared -------------------------------------------------------------------------------

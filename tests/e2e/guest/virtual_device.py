@@ -193,17 +193,17 @@ class VirtualDevice:
                 yield answer(submit, 0, len(data), data)
 
     def _stream(self, command: Submit) -> Reply:
-        outcomes = [(packet.length, 0) for packet in command.iso]
+        packet_results = [(packet.length, 0) for packet in command.iso]
         if command.direction != USBIP_DIR_IN:
             for packet in command.iso:
                 self.played += command.data[packet.offset : packet.offset + packet.length]
-            return answer_isochronous(command, 0, outcomes)
+            return answer_isochronous(command, 0, packet_results)
         buffer = bytearray(command.transfer_buffer_length)
         for packet in command.iso:
             for at in range(packet.offset, packet.offset + packet.length):
                 buffer[at] = self._count & 0xFF
                 self._count += 1
-        return answer_isochronous(command, 0, outcomes, bytes(buffer))
+        return answer_isochronous(command, 0, packet_results, bytes(buffer))
 
 
 def _address(ep: int, direction: int) -> int:

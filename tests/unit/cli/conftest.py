@@ -12,9 +12,9 @@ import pytest
 
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.control_messages import PEOPLE
 from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
-from usbipd.ipc.reports import PEOPLE
 
 Answer = Callable[[Request], Message | UsbipdError]
 

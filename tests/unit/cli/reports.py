@@ -1,20 +1,20 @@
 """What a scripted extension reports."""
 
-from usbipd.ipc.reports import (
-    BindingReport,
+from usbipd.ipc.control_messages import (
+    BindingInfo,
     Counters,
-    DeviceReport,
+    DeviceInfo,
     DeviceState,
     HistoryEntry,
     HistoryEvent,
-    ProcessReport,
+    ProcessInfo,
     StatusResult,
 )
 
 START = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC
 
 
-def make_device(busid: str = "3-1", **changes: object) -> DeviceReport:
+def make_device(busid: str = "3-1", **changes: object) -> DeviceInfo:
     """A shared disk, or what `changes` makes of it."""
     fields: dict[str, object] = {
         "busid": busid,
@@ -29,7 +29,7 @@ def make_device(busid: str = "3-1", **changes: object) -> DeviceReport:
         "simulated": False,
         "state": DeviceState.SHARED,
     }
-    return DeviceReport(**(fields | changes))  # type: ignore[arg-type]
+    return DeviceInfo(**(fields | changes))  # type: ignore[arg-type]
 
 
 def make_counters(**changes: object) -> Counters:
@@ -45,7 +45,7 @@ def make_counters(**changes: object) -> Counters:
     return Counters(**(fields | changes))  # type: ignore[arg-type]
 
 
-def make_binding(**changes: object) -> BindingReport:
+def make_binding(**changes: object) -> BindingInfo:
     """The disk in any port, not plugged in, or what `changes` makes of it."""
     fields: dict[str, object] = {
         "vendor_id": 0x0781,
@@ -58,7 +58,7 @@ def make_binding(**changes: object) -> BindingReport:
         "created_by": "root",
         "devices": [],
     }
-    return BindingReport(**(fields | changes))  # type: ignore[arg-type]
+    return BindingInfo(**(fields | changes))  # type: ignore[arg-type]
 
 
 def make_entry(number: int, event: HistoryEvent = HistoryEvent.CLAIMED, **changes: object) -> HistoryEntry:
@@ -75,7 +75,7 @@ def make_entry(number: int, event: HistoryEvent = HistoryEvent.CLAIMED, **change
     return HistoryEntry(**(fields | changes))  # type: ignore[arg-type]
 
 
-def make_status(devices: list[DeviceReport], **changes: object) -> StatusResult:
+def make_status(devices: list[DeviceInfo], **changes: object) -> StatusResult:
     """The daemon with `devices`, or what `changes` makes of it."""
     fields: dict[str, object] = {
         "version": "0.1.0",
@@ -87,9 +87,9 @@ def make_status(devices: list[DeviceReport], **changes: object) -> StatusResult:
         "devices": devices,
         "bindings": [],
         "processes": [
-            ProcessReport(role="extension", pid=4711, user="root", memory=24 << 20),
-            ProcessReport(role="server", pid=4712, user="usbipd", memory=9 << 20),
-            ProcessReport(role="worker", pid=4713, user="usbipd", memory=None, busid="3-1"),
+            ProcessInfo(role="extension", pid=4711, user="root", memory=24 << 20),
+            ProcessInfo(role="server", pid=4712, user="usbipd", memory=9 << 20),
+            ProcessInfo(role="worker", pid=4713, user="usbipd", memory=None, busid="3-1"),
         ],
         "error_count": 0,
         "last_errors": [],

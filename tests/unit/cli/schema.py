@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from usbipd.cli import check_config, report_document
+from usbipd.cli import bug_report_document, check_config
 from usbipd.cli.documents import Document
 
 DIRECTORY: Final = Path(__file__).parents[3] / "docs/schema"
@@ -17,7 +17,7 @@ DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 assert issubclass(check_config.ConfigDocument, Document), (
     "imported, because it is one of the subclasses below"
 )
-assert issubclass(report_document.ReportDocument, Document), "likewise"
+assert issubclass(bug_report_document.ReportDocument, Document), "likewise"
 
 
 def file_name(document: type[Document]) -> str:

@@ -9,9 +9,9 @@ import pytest
 from usbipd.__main__ import load_daemon
 from usbipd.cli import ext
 from usbipd.cli import main as usbipd
+from usbipd.cli.arguments import count, host_and_port, interval, network, seconds
 from usbipd.cli.hardware import serial
-from usbipd.cli.main import VERBS, build_parser, load
-from usbipd.cli.verb import count, host_and_port, interval, network, seconds
+from usbipd.cli.main import SUBCOMMANDS, build_parser, load
 from usbipd.errors import UsageError
 from usbipd.simulated.catalog import NAMES
 
@@ -123,7 +123,7 @@ def test_a_network_travels_as_it_was_written(text: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], "VERB"),
+        ([], "COMMAND"),
         (["frob"], "frob"),
         (["bind"], "--busid"),
         (["bind", "--busid", "nonsense"], "not a busid"),
@@ -171,7 +171,7 @@ def test_what_is_refused_before_the_extension_is_asked(argv: list[str], words: s
         usbipd.run(["--socket", "/nonexistent", *argv])
 
 
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", SUBCOMMANDS)
 @pytest.mark.parametrize("before", [True, False])
 def test_every_verb_takes_socket_and_json(name: str, before: bool) -> None:
     busid = ["--busid", "1-1"]
@@ -182,29 +182,29 @@ def test_every_verb_takes_socket_and_json(name: str, before: bool) -> None:
     arguments = build_parser().parse_args(argv)
     assert str(arguments.socket) == "/tmp/x"
     assert arguments.json
-    assert arguments.verb is load(name)
+    assert arguments.command is load(name)
 
 
 @pytest.mark.parametrize(
-    ("verb", "which"),
+    ("command", "which"),
     [
         ("bind", "(--busid BUSID | --hardware-id VID:PID)"),
         ("unbind", "(--busid BUSID | --all | --hardware-id VID:PID)"),
     ],
 )
 def test_the_usage_says_of_what_one_is_needed(
-    verb: str, which: str, capsys: pytest.CaptureFixture[str]
+    command: str, which: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """argparse shows a group as one only if its options stand together."""
     with pytest.raises(SystemExit):
-        build_parser().parse_args([verb, "--help"])
+        build_parser().parse_args([command, "--help"])
     assert which in " ".join(capsys.readouterr().out.split())
 
 
 def test_list_needs_the_extension_unless_it_asks_another_machine() -> None:
-    verb = build_parser().parse_args(["list"]).verb
-    assert verb.requires_extension(build_parser().parse_args(["list"]))
-    assert not verb.requires_extension(build_parser().parse_args(["list", "--remote", "host"]))
+    command = build_parser().parse_args(["list"]).command
+    assert command.requires_extension(build_parser().parse_args(["list"]))
+    assert not command.requires_extension(build_parser().parse_args(["list", "--remote", "host"]))
 
 
 @pytest.mark.parametrize(
@@ -248,8 +248,8 @@ def test_the_help_names_every_simulated_device() -> None:
 def test_every_option_of_usbipd_ext_knows_where_it_belongs() -> None:
     options = {option for action in ext.build_parser()._actions for option in action.option_strings}
     actions = {"--run", "--status", "--health", "--check-config"}
-    assert options - actions - {"-h", "--help", "--version"} == set(ext.GOES_WITH)
-    assert set().union(*ext.GOES_WITH.values()) <= actions
+    assert options - actions - {"-h", "--help", "--version"} == set(ext.ACTIONS_OF_OPTION)
+    assert set().union(*ext.ACTIONS_OF_OPTION.values()) <= actions
 
 
 FILE = """

@@ -23,14 +23,11 @@ from usbipd.cli import bind, ext
 from usbipd.cli import main as usbipd
 from usbipd.errors import UsbipdError
 from usbipd.extension import claimer
-from usbipd.ipc.conversation import Request
-from usbipd.ipc.message import Message
-from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import (
-    BindingReport,
+from usbipd.ipc.control_messages import (
+    BindingInfo,
     BindParameters,
     BindResult,
-    CheckReport,
+    CheckResult,
     CheckState,
     DetachParameters,
     DetachResult,
@@ -45,6 +42,9 @@ from usbipd.ipc.reports import (
     UnbindParameters,
     UnbindResult,
 )
+from usbipd.ipc.conversation import Request
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command
 
 Extension = Callable[..., AbstractContextManager[None]]
 
@@ -115,7 +115,7 @@ def answer(request: Request) -> Message | UsbipdError:
                 ]
             )
         case Command.HEALTH:
-            return HealthResult(checks=[CheckReport(name="store", state=CheckState.WARNING, message="old")])
+            return HealthResult(checks=[CheckResult(name="store", state=CheckState.WARNING, message="old")])
     return make_status(devices)
 
 
@@ -267,9 +267,9 @@ def test_unbind(
     run: Run,
     extension: Extension,
     socket_path: Path,
-    gone: list[BindingReport],
+    gone: list[BindingInfo],
     busids: list[str],
-    left: list[BindingReport],
+    left: list[BindingInfo],
     said: str,
 ) -> None:
     def unbound(request: Request) -> Message:
@@ -511,7 +511,7 @@ def test_asking_for_the_status_is_light(extension: Extension, socket_path: Path)
         "import sys; from usbipd.cli.ext import main; code = main(sys.argv[1:], sys.exit)\n"
         "heavy = {'asyncio', 'ctypes', 'usb1', 'logging', 'tomllib', 'sqlite3', 'subprocess',\n"
         "    'usbipd.addresses', 'usbipd.config', 'usbipd.privileges', 'usbipd.usb.discovery',\n"
-        "    'usbipd.extension.process', 'usbipd.cli.checks', 'usbipd.cli.watch'}\n"
+        "    'usbipd.extension.process', 'usbipd.cli.offline_checks', 'usbipd.cli.watch'}\n"
         "sys.exit(code or repr(heavy & sys.modules.keys()))"
     )
     with extension(answer):

@@ -17,11 +17,11 @@ from tests.unit.cli.reports import make_binding, make_device
 from usbipd.cli.connection import ControlConnection, start_command
 from usbipd.errors import ExtensionUnreachableError, UsageError, UsbipdError
 from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.control_messages import PEOPLE, BindParameters, BindResult, ListResult
 from usbipd.ipc.conversation import Request, response_frame
 from usbipd.ipc.framing import encode_frame
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import IPC_VERSION, Command, EventName, Hello, Nothing, encode
-from usbipd.ipc.reports import PEOPLE, BindParameters, BindResult, ListResult
 
 Extension = Callable[..., AbstractContextManager[None]]
 
@@ -82,7 +82,7 @@ def test_what_was_told_often_is_one_thing(extension: Extension, socket_path: Pat
         assert not control.wait_for_events(0.0)
 
 
-def refusal(path: Path) -> ExtensionUnreachableError:
+def connect_error(path: Path) -> ExtensionUnreachableError:
     with pytest.raises(ExtensionUnreachableError) as caught:
         ask(path)
     return caught.value
@@ -93,7 +93,7 @@ def test_a_path_that_is_no_socket(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch(0o400)
     for path in (file, tmp_path):
-        error = refusal(path)
+        error = connect_error(path)
         assert (error.message, error.code) == (f"{path} is no socket", "unreachable")
         assert "--socket" in (error.advice or "")
 
@@ -104,7 +104,7 @@ def test_a_socket_that_we_may_not_use(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         path.chmod(0o000)
-        assert refusal(path).code == "no-permission"
+        assert connect_error(path).code == "no-permission"
 
 
 def test_a_service_is_started_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def test_a_request_may_have_a_time_of_its_own(extension: Extension, socket_path:
             control.request(Command.LIST, Nothing(), ListResult, timeout=0.05)
 
 
-def refused(path: Path, code: str, timeout: float = 10.0) -> ExtensionUnreachableError:
+def fails_to_ask(path: Path, code: str, timeout: float = 10.0) -> ExtensionUnreachableError:
     with pytest.raises(ExtensionUnreachableError) as caught:
         ask(path, timeout)
     assert caught.value.code == code
@@ -200,13 +200,13 @@ def refused(path: Path, code: str, timeout: float = 10.0) -> ExtensionUnreachabl
 
 
 def test_no_socket(socket_path: Path) -> None:
-    assert str(socket_path) in refused(socket_path, "not-running").message
+    assert str(socket_path) in fails_to_ask(socket_path, "not-running").message
 
 
 def test_a_socket_that_a_dead_extension_left(socket_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(socket_path))
-    refused(socket_path, "not-running")
+    fails_to_ask(socket_path, "not-running")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
@@ -220,7 +220,7 @@ def test_no_permission(socket_path: Path) -> None:
         socket_path.chmod(0o600)
         os.seteuid(65534)
         try:
-            assert str(socket_path) in refused(socket_path, "no-permission").message
+            assert str(socket_path) in fails_to_ask(socket_path, "no-permission").message
         finally:
             os.seteuid(0)
 
@@ -236,7 +236,7 @@ def test_an_extension_of_another_version(extension: Extension, socket_path: Path
         drain(connection)
 
     with extension(talk=talk):
-        error = refused(socket_path, "version")
+        error = fails_to_ask(socket_path, "version")
     assert "usbipd 9.9.9" in error.message
 
 
@@ -266,7 +266,7 @@ def test_an_extension_that_closes(extension: Extension, socket_path: Path, said:
         drain(connection)
 
     with extension(talk=talk):
-        refused(socket_path, "gone")
+        fails_to_ask(socket_path, "gone")
 
 
 def test_an_extension_that_goes_before_the_hello(socket_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +282,7 @@ def test_an_extension_that_goes_before_the_hello(socket_path: Path, monkeypatch:
             connections.append(self)
 
     monkeypatch.setattr(socket, "socket", Connection)
-    refused(socket_path, "gone")
+    fails_to_ask(socket_path, "gone")
     assert [connection.fileno() for connection in connections] == [-1]
 
 
@@ -299,12 +299,12 @@ def test_an_extension_that_accepts_no_connection(socket_path: Path) -> None:
         end = threading.Timer(5, listener.close)
         end.start()
         stack.callback(end.cancel)
-        refused(socket_path, "busy" if sys.platform == "linux" else "not-running", timeout=0.05)
+        fails_to_ask(socket_path, "busy" if sys.platform == "linux" else "not-running", timeout=0.05)
 
 
 def test_an_extension_that_says_nothing(extension: Extension, socket_path: Path) -> None:
     with extension(talk=drain):
-        assert "0.05 s" in refused(socket_path, "timeout", timeout=0.05).message
+        assert "0.05 s" in fails_to_ask(socket_path, "timeout", timeout=0.05).message
 
 
 @pytest.mark.parametrize(
@@ -320,4 +320,4 @@ def test_something_else_answers(extension: Extension, socket_path: Path, said: b
         drain(connection)
 
     with extension(talk=talk):
-        refused(socket_path, code)
+        fails_to_ask(socket_path, code)

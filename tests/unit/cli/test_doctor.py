@@ -3,11 +3,11 @@
 import pytest
 
 from usbipd.cli.doctor import _summary, format_checks
-from usbipd.ipc.reports import CheckReport, CheckState
+from usbipd.ipc.control_messages import CheckResult, CheckState
 
 
-def check(state: CheckState, name: str = "store", message: str = "m", *steps: str) -> CheckReport:
-    return CheckReport(name=name, state=state, message=message, steps=list(steps))
+def check(state: CheckState, name: str = "store", message: str = "m", *steps: str) -> CheckResult:
+    return CheckResult(name=name, state=state, message=message, steps=list(steps))
 
 
 def test_steps_are_numbered_and_sentences_wrapped() -> None:

@@ -30,7 +30,14 @@ from usbipd.cli.documents import (
 from usbipd.cli.list import list_remote
 from usbipd.config import parse
 from usbipd.errors import UsbipdError
-from usbipd.ipc.reports import CheckReport, CheckState, DeviceReport, DeviceState, HistoryEvent, LeftOutReport
+from usbipd.ipc.control_messages import (
+    CheckResult,
+    CheckState,
+    DeviceInfo,
+    DeviceState,
+    HistoryEvent,
+    LeftOutInfo,
+)
 
 PLAIN_TYPES: dict[Any, str] = {int: "integer", float: "number", str: "string", bool: "boolean"}
 MANUAL = (Path(__file__).parents[3] / "docs/json.md").read_text()
@@ -97,7 +104,7 @@ def test_the_manual_says_how_schemas_are_made() -> None:
         ListDocument(
             devices=[make_device(), make_device("1-1", manufacturer=None)],
             bindings=[make_binding()],
-            left_out=[LeftOutReport(busid="1-2", reason="why", code="no-answer", advice=None)],
+            left_out=[LeftOutInfo(busid="1-2", reason="why", code="no-answer", advice=None)],
         ),
         BindDocument(
             binding=make_binding(allow=["::1"]),
@@ -108,7 +115,7 @@ def test_the_manual_says_how_schemas_are_made() -> None:
         StatusDocument(status=make_status([make_device(product="\x1b[2J 日本 \ud7ff")])),
         HistoryDocument(entries=[make_entry(2, reason="why"), make_entry(1, busid=None)]),
         HealthDocument(
-            checks=[CheckReport(name="store", state=CheckState.FAILED, message="m", steps=["1", "2"])]
+            checks=[CheckResult(name="store", state=CheckState.FAILED, message="m", steps=["1", "2"])]
         ),
         ConfigDocument(file=None, settings=parse("[[access]]\nbusid = '1-1'\nallow = ['::1']", "file")),
         documents.error_document(UsbipdError("wrong", code="busy", advice="wait")),
@@ -131,7 +138,7 @@ def test_the_form_of_a_device() -> None:
     assert device["vendor_id"] == 0x0781
     assert device["state"] == "shared"
     assert device["client"] is None
-    assert device.keys() == set(DeviceReport.__struct_fields__)
+    assert device.keys() == set(DeviceInfo.__struct_fields__)
 
 
 def test_a_remote_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

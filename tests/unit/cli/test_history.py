@@ -5,9 +5,15 @@ import pytest
 from tests.unit.cli.reports import make_entry
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.history import fetch_history, format_history
+from usbipd.ipc.control_messages import (
+    HISTORY_PAGE,
+    HistoryEntry,
+    HistoryEvent,
+    HistoryParameters,
+    HistoryResult,
+)
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import HISTORY_PAGE, HistoryEntry, HistoryEvent, HistoryParameters, HistoryResult
 
 
 class FakeExtension(ControlConnection):

@@ -12,13 +12,13 @@ from usbipd.__main__ import load_daemon
 from usbipd.cli import ext
 from usbipd.cli import main as usbipd
 from usbipd.errors import UsbipdError
+from usbipd.ipc.control_messages import PEOPLE
 from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
-from usbipd.ipc.reports import PEOPLE
 
 Extension = Callable[..., AbstractContextManager[None]]
 
-VERBS = [
+SUBCOMMANDS = [
     ("usbipd", "list"),
     ("usbipd", "bind", "--busid", "1-1"),
     ("usbipd", "unbind", "--busid", "1-1"),
@@ -43,7 +43,7 @@ def refuse(request: Request) -> UsbipdError:
 
 @pytest.mark.parametrize("options", [(), ("--json",)], ids=["text", "json"])
 @pytest.mark.parametrize("reply", [answer, refuse])
-@pytest.mark.parametrize("words", VERBS, ids=lambda words: " ".join(words[:2]))
+@pytest.mark.parametrize("words", SUBCOMMANDS, ids=lambda words: " ".join(words[:2]))
 def test_no_verb_shows_a_text_raw(
     words: tuple[str, ...],
     reply: Callable[[Request], Message | UsbipdError],

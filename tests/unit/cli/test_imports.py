@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.cli.reports import make_device, make_status
-from usbipd.cli.main import VERBS
+from usbipd.cli.main import SUBCOMMANDS
+from usbipd.ipc.control_messages import DetachResult, ListResult, ReleaseResult
 from usbipd.ipc.message import Message
-from usbipd.ipc.reports import DetachResult, ListResult, ReleaseResult
 
 BY_ITSELF: set[str] = {"dataclasses"} if sys.version_info >= (3, 14) else set()
 """What argparse and traceback load in any case, by way of _colorize."""
@@ -63,9 +63,9 @@ def test_a_command_loads_nothing_heavy_and_no_other_verb(
     with extension(lambda _request: answer):
         modules = loaded(f"sys.argv = {full!r}\nfrom usbipd.__main__ import main\nassert main() == 0")
     assert not of(modules, HEAVY)
-    verb = argv[1].removeprefix("--")
-    assert f"usbipd.cli.{verb}" in modules
-    assert not of(modules, [f"usbipd.cli.{each}" for each in VERBS if each != verb])
+    command = argv[1].removeprefix("--")
+    assert f"usbipd.cli.{command}" in modules
+    assert not of(modules, [f"usbipd.cli.{each}" for each in SUBCOMMANDS if each != command])
 
 
 def test_a_command_does_not_look_for_garbage(extension: StartExtension, socket_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_an_ordinary_user_waits_for_nothing_else() -> None:
 
 def test_help_loads_no_verb() -> None:
     modules = loaded("from usbipd.cli.main import main\nassert main(['--help']) == 0")
-    assert not of(modules, ["msgspec", *(f"usbipd.cli.{each}" for each in VERBS)])
+    assert not of(modules, ["msgspec", *(f"usbipd.cli.{each}" for each in SUBCOMMANDS)])
 
 
 def test_the_worker_of_a_real_device_loads_no_simulated_one() -> None:

@@ -7,9 +7,9 @@ import pytest
 
 from tests.golden.messages import DEVICE
 from tests.unit.cli.reports import make_binding, make_device
-from usbipd.cli import list as list_verb
+from usbipd.cli import list as list_command
 from usbipd.cli.list import format_list
-from usbipd.ipc.reports import DeviceState, LeftOutReport, ListResult
+from usbipd.ipc.control_messages import DeviceState, LeftOutInfo, ListResult
 
 
 def test_devices_with_state_and_user() -> None:
@@ -77,10 +77,10 @@ def test_another_device_at_the_port_of_a_binding() -> None:
 
 def test_devices_that_cannot_be_shared_are_named() -> None:
     left_out = [
-        LeftOutReport(
+        LeftOutInfo(
             busid="1-2", reason="usbfs cannot claim it", code="unusable-descriptors", advice="try another"
         ),
-        LeftOutReport(busid="3-1", reason="it is imported", code="imported", advice=None),
+        LeftOutInfo(busid="3-1", reason="it is imported", code="imported", advice=None),
     ]
     text = format_list(ListResult(devices=[make_device()], bindings=[make_binding()], left_out=left_out), 80)
     assert text.split("\n\n")[2] == (
@@ -116,6 +116,6 @@ def test_speeds_of_other_servers(
 ) -> None:
     """enum usb_device_speed of include/uapi/linux/usb/ch9.h, of which a Linux server sends all."""
     device = msgspec.structs.replace(DEVICE, speed=speed)
-    monkeypatch.setattr(list_verb, "fetch_devlist", lambda _host, _port, _timeout: (device,))
-    list_verb.list_remote("192.0.2.1", 3240, timeout=1.0, as_json=True)
+    monkeypatch.setattr(list_command, "fetch_devlist", lambda _host, _port, _timeout: (device,))
+    list_command.list_remote("192.0.2.1", 3240, timeout=1.0, as_json=True)
     assert json.loads(capsys.readouterr().out)["devices"][0]["speed"] == word

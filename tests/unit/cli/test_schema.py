@@ -36,7 +36,7 @@ def test_the_status_is_described_in_full() -> None:
     assert definitions["DeviceState"]["enum"] == ["attached", "failed", "not shared", "shared"]
     assert {
         "StatusResult",
-        "DeviceReport",
+        "DeviceInfo",
         "Counters",
         "Rate",
         "Latency",

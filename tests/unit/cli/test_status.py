@@ -12,7 +12,7 @@ from usbipd.cli.status import (
     format_silent,
     format_status,
 )
-from usbipd.ipc.reports import DeviceState, Latency, LoggedError, Rate
+from usbipd.ipc.control_messages import DeviceState, Latency, LoggedError, Rate
 
 
 def test_processes_that_do_not_answer() -> None:

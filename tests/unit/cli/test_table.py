@@ -8,7 +8,7 @@ from usbipd.cli.history import format_history
 from usbipd.cli.list import format_list, format_remote
 from usbipd.cli.status import format_status
 from usbipd.cli.table import Column, display_width, format_table, shorten, wrap
-from usbipd.ipc.reports import DeviceState, Latency, ListResult, LoggedError, Rate
+from usbipd.ipc.control_messages import DeviceState, Latency, ListResult, LoggedError, Rate
 
 LONGEST_REAL_BUSID = "255-15.15.15.15.15.15"  # seven tiers, USB 2.0, 4.1.1
 

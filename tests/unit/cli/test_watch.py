@@ -26,10 +26,10 @@ from usbipd.cli.connection import ControlConnection
 from usbipd.cli.watch import FIRST_PAUSE, Blocks, LiveView, frame, view_for, watch
 from usbipd.errors import ExtensionUnreachableError, UsbipdError
 from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.control_messages import PEOPLE, StatusResult
 from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import IPC_VERSION, Command, EventName, Nothing
-from usbipd.ipc.reports import PEOPLE, StatusResult
 from usbipd.privileges import peer_of
 
 Extension = Callable[..., AbstractContextManager[None]]
@@ -52,8 +52,8 @@ class Scripted:
         assert request.command is command
         return request
 
-    def answer(self, command: Command, outcome: Message | UsbipdError) -> None:
-        self._channel.respond(self.expect(command), outcome)
+    def answer(self, command: Command, answer: Message | UsbipdError) -> None:
+        self._channel.respond(self.expect(command), answer)
 
     def answer_status(self, *, error_count: int = 0) -> None:
         self.answer(Command.STATUS, make_status([make_device()], error_count=error_count))

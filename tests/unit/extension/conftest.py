@@ -1,19 +1,16 @@
 """What the tests of the extension share."""
 
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.unit.extension.controlled import Daemon
 from tests.unit.extension.fakes import FakeSpawner, FakeSysfs
 from tests.unit.extension.managed_host import Host
 from usbipd.extension import supervisor
 
 
 @pytest.fixture(autouse=True)
-def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that died is started again at once."""
     monkeypatch.setattr(supervisor, "FIRST_DELAY", 0.001)
 
@@ -32,10 +29,3 @@ def sysfs(tmp_path: Path) -> FakeSysfs:
 def host(spawner: FakeSpawner, sysfs: FakeSysfs) -> Host:
     """Whose manager has not been started yet."""
     return Host(spawner, sysfs)
-
-
-@pytest.fixture
-def daemon(spawner: FakeSpawner, sysfs: FakeSysfs) -> Iterator[Daemon]:
-    with tempfile.TemporaryDirectory() as directory:
-        Path(directory).chmod(0o755)
-        yield Daemon(spawner, sysfs, Path(directory, "control.sock"))

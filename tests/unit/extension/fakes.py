@@ -13,10 +13,10 @@ from tests.unit.usb.fake_sysfs import FakeSysfs as FakeSysfs  # one of the fakes
 from usbipd.config import AccessRule
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.extension.bindings import Bindings
-from usbipd.extension.chronicle import Chronicle
 from usbipd.extension.claimer import DeviceClaimer, FindDevice
+from usbipd.extension.driver_reattach import DriverReattacher
+from usbipd.extension.event_recorder import EventRecorder
 from usbipd.extension.manager import SystemExtensionManager
-from usbipd.extension.returns import Returns
 from usbipd.extension.store import Binding, StoredClaim
 from usbipd.extension.supervisor import Child
 from usbipd.extension.usb_stack import LINUX, UsbStack
@@ -33,10 +33,10 @@ from usbipd.ipc.children import (
     ServeParameters,
     ServeResult,
 )
+from usbipd.ipc.control_messages import HistoryEntry, HistoryEvent
 from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, EventName, Nothing
-from usbipd.ipc.reports import HistoryEntry, HistoryEvent
 from usbipd.ipc.row import Role
 from usbipd.protocol.constants import Speed
 from usbipd.protocol.op import UsbDevice
@@ -112,7 +112,7 @@ class FakeStore:
         self.error: UsbipdError | None = None
         self.problems: list[str] = []
 
-    def happened(self, event: HistoryEvent) -> list[dict[str, Any]]:
+    def recorded(self, event: HistoryEvent) -> list[dict[str, Any]]:
         """The details of each event of this kind."""
         return [details for kind, details in self.events if kind is event]
 
@@ -171,8 +171,8 @@ def make_claimer(
         spawner,
         ownership,
         find,
-        Returns(ownership, store, stack),
-        Chronicle(store),
+        DriverReattacher(ownership, store, stack),
+        EventRecorder(store),
         stack=stack,
         confinement=WorkerConfinement(uids, Path("/empty")),
         transfer_budget=1 << 20,
@@ -201,7 +201,7 @@ def make_manager(
         ownership or sysfs.ownership(),
         store,
         Bindings(store, access),
-        Chronicle(store),
+        EventRecorder(store),
         stack=stack,
         with_real=with_real,
         confinement=WorkerConfinement(None, Path("/empty")),

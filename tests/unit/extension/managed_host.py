@@ -13,9 +13,9 @@ from usbipd.config import AccessRule
 from usbipd.errors import ClaimError
 from usbipd.extension.manager import SystemExtensionManager
 from usbipd.extension.usb_stack import LINUX, UsbStack
-from usbipd.ipc.reports import (
+from usbipd.ipc.control_messages import (
     BindParameters,
-    DeviceReport,
+    DeviceInfo,
     DeviceState,
     HardwareId,
     HistoryEvent,
@@ -61,7 +61,7 @@ class Host:
         )
         return self.manager
 
-    async def bind(self, busid: str, *allow: str) -> DeviceReport:
+    async def bind(self, busid: str, *allow: str) -> DeviceInfo:
         [device] = (await self.manager.bind(BindParameters(busid=busid, allow=list(allow)), "test")).devices
         return device
 
@@ -71,34 +71,36 @@ class Host:
     async def states(self) -> dict[str, DeviceState]:
         return {device.busid: device.state for device in await self.manager.list_devices()}
 
-    async def device(self, busid: str) -> DeviceReport:
+    async def device(self, busid: str) -> DeviceInfo:
         return next(device for device in await self.manager.list_devices() if device.busid == busid)
 
     async def until_state(self, busid: str, state: DeviceState) -> None:
-        await until(lambda: (claim := self.manager.claims.get(busid)) is not None and claim.shown is state)
+        await until(
+            lambda: (device := self.manager.shared_devices.get(busid)) is not None and device.shown is state
+        )
 
-    def told(self, busid: str) -> list[str]:
+    def recorded_events(self, busid: str) -> list[str]:
         """What the history has of the claims and sessions of a device, in order.
 
         Fails unless each claim and each session has one end, which says how long it had lasted.
         """
-        told = []
+        events = []
         begun: list[HistoryEvent] = []
         for event, details in self.store.events:
             if details.get("busid") != busid or event in (HistoryEvent.BOUND, HistoryEvent.UNBOUND):
                 continue
-            told.append(event.value)
+            events.append(event.value)
             if event in (HistoryEvent.CLAIMED, HistoryEvent.ATTACHED):
-                assert len(begun) == (event is HistoryEvent.ATTACHED), told
+                assert len(begun) == (event is HistoryEvent.ATTACHED), events
                 begun.append(event)
             elif begun:
                 expected = HistoryEvent.ATTACHED if event is HistoryEvent.DETACHED else HistoryEvent.CLAIMED
-                assert begun.pop() is expected, told
-                assert details["seconds"] >= 0, told
+                assert begun.pop() is expected, events
+                assert details["seconds"] >= 0, events
             else:
-                assert event is not HistoryEvent.RELEASED, told
-                assert details.get("seconds") is None, told
-        return told
+                assert event is not HistoryEvent.RELEASED, events
+                assert details.get("seconds") is None, events
+        return events
 
     def plug(self, device: DeviceRecord) -> None:
         self.source.records[device.busid] = device

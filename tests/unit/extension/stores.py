@@ -9,7 +9,7 @@ from pathlib import Path
 
 from usbipd.extension.store import Binding, Store, StoredClaim
 from usbipd.extension.store_tables import MIGRATIONS
-from usbipd.ipc.reports import HistoryEvent
+from usbipd.ipc.control_messages import HistoryEvent
 from usbipd.usb.identity import DeviceRule
 
 DATABASE = "usbipd.sqlite"

@@ -15,16 +15,16 @@ from tests.unit.extension.fakes import (
 )
 from tests.unit.extension.managed_host import BUSY, THING, Host
 from usbipd.errors import ClaimError, UsbipdError
-from usbipd.extension.bindings import MOST_BYTES, report_binding
+from usbipd.extension.bindings import MOST_BYTES, binding_info
 from usbipd.extension.store import Binding
-from usbipd.ipc.conversation import Request, answer_frame
-from usbipd.ipc.messages import Command, Nothing, encode
-from usbipd.ipc.reports import (
+from usbipd.ipc.control_messages import (
     BindParameters,
     DeviceState,
     HardwareId,
     UnbindParameters,
 )
+from usbipd.ipc.conversation import Request, answer_frame
+from usbipd.ipc.messages import Command, Nothing, encode
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.identity import DeviceRule
 
@@ -126,7 +126,7 @@ async def test_a_bind_means_one_thing(host: Host, parameters: BindParameters) ->
 async def test_bindings_never_become_too_many_to_be_listed(host: Host) -> None:
     allow = [f"2001:db8:{number:x}::/48" for number in range(64)]
     rule = DeviceRule(2, 0)
-    size = len(encode(report_binding(Binding(rule, None, tuple(allow), 1.0, "root"), [])))
+    size = len(encode(binding_info(Binding(rule, None, tuple(allow), 1.0, "root"), [])))
     for number in range(MOST_BYTES // size - 20):
         rule = DeviceRule(2, number)
         host.store.kept[rule] = Binding(rule, None, tuple(allow), 1.0, "root")
@@ -170,7 +170,7 @@ async def test_a_device_is_compared_with_the_bindings_of_its_place_only(
         host.store.kept[rule] = Binding(rule, "Thing", (), 1.0, "root")
     await host.manager.bind(BindParameters(hardware=THING), "test")
     await host.manager.start()
-    await until(lambda: all(claim.claimed is not None for claim in host.manager.claims.values()))
+    await until(lambda: all(device.claimed is not None for device in host.manager.shared_devices.values()))
     monkeypatch.setattr(DeviceRule, "fits", fits)
     assert len(host.manager.offers(["192.0.2.7"]).devices) == 41
     assert len(compared) == 2 * 41, "each with that of its port and that of its hardware id"
@@ -187,7 +187,7 @@ async def test_a_bind_that_cannot_be_kept_binds_nothing(host: Host) -> None:
     with pytest.raises(UsbipdError, match="disk is full"):
         await host.bind("1-2")
     assert (await host.states())["1-2"] is DeviceState.NOT_SHARED
-    assert not host.manager.claims
+    assert not host.manager.shared_devices
 
 
 async def test_an_unbind_that_cannot_be_kept_unbinds_nothing(host: Host) -> None:

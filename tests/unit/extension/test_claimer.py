@@ -26,9 +26,9 @@ from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension.device import ClaimState
 from usbipd.extension.usb_stack import LINUX
 from usbipd.ipc.children import ClaimParameters, ClaimResult, Confinement, DetachedParameters
+from usbipd.ipc.control_messages import DeviceState, HistoryEvent
 from usbipd.ipc.conversation import Event
 from usbipd.ipc.messages import Command, EventName, Nothing
-from usbipd.ipc.reports import DeviceState, HistoryEvent
 from usbipd.privileges import RunAs
 from usbipd.protocol.constants import Speed
 from usbipd.protocol.op import UsbDevice
@@ -45,7 +45,7 @@ class Host:
         self.claimer = make_claimer(spawner, sysfs, self.source.find, self.store)
 
     def state(self) -> ClaimState:
-        return self.claimer.claims["1-2"].state
+        return self.claimer.shared_devices["1-2"].state
 
     async def release(self) -> None:
         await self.claimer.release_device("1-2", timeout=5)
@@ -74,7 +74,7 @@ async def test_a_claim_and_its_end(host: Host, spawner: FakeSpawner) -> None:
     assert spawner.last.commands == [Command.CLAIM, Command.RELEASE]
     assert not spawner.last.killed
     assert not host.claimer.is_device_claimed("1-2")
-    assert not host.claimer.claims
+    assert not host.claimer.shared_devices
 
 
 async def test_a_release_is_over_when_the_worker_is(host: Host, spawner: FakeSpawner) -> None:
@@ -115,7 +115,7 @@ async def test_the_page_of_counters_is_shared_and_cannot_shrink(host: Host, spaw
     assert page is not None
     assert os.fstat(page).st_size == COUNTER_PAGE_SIZE
     os.pwrite(page, struct.pack("=Q", 77), 0)
-    counters = host.claimer.claims["1-2"].counters()
+    counters = host.claimer.shared_devices["1-2"].counters()
     assert counters is not None
     assert counters.urbs == 77
     if hasattr(os, "memfd_create"):
@@ -131,7 +131,7 @@ async def test_a_claim_that_fails_leaves_nothing(host: Host, spawner: FakeSpawne
         await host.claimer.claim_device(record("1-2"))
     assert caught.value.code == "LIBUSB_ERROR_BUSY"
     assert "try again" in str(caught.value.advice)
-    assert not host.claimer.claims
+    assert not host.claimer.shared_devices
     assert not spawner.last.channel.is_open
     assert sysfs.probed == "1-2:1.0", "its driver is looked for"
 
@@ -140,16 +140,16 @@ async def test_no_process_to_be_had(host: Host, spawner: FakeSpawner) -> None:
     spawner.error = OSError(11, "no more processes")
     with pytest.raises(ClaimError, match="no more processes"):
         await host.claimer.claim_device(record("1-2"))
-    assert not host.claimer.claims
+    assert not host.claimer.shared_devices
 
 
 async def test_a_worker_that_dies_is_replaced(host: Host, spawner: FakeSpawner) -> None:
     await host.claimer.claim_device(record("1-2"))
-    claim = host.claimer.claims["1-2"]
-    claim.attached("192.0.2.1:5")
+    device = host.claimer.shared_devices["1-2"]
+    device.attached("192.0.2.1:5")
     spawner.last.die()
     await until(lambda: len(spawner.children) == 2 and host.state() is ClaimState.READY)
-    assert claim.client is None
+    assert device.client is None
     assert host.claimer.is_device_claimed("1-2")
     await host.release()
 
@@ -167,14 +167,14 @@ async def test_what_cannot_be_claimed_again_has_failed_until_it_can(host: Host, 
     spawner.answers[Command.CLAIM] = REFUSED
     spawner.last.die()
     await until(lambda: host.state() is ClaimState.FAILED)
-    claim = host.claimer.claims["1-2"]
-    assert claim.shown is DeviceState.FAILED
-    assert claim.failure is not None
-    assert "somebody has it" in claim.failure.error.message
+    device = host.claimer.shared_devices["1-2"]
+    assert device.shown is DeviceState.FAILED
+    assert device.failure is not None
+    assert "somebody has it" in device.failure.error.message
     assert not host.claimer.is_device_claimed("1-2")
     del spawner.answers[Command.CLAIM]
     await until(lambda: host.state() is ClaimState.READY)
-    assert claim.failure is None
+    assert device.failure is None
     await host.release()
 
 
@@ -185,23 +185,23 @@ async def test_a_failed_claim_can_be_asked_for_again(host: Host, spawner: FakeSp
     await until(lambda: host.state() is ClaimState.FAILED)
     with pytest.raises(ClaimError, match="somebody has it"):
         await host.claimer.claim_device(record("1-2"))
-    assert not host.claimer.claims
+    assert not host.claimer.shared_devices
 
 
 async def test_the_history_has_the_end_of_a_worker(host: Host, spawner: FakeSpawner) -> None:
     """Whether a client used it or not; a worker that ends because its device has gone is no failure."""
     await host.claimer.claim_device(record("1-2"))
     spawner.last.die()
-    await until(lambda: len(host.store.happened(HistoryEvent.CLAIMED)) == 2)
-    [failure] = host.store.happened(HistoryEvent.FAILED)
+    await until(lambda: len(host.store.recorded(HistoryEvent.CLAIMED)) == 2)
+    [failure] = host.store.recorded(HistoryEvent.FAILED)
     assert failure["busid"] == "1-2"
     assert failure["reason"].startswith("the worker ended with ")
     host.source.records.clear()
     spawner.last.device_gone()
     spawner.last.die()
-    await until(lambda: not host.claimer.claims)
-    assert len(host.store.happened(HistoryEvent.FAILED)) == 1
-    assert len(host.store.happened(HistoryEvent.UNPLUGGED)) == 1
+    await until(lambda: not host.claimer.shared_devices)
+    assert len(host.store.recorded(HistoryEvent.FAILED)) == 1
+    assert len(host.store.recorded(HistoryEvent.UNPLUGGED)) == 1
 
 
 @pytest.mark.parametrize("announced", [True, False], ids=["the worker says so", "the worker just dies"])
@@ -211,7 +211,7 @@ async def test_a_device_that_is_gone_is_forgotten(host: Host, spawner: FakeSpawn
     if announced:
         spawner.last.device_gone()
     spawner.last.die()
-    await until(lambda: not host.claimer.claims)
+    await until(lambda: not host.claimer.shared_devices)
     assert len(spawner.children) == 1
 
 
@@ -221,7 +221,7 @@ async def test_another_device_at_the_port_is_not_taken_for_the_old_one(
     await host.claimer.claim_device(record("1-2"))
     host.source.records["1-2"] = other_device(record("1-2"))
     spawner.last.die()
-    await until(lambda: not host.claimer.claims)
+    await until(lambda: not host.claimer.shared_devices)
 
 
 async def test_a_device_that_left_before_it_is_asked_for_again(host: Host, spawner: FakeSpawner) -> None:
@@ -233,7 +233,7 @@ async def test_a_device_that_left_before_it_is_asked_for_again(host: Host, spawn
     host.source.records.clear()
     with pytest.raises(ClaimError, match="is gone"):
         await host.claimer.claim_device(record("1-2"))
-    assert not host.claimer.claims
+    assert not host.claimer.shared_devices
 
 
 @pytest.mark.parametrize("answer", ["silence", UsbipdError("stuck", code="release-failed")], ids=str)
@@ -246,7 +246,7 @@ async def test_a_device_that_its_worker_does_not_give_back(
     await host.claimer.release_device("1-2", timeout=0.01)
     assert not spawner.last.channel.is_open
     assert sysfs.probed == "1-2:1.0"
-    assert not host.claimer.claims
+    assert not host.claimer.shared_devices
 
 
 async def test_a_release_while_the_worker_is_claiming(
@@ -260,7 +260,7 @@ async def test_a_release_while_the_worker_is_claiming(
     with pytest.raises(ClaimError, match="released"):
         await claiming
     assert spawner.last.killed
-    assert not host.claimer.claims
+    assert not host.claimer.shared_devices
 
 
 async def test_a_try_that_takes_the_place_of_another_is_the_only_one(
@@ -272,7 +272,7 @@ async def test_a_try_that_takes_the_place_of_another_is_the_only_one(
     await host.claimer.restore_claimed_devices([record("1-2")])
     await until(lambda: spawner.children and spawner.last.asked)
     asking = asyncio.create_task(host.claimer.claim_device(record("1-2")))
-    await until(lambda: not host.claimer.claims)
+    await until(lambda: not host.claimer.shared_devices)
     await host.claimer.restore_claimed_devices([record("1-2")])  # the news of its arrival
     del spawner.answers[Command.CLAIM]
     await asking
@@ -287,7 +287,7 @@ async def test_a_release_is_told_when_it_is_over(host: Host, spawner: FakeSpawne
     host.claimer._on_end = lambda: ends.append(host.claimer.is_device_claimed("1-2"))
     await host.claimer.claim_device(record("1-2"))
     releasing = asyncio.create_task(host.release())
-    await until(lambda: not host.claimer.claims)
+    await until(lambda: not host.claimer.shared_devices)
     await host.claimer.restore_claimed_devices([record("1-2")])
     await releasing
     assert (ends, len(spawner.children)) == ([False], 1)
@@ -315,7 +315,7 @@ async def test_all_are_claimed_again(spawner: FakeSpawner, sysfs: FakeSysfs) -> 
     host.source = FakeSource(*records)
     host.claimer._find_device = host.source.find
     await host.claimer.restore_claimed_devices(records)
-    assert sorted(host.claimer.claims) == ["240-1", "240-2", "240-3", "240-4"]
+    assert sorted(host.claimer.shared_devices) == ["240-1", "240-2", "240-3", "240-4"]
     await asyncio.gather(*(host.claimer.release_device(each.busid, timeout=5) for each in records))
     assert all(not child.channel.is_open for child in spawner.children)
 
@@ -323,12 +323,12 @@ async def test_all_are_claimed_again(spawner: FakeSpawner, sysfs: FakeSysfs) -> 
 async def test_what_a_worker_says_before_it_hears_of_its_release(host: Host) -> None:
     """The client leaves at the moment of an unbind: the worker has said so, and is no less trusted for it."""
     await host.claimer.claim_device(record("1-2"))
-    claim = host.claimer.claims["1-2"]
-    claim.attached("192.0.2.1:1")
+    device = host.claimer.shared_devices["1-2"]
+    device.attached("192.0.2.1:1")
     await host.release()
-    claim.on_event(Event(EventName.DETACHED, DetachedParameters(reason="the client has gone")))
-    claim.on_event(Event(EventName.RESTORED, Nothing()))
-    assert claim.state is ClaimState.ENDED
+    device.on_event(Event(EventName.DETACHED, DetachedParameters(reason="the client has gone")))
+    device.on_event(Event(EventName.RESTORED, Nothing()))
+    assert device.state is ClaimState.ENDED
 
 
 async def test_a_first_claim_of_which_nobody_waits_to_hear(host: Host, spawner: FakeSpawner) -> None:
@@ -389,7 +389,7 @@ async def test_a_worker_that_lies_about_its_device(
     spawner.answers[Command.CLAIM] = ClaimResult(device=device, claim_method="fake", user="nobody")
     with pytest.raises(ClaimError, match=complaint):
         await host.claimer.claim_device(record("1-2"))
-    assert not host.claimer.claims
+    assert not host.claimer.shared_devices
     assert not spawner.last.channel.is_open
 
 

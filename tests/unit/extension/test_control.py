@@ -5,15 +5,23 @@ import os
 import resource
 import socket
 import stat
-from collections.abc import Sequence
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from tests.unit.extension.controlled import Daemon, identity
 from tests.unit.extension.fakes import (
+    ORDERS,
     PATIENCE,
+    FakeSource,
+    FakeSpawner,
+    FakeStore,
+    FakeSysfs,
+    make_manager,
     record,
     run,
     until,
@@ -22,13 +30,12 @@ from tests.unit.own_log import own_log
 from usbipd import log, privileges
 from usbipd.errors import UsbipdError
 from usbipd.extension import control as module
-from usbipd.extension.control import Answers
+from usbipd.extension.control import Answers, IPCHandler
+from usbipd.extension.reservations import Reservations
+from usbipd.extension.server_supervisor import ServerSupervisor
+from usbipd.extension.status_monitor import StatusMonitor
 from usbipd.ipc.blocking_channel import BlockingChannel
-from usbipd.ipc.conversation import Conversation, Event, request_frame
-from usbipd.ipc.framing import encode_frame
-from usbipd.ipc.message import Message
-from usbipd.ipc.messages import Command, EventName, IPCRequest, Nothing, encode
-from usbipd.ipc.reports import (
+from usbipd.ipc.control_messages import (
     PEOPLE,
     BindParameters,
     BindResult,
@@ -47,11 +54,108 @@ from usbipd.ipc.reports import (
     UnbindParameters,
     UnbindResult,
 )
+from usbipd.ipc.conversation import Conversation, Event, Result, request_frame
+from usbipd.ipc.framing import encode_frame
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command, EventName, IPCRequest, Nothing, encode
 from usbipd.ipc.row import Role
 from usbipd.limiter import BURST
+from usbipd.log import ErrorCounter
+from usbipd.paths import RuntimeFiles
 
 SOMEBODY = 54321
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+
+
+class Daemon:
+    """An extension with one device, on a socket in a directory that everybody can enter."""
+
+    def __init__(self, spawner: FakeSpawner, sysfs: FakeSysfs, path: Path) -> None:
+        self.path = path
+        self.spawner = spawner
+        self.store = FakeStore()
+        self.source = FakeSource(record("1-2"))
+        self.manager = make_manager(spawner, sysfs, self.source, store=self.store)
+        reservations = Reservations(self.manager.find_for, 1.0)
+        self.server = ServerSupervisor(
+            spawner, ORDERS, self.manager.offers, reservations, self.manager._recorder
+        )
+        self.status_monitor = StatusMonitor(
+            self.manager,
+            self.server,
+            self.store,
+            None,
+            None,
+            None,
+            ErrorCounter(),
+            path,
+            run_as=None,
+            access=(),
+        )
+        self.recorder = self.manager._recorder
+        self.handler = self.new_handler()
+
+    def new_handler(self) -> IPCHandler:
+        return IPCHandler(self.path, run_as=None, worker_uids=range(0))
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        await self.server.start(after_a_kill=False)
+        self.handler.start_listener()
+        self.handler.serve(Answers(self.manager, self.status_monitor, self.recorder))
+        yield
+        self.handler.close()
+        await self.manager.stop()
+        await self.server.stop()
+
+    def connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(str(self.path))
+        return connection
+
+    async def ask(
+        self,
+        command: Command,
+        parameters: Message,
+        result: type[Result],
+        *,
+        uid: int | None = None,
+        groups: Sequence[int] = (),
+    ) -> Result:
+        """A request as the CLI sends it, by the user `uid`, a member of `groups`."""
+        with identity(uid, groups):
+            connection = self.connect()
+
+        def request() -> Result:
+            with closing(BlockingChannel(connection, "test", PEOPLE)) as channel:
+                return channel.request(command, parameters, result, timeout=PATIENCE)
+
+        return await asyncio.to_thread(request)
+
+
+@contextmanager
+def identity(uid: int | None, groups: Sequence[int] = ()) -> Iterator[None]:
+    """Be another user for a moment; the kernel notes who connects."""
+    if uid is None:
+        yield
+        return
+    own = os.getgroups()
+    os.setgroups(groups)
+    os.setegid(uid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(own)
+
+
+@pytest.fixture
+def daemon(spawner: FakeSpawner, sysfs: FakeSysfs) -> Iterator[Daemon]:
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        yield Daemon(spawner, sysfs, Path(directory, "control.sock"))
 
 
 def nested(depth: int) -> bytes:
@@ -81,7 +185,7 @@ async def test_everything_that_can_be_asked(daemon: Daemon) -> None:
         assert status.processes[0].pid == os.getpid()
         assert status.memory_usage > 1 << 20
         assert 0 <= status.uptime < 60
-        assert daemon.monitor.get_current_status().claimed_devices[0].bus_id == "1-2"
+        assert daemon.status_monitor.get_current_status().claimed_devices[0].bus_id == "1-2"
         unbound = await daemon.ask(Command.UNBIND, UnbindParameters(busid=None), UnbindResult)
         assert unbound.busids == ["1-2"]
         if os.geteuid() == 0:
@@ -139,7 +243,7 @@ class Surveys:
         self.begun = 0
         self.go = asyncio.Event()
         daemon.manager.survey = self._survey  # type: ignore[method-assign]
-        daemon.monitor.get_claim_history = self._history  # type: ignore[method-assign]
+        daemon.status_monitor.get_claim_history = self._history  # type: ignore[method-assign]
 
     async def _survey(self) -> ListResult:
         await self._work()
@@ -300,14 +404,14 @@ async def test_watching(daemon: Daemon) -> None:
         await asyncio.to_thread(channel.request, Command.WATCH, Nothing(), Nothing, timeout=PATIENCE)
         for _turn in range(2):
             for _change in range(100):
-                daemon.chronicle.changed()
+                daemon.recorder.changed()
             event = await asyncio.to_thread(channel.receive, PATIENCE)
             assert isinstance(event, Event)
             assert event.event is EventName.CHANGED
             await asyncio.to_thread(channel.request, Command.LIST, Nothing(), ListResult, timeout=PATIENCE)
         channel.close()
         await until(lambda: not daemon.handler._watching)
-        daemon.chronicle.changed()
+        daemon.recorder.changed()
 
 
 async def test_a_connection_that_is_closed_before_its_watch_runs_is_not_kept(daemon: Daemon) -> None:
@@ -329,7 +433,7 @@ async def test_a_request_waits_until_the_daemon_can_answer(daemon: Daemon) -> No
     asking = asyncio.create_task(daemon.ask(Command.LIST, Nothing(), ListResult))
     await until(lambda: daemon.handler._channels)
     assert not asking.done()
-    daemon.handler.serve(Answers(daemon.manager, daemon.monitor, daemon.chronicle))
+    daemon.handler.serve(Answers(daemon.manager, daemon.status_monitor, daemon.recorder))
     assert (await asking).devices
     daemon.handler.close()
 
@@ -431,3 +535,82 @@ async def test_no_descriptor_left_for_a_connection(
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert await asyncio.to_thread(connection.recv, 1)
         connection.close()
+
+
+# ---- its files, where others are: of an extension that runs or was killed; none of ours ------------
+
+
+async def test_a_second_extension_is_refused(daemon: Daemon) -> None:
+    async with daemon.listening():
+        with pytest.raises(UsbipdError, match="running already") as caught:
+            daemon.new_handler().start_listener()
+        assert caught.value.code == "already-running"
+        other = IPCHandler(daemon.path.with_name("other.sock"), None, range(0))
+        with pytest.raises(UsbipdError, match="running already") as caught:
+            other.start_listener()
+        assert f"`usbipd-ext --status --socket {daemon.path}` shows it" in (caught.value.advice or "")
+        await daemon.ask(Command.LIST, Nothing(), ListResult)
+
+
+async def test_a_pid_file_stays_as_long_as_its_extension_runs(daemon: Daemon) -> None:
+    files = RuntimeFiles(daemon.path)
+    async with daemon.listening():
+        files.write_pid()
+        files.remove_stale_pid()
+        assert files.pid_file.exists()
+    files.remove_stale_pid()
+    assert not files.pid_file.exists()
+    files.remove_stale_pid()
+
+
+async def test_two_that_start_at_one_moment(daemon: Daemon) -> None:
+    """The second one does not take the first one's socket for a stale one, whatever it finds there."""
+    async with daemon.listening():
+        daemon.path.unlink()
+        with pytest.raises(UsbipdError, match="running already"):
+            daemon.new_handler().start_listener()
+    async with daemon.listening():
+        await daemon.ask(Command.LIST, Nothing(), ListResult)
+    assert not daemon.path.exists()
+
+
+async def test_the_socket_of_a_killed_extension_is_replaced(daemon: Daemon) -> None:
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(daemon.path))
+    async with daemon.listening():
+        await daemon.ask(Command.LIST, Nothing(), ListResult)
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+def test_the_socket_of_another_program_stays(daemon: Daemon, kind: socket.SocketKind) -> None:
+    async def test() -> None:
+        with pytest.raises(UsbipdError, match=f"another program listens on {daemon.path}"):
+            daemon.handler.start_listener()
+
+    with socket.socket(socket.AF_UNIX, kind) as other:
+        other.bind(str(daemon.path))
+        if kind is socket.SOCK_STREAM:
+            other.listen()
+        run(test())
+        with socket.socket(socket.AF_UNIX, kind) as client:
+            client.connect(str(daemon.path))
+
+
+def test_the_socket_of_another_program_with_a_full_queue_stays(daemon: Daemon) -> None:
+    async def test() -> None:
+        with pytest.raises(UsbipdError, match="another program listens"):
+            daemon.handler.start_listener()
+
+    with socket.socket(socket.AF_UNIX) as other, socket.socket(socket.AF_UNIX) as client:
+        other.bind(str(daemon.path))
+        other.listen(0)
+        client.connect(str(daemon.path))
+        run(test())
+    assert daemon.path.is_socket()
+
+
+async def test_a_file_that_is_no_socket_stays(daemon: Daemon) -> None:
+    daemon.path.write_text("precious")
+    with pytest.raises(UsbipdError, match="is there already and is no socket"):
+        daemon.handler.start_listener()
+    assert daemon.path.read_text() == "precious"

@@ -13,45 +13,45 @@ from typing import Any
 
 import pytest
 
-from tests.unit.extension.specimen import (
+from tests.unit.extension.healthy_daemon import (
     FakeChannel,
     FakeManager,
-    FakeNetwork,
+    FakeServer,
     FakeStore,
     binding,
     child,
-    claim,
     device,
     finding,
     findings,
     linux,
-    subject,
+    make_context,
+    shared_device,
 )
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import daemon_checks, liveness
+from usbipd.extension.check_context import CheckContext
 from usbipd.extension.daemon_checks import (
     LONGEST_CALL,
     check_bindings,
     check_captured,
     check_control_socket,
     check_exposure,
-    check_network,
     check_orphans,
+    check_server,
     check_store,
     check_workers,
 )
 from usbipd.extension.device import ClaimState, Failure
 from usbipd.extension.store_file import KEPT_ASIDE
-from usbipd.extension.subject import Subject
 from usbipd.extension.supervisor import Child
 from usbipd.findings import Finding
-from usbipd.ipc.reports import CheckState
+from usbipd.ipc.control_messages import CheckState
 from usbipd.ipc.row import Role
 from usbipd.usb.identity import DeviceRule
 
 
 def test_store() -> None:
-    assert finding(check_store, subject()).state is CheckState.OK
+    assert finding(check_store, make_context()).state is CheckState.OK
 
 
 def test_store_with_problems() -> None:
@@ -60,7 +60,7 @@ def test_store_with_problems() -> None:
         UsbipdError("it cannot be written", code="store", advice="free some space"),
         UsbipdError("it was kept", code=KEPT_ASIDE, advice="Look at it.\nRemove it."),
     ]
-    found = findings(check_store, subject(store=FakeStore(problems=["it was damaged"], wrong=wrong)))
+    found = findings(check_store, make_context(store=FakeStore(problems=["it was damaged"], wrong=wrong)))
     assert [(each.state, each.message) for each in found] == [
         (CheckState.WARNING, "it was damaged"),
         (CheckState.FAILED, "it cannot be written"),
@@ -82,7 +82,7 @@ def control(tmp_path: Path) -> Iterator[Path]:
 
 
 def look_at(control: Path) -> Finding:
-    return finding(check_control_socket, subject(control_socket=control, host=linux(uid=os.geteuid())))
+    return finding(check_control_socket, make_context(control_socket=control, host=linux(uid=os.geteuid())))
 
 
 def test_control_socket(control: Path) -> None:
@@ -107,7 +107,7 @@ def test_control_socket_replaced_by_a_file(control: Path) -> None:
 
 def test_control_socket_of_another_user(control: Path) -> None:
     host = linux(uid=os.geteuid() + 1)
-    found = finding(check_control_socket, subject(control_socket=control, host=host))
+    found = finding(check_control_socket, make_context(control_socket=control, host=host))
     assert found.state is CheckState.FAILED
     assert "not our socket" in found.message
 
@@ -155,7 +155,7 @@ def closed_port() -> Iterator[int]:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 def test_network(port: int, host: str) -> None:
-    found = finding(check_network, subject(network=FakeNetwork(listening=[f"{host}:{port}"])))
+    found = finding(check_server, make_context(server=FakeServer(listening=[f"{host}:{port}"])))
     assert found.state is CheckState.OK
     assert f"{host}:{port}" in found.message
 
@@ -169,7 +169,7 @@ def test_network_ipv6(host: str) -> None:
     with listener:
         listening = [f"{host}:{listener.getsockname()[1]}"]
         assert (
-            finding(check_network, subject(network=FakeNetwork(listening=listening))).state is CheckState.OK
+            finding(check_server, make_context(server=FakeServer(listening=listening))).state is CheckState.OK
         )
 
 
@@ -182,14 +182,14 @@ def test_network_on_every_address_is_tried_on_loopback(monkeypatch: pytest.Monke
         raise OSError(errno.ECONNREFUSED, "")
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    findings(check_network, subject(network=FakeNetwork(listening=["0.0.0.0:1", "[::]:2", "192.0.2.1:3"])))
+    findings(check_server, make_context(server=FakeServer(listening=["0.0.0.0:1", "[::]:2", "192.0.2.1:3"])))
     assert tried == [("127.0.0.1", 1), ("::1", 2), ("192.0.2.1", 3)]
 
 
 def test_network_connections_are_closed_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listening = [f"127.0.0.1:{listener.getsockname()[1]}"]
-        findings(check_network, subject(network=FakeNetwork(listening=listening)))
+        findings(check_server, make_context(server=FakeServer(listening=listening)))
         connection, _address = listener.accept()
         with connection:
             assert connection.recv(1) == b""
@@ -197,7 +197,7 @@ def test_network_connections_are_closed_at_once() -> None:
 
 def test_network_with_an_address_that_does_not_answer(port: int, closed_port: int) -> None:
     listening = [f"127.0.0.1:{closed_port}", f"127.0.0.1:{port}"]
-    found = finding(check_network, subject(network=FakeNetwork(listening=listening)))
+    found = finding(check_server, make_context(server=FakeServer(listening=listening)))
     assert found.state is CheckState.FAILED
     assert found.message == f"127.0.0.1:{closed_port} takes no connections: Connection refused"
 
@@ -211,7 +211,7 @@ def test_network_with_a_listener_that_hangs(monkeypatch: pytest.MonkeyPatch) -> 
         for client in clients:
             client.setblocking(False)
             client.connect_ex(address)
-        found = finding(check_network, subject(network=FakeNetwork(listening=[f"127.0.0.1:{address[1]}"])))
+        found = finding(check_server, make_context(server=FakeServer(listening=[f"127.0.0.1:{address[1]}"])))
         for client in clients:
             client.close()
     assert found.state is CheckState.FAILED
@@ -221,23 +221,23 @@ def test_network_with_a_listener_that_hangs(monkeypatch: pytest.MonkeyPatch) -> 
 def test_network_without_a_server(port: int) -> None:
     """Somebody listens there, but it is not ours."""
     listening = [f"127.0.0.1:{port}"]
-    found = finding(check_network, subject(network=FakeNetwork(None, listening)))
+    found = finding(check_server, make_context(server=FakeServer(None, listening)))
     assert found.state is CheckState.FAILED
     dead = child(Role.SERVER)
     dead.ended.set()
-    assert finding(check_network, subject(network=FakeNetwork(dead, listening))).state is CheckState.FAILED
+    assert finding(check_server, make_context(server=FakeServer(dead, listening))).state is CheckState.FAILED
 
 
-def exposed(allow: tuple[str, ...] = (), **changes: Any) -> Subject:
+def exposed(allow: tuple[str, ...] = (), **changes: Any) -> CheckContext:
     """Listening for everybody; clients of `allow` are let in."""
-    return subject(
-        network=FakeNetwork(listening=["127.0.0.1:3240", "0.0.0.0:3241"], allow=[*allow]), **changes
+    return make_context(
+        server=FakeServer(listening=["127.0.0.1:3240", "0.0.0.0:3241"], allow=[*allow]), **changes
     )
 
 
 def test_exposure_of_loopback_only() -> None:
-    network = FakeNetwork(listening=["127.0.0.1:3240", "[::1]:3240"])
-    assert finding(check_exposure, subject(network=network)).state is CheckState.OK
+    server = FakeServer(listening=["127.0.0.1:3240", "[::1]:3240"])
+    assert finding(check_exposure, make_context(server=server)).state is CheckState.OK
 
 
 def test_exposure_to_everybody() -> None:
@@ -283,8 +283,8 @@ def test_exposure_with_a_table_in_the_configuration(rule: DeviceRule, state: Che
 
 
 def test_workers() -> None:
-    claims = {"1-2": claim(), "1-3": claim("1-3", state=ClaimState.CLAIMING, worker=None)}
-    found = finding(check_workers, subject(manager=FakeManager(claims=claims)))
+    shared = {"1-2": shared_device(), "1-3": shared_device("1-3", state=ClaimState.CLAIMING, worker=None)}
+    found = finding(check_workers, make_context(manager=FakeManager(shared_devices=shared)))
     assert (found.state, found.message) == (CheckState.OK, "workers that answer: 1")
 
 
@@ -292,14 +292,14 @@ def test_workers_that_are_gone() -> None:
     over, closed = child(busid="1-3"), child(busid="1-4")
     over.ended.set()
     closed.channel.close()
-    claims = {
-        "1-2": claim("1-2", worker=None),
-        "1-3": claim("1-3", worker=over, state=ClaimState.ATTACHED),
-        "1-4": claim("1-4", worker=closed, state=ClaimState.RESTORING),
+    shared = {
+        "1-2": shared_device("1-2", worker=None),
+        "1-3": shared_device("1-3", worker=over, state=ClaimState.ATTACHED),
+        "1-4": shared_device("1-4", worker=closed, state=ClaimState.RESTORING),
     }
-    found = findings(check_workers, subject(manager=FakeManager(claims=claims)))
+    found = findings(check_workers, make_context(manager=FakeManager(shared_devices=shared)))
     assert [each.state for each in found] == [CheckState.FAILED] * 3
-    assert [busid in each.message for busid, each in zip(claims, found, strict=True)] == [True] * 3
+    assert [busid in each.message for busid, each in zip(shared, found, strict=True)] == [True] * 3
 
 
 def silent(role: Role = Role.WORKER, *, pid: int | None = None) -> Child:
@@ -319,9 +319,9 @@ def test_a_worker_that_is_stopped(uid: int, sudo: str) -> None:
         try:
             process.send_signal(signal.SIGSTOP)
             os.waitpid(process.pid, os.WUNTRACED)
-            claims = {"1-2": claim(worker=silent(pid=process.pid))}
-            specimen = subject(manager=FakeManager(claims=claims), host=linux(uid=uid))
-            found = finding(check_workers, specimen)
+            shared = {"1-2": shared_device(worker=silent(pid=process.pid))}
+            context = make_context(manager=FakeManager(shared_devices=shared), host=linux(uid=uid))
+            found = finding(check_workers, context)
         finally:
             process.kill()
     assert found.state is CheckState.FAILED
@@ -342,8 +342,8 @@ def test_a_worker_that_a_debugger_has_stopped() -> None:
     with subprocess.Popen([sys.executable, "-c", TRACED]) as process:
         try:
             os.waitpid(process.pid, os.WUNTRACED)
-            claims = {"1-2": claim(worker=silent(pid=process.pid))}
-            found = finding(check_workers, subject(manager=FakeManager(claims=claims)))
+            shared = {"1-2": shared_device(worker=silent(pid=process.pid))}
+            found = finding(check_workers, make_context(manager=FakeManager(shared_devices=shared)))
         finally:
             process.kill()
     assert found.state is CheckState.FAILED
@@ -352,7 +352,10 @@ def test_a_worker_that_a_debugger_has_stopped() -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_a_worker_that_runs_and_does_not_answer() -> None:
-    found = finding(check_workers, subject(manager=FakeManager(claims={"1-2": claim(worker=silent())})))
+    found = finding(
+        check_workers,
+        make_context(manager=FakeManager(shared_devices={"1-2": shared_device(worker=silent())})),
+    )
     assert found.state is CheckState.FAILED
     assert f"worker[{os.getpid()}] 1-2 has not answered for" in found.message
     assert f"kill -KILL {os.getpid()}" in found.steps[0]
@@ -368,85 +371,91 @@ def test_a_worker_that_runs_and_does_not_answer() -> None:
 )
 def test_a_worker_that_waits_for_its_device(seconds: float, state: CheckState, text: str) -> None:
     """It is not called dead before a device can be."""
-    claims = {"1-2": claim(worker=silent(), waits_for_device=seconds)}
-    found = finding(check_workers, subject(manager=FakeManager(claims=claims)))
+    shared = {"1-2": shared_device(worker=silent(), waits_for_device=seconds)}
+    found = finding(check_workers, make_context(manager=FakeManager(shared_devices=shared)))
     assert found.state is state
     assert text in found.message
 
 
 def test_a_worker_that_answers_is_well_whatever_it_waits_for() -> None:
-    claims = {"1-2": claim(waits_for_device=4.2)}
-    assert finding(check_workers, subject(manager=FakeManager(claims=claims))).state is CheckState.OK
+    shared = {"1-2": shared_device(waits_for_device=4.2)}
+    assert (
+        finding(check_workers, make_context(manager=FakeManager(shared_devices=shared))).state
+        is CheckState.OK
+    )
 
 
 @pytest.mark.usefixtures("impatient")
 def test_a_server_that_does_not_answer_though_the_kernel_takes_connections(port: int) -> None:
-    network = FakeNetwork(silent(Role.SERVER), listening=[f"127.0.0.1:{port}"])
-    found = finding(check_network, subject(network=network))
+    server = FakeServer(silent(Role.SERVER), listening=[f"127.0.0.1:{port}"])
+    found = finding(check_server, make_context(server=server))
     assert found.state is CheckState.FAILED
     assert "has not answered" in found.message
     assert "kill -KILL" in found.steps[0]
 
 
 def test_captured() -> None:
-    found = finding(check_captured, subject())
+    found = finding(check_captured, make_context())
     assert (found.state, found.message) == (CheckState.OK, "taken from their drivers: 1-2")
 
 
 def test_captured_but_a_driver_is_back() -> None:
-    found = finding(check_captured, subject(manager=FakeManager(devices=[device(drivers=["usbhid"])])))
+    found = finding(check_captured, make_context(manager=FakeManager(devices=[device(drivers=["usbhid"])])))
     assert found.state is CheckState.WARNING
     assert "usbhid" in found.message
 
 
 def test_devices_that_were_left_without_drivers() -> None:
-    found = finding(check_orphans, subject())
+    found = finding(check_orphans, make_context())
     assert (found.state, found.message) == (CheckState.OK, "no device was left without its drivers")
-    found = finding(check_orphans, subject(manager=FakeManager(left=["1-4"])))
+    found = finding(check_orphans, make_context(manager=FakeManager(left=["1-4"])))
     assert found.state is CheckState.WARNING
     assert found.message.startswith("1-4 has no driver: ")
     assert found.steps[0] == "Run `usbipd release 1-4`."
 
 
 def test_captured_counts_real_devices_that_are_held() -> None:
-    claims = {
-        "1-2": claim("1-2", state=ClaimState.FAILED, worker=None),
-        "240-1": claim("240-1", simulated=True),
+    shared = {
+        "1-2": shared_device("1-2", state=ClaimState.FAILED, worker=None),
+        "240-1": shared_device("240-1", simulated=True),
     }
     devices = [
         device("1-2", drivers=["usb-storage"]),
         device("1-3", drivers=["usbhid"]),
         device("240-1", simulated=True),
     ]
-    found = finding(check_captured, subject(manager=FakeManager(claims=claims, devices=devices)))
+    found = finding(check_captured, make_context(manager=FakeManager(shared_devices=shared, devices=devices)))
     assert (found.state, found.message) == (CheckState.OK, "no real device is taken from its drivers")
 
 
 def test_no_bindings() -> None:
-    found = finding(check_bindings, subject(manager=FakeManager(bindings=[])))
+    found = finding(check_bindings, make_context(manager=FakeManager(bindings=[])))
     assert (found.state, found.message) == (CheckState.OK, "nothing is bound")
 
 
 @pytest.mark.parametrize("state", [ClaimState.READY, ClaimState.ATTACHED])
 def test_a_binding_that_works(state: ClaimState) -> None:
-    manager = FakeManager(claims={"1-2": claim(state=state)})
-    found = finding(check_bindings, subject(manager=manager))
+    manager = FakeManager(shared_devices={"1-2": shared_device(state=state)})
+    found = finding(check_bindings, make_context(manager=manager))
     assert (found.state, found.message) == (CheckState.OK, f"1234:5678 at 1-2: {state.value}")
 
 
 def test_a_binding_of_several_devices_tells_each() -> None:
     manager = FakeManager(
-        bindings=[binding(None, devices=["1-2", "1-3"])], claims={"1-2": claim(), "1-3": claim("1-3")}
+        bindings=[binding(None, devices=["1-2", "1-3"])],
+        shared_devices={"1-2": shared_device(), "1-3": shared_device("1-3")},
     )
-    messages = [each.message for each in findings(check_bindings, subject(manager=manager))]
+    messages = [each.message for each in findings(check_bindings, make_context(manager=manager))]
     assert messages == [f"1234:5678: {busid}: free for a client" for busid in ("1-2", "1-3")]
 
 
 @pytest.mark.parametrize("state", [ClaimState.FAILED, ClaimState.CLAIMING], ids=["waiting", "trying again"])
 def test_a_binding_whose_device_cannot_be_taken(state: ClaimState) -> None:
     error = ClaimError("1-2 is in use: it is mounted on /mnt", advice="unmount it first: umount /mnt")
-    manager = FakeManager(claims={"1-2": claim(state=state, worker=None, failure=Failure(error, 1.7e9))})
-    found = finding(check_bindings, subject(manager=manager))
+    manager = FakeManager(
+        shared_devices={"1-2": shared_device(state=state, worker=None, failure=Failure(error, 1.7e9))}
+    )
+    found = finding(check_bindings, make_context(manager=manager))
     assert found.state is CheckState.FAILED
     assert found.message == "1234:5678 at 1-2: 1-2 is in use: it is mounted on /mnt"
     assert found.steps[0] == "Unmount it first: umount /mnt"
@@ -454,20 +463,23 @@ def test_a_binding_whose_device_cannot_be_taken(state: ClaimState) -> None:
 
 
 def test_a_binding_whose_device_is_not_claimed_yet() -> None:
-    assert finding(check_bindings, subject(manager=FakeManager(claims={}))).state is CheckState.WARNING
+    assert (
+        finding(check_bindings, make_context(manager=FakeManager(shared_devices={}))).state
+        is CheckState.WARNING
+    )
 
 
 @pytest.mark.parametrize("busid", ["1-2", None])
 def test_a_binding_whose_device_is_not_there(busid: str | None) -> None:
     manager = FakeManager(bindings=[binding(busid, devices=[])], devices=[device("1-3")])
-    found = finding(check_bindings, subject(manager=manager))
+    found = finding(check_bindings, make_context(manager=manager))
     assert found.state is CheckState.OK
     assert found.message.endswith("not plugged in")
 
 
 def test_a_binding_at_whose_port_another_device_is() -> None:
     manager = FakeManager(bindings=[binding(devices=[])], devices=[device(product_id=0x9999, product=None)])
-    found = finding(check_bindings, subject(manager=manager))
+    found = finding(check_bindings, make_context(manager=manager))
     assert found.state is CheckState.WARNING
     assert found.message == "1234:5678 at 1-2: another device is there, 1234:9999 (unnamed device)"
 
@@ -475,13 +487,13 @@ def test_a_binding_at_whose_port_another_device_is() -> None:
 def test_bindings_that_take_turns_at_a_port() -> None:
     bindings = [binding(serial="S1", devices=[]), binding(serial="S2", devices=["1-2"])]
     manager = FakeManager(bindings=bindings, devices=[device(serial="S2")])
-    states = [found.state for found in findings(check_bindings, subject(manager=manager))]
+    states = [found.state for found in findings(check_bindings, make_context(manager=manager))]
     assert states == [CheckState.OK, CheckState.OK]
 
 
 def test_a_binding_at_whose_port_a_twin_is_does_not_tell_serial_numbers() -> None:
     manager = FakeManager(bindings=[binding(serial="S1", devices=[])], devices=[device(serial="S2")])
-    found = finding(check_bindings, subject(manager=manager))
+    found = finding(check_bindings, make_context(manager=manager))
     assert found.state is CheckState.WARNING
     assert "with another serial number" in found.message
     assert "S1" not in found.message

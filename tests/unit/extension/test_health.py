@@ -8,35 +8,35 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.extension.specimen import (
+from tests.unit.extension.healthy_daemon import (
     PATIENCE,
     FakeHotplug,
     FakeManager,
     FakeStore,
     binding,
-    claim,
     mac,
-    subject,
+    make_context,
+    shared_device,
 )
 from usbipd.errors import ClaimError, UsbipdError
+from usbipd.extension.check_context import CheckContext
 from usbipd.extension.device import Failure
-from usbipd.extension.health import CHECKS, LONGEST_TEXT, MOST_FINDINGS, Check, examine
-from usbipd.extension.subject import Subject
-from usbipd.findings import Finding, failed, ok, warning
+from usbipd.extension.health import CHECKS, MOST_FINDINGS, Check, examine
+from usbipd.findings import LONGEST_TEXT, Finding, failed, ok, warning
+from usbipd.ipc.control_messages import CheckResult, CheckState, HealthResult
 from usbipd.ipc.messages import MAX_MESSAGE, encode
-from usbipd.ipc.reports import CheckReport, CheckState, HealthResult
 
 
 def result(
-    *checks: tuple[str, Check], specimen: Subject | None = None, seconds: float = PATIENCE
+    *checks: tuple[str, Check], context: CheckContext | None = None, seconds: float = PATIENCE
 ) -> HealthResult:
-    return asyncio.run(examine(specimen or subject(), checks, seconds=seconds))
+    return asyncio.run(examine(context or make_context(), checks, seconds=seconds))
 
 
 def finds(*found: Finding) -> Check:
     """A check that finds these."""
 
-    async def check(_subject: Subject) -> Sequence[Finding]:
+    async def check(_context: CheckContext) -> Sequence[Finding]:
         return found
 
     return check
@@ -45,7 +45,7 @@ def finds(*found: Finding) -> Check:
 def breaks(error: Exception) -> Check:
     """A check that raises."""
 
-    async def check(_subject: Subject) -> Sequence[Finding]:
+    async def check(_context: CheckContext) -> Sequence[Finding]:
         raise error
 
     return check
@@ -58,9 +58,9 @@ def test_every_finding_gets_the_name_of_its_check() -> None:
         ("rights", finds(ok("root"))),
     )
     assert done.checks == [
-        CheckReport(name="store", state=CheckState.FAILED, message="broken", steps=["Mend it."]),
-        CheckReport(name="store", state=CheckState.WARNING, message="old", steps=["Renew it."]),
-        CheckReport(name="rights", state=CheckState.OK, message="root"),
+        CheckResult(name="store", state=CheckState.FAILED, message="broken", steps=["Mend it."]),
+        CheckResult(name="store", state=CheckState.WARNING, message="old", steps=["Renew it."]),
+        CheckResult(name="rights", state=CheckState.OK, message="root"),
     ]
 
 
@@ -73,9 +73,9 @@ def test_every_finding_gets_the_name_of_its_check() -> None:
     ],
 )
 def test_an_error_for_people_keeps_its_advice(advice: str | None, steps: list[str]) -> None:
-    (report,) = result(("libusb", breaks(UsbipdError("it does not work", advice=advice)))).checks
-    assert (report.state, report.message) == (CheckState.FAILED, "it does not work")
-    assert report.steps == steps
+    (checked,) = result(("libusb", breaks(UsbipdError("it does not work", advice=advice)))).checks
+    assert (checked.state, checked.message) == (CheckState.FAILED, "it does not work")
+    assert checked.steps == steps
 
 
 @pytest.mark.parametrize("error", [ValueError("what?"), asyncio.CancelledError()])
@@ -89,14 +89,14 @@ def test_a_check_that_breaks_hides_no_other(error: Exception) -> None:
 
 
 def test_what_broke_is_named() -> None:
-    (report,) = result(("store", breaks(ValueError("what?")))).checks
-    assert "ValueError: what?" in report.message
+    (checked,) = result(("store", breaks(ValueError("what?")))).checks
+    assert "ValueError: what?" in checked.message
 
 
 def test_a_check_that_hangs_is_given_up() -> None:
     ended = []
 
-    async def hang(_subject: Subject) -> Sequence[Finding]:
+    async def hang(_context: CheckContext) -> Sequence[Finding]:
         try:
             await asyncio.Event().wait()
         finally:
@@ -112,13 +112,13 @@ def test_a_check_that_hangs_is_given_up() -> None:
 def test_a_check_that_hangs_in_a_thread_is_given_up() -> None:
     go_on = threading.Event()
 
-    async def hang(_subject: Subject) -> Sequence[Finding]:
+    async def hang(_context: CheckContext) -> Sequence[Finding]:
         await asyncio.to_thread(go_on.wait, PATIENCE)
         return []
 
     async def test() -> HealthResult:
         try:
-            return await examine(subject(), [("hang", hang)], seconds=0.05)
+            return await examine(make_context(), [("hang", hang)], seconds=0.05)
         finally:
             go_on.set()
 
@@ -130,7 +130,7 @@ def test_checks_run_at_the_same_time() -> None:
     meeting = [asyncio.Event(), asyncio.Event()]
 
     def meet(mine: int) -> Check:
-        async def check(_subject: Subject) -> Sequence[Finding]:
+        async def check(_context: CheckContext) -> Sequence[Finding]:
             meeting[mine].set()
             await meeting[1 - mine].wait()
             return [ok("met")]
@@ -143,14 +143,14 @@ def test_checks_run_at_the_same_time() -> None:
 async def test_who_gives_up_leaves_nothing_running() -> None:
     ended = asyncio.Event()
 
-    async def hang(_subject: Subject) -> Sequence[Finding]:
+    async def hang(_context: CheckContext) -> Sequence[Finding]:
         try:
             await asyncio.Event().wait()
         finally:
             ended.set()
         raise AssertionError
 
-    examination = asyncio.create_task(examine(subject(), [("hang", hang)]))
+    examination = asyncio.create_task(examine(make_context(), [("hang", hang)]))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     examination.cancel()
@@ -171,8 +171,8 @@ def test_the_worst_comes_first_and_no_more_than_can_be_told() -> None:
 
 
 def test_long_texts_are_cut() -> None:
-    (report,) = result(("store", finds(failed("x" * 10_000, "y" * 10_000)))).checks
-    assert (len(report.message), len(report.steps[0])) == (LONGEST_TEXT, LONGEST_TEXT)
+    (checked,) = result(("store", finds(failed("x" * 10_000, "y" * 10_000)))).checks
+    assert (len(checked.message), len(checked.steps[0])) == (LONGEST_TEXT, LONGEST_TEXT)
 
 
 def test_the_names_are_words() -> None:
@@ -182,12 +182,12 @@ def test_the_names_are_words() -> None:
 
 
 def test_every_check_has_something_to_say_of_a_mac(tmp_path: Path) -> None:
-    specimen = subject(
+    context = make_context(
         host=mac(launch_daemon=tmp_path / "job.plist"),
         power=FakeHotplug(),
         control_socket=tmp_path / "control.sock",
     )
-    done = asyncio.run(examine(specimen))
+    done = asyncio.run(examine(context))
     assert list(dict.fromkeys(each.name for each in done.checks)) == [name for name, _check in CHECKS]
 
 
@@ -197,7 +197,9 @@ def test_everything_at_once_fits_one_message(tmp_path: Path) -> None:
     busids = [f"1-{port}" for port in range(1, 300)]
     manager = FakeManager(
         bindings=[binding(busid) for busid in busids],
-        claims={busid: claim(busid, worker=None, failure=Failure(error, 1.7e9)) for busid in busids},
+        shared_devices={
+            busid: shared_device(busid, worker=None, failure=Failure(error, 1.7e9)) for busid in busids
+        },
     )
-    specimen = subject(manager=manager, control_socket=tmp_path / "no", store=FakeStore(["x" * 999] * 20))
-    assert len(encode(asyncio.run(examine(specimen)))) < MAX_MESSAGE - 1024
+    context = make_context(manager=manager, control_socket=tmp_path / "no", store=FakeStore(["x" * 999] * 20))
+    assert len(encode(asyncio.run(examine(context)))) < MAX_MESSAGE - 1024

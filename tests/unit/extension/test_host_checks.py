@@ -7,20 +7,20 @@ from types import SimpleNamespace
 import pytest
 import usb1
 
-from tests.unit.extension.specimen import (
+from tests.unit.extension.healthy_daemon import (
     FakeDiscovery,
     FakeHotplug,
     FakeManager,
-    FakeNetwork,
+    FakeServer,
     binding,
     child,
-    claim,
     device,
     finding,
     findings,
     linux,
     mac,
-    subject,
+    make_context,
+    shared_device,
 )
 from usbipd import launchd, privileges
 from usbipd.errors import UsbipdError
@@ -34,7 +34,7 @@ from usbipd.extension.host_checks import (
     check_power,
     check_rights,
 )
-from usbipd.ipc.reports import CheckState
+from usbipd.ipc.control_messages import CheckState
 from usbipd.ipc.row import Role
 from usbipd.privileges import RunAs
 from usbipd.usb.discovery import HUB
@@ -50,33 +50,33 @@ def no_such_user(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rights_of_root() -> None:
-    found = finding(check_rights, subject(run_as=USBIPD))
+    found = finding(check_rights, make_context(run_as=USBIPD))
     assert found.state is CheckState.OK
     assert "as usbipd" in found.message
 
 
 def test_rights_of_an_ordinary_user() -> None:
-    found = finding(check_rights, subject(host=linux(uid=54321)))
+    found = finding(check_rights, make_context(host=linux(uid=54321)))
     assert found.state is CheckState.WARNING
     assert "runs as 54321" in found.message
     assert any("as root, with sudo" in step for step in found.steps)
 
 
 def test_rights_without_a_user_of_our_own(no_such_user: None) -> None:
-    specimen = subject(
-        run_as=NOBODY, network=FakeNetwork(child=child(Role.SERVER, user="nobody")), manager=FakeManager({})
+    context = make_context(
+        run_as=NOBODY, server=FakeServer(child=child(Role.SERVER, user="nobody")), manager=FakeManager({})
     )
-    found = finding(check_rights, specimen)
+    found = finding(check_rights, context)
     assert found.state is CheckState.WARNING
     assert "useradd" in found.steps[0]
     assert "no-such-user" in found.steps[0]
 
 
 def test_rights_without_a_user_of_our_own_on_a_mac(no_such_user: None) -> None:
-    specimen = subject(
-        host=mac(), run_as=NOBODY, network=FakeNetwork(child=None), manager=FakeManager(claims={})
+    context = make_context(
+        host=mac(), run_as=NOBODY, server=FakeServer(child=None), manager=FakeManager(shared_devices={})
     )
-    steps = finding(check_rights, specimen).steps
+    steps = finding(check_rights, context).steps
     assert any("sysadminctl -addUser no-such-user" in step for step in steps)
     assert not any("useradd" in step for step in steps)
 
@@ -84,39 +84,41 @@ def test_rights_without_a_user_of_our_own_on_a_mac(no_such_user: None) -> None:
 def test_rights_nobody_by_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where our user exists, `user = "nobody"` in the configuration is what somebody wants."""
     monkeypatch.setattr(privileges, "DEFAULT_USER", "root")
-    specimen = subject(run_as=NOBODY, network=FakeNetwork(child=None), manager=FakeManager(claims={}))
-    assert finding(check_rights, specimen).state is CheckState.OK
+    context = make_context(
+        run_as=NOBODY, server=FakeServer(child=None), manager=FakeManager(shared_devices={})
+    )
+    assert finding(check_rights, context).state is CheckState.OK
 
 
 def test_rights_of_a_child_that_is_still_root() -> None:
     server, worker = child(Role.SERVER, user="root"), child(busid="1-2", user="root")
     server.run_as, worker.run_as = USBIPD, RunAs(user="65537", uid=65537, gid=65537)
-    specimen = subject(
+    context = make_context(
         run_as=USBIPD,
-        network=FakeNetwork(child=server),
-        manager=FakeManager(claims={"1-2": claim(worker=worker)}),
+        server=FakeServer(child=server),
+        manager=FakeManager(shared_devices={"1-2": shared_device(worker=worker)}),
     )
-    found = findings(check_rights, specimen)
+    found = findings(check_rights, context)
     assert [each.state for each in found] == [CheckState.FAILED, CheckState.FAILED]
     assert found[0].message.startswith("server[")
     assert found[1].message.endswith("1-2 runs as root and should as 65537")
 
 
 def test_rights_of_workers_that_are_to_stay_root() -> None:
-    specimen = subject(
+    context = make_context(
         host=mac(),
         run_as=USBIPD,
         confine="off",
-        manager=FakeManager(claims={"1-2": claim(worker=child(busid="1-2", user="root"))}),
+        manager=FakeManager(shared_devices={"1-2": shared_device(worker=child(busid="1-2", user="root"))}),
     )
-    found = finding(check_rights, specimen)
+    found = finding(check_rights, context)
     assert found.state is CheckState.WARNING
     assert found.message.startswith('workers stay root (confine = "off")')
-    assert findings(check_confinement, specimen) == []
+    assert findings(check_confinement, context) == []
 
 
 def test_confinement_that_lacks_nothing() -> None:
-    assert finding(check_confinement, subject()).state is CheckState.OK
+    assert finding(check_confinement, make_context()).state is CheckState.OK
 
 
 def test_confinement_that_lacks_something_is_told_once_for_all_that_lack_it() -> None:
@@ -124,11 +126,13 @@ def test_confinement_that_lacks_something_is_told_once_for_all_that_lack_it() ->
     workers["1-1"].lacks = workers["1-2"].lacks = "this Mac refuses the profile"
     server = child(Role.SERVER)
     server.lacks = "this kernel has no filter"
-    specimen = subject(
-        network=FakeNetwork(child=server),
-        manager=FakeManager(claims={busid: claim(worker=worker) for busid, worker in workers.items()}),
+    context = make_context(
+        server=FakeServer(child=server),
+        manager=FakeManager(
+            shared_devices={busid: shared_device(worker=worker) for busid, worker in workers.items()}
+        ),
     )
-    found = findings(check_confinement, specimen)
+    found = findings(check_confinement, context)
     assert [each.state for each in found] == [CheckState.WARNING, CheckState.WARNING]
     assert found[0].message == f"server[{os.getpid()}]: this kernel has no filter"
     assert found[1].message == (
@@ -143,12 +147,12 @@ def libusb(monkeypatch: pytest.MonkeyPatch, *version: int, rc: bytes = b"") -> N
 
 
 def test_libusb_of_this_host() -> None:
-    assert finding(check_libusb, subject()).state is CheckState.OK
+    assert finding(check_libusb, make_context()).state is CheckState.OK
 
 
 def test_libusb_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     libusb(monkeypatch, 1, 0, 25)
-    found = finding(check_libusb, subject())
+    found = finding(check_libusb, make_context())
     assert found.state is CheckState.FAILED
     assert "1.0.25" in found.message
     assert found.steps[-1] == "Start the daemon again."
@@ -167,11 +171,11 @@ def test_libusb_on_a_mac(
     monkeypatch: pytest.MonkeyPatch, micro: int, rc: bytes, state: CheckState, said: str
 ) -> None:
     libusb(monkeypatch, 1, 0, micro, rc=rc)
-    found = finding(check_libusb, subject(host=mac()))
+    found = finding(check_libusb, make_context(host=mac()))
     assert found.state is state
     assert found.message.startswith(said)
     libusb(monkeypatch, 1, 0, micro, rc=rc)
-    assert finding(check_libusb, subject()).state is CheckState.OK, "on Linux it has no patches"
+    assert finding(check_libusb, make_context()).state is CheckState.OK, "on Linux it has no patches"
 
 
 @pytest.mark.parametrize(
@@ -194,14 +198,14 @@ def test_the_log_names_the_libusb_of_a_mac(
 
 def test_devices() -> None:
     manager = FakeManager(devices=[device("1-2"), device("1-3"), device("240-1", simulated=True)])
-    found = finding(check_devices, subject(manager=manager))
+    found = finding(check_devices, make_context(manager=manager))
     assert found.state is CheckState.OK
     assert found.message == "real devices that could be shared: 2"
 
 
 def test_devices_of_a_system_that_does_not_answer() -> None:
     problem = "the kernel does not answer about 1-3"
-    found = finding(check_devices, subject(discovery=FakeDiscovery(problem)))
+    found = finding(check_devices, make_context(discovery=FakeDiscovery(problem)))
     assert (found.state, found.message) == (CheckState.WARNING, problem)
 
 
@@ -213,7 +217,7 @@ def test_a_device_that_cannot_be_shared_is_named() -> None:
         "1-2": HUB,
         "1-3": UsbipdError("it is imported", code="imported"),
     }
-    found = finding(check_devices, subject(discovery=FakeDiscovery(left_out=left_out)))
+    found = finding(check_devices, make_context(discovery=FakeDiscovery(left_out=left_out)))
     assert found.state is CheckState.WARNING
     assert found.message == "1-1 cannot be shared: usbfs cannot claim interface 70"
     assert found.steps == ("Try usbip-host",)
@@ -222,28 +226,28 @@ def test_a_device_that_cannot_be_shared_is_named() -> None:
 def test_devices_that_cannot_be_listed() -> None:
     manager = FakeManager(error=UsbipdError("sysfs is not mounted"))
     with pytest.raises(UsbipdError, match="not mounted"):
-        findings(check_devices, subject(manager=manager))
+        findings(check_devices, make_context(manager=manager))
 
 
 def test_devices_where_all_are_simulated() -> None:
-    assert findings(check_devices, subject(discovery=None)) == []
+    assert findings(check_devices, make_context(discovery=None)) == []
 
 
 def test_hotplug() -> None:
-    assert finding(check_hotplug, subject()).state is CheckState.OK
+    assert finding(check_hotplug, make_context()).state is CheckState.OK
     problem = "hotplug does not work here, so devices are looked for every two seconds"
-    found = finding(check_hotplug, subject(hotplug=FakeHotplug(problem)))
+    found = finding(check_hotplug, make_context(hotplug=FakeHotplug(problem)))
     assert (found.state, found.message) == (CheckState.WARNING, problem)
 
 
 def test_hotplug_of_simulated_devices_only() -> None:
-    assert findings(check_hotplug, subject(hotplug=None)) == []
+    assert findings(check_hotplug, make_context(hotplug=None)) == []
 
 
 def test_power() -> None:
-    assert findings(check_power, subject()) == []
-    assert finding(check_power, subject(power=FakeHotplug())).state is CheckState.OK
-    found = finding(check_power, subject(power=FakeHotplug("macOS does not tell when it sleeps")))
+    assert findings(check_power, make_context()) == []
+    assert finding(check_power, make_context(power=FakeHotplug())).state is CheckState.OK
+    found = finding(check_power, make_context(power=FakeHotplug("macOS does not tell when it sleeps")))
     assert (found.state, found.message) == (CheckState.WARNING, "macOS does not tell when it sleeps")
 
 
@@ -265,18 +269,18 @@ def job(directory: Path) -> Path:
 
 
 def test_no_launchd_here() -> None:
-    assert findings(check_launchd, subject()) == []
+    assert findings(check_launchd, make_context()) == []
 
 
 def test_launchd_has_the_job(tmp_path: Path) -> None:
     script = '[ "$*" = "print system/org.usbipd.extension" ] || exit 64; echo state = disabled; exit 0'
     host = mac(launch_daemon=job(tmp_path), launchctl=launchctl(tmp_path, script))
-    assert finding(check_launchd, subject(host=host)).state is CheckState.OK, "its text does not count"
+    assert finding(check_launchd, make_context(host=host)).state is CheckState.OK, "its text does not count"
 
 
 def test_launchd_does_not_have_the_job(tmp_path: Path) -> None:
     host = mac(launch_daemon=job(tmp_path), launchctl=launchctl(tmp_path, "exit 113"))
-    found = finding(check_launchd, subject(host=host))
+    found = finding(check_launchd, make_context(host=host))
     assert found.state is CheckState.FAILED
     assert "exit code 113" in found.message
     assert "System Settings > General > Login Items & Extensions" in found.steps[0]
@@ -285,7 +289,7 @@ def test_launchd_does_not_have_the_job(tmp_path: Path) -> None:
 
 
 def test_launchd_job_not_installed(tmp_path: Path) -> None:
-    found = finding(check_launchd, subject(host=mac(launch_daemon=tmp_path / JOB)))
+    found = finding(check_launchd, make_context(host=mac(launch_daemon=tmp_path / JOB)))
     assert found.state is CheckState.WARNING
     assert str(tmp_path / JOB) in found.message
 
@@ -294,7 +298,7 @@ def test_launchctl_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(launchd, "TIMEOUT", 0.1)
     pid = tmp_path / "pid"
     host = mac(launch_daemon=job(tmp_path), launchctl=launchctl(tmp_path, f"echo $$ >{pid}; exec sleep 1000"))
-    found = finding(check_launchd, subject(host=host))
+    found = finding(check_launchd, make_context(host=host))
     assert found.state is CheckState.FAILED
     if pid.exists():  # else it was killed before it could even say who it is
         with pytest.raises(ProcessLookupError):
@@ -302,11 +306,11 @@ def test_launchctl_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_macos_is_no_matter_elsewhere() -> None:
-    assert findings(check_macos, subject()) == []
+    assert findings(check_macos, make_context()) == []
 
 
 def test_macos_in_order() -> None:
-    assert finding(check_macos, subject(host=mac())).state is CheckState.OK
+    assert finding(check_macos, make_context(host=mac())).state is CheckState.OK
 
 
 FULL_SPEED = FakeManager(
@@ -315,7 +319,7 @@ FULL_SPEED = FakeManager(
 
 
 def test_macos_that_may_crash() -> None:
-    found = finding(check_macos, subject(host=mac(mac_version="26.3.1"), manager=FULL_SPEED))
+    found = finding(check_macos, make_context(host=mac(mac_version="26.3.1"), manager=FULL_SPEED))
     assert found.state is CheckState.WARNING
     assert "1-2" in found.message
     assert "1-3" not in found.message
@@ -327,14 +331,17 @@ def test_macos_that_may_crash() -> None:
 )
 def test_macos_that_does_not(version: str, manager: FakeManager) -> None:
     assert (
-        finding(check_macos, subject(host=mac(mac_version=version), manager=manager)).state is CheckState.OK
+        finding(check_macos, make_context(host=mac(mac_version=version), manager=manager)).state
+        is CheckState.OK
     )
 
 
 def test_an_accessory_that_may_not_be_allowed() -> None:
     """Apple silicon leaves a device out until somebody allows it; it looks as if it were not plugged in."""
     manager = FakeManager(bindings=[binding(), binding("1-4", devices=[])])
-    found = finding(check_macos, subject(host=mac(), manager=manager))
+    found = finding(check_macos, make_context(host=mac(), manager=manager))
     assert found.state is CheckState.WARNING
     assert any("Allow accessor" in step for step in found.steps)
-    assert finding(check_macos, subject(host=mac(machine="x86_64"), manager=manager)).state is CheckState.OK
+    assert (
+        finding(check_macos, make_context(host=mac(machine="x86_64"), manager=manager)).state is CheckState.OK
+    )

@@ -5,10 +5,10 @@ import time
 import pytest
 
 from usbipd.extension.store import KILLED, MAX_QUEUED, Store
-from usbipd.ipc.reports import HistoryEntry, HistoryEvent
+from usbipd.ipc.control_messages import HistoryEntry, HistoryEvent
 
 
-def told(entries: list[HistoryEntry]) -> list[tuple[str, str | None, str | None, str | None]]:
+def fields_of(entries: list[HistoryEntry]) -> list[tuple[str, str | None, str | None, str | None]]:
     """The oldest first."""
     return [(entry.event.value, entry.busid, entry.client, entry.reason) for entry in entries[::-1]]
 
@@ -32,7 +32,7 @@ async def test_what_was_left_open_is_ended() -> None:
     entries = await store.history(100)
     ends = entries[: -len(before)]
     assert entries[len(ends) :] == before
-    assert told(ends) == [
+    assert fields_of(ends) == [
         ("detached", "1-2", "192.0.2.1:5", KILLED),
         ("failed", "1-1", None, KILLED),
         ("failed", "1-2", None, KILLED),

@@ -24,13 +24,13 @@ from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import manager
 from usbipd.extension.device import LONGEST_TEXT, ClaimState
 from usbipd.extension.store import Binding
-from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import (
+from usbipd.ipc.control_messages import (
     BindParameters,
     DeviceState,
     HistoryEvent,
-    LeftOutReport,
+    LeftOutInfo,
 )
+from usbipd.ipc.messages import Command
 from usbipd.usb.discovery import HUB, DeviceRecord
 from usbipd.usb.identity import DeviceRule
 
@@ -74,12 +74,12 @@ def test_a_thousand_bound_devices_start_with_one_list(
 
 
 async def test_bind_and_unbind(host: Host, spawner: FakeSpawner) -> None:
-    report = await host.bind("1-2")
-    assert (report.state, report.claim_method, report.worker_pid) == (DeviceState.SHARED, "fake", 1000)
-    assert report.claim_time is not None
-    assert report.counters is not None
+    info = await host.bind("1-2")
+    assert (info.state, info.claim_method, info.worker_pid) == (DeviceState.SHARED, "fake", 1000)
+    assert info.claim_time is not None
+    assert info.counters is not None
     assert [device.bus_id for device in host.manager.get_claimed_devices()] == ["1-2"]
-    assert await host.bind("1-2") == report, "binding twice is no error"
+    assert await host.bind("1-2") == info, "binding twice is no error"
     assert len(host.store.kept) == 1
     assert await host.unbind("1-2") == ["1-2"]
     assert (await host.states())["1-2"] is DeviceState.NOT_SHARED
@@ -119,7 +119,7 @@ async def test_what_is_not_offered_is_listed_with_its_reason_except_hubs(host: H
     host.source.left_out = {"2-2": HUB, "2-1": UsbipdError("it is imported", code="imported")}
     listed = await host.manager.survey()
     assert listed.left_out == [
-        LeftOutReport(busid="2-1", reason="it is imported", code="imported", advice=None)
+        LeftOutInfo(busid="2-1", reason="it is imported", code="imported", advice=None)
     ]
 
 
@@ -136,13 +136,13 @@ async def test_a_device_that_fails_later_is_shown_as_failed(host: Host, spawner:
     await host.bind("1-2")
     spawner.answers[Command.CLAIM] = BUSY
     spawner.last.die()
-    await until(lambda: host.manager.claims["1-2"].state is ClaimState.FAILED)
-    report = await host.device("1-2")
-    assert report.state is DeviceState.FAILED
-    assert "somebody has it" in str(report.error)
-    assert report.advice is not None
-    assert report.next_try is not None
-    assert report.worker_pid is None
+    await until(lambda: host.manager.shared_devices["1-2"].state is ClaimState.FAILED)
+    info = await host.device("1-2")
+    assert info.state is DeviceState.FAILED
+    assert "somebody has it" in str(info.error)
+    assert info.advice is not None
+    assert info.next_try is not None
+    assert info.worker_pid is None
     assert await host.unbind("1-2") == ["1-2"]
 
 
@@ -167,7 +167,7 @@ async def test_drivers_are_named_but_not_our_own(host: Host, sysfs: FakeSysfs) -
 async def test_nothing_is_claimed_once_the_daemon_ends(host: Host, spawner: FakeSpawner) -> None:
     await host.manager.start()
     await host.manager.stop()
-    assert not host.manager.claims
+    assert not host.manager.shared_devices
     with pytest.raises(UsbipdError, match="the daemon is shutting down"):
         await host.bind("1-2")
     assert all(not child.channel.is_open for child in spawner.children)
@@ -246,7 +246,7 @@ async def test_who_may_know_of_a_device(host: Host) -> None:
 async def test_of_several_bindings_one_that_lets_the_client_in_is_enough(host: Host) -> None:
     await host.bind("1-2", "192.0.2.7")
     await host.manager.bind(BindParameters(hardware=THING, allow=["198.51.100.0/24"]), "test")
-    device = host.manager.claims["1-2"]
+    device = host.manager.shared_devices["1-2"]
     assert host.manager.find_for("1-2", "192.0.2.7") is device
     assert host.manager.find_for("1-2", "198.51.100.1") is device
     assert host.manager.find_for("1-2", "203.0.113.1") is None
@@ -255,7 +255,7 @@ async def test_of_several_bindings_one_that_lets_the_client_in_is_enough(host: H
 
 async def test_a_client_that_is_attached_stays_so_when_a_list_changes(host: Host) -> None:
     await host.bind("1-2")
-    host.manager.claims["1-2"].attached("192.0.2.1:5")
+    host.manager.shared_devices["1-2"].attached("192.0.2.1:5")
     await host.bind("1-2", "198.51.100.1")
     assert (await host.device("1-2")).client == "192.0.2.1:5"
     assert host.manager.find_for("1-2", "192.0.2.1") is None
@@ -264,16 +264,16 @@ async def test_a_client_that_is_attached_stays_so_when_a_list_changes(host: Host
 
 async def test_detach_ends_the_session_and_leaves_the_device_shared(host: Host) -> None:
     await host.bind("1-2")
-    host.manager.claims["1-2"].attached("192.0.2.1:5")
+    host.manager.shared_devices["1-2"].attached("192.0.2.1:5")
     assert (await host.device("1-2")).client == "192.0.2.1:5"
     assert await host.manager.detach("1-2", "anna") == "192.0.2.1:5"
     await host.until_state("1-2", DeviceState.SHARED)
-    [ended] = host.store.happened(HistoryEvent.DETACHED)
+    [ended] = host.store.recorded(HistoryEvent.DETACHED)
     assert (ended["client"], ended["busid"], ended["reason"]) == ("192.0.2.1:5", "1-2", "by anna")
-    host.manager.claims["1-2"].attached("192.0.2.1:6")
+    host.manager.shared_devices["1-2"].attached("192.0.2.1:6")
     host.spawner.last.detach()
     await host.until_state("1-2", DeviceState.SHARED)
-    ended = host.store.happened(HistoryEvent.DETACHED)[-1]
+    ended = host.store.recorded(HistoryEvent.DETACHED)[-1]
     assert ended["reason"] != "by anna", "that client left by itself"
     with pytest.raises(UsbipdError, match="no client uses 1-2"):
         await host.manager.detach("1-2", "anna")
@@ -283,9 +283,9 @@ async def test_detach_ends_the_session_and_leaves_the_device_shared(host: Host) 
 async def test_bindings_are_reported_with_what_they_share(host: Host) -> None:
     await host.bind("1-2", "192.0.2.7")
     host.source.records.clear()
-    [report] = (await host.manager.survey()).bindings
-    assert (report.busid, report.allow, report.product) == ("1-2", ["192.0.2.7"], "Thing")
-    assert report.devices == []
+    [info] = (await host.manager.survey()).bindings
+    assert (info.busid, info.allow, info.product) == ("1-2", ["192.0.2.7"], "Thing")
+    assert info.devices == []
 
 
 async def test_what_the_store_has_is_a_binding_too(host: Host) -> None:

@@ -18,15 +18,15 @@ from tests.unit.extension.fakes import (
 )
 from tests.unit.extension.managed_host import Host as LinuxHost
 from usbipd.errors import ClaimError, UsbipdError
-from usbipd.extension import returns
+from usbipd.extension import driver_reattach
 from usbipd.extension.device import ClaimState
 from usbipd.extension.store import StoredClaim
 from usbipd.extension.usb_stack import LINUX, MACOS
 from usbipd.ipc.children import USELESS_WHEN_CONFINED, ClaimParameters
+from usbipd.ipc.control_messages import DeviceState
 from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import DeviceState
 from usbipd.usb.ownership import Holder
 
 BUSY = ClaimError("1-2: a program has it", code="LIBUSB_ERROR_BUSY")
@@ -98,7 +98,7 @@ def mac(spawner: FakeSpawner, sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch)
 
 def departing(mac: Mac) -> bool:
     """Whether a worker has its time to notice that its device is gone."""
-    tasks = [device.departing for device in mac.manager.claims.values()]
+    tasks = [device.departing for device in mac.manager.shared_devices.values()]
     return any(task is not None and not task.done() for task in tasks)
 
 
@@ -116,7 +116,7 @@ async def test_a_worker_keeps_a_device_that_was_reset(mac: Mac, spawner: FakeSpa
     mac.plug(replace(record("1-2"), devnum=99))
     await settle(mac)
     assert worker.channel.is_open
-    assert mac.manager.claims["1-2"].state is ClaimState.READY
+    assert mac.manager.shared_devices["1-2"].state is ClaimState.READY
     await mac.manager.stop()
     assert worker.commands == [Command.CLAIM, Command.RELEASE]
 
@@ -131,7 +131,7 @@ async def test_a_device_that_is_away_while_it_is_reset(mac: Mac, spawner: FakeSp
     mac.plug(replace(record("1-2"), devnum=99))
     await settle(mac)
     assert spawner.last.channel.is_open
-    assert mac.told("1-2") == ["claimed"]
+    assert mac.recorded_events("1-2") == ["claimed"]
     await mac.manager.stop()
 
 
@@ -144,7 +144,7 @@ async def test_a_worker_that_does_not_notice(mac: Mac, spawner: FakeSpawner, rep
     else:
         del mac.source.records["1-2"]
         mac.manager.devices_changed()
-    await until(lambda: "1-2" not in mac.manager.claims)
+    await until(lambda: "1-2" not in mac.manager.shared_devices)
     assert not spawner.last.channel.is_open
     await mac.manager.stop()
 
@@ -152,14 +152,14 @@ async def test_a_worker_that_does_not_notice(mac: Mac, spawner: FakeSpawner, rep
 async def test_a_device_that_was_plugged_in_again_is_tried_at_once(mac: Mac, spawner: FakeSpawner) -> None:
     await mac.manager.start()
     await mac.bind("1-2")
-    claim = mac.manager.claims["1-2"]
+    device = mac.manager.shared_devices["1-2"]
     spawner.answers[Command.CLAIM] = BUSY
     spawner.last.die()
-    await until(lambda: claim.failure is not None and claim.failure.error.code == BUSY.code)
-    claim.recheck.clear()
+    await until(lambda: device.failure is not None and device.failure.error.code == BUSY.code)
+    device.recheck.clear()
     mac.source.records["1-2"] = replace(record("1-2"), devnum=99)
     mac.manager._claimer.compare(list(mac.source.records.values()))
-    assert claim.recheck.is_set()
+    assert device.recheck.is_set()
     await mac.manager.stop()
 
 
@@ -193,7 +193,7 @@ async def test_a_worker_that_was_killed_is_replaced_as_it_is(mac: Mac, spawner: 
     await mac.manager.start()
     await mac.bind("1-2")
     spawner.last.die()
-    await until(lambda: len(spawner.children) == 3 and mac.manager.claims["1-2"].claimed is not None)
+    await until(lambda: len(spawner.children) == 3 and mac.manager.shared_devices["1-2"].claimed is not None)
     await mac.unbind("1-2")
     assert mac.enumerated == [], "its successor has released it"
     await mac.manager.stop()
@@ -280,7 +280,7 @@ async def test_a_second_try_does_not_wait_for_ever(
     with pytest.raises(ClaimError, match=r"1-2 was released, and has not come back within 0\.01 s"):
         await mac.bind("1-2")
     assert [child.busid for child in spawner.children].count("1-2") == 1
-    assert "1-2" not in mac.manager.claims
+    assert "1-2" not in mac.manager.shared_devices
     assert not mac.store.held
     await mac.manager.stop()
 
@@ -355,7 +355,7 @@ def test_a_device_that_does_not_go_back_stays_known(mac: Mac, monkeypatch: pytes
         assert await mac.manager.orphans() == []
         await mac.manager.stop()
 
-    monkeypatch.setattr(returns, "DRIVERS_TIME", 1.0)
+    monkeypatch.setattr(driver_reattach, "DRIVERS_TIME", 1.0)
     run(test())
 
 

@@ -19,15 +19,15 @@ from usbipd.extension import manager
 from usbipd.extension.device import ClaimState
 from usbipd.extension.store import StoredClaim
 from usbipd.extension.usb_stack import LINUX
-from usbipd.ipc.conversation import Request
-from usbipd.ipc.message import Message
-from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import (
+from usbipd.ipc.control_messages import (
     BindParameters,
     DeviceState,
     HardwareId,
     HistoryEvent,
 )
+from usbipd.ipc.conversation import Request
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command
 from usbipd.usb.discovery import DeviceRecord
 
 
@@ -36,12 +36,12 @@ async def test_plugging_in_again_brings_the_claim_back(host: Host) -> None:
     await host.bind("1-2")
     for devnum in range(20, 25):
         host.unplug("1-2")
-        await until(lambda: "1-2" not in host.manager.claims)
+        await until(lambda: "1-2" not in host.manager.shared_devices)
         host.plug(replace(record("1-2"), devnum=devnum))
         await host.until_state("1-2", DeviceState.SHARED)
-        assert host.manager.claims["1-2"].record.devnum == devnum
-    assert len(host.store.happened(HistoryEvent.UNPLUGGED)) == 5
-    assert len(host.store.happened(HistoryEvent.CLAIMED)) == 1 + 1 + 5
+        assert host.manager.shared_devices["1-2"].record.devnum == devnum
+    assert len(host.store.recorded(HistoryEvent.UNPLUGGED)) == 5
+    assert len(host.store.recorded(HistoryEvent.CLAIMED)) == 1 + 1 + 5
     await host.manager.stop()
 
 
@@ -76,9 +76,9 @@ async def test_a_claim_has_an_end_in_the_history_however_quickly_the_device_is_b
         host.plug(replace(record("1-2"), devnum=devnum + turn))
         await until(lambda worker=worker: spawner.last is not worker)
         await host.until_state("1-2", DeviceState.SHARED)
-        assert host.told("1-2") == ["claimed"] + ["unplugged", "claimed"] * turn
+        assert host.recorded_events("1-2") == ["claimed"] + ["unplugged", "claimed"] * turn
     await host.unbind("1-2")
-    assert host.told("1-2")[-2:] == ["claimed", "released"]
+    assert host.recorded_events("1-2")[-2:] == ["claimed", "released"]
     await host.manager.stop()
 
 
@@ -92,9 +92,9 @@ async def test_a_claim_has_an_end_in_the_history_if_its_worker_does_not_notice(
     host.plug(replace(record("1-2"), devnum=99))
     await until(lambda: spawner.last is not worker)
     await host.until_state("1-2", DeviceState.SHARED)
-    assert host.told("1-2") == ["claimed", "unplugged", "claimed"]
+    assert host.recorded_events("1-2") == ["claimed", "unplugged", "claimed"]
     await host.manager.stop()
-    assert host.told("1-2") == ["claimed", "unplugged", "claimed", "released"]
+    assert host.recorded_events("1-2") == ["claimed", "unplugged", "claimed", "released"]
 
 
 async def hold_and_lose(host: Host, spawner: FakeSpawner) -> None:
@@ -103,14 +103,14 @@ async def hold_and_lose(host: Host, spawner: FakeSpawner) -> None:
     await host.bind("1-2")
     spawner.answers[Command.CLAIM] = ClaimError("somebody has it", code="LIBUSB_ERROR_BUSY")
     spawner.last.die()
-    await until(lambda: host.manager.claims["1-2"].state is ClaimState.FAILED)
+    await until(lambda: host.manager.shared_devices["1-2"].state is ClaimState.FAILED)
 
 
 async def test_the_history_of_a_device_that_fails_and_is_unplugged(host: Host, spawner: FakeSpawner) -> None:
     await hold_and_lose(host, spawner)
     host.unplug("1-2")
-    await until(lambda: "1-2" not in host.manager.claims)
-    assert host.told("1-2") == ["claimed", "failed", "failed", "unplugged"]
+    await until(lambda: "1-2" not in host.manager.shared_devices)
+    assert host.recorded_events("1-2") == ["claimed", "failed", "failed", "unplugged"]
     await host.manager.stop()
 
 
@@ -119,7 +119,7 @@ async def test_the_history_has_nothing_of_the_release_of_what_nobody_held(
 ) -> None:
     await hold_and_lose(host, spawner)
     await host.unbind("1-2")
-    assert host.told("1-2") == ["claimed", "failed", "failed"]
+    assert host.recorded_events("1-2") == ["claimed", "failed", "failed"]
     await host.manager.stop()
 
 
@@ -172,9 +172,9 @@ async def test_a_bootloader_is_shared_if_it_is_bound(host: Host) -> None:
         host.plug(device)
         await until(
             lambda device=device: (
-                "1-2" in host.manager.claims
-                and host.manager.claims["1-2"].record.product_id == device.product_id
-                and host.manager.claims["1-2"].claimed is not None
+                "1-2" in host.manager.shared_devices
+                and host.manager.shared_devices["1-2"].record.product_id == device.product_id
+                and host.manager.shared_devices["1-2"].claimed is not None
             )
         )
     await host.manager.stop()
@@ -191,7 +191,7 @@ async def test_a_worker_that_does_not_notice_that_its_device_is_gone(
         spawner.answers[Command.CLAIM] = "silence"
     del host.source.records["1-2"]
     host.manager.devices_changed()
-    await until(lambda: "1-2" not in host.manager.claims)
+    await until(lambda: "1-2" not in host.manager.shared_devices)
     assert not spawner.last.channel.is_open
     assert spawner.last.killed == hangs
     await host.manager.stop()
@@ -211,7 +211,7 @@ async def test_what_cannot_be_claimed_at_the_start_has_failed_and_disturbs_nobod
     assert failed.state is DeviceState.FAILED
     assert "/media/stick" in str(failed.error)
     assert (await host.states())["1-3"] is DeviceState.SHARED
-    assert len(host.store.happened(HistoryEvent.FAILED)) == 1
+    assert len(host.store.recorded(HistoryEvent.FAILED)) == 1
     await host.manager.stop()
 
 
@@ -311,14 +311,14 @@ async def test_a_device_that_goes_as_soon_as_it_is_claimed(
     monkeypatch.setattr(FakeChild, "_answer", answer_and_go)
     await host.manager.start()
     await host.manager._claimer.restore_claimed_devices([record("1-2")])
-    claim = host.manager.claims["1-2"]
-    await until(lambda: claim.is_gone and claim.worker is not None)
-    assert claim.worker is not None
-    assert claim.worker.channel.is_open, "it has broken no rule"
+    device = host.manager.shared_devices["1-2"]
+    await until(lambda: device.is_gone and device.worker is not None)
+    assert device.worker is not None
+    assert device.worker.channel.is_open, "it has broken no rule"
     host.unplug("1-2")
-    await until(lambda: "1-2" not in host.manager.claims)
+    await until(lambda: "1-2" not in host.manager.shared_devices)
     await host.manager.stop()
-    assert host.told("1-2") == [*(["failed"] if refused else []), "claimed", "unplugged"]
+    assert host.recorded_events("1-2") == [*(["failed"] if refused else []), "claimed", "unplugged"]
 
 
 async def test_a_device_that_goes_while_its_claim_fails(
@@ -330,9 +330,9 @@ async def test_a_device_that_goes_while_its_claim_fails(
     await host.manager._claimer.restore_claimed_devices([record("1-2")])
     await until(lambda: spawner.children and spawner.last.busid == "1-2" and spawner.last.asked)
     host.unplug("1-2")
-    await until(lambda: "1-2" not in host.manager.claims)
+    await until(lambda: "1-2" not in host.manager.shared_devices)
     await host.manager.stop()
-    assert host.told("1-2") == ["failed", "unplugged"]
+    assert host.recorded_events("1-2") == ["failed", "unplugged"]
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
@@ -345,9 +345,9 @@ async def test_a_device_that_goes_while_it_is_being_claimed(
     await host.manager.stop()
     await host.new_manager().start()
     host.unplug("1-2")
-    await until(lambda: "1-2" not in host.manager.claims)
+    await until(lambda: "1-2" not in host.manager.shared_devices)
     host.plug(record("1-2"))
-    await until(lambda: "1-2" in host.manager.claims)
+    await until(lambda: "1-2" in host.manager.shared_devices)
     host.unplug("1-2")  # before there is a worker that could hear of it
-    await until(lambda: "1-2" not in host.manager.claims)
+    await until(lambda: "1-2" not in host.manager.shared_devices)
     await host.manager.stop()

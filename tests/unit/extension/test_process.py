@@ -20,7 +20,7 @@ async def start(self, **how):
     await asyncio.Event().wait()
 
 if "hang" in sys.argv:
-    process.NetworkServer.start = start
+    process.ServerSupervisor.start = start
 config = ServerConfig(listen=("127.0.0.1:0",), log_level=sys.argv[2])
 sys.exit(process.run(config, [], False, Path(sys.argv[1]), None))
 """

@@ -12,8 +12,8 @@ from usbipd.extension import claimer
 from usbipd.extension.device import ClaimState
 from usbipd.extension.store import StoredClaim
 from usbipd.extension.usb_stack import LINUX
+from usbipd.ipc.control_messages import BindParameters
 from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import BindParameters
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ async def test_a_device_that_has_its_drivers(host: Host, sysfs: FakeSysfs) -> No
 async def test_what_was_held_by_a_killed_daemon_is_forgotten_then(host: Host) -> None:
     add_orphan(host)
     host.store.held = {"1-4": StoredClaim("1-4", 0x1234, 0x5678, 1.0)}
-    await host.manager._returns.load()
+    await host.manager._reattacher.load()
     assert await host.manager.orphans() == ["1-4"]
     await host.manager.release("1-4")
     assert await host.manager.orphans() == []
@@ -66,7 +66,7 @@ async def test_a_bound_device_that_cannot_be_claimed(host: Host, spawner: FakeSp
     await host.bind("1-2")
     spawner.answers[Command.CLAIM] = ClaimError("a program has it", code="LIBUSB_ERROR_BUSY")
     spawner.last.die()
-    await until(lambda: host.manager.claims["1-2"].state is ClaimState.FAILED)
+    await until(lambda: host.manager.shared_devices["1-2"].state is ClaimState.FAILED)
     with pytest.raises(UsbipdError, match="1-2 is bound") as caught:
         await host.manager.release("1-2")
     assert "`usbipd unbind --busid 1-2`" in str(caught.value.advice)

@@ -36,8 +36,8 @@ class Desk:
         )
 
     @property
-    def claim(self) -> Device:
-        return self.claimer.claims["1-2"]
+    def device(self) -> Device:
+        return self.claimer.shared_devices["1-2"]
 
     @asynccontextmanager
     async def claimed(self) -> AsyncIterator[None]:
@@ -79,7 +79,7 @@ async def test_a_free_device_goes_to_its_client(desk: Desk, spawner: FakeSpawner
     async with desk.claimed():
         result = await desk.reserve("192.0.2.1:7777")
         assert result.status == ST_OK
-        assert result.device == desk.claim.wire_device
+        assert result.device == desk.device.wire_device
         read_end, write_end = os.pipe()
         await desk.reservations.hand_over(desk.last, write_end)
         os.close(write_end)
@@ -88,8 +88,8 @@ async def test_a_free_device_goes_to_its_client(desk: Desk, spawner: FakeSpawner
         os.write(spawner.last.descriptor, b"through")
         assert os.read(read_end, 10) == b"through"
         os.close(read_end)
-        assert desk.claim.state is ClaimState.ATTACHED
-        assert desk.claim.client == "192.0.2.1:7777"
+        assert desk.device.state is ClaimState.ATTACHED
+        assert desk.device.client == "192.0.2.1:7777"
 
 
 @pytest.mark.rule("op-status")
@@ -102,14 +102,14 @@ async def test_a_device_that_the_client_may_not_know_of_is_not_there(desk: Desk)
     async with desk.claimed():
         desk.hidden_from.add("192.0.2.1")
         assert await desk.reserve() == ReserveResult(status=ST_NODEV)
-        assert desk.claim.is_free
+        assert desk.device.is_free
         assert (await desk.reserve("192.0.2.2:1")).status == ST_OK
 
 
 @pytest.mark.rule("op-status")
 async def test_a_device_that_could_not_be_claimed(desk: Desk) -> None:
     async with desk.claimed():
-        desk.claim.failed(UsbipdError("stuck"), 30.0)
+        desk.device.failed(UsbipdError("stuck"), 30.0)
         assert await desk.reserve() == ReserveResult(status=ST_DEV_ERR)
 
 
@@ -125,7 +125,7 @@ async def test_an_attached_device_is_busy(desk: Desk) -> None:
 @pytest.mark.parametrize("state", [ClaimState.RESTORING, ClaimState.CLAIMING])
 async def test_a_device_that_does_not_become_free_is_busy(desk: Desk, state: ClaimState) -> None:
     async with desk.claimed():
-        desk.claim.state = state
+        desk.device.state = state
         assert await desk.reserve() == ReserveResult(status=ST_DEV_BUSY)
 
 
@@ -137,7 +137,7 @@ async def test_who_comes_while_the_last_client_leaves_waits(
         await desk.attach()
         waiting = asyncio.create_task(desk.reserve("192.0.2.2:2"))
         spawner.last.detach()
-        await until(lambda: desk.claim.state is ClaimState.RESTORING)
+        await until(lambda: desk.device.state is ClaimState.RESTORING)
         monkeypatch.setattr(module, "BUSY_PATIENCE", 0.0)
         assert not waiting.done()
         spawner.last.restored()
@@ -201,7 +201,7 @@ async def test_a_client_that_leaves_while_it_waits_gets_nothing(
         assert asyncio.all_tasks() - tasks == set(), "nothing waits on"
         spawner.last.detach()
         spawner.last.restored()
-        await until(lambda: desk.claim.is_free)
+        await until(lambda: desk.device.is_free)
         assert (await desk.reserve(number=7)).status == ST_OK, "the number is not in use any more"
 
 
@@ -214,14 +214,14 @@ async def test_a_client_that_leaves_at_the_moment_the_device_becomes_free_does_n
         await asyncio.sleep(0)
         desk.reservations.abandon(1)
         for turns in itertools.count():  # at each turn of the loop until it has the device
-            assert desk.claim.is_free
+            assert desk.device.is_free
             if desk.reservations._waiting[2].done():
                 break
             await asyncio.sleep(0)
             assert turns < 100
         desk.reservations.abandon(2)
         await waiting
-        assert desk.claim.is_free
+        assert desk.device.is_free
 
 
 async def test_a_number_that_is_in_use_is_refused(desk: Desk) -> None:
@@ -245,7 +245,7 @@ async def test_a_reservation_ends(spawner: FakeSpawner, sysfs: FakeSysfs, how: s
             desk.reservations.abandon(desk.last)
         elif how == "its server died":
             desk.reservations.drop_all()
-        await until(lambda: desk.claim.is_free)
+        await until(lambda: desk.device.is_free)
         with pytest.raises(UsbipdError, match="no longer good"):
             await desk.reservations.hand_over(desk.last, 0)
         desk.reservations.abandon(desk.last)  # again: nothing happens
@@ -255,10 +255,10 @@ async def test_a_reservation_does_not_outlive_its_worker(desk: Desk, spawner: Fa
     async with desk.claimed():
         assert (await desk.reserve()).status == ST_OK
         spawner.last.die()
-        await until(lambda: len(spawner.children) == 2 and desk.claim.is_free)
+        await until(lambda: len(spawner.children) == 2 and desk.device.is_free)
         with pytest.raises(UsbipdError, match="no longer good"):
             await desk.reservations.hand_over(desk.last, 0)
-        assert desk.claim.is_free
+        assert desk.device.is_free
 
 
 async def test_a_device_that_is_unbound_meanwhile(desk: Desk) -> None:
@@ -275,10 +275,10 @@ async def test_a_worker_that_does_not_take_its_client_is_replaced(desk: Desk, sp
         spawner.answers[Command.ATTACH] = UsbipdError("no", code="no")
         with pytest.raises(UsbipdError, match="no"):
             await desk.attach()
-        await until(lambda: len(spawner.children) == 2 and desk.claim.is_free)
+        await until(lambda: len(spawner.children) == 2 and desk.device.is_free)
         del spawner.answers[Command.ATTACH]
         await desk.attach()
-        assert desk.claim.state is ClaimState.ATTACHED
+        assert desk.device.state is ClaimState.ATTACHED
 
 
 async def test_a_worker_that_dies_while_it_attaches(desk: Desk, spawner: FakeSpawner) -> None:
@@ -289,7 +289,7 @@ async def test_a_worker_that_dies_while_it_attaches(desk: Desk, spawner: FakeSpa
         spawner.last.die()
         with pytest.raises(IPCError, match="gone"):
             await attaching
-        await until(lambda: len(spawner.children) == 2 and desk.claim.is_free)
+        await until(lambda: len(spawner.children) == 2 and desk.device.is_free)
 
 
 async def test_a_device_that_goes_as_its_client_comes(
@@ -317,7 +317,7 @@ async def test_no_descriptor_left_for_a_hand_over(
             patch.setattr(os, "dup", no_descriptor_left)
             with pytest.raises(UsbipdError, match="cannot hand over: Too many open files"):
                 await desk.reservations.hand_over(desk.last, 0)
-        await until(lambda: len(spawner.children) == 2 and desk.claim.is_free)
+        await until(lambda: len(spawner.children) == 2 and desk.device.is_free)
         await desk.attach()
 
 
@@ -329,7 +329,7 @@ async def test_a_device_whose_release_has_begun_goes_to_no_client(desk: Desk, sp
     await desk.claimer.claim_device(record("1-2"))
     await desk.reserve()
     releasing = asyncio.create_task(desk.claimer.release_device("1-2", timeout=5))
-    device = desk.claim
+    device = desk.device
     await asyncio.sleep(0)  # it waits for the task that keeps the device
     assert not device.is_kept
     with pytest.raises(UsbipdError) as caught:

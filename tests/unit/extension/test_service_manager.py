@@ -64,7 +64,7 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
         yield manager
 
 
-def heard(manager: socket.socket) -> tuple[bytes, int]:
+def received(manager: socket.socket) -> tuple[bytes, int]:
     """A message, and the pid of who sent it."""
     message, [(_level, kind, credentials)], _flags, _address = manager.recvmsg(4096, 128)
     assert kind == socket.SCM_CREDENTIALS
@@ -86,7 +86,7 @@ def may_speak_for_others() -> bool:
 @linux_only
 def test_without_a_launcher_it_speaks_for_itself(manager: socket.socket) -> None:
     service_manager.tell(service_manager.READY)
-    assert heard(manager) == (b"READY=1", os.getpid())
+    assert received(manager) == (b"READY=1", os.getpid())
 
 
 @pytest.mark.skipif(not may_speak_for_others(), reason="needs CAP_SYS_ADMIN, which a root on Linux may have")
@@ -95,7 +95,7 @@ def test_it_speaks_in_the_name_of_its_launcher(
 ) -> None:
     freeze(monkeypatch, os.getppid())
     service_manager.tell(service_manager.READY, STATUS="listens")
-    assert heard(manager) == (b"READY=1\nSTATUS=listens", os.getppid())
+    assert received(manager) == (b"READY=1\nSTATUS=listens", os.getppid())
 
 
 @linux_only
@@ -111,7 +111,7 @@ def test_who_may_not_speak_for_its_launcher_is_heard_all_the_same(
     finally:
         if is_root:
             os.seteuid(0)
-    assert heard(manager) == (b"READY=1", os.getpid())
+    assert received(manager) == (b"READY=1", os.getpid())
     assert not caplog.records
 
 
@@ -121,5 +121,5 @@ def test_a_launcher_that_was_killed(
 ) -> None:
     freeze(monkeypatch, 2**22 + 1)  # beyond PID_MAX_LIMIT, include/linux/threads.h: nobody's
     service_manager.tell(service_manager.STOPPING)
-    assert heard(manager) == (b"STOPPING=1", os.getpid())
+    assert received(manager) == (b"STOPPING=1", os.getpid())
     assert not caplog.records

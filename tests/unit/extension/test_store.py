@@ -24,7 +24,7 @@ from usbipd.errors import UsbipdError
 from usbipd.extension import store as module
 from usbipd.extension import store_tables
 from usbipd.extension.store import LONGEST_REASON, Binding, Store, StoredClaim
-from usbipd.ipc.reports import HistoryEntry, HistoryEvent
+from usbipd.ipc.control_messages import HistoryEntry, HistoryEvent
 from usbipd.limiter import BURST
 from usbipd.usb.identity import DeviceRule
 
@@ -455,8 +455,8 @@ def test_two_extensions_never_share_one_store(directory: Path) -> None:
         assert str(directory) in caught.value.message
         assert caught.value.code == "store-in-use"
         assert "--state DIR" in (caught.value.advice or "")
-        outcome = await asyncio.to_thread(in_another_process)
-        assert "another usbipd keeps its bindings there" in outcome.stderr
+        process = await asyncio.to_thread(in_another_process)
+        assert "another usbipd keeps its bindings there" in process.stderr
         await store.add_binding(BINDINGS[0])
         await store.close()
         assert await reopen(directory) == ([BINDINGS[0]], [])

@@ -24,7 +24,7 @@ from tests.unit.extension.stores import (
 )
 from usbipd.errors import UsbipdError
 from usbipd.extension.store import Store
-from usbipd.ipc.reports import HistoryEvent
+from usbipd.ipc.control_messages import HistoryEvent
 
 FULL = "database or disk is full"
 

@@ -33,7 +33,7 @@ from tests.unit.extension.stores import (
 from usbipd.extension import store_tables
 from usbipd.extension.store import Store
 from usbipd.extension.store_file import KEPT_ASIDE
-from usbipd.ipc.reports import HistoryEvent
+from usbipd.ipc.control_messages import HistoryEvent
 
 
 @pytest.fixture(scope="module")

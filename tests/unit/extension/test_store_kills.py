@@ -25,7 +25,7 @@ from tests.unit.extension.stores import (
     reopen,
 )
 from usbipd.extension.store import Binding, Store, StoredClaim
-from usbipd.ipc.reports import HistoryEvent
+from usbipd.ipc.control_messages import HistoryEvent
 from usbipd.usb.identity import DeviceRule
 
 NEW = binding("new")
@@ -99,13 +99,13 @@ async def read_back(directory: Path) -> tuple[list[int], float, list[str]]:
 def write_until_killed(directory: Path, steps: int) -> list[str]:
     """What a writer said that was killed soon after its first `steps`."""
     read_end, write_end = os.pipe()
-    with os.fdopen(read_end) as heard:
+    with os.fdopen(read_end) as output:
         with os.fdopen(write_end, "w", buffering=1) as said:
             pid = child(lambda: asyncio.run(write_without_end(directory, said)))
-        lines = [heard.readline() for _number in range(steps)]
+        lines = [output.readline() for _number in range(steps)]
         os.kill(pid, signal.SIGKILL)
         assert exit_code(pid) == -signal.SIGKILL
-        return [*lines, *heard]
+        return [*lines, *output]
 
 
 @pytest.mark.slow

@@ -87,15 +87,15 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
 
 async def start(supervisor: Supervisor) -> tuple[Child, dict[str, object]]:
     """A child, and what it found."""
-    told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def listen(event: Event) -> None:
         assert isinstance(event.parameters, DetachedParameters)
-        told.set_result(event.parameters.reason)
+        reason.set_result(event.parameters.reason)
 
     child = supervisor.spawn(Role.WORKER, "240-1", refuse, listen)
     async with asyncio.timeout(PATIENCE):
-        return child, json.loads(await told)
+        return child, json.loads(await reason)
 
 
 def is_running(pid: int) -> bool:
@@ -189,11 +189,11 @@ async def test_a_child_that_has_left_its_group_is_killed(script: Callable[[str],
     supervisor.start()
     has_left = asyncio.Event()
 
-    def told(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if event.event is EventName.RESTORED:
             has_left.set()
 
-    child = supervisor.spawn(Role.WORKER, "240-1", refuse, told)
+    child = supervisor.spawn(Role.WORKER, "240-1", refuse, on_event)
     await has_left.wait()
     supervisor.kill(child)
     assert await wait_ended(child, PATIENCE)
@@ -239,18 +239,18 @@ async def test_a_child_that_breaks_the_rules_and_dies_has_ended(script: Callable
 
 async def start_family(supervisor: Supervisor) -> tuple[Child, int, asyncio.Queue[object]]:
     """A child that has left a process behind: it, the pid of that one, and what else that one will tell."""
-    told: asyncio.Queue[object] = asyncio.Queue()
+    reasons: asyncio.Queue[object] = asyncio.Queue()
 
     def listen(event: Event) -> None:
         assert isinstance(event.parameters, DetachedParameters)
-        told.put_nowait(json.loads(event.parameters.reason))
+        reasons.put_nowait(json.loads(event.parameters.reason))
 
     child = supervisor.spawn(Role.WORKER, "240-1", refuse, listen)
     async with asyncio.timeout(PATIENCE):
-        await told.get()
-        pid = await told.get()
+        await reasons.get()
+        pid = await reasons.get()
     assert isinstance(pid, int)
-    return child, pid, told
+    return child, pid, reasons
 
 
 async def test_who_is_left_behind_by_a_killed_child_reads_the_end_and_ends(
@@ -260,10 +260,10 @@ async def test_who_is_left_behind_by_a_killed_child_reads_the_end_and_ends(
     script(LEAVE_A_PROCESS + SAY_THAT_IT_ENDED)
     supervisor = Supervisor()
     supervisor.start()
-    child, _pid, told = await start_family(supervisor)
+    child, _pid, reasons = await start_family(supervisor)
     os.kill(child.pid, signal.SIGKILL)
     async with asyncio.timeout(PATIENCE):
-        assert await told.get() == "it has ended"
+        assert await reasons.get() == "it has ended"
     assert await wait_ended(child, PATIENCE)
     assert child.exit == "signal SIGKILL"
     assert "240-1 ended with signal SIGKILL" in caplog.text

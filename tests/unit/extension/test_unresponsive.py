@@ -19,7 +19,7 @@ from tests.unit.extension.fakes import (
     record,
     until,
 )
-from tests.unit.extension.specimen import FakeChannel, child
+from tests.unit.extension.healthy_daemon import FakeChannel, child
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import claimer as claimer_module
 from usbipd.extension import liveness
@@ -27,9 +27,9 @@ from usbipd.extension.device import ClaimState
 from usbipd.extension.liveness import silence_of
 from usbipd.extension.supervisor import Child
 from usbipd.extension.usb_stack import LINUX
+from usbipd.ipc.control_messages import HistoryEvent
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.reports import HistoryEvent
 from usbipd.usb.ownership import SysfsOwnership
 
 CLIENT = "192.0.2.1:5"
@@ -69,11 +69,14 @@ class Host:
 
     async def attach(self) -> None:
         await self.claimer.claim_device(record("1-2"))
-        self.claimer.claims["1-2"].attached(CLIENT)
+        self.claimer.shared_devices["1-2"].attached(CLIENT)
 
     async def until_replaced(self) -> None:
         await until(
-            lambda: len(self.spawner.children) == 2 and self.claimer.claims["1-2"].state is ClaimState.READY
+            lambda: (
+                len(self.spawner.children) == 2
+                and self.claimer.shared_devices["1-2"].state is ClaimState.READY
+            )
         )
 
     async def release(self) -> None:
@@ -101,7 +104,7 @@ async def test_detach_ends_a_worker_that_does_not_end_the_session(
     assert await host.claimer.disconnect("1-2", "anna") == CLIENT
     assert host.spawner.children[0].killed
     await host.until_replaced()
-    [ended] = host.store.happened(HistoryEvent.DETACHED)
+    [ended] = host.store.recorded(HistoryEvent.DETACHED)
     assert ended["client"] == CLIENT
     await host.release()
 
@@ -167,8 +170,8 @@ async def test_a_device_that_hangs_costs_one_worker(host: Host, monkeypatch: pyt
     survivors: list[Child] = []
     monkeypatch.setattr(host.spawner, "kill", survivors.append)
     await host.claimer.restore_claimed_devices([record("1-2")])
-    claim = host.claimer.claims["1-2"]
-    await until(lambda: claim.failure is not None and claim.failure.error.code == "hangs")
+    device = host.claimer.shared_devices["1-2"]
+    await until(lambda: device.failure is not None and device.failure.error.code == "hangs")
     with pytest.raises(ClaimError, match="hangs in the kernel, which waits for 1-2") as caught:
         await host.claimer.claim_device(record("1-2"))  # also for another claim of it
     assert (caught.value.code, caught.value.advice) == ("hangs", "unplug the device")
@@ -186,10 +189,10 @@ async def test_a_host_that_hangs_over_drivers_costs_one_thread(host: Host, sysfs
     probe = sysfs.hang_over_drivers()
     for _try in range(3):
         with pytest.raises(UsbipdError, match="1-2: this host still scans for drivers after") as caught:
-            await host.claimer._returns.reattach("1-2", 0.01)
+            await host.claimer._reattacher.reattach("1-2", 0.01)
         assert caught.value.code == "hangs"
     assert len(calls()) == 1
-    again = asyncio.create_task(host.claimer._returns.reattach("1-2", PATIENCE))
+    again = asyncio.create_task(host.claimer._reattacher.reattach("1-2", PATIENCE))
     await asyncio.sleep(0)
     answers = os.open(probe, os.O_RDWR)
     await again
@@ -238,7 +241,7 @@ async def test_drivers_that_cannot_be_looked_for(
 
     monkeypatch.setattr(SysfsOwnership, "give_back", fail)
     with pytest.raises(UsbipdError, match="1-2: cannot scan for drivers: no such bus"):
-        await host.claimer._returns.reattach("1-2", PATIENCE)
+        await host.claimer._reattacher.reattach("1-2", PATIENCE)
     gc.collect()
     assert "never retrieved" not in caplog.text
 

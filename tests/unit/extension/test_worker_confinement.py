@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.extension.fakes import FakeSpawner, FakeStore, FakeSysfs, make_claimer, record
-from tests.unit.extension.specimen import child
+from tests.unit.extension.healthy_daemon import child
 from usbipd.errors import ClaimError, UsbipdError
 from usbipd.extension import worker_confinement
 from usbipd.extension.claimer import DeviceClaimer
@@ -169,7 +169,7 @@ async def test_a_claim_is_tried_again_with_a_worker_that_is_confined_less(sysfs:
     assert first.confinement == order(UIDS[0], root="/empty")
     assert second.confinement == Confinement(run_as=order(UIDS[0]).run_as, root=None, sandbox="off")
     assert set(host.store.held) == {"1-1"}
-    worker = host.claimer.claims["1-1"].worker
+    worker = host.claimer.shared_devices["1-1"].worker
     assert worker is not None
     assert "neither chroot nor sandbox" in str(worker.lacks)
     await host.claimer.release_device("1-1", timeout=1.0)

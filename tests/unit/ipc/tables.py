@@ -3,8 +3,8 @@
 from typing import Final
 
 from usbipd.ipc.children import CHILDREN
+from usbipd.ipc.control_messages import PEOPLE
 from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import PEOPLE
 from usbipd.ipc.row import PROCESSES, Role, Table
 
 _MORE = PEOPLE.commands[Command.MORE]

@@ -16,6 +16,13 @@ from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc.async_channel import LONGEST_QUEUE, MAX_QUEUED, MAX_RUNNING, Channel
 from usbipd.ipc.blocking_channel import BlockingChannel
 from usbipd.ipc.children import DetachedParameters, LogParameters, ReservationParameters
+from usbipd.ipc.control_messages import (
+    BindParameters,
+    DetachParameters,
+    DetachResult,
+    ListResult,
+    UnbindParameters,
+)
 from usbipd.ipc.conversation import (
     Conversation,
     Event,
@@ -28,13 +35,6 @@ from usbipd.ipc.conversation import (
 from usbipd.ipc.framing import encode_frame
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import MAX_MESSAGE, Command, EventName, Nothing
-from usbipd.ipc.reports import (
-    BindParameters,
-    DetachParameters,
-    DetachResult,
-    ListResult,
-    UnbindParameters,
-)
 from usbipd.ipc.row import Role
 
 PATIENCE = 5.0
@@ -257,16 +257,16 @@ async def test_a_descriptor_travels_and_stays_the_senders() -> None:
 
 
 async def test_events_arrive_in_order_before_the_end() -> None:
-    told: list[Message] = []
+    received: list[Message] = []
     one, other = socket.socketpair()
     worker = End(one, Role.EXTENSION)
-    extension = End(other, Role.WORKER, on_event=lambda event: told.append(event.parameters))
+    extension = End(other, Role.WORKER, on_event=lambda event: received.append(event.parameters))
     expected = [DetachedParameters(reason=str(number)) for number in range(20)]
     for parameters in expected:
         worker.channel.push(EventName.DETACHED, parameters)
     worker.channel.close()
     assert await extension.reason() is None
-    assert told == expected
+    assert received == expected
 
 
 HELLO = Conversation(BOTH).hello()
@@ -293,9 +293,9 @@ async def test_a_process_that_breaks_the_rules_is_dropped(sent: bytes, reason: s
     extension = End(one, Role.SERVER)
     other.sendall(sent)
     other.shutdown(socket.SHUT_WR)
-    told = await extension.reason()
-    assert told is not None
-    assert reason in told.message
+    error = await extension.reason()
+    assert error is not None
+    assert reason in error.message
     other.close()
 
 
@@ -345,9 +345,9 @@ async def test_an_event_handler_may_find_a_rule_broken() -> None:
     one, other = socket.socketpair()
     extension = End(one, Role.WORKER, on_event=object_)
     other.sendall(HELLO + event_frame(EventName.RESTORED, Nothing()))
-    told = await extension.reason()
-    assert told is not None
-    assert told.message == "not now"
+    error = await extension.reason()
+    assert error is not None
+    assert error.message == "not now"
     other.close()
 
 
@@ -436,21 +436,21 @@ async def test_a_slow_reader_is_dropped_and_blocks_nobody() -> None:
     parameters = DetachedParameters(reason="x" * 60_000)
     for _number in range(2 * MAX_QUEUED // 60_000):
         extension.channel.push(EventName.DETACHED, parameters)
-    told = await extension.reason()
-    assert told is not None
-    assert told.code == "slow"
+    error = await extension.reason()
+    assert error is not None
+    assert error.code == "slow"
     other.close()
 
 
 async def test_what_does_not_fit_at_once_is_sent_when_it_does() -> None:
-    told: list[Message] = []
+    received: list[Message] = []
     one, other = socket.socketpair()
     one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     worker = End(one, Role.EXTENSION)
     expected = [DetachedParameters(reason=f"{number:02}" * 500) for number in range(99)]
     for parameters in expected:
         worker.channel.push(EventName.DETACHED, parameters)
-    extension = End(other, Role.WORKER, on_event=lambda event: told.append(event.parameters))
+    extension = End(other, Role.WORKER, on_event=lambda event: received.append(event.parameters))
     read_end, write_end = os.pipe()
     with pytest.raises(UsbipdError, match=r"may not|gone"):
         # behind all that, a descriptor; a worker may not, so that this ends the channel
@@ -462,7 +462,7 @@ async def test_what_does_not_fit_at_once_is_sent_when_it_does() -> None:
             descriptor=write_end,
         )
     assert await extension.reason() is not None
-    assert told == expected
+    assert received == expected
     os.close(write_end)
     assert await is_last(read_end)
     os.close(read_end)
@@ -546,9 +546,9 @@ async def test_a_process_that_never_reads_what_we_ask_is_dropped_in_the_end() ->
         if number * 60_000 < LONGEST_QUEUE - 60_000:
             await asyncio.sleep(0)
             assert extension.channel.is_open
-    told = await extension.reason()
-    assert told is not None
-    assert told.code == "slow"
+    error = await extension.reason()
+    assert error is not None
+    assert error.code == "slow"
     other.close()
 
 
@@ -582,16 +582,16 @@ async def test_a_peer_that_sends_much_at_once_does_not_delay_another_by_all_of_i
 @pytest.mark.parametrize("ends", [True, False], ids=["a list", "an unbind"])
 async def test_what_only_reads_ends_with_its_peer(ends: bool) -> None:
     begun, go = asyncio.Event(), asyncio.Event()
-    outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def answer(request: Request) -> Message:
         begun.set()
         try:
             await go.wait()
         except asyncio.CancelledError:
-            outcome.set_result("cancelled")
+            future.set_result("cancelled")
             raise
-        outcome.set_result("done")
+        future.set_result("done")
         return Nothing()
 
     one, other = socket.socketpair()
@@ -609,7 +609,7 @@ async def test_what_only_reads_ends_with_its_peer(ends: bool) -> None:
         await asyncio.sleep(0)
     go.set()
     async with asyncio.timeout(PATIENCE):
-        assert await outcome == ("cancelled" if ends else "done")
+        assert await future == ("cancelled" if ends else "done")
 
 
 async def test_a_peer_that_left_is_found_though_nothing_is_read_from_it() -> None:

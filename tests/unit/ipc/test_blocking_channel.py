@@ -14,10 +14,10 @@ from tests.unit.ipc.tables import BOTH
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc.blocking_channel import BlockingChannel
 from usbipd.ipc.children import AttachParameters, DetachedParameters
+from usbipd.ipc.control_messages import BindParameters, UnbindParameters, UnbindResult
 from usbipd.ipc.conversation import Event, Request, event_frame, request_frame, response_frame
 from usbipd.ipc.framing import encode_frame
 from usbipd.ipc.messages import Command, EventName, Nothing
-from usbipd.ipc.reports import BindParameters, UnbindParameters, UnbindResult
 
 
 @pytest.fixture
@@ -122,29 +122,29 @@ def test_an_answer_to_something_else() -> None:
     peer.close()
 
 
-def told(number: int) -> Event:
+def make_event(number: int) -> Event:
     return Event(EventName.DETACHED, DetachedParameters(reason=str(number)))
 
 
 def test_events_before_an_answer_are_kept_in_their_order() -> None:
     channel, peer = raw_pair()
     for number in (1, 2):
-        peer.sendall(event_frame(*told(number)))
-    peer.sendall(response_frame(1, Nothing()) + event_frame(*told(3)))
+        peer.sendall(event_frame(*make_event(number)))
+    peer.sendall(response_frame(1, Nothing()) + event_frame(*make_event(3)))
     assert channel.request(Command.LIST, Nothing(), Nothing, timeout=5) == Nothing()
-    assert [channel.receive(5) for _number in range(3)] == [told(1), told(2), told(3)]
+    assert [channel.receive(5) for _number in range(3)] == [make_event(1), make_event(2), make_event(3)]
     channel.close()
     peer.close()
 
 
 def test_events_are_kept_even_if_no_answer_comes() -> None:
     channel, peer = raw_pair()
-    peer.sendall(event_frame(*told(1)))
+    peer.sendall(event_frame(*make_event(1)))
     with pytest.raises(IPCError) as caught:
         channel.request(Command.LIST, Nothing(), Nothing, timeout=0.01)
     assert caught.value.code == "timeout"
-    peer.sendall(event_frame(*told(2)))
-    assert [channel.receive(5), channel.receive(5)] == [told(1), told(2)]
+    peer.sendall(event_frame(*make_event(2)))
+    assert [channel.receive(5), channel.receive(5)] == [make_event(1), make_event(2)]
     channel.close()
     peer.close()
 

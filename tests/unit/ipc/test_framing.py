@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.unit.ipc.tables import BOTH
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc.children import DetachedParameters
+from usbipd.ipc.control_messages import BindParameters, UnbindResult
 from usbipd.ipc.conversation import (
     Conversation,
     Event,
@@ -39,7 +40,6 @@ from usbipd.ipc.messages import (
     encode,
     pack,
 )
-from usbipd.ipc.reports import BindParameters, UnbindResult
 
 
 def frames(decoder: FrameDecoder) -> list[Frame]:

@@ -12,6 +12,7 @@ import pytest
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc.async_channel import MAX_QUEUED, Channel
 from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.control_messages import PEOPLE, DetachParameters, DetachResult, UnbindParameters, UnbindResult
 from usbipd.ipc.conversation import Event, Request, answer_frame, event_frame, request_frame, response_frame
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import (
@@ -25,7 +26,6 @@ from usbipd.ipc.messages import (
     Part,
     encode,
 )
-from usbipd.ipc.reports import PEOPLE, DetachParameters, DetachResult, UnbindParameters, UnbindResult
 from usbipd.ipc.row import Role
 
 PATIENCE = 10.0
@@ -230,10 +230,10 @@ def test_a_command_puts_the_parts_together() -> None:
 
 
 def test_what_is_told_between_the_parts_is_kept() -> None:
-    def told(request: Request) -> bytes:
+    def reply(request: Request) -> bytes:
         return event_frame(EventName.CHANGED, Nothing()) + more(DATA[4:], 0)(request)
 
-    with scripted(first, told) as channel:
+    with scripted(first, reply) as channel:
         assert ask(channel).busids == ["1-1", "1-2"]
         event = channel.receive(0)
         assert isinstance(event, Event)

@@ -5,7 +5,7 @@ import pytest
 from tests.unit.ipc.tables import BOTH
 from usbipd.ipc.children import CHILDREN
 from usbipd.ipc.messages import Command, EventName
-from usbipd.ipc.roles import refusal, role_of
+from usbipd.ipc.roles import not_permitted_error, role_of
 from usbipd.ipc.row import Role
 from usbipd.privileges import Peer, RunAs
 
@@ -59,9 +59,9 @@ def test_our_children_answer_briefly() -> None:
 
 
 def test_a_refusal_says_who_may() -> None:
-    assert "you may not unbind" in refusal(Command.UNBIND).message
-    assert refusal(Command.UNBIND).advice
-    assert "you may not release:" in refusal(Command.RELEASE_DEVICE).message
+    assert "you may not unbind" in not_permitted_error(Command.UNBIND).message
+    assert not_permitted_error(Command.UNBIND).advice
+    assert "you may not release:" in not_permitted_error(Command.RELEASE_DEVICE).message
 
 
 OWNER, ADMINS, CHILD, WORKERS = 1000, 60, 61, range(65537, 65540)

@@ -18,6 +18,7 @@ from usbipd.ipc.children import (
     ReserveParameters,
     ServeParameters,
 )
+from usbipd.ipc.control_messages import HistoryEntry, HistoryEvent, StatusResult
 from usbipd.ipc.conversation import (
     Conversation,
     Event,
@@ -29,8 +30,7 @@ from usbipd.ipc.conversation import (
 )
 from usbipd.ipc.framing import encode_frame
 from usbipd.ipc.message import Message
-from usbipd.ipc.messages import IPC_VERSION, Command, ErrorReport, EventName, Hello, IPCEvent, encode
-from usbipd.ipc.reports import HistoryEntry, HistoryEvent, StatusResult
+from usbipd.ipc.messages import IPC_VERSION, Command, ErrorInfo, EventName, Hello, IPCEvent, encode
 from usbipd.ipc.texts import LONGEST_TEXT, clean_texts
 
 HOSTILE = "\x1b]0;owned\x07\r\nfake \u202e\u2028\x9b31m"
@@ -40,7 +40,7 @@ LONG = "\n" * 60_000
 MESSAGES = sorted(
     {kind for row in BOTH.commands.values() for kind in (row.parameters, row.result)}
     | {row.parameters for row in BOTH.events.values()}
-    | {Hello, ErrorReport},
+    | {Hello, ErrorInfo},
     key=lambda kind: kind.__name__,
 )
 
@@ -126,8 +126,8 @@ def test_all_that_comes_in_is_clean() -> None:
     feed(response_frame(1, UsbipdError(HOSTILE, code=HOSTILE, advice=HOSTILE)))
     refused = conversation.next_item()
     assert isinstance(refused, Response)
-    assert isinstance(refused.outcome, UsbipdError)
-    assert [refused.outcome.message, refused.outcome.code, refused.outcome.advice] == [CLEAN, CLEAN, CLEAN]
+    assert isinstance(refused.reply, UsbipdError)
+    assert [refused.reply.message, refused.reply.code, refused.reply.advice] == [CLEAN, CLEAN, CLEAN]
     feed(response_frame(1, hostile(ClaimResult)))
     claimed = conversation.next_item()
     assert isinstance(claimed, Response)

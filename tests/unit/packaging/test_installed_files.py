@@ -17,7 +17,7 @@ import pytest
 from usbipd import config, control_socket, paths
 from usbipd.cli import ext
 from usbipd.extension.claimer import EXIT_TIMEOUT, KILL_TIMEOUT
-from usbipd.extension.returns import DRIVERS_TIME
+from usbipd.extension.driver_reattach import DRIVERS_TIME
 from usbipd.extension.usb_stack import MACOS
 
 PACKAGING = Path(__file__).parents[3] / "packaging"

@@ -92,8 +92,8 @@ def test_every_verb_with_all_its_options_has_its_place(pages: dict[str, str]) ->
         each.split("\n", 1)[0].split()[-1]: each.split("\n", 1)[1]
         for each in plain(page.partition("\nCOMMANDS\n")[2].partition("\n.SH ")[0]).split(".SS ")[1:]
     }
-    assert list(commands) == list(usbipd.VERBS)
-    for name in usbipd.VERBS:
+    assert list(commands) == list(usbipd.SUBCOMMANDS)
+    for name in usbipd.SUBCOMMANDS:
         parser = argparse.ArgumentParser()
         usbipd.load(name).add_arguments(parser)
         assert shown_options(commands[name]) == options_of(parser) | {"--socket"}

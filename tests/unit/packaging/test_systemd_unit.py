@@ -13,7 +13,7 @@ from usbipd import control_socket, paths
 from usbipd.cli import ext
 from usbipd.extension import usb_stack
 from usbipd.extension.claimer import CLAIM_TIMEOUT
-from usbipd.extension.network import SERVE_TIMEOUT
+from usbipd.extension.server_supervisor import SERVE_TIMEOUT
 from usbipd.privileges import DEFAULT_USER
 
 LINUX = Path(__file__).parents[3] / "packaging" / "linux"

@@ -296,15 +296,15 @@ def test_any_bytes_give_a_message_or_a_protocol_error(
     reader: type[Any], beginning: bytes, data: bytes, cut: int
 ) -> None:
     data = beginning + data
-    outcomes = []
+    results = []
     for chunks in ([data], [data[:cut], data[cut:]]):
         one = reader()
         try:
-            outcomes.append([message for chunk in chunks if (message := one.feed(chunk)) is not None])
+            results.append([message for chunk in chunks if (message := one.feed(chunk)) is not None])
         except ProtocolError as error:
-            outcomes.append([str(error)])
+            results.append([str(error)])
         assert one.wanted <= 312
-    assert outcomes[0] == outcomes[1]
+    assert results[0] == results[1]
 
 
 def test_devlist_request_is_not_an_import() -> None:

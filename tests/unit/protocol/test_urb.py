@@ -138,8 +138,8 @@ def test_commands_round_trip_however_they_are_cut(commands: list[Command], cuts:
 def test_answers_round_trip(submit: Submit, data: st.DataObject) -> None:
     buffer = bytes(range(256)) * 2
     if submit.iso:
-        outcomes = [(data.draw(st.integers(0, packet.length)), 0) for packet in submit.iso]
-        reply = answer_isochronous(submit, 7, outcomes, buffer)
+        packet_results = [(data.draw(st.integers(0, packet.length)), 0) for packet in submit.iso]
+        reply = answer_isochronous(submit, 7, packet_results, buffer)
     else:
         reply = answer(submit, 0, data.draw(st.integers(0, submit.transfer_buffer_length)), buffer)
     reader = ReplyReader()

@@ -433,7 +433,7 @@ Accepted = tuple[socket.socket, object]
 
 
 def next_accept(monkeypatch: pytest.MonkeyPatch, change: Callable[[Accepted], Accepted]) -> None:
-    """The next accept returns what `change` makes of its outcome, or raises its error."""
+    """The next accept returns what `change` makes of its result, or raises its error."""
     loop = asyncio.get_running_loop()
     real = loop.sock_accept
 

@@ -36,7 +36,7 @@ from usbipd.protocol.constants import (
     URB_ZERO_PACKET,
 )
 from usbipd.simulated.descriptors import configuration_descriptor, device_descriptor, interface_descriptor
-from usbipd.worker.claim import HeldDevice
+from usbipd.worker.held_device import HeldUsbDevice
 
 ERROR_IO, ERROR_NOT_FOUND, ERROR_BUSY, ERROR_NO_MEM, ERROR_OTHER = -1, -5, -6, -11, -99  # enum libusb_error
 
@@ -56,7 +56,7 @@ def rig() -> Iterator[LibusbRig]:
     rig.close()
 
 
-def outcome(reply: Reply) -> tuple[int, int]:
+def summary(reply: Reply) -> tuple[int, int]:
     return reply.seqnum, reply.status
 
 
@@ -81,7 +81,7 @@ def test_a_round_takes_all_that_is_complete(rig: LibusbRig) -> None:
     for _ in submits:
         assert fake.fake_complete(BULK_IN, COMPLETED, b"here", 4)
     rig.turn()
-    assert [outcome(reply) for reply in rig.received()] == [(submit.seqnum, 0) for submit in submits]
+    assert [summary(reply) for reply in rig.received()] == [(submit.seqnum, 0) for submit in submits]
 
 
 @pytest.mark.rule("zero-packet")
@@ -145,7 +145,7 @@ def test_a_transfer_with_more_packets_than_its_urb_had_before(rig: LibusbRig) ->
 def test_a_refused_submit_is_answered(rig: LibusbRig) -> None:
     fake.fake_fail(b"submit", ERROR_NO_MEM)
     submit = rig.submit(BULK_IN, 64)
-    assert [outcome(reply) for reply in rig.exchange(submit)] == [(submit.seqnum, -LINUX_ENOMEM)]
+    assert [summary(reply) for reply in rig.exchange(submit)] == [(submit.seqnum, -LINUX_ENOMEM)]
     assert rig.counters.in_flight == 0
 
 
@@ -157,7 +157,7 @@ def test_unlink_of_a_pending_urb(rig: LibusbRig) -> None:
     submit, other = rig.submit(BULK_IN, 64), rig.submit(BULK_IN, 64)
     rig.waiting(submit, other)
     unlink = rig.unlink(submit)
-    assert [outcome(reply) for reply in rig.exchange(unlink)] == [(unlink.seqnum, -LINUX_ECONNRESET)]
+    assert [summary(reply) for reply in rig.exchange(unlink)] == [(unlink.seqnum, -LINUX_ECONNRESET)]
     assert rig.ended(BULK_IN, data=b"z")[0].seqnum == other.seqnum
 
 
@@ -173,8 +173,8 @@ def test_every_unlink_is_answered_behind_the_urb(rig: LibusbRig, cancelled: bool
     first = [(unlinks[0].seqnum, -LINUX_ECONNRESET)]
     if not cancelled:
         first = [(submit.seqnum, 0), (unlinks[0].seqnum, 0)]
-    assert [outcome(reply) for reply in replies[: len(first)]] == first
-    assert {outcome(reply) for reply in replies[len(first) :]} == {(each.seqnum, 0) for each in unlinks[1:]}
+    assert [summary(reply) for reply in replies[: len(first)]] == first
+    assert {summary(reply) for reply in replies[len(first) :]} == {(each.seqnum, 0) for each in unlinks[1:]}
 
 
 @pytest.mark.rule("unlink-partial")
@@ -187,8 +187,8 @@ def test_unlink_keeps_what_had_moved(rig: LibusbRig, endpoint: int, data: bytes)
     assert rig.exchange(submit, unlink) == []
     answer, late = rig.ended(endpoint, CANCELLED, b"half")
     assert isinstance(answer, RetSubmit)
-    assert (outcome(answer), answer.actual_length) == ((submit.seqnum, -LINUX_ECONNRESET), 4)
-    assert (answer.data, outcome(late)) == (data, (unlink.seqnum, 0))
+    assert (summary(answer), answer.actual_length) == ((submit.seqnum, -LINUX_ECONNRESET), 4)
+    assert (answer.data, summary(late)) == (data, (unlink.seqnum, 0))
     assert rig.counters.errors == 0
 
 
@@ -225,7 +225,7 @@ def test_set_interface_ends_the_urbs_of_that_interface_only(rig: LibusbRig) -> N
     rig.waiting(stream, other)
     request = rig.submit(0, setup=bytes.fromhex("01 0b 0000 0100 0000"))
     replies = rig.exchange(request)
-    assert [outcome(reply) for reply in replies] == [(stream.seqnum, -LINUX_ESHUTDOWN), (request.seqnum, 0)]
+    assert [summary(reply) for reply in replies] == [(stream.seqnum, -LINUX_ESHUTDOWN), (request.seqnum, 0)]
     assert journal()[-1] == "set_interface 1 0"
     assert rig.ended(BULK_IN, data=b"lives")[0].data == b"lives"
 
@@ -248,7 +248,7 @@ def test_no_request_overtakes_a_control_transfer(rig: LibusbRig, call: str, setu
     rig.waiting(first, request, second)
     assert [line for line in journal() if not line.startswith("submit")] == []
     replies = rig.ended(0, data=b"first")
-    assert [outcome(reply) for reply in replies] == [(first.seqnum, 0), (request.seqnum, 0)]
+    assert [summary(reply) for reply in replies] == [(first.seqnum, 0), (request.seqnum, 0)]
     assert call in journal()
     [reply] = rig.ended(0, data=b"second")
     assert (reply.seqnum, reply.data) == (second.seqnum, b"second")
@@ -259,7 +259,7 @@ def test_the_halt_of_endpoint_0_is_cleared_by_the_device(rig: LibusbRig) -> None
     request = rig.submit(0, setup=bytes.fromhex("02 01 0000 0000 0000"))
     rig.waiting(request)
     assert submitted(0)[3] == bytes.fromhex("02 01 0000 0000 0000")
-    assert [outcome(reply) for reply in rig.ended(0)] == [(request.seqnum, 0)]
+    assert [summary(reply) for reply in rig.ended(0)] == [(request.seqnum, 0)]
     assert not any(line.startswith("clear_halt") for line in journal())
 
 
@@ -272,9 +272,9 @@ def test_unlink_of_a_control_transfer_that_waits(rig: LibusbRig) -> None:
     )
     rig.waiting(first, request, second)
     unlink = rig.unlink(request)
-    assert [outcome(reply) for reply in rig.exchange(unlink)] == [(unlink.seqnum, -LINUX_ECONNRESET)]
-    assert [outcome(reply) for reply in rig.ended(0)] == [(first.seqnum, 0)]
-    assert [outcome(reply) for reply in rig.ended(0)] == [(second.seqnum, 0)]
+    assert [summary(reply) for reply in rig.exchange(unlink)] == [(unlink.seqnum, -LINUX_ECONNRESET)]
+    assert [summary(reply) for reply in rig.ended(0)] == [(first.seqnum, 0)]
+    assert [summary(reply) for reply in rig.ended(0)] == [(second.seqnum, 0)]
     assert not any(line.startswith("clear_halt") for line in journal())
 
 
@@ -296,12 +296,12 @@ def test_reset_ends_all_urbs_and_the_device_is_still_there(rig: LibusbRig) -> No
     rig.waiting(bulk, control, behind)
     request = rig.submit(0, setup=bytes.fromhex("23 03 0400 0100 0000"))
     replies = rig.exchange(request)
-    assert {outcome(reply) for reply in replies[:2]} == {
+    assert {summary(reply) for reply in replies[:2]} == {
         (bulk.seqnum, -LINUX_ESHUTDOWN),
         (control.seqnum, -LINUX_ESHUTDOWN),
     }
-    assert outcome(replies[2]) == (behind.seqnum, -LINUX_ESHUTDOWN)
-    assert outcome(replies[-1]) == (request.seqnum, 0)
+    assert summary(replies[2]) == (behind.seqnum, -LINUX_ESHUTDOWN)
+    assert summary(replies[-1]) == (request.seqnum, 0)
     assert not rig.pump.gone
 
 
@@ -311,7 +311,7 @@ def test_set_configuration_with_pending_urbs(rig: LibusbRig) -> None:
     rig.waiting(pending)
     request = rig.submit(0, setup=bytes.fromhex("00 09 0200 0000 0000"))
     replies = rig.exchange(request)
-    assert [outcome(reply) for reply in replies] == [(pending.seqnum, -LINUX_ESHUTDOWN), (request.seqnum, 0)]
+    assert [summary(reply) for reply in replies] == [(pending.seqnum, -LINUX_ESHUTDOWN), (request.seqnum, 0)]
     expected = ["release 1", "release 0", "set_configuration 2", "detach 0", "claim 0"]
     assert [line for line in journal() if not line.startswith("submit")] == expected
     assert rig.exchange(rig.submit(BULK_IN, 64, number_of_packets=0))[0].status == -LINUX_EPIPE
@@ -362,7 +362,7 @@ def test_unplug(rig: LibusbRig) -> None:
     rig.waiting(submit)
     fake.fake_unplug()
     assert rig.turn() == _pump.DEVICE_GONE
-    assert [outcome(reply) for reply in rig.received()] == [(submit.seqnum, -LINUX_ENODEV)]
+    assert [summary(reply) for reply in rig.received()] == [(submit.seqnum, -LINUX_ENODEV)]
     assert rig.pump.gone
 
 
@@ -395,7 +395,7 @@ def moved_through(rig: LibusbRig, depth: int, size: int) -> None:
     rig.waiting(*outs, *ins)
     for number, submit in enumerate(outs):
         assert submitted(BULK_OUT)[2:] == (size, bytes([number]) * 64)
-        assert [outcome(reply) for reply in rig.ended(BULK_OUT, data=bytes(size))] == [(submit.seqnum, 0)]
+        assert [summary(reply) for reply in rig.ended(BULK_OUT, data=bytes(size))] == [(submit.seqnum, 0)]
     for number, submit in enumerate(ins):
         [reply] = rig.ended(BULK_IN, data=bytes([number]) * size)
         assert (reply.seqnum, reply.data) == (submit.seqnum, bytes([number]) * size)
@@ -427,7 +427,7 @@ def test_memory_of_the_device_that_is_kept_goes_back_when_the_host_has_none(
     submit = rig.submit(INTERRUPT_IN, 64)
     rig.waiting(submit)
     assert fake.fake_device_memory() == 0
-    assert [outcome(reply) for reply in rig.ended(INTERRUPT_IN)] == [(submit.seqnum, 0)]
+    assert [summary(reply) for reply in rig.ended(INTERRUPT_IN)] == [(submit.seqnum, 0)]
 
 
 def test_memory_of_the_device_that_is_kept_goes_back_when_the_client_is_silent(rig: LibusbRig) -> None:
@@ -558,7 +558,7 @@ def plug(directory: Path, *interfaces: int, sysfs: tuple[int, ...], devnum: int 
 
 
 def test_all_interfaces_of_sysfs_are_held(tmp_path: Path) -> None:
-    held = HeldDevice(parameters(plug(tmp_path, 0, 1, sysfs=(0, 1))))
+    held = HeldUsbDevice(parameters(plug(tmp_path, 0, 1, sysfs=(0, 1))))
     assert held.device().bConfigurationValue == 1
     assert len(held.device().interfaces) == 2
     assert held_drivers() == ["detach 0", "detach 1"]
@@ -566,7 +566,7 @@ def test_all_interfaces_of_sysfs_are_held(tmp_path: Path) -> None:
 
 def test_a_device_of_which_a_driver_would_keep_a_part_is_given_back(tmp_path: Path) -> None:
     with pytest.raises(ClaimError, match="interfaces that the descriptors do not show: 1"):
-        HeldDevice(parameters(plug(tmp_path, 0, sysfs=(0, 1))))
+        HeldUsbDevice(parameters(plug(tmp_path, 0, sysfs=(0, 1))))
     assert held_drivers() == ["detach 0", "attach 0"]
 
 
@@ -574,14 +574,14 @@ def test_no_driver_stays_away_from_a_device_that_cannot_be_read(tmp_path: Path) 
     device = plug(tmp_path, 0, sysfs=(0,))
     (device / "descriptors").write_bytes(b"\x12\x01")
     with pytest.raises(ClaimError, match="descriptors cannot be read"):
-        HeldDevice(parameters(device))
+        HeldUsbDevice(parameters(device))
     assert held_drivers() == []
 
 
 def test_another_device_at_the_same_port_is_not_claimed(tmp_path: Path) -> None:
     for device in (plug(tmp_path, 0, sysfs=(0,), devnum=3), tmp_path / "1-2"):
         with pytest.raises(ClaimError, match="device 2 of bus 1 is gone") as raised:
-            HeldDevice(parameters(device))
+            HeldUsbDevice(parameters(device))
         assert raised.value.code == "LIBUSB_ERROR_NO_DEVICE"
     assert held_drivers() == []
 

@@ -20,7 +20,7 @@ from usbipd.ipc.conversation import Event
 from usbipd.ipc.messages import EventName
 from usbipd.protocol.constants import LINUX_ENODEV, LINUX_ENOMEM, LINUX_EPIPE, LINUX_ETIMEDOUT
 from usbipd.usb.descriptors import Interface
-from usbipd.worker.claim import HeldDevice
+from usbipd.worker.held_device import HeldUsbDevice
 from usbipd.worker.process import Worker
 
 ERROR_NO_DEVICE, ERROR_OTHER = -4, -99  # enum libusb_error
@@ -171,7 +171,7 @@ class Bench:
         return found
 
 
-class Holder(HeldDevice):
+class Holder(HeldUsbDevice):
     """The device that the rig has claimed already."""
 
     def __init__(self, rig: LibusbRig) -> None:

@@ -67,7 +67,7 @@ SUBMIT_ERRORS = {  # enum libusb_error, and what it is on the wire
 
 
 @dataclass
-class Outcome:
+class Completion:
     """What the device did with an URB, as its reply has to tell it."""
 
     status: int
@@ -96,7 +96,7 @@ class Races(RuleBasedStateMachine):
         """All URBs of this session, for UNLINKs to name."""
         self.pending: dict[int, list[Submit]] = defaultdict(list)
         """By endpoint: what the device has, in the order in which it got it."""
-        self.ended: dict[int, Outcome] = {}
+        self.ended: dict[int, Completion] = {}
         """By seqnum: what the device has ended; the reply comes with the next turn."""
         self.order: dict[int, list[int]] = defaultdict(list)
         """By endpoint: the seqnums of `ended`, in the order in which they were ended."""
@@ -266,7 +266,7 @@ class Races(RuleBasedStateMachine):
         data = bytes((filler + number) & 0xFF for number in range(moved))
         given = data if submit.direction or submit.iso else None
         assert fake.fake_complete(endpoint, status, given, moved)
-        self.ended[submit.seqnum] = outcome(submit, ENDS[status], data)
+        self.ended[submit.seqnum] = completion(submit, ENDS[status], data)
         self.order[endpoint].append(submit.seqnum)
 
     @rule(hold=st.booleans())
@@ -426,7 +426,7 @@ class Races(RuleBasedStateMachine):
                 given_up.remove(reply.seqnum)
             else:
                 expected = self.ended.pop(reply.seqnum)
-                found = Outcome(reply.status, reply.actual_length, reply.data, reply.iso)
+                found = Completion(reply.status, reply.actual_length, reply.data, reply.iso)
                 assert found == expected
                 endpoint = next(each for each, order in self.order.items() if reply.seqnum in order)
                 seen[endpoint].append(reply.seqnum)
@@ -473,7 +473,7 @@ class Races(RuleBasedStateMachine):
             assert self.rig.counters.in_flight == self.in_flight()
 
 
-def outcome(submit: Submit, status: int, data: bytes) -> Outcome:
+def completion(submit: Submit, status: int, data: bytes) -> Completion:
     """The reply's content for an URB that the device ended so."""
     incoming = submit.direction == 1
     if submit.iso:
@@ -482,11 +482,11 @@ def outcome(submit: Submit, status: int, data: bytes) -> Outcome:
             moved = min(rest, packet.length)
             rest -= moved
             packets.append(IsoPacket(packet.offset, packet.length, moved, 0 if moved else -LINUX_EXDEV))
-        return Outcome(status, len(data), data if incoming else b"", tuple(packets))
+        return Completion(status, len(data), data if incoming else b"", tuple(packets))
     short = incoming and len(data) < submit.transfer_buffer_length
     if status == 0 and short and submit.transfer_flags & URB_SHORT_NOT_OK:
         status = -LINUX_EREMOTEIO
-    return Outcome(status, len(data), data if incoming else b"")
+    return Completion(status, len(data), data if incoming else b"")
 
 
 TestRaces = Races.TestCase

@@ -9,7 +9,7 @@ from tests.unit.worker.rig import Rig
 from tests.urb import Reply, Submit
 from usbipd import _pump
 from usbipd._claim import Claim
-from usbipd.ipc.reports import DeviceMemory
+from usbipd.ipc.control_messages import DeviceMemory
 
 BULK_OUT, BULK_IN, INTERRUPT_IN, ISO_OUT, ISO_IN = 0x01, 0x81, 0x82, 0x05, 0x85
 COMPLETED, CANCELLED, STALL = 0, 3, 4  # enum libusb_transfer_status

@@ -105,7 +105,7 @@ def taken(rig: Rig, data: bytes) -> int:
         return 0
 
 
-def outcomes(replies: list[Reply]) -> list[tuple[int, int]]:
+def summaries(replies: list[Reply]) -> list[tuple[int, int]]:
     return [(reply.seqnum, reply.status) for reply in replies]
 
 
@@ -162,10 +162,10 @@ def test_an_urb_without_memory_is_answered_at_once_and_its_data_is_dropped(make:
     ]
     rig.send(b"".join(encode(submit) for submit in submits))
     replies = rig.received()
-    assert outcomes(replies) == [(submit.seqnum, -LINUX_ENOMEM) for submit in submits]
+    assert summaries(replies) == [(submit.seqnum, -LINUX_ENOMEM) for submit in submits]
     assert [reply.actual_length for reply in replies if isinstance(reply, RetSubmit)] == [0] * 4
     memory.memory_fails(*NONE)
-    assert outcomes(exchanged(rig, submit := rig.submit(BULK_OUT, data=b"after"))) == [(submit.seqnum, 0)]
+    assert summaries(exchanged(rig, submit := rig.submit(BULK_OUT, data=b"after"))) == [(submit.seqnum, 0)]
     rig.finish()
     rig.close()
 
@@ -175,7 +175,7 @@ def test_what_could_not_be_had_is_not_counted(make: Callable[[], Rig]) -> None:
     rig = make()
     memory.memory_fails(*ALL)
     lost = [rig.submit(BULK_IN, MAX_TRANSFER_LENGTH) for _ in range(50)]
-    assert outcomes(exchanged(rig, *lost)) == [(submit.seqnum, -LINUX_ENOMEM) for submit in lost]
+    assert summaries(exchanged(rig, *lost)) == [(submit.seqnum, -LINUX_ENOMEM) for submit in lost]
     memory.memory_fails(*NONE)
     both = [rig.submit(BULK_IN, MAX_TRANSFER_LENGTH) for _ in range(2)]
     if not isinstance(rig, LibusbRig):
@@ -193,7 +193,7 @@ def test_what_is_kept_is_freed_before_an_urb_goes_without_memory() -> None:
     rig = Rig()
     exchanged(rig, *(rig.submit(BULK_IN, 1 << 20) for _ in range(3)))
     memory.memory_fails_until_freed()
-    assert outcomes(exchanged(rig, larger := rig.submit(BULK_IN, 4 << 20))) == [(larger.seqnum, 0)]
+    assert summaries(exchanged(rig, larger := rig.submit(BULK_IN, 4 << 20))) == [(larger.seqnum, 0)]
     rig.finish()
     rig.close()
 
@@ -209,7 +209,7 @@ def test_answers_without_memory_wait_for_a_client_that_does_not_read(make: Calla
         rest = rest[sent:]
         rig.turn()
     assert rest, "the pump holds more answers than it has memory for"
-    assert outcomes(answers_to(rig, *submits, rest=rest)) == [
+    assert summaries(answers_to(rig, *submits, rest=rest)) == [
         (submit.seqnum, -LINUX_ENOMEM) for submit in submits
     ]
     rig.finish()
@@ -226,7 +226,7 @@ def test_unlinks_without_memory_wait_for_the_device() -> None:
     later = rig.submit(BULK_IN, 1000)
     rig.waiting(*unlinks, later)
     fake.fake_hold_cancels(0)
-    assert outcomes(rig.ended(BULK_IN, CANCELLED)) == [
+    assert summaries(rig.ended(BULK_IN, CANCELLED)) == [
         (unlinks[0].seqnum, -LINUX_ECONNRESET),
         (unlinks[1].seqnum, 0),
         (unlinks[2].seqnum, 0),
@@ -243,10 +243,10 @@ def test_an_unlink_that_overtakes_a_submit_without_memory() -> None:
     overtaken = rig.submit(BULK_IN, 2000)
     unlink = rig.unlink(overtaken)
     rig.waiting(unlink)
-    assert outcomes(rig.exchange(overtaken)) == [(unlink.seqnum, -LINUX_ECONNRESET)]
+    assert summaries(rig.exchange(overtaken)) == [(unlink.seqnum, -LINUX_ECONNRESET)]
     later = rig.submit(BULK_IN, 2000)
-    assert outcomes(rig.exchange(later)) == [(later.seqnum, -LINUX_ENOMEM)]
-    assert outcomes(rig.ended(BULK_IN)) == [(first.seqnum, 0)]
+    assert summaries(rig.exchange(later)) == [(later.seqnum, -LINUX_ENOMEM)]
+    assert summaries(rig.ended(BULK_IN)) == [(first.seqnum, 0)]
     rig.finish()
     rig.close()
 
@@ -261,7 +261,7 @@ def test_a_client_that_leaves_within_a_message_that_has_no_memory() -> None:
     assert rig.finish()
     rig.attach()
     again = rig.submit(BULK_IN, 1000)
-    assert outcomes(rig.exchange(again)) == [(again.seqnum, -LINUX_ENOMEM)]
+    assert summaries(rig.exchange(again)) == [(again.seqnum, -LINUX_ENOMEM)]
     rig.finish()
     rig.close()
 
@@ -287,7 +287,7 @@ def test_descriptors_that_libusb_has_no_memory_for_are_asked_for_again() -> None
     rig = LibusbRig()
     submit = rig.submit(BULK_IN, 64)
     rig.waiting(submit)
-    assert outcomes(rig.ended(BULK_IN)) == [(submit.seqnum, 0)]
+    assert summaries(rig.ended(BULK_IN)) == [(submit.seqnum, 0)]
     rig.close()
 
 

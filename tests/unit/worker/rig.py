@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from tests.urb import Command, IsoPacket, Reply, ReplyReader, RetSubmit, Submit, Unlink, encode
 from usbipd import _pump
 from usbipd.counters import COUNTER_PAGE_SIZE, read_counters
-from usbipd.ipc.reports import Counters
+from usbipd.ipc.control_messages import Counters
 from usbipd.protocol.constants import LINUX_ECONNRESET, Speed
 from usbipd.simulated.descriptors import (
     configuration_descriptor,

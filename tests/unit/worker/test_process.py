@@ -37,11 +37,11 @@ from usbipd.simulated.catalog import create
 from usbipd.simulated.loopback import Loopback
 from usbipd.simulated.spec import SimulatedSpec
 from usbipd.worker import process
-from usbipd.worker.claim import HeldSimulation
+from usbipd.worker.held_device import HeldSimulatedDevice
 from usbipd.worker.process import Worker
 
 
-class Watched(HeldSimulation):
+class Watched(HeldSimulatedDevice):
     """Counts how often it is released, and claimed again."""
 
     given_back = 0
@@ -89,7 +89,7 @@ class Extension:
         """Descriptors that are sent stay open: macOS may break one that is only under way."""
         self.held: list[Watched] = []
         self.problem: BaseException | None = None
-        monkeypatch.setattr(process, "hold", self._hold)
+        monkeypatch.setattr(process, "hold_device", self._hold)
 
     def _hold(self, parameters: ClaimParameters) -> Watched:
         if self.problem is not None:
@@ -136,11 +136,11 @@ class Extension:
         """The extension dies, but what the worker says can still be read."""
         self._socket.shutdown(socket.SHUT_WR)
 
-    def heard(self) -> Request | Response | Event | None:
+    def received(self) -> Request | Response | Event | None:
         return self._ours.receive(timeout=5.0)
 
     def result(self, kind: type[Message]) -> Message:
-        response = self.heard()
+        response = self.received()
         assert isinstance(response, Response)
         return read_result(response, kind)
 
@@ -148,7 +148,7 @@ class Extension:
         """All that the worker has told since, when it is over."""
         found = []
         self.channel.close()
-        while (item := self.heard()) is not None:
+        while (item := self.received()) is not None:
             assert isinstance(item, Event)
             found.append(item.event)
         return found
@@ -199,7 +199,7 @@ def test_the_memory_of_the_counters_is_only_mapped(extension: Extension) -> None
 
 
 @pytest.mark.parametrize(
-    ("problem", "told", "code"),
+    ("problem", "message", "code"),
     [
         (UsbipdError("somebody has it", code="LIBUSB_ERROR_BUSY"), "somebody has it", "LIBUSB_ERROR_BUSY"),
         (MemoryError(), r"the worker failed: MemoryError\(\)", "worker-failed"),
@@ -208,13 +208,13 @@ def test_the_memory_of_the_counters_is_only_mapped(extension: Extension) -> None
     ],
 )
 def test_the_extension_is_told_why_a_claim_failed(
-    extension: Extension, problem: BaseException, told: str, code: str
+    extension: Extension, problem: BaseException, message: str, code: str
 ) -> None:
     extension.problem = problem
     extension.claim()
     with pytest.raises(type(problem)):
         process._start(extension.channel)
-    with pytest.raises(UsbipdError, match=told) as caught:
+    with pytest.raises(UsbipdError, match=message) as caught:
         extension.result(ClaimResult)
     assert caught.value.code == code
 
@@ -303,14 +303,14 @@ def test_on_macos_it_claims_drops_and_enters_the_sandbox_before_it_answers(
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "expected"),
     [
         ("LIBUSB_ERROR_ACCESS", USELESS_WHEN_CONFINED),
         ("LIBUSB_ERROR_NO_DEVICE", "LIBUSB_ERROR_NO_DEVICE"),  # unplugged: that says nothing of confinement
     ],
 )
 def test_a_device_that_is_of_no_use_to_a_confined_worker(
-    extension: Extension, monkeypatch: pytest.MonkeyPatch, code: str, told: str
+    extension: Extension, monkeypatch: pytest.MonkeyPatch, code: str, expected: str
 ) -> None:
     confined = process.confinement.Confined("70000")
     monkeypatch.setattr(process.confinement, "leave_network", lambda: None)
@@ -321,7 +321,7 @@ def test_a_device_that_is_of_no_use_to_a_confined_worker(
         process._start(extension.channel)
     with pytest.raises(UsbipdError, match="interface 0 cannot be claimed") as caught:
         extension.result(ClaimResult)
-    assert caught.value.code == told
+    assert caught.value.code == expected
     assert [held.given_back for held in extension.held] == [1]
 
 
@@ -382,10 +382,10 @@ def test_a_client_is_disconnected_and_the_next_one_served(extension: Extension) 
     assert client.recv(1) == b""
     assert other.recv(1) == b""
     assert extension.result(Nothing) == Nothing()
-    told = extension.heard()
-    assert told == Event(EventName.DETACHED, DetachedParameters(reason="ended on request"))
+    event = extension.received()
+    assert event == Event(EventName.DETACHED, DetachedParameters(reason="ended on request"))
     assert extension.result(Nothing) == Nothing()
-    assert extension.heard() == Event(EventName.RESTORED, Nothing())
+    assert extension.received() == Event(EventName.RESTORED, Nothing())
     assert extension.result(Nothing) == Nothing(), "the next client is attached"
     assert extension.events() == []
     assert [held.given_back for held in extension.held] == [1]
@@ -400,10 +400,10 @@ def test_who_is_told_that_a_client_is_disconnected_finds_it_so(
     seen: list[bytes | EventName] = []
     respond, restore = extension.channel.respond, worker._restore
 
-    def responding(request: Request, outcome: Message | UsbipdError) -> None:
+    def responding(request: Request, reply: Message | UsbipdError) -> None:
         if request.command is Command.DISCONNECT:
             seen.append(client.recv(1))
-        respond(request, outcome)
+        respond(request, reply)
 
     def restoring() -> None:
         seen.append(EventName.RESTORED)
@@ -490,7 +490,7 @@ def test_a_client_that_has_just_left_is_not_disconnected(extension: Extension) -
     extension.leave()
     serve(worker)
     assert extension.result(Nothing) == Nothing()
-    detached, restored = extension.heard(), extension.heard()
+    detached, restored = extension.received(), extension.received()
     assert isinstance(detached, Event)
     assert detached.parameters == DetachedParameters(reason="the client closed the connection")
     assert restored == Event(EventName.RESTORED, Nothing())
@@ -507,7 +507,7 @@ sys.exit(main(["1-1"]))
 
 
 @pytest.mark.parametrize(
-    ("said", "code", "told"),
+    ("said", "code", "lines"),
     [
         (b"", 0, []),
         (b"GET / HTTP/1.1", 1, ["a frame of 1195725856 bytes: 1 to 65536 are allowed"]),
@@ -519,7 +519,7 @@ sys.exit(main(["1-1"]))
     ],
     ids=["the extension is gone", "rubbish", "an order that does not come first"],
 )
-def test_the_exit_code_says_whether_all_was_well(said: bytes, code: int, told: list[str]) -> None:
+def test_the_exit_code_says_whether_all_was_well(said: bytes, code: int, lines: list[str]) -> None:
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
@@ -533,4 +533,4 @@ def test_the_exit_code_says_whether_all_was_well(said: bytes, code: int, told: l
         ours.shutdown(socket.SHUT_WR)
         _output, log = worker.communicate(timeout=20)
     assert worker.returncode == code
-    assert [line.partition(" 1-1: ")[2] for line in log.splitlines()] == told
+    assert [line.partition(" 1-1: ")[2] for line in log.splitlines()] == lines

@@ -38,7 +38,7 @@ def rig() -> Iterator[Rig]:
     rig.close()
 
 
-def outcomes(replies: list[Reply]) -> list[tuple[int, int, bytes]]:
+def summaries(replies: list[Reply]) -> list[tuple[int, int, bytes]]:
     return [
         (reply.seqnum, reply.status, reply.data if isinstance(reply, RetSubmit) else b"") for reply in replies
     ]
@@ -55,11 +55,11 @@ def test_only_the_unlinked_urb_ends(rig: Rig, endpoint: int, which: int) -> None
     urbs = [rig.submit(endpoint, 64) for _ in range(3)]
     assert rig.exchange(*urbs) == []
     unlink = rig.unlink(urbs[which])
-    assert outcomes(rig.exchange(unlink)) == [(unlink.seqnum, -LINUX_ECONNRESET, b"")]
+    assert summaries(rig.exchange(unlink)) == [(unlink.seqnum, -LINUX_ECONNRESET, b"")]
     later = rig.submit(endpoint, 64)
     rig.device.to_read[endpoint] = [b"first", b"second", b"third"]
     others = [urb for urb in urbs if urb is not urbs[which]]
-    assert outcomes(rig.exchange(later)) == [
+    assert summaries(rig.exchange(later)) == [
         (urb.seqnum, 0, data)
         for urb, data in zip([*others, later], (b"first", b"second", b"third"), strict=True)
     ]
@@ -73,11 +73,11 @@ def test_many_unlinks_at_once_and_urbs_behind_them(rig: Rig) -> None:
     unlinks = [rig.unlink(urb) for urb in urbs[1::2]]
     later, last = rig.submit(MODEL_IN, 64), rig.submit(MODEL_IN, 64)
     replies = rig.exchange(*unlinks, later)
-    assert sorted(outcomes(replies)) == [(unlink.seqnum, -LINUX_ECONNRESET, b"") for unlink in unlinks]
+    assert sorted(summaries(replies)) == [(unlink.seqnum, -LINUX_ECONNRESET, b"") for unlink in unlinks]
     alive = [*urbs[0::2], later, last]
     rig.device.to_read[MODEL_IN] = [bytes([number]) for number in range(len(alive))]
     expected = [(urb.seqnum, 0, bytes([number])) for number, urb in enumerate(alive)]
-    assert outcomes(rig.exchange(last)) == expected
+    assert summaries(rig.exchange(last)) == expected
 
 
 @pytest.mark.rule("unlink-others-live-mac")
@@ -88,14 +88,14 @@ def test_the_oldest_ends_when_what_it_has_moved_is_not_known(rig: Rig, endpoint:
     urbs = [rig.submit(endpoint, 64) for _ in range(3)]
     assert rig.exchange(*urbs) == []
     unlink = rig.unlink(urbs[which])
-    assert outcomes(rig.exchange(unlink)) == [
+    assert summaries(rig.exchange(unlink)) == [
         (unlink.seqnum, -LINUX_ECONNRESET, b""),
         (urbs[0].seqnum, -LINUX_EILSEQ, b""),
     ]
     later = rig.submit(endpoint, 64)
     rig.device.to_read[endpoint] = [b"second", b"third"]
     left = [urb for urb in urbs[1:] if urb is not urbs[which]]
-    assert outcomes(rig.exchange(later)) == [
+    assert summaries(rig.exchange(later)) == [
         (urb.seqnum, 0, data) for urb, data in zip([*left, later], (b"second", b"third"), strict=True)
     ]
 
@@ -105,9 +105,9 @@ def test_nothing_is_in_question_when_the_oldest_is_unlinked(rig: Rig) -> None:
     urbs = [rig.submit(MODEL_IN, 64) for _ in range(3)]
     assert rig.exchange(*urbs) == []
     unlink = rig.unlink(urbs[0])
-    assert outcomes(rig.exchange(unlink)) == [(unlink.seqnum, -LINUX_ECONNRESET, b"")]
+    assert summaries(rig.exchange(unlink)) == [(unlink.seqnum, -LINUX_ECONNRESET, b"")]
     rig.device.to_read[MODEL_IN] = [b"second", b"third"]
-    assert outcomes(rig.exchange(rig.submit(MODEL_IN, 64))) == [
+    assert summaries(rig.exchange(rig.submit(MODEL_IN, 64))) == [
         (urb.seqnum, 0, data) for urb, data in zip(urbs[1:], (b"second", b"third"), strict=True)
     ]
 
@@ -121,7 +121,7 @@ def test_a_cleared_halt_leaves_the_urbs_of_its_endpoint(rig: Rig) -> None:
     assert rig.device.cleared == [MODEL_IN]
     rig.device.to_read[MODEL_IN] = [b"first", b"second", b"third", b"fourth"]
     later = rig.submit(MODEL_IN, 64)
-    assert outcomes(rig.exchange(later)) == [
+    assert summaries(rig.exchange(later)) == [
         (urb.seqnum, 0, data)
         for urb, data in zip([*urbs, later], (b"first", b"second", b"third", b"fourth"), strict=True)
     ]
@@ -135,7 +135,7 @@ def test_what_an_aborted_out_had_sent_is_not_sent_again(rig: Rig) -> None:
     third = rig.submit(LOOP_OUT, data=b"third")
     assert rig.exchange(first, second, third) == []
     unlink = rig.unlink(second)
-    assert outcomes(rig.exchange(unlink)) == [(unlink.seqnum, -LINUX_ECONNRESET, b"")]
+    assert summaries(rig.exchange(unlink)) == [(unlink.seqnum, -LINUX_ECONNRESET, b"")]
     back = [rig.submit(LOOP_IN, len(data)), rig.submit(LOOP_IN, 100)]
     replies = {reply.seqnum: reply for reply in rig.exchange(*back)}
     while back[1].seqnum not in replies:
@@ -157,7 +157,7 @@ def test_the_unlinked_out_says_what_it_had_sent(rig: Rig) -> None:
     assert rig.exchange(first, second) == []
     unlink_second = rig.unlink(second)
     replies = rig.exchange(unlink_second)
-    assert outcomes(replies) == [(unlink_second.seqnum, -LINUX_ECONNRESET, b"")]
+    assert summaries(replies) == [(unlink_second.seqnum, -LINUX_ECONNRESET, b"")]
     unlink_first = rig.unlink(first)
     said, done = rig.exchange(unlink_first)
     assert isinstance(said, RetSubmit)
@@ -174,7 +174,7 @@ def test_isochronous_urbs_start_again(rig: Rig) -> None:
     replies = rig.exchange(*urbs, unlink)
     while len(replies) < 3:
         replies += rig.awaited()
-    assert outcomes(replies) == [
+    assert summaries(replies) == [
         (unlink.seqnum, -LINUX_ECONNRESET, b""),
         (urbs[1].seqnum, 0, b"ab"),
         (urbs[2].seqnum, 0, b"cd"),
@@ -191,7 +191,7 @@ def test_a_client_that_leaves_and_a_new_setting_end_all_of_them(rig: Rig) -> Non
     rig.device.to_read[MODEL_IN] = [b"new"]
     fresh = rig.submit(MODEL_IN, 64)
     replies = rig.exchange(fresh) or rig.awaited()
-    assert outcomes(replies) == [(fresh.seqnum, 0, b"new")]
+    assert summaries(replies) == [(fresh.seqnum, 0, b"new")]
 
 
 # ---- zero packets --------------------------------------------------------------------------------

@@ -1,9 +1,8 @@
-"""What a verb of `usbipd` declares, and the arguments that verbs share.  Runs in the caller's process."""
+"""The parser, the options that commands share, and the types of arguments.  Runs in the caller's process."""
 
 import argparse
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from usbipd.cli.terminal import terminal_width
 from usbipd.errors import UsageError
@@ -11,31 +10,6 @@ from usbipd.protocol.constants import USBIP_PORT
 
 if TYPE_CHECKING:  # a command that only parses shall not load what asks the extension
     from pathlib import Path
-
-    from usbipd.cli.connection import ControlConnection
-
-
-class Verb(NamedTuple):
-    """What a verb does: `run` is called with the parsed arguments and returns the exit code.
-
-    The extension is connected before `run` if `requires_extension` says so of the arguments, and never else.
-    What argparse cannot say of the arguments, `check` refuses before that, with a `UsageError`.
-    """
-
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    requires_extension: Callable[[argparse.Namespace], bool]
-    run: Callable[[argparse.Namespace, "ControlConnection"], int]
-    check: Callable[[argparse.Namespace], None] = lambda _arguments: None
-
-
-def always(_arguments: argparse.Namespace) -> bool:
-    """For verbs that need the extension whatever their arguments are."""
-    return True
-
-
-def never(_arguments: argparse.Namespace) -> bool:
-    """For verbs that find out by themselves whether there is an extension."""
-    return False
 
 
 class Parser(argparse.ArgumentParser):

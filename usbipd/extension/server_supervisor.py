@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from usbipd.errors import IPCError, UsbipdError
-from usbipd.extension.chronicle import Chronicle
+from usbipd.extension.event_recorder import EventRecorder
 from usbipd.extension.reservations import Reservations
 from usbipd.extension.supervisor import FIRST_DELAY, Backoff, Child, Spawner, wait_ended
 from usbipd.ipc.children import (
@@ -26,10 +26,10 @@ from usbipd.ipc.children import (
     ServeParameters,
     ServeResult,
 )
+from usbipd.ipc.control_messages import HistoryEvent
 from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import HistoryEvent
 from usbipd.ipc.row import Role
 
 _LOG: Final = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ LEAVING_TIME: Final = 5.0
 """Seconds that a server whose extension was killed has to end."""
 
 
-class NetworkServer:
+class ServerSupervisor:
     """One server process, started again whenever it dies."""
 
     def __init__(
@@ -56,15 +56,15 @@ class NetworkServer:
         parameters: ServeParameters,
         offers: Callable[[Sequence[str]], DevlistResult],
         reservations: Reservations,
-        chronicle: Chronicle,
+        recorder: EventRecorder,
     ) -> None:
         """`offers` tells what clients at these addresses may import."""
         self._spawner = spawner
         self._parameters = parameters
         self._offers = offers
         self._reservations = reservations
-        self._chronicle = chronicle
-        self._keeper: asyncio.Task[None] | None = None
+        self._recorder = recorder
+        self._task: asyncio.Task[None] | None = None
         self.child: Child | None = None
 
     @property
@@ -98,13 +98,13 @@ class NetworkServer:
                 if error.code != "address-in-use" or loop.time() >= deadline:
                     raise
                 await asyncio.sleep(FIRST_DELAY)
-        self._keeper = asyncio.create_task(self._keep(child))
+        self._task = asyncio.create_task(self._supervise(child))
 
     async def stop(self) -> None:
         """Listen no more."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait({self._keeper})
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
         if self.child is not None:
             await self._end(self.child)
 
@@ -136,15 +136,15 @@ class NetworkServer:
         _LOG.info("%s listens on %s as %s", child.label, ", ".join(result.listening), child.user)
         return child
 
-    async def _keep(self, child: Child) -> None:
+    async def _supervise(self, child: Child) -> None:
         ends = Backoff(LONGEST_GAP)
         ends.succeeded()
         while True:
             await child.ended.wait()
             self.child = None
             self._reservations.drop_all()
-            self._chronicle.happened(HistoryEvent.FAILED, reason=f"the server ended with {child.exit}")
-            told = ""
+            self._recorder.record(HistoryEvent.FAILED, reason=f"the server ended with {child.exit}")
+            last_reason = ""
             delay = ends.failed()
             failures = Backoff()
             while True:
@@ -154,14 +154,14 @@ class NetworkServer:
                     child = await self._serve()
                 except UsbipdError as error:
                     _LOG.error("the server cannot listen: %s", error)
-                    if error.message != told:  # one reason does not fill the history
-                        told = error.message
-                        reason = f"the server cannot listen: {told}"
-                        self._chronicle.happened(HistoryEvent.FAILED, reason=reason)
+                    if error.message != last_reason:  # one reason does not fill the history
+                        last_reason = error.message
+                        reason = f"the server cannot listen: {last_reason}"
+                        self._recorder.record(HistoryEvent.FAILED, reason=reason)
                     delay = failures.failed()
                 else:
                     ends.succeeded()
-                    self._chronicle.changed()
+                    self._recorder.changed()
                     break
 
     async def _end(self, child: Child) -> None:

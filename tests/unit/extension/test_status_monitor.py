@@ -12,27 +12,25 @@ import psutil
 import pytest
 
 import usbipd
-from tests.unit.extension.specimen import (
+from tests.unit.extension.healthy_daemon import (
     PATIENCE,
     FakeChannel,
     FakeManager,
-    FakeNetwork,
+    FakeServer,
     FakeStore,
     binding,
     child,
-    claim,
     device,
     linux,
+    shared_device,
 )
 from usbipd.counters import LATENCY_BUCKETS
 from usbipd.errors import UsbipdError
 from usbipd.extension import liveness
 from usbipd.extension.device import LONGEST_TEXT
-from usbipd.extension.monitor import StatusMonitor, resident_bytes
+from usbipd.extension.status_monitor import StatusMonitor, resident_bytes
 from usbipd.extension.store import LONGEST_REASON
-from usbipd.ipc.conversation import Request, answer_frame
-from usbipd.ipc.messages import MAX_MESSAGE, Command, Nothing
-from usbipd.ipc.reports import (
+from usbipd.ipc.control_messages import (
     HISTORY_PAGE,
     CheckState,
     Counters,
@@ -44,16 +42,18 @@ from usbipd.ipc.reports import (
     Rate,
     StatusResult,
 )
+from usbipd.ipc.conversation import Request, answer_frame
+from usbipd.ipc.messages import MAX_MESSAGE, Command, Nothing
 from usbipd.ipc.row import Role
 from usbipd.log import ErrorCounter
 from usbipd.privileges import user_name
 
 
-def monitor(**changes: Any) -> StatusMonitor:
+def make_monitor(**changes: Any) -> StatusMonitor:
     """Of a daemon in good health, or what `changes` make of it."""
     parts: dict[str, Any] = {
         "manager": FakeManager(),
-        "network": FakeNetwork(listening=["127.0.0.1:3240"]),
+        "server": FakeServer(listening=["127.0.0.1:3240"]),
         "store": FakeStore(),
         "discovery": None,
         "hotplug": None,
@@ -67,12 +67,12 @@ def monitor(**changes: Any) -> StatusMonitor:
     return StatusMonitor(**(parts | changes))
 
 
-def report(subject: StatusMonitor) -> StatusResult:
-    return asyncio.run(subject.report())
+def full_status(monitor: StatusMonitor) -> StatusResult:
+    return asyncio.run(monitor.get_full_status())
 
 
 def test_status_of_the_extension() -> None:
-    status = monitor().get_current_status()
+    status = make_monitor().get_current_status()
     assert status.is_running
     assert [device.bus_id for device in status.claimed_devices] == ["1-2"]
     assert abs(status.last_start_time - time.time()) < PATIENCE
@@ -80,8 +80,8 @@ def test_status_of_the_extension() -> None:
     assert status.memory_usage == pytest.approx(resident_bytes(os.getpid()), rel=0.5)
 
 
-def test_report_of_the_whole_daemon() -> None:
-    found = report(monitor())
+def test_full_status_of_the_whole_daemon() -> None:
+    found = full_status(make_monitor())
     assert (found.version, found.pid, found.user) == (
         usbipd.__version__,
         os.getpid(),
@@ -94,18 +94,18 @@ def test_report_of_the_whole_daemon() -> None:
     assert (found.error_count, found.last_errors) == (0, [])
 
 
-def test_report_of_a_daemon_that_is_shutting_down() -> None:
-    subject = monitor(manager=FakeManager(is_running=False))
-    assert not subject.get_current_status().is_running
-    assert report(subject).listening == []
+def test_full_status_of_a_daemon_that_is_shutting_down() -> None:
+    monitor = make_monitor(manager=FakeManager(is_running=False))
+    assert not monitor.get_current_status().is_running
+    assert full_status(monitor).listening == []
 
 
-def test_report_of_the_processes() -> None:
+def test_full_status_of_the_processes() -> None:
     """In one order: extension, server, workers by busid; claims without a worker have none."""
     workers = {busid: child(busid=busid) for busid in ("1-3", "1-10")}
-    claims = {busid: claim(busid, worker=worker) for busid, worker in workers.items()}
-    claims["1-1"] = claim("1-1", worker=None)
-    found = report(monitor(manager=FakeManager(claims=claims)))
+    shared = {busid: shared_device(busid, worker=worker) for busid, worker in workers.items()}
+    shared["1-1"] = shared_device("1-1", worker=None)
+    found = full_status(make_monitor(manager=FakeManager(shared_devices=shared)))
     assert [(each.role, each.user, each.busid) for each in found.processes] == [
         ("extension", user_name(os.geteuid()), None),
         ("server", "usbipd", None),
@@ -117,11 +117,11 @@ def test_report_of_the_processes() -> None:
     assert found.memory_usage == sum(memory or 0 for memory in memories)
 
 
-def test_report_of_a_process_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_status_of_a_process_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(liveness, "PING_TIMEOUT", 0.0)
     silent = child(Role.SERVER)
     silent.channel = FakeChannel(silent=True)  # type: ignore[assignment]
-    found = report(monitor(network=FakeNetwork(silent)))
+    found = full_status(make_monitor(server=FakeServer(silent)))
     assert [(each.role, each.silent_for is not None) for each in found.processes] == [
         ("extension", False),
         ("server", True),
@@ -129,8 +129,8 @@ def test_report_of_a_process_that_does_not_answer(monkeypatch: pytest.MonkeyPatc
     ]
 
 
-def test_report_while_there_is_no_server() -> None:
-    found = report(monitor(network=FakeNetwork(child=None)))
+def test_full_status_while_there_is_no_server() -> None:
+    found = full_status(make_monitor(server=FakeServer(child=None)))
     assert [each.role for each in found.processes] == ["extension", "worker"]
 
 
@@ -138,7 +138,7 @@ def test_a_process_that_has_just_ended_has_no_memory() -> None:
     with subprocess.Popen(["true"]) as process:
         process.wait()
     assert resident_bytes(process.pid) is None
-    found = report(monitor(network=FakeNetwork(child=child(Role.SERVER, pid=process.pid))))
+    found = full_status(make_monitor(server=FakeServer(child=child(Role.SERVER, pid=process.pid))))
     assert found.processes[1].memory is None
     assert found.memory_usage == sum(each.memory for each in found.processes if each.role != "server")
 
@@ -153,27 +153,27 @@ def test_a_process_that_may_not_be_looked_at_has_no_memory(monkeypatch: pytest.M
     assert resident_bytes(os.getpid()) is None
 
 
-def test_report_of_errors() -> None:
+def test_full_status_of_errors() -> None:
     errors = ErrorCounter()
     logger = logging.Logger("test")
     logger.addHandler(errors)
     logger.error("first")
     logger.error("second")
-    found = report(monitor(errors=errors))
+    found = full_status(make_monitor(errors=errors))
     assert found.error_count == 2
     assert [error.message for error in found.last_errors] == ["first", "second"]
 
 
-def test_report_when_libusb_fails() -> None:
+def test_full_status_when_libusb_fails() -> None:
     with pytest.raises(UsbipdError, match="cannot list"):
-        report(monitor(manager=FakeManager(error=UsbipdError("libusb cannot list devices"))))
+        full_status(make_monitor(manager=FakeManager(error=UsbipdError("libusb cannot list devices"))))
 
 
 def test_history() -> None:
     entries = [HistoryEntry(id=number, time=1.7e9, event=HistoryEvent.CLAIMED) for number in (3, 2, 1)]
-    subject = monitor(store=FakeStore(entries=entries))
-    assert asyncio.run(subject.get_claim_history(2)) == entries[:2]
-    assert asyncio.run(subject.get_claim_history(2, before=2)) == entries[2:]
+    monitor = make_monitor(store=FakeStore(entries=entries))
+    assert asyncio.run(monitor.get_claim_history(2)) == entries[:2]
+    assert asyncio.run(monitor.get_claim_history(2, before=2)) == entries[2:]
 
 
 def test_a_page_of_the_history_fits_into_one_answer() -> None:
@@ -209,11 +209,11 @@ def test_a_thousand_devices_fit_into_one_answer(state: dict[str, Any]) -> None:
     text = {"serial": LONGEST_STRING, "manufacturer": LONGEST_STRING, "product": LONGEST_STRING}
     busids = [f"{number // 100}-1.2.3.{number % 100}" for number in range(1000)]
     manager = FakeManager(
-        claims={busid: claim(busid, worker=child(busid=busid)) for busid in busids},
+        shared_devices={busid: shared_device(busid, worker=child(busid=busid)) for busid in busids},
         devices=[device(busid, **text, **state) for busid in busids],
         bindings=[binding(busid, serial=LONGEST_STRING, product=LONGEST_STRING) for busid in busids],
     )
-    status = report(monitor(manager=manager))
+    status = full_status(make_monitor(manager=manager))
     answer, rest = answer_frame(
         Request(1, Command.STATUS, Nothing(), None, "test", 0.0), status, is_long=True
     )
@@ -222,7 +222,7 @@ def test_a_thousand_devices_fit_into_one_answer(state: dict[str, Any]) -> None:
 
 
 def test_health() -> None:
-    health = asyncio.run(monitor(store=FakeStore(problems=["it was damaged"])).perform_health_check())
+    health = asyncio.run(make_monitor(store=FakeStore(problems=["it was damaged"])).perform_health_check())
     states = {check.name: check.state for check in health.checks}
     assert states["rights"] is CheckState.OK
     assert states["store"] is CheckState.WARNING
@@ -245,8 +245,8 @@ class SlowStore(FakeStore):
 
 async def test_who_asks_for_health_at_the_same_time_shares_one_examination() -> None:
     store = SlowStore()
-    subject = monitor(store=store)
-    impatient, *others = [asyncio.create_task(subject.perform_health_check()) for _each in range(5)]
+    monitor = make_monitor(store=store)
+    impatient, *others = [asyncio.create_task(monitor.perform_health_check()) for _each in range(5)]
     while not store.checked:  # noqa: ASYNC110 - what is waited for has no event
         await asyncio.sleep(0)
     impatient.cancel()
@@ -255,5 +255,5 @@ async def test_who_asks_for_health_at_the_same_time_shares_one_examination() -> 
     assert all(each is first for each in rest)
     assert store.checked == 1
     assert impatient.cancelled()
-    assert await subject.perform_health_check() is not first, "who comes later gets a new one"
+    assert await monitor.perform_health_check() is not first, "who comes later gets a new one"
     assert store.checked == 2

@@ -3,7 +3,6 @@
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 from usbipd._claim import Claim
@@ -20,10 +19,10 @@ from usbipd.usb.descriptors import (
     Interface,
     parse_descriptors,
 )
-from usbipd.usb.sysfs_descriptors import descriptors_in_sysfs, interfaces_in_sysfs
+from usbipd.usb.sysfs_descriptors import UNUSABLE, descriptors_in_sysfs, devnum_in_sysfs, interfaces_in_sysfs
 
 
-class Held(ABC):
+class HeldDevice(ABC):
     """A device in this process's hands; `configurations` are all that it has."""
 
     claim_method: str
@@ -68,7 +67,7 @@ class Held(ABC):
         )
 
 
-class HeldDevice(Held):
+class HeldUsbDevice(HeldDevice):
     """A real device, claimed through libusb."""
 
     def __init__(self, parameters: ClaimParameters) -> None:
@@ -81,10 +80,10 @@ class HeldDevice(Held):
         super().__init__(parameters, transfers, self._claim.descriptors.configurations)
         self._claim.take()  # last: it undoes itself when it fails, but not when something after it does
         if not _ASKS:
-            self._require_all_interfaces(Path(parameters.path))
+            self._require_all_interfaces(parameters.path)
         self.claim_method = "libusb, captured" if self._claim.captured else "libusb"
 
-    def _require_all_interfaces(self, directory: Path) -> None:
+    def _require_all_interfaces(self, directory: str) -> None:
         """A driver of this host must not keep a part of the device.  Raises `ClaimError`."""
         try:
             left = interfaces_in_sysfs(directory) - set(self._claim.held)
@@ -110,7 +109,7 @@ class HeldDevice(Held):
         return self._claim.give_back()
 
 
-class HeldSimulation(Held):
+class HeldSimulatedDevice(HeldDevice):
     """A simulated device, alive in this process only."""
 
     claim_method = "simulated"
@@ -135,36 +134,34 @@ class HeldSimulation(Held):
         return []
 
 
-_GONE: Final = "LIBUSB_ERROR_NO_DEVICE"
 _ASKS: Final = sys.platform == "darwin"
 """Whether only the device itself has all its descriptors: no part of macOS shows them whole without IOKit."""
 
 
 def _known_descriptors(parameters: ClaimParameters) -> DeviceDescriptors:
     """What Linux has read when it enumerated the device.  Raises `ClaimError`."""
-    directory = Path(parameters.path)
     try:
-        found = descriptors_in_sysfs(directory)
-        devnum = int((directory / "devnum").read_text())
-    except (OSError, ValueError):
+        found = descriptors_in_sysfs(parameters.path)
+        devnum = devnum_in_sysfs(parameters.path)
+    except OSError:
         devnum = 0
     except DescriptorError as error:
+        raise ClaimError(f"its descriptors cannot be read: {error.message}", code=UNUSABLE) from error
+    if devnum != parameters.devnum:
         raise ClaimError(
-            f"its descriptors cannot be read: {error.message}", code="unusable-descriptors"
-        ) from error
-    if devnum != parameters.devnum:  # a device gets a new one whenever it is enumerated
-        raise ClaimError(f"device {parameters.devnum} of bus {parameters.busnum} is gone", code=_GONE)
+            f"device {parameters.devnum} of bus {parameters.busnum} is gone", code="LIBUSB_ERROR_NO_DEVICE"
+        )
     return found
 
 
-def hold(parameters: ClaimParameters) -> Held:
+def hold_device(parameters: ClaimParameters) -> HeldDevice:
     """Takes the device; blocks as long as its drivers need to let go.
 
     Raises `ClaimError` when somebody else keeps it, `UsageError` for a wrong option of a simulated device.
     """
     if parameters.simulated is None:
-        return HeldDevice(parameters)
+        return HeldUsbDevice(parameters)
 
     from usbipd.simulated.catalog import create  # here: the worker of a real device needs none of them
 
-    return HeldSimulation(parameters, create(parameters.simulated.name, parameters.simulated.options))
+    return HeldSimulatedDevice(parameters, create(parameters.simulated.name, parameters.simulated.options))

@@ -14,26 +14,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from usbipd.cli.assumptions import Evidence, assess
 from usbipd.cli.bind import CLAIM_TIMEOUT
-from usbipd.cli.checks import examine
-from usbipd.cli.connection import ControlConnection
-from usbipd.cli.documents import render
-from usbipd.cli.host_facts import host_facts, launchd_job
-from usbipd.cli.report_document import (
+from usbipd.cli.bug_report_document import (
     DeviceFacts,
     RegistryEntry,
     ReportDocument,
     Trial,
 )
+from usbipd.cli.connection import ControlConnection
+from usbipd.cli.documents import render
+from usbipd.cli.host_facts import host_facts, launchd_job
+from usbipd.cli.macos_acceptance import Evidence, answer_questions
+from usbipd.cli.offline_checks import examine
 from usbipd.errors import ExtensionUnreachableError, UsbipdError
-from usbipd.ipc.messages import Command, ErrorReport, Nothing
-from usbipd.ipc.reports import (
+from usbipd.ipc.control_messages import (
     HISTORY_PAGE,
     BindParameters,
     BindResult,
-    CheckReport,
-    DeviceReport,
+    CheckResult,
+    DeviceInfo,
     DeviceState,
     HistoryEntry,
     HistoryParameters,
@@ -43,6 +42,7 @@ from usbipd.ipc.reports import (
     UnbindParameters,
     UnbindResult,
 )
+from usbipd.ipc.messages import Command, ErrorInfo, Nothing
 from usbipd.text import readable
 from usbipd.usb.host import host_ownership
 from usbipd.usb.hotplug import SYSFS_DEVICES
@@ -51,15 +51,15 @@ from usbipd.usb.ownership import Ownership
 if TYPE_CHECKING:
     from usbipd._iokit import Entry
 
-COMES_BACK: Final = 10.0
+REATTACH_TIMEOUT: Final = 10.0
 """Seconds in which a device that was given back should have its drivers again."""
-LOOK: Final = 0.2
+POLL_INTERVAL: Final = 0.2
 """Seconds between two looks at that."""
 SHORTEST_SERIAL: Final = 6
 """Characters: a shorter serial number would be found in every number and word."""
-NOBODY_ELSE: Final = "127.0.0.1"
+LOOPBACK_ONLY: Final = "127.0.0.1"
 """Who may attach a device that is tried: no client of the network comes between."""
-HIDDEN: Final = "<serial number>"
+REDACTED: Final = "<serial number>"
 
 CONTAINS: Final = [
     "model, system and versions of this machine",
@@ -70,7 +70,7 @@ CONTAINS: Final = [
 """What a report tells of its host, said in it."""
 
 
-class Reporter:
+class BugReporter:
     """Collects a report."""
 
     def __init__(
@@ -87,7 +87,7 @@ class Reporter:
         self._wait = wait
         self._clock = clock
 
-    def report(self, try_claims: Sequence[str]) -> ReportDocument:
+    def collect(self, try_claims: Sequence[str]) -> ReportDocument:
         """The report, after these devices were tried, one after the other.
 
         Raises `UsbipdError` if one of them is not there, or is shared already; and if there are any to try
@@ -110,7 +110,7 @@ class Reporter:
 
     def _compose(
         self,
-        checks: list[CheckReport],
+        checks: list[CheckResult],
         trials: list[Trial],
         devices: list[DeviceFacts],
         status: StatusResult | None,
@@ -122,7 +122,7 @@ class Reporter:
             time=time.time(),
             host=host,
             launchd=launchd,
-            assumptions=assess(Evidence(host, launchd, trials, devices, checks, history)),
+            assumptions=answer_questions(Evidence(host, launchd, trials, devices, checks, history)),
             trials=trials,
             devices=devices,
             checks=checks,
@@ -160,7 +160,7 @@ class Reporter:
             raise UsbipdError(f"{busid} has gone meanwhile", code="no-device")
         before, during, unbind_error = self._look(found), None, None
         begin = self._clock()
-        bind_error = self._ask(Command.BIND, BindParameters(busid=busid, allow=[NOBODY_ELSE]), BindResult)
+        bind_error = self._ask(Command.BIND, BindParameters(busid=busid, allow=[LOOPBACK_ONLY]), BindResult)
         seconds = self._clock() - begin
         if bind_error is None:
             try:
@@ -181,34 +181,34 @@ class Reporter:
             seconds_until_back=back,
         )
 
-    def _ask(self, command: Command, parameters: Any, result: type[Any]) -> ErrorReport | None:
+    def _ask(self, command: Command, parameters: Any, result: type[Any]) -> ErrorInfo | None:
         try:
             self._extension.request(command, parameters, result, timeout=CLAIM_TIMEOUT)
         except ExtensionUnreachableError:
             raise
         except UsbipdError as error:
-            return ErrorReport(code=error.code, message=error.message, advice=error.advice)
+            return ErrorInfo(code=error.code, message=error.message, advice=error.advice)
         return None
 
-    def _seconds_until_back(self, before: DeviceReport) -> float | None:
-        """Until the device has the drivers that it had; None if it has not in `COMES_BACK`."""
+    def _seconds_until_back(self, before: DeviceInfo) -> float | None:
+        """Until the device has the drivers that it had; None if it has not in `REATTACH_TIMEOUT`."""
         begin = self._clock()
         while True:
             now = self._find(before.busid)
             passed = self._clock() - begin
             if now is not None and set(before.drivers) <= set(now.drivers):
                 return passed
-            if passed >= COMES_BACK:
+            if passed >= REATTACH_TIMEOUT:
                 return None
-            self._wait(LOOK)
+            self._wait(POLL_INTERVAL)
 
-    def _find(self, busid: str) -> DeviceReport | None:
+    def _find(self, busid: str) -> DeviceInfo | None:
         devices = self._extension.request(Command.LIST, Nothing(), ListResult).devices
         return next((device for device in devices if device.busid == busid), None)
 
     # ---- one device ----------------------------------------------------------------------------------------
 
-    def _look(self, device: DeviceReport) -> DeviceFacts:
+    def _look(self, device: DeviceInfo) -> DeviceFacts:
         holders: list[str] = []
         in_use: list[str] = []
         registry, problem = None, None
@@ -273,7 +273,7 @@ def interface_classes(busid: str) -> list[int]:
 # ---- the file ----------------------------------------------------------------------------------------------
 
 
-def hide_serials(document: ReportDocument) -> ReportDocument:
+def redact_serials(document: ReportDocument) -> ReportDocument:
     """The report without the serial numbers of devices, wherever it has them."""
     devices = [facts.device for facts in document.devices]
     devices += [trial.before.device for trial in document.trials]
@@ -284,7 +284,7 @@ def hide_serials(document: ReportDocument) -> ReportDocument:
     def hide(value: Any) -> Any:
         if isinstance(value, dict):
             return {
-                key: HIDDEN if key == "serial" and each is not None else hide(each)
+                key: REDACTED if key == "serial" and each is not None else hide(each)
                 for key, each in value.items()
             }
         if isinstance(value, list):
@@ -292,7 +292,7 @@ def hide_serials(document: ReportDocument) -> ReportDocument:
         if isinstance(value, str):
             for serial in known:
                 if len(serial) >= SHORTEST_SERIAL:
-                    value = value.replace(serial, HIDDEN)
+                    value = value.replace(serial, REDACTED)
         return value
 
     return msgspec.convert(hide(msgspec.to_builtins(document)), ReportDocument)

@@ -7,19 +7,18 @@ it may not be running, and what would be in its way when it starts.
 import os
 import socket
 import stat
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from usbipd import __version__, launchd, paths, privileges
+from usbipd import __version__, findings, launchd, paths, privileges
 from usbipd.cli.connection import ControlConnection, start_command
-from usbipd.cli.quantity import format_time
+from usbipd.cli.units import format_time
 from usbipd.control_socket import has_listener
 from usbipd.errors import ExtensionUnreachableError, UsageError, UsbipdError
-from usbipd.findings import Finding, check_libusb, failed, job_not_loaded, ok, warning
+from usbipd.findings import Finding, check_libusb, check_result, failed, ok, steps_of, warning
+from usbipd.ipc.control_messages import CheckResult, CheckState, HealthResult, StatusResult
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.reports import CheckReport, HealthResult, StatusResult
 from usbipd.protocol.constants import USBIP_PORT
 
 _ANOTHER_PLACE: Final = "Start it with another place for its socket, with --socket."
@@ -27,7 +26,7 @@ TIMEOUT: Final = 2.0
 """Seconds that a look at the port may take."""
 
 
-def examine(extension: ControlConnection) -> list[CheckReport]:
+def examine(extension: ControlConnection) -> list[CheckResult]:
     """Every check that can be made now.  `extension` is not open yet; afterwards it may be."""
     try:
         extension.open()
@@ -39,15 +38,12 @@ def examine(extension: ControlConnection) -> list[CheckReport]:
         found = examine_host(Path(extension.path))
         return _reports({"extension": unreachable(error, extension.path), **found})
     except UsbipdError as error:  # it runs, and says why it cannot
-        return _reports({"extension": failed(error.message, *_advice(error))})
+        return _reports({"extension": failed(error.message, *steps_of(error))})
 
 
-def _reports(found: Mapping[str, Finding]) -> list[CheckReport]:
+def _reports(found: Mapping[str, Finding]) -> list[CheckResult]:
     """Each under its name."""
-    return [
-        CheckReport(name=name, state=each.state, message=each.message, steps=list(each.steps))
-        for name, each in found.items()
-    ]
+    return [check_result(name, finding) for name, finding in found.items()]
 
 
 def _check_standing(extension: ControlConnection) -> dict[str, Finding]:
@@ -58,7 +54,7 @@ def _check_standing(extension: ControlConnection) -> dict[str, Finding]:
         raise
     except UsbipdError as error:
         problem = f"the daemon is running but could not report its status: {error.message}"
-        return {"extension": failed(problem, *_advice(error))}
+        return {"extension": failed(problem, *steps_of(error))}
     return {"extension": check_extension(status), "permission": check_permission(status)}
 
 
@@ -98,7 +94,7 @@ def unreachable(error: ExtensionUnreachableError, control_socket: str) -> Findin
             "If it exits immediately, fix the problem named in its last line.",
             "If it runs with another control socket, name that: `usbipd doctor --socket PATH`.",
         )
-    return failed(error.message, *_advice(error))
+    return failed(error.message, *steps_of(error))
 
 
 def check_permission(status: StatusResult) -> Finding:
@@ -130,10 +126,9 @@ def check_runtime(control_socket: Path) -> Finding:
         return failed(f"{directory}: {error.strerror}", f"Make it accessible: `ls -ld {directory}`.")
     if not stat.S_ISDIR(found.st_mode):
         return failed(f"{directory} is not a directory", _ANOTHER_PLACE)
-    if found.st_uid not in (0, os.geteuid()) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if (danger := paths.writable_by_others(directory, found, {0, os.geteuid()})) is not None:
         return failed(
-            f"{directory} belongs to or may be written by another user (uid {found.st_uid}, "
-            f"mode {stat.S_IMODE(found.st_mode):04o}): no extension puts its socket there",
+            f"{danger}: no extension puts its socket there",
             f"See what is in it: `ls -la {directory}`.",
             _ANOTHER_PLACE,
         )
@@ -155,7 +150,7 @@ def check_state() -> Finding:
         with store.open("rb") as file:
             file.read(1)
     except UsbipdError as error:
-        return failed(error.message, *_advice(error))
+        return failed(error.message, *steps_of(error))
     except FileNotFoundError:
         return ok(f"{store} does not exist yet: nothing has been bound")
     except OSError as error:
@@ -186,27 +181,12 @@ def check_port(host: str, port: int) -> Finding:
 
 
 def check_launchd(job: Path, launchctl: Path = launchd.LAUNCHCTL) -> Finding:
-    """Whether launchd has the job."""
-    if not job.exists():
-        return warning(
-            f"{job} is not there: the extension does not start by itself",
-            "Install usbipd from its package, or start the extension yourself.",
-        )
-    try:
-        code = launchd.print_job(job, launchctl)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return failed(f"launchctl gives no answer: {error}", "Restart this Mac.")
-    if code == 0:
-        return failed(
-            f"launchd has the job {job.stem}, and yet the extension does not answer",
-            f"Start it again: `sudo launchctl kickstart -k system/{job.stem}`.",
-            "If it does not stay, look into its log.",
-        )
-    return job_not_loaded(job, code)
-
-
-def _advice(error: UsbipdError) -> list[str]:
-    """The advice of `error` as a step, a whole sentence."""
-    if error.advice is None:
-        return []
-    return [f"{error.advice[:1].upper()}{error.advice[1:]}."]
+    """Whether launchd has the job, whose extension does not answer."""
+    found = findings.check_launchd(job, launchctl)
+    if found.state is not CheckState.OK:
+        return found
+    return failed(
+        f"{found.message}, and yet the extension does not answer",
+        f"Start it again: `sudo launchctl kickstart -k system/{job.stem}`.",
+        "If it does not stay, look into its log.",
+    )

@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from usbipd.errors import IPCError, UsbipdError
+from usbipd.extension.check_context import CheckContext, Host
 from usbipd.extension.device import ClaimedDevice, ClaimState, Failure
 from usbipd.extension.health import Check
-from usbipd.extension.subject import Host, Subject
 from usbipd.extension.supervisor import Child
 from usbipd.findings import Finding
-from usbipd.ipc.message import Message
-from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.reports import (
-    BindingReport,
+from usbipd.ipc.control_messages import (
+    BindingInfo,
     CheckState,
-    DeviceReport,
+    DeviceInfo,
     DeviceState,
     HistoryEntry,
     ListResult,
 )
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.row import Role
 from usbipd.protocol.constants import Speed
 from usbipd.simulated.spec import SimulatedSpec
@@ -67,7 +67,7 @@ def child(
     return Child(role, busid, pid or os.getpid(), channel=FakeChannel(), user=user)  # type: ignore[arg-type]
 
 
-def device(busid: str = "1-2", **changes: Any) -> DeviceReport:
+def device(busid: str = "1-2", **changes: Any) -> DeviceInfo:
     """A real device, shared and off its drivers, or what `changes` make of it."""
     fields: dict[str, Any] = {
         "busid": busid,
@@ -82,10 +82,10 @@ def device(busid: str = "1-2", **changes: Any) -> DeviceReport:
         "simulated": False,
         "state": DeviceState.SHARED,
     }
-    return DeviceReport(**(fields | changes))
+    return DeviceInfo(**(fields | changes))
 
 
-def binding(busid: str | None = "1-2", **changes: Any) -> BindingReport:
+def binding(busid: str | None = "1-2", **changes: Any) -> BindingInfo:
     """Of that device, at its port."""
     fields: dict[str, Any] = {
         "vendor_id": 0x1234,
@@ -98,11 +98,11 @@ def binding(busid: str | None = "1-2", **changes: Any) -> BindingReport:
         "created_by": "root",
         "devices": [busid],
     }
-    return BindingReport(**(fields | changes))
+    return BindingInfo(**(fields | changes))
 
 
 @dataclass
-class FakeClaim:
+class FakeSharedDevice:
     """Of a device that its worker holds."""
 
     record: DeviceRecord
@@ -115,7 +115,7 @@ class FakeClaim:
         return self.waits_for_device
 
 
-def claim(busid: str = "1-2", *, simulated: bool = False, **changes: Any) -> FakeClaim:
+def shared_device(busid: str = "1-2", *, simulated: bool = False, **changes: Any) -> FakeSharedDevice:
     record = DeviceRecord(
         busid=busid,
         busnum=1,
@@ -130,23 +130,23 @@ def claim(busid: str = "1-2", *, simulated: bool = False, **changes: Any) -> Fak
         product="Thing",
         simulated=SimulatedSpec(name="loopback", options={}) if simulated else None,
     )
-    return FakeClaim(record, **changes)
+    return FakeSharedDevice(record, **changes)
 
 
 @dataclass
 class FakeManager:
     """Has one device, 1-2, which is bound and claimed."""
 
-    claims: dict[str, FakeClaim] = field(default_factory=lambda: {"1-2": claim()})
-    devices: list[DeviceReport] = field(default_factory=lambda: [device()])
-    bindings: list[BindingReport] = field(default_factory=lambda: [binding()])
+    shared_devices: dict[str, FakeSharedDevice] = field(default_factory=lambda: {"1-2": shared_device()})
+    devices: list[DeviceInfo] = field(default_factory=lambda: [device()])
+    bindings: list[BindingInfo] = field(default_factory=lambda: [binding()])
     left: list[str] = field(default_factory=list)
     """Without drivers, by a worker that was killed."""
     error: UsbipdError | None = None
     """What libusb says instead of listing devices."""
     is_running: bool = True
 
-    async def list_devices(self) -> list[DeviceReport]:
+    async def list_devices(self) -> list[DeviceInfo]:
         if self.error is not None:
             raise self.error
         return self.devices
@@ -160,13 +160,13 @@ class FakeManager:
     def get_claimed_devices(self) -> list[ClaimedDevice]:
         return [
             ClaimedDevice(0x1000C, busid, 0x1234, 0x5678, "Thing", 1.7e9, "fake")
-            for busid, claim in self.claims.items()
-            if claim.worker is not None
+            for busid, device in self.shared_devices.items()
+            if device.worker is not None
         ]
 
 
 @dataclass
-class FakeNetwork:
+class FakeServer:
     child: Child | None = field(default_factory=lambda: child(Role.SERVER))
     listening: list[str] = field(default_factory=list)
     allow: list[str] = field(default_factory=list)
@@ -207,11 +207,11 @@ def mac(**changes: Any) -> Host:
     return linux(**({"mac_version": "26.4", "machine": "arm64"} | changes))
 
 
-def subject(**changes: Any) -> Subject:
+def make_context(**changes: Any) -> CheckContext:
     """The daemon in good health, or what `changes` make of it."""
     parts: dict[str, Any] = {
         "manager": FakeManager(),
-        "network": FakeNetwork(),
+        "server": FakeServer(),
         "store": FakeStore(),
         "discovery": FakeDiscovery(),
         "hotplug": FakeHotplug(),
@@ -221,21 +221,21 @@ def subject(**changes: Any) -> Subject:
         "access": (),
         "host": linux(),
     }
-    return Subject(**(parts | changes))
+    return CheckContext(**(parts | changes))
 
 
-def findings(check: Check, specimen: Subject) -> list[Finding]:
+def findings(check: Check, context: CheckContext) -> list[Finding]:
     """What `check` finds."""
 
     async def look() -> list[Finding]:
         async with asyncio.timeout(PATIENCE):
-            return list(await check(specimen))
+            return list(await check(context))
 
     return asyncio.run(look())
 
 
-def finding(check: Check, specimen: Subject) -> Finding:
+def finding(check: Check, context: CheckContext) -> Finding:
     """The one thing that it finds; if it is not in order, there are steps that mend it."""
-    (found,) = findings(check, specimen)
+    (found,) = findings(check, context)
     assert bool(found.steps) == (found.state is not CheckState.OK)
     return found

@@ -11,24 +11,21 @@ import pytest
 
 from tests.unit.cli.conftest import drain
 from tests.unit.cli.reports import make_binding, make_counters, make_device, make_entry, make_status
-from usbipd.cli import bind, host_facts, main, report
-from usbipd.cli.assumptions import ASSUMPTIONS
+from usbipd.cli import bind, bug_report, host_facts, main
+from usbipd.cli.bug_report import REDACTED, BugReporter, redact_serials, write
+from usbipd.cli.bug_report_document import ReportDocument
 from usbipd.cli.connection import ControlConnection
-from usbipd.cli.report import HIDDEN, Reporter, hide_serials, write
-from usbipd.cli.report_document import ReportDocument
+from usbipd.cli.macos_acceptance import QUESTIONS
 from usbipd.errors import ClaimError, ExtensionUnreachableError, UsbipdError
 from usbipd.ipc.blocking_channel import BlockingChannel
-from usbipd.ipc.conversation import Request
-from usbipd.ipc.message import Message
-from usbipd.ipc.messages import Command
-from usbipd.ipc.reports import (
+from usbipd.ipc.control_messages import (
     PEOPLE,
-    BindingReport,
+    BindingInfo,
     BindParameters,
     BindResult,
-    CheckReport,
+    CheckResult,
     CheckState,
-    DeviceReport,
+    DeviceInfo,
     DeviceState,
     HealthResult,
     HistoryEvent,
@@ -36,6 +33,9 @@ from usbipd.ipc.reports import (
     ListResult,
     UnbindResult,
 )
+from usbipd.ipc.conversation import Request
+from usbipd.ipc.message import Message
+from usbipd.ipc.messages import Command
 from usbipd.usb.ownership import Holder
 
 BUSID = "3-1"
@@ -63,27 +63,27 @@ class FakeOwnership:
 class FakeExtension:
     """One device, which can be bound, and gets its drivers back when it was looked at `looks` times."""
 
-    def __init__(self, *, looks: int = 2, refusal: UsbipdError | None = None, **changes: object) -> None:
+    def __init__(self, *, looks: int = 2, bind_error: UsbipdError | None = None, **changes: object) -> None:
         self.device = make_device(BUSID, state=DeviceState.NOT_SHARED, **changes)
         self.looks = looks
-        self.refusal = refusal
+        self.bind_error = bind_error
         self.asked: list[Command] = []
         self.bound = self.unbound = False
-        self.bindings: list[BindingReport] = []
+        self.bindings: list[BindingInfo] = []
 
     def answer(self, request: Request) -> Message | UsbipdError:
         self.asked.append(request.command)
         match request.command:
             case Command.HEALTH:
-                return HealthResult(checks=[CheckReport(name="power", state=CheckState.OK, message="told")])
+                return HealthResult(checks=[CheckResult(name="power", state=CheckState.OK, message="told")])
             case Command.LIST:
                 return ListResult(devices=[self.seen()], bindings=self.bindings)
             case Command.BIND:
                 assert isinstance(request.parameters, BindParameters)
                 assert request.parameters.allow == ["127.0.0.1"]
-                if self.refusal is None:
+                if self.bind_error is None:
                     self.bound = True
-                return self.refusal or BindResult(binding=make_binding(), devices=[])
+                return self.bind_error or BindResult(binding=make_binding(), devices=[])
             case Command.UNBIND:
                 self.bound, self.unbound = False, True
                 return UnbindResult(bindings=[], busids=[BUSID])
@@ -97,7 +97,7 @@ class FakeExtension:
                 return HistoryResult(entries=[detached, failed])
         raise AssertionError(request.command)
 
-    def seen(self) -> DeviceReport:
+    def seen(self) -> DeviceInfo:
         if self.bound:
             return make_device(
                 BUSID,
@@ -114,13 +114,13 @@ class FakeExtension:
 
 
 Start = Callable[..., object]
-INTERFACE_CLASSES = report.interface_classes  # the tests replace it
+INTERFACE_CLASSES = bug_report.interface_classes  # the tests replace it
 
 
 @pytest.fixture(autouse=True)
 def no_usb(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "interface_classes", lambda _busid: [8])
-    monkeypatch.setattr(report, "registry_below", lambda _busid: None)
+    monkeypatch.setattr(bug_report, "interface_classes", lambda _busid: [8])
+    monkeypatch.setattr(bug_report, "registry_below", lambda _busid: None)
 
 
 def collect(fake: FakeExtension, path: Path, start: Start, *try_claims: str) -> ReportDocument:
@@ -131,8 +131,8 @@ def collect(fake: FakeExtension, path: Path, start: Start, *try_claims: str) -> 
         now[0] += 0.5
 
     with start(fake.answer), ControlConnection(str(path)) as connection:  # type: ignore[attr-defined]
-        reporter = Reporter(connection, ownership=FakeOwnership(), wait=wait, clock=lambda: now[0])
-        return reporter.report(try_claims)
+        reporter = BugReporter(connection, ownership=FakeOwnership(), wait=wait, clock=lambda: now[0])
+        return reporter.collect(try_claims)
 
 
 def evidence(document: ReportDocument, name: str) -> list[str]:
@@ -145,7 +145,7 @@ DISK = "3-1 0781:5581 Ultra [mass storage; high]"
 def test_the_check_list_names_every_question() -> None:
     manual = (Path(__file__).parents[3] / "docs/macos-acceptance.md").read_text()
     named = re.findall(r"^\| `(\w+)` \|", manual, re.MULTILINE)
-    assert named == [name for name, _question, _answer in ASSUMPTIONS]
+    assert named == [name for name, _question, _answer in QUESTIONS]
 
 
 def test_without_trials_nothing_is_touched(extension: Start, socket_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_without_trials_nothing_is_touched(extension: Start, socket_path: Path) 
     assert {Command.BIND, Command.UNBIND}.isdisjoint(fake.asked)
     [facts] = document.devices
     assert (facts.holders, facts.in_use) == (["the driver AppleUSBMassStorage"], ["/Volumes/4C530001"])
-    assert [each.name for each in document.assumptions] == [name for name, _question, _answer in ASSUMPTIONS]
+    assert [each.name for each in document.assumptions] == [name for name, _question, _answer in QUESTIONS]
     assert (document.trials, evidence(document, "capture"), evidence(document, "back")) == ([], [], [])
     assert evidence(document, "sleep") == ["power: ok: told"]
     assert evidence(document, "refused") == ["3-1 (Ultra), before: 4C530001 refused: LIBUSB_ERROR_ACCESS"]
@@ -195,7 +195,7 @@ def test_something_else_that_is_used(
     extension: Start, socket_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as a card reader, which may say of itself that it is of no class."""
-    monkeypatch.setattr(report, "interface_classes", lambda _busid: [0xFF])
+    monkeypatch.setattr(bug_report, "interface_classes", lambda _busid: [0xFF])
     document = collect(FakeExtension(), socket_path, extension, BUSID)
     [answer] = evidence(document, "storage")
     assert answer.endswith("[vendor; high]: in use before: /Volumes/4C530001; taken")
@@ -205,8 +205,8 @@ def test_a_trial_waits_as_long_as_a_claim_may_take(
     extension: Start, socket_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the report would end here, with the device bound."""
-    assert report.CLAIM_TIMEOUT == bind.CLAIM_TIMEOUT
-    monkeypatch.setattr(report, "CLAIM_TIMEOUT", 0.1)
+    assert bug_report.CLAIM_TIMEOUT == bind.CLAIM_TIMEOUT
+    monkeypatch.setattr(bug_report, "CLAIM_TIMEOUT", 0.1)
     fake = FakeExtension()
 
     def talk(peer: socket.socket) -> None:
@@ -220,17 +220,17 @@ def test_a_trial_waits_as_long_as_a_claim_may_take(
         ControlConnection(str(socket_path), timeout=5) as connection,
         pytest.raises(ExtensionUnreachableError, match=r"did not answer within 0\.1 s"),
     ):
-        Reporter(connection, ownership=FakeOwnership()).report([BUSID])
+        BugReporter(connection, ownership=FakeOwnership()).collect([BUSID])
 
 
 def test_a_device_that_is_refused(extension: Start, socket_path: Path) -> None:
-    refusal = ClaimError("3-1 may not be captured: (LIBUSB_ERROR_ACCESS, -3)", code="LIBUSB_ERROR_ACCESS")
-    fake = FakeExtension(refusal=refusal)
+    bind_error = ClaimError("3-1 may not be captured: (LIBUSB_ERROR_ACCESS, -3)", code="LIBUSB_ERROR_ACCESS")
+    fake = FakeExtension(bind_error=bind_error)
     document = collect(fake, socket_path, extension, BUSID)
     [trial] = document.trials
     assert trial.bind_error is not None
     assert (trial.bind_error.code, trial.during) == ("LIBUSB_ERROR_ACCESS", None)
-    assert evidence(document, "refused")[0] == f"{DISK}: LIBUSB_ERROR_ACCESS: {refusal.message}"
+    assert evidence(document, "refused")[0] == f"{DISK}: LIBUSB_ERROR_ACCESS: {bind_error.message}"
     assert Command.UNBIND not in fake.asked
 
 
@@ -269,7 +269,7 @@ def test_a_device_that_is_tried_is_given_back_whatever_happens(
             raise KeyboardInterrupt
         return []
 
-    monkeypatch.setattr(report, "interface_classes", interrupt)
+    monkeypatch.setattr(bug_report, "interface_classes", interrupt)
     with pytest.raises(KeyboardInterrupt):
         collect(fake, socket_path, extension, BUSID)
     assert fake.unbound
@@ -277,30 +277,30 @@ def test_a_device_that_is_tried_is_given_back_whatever_happens(
 
 def test_no_extension_is_a_finding_too(socket_path: Path) -> None:
     with ControlConnection(str(socket_path)) as connection:
-        document = Reporter(connection, ownership=FakeOwnership()).report([])
+        document = BugReporter(connection, ownership=FakeOwnership()).collect([])
     assert (document.status, document.devices, document.history) == (None, [], [])
     assert document.checks[0].state is CheckState.FAILED
 
 
 def test_serial_numbers_are_nowhere(extension: Start, socket_path: Path) -> None:
-    document = hide_serials(collect(FakeExtension(), socket_path, extension, BUSID))
+    document = redact_serials(collect(FakeExtension(), socket_path, extension, BUSID))
     text = json.dumps(document, default=str) + repr(document)
     assert "4C530001" not in text
-    assert document.devices[0].device.serial == HIDDEN
-    assert document.devices[0].in_use == [f"/Volumes/{HIDDEN}"]
+    assert document.devices[0].device.serial == REDACTED
+    assert document.devices[0].in_use == [f"/Volumes/{REDACTED}"]
 
 
 def test_a_serial_number_that_begins_with_another_one_is_hidden_whole(
     extension: Start, socket_path: Path
 ) -> None:
     fake = FakeExtension(serial="4C530001AB", product="Ultra 4C530001AB")  # a binding has 4C530001
-    document = hide_serials(collect(fake, socket_path, extension))
-    assert document.devices[0].device.product == f"Ultra {HIDDEN}"
+    document = redact_serials(collect(fake, socket_path, extension))
+    assert document.devices[0].device.product == f"Ultra {REDACTED}"
 
 
 def test_a_short_serial_number_hides_no_words(extension: Start, socket_path: Path) -> None:
-    document = hide_serials(collect(FakeExtension(serial="1"), socket_path, extension))
-    assert document.devices[0].device.serial == HIDDEN
+    document = redact_serials(collect(FakeExtension(serial="1"), socket_path, extension))
+    assert document.devices[0].device.serial == REDACTED
     assert document.devices[0].device.busid == BUSID
 
 
@@ -322,7 +322,7 @@ def test_the_file(
     document = json.loads(path.read_text())
     assert document["format"] == 1
     assert document["host"]["libusb"]
-    assert document["contains"] == report.CONTAINS
+    assert document["contains"] == bug_report.CONTAINS
 
 
 def test_with_serial_numbers_on_standard_output(
@@ -359,7 +359,7 @@ def test_options_of_the_report_alone(option: list[str], capsys: pytest.CaptureFi
 def test_each_interface_of_the_active_configuration_counts_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "SYSFS_DEVICES", tmp_path)
+    monkeypatch.setattr(bug_report, "SYSFS_DEVICES", tmp_path)
     for name, code in (("3-2:1.0", "03"), ("3-2.4:1.0", "0e"), ("3-2.4:1.1", "0e"), ("3-2.4:1.2", "01")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "bInterfaceClass").write_text(f"{code}\n")

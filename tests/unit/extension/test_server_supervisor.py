@@ -20,9 +20,9 @@ from tests.unit.extension.fakes import (
     until,
 )
 from usbipd.errors import UsbipdError
-from usbipd.extension.chronicle import Chronicle
-from usbipd.extension.network import NetworkServer
+from usbipd.extension.event_recorder import EventRecorder
 from usbipd.extension.reservations import Reservations
+from usbipd.extension.server_supervisor import ServerSupervisor
 from usbipd.ipc.children import (
     DevlistParameters,
     DevlistResult,
@@ -31,10 +31,10 @@ from usbipd.ipc.children import (
     ReserveParameters,
     ReserveResult,
 )
+from usbipd.ipc.control_messages import HistoryEvent
 from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
-from usbipd.ipc.reports import HistoryEvent
 from usbipd.ipc.row import Role
 from usbipd.protocol.constants import ST_OK
 
@@ -51,19 +51,21 @@ class Daemon:
         def offers(addresses: Sequence[str]) -> DevlistResult:
             self.asked.extend(addresses)
             devices = [
-                claim.wire_device for claim in self.claimer.claims.values() if claim.wire_device is not None
+                device.wire_device
+                for device in self.claimer.shared_devices.values()
+                if device.wire_device is not None
             ]
             return DevlistResult(devices=devices, lists=[[0]], list_of=[0] * len(addresses))
 
         reservations = Reservations(lambda busid, _address: self.claimer.find(busid), handover_timeout=20.0)
-        self.network = NetworkServer(spawner, ORDERS, offers, reservations, Chronicle(self.store))
+        self.server = ServerSupervisor(spawner, ORDERS, offers, reservations, EventRecorder(self.store))
 
     async def start(self) -> None:
-        await self.network.start(after_a_kill=False)
+        await self.server.start(after_a_kill=False)
         await self.claimer.claim_device(record("1-2"))
 
     async def stop(self) -> None:
-        await self.network.stop()
+        await self.server.stop()
         await self.claimer.release_device("1-2", timeout=5)
 
     async def reserve(self, number: int = 1) -> ReserveResult:
@@ -106,7 +108,7 @@ async def test_what_a_server_asks(daemon: Daemon) -> None:
             timeout=PATIENCE,
             descriptor=connection.fileno(),
         )
-    assert daemon.claimer.claims["1-2"].client == "c"
+    assert daemon.claimer.shared_devices["1-2"].client == "c"
     await daemon.stop()
 
 
@@ -117,15 +119,15 @@ async def test_a_log_level_that_changes_while_a_server_starts(
 
     async def change_first(child: FakeChild, request: Request) -> Message:
         if request.command is Command.SERVE:
-            daemon.network.set_log_level("debug")
+            daemon.server.set_log_level("debug")
         return await answer(child, request)
 
     monkeypatch.setattr(FakeChild, "_answer", change_first)
-    await daemon.network.start(after_a_kill=False)
+    await daemon.server.start(after_a_kill=False)
     [server] = daemon.servers
     await until(lambda: server.commands == [Command.SERVE, Command.LOG])
     assert server.parameters(Command.LOG) == LogParameters(level="debug")
-    await daemon.network.stop()
+    await daemon.server.stop()
 
 
 def unix_socket() -> int:
@@ -158,9 +160,9 @@ async def test_a_server_that_hands_over_what_is_no_client_is_replaced(
             descriptor=descriptor,
         )
     os.close(descriptor)
-    await until(lambda: len(daemon.servers) == 2 and daemon.network.child is not None)
+    await until(lambda: len(daemon.servers) == 2 and daemon.server.child is not None)
     assert worker.commands == [Command.CLAIM]
-    assert daemon.claimer.claims["1-2"].is_free
+    assert daemon.claimer.shared_devices["1-2"].is_free
     await daemon.stop()
 
 
@@ -174,22 +176,22 @@ async def test_a_server_that_makes_up_endless_clients_is_replaced(daemon: Daemon
             ReserveResult,
             timeout=PATIENCE,
         )
-    await until(lambda: len(daemon.servers) == 2 and daemon.network.child is not None)
-    assert daemon.claimer.claims["1-2"].is_free
+    await until(lambda: len(daemon.servers) == 2 and daemon.server.child is not None)
+    assert daemon.claimer.shared_devices["1-2"].is_free
     await daemon.stop()
 
 
 async def test_a_server_that_dies_is_replaced_on_the_same_ports(daemon: Daemon) -> None:
     await daemon.start()
-    assert daemon.network.listening == ["127.0.0.1:4321", "[::1]:3240"]
-    claim = daemon.claimer.claims["1-2"]
+    assert daemon.server.listening == ["127.0.0.1:4321", "[::1]:3240"]
+    device = daemon.claimer.shared_devices["1-2"]
     assert (await daemon.reserve()).status == ST_OK
-    assert not claim.is_free
+    assert not device.is_free
     daemon.servers[0].die()
-    await until(lambda: len(daemon.servers) == 2 and daemon.network.child is not None)
-    [failure] = daemon.store.happened(HistoryEvent.FAILED)
+    await until(lambda: len(daemon.servers) == 2 and daemon.server.child is not None)
+    [failure] = daemon.store.recorded(HistoryEvent.FAILED)
     assert failure["reason"].startswith("the server ended with ")
-    assert claim.is_free, "its client is gone with it"
+    assert device.is_free, "its client is gone with it"
     assert daemon.servers[1].parameters(Command.SERVE).listen == ["127.0.0.1:4321", "[::1]:3240"]
     await daemon.stop()
     assert not daemon.servers[1].channel.is_open
@@ -217,8 +219,8 @@ async def test_a_server_that_finds_its_port_in_use_tells_the_history_once(
     spawner.answers[Command.SERVE] = UsbipdError("there is no such address", code="no-such-address")
     await until(lambda: len(daemon.servers) == 6)
     del spawner.answers[Command.SERVE]
-    await until(lambda: daemon.network.child is not None)
-    assert [details["reason"] for details in daemon.store.happened(HistoryEvent.FAILED)] == [
+    await until(lambda: daemon.server.child is not None)
+    assert [details["reason"] for details in daemon.store.recorded(HistoryEvent.FAILED)] == [
         "the server ended with signal SIGKILL",
         "the server cannot listen: port 3240 is in use",
         "the server cannot listen: there is no such address",
@@ -231,20 +233,20 @@ async def test_a_server_that_finds_its_port_in_use_tells_the_history_once(
 async def test_a_port_in_use_is_an_error_at_the_start(daemon: Daemon, spawner: FakeSpawner) -> None:
     spawner.answers[Command.SERVE] = UsbipdError("in use", code="address-in-use", advice="choose another")
     with pytest.raises(UsbipdError, match="in use"):
-        await daemon.network.start(after_a_kill=False)
+        await daemon.server.start(after_a_kill=False)
     assert not daemon.servers[0].channel.is_open
-    assert daemon.network.child is None
+    assert daemon.server.child is None
 
 
 async def test_the_port_of_a_killed_extension_is_waited_for(daemon: Daemon, spawner: FakeSpawner) -> None:
     """Its server sees that it is alone, and ends; but not before we are there."""
     spawner.answers[Command.SERVE] = UsbipdError("in use", code="address-in-use")
-    starting = asyncio.create_task(daemon.network.start(after_a_kill=True))
+    starting = asyncio.create_task(daemon.server.start(after_a_kill=True))
     await until(lambda: len(daemon.servers) > 1)
     del spawner.answers[Command.SERVE]
     await starting
-    assert daemon.network.child is not None
-    await daemon.network.stop()
+    assert daemon.server.child is not None
+    await daemon.server.stop()
 
 
 async def test_a_server_that_dies_again_and_again_is_not_waited_for_longer_each_time(
@@ -252,11 +254,11 @@ async def test_a_server_that_dies_again_and_again_is_not_waited_for_longer_each_
 ) -> None:
     """It did listen: who ends servers from the network must not keep the next client out."""
     monkeypatch.setattr("usbipd.extension.supervisor.FIRST_DELAY", 0.001)
-    monkeypatch.setattr("usbipd.extension.network.LONGEST_GAP", 0.004)
+    monkeypatch.setattr("usbipd.extension.server_supervisor.LONGEST_GAP", 0.004)
     await daemon.start()
     for number in range(1, 9):
         daemon.servers[-1].die()
-        await until(lambda: len(daemon.servers) == number + 1 and daemon.network.child is not None)  # noqa: B023
+        await until(lambda: len(daemon.servers) == number + 1 and daemon.server.child is not None)  # noqa: B023
     await daemon.stop()
     delays = delays_of_servers(caplog)
     assert len(delays) == 8
@@ -265,19 +267,19 @@ async def test_a_server_that_dies_again_and_again_is_not_waited_for_longer_each_
 
 async def test_what_a_server_waits_for_ends_with_it(daemon: Daemon) -> None:
     await daemon.start()
-    claim = daemon.claimer.claims["1-2"]
+    device = daemon.claimer.shared_devices["1-2"]
     assert (await daemon.reserve(1)).status == ST_OK
     parameters = ReserveParameters(reservation=2, busid="1-2", client="c", address="192.0.2.1", wait=True)
     waiting = asyncio.create_task(
         daemon.servers[0].channel.request(Command.RESERVE, parameters, ReserveResult, timeout=PATIENCE)
     )
-    await until(lambda: daemon.network._reservations._waiting)
+    await until(lambda: daemon.server._reservations._waiting)
     daemon.servers[0].die()
     await asyncio.wait({waiting})
-    await until(lambda: not daemon.network._reservations._waiting)
-    await until(lambda: claim.is_free)
-    await until(lambda: daemon.network.child is not None)
-    assert claim.is_free
+    await until(lambda: not daemon.server._reservations._waiting)
+    await until(lambda: device.is_free)
+    await until(lambda: daemon.server.child is not None)
+    assert device.is_free
     assert waiting.exception() is not None
     await daemon.stop()
 
@@ -285,7 +287,7 @@ async def test_what_a_server_waits_for_ends_with_it(daemon: Daemon) -> None:
 async def test_an_address_that_there_is_not_is_not_waited_for(daemon: Daemon, spawner: FakeSpawner) -> None:
     spawner.answers[Command.SERVE] = UsbipdError("no such address", code="no-such-address")
     with pytest.raises(UsbipdError, match="no such address"):
-        await daemon.network.start(after_a_kill=True)
+        await daemon.server.start(after_a_kill=True)
     assert len(daemon.servers) == 1
 
 
@@ -294,14 +296,14 @@ async def test_a_port_in_use_later_is_waited_for(daemon: Daemon, spawner: FakeSp
     spawner.answers[Command.SERVE] = UsbipdError("in use", code="address-in-use")
     daemon.servers[0].die()
     await until(lambda: len(daemon.servers) >= 3)
-    assert daemon.network.child is None
+    assert daemon.server.child is None
     del spawner.answers[Command.SERVE]
-    await until(lambda: daemon.network.child is not None)
+    await until(lambda: daemon.server.child is not None)
     await daemon.stop()
 
 
 async def test_a_server_that_does_not_end_is_killed(daemon: Daemon, spawner: FakeSpawner) -> None:
-    await daemon.network.start(after_a_kill=False)
+    await daemon.server.start(after_a_kill=False)
     spawner.answers[Command.CLAIM] = "silence"  # nor does it notice that its channel is closed
     assert not daemon.servers[0].killed
     await daemon.stop()

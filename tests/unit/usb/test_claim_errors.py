@@ -7,9 +7,9 @@ import pytest
 import usb1
 
 from usbipd.errors import ClaimError, UsbipdError
-from usbipd.usb import refusal
+from usbipd.usb import claim_errors
+from usbipd.usb.claim_errors import explain_claim_error
 from usbipd.usb.ownership import Holder
-from usbipd.usb.refusal import explain
 
 VIRTUALBOX = Holder("program", "virtualbox", 4711, None)
 QEMU = Holder("program", "qemu", 33, None)
@@ -142,7 +142,7 @@ TIMEOUT = UsbipdError("worker[7] did not answer CLAIM within 60 s", code="timeou
 def test_who_has_it_and_what_to_try(
     error: UsbipdError, holders: list[Holder], platform: str, text: str, advice: str
 ) -> None:
-    explained = explain("1-2", error, holders, platform=platform)
+    explained = explain_claim_error("1-2", error, holders, platform=platform)
     assert isinstance(explained, ClaimError)
     assert explained.message == f"1-2 {text}: {error.message}"
     assert explained.advice == advice
@@ -157,18 +157,18 @@ def test_who_has_it_and_what_to_try(
     ],
 )
 def test_what_the_table_does_not_know_stays_as_it_is(message: str, text: str) -> None:
-    explained = explain("1-2", UsbipdError(message, code="odd", advice="update it"), [VIRTUALBOX])
+    explained = explain_claim_error("1-2", UsbipdError(message, code="odd", advice="update it"), [VIRTUALBOX])
     assert (explained.message, explained.code, explained.advice) == (text, "odd", "update it")
 
 
 def test_every_code_of_libusb_is_one_that_libusb_has() -> None:
     own = {"timeout", "spawn"}
-    names = set(refusal._REFUSALS) | set(refusal._ON_MACOS)
+    names = set(claim_errors._EXPLANATIONS) | set(claim_errors._ON_MACOS)
     assert names - own <= {f"LIBUSB_{name}" for name in dir(usb1) if re.fullmatch(r"ERROR_\w+", name)}
 
 
 def test_texts_are_written_alike() -> None:
-    for each in [*refusal._REFUSALS.values(), *refusal._ON_MACOS.values()]:
+    for each in [*claim_errors._EXPLANATIONS.values(), *claim_errors._ON_MACOS.values()]:
         assert each.text[0].islower()
         assert each.advice[0].islower()
         assert not each.advice.endswith(".")

@@ -15,17 +15,17 @@ from tests.unit.cli.conftest import drain
 from tests.unit.cli.reports import make_status
 from tests.unit.cli.test_connection import hello
 from usbipd import __version__, privileges
-from usbipd.cli import checks
+from usbipd.cli import offline_checks
 from usbipd.cli.connection import ControlConnection
 from usbipd.errors import ExtensionUnreachableError, UsbipdError
+from usbipd.ipc.control_messages import CheckResult, CheckState, HealthResult
 from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import IPC_VERSION, Command
-from usbipd.ipc.reports import CheckReport, CheckState, HealthResult
 
 Extension = Callable[..., AbstractContextManager[None]]
 
-STORE = CheckReport(name="store", state=CheckState.WARNING, message="old")
+STORE = CheckResult(name="store", state=CheckState.WARNING, message="old")
 
 
 @pytest.fixture(autouse=True)
@@ -35,15 +35,15 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("usbipd.paths.launch_daemon", lambda: None)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        monkeypatch.setattr("usbipd.cli.checks.USBIP_PORT", unused.getsockname()[1])
+        monkeypatch.setattr("usbipd.cli.offline_checks.USBIP_PORT", unused.getsockname()[1])
 
 
-def examine(path: Path) -> dict[str, CheckReport]:
+def examine(path: Path) -> dict[str, CheckResult]:
     with ControlConnection(str(path), timeout=10) as extension:
-        return {check.name: check for check in checks.examine(extension)}
+        return {check.name: check for check in offline_checks.examine(extension)}
 
 
-def states(found: dict[str, CheckReport]) -> dict[str, str]:
+def states(found: dict[str, CheckResult]) -> dict[str, str]:
     return {name: check.state.value for name, check in found.items()}
 
 
@@ -70,7 +70,7 @@ def test_an_extension_that_cannot_say_how_it_is(extension: Extension, socket_pat
     with extension(half):
         found = examine(socket_path)
     assert states(found) == {"extension": "failed", "store": "warning"}
-    assert found["extension"].steps == ["Install it."]
+    assert found["extension"].steps == ["Install it"]
 
 
 def test_an_extension_that_refuses(extension: Extension, socket_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_an_extension_of_another_version(extension: Extension, socket_path: Path
 
 
 def test_an_extension_that_was_updated_under_the_command() -> None:
-    check = checks.check_extension(make_status([], version="9.9.9"))
+    check = offline_checks.check_extension(make_status([], version="9.9.9"))
     assert check.state is CheckState.WARNING
     assert "9.9.9" in check.message
     assert check.steps
@@ -133,7 +133,7 @@ def test_permission(
     monkeypatch.setattr("os.getgroups", lambda: groups)
     monkeypatch.setattr(privileges, "admin_group", lambda: group)
     monkeypatch.setattr(privileges, "user_name", lambda number: "root" if number == 0 else f"user {number}")
-    check = checks.check_permission(make_status([], user=owner))
+    check = offline_checks.check_permission(make_status([], user=owner))
     assert check.state is state
     assert bool(check.steps) == (state is CheckState.WARNING)
     if check.steps:
@@ -141,7 +141,7 @@ def test_permission(
 
 
 def test_a_runtime_directory_that_an_extension_makes(tmp_path: Path) -> None:
-    check = checks.check_runtime(tmp_path / "none" / "control.sock")
+    check = offline_checks.check_runtime(tmp_path / "none" / "control.sock")
     assert check.state is CheckState.OK
     assert "does not exist" in check.message
 
@@ -151,9 +151,9 @@ def test_a_runtime_directory_that_others_may_write(tmp_path: Path, mode: int) ->
     directory = tmp_path / "run"
     directory.mkdir()
     directory.chmod(0o755)
-    assert checks.check_runtime(directory / "control.sock").state is CheckState.OK
+    assert offline_checks.check_runtime(directory / "control.sock").state is CheckState.OK
     directory.chmod(mode)
-    check = checks.check_runtime(directory / "control.sock")
+    check = offline_checks.check_runtime(directory / "control.sock")
     assert check.state is CheckState.FAILED
     assert f"{mode:04o}" in check.message
     assert check.steps
@@ -163,14 +163,14 @@ def test_a_runtime_directory_that_others_may_write(tmp_path: Path, mode: int) ->
 def test_a_runtime_directory_of_somebody_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = os.stat_result((stat.S_IFDIR | 0o755, 0, 0, 0, 12345, 0, 0, 0, 0, 0))
     monkeypatch.setattr(Path, "lstat", lambda _path: found)
-    assert "12345" in checks.check_runtime(tmp_path / "control.sock").message
+    assert "12345" in offline_checks.check_runtime(tmp_path / "control.sock").message
 
 
 def test_something_in_the_place_of_the_runtime_directory(tmp_path: Path) -> None:
     file = tmp_path / "run"
     file.write_text("")
-    assert "not a directory" in checks.check_runtime(file / "control.sock").message
-    check = checks.check_runtime(file / "deeper" / "control.sock")
+    assert "not a directory" in offline_checks.check_runtime(file / "control.sock").message
+    check = offline_checks.check_runtime(file / "deeper" / "control.sock")
     assert check.state is CheckState.FAILED
 
 
@@ -186,23 +186,23 @@ def test_a_socket_of_another_program(socket_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(socket_path))
         listener.listen()
-        check = checks.check_runtime(socket_path)
+        check = offline_checks.check_runtime(socket_path)
     assert check.state is CheckState.FAILED
     assert f"a program listens on {socket_path}" in check.message
 
 
 def test_the_store(tmp_path: Path) -> None:
-    assert "does not exist" in checks.check_state().message
+    assert "does not exist" in offline_checks.check_state().message
     directory = tmp_path / "state"
     directory.mkdir()
-    assert "does not exist" in checks.check_state().message
+    assert "does not exist" in offline_checks.check_state().message
     (directory / "usbipd.sqlite").write_bytes(b"SQLite format 3\0")
-    assert checks.check_state().message.endswith("is there")
+    assert offline_checks.check_state().message.endswith("is there")
 
 
 def test_a_store_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "state" / "usbipd.sqlite").mkdir(parents=True)
-    check = checks.check_state()
+    check = offline_checks.check_state()
     assert check.state is CheckState.FAILED
     assert check.steps
 
@@ -212,23 +212,23 @@ def test_no_place_for_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
         raise UsbipdError("no home", code="bad-path", advice="choose a place with --state")
 
     monkeypatch.setattr("usbipd.paths.state_directory", nowhere)
-    check = checks.check_state()
-    assert (check.state, check.steps) == (CheckState.FAILED, ("Choose a place with --state.",))
+    check = offline_checks.check_state()
+    assert (check.state, check.steps) == (CheckState.FAILED, ("Choose a place with --state",))
 
 
 def test_a_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         host, port = listener.getsockname()
-        check = checks.check_port(host, port)
+        check = offline_checks.check_port(host, port)
     assert check.state is CheckState.FAILED
     assert str(port) in check.message
     assert check.steps
-    assert checks.check_port(host, port).state is CheckState.OK
+    assert offline_checks.check_port(host, port).state is CheckState.OK
 
 
 def test_a_port_whose_program_accepts_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is stopped is in the way, too, and the command does not wait for it."""
-    monkeypatch.setattr(checks, "TIMEOUT", 0.05)
+    monkeypatch.setattr(offline_checks, "TIMEOUT", 0.05)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for _number in range(4):  # more than its queue takes
@@ -238,7 +238,7 @@ def test_a_port_whose_program_accepts_no_connection(monkeypatch: pytest.MonkeyPa
         end = threading.Timer(5, listener.close)
         end.start()
         stack.callback(end.cancel)
-        check = checks.check_port(*listener.getsockname())
+        check = offline_checks.check_port(*listener.getsockname())
     assert check.state is CheckState.FAILED
 
 
@@ -259,14 +259,14 @@ def test_launchd(tmp_path: Path, script: str, state: CheckState, words: str) -> 
     job.write_text("")
     launchctl.write_text(f"#!/bin/sh\n{script}\n")
     launchctl.chmod(0o755)
-    check = checks.check_launchd(job, launchctl)
+    check = offline_checks.check_launchd(job, launchctl)
     assert check.state is state
     assert words in check.message
     assert check.steps
 
 
 def test_no_launchd_job(tmp_path: Path) -> None:
-    check = checks.check_launchd(tmp_path / "org.usbipd.extension.plist", tmp_path / "launchctl")
+    check = offline_checks.check_launchd(tmp_path / "org.usbipd.extension.plist", tmp_path / "launchctl")
     assert check.state is CheckState.WARNING
     assert "does not start by itself" in check.message
 
@@ -274,7 +274,7 @@ def test_no_launchd_job(tmp_path: Path) -> None:
 def test_launchctl_that_cannot_be_run(tmp_path: Path) -> None:
     job = tmp_path / "org.usbipd.extension.plist"
     job.write_text("")
-    assert checks.check_launchd(job, tmp_path / "none").state is CheckState.FAILED
+    assert offline_checks.check_launchd(job, tmp_path / "none").state is CheckState.FAILED
 
 
 def test_launchd_is_looked_at_where_there_is_one(
@@ -286,4 +286,4 @@ def test_launchd_is_looked_at_where_there_is_one(
 
 def test_other_reasons_bring_their_own_advice() -> None:
     error = ExtensionUnreachableError("you have no permission", code="no-permission", advice="use sudo")
-    assert checks.unreachable(error, "/run/usbipd/control.sock").steps == ("Use sudo.",)
+    assert offline_checks.unreachable(error, "/run/usbipd/control.sock").steps == ("Use sudo",)

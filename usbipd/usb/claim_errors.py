@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from usbipd.errors import ClaimError, UsbipdError
+from usbipd.usb.libusb_version import MINIMUM, RECOMMENDED_ON_MACOS, dotted
 from usbipd.usb.ownership import Holder
 
 
 @dataclass(frozen=True, slots=True)
-class _Refusal:
+class _Explanation:
     """What a code means; the text follows the busid."""
 
     text: str
@@ -27,27 +28,30 @@ _REPLUG: Final = "plug the device in again"
 _OTHER_PORT: Final = "plug the device in again, into another port or with another cable"
 _AS_ROOT: Final = "run the extension as root, with sudo or as a service"
 
-_REFUSALS: Final = {
+_EXPLANATIONS: Final = {
     # libusb.h, enum libusb_error
-    "LIBUSB_ERROR_IO": _Refusal("does not answer", _OTHER_PORT),
-    "LIBUSB_ERROR_ACCESS": _Refusal("may not be opened", _AS_ROOT),
-    "LIBUSB_ERROR_NO_DEVICE": _Refusal("is gone", _REPLUG),
-    "LIBUSB_ERROR_NOT_FOUND": _Refusal("changed while it was being claimed", _REPLUG),
-    "LIBUSB_ERROR_BUSY": _Refusal(
+    "LIBUSB_ERROR_IO": _Explanation("does not answer", _OTHER_PORT),
+    "LIBUSB_ERROR_ACCESS": _Explanation("may not be opened", _AS_ROOT),
+    "LIBUSB_ERROR_NO_DEVICE": _Explanation("is gone", _REPLUG),
+    "LIBUSB_ERROR_NOT_FOUND": _Explanation("changed while it was being claimed", _REPLUG),
+    "LIBUSB_ERROR_BUSY": _Explanation(
         "is held by another program or driver",
         "close what uses it on this host, such as a virtual machine",
         is_held=True,
     ),
-    "LIBUSB_ERROR_TIMEOUT": _Refusal("does not answer in time", _OTHER_PORT),
-    "LIBUSB_ERROR_OVERFLOW": _Refusal("answers with more than was asked for", _OTHER_PORT),
-    "LIBUSB_ERROR_PIPE": _Refusal("refuses what every device must answer", _OTHER_PORT),
-    "LIBUSB_ERROR_NO_MEM": _Refusal("cannot be taken: this host is short of memory", "end other programs"),
-    "LIBUSB_ERROR_NOT_SUPPORTED": _Refusal(
-        "cannot be taken with this libusb", "install libusb 1.0.26 or newer (macOS: 1.0.30) and start again"
+    "LIBUSB_ERROR_TIMEOUT": _Explanation("does not answer in time", _OTHER_PORT),
+    "LIBUSB_ERROR_OVERFLOW": _Explanation("answers with more than was asked for", _OTHER_PORT),
+    "LIBUSB_ERROR_PIPE": _Explanation("refuses what every device must answer", _OTHER_PORT),
+    "LIBUSB_ERROR_NO_MEM": _Explanation(
+        "cannot be taken: this host is short of memory", "end other programs"
+    ),
+    "LIBUSB_ERROR_NOT_SUPPORTED": _Explanation(
+        "cannot be taken with this libusb",
+        f"install libusb {dotted(MINIMUM)} or newer (macOS: {dotted(RECOMMENDED_ON_MACOS)}) and start again",
     ),
     # of ours
-    "timeout": _Refusal("cannot be taken in time", _REPLUG, is_held=True),
-    "spawn": _Refusal(
+    "timeout": _Explanation("cannot be taken in time", _REPLUG, is_held=True),
+    "spawn": _Explanation(
         "could not be claimed: no worker process could be started",
         "end other programs: this host is short of memory, processes or open files",
     ),
@@ -56,7 +60,7 @@ _REFUSALS: Final = {
 _ON_MACOS: Final = {
     # Capturing takes root, and a storage driver stays while a volume is mounted: USBDeviceReEnumerate in
     # IOUSBLib.h.
-    "LIBUSB_ERROR_ACCESS": _Refusal(
+    "LIBUSB_ERROR_ACCESS": _Explanation(
         "may not be captured",
         f"unmount all its volumes (diskutil unmountDisk DISK), and {_AS_ROOT}",
         is_held=True,
@@ -65,14 +69,14 @@ _ON_MACOS: Final = {
 
 
 _NOT_PERMITTED: Final = "0xe00002e2"  # kIOReturnNotPermitted, IOKit/IOReturn.h
-_SERVICE_REFUSED: Final = _Refusal(
+_SERVICE_REFUSED: Final = _Explanation(
     "may not be used by a service of this Mac",
     "stop the service, and run usbipd in a terminal of a user who is logged in: sudo usbipd-ext --run",
 )
 """Seen by others since macOS 15.3, for storage: launchd's jobs are refused what root has in a terminal."""
 
 
-def explain(
+def explain_claim_error(
     busid: str, error: UsbipdError, holders: Sequence[Holder], *, platform: str = sys.platform
 ) -> ClaimError:
     """`error`, with which claiming the device ended, as a person is to read it.
@@ -80,17 +84,17 @@ def explain(
     `holders` are those who have the device now, who is in the way first.  The code stays; so do message and
     advice of an error that the table does not know.
     """
-    refusal = _REFUSALS.get(error.code)
+    explanation = _EXPLANATIONS.get(error.code)
     if platform == "darwin":
-        refusal = _ON_MACOS.get(error.code, refusal)
+        explanation = _ON_MACOS.get(error.code, explanation)
         if error.code.startswith("LIBUSB_ERROR_") and _NOT_PERMITTED in error.message:
-            refusal = _SERVICE_REFUSED
-    if refusal is None:
+            explanation = _SERVICE_REFUSED
+    if explanation is None:
         is_whole = error.message.startswith(busid)
         text = error.message if is_whole else f"{busid} cannot be taken: {error.message}"
         return ClaimError(text, code=error.code, advice=error.advice)
-    text, advice = refusal.text, refusal.advice
-    if refusal.is_held and holders:
+    text, advice = explanation.text, explanation.advice
+    if explanation.is_held and holders:
         # Where a program is in the way, the drivers of other interfaces are not, nor the other way round.
         culprits = [holder for holder in holders if holder.kind == holders[0].kind]
         text = f"is held by {_list(culprits)}"

@@ -27,8 +27,8 @@ DRIVERS_TIME: Final = 5.0
 """Seconds that the host's drivers may take to come back before anything else goes on."""
 
 
-class Returns:
-    """The devices that have to be returned to this host's drivers; never a simulated one."""
+class DriverReattacher:
+    """Reattaches this host's drivers to devices that were taken from them; never to a simulated one."""
 
     def __init__(self, ownership: Ownership, store: Store, stack: UsbStack) -> None:
         self._ownership = ownership

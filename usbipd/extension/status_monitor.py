@@ -11,26 +11,26 @@ from typing import Protocol
 import psutil
 
 import usbipd
+from usbipd.extension.check_context import (
+    CheckContext,
+    Discovery,
+    Host,
+    ManagerView,
+    PlugEvents,
+    ServerView,
+    StoreView,
+)
 from usbipd.extension.device import ClaimedDevice
 from usbipd.extension.health import examine
 from usbipd.extension.liveness import silence_of
-from usbipd.extension.subject import (
-    Discovery,
-    Host,
-    Listeners,
-    PlugEvents,
-    Records,
-    SharedDevices,
-    Subject,
-)
 from usbipd.ipc.children import Sandbox
-from usbipd.ipc.reports import HealthResult, HistoryEntry, ProcessReport, StatusResult
+from usbipd.ipc.control_messages import HealthResult, HistoryEntry, ProcessInfo, StatusResult
 from usbipd.log import ErrorCounter
 from usbipd.privileges import RunAs, user_name
 from usbipd.usb.identity import DeviceRule
 
 
-class ClaimedDevices(SharedDevices, Protocol):
+class ClaimedDevices(ManagerView, Protocol):
     """What status needs of the manager."""
 
     @property
@@ -41,7 +41,7 @@ class ClaimedDevices(SharedDevices, Protocol):
         """What our workers hold now."""
 
 
-class History(Records, Protocol):
+class History(StoreView, Protocol):
     """What status needs of the store."""
 
     async def history(self, limit: int, before: int | None = None) -> list[HistoryEntry]:
@@ -69,7 +69,7 @@ class StatusMonitor:
     def __init__(
         self,
         manager: ClaimedDevices,
-        network: Listeners,
+        server: ServerView,
         store: History,
         discovery: Discovery | None,
         hotplug: PlugEvents | None,
@@ -85,12 +85,12 @@ class StatusMonitor:
         """`run_as` is the server's user; `confine` the key of the configuration; `access` the
         devices that have a table `[[access]]`."""
         self._manager = manager
-        self._network = network
+        self._server = server
         self._store = store
         self._errors = errors
-        self._subject = Subject(
+        self._context = CheckContext(
             manager=manager,
-            network=network,
+            server=server,
             store=store,
             discovery=discovery,
             hotplug=hotplug,
@@ -115,7 +115,7 @@ class StatusMonitor:
             memory_usage=resident_bytes(os.getpid()) or 0,
         )
 
-    async def report(self) -> StatusResult:
+    async def get_full_status(self) -> StatusResult:
         """The extension with all its devices and processes.  Raises `UsbipdError` if the host
         cannot list devices."""
         listed = await self._manager.survey()
@@ -127,7 +127,7 @@ class StatusMonitor:
             user=user_name(os.geteuid()),
             start_time=now.last_start_time,
             uptime=time.monotonic() - self._started,
-            listening=self._network.listening if now.is_running else [],
+            listening=self._server.listening if now.is_running else [],
             devices=listed.devices,
             bindings=listed.bindings,
             processes=processes,
@@ -147,23 +147,23 @@ class StatusMonitor:
         """Every check, within seconds.  Who asks while one examination is under way gets its result:
         everybody may ask, and nobody makes us do more by asking more often."""
         if self._examination is None or self._examination.done():
-            self._examination = asyncio.create_task(examine(self._subject))
+            self._examination = asyncio.create_task(examine(self._context))
         examination = self._examination
         await asyncio.wait({examination})  # it goes on when the one who asked has left
         return examination.result()
 
-    async def _processes(self, now: SystemExtensionStatus) -> list[ProcessReport]:
+    async def _processes(self, now: SystemExtensionStatus) -> list[ProcessInfo]:
         """The extension, the server, and the worker of each claimed device."""
-        claims = self._manager.claims
-        workers = [claims[busid].worker for busid in sorted(device.bus_id for device in now.claimed_devices)]
-        children = [child for child in (self._network.child, *workers) if child is not None]
+        shared = self._manager.shared_devices
+        workers = [shared[busid].worker for busid in sorted(device.bus_id for device in now.claimed_devices)]
+        children = [child for child in (self._server.child, *workers) if child is not None]
         silences = await asyncio.gather(*map(silence_of, children))
         memories = await asyncio.to_thread(lambda: [resident_bytes(child.pid) for child in children])
-        own = ProcessReport(
+        own = ProcessInfo(
             role="extension", pid=os.getpid(), user=user_name(os.geteuid()), memory=now.memory_usage
         )
         return [own] + [
-            ProcessReport(
+            ProcessInfo(
                 role=child.role,
                 pid=child.pid,
                 user=child.user,

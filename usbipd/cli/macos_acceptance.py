@@ -8,10 +8,10 @@ open one: nothing is guessed.
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from usbipd.cli.bug_report_document import DeviceFacts, HostFacts, LaunchdJob, OpenQuestion, Trial
 from usbipd.cli.device import hardware_id
-from usbipd.cli.report_document import Assumption, DeviceFacts, HostFacts, LaunchdJob, Trial
 from usbipd.cli.usb_class import class_name, count_classes
-from usbipd.ipc.reports import CheckReport, DeviceState, HistoryEntry, HistoryEvent
+from usbipd.ipc.control_messages import CheckResult, DeviceState, HistoryEntry, HistoryEvent
 
 MASS_STORAGE: Final = 8  # https://www.usb.org/defined-class-codes
 
@@ -25,7 +25,7 @@ class Evidence:
         launchd: LaunchdJob | None,
         trials: list[Trial],
         devices: list[DeviceFacts],
-        checks: list[CheckReport],
+        checks: list[CheckResult],
         history: list[HistoryEntry],
     ) -> None:
         self.host = host
@@ -94,8 +94,8 @@ def _storage(evidence: Evidence) -> Iterator[str]:
         if MASS_STORAGE in facts.interface_classes or facts.in_use:
             used = ", ".join(facts.in_use) or "nothing"
             error = trial.bind_error
-            outcome = "taken" if error is None else f"refused, {error.code}: {error.message}"
-            yield f"{_name(facts)}: in use before: {used}; {outcome}"
+            result = "taken" if error is None else f"refused, {error.code}: {error.message}"
+            yield f"{_name(facts)}: in use before: {used}; {result}"
 
 
 def _aborts(evidence: Evidence) -> Iterator[str]:
@@ -139,7 +139,7 @@ def _checks(*names: str) -> Callable[[Evidence], Iterator[str]]:
     return answer
 
 
-ASSUMPTIONS: Final[tuple[tuple[str, str, Callable[[Evidence], Iterator[str]]], ...]] = (
+QUESTIONS: Final[tuple[tuple[str, str, Callable[[Evidence], Iterator[str]]], ...]] = (
     ("versions", "Which macOS, Mac and libusb is this?", _versions),
     ("capture", "Which devices are captured from their drivers, class by class?", _captured),
     ("refused", "Which are not, and with which code?", _refused),
@@ -155,11 +155,11 @@ ASSUMPTIONS: Final[tuple[tuple[str, str, Callable[[Evidence], Iterator[str]]], .
 """Name, question, and what answers it."""
 
 
-def assess(evidence: Evidence) -> list[Assumption]:
+def answer_questions(evidence: Evidence) -> list[OpenQuestion]:
     """Each question with what the report has to say of it; nothing, where it has nothing."""
     return [
-        Assumption(name=name, question=question, evidence=list(dict.fromkeys(answer(evidence))))
-        for name, question, answer in ASSUMPTIONS
+        OpenQuestion(name=name, question=question, evidence=list(dict.fromkeys(answer(evidence))))
+        for name, question, answer in QUESTIONS
     ]
 
 

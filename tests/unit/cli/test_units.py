@@ -5,7 +5,7 @@ import time
 import pytest
 
 from tests.unit.cli.reports import START
-from usbipd.cli.quantity import (
+from usbipd.cli.units import (
     format_bytes,
     format_clock,
     format_duration,

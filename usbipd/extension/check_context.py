@@ -12,14 +12,14 @@ from usbipd.errors import UsbipdError
 from usbipd.extension.device import ClaimState, Failure
 from usbipd.extension.supervisor import Child
 from usbipd.ipc.children import Sandbox
-from usbipd.ipc.reports import DeviceReport, ListResult
+from usbipd.ipc.control_messages import DeviceInfo, ListResult
 from usbipd.launchd import LAUNCHCTL
 from usbipd.privileges import RunAs
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.identity import DeviceRule
 
 
-class HeldClaim(Protocol):
+class SharedDevice(Protocol):
     """What health needs of a `Device`."""
 
     @property
@@ -33,14 +33,14 @@ class HeldClaim(Protocol):
     def blocked(self) -> float | None: ...
 
 
-class SharedDevices(Protocol):
+class ManagerView(Protocol):
     """What health needs of the manager."""
 
     @property
-    def claims(self) -> Mapping[str, HeldClaim]:
+    def shared_devices(self) -> Mapping[str, SharedDevice]:
         """By busid."""
 
-    async def list_devices(self) -> list[DeviceReport]:
+    async def list_devices(self) -> list[DeviceInfo]:
         """Raises `UsbipdError` if the host cannot list them."""
 
     async def orphans(self) -> list[str]:
@@ -51,8 +51,8 @@ class SharedDevices(Protocol):
         """The same devices, and all bindings.  Raises likewise."""
 
 
-class Listeners(Protocol):
-    """What health needs of the network's side."""
+class ServerView(Protocol):
+    """What health needs of the server's supervisor."""
 
     @property
     def child(self) -> Child | None:
@@ -67,7 +67,7 @@ class Listeners(Protocol):
         """Addresses and networks of clients that are let in; none: all."""
 
 
-class Records(Protocol):
+class StoreView(Protocol):
     """What health needs of the store."""
 
     @property
@@ -91,7 +91,7 @@ class Discovery(Protocol):
 
 
 class PlugEvents(Protocol):
-    """What health needs of whoever hears from the system."""
+    """What health needs of a listener to events of the system."""
 
     @property
     def problem(self) -> str | None:
@@ -112,12 +112,12 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class CheckContext:
     """The daemon, as far as its health goes."""
 
-    manager: SharedDevices
-    network: Listeners
-    store: Records
+    manager: ManagerView
+    server: ServerView
+    store: StoreView
     discovery: Discovery | None
     """None where there are simulated devices only."""
     hotplug: PlugEvents | None

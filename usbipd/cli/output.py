@@ -35,7 +35,7 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def conclude(program: str, argv: Sequence[str], command: Callable[[], int]) -> int:
+def run_to_exit_code(program: str, argv: Sequence[str], command: Callable[[], int]) -> int:
     """Run `command` to its exit code, reporting a `UsbipdError` in the name of `program`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -48,13 +48,13 @@ def conclude(program: str, argv: Sequence[str], command: Callable[[], int]) -> i
         emit("")  # argparse leaves what it printed for --help and --version in the buffer
         return code
     except UsbipdError as error:
-        report(program, error, as_json="--json" in argv)
+        print_error(program, error, as_json="--json" in argv)
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
 
 
-def report(program: str, error: UsbipdError, *, as_json: bool) -> None:
+def print_error(program: str, error: UsbipdError, *, as_json: bool) -> None:
     """Print `error` for people, and under `--json` for programs."""
     say(f"{program}: {error.message}")
     if error.advice is not None:

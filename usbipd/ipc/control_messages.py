@@ -65,7 +65,7 @@ class Latency(Message, frozen=True):
     p99_us: int
 
 
-class DeviceReport(Message, frozen=True):
+class DeviceInfo(Message, frozen=True):
     """One device, as `usbipd list` and `usbipd status` show it."""
 
     busid: str
@@ -93,7 +93,7 @@ class DeviceReport(Message, frozen=True):
     latency: Latency | None = None
 
 
-class BindingReport(Message, frozen=True):
+class BindingInfo(Message, frozen=True):
     """A rule that says what is shared, with the devices that it shares now."""
 
     vendor_id: int
@@ -111,7 +111,7 @@ class BindingReport(Message, frozen=True):
     """Busids of the devices that are plugged in and fit."""
 
 
-class ProcessReport(Message, frozen=True):
+class ProcessInfo(Message, frozen=True):
     """One process of the daemon."""
 
     role: str
@@ -133,7 +133,7 @@ class LoggedError(Message, frozen=True):
     message: str
 
 
-class LeftOutReport(Message, frozen=True):
+class LeftOutInfo(Message, frozen=True):
     """A device that is plugged in and cannot be shared."""
 
     busid: str
@@ -145,12 +145,12 @@ class LeftOutReport(Message, frozen=True):
 class ListResult(Message, frozen=True):
     """Every device of this host that could be shared, and every binding."""
 
-    devices: list[DeviceReport]
-    bindings: list[BindingReport]
-    left_out: list[LeftOutReport] = msgspec.field(default_factory=list)
+    devices: list[DeviceInfo]
+    bindings: list[BindingInfo]
+    left_out: list[LeftOutInfo] = msgspec.field(default_factory=list)
     """Without hubs."""
 
-    def instead_of(self, binding: BindingReport) -> DeviceReport | None:
+    def instead_of(self, binding: BindingInfo) -> DeviceInfo | None:
         """The other device at the port of a binding whose own is not plugged in.
 
         None also if another binding shares it: the two take turns at the port.
@@ -181,8 +181,8 @@ class BindParameters(Message, frozen=True):
 class BindResult(Message, frozen=True):
     """The binding, and the devices that it shares now."""
 
-    binding: BindingReport
-    devices: list[DeviceReport]
+    binding: BindingInfo
+    devices: list[DeviceInfo]
 
 
 class UnbindParameters(Message, frozen=True):
@@ -195,7 +195,7 @@ class UnbindParameters(Message, frozen=True):
 class UnbindResult(Message, frozen=True):
     """The bindings that are no more, and the devices that went back to this host."""
 
-    bindings: list[BindingReport]
+    bindings: list[BindingInfo]
     busids: list[str]
 
 
@@ -232,9 +232,9 @@ class StatusResult(Message, frozen=True):
     start_time: float
     uptime: float
     listening: list[str]
-    devices: list[DeviceReport]
-    bindings: list[BindingReport]
-    processes: list[ProcessReport]
+    devices: list[DeviceInfo]
+    bindings: list[BindingInfo]
+    processes: list[ProcessInfo]
     error_count: int
     last_errors: list[LoggedError]
     """The newest last."""
@@ -301,7 +301,7 @@ class CheckState(StrEnum):
     FAILED = "failed"
 
 
-class CheckReport(Message, frozen=True):
+class CheckResult(Message, frozen=True):
     """One check, what it found, and the steps that fix it."""
 
     name: str
@@ -313,7 +313,7 @@ class CheckReport(Message, frozen=True):
 class HealthResult(Message, frozen=True):
     """Every check that the extension can make."""
 
-    checks: list[CheckReport]
+    checks: list[CheckResult]
 
 
 # ---- the table ---------------------------------------------------------------------------------------------

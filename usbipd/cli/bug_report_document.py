@@ -3,8 +3,8 @@
 import msgspec
 
 from usbipd.cli.documents import Document
-from usbipd.ipc.messages import ErrorReport
-from usbipd.ipc.reports import CheckReport, DeviceReport, HistoryEntry, StatusResult
+from usbipd.ipc.control_messages import CheckResult, DeviceInfo, HistoryEntry, StatusResult
+from usbipd.ipc.messages import ErrorInfo
 
 
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +46,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
     """One device at one moment."""
 
     time: float
-    device: DeviceReport
+    device: DeviceInfo
     interface_classes: list[int]
     holders: list[str]
     in_use: list[str]
@@ -59,15 +59,15 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     busid: str
     before: DeviceFacts
-    bind_error: ErrorReport | None
+    bind_error: ErrorInfo | None
     bind_seconds: float
     during: DeviceFacts | None
-    unbind_error: ErrorReport | None
+    unbind_error: ErrorInfo | None
     after: DeviceFacts | None
     seconds_until_back: float | None
 
 
-class Assumption(msgspec.Struct, frozen=True, kw_only=True):
+class OpenQuestion(msgspec.Struct, frozen=True, kw_only=True):
     """Something that is taken for granted and not proven, and what this report says of it."""
 
     name: str
@@ -82,9 +82,9 @@ class ReportDocument(Document, frozen=True, kw_only=True):
     time: float
     host: HostFacts
     launchd: LaunchdJob | None
-    assumptions: list[Assumption]
+    assumptions: list[OpenQuestion]
     trials: list[Trial]
     devices: list[DeviceFacts]
-    checks: list[CheckReport]
+    checks: list[CheckResult]
     status: StatusResult | None
     history: list[HistoryEntry]
