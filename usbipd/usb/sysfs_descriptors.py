@@ -2,8 +2,10 @@
 
 Runs in the extension, in threads, and in workers before they are confined.  Nothing is sent to the device.
 Before Linux 6.3 the kernel answers only when no driver keeps the device waiting (drivers/usb/core/sysfs.c).
+No pathlib: the worker of a real device has no other use for it.
 """
 
+import io
 import os
 import struct
 from typing import Final
@@ -32,8 +34,9 @@ def devnum_in_sysfs(directory: str) -> int:
 def interfaces_in_sysfs(directory: str) -> set[int]:
     """bInterfaceNumber of each interface of the active configuration.  Raises `OSError` if it has gone."""
     # BUSID:CONFIGURATION.INTERFACE: usb_set_configuration in drivers/usb/core/message.c
-    begin = f"{os.path.basename(directory)}:"
-    return {int(name.rpartition(".")[2]) for name in os.listdir(directory) if name.startswith(begin)}
+    begin = f"{directory.rpartition('/')[2]}:"
+    with os.scandir(directory) as entries:
+        return {int(each.name.rpartition(".")[2]) for each in entries if each.name.startswith(begin)}
 
 
 def why_not_claimable(directory: str) -> UsbipdError | None:
@@ -64,5 +67,5 @@ def why_not_claimable(directory: str) -> UsbipdError | None:
 
 
 def _read(directory: str, attribute: str) -> bytes:
-    with open(f"{directory}/{attribute}", "rb", buffering=0) as file:
+    with io.FileIO(f"{directory}/{attribute}") as file:
         return file.readall()
