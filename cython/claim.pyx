@@ -72,7 +72,8 @@ cdef class Claim:
     Blocks for as long as the device takes to answer.  One thread.  Raises `ClaimError` with libusb's name of the
     reason; what was taken before an error is given back first.
 
-    descriptors: what the host's kernel knows of the device; without them, the device is asked.
+    descriptors, configuration: what the host's kernel knows of the device, and bConfigurationValue of its active
+    configuration; without them, the device and libusb are asked.
     as_on_macos: what is true of this system's libusb; tests say otherwise.  A detach then captures the whole device,
     and an attach ends that.  libusb counts both, so there is one of each, whatever becomes of the configuration
     meanwhile (darwin_detach_kernel_driver and darwin_attach_kernel_driver in darwin_usb.c).  Only root can capture;
@@ -98,7 +99,8 @@ cdef class Claim:
     cdef bint detaches
     cdef bint captures
 
-    def __cinit__(self, int busnum, int devnum, *, descriptors=None, bint as_on_macos=sys.platform == "darwin"):
+    def __cinit__(self, int busnum, int devnum, *, descriptors=None, configuration=None,
+                  bint as_on_macos=sys.platform == "darwin"):
         cdef int code
         self.captures = as_on_macos
         if libusb_runtime_version() < MINIMUM:
@@ -115,9 +117,12 @@ cdef class Claim:
         self._open(busnum, devnum)
         if self.captures:  # libusb would open each device that arrives, and hold up its events; not every libusb can
             libusb_set_option(self._device.context, LIBUSB_OPTION_NO_DEVICE_DISCOVERY)
-        code = libusb_get_configuration(self._device.handle, &self.configuration)
-        if code < 0:
-            raise error(code, "the device does not say which configuration is active")
+        if configuration is not None:
+            self.configuration = configuration
+        else:
+            code = libusb_get_configuration(self._device.handle, &self.configuration)
+            if code < 0:
+                raise error(code, "the device does not say which configuration is active")
         self.handle = PyCapsule_New(self._device.handle, "libusb_device_handle", NULL)
         self.detaches = libusb_has_capability(LIBUSB_CAP_SUPPORTS_DETACH_KERNEL_DRIVER)
         self.descriptors = self._ask() if descriptors is None else descriptors

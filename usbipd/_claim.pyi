@@ -19,6 +19,7 @@ class Claim:
         devnum: int,
         *,
         descriptors: DeviceDescriptors | None = ...,
+        configuration: int | None = ...,
         as_on_macos: bool = ...,
     ) -> None: ...
     @property

@@ -168,9 +168,9 @@ def parse_configuration(raw: bytes) -> Configuration:
       an interface need not follow each other.
     - An interface descriptor that is too short, or repeats a setting, is skipped with its endpoints
       (usb_parse_interface).
-    - An endpoint descriptor is skipped if it is too short, has an impossible address, exceeds bNumEndpoints
-      or `MAX_ENDPOINTS`, comes before any interface, or if this setting or another interface already has the
-      endpoint (usb_parse_endpoint).
+    - An endpoint descriptor is skipped if it is too short, has number 0, exceeds bNumEndpoints or
+      `MAX_ENDPOINTS`, comes before any interface, or if this setting or another interface already has the
+      endpoint.  Reserved bits of bEndpointAddress are cleared (usb_parse_endpoint in Linux 6.12).
     - Descriptors of other types are skipped (find_next_descriptor).
 
     The values of an endpoint are the device's own: Linux corrects bInterval and wMaxPacketSize for its host
@@ -250,11 +250,9 @@ class _ConfigurationReader:
         if current is None or length < USB_DT_ENDPOINT_SIZE or self._room == 0:
             return
         address, attributes, size, interval = _ENDPOINT.unpack_from(raw, at)
+        address &= USB_DIR_IN | USB_ENDPOINT_NUMBER_MASK
         is_control = attributes & USB_ENDPOINT_XFERTYPE_MASK == USB_ENDPOINT_XFER_CONTROL
-        is_possible = (
-            not address & ~(USB_DIR_IN | USB_ENDPOINT_NUMBER_MASK) and address & USB_ENDPOINT_NUMBER_MASK
-        )
-        if not is_possible or self._has(current.bInterfaceNumber, address, is_control):
+        if not address & USB_ENDPOINT_NUMBER_MASK or self._has(current.bInterfaceNumber, address, is_control):
             return
         self._room -= 1
         self._here[address] = is_control

@@ -26,6 +26,11 @@ def descriptors_in_sysfs(directory: str) -> DeviceDescriptors:
     return parse_descriptors(*split_descriptors(_read(directory, "descriptors")))
 
 
+def configuration_in_sysfs(directory: str) -> int:
+    """bConfigurationValue of the active configuration; 0: there is none.  Raises `OSError` if it has gone."""
+    return int(_read(directory, "bConfigurationValue").strip() or b"0")
+
+
 def devnum_in_sysfs(directory: str) -> int:
     """The device's address: another one whenever it is enumerated.  Raises `OSError` if it has gone."""
     return int(_read(directory, "devnum"))

@@ -3,7 +3,6 @@
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Final
 
 from usbipd._claim import Claim
 from usbipd._pump import LibusbTransfers, SimulatedTransfers, Transfers
@@ -15,11 +14,16 @@ from usbipd.simulated.device import SimulatedDevice
 from usbipd.usb.descriptors import (
     Configuration,
     DescriptorError,
-    DeviceDescriptors,
     Interface,
     parse_descriptors,
 )
-from usbipd.usb.sysfs_descriptors import UNUSABLE, descriptors_in_sysfs, devnum_in_sysfs, interfaces_in_sysfs
+from usbipd.usb.sysfs_descriptors import (
+    UNUSABLE,
+    configuration_in_sysfs,
+    descriptors_in_sysfs,
+    devnum_in_sysfs,
+    interfaces_in_sysfs,
+)
 
 
 class HeldDevice(ABC):
@@ -71,15 +75,14 @@ class HeldUsbDevice(HeldDevice):
     """A real device, claimed through libusb."""
 
     def __init__(self, parameters: ClaimParameters) -> None:
-        self._claim = Claim(
-            parameters.busnum,
-            parameters.devnum,
-            descriptors=None if _ASKS else _known_descriptors(parameters),
-        )
+        if sys.platform == "darwin":  # nothing there shows all descriptors: the device is asked
+            self._claim = Claim(parameters.busnum, parameters.devnum)
+        else:
+            self._claim = _claim_of(parameters)
         transfers = LibusbTransfers(self._claim, device_memory=parameters.device_memory)
         super().__init__(parameters, transfers, self._claim.descriptors.configurations)
         self._claim.take()  # last: it undoes itself when it fails, but not when something after it does
-        if not _ASKS:
+        if sys.platform != "darwin":
             self._require_all_interfaces(parameters.path)
         self.claim_method = "libusb, captured" if self._claim.captured else "libusb"
 
@@ -134,24 +137,20 @@ class HeldSimulatedDevice(HeldDevice):
         return []
 
 
-_ASKS: Final = sys.platform == "darwin"
-"""Whether only the device itself has all its descriptors: no part of macOS shows them whole without IOKit."""
-
-
-def _known_descriptors(parameters: ClaimParameters) -> DeviceDescriptors:
-    """What Linux has read when it enumerated the device.  Raises `ClaimError`."""
+def _claim_of(parameters: ClaimParameters) -> Claim:
+    """With what Linux has read when it enumerated the device.  Raises `ClaimError`."""
+    busnum, devnum, directory = parameters.busnum, parameters.devnum, parameters.path
     try:
-        found = descriptors_in_sysfs(parameters.path)
-        devnum = devnum_in_sysfs(parameters.path)
+        descriptors = descriptors_in_sysfs(directory)
+        configuration = configuration_in_sysfs(directory)
+        is_there = devnum_in_sysfs(directory) == devnum
     except OSError:
-        devnum = 0
+        is_there = False
     except DescriptorError as error:
         raise ClaimError(f"its descriptors cannot be read: {error.message}", code=UNUSABLE) from error
-    if devnum != parameters.devnum:
-        raise ClaimError(
-            f"device {parameters.devnum} of bus {parameters.busnum} is gone", code="LIBUSB_ERROR_NO_DEVICE"
-        )
-    return found
+    if not is_there:
+        raise ClaimError(f"device {devnum} of bus {busnum} is gone", code="LIBUSB_ERROR_NO_DEVICE")
+    return Claim(busnum, devnum, descriptors=descriptors, configuration=configuration)
 
 
 def hold_device(parameters: ClaimParameters) -> HeldDevice:

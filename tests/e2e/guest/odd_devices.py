@@ -27,6 +27,7 @@ from usbipd.protocol.constants import (
     USB_DT_ENDPOINT,
     USB_DT_INTERFACE,
     USB_ENDPOINT_XFER_BULK,
+    USB_ENDPOINT_XFER_CONTROL,
 )
 from usbipd.simulated.descriptors import (
     configuration_descriptor,
@@ -61,6 +62,10 @@ def endpoint(address: int) -> bytes:
     return endpoint_descriptor(address, USB_ENDPOINT_XFER_BULK, SIZE, 0)
 
 
+def control(address: int) -> bytes:
+    return endpoint_descriptor(address, USB_ENDPOINT_XFER_CONTROL, 64, 0)
+
+
 def promising(raw: bytes, *, total: int | None = None, interfaces: int | None = None) -> bytes:
     """The configuration with another wTotalLength or bNumInterfaces than the right one."""
     found = int.from_bytes(raw[2:4], "little") if total is None else total
@@ -86,6 +91,8 @@ class Shape:
     name: str
     configuration: bytes
     select: tuple[Setting, ...] = ()
+    others: tuple[bytes, ...] = ()
+    """Further configurations."""
 
 
 PAIR: Final = (endpoint(BULK_OUT), endpoint(BULK_IN))
@@ -120,6 +127,11 @@ SHARED: Final = (
         configuration_descriptor(interface(40), interface(40, 2, 1), *PAIR),
         (Setting(40, 1),),
     ),
+    Shape(
+        "two configurations, of which libusb lists none",  # it takes the header to be 9 bytes long
+        b"\x0c" + configuration_descriptor(b"\0\x04\0", interface(0, 2), *PAIR)[1:],
+        others=(configuration_descriptor(interface(0), bConfigurationValue=2),),
+    ),
 )
 READ: Final = (
     Shape(
@@ -135,12 +147,30 @@ READ: Final = (
         ),
     ),
     Shape("more endpoints than promised", configuration_descriptor(interface(0, 1), *PAIR)),
-    Shape("impossible address", configuration_descriptor(interface(0, 3), *PAIR, endpoint(0x13))),
+    Shape("reserved bits", configuration_descriptor(interface(0, 4), *PAIR, endpoint(0x13), endpoint(0x10))),
+    Shape(
+        "control endpoint", configuration_descriptor(interface(0, 3), control(0x03), endpoint(0x83), *PAIR)
+    ),
+    Shape(
+        "setting twice",
+        configuration_descriptor(
+            interface(0, 1), PAIR[0], interface(0, 1), PAIR[1], interface(1, 1), PAIR[1]
+        ),
+    ),
+    Shape("33 interfaces", configuration_descriptor(*(interface(number) for number in range(33)))),
 )
 
 
-def odd(configuration: bytes) -> VirtualDevice:
-    return VirtualDevice(device_descriptor(0x0A10, bcdUSB=0x0200), configuration)
+def odd(configuration: bytes, *others: bytes) -> VirtualDevice:
+    device = device_descriptor(0x0A10, bcdUSB=0x0200, bNumConfigurations=1 + len(others))
+    return VirtualDevice(device, configuration, others=others)
+
+
+def plug(device: VirtualDevice) -> UsbDevice:
+    """With all its interfaces: until they are there, the kernel has the device locked."""
+    plugged = device.plug()
+    (plugged.path / "bConfigurationValue").read_text()
+    return plugged
 
 
 @step()
@@ -253,8 +283,8 @@ def _driver(interface: Path) -> str | None:
 
 def same_from_both(shape: Shape) -> None:
     """The client has the same device, whoever shares it."""
-    plugged = odd(shape.configuration)
-    device = plugged.plug()
+    plugged = odd(shape.configuration, *shape.others)
+    device = plug(plugged)
     ours, theirs = with_ours(shape, device), with_kernel(shape, device)
     plugged.unplug()
     for name, mine, other in zip(Session._fields, ours, theirs, strict=True):
@@ -268,8 +298,8 @@ def _text(value: object) -> str:
 @step("reader")
 def our_reader_finds_what_this_kernel_finds() -> None:
     for shape in (*SHARED, *READ):
-        plugged = odd(shape.configuration)
-        device = plugged.plug()
+        plugged = odd(shape.configuration, *shape.others)
+        device = plug(plugged)
         ours = our_view(descriptors_in_sysfs(str(device.path)).configurations[0])
         theirs = kernels_view(device)
         check(ours == theirs, f"{shape.name}: our reader finds {ours}, the kernel {theirs}")
@@ -291,7 +321,7 @@ def devices_that_cannot_be_shared_are_named() -> None:
     )
     for configuration, reason in shapes:
         plugged = odd(configuration)
-        busid = plugged.plug().busid
+        busid = plug(plugged).busid
 
         def named(busid: str = busid) -> str | None:
             left_out = ask("list")["left_out"]

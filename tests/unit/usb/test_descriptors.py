@@ -123,12 +123,16 @@ SHAPES: Final = [
         BOTH[1:],
     ),
     Shape(
-        "addresses that are none",
-        configuration(
-            interface(0, 0, 5), endpoint(0x00), endpoint(0x80), endpoint(0x11), endpoint(0x91), TWO[1]
-        ),
+        "endpoint number 0",
+        configuration(interface(0, 0, 5), endpoint(0x00), endpoint(0x80), endpoint(0x10), *TWO[1:]),
         [(0, 0)],
-        BOTH[:1],
+        BOTH,
+    ),
+    Shape(
+        "reserved bits of an address",
+        configuration(interface(0, 0, 3), endpoint(0xF1), endpoint(0x12), endpoint(0x02)),
+        [(0, 0)],
+        BOTH,
     ),
     Shape(
         "duplicate in a setting",

@@ -554,6 +554,7 @@ def plug(directory: Path, *interfaces: int, sysfs: tuple[int, ...], devnum: int 
     raw = device_descriptor(0x01F0, bcdUSB=0x0200) + configuration_descriptor(*parts)
     (device / "descriptors").write_bytes(raw)
     (device / "devnum").write_text(f"{devnum}\n")
+    (device / "bConfigurationValue").write_text("1\n")
     return device
 
 
