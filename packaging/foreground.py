@@ -1,7 +1,7 @@
 """Runs a command so that Ctrl-C reaches it alone: `foreground.py COMMAND...`.  Used by `make run`.
 
-make dies of a SIGINT whatever its recipe answers.  So the command gets a process group of its own and the
-terminal with it, as a shell would do; signals sent to us go on to it; its exit status is ours.  Ctrl-Z does
+make dies of a SIGINT whatever its recipe answers.  So the command gets a separate process group and the
+terminal with it, as from a shell; signals sent to us go on to it; its exit status is ours.  Ctrl-Z does
 nothing: make knows no jobs, and would wait for ever for a command that is stopped.
 
 When the terminal is closed or make dies, the command is ended by SIGTERM.  The kernel sends SIGHUP to the

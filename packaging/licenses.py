@@ -15,11 +15,11 @@ DISTRIBUTIONS: Final = ("libusb1", "libusb-package", "msgspec", "psutil", "pyins
 """From PyPI.  Of pyinstaller the bootloader is bundled; libusb-package brings libusb for Linux."""
 
 LIBUSB: Final = ("libusb1", "COPYING.LESSER")
-"""libusb's own licence is LGPL 2.1 or later, whose text nobody may change: it is the one that libusb1 has."""
+"""libusb's own licence is LGPL 2.1 or later, whose text must not be changed: it is the one in libusb1."""
 
 
 class MissingError(Exception):
-    """A licence text that is not there; the message says of what."""
+    """A missing licence text; the message names its component."""
 
 
 def bundled() -> Mapping[str, list[Path]]:

@@ -2,7 +2,7 @@
 
 usbipd(1) and usbipd-ext(8) are what argparse-manpage makes of the two parsers, with the prose that a parser
 cannot know from man/*.include.  usbipd.toml(5) is written by hand.  The pages are the same wherever and
-whenever they are made: no clock, no terminal and no environment has a say.
+whenever they are made: they depend on no clock, terminal or environment.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from usbipd.cli import ext
 from usbipd.cli import main as usbipd
 
 SOURCES: Final = Path(__file__).parents[1] / "man"
-REVISED: Final = "2026-11-27"
+REVISED: Final = "2026-12-01"
 """The day of the last change of what the pages say; they bear it."""
 TITLE: Final = "usbipd manual"
 WIDTH: Final = 66

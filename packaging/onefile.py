@@ -18,7 +18,7 @@ _ENCODINGS: Final = {"aliases", "ascii", "idna", "latin_1", "punycode", "utf_8",
 ANALYSIS: Final[dict[str, Any]] = {
     "excludes": [
         # Tried by modules that we need, and not missed by them: shutil, uuid, asyncio, hashlib (which has a
-        # SHA-256 of its own), logging, random, msgspec.
+        # SHA-256 built in), logging, random, msgspec.
         *("_bz2", "_lzma", "bz2", "gzip", "lzma", "tarfile", "zipfile", "_uuid", "_ssl", "ssl", "_hashlib"),
         *("multiprocessing", "statistics", "typing_extensions", "importlib.metadata", "importlib.resources"),
         # Debuggers, and what belongs to the Python that builds.
@@ -41,8 +41,8 @@ EXECUTABLE: Final[dict[str, Any]] = {
     "upx": False,
     # Nothing is compressed: a start costs two thirds.  The packages in which it travels are.
     "cdict": {},
-    # Where root's files and those of any user lie, each in a directory of its own: ARCHITECTURE.md
-    "runtime_tmpdir": "/var/tmp",  # noqa: S108 - a directory of its own is made there
+    # Where root's files and those of any user lie, each in a separate directory: ARCHITECTURE.md
+    "runtime_tmpdir": "/var/tmp",  # noqa: S108 - a private directory is created there
     # macOS: signs what is inside, then the whole, with the hardened runtime; without an identity, ad hoc
     "codesign_identity": os.environ.get("CODESIGN_IDENTITY") or None,
     "entitlements_file": str(PACKAGING / "macos" / "entitlements.plist")

@@ -59,7 +59,7 @@ class BuildError(Exception):
 def compile_library(
     compiler: Sequence[str], source: Path, library: Path, environment: Mapping[str, str] | None = None
 ) -> None:
-    """Compiles and links libusb's `source` with `compiler`, which has further flags of its own.
+    """Compiles and links libusb's `source` with `compiler`, which adds flags.
 
     libusb's own config.h for Xcode is used.  Prints the compiler's warnings.  Raises `BuildError`.
     """

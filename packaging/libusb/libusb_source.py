@@ -61,7 +61,7 @@ def unpack(target: Path, *, patched: bool, source: Path | None = None) -> Path:
     if not (target / "libusb/os/darwin_usb.c").is_file():
         raise SourceError(f"{source} is not libusb's source: it has no libusb/os/darwin_usb.c")
     for patch in patches() if patched else ():
-        _apply(patch, target)
+        apply(patch, target)
     return target
 
 
@@ -139,7 +139,7 @@ def _apt(*words: str, directory: Path | None = None) -> str:
     command = ["apt-get", *words]
     done = subprocess.run(command, capture_output=True, text=True, cwd=directory)  # noqa: S603 - fixed words
     if done.returncode != 0:
-        raise SourceError(f"Debian's source of libusb cannot be had: {done.stderr.strip()}")
+        raise SourceError(f"cannot fetch Debian's source of libusb: {done.stderr.strip()}")
     return done.stdout
 
 
@@ -166,8 +166,8 @@ def _extract(archive: Path, target: Path) -> None:
     unpacked.rmdir()
 
 
-def _apply(patch: Path, tree: Path) -> None:
-    """Raises `SourceError` unless each line of it is found; lines may have moved."""
+def apply(patch: Path, tree: Path) -> None:
+    """Changes `tree`.  Raises `SourceError` unless each line of the patch is found; lines may have moved."""
     command = ["patch", "-d", str(tree), "-p1", "-F0", "-s", "-t", "-i", str(patch)]
     done = subprocess.run(  # noqa: S603 - patch(1), on our own files
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -1,10 +1,10 @@
 """Puts usbipd into a Linux system, and takes it out again: `installation.py install|uninstall`, see --help.
 
 Run by `make install` and `make uninstall`.  A manifest remembers what was put there: an uninstall removes
-that, an upgrade what the new version has no more, and neither touches what is somebody else's.  A DESTDIR
-stands for the root of the system that is installed into, as for who makes a package.
+that, an upgrade what the new version no longer has, and neither touches files of others.  A DESTDIR
+stands for the root of the system that is installed into, as when a package is built.
 
-The configuration is the user's: a default goes there if there is none, or one that nobody has edited.
+The configuration is the user's: a default is installed if there is none, or an unedited one.
 """
 
 import argparse
@@ -79,13 +79,13 @@ class System:
         if isinstance(item, Link):
             new.symlink_to(os.path.relpath(item.target, Path(place).parent))
         else:
-            with new.open("xb") as file:  # nor through a link that somebody has put there by now
+            with new.open("xb") as file:  # nor through a link put there meanwhile
                 os.fchmod(file.fileno(), item.mode)
                 file.write(item.content)
         new.replace(path)
 
     def make_directories(self, places: Iterable[str]) -> None:
-        """Those that are not there, above before below."""
+        """Creates the missing ones, parents first."""
         self._root.mkdir(parents=True, exist_ok=True)
         for place in sorted(places):
             path = self.at(place)
@@ -225,7 +225,7 @@ def install(system: System, items: Mapping[str, File | Link]) -> list[str]:
     for place in sorted(files - older):
         if os.path.lexists(system.at(place)):
             raise InstallError(
-                f"{system.at(place)} is there, and no `make install` has put it there: "
+                f"{system.at(place)} exists, and was not installed by `make install`: "
                 "remove it, or choose another PREFIX"
             )
     config, default = system.at(CONFIG), items[system.default_config]

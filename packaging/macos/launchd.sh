@@ -8,7 +8,7 @@ job_is_loaded() {
     launchctl print "system/$LABEL" >/dev/null 2>&1
 }
 
-# end_job: ends the daemon, which gives every device back, and waits until launchd has forgotten the job.
+# end_job: ends the daemon, which releases every device, and waits until launchd has removed the job.
 # `launchctl bootout` returns before that, and a bootstrap that comes too early fails.  launchd kills after 30 s
 # (ExitTimeOut); fails when the job is there after 45.
 end_job() {

@@ -1,4 +1,4 @@
-"""Many devices at once, each with a client of its own.  Runs in the bench.
+"""Many devices at once, each with its own client.  Runs in the bench.
 
 One device and its client have one processor; sixteen and their clients have all of them.  Sixteen null
 servers in the same place show what the machine loses when it runs so many programs in turns.

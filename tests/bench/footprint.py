@@ -1,7 +1,7 @@
 """What usbipd costs where nothing happens, and at the worst: start, memory, wake-ups.  Runs in the bench.
 
 Linux only: memory and wake-ups are read from /proc.  The package is installed as users have it: the wheel, in
-an environment of its own with what it depends on and nothing else.  What developers install beside it changes
+a separate environment with its dependencies and nothing else.  What developers install beside it changes
 how long a start takes.
 """
 
@@ -171,7 +171,7 @@ def _run_time(command: list[str]) -> float:
 
 
 def private_memory(pid: int) -> int:
-    """KiB that nobody shares with the process: Private_* of Linux's smaps_rollup."""
+    """KiB that no other process shares: Private_* of Linux's smaps_rollup."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
@@ -223,7 +223,7 @@ def _flood(session: Session, pid: int, endpoint: int, size: int) -> int:
 
 
 def wake_ups(daemon: _Daemon) -> list[Bound]:
-    """How often each kind of process is woken while nobody wants anything: devices claimed, none attached."""
+    """How often each kind of process is woken while idle: devices claimed, none attached."""
     kinds = {
         "extension": [daemon.extension],
         "server": [daemon.server],

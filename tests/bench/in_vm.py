@@ -1,6 +1,6 @@
 """A real device in a virtual machine: ours beside the kernel's own server.  Runs in the bench.
 
-The machine has one processor.  Two kinds of clock are asked, each in a boot of its own:
+The machine has one processor.  Two kinds of clock are asked, each in a separate boot:
 
 - *counted*: QEMU's -icount.  The guest's clock is the number of instructions that it has carried out, one a
   nanosecond, and leaps over the time in which there is nothing to do.  What else the host does leaves no

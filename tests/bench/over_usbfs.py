@@ -1,7 +1,7 @@
 """What libusb costs: a worker of usbipd beside the least possible loop (usbfs/loop.c).  Runs in the bench.
 
 Both use the real libusb, over a usbfs whose ioctls answer at once (usbfs/usbfs.c).  The worker is the shipped
-one, as a process of its own with claim and pump.  The bench stands in for the rest of the daemon: the
+one, as a separate process with claim and pump.  The bench stands in for the rest of the daemon: the
 extension gives its children a clean environment, without LD_PRELOAD.
 """
 

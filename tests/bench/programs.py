@@ -74,7 +74,7 @@ def null_server(
 def daemon(
     simulate: str = "loopback", config: str = "", processors: Sequence[int] = (PROCESSOR,)
 ) -> Iterator[Daemon]:
-    """usbipd with simulated devices, in a directory of its own."""
+    """usbipd with simulated devices, in a temporary directory."""
     with TemporaryDirectory() as directory:
         with on_processor(processors):
             running = Daemon(Path(directory), simulate, config)

@@ -25,7 +25,7 @@ from tests.mac.pump_rig import (
 )
 from tests.mac.rig import mac
 from usbipd import _pump
-from usbipd._claim import Claim, libusb_runtime_version
+from usbipd._claim import Claim
 from usbipd.errors import ClaimError
 from usbipd.protocol.constants import LINUX_EPIPE
 from usbipd.usb.claim_errors import explain_claim_error
@@ -276,8 +276,6 @@ def test_a_client_gets_the_reset_that_it_asks_for(
     reenumeration_seconds: float,
 ) -> None:
     """It keeps its settings and its session, whether or not the device leaves the bus for it."""
-    if not captured and libusb_runtime_version() < (1, 0, 29):
-        pytest.skip("libusb before 1.0.29 may take it for one that took too long: give_back in rig.py")
     fresh_switches(
         reenumeration_changes_address=reenumeration_changes_address,
         reenumeration_seconds=reenumeration_seconds,

@@ -4,10 +4,8 @@ Runs in pytest; `as_mac/` runs inside.
 """
 
 import asyncio
-import functools
 import json
 import stat
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -83,13 +81,6 @@ class Machine:
             return [program]
         become = f"import os, sys; os.setgroups([]); os.setgid({user}); os.setuid({user})"
         return [sys.executable, "-c", f"{become}; os.execv({program!r}, [{program!r}, *sys.argv[1:]])"]
-
-    @functools.cached_property
-    def libusb_version(self) -> tuple[int, ...]:
-        """That of its libusb."""
-        program = "from usbipd._claim import libusb_runtime_version; print(*libusb_runtime_version())"
-        answer = subprocess.run([self.python, "-c", program], check=True, capture_output=True, text=True)
-        return tuple(map(int, answer.stdout.split()))
 
     def plug(self, port: int, *, drivers: bool = True) -> "Gadget":
         """Plugs a device into this port of the bus."""

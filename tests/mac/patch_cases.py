@@ -259,13 +259,6 @@ def version() -> str:
     return str(usb1.getVersion().rc.decode())
 
 
-@case
-def number() -> tuple[int, int, int]:
-    usb1.loadLibrary(LIBRARY)
-    found = usb1.getVersion()
-    return found.major, found.minor, found.micro
-
-
 if __name__ == "__main__":
     print(CASES[sys.argv[1]](), flush=True)
     os._exit(0)  # nothing of libusb's is ended: a thread may hang

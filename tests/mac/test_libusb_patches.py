@@ -39,10 +39,6 @@ def seen(case: str, variant: str, kernel: OwnMac, **more: str) -> str:
     return done.stdout.strip()
 
 
-def libusb_version(kernel: OwnMac) -> tuple[int, ...]:
-    return tuple(literal_eval(seen("number", "stock", kernel)))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_exit_while_devices_come_and_go(variant: str, kernel: OwnMac) -> None:
@@ -102,8 +98,6 @@ def test_services_of_silent_devices(variant: str, kernel: OwnMac) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_reset_of_a_device_that_stays_silent(variant: str, kernel: OwnMac) -> None:
-    if libusb_version(kernel) < (1, 0, 30):
-        pytest.skip("libusb before 1.0.30 measures the time of a reset wrongly")
     expected = {"stock": -7, "ours": -5}  # after 10 s LIBUSB_ERROR_TIMEOUT, at once LIBUSB_ERROR_NOT_FOUND
     assert int(seen("reset_of_a_device_that_stays_silent", variant, kernel)) == expected[variant]
 

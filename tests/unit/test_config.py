@@ -36,14 +36,21 @@ def test_an_empty_file_has_the_defaults() -> None:
     )
 
 
-def test_the_readme_has_the_defaults() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    [block] = re.findall(r"^```toml\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
-    assert parse(block, "README.md") == ServerConfig()
-    missing = {key for struct in (ServerConfig, Limits) for key in struct.__struct_fields__} - set(
-        re.findall(r"^(?:# )?\[*(\w+)", block, re.MULTILINE)
-    )
-    assert not missing
+def test_the_default_file_has_every_key_with_its_default() -> None:
+    text = (Path(__file__).parents[2] / "packaging/usbipd.toml").read_text()
+    assert parse(text, "usbipd.toml") == ServerConfig()
+    chosen = {"allow", "user"}  # what stands there is an example
+    for key, default in [
+        *((key, getattr(ServerConfig(), key)) for key in ServerConfig.__struct_fields__),
+        *((key, getattr(Limits(), key)) for key in Limits.__struct_fields__),
+    ]:
+        if key in {"limits", "access"}:
+            assert re.search(rf"^(?:# )?\[+{key}\]", text, re.MULTILINE)
+            continue
+        [value] = re.findall(rf"^# {key} = (.+)$", text, re.MULTILINE)[:1]
+        table = "[limits]\n" if key in Limits.__struct_fields__ else ""
+        config = parse(f"{table}{key} = {value}", "usbipd.toml")
+        assert key in chosen or getattr(config.limits if table else config, key) == default, key
 
 
 ALL_KEYS = """\

@@ -92,6 +92,7 @@ def test_quiet_intervals_restore_the_burst_and_then_nothing_waits(clock: Clock) 
     assert len(passed) == BURST
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("burst", [1, BURST, BURST + 1])
 @pytest.mark.parametrize("pause", [1.25, INTERVAL / REFILL, INTERVAL + 1, 2 * INTERVAL + 1])
 def test_a_day_of_repeats_is_bounded_whatever_their_rhythm(clock: Clock, burst: int, pause: float) -> None:

@@ -25,7 +25,7 @@ MAX_SIMULATED: Final = 64
 def create(name: str, options: Mapping[str, str]) -> SimulatedDevice:
     """The device of this name, as after power-on.
 
-    Raises `UsageError` for a name, an option or a value that there is not, and if its file cannot be had.
+    Raises `UsageError` for an unknown name, option or value, and if its file cannot be opened.
     """
     device = _find(name)
     return device(device.check_options(options))

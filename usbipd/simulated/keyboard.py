@@ -113,7 +113,7 @@ class Keyboard(SimulatedDevice):
 
     def reset(self) -> None:
         self._typed = 0  # half strokes: even numbers wait for a key to go down, odd ones for it to go up
-        self._next_stroke: float | None = None  # None: nobody has polled yet
+        self._next_stroke: float | None = None  # None: not polled yet
         self._next_repeat: float | None = None  # None: only changes are reported
         self._report = _RELEASED
         self._leds = 0
@@ -123,7 +123,7 @@ class Keyboard(SimulatedDevice):
     def read(self, endpoint: int, length: int) -> bytes | Handshake:
         now = self._clock()
         if self._next_stroke is None:
-            self._next_stroke = now + KEY_TIME  # time for whoever has just attached the keyboard to look
+            self._next_stroke = now + KEY_TIME  # time for the user who attached the keyboard to look
         if now >= self._next_stroke:
             down = self._typed % 2 == 0
             code = _key_code(TEXT[self._typed // 2 % len(TEXT)])

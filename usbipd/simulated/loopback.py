@@ -35,7 +35,7 @@ ISOCHRONOUS_IN: Final = 0x84
 ISOCHRONOUS_OUT: Final = 0x04
 
 WRITE: Final = 0x5B  # bRequest of Linux's f_sourcesink.c: keeps the data,
-READ: Final = 0x5C  # and gives it back
+READ: Final = 0x5C  # and returns it
 _VENDOR_OUT: Final = frozenset({0x40, 0x41})  # bmRequestType: to the device or an interface
 _VENDOR_IN: Final = frozenset({0xC0, 0xC1})
 
@@ -44,7 +44,7 @@ _BCD_USB: Final = {Speed.FULL: 0x0110, Speed.HIGH: 0x0200, Speed.SUPER: 0x0300}
 _MAX_PACKET: Final = {Speed.FULL: 64, Speed.HIGH: 512, Speed.SUPER: 1024}
 _MAX_ISOCHRONOUS: Final = {Speed.FULL: 256, Speed.HIGH: 1024, Speed.SUPER: 1024}
 _MAX_KEPT: Final = 4096
-"""Isochronous packets on their way: the oldest are lost, as on a bus that nobody reads."""
+"""Isochronous packets on their way: the oldest are lost, as on a bus that is not read."""
 
 
 class Loopback(SimulatedDevice):

@@ -89,7 +89,7 @@ class MassStorage(SimulatedDevice):
     )
 
     def __init__(self, options: Mapping[str, str]) -> None:
-        """Raises `UsageError` if the medium cannot be had; see `FileMedium` and `MemoryMedium`."""
+        """Raises `UsageError` if the medium cannot be opened; see `FileMedium` and `MemoryMedium`."""
         super().__init__(options)
         size = parse_size(options["size"]) if "size" in options else None
         medium: Medium

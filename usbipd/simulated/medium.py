@@ -38,7 +38,7 @@ class Medium(Protocol):
 
 
 class MemoryMedium:
-    """Blocks in memory, zero at first; pages that nobody wrote take no room."""
+    """Blocks in memory, zero at first; pages that were never written take no memory."""
 
     def __init__(self, size: int) -> None:
         try:
@@ -121,7 +121,7 @@ class FileMedium:
         return present
 
     def read(self, offset: int, length: int) -> bytes:
-        """`length` bytes; fewer left in the file, because somebody cut it, is an `OSError`."""
+        """`length` bytes; fewer left in the file, because it was truncated, is an `OSError`."""
         data = os.pread(self._fd, length, offset)
         if len(data) < length:
             raise OSError(f"{self._path} ends before byte {offset + length}")

@@ -137,7 +137,7 @@ class ScsiDisk:
         self.reset()
 
     def reset(self) -> None:
-        """As after power-on: the medium is in, nobody prevents its removal."""
+        """As after power-on: the medium is loaded, its removal is not prevented."""
         self._sense = NO_SENSE
         self._loaded = True
         self._removal_prevented = False

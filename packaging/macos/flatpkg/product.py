@@ -23,7 +23,7 @@ COMPONENT: Final = "usbipd.pkg"
 
 
 def package_info(identifier: str, version: str) -> ElementTree.Element:
-    """What stands in PackageInfo whoever writes it; pkgbuild takes it with --info and adds the rest.
+    """What PackageInfo contains, by pkgbuild or by us; pkgbuild takes it with --info and adds the rest.
 
     Directories that are there keep their owner and mode: /usr/local may be Homebrew's.
     """
@@ -76,4 +76,4 @@ def archive(
 def _compressed(entries: Sequence[Entry], time: int) -> bytes:
     return gzip.compress(
         cpio.archive(entries, time), 9, mtime=0
-    )  # mtime: a time of ours is in no gzip header
+    )  # mtime: no time of this build in the gzip header

@@ -69,7 +69,7 @@ def _entries(root: Path, place: PurePosixPath) -> Iterator[Entry]:
         _check_name(name, path)
         found = (root / inner).lstat()
         if stat.S_ISLNK(found.st_mode):
-            # A link has no permissions of its own on Linux; on macOS it is made with these.
+            # A link has no permissions on Linux; on macOS it is created with these.
             yield Entry(path, stat.S_IFLNK | 0o755, os.fsencode((root / inner).readlink()))
             continue
         _check_mode(found.st_mode, path)

@@ -14,7 +14,7 @@ FREE: Final = "1"  # drivers/usb/usbip/usbip_common.h, SDEV_ST_AVAILABLE
 
 
 class Side(ABC):
-    """A server that runs, on a port of its own."""
+    """A running server, on its own port."""
 
     name: ClassVar[str]
     tcp_port: ClassVar[int]

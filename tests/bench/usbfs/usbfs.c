@@ -10,7 +10,7 @@
  *
  * Nothing of this enters the kernel: SUBMITURB queues, REAPURBNDELAY takes from the queue, and poll() says POLLOUT for
  * the node as long as something is queued (usbdev_poll in drivers/usb/core/devio.c) while the kernel waits for the
- * other descriptors.  Only the thread that submits may poll the node: nobody would wake another one.
+ * other descriptors.  Only the thread that submits may poll the node: no other one would be woken.
  */
 #define _GNU_SOURCE
 #include <dirent.h>

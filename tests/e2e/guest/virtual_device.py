@@ -89,7 +89,7 @@ class VirtualDevice:
         others: Sequence[bytes] = (),
         unanswered: Collection[tuple[int, int]] = (),
     ) -> None:
-        """`others` are further configurations, which it never uses; `unanswered` are bmRequestType and bRequest
+        """`others` are further configurations, never used; `unanswered` are bmRequestType and bRequest
         of the requests that it never answers.
         """
         self._device = device

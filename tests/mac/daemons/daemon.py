@@ -22,8 +22,6 @@ PACKET: Final = 512
 """Bytes of a bulk packet of a gadget."""
 RE_ENUMERATION: Final = 1.7
 """Seconds; the longest that has been measured on a Mac."""
-EARLY, TIMES_OUT = (1, 0, 28), "LIBUSB_ERROR_TIMEOUT"
-"""This version gives a re-enumeration up as soon as the clock begins a new second (libusb 9cef804b)."""
 CONFIG: Final = 'log_level = "debug"\n'
 
 
@@ -145,11 +143,8 @@ class MacDaemon(Daemon):
         log = self.log.close()
         assert code == 0, log
         assert "Traceback" not in log, log
-        assert not [line for line in log.splitlines() if self._is_error(line)], log
+        assert not [line for line in log.splitlines() if " ERROR " in line], log
         assert not running(pids), log
-
-    def _is_error(self, line: str) -> bool:
-        return " ERROR " in line and not (TIMES_OUT in line and self.machine.libusb_version == EARLY)
 
 
 def _ask(command: Callable[[list[str]], int], *arguments: str) -> dict[str, Any]:

@@ -123,6 +123,7 @@ async def test_a_bind_means_one_thing(host: Host, parameters: BindParameters) ->
         await host.manager.bind(parameters, "test")
 
 
+@pytest.mark.slow
 async def test_bindings_never_become_too_many_to_be_listed(host: Host) -> None:
     allow = [f"2001:db8:{number:x}::/48" for number in range(64)]
     rule = DeviceRule(2, 0)

@@ -286,7 +286,10 @@ HELLO = Conversation(BOTH).hello()
         (HELLO + event_frame(EventName.RESTORED, Nothing()), "server may not send restored"),
         (HELLO[:-1], "in the middle of a message"),
     ],
-    ids=str,
+    ids=[
+        *("4 GiB", "rubbish", "no hello", "two hellos", "answer", "answer to 0", "no descriptor", "command"),
+        *("event", "cut"),
+    ],
 )
 async def test_a_process_that_breaks_the_rules_is_dropped(sent: bytes, reason: str) -> None:
     one, other = socket.socketpair()

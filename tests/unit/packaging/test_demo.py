@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 DEMO = Path(__file__).resolve().parents[2] / "demo.py"
 
 
+@pytest.mark.slow
 def test_the_demonstration_goes_well_to_its_end() -> None:
     done = subprocess.run([sys.executable, DEMO], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

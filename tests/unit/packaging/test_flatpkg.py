@@ -292,6 +292,7 @@ def test_a_bom_of_many_pages(count: int) -> None:
     assert listed(read) == listed(list(flat_reader.read_cpio(cpio.archive(entries, TIME))))
 
 
+@pytest.mark.slow
 def test_more_than_a_bom_takes() -> None:
     root = Entry(".", stat.S_IFDIR | 0o755, b"")
     files = [Entry(f"./{number}", stat.S_IFREG | 0o644, b"") for number in range(65_536)]
@@ -299,6 +300,7 @@ def test_more_than_a_bom_takes() -> None:
         bom.bill([root, *files], TIME)
 
 
+@pytest.mark.slow
 def test_more_than_cpio_takes() -> None:
     with pytest.raises(UnfitError, match=r"a name of 262144 bytes; a cpio archive has 262143 at most"):
         cpio.archive([Entry("x" * 262_143, stat.S_IFREG | 0o644, b"")], TIME)

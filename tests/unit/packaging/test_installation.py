@@ -128,9 +128,9 @@ def test_uninstall_leaves_what_came_later(make: Make, root: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the options are those of GNU tar")
-def test_the_tree_of_a_release_unpacked_as_the_readme_says(make: Make, root: Path, tmp_path: Path) -> None:
-    readme = (installation.PACKAGING.parent / "README.md").read_text()
-    [options] = re.findall(r"`sudo tar -C / (.*) -xzf`", readme)
+def test_the_tree_of_a_release_unpacked_as_the_manual_says(make: Make, root: Path, tmp_path: Path) -> None:
+    manual = (installation.PACKAGING.parent / "docs/install.md").read_text()
+    [options] = re.findall(r"`sudo tar -C / (.*) -xzf`", manual)
     make("install")
     subprocess.run(["tar", "-C", root, "-czf", tmp_path / "release.tar.gz", "usr"], check=True)
     system = tmp_path / "system"
@@ -195,16 +195,14 @@ def test_a_configuration_that_nobody_edited_becomes_the_new_default(make: Make, 
     assert not list(root.iterdir())
 
 
-def test_a_file_of_somebody_else_is_not_replaced(
-    make: Make, root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_foreign_file_is_not_replaced(make: Make, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Some distributions have a usbipd.service for the kernel's own server."""
     unit = root / "usr/local/lib/systemd/system/usbipd.service"
     unit.parent.mkdir(parents=True)
     unit.write_text("[Unit]\n")
     before = tree(root)
     assert make("install") == 1
-    assert f"{unit} is there, and no `make install` has put it there" in capsys.readouterr().err
+    assert f"{unit} exists, and was not installed by `make install`" in capsys.readouterr().err
     assert tree(root) == before
 
 

@@ -259,6 +259,7 @@ def test_ids_that_cannot_be_listed_are_not_taken_for_free(mac: Mac, words: str) 
     assert "-create" not in " ".join(mac.calls)
 
 
+@pytest.mark.slow
 def test_an_installation_that_was_cut_off_anywhere_can_be_done_again(mac: Mac) -> None:
     install(mac)
     files, user, group, calls = mac.files(), mac.user(), mac.group(), len(mac.calls)

@@ -14,7 +14,7 @@ CASES = [
     "libusb_cases.py",
     "libusb_claim_cases.py",
     "libusb_request_cases.py",
-    "libusb_races.py",
+    pytest.param("libusb_races.py", marks=pytest.mark.slow),
 ]
 
 
@@ -26,6 +26,7 @@ def test_claim_and_pump_on_a_fake_libusb(cases: str, tmp_path: Path, pytestconfi
     run(cases, environment_with_fake(tmp_path), pytestconfig)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="the allocator that fails stands before glibc's"
 )
