@@ -98,6 +98,7 @@ cdef class Claim:
     """Whether every interface of the active configuration is claimed."""
     cdef bint detaches
     cdef bint captures
+    cdef bint lacks_setting_0  # an interface does
 
     def __cinit__(self, int busnum, int devnum, *, descriptors=None, configuration=None,
                   bint as_on_macos=sys.platform == "darwin"):
@@ -213,7 +214,9 @@ cdef class Claim:
         last_words[0] = 0
         libusb_set_option(self._device.context, LIBUSB_OPTION_LOG_LEVEL, <int>LIBUSB_LOG_LEVEL_WARNING)
         try:
-            numbers = [each.bInterfaceNumber for each in self.interfaces()]
+            found = self.interfaces()
+            numbers = [each.bInterfaceNumber for each in found]
+            self.lacks_setting_0 = any([each.bAlternateSetting for each in found])
             if captures:
                 self._capture(numbers)
             elif self.detaches and not self.captures:
@@ -309,6 +312,8 @@ cdef class Claim:
         """
         problems = self._release()
         cdef int code, number
+        if self.detached and self.lacks_setting_0 and not self.captures:
+            self._make_interfaces_anew()
         failed = []
         for number in self.detached:
             with nogil:
@@ -322,6 +327,17 @@ cdef class Claim:
                 problems.append(f"the kernel driver could not be reattached to interface {number} ({name}, {code})")
         self.detached.clear()
         return problems
+
+    cdef object _make_interfaces_anew(self):
+        """An interface without setting 0 is probed by no driver once one has left it: Linux wants it in setting 0 first
+        (usb_unbind_interface and usb_probe_interface in drivers/usb/core/driver.c).  New ones come with the
+        configuration; if that fails, the others get their drivers as always.
+        """
+        cdef int code, value = self.configuration
+        with nogil:
+            code = libusb_set_configuration(self._device.handle, -1)
+            if code == 0:
+                libusb_set_configuration(self._device.handle, value)
 
     cdef list _release(self):
         cdef int code, number

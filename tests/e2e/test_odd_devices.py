@@ -7,7 +7,7 @@ import pytest
 from tests.e2e.guest import odd_devices
 from tests.e2e.running import Job, RunningScenario
 
-JOB: Final = Job("odd_devices", timeout=300)
+JOB: Final = Job("odd_devices", timeout=900)
 
 
 @pytest.mark.parametrize("step", odd_devices.SCENARIO.names)

@@ -16,10 +16,12 @@ from tests.e2e.guest import client
 from tests.e2e.guest.command import ask, call, listed, wait_for_state
 from tests.e2e.guest.scenario import Scenario, check
 from tests.e2e.guest.server import BareKernelServer, Usbipd
+from tests.e2e.guest.sharing import attached
 from tests.e2e.guest.streams import check_same
-from tests.e2e.guest.system import wait_for
+from tests.e2e.guest.system import run, wait_for
 from tests.e2e.guest.usb import DEVICES, UsbDevice
 from tests.e2e.guest.usbfs import BULK, Urb, UsbFile
+from tests.e2e.guest.usbtest import GADGET_ZERO
 from tests.e2e.guest.virtual_device import GET_DESCRIPTOR, VirtualDevice
 from usbipd.protocol.constants import (
     USB_DIR_IN,
@@ -308,6 +310,21 @@ def our_reader_finds_what_this_kernel_finds() -> None:
 
 for shape in SHARED:
     SCENARIO.add(f"same from both servers: {shape.name}", shape.name, partial(same_from_both, shape))
+
+
+@step("driver")
+def driver_of_an_interface_without_setting_0_comes_back() -> None:
+    run("modprobe", "usbtest")
+    zero = device_descriptor(0, bcdUSB=0x0200)
+    vendor, product = (int(each, 16).to_bytes(2, "little") for each in GADGET_ZERO.split(":"))
+    plugged = VirtualDevice(
+        zero[:8] + vendor + product + zero[12:], configuration_descriptor(interface(0, 2, 2), *PAIR)
+    )
+    device = plug(plugged)
+    with attached(device, ["usbtest"]):
+        pass
+    plugged.unplug()
+    run("rmmod", "usbtest")
 
 
 # ---- what cannot be shared -------------------------------------------------------------------------------
