@@ -131,7 +131,7 @@ SHARED: Final = (
     ),
     Shape(
         "two configurations, of which libusb lists none",  # it takes the header to be 9 bytes long
-        b"\x0c" + configuration_descriptor(b"\0\x04\0", interface(0, 2), *PAIR)[1:],
+        b"\x0c" + configuration_descriptor(b"\xff\x04\0", interface(0, 2), *PAIR)[1:],
         others=(configuration_descriptor(interface(0), bConfigurationValue=2),),
     ),
 )
