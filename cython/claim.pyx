@@ -19,7 +19,7 @@ from libc.string cimport strncpy
 from libusb cimport *
 
 include "linux_errno.pxi"
-include "interfaces.pxi"
+include "interface.pxi"
 
 from usbipd.errors import ClaimError
 from usbipd.usb.descriptors import DescriptorError, Interface, parse_descriptors
@@ -63,7 +63,7 @@ def libusb_runtime_version() -> tuple[int, int, int]:
 
 def libusb_runtime_name() -> str:
     """The same with what the build adds to it, as "1.0.30-usbipd2"; packaging/libusb."""
-    return "%d.%d.%d" % libusb_runtime_version() + libusb_get_version().rc.decode()
+    return dotted(libusb_runtime_version()) + libusb_get_version().rc.decode()
 
 
 cdef class Claim:
@@ -367,7 +367,7 @@ cdef class Claim:
         with nogil:
             FORGET_ERRNO()
             code = libusb_reset_device(self._device.handle)
-            result = errno_of_request(code)
+            result = linux_errno_of_request(code)
         if code == LIBUSB_ERROR_NOT_FOUND or code == LIBUSB_ERROR_NO_DEVICE:
             return -LINUX_ENODEV
         try:
@@ -404,7 +404,7 @@ cdef class Claim:
         with nogil:
             FORGET_ERRNO()
             code = libusb_set_configuration(self._device.handle, argument)
-            result = errno_of_request(code)
+            result = linux_errno_of_request(code)
         if result == 0:
             self.configuration = value
         if result == 0 and active != value and not self.captures:

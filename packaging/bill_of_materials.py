@@ -1,7 +1,8 @@
 """Writes what is inside the executable as a CycloneDX document: `bill_of_materials.py CONTENTS.json OUTPUT`.
 
 CONTENTS.json is what packaging/usbipd.spec has put in.  Each file and module belongs to one component: Python
-itself, a package of PyPI, libusb, or a library of the system that Python needs.  Run by `make binary`.
+itself, a package of PyPI, libusb, or a library of the system that Python needs.  usb.ids is one, too.  Run by
+`make binary`.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from importlib.metadata import Distribution, distribution, packages_distribution
 from pathlib import Path
 from typing import Any
 
+import usb_ids
 from cyclonedx.contrib.license.factories import LicenseFactory
 from cyclonedx.model import HashAlgorithm, HashType
 from cyclonedx.model.bom import Bom
@@ -31,7 +33,10 @@ def main() -> None:
     source, target = map(Path, sys.argv[1:])
     contents = json.loads(source.read_text())
     files = [(name, Path(path)) for name, path in contents["files"]]
-    bom = Bom(components=components(contents["libusb"], contents["modules"], files))
+    parts = components(contents["libusb"], contents["modules"], files)
+    if (names := contents["usb_ids"]) is not None:
+        parts.append(of_usb_ids(Path(names)))
+    bom = Bom(components=parts)
     ours = distribution("usbipd-ext")
     bom.metadata.component = Component(
         name="usbipd", version=ours.version, type=ComponentType.APPLICATION, licenses=licenses(ours)
@@ -91,6 +96,23 @@ def of_libusb(path: Path, version: str, source: dict[str, Any] | None) -> Compon
         origin = f"from {source['url']} with these patches in packaging/libusb of usbipd's source: {patches}"
     return of_library(
         "libusb", version, path, origin, [LicenseFactory().make_from_string("LGPL-2.1-or-later")]
+    )
+
+
+def of_usb_ids(path: Path) -> Component:
+    """The names of vendors and products: the file of a release, or that of the system."""
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    origin = f"from {usb_ids.URL}" if digest == usb_ids.SHA256 else of_system(path)[2]
+    version = usb_ids.version(path)
+    return Component(
+        name="usb.ids",
+        version=version,
+        type=ComponentType.DATA,
+        description=origin,
+        licenses=[LicenseFactory().make_from_string(usb_ids.TERMS)],
+        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=digest)],
+        purl=PackageURL("generic", None, "usb.ids", version),
     )
 
 

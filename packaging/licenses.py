@@ -1,7 +1,8 @@
 """Finds the licence texts of all that the one executable holds beside our own code.  Run by make, in stage.py
 and linux/installation.py.
 
-They come from the installed packages themselves, so that they are those of the versions that are bundled.
+Those of packages come from the installed packages themselves, so that they are those of the versions that are
+bundled.
 """
 
 import sys
@@ -17,6 +18,9 @@ DISTRIBUTIONS: Final = ("libusb1", "libusb-package", "msgspec", "psutil", "pyins
 LIBUSB: Final = ("libusb1", "COPYING.LESSER")
 """libusb's own licence is LGPL 2.1 or later, whose text must not be changed: it is the one in libusb1."""
 
+USB_IDS: Final = Path(__file__).with_name("usb.ids.LICENSE")
+"""The terms of the names of vendors and products, see usb_ids.py; the file itself has none."""
+
 
 class MissingError(Exception):
     """A missing licence text; the message names its component."""
@@ -29,6 +33,7 @@ def bundled() -> Mapping[str, list[Path]]:
     if not texts["libusb"]:
         raise MissingError(f"the package {LIBUSB[0]} has no {LIBUSB[1]}, the licence of libusb")
     texts["python"] = [of_python()]
+    texts["usb.ids"] = [USB_IDS]
     return texts
 
 

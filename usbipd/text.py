@@ -1,8 +1,9 @@
 """Untrusted text, made safe to show, log and send.  Used by every process.
 
 It is cleaned once, where it enters: messages of a less trusted peer in `ipc/texts.py`; names of devices, file
-systems and programs in `usb/`; replies of a remote USB/IP server in `protocol/op.py`.  Code that prints it
-does not clean it again.  Only the log does, since its lines may contain anything.
+systems and programs in `usb/`; replies of a remote USB/IP server in `protocol/op.py`; names from usb.ids in
+`cli/usb_ids.py`.  Code that prints it does not clean it again.  Only the log does, since its lines may
+contain anything.
 """
 
 from typing import Final

@@ -1,6 +1,8 @@
 """What only the executable has: unpacked files, a launcher, a libusb.  Run by `make test-binary`."""
 
 import fcntl
+import hashlib
+import json
 import os
 import pwd
 import resource
@@ -107,6 +109,22 @@ def test_another_libusb_is_refused() -> None:
         in done.stderr
     )
     assert "hint: unset LD_PRELOAD" in done.stderr
+
+
+def test_the_names_that_the_bill_of_materials_lists_are_where_they_are_read(tmp_path: Path) -> None:
+    assert EXECUTABLE is not None
+    bill = json.loads(EXECUTABLE.with_name("usbipd.cdx.json").read_text())
+    listed = [part["hashes"][0]["content"] for part in bill["components"] if part["name"] == "usb.ids"]
+    daemon = Daemon(tmp_path, "serial")
+    try:
+        files = list(home(daemon.process.pid).rglob("usb.ids"))
+        assert [str(file.relative_to(home(daemon.process.pid))) for file in files] == [
+            "usbipd/usb.ids"
+        ] * len(listed)
+        assert [hashlib.sha256(file.read_bytes()).hexdigest() for file in files] == listed
+        daemon.stop()
+    finally:
+        daemon.kill()
 
 
 def test_the_daemon_ends_with_its_launcher(tmp_path: Path) -> None:

@@ -1,10 +1,15 @@
 """How devices and bindings are called in tables and sentences.  Runs in the caller's process."""
 
 from collections.abc import Iterable
+from typing import Final
 
 from usbipd.cli.table import wrap
 from usbipd.cli.units import format_clock
+from usbipd.cli.usb_ids import UsbIds
 from usbipd.ipc.control_messages import BindingInfo, DeviceInfo
+
+USB_IDS: Final = UsbIds()
+"""The names for devices that report none."""
 
 
 def hardware_id(vendor_id: int, product_id: int) -> str:
@@ -12,16 +17,35 @@ def hardware_id(vendor_id: int, product_id: int) -> str:
     return f"{vendor_id:04x}:{product_id:04x}"
 
 
+def known_name(
+    vendor_id: int,
+    product_id: int,
+    product: str | None = None,
+    maker: str | None = None,
+    *,
+    with_maker: bool = True,
+) -> str | None:
+    """The name of a device that reports `maker` and `product`; None: it reports neither, nor does usb.ids.
+
+    What a device reports comes first, since different products may have the ids of the chip inside; one with
+    a product needs no more.  Without `with_maker`, the maker stands only where there is no product.
+    """
+    maker, product = ((text or "").strip() for text in (maker, product))
+    if not product:
+        listed_maker, listed_product = USB_IDS.names(vendor_id, product_id)
+        maker, product = maker or listed_maker or "", listed_product or ""
+    if product and (not with_maker or product.startswith(maker)):  # many products repeat their maker's name
+        return product
+    return f"{maker} {product}".strip() or None
+
+
 def device_name(device: DeviceInfo, *, with_maker: bool = True) -> str:
-    """What the device calls itself, marked as simulated if it is and does not say so."""
-    words = [word.strip() for word in (device.manufacturer, device.product) if word and word.strip()]
-    if len(words) == 2 and (not with_maker or words[1].startswith(words[0])):
-        del words[0]  # many products repeat their maker's name
-    if not words:
-        words.append("(unnamed)")
-    if device.simulated and "simulated" not in " ".join(words).lower():
-        words.append("(simulated)")
-    return " ".join(words)
+    """The name of the device, or its numbers, marked as simulated if it is and does not say so."""
+    ids = (device.vendor_id, device.product_id)
+    name = known_name(*ids, device.product, device.manufacturer, with_maker=with_maker) or hardware_id(*ids)
+    if device.simulated and "simulated" not in name.lower():
+        return f"{name} (simulated)"
+    return name
 
 
 def device_user(device: DeviceInfo) -> str:
@@ -38,8 +62,8 @@ def binding_name(binding: BindingInfo) -> str:
         parts.append(f"at {binding.busid}")
     elif binding.serial is not None:  # beside a port it tells people nothing
         parts.append(f"with serial number {binding.serial}")
-    if binding.product:
-        parts.append(f"({binding.product})")
+    if name := known_name(binding.vendor_id, binding.product_id, binding.product, with_maker=False):
+        parts.append(f"({name})")
     return " ".join(parts)
 
 

@@ -7,7 +7,7 @@ import argparse
 
 from usbipd.cli.arguments import add_json_argument, count
 from usbipd.cli.connection import ControlConnection
-from usbipd.cli.device import hardware_id
+from usbipd.cli.device import hardware_id, known_name
 from usbipd.cli.documents import HistoryDocument, render
 from usbipd.cli.output import emit, say
 from usbipd.cli.subcommand import Subcommand, always
@@ -83,10 +83,10 @@ def format_history(entries: list[HistoryEntry], width: int) -> str:
 
 
 def _device(entry: HistoryEntry) -> str:
-    words = [] if entry.product is None else [entry.product]
-    if entry.vendor_id is not None and entry.product_id is not None:
-        words.insert(0, hardware_id(entry.vendor_id, entry.product_id))
-    return " ".join(words)
+    if entry.vendor_id is None or entry.product_id is None:
+        return entry.product or ""
+    name = known_name(entry.vendor_id, entry.product_id, entry.product)
+    return f"{hardware_id(entry.vendor_id, entry.product_id)} {name or ''}".rstrip()
 
 
 def _details(entry: HistoryEntry) -> str:

@@ -5,7 +5,7 @@ from typing import Final
 
 from usbipd.cli.arguments import add_json_argument, host_and_port, seconds
 from usbipd.cli.connection import ANSWER_TIMEOUT, ControlConnection
-from usbipd.cli.device import device_name, device_user, format_failures, hardware_id
+from usbipd.cli.device import device_name, device_user, format_failures, hardware_id, known_name
 from usbipd.cli.documents import ListDocument, RemoteDevice, RemoteInterface, RemoteListDocument, render
 from usbipd.cli.output import emit, say
 from usbipd.cli.remote import fetch_devlist
@@ -135,7 +135,7 @@ def format_absent(bindings: list[BindingInfo], width: int) -> str:
             hardware_id(binding.vendor_id, binding.product_id),
             binding.busid or "any",
             binding.serial or "any",
-            binding.product or "",
+            known_name(binding.vendor_id, binding.product_id, binding.product, with_maker=False) or "",
             ", ".join(binding.allow) or "all",
         )
         for binding in bindings
@@ -179,7 +179,7 @@ def format_remote(devices: list[RemoteDevice], width: int) -> str:
         Column("BUSID"),
         Column("VID:PID"),
         Column("SPEED"),
-        Column("CLASS", minimum=8),
+        Column("DEVICE", minimum=8),
         Column("INTERFACES", minimum=10),
     )
     rows = [
@@ -187,8 +187,10 @@ def format_remote(devices: list[RemoteDevice], width: int) -> str:
             device.busid,
             hardware_id(device.vendor_id, device.product_id),
             device.speed,
-            class_name(device.device_class),
-            count_classes(interface.interface_class for interface in device.interfaces),
+            known_name(device.vendor_id, device.product_id)
+            or hardware_id(device.vendor_id, device.product_id),
+            count_classes(interface.interface_class for interface in device.interfaces)
+            or class_name(device.device_class),
         )
         for device in devices
     ]

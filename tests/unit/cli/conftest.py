@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from usbipd.cli import device
+from usbipd.cli.usb_ids import UsbIds
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc.blocking_channel import BlockingChannel
 from usbipd.ipc.control_messages import PEOPLE
@@ -52,6 +54,16 @@ def drain(connection: socket.socket) -> None:
     with contextlib.suppress(ConnectionResetError):  # it left with something unread
         while connection.recv(4096):
             pass
+
+
+@pytest.fixture(autouse=True)
+def usb_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names are those of a short list, whatever the system's usb.ids has."""
+    path = tmp_path / "usb.ids"
+    path.write_text(
+        "0951  Kingston Technology\n\t1666  DataTraveler 100 G3\n\t1624  Kingston Technology G2\n"
+    )
+    monkeypatch.setattr(device, "USB_IDS", UsbIds([str(path)]))
 
 
 @pytest.fixture

@@ -84,6 +84,11 @@ def test_what_people_read(utc: None) -> None:
     )
 
 
+def test_a_device_without_a_name_has_that_of_usb_ids() -> None:
+    listed = make_entry(1, vendor_id=0x0951, product_id=0x1666, product=None)
+    assert "  0951:1666 Kingston Technology DataTraveler 100 G3\n" in format_history([listed], 100)
+
+
 def test_an_entry_that_stands_for_many(utc: None) -> None:
     many = make_entry(9, HistoryEvent.DETACHED, client="192.0.2.7:5", seconds=60.0, count=9980, reason="left")
     assert format_history([many], 80).splitlines()[-1] == (

@@ -8,7 +8,8 @@ import pytest
 from tests.golden.messages import DEVICE
 from tests.unit.cli.reports import make_binding, make_device
 from usbipd.cli import list as list_command
-from usbipd.cli.list import format_list
+from usbipd.cli.documents import RemoteDevice, RemoteInterface
+from usbipd.cli.list import format_list, format_remote
 from usbipd.ipc.control_messages import DeviceState, LeftOutInfo, ListResult
 
 
@@ -18,13 +19,15 @@ def test_devices_with_state_and_user() -> None:
         make_device("3-1", state=DeviceState.ATTACHED, client="192.0.2.7:51234", drivers=[], simulated=True),
         make_device("3-2", manufacturer="Acme", product="Acme Disk", drivers=[]),
         make_device("3-3", manufacturer=" ", product=None, drivers=[]),
+        make_device("3-4", vendor_id=0x0951, product_id=0x1666, manufacturer=None, product="", drivers=[]),
     ]
-    assert format_list(ListResult(devices=devices, bindings=[]), 80) == (
-        "BUSID  VID:PID    STATE       DEVICE                     USED BY\n"
-        "1-1    0781:5581  not shared  SanDisk Ultra              usb-storage\n"
-        "3-1    0781:5581  attached    SanDisk Ultra (simulated)  192.0.2.7:51234\n"
+    assert format_list(ListResult(devices=devices, bindings=[]), 100) == (
+        "BUSID  VID:PID    STATE       DEVICE                                   USED BY\n"
+        "1-1    0781:5581  not shared  SanDisk Ultra                            usb-storage\n"
+        "3-1    0781:5581  attached    SanDisk Ultra (simulated)                192.0.2.7:51234\n"
         "3-2    0781:5581  shared      Acme Disk\n"
-        "3-3    0781:5581  shared      (unnamed)\n"
+        "3-3    0781:5581  shared      0781:5581\n"
+        "3-4    0951:1666  shared      Kingston Technology DataTraveler 100 G3\n"
     )
 
 
@@ -42,14 +45,51 @@ def test_bindings_whose_device_is_not_there() -> None:
         make_binding(),
         make_binding(busid="3-4", serial="4C53", product="Maus"),
         make_binding(vendor_id=0x1D6B, product_id=0x0104, product=None, allow=["::1", "192.0.2.7"]),
+        make_binding(vendor_id=0x0951, product_id=0x1666, product=None),
     ]
     text = format_list(ListResult(devices=[make_device()], bindings=bindings), 80)
     assert text.partition("\n\n")[2] == (
         "Bound, not plugged in:\n"
-        "VID:PID    PORT  SERIAL NUMBER  CALLED  ALLOWED\n"
-        "0781:5581  any   any            Ultra   all\n"
-        "0781:5581  3-4   4C53           Maus    all\n"
-        "1d6b:0104  any   any                    ::1, 192.0.2.7\n"
+        "VID:PID    PORT  SERIAL NUMBER  CALLED               ALLOWED\n"
+        "0781:5581  any   any            Ultra                all\n"
+        "0781:5581  3-4   4C53           Maus                 all\n"
+        "1d6b:0104  any   any                                 ::1, 192.0.2.7\n"
+        "0951:1666  any   any            DataTraveler 100 G3  all\n"
+    )
+
+
+def make_remote_device(busid: str, *classes: int, **changes: object) -> RemoteDevice:
+    """A device of the vendor's class that another machine shares, or what `changes` makes of it."""
+    fields: dict[str, object] = {
+        "busid": busid,
+        "path": "/sys/devices/x",
+        "vendor_id": 0x0951,
+        "product_id": 0x1666,
+        "device_version": 0x0100,
+        "speed": "high",
+        "device_class": 0xFF,
+        "device_subclass": 0,
+        "device_protocol": 0,
+        "configuration": 1,
+        "configurations": 1,
+        "interfaces": [
+            RemoteInterface(interface_class=c, interface_subclass=0, interface_protocol=0) for c in classes
+        ],
+    }
+    return RemoteDevice(**(fields | changes))  # type: ignore[arg-type]
+
+
+def test_devices_of_another_machine() -> None:
+    devices = [
+        make_remote_device("1-1", 8),
+        make_remote_device("1-2", 3, 3, product_id=1, speed="low"),
+        make_remote_device("1-3", vendor_id=0xFFF0, configuration=0),
+    ]
+    assert format_remote(devices, 80) == (
+        "BUSID  VID:PID    SPEED  DEVICE                                   INTERFACES\n"
+        "1-1    0951:1666  high   Kingston Technology DataTraveler 100 G3  mass storage\n"
+        "1-2    0951:0001  low    Kingston Technology                      HID x2\n"
+        "1-3    fff0:1666  high   fff0:1666                                vendor\n"
     )
 
 

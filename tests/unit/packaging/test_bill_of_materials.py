@@ -9,6 +9,7 @@ from typing import Any
 
 import bill_of_materials
 import pytest
+import usb_ids
 
 from usbipd import __version__
 
@@ -37,6 +38,7 @@ def bill(
     modules: list[str],
     *names: str,
     libusb: dict[str, Any] | None = None,
+    usb_ids: Path | None = None,
 ) -> dict[str, Any]:
     """The document for these modules and files; `libusb` is that of Linux if it is not said."""
     files = []
@@ -45,7 +47,8 @@ def bill(
         file.write_text(f"this is {name}")
         files.append([name, str(file)])
     libusb = libusb or {"version": "1.0.30", "source": None}
-    contents = {"libusb": libusb, "modules": modules, "files": files}
+    names = None if usb_ids is None else str(usb_ids)
+    contents = {"libusb": libusb, "usb_ids": names, "modules": modules, "files": files}
     source, target = directory / "contents.json", directory / "bill.json"
     source.write_text(json.dumps(contents))
     monkeypatch.setattr(sys, "argv", ["bill_of_materials.py", str(source), str(target)])
@@ -91,6 +94,38 @@ def test_our_own_libusb_is_named_with_its_source(tmp_path: Path, monkeypatch: py
         "source: 0001-a.patch, 0002-b.patch"
     )
     assert found["licenses"] == [{"license": {"id": "LGPL-2.1-or-later"}}]
+
+
+LIST = b"#\n# Version: 2026.06.10\n# Date: 2026-06-10\n\n0001  Vendor\n"
+
+
+def component_of_usb_ids(document: dict[str, Any]) -> dict[str, Any]:
+    [found] = [each for each in document["components"] if each["name"] == "usb.ids"]
+    assert (found["version"], found["type"]) == ("2026.06.10", "data")
+    assert found["licenses"] == [{"expression": "GPL-2.0-or-later OR BSD-3-Clause"}]
+    assert found["hashes"] == [{"alg": "SHA-256", "content": hashlib.sha256(LIST).hexdigest()}]
+    return dict(found)
+
+
+@pytest.mark.usefixtures("dpkg")
+def test_the_usb_ids_of_a_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "usb.ids"
+    path.write_bytes(LIST)
+    monkeypatch.setattr(usb_ids, "SHA256", hashlib.sha256(LIST).hexdigest())
+    found = component_of_usb_ids(bill(tmp_path, monkeypatch, [], usb_ids=path))
+    assert found["description"] == f"from {usb_ids.URL}"
+
+
+def test_the_usb_ids_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "usb.ids"
+    path.write_bytes(LIST)
+    dpkg = tmp_path / "bin/dpkg-query"
+    dpkg.parent.mkdir()
+    dpkg.write_text(f'#!/bin/sh\ncase $2 in {path}) echo "usb.ids: {path}" ;; *) echo 2026 ;; esac\n')
+    dpkg.chmod(0o755)
+    monkeypatch.setenv("PATH", str(dpkg.parent))
+    found = component_of_usb_ids(bill(tmp_path, monkeypatch, [], usb_ids=path))
+    assert found["description"] == "from the Debian package usb.ids"
 
 
 @pytest.mark.usefixtures("dpkg")

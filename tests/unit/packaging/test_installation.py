@@ -84,7 +84,7 @@ def test_where_everything_lies(make: Make, root: Path) -> None:
         "usr/local/share/zsh/site-functions/_usbipd",
     }
     components = {path.name for path in (root / "usr/local/share/doc/usbipd/licenses").iterdir()}
-    assert components == {"usbipd", "libusb", "libusb1", "msgspec", "psutil", "python"}
+    assert components == {"usbipd", "libusb", "libusb1", "msgspec", "psutil", "python", "usb.ids"}
 
 
 def test_both_commands_are_one_executable(make: Make, root: Path) -> None:

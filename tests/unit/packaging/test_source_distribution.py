@@ -114,15 +114,19 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / f"usbipd_ext-{usbipd.__version__}.tar.gz"
 
 
+def build_wheel(source: Path, directory: Path) -> Path:
+    """The wheel that is made of an archive or a tree alone."""
+    environment = Environment(directory / "environment", PROJECT["build-system"]["requires"])
+    options = ["--no-index", "--no-deps", "--no-build-isolation", "--check-build-dependencies"]
+    environment.pip("wheel", *options, source, cwd=directory)
+    [built] = directory.glob("*.whl")
+    return built
+
+
 @pytest.fixture(scope="module")
 def wheel(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel that is made of the archive alone."""
-    directory = tmp_path_factory.mktemp("wheel")
-    environment = Environment(directory / "environment", PROJECT["build-system"]["requires"])
-    options = ["--no-index", "--no-deps", "--no-build-isolation", "--check-build-dependencies"]
-    environment.pip("wheel", *options, archive, cwd=directory)
-    [built] = directory.glob("*.whl")
-    return built
+    return build_wheel(archive, tmp_path_factory.mktemp("wheel"))
 
 
 def is_executable(mode: int) -> bool:
@@ -153,6 +157,22 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     fields = Parser().parsestr(text)
     assert (fields["Name"], fields["Version"]) == ("usbipd-ext", usbipd.__version__)
     assert (fields["License-Expression"], fields["License-File"]) == ("MIT", "LICENSE")
+
+
+def test_a_wheel_packs_the_usb_ids_that_was_fetched(archive: Path, tmp_path: Path) -> None:
+    with tarfile.open(archive) as tar:
+        for member in tar:  # Python before 3.11.4 has no filter for this
+            tar.extract(member, tmp_path)
+    [tree] = tmp_path.glob("usbipd_ext-*")
+    (tree / "build").mkdir()
+    (tree / "build/usb.ids").write_bytes(b"fe01  Vendor\n\tfe02  Product\n")
+    built = build_wheel(tree, tmp_path)
+    with zipfile.ZipFile(built) as wheel:
+        assert "usbipd/usb.ids.LICENSE" in wheel.namelist()
+    environment = Environment(tmp_path / "installed", PROJECT["project"]["dependencies"])
+    environment.pip("install", "--no-index", "--no-deps", built, cwd=tmp_path)
+    program = "from usbipd.cli.usb_ids import UsbIds; print(UsbIds().names(0xFE01, 0xFE02))"
+    assert environment.run("python", "-c", program, cwd=tmp_path) == "('Vendor', 'Product')\n"
 
 
 def test_what_the_wheel_installs_runs(wheel: Path, tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ def test_licences_of_all_that_is_bundled(stage_tree: Path) -> None:
         "msgspec": "Redistribution and use in source and binary forms",
         "psutil": "Redistribution and use in source and binary forms",
         "python": "PYTHON SOFTWARE FOUNDATION LICENSE",
+        "usb.ids": "Redistribution and use in source and binary forms",
     }
     assert {path.name for path in home.iterdir()} == set(words)
     for component, text in words.items():

@@ -78,6 +78,14 @@ def test_modules_and_executable_for_macos_are_built_with_our_libusb() -> None:
     assert ours < modules
 
 
+@pytest.mark.parametrize("job", ["macos", "linux"])
+def test_a_release_fetches_the_usb_ids_that_it_packs(job: str) -> None:
+    found = steps(job)
+    [fetch] = [number for number, step in enumerate(found) if "run: make usb-ids" in step]
+    [binary] = [number for number, step in enumerate(found) if "run: make binary" in step]
+    assert fetch < binary
+
+
 @pytest.mark.parametrize("moved", [False, True])
 def test_a_tag_that_has_moved_is_not_published(tmp_path: Path, moved: bool) -> None:
     [step] = [step for step in steps("publish") if "gh release create" in step]

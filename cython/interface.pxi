@@ -95,7 +95,7 @@ cdef struct OpenDevice:
     libusb_device_handle *handle
 
 
-cdef int usbfs_of(const OpenDevice *device) noexcept nogil:
+cdef int interface_usbfs(const OpenDevice *device) noexcept nogil:
     """The only descriptor on which libusb waits for POLLOUT (initialize_handle in linux_usbfs.c); -1: it is closed."""
     cdef const libusb_pollfd **list = libusb_get_pollfds(device.context)
     cdef int i = 0, file = -1
@@ -111,35 +111,35 @@ cdef int usbfs_of(const OpenDevice *device) noexcept nogil:
 cdef int interface_claim(const OpenDevice *device, int number) noexcept nogil:
     if number < LIBUSB_INTERFACES:
         return libusb_claim_interface(device.handle, number)
-    return usbfs_claim(usbfs_of(device), number)
+    return usbfs_claim(interface_usbfs(device), number)
 
 
 cdef int interface_release(const OpenDevice *device, int number) noexcept nogil:
     if number < LIBUSB_INTERFACES:
         return libusb_release_interface(device.handle, number)
-    return usbfs_release(usbfs_of(device), number)
+    return usbfs_release(interface_usbfs(device), number)
 
 
 cdef int interface_select(const OpenDevice *device, int number, int alternate) noexcept nogil:
     if number < LIBUSB_INTERFACES:
         return libusb_set_interface_alt_setting(device.handle, number, alternate)
-    return usbfs_select(usbfs_of(device), number, alternate)
+    return usbfs_select(interface_usbfs(device), number, alternate)
 
 
 cdef int interface_has_driver(const OpenDevice *device, int number) noexcept nogil:
     """1: a driver of the host other than usbfs has it; 0: none has."""
     if number < LIBUSB_INTERFACES:
         return libusb_kernel_driver_active(device.handle, number)
-    return usbfs_has_driver(usbfs_of(device), number)
+    return usbfs_has_driver(interface_usbfs(device), number)
 
 
 cdef int interface_detach(const OpenDevice *device, int number) noexcept nogil:
     if number < LIBUSB_INTERFACES:
         return libusb_detach_kernel_driver(device.handle, number)
-    return usbfs_detach(usbfs_of(device), number)
+    return usbfs_detach(interface_usbfs(device), number)
 
 
 cdef int interface_attach(const OpenDevice *device, int number) noexcept nogil:
     if number < LIBUSB_INTERFACES:
         return libusb_attach_kernel_driver(device.handle, number)
-    return usbfs_attach(usbfs_of(device), number)
+    return usbfs_attach(interface_usbfs(device), number)
