@@ -151,7 +151,7 @@ async def check_exposure(context: CheckContext) -> list[Finding]:
             f"whoever reaches {', '.join(beyond)} may use {what}: USB/IP has neither login nor encryption",
             'Write who may connect into usbipd.toml, for instance allow = ["192.168.1.0/24"], '
             "or start the daemon with --allow 192.168.1.0/24.",
-            "Or say it for one device: `usbipd bind --busid BUSID --allow 192.168.1.7`.",
+            "Or say it for one device: `usbipd bind BUSID --allow 192.168.1.7`.",
             'Or listen on this host only, listen = ["127.0.0.1"], and let clients come through a tunnel.',
             _START_AGAIN,
         )
@@ -202,7 +202,7 @@ def _silent(child: Child, seconds: float, blocked: float | None, uid: int) -> Fi
         return warning(
             f"{child.label} has been waiting for its device for {blocked:.0f} s and answers nothing else",
             "Wait: a request such as SET_CONFIGURATION times out after 5 s.",
-            f"To end it: `usbipd detach --busid {child.busid}`, or unplug the device.",
+            f"To end it: `usbipd detach {child.busid}`, or unplug the device.",
         )
     if _is_stopped(child):
         return failed(
@@ -236,7 +236,7 @@ async def check_captured(context: CheckContext) -> list[Finding]:
     findings = [
         warning(
             f"{device.busid} is claimed, and {', '.join(device.drivers)} of this host has a part of it",
-            f"Run `usbipd unbind --busid {device.busid}`, then bind it again.",
+            f"Run `usbipd unbind {device.busid}`, then bind it again.",
             "If that changes nothing, unplug the device and plug it in again.",
         )
         for device in captured
@@ -287,8 +287,8 @@ def _look_at_binding(
         warning(
             f"{rule}: another device is there, {ids} ({other.product or 'unnamed device'})",
             f"Plug the bound device into {binding.busid}.",
-            f"Or share what is there now: `usbipd unbind --busid {binding.busid}`, then "
-            f"`usbipd bind --busid {binding.busid}`. `usbipd list` shows both serial numbers.",
+            f"Or share what is there now: `usbipd unbind {binding.busid}`, then "
+            f"`usbipd bind {binding.busid}`. `usbipd list` shows both serial numbers.",
         )
     ]
 

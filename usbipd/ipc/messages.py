@@ -14,7 +14,7 @@ import msgspec
 
 from usbipd.ipc.message import Message
 
-IPC_VERSION: Final = 3
+IPC_VERSION: Final = 4
 """Raised whenever a message changes its form.  Both ends must agree; they come from one executable."""
 
 MAX_MESSAGE: Final = 64 * 1024
