@@ -78,7 +78,7 @@ def test_a_device_of_each_speed(speed: Speed, number: int) -> None:
 
 def test_descriptors_are_the_device_s(keyboard: Device) -> None:
     claim = Claim(*keyboard.busid, as_on_macos=True)
-    assert claim.device_descriptor()["idVendor"] == 0x1D6B
+    assert claim.descriptors.fields["idVendor"] == 0x1D6B
     assert claim.speed() == 3
     assert claim.configuration == 1
-    assert len(claim.endpoints()) == 4 + 6 + 2 + 2
+    assert sum(len(each.endpoints) for each in claim.descriptors.configurations) == 4 + 6 + 2 + 2

@@ -25,9 +25,9 @@ def main(descriptor: int, library: str) -> int:
 
     sys.platform = real
     from usbipd import confinement, privileges
-    from usbipd.worker import process
+    from usbipd.worker import held_device, process
 
-    pretend(confinement, privileges)
+    pretend(confinement, privileges, held_device)
     return process.main(["20-2"])
 
 

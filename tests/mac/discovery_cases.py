@@ -81,7 +81,7 @@ def test_a_capture_keeps_the_registry_id_and_its_release_does_not(tree: Tree) ->
     claim = Claim(before.busnum, before.devnum, as_on_macos=True)
     claim.take()
     assert device.captured
-    descriptor = claim.device_descriptor()
+    descriptor = claim.descriptors.fields
     assert (descriptor["idVendor"], descriptor["idProduct"]) == (before.vendor_id, before.product_id)
     [during] = records()
     assert during == before

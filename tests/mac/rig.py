@@ -98,7 +98,7 @@ class MacRig(Rig):
         self.plugged = device
         self.claim = take(device) if claim is None else claim
         transfers = _pump.LibusbTransfers(self.claim, as_on_macos=True, device_memory=device_memory)
-        self._start(transfers, self.claim.endpoints(), self.claim.configuration)
+        self._start(transfers, self.claim.descriptors.configurations, self.claim.configuration)
 
     def wait(self, count: int, *commands: Command) -> list[Reply]:
         """Sends the commands, then waits for so many replies: other threads bring them."""

@@ -85,6 +85,10 @@ class Discovery(Protocol):
     def problem(self) -> str | None:
         """What is not known, because the system does not answer."""
 
+    @property
+    def left_out(self) -> Mapping[str, UsbipdError]:
+        """By busid: devices that are present and not listed, and why."""
+
 
 class PlugEvents(Protocol):
     """What health needs of a listener to events of the system."""

@@ -17,8 +17,10 @@ from typing import Any, ClassVar, Final, cast
 
 from tests.e2e.guest.scenario import StepError, check
 from tests.e2e.guest.system import JOB, run, wait_for
+from tests.e2e.guest.usb import DEVICES
 
 PORT: Final = 3240
+DRIVER: Final = Path("/sys/bus/usb/drivers/usbip-host")
 TCP_LISTEN: Final = "0A"  # include/net/tcp_states.h
 LOG: Final = JOB / "daemon.log"
 STOP_TIME: Final = 10.0
@@ -144,6 +146,16 @@ class KernelServer(Server):
 
     def unbind(self, busid: str) -> None:
         run("usbip", "unbind", "-b", busid)
+
+
+class BareKernelServer(KernelServer):
+    """The same, also for imported devices, which the tool `usbip bind` refuses."""
+
+    def bind(self, busid: str) -> None:
+        """As the tool does it (tools/usb/usbip/src/usbip_bind.c)."""
+        (DRIVER / "match_busid").write_text(f"add {busid}")
+        (DEVICES / busid / "driver/unbind").write_text(busid)
+        (DRIVER / "bind").write_text(busid)
 
 
 def credentials(pid: int) -> dict[str, str]:

@@ -62,8 +62,8 @@ class UsbDevice:
 
     @property
     def is_configured(self) -> bool:
-        """Whether the interfaces of its configuration 1 are there."""
-        return (DEVICES / f"{self.busid}:1.0").exists()
+        """Whether the interfaces of its configuration 1 are there, whatever their numbers are."""
+        return any(DEVICES.glob(f"{self.busid}:1.*"))
 
     def driver(self, interface: int = 0) -> str | None:
         """The name of the driver that holds an interface of the configuration 1."""

@@ -86,11 +86,14 @@ class VirtualDevice:
         *,
         speed: Speed = Speed.HIGH,
         serial: str = "V1",
+        others: Sequence[bytes] = (),
         unanswered: Collection[tuple[int, int]] = (),
     ) -> None:
-        """`unanswered` are bmRequestType and bRequest of the requests that the device never answers."""
+        """`others` are further configurations, never used; `unanswered` are bmRequestType and bRequest
+        of the requests that it never answers.
+        """
         self._device = device
-        self._configuration = configuration
+        self._configurations = (configuration, *others)
         self._strings = string_descriptors(("Acme", "Virtual device", serial))
         self._speed = speed
         self._unanswered = unanswered
@@ -179,7 +182,7 @@ class VirtualDevice:
     def _descriptor(self, kind: int, index: int) -> bytes | None:
         found: Sequence[bytes] = {
             USB_DT_DEVICE: (self._device,),
-            USB_DT_CONFIG: (self._configuration,),
+            USB_DT_CONFIG: self._configurations,
             USB_DT_STRING: self._strings,
         }.get(kind, ())
         return found[index] if index < len(found) else None

@@ -16,7 +16,7 @@ from tests.e2e.guest import client
 from tests.e2e.guest.command import ask, call, listed, wait_for_state
 from tests.e2e.guest.daemon import wait_until_ended
 from tests.e2e.guest.scenario import Scenario, StepError, check
-from tests.e2e.guest.server import KernelServer, Server, Usbipd
+from tests.e2e.guest.server import BareKernelServer, Server, Usbipd
 from tests.e2e.guest.sharing import attached
 from tests.e2e.guest.streams import check_same
 from tests.e2e.guest.system import wait_for
@@ -47,7 +47,6 @@ ISO_OUT, ISO_IN = 0x02, 0x82
 BULK_SIZE: Final = 512
 PACKET: Final = 192
 KERNEL_PORT: Final = 3241
-DRIVER: Final = Path("/sys/bus/usb/drivers/usbip-host")
 AVAILABLE: Final = "1"  # drivers/usb/usbip/usbip_common.h, SDEV_ST_AVAILABLE
 
 SCENARIO: Final = Scenario()
@@ -286,16 +285,6 @@ def phone_keeps_its_endpoints_after_a_set_interface_that_it_does_not_answer() ->
     wait_for_state(device.busid, "shared")
     ask("unbind", "--busid", device.busid)
     phone.unplug()
-
-
-class BareKernelServer(KernelServer):
-    """The kernel's own server, also of imported devices, which the tool `usbip bind` refuses."""
-
-    def bind(self, busid: str) -> None:
-        """As the tool does it (tools/usb/usbip/src/usbip_bind.c)."""
-        (DRIVER / "match_busid").write_text(f"add {busid}")
-        (DEVICES / busid / "driver/unbind").write_text(busid)
-        (DRIVER / "bind").write_text(busid)
 
 
 def _sessions(server: Server, tcp_port: int) -> Sequence[Request]:
