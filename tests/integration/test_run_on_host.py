@@ -1,4 +1,4 @@
-"""`tests/run_on_host.py`, which the workflow of macOS runs as root with the usual paths."""
+"""`tests/run_on_host.py`, which the macOS workflow runs as root with the usual paths."""
 
 import json
 import subprocess

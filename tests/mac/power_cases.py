@@ -88,7 +88,7 @@ async def test_devices_are_looked_for_after_a_wake(caplog: pytest.LogCaptureFixt
     await asyncio.to_thread(mac().wake)
     assert woken == ["woken"]
     assert [record.message for record in caplog.records] == [
-        "this Mac goes to sleep",
+        "this Mac is going to sleep",
         "this Mac has woken up",
     ]
 

@@ -200,7 +200,7 @@ def test_a_mac_that_refuses_the_profile(start: Start, device: Device) -> None:
     refused = start(SANDBOX_REFUSES="1")
     extension.ask(Command.RELEASE, Nothing(), Nothing)
     device.until("drivers", [0])
-    with pytest.raises(UsbipdError, match="not confined as required: this Mac refuses") as caught:
+    with pytest.raises(UsbipdError, match="cannot be confined as required: this Mac refuses") as caught:
         refused.claim(device, sandbox="require")
     assert caught.value.code == "not-confined"
     assert refused.worker.wait(PATIENCE) == 1

@@ -21,10 +21,10 @@ OWN_INTERPRETER: Final = "its daemons run in an interpreter of their own, withou
 SAME_CODE: Final = "it is the code that test_worker.py runs, many times"
 PARTS: Final = (("tests/integration", "tests/mac"), ("tests/unit", "tests/fuzz"))
 NOT_HERE: Final = (
-    ("tests/integration/test_kept_claims.py", "test_a_thousand_sessions_cost_nothing", MEASURES_MEMORY),
+    ("tests/integration/test_kept_claims.py", "test_a_thousand_sessions_leak_nothing", MEASURES_MEMORY),
     (
         "tests/unit/worker/test_session.py",
-        "test_memory_of_a_client_goes_back_to_the_system_with_it",
+        "test_memory_of_a_client_is_returned_to_the_system",
         MEASURES_MEMORY,
     ),
     ("tests/mac/test_libusb_patches.py", "", CRASHES),
@@ -32,7 +32,7 @@ NOT_HERE: Final = (
     ("tests/mac/daemons", "", OWN_INTERPRETER),
     ("tests/integration/test_run_on_host.py", "", OWN_INTERPRETER),
     ("tests/mac/test_switches.py", "test_a_session_with_these_switches", SAME_CODE),
-    ("tests/integration/test_processes.py", "test_the_end_takes_less_than_two_seconds", MEASURES_TIME),
+    ("tests/integration/test_processes.py", "test_shutdown_takes_less_than_two_seconds", MEASURES_TIME),
 )
 """Files, beginnings of names (empty: all), and why."""
 NOT_OURS: Final = (

@@ -31,7 +31,7 @@ OP_DEVICE_SIZE: Final = 312  # tools/usb/usbip/libsrc/usbip_common.h, struct usb
 OP_INTERFACE_SIZE: Final = 4  # tools/usb/usbip/libsrc/usbip_common.h, struct usbip_usb_interface
 
 MAX_DEVICES: Final = 4096
-"""Devices in one OP_REP_DEVLIST that a client of ours reads: more than any host has, 5 MiB at the worst."""
+"""Devices in one OP_REP_DEVLIST that our client accepts: more than any host has, at most 5 MiB."""
 
 
 class Speed(IntEnum):

@@ -263,7 +263,7 @@ def nothing_is_unmounted_in_a_namespace_of_its_own() -> None:
     disk = wait_for("a block device of the stick", WORLD.stick.block_device)
     run("mount", "-t", "ext4", disk, MOUNT_POINT)
     refused = call("bind", "--force", "--json", "--busid", WORLD.stick.busid)
-    told = "mount namespace of its own" in refused.stdout
+    told = "private mount namespace" in refused.stdout
     check(refused.code == 1 and told, f"bind by force says: {refused.stdout}")
     check(MOUNT_POINT.is_mount() and WORLD.stick.driver() == "usb-storage", "the disk is taken away")
     run("umount", MOUNT_POINT)

@@ -117,7 +117,7 @@ def test_sleep_and_wake(mac: Machine, daemon: MacDaemon) -> None:
     workers = [daemon.worker_pid(gadget.busid) for gadget in gadgets]
     sessions = [daemon.attach(gadget.busid) for gadget in gadgets]
     assert mac.kernel.sleep()
-    daemon.log.wait_for("this Mac goes to sleep")
+    daemon.log.wait_for("this Mac is going to sleep")
     returns.device.replug()
     leaves.device.unplug()
     mac.kernel.wake()

@@ -76,7 +76,7 @@ def test_life_of_a_device(
 
     with daemon.attach(device.busid) as session:
         mac.kernel.sleep()
-        daemon.log.wait_for("this Mac goes to sleep")
+        daemon.log.wait_for("this Mac is going to sleep")
         mac.kernel.wake()
         daemon.log.wait_for("this Mac has woken up")
         echo(session)
