@@ -1,4 +1,4 @@
-"""The channel of a process that waits by itself.  Used by the worker and by commands."""
+"""A blocking channel, for processes without an event loop.  Used by the worker and by commands."""
 
 import select
 import socket
@@ -24,19 +24,19 @@ from usbipd.ipc.row import Table
 
 
 class BlockingChannel:
-    """A channel for a process that waits by itself.
+    """A blocking channel.
 
-    It reads exactly one message at a time, so `fileno()` is readable whenever there is more to receive, but
-    for events that `request` met on its way: a caller that expects events, too, calls `receive`.
-    Every method raises `IPCError` when the peer broke the rules, or is gone while we send.
+    It reads exactly one message at a time, so `fileno()` is readable whenever a message is pending, except
+    for events that `request` has queued: a caller that expects events calls `receive`.  Every method raises
+    `IPCError` if the peer breaks the rules, or is gone while we send.
     """
 
     def __init__(
         self, connection: socket.socket, client_id: str, table: Table, *, trusted: bool = False
     ) -> None:
-        """Takes over `connection`, a connected stream socket, and says hello.
+        """Takes over `connection`, a connected stream socket, and sends hello.
 
-        Texts of a `trusted` peer are taken as they come.
+        Texts of a `trusted` peer are not cleaned.
         """
         self._connection = connection
         self._client_id = client_id
@@ -51,9 +51,9 @@ class BlockingChannel:
         return self._connection.fileno()
 
     def receive(self, timeout: float | None = None) -> Request | Response | Event | None:
-        """The next message, waited for; None when the peer has closed.
+        """Wait for the next message; None: the peer has closed.
 
-        Raises `IPCError`, with code "timeout" if none has come whole after `timeout` seconds.
+        Raises `IPCError`, with code "timeout" if no whole message has arrived after `timeout` seconds.
         """
         if self._told:
             return self._told.popleft()
@@ -84,10 +84,10 @@ class BlockingChannel:
         timeout: float,
         descriptor: int | None = None,
     ) -> Result:
-        """Ask and wait for the answer.  `descriptor` stays the caller's.
+        """Send a request and wait at most `timeout` seconds for the answer.  `descriptor` stays the caller's.
 
-        Events that come before it are kept for `receive`.  Raises the `UsbipdError` that the peer answers, or
-        `IPCError` (codes "timeout", "gone").
+        Events that arrive before the answer are queued for `receive`.  Raises the `UsbipdError` that the peer
+        answers, or `IPCError` (codes "timeout", "gone").
         """
         deadline = time.monotonic() + timeout
         response = self._ask(command, parameters, descriptor, deadline)
@@ -112,7 +112,7 @@ class BlockingChannel:
         if item is None:
             raise IPCError("the peer closed the channel", code="gone")
         if not isinstance(item, Response) or item.request_id != self._last_request:
-            raise IPCError(f"something else than the answer to {command}", code="bad-message")
+            raise IPCError(f"expected the answer to {command}", code="bad-message")
         return item
 
     def respond(self, request: Request, reply: Message | UsbipdError) -> None:
@@ -120,11 +120,11 @@ class BlockingChannel:
         self._send(response_frame(request.request_id, reply), None)
 
     def push(self, event: EventName, parameters: Message) -> None:
-        """Send an event, which the peer did not ask for."""
+        """Send an event."""
         self._send(event_frame(event, parameters), None)
 
     def close(self) -> None:
-        """Close the connection and what arrived unread."""
+        """Close the connection and the descriptors received with unread messages."""
         self._conversation.decoder.close()
         self._connection.close()
 

@@ -92,7 +92,9 @@ async def test_a_daemon_without_real_devices_promises_nothing(spawner: FakeSpawn
     manager = make_manager(spawner, sysfs, source, with_real=False)
     await manager.start()
     absent = HardwareId(vendor_id=0x0BAD, product_id=0xCAFE)
-    with pytest.raises(UsbipdError, match="simulated devices only, and 0bad:cafe is none") as caught:
+    with pytest.raises(
+        UsbipdError, match="simulated devices only, and 0bad:cafe is not one of them"
+    ) as caught:
         await manager.bind(BindParameters(hardware=absent), "test")
     assert caught.value.code == "no-device"
     assert "--real-devices" in (caught.value.advice or "")

@@ -342,7 +342,7 @@ async def test_a_user_has_few_answers_at_once(daemon: Daemon) -> None:
 
 async def test_an_error_is_told_with_its_advice(daemon: Daemon) -> None:
     async with daemon.listening():
-        with pytest.raises(UsbipdError, match="no device '9-9'") as caught:
+        with pytest.raises(UsbipdError, match="device '9-9' does not exist") as caught:
             await daemon.ask(Command.BIND, BindParameters(busid="9-9"), BindResult)
         assert caught.value.code == "no-device"
         assert caught.value.advice
@@ -383,7 +383,9 @@ async def test_each_row_of_the_policy(
             if may_change:
                 await daemon.ask(command, parameters, result, uid=uid, groups=groups)
                 continue
-            with pytest.raises(UsbipdError, match=f"you may not {command.partition('-')[0]}:") as caught:
+            with pytest.raises(
+                UsbipdError, match=f"permission denied: {command.partition('-')[0]} "
+            ) as caught:
                 await daemon.ask(command, parameters, result, uid=uid, groups=groups)
             assert caught.value.code == "not-permitted"
         with pytest.raises(UsbipdError) as caught:
@@ -611,6 +613,6 @@ def test_the_socket_of_another_program_with_a_full_queue_stays(daemon: Daemon) -
 
 async def test_a_file_that_is_no_socket_stays(daemon: Daemon) -> None:
     daemon.path.write_text("precious")
-    with pytest.raises(UsbipdError, match="is there already and is no socket"):
+    with pytest.raises(UsbipdError, match="exists and is not a socket"):
         daemon.handler.start_listener()
     assert daemon.path.read_text() == "precious"

@@ -101,7 +101,7 @@ def test_control_socket_replaced_by_a_file(control: Path) -> None:
     control.touch()
     found = look_at(control)
     assert found.state is CheckState.FAILED
-    assert "not our socket" in found.message
+    assert "not the daemon's socket" in found.message
     assert not any("emove" in step for step in found.steps), "it is not our file"
 
 
@@ -109,7 +109,7 @@ def test_control_socket_of_another_user(control: Path) -> None:
     host = linux(uid=os.geteuid() + 1)
     found = finding(check_control_socket, make_context(control_socket=control, host=host))
     assert found.state is CheckState.FAILED
-    assert "not our socket" in found.message
+    assert "not the daemon's socket" in found.message
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
@@ -199,7 +199,7 @@ def test_network_with_an_address_that_does_not_answer(port: int, closed_port: in
     listening = [f"127.0.0.1:{closed_port}", f"127.0.0.1:{port}"]
     found = finding(check_server, make_context(server=FakeServer(listening=listening)))
     assert found.state is CheckState.FAILED
-    assert found.message == f"127.0.0.1:{closed_port} takes no connections: Connection refused"
+    assert found.message == f"127.0.0.1:{closed_port} accepts no connections: Connection refused"
 
 
 def test_network_with_a_listener_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +246,7 @@ def test_exposure_to_everybody() -> None:
     assert "0.0.0.0:3241" in found.message
     assert "127.0.0.1:3240" not in found.message
     assert "1234:5678 at 1-2" in found.message
-    assert "neither login nor encryption" in found.message
+    assert "no login and no encryption" in found.message
     assert any('allow = ["192.168.1.0/24"]' in step for step in found.steps)
 
 
@@ -396,7 +396,7 @@ def test_a_server_that_does_not_answer_though_the_kernel_takes_connections(port:
 
 def test_captured() -> None:
     found = finding(check_captured, make_context())
-    assert (found.state, found.message) == (CheckState.OK, "taken from their drivers: 1-2")
+    assert (found.state, found.message) == (CheckState.OK, "detached from their drivers: 1-2")
 
 
 def test_captured_but_a_driver_is_back() -> None:
@@ -425,7 +425,7 @@ def test_captured_counts_real_devices_that_are_held() -> None:
         device("240-1", simulated=True),
     ]
     found = finding(check_captured, make_context(manager=FakeManager(shared_devices=shared, devices=devices)))
-    assert (found.state, found.message) == (CheckState.OK, "no real device is taken from its drivers")
+    assert (found.state, found.message) == (CheckState.OK, "no real device is claimed")
 
 
 def test_no_bindings() -> None:
@@ -481,7 +481,7 @@ def test_a_binding_at_whose_port_another_device_is() -> None:
     manager = FakeManager(bindings=[binding(devices=[])], devices=[device(product_id=0x9999, product=None)])
     found = finding(check_bindings, make_context(manager=manager))
     assert found.state is CheckState.WARNING
-    assert found.message == "1234:5678 at 1-2: another device is there, 1234:9999 (unnamed device)"
+    assert found.message == "1234:5678 at 1-2: another device is plugged in there, 1234:9999 (unnamed device)"
 
 
 def test_bindings_that_take_turns_at_a_port() -> None:

@@ -166,7 +166,7 @@ def test_the_worst_comes_first_and_no_more_than_can_be_told() -> None:
     ]
     checks = result(("binding", finds(*many))).checks
     assert [each.message for each in checks[:3]] == ["broken", "old", "0"]
-    assert (len(checks), checks[-1].message) == (MOST_FINDINGS + 1, "and 18 more like these, or better")
+    assert (len(checks), checks[-1].message) == (MOST_FINDINGS + 1, "and 18 more, none worse")
     assert checks[-1].state is CheckState.OK
 
 

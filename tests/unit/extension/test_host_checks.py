@@ -99,7 +99,7 @@ def test_rights_of_a_child_that_is_still_root() -> None:
     found = findings(check_rights, context)
     assert [each.state for each in found] == [CheckState.FAILED, CheckState.FAILED]
     assert found[0].message.startswith("server[")
-    assert found[1].message.endswith("1-2 runs as root and should as 65537")
+    assert found[1].message.endswith("1-2 runs as root instead of 65537")
 
 
 def test_rights_of_workers_that_are_to_stay_root() -> None:
@@ -111,7 +111,7 @@ def test_rights_of_workers_that_are_to_stay_root() -> None:
     )
     found = finding(check_rights, context)
     assert found.state is CheckState.WARNING
-    assert found.message.startswith('workers stay root (confine = "off")')
+    assert found.message.startswith('workers run as root (confine = "off")')
     assert findings(check_confinement, context) == []
 
 
@@ -153,7 +153,7 @@ def test_libusb_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     found = finding(check_libusb, make_context())
     assert found.state is CheckState.FAILED
     assert "1.0.25" in found.message
-    assert found.steps[-1] == "Start the daemon again."
+    assert found.steps[-1] == "Restart the daemon."
 
 
 @pytest.mark.parametrize(

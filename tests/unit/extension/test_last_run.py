@@ -83,4 +83,4 @@ async def test_a_store_that_does_not_work_is_no_reason_not_to_start(caplog: pyte
     await store._run(lambda: connection.execute("DROP TABLE history"))
     await store.end_last_run()
     await store.close()
-    assert "the end of the last run is not in the history" in caplog.text
+    assert "cannot record the end of the previous run in the history" in caplog.text

@@ -103,7 +103,7 @@ async def test_unbinding_what_is_not_shared(host: Host) -> None:
 
 
 async def test_binding_what_is_not_there(host: Host) -> None:
-    with pytest.raises(UsbipdError, match="there is no device '7-7'"):
+    with pytest.raises(UsbipdError, match="device '7-7' does not exist"):
         await host.bind("7-7")
 
 

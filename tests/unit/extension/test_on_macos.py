@@ -277,7 +277,7 @@ async def test_a_second_try_does_not_wait_for_ever(
 ) -> None:
     await mac.manager.start()
     a_worker_of_no_use(mac, monkeypatch)
-    with pytest.raises(ClaimError, match=r"1-2 was released, and has not come back within 0\.01 s"):
+    with pytest.raises(ClaimError, match=r"1-2 was released and did not reappear within 0\.01 s"):
         await mac.bind("1-2")
     assert [child.busid for child in spawner.children].count("1-2") == 1
     assert "1-2" not in mac.manager.shared_devices

@@ -56,7 +56,7 @@ async def test_a_list_that_fails_is_made_again(host: Host, monkeypatch: pytest.M
 
     await host.manager.start()
     await host.manager.bind(BindParameters(hardware=THING), "test")
-    monkeypatch.setattr(manager, "LIST_AGAIN", 0.0)
+    monkeypatch.setattr(manager, "LIST_RETRY", 0.0)
     monkeypatch.setattr(host.source, "list_devices", fail_once)
     host.plug(record("1-4"))
     await host.until_state("1-4", DeviceState.SHARED)

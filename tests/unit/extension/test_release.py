@@ -92,7 +92,7 @@ async def test_a_device_over_which_a_killed_worker_hangs(host: Host, monkeypatch
     monkeypatch.setattr(host.spawner, "kill", survivors.append)
     with pytest.raises(ClaimError):
         await host.bind("1-2")
-    with pytest.raises(ClaimError, match="hangs in the kernel, which waits for 1-2"):
+    with pytest.raises(ClaimError, match="hangs in the kernel waiting for 1-2"):
         await host.manager.release("1-2")
     kill(survivors[0])
     assert await host.manager.release("1-2") == ["usb-storage"]

@@ -246,7 +246,7 @@ async def test_a_reservation_ends(spawner: FakeSpawner, sysfs: FakeSysfs, how: s
         elif how == "its server died":
             desk.reservations.drop_all()
         await until(lambda: desk.device.is_free)
-        with pytest.raises(UsbipdError, match="no longer good"):
+        with pytest.raises(UsbipdError, match="no longer valid"):
             await desk.reservations.hand_over(desk.last, 0)
         desk.reservations.abandon(desk.last)  # again: nothing happens
 
@@ -256,7 +256,7 @@ async def test_a_reservation_does_not_outlive_its_worker(desk: Desk, spawner: Fa
         assert (await desk.reserve()).status == ST_OK
         spawner.last.die()
         await until(lambda: len(spawner.children) == 2 and desk.device.is_free)
-        with pytest.raises(UsbipdError, match="no longer good"):
+        with pytest.raises(UsbipdError, match="no longer valid"):
             await desk.reservations.hand_over(desk.last, 0)
         assert desk.device.is_free
 

@@ -26,9 +26,9 @@ def test_assignments_one_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         manager.bind(f"\0{name}" if abstract else name)
         manager.settimeout(10)
         monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}" if abstract else name)
-        service_manager.tell(service_manager.READY, STATUS="listens on 127.0.0.1:3240")
+        service_manager.notify(service_manager.READY, STATUS="listens on 127.0.0.1:3240")
         assert manager.recv(4096) == b"READY=1\nSTATUS=listens on 127.0.0.1:3240"
-        service_manager.tell(service_manager.STOPPING)
+        service_manager.notify(service_manager.STOPPING)
         assert manager.recv(4096) == b"STOPPING=1"
 
 
@@ -39,7 +39,7 @@ def test_where_there_is_no_such_socket(
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     if address is not None:
         monkeypatch.setenv("NOTIFY_SOCKET", address)
-    service_manager.tell(service_manager.READY)
+    service_manager.notify(service_manager.READY)
     assert not caplog.records
 
 
@@ -47,10 +47,10 @@ def test_a_manager_that_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
-    service_manager.tell(service_manager.READY)
+    service_manager.notify(service_manager.READY)
     [record] = caplog.records
     assert record.levelno == logging.WARNING
-    assert record.getMessage().endswith("gone READY=1: No such file or directory")
+    assert record.getMessage().endswith("/gone: No such file or directory")
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def may_speak_for_others() -> bool:
 
 @linux_only
 def test_without_a_launcher_it_speaks_for_itself(manager: socket.socket) -> None:
-    service_manager.tell(service_manager.READY)
+    service_manager.notify(service_manager.READY)
     assert received(manager) == (b"READY=1", os.getpid())
 
 
@@ -94,7 +94,7 @@ def test_it_speaks_in_the_name_of_its_launcher(
     manager: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     freeze(monkeypatch, os.getppid())
-    service_manager.tell(service_manager.READY, STATUS="listens")
+    service_manager.notify(service_manager.READY, STATUS="listens")
     assert received(manager) == (b"READY=1\nSTATUS=listens", os.getppid())
 
 
@@ -107,7 +107,7 @@ def test_who_may_not_speak_for_its_launcher_is_heard_all_the_same(
     if is_root:
         os.seteuid(NOBODY)  # takes the effective capabilities away, too: capabilities(7)
     try:
-        service_manager.tell(service_manager.READY)
+        service_manager.notify(service_manager.READY)
     finally:
         if is_root:
             os.seteuid(0)
@@ -120,6 +120,6 @@ def test_a_launcher_that_was_killed(
     manager: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     freeze(monkeypatch, 2**22 + 1)  # beyond PID_MAX_LIMIT, include/linux/threads.h: nobody's
-    service_manager.tell(service_manager.STOPPING)
+    service_manager.notify(service_manager.STOPPING)
     assert received(manager) == (b"STOPPING=1", os.getpid())
     assert not caplog.records

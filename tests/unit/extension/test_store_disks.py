@@ -73,7 +73,7 @@ async def test_a_full_disk(small_disk: Path, caplog: pytest.LogCaptureFixture) -
     [problem, lost] = await store.check()
     assert problem.message.endswith(FULL)
     assert problem.advice == "free some space on that disk"
-    assert lost.message == "3 entries of the history could not be written and are lost"
+    assert lost.message == "3 entries of the history could not be written"
     assert await store.bindings() == [BINDINGS[0]]
     filler.unlink()
     await store.add_binding(huge)
@@ -83,7 +83,7 @@ async def test_a_full_disk(small_disk: Path, caplog: pytest.LogCaptureFixture) -
     await store.close()
     assert await reopen(directory) == ([BINDINGS[0], huge], [])
     [record] = caplog.records
-    assert record.message.startswith("the history cannot be written: ")
+    assert record.message.startswith("cannot write the history: ")
 
 
 def test_a_full_disk_at_the_start_is_no_damage(small_disk: Path, image: Files) -> None:
@@ -95,7 +95,7 @@ def test_a_full_disk_at_the_start_is_no_damage(small_disk: Path, image: Files) -
     with pytest.raises(UsbipdError) as caught:
         asyncio.run(reopen(directory))
     assert caught.value.code == "store"
-    assert (caught.value.advice or "").startswith("see whether the disk is full")
+    assert (caught.value.advice or "").startswith("check whether the disk is full")
     assert {name: data for name, data in Files.of(directory).items() if name in before} == before
     filler.unlink()
     assert asyncio.run(reopen(directory)) == (BINDINGS, [])
@@ -108,7 +108,7 @@ def test_a_disk_that_may_not_be_written(small_disk: Path, image: Files) -> None:
     with pytest.raises(UsbipdError, match="Read-only file system") as caught:
         asyncio.run(reopen(directory))
     assert caught.value.code == "store"
-    assert "choose another place with --state DIR" in (caught.value.advice or "")
+    assert "choose another directory with --state DIR" in (caught.value.advice or "")
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     assert asyncio.run(reopen(directory)) == (BINDINGS, [])
 
@@ -142,7 +142,7 @@ def test_a_copy_that_cannot_be_made(tmp_path: Path, caplog: pytest.LogCaptureFix
         await store.add_binding(BINDINGS[0])
         [problem] = await store.check()
         assert problem.message.startswith(
-            f"the last good copy cannot be made: the store {directory / COPY} does not"
+            f"cannot back up the store: cannot use the store {directory / COPY}"
         )
         obstacle.rmdir()
         await store.add_binding(BINDINGS[1])

@@ -145,19 +145,19 @@ DAMAGE = [
     (a_directory, "it is not a regular file"),
     (a_link, "it is not a regular file"),
     (statement("PRAGMA application_id = 5"), "it is not a store of usbipd"),
-    (statement("PRAGMA user_version = 0"), "there never was a schema version 0"),
-    (statement("PRAGMA user_version = -7"), "there never was a schema version -7"),
+    (statement("PRAGMA user_version = 0"), "schema version 0 does not exist"),
+    (statement("PRAGMA user_version = -7"), "schema version -7 does not exist"),
     (index_without_a_row, "row 1 missing from index bindings_by_rule"),
     (statement("DROP TABLE claims"), f"its tables are not those of schema version {VERSION}"),
     (statement("CREATE TABLE more (x)"), f"its tables are not those of schema version {VERSION}"),
-    (statement("UPDATE bindings SET allow = '[]' WHERE id = 2"), "do not agree with their checksum"),
-    (statement("DELETE FROM bindings"), "do not agree with their checksum"),
-    (statement("DELETE FROM seal"), "do not agree with their checksum"),
-    (statement("UPDATE seal SET generation = generation + 1"), "do not agree with their checksum"),
+    (statement("UPDATE bindings SET allow = '[]' WHERE id = 2"), "bindings checksum mismatch"),
+    (statement("DELETE FROM bindings"), "bindings checksum mismatch"),
+    (statement("DELETE FROM seal"), "bindings checksum mismatch"),
+    (statement("UPDATE seal SET generation = generation + 1"), "bindings checksum mismatch"),
     (statement("UPDATE seal SET generation = 'x'"), "is not a number"),
     (statement("UPDATE bindings SET product = CAST(x'ff' AS TEXT)"), "Could not decode to UTF-8"),
-    (statement("UPDATE claims SET since = 'yesterday'"), "a claim is impossible"),
-    (statement("UPDATE claims SET vendor_id = 65536"), "a claim is impossible"),
+    (statement("UPDATE claims SET since = 'yesterday'"), "invalid claim"),
+    (statement("UPDATE claims SET vendor_id = 65536"), "invalid claim"),
 ]
 
 
@@ -176,14 +176,14 @@ def test_damage_is_kept_aside_and_the_copy_restored(
         assert name.startswith(f"{DATABASE}.damaged-20")
         assert sentence.startswith(f"{directory / DATABASE} was damaged (")
         assert finding in sentence
-        assert f"); what was there is kept as {name}; its last good copy of 20" in sentence
-        assert sentence.endswith(" was restored, with 3 bindings")
+        assert f"); it was saved as {name}; restored the last good copy, of 20" in sentence
+        assert sentence.endswith(", with 3 bindings")
         assert await store.bindings() == BINDINGS
         assert await store.claims() == [CLAIM]
         [aside] = await store.check()
         assert aside.code == KEPT_ASIDE
-        assert aside.message.startswith(f"{directory / name} was kept on 20")
-        assert aside.message.endswith(" UTC, because it was damaged")
+        assert aside.message.startswith(f"{directory / name} was set aside on 20")
+        assert aside.message.endswith(" UTC because it was damaged")
         assert f"`sudo rm {shlex.quote(str(directory / name))}*`" in str(aside.advice)
         await store.close()
         assert await reopen(directory) == (BINDINGS, []), "it has been mended"
@@ -204,10 +204,10 @@ def expect_everything_there(directory: Path) -> None:
     assert bindings == BINDINGS
     if kept(directory):
         [problem] = problems
-        assert problem.endswith("was restored, with 3 bindings")
+        assert problem.endswith(", with 3 bindings")
     else:
         for problem in problems:
-            assert problem.endswith("it was made again, nothing is lost")
+            assert problem.endswith("it was replaced, nothing is lost")
             assert (directory / COPY).read_bytes() != copy
     assert asyncio.run(reopen(directory)) == (BINDINGS, [])
 
@@ -266,7 +266,7 @@ def test_a_log_that_is_lost_is_noticed(directory: Path, image: Files) -> None:
     Files({name: data for name, data in image.items() if name != LOG}).write(directory)
     bindings, [sentence] = asyncio.run(reopen(directory))
     assert bindings == BINDINGS
-    assert "its last good copy has 3 later changes of the bindings" in sentence
+    assert "it lacks 3 changes of the bindings" in sentence
 
 
 def test_an_older_store_in_the_place_of_the_present_one(directory: Path, image: Files) -> None:
@@ -282,7 +282,7 @@ def test_an_older_store_in_the_place_of_the_present_one(directory: Path, image: 
         (directory / name).write_bytes(image[name])
     bindings, [sentence] = asyncio.run(reopen(directory))
     assert bindings == BINDINGS[1:]
-    assert "its last good copy has 1 later change of the bindings" in sentence
+    assert "it lacks 1 change of the bindings" in sentence
 
 
 def test_a_newer_store_is_kept_with_its_log(directory: Path, image: Files) -> None:
@@ -293,15 +293,15 @@ def test_a_newer_store_is_kept_with_its_log(directory: Path, image: Files) -> No
     assert bindings == BINDINGS
     [name] = kept(directory)
     assert name.startswith(f"{DATABASE}.newer-v77-20")
-    versions = f"schema version 77, we know {VERSION}"
-    assert f"is of a newer release ({versions}); what was there is kept as {name}; its last" in sentence
+    versions = f"schema version 77, this release supports {VERSION}"
+    assert f"is of a newer release ({versions}); it was saved as {name}; restored the last" in sentence
     assert Files.of(directory)[name] == found[DATABASE]
     assert Files.of(directory)[f"{name}-wal"] == found[LOG]
     with closing(sqlite3.connect(directory / name)) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (77,)
         assert connection.execute("SELECT count(*) FROM bindings").fetchone() == (3,)
     [sentence] = asyncio.run(check(directory))
-    assert sentence.endswith(" UTC, because it was of a newer release")
+    assert sentence.endswith(" UTC because it was of a newer release")
 
 
 async def test_without_any_good_copy_everything_is_kept_for_people(directory: Path, whole: Files) -> None:
@@ -309,7 +309,7 @@ async def test_without_any_good_copy_everything_is_kept_for_people(directory: Pa
     store = await Store.open(directory)
     [of_copy, of_store] = store.problems
     assert of_copy.startswith(f"{directory / COPY} was damaged too (")
-    assert "there was no good copy, so nothing is bound now: bind again" in of_store
+    assert "no good copy exists, so all bindings are lost: bind again" in of_store
     assert await store.bindings() == []
     assert len(await store.check()) == 2
     await store.add_binding(BINDINGS[0])
@@ -323,7 +323,7 @@ def test_a_missing_store_is_restored(directory: Path, image: Files) -> None:
     Files({COPY: image[COPY]}).write(directory)
     bindings, [sentence] = asyncio.run(reopen(directory))
     assert bindings == BINDINGS
-    assert sentence.startswith(f"{directory / DATABASE} was missing; its last good copy of ")
+    assert sentence.startswith(f"{directory / DATABASE} was missing; restored the last good copy, of ")
 
 
 def test_the_log_of_a_missing_store_is_not_taken_for_that_of_another(directory: Path, image: Files) -> None:
@@ -332,7 +332,7 @@ def test_the_log_of_a_missing_store_is_not_taken_for_that_of_another(directory: 
     assert bindings == []
     [name] = kept(directory)
     assert Files.of(directory)[f"{name}-wal"] == image[LOG]
-    assert f" was missing; what was there is kept as {name}; there was no good copy" in sentence
+    assert f" was missing; it was saved as {name}; no good copy exists" in sentence
     assert len(asyncio.run(check(directory))) == 1
 
 
@@ -398,8 +398,8 @@ def test_releases_come_and_go(directory: Path, whole: Files, monkeypatch: pytest
 
     serials, [sentence] = start(ours)
     assert serials == ["S1", "S2", None]
-    versions = f"schema version {VERSION + 1}, we know {VERSION}"
-    assert f"is of a newer release ({versions}); what was there is kept as" in sentence
+    versions = f"schema version {VERSION + 1}, this release supports {VERSION}"
+    assert f"is of a newer release ({versions}); it was saved as" in sentence
     assert start(ours) == (["S1", "S2", None, "S4"], [])
 
     (directory / f"{newer_copy}.new").mkdir()  # so that none is made, as if it were killed before

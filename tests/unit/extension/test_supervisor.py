@@ -204,7 +204,7 @@ async def test_a_child_that_does_not_end_with_its_channel_is_killed(
     script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script(IGNORE_END)
-    monkeypatch.setattr(module, "LETTING_GO", 0.01)
+    monkeypatch.setattr(module, "END_TIME", 0.01)
     supervisor = Supervisor()
     supervisor.start()
     child, _found = await start(supervisor)
@@ -222,8 +222,8 @@ async def test_a_child_that_breaks_the_rules_is_killed(
     assert await wait_ended(child, PATIENCE)
 
     assert child.exit is not None
-    assert child.exit.startswith("signal SIGKILL: a frame of 0 bytes")
-    assert "a frame of 0 bytes" in caplog.text
+    assert child.exit.startswith("signal SIGKILL: frame of 0 bytes")
+    assert "frame of 0 bytes" in caplog.text
 
 
 async def test_a_child_that_breaks_the_rules_and_dies_has_ended(script: Callable[[str], None]) -> None:
@@ -274,7 +274,7 @@ async def test_a_child_has_as_long_to_end_as_releasing_its_device_takes(
     script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script(IGNORE_END)
-    monkeypatch.setattr(module, "LETTING_GO", 0.01)
+    monkeypatch.setattr(module, "END_TIME", 0.01)
     supervisor = Supervisor(end_time=PATIENCE)
     supervisor.start()
     child, _found = await start(supervisor)
@@ -288,7 +288,7 @@ async def test_who_is_left_behind_and_does_not_end_is_given_up(
     script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     script(LEAVE_A_PROCESS + IGNORE_END)
-    monkeypatch.setattr(module, "LETTING_GO", 0.01)
+    monkeypatch.setattr(module, "END_TIME", 0.01)
     supervisor = Supervisor()
     supervisor.start()
     child, pid, _told = await start_family(supervisor)
@@ -296,14 +296,14 @@ async def test_who_is_left_behind_and_does_not_end_is_given_up(
     assert await wait_ended(child, PATIENCE)
     assert not child.channel.is_open
     os.kill(pid, signal.SIGKILL)
-    assert "240-1 is dead and left a process behind that does not end" in caplog.text
+    assert "240-1 has ended, but left a process behind that does not exit" in caplog.text
 
 
 async def test_a_child_is_killed_with_all_that_belongs_to_it(
     script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script(LEAVE_A_PROCESS + IGNORE_END)
-    monkeypatch.setattr(module, "LETTING_GO", 10 * PATIENCE)
+    monkeypatch.setattr(module, "END_TIME", 10 * PATIENCE)
     supervisor = Supervisor()
     supervisor.start()
     child, _pid, _told = await start_family(supervisor)
@@ -341,7 +341,7 @@ async def test_the_next_try_waits_longer_up_to_a_bound(monkeypatch: pytest.Monke
         assert 0.75 * longest <= delay <= longest
     backoff.succeeded()
     assert backoff.failed() > 20, "it has not lived for long"
-    monkeypatch.setattr(module, "WELL_AFTER", 0.0)
+    monkeypatch.setattr(module, "RESET_AFTER", 0.0)
     backoff.succeeded()
     assert backoff.failed() <= 0.1
     assert backoff.failed() > 0.1, "no try has worked since"

@@ -95,7 +95,7 @@ def test_a_device_that_a_confined_worker_cannot_use_has_one_that_is_less_so(
     worker, other = child(busid="1-1"), child(busid="1-2")
     confinement.is_confined(worker, None)
     confinement.is_confined(other, None)
-    assert "neither chroot nor sandbox" in str(worker.lacks)
+    assert "no chroot and no sandbox" in str(worker.lacks)
     assert other.lacks is None
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
 
@@ -171,7 +171,7 @@ async def test_a_claim_is_tried_again_with_a_worker_that_is_confined_less(sysfs:
     assert set(host.store.held) == {"1-1"}
     worker = host.claimer.shared_devices["1-1"].worker
     assert worker is not None
-    assert "neither chroot nor sandbox" in str(worker.lacks)
+    assert "no chroot and no sandbox" in str(worker.lacks)
     await host.claimer.release_device("1-1", timeout=1.0)
 
 

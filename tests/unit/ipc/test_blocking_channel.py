@@ -116,7 +116,7 @@ def test_the_end_of_the_stream_within_a_message() -> None:
 def test_an_answer_to_something_else() -> None:
     channel, peer = raw_pair()
     peer.sendall(response_frame(99, Nothing()))
-    with pytest.raises(IPCError, match="something else"):
+    with pytest.raises(IPCError, match="expected the answer to list"):
         channel.request(Command.LIST, Nothing(), Nothing, timeout=5)
     channel.close()
     peer.close()
@@ -152,7 +152,7 @@ def test_events_are_kept_even_if_no_answer_comes() -> None:
 def test_a_request_instead_of_an_answer() -> None:
     channel, peer = raw_pair()
     peer.sendall(request_frame(1, "peer", Command.LIST, Nothing()))
-    with pytest.raises(IPCError, match="something else"):
+    with pytest.raises(IPCError, match="expected the answer to list"):
         channel.request(Command.LIST, Nothing(), Nothing, timeout=5)
     channel.close()
     peer.close()

@@ -136,7 +136,7 @@ def test_a_descriptor_goes_to_the_frame_that_announces_it(descriptor: int) -> No
 def test_an_announced_descriptor_that_does_not_come() -> None:
     decoder = FrameDecoder()
     decoder.feed(encode_frame(b"x", descriptor=True))
-    with pytest.raises(IPCError, match="none came"):
+    with pytest.raises(IPCError, match="without the descriptor"):
         decoder.next_frame()
 
 
@@ -175,7 +175,7 @@ def test_more_descriptors_than_a_message_may_carry(number: int) -> None:
     with ours, theirs:
         theirs.sendmsg([encode_frame(b"x", descriptor=True)], ancillary)
         os.close(write_end)
-        with pytest.raises(IPCError, match="more descriptors than a message may carry"):
+        with pytest.raises(IPCError, match="more than one descriptor in a message"):
             receive_into(decoder, ours, MAX_MESSAGE)
         assert os.read(read_end, 1) == b"", "those that came are closed"
     os.close(read_end)
@@ -278,7 +278,7 @@ def test_bytes_behind_a_message_are_refused() -> None:
     conversation = greeted()
     payload = request_frame(1, "test", Command.LIST, Nothing())[5:]
     conversation.decoder.feed(encode_frame(payload + b"\x00", descriptor=False))
-    with pytest.raises(IPCError, match="cannot be read"):
+    with pytest.raises(IPCError, match="malformed"):
         conversation.next_item()
 
 
@@ -287,13 +287,13 @@ def test_text_that_is_none_is_refused(place: bytes) -> None:
     conversation = greeted()
     frame = request_frame(1, "cli", Command.LIST, Nothing())
     conversation.decoder.feed(frame.replace(place, b"\x80" + place[1:]))
-    with pytest.raises(IPCError, match="cannot be read"):
+    with pytest.raises(IPCError, match="malformed"):
         conversation.next_item()
 
 
 def test_a_result_with_text_that_is_none_is_refused() -> None:
     result = encode(UnbindResult(bindings=[], busids=["1-1"])).replace(b"1-1", b"\x80-1")
-    with pytest.raises(IPCError, match="a result that cannot be read"):
+    with pytest.raises(IPCError, match="malformed result"):
         read_result(Response(1, msgspec.Raw(result)), UnbindResult)
 
 
@@ -314,7 +314,7 @@ def test_hello_comes_once() -> None:
 def test_another_version_is_refused_by_name() -> None:
     conversation = Conversation(BOTH)
     conversation.decoder.feed(framed(Hello(ipc_version=IPC_VERSION + 1, software="usbipd 99")))
-    with pytest.raises(IPCError, match=f"usbipd 99 speaks IPC version {IPC_VERSION + 1}") as caught:
+    with pytest.raises(IPCError, match=f"usbipd 99 uses IPC version {IPC_VERSION + 1}") as caught:
         conversation.next_item()
     assert caught.value.code == "version"
 

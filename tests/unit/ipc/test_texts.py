@@ -166,6 +166,6 @@ def test_another_versions_name_is_clean() -> None:
     conversation = Conversation(CHILDREN)
     hello = Hello(ipc_version=IPC_VERSION + 1, software=HOSTILE)
     conversation.decoder.feed(encode_frame(encode(hello), descriptor=False))
-    with pytest.raises(IPCError, match="speaks IPC version") as caught:
+    with pytest.raises(IPCError, match="uses IPC version") as caught:
         conversation.next_item()
     assert caught.value.message.isprintable()

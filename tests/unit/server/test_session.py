@@ -174,7 +174,7 @@ async def test_a_reservation_that_cannot_be_used_is_abandoned(caplog: pytest.Log
         async with asyncio.timeout(PATIENCE):
             while Command.ABANDON not in server.extension.commands:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
-    assert "no longer good" in caplog.text
+    assert "no longer valid" in caplog.text
 
 
 async def test_the_extension_hears_the_address_of_a_client_without_its_interface() -> None:
