@@ -388,7 +388,7 @@ async def test_a_store_that_becomes_damaged_while_it_is_used(directory: Path) ->
         other.execute("INSERT INTO claims VALUES ('1-1', -1, 0, 0)")
         other.execute("INSERT INTO history (time, event) VALUES (0, 'eaten')")
     for read in (store.bindings, store.claims):
-        with pytest.raises(UsbipdError, match="invalid claim") as caught:
+        with pytest.raises(UsbipdError, match=r"invalid (binding|claim)") as caught:
             await read()
         assert caught.value.code == "store"
     assert await store.history(10) == []
