@@ -1,4 +1,4 @@
-"""The store as the extension uses it: what is kept, what the disk refuses, and that nobody waits for it."""
+"""The store as the extension uses it: persistence, errors of the disk, and that no caller blocks."""
 
 import asyncio
 import math
@@ -53,14 +53,14 @@ def directory(tmp_path: Path) -> Path:
 
 @contextmanager
 def another_program(directory: Path) -> Iterator[sqlite3.Connection]:
-    """One that has the store's file open."""
+    """Another program that has the store's file open."""
     with closing(sqlite3.connect(directory / DATABASE, isolation_level=None)) as connection:
         yield connection
 
 
 @contextmanager
 def busy(store: Store) -> Iterator[None]:
-    """While the store's thread is busy with something that takes long."""
+    """Keep the store's thread busy."""
     over = threading.Event()
     store._thread.submit(over.wait)
     try:
@@ -222,7 +222,7 @@ async def test_the_history_keeps_the_newest_of_each_event(monkeypatch: pytest.Mo
 async def test_clients_push_out_nothing_that_people_did(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many come: a few entries, whose counts, seconds and bytes add up."""
+    """However many: a few entries, with correct totals of counts, seconds and bytes."""
     monkeypatch.setattr(module, "MAX_HISTORY", 30)
     cycles = 3000
     deeds = (HistoryEvent.STARTED, HistoryEvent.BOUND, HistoryEvent.UNBOUND, HistoryEvent.FAILED)
@@ -242,7 +242,7 @@ async def test_clients_push_out_nothing_that_people_did(
                 after = other.execute("PRAGMA data_version").fetchone()
                 writes += after != before
                 before = after
-    assert writes <= BURST, "what comes too fast is not written"
+    assert writes <= BURST, "events that come too fast are merged"
     await store.close()
     store = await Store.open(directory)
     kept = await store.history(100)
@@ -265,7 +265,7 @@ def client_of(number: int) -> str:
 
 
 async def test_the_order_of_the_history_is_that_of_the_last_of_each() -> None:
-    """Who attached last is attached; and nothing follows what ended a claim."""
+    """The last client to attach is attached, and nothing follows the end of a claim."""
 
     async def events(store: Store, number: int) -> list[tuple[str, int]]:
         return [(entry.event.value, entry.count) for entry in await store.history(number)][::-1]
@@ -290,19 +290,19 @@ async def test_the_order_of_the_history_is_that_of_the_last_of_each() -> None:
     await store.close()
 
 
-async def test_what_came_too_fast_is_written_when_its_minute_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_merged_entries_are_written_when_the_minute_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limiter, "INTERVAL", 0.01)
     store = await Store.open(None)
     for _number in range(BURST + 5):
         store.record(HistoryEvent.ATTACHED, busid="1-1")
     async with asyncio.timeout(PATIENCE):
-        while (await store.history(1))[0].count == 1:  # noqa: ASYNC110 - a timer of the store's own
+        while (await store.history(1))[0].count == 1:  # noqa: ASYNC110 - a timer inside the store
             await asyncio.sleep(0.001)
     assert (await store.history(1))[0].count == 5
     await store.close()
 
 
-async def test_entries_that_nobody_asks_for_are_written_too(directory: Path) -> None:
+async def test_entries_are_written_without_being_read(directory: Path) -> None:
     store = await Store.open(directory)
     store.record(HistoryEvent.STARTED)
     with another_program(directory) as other:
@@ -310,7 +310,7 @@ async def test_entries_that_nobody_asks_for_are_written_too(directory: Path) -> 
     await store.close()
 
 
-async def test_a_queue_that_is_full_gives_up_the_oldest_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_queue_drops_the_oldest_entry_and_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_QUEUED", 5)
     store = await Store.open(None)
     with busy(store):
@@ -323,11 +323,11 @@ async def test_a_queue_that_is_full_gives_up_the_oldest_and_says_so(monkeypatch:
     [lost] = await store.check()
     assert lost.message == "7 entries of the history could not be written"
     store.record(HistoryEvent.STOPPED)
-    assert [entry.event for entry in await store.history(2)] == ["stopped", "attached"], "said once"
+    assert [entry.event for entry in await store.history(2)] == ["stopped", "attached"], "reported once"
     await store.close()
 
 
-async def test_nobody_waits_while_the_thread_is_busy(directory: Path) -> None:
+async def test_recording_does_not_wait_while_the_thread_is_busy(directory: Path) -> None:
     store = await Store.open(directory)
     with busy(store):
         adding = asyncio.create_task(store.add_binding(BINDINGS[0]))
@@ -425,7 +425,7 @@ async def test_memory_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_what_is_queued_is_written_at_the_end(directory: Path) -> None:
+async def test_queued_entries_are_written_at_close(directory: Path) -> None:
     store = await Store.open(directory)
     store.record(HistoryEvent.STOPPED)
     await store.close()
@@ -462,7 +462,7 @@ def test_two_extensions_never_share_one_store(directory: Path) -> None:
     run(test())
 
 
-async def test_an_opening_that_is_given_up_leaves_the_directory_free(directory: Path) -> None:
+async def test_a_cancelled_open_unlocks_the_directory(directory: Path) -> None:
     for turns in range(4):
         opening = asyncio.create_task(Store.open(directory))
         for _turn in range(turns):
@@ -473,7 +473,7 @@ async def test_an_opening_that_is_given_up_leaves_the_directory_free(directory: 
         assert await reopen(directory) == ([], [])
 
 
-def test_only_its_owner_may_look_into_it(directory: Path) -> None:
+def test_only_the_owner_can_read_the_store(directory: Path) -> None:
     def modes() -> list[int]:
         return [stat.S_IMODE(path.stat().st_mode) for path in [directory, *directory.iterdir()]]
 
@@ -502,7 +502,7 @@ def test_a_directory_that_others_may_write_is_refused(directory: Path) -> None:
     assert list(directory.iterdir()) == []
 
 
-async def test_products_that_are_no_text(directory: Path) -> None:
+async def test_products_that_are_not_valid_text(directory: Path) -> None:
     store = await Store.open(directory)
     await store.add_binding(binding(product="half \ud83d a pair\0"))
     assert [one.product for one in await store.bindings()] == ["half ? a pair\0"]

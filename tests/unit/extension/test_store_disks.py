@@ -1,4 +1,4 @@
-"""The store on disks that do not take what they should: it says so, and no good file is thrown away."""
+"""The store on failing disks: errors are reported, and no good file is lost."""
 
 import asyncio
 import os
@@ -47,7 +47,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill_up(path: Path) -> None:
-    """Until not a byte is left."""
+    """Until no byte is left."""
     with path.open("wb", buffering=0) as file:
         try:
             while True:
@@ -101,7 +101,7 @@ def test_a_full_disk_at_the_start_is_no_damage(small_disk: Path, image: Files) -
     assert asyncio.run(reopen(directory)) == (BINDINGS, [])
 
 
-def test_a_disk_that_may_not_be_written(small_disk: Path, image: Files) -> None:
+def test_a_read_only_disk(small_disk: Path, image: Files) -> None:
     directory = small_disk / "state"
     image.write(directory)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
@@ -113,8 +113,8 @@ def test_a_disk_that_may_not_be_written(small_disk: Path, image: Files) -> None:
     assert asyncio.run(reopen(directory)) == (BINDINGS, [])
 
 
-def test_files_that_may_not_grow(tmp_path: Path, image: Files) -> None:
-    """A disk error that every system can make."""
+def test_files_that_cannot_grow(tmp_path: Path, image: Files) -> None:
+    """A disk error that every system can produce."""
     directory = tmp_path / "state"
     image.write(directory)
 
@@ -132,7 +132,7 @@ def test_files_that_may_not_grow(tmp_path: Path, image: Files) -> None:
     assert asyncio.run(reopen(directory)) == (BINDINGS, [])
 
 
-def test_a_copy_that_cannot_be_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_copy_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     directory = tmp_path / "state"
 
     async def test() -> None:
