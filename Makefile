@@ -39,9 +39,9 @@ DESTDIR ?=
 FUZZ_SECONDS ?= 60
 export FUZZ_EXAMPLES ?= 300
 
-.PHONY: help deps venv broken-venv build lock usb-ids man completions binary run demo picture pkg install uninstall check \
-    test-deps test test-unit test-short test-mac test-as-user test-python314 test-binary e2e-deps e2e soak bench lint \
-    darwin-check wheels-macos sanitized asan fuzz clean
+.PHONY: help deps venv broken-venv build debug lock usb-ids man completions binary run demo picture pkg install uninstall \
+    check test-deps test test-unit test-short test-mac test-as-user test-python314 test-binary e2e-deps e2e soak bench \
+    lint darwin-check wheels-macos sanitized asan fuzz clean
 
 # Values that the shell is to take as they are reach it by the environment.
 deps $(BIN)/python uninstall test-deps test-mac test-python314 sanitized e2e-deps e2e bench: export PYTHON := $(PYTHON)
@@ -72,6 +72,14 @@ $(INSTALLED): $(SOURCES) $(BROKEN) | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation $(if $(LOCKED),--no-deps) \
 	    --editable '.[dev]'
 	@touch $@
+
+# build/debug is this tree once more, by links, but for cython/: coverage looks for the C files beside the sources.
+debug: build  ## compile for gdb, pdb and coverage, with all checks, into build/debug: what is started there uses it
+	rm -rf build/debug && mkdir -p build/debug/usbipd && cp -R cython build/debug
+	cd build/debug && ln -s ../../packaging ../../tests ../../pyproject.toml ../../setup.py ../../README.md ../../LICENSE .
+	cd build/debug/usbipd && ln -s ../../../usbipd/* . && rm -f *.so __pycache__
+	cd build/debug && USBIPD_DEBUG=1 ../../$(BIN)/python setup.py --quiet build_ext --inplace --build-temp objects
+	@echo 'for example: cd build/debug && ../../$(BIN)/python -m pytest tests/unit/worker'
 
 lock: build  ## write packaging/locked.txt: the newest packages, for all systems, of which a release is made
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
@@ -196,7 +204,7 @@ soak: build e2e-deps  ## the endurance test of e2e with 200 kills, 200 replugs, 
 	$(BIN)/python -m pytest tests/e2e/test_endurance.py -v
 
 bench: export BENCH := $(BENCH)
-bench: build binary  ## how fast it is, beside what is possible and beside the kernel's server; BENCH="loopback curves": parts
+bench: build binary  ## how fast it is, beside what is possible and the kernel's server; BENCH="mixed lossy stall": parts
 	@packaging/install-deps "$$PYTHON" bench
 	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || \
 	    $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[bench]'

@@ -3,8 +3,12 @@
 Everything else about the package stands in pyproject.toml.  The sources lie in
 cython/, the modules are usbipd._pump, usbipd._claim and usbipd._iokit.  A wheel also packs the usb.ids that
 `make usb-ids` has fetched.
+
+With USBIPD_DEBUG in the environment they are made for debuggers, as by `make debug`:
+not optimized, with Cython's checks, and with each line reported to trace functions.
 """
 
+import os
 import shlex
 import subprocess
 import sys
@@ -40,8 +44,17 @@ class BuildWithUsbIds(build_py):
                 self.copy_file(str(file), str(Path(self.build_lib, "usbipd", file.name)))
 
 
+DEBUG = "USBIPD_DEBUG" in os.environ
+compile_args = ["-Wall", "-Wno-unused-function"]
+directives: dict[str, object] = {"language_level": "3", "freethreading_compatible": False}
+if DEBUG:
+    compile_args += ["-O0", "-g", "-DCYTHON_TRACE=1", "-DCYTHON_TRACE_NOGIL=1"]
+    directives |= {"linetrace": True, "boundscheck": True, "wraparound": True, "nonecheck": True}
+else:
+    compile_args += ["-O2"]
+
 libusb = {
-    "extra_compile_args": ["-O2", "-Wall", "-Wno-unused-function", *pkg_config("--cflags", "libusb-1.0")],
+    "extra_compile_args": [*compile_args, *pkg_config("--cflags", "libusb-1.0")],
     "extra_link_args": pkg_config("--libs", "libusb-1.0"),
     "include_dirs": ["cython"],
 }
@@ -56,7 +69,7 @@ if sys.platform == "darwin":
         Extension(
             "usbipd._iokit",
             ["cython/iokit.pyx"],
-            extra_compile_args=["-O2", "-Wall", "-Wno-unused-function"],
+            extra_compile_args=compile_args,
             extra_link_args=frameworks,
             include_dirs=["cython"],
         )
@@ -66,8 +79,9 @@ setup(
     cmdclass={"build_py": BuildWithUsbIds},
     ext_modules=cythonize(
         modules,
-        build_dir="build/cython",
+        build_dir=None if DEBUG else "build/cython",
         include_path=["cython"],
-        compiler_directives={"language_level": "3", "freethreading_compatible": False},
+        compiler_directives=directives,
+        emit_linenums=DEBUG,
     ),
 )

@@ -70,7 +70,7 @@ def libusb_runtime_version() -> tuple[int, int, int]:
 
 def libusb_runtime_name() -> str:
     """The same with what the build adds to it, as "1.0.30-usbipd2"; packaging/libusb."""
-    return "%d.%d.%d" % libusb_runtime_version() + libusb_get_version().rc.decode()
+    return dotted(libusb_runtime_version()) + libusb_get_version().rc.decode()
 
 
 cdef class Claim:
@@ -312,7 +312,7 @@ cdef class Claim:
         with nogil:
             FORGET_ERRNO()
             code = libusb_set_configuration(self._handle, value if value else -1)
-            result = errno_of_request(code)
+            result = linux_errno_of_request(code)
         if result == 0:
             self.configuration = value
         if result == 0 and active != value and not self.captures:

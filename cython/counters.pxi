@@ -5,30 +5,8 @@
 cdef extern from *:
     int leading_zeros "__builtin_clzll"(unsigned long long) nogil
 
-cdef enum:
-    LATENCY_BUCKETS = 24     # the last one: 4 s and more
-    WINDOW = 1000000         # microseconds between two snapshots, at least
 
-cdef struct Snapshot:
-    int64_t taken            # microseconds of CLOCK_MONOTONIC; 0: never
-    uint64_t urbs
-    uint64_t bytes_in
-    uint64_t bytes_out
-
-cdef struct Counters:
-    uint64_t urbs
-    uint64_t bytes_in
-    uint64_t bytes_out
-    uint64_t errors
-    uint64_t unlinks
-    uint64_t in_flight
-    uint64_t latency[LATENCY_BUCKETS]
-    int64_t blocked          # microseconds of CLOCK_MONOTONIC: since when a call to the device blocks; 0: none does
-    Snapshot previous        # what stood in `newest` until that was taken
-    Snapshot newest
-
-
-cdef inline void take_snapshot(Counters *counters, int64_t now) noexcept nogil:
+cdef inline void counters_take_snapshot(Counters *counters, int64_t now) noexcept nogil:
     """Keeps what the counters say as a round begins, if the newest snapshot is a second old.
 
     A round counts only after that.  So what was counted since a snapshot is younger than it, and between a second
@@ -44,7 +22,7 @@ cdef inline void take_snapshot(Counters *counters, int64_t now) noexcept nogil:
     counters.newest.taken = now
 
 
-cdef inline void count_latency(Counters *counters, int64_t microseconds) noexcept nogil:
+cdef inline void counters_add_latency(Counters *counters, int64_t microseconds) noexcept nogil:
     """Bucket b has those below 2**b that are in no bucket before it."""
     cdef int bucket = 0
     if microseconds > 0:
@@ -52,7 +30,7 @@ cdef inline void count_latency(Counters *counters, int64_t microseconds) noexcep
     counters.latency[bucket] += 1
 
 
-cdef inline void count_completion(Counters *counters, Urb *urb, int64_t now) noexcept nogil:
+cdef inline void counters_add_completion(Counters *counters, Urb *urb, int64_t now) noexcept nogil:
     counters.urbs += 1
     if urb.wire_in:
         counters.bytes_in += urb.actual_length
@@ -60,4 +38,4 @@ cdef inline void count_completion(Counters *counters, Urb *urb, int64_t now) noe
         counters.bytes_out += urb.actual_length
     if urb.status not in (0, -LINUX_EREMOTEIO, -LINUX_ECONNRESET):
         counters.errors += 1
-    count_latency(counters, now - urb.submitted)
+    counters_add_latency(counters, now - urb.submitted)

@@ -2,29 +2,8 @@
 # in workers.  The wire does not say (usbip_protocol.rst carries no type), and it changes with SET_CONFIGURATION
 # and SET_INTERFACE.
 
-from libc.string cimport memset
 
-cdef struct Endpoint:
-    uint8_t bConfigurationValue
-    uint8_t bInterfaceNumber
-    uint8_t bAlternateSetting
-    uint8_t bEndpointAddress
-    uint8_t bmAttributes
-    uint8_t bInterval
-    uint16_t wMaxPacketSize
-
-cdef enum:
-    ENDPOINTS = 32           # 16 endpoint numbers, OUT and IN
-
-cdef struct EndpointMap:
-    Endpoint *all            # every endpoint of every setting of every configuration
-    int count
-    uint8_t configuration    # bConfigurationValue that is active; 0: none
-    uint8_t alternate[256]   # by bInterfaceNumber
-    Endpoint *active[ENDPOINTS]  # by endpoint_index; NULL: there is no such endpoint now
-
-
-cdef inline int endpoint_index(uint8_t address) noexcept nogil:
+cdef inline int endpoints_index(uint8_t address) noexcept nogil:
     """Where a table of endpoints has this bEndpointAddress: by number, + 16 for IN."""
     return (address & 0x0f) + (16 if address & DIRECTION_IN else 0)
 
@@ -54,7 +33,7 @@ cdef void endpoints_refresh(EndpointMap *map) noexcept nogil:
     for i in range(map.count):
         e = &map.all[i]
         if e.bConfigurationValue == map.configuration and e.bAlternateSetting == map.alternate[e.bInterfaceNumber]:
-            map.active[endpoint_index(e.bEndpointAddress)] = e
+            map.active[endpoints_index(e.bEndpointAddress)] = e
 
 
 cdef void endpoints_configure(EndpointMap *map, uint8_t value) noexcept nogil:
@@ -71,10 +50,10 @@ cdef void endpoints_select(EndpointMap *map, uint8_t interface, uint8_t alternat
 
 
 cdef inline Endpoint *endpoints_find(EndpointMap *map, uint8_t address) noexcept nogil:
-    return map.active[endpoint_index(address)]
+    return map.active[endpoints_index(address)]
 
 
-cdef inline int interface_of(EndpointMap *map, Urb *urb) noexcept nogil:
+cdef inline int endpoints_interface_of(EndpointMap *map, Urb *urb) noexcept nogil:
     """bInterfaceNumber that the URB's endpoint belongs to; -1: none, as for endpoint 0."""
     cdef Endpoint *endpoint = endpoints_find(map, urb.endpoint)
     return -1 if endpoint == NULL else endpoint.bInterfaceNumber

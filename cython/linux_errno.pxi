@@ -43,7 +43,7 @@ cdef enum:  # include/uapi/asm-generic/errno-base.h, errno.h
     LINUX_EREMOTEIO = 121
 
 
-cdef int errno_of_usbfs(int host, int otherwise) noexcept nogil:
+cdef int linux_errno_of_usbfs(int host, int otherwise) noexcept nogil:
     """This host's errno as Linux's, whose numbers differ between processors; `otherwise`: it tells nothing."""
     if host == ENOENT or host == EINVAL or host == EPIPE:
         return LINUX_EPIPE
@@ -66,7 +66,7 @@ cdef int errno_of_usbfs(int host, int otherwise) noexcept nogil:
     return otherwise
 
 
-cdef int errno_of_libusb(int code) noexcept nogil:
+cdef int linux_errno_of_libusb(int code) noexcept nogil:
     """What a call of libusb has returned, as a negative Linux errno.  Asked directly after the call, which has
     FORGET_ERRNO before it."""
     if code >= 0:
@@ -84,9 +84,9 @@ cdef int errno_of_libusb(int code) noexcept nogil:
     if code == LIBUSB_ERROR_OVERFLOW:
         return -LINUX_EOVERFLOW
     if code == LIBUSB_ERROR_IO:
-        return -errno_of_usbfs(USBFS_ERRNO, LINUX_EPROTO)
+        return -linux_errno_of_usbfs(USBFS_ERRNO, LINUX_EPROTO)
     if code == LIBUSB_ERROR_OTHER:
-        return -errno_of_usbfs(USBFS_ERRNO, LINUX_EPIPE)
+        return -linux_errno_of_usbfs(USBFS_ERRNO, LINUX_EPIPE)
     if code == LIBUSB_ERROR_INVALID_PARAM and USBFS_ERRNO == EMSGSIZE:
         return -LINUX_EMSGSIZE  # an isochronous packet is longer than usbfs takes
     if code == LIBUSB_ERROR_INVALID_PARAM or code == LIBUSB_ERROR_NOT_SUPPORTED:
@@ -94,6 +94,6 @@ cdef int errno_of_libusb(int code) noexcept nogil:
     return -LINUX_EPIPE  # PIPE; NOT_FOUND: nothing has reached the device
 
 
-cdef int errno_of_request(int code) noexcept nogil:
+cdef int linux_errno_of_request(int code) noexcept nogil:
     """The same for a device request: a number beyond libusb's own limits is one that does not exist."""
-    return -LINUX_EPIPE if code == LIBUSB_ERROR_INVALID_PARAM else errno_of_libusb(code)
+    return -LINUX_EPIPE if code == LIBUSB_ERROR_INVALID_PARAM else linux_errno_of_libusb(code)

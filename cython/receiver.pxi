@@ -3,36 +3,26 @@
 # One recvmsg brings as many headers as there are; the rest of a large OUT payload goes straight into its URB's
 # buffer, with what follows it behind.  Every number of the header is checked before it is used.
 
-from libc.errno cimport EAGAIN, EINTR, errno
-from libc.string cimport memmove, memset, strerror
 
-cdef enum:
-    READS_A_ROUND = 16       # then the device and the replies have their turn
-
-
-cdef void fail(Core *core, const char *problem) noexcept nogil:
-    core.wake = WAKE_CLIENT_FAILED
-    snprintf(core.problem, PROBLEM_SIZE, "%s", problem)
-
-
-cdef bint read_unlink(Core *core, const uint8_t *header) noexcept nogil:
+cdef bint receiver_read_unlink(Core *core, const uint8_t *header) noexcept nogil:
     cdef Urb *reply = pool_take(&core.pool, 0)
     if reply == NULL and core.pool.lacks_memory:
         reply = pool_take_spare(&core.pool, FOR_UNLINK)
     if reply == NULL:
         return False
-    reply.seqnum = get32(header + AT_SEQNUM)
-    unlink(core, get32(header + AT_UNLINK_SEQNUM), reply)
+    reply.seqnum = urb_get32(header + AT_SEQNUM)
+    inflight_unlink(core, urb_get32(header + AT_UNLINK_SEQNUM), reply)
     return True
 
 
-cdef bint read_submit(Core *core, const uint8_t *header) noexcept nogil:
+cdef bint receiver_read_submit(Core *core, const uint8_t *header) noexcept nogil:
     """Begins an URB.  False: the client has used up its budget, or the spare URB, and the header has to wait."""
-    cdef uint32_t seqnum = get32(header + AT_SEQNUM)
-    cdef uint32_t direction = get32(header + AT_DIRECTION)
-    cdef uint32_t ep = get32(header + AT_EP)
-    cdef uint32_t length = get32(header + AT_TRANSFER_BUFFER_LENGTH)
-    cdef uint32_t count = get32(header + AT_NUMBER_OF_PACKETS)
+    cdef Session *session = &core.session
+    cdef uint32_t seqnum = urb_get32(header + AT_SEQNUM)
+    cdef uint32_t direction = urb_get32(header + AT_DIRECTION)
+    cdef uint32_t ep = urb_get32(header + AT_EP)
+    cdef uint32_t length = urb_get32(header + AT_TRANSFER_BUFFER_LENGTH)
+    cdef uint32_t count = urb_get32(header + AT_NUMBER_OF_PACKETS)
     cdef bint is_in = direction == USBIP_DIR_IN
     cdef uint8_t address = <uint8_t>(ep | (DIRECTION_IN if is_in else 0))
     cdef uint32_t packets = 0
@@ -43,24 +33,24 @@ cdef bint read_submit(Core *core, const uint8_t *header) noexcept nogil:
     cdef Urb *urb
 
     if direction > USBIP_DIR_IN or ep > 15:
-        snprintf(core.problem, PROBLEM_SIZE,
+        snprintf(session.problem, PROBLEM_SIZE,
                  "CMD_SUBMIT seqnum %u: direction %u, ep %u: ep is 0 to 15, direction 0 or 1", seqnum, direction, ep)
-        core.wake = WAKE_CLIENT_FAILED
+        session.wake = WAKE_CLIENT_FAILED
         return True
     if length > MAX_TRANSFER_LENGTH:
-        snprintf(core.problem, PROBLEM_SIZE, "CMD_SUBMIT seqnum %u: transfer_buffer_length %u is above %d",
+        snprintf(session.problem, PROBLEM_SIZE, "CMD_SUBMIT seqnum %u: transfer_buffer_length %u is above %d",
                  seqnum, length, <int>MAX_TRANSFER_LENGTH)
-        core.wake = WAKE_CLIENT_FAILED
+        session.wake = WAKE_CLIENT_FAILED
         return True
     if ep != 0:
         endpoint = endpoints_find(&core.endpoints, address)
         if endpoint == NULL:
             # Whether isochronous descriptors follow, only the endpoint could say.
             if count != 0 and count != NO_PACKETS:
-                snprintf(core.problem, PROBLEM_SIZE,
+                snprintf(session.problem, PROBLEM_SIZE,
                          "CMD_SUBMIT seqnum %u: no endpoint %u %s in the active setting, and number_of_packets %u",
                          seqnum, ep, <const char *>(b"IN" if is_in else b"OUT"), count)
-                core.wake = WAKE_CLIENT_FAILED
+                session.wake = WAKE_CLIENT_FAILED
                 return True
             refusal = -LINUX_EPIPE  # the kernel's own server leaves it unanswered: get_pipe in stub_rx.c
         else:
@@ -70,20 +60,20 @@ cdef bint read_submit(Core *core, const uint8_t *header) noexcept nogil:
     if type == ISOCHRONOUS and count != NO_PACKETS:
         packets = count
     if packets > MAX_ISO_PACKETS:
-        snprintf(core.problem, PROBLEM_SIZE, "CMD_SUBMIT seqnum %u: number_of_packets %u is above %d",
+        snprintf(session.problem, PROBLEM_SIZE, "CMD_SUBMIT seqnum %u: number_of_packets %u is above %d",
                  seqnum, packets, <int>MAX_ISO_PACKETS)
-        core.wake = WAKE_CLIENT_FAILED
+        session.wake = WAKE_CLIENT_FAILED
         return True
     if type == ISOCHRONOUS and packets == 0:
         refusal = -LINUX_EINVAL
     if inflight_find(core, seqnum) != NULL:
-        snprintf(core.problem, PROBLEM_SIZE, "CMD_SUBMIT seqnum %u: an URB of this seqnum is in flight", seqnum)
-        core.wake = WAKE_CLIENT_FAILED
+        snprintf(session.problem, PROBLEM_SIZE, "CMD_SUBMIT seqnum %u: an URB of this seqnum is in flight", seqnum)
+        session.wake = WAKE_CLIENT_FAILED
         return True
 
     room = 0 if refusal else length
     if packets:
-        room += iso_room(packets)
+        room += pool_iso_room(packets)
     urb = pool_take(&core.pool, room)
     if urb == NULL and core.pool.lacks_memory:
         urb = pool_take_spare(&core.pool, FOR_SUBMIT)
@@ -91,40 +81,39 @@ cdef bint read_submit(Core *core, const uint8_t *header) noexcept nogil:
     if urb == NULL:
         return False
     urb.state = URB_RECEIVING
-    urb.backend = core.backend
     urb.seqnum = seqnum
     urb.endpoint = address
     urb.wire_in = is_in
     urb.type = type
-    urb.transfer_flags = get32(header + AT_TRANSFER_FLAGS)
-    urb.interval = get32(header + AT_INTERVAL)
+    urb.transfer_flags = urb_get32(header + AT_TRANSFER_FLAGS)
+    urb.interval = urb_get32(header + AT_INTERVAL)
     urb.number_of_packets = count
     urb.submitted = core.now
     urb.packets = packets
-    core.expected = <size_t>packets * ISO_DESCRIPTOR_SIZE
+    session.expected = <size_t>packets * ISO_DESCRIPTOR_SIZE
     if refusal:
         urb.status = refusal
-        core.discard = 0 if is_in else length
+        session.discard = 0 if is_in else length
         if packets == 0:
-            begin_urb(core, urb)
+            receiver_begin_urb(core, urb)
             return True
     else:
         urb.length = length
-        core.expected += 0 if is_in else length
+        session.expected += 0 if is_in else length
         memcpy(urb.data - SETUP_SIZE, header + AT_SETUP, SETUP_SIZE)
-    core.incoming = urb
-    core.received = 0
+    session.incoming = urb
+    session.received = 0
     return True
 
 
-cdef int arrange_isochronous(Urb *urb) noexcept nogil:
+cdef int receiver_arrange_isochronous(Urb *urb) noexcept nogil:
     """Reads the descriptors and lays the packets of an OUT URB one behind the other; 0 or a negative errno."""
     cdef const uint8_t *wire = urb.data + (0 if urb.wire_in else urb.length)
     cdef size_t behind = <size_t>(urb.data + urb.length) + <size_t>urb.packets * ISO_DESCRIPTOR_SIZE
     cdef uint32_t i, begin = 0
     cdef IsoPacket *packet
     urb.iso = <IsoPacket *>((behind + sizeof(IsoPacket) - 1) & ~<size_t>(sizeof(IsoPacket) - 1))
-    get_iso(wire, urb.iso, urb.packets)
+    urb_get_iso(wire, urb.iso, urb.packets)
     for i in range(urb.packets):
         packet = &urb.iso[i]
         if packet.offset > urb.length or packet.length > urb.length - packet.offset or packet.offset < begin:
@@ -137,10 +126,10 @@ cdef int arrange_isochronous(Urb *urb) noexcept nogil:
     return 0
 
 
-cdef int check_control(Urb *urb) noexcept nogil:
+cdef int receiver_check_control(Urb *urb) noexcept nogil:
     """The setup packet against the header (usb_submit_urb, drivers/usb/core/urb.c); 0 or a negative errno."""
     cdef uint8_t *setup = urb.data - SETUP_SIZE
-    cdef uint16_t wLength = get16le(setup + 6)
+    cdef uint16_t wLength = urb_get16le(setup + 6)
     if wLength > urb.length:
         return -LINUX_EINVAL
     if wLength and (setup[0] & DIRECTION_IN != 0) != (urb.wire_in != 0):
@@ -150,115 +139,118 @@ cdef int check_control(Urb *urb) noexcept nogil:
     return 0
 
 
-cdef void begin_urb(Core *core, Urb *urb) noexcept nogil:
+cdef void receiver_begin_urb(Core *core, Urb *urb) noexcept nogil:
     """The URB is whole: to the device with it, unless it is refused: its status is not 0."""
     cdef int refusal = urb.status, result = 0
-    if overtaken(core, urb):
+    if inflight_overtaken(core, urb):
         return
     if urb.type == ISOCHRONOUS:
-        result = arrange_isochronous(urb)
+        result = receiver_arrange_isochronous(urb)
     elif urb.type == CONTROL and refusal == 0:
-        result = check_control(urb)
+        result = receiver_check_control(urb)
     result = refusal or result
     if result != 0:
-        answer(core, urb, result)
+        inflight_answer(core, urb, result)
     elif urb.type == CONTROL:
-        begin_control(core, urb)
+        requests_begin(core, urb)
     else:
-        submit(core, urb)
+        inflight_submit(core, urb)
 
 
-cdef bint read_header(Core *core, const uint8_t *header) noexcept nogil:
-    cdef uint32_t command = get32(header + AT_COMMAND)
+cdef bint receiver_read_header(Core *core, const uint8_t *header) noexcept nogil:
+    cdef Session *session = &core.session
+    cdef uint32_t command = urb_get32(header + AT_COMMAND)
     if command != USBIP_CMD_SUBMIT and command != USBIP_CMD_UNLINK:
-        snprintf(core.problem, PROBLEM_SIZE, "command 0x%08x is neither CMD_SUBMIT nor CMD_UNLINK", command)
-        core.wake = WAKE_CLIENT_FAILED
+        snprintf(session.problem, PROBLEM_SIZE, "command 0x%08x is neither CMD_SUBMIT nor CMD_UNLINK", command)
+        session.wake = WAKE_CLIENT_FAILED
         return True
-    if get32(header + AT_DEVID) != core.devid:
-        snprintf(core.problem, PROBLEM_SIZE, "devid 0x%08x is not the imported device's 0x%08x",
-                 get32(header + AT_DEVID), core.devid)
-        core.wake = WAKE_CLIENT_FAILED
+    if urb_get32(header + AT_DEVID) != core.devid:
+        snprintf(session.problem, PROBLEM_SIZE, "devid 0x%08x is not the imported device's 0x%08x",
+                 urb_get32(header + AT_DEVID), core.devid)
+        session.wake = WAKE_CLIENT_FAILED
         return True
     if command == USBIP_CMD_UNLINK:
-        return read_unlink(core, header)
-    return read_submit(core, header)
+        return receiver_read_unlink(core, header)
+    return receiver_read_submit(core, header)
 
 
-cdef void parse(Core *core) noexcept nogil:
+cdef void receiver_parse(Core *core) noexcept nogil:
     """Takes what the inbox holds, as far as it goes."""
+    cdef Session *session = &core.session
     cdef size_t available, taken
     cdef Urb *urb
-    while core.wake == RUNNING:
-        available = core.end - core.at
-        if core.discard:
-            taken = min(available, core.discard)
-            core.at += taken
-            core.discard -= taken
-            if core.discard:
+    while session.wake == RUNNING:
+        available = session.end - session.at
+        if session.discard:
+            taken = min(available, session.discard)
+            session.at += taken
+            session.discard -= taken
+            if session.discard:
                 return
-        elif core.incoming != NULL:
-            urb = core.incoming
-            taken = min(available, core.expected - core.received)
-            memcpy(urb.data + core.received, core.inbox + core.at, taken)
-            core.at += taken
-            core.received += taken
-            if core.received < core.expected:
+        elif session.incoming != NULL:
+            urb = session.incoming
+            taken = min(available, session.expected - session.received)
+            memcpy(urb.data + session.received, core.inbox + session.at, taken)
+            session.at += taken
+            session.received += taken
+            if session.received < session.expected:
                 return
-            core.incoming = NULL
-            begin_urb(core, urb)
+            session.incoming = NULL
+            receiver_begin_urb(core, urb)
         elif available < USBIP_HEADER_SIZE:
             return
-        elif read_header(core, core.inbox + core.at):
-            core.at += USBIP_HEADER_SIZE
+        elif receiver_read_header(core, core.inbox + session.at):
+            session.at += USBIP_HEADER_SIZE
         else:
-            core.stalled = True
+            session.stalled = True
             return
 
 
-cdef void receive(Core *core) noexcept nogil:
+cdef void receiver_receive(Core *core) noexcept nogil:
     """Reads and parses all that the socket has, within reason."""
+    cdef Session *session = &core.session
     cdef iovec pieces[2]
     cdef msghdr message
     cdef size_t asked, direct
     cdef ssize_t got
     cdef bint straight       # into the URB's buffer
     cdef int turn
-    core.heard = core.now
+    session.heard = core.now
     memset(&message, 0, sizeof(message))
     message.msg_iov = pieces
     for turn in range(READS_A_ROUND):
-        if core.stalled or core.wake != RUNNING:
+        if session.stalled or session.wake != RUNNING:
             return
         message.msg_iovlen = 1
-        straight = core.incoming != NULL and core.discard == 0
+        straight = session.incoming != NULL and session.discard == 0
         if straight:  # and so the inbox is empty
-            pieces[0].iov_base = core.incoming.data + core.received
-            pieces[0].iov_len = core.expected - core.received
+            pieces[0].iov_base = session.incoming.data + session.received
+            pieces[0].iov_len = session.expected - session.received
             pieces[1].iov_base = core.inbox
             pieces[1].iov_len = INBOX_SIZE
             message.msg_iovlen = 2
             asked = pieces[0].iov_len + INBOX_SIZE
         else:
-            memmove(core.inbox, core.inbox + core.at, core.end - core.at)
-            core.end -= core.at
-            core.at = 0
-            pieces[0].iov_base = core.inbox + core.end
-            asked = pieces[0].iov_len = INBOX_SIZE - core.end
-        got = recvmsg(core.client, &message, 0)
+            memmove(core.inbox, core.inbox + session.at, session.end - session.at)
+            session.end -= session.at
+            session.at = 0
+            pieces[0].iov_base = core.inbox + session.end
+            asked = pieces[0].iov_len = INBOX_SIZE - session.end
+        got = recvmsg(session.client, &message, 0)
         if got == 0:
-            core.wake = WAKE_CLIENT_CLOSED
+            session.wake = WAKE_CLIENT_CLOSED
             return
         if got < 0:
             if errno != EAGAIN and errno != EINTR:
-                fail(core, strerror(errno))
+                session_fail(core, strerror(errno))
             return
         if straight:
-            direct = min(<size_t>got, core.expected - core.received)
-            core.received += direct
-            core.at = 0
-            core.end = <size_t>got - direct
+            direct = min(<size_t>got, session.expected - session.received)
+            session.received += direct
+            session.at = 0
+            session.end = <size_t>got - direct
         else:
-            core.end += <size_t>got
-        parse(core)
+            session.end += <size_t>got
+        receiver_parse(core)
         if <size_t>got < asked:
             return

@@ -6,38 +6,17 @@
 # no control URB any more, and every control URB that comes behind it is held with it.  Only a reset waits for
 # nothing: it ends them all.
 
-cdef enum:
-    USB_REQ_CLEAR_FEATURE = 1
-    USB_REQ_SET_FEATURE = 3
-    USB_REQ_GET_DESCRIPTOR = 6
-    USB_REQ_SET_CONFIGURATION = 9
-    USB_REQ_SET_INTERFACE = 11
-    USB_DT_CONFIGURATION = 2
-    USB_DT_OTHER_SPEED_CONFIGURATION = 7
-    USB_ENDPOINT_HALT = 0
-    USB_PORT_FEATURE_RESET = 4   # USB 2.0 table 11-17
-    TO_DEVICE = 0x00             # bmRequestType, USB 2.0 table 9-2
-    TO_INTERFACE = 0x01
-    TO_ENDPOINT = 0x02
-    TO_PORT = 0x23               # class, other
-    FROM_DEVICE = 0x80
-    REMOTE_WAKEUP = 0x20         # bmAttributes of a configuration, USB 2.0 table 9-10
-
-
-cdef inline uint16_t get16le(const uint8_t *at) noexcept nogil:
-    return at[0] | (<uint16_t>at[1] << 8)
-
 
 # Each of the three that follow ends the URBs that it concerns first, as usb_disable_interface does in Linux.  Left to
 # the host's stack they come back as complete with no data, or as if the device were gone (handle_bulk_completion and
 # handle_control_completion in libusb's linux_usbfs.c).  What the device does not have is refused before that, as a
 # device would, and the client's URBs go on.
 
-cdef int select_configuration(Core *core, int value) noexcept nogil:
+cdef int requests_select_configuration(Core *core, int value) noexcept nogil:
     cdef int result
     if value != 0 and not core.backend.has_setting(core.backend, value, -1, -1):
         return -LINUX_EPIPE
-    if not drain(core, -1):
+    if not inflight_drain(core, -1):
         return -LINUX_ETIMEDOUT
     result = core.backend.set_configuration(core.backend, value)
     if result == 0:
@@ -47,18 +26,18 @@ cdef int select_configuration(Core *core, int value) noexcept nogil:
     return result
 
 
-cdef int select_interface(Core *core, int interface, int alternate) noexcept nogil:
+cdef int requests_select_interface(Core *core, int interface, int alternate) noexcept nogil:
     cdef int result = -LINUX_ETIMEDOUT
     if not core.backend.has_setting(core.backend, core.endpoints.configuration, interface, alternate):
         return -LINUX_EPIPE
-    if drain(core, interface):
+    if inflight_drain(core, interface):
         result = core.backend.set_interface(core.backend, interface, alternate, core.endpoints.alternate[interface])
     if result == 0:
         endpoints_select(&core.endpoints, <uint8_t>interface, <uint8_t>alternate)
     return result
 
 
-cdef int reset_device(Core *core) noexcept nogil:
+cdef int requests_reset_device(Core *core) noexcept nogil:
     """A bus reset.
 
     The kernel's own server keeps the alternate settings over it (usb_reset_and_verify_device in
@@ -67,39 +46,31 @@ cdef int reset_device(Core *core) noexcept nogil:
     On macOS it does that only where the reset enumerates the device again.
     """
     cdef int result = -LINUX_ETIMEDOUT
-    if drain(core, -1):
-        withdraw_held(core)
+    if inflight_drain(core, -1):
+        requests_withdraw_held(core)
         result = core.backend.reset(core.backend)
         if core.backend.loses_settings or core.backend.reenumerated:
             endpoints_configure(&core.endpoints, core.endpoints.configuration)
     return result
 
 
-cdef int reset_port(Core *core) noexcept nogil:
+cdef int requests_reset_port(Core *core) noexcept nogil:
     """A bus reset for the client: each interface gets its alternate setting back; one that had 0 is sent nothing."""
     cdef uint8_t[256] before
     cdef int result, interface
     memcpy(before, core.endpoints.alternate, sizeof(before))
-    result = reset_device(core)
+    result = requests_reset_device(core)
     for interface in range(256):
         if result == 0 and core.endpoints.alternate[interface] != before[interface]:
-            result = select_interface(core, interface, before[interface])
+            result = requests_select_interface(core, interface, before[interface])
     return result
 
 
-cdef enum Request:
-    PASSES
-    SELECTS_CONFIGURATION
-    SELECTS_INTERFACE
-    CLEARS_HALT
-    RESETS
-
-
-cdef Request request_of(Urb *urb) noexcept nogil:
+cdef Request requests_classify(Urb *urb) noexcept nogil:
     """Whether a control URB is one of the four."""
     cdef uint8_t *setup = urb.data - SETUP_SIZE
     cdef uint8_t to = setup[0], request = setup[1]
-    cdef uint16_t value = get16le(setup + 2), index = get16le(setup + 4)
+    cdef uint16_t value = urb_get16le(setup + 2), index = urb_get16le(setup + 4)
     if to == TO_DEVICE and request == USB_REQ_SET_CONFIGURATION:
         return SELECTS_CONFIGURATION
     if to == TO_INTERFACE and request == USB_REQ_SET_INTERFACE:
@@ -112,64 +83,88 @@ cdef Request request_of(Urb *urb) noexcept nogil:
     return PASSES
 
 
-cdef int carry_out(Core *core, Urb *urb, Request request) noexcept nogil:
+cdef int requests_carry_out(Core *core, Urb *urb, Request request) noexcept nogil:
     """Does one of the four; the status of its URB.  It blocks, which the counter page shows."""
     cdef int result
     core.counters.blocked = monotonic_us()
-    result = carry_out_blocking(core, urb, request)
+    result = requests_carry_out_blocking(core, urb, request)
     core.counters.blocked = 0
     if core.backend.unclaimed:
-        core.wake = WAKE_CLAIM_LOST  # usbfs would claim an interface for the next URB by itself: checkintf in devio.c
+        # usbfs would claim an interface for the next URB by itself: checkintf in devio.c.
+        core.session.wake = WAKE_CLAIM_LOST
     return result
 
 
-cdef int carry_out_blocking(Core *core, Urb *urb, Request request) noexcept nogil:
+cdef int requests_carry_out_blocking(Core *core, Urb *urb, Request request) noexcept nogil:
     cdef uint8_t *setup = urb.data - SETUP_SIZE
-    cdef uint16_t value = get16le(setup + 2), index = get16le(setup + 4)
+    cdef uint16_t value = urb_get16le(setup + 2), index = urb_get16le(setup + 4)
     if request == SELECTS_CONFIGURATION:
-        return select_configuration(core, value & 0xff)
+        return requests_select_configuration(core, value & 0xff)
     if request == SELECTS_INTERFACE:
         if index > 0xff or value > 0xff:
             return -LINUX_EPIPE  # bInterfaceNumber and bAlternateSetting are bytes: a device would stall
-        return select_interface(core, index, value)
+        return requests_select_interface(core, index, value)
     if request == CLEARS_HALT:
         return core.backend.clear_halt(core.backend, <uint8_t>index)
-    return reset_port(core)
+    return requests_reset_port(core)
 
 
-cdef void start_control(Core *core, Urb *urb, Request request) noexcept nogil:
+cdef void requests_start(Core *core, Urb *urb, Request request) noexcept nogil:
     """A control URB whose turn it is."""
     if request == PASSES:
-        submit(core, urb)
+        inflight_submit(core, urb)
     else:
-        answer(core, urb, carry_out(core, urb, request))
+        inflight_answer(core, urb, requests_carry_out(core, urb, request))
 
 
-cdef void begin_control(Core *core, Urb *urb) noexcept nogil:
-    cdef Request request = request_of(urb)
-    if request == RESETS or (core.held == NULL and (request == PASSES or core.controls == 0)):
-        start_control(core, urb, request)
+cdef void requests_begin(Core *core, Urb *urb) noexcept nogil:
+    cdef Session *session = &core.session
+    cdef Request request = requests_classify(urb)
+    if request == RESETS or (session.held == NULL and (request == PASSES or session.controls == 0)):
+        requests_start(core, urb, request)
     else:
         inflight_add(core, urb)
         urb.state = URB_HELD
-        list_append(&core.held, &core.held_last, urb)
+        urb_append(&session.held, &session.held_last, urb)
 
 
-cdef void release_held(Core *core) noexcept nogil:
+cdef void requests_remove_held(Core *core, Urb *urb) noexcept nogil:
+    cdef Session *session = &core.session
+    cdef Urb *other = session.held
+    cdef Urb *following
+    session.held = NULL
+    while other != NULL:
+        following = other.next
+        if other != urb:
+            urb_append(&session.held, &session.held_last, other)
+        other = following
+
+
+cdef void requests_withdraw_held(Core *core) noexcept nogil:
+    cdef Session *session = &core.session
+    cdef Urb *urb
+    while session.held != NULL:
+        urb = session.held
+        session.held = urb.next
+        inflight_withdraw(core, urb)
+
+
+cdef void requests_release_held(Core *core) noexcept nogil:
     """Begins the control URBs that waited, as far as it is their turn."""
+    cdef Session *session = &core.session
     cdef Urb *urb
     cdef Request request
-    while core.held != NULL and core.wake == RUNNING:
-        urb = core.held
-        request = request_of(urb)
-        if request != PASSES and core.controls:
+    while session.held != NULL and session.wake == RUNNING:
+        urb = session.held
+        request = requests_classify(urb)
+        if request != PASSES and session.controls:
             return
-        core.held = urb.next
+        session.held = urb.next
         inflight_remove(core, urb)
-        start_control(core, urb, request)
+        requests_start(core, urb, request)
 
 
-cdef void mask_remote_wakeup(Urb *urb) noexcept nogil:
+cdef void requests_mask_remote_wakeup(Urb *urb) noexcept nogil:
     """Suspend does not travel over USB/IP, so the client must not hope for remote wake-up."""
     cdef uint8_t *setup = urb.data - SETUP_SIZE
     if (setup[0] == FROM_DEVICE and setup[1] == USB_REQ_GET_DESCRIPTOR and urb.actual_length >= 8

@@ -3,23 +3,25 @@
 # The replies of a round leave in one sendmsg.  Each is one piece, since header, data and isochronous descriptors lie
 # together in the URB's buffer; or two, if the backend has lent the data.
 
-from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
-from libc.string cimport memset
+
+cdef void sender_add(Core *core, Urb *urb) noexcept nogil:
+    urb_append(&core.session.outbox, &core.session.outbox_last, urb)
 
 
-cdef void send_replies(Core *core) noexcept nogil:
-    """Sends what the socket takes; the rest waits until it is writable (`core.blocked`)."""
+cdef void sender_send(Core *core) noexcept nogil:
+    """Sends what the socket takes; the rest waits until it is writable (`session.blocked`)."""
+    cdef Session *session = &core.session
     cdef msghdr message
     cdef Urb *urb
     cdef ssize_t sent
     cdef size_t left, skip, offered
     cdef int pieces, first
     memset(&message, 0, sizeof(message))
-    core.blocked = False
-    while core.outbox != NULL:
+    session.blocked = False
+    while session.outbox != NULL:
         pieces = first = 0
         offered = 0
-        urb = core.outbox
+        urb = session.outbox
         while urb != NULL and pieces < GATHER - 1 and offered < OFFERED:
             core.gather[pieces].iov_base = urb.data - USBIP_HEADER_SIZE
             core.gather[pieces].iov_len = urb.reply_length
@@ -31,7 +33,7 @@ cdef void send_replies(Core *core) noexcept nogil:
                 core.gather[pieces].iov_len = urb.reply_length - USBIP_HEADER_SIZE
                 pieces += 1
             urb = urb.next
-        skip = core.sent
+        skip = session.sent
         offered -= skip
         while skip >= core.gather[first].iov_len:
             skip -= core.gather[first].iov_len
@@ -40,23 +42,23 @@ cdef void send_replies(Core *core) noexcept nogil:
         core.gather[first].iov_len -= skip
         message.msg_iov = core.gather + first
         message.msg_iovlen = pieces - first
-        sent = sendmsg(core.client, &message, MSG_NOSIGNAL)
+        sent = sendmsg(session.client, &message, MSG_NOSIGNAL)
         if sent < 0:
             if errno == EINTR:
                 continue
             if errno == EAGAIN or errno == ENOBUFS:
-                core.blocked = True
-            elif core.wake == RUNNING:
-                fail(core, strerror(errno))
+                session.blocked = True
+            elif session.wake == RUNNING:
+                session_fail(core, strerror(errno))
             return
         left = <size_t>sent
-        while core.outbox != NULL and left >= core.outbox.reply_length - core.sent:
-            urb = core.outbox
-            left -= urb.reply_length - core.sent
-            core.sent = 0
-            core.outbox = urb.next
+        while session.outbox != NULL and left >= session.outbox.reply_length - session.sent:
+            urb = session.outbox
+            left -= urb.reply_length - session.sent
+            session.sent = 0
+            session.outbox = urb.next
             pool_give(&core.pool, urb)
-        core.sent += left
+        session.sent += left
         if <size_t>sent < offered:  # it is full: to ask again would cost a call that says so
-            core.blocked = True
+            session.blocked = True
             return

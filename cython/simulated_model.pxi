@@ -11,12 +11,8 @@ from usbipd.usb.descriptors import parse_configuration
 cdef object NAK = Handshake.NAK
 cdef object STALL = Handshake.STALL
 
-cdef enum Outcome:
-    WAITS                    # the pipe's oldest URB stays
-    ENDS                     # it is complete, with urb.status
 
-
-cdef int32_t failed(SimulatedBackend *it, object error) noexcept:
+cdef int32_t simulated_model_failed(SimulatedBackend *it, object error) noexcept:
     """Keeps the exception; the status of its URB."""
     snprintf(it.problem, PROBLEM_SIZE, "an exception that cannot be printed")
     try:
@@ -27,7 +23,7 @@ cdef int32_t failed(SimulatedBackend *it, object error) noexcept:
     return -LINUX_ENOMEM if isinstance(error, MemoryError) else -LINUX_EPROTO
 
 
-cdef int32_t take_answer(object content, uint8_t *to, uint32_t room, uint32_t *taken):
+cdef int32_t simulated_model_take(object content, uint8_t *to, uint32_t room, uint32_t *taken):
     """Copies what the model gave for an IN URB or packet; more than there is room for is babble."""
     cdef const uint8_t[::1] view = content
     taken[0] = <uint32_t>min(<size_t>view.shape[0], <size_t>room)
@@ -36,16 +32,16 @@ cdef int32_t take_answer(object content, uint8_t *to, uint32_t room, uint32_t *t
     return -LINUX_EOVERFLOW if <size_t>view.shape[0] > room else 0
 
 
-cdef object readable(uint8_t *data, uint32_t length):
+cdef object simulated_model_readable(uint8_t *data, uint32_t length):
     return PyMemoryView_FromMemory(<char *>data, length, PyBUF_READ)
 
 
-cdef int32_t model_control(SimulatedBackend *it, Urb *urb) noexcept nogil:
+cdef int32_t simulated_model_control(SimulatedBackend *it, Urb *urb) noexcept nogil:
     with gil:
-        return model_control_with_gil(it, urb)
+        return simulated_model_control_with_gil(it, urb)
 
 
-cdef int32_t model_control_with_gil(SimulatedBackend *it, Urb *urb) noexcept:
+cdef int32_t simulated_model_control_with_gil(SimulatedBackend *it, Urb *urb) noexcept:
     model = <object>it.model
     it.stirred = True
     try:
@@ -54,16 +50,16 @@ cdef int32_t model_control_with_gil(SimulatedBackend *it, Urb *urb) noexcept:
             answer = model.control_in(setup, urb.length)
             if isinstance(answer, Handshake):
                 return -LINUX_EPIPE
-            return supply(urb, answer, <uint32_t>len(answer))
-        if model.control_out(setup, readable(urb.data, urb.length)) is not None:
+            return simulated_supply(urb, answer, <uint32_t>len(answer))
+        if model.control_out(setup, simulated_model_readable(urb.data, urb.length)) is not None:
             return -LINUX_EPIPE
         urb.actual_length = urb.length
         return 0
     except BaseException as error:
-        return failed(it, error)
+        return simulated_model_failed(it, error)
 
 
-cdef Outcome model_bulk(SimulatedBackend *it, Urb *urb) noexcept:
+cdef Outcome simulated_model_bulk(SimulatedBackend *it, Urb *urb) noexcept:
     """Offers the pipe's oldest URB to the model."""
     model = <object>it.model
     try:
@@ -74,9 +70,10 @@ cdef Outcome model_bulk(SimulatedBackend *it, Urb *urb) noexcept:
             if answer is STALL:
                 urb.status = -LINUX_EPIPE
             else:
-                urb.status = take_answer(answer, urb.data, urb.length, &urb.actual_length)
+                urb.status = simulated_model_take(answer, urb.data, urb.length, &urb.actual_length)
             return ENDS
-        answer = model.write(urb.endpoint, readable(urb.data + urb.actual_length, urb.length - urb.actual_length))
+        rest = simulated_model_readable(urb.data + urb.actual_length, urb.length - urb.actual_length)
+        answer = model.write(urb.endpoint, rest)
         if answer is NAK:
             return WAITS
         if answer is STALL:
@@ -88,11 +85,11 @@ cdef Outcome model_bulk(SimulatedBackend *it, Urb *urb) noexcept:
         urb.status = 0
         return ENDS if urb.actual_length == urb.length else WAITS
     except BaseException as error:
-        urb.status = failed(it, error)
+        urb.status = simulated_model_failed(it, error)
         return ENDS
 
 
-cdef bint advance_model_pipe(SimulatedBackend *it, Pipe *pipe) noexcept:
+cdef bint simulated_model_advance_pipe(SimulatedBackend *it, Pipe *pipe) noexcept:
     """Moves the URBs of one pipe as far as the model goes; True if any of them got further."""
     cdef bint moved = False
     cdef uint32_t before
@@ -102,21 +99,21 @@ cdef bint advance_model_pipe(SimulatedBackend *it, Pipe *pipe) noexcept:
         if pipe.halted:
             pipe.first.status = -LINUX_EPIPE
         else:
-            outcome = model_bulk(it, pipe.first)
+            outcome = simulated_model_bulk(it, pipe.first)
             if outcome == WAITS:
                 return moved or pipe.first.actual_length != before
         moved = True
         pipe.halted = pipe.first.status == -LINUX_EPIPE
-        pipe_finish(it, pipe, pipe.first.status)
+        simulated_finish(it, pipe, pipe.first.status)
     return moved
 
 
-cdef void advance_models(SimulatedBackend *it) noexcept nogil:
+cdef void simulated_model_advance(SimulatedBackend *it) noexcept nogil:
     with gil:
-        advance_models_with_gil(it)
+        simulated_model_advance_with_gil(it)
 
 
-cdef void advance_models_with_gil(SimulatedBackend *it) noexcept:
+cdef void simulated_model_advance_with_gil(SimulatedBackend *it) noexcept:
     """Each pipe in turn until none gets further: what one takes, another may have waited for."""
     cdef bint moved = True, waiting = False
     cdef int i
@@ -125,7 +122,7 @@ cdef void advance_models_with_gil(SimulatedBackend *it) noexcept:
         moved = waiting = False
         for i in range(ENDPOINTS):
             if it.pipes[i].first != NULL and it.pipes[i].behaviour == MODEL and it.pipes[i].first.type != ISOCHRONOUS:
-                moved = advance_model_pipe(it, &it.pipes[i]) or moved
+                moved = simulated_model_advance_pipe(it, &it.pipes[i]) or moved
                 waiting = waiting or it.pipes[i].first != NULL
     it.wake = -1
     if waiting:
@@ -134,15 +131,15 @@ cdef void advance_models_with_gil(SimulatedBackend *it) noexcept:
             if moment is not None:
                 it.wake = monotonic_us() + <int64_t>((moment - time.monotonic()) * 1000000)
         except BaseException as error:
-            failed(it, error)
+            simulated_model_failed(it, error)
 
 
-cdef void model_isochronous(SimulatedBackend *it, Urb *urb) noexcept nogil:
+cdef void simulated_model_isochronous(SimulatedBackend *it, Urb *urb) noexcept nogil:
     with gil:
-        model_isochronous_with_gil(it, urb)
+        simulated_model_isochronous_with_gil(it, urb)
 
 
-cdef void model_isochronous_with_gil(SimulatedBackend *it, Urb *urb) noexcept:
+cdef void simulated_model_isochronous_with_gil(SimulatedBackend *it, Urb *urb) noexcept:
     cdef uint32_t i, begin = 0
     cdef IsoPacket *packet
     model = <object>it.model
@@ -151,30 +148,30 @@ cdef void model_isochronous_with_gil(SimulatedBackend *it, Urb *urb) noexcept:
         try:
             if urb.wire_in:
                 content = model.iso_read(urb.endpoint, packet.length)
-                packet.status = take_answer(content, urb.data + begin, packet.length, &packet.actual_length)
+                packet.status = simulated_model_take(content, urb.data + begin, packet.length, &packet.actual_length)
             else:
-                model.iso_write(urb.endpoint, readable(urb.data + begin, packet.length))
+                model.iso_write(urb.endpoint, simulated_model_readable(urb.data + begin, packet.length))
                 packet.actual_length = packet.length
         except BaseException as error:
-            failed(it, error)
+            simulated_model_failed(it, error)
             packet.status = -LINUX_EXDEV
         begin += packet.length
 
 
-cdef int model_reset(SimulatedBackend *it) noexcept nogil:
+cdef int simulated_model_reset(SimulatedBackend *it) noexcept nogil:
     with gil:
         try:
             (<object>it.model).reset()
             return 0
         except BaseException as error:
-            return failed(it, error)
+            return simulated_model_failed(it, error)
 
 
-cdef int model_halt_cleared(SimulatedBackend *it, uint8_t endpoint) noexcept nogil:
+cdef int simulated_model_halt_cleared(SimulatedBackend *it, uint8_t endpoint) noexcept nogil:
     it.stirred = True
     with gil:
         try:
             (<object>it.model).halt_cleared(endpoint)
             return 0
         except BaseException as error:
-            return failed(it, error)
+            return simulated_model_failed(it, error)

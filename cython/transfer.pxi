@@ -1,6 +1,6 @@
 # The transfer interface: what the pump asks of the thing that moves data to a device.  Runs in workers, without
-# the GIL, on the pump's one thread.  Two implementations: transfer_libusb.pxi and transfer_simulated.pxi, and one,
-# transfer_queued.pxi, that stands in front of another where the host's stack is not as the pump would have it.
+# the GIL, on the pump's one thread.  Two implementations: real.pxi and simulated.pxi, and one,
+# queued.pxi, that stands in front of another where the host's stack is not as the pump would have it.
 #
 # Contract
 #   submit    Starts `urb`.  Never blocks.  Returns 0, and from then on the backend owns urb.data until it calls
@@ -35,111 +35,6 @@
 # in both directions: packet i begins where the lengths before it end.  iso[i].offset is the client's and means
 # nothing here.
 
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
-
-cdef enum TransferType:  # bmAttributes & 3, USB 2.0 table 9-13
-    CONTROL = 0
-    ISOCHRONOUS = 1
-    BULK = 2
-    INTERRUPT = 3
-
-cdef enum UrbState:
-    URB_FREE       # in the pool; nobody holds a pointer to it
-    URB_RECEIVING  # the receiver owns the buffer and fills it from the socket
-    URB_HELD       # the pump keeps it back from the backend; the URB stands in the in-flight table
-    URB_PENDING    # the backend owns the buffer; the URB stands in the in-flight table
-    URB_DONE       # the sender owns the buffer; the URB is no longer in the in-flight table
-
-cdef enum:
-    HEADROOM = 64       # bytes in front of urb.data: the reply's header, or the setup packet of a control URB
-    INLINE_DATA = 320   # data up to here needs no buffer of its own
-    SETUP_SIZE = 8      # USB 2.0 section 9.3
-    DIRECTION_IN = 0x80  # in endpoint addresses and bmRequestType
-
-cdef struct IsoPacket:  # struct usbip_iso_packet_descriptor, include/uapi/linux/usbip.h, in host byte order
-    uint32_t offset
-    uint32_t length
-    uint32_t actual_length
-    int32_t status
-
-cdef struct Backend
-
-cdef struct Urb:
-    Urb *next                # the list that the URB is on: pool, send queue, or whatever its backend keeps
-    Urb *hash_next           # the in-flight table's chain
-    Urb *unlink_reply        # the RET_UNLINK that will say how the race ended; set: an UNLINK came for this URB
-    UrbState state
-    Backend *backend         # whom it is submitted to
-    uint32_t seqnum
-    uint32_t unlinks         # of an UNLINK that came before its SUBMIT: the seqnum that it names
-    uint8_t endpoint         # bEndpointAddress: 0x80 set for IN; control: 0x80 as in bmRequestType
-    uint8_t wire_in          # the header's direction: decides which way data crosses the socket
-    TransferType type
-    uint32_t transfer_flags
-    uint32_t interval
-    uint8_t *data            # `length` bytes; HEADROOM bytes in front of it belong to the URB too
-    const uint8_t *lent      # the data of an IN URB, if they are not in `data`
-    uint32_t length          # transfer_buffer_length
-    uint32_t actual_length
-    int32_t status
-    uint32_t start_frame
-    uint32_t error_count
-    uint32_t number_of_packets  # as it came, even where it means nothing
-    uint32_t packets         # isochronous packets; 0 for every other type
-    IsoPacket *iso           # `packets` of them
-    int64_t submitted        # microseconds, CLOCK_MONOTONIC
-    size_t reply_length      # bytes of the reply from data - USBIP_HEADER_SIZE on
-    int size_class           # which pool the buffer belongs to; -1: inline
-    bint device_memory       # and whether it is `Backend.allocate`'s
-    void *transfer           # the backend's own
-    uint32_t transfer_room   # isochronous packets that `transfer` has room for
-    int64_t due              # the simulated backend's: when an isochronous URB ends
-    uint64_t turn            # transfer_queued.pxi's, down to `flying`: its place among the URBs of the endpoint
-    uint32_t moved           # bytes that attempts before this one have moved
-    uint32_t whole           # `length`, while it is that of a part
-    bint owes_zero_packet    # an empty packet has to follow
-    bint asked               # to end
-    bint flying              # the backend in the back has it
-    Urb *behind              # while it has it: the next one of this endpoint
-    uint8_t storage[HEADROOM + INLINE_DATA]
-
-cdef struct Backend:
-    int (*submit)(Backend *self, Urb *urb) noexcept nogil
-    int (*cancel)(Backend *self, Urb *urb) noexcept nogil
-    void (*events)(Backend *self) noexcept nogil
-    int (*describe)(Backend *self, pollfd *fds, int room) noexcept nogil
-    int64_t (*deadline)(Backend *self) noexcept nogil
-    void (*forget)(Backend *self, Urb *urb) noexcept nogil
-    void *(*allocate)(Backend *self, size_t size) noexcept nogil
-    void (*release)(Backend *self, void *memory, size_t size) noexcept nogil
-    bint (*has_setting)(Backend *self, int configuration, int interface, int alternate) noexcept nogil
-    int (*set_configuration)(Backend *self, int value) noexcept nogil
-    int (*set_interface)(Backend *self, int interface, int alternate, int in_force) noexcept nogil
-    int (*clear_halt)(Backend *self, uint8_t endpoint) noexcept nogil
-    int (*reset)(Backend *self) noexcept nogil
-    # set by the pump:
-    void (*complete)(Backend *self, Urb *urb) noexcept nogil  # gives the URB back; the backend forgets its pointer
-    void *owner
-    bint ready               # see `describe`
-    # set by the backend:
-    bint gone                # the device is no longer there; pending URBs have completed or are about to
-    bint unclaimed           # an interface could not be claimed again: nothing more may be asked of the device
-    int configuration        # bConfigurationValue after set_configuration; for backends with `loses_settings`
-    bint aborts_endpoints    # see `cancel`
-    bint lacks_zero_packets  # takes no notice of URB_ZERO_PACKET
-    bint loses_settings      # set_configuration and reset leave each interface in alternate setting 0, even in vain
-    bint reenumerated        # the last reset took the device off the bus: each interface is in alternate setting 0
-
-
-cdef inline void list_append(Urb **first, Urb **last, Urb *urb) noexcept nogil:
-    """Puts the URB at the end of a list that its `next` links; an empty one has `first` NULL."""
-    urb.next = NULL
-    if first[0] == NULL:
-        first[0] = urb
-    else:
-        last[0].next = urb
-    last[0] = urb
-
 
 cdef class Transfers:
     """One device's transfers: the Python handle of a `Backend`, made by its subclasses."""
@@ -157,7 +52,17 @@ cdef class Transfers:
         return False
 
 
-cdef inline int64_t monotonic_us() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <int64_t>now.tv_sec * 1000000 + now.tv_nsec // 1000
+cdef void transfer_note_ready(Backend *backend, const pollfd *fds, int count) noexcept nogil:
+    """Tells the backend what poll has found at its descriptors."""
+    cdef int i
+    for i in range(count):
+        backend.ready = backend.ready or fds[i].revents != 0
+
+
+cdef void transfer_wait(Backend *backend) noexcept nogil:
+    """Lets the backend complete something, if only in a moment."""
+    cdef pollfd fds[POLLED]
+    cdef int count = backend.describe(backend, fds, POLLED)
+    if poll(fds, count, 50) > 0:
+        transfer_note_ready(backend, fds, count)
+    backend.events(backend)

@@ -27,7 +27,9 @@ BUSIDS: Final = {
     "usbipd unbind": "bound",
     "usbipd detach": "attached",
     "usbipd release": "present",
+    "usbipd status": "present",
     "usbipd doctor": "present",
+    "usbipd history": "present",
 }
 """Which busids each command takes; busids.awk knows the words."""
 PATHS: Final = {
@@ -40,6 +42,7 @@ CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "--log-level": get_args(get_type_hints(ServerConfig)["log_level"]),
     "--log-to": DESTINATIONS,
     "--simulate": tuple(NAMES),
+    "topic": tuple(usbipd.SUBCOMMANDS),
 }
 
 
@@ -94,7 +97,7 @@ def script(shell: str, parser: argparse.ArgumentParser) -> str:
     """What shtab makes of the parser of a command."""
     for prog, action in actions_of(parser):
         for option in action.option_strings or [action.dest]:
-            if option in ("busid", "--busid", "--try-claim"):
+            if option in ("devices", "--busid", "-b", "--device", "--try-claim"):
                 wanted = BUSIDS[prog]
                 action.complete = {
                     "bash": f"_usbipd_{wanted}_busids",
@@ -107,7 +110,8 @@ def script(shell: str, parser: argparse.ArgumentParser) -> str:
                 action.choices = CHOICES[option]
         if shell == "zsh" and isinstance(action.metavar, str):
             action.metavar = action.metavar.replace(":", r"\:")  # shtab writes it between two colons
-    return shtab.complete(parser, shell)
+    text: str = shtab.complete(parser, shell)
+    return text.replace('"(*)::', '"*:')  # zsh: shtab offers one of several devices only
 
 
 def actions_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:

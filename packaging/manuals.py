@@ -63,7 +63,21 @@ def command_page(section: str, parser: argparse.ArgumentParser, what_it_is: str)
         },
     )
     page.add_section("synopsis", "=", synopsis)
-    return finish(str(page))
+    return finish(str(page).replace("@EXAMPLES@\n", examples_of_commands()))
+
+
+def examples_of_commands() -> str:
+    """Those of the help pages of `usbipd`, for the section EXAMPLES."""
+    text = ""
+    for name in usbipd.SUBCOMMANDS:
+        text += f".SS usbipd {name}\n"
+        for what, command in usbipd.load(name).examples:
+            source = command.replace("\\", r"\e").replace("-", r"\-").replace("'", r"\(aq")
+            lines = "\n".join(re.sub("^ +", "    ", line) for line in source.splitlines())
+            what = what.replace("-", r"\-")
+            text += f"{what[0].upper()}{what[1:]}:\n.PP\n.RS 4\n.EX\n{lines}\n.EE\n.RE\n.PP\n"
+        text = text.removesuffix(".PP\n")
+    return text
 
 
 def commands_of(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
@@ -78,14 +92,18 @@ def commands_of(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser
 
 def synopsis_of(parser: argparse.ArgumentParser) -> str:
     """Its usage, with what is typed as it stands in bold and what stands for something in italics."""
+    parser.usage = None  # that of the help page leaves options out
     parser.color = False  # Python 3.14 would write for a terminal
     parser.formatter_class = functools.partial(argparse.HelpFormatter, width=10_000)
     usage = parser.format_usage().removeprefix(f"usage: {parser.prog} ").replace("[-h] ", "").strip()
     # An option stays with its value.
-    usage = re.sub(r"(--[a-z-]+) (?=[A-Z{[])", "\\1\N{NO-BREAK SPACE}", usage)
+    usage = re.sub(r"(-[a-z]|--[a-z-]+) (?=[A-Z{[])", "\\1\N{NO-BREAK SPACE}", usage)
+    usage = usage.replace(" ...", "\N{NO-BREAK SPACE}...")
     lines = textwrap.wrap(usage, WIDTH // 2, break_long_words=False, break_on_hyphens=False)
     arguments = "\n".join(lines).replace("-", r"\-")
-    arguments = re.sub(r"\\-\\-[a-z\\-]+|(?<=[{,])[a-z]+", r"\\fB\g<0>\\fR", arguments)
+    arguments = re.sub(
+        r"(?<=[\[ ])\\-[a-zA-Z]\b|\\-\\-[a-z\\-]+|(?<=[{,])[a-z]+", r"\\fB\g<0>\\fR", arguments
+    )
     arguments = re.sub(r"\b(?<!\\f)[A-Z]{2,}\b|\bN\b", r"\\fI\g<0>\\fR", arguments)
     arguments = arguments.replace("\N{NO-BREAK SPACE}", r"\ ")
     command = parser.prog.replace("-", r"\-").replace(" ", r"\ ")

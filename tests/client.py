@@ -256,7 +256,7 @@ class Session:
         Raises `ClosedError`, `TimeoutError` and `ProtocolError`.
         """
         while seqnum not in self.replies:
-            self._receive()
+            self.receive()
         return self.replies.pop(seqnum)
 
     def wait_submit(self, seqnum: int) -> RetSubmit:
@@ -269,7 +269,7 @@ class Session:
         """Returns when the server has closed the connection; replies before that are kept in `replies`."""
         try:
             while True:
-                self._receive()
+                self.receive()
         except ClosedError:
             return
 
@@ -279,7 +279,8 @@ class Session:
             raise TransferError(reply)
         return reply
 
-    def _receive(self) -> None:
+    def receive(self) -> None:
+        """Waits for bytes, and keeps the replies that they complete in `replies`.  Raises as `wait` does."""
         for reply in self._reader.feed(read_some(self.connection, _CHUNK)):
             self.replies[reply.seqnum] = reply
 

@@ -51,7 +51,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     transfer_budget: Annotated[int, msgspec.Meta(ge=SMALLEST_BUDGET, le=1 << 32)] = 64 << 20
     """Bytes that the URBs of one client may hold."""
     device_memory: DeviceMemory = "auto"
-    """Whether large transfers use memory that the device reaches without a copy (cython/buffers.pxi)."""
+    """Whether large transfers use memory that the device reaches without a copy (cython/pool.pxi)."""
     send_buffer: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 0
     """Send buffer per client in bytes, SO_SNDBUF; 0: the kernel's default."""
 

@@ -18,7 +18,7 @@ from typing import Final
 from usbipd.ipc.control_messages import Counters, Latency, Rate
 
 LATENCY_BUCKETS: Final = 24
-# struct Counters of cython/counters.pxi; at its end since when a call blocks, in microseconds, and two
+# struct Counters of cython/pump.pxd; at its end since when a call blocks, in microseconds, and two
 # snapshots: microseconds, URBs, bytes in and out
 _LAYOUT: Final = struct.Struct(f"=6Q{LATENCY_BUCKETS}Qq4Q4Q")
 _COUNTED: Final = 6 + LATENCY_BUCKETS

@@ -40,7 +40,7 @@ BUDGET: Final = 64 << 20
 """Bytes: `transfer_budget` unless configured (usbipd/config.py)."""
 LARGEST_GROWTH: Final = (BUDGET + (64 << 10) + 4096 * KIB) // KIB
 """KiB that one client may cost a worker: its budget, 64 KiB to receive into, and 4,096 URBs of less than
-1 KiB each (ARCHITECTURE.md, The pump; cython/buffers.pxi)."""
+1 KiB each (ARCHITECTURE.md, The pump; cython/pool.pxi)."""
 
 IDLE_TIME: Final = 20.0
 """Seconds in which wake-ups are counted."""

@@ -5,18 +5,24 @@ are those of the process alone: what the kernel does for its system calls is not
 
 The client works in lockstep: it sends `depth` URBs at once and reads all replies before it sends the next.
 So every batch is a whole one, whatever the speed of the server, which runs some fifty times slower here.
+
+With libusb, the load generator is the client.  What a connection costs is the same whatever is done on it, so
+an URB costs what a longer run costs more than a shorter one.
 """
 
 import contextlib
-import re
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from tests.bench.programs import TIMEOUT, Kind, Server, null_server
+from tests.bench import callgrind, over_usbfs
+from tests.bench.over_usbfs import Side
+from tests.bench.programs import TIMEOUT, Kind, Load, Server, null_server
 from tests.bench.pump_alone import DEVICE
 from tests.bench.result import Comparison
 from tests.urb import Submit, encode
@@ -27,6 +33,8 @@ AGAINST: Final = "null server (batch)"
 GET_DEVICE_DESCRIPTOR: Final = bytes([USB_DIR_IN, 6, 0, 1, 0, 0, 18, 0])
 REPLY_HEADER: Final = 48
 ROUNDS: Final = 200
+SHORT, LONG = 1000, 3000
+"""URBs of either run over libusb."""
 
 LOADS: Final[tuple[tuple[str, Kind, int, int], ...]] = (
     ("control 18 B, depth 1", "control", 18, 1),
@@ -37,19 +45,51 @@ LOADS: Final[tuple[tuple[str, Kind, int, int], ...]] = (
 
 
 def compare(work: Path) -> list[Comparison]:
-    """Instructions for each URB, ours and the null server's; nothing varies, so one turn is enough."""
-    watch = (
-        *("valgrind", "--tool=callgrind", "-q", "--instr-atstart=no"),
-        f"--callgrind-out-file={work.absolute()}/callgrind.%p",
-    )
+    """Instructions for each URB, ours and the reference's; nothing varies, so one turn is enough."""
+    watch = callgrind.watch(work)
     with _pump_alone(watch) as server:
         ours = _count_all(work, server)
     with null_server(work, wrapper=watch) as server:
         reference = _count_all(work, server)
-    return [
+    rows = [
         Comparison(f"{what}: instructions", "instr/URB", (ours[what],), (reference[what],), AGAINST)
         for what, *_ in LOADS
     ]
+    over_usbfs.build(work)
+    with over_usbfs.worker(work, watch) as side:
+        ours = _count_with_libusb(work, side)
+    with over_usbfs.loop(work, watch) as side:
+        reference = _count_with_libusb(work, side)
+    return rows + [
+        Comparison(what, "instr/URB", (ours[what],), (reference[what],), over_usbfs.AGAINST) for what in ours
+    ]
+
+
+def _count_with_libusb(work: Path, side: Side) -> dict[str, float]:
+    """By name, the instructions for an URB over a usbfs that answers at once."""
+    counts: dict[str, float] = {}
+    pid = side.server.pid
+
+    def run(depth: int, count: int) -> Counter[tuple[str, str]]:
+        load = Load("control", 18, depth, TIMEOUT, count)
+        return callgrind.by_library(
+            callgrind.instructions_during(work, pid, lambda: over_usbfs.run_load(work, side, load))
+        )
+
+    over_usbfs.run_load(work, side, Load("control", 18, 1, TIMEOUT, SHORT))
+    callgrind.start(pid)
+    for depth in (1, 32):
+        run(depth, SHORT)  # until the pools are warm
+        short, long = run(depth, SHORT), run(depth, LONG)
+        more = {key: (long[key] - short[key]) / (LONG - SHORT) for key in long}
+        what = f"libusb over an instant usbfs, control 18 B, depth {depth}"
+        counts[f"{what}: instructions"] = sum(cost for (_, called), cost in more.items() if not called)
+        counts[f"{what}: of these libusb's and of libc for it"] = sum(
+            cost
+            for (caller, called), cost in more.items()
+            if caller.startswith("libusb") and (not called or called.startswith("libc."))
+        )
+    return counts
 
 
 @contextlib.contextmanager
@@ -73,12 +113,13 @@ def _count_all(work: Path, server: Server) -> dict[str, float]:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.sendall(encode_import_request(server.busid))
         connection.recv(len(encode_import_reply(ST_OK, DEVICE)), socket.MSG_WAITALL)
-        _control(server, "--instr=on")
+        callgrind.start(server.pid)
         for what, kind, size, depth in LOADS:
             seqnum = _lockstep(connection, kind, size, depth, seqnum)  # until the pools are warm
-            _dump(work, server)
-            seqnum = _lockstep(connection, kind, size, depth, seqnum)
-            counts[what] = _dump(work, server) / (ROUNDS * depth)
+            batch = partial(_lockstep, connection, kind, size, depth, seqnum)
+            seqnum += ROUNDS * depth
+            dump = callgrind.instructions_during(work, server.pid, batch)
+            counts[what] = callgrind.total(dump) / (ROUNDS * depth)
     return counts
 
 
@@ -113,20 +154,3 @@ def _submit(kind: Kind, size: int, seqnum: int) -> bytes:
             data=bytes(size) if kind == "bulk-out" else b"",
         )
     )
-
-
-def _control(server: Server, option: str) -> None:
-    subprocess.run(
-        ["callgrind_control", option, str(server.pid)], check=True, stdout=subprocess.DEVNULL, timeout=TIMEOUT
-    )
-
-
-def _dump(work: Path, server: Server) -> int:
-    """The instructions since the last dump."""
-    before = set(work.glob(f"callgrind.{server.pid}.*"))
-    _control(server, "--dump")
-    [dump] = set(work.glob(f"callgrind.{server.pid}.*")) - before
-    total = re.search(r"^(?:totals|summary): (\d+)", dump.read_text(), re.MULTILINE)
-    if total is None:
-        sys.exit(f"{dump}: no total")
-    return int(total[1])

@@ -65,7 +65,7 @@ def _number(value: float) -> str:
 def _record(result: Result) -> dict[str, object]:
     record: dict[str, object] = {"kind": type(result).__name__, **dataclasses.asdict(result)}
     if isinstance(result, Comparison):
-        record |= {"ratio": result.ratio, "spread": result.spread}
+        record |= {"ratio": result.ratio, "by_boot": result.by_boot, "spread": result.spread}
     if not isinstance(result, Curve):
         record["is_met"] = result.is_met
     return record

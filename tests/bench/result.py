@@ -22,6 +22,8 @@ class Comparison:
     against: what the reference is, such as "null server (batch)".
     target: the ratio that is wanted, ours / reference; None: there is no target.
     direction: whether the ratio has to be at least or at most `target`.
+    boots: how many boots of a machine the samples are from, equally many of each, one boot after the other.
+        What is decided at a boot, such as where buffers lie, is the same in all its turns.
     """
 
     what: str
@@ -31,11 +33,18 @@ class Comparison:
     against: str
     target: float | None = None
     direction: Direction = "at least"
+    boots: int = 1
 
     @property
     def ratio(self) -> float:
-        """The median of the turns' ratios."""
-        return median(self.ratios)
+        """The median of the turns' ratios; of several boots, the median of their medians."""
+        return median(self.by_boot)
+
+    @property
+    def by_boot(self) -> list[float]:
+        """The median of the turns' ratios, of each boot."""
+        turns = len(self.ours) // self.boots
+        return [median(self.ratios[first : first + turns]) for first in range(0, len(self.ours), turns)]
 
     @property
     def ratios(self) -> list[float]:
@@ -44,8 +53,9 @@ class Comparison:
 
     @property
     def spread(self) -> float:
-        """How far the ratios of the turns lie apart: (highest - lowest) / median."""
-        return (max(self.ratios) - min(self.ratios)) / self.ratio
+        """How far the ratios of the turns, or of several boots, lie apart: (highest - lowest) / median."""
+        ratios = self.ratios if self.boots == 1 else self.by_boot
+        return (max(ratios) - min(ratios)) / self.ratio if self.ratio else 0.0
 
     @property
     def is_met(self) -> bool | None:

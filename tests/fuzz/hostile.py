@@ -48,7 +48,7 @@ STATUSES: Final = frozenset(
 
 _SUBMIT_HEADER: Final = struct.Struct("!4xIIIIIIIII8s")
 _LARGEST: Final = 32 << 20
-_INLINE, _SMALLEST_CLASS, _HEADROOM, _MAX_URBS = 320, 1024, 64, 4096  # cython/buffers.pxi, transfer.pxi
+_INLINE, _SMALLEST_CLASS, _HEADROOM, _MAX_URBS = 320, 1024, 64, 4096  # cython/pump.pxd
 _SET_CONFIGURATION, _SET_INTERFACE = b"\x00\x09", b"\x01\x0b"
 _MARGIN: Final = 8 << 20
 """Bytes of heap beyond the budget: 4,096 URBs with their transfers, a loopback's buffer, and the test's

@@ -78,7 +78,7 @@ class Lines:
 
 
 class Daemon:
-    """`usbipd-ext --run` in a directory of its own, on a free port of 127.0.0.1."""
+    """`usbipd-ext --run` in a directory of its own, on a free port of an address of this machine."""
 
     command: Sequence[str] = COMMAND
     """What is started."""
@@ -86,7 +86,12 @@ class Daemon:
     """What a user asks it by."""
 
     def __init__(
-        self, directory: Path, simulate: str | None = SIMULATE, config: str = "", *options: str
+        self,
+        directory: Path,
+        simulate: str | None = SIMULATE,
+        config: str = "",
+        *options: str,
+        address: str = "127.0.0.1",
     ) -> None:
         """`config` is the text of its usbipd.toml; `options` are further ones of its command line.
 
@@ -97,7 +102,7 @@ class Daemon:
         file = directory / "usbipd.toml"
         file.write_text(config)
         self.devices = 0 if simulate is None else len(catalog.parse_simulate(simulate))
-        arguments = ["--run", "--listen", "127.0.0.1:0"]
+        arguments = ["--run", "--listen", f"{address}:0"]
         arguments += [] if simulate is None else ["--simulate", simulate]
         arguments += ["--socket", str(self.socket), "--config", str(file), *options]
         self.process = subprocess.Popen(

@@ -79,6 +79,7 @@ def test_verbs(shell: Shell) -> None:
     assert sorted(shell.complete("usbipd ")) == sorted(usbipd.SUBCOMMANDS)
     assert shell.complete("usbipd unb") == ["unbind"]
     assert shell.complete("usbipd x") == []
+    assert sorted(shell.complete("usbipd help ")) == sorted(usbipd.SUBCOMMANDS)
 
 
 @pytest.mark.parametrize("command", usbipd.SUBCOMMANDS)
@@ -121,7 +122,11 @@ def test_busids(shell: Shell, start_daemon: StartDaemon, tmp_path: Path) -> None
     assert complete("bind") == sorted([keyboard, loopback, serial])
     assert complete("unbind") == sorted([loopback, serial])
     assert complete("detach") == []
-    assert complete("release", "usbipd {command} --socket {socket} ") == sorted([keyboard, loopback, serial])
+    without_option = "usbipd {command} --socket {socket} "
+    assert complete("bind", without_option) == sorted([keyboard, loopback, serial])
+    assert complete("unbind", without_option) == sorted([loopback, serial])
+    assert complete("release", without_option) == sorted([keyboard, loopback, serial])
+    assert complete("bind", f"usbipd {{command}} --socket {{socket}} {keyboard} {serial[:-1]}") != []
     trying = "usbipd {command} --socket {socket} --report - --try-claim "
     assert complete("doctor", trying) == sorted([keyboard, loopback, serial])
     with Client(daemon.host, daemon.port).import_device(loopback):
@@ -136,6 +141,7 @@ def test_busids(shell: Shell, start_daemon: StartDaemon, tmp_path: Path) -> None
         assert complete("unbind", f"usbipd {{command}} --socket {path} --busid ") == sorted(
             [loopback, serial]
         )
+    assert complete("history", "usbipd {command} --socket {socket} --device ") == complete("bind")
     assert daemon.usbipd("bind", "--busid", keyboard).returncode == 0
 
 

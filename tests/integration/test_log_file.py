@@ -32,7 +32,7 @@ def test_a_rotated_log_is_left_by_all_processes(start_daemon: StartDaemon, tmp_p
         assert f"{role}[{pid}]" in wait_for(path, f" {role}["), "each of them logs there"
     path.rename(old)
     daemon.process.send_signal(signal.SIGHUP)
-    wait_for(path, f"extension[{pids['extension']}]: the log was reopened")
+    wait_for(path, f"extension[{pids['extension']}]: the log was reopened: {path}")
 
     with socket.create_connection((daemon.host, daemon.port)) as stranger:
         stranger.sendall(b"GET / HTTP/1.1")
@@ -53,7 +53,7 @@ def test_no_process_keeps_the_old_file(start_daemon: StartDaemon, tmp_path: Path
     pids = {process["role"]: process["pid"] for process in daemon.status()["processes"]}
     path.rename(tmp_path / "old")
     daemon.process.send_signal(signal.SIGHUP)
-    wait_for(path, "the log was reopened")
+    wait_for(path, f"the log was reopened: {path}")
     with Client(daemon.host, daemon.port).import_device(daemon.busid("loopback")) as session:
         session.control_in(0x80, 6, 0x0100, length=18)  # the worker has read what the extension told it
     for role, pid in pids.items():

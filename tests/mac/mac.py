@@ -168,6 +168,10 @@ class Device:
         """Whether it answers control requests with NAK."""
         self._call("hold_control", holds)
 
+    def hold_isochronous(self, holds: bool = True) -> None:
+        """Lets isochronous transfers wait, or lets those go on whose frames have passed."""
+        self._call("hold_isochronous", holds)
+
     def refuse_configuration(self, code: int) -> None:
         """The next SET_CONFIGURATION or SET_INTERFACE fails with an IOReturn."""
         self._call("refuse_configuration", code)

@@ -9,7 +9,7 @@ import functools
 import os
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import usbipd
 from tests.mac.mac import VARIABLE, Device, Mac
@@ -26,7 +26,15 @@ PATIENCE: Final = 10.0
 @functools.cache
 def mac() -> Mac:
     assert hasattr(ctypes.CDLL("libusb-1.0.so.0"), "software_mac_values"), "this process's libusb is not ours"
-    return Mac(Path(os.environ[VARIABLE]))
+    return _MacOfThisProcess(Path(os.environ[VARIABLE]))
+
+
+class _MacOfThisProcess(Mac):
+    def plug(self, kind: str = "scripted", **options: Any) -> Device:
+        """As `Mac.plug`; libusb in this process has also handled the arrival."""
+        device = super().plug(kind, **options)
+        until_notified()
+        return device
 
 
 def find_iokit() -> None:
@@ -34,6 +42,21 @@ def find_iokit() -> None:
     directory = os.environ["LD_LIBRARY_PATH"]
     if directory not in usbipd.__path__:
         usbipd.__path__.append(directory)
+
+
+def until_notified() -> None:
+    """Waits until libusb has handled all notifications of what has happened so far.
+
+    It can list a device twice that arrives while a context starts, and then reports the removal of one
+    of them only; and its exit may crash beside its event thread.  A worker starts when its device has been
+    there for a while, and does not exit libusb.
+    """
+    pending = ctypes.CDLL("libusb-1.0.so.0").software_mac_pending_notifications
+    pending.restype = ctypes.c_long
+    end = time.monotonic() + PATIENCE
+    while pending():
+        assert time.monotonic() < end, "libusb does not handle its notifications"
+        time.sleep(0.001)
 
 
 def take(device: Device) -> Claim:
@@ -50,10 +73,9 @@ def give_back(claim: Claim) -> None:
 def end(claim: Claim) -> None:
     """Closes what a worker leaves to the end of its process; one of tests has many claims, one after another.
 
-    libusb loses track of its devices if there are many contexts while one is enumerated again.  Its exit may
-    meet its own thread, which still looks at the device that has just come back: that one gets some time.
+    libusb loses track of its devices if there are many contexts while one is enumerated again.
     """
-    time.sleep(0.05)
+    until_notified()
     libusb, pointer = ctypes.CDLL("libusb-1.0.so.0"), ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     handle, context = (

@@ -2,9 +2,11 @@
 
 import argparse
 import re
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from usbipd.cli.terminal import terminal_width
+from usbipd.cli.colour import CHOICES
 from usbipd.errors import UsageError
 from usbipd.protocol.constants import USBIP_PORT
 
@@ -16,15 +18,112 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that raises `UsageError` where argparse would print its usage and exit."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options, formatter_class=_formatter)
+        super().__init__(**options, formatter_class=_Formatter, allow_abbrev=False)
+        self._positionals.title = "arguments"
+        self.color = False  # Python 3.14 colours help; it is the same with all
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse's, but what is not known is an error here already, of this command."""
+        self._given = list(sys.argv[1:] if args is None else args)
+        try:
+            parsed, extras = super().parse_known_args(args, namespace)
+        except UsageError as error:  # of a value
+            error.advice = error.advice or self._see_help()
+            raise
+        unknown = next((each for each in extras if each.startswith("-") and each != "-"), None)
+        if unknown is not None:
+            raise self._unknown_option(unknown)
+        several = next((action for action in self._actions if action.nargs == "*"), None)
+        if extras and several is None:
+            raise self._unexpected(extras[0])
+        if several is not None:  # argparse takes them in one place only: before or behind the options
+            setattr(
+                parsed,
+                several.dest,
+                [*getattr(parsed, several.dest), *(self._get_value(several, each) for each in extras)],
+            )
+        return parsed, []
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, code="usage", advice=f"see `{self.prog} --help`")
+        if message.endswith("required"):  # argparse says that before it looks at what is not known
+            self._check_given()
+        raise UsageError(self._plain(message), code="usage", advice=self._see_help())
+
+    def _see_help(self) -> str:
+        return f"see `{self.prog} --help`"
+
+    def _check_given(self) -> None:
+        """Raises `UsageError` for an option that does not exist, or a word where an option has to be."""
+        for word in self._given:
+            if word.startswith("-") and word.partition("=")[0] not in self._option_string_actions:
+                raise self._unknown_option(word)
+        if self._given and not self._given[0].startswith("-"):
+            raise self._unexpected(self._given[0])
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            from usbipd.cli.suggestions import unknown_command  # here: it has much to say, and rarely does
+
+            if value.startswith("-"):  # -4 is a number to argparse
+                raise self._unknown_option(value)
+            raise unknown_command(value, action.choices)
+        super()._check_value(action, value)
+
+    def _unknown_option(self, option: str) -> UsageError:
+        from usbipd.cli.suggestions import unknown_option  # here as above
+
+        behind = {
+            name
+            for action in self._actions
+            if isinstance(action, argparse._SubParsersAction)
+            for command in action.choices.values()
+            for name in command._option_string_actions
+        }
+        return unknown_option(self.prog, option, self._option_string_actions, behind)
+
+    def _unexpected(self, argument: str) -> UsageError:
+        from usbipd.cli.suggestions import unexpected_argument  # here as above
+
+        return unexpected_argument(self.prog, argument, self._option_string_actions)
+
+    def _plain(self, message: str) -> str:
+        """argparse's `message` as a sentence about the option that a person has typed."""
+        if needed := re.fullmatch("one of the arguments (.*) is required", message):
+            *most, last = [name for name in needed[1].split() if not name.startswith("-V")]
+            return f"one of {', '.join(most)} and {last} is needed"
+        found = re.fullmatch("argument ([^:]*/)?([^:/]+): (.*)", message, re.DOTALL)
+        if found is None:
+            return message
+        name, problem = found[2], found[3]
+        action = self._option_string_actions.get(name)
+        if problem.startswith("expected") and action is not None:
+            return f"{name} needs a value: {action.metavar}"
+        if problem.startswith("ignored explicit argument"):
+            return f"{name} takes no value"
+        other = re.fullmatch("not allowed with argument ([^/]*/)?(.+)", problem)
+        return f"{name}: {problem}" if other is None else f"{other[2]} and {name} cannot be combined"
 
 
-def _formatter(prog: str) -> argparse.HelpFormatter:
-    """argparse's own, which it makes for each argument; unless told the width, that one imports shutil."""
-    return argparse.HelpFormatter(prog, width=terminal_width() - 2)
+class _Formatter(argparse.HelpFormatter):
+    """argparse's own, with examples as they are written, and the same in all versions of Python."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" in text:
+            return text
+        return super()._fill_text(text, width, indent)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"  # as Python 3.13 has it
+
+
+def example_text(title: str, examples: Sequence[tuple[str, str]]) -> str:
+    """The end of a help page: what each example does, and its command."""
+    return "\n".join([f"{title}:", *(f"  {what}:\n      {command}" for what, command in examples)])
 
 
 def add_socket_argument(parser: argparse.ArgumentParser, default: str | None) -> None:
@@ -43,6 +142,16 @@ def add_json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON for programs (see docs/json.md)")
 
 
+def add_color_argument(parser: argparse.ArgumentParser) -> None:
+    """`--color WHEN`."""
+    parser.add_argument(
+        "--color",
+        metavar="WHEN",
+        choices=CHOICES,
+        help="colour states: auto (on a terminal, unless NO_COLOR is set), always or never (default: auto)",
+    )
+
+
 def add_watch_argument(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """`--watch [SECONDS]`."""
     parser.add_argument(
@@ -51,7 +160,8 @@ def add_watch_argument(parser: argparse.ArgumentParser | argparse._ArgumentGroup
         nargs="?",
         const=1.0,
         type=interval,
-        help="show it again whenever something changes, and every SECONDS (default: %(const)g), until Ctrl-C",
+        help="show it again whenever something changes, and every SECONDS (default: %(const)g); "
+        "on a terminal, arrows, PgUp, PgDn, Home, End, j and k scroll and q quits",
     )
 
 

@@ -149,7 +149,7 @@ class BugReporter:
                 raise UsbipdError(
                     f"{busid} is {state} already: it is in the report as it is",
                     code="shared",
-                    advice=f"to see it taken and given back, `usbipd unbind --busid {busid}` first",
+                    advice=f"to see it taken and given back, `usbipd unbind {busid}` first",
                 )
         return [self._try(busid) for busid in busids]
 

@@ -8,7 +8,7 @@ from typing import Final, Self, TypeVar
 
 from usbipd.control_socket import MAX_SOCKET_PATH, system_control_socket, usual_control_socket
 from usbipd.errors import ExtensionUnreachableError, IPCError, UsageError
-from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.blocking_channel import BlockingChannel, Wait, wait_readable
 from usbipd.ipc.control_messages import PEOPLE
 from usbipd.ipc.conversation import Event
 from usbipd.ipc.message import Message
@@ -30,6 +30,7 @@ class ControlConnection:
         """`path` is that of the control socket; None: the usual one."""
         self.path = usual_control_socket() if path is None else path
         self._timeout = timeout
+        self._wait: Wait = wait_readable
         self._channel: BlockingChannel | None = None
 
     def __enter__(self) -> Self:
@@ -44,6 +45,12 @@ class ControlConnection:
     def is_open(self) -> bool:
         """Whether somebody has answered, and may still."""
         return self._channel is not None
+
+    def wait_by(self, wait: Wait) -> None:
+        """Wait for answers and events by this function, which may raise what ends the command."""
+        self._wait = wait
+        if self._channel is not None:
+            self._channel.wait = wait
 
     def close(self) -> None:
         """Leave the extension.  Idempotent."""
@@ -64,6 +71,7 @@ class ControlConnection:
             connection.settimeout(self._timeout)
             connection.connect(self.path)
             self._channel = BlockingChannel(connection, f"cli {os.getpid()}", PEOPLE)
+            self._channel.wait = self._wait
         except OSError as error:
             connection.close()
             raise self._unreachable(error) from error

@@ -1,39 +1,67 @@
-"""`usbipd detach`: end a client's session.  Runs in the caller's process."""
+"""`usbipd detach`: end the sessions of clients.  Runs in the caller's process."""
 
 import argparse
 
 from usbipd.cli.arguments import add_json_argument
 from usbipd.cli.connection import ControlConnection
+from usbipd.cli.device_arguments import (
+    Selector,
+    add_device_arguments,
+    check_device_arguments,
+    selectors_of,
+)
+from usbipd.cli.device_lookup import find_busid, is_interactive, no_device_named
 from usbipd.cli.documents import DetachDocument, render
-from usbipd.cli.output import emit, say
+from usbipd.cli.output import emit, run_each, say
 from usbipd.cli.subcommand import Subcommand, always
-from usbipd.ipc.control_messages import DetachParameters, DetachResult
+from usbipd.ipc.control_messages import DetachParameters, DetachResult, DeviceInfo, DeviceState
 from usbipd.ipc.messages import Command
-from usbipd.usb.identity import parse_busid
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--busid",
-        metavar="BUSID",
-        type=parse_busid,
-        required=True,
-        help="the device whose client is cut off; it stays shared, so that client may come back",
+    add_device_arguments(
+        parser,
+        "busid, VID:PID, VID:PID:SERIAL or part of the name (default on a terminal: choose from a list)",
+        "the device whose client is cut off; it stays shared, so that client may come back",
     )
     add_json_argument(parser)
 
 
+def check(arguments: argparse.Namespace) -> None:
+    check_device_arguments(arguments)
+    if not selectors_of(arguments) and not is_interactive(as_json=arguments.json):
+        raise no_device_named("detach")
+
+
 def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
-    client = extension.request(Command.DETACH, DetachParameters(busid=arguments.busid), DetachResult).client
-    if arguments.json:
-        emit(render(DetachDocument(busid=arguments.busid, client=client)))
-    else:
-        say(f"{arguments.busid}: {client} was cut off; the device is still shared")
-    return 0
+    asked: list[str] = []
+
+    def detach(selector: Selector | None) -> None:
+        busid = find_busid("detach", selector, extension, _is_attached, as_json=arguments.json)
+        if busid in asked:  # two parts of one name
+            return
+        asked.append(busid)
+        client = extension.request(Command.DETACH, DetachParameters(busid=busid), DetachResult).client
+        if arguments.json:
+            emit(render(DetachDocument(busid=busid, client=client)))
+        else:
+            say(f"{busid}: {client} was cut off; the device is still shared")
+
+    return run_each("usbipd", selectors_of(arguments) or [None], detach, as_json=arguments.json)
+
+
+def _is_attached(device: DeviceInfo) -> bool:
+    return device.state is DeviceState.ATTACHED
 
 
 SUBCOMMAND = Subcommand(
     add_arguments=add_arguments,
     requires_extension=always,
     run=run,
+    usage="[OPTIONS] DEVICE...",
+    examples=(
+        ("cut off the client of the device in port 1-1", "sudo usbipd detach 1-1"),
+        ("the same, by a part of its name", "sudo usbipd detach ultra"),
+    ),
+    check=check,
 )

@@ -8,14 +8,17 @@ here, as far as the caller's rights go.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Final
 
+from usbipd.cli.arguments import add_color_argument
+from usbipd.cli.check_groups import grouped, problems
+from usbipd.cli.colour import Paint, paint_for, plain
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.documents import HealthDocument, render
 from usbipd.cli.output import emit, say
 from usbipd.cli.subcommand import Subcommand, never
 from usbipd.cli.table import wrap
-from usbipd.cli.terminal import terminal_width
 from usbipd.errors import UsageError
 from usbipd.ipc.control_messages import CheckResult, CheckState
 from usbipd.spelling import Spelling
@@ -36,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write all that is known of this host and its devices into FILE, for a maintainer "
         "(default: usbipd-report-DATE-TIME.json; -: standard output)",
     )
+    parser.add_argument("--problems", action="store_true", help="show only what is not as it should be")
+    add_color_argument(parser)
     parser.add_argument(
         "--try-claim",
         metavar="BUSID",
@@ -59,11 +64,18 @@ def check(arguments: argparse.Namespace) -> None:
     ):
         if is_given and arguments.report is None:
             raise UsageError(f"{option} goes with --report", code="usage")
+    if arguments.problems and arguments.report is not None:
+        raise UsageError("--problems does not go with --report, which has all checks", code="usage")
 
 
 def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
     if arguments.report is None:
-        return show_health(extension, as_json=arguments.json)
+        return show_health(
+            extension,
+            paint_for(arguments.color),
+            as_json=arguments.json,
+            only_problems=arguments.problems,
+        )
     return write_report(
         extension, arguments.report, try_claims=arguments.try_claim, with_serials=arguments.with_serials
     )
@@ -94,28 +106,34 @@ def write_report(
     return 0
 
 
-def show_health(extension: ControlConnection, *, as_json: bool) -> int:
-    """Print every check; the exit code: 1 if one failed.  `extension` is not open yet."""
+def show_health(extension: ControlConnection, paint: Paint, *, as_json: bool, only_problems: bool) -> int:
+    """Print the checks, all or only the problems; the exit code: 1 if one failed.
+
+    `extension` is not open yet.
+    """
     from usbipd.cli.offline_checks import examine  # here: it takes long, and no other command needs it
 
     checks = examine(extension)
+    if only_problems:
+        checks = problems(checks)
     if as_json:
         emit(render(HealthDocument(checks=checks)))
     else:
-        emit(format_checks(checks, terminal_width()))
+        emit(format_checks(checks, get_terminal_size().columns, paint))
         say(_summary(checks))
     return 1 if any(check.state is CheckState.FAILED for check in checks) else 0
 
 
-def format_checks(checks: Sequence[CheckResult], width: int) -> str:
-    """A paragraph for each check: how it came out, its name, what it found, its numbered steps."""
+def format_checks(checks: Sequence[CheckResult], width: int, paint: Paint = plain) -> str:
+    """The worst first, a paragraph for each: how it came out, its name, what it found, its numbered steps."""
     names = max((len(check.name) for check in checks), default=0)
     states = max(len(state.value) for state in CheckState)
     indent = " " * (states + 2)
     text, spelling = "", Spelling.here()
-    for check in checks:
-        begin = f"{check.state.value:<{states}}  {check.name:<{names}}  "
-        text += wrap(check.message, width, indent, first=begin)
+    for check in grouped(checks):
+        state = check.state.value
+        found = wrap(check.message, width, indent, first=f"{state:<{states}}  {check.name:<{names}}  ")
+        text += paint(state) + found.removeprefix(state) if found.startswith(state) else found
         for number, step in enumerate(check.steps, 1):
             text += wrap(spelling.spell(step), width, f"{indent}   ", first=f"{indent}{number}. ")
     return text
@@ -136,5 +154,11 @@ SUBCOMMAND = Subcommand(
     add_arguments=add_arguments,
     requires_extension=never,
     run=run,
+    usage="[OPTIONS]",
+    examples=(
+        ("show what is wrong, and how to fix it", "usbipd doctor"),
+        ("show only what is not as it should be", "usbipd doctor --problems"),
+        ("write all that a maintainer needs to know into one file", "usbipd doctor --report"),
+    ),
     check=check,
 )

@@ -102,6 +102,12 @@ class HistoryDocument(Document, frozen=True, kw_only=True):
     entries: list[HistoryEntry]
 
 
+class HistoryEntryDocument(Document, frozen=True, kw_only=True):
+    """`usbipd history --follow --json`, on each line."""
+
+    entry: HistoryEntry
+
+
 class HealthDocument(Document, frozen=True, kw_only=True):
     """`usbipd doctor --json` and `usbipd-ext --health --json`."""
 

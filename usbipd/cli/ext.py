@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Final, get_args
 from usbipd import __version__
 from usbipd.cli.arguments import (
     Parser,
+    add_color_argument,
     add_json_argument,
     add_socket_argument,
     add_watch_argument,
     check_networks,
+    example_text,
     network,
     path,
 )
@@ -36,6 +38,13 @@ STATUS: Final = "--status"
 HEALTH: Final = "--health"
 CHECK_CONFIG: Final = "--check-config"
 
+EXAMPLES: Final = (
+    ("share devices of this machine with the network", "sudo usbipd-ext --run --listen 0.0.0.0"),
+    ("share simulated devices on loopback, without root", "usbipd-ext --run --simulate keyboard,serial"),
+    ("check usbipd.toml, and show what it says", "sudo usbipd-ext --check-config"),
+    ("show the processes of the daemon", "usbipd-ext --status"),
+)
+
 ACTIONS_OF_OPTION: Final[Mapping[str, tuple[str, ...]]] = {
     "--listen": (RUN,),
     "--allow": (RUN,),
@@ -47,6 +56,7 @@ ACTIONS_OF_OPTION: Final[Mapping[str, tuple[str, ...]]] = {
     "--log-to": (RUN,),
     "--watch": (STATUS,),
     "--json": (STATUS, HEALTH, CHECK_CONFIG),
+    "--color": (STATUS, HEALTH),
     "--socket": (RUN, STATUS, HEALTH),
 }
 """Each option with the actions that take it."""
@@ -56,9 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line of `usbipd-ext`."""
     parser = Parser(
         prog="usbipd-ext",
+        usage="%(prog)s --run | --status | --health | --check-config [OPTIONS]",
         description="The daemon of usbipd: claims USB devices and shares them over USB/IP.",
-        epilog="`usbipd` chooses what is shared.",
-        allow_abbrev=False,
+        epilog=example_text("examples", EXAMPLES) + "\n\n`usbipd` chooses what is shared.",
     )
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument(RUN, action="store_true", help="run the daemon in the foreground")
@@ -67,8 +77,11 @@ def build_parser() -> argparse.ArgumentParser:
         HEALTH, action="store_true", help="check the daemon and this machine and suggest fixes"
     )
     action.add_argument(CHECK_CONFIG, action="store_true", help="check the configuration file, and show it")
-    action.add_argument("--version", action="version", version=f"usbipd-ext {__version__}")
+    action.add_argument(
+        "-V", "--version", action="version", version=f"usbipd-ext {__version__}", help="show the version"
+    )
     add_socket_argument(parser, None)
+    add_color_argument(parser)
     add_json_argument(parser)
     add_watch_argument(parser.add_argument_group("with --status"))
     add_run_arguments(parser)
@@ -135,7 +148,11 @@ def run(argv: Sequence[str], load_daemon: "Callable[[], RunDaemon]") -> int:
     action = next(each for each in (RUN, STATUS, HEALTH, CHECK_CONFIG) if _value(arguments, each))
     for option, actions in ACTIONS_OF_OPTION.items():
         if action not in actions and _value(arguments, option) not in (None, False):
-            raise UsageError(f"{option} goes with {' or '.join(actions)}, not with {action}", code="usage")
+            raise UsageError(
+                f"{option} goes with {' or '.join(actions)}, not with {action}",
+                code="usage",
+                advice="see `usbipd-ext --help`",
+            )
     if action == RUN:
         return run_extension(arguments, load_daemon)
     if action == CHECK_CONFIG:
@@ -152,17 +169,25 @@ def _value(arguments: argparse.Namespace, option: str) -> object:
 
 def ask_extension(arguments: argparse.Namespace) -> int:
     """`usbipd-ext --status` and `usbipd-ext --health`."""
+    from usbipd.cli.colour import paint_for
     from usbipd.cli.connection import ControlConnection
 
+    paint = paint_for(arguments.color)
     with ControlConnection(arguments.socket) as extension:
         if arguments.health:
             from usbipd.cli.doctor import show_health
 
-            return show_health(extension, as_json=arguments.json)
+            return show_health(extension, paint, as_json=arguments.json, only_problems=False)
         from usbipd.cli.status import show_status
 
         extension.open()
-        show_status(extension, as_json=arguments.json, interval=arguments.watch, with_processes=True)
+        show_status(
+            extension,
+            as_json=arguments.json,
+            interval=arguments.watch,
+            paint=paint,
+            with_processes=True,
+        )
         return 0
 
 

@@ -4,18 +4,20 @@ People read the newest entry last, where a terminal leaves them; the document ha
 """
 
 import argparse
+from shutil import get_terminal_size
+from typing import Final
 
-from usbipd.cli.arguments import add_json_argument, count
+from usbipd.cli.arguments import add_color_argument, add_json_argument, count
+from usbipd.cli.colour import paint_for
 from usbipd.cli.connection import ControlConnection
-from usbipd.cli.device import hardware_id, known_name
 from usbipd.cli.documents import HistoryDocument, render
+from usbipd.cli.history_entries import fetch_history, format_history
 from usbipd.cli.output import emit, say
+from usbipd.cli.selection import Selection, device, moment
 from usbipd.cli.subcommand import Subcommand, always
-from usbipd.cli.table import Column, format_table, wrap
-from usbipd.cli.terminal import terminal_width
-from usbipd.cli.units import format_bytes, format_duration, format_time
-from usbipd.ipc.control_messages import HISTORY_PAGE, HistoryEntry, HistoryParameters, HistoryResult
-from usbipd.ipc.messages import Command
+
+LIMIT: Final = 20
+"""Entries that are shown without --limit and --since."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,87 +25,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit",
         metavar="N",
         type=count,
-        default=20,
-        help="how many of the newest entries to show (default: %(default)d)",
+        help=f"how many of the newest entries to show (default: {LIMIT}; with --since all)",
     )
+    parser.add_argument(
+        "--since",
+        metavar="WHEN",
+        type=moment,
+        help="show no older entries: 10m, 2h, 3d (that long ago), today, 2026-12-01 or 2026-12-01T08:30",
+    )
+    parser.add_argument(
+        "--device",
+        metavar="DEVICE",
+        type=device,
+        help="show entries of this device only: its busid, VID:PID, or part of its name",
+    )
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="then show each new entry when it comes, until Ctrl-C; with --json one document a line",
+    )
+    add_color_argument(parser)
     add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
-    entries = fetch_history(extension, arguments.limit)
+    selection = Selection(arguments.since, arguments.device)
+    limit = arguments.limit or (LIMIT if arguments.since is None else None)
+    paint = paint_for(arguments.color)
+    if arguments.follow:
+        from usbipd.cli.history_tail import follow_history  # here: no other command needs it
+
+        follow_history(extension, selection, limit, paint, as_json=arguments.json)
+        return 0
+    entries = fetch_history(extension, limit, selection)
     if arguments.json:
         emit(render(HistoryDocument(entries=entries)))
     elif entries:
-        emit(format_history(entries[::-1], terminal_width()))
+        emit(format_history(entries[::-1], get_terminal_size().columns, paint))
     else:
-        say("Nothing has happened yet.")
+        say("Nothing has happened yet." if selection == Selection() else "No such entry.")
     return 0
-
-
-def fetch_history(extension: ControlConnection, limit: int) -> list[HistoryEntry]:
-    """The newest `limit` entries, the newest first, page by page until there are no more."""
-    entries: list[HistoryEntry] = []
-    while len(entries) < limit:
-        parameters = HistoryParameters(
-            limit=min(limit - len(entries), HISTORY_PAGE), before=entries[-1].id if entries else None
-        )
-        page = extension.request(Command.HISTORY, parameters, HistoryResult).entries
-        if not page:
-            break
-        entries += page
-    return entries
-
-
-def format_history(entries: list[HistoryEntry], width: int) -> str:
-    """A line for each of `entries`, in their order, and below it what else is known."""
-    columns = (
-        Column("TIME"),
-        Column("EVENT"),
-        Column("BUSID"),
-        Column("DEVICE", minimum=8),
-        Column("CLIENT", minimum=9),
-    )
-    rows = [
-        (
-            format_time(entry.time),
-            entry.event.value,
-            entry.busid or "",
-            _device(entry),
-            entry.client or "",
-        )
-        for entry in entries
-    ]
-    title, *lines = format_table(columns, rows, width).splitlines()
-    text = f"{title}\n"
-    for line, entry in zip(lines, entries, strict=True):
-        text += f"{line}\n"
-        if details := _details(entry):
-            text += wrap(details, width, "    ")
-    return text
-
-
-def _device(entry: HistoryEntry) -> str:
-    if entry.vendor_id is None or entry.product_id is None:
-        return entry.product or ""
-    name = known_name(entry.vendor_id, entry.product_id, entry.product)
-    return f"{hardware_id(entry.vendor_id, entry.product_id)} {name or ''}".rstrip()
-
-
-def _details(entry: HistoryEntry) -> str:
-    """How long what has ended lasted, what went through it, and why."""
-    figures = [] if entry.count == 1 else [f"{entry.count} times, the last one shown"]
-    if entry.seconds is not None:
-        duration = format_duration(entry.seconds)
-        figures.append(f"after {duration}" if entry.count == 1 else f"{duration} in all")
-    if entry.bytes_in is not None:
-        figures.append(f"{format_bytes(entry.bytes_in)} in")
-    if entry.bytes_out is not None:
-        figures.append(f"{format_bytes(entry.bytes_out)} out")
-    return ": ".join(part for part in (", ".join(figures), entry.reason) if part)
 
 
 SUBCOMMAND = Subcommand(
     add_arguments=add_arguments,
     requires_extension=always,
     run=run,
+    usage="[OPTIONS]",
+    examples=(
+        ("show the newest entries", "usbipd history"),
+        ("show what happened to a device since yesterday", "usbipd history --since 1d --device 1-1"),
+        ("show each new entry when it comes", "usbipd history --follow"),
+        ("print the last 5, for a script", "usbipd history --limit 5 --json"),
+    ),
 )

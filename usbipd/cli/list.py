@@ -1,9 +1,11 @@
 """`usbipd list`: the devices of this machine, or those of another one.  Runs in the caller's process."""
 
 import argparse
+from shutil import get_terminal_size
 from typing import Final
 
-from usbipd.cli.arguments import add_json_argument, host_and_port, seconds
+from usbipd.cli.arguments import add_color_argument, add_json_argument, host_and_port, seconds
+from usbipd.cli.colour import Paint, paint_for, plain
 from usbipd.cli.connection import ANSWER_TIMEOUT, ControlConnection
 from usbipd.cli.device import device_name, device_user, format_failures, hardware_id, known_name
 from usbipd.cli.documents import ListDocument, RemoteDevice, RemoteInterface, RemoteListDocument, render
@@ -11,7 +13,6 @@ from usbipd.cli.output import emit, say
 from usbipd.cli.remote import fetch_devlist
 from usbipd.cli.subcommand import Subcommand
 from usbipd.cli.table import Column, format_table, wrap
-from usbipd.cli.terminal import terminal_width
 from usbipd.cli.usb_class import class_name, count_classes
 from usbipd.ipc.control_messages import BindingInfo, DeviceInfo, ListResult
 from usbipd.ipc.messages import Command, Nothing
@@ -24,6 +25,7 @@ REMOTE_TIMEOUT: Final = 5.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
+        "-r",
         "--remote",
         metavar="HOST[:PORT]",
         type=host_and_port,
@@ -36,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how long to wait for the answer "
         f"(default: {ANSWER_TIMEOUT:g}, with --remote {REMOTE_TIMEOUT:g})",
     )
+    add_color_argument(parser)
     add_json_argument(parser)
 
 
@@ -48,27 +51,27 @@ def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
         timeout = arguments.timeout or REMOTE_TIMEOUT
         list_remote(*arguments.remote, timeout=timeout, as_json=arguments.json)
     else:
-        list_local(extension, timeout=arguments.timeout, as_json=arguments.json)
+        list_local(extension, paint_for(arguments.color), timeout=arguments.timeout, as_json=arguments.json)
     return 0
 
 
-def list_local(extension: ControlConnection, *, timeout: float | None, as_json: bool) -> None:
+def list_local(extension: ControlConnection, paint: Paint, *, timeout: float | None, as_json: bool) -> None:
     result = extension.request(Command.LIST, Nothing(), ListResult, timeout=timeout)
     if as_json:
         emit(render(ListDocument(devices=result.devices, bindings=result.bindings)))
         return
     if not result.devices:
         say("No USB device that could be shared is plugged in.")
-    emit(format_list(result, terminal_width()))
+    emit(format_list(result, get_terminal_size().columns, paint))
 
 
-def format_list(result: ListResult, width: int) -> str:
+def format_list(result: ListResult, width: int, paint: Paint = plain) -> str:
     """All of `usbipd list`: what is plugged in, and what is bound and is not."""
     parts = []
     if result.devices:
         restrictions = format_restrictions(result, width)
         parts.append(
-            format_local(result.devices, width) + format_failures(result.devices, width) + restrictions
+            format_local(result.devices, width, paint) + format_failures(result.devices, width) + restrictions
         )
     if absent := [binding for binding in result.bindings if not binding.devices]:
         replacements = format_replacements(result, absent, width)
@@ -76,12 +79,12 @@ def format_list(result: ListResult, width: int) -> str:
     return "\n".join(parts)
 
 
-def format_local(devices: list[DeviceInfo], width: int) -> str:
+def format_local(devices: list[DeviceInfo], width: int, paint: Paint) -> str:
     """The table of `usbipd list`."""
     columns = (
         Column("BUSID"),
         Column("VID:PID"),
-        Column("STATE"),
+        Column("STATE", state=True),
         Column("DEVICE", minimum=12),
         Column("USED BY", minimum=10),
     )
@@ -95,7 +98,7 @@ def format_local(devices: list[DeviceInfo], width: int) -> str:
         )
         for device in devices
     ]
-    return format_table(columns, rows, width)
+    return format_table(columns, rows, width, paint)
 
 
 def format_restrictions(result: ListResult, width: int) -> str:
@@ -140,7 +143,7 @@ def format_replacements(result: ListResult, absent: list[BindingInfo], width: in
             now = describe(found.vendor_id, found.product_id, found.serial)
             bound = describe(binding.vendor_id, binding.product_id, binding.serial)
             text += wrap(f"bound: {bound}; plugged in: {now}", width, "  ", first=begin)
-            unbind, bind = (f"`usbipd {command} --busid {found.busid}`" for command in ("unbind", "bind"))
+            unbind, bind = (f"`usbipd {command} {found.busid}`" for command in ("unbind", "bind"))
             text += wrap(f"hint: to share it instead, {unbind}, then {bind}", width, "    ", first="  ")
     return text
 
@@ -156,7 +159,7 @@ def list_remote(host: str, port: int, *, timeout: float, as_json: bool) -> None:
     if as_json:
         emit(render(RemoteListDocument(host=host, port=port, devices=devices)))
     elif devices:
-        emit(format_remote(devices, terminal_width()))
+        emit(format_remote(devices, get_terminal_size().columns))
     else:
         say(f"{host} shares no device with us.")
 
@@ -221,4 +224,13 @@ SUBCOMMAND = Subcommand(
     add_arguments=add_arguments,
     requires_extension=requires_extension,
     run=run,
+    usage="[OPTIONS]",
+    examples=(
+        ("show the devices of this machine, their state and who uses them", "usbipd list"),
+        ("show what another machine shares", "usbipd list -r 192.168.1.5"),
+        (
+            "print the busids of all shared devices, for a script",
+            "usbipd list --json |\n      jq -r '.devices[] | select(.state == \"shared\").busid'",
+        ),
+    ),
 )

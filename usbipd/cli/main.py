@@ -8,21 +8,30 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from usbipd import __version__
-from usbipd.cli.arguments import Parser, add_socket_argument
-from usbipd.cli.output import run_to_exit_code
-from usbipd.cli.subcommand import Subcommand
+from usbipd.cli.arguments import Parser, add_socket_argument, example_text
+from usbipd.cli.output import run_to_exit_code, say
+from usbipd.cli.subcommand import Subcommand, never
+from usbipd.errors import UsageError
 
 SUBCOMMANDS: Final[Mapping[str, str]] = {
     "list": "show the USB devices of this machine, or those that another one shares",
     "bind": "share a device with USB/IP clients, now and whenever it is plugged in",
-    "unbind": "stop sharing a device and give it back to this machine",
+    "unbind": "stop sharing a device and return it to this machine",
     "detach": "end the session of the client that uses a device, which stays shared",
     "release": "reattach this machine's drivers to a device that a crash has left without them",
     "status": "show what is shared, with whom, and how the daemon is",
     "history": "show past claims, attachments, releases and failures",
     "doctor": "check the daemon and this machine and suggest fixes",
+    "help": "show the commands, or the options and examples of one",
 }
 """Each command with its summary; its arguments and what it does are in the module of its name."""
+
+FIRST_STEPS: Final = (
+    ("find the device and its busid, here 1-1", "usbipd list"),
+    ("share it", "sudo usbipd bind 1-1"),
+    ("use it, on the client; bind prints this line with the address", "sudo usbip attach -r HOST -b 1-1"),
+)
+"""The first share, in three commands."""
 
 
 def load(name: str) -> Subcommand:
@@ -44,38 +53,54 @@ def load(name: str) -> Subcommand:
             from usbipd.cli.history import SUBCOMMAND
         case "doctor":
             from usbipd.cli.doctor import SUBCOMMAND
+        case "help":
+            return HELP
         case _:
             raise ValueError(f"there is no command {name!r}")
     return SUBCOMMAND
 
 
-def build_parser(detailed: Collection[str] = SUBCOMMANDS) -> argparse.ArgumentParser:
+def build_parser(detailed: Collection[str] = SUBCOMMANDS) -> Parser:
     """The command line of `usbipd`: every command, and of those in `detailed` what they take."""
     parser = Parser(
         prog="usbipd",
+        usage="%(prog)s [OPTIONS] COMMAND",
         description="Shares USB devices of this machine over USB/IP.",
-        epilog="The daemon itself is `usbipd-ext`.",
-        allow_abbrev=False,
+        epilog=example_text("the first share", FIRST_STEPS)
+        + "\n\nSee `usbipd help COMMAND` for one command.  The daemon itself is `usbipd-ext`.",
     )
-    parser.add_argument("--version", action="version", version=f"usbipd {__version__}")
+    parser.add_argument(
+        "-V", "--version", action="version", version=f"usbipd {__version__}", help="show the version"
+    )
     add_socket_argument(parser, None)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(prog="usbipd", metavar="COMMAND", title="commands")
     for name, summary in SUBCOMMANDS.items():
         description = f"{summary[0].upper()}{summary[1:]}."
-        subparser = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
+        subparser = commands.add_parser(name, help=summary, description=description)
         if name in detailed:
             command = load(name)
             command.add_arguments(subparser)
             add_socket_argument(subparser, argparse.SUPPRESS)
-            subparser.set_defaults(command=command)
+            subparser.usage = f"%(prog)s {command.usage}"
+            subparser.epilog = example_text("examples", command.examples)
+            subparser.set_defaults(command=command, prog=subparser.prog)
     return parser
 
 
 def run(argv: Sequence[str]) -> int:
     """Parse and carry out one command; raises `UsbipdError`."""
-    arguments = build_parser(detailed=argv).parse_args(argv)  # no other command can be meant
-    command: Subcommand = arguments.command
-    command.check(arguments)
+    parser = build_parser(detailed=argv)  # no other command can be meant
+    arguments = parser.parse_args(argv)
+    command: Subcommand | None = arguments.command
+    if command is None:
+        say(parser.format_help().rstrip())
+        return UsageError.exit_code
+    try:
+        command.check(arguments)
+    except UsageError as error:
+        error.advice = error.advice or f"see `{arguments.prog} --help`"
+        raise
 
     from usbipd.cli.connection import ControlConnection  # here: help and a wrong usage do not ask anybody
 
@@ -88,3 +113,26 @@ def run(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
     return run_to_exit_code("usbipd", argv, lambda: run(argv))
+
+
+# ---- usbipd help -------------------------------------------------------------------------------------------
+
+
+def _add_help_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("topic", metavar="COMMAND", nargs="?", help="the command (default: all, in short)")
+
+
+def _show_help(arguments: argparse.Namespace, _extension: object) -> int:
+    """Print the page, which ends the command.  Raises `UsageError` if there is no such command."""
+    topic: list[str] = [] if arguments.topic is None else [arguments.topic]
+    build_parser(detailed=topic).parse_args([*topic, "--help"])
+    return 0
+
+
+HELP: Final = Subcommand(
+    add_arguments=_add_help_arguments,
+    requires_extension=never,
+    run=_show_help,
+    usage="[COMMAND]",
+    examples=(("show the options of bind, with examples", "usbipd help bind"),),
+)

@@ -10,8 +10,12 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from usbipd.errors import BROKEN_PIPE, INTERRUPTED, UsbipdError
+from usbipd.errors import BROKEN_PIPE, INTERRUPTED, ExtensionUnreachableError, UsbipdError
+
+Name = TypeVar("Name")
+"""What `str` makes a name of."""
 
 
 def emit(text: str) -> None:
@@ -52,6 +56,25 @@ def run_to_exit_code(program: str, argv: Sequence[str], command: Callable[[], in
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def run_each(program: str, names: Sequence[Name], do: Callable[[Name], None], *, as_json: bool) -> int:
+    """Call `do` for each name, also after one has failed; the exit code of the first failure, else 0.
+
+    Raises the `UsbipdError` of a single name, and `ExtensionUnreachableError`: the rest would fail, too.
+    """
+    code = 0
+    for name in names:
+        try:
+            do(name)
+        except UsbipdError as error:
+            if len(names) == 1 or isinstance(error, ExtensionUnreachableError):
+                raise
+            if str(name) not in error.message:
+                error.message = f"{name}: {error.message}"
+            print_error(program, error, as_json=as_json)
+            code = code or error.exit_code
+    return code
 
 
 def print_error(program: str, error: UsbipdError, *, as_json: bool) -> None:

@@ -1,68 +1,113 @@
 """`usbipd status`, and what `usbipd-ext --status` shows: the daemon now.  Runs in the caller's process."""
 
 import argparse
+from collections.abc import Sequence
+from shutil import get_terminal_size
 from typing import Final
 
-from usbipd.cli.arguments import add_json_argument, add_watch_argument
+from usbipd.cli.arguments import add_color_argument, add_json_argument, add_watch_argument
+from usbipd.cli.colour import Paint, paint_for, plain
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.device import device_name, format_failures, hardware_id
+from usbipd.cli.device_arguments import Selector, parse_device
+from usbipd.cli.device_lookup import only_named, require_named
 from usbipd.cli.documents import StatusDocument, render
 from usbipd.cli.output import emit
 from usbipd.cli.subcommand import Subcommand, always
 from usbipd.cli.table import Column, format_table, wrap
-from usbipd.cli.terminal import terminal_width
 from usbipd.cli.units import (
     format_bytes,
-    format_clock,
     format_duration,
     format_time,
     short_bytes,
     short_count,
     short_latency,
+    short_moment,
 )
 from usbipd.ipc.control_messages import DeviceInfo, DeviceState, LoggedError, ProcessInfo, StatusResult
 from usbipd.ipc.messages import Command, Nothing
 
+_ORDER: Final = (DeviceState.FAILED, DeviceState.ATTACHED, DeviceState.SHARED)
+"""The states that are shown: first what needs attention, then what is in use."""
 ERRORS_SHOWN: Final = 5
 """Of the last errors; `--json` has all that the extension remembers."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "devices",
+        metavar="DEVICE",
+        nargs="*",
+        type=parse_device,
+        help="only this device: busid, VID:PID, VID:PID:SERIAL or part of the name (default: all that are "
+        "shared)",
+    )
     add_watch_argument(parser)
+    add_color_argument(parser)
     add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
-    show_status(extension, as_json=arguments.json, interval=arguments.watch, with_processes=False)
+    show_status(
+        extension,
+        as_json=arguments.json,
+        interval=arguments.watch,
+        paint=paint_for(arguments.color),
+        with_processes=False,
+        devices=list(dict.fromkeys(arguments.devices)),
+    )
     return 0
 
 
 def show_status(
-    extension: ControlConnection, *, as_json: bool, interval: float | None, with_processes: bool
+    extension: ControlConnection,
+    *,
+    as_json: bool,
+    interval: float | None,
+    paint: Paint,
+    with_processes: bool,
+    devices: Sequence[Selector] = (),
 ) -> None:
-    """Print the status, once, or without end every `interval` seconds and on each change."""
+    """Print the status: once, or every `interval` seconds and at each change, until the caller ends it.
+
+    Of the devices only these, if there are any.  Raises `UsbipdError` if one of them does not exist; to be
+    watched, it need not.
+    """
 
     def text(status: StatusResult, width: int) -> str:
-        return format_status(status, width, with_processes=with_processes)
+        others = [each for each in status.devices if each.state is DeviceState.NOT_SHARED] if devices else []
+        note = "".join(f"{device.busid} is not shared.\n" for device in others)
+        return format_status(status, width, paint, with_processes=with_processes, unshared=note)
+
+    def chosen(status: StatusResult) -> StatusResult:
+        return only_named(status, devices) if devices else status
 
     if interval is not None:
         from usbipd.cli.watch import view_for, watch  # here: only who watches has to wait for it
 
-        watch(extension, view_for(text, as_json=as_json), interval)
+        watch(extension, view_for(text, as_json=as_json), interval, chosen)
+        return
     status = extension.request(Command.STATUS, Nothing(), StatusResult)
-    emit(render(StatusDocument(status=status)) if as_json else text(status, terminal_width()))
+    require_named(status, devices)
+    status = chosen(status)
+    emit(render(StatusDocument(status=status)) if as_json else text(status, get_terminal_size().columns))
 
 
-def format_status(status: StatusResult, width: int, *, with_processes: bool) -> str:
-    """The daemon in a few lines, its shared devices, its last errors, and its processes if asked for."""
+def format_status(
+    status: StatusResult, width: int, paint: Paint = plain, *, with_processes: bool, unshared: str = ""
+) -> str:
+    """The daemon in a few lines, its shared devices, its last errors, and its processes if asked for.
+
+    `unshared`: lines about devices that were asked for and are not shared.
+    """
     parts = [format_daemon(status, width)]
-    shared = [device for device in status.devices if device.state is not DeviceState.NOT_SHARED]
+    shared = [device for device in status.devices if device.state in _ORDER]
     if shared:
-        parts.append(format_devices(shared, width))
-        parts.append(format_traffic(shared, width))
+        shared.sort(key=lambda device: _ORDER.index(device.state))
+        parts.append(format_devices(shared, width, paint))
         parts.append(format_failures(shared, width))
-    else:
-        parts.append("No device is shared.\n")
+    if unshared or not shared:
+        parts.append(unshared or "No device is shared.\n")
     parts.append(format_silent(status.processes, width))
     parts.append(format_confinement(status.processes, width))
     parts.append(format_errors(status.last_errors, width))
@@ -88,66 +133,56 @@ def format_daemon(status: StatusResult, width: int) -> str:
     )
 
 
-def format_devices(devices: list[DeviceInfo], width: int) -> str:
-    """Shared devices: what they are, and who has them since when."""
-    columns = (
-        Column("BUSID"),
-        Column("VID:PID"),
-        Column("DEVICE", minimum=8),
-        Column("SPEED"),
-        Column("STATE"),
-        Column("SINCE"),
-        Column("CLIENT", minimum=7),
-    )
-    rows = [
-        (
-            device.busid,
-            hardware_id(device.vendor_id, device.product_id),
-            device_name(device, with_maker=False),
-            device.speed,
-            device.state.value,
-            "" if device.claim_time is None else format_clock(device.claim_time),
-            device.client or "",
-        )
-        for device in devices
-    ]
-    return format_table(columns, rows, width)
+_COLUMNS: Final = (
+    Column("BUSID"),
+    Column("VID:PID", rank=5),
+    Column("STATE", state=True),
+    Column("DEVICE", minimum=8),
+    Column("SPEED", rank=6),
+    Column("SINCE"),
+    Column("CLIENT", minimum=9),
+    Column("SINCE"),
+    Column("IN", right=True, rank=1),
+    Column("OUT", right=True, rank=1),
+    Column("ERR", right=True, rank=2),
+    Column("P50", right=True, rank=8),
+    Column("P99", right=True, rank=3),
+    Column("TOTAL IN", right=True, rank=4),
+    Column("TOTAL OUT", right=True, rank=4),
+    Column("URBS", right=True, rank=7),
+    Column("CLAIM", rank=9),
+)
 
 
-def format_traffic(devices: list[DeviceInfo], width: int) -> str:
-    """How claimed devices are held and what went through them since; IN is what clients read.
+def format_devices(devices: list[DeviceInfo], width: int, paint: Paint = plain) -> str:
+    """Shared devices: what they are, since when they are claimed, who uses them since when, and what goes
+    through.
 
-    Of the latency, P50 and P99 are what half and 99 of 100 URBs took at most.
+    IN is what clients read; P50 and P99 are what half and 99 of 100 URBs took at most.
     """
-    columns = (
-        Column("BUSID"),
-        Column("CLAIM", minimum=2),
-        Column("URBS", right=True),
-        Column("ERR", right=True),
-        Column("IN", right=True),
-        Column("IN/S", right=True),
-        Column("OUT", right=True),
-        Column("OUT/S", right=True),
-        Column("P50", right=True),
-        Column("P99", right=True),
-    )
-    rows = [_traffic(device) for device in devices if device.claim_method is not None]
-    return format_table(columns, rows, width) if rows else ""
+    return format_table(_COLUMNS, [_row(device) for device in devices], width, paint)
 
 
-def _traffic(device: DeviceInfo) -> tuple[str, ...]:
+def _row(device: DeviceInfo) -> tuple[str, ...]:
     counters, rate, latency = device.counters, device.rate, device.latency
     return (
         device.busid,
-        device.claim_method or "",
-        short_count(counters.urbs) if counters else "",
+        hardware_id(device.vendor_id, device.product_id),
+        device.state.value,
+        device_name(device, with_maker=False),
+        device.speed,
+        "" if device.claim_time is None else short_moment(device.claim_time),
+        device.client or "",
+        "" if device.attach_time is None else short_moment(device.attach_time),
+        f"{short_bytes(rate.bytes_in)}/s" if rate else "",
+        f"{short_bytes(rate.bytes_out)}/s" if rate else "",
         short_count(counters.errors) if counters else "",
-        short_bytes(counters.bytes_in) if counters else "",
-        short_bytes(rate.bytes_in) if rate else "",
-        short_bytes(counters.bytes_out) if counters else "",
-        short_bytes(rate.bytes_out) if rate else "",
         short_latency(latency.p50_us) if latency else "",
         short_latency(latency.p99_us) if latency else "",
+        short_bytes(counters.bytes_in) if counters else "",
+        short_bytes(counters.bytes_out) if counters else "",
+        short_count(counters.urbs) if counters else "",
+        device.claim_method or "",
     )
 
 
@@ -206,4 +241,10 @@ SUBCOMMAND = Subcommand(
     add_arguments=add_arguments,
     requires_extension=always,
     run=run,
+    usage="[OPTIONS] [DEVICE...]",
+    examples=(
+        ("show the shared devices, their clients and traffic", "usbipd status"),
+        ("show some devices only", "usbipd status 1-1 ultra"),
+        ("keep showing them", "usbipd status --watch"),
+    ),
 )

@@ -1,29 +1,45 @@
 """Tables and sentences for people's eyes, at most as wide as the terminal.  Runs in the caller's process.
 
-What is shown is fit for a terminal: it was cleaned where it came in (`usbipd/text.py`).
+Texts are cleaned where they enter (`usbipd/text.py`): an escape sequence in one is a colour of this program.
 """
 
 import unicodedata
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Self
 
 import msgspec
 
+from usbipd.cli.colour import SEQUENCE, Paint, plain
 from usbipd.text import ELLIPSIS
 
 GAP: Final = "  "
+COMFORT: Final = 24
+FIRST_COMFORT: Final = 12
+"""Cells that a column which can be shortened keeps, if it needs them, before one with a `rank` is shown, and
+before one with the first rank is."""
 
 
 class Column(msgspec.Struct, frozen=True):
-    """A column; one with a `minimum` is shortened down to that many cells when the table is too wide."""
+    """A column; one with a `minimum` is shortened down to that many cells when the table is too wide.
+
+    One with a `rank` is shown only where there is room for it and for all of lower rank, from 1 on.  The
+    cells of a `state` have its colour.
+    """
 
     title: str
     minimum: int | None = None
     right: bool = False
+    rank: int = 0
+    state: bool = False
 
 
 def display_width(text: str) -> int:
-    """Terminal cells that `text` takes: two for wide East Asian characters, none for combining ones."""
+    """Terminal cells that `text` takes: two for wide East Asian characters, none for combining ones.
+
+    Colours take none either.
+    """
+    if "\x1b" in text:
+        text = SEQUENCE.sub("", text)
     if text.isascii():
         return len(text)
     return sum(
@@ -61,38 +77,101 @@ def wrap(text: str, width: int, indent: str = "", first: str | None = None) -> s
 
 
 def _beginning(text: str, width: int) -> str:
-    """As much of `text` as fits into `width` cells."""
+    """As much of `text` as fits into `width` cells, with all of its colours."""
+    if "\x1b" in text:
+        parts, left = SEQUENCE.split(text), width
+        for index in range(0, len(parts), 2):  # between them the sequences
+            whole, parts[index] = parts[index], _beginning(parts[index], left)
+            left = left - display_width(whole) if parts[index] == whole else 0
+        return "".join(parts)
     kept = text[:width]
     while display_width(kept) > width:
         kept = kept[:-1]
     return kept
 
 
-def format_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> str:
+class Layout(msgspec.Struct, frozen=True):
+    """Which columns of a table are shown, and how wide each is, in cells."""
+
+    columns: tuple[Column, ...]
+    shown: tuple[int, ...]
+    """The numbers of the columns that are."""
+    widths: tuple[int, ...]
+    """Of all columns."""
+
+    @classmethod
+    def of(
+        cls,
+        columns: Sequence[Column],
+        rows: Sequence[Sequence[str]],
+        width: int,
+        widths: Sequence[int] | None = None,
+    ) -> Self:
+        """What these rows need to fit `width`; `widths`, if given, are those of a layout that goes on."""
+        least = [0] * len(columns) if widths is None else widths
+        needed = [
+            max(
+                least[index], *(display_width(text) for text in (column.title, *(row[index] for row in rows)))
+            )
+            for index, column in enumerate(columns)
+        ]
+        shown = _shown(columns, needed, width)
+        _shrink(columns, needed, shown, width)
+        return cls(tuple(columns), tuple(shown), tuple(needed))
+
+    def title(self) -> str:
+        """The titles of the columns, line ended."""
+        return self.line([column.title for column in self.columns])
+
+    def line(self, cells: Sequence[str], paint: Paint = plain) -> str:
+        """One row, line ended; cells that are too long are shortened."""
+        padded = []
+        for index in self.shown:
+            column, width = self.columns[index], self.widths[index]
+            text = shorten(cells[index], width)
+            padding = " " * (width - display_width(text))
+            if column.state:
+                text = paint(text)
+            padded.append(padding + text if column.right else text + padding)
+        return GAP.join(padded).rstrip() + "\n"
+
+
+def format_table(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int, paint: Paint = plain
+) -> str:
     """Title line and `rows`, each line ended; cells shrink, where their column allows it, to fit `width`."""
-    widths = [
-        max(display_width(text) for text in (column.title, *(row[index] for row in rows)))
-        for index, column in enumerate(columns)
-    ]
-    excess = sum(widths) + len(GAP) * (len(columns) - 1) - width
+    layout = Layout.of(columns, rows, width)
+    return layout.title() + "".join(layout.line(row, paint) for row in rows)
+
+
+def _shown(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[int]:
+    """The numbers of the columns that there is room for."""
+    shown = [index for index, column in enumerate(columns) if column.rank == 0]
+    for rank in sorted({column.rank for column in columns} - {0}):
+        comfort = FIRST_COMFORT if rank == 1 else COMFORT
+        more = [index for index, column in enumerate(columns) if index in shown or column.rank == rank]
+        wanted = [
+            widths[index]
+            if (least := columns[index].minimum) is None
+            else min(widths[index], max(least, comfort))
+            for index in more
+        ]
+        if sum(wanted) + len(GAP) * (len(more) - 1) > width:
+            break
+        shown = more
+    return shown
+
+
+def _shrink(columns: Sequence[Column], widths: list[int], shown: Sequence[int], width: int) -> None:
+    """Make the widest of the columns that can be shortened narrower, one cell at a time, until all fit."""
+    excess = sum(widths[index] + len(GAP) for index in shown) - len(GAP) - width
     while excess > 0:
         spare = {
             index: widths[index]
-            for index, column in enumerate(columns)
-            if column.minimum is not None and widths[index] > column.minimum
+            for index in shown
+            if (minimum := columns[index].minimum) is not None and widths[index] > minimum
         }
         if not spare:
             break
         widths[max(spare, key=lambda index: spare[index])] -= 1
         excess -= 1
-    lines = [[column.title for column in columns], *rows]
-    return "".join(_line(columns, line, widths) + "\n" for line in lines)
-
-
-def _line(columns: Sequence[Column], cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = []
-    for column, cell, width in zip(columns, cells, widths, strict=True):
-        text = shorten(cell, width)
-        padding = " " * (width - display_width(text))
-        padded.append(padding + text if column.right else text + padding)
-    return GAP.join(padded).rstrip()

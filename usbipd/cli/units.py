@@ -1,9 +1,13 @@
 """Sizes, counts, spans and moments for people's eyes.  Runs in the caller's process.
 
-The short forms take at most five characters, so that ten columns of them fit into 80.
+The short forms are for columns of tables.
 """
 
 import time
+from typing import Final
+
+NEAR: Final = 300 * 86400.0
+"""Seconds within which the day and the month tell the year."""
 
 
 def format_bytes(count: int) -> str:
@@ -18,29 +22,36 @@ def format_bytes(count: int) -> str:
 
 
 def short_bytes(count: float) -> str:
-    """A number of bytes, in powers of 1024 as `ls -h` has them: `817`, `32.0M`."""
-    return _short(count, 1024, 999.5)
+    """A number of bytes in at most six characters: `817B`, `1.5MiB`, `32MiB`."""
+    value, units = _scaled(count, 1024, 999.5)
+    if not units:
+        return f"{value:.0f}B"
+    return f"{value:.1f}{units}iB" if value < 9.95 else f"{value:.0f}{units}iB"
 
 
 def short_count(count: int) -> str:
-    """How many, in powers of 1000: `70000`, `1.23M`."""
-    return _short(count, 1000, 99_999.5)
-
-
-def _short(value: float, base: int, plain: float) -> str:
-    if value < plain:
+    """How many, in powers of 1000, in at most five characters: `70000`, `1.23M`."""
+    value, units = _scaled(count, 1000, 99_999.5)
+    if not units:
         return f"{value:.0f}"
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{digits}f}{units}"
+
+
+def _scaled(value: float, base: int, plain: float) -> tuple[float, str]:
+    """`value` in a unit of which there are less than 1000, and its letter; none up to `plain`."""
+    if value < plain:
+        return value, ""
     units = ["E", "P", "T", "G", "M", "K"]
     value /= base
     while value >= 999.5 and len(units) > 1:
         value /= base
         units.pop()
-    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{digits}f}{units[-1]}"
+    return value, units[-1]
 
 
 def short_latency(microseconds: int) -> str:
-    """How long an URB took: `128us`, `1.0ms`, `8.4s`."""
+    """How long an URB took, in at most five characters: `128us`, `1.0ms`, `8.4s`."""
     for size, unit in ((1_000_000, "s"), (1000, "ms")):
         if microseconds >= size:
             value = microseconds / size
@@ -70,3 +81,12 @@ def format_clock(moment: float) -> str:
     then = time.localtime(moment)
     today = then[:3] == time.localtime()[:3]
     return time.strftime("%H:%M:%S" if today else "%Y-%m-%d", then)
+
+
+def short_moment(moment: float) -> str:
+    """`moment` as `22:13` if it is today's, `Nov 14` within some months, and else as the whole date."""
+    then, now = time.localtime(moment), time.localtime()
+    if then[:3] == now[:3]:
+        return time.strftime("%H:%M", then)
+    is_near = abs(time.mktime(now) - moment) < NEAR
+    return time.strftime("%b %d" if is_near else "%Y-%m-%d", then)

@@ -409,9 +409,9 @@ class DeviceClaimer:
             raise ClaimError(
                 f"{busid} is in use on this host: {' and '.join(used)}",
                 code="mounted" if mounted else "in-use",
-                advice=f"unmount it first, or let `usbipd bind --busid {busid} --force` do it"
+                advice=f"unmount it first, or let `usbipd bind {busid} --force` do it"
                 if mounted
-                else f"`usbipd bind --busid {busid} --force` says how to end that",
+                else f"`usbipd bind {busid} --force` shows what to do",
             )
 
     async def _explain(self, record: DeviceRecord, error: UsbipdError, worker: Child | None) -> ClaimError:

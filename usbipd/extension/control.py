@@ -18,6 +18,7 @@ import logging
 import os
 import socket
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -32,6 +33,7 @@ from usbipd.fair_slots import FairSlots
 from usbipd.ipc.async_channel import Channel
 from usbipd.ipc.control_messages import (
     PEOPLE,
+    BindingInfo,
     BindParameters,
     DetachParameters,
     DetachResult,
@@ -48,6 +50,7 @@ from usbipd.ipc.roles import role_of
 from usbipd.ipc.row import Role
 from usbipd.log import LIMITED
 from usbipd.privileges import RunAs
+from usbipd.usb.identity import DeviceRule
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -55,6 +58,9 @@ MAX_CONNECTIONS_PER_USER: Final = 32
 """So that one user's programs cannot lock out another's."""
 ACCEPT_PAUSE: Final = 0.1
 """Seconds to wait when accept fails for lack of descriptors or memory."""
+
+MOST_LOGGED: Final = 8
+"""Bindings named in one line of the log, at most."""
 
 MAX_RUNNING_PER_CONNECTION: Final = 8
 """Requests in progress; our own commands send one at a time."""
@@ -115,12 +121,12 @@ class Answers:
             case Command.BIND:
                 assert isinstance(parameters, BindParameters)
                 bound = await manager.bind(parameters, user)
-                _LOG.info("%s bound by %s", parameters.busid or "a hardware id", user)
+                _LOG.info("%s bound by %s", _rules([bound.binding]), user)
                 return bound
             case Command.UNBIND:
                 assert isinstance(parameters, UnbindParameters)
                 unbound = await manager.unbind(parameters, user)
-                _LOG.info("bindings removed by %s: %d", user, len(unbound.bindings))
+                _LOG.info("%s unbound by %s", _rules(unbound.bindings), user)
                 return unbound
             case Command.DETACH:
                 assert isinstance(parameters, DetachParameters)
@@ -133,6 +139,16 @@ class Answers:
                 _LOG.info("%s released by %s", parameters.busid, user)
                 return ReleaseResult(drivers=drivers)
         raise _unknown(request.command)
+
+
+def _rules(bindings: Sequence[BindingInfo]) -> str:
+    """The bindings for the log, by port and hardware id: the first `MOST_LOGGED` and the number of others."""
+    rules = [
+        str(DeviceRule(each.vendor_id, each.product_id, None if each.busid else each.serial, each.busid))
+        for each in bindings[:MOST_LOGGED]
+    ]
+    more = [f"{len(bindings) - MOST_LOGGED} more"] if len(bindings) > MOST_LOGGED else []
+    return ", ".join(rules + more) or "nothing"
 
 
 async def _end_if_left(channel: Channel) -> None:

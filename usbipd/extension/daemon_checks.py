@@ -149,7 +149,7 @@ async def check_exposure(context: CheckContext) -> list[Finding]:
             f"anyone who can reach {', '.join(beyond)} can use {what}: USB/IP has no login and no encryption",
             'Restrict the clients in usbipd.toml, for instance allow = ["192.168.1.0/24"], '
             "or start the daemon with --allow 192.168.1.0/24.",
-            "Or restrict one device: `usbipd bind --busid BUSID --allow 192.168.1.7`.",
+            "Or restrict one device: `usbipd bind BUSID --allow 192.168.1.7`.",
             'Or listen on this host only, listen = ["127.0.0.1"], and have clients connect through a tunnel.',
             _RESTART,
         )
@@ -200,7 +200,7 @@ def _silent(child: Child, seconds: float, blocked: float | None, uid: int) -> Fi
         return warning(
             f"{child.label} has been waiting for its device for {blocked:.0f} s and does not answer",
             "Wait: a request such as SET_CONFIGURATION times out after 5 s.",
-            f"To end it: `usbipd detach --busid {child.busid}`, or unplug the device.",
+            f"To end it: `usbipd detach {child.busid}`, or unplug the device.",
         )
     if _is_stopped(child):
         return failed(
@@ -234,7 +234,7 @@ async def check_captured(context: CheckContext) -> list[Finding]:
     findings = [
         warning(
             f"{device.busid} is claimed, but {', '.join(device.drivers)} on this host holds a part of it",
-            f"Run `usbipd unbind --busid {device.busid}`, then bind it again.",
+            f"Run `usbipd unbind {device.busid}`, then bind it again.",
             "If that does not help, unplug the device and plug it in again.",
         )
         for device in captured
@@ -283,8 +283,8 @@ def _check_binding(
         warning(
             f"{rule}: another device is plugged in there, {ids} ({other.product or 'unnamed device'})",
             f"Plug the bound device into {binding.busid}.",
-            f"Or share the other device: `usbipd unbind --busid {binding.busid}`, then "
-            f"`usbipd bind --busid {binding.busid}`. `usbipd list` shows both serial numbers.",
+            f"Or share the other device: `usbipd unbind {binding.busid}`, then "
+            f"`usbipd bind {binding.busid}`. `usbipd list` shows both serial numbers.",
         )
     ]
 

@@ -83,6 +83,8 @@ class Session:
     client: str
     since: float
     """Of the monotonic clock, in seconds."""
+    attach_time: float
+    """Seconds since the epoch."""
     bytes_in: int
     bytes_out: int
     """The worker's counters when the session began."""
@@ -240,7 +242,7 @@ class Device:
         self.reservation = None
         counters = self.counters()
         moved = (0, 0) if counters is None else (counters.bytes_in, counters.bytes_out)
-        self.session = Session(client, time.monotonic(), *moved)
+        self.session = Session(client, time.monotonic(), time.time(), *moved)
         self._become(ClaimState.ATTACHED)
         self._recorder.record(HistoryEvent.ATTACHED, self.record, client=client)
 
@@ -355,6 +357,7 @@ def device_info(record: DeviceRecord, device: Device | None, drivers: list[str])
         client=None if device is None else device.client,
         claim_method=None if claimed is None else claimed.claim_method,
         claim_time=None if claimed is None else claimed.claim_time,
+        attach_time=None if device is None or device.session is None else device.session.attach_time,
         worker_pid=None if device is None or device.worker is None else device.worker.pid,
         error=None if failure is None else failure.error.message[:LONGEST_TEXT],
         advice=None if failure is None else (failure.error.advice or "")[:LONGEST_TEXT] or None,

@@ -445,9 +445,9 @@ class SystemExtensionManager:
         rules = [binding.rule for binding in self._bindings.that_fit(record)]
         rule = next((rule for rule in rules if rule.busid is not None), rules[0])
         if rule.busid is not None:
-            return f"usbipd unbind --busid {rule.busid}"
-        serial = " --serial SERIAL" if rule.serial is not None else ""
-        return f"usbipd unbind --hardware-id {rule.vendor_id:04x}:{rule.product_id:04x}{serial}"
+            return f"usbipd unbind {rule.busid}"
+        serial = ":SERIAL" if rule.serial is not None else ""
+        return f"usbipd unbind {rule.vendor_id:04x}:{rule.product_id:04x}{serial}"
 
     async def _list_records(self) -> list[DeviceRecord]:
         return [record for source in self._sources for record in await source.list_devices()]

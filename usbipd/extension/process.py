@@ -8,11 +8,9 @@ of all processes to debug, SIGUSR2 to the configured one.  If the log is a file,
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from usbipd import __version__, frozen, log, paths, privileges
-from usbipd.addresses import ListenAddress, parse_listen
+from usbipd.addresses import parse_listen
+from usbipd.client_commands import address_for_clients, attach, usbip
 from usbipd.config import ServerConfig
 from usbipd.errors import UsbipdError
 from usbipd.extension import service_manager
@@ -36,11 +35,11 @@ from usbipd.extension.store import Store
 from usbipd.extension.supervisor import Supervisor, seal_descriptors
 from usbipd.extension.usb_stack import host_stack
 from usbipd.extension.worker_confinement import WorkerConfinement
+from usbipd.host_addresses import host_addresses
 from usbipd.host_needs import check_host
 from usbipd.ipc.children import Confinement, ServeParameters
 from usbipd.ipc.control_messages import HistoryEvent
 from usbipd.log_file import STDERR, LogFile
-from usbipd.protocol.constants import USBIP_PORT
 from usbipd.simulated.bus import SimulatedBus
 from usbipd.simulated.spec import SimulatedSpec
 from usbipd.spelling import Spelling
@@ -275,7 +274,7 @@ class Extension:
             _LOG.error("cannot reopen the log: %s", error)
             return
         self._supervisor.hand_log_file(STDERR)
-        _LOG.info("the log was reopened")
+        _LOG.info("the log was reopened: %s", self._log_file.path)
 
     def _set_log_level(self, level: str) -> None:
         log.set_level(level)
@@ -299,17 +298,16 @@ def announcement(listening: Sequence[str], claimed: Iterable[ClaimedDevice]) -> 
     shared = sorted(claimed, key=lambda device: device.device_id)
     lines = [f"usbipd {__version__} listens on {', '.join(listening)}."]
     if not shared:
-        lines += ["Nothing is shared yet: see `usbipd list`, then `usbipd bind --busid BUSID`."]
+        lines += ["Nothing is shared yet: see `usbipd list`, then `usbipd bind DEVICE`."]
     else:
         lines += ["Shared:"]
         for device in shared:
             ids = f"{device.vendor_id:04x}:{device.product_id:04x}"
             lines += [f"  {device.bus_id:<7} {ids}  {device.product_string or 'unnamed device'}"]
         address = parse_listen(listening[0])
-        usbip = "usbip" if address.port == USBIP_PORT else f"usbip --tcp-port {address.port}"
-        host = _reachable_name(address)
-        lines += ["On the client:", "  sudo modprobe vhci-hcd", f"  {usbip} list -r {host}"]
-        lines += [f"  sudo {usbip} attach -r {host} -b {device.bus_id}" for device in shared]
+        host = address_for_clients(address, host_addresses())
+        lines += ["On the client:", "  sudo modprobe vhci-hcd", f"  {usbip(address.port)} list -r {host}"]
+        lines += [f"  {attach(host, address.port, device.bus_id)}" for device in shared]
     return "\n".join(lines)
 
 
@@ -320,8 +318,3 @@ def _say(text: str) -> None:
     except OSError:  # discard what is left in the buffer
         with Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), 1)
-
-
-def _reachable_name(address: ListenAddress) -> str:
-    """What a client writes for an address that we listen on: our name if that is any address."""
-    return socket.gethostname() if ipaddress.ip_address(address.host).is_unspecified else address.host

@@ -4,6 +4,7 @@ import select
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.ipc.conversation import (
@@ -21,6 +22,16 @@ from usbipd.ipc.framing import receive_into, send_some
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, EventName
 from usbipd.ipc.row import Table
+
+Wait = Callable[[int, float], bool]
+"""Waits for a descriptor, at most so many seconds; returns whether it is readable."""
+
+
+def wait_readable(descriptor: int, seconds: float) -> bool:
+    """The default `Wait`."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(max(0.0, seconds) * 1000))
 
 
 class BlockingChannel:
@@ -42,6 +53,8 @@ class BlockingChannel:
         self._client_id = client_id
         self._conversation = Conversation(table, trusted=trusted)
         self._last_request = 0
+        self.wait: Wait = wait_readable
+        """Used if a time limit applies; its exceptions propagate."""
         self._told: deque[Event] = deque()
         """Events that came before the answer to our request."""
         connection.setblocking(True)
@@ -129,11 +142,7 @@ class BlockingChannel:
         self._connection.close()
 
     def _wait(self, deadline: float | None) -> None:
-        if deadline is None:
-            return
-        poll = select.poll()
-        poll.register(self._connection, select.POLLIN)
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        if deadline is not None and not self.wait(self.fileno(), deadline - time.monotonic()):
             raise IPCError("no answer in time", code="timeout")
 
     def _send(self, frame: bytes, descriptor: int | None) -> None:

@@ -83,6 +83,7 @@ class DeviceInfo(Message, frozen=True):
     client: str | None = None
     claim_method: str | None = None
     claim_time: float | None = None
+    attach_time: float | None = None
     worker_pid: int | None = None
     error: str | None = None
     advice: str | None = None

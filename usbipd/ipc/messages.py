@@ -14,7 +14,7 @@ import msgspec
 
 from usbipd.ipc.message import Message
 
-IPC_VERSION: Final = 3
+IPC_VERSION: Final = 4
 """Incremented whenever the format of a message changes.  Both ends must agree: they are one executable."""
 
 MAX_MESSAGE: Final = 64 * 1024

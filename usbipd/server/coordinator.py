@@ -68,15 +68,18 @@ class ServerCoordinator:
             for listener in self._listeners:
                 listener.close()
             raise
-        return [str(ListenAddress(*listener.getsockname()[:2])) for listener in self._listeners]
+        return [_name_of(listener) for listener in self._listeners]
 
     def start(self, on_failure: Callable[[], None]) -> None:
         """Accept clients from now on; `on_failure` is called when a listener cannot do so any more."""
-        self._accepting = [asyncio.create_task(self._accept(listener)) for listener in self._listeners]
+        self._accepting = [
+            asyncio.create_task(self._accept(listener), name=_name_of(listener))
+            for listener in self._listeners
+        ]
 
         def ended(task: asyncio.Task[None]) -> None:
             if not task.cancelled():
-                _LOG.critical("a listener has failed", exc_info=task.exception())
+                _LOG.critical("the listener on %s has failed", task.get_name(), exc_info=task.exception())
                 on_failure()
 
         for task in self._accepting:
@@ -88,7 +91,7 @@ class ServerCoordinator:
             try:
                 connection, name = await loop.sock_accept(listener)
             except OSError as error:
-                _LOG.error("cannot accept: %s", error.strerror, extra=LIMITED)
+                _LOG.error("cannot accept on %s: %s", _name_of(listener), error.strerror, extra=LIMITED)
                 await asyncio.sleep(_ACCEPT_PAUSE)
                 continue
             if name:
@@ -125,6 +128,11 @@ def _listener(address: ListenAddress) -> socket.socket:
         listener.close()
         raise _explain(address, error) from error
     return listener
+
+
+def _name_of(listener: socket.socket) -> str:
+    """Its address and port, as in the configuration."""
+    return str(ListenAddress(*listener.getsockname()[:2]))
 
 
 def _explain(address: ListenAddress, error: OSError) -> UsbipdError:

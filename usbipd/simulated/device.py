@@ -28,7 +28,7 @@ class Handshake(Enum):
 
 
 class Behaviour(IntEnum):
-    """Who moves the data of an endpoint.  The numbers are known to cython/transfer_simulated.pxi."""
+    """Who moves the data of an endpoint.  The numbers are known to cython/pump.pxd."""
 
     MODEL = 0  # read, write, iso_read and iso_write of the model
     SOURCE = 1  # IN: as many bytes as asked for, byte i of each packet is i % 63 as in Linux's g_zero

@@ -93,7 +93,9 @@ def _use_stick(side: Side, stick: UsbDevice, figures: Figures) -> None:
     disk = os.open(node, os.O_RDWR | os.O_DIRECT)
     try:
         _transfer(disk, MIB, 4 * MIB)  # not measured: pools fill, code is translated
+        commands = _commands(node)
         took, busy = _transfer(disk, MIB, READ)
+        _note(figures, side, "read-commands", (_commands(node) - commands) / (READ / MIB))
         _note(figures, side, "read", READ / took / 1e6)
         _note(figures, side, "read-cpu", busy)
         took, _busy = _transfer(disk, MIB, WRITTEN, write=True)
@@ -116,6 +118,11 @@ def _transfer(disk: int, size: int, total: int, *, write: bool = False) -> tuple
             raise StepError(f"the stick moved less than {size} bytes at {offset}")
     took = time.monotonic() - start
     return took, took - (_idle() - idle)
+
+
+def _commands(node: Path) -> int:
+    """Reads that the disk has completed.  Source: Documentation/block/stat.rst."""
+    return int((Path("/sys/class/block") / node.name / "stat").read_text().split()[0])
 
 
 def _idle() -> float:

@@ -8,12 +8,16 @@
  *   batch    recv what there is, answer all of it with one sendmsg
  *   writev   recv one header, recv its payload, answer with one sendmsg
  *
- * One client at a time, 127.0.0.1 only. Endpoint 0 answers the device
- * descriptor; every other one is an endless source and sink.
+ * A sendmsg takes 512 KiB at most, unless -s limits what is on its way: more
+ * falls out of the processor's cache, and takes twice as long.
+ *
+ * One client at a time. Endpoint 0 answers the device descriptor; every other
+ * one is an endless source and sink.
  */
 #define _GNU_SOURCE
 #include "usbip_wire.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <getopt.h>
 #include <netinet/in.h>
@@ -30,6 +34,7 @@ enum {
     RX_BUFFER = 256 << 10,
     REPLIES = 512, /* replies gathered into one sendmsg at most: IOV_MAX / 2 */
     SMALL = 512,   /* payloads up to here are copied next to their header */
+    AT_ONCE = 512 << 10, /* bytes of one sendmsg at most, where the kernel chooses the send buffer */
 };
 
 static const uint8_t descriptor[18] = {18, 1, 0, 2, 0xff, 0, 0, 64, 0x6b, 0x1d, 4, 1, 0, 1, 0, 0, 0, 1};
@@ -116,13 +121,26 @@ static bool take_payload(struct conn *c, size_t len)
 
 /* ---- bytes out ---------------------------------------------------------- */
 
+/* How many of the `n` pieces one sendmsg takes.  The last of them is cut to the limit; *cut says by how much. */
+static size_t pieces_at_once(struct iovec *v, size_t n, size_t *cut)
+{
+    size_t bytes = 0, i = 0, limit = sndbuf ? SIZE_MAX : AT_ONCE;
+    while (i < n && bytes < limit)
+        bytes += v[i++].iov_len;
+    *cut = bytes > limit ? bytes - limit : 0;
+    v[i - 1].iov_len -= *cut;
+    return i;
+}
+
 static bool flush(struct conn *c)
 {
     struct iovec *v = c->v;
     size_t n = c->nv;
     while (n) {
-        struct msghdr m = {.msg_iov = v, .msg_iovlen = n};
+        size_t cut, now = pieces_at_once(v, n, &cut);
+        struct msghdr m = {.msg_iov = v, .msg_iovlen = now};
         ssize_t sent = sendmsg(c->fd, &m, MSG_NOSIGNAL);
+        v[now - 1].iov_len += cut;
         if (sent < 0) {
             if (errno != EINTR)
                 return false;
@@ -170,8 +188,10 @@ static void answer(struct conn *c, const uint8_t *h, const struct urb *u)
         actual = actual < sizeof descriptor ? actual : sizeof descriptor;
         data = descriptor;
     }
-    if (u->command == USBIP_CMD_SUBMIT) /* else status 0: it is complete already */
+    if (u->command == USBIP_CMD_SUBMIT) { /* else status 0: it is complete already */
         put32(ret + R_ACTUAL, actual);
+        memcpy(ret + R_NPACKETS, h + S_NPACKETS, 4);
+    }
     size_t len = u->in ? actual : 0;
     if (len <= SMALL)
         memcpy(ret + USBIP_URB_HDR, data, len);
@@ -262,16 +282,19 @@ static void serve(int fd, bool batch)
 }
 
 static const char usage[] =
-    "usage: usbip_null [-p PORT] [-m batch|writev] [-s BYTES]\n"
-    "  -p  port (3240; 0: a free one, which the first line of output names)    -s  SO_SNDBUF\n";
+    "usage: usbip_null [-a ADDRESS] [-p PORT] [-m batch|writev] [-s BYTES]\n"
+    "  -a  address to listen on (127.0.0.1)                                    -s  SO_SNDBUF\n"
+    "  -p  port (3240; 0: a free one, which the first line of output names)\n";
 
 int main(int argc, char **argv)
 {
     long port = USBIP_PORT;
     bool batch = true, ok = true;
-    for (int o; (o = getopt(argc, argv, "p:m:s:")) != -1;) {
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    for (int o; (o = getopt(argc, argv, "a:p:m:s:")) != -1;) {
         char *end = "";
         switch (o) {
+        case 'a': ok = ok && inet_pton(AF_INET, optarg, &a.sin_addr) == 1; break;
         case 'p': port = strtol(optarg, &end, 10); break;
         case 'm': batch = !strcmp(optarg, "batch"); ok = ok && (batch || !strcmp(optarg, "writev")); break;
         case 's': sndbuf = (int)strtol(optarg, &end, 10); break;
@@ -294,9 +317,8 @@ int main(int argc, char **argv)
     memset(sink, 0, MAX_URB);
 
     int fd = socket(AF_INET, SOCK_STREAM, 0), one = 1;
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port),
-                            .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t length = sizeof a;
+    a.sin_port = htons((uint16_t)port);
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     if (bind(fd, (struct sockaddr *)&a, sizeof a) || listen(fd, 4) ||
         getsockname(fd, (struct sockaddr *)&a, &length)) {

@@ -28,6 +28,18 @@ struct notification {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct subscription *subscriptions;
+static long pending; /* notifications that have arrived, and are not performed or dropped yet */
+
+/*
+ * How many notifications of what has happened so far are not performed yet, for tests.  The kernel sends them before it
+ * answers this call.
+ */
+API long software_mac_pending_notifications(void)
+{
+    mach_timespec_t no_time = {0, 0};
+    IOKitWaitQuiet(0, &no_time);
+    return __atomic_load_n(&pending, __ATOMIC_ACQUIRE);
+}
 
 /* A new port, which notifications are sent to. */
 API IONotificationPortRef IONotificationPortCreate(mach_port_t main_port)
@@ -79,6 +91,12 @@ API void IONotificationPortSetDispatchQueue(IONotificationPortRef port, dispatch
     }
 }
 
+static void dropped(struct event *event)
+{
+    (void)event;
+    __atomic_sub_fetch(&pending, 1, __ATOMIC_RELEASE);
+}
+
 static void perform(struct event *event)
 {
     struct subscription *subscription = ((struct notification *)event)->subscription;
@@ -87,11 +105,12 @@ static void perform(struct event *event)
     pthread_mutex_lock(&lock);
     still = subscription->port != NULL;
     pthread_mutex_unlock(&lock);
-    if (!still)
-        return;
-    iterator = object_named(subscription->iterator);
-    subscription->callback(subscription->refcon, iterator);
-    IOObjectRelease(iterator);
+    if (still) {
+        iterator = object_named(subscription->iterator);
+        subscription->callback(subscription->refcon, iterator);
+        IOObjectRelease(iterator);
+    }
+    dropped(event);
 }
 
 void notification_arrived(struct message *message)
@@ -102,7 +121,9 @@ void notification_arrived(struct message *message)
         if (each->iterator == iterator && each->port != NULL) {
             struct notification *notification = allocate(sizeof *notification);
             notification->event.perform = perform;
+            notification->event.drop = dropped;
             notification->subscription = each;
+            __atomic_add_fetch(&pending, 1, __ATOMIC_RELAXED);
             source_post(each->port->source, &notification->event);
         }
     pthread_mutex_unlock(&lock);

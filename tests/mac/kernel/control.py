@@ -258,6 +258,13 @@ class Control:
         if not holds:
             hardware.release_control()
 
+    def hold_isochronous(self, number: int, holds: bool = True) -> None:
+        """While it holds them, its isochronous transfers wait although their frames have passed."""
+        hardware = self._packets(number)
+        hardware.holds_isochronous = holds
+        if not holds:
+            hardware.release_isochronous()
+
     def refuse_configuration(self, number: int, code: int) -> None:
         """The next SET_CONFIGURATION or SET_INTERFACE by the kernel fails."""
         self._packets(number).refuses_configuration = code

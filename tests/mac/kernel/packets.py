@@ -63,6 +63,9 @@ class PacketDevice(Hardware):
         self.holds_control = False
         """Whether it answers control requests with NAK."""
         self._held: deque[Transfer] = deque()
+        self.holds_isochronous = False
+        """Whether its isochronous transfers wait although their frames have passed."""
+        self._late: list[Transfer] = []
         self._timers: set[asyncio.TimerHandle] = set()
         self.refuses_configuration: int | None = None
         """An IOReturn that the next SET_CONFIGURATION and SET_INTERFACE fail with."""
@@ -103,6 +106,12 @@ class PacketDevice(Hardware):
         while self._held and not self.holds_control:
             self._control(self._held.popleft())
 
+    def release_isochronous(self) -> None:
+        self.holds_isochronous = False
+        late, self._late = self._late, []
+        for transfer in late:
+            self._due(transfer)
+
     # ---- transfers ---------------------------------------------------------------------------------
 
     def submit(self, transfer: Transfer) -> None:
@@ -127,11 +136,16 @@ class PacketDevice(Hardware):
 
         def due() -> None:
             self._timers.discard(timer)
-            if transfer.status is None:
-                self._isochronous(transfer)
+            self._due(transfer)
 
         timer = loop.call_at(loop.time() + max(0.0, end - time.monotonic()), due)
         self._timers.add(timer)
+
+    def _due(self, transfer: Transfer) -> None:
+        if self.holds_isochronous:
+            self._late.append(transfer)
+        elif transfer.status is None:
+            self._isochronous(transfer)
 
     def _run(self, endpoint: EndpointState) -> None:
         if endpoint.kind == Kind.ISOCHRONOUS:

@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -76,6 +76,26 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
+def listener_at(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    return listener
+
+
+def scripted_extension(path: Path, answer: Answer) -> AbstractContextManager[None]:
+    """An extension on `path` for one connection; `answer(request)` is what it answers."""
+
+    def converse(connection: socket.socket) -> None:
+        channel = BlockingChannel(connection, "scripted extension", PEOPLE)
+        while (item := _receive(channel)) is not None:
+            assert isinstance(item, Request)
+            channel.respond(item, answer(item))
+
+    return serving(listener_at(path), converse)
+
+
 @pytest.fixture
 def socket_path(tmp_path: Path) -> Path:
     return tmp_path / "control.sock"
@@ -94,18 +114,9 @@ def extension(socket_path: Path) -> Callable[..., object]:
         talk: Callable[[socket.socket], None] | None = None,
         talks: Sequence[Callable[[socket.socket], None]] = (),
     ) -> object:
-        def converse(connection: socket.socket) -> None:
-            assert answer is not None
-            channel = BlockingChannel(connection, "scripted extension", PEOPLE)
-            while (item := _receive(channel)) is not None:
-                assert isinstance(item, Request)
-                channel.respond(item, answer(item))
-
-        socket_path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(socket_path))
-        listener.listen()
-        return serving(listener, *(talks or [talk or converse]))
+        if answer is not None:
+            return scripted_extension(socket_path, answer)
+        return serving(listener_at(socket_path), *(talks or ([] if talk is None else [talk])))
 
     return start
 

@@ -128,7 +128,7 @@ def test_an_empty_value_is_refused(option: str, tmp_path: Path, capsys: pytest.C
     arguments = ["--run", "--simulate", "loopback", "--socket", f"{tmp_path}/no/run/control.sock", option, ""]
     assert ext.main(arguments, load_daemon) == 2
     why = {"--log-to": "log destination '' is unknown", "--log-level": "log level '' is unknown"}
-    assert why.get(option, f"argument {option}: the path is empty") in capsys.readouterr().err
+    assert why.get(option, f"{option}: the path is empty") in capsys.readouterr().err
 
 
 def test_a_byte_order_mark_is_named(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,6 +31,7 @@ from usbipd.ipc.control_messages import (
     CheckState,
     DetachParameters,
     DetachResult,
+    DeviceState,
     HardwareId,
     HealthResult,
     HistoryParameters,
@@ -364,12 +365,12 @@ def test_release(run: Run, extension: Extension, socket_path: Path, drivers: lis
 
 
 def test_release_of_what_is_shared(run: Run, extension: Extension, socket_path: Path) -> None:
-    refused = UsbipdError("3-1 is shared", code="shared", advice="`usbipd unbind --busid 3-1` releases it")
+    refused = UsbipdError("3-1 is shared", code="shared", advice="`usbipd unbind 3-1` releases it")
     with extension(lambda _request: refused):
         done = run("usbipd", "release", "3-1", "--socket", str(socket_path))
     assert done.code == 1
     assert "usbipd: 3-1 is shared\n" in done.stderr
-    assert "unbind --busid 3-1" in done.stderr
+    assert "unbind 3-1" in done.stderr
 
 
 def test_people_read_the_newest_last_and_programs_first(
@@ -398,6 +399,24 @@ def test_status_with_and_without_processes(run: Run, extension: Extension, socke
     assert short.code == long.code == 0
     assert long.stdout.startswith(short.stdout)
     assert "PROCESS" in long.stdout.removeprefix(short.stdout)
+
+
+def test_the_status_of_one_device(run: Run, extension: Extension, socket_path: Path) -> None:
+    with extension(answer):
+        done = run("usbipd", "status", "maus", "--socket", str(socket_path))
+    assert (done.code, done.stderr) == (0, "")
+    assert "\n1-1 " in done.stdout
+    assert "\n3-1 " not in done.stdout
+    with extension(answer):
+        done = run("usbipd", "status", "3-1", "--json", "--socket", str(socket_path))
+    assert [device["busid"] for device in json.loads(done.stdout)["status"]["devices"]] == ["3-1"]
+
+
+def test_the_status_of_a_device_that_is_not_shared(run: Run, extension: Extension, socket_path: Path) -> None:
+    free = make_device("1-1", state=DeviceState.NOT_SHARED)
+    with extension(lambda _request: make_status([free, make_device("3-1")])):
+        done = run("usbipd", "status", "1-1", "--socket", str(socket_path))
+    assert done.stdout.endswith("\n\n1-1 is not shared.\n")
 
 
 def test_both_statuses_are_one_document(run: Run, extension: Extension, socket_path: Path) -> None:
@@ -455,9 +474,25 @@ def test_wrong_usage_is_two_lines_and_2(run: Run, name: str) -> None:
     assert f"{name} --help" in second
 
 
+def test_the_command_alone_shows_the_first_share(run: Run) -> None:
+    """On stderr and as wrong usage, as docker does: a script that forgot the command must not go on."""
+    done = run("usbipd")
+    assert (done.code, done.stdout) == (2, "")
+    assert done.stderr == run("usbipd", "help").stdout
+    for command in ("usbipd list", "sudo usbipd bind 1-1", "sudo usbip attach -r HOST -b 1-1"):
+        assert f"      {command}\n" in done.stderr
+
+
+@pytest.mark.parametrize("argv", [["help"], ["--help"], ["-h"], ["help", "bind"], ["bind", "-h"]])
+def test_help_is_data(run: Run, argv: list[str]) -> None:
+    done = run("usbipd", *argv)
+    assert (done.code, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: usbipd ")
+
+
 @pytest.mark.parametrize("name", ["usbipd", "usbipd-ext"])
 def test_version_and_help(run: Run, name: str) -> None:
-    assert run(name, "--version") == (0, f"{name} {__version__}\n", "")
+    assert run(name, "--version") == run(name, "-V") == (0, f"{name} {__version__}\n", "")
     assert run(name, "--help").stdout.startswith(f"usage: {name} ")
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from usbipd.cli.colour import SEQUENCE, vivid
 from usbipd.cli.doctor import _summary, format_checks
 from usbipd.ipc.control_messages import CheckResult, CheckState
 
@@ -16,13 +17,22 @@ def test_steps_are_numbered_and_sentences_wrapped() -> None:
         check(CheckState.FAILED, "store", "it is damaged in several places", "Stop it.", "Then go on " * 3),
     ]
     assert format_checks(checks, 40) == (
-        "ok       rights  root\n"
         "failed   store   it is damaged in\n"
         "         several places\n"
         "         1. Stop it.\n"
         "         2. Then go on Then go on Then\n"
         "            go on\n"
+        "ok       rights  root\n"
     )
+
+
+def test_the_state_has_its_colour_and_wraps_as_without() -> None:
+    checks = [check(CheckState.FAILED, "store", "it is damaged in several places"), check(CheckState.OK)]
+    text = format_checks(checks, 40, vivid)
+    assert SEQUENCE.sub("", text) == format_checks(checks, 40)
+    assert text.startswith("\x1b[1;31mfailed\x1b[0m   store  it is")
+    assert "\x1b[32mok\x1b[0m       store  m\n" in text
+    assert format_checks(checks, 3, vivid)  # where even the word does not fit
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 import pytest
 
-from tests.unit.cli.reports import make_entry
+from tests.unit.cli.reports import START, make_entry
 from usbipd.cli.connection import ControlConnection
-from usbipd.cli.history import fetch_history, format_history
+from usbipd.cli.device_arguments import Selector
+from usbipd.cli.history_entries import fetch_history, format_history
+from usbipd.cli.selection import Selection
 from usbipd.ipc.control_messages import (
     HISTORY_PAGE,
     HistoryEntry,
@@ -20,7 +22,7 @@ class FakeExtension(ControlConnection):
     """An extension that remembers `count` entries, and gives at most `page` of them at once."""
 
     def __init__(self, count: int, page: int = HISTORY_PAGE) -> None:
-        self._entries = [make_entry(number) for number in range(1, count + 1)]
+        self.entries = [make_entry(number) for number in range(1, count + 1)]
         self._page = page
         self.asked: list[HistoryParameters] = []
 
@@ -29,7 +31,7 @@ class FakeExtension(ControlConnection):
         assert isinstance(parameters, HistoryParameters)
         self.asked.append(parameters)
         before = parameters.before
-        older = [entry for entry in self._entries if before is None or entry.id < before]
+        older = [entry for entry in self.entries if before is None or entry.id < before]
         return HistoryResult(entries=older[::-1][: min(parameters.limit, self._page)])
 
 
@@ -48,6 +50,30 @@ def test_many_entries_come_page_by_page(page: int) -> None:
     extension = FakeExtension(500, page)
     assert numbers(fetch_history(extension, 250)) == list(range(500, 250, -1))
     assert all(asked.limit <= HISTORY_PAGE for asked in extension.asked)
+
+
+def test_since_ends_at_a_page_that_is_older() -> None:
+    extension = FakeExtension(1000)
+    found = fetch_history(extension, None, Selection(since=START + 751))
+    assert numbers(found) == list(range(1000, 750, -1))
+    assert len(extension.asked) == 4  # the last one has nothing of it
+
+
+def test_since_passes_over_a_clock_that_was_set_back() -> None:
+    extension = FakeExtension(300)
+    extension.entries[-50:] = [make_entry(number, time=START - 9999) for number in range(251, 301)]
+    assert numbers(fetch_history(extension, None, Selection(since=START + 201))) == list(range(250, 200, -1))
+
+
+def test_a_device_is_looked_for_in_all_pages() -> None:
+    extension = FakeExtension(1000)
+    extension.entries[3] = make_entry(4, busid="1-1")
+    extension.entries[900] = make_entry(901, busid="1-1")
+    selection = Selection(device=Selector("1-1", busid="1-1"))
+    assert numbers(fetch_history(extension, 20, selection)) == [901, 4]
+    extension.asked.clear()
+    assert numbers(fetch_history(extension, 1, selection)) == [901]
+    assert len(extension.asked) == 1
 
 
 @pytest.mark.parametrize("count", [0, 7, HISTORY_PAGE, 150])

@@ -17,7 +17,7 @@ BY_ITSELF: set[str] = {"dataclasses"} if sys.version_info >= (3, 14) else set()
 """What argparse and traceback load in any case, by way of _colorize."""
 
 HEAVY = (
-    *("asyncio", "ctypes", "dataclasses", "importlib.metadata", "logging", "pathlib", "psutil", "shutil"),
+    *("asyncio", "ctypes", "dataclasses", "importlib.metadata", "logging", "pathlib", "psutil"),
     *("signal", "subprocess", "tempfile", "tomllib", "usb1", "usbipd.config", "usbipd.extension"),
     *("usbipd.ipc.children", "usbipd.log", "usbipd.paths", "usbipd.server", "usbipd.simulated"),
     *("usbipd.worker",),
@@ -68,14 +68,14 @@ def test_a_command_loads_nothing_heavy_and_no_other_verb(
     assert not of(modules, [f"usbipd.cli.{each}" for each in SUBCOMMANDS if each != command])
 
 
-def test_a_command_does_not_look_for_garbage(extension: StartExtension, socket_path: Path) -> None:
+def test_a_command_does_not_collect_garbage_at_its_end(extension: StartExtension, socket_path: Path) -> None:
+    """That is 13 % of the CPU time of a short command."""
     program = (
         "import gc, sys\n"
         f"sys.argv = ['usbipd-ext', '--status', '--socket', {str(socket_path)!r}]\n"
         "from usbipd.__main__ import main\n"
-        "before = gc.get_stats()\n"
         "assert main() == 0\n"
-        "assert gc.isenabled() and gc.get_stats() == before"
+        "assert len(gc.get_objects()) < gc.get_freeze_count() // 10"
     )
     with extension(lambda _request: make_status([make_device()] * 8)):
         loaded(program)

@@ -109,9 +109,9 @@ def test_another_device_at_the_port_of_a_binding() -> None:
     text = format_list(ListResult(devices=devices, bindings=bindings), 100)
     assert text.splitlines()[-4:] == [
         "3-1: bound: 0781:5581 serial number ABC; plugged in: 0781:5581 serial number XYZ",
-        "  hint: to share it instead, `usbipd unbind --busid 3-1`, then `usbipd bind --busid 3-1`",
+        "  hint: to share it instead, `usbipd unbind 3-1`, then `usbipd bind 3-1`",
         "3-2: bound: 0781:5567; plugged in: 0781:5581",
-        "  hint: to share it instead, `usbipd unbind --busid 3-2`, then `usbipd bind --busid 3-2`",
+        "  hint: to share it instead, `usbipd unbind 3-2`, then `usbipd bind 3-2`",
     ]
 
 

@@ -1,5 +1,7 @@
 """What `status` shows to people."""
 
+import itertools
+
 import pytest
 from msgspec.structs import replace
 
@@ -8,6 +10,7 @@ from usbipd.cli.status import (
     ERRORS_SHOWN,
     format_confinement,
     format_daemon,
+    format_devices,
     format_errors,
     format_silent,
     format_status,
@@ -50,6 +53,7 @@ def test_status_in_full(utc: None) -> None:
             drivers=[],
             claim_method="libusb",
             claim_time=START + 60,
+            attach_time=START + 90,
             counters=make_counters(),
             rate=Rate(urbs=100.0, bytes_in=1.5 * 2**20, bytes_out=0.0),
             latency=Latency(p50_us=128, p99_us=1024),
@@ -72,15 +76,11 @@ def test_status_in_full(utc: None) -> None:
         "listening on 127.0.0.1:3240, [::1]:3240\n"
         "memory 33.0 MiB in 3 processes, 1 error\n"
         "\n"
-        "BUSID  VID:PID    DEVICE  SPEED  STATE     SINCE       CLIENT\n"
-        "3-1    0781:5581  Ultra   high   attached  2023-11-14  192.0.2.7:51234\n"
-        "3-2    0781:5581  Ultra   full   shared    2023-11-14\n"
-        "3-3    0781:5581  Mouse   high   failed\n"
-        "3-4    0781:5581  Mouse   high   failed\n"
-        "\n"
-        "BUSID  CLAIM   URBS  ERR     IN   IN/S  OUT  OUT/S    P50    P99\n"
-        "3-1    libusb  7000    3  32.0M  1.50M  817      0  128us  1.0ms\n"
-        "3-2    libusb  7000    3  32.0M         817\n"
+        "BUSID  STATE     DEVICE  SINCE       CLIENT           SINCE             IN   OUT\n"
+        "3-3    failed    Mouse\n"
+        "3-4    failed    Mouse\n"
+        "3-1    attached  Ultra   2023-11-14  192.0.2.7:51234  2023-11-14  1.5MiB/s  0B/s\n"
+        "3-2    shared    Ultra   2023-11-14\n"
         "\n"
         "3-3: usbhid does not let go\n"
         "  hint: unplug it\n"
@@ -95,6 +95,26 @@ def test_status_in_full(utc: None) -> None:
         "server     4712  usbipd   9.0 MiB\n"
         "worker     4713  usbipd            3-1\n"
     )
+
+
+def test_a_wide_terminal_shows_all_that_was_counted(utc: None) -> None:
+    device = make_device(
+        claim_method="libusb",
+        claim_time=START,
+        counters=make_counters(),
+        rate=Rate(urbs=100.0, bytes_in=1.5 * 2**20, bytes_out=0.0),
+        latency=Latency(p50_us=128, p99_us=1024),
+    )
+    title, line = format_devices([device], 200).splitlines()
+    assert title.split("  ")[0] == "BUSID"
+    assert line.split() == [
+        *("3-1", "0781:5581", "shared", "Ultra", "high", "2023-11-14", "1.5MiB/s", "0B/s"),
+        *("3", "128us", "1.0ms", "32MiB", "817B", "7000", "libusb"),
+    ]
+    narrower = [format_devices([device], width).splitlines()[0].split("  ") for width in range(200, 65, -1)]
+    shown = [{word.strip() for word in words if word} for words in narrower]
+    assert all(less <= more for more, less in itertools.pairwise(shown))  # one after the other goes
+    assert shown[-1] == {"BUSID", "STATE", "DEVICE", "SINCE", "CLIENT", "IN", "OUT"}
 
 
 def test_status_without_devices() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from tests.unit.cli.reports import START, make_binding, make_counters, make_device, make_entry, make_status
 from usbipd.cli.documents import RemoteDevice, RemoteInterface
-from usbipd.cli.history import format_history
+from usbipd.cli.history_entries import format_history
 from usbipd.cli.list import format_list, format_remote
 from usbipd.cli.status import format_status
 from usbipd.cli.table import Column, display_width, format_table, shorten, wrap

@@ -13,6 +13,7 @@ from usbipd.cli.units import (
     short_bytes,
     short_count,
     short_latency,
+    short_moment,
 )
 
 
@@ -37,22 +38,22 @@ def test_format_bytes(count: int, text: str) -> None:
 @pytest.mark.parametrize(
     ("count", "text"),
     [
-        (0, "0"),
-        (0.4, "0"),
-        (999, "999"),
-        (1000, "0.98K"),
-        (1023, "1.00K"),
-        (1024, "1.00K"),
-        (10 << 10, "10.0K"),
-        (32 << 20, "32.0M"),
-        (999 << 20, "999M"),
-        (1000 << 20, "0.98G"),
-        (1 << 63, "8.00E"),
+        (0, "0B"),
+        (0.4, "0B"),
+        (999, "999B"),
+        (1000, "1.0KiB"),
+        (1024, "1.0KiB"),
+        (9.94 * 1024, "9.9KiB"),
+        (10 << 10, "10KiB"),
+        (32 << 20, "32MiB"),
+        (999 << 20, "999MiB"),
+        (1000 << 20, "1.0GiB"),
+        (1 << 63, "8.0EiB"),
     ],
 )
 def test_short_bytes(count: float, text: str) -> None:
     assert short_bytes(count) == text
-    assert len(text) <= 5
+    assert len(text) <= 6
 
 
 @pytest.mark.parametrize(
@@ -121,3 +122,22 @@ def test_a_moment_of_another_day_is_a_date(monkeypatch: pytest.MonkeyPatch, utc:
     assert format_clock(START) == "22:13:20"
     now = time.localtime(START + 2 * 3600)  # the next day
     assert format_clock(START) == "2023-11-14"
+
+
+@pytest.mark.parametrize(
+    ("days", "text"),
+    [
+        (0.05, "22:13"),
+        (2, "Nov 14"),
+        (299, "Nov 14"),
+        (301, "2023-11-14"),
+        (-2, "Nov 14"),
+        (-301, "2023-11-14"),
+    ],
+)
+def test_a_short_moment_tells_no_more_than_it_takes(
+    monkeypatch: pytest.MonkeyPatch, utc: None, days: float, text: str
+) -> None:
+    now = time.gmtime(START + days * 86400)
+    monkeypatch.setattr(time, "localtime", lambda *moment: time.gmtime(*moment) if moment else now)
+    assert short_moment(START) == text

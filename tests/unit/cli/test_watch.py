@@ -23,9 +23,13 @@ from tests.unit.cli.conftest import drain
 from tests.unit.cli.reports import make_device, make_status
 from tests.unit.cli.test_connection import hello
 from usbipd.cli.connection import ControlConnection
-from usbipd.cli.watch import FIRST_PAUSE, Blocks, LiveView, frame, view_for, watch
+from usbipd.cli.feed import FIRST_PAUSE
+from usbipd.cli.keys import Key
+from usbipd.cli.live_view import LiveView, frame
+from usbipd.cli.terminal_keys import Woken
+from usbipd.cli.watch import Blocks, view_for, watch
 from usbipd.errors import ExtensionUnreachableError, UsbipdError
-from usbipd.ipc.blocking_channel import BlockingChannel
+from usbipd.ipc.blocking_channel import BlockingChannel, wait_readable
 from usbipd.ipc.control_messages import PEOPLE, StatusResult
 from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
@@ -52,8 +56,11 @@ class Scripted:
         assert request.command is command
         return request
 
+    def respond(self, request: Request, answer: Message | UsbipdError) -> None:
+        self._channel.respond(request, answer)
+
     def answer(self, command: Command, answer: Message | UsbipdError) -> None:
-        self._channel.respond(self.expect(command), answer)
+        self.respond(self.expect(command), answer)
 
     def answer_status(self, *, error_count: int = 0) -> None:
         self.answer(Command.STATUS, make_status([make_device()], error_count=error_count))
@@ -72,8 +79,9 @@ def one_status(connection: socket.socket) -> None:
 class RecordingView:
     """Ends the watching after so many statuses, as Ctrl-C does."""
 
-    def __init__(self, last: int) -> None:
+    def __init__(self, last: int, pause: Callable[[float], None]) -> None:
         self._last = last
+        self._pause = pause
         self.seen: list[StatusResult] = []
         self.told: list[str] = []
         self.closed = False
@@ -86,6 +94,12 @@ class RecordingView:
     def tell(self, notice: str) -> None:
         self.told.append(notice)
 
+    def wait(self, readable: int | None, seconds: float) -> bool:
+        if readable is not None:
+            return wait_readable(readable, seconds)
+        self._pause(seconds)
+        return False
+
     def close(self) -> None:
         self.closed = True
 
@@ -97,11 +111,11 @@ def no_pause(_seconds: float) -> None:
 def run_watch(
     path: Path, statuses: int, *, interval: float = NEVER, pause: Callable[[float], None] = no_pause
 ) -> RecordingView:
-    view = RecordingView(statuses)
+    view = RecordingView(statuses, pause)
     with ControlConnection(str(path), timeout=10) as extension:
         extension.open()
         with pytest.raises(KeyboardInterrupt):
-            watch(extension, view, interval, pause)
+            watch(extension, view, interval)
     assert view.closed
     return view
 
@@ -193,11 +207,11 @@ def test_what_the_first_request_fails_with_is_an_error(extension: Extension, soc
         Scripted(connection).answer(Command.WATCH, UsbipdError("no", code="not-permitted"))
         drain(connection)
 
-    view = RecordingView(1)
+    view = RecordingView(1, no_pause)
     with extension(talk=refusing), ControlConnection(str(socket_path), timeout=10) as control:
         control.open()
         with pytest.raises(UsbipdError, match="no"):
-            watch(control, view, NEVER, no_pause)
+            watch(control, view, NEVER)
     assert (view.seen, view.told, view.closed) == ([], [], True)
 
 
@@ -209,7 +223,7 @@ def test_another_version_that_comes_back_ends_it(extension: Extension, socket_pa
     with extension(talks=[one_status, newer]), ControlConnection(str(socket_path), timeout=10) as control:
         control.open()
         with pytest.raises(ExtensionUnreachableError) as caught:
-            watch(control, RecordingView(2), NEVER, lambda _seconds: None)
+            watch(control, RecordingView(2, lambda _seconds: None), NEVER)
     assert caught.value.code == "version"
 
 
@@ -232,11 +246,11 @@ def test_a_line_that_is_too_long_does_not_take_two() -> None:
 def test_a_frame_never_scrolls(height: int) -> None:
     text = frame([str(number) for number in range(9)], 80, height)
     assert text.count("\n") == max(height - 1, 1)
-    assert f"... {10 - max(height - 1, 1)} more lines" in text
 
 
-def test_a_frame_that_just_fits() -> None:
-    assert "more lines" not in frame(["x"] * 23, 80, 24)
+def test_a_coloured_line_is_cut_without_its_colour_running_on() -> None:
+    assert frame(["\x1b[32mabcde\x1b[0m"], 4, 24) == "\x1b[H\x1b[32mabc\x1b[0m…\n\x1b[J"
+    assert frame(["\x1b[32mabc\x1b[0m"], 4, 24) == "\x1b[H\x1b[32mabc\x1b[0m\x1b[K\n\x1b[J"
 
 
 def test_the_live_view_says_what_it_has_lost(
@@ -263,6 +277,41 @@ def test_a_live_view_that_showed_nothing_leaves_the_terminal_alone(
 ) -> None:
     LiveView(lambda _status, _width: "").close()
     assert capsys.readouterr().out == ""
+
+
+def test_any_number_of_keys_costs_one_drawing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And neither a request nor a second formatting of the status."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "24")
+    formatted = []
+
+    def text(_status: StatusResult, width: int) -> str:
+        formatted.append(width)
+        return "".join(f"line {number}\n" for number in range(1000))
+
+    view = LiveView(text)
+    view.show(make_status([]))
+    capsys.readouterr()
+    woken = Woken(keys=(Key.DOWN,) * 500 + (Key.UP,) * 100)
+    monkeypatch.setattr(view._keys, "wait", lambda _readable, _seconds: woken)
+    assert not view.wait(None, 0.0)
+    out = capsys.readouterr().out
+    assert out.count("\x1b[H") == 1
+    assert "line 399\x1b" not in out
+    assert "line 400\x1b" in out
+    assert formatted == [80]
+    view.close()
+
+
+def test_a_live_view_leaves_the_signals_as_they_were() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH)
+    before = [signal.getsignal(number) for number in numbers]
+    view = LiveView(lambda _status, _width: "")
+    assert [signal.getsignal(number) for number in numbers] != before
+    view.close()
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 # ---- whole commands --------------------------------------------------------------------------------------
@@ -345,7 +394,9 @@ def test_a_terminal_that_obeys_nothing_gets_blocks(
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
-    assert isinstance(view_for(lambda _status, _width: "", as_json=False), LiveView)
+    view = view_for(lambda _status, _width: "", as_json=False)
+    view.close()
+    assert isinstance(view, LiveView)
     monkeypatch.setenv("TERM", "dumb")
     assert isinstance(view_for(lambda _status, _width: "", as_json=False), Blocks)
 
@@ -353,11 +404,26 @@ def test_a_terminal_that_obeys_nothing_gets_blocks(
 def test_nobody_reads_any_more(extension: Extension, socket_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    with extension(talk=one_status):
+    with extension(talk=drain):
         command = spawn([*STATUS, "--json"], socket_path, writing)
         _out, err = command.communicate(timeout=30)
     os.close(writing)
     assert (command.returncode, err) == (141, "")
+
+
+def test_a_reader_that_leaves_ends_it_at_once(extension: Extension, socket_path: Path) -> None:
+    """Not when there is something to write next, which may take hours."""
+
+    def talk(connection: socket.socket) -> None:
+        one_status(connection)
+        drain(connection)
+
+    with extension(talk=talk):
+        command = spawn([*STATUS, "--json"], socket_path)
+        assert command.stdout is not None
+        assert command.stdout.readline().startswith('{"format":1')
+        command.stdout.close()
+        assert command.wait(timeout=30) == 141
 
 
 def test_without_an_extension_there_is_nothing_to_watch(socket_path: Path) -> None:

@@ -1,9 +1,13 @@
 """What a daemon prints at start: the exact commands for a client."""
 
 import socket
+from ipaddress import ip_interface
+
+import pytest
 
 from usbipd.extension.device import ClaimedDevice
 from usbipd.extension.process import announcement
+from usbipd.host_addresses import HostAddress
 
 
 def device(busid: str, device_id: int) -> ClaimedDevice:
@@ -28,10 +32,21 @@ def test_shared_devices_and_their_commands() -> None:
     ]
 
 
-def test_another_port_and_any_address() -> None:
+@pytest.mark.parametrize(
+    ("addresses", "host"),
+    [
+        (["127.0.0.1/8", "192.0.2.5/24", "2001:db8::5/64"], "192.0.2.5"),
+        ([], socket.gethostname()),
+    ],
+)
+def test_another_port_and_any_address(
+    addresses: list[str], host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [HostAddress(ip_interface(address), "eth0") for address in addresses]
+    monkeypatch.setattr("usbipd.extension.process.host_addresses", lambda: found)
     text = announcement(["0.0.0.0:4000"], DEVICES)
-    assert f"  sudo usbip --tcp-port 4000 attach -r {socket.gethostname()} -b 240-1" in text
+    assert f"  sudo usbip --tcp-port 4000 attach -r {host} -b 240-1" in text
 
 
 def test_nothing_shared() -> None:
-    assert "usbipd bind --busid BUSID" in announcement(["127.0.0.1:3240"], [])
+    assert "usbipd bind DEVICE" in announcement(["127.0.0.1:3240"], [])

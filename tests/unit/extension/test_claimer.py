@@ -307,7 +307,7 @@ async def test_a_mounted_device_is_refused(host: Host, spawner: FakeSpawner, sys
     with pytest.raises(ClaimError, match="1-2 is in use on this host: /media/stick") as caught:
         await host.claimer.claim_device(record("1-2"))
     assert caught.value.code == "mounted"
-    assert "--busid 1-2 --force" in str(caught.value.advice)
+    assert "`usbipd bind 1-2 --force`" in str(caught.value.advice)
     assert not spawner.children
 
 

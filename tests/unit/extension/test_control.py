@@ -193,6 +193,38 @@ async def test_every_request_is_answered(daemon: Daemon) -> None:
             assert released.drivers == []
 
 
+async def test_the_log_names_what_was_bound_and_unbound(
+    daemon: Daemon, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    user = privileges.user_name(os.geteuid())
+    async with daemon.listening():
+        port = await daemon.ask(Command.BIND, BindParameters(busid="1-2"), BindResult)
+        ids = HardwareId(vendor_id=0x1234, product_id=0xB0D, serial="S3CRET")
+        await daemon.ask(Command.BIND, BindParameters(hardware=ids), BindResult)
+        await daemon.ask(Command.UNBIND, UnbindParameters(), UnbindResult)
+        await daemon.ask(Command.UNBIND, UnbindParameters(), UnbindResult)
+    rule = f"{port.binding.vendor_id:04x}:{port.binding.product_id:04x} at 1-2"
+    hidden = "1234:0b0d with its serial number"
+    lines = [entry.getMessage() for entry in caplog.records if "bound by" in entry.getMessage()]
+    assert lines == [
+        f"{rule} bound by {user}",
+        f"{hidden} bound by {user}",
+        f"{rule}, {hidden} unbound by {user}",
+        f"nothing unbound by {user}",
+    ]
+
+
+async def test_the_log_names_some_of_many_bindings(daemon: Daemon, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    async with daemon.listening():
+        for product in range(10):
+            ids = HardwareId(vendor_id=0x1234, product_id=product)
+            await daemon.ask(Command.BIND, BindParameters(hardware=ids), BindResult)
+        await daemon.ask(Command.UNBIND, UnbindParameters(), UnbindResult)
+    assert "1234:0006, 1234:0007, 2 more unbound by " in caplog.text
+
+
 async def test_a_thousand_devices(daemon: Daemon) -> None:
     """Each answer about all of them is longer than a message.  100 are bound and have a worker each."""
     busids = [f"{bus}-{port}" for bus in range(1, 11) for port in range(1, 101)]

@@ -39,7 +39,7 @@ from usbipd.privileges import RunAs
 from usbipd.usb.libusb_version import log_loaded
 
 USBIPD = RunAs(user="usbipd", uid=990, gid=990)
-NOBODY_USER = RunAs(user="nobody", uid=65534, gid=65534)
+AS_NOBODY = RunAs(user="nobody", uid=65534, gid=65534)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_rights_of_an_ordinary_user() -> None:
 
 def test_rights_without_the_usual_user(no_such_user: None) -> None:
     context = make_context(
-        run_as=NOBODY_USER,
+        run_as=AS_NOBODY,
         server=FakeServer(child=child(Role.SERVER, user="nobody")),
         manager=FakeManager({}),
     )
@@ -74,7 +74,7 @@ def test_rights_without_the_usual_user(no_such_user: None) -> None:
 
 def test_rights_without_the_usual_user_on_a_mac(no_such_user: None) -> None:
     context = make_context(
-        host=mac(), run_as=NOBODY_USER, server=FakeServer(child=None), manager=FakeManager(shared_devices={})
+        host=mac(), run_as=AS_NOBODY, server=FakeServer(child=None), manager=FakeManager(shared_devices={})
     )
     steps = finding(check_rights, context).steps
     assert any("sysadminctl -addUser no-such-user" in step for step in steps)
@@ -85,7 +85,7 @@ def test_rights_nobody_by_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     """If our usual user exists, `user = "nobody"` in the configuration is deliberate."""
     monkeypatch.setattr(privileges, "DEFAULT_USER", "root")
     context = make_context(
-        run_as=NOBODY_USER, server=FakeServer(child=None), manager=FakeManager(shared_devices={})
+        run_as=AS_NOBODY, server=FakeServer(child=None), manager=FakeManager(shared_devices={})
     )
     assert finding(check_rights, context).state is CheckState.OK
 

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import itertools
 import resource
+import time
 
 import pytest
 
@@ -256,9 +257,14 @@ async def test_a_client_that_is_attached_stays_so_when_a_list_changes(host: Host
 async def test_detach_ends_the_session_and_leaves_the_device_shared(host: Host) -> None:
     await host.bind("1-2")
     host.manager.shared_devices["1-2"].attached("192.0.2.1:5")
-    assert (await host.device("1-2")).client == "192.0.2.1:5"
+    report = await host.device("1-2")
+    assert report.client == "192.0.2.1:5"
+    assert report.claim_time is not None
+    assert report.attach_time is not None
+    assert report.claim_time <= report.attach_time <= time.time()
     assert await host.manager.detach("1-2", "anna") == "192.0.2.1:5"
     await host.until_state("1-2", DeviceState.SHARED)
+    assert (await host.device("1-2")).attach_time is None
     [ended] = host.store.recorded(HistoryEvent.DETACHED)
     assert (ended["client"], ended["busid"], ended["reason"]) == ("192.0.2.1:5", "1-2", "by anna")
     host.manager.shared_devices["1-2"].attached("192.0.2.1:6")

@@ -195,6 +195,7 @@ USED = {
     "client": "x" * 80,
     "claim_method": "libusb, captured",
     "claim_time": 1.7e9,
+    "attach_time": 1.7e9,
     "worker_pid": 2**22,
     "counters": Counters(**NUMBERS, latency_us=[2**32] * LATENCY_BUCKETS),
     "rate": Rate(urbs=1.5, bytes_in=1.5, bytes_out=1.5),

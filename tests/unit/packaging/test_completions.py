@@ -4,7 +4,9 @@ import re
 
 import completions
 
-SPECIFICATION = re.compile(r'^  "\*?(?P<option>--[a-z-]+)\[(?:[^]\\]|\\.)*\](?P<rest>.*)"$', re.MULTILINE)
+SPECIFICATION = re.compile(
+    r'^  (?:\{-[a-z],)?"?\*?(?P<option>--[a-z-]+)(?:\}")?\[(?:[^]\\]|\\.)*\](?P<rest>.*)"$', re.MULTILINE
+)
 
 
 def test_each_option_of_zsh_has_one_argument_or_none() -> None:

@@ -44,7 +44,7 @@ def pages(directory: Path) -> dict[str, str]:
 
 def section(page: str, title: str) -> str:
     """The source of a section."""
-    return page.partition(f"\n.SH {title}\n")[2].partition("\n.SH ")[0]
+    return page.partition(f"\n.SH {title}\n")[2].partition("\n.SH")[0]
 
 
 def plain(source: str) -> str:
@@ -83,7 +83,8 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 
 def shown_options(source: str) -> set[str]:
     """The options that have an entry there."""
-    return set(re.findall(r"^\.TP\n(--[a-z-]+)", plain(source), re.M))
+    entries = re.findall(r"^\.TP\n(-.*)", plain(source), re.M)
+    return {option for entry in entries for option in re.findall(r"(?:^|, )(--?[a-zA-Z-]+)", entry)}
 
 
 def test_every_verb_with_all_its_options_has_its_place(pages: dict[str, str]) -> None:
@@ -98,7 +99,7 @@ def test_every_verb_with_all_its_options_has_its_place(pages: dict[str, str]) ->
         usbipd.load(name).add_arguments(parser)
         assert shown_options(commands[name]) == options_of(parser) | {"--socket"}
         assert f".SY usbipd {name}\n" in plain(page)
-    assert shown_options(section(page, "OPTIONS")) == {"--version", "--socket"}
+    assert shown_options(section(page, "OPTIONS")) == {"-V", "--version", "--socket"}
 
 
 def test_every_option_of_the_daemon_has_its_place(pages: dict[str, str]) -> None:

@@ -466,5 +466,5 @@ async def test_a_listener_that_fails_is_told(
         async with asyncio.timeout(PATIENCE):
             await server.failed.wait()
         writer.close()
-    assert "a listener has failed" in caplog.text
+    assert f"the listener on {server.address} has failed" in caplog.text
     assert "no such thing" in caplog.text

@@ -15,7 +15,7 @@ from usbipd.simulated.catalog import NAMES, create
 from usbipd.simulated.device import Handshake, SimulatedDevice
 from usbipd.simulated.mass_storage import BULK_IN, BULK_OUT, MassStorage
 
-LOOP_SIZE = 1 << 20  # cython/transfer_simulated.pxi
+LOOP_SIZE = 1 << 20  # cython/pump.pxd
 
 Attach = Callable[[SimulatedDevice], Rig]
 

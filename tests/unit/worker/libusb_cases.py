@@ -383,7 +383,7 @@ def test_a_descriptor_that_appears_while_they_are_listed_is_asked_for_next() -> 
 # ---- device memory -------------------------------------------------------------------------------
 
 LARGE = 16 << 10
-MOST_DEVICE_MEMORY = 1 << 20  # DEVICE_MEMORY in buffers.pxi
+MOST_DEVICE_MEMORY = 1 << 20  # DEVICE_MEMORY in pump.pxd
 
 
 def moved_through(rig: LibusbRig, depth: int, size: int) -> None:

@@ -26,7 +26,7 @@ from usbipd.protocol.constants import (
 from usbipd.simulated.device import Handshake
 
 LOOP_SIZE = 1 << 20
-"""Bytes that a loopback holds (cython/transfer_simulated.pxi)."""
+"""Bytes that a loopback holds (cython/pump.pxd)."""
 
 
 @pytest.fixture

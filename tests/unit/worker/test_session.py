@@ -4,13 +4,25 @@ import ctypes
 import os
 import platform
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from socket import SHUT_WR, socketpair
 from typing import NamedTuple
 
 import pytest
 
-from tests.unit.worker.rig import DEVID, IN, LOOP_IN, LOOP_OUT, MODEL_IN, SINK, SOURCE, Rig, statuses
+from tests.unit.worker.rig import (
+    DEVID,
+    GET_DEVICE_DESCRIPTOR,
+    IN,
+    LOOP_IN,
+    LOOP_OUT,
+    MODEL_IN,
+    SINK,
+    SOURCE,
+    Rig,
+    statuses,
+)
 from tests.urb import ReplyReader, Submit, Unlink, encode
 from usbipd import _pump, config, counters
 from usbipd.counters import COUNTER_WORDS
@@ -43,6 +55,90 @@ def test_next_client_starts_afresh(rig: Rig) -> None:
     rig.seqnum = 0
     assert rig.control("81 0a 0000 0100 0100").data == b"\x00"
     assert rig.exchange(rig.submit(SINK, 1, b"a"))[0].status == 0
+
+
+def converse(rig: Rig) -> list[object]:
+    """What a client gets to see of a session, from its first message on."""
+    rig.seqnum = 5
+    early = Unlink(
+        6, DEVID, 0, 0, 5
+    )  # its SUBMIT comes behind it, but none came before: it waits for nothing
+    rig.replies.expect(early)
+    seen: list[object] = [*rig.exchange(early), rig.pump.problem]
+    rig.seqnum = 4
+    seen += rig.exchange(rig.submit(SINK, 3, b"abc"))
+    rig.seqnum = 6
+    seen += [
+        rig.control(setup)
+        for setup in (GET_DEVICE_DESCRIPTOR, "01 0b 0100 0100 0000", "81 0a 0000 0100 0100")
+    ]
+    waiting = rig.submit(LOOP_IN, 64)
+    seen += [rig.exchange(waiting), rig.counters.in_flight, rig.exchange(rig.unlink(waiting))]
+    seen += rig.exchange(
+        rig.submit(SOURCE, 5000), rig.submit(SINK, 5000, bytes(5000)), rig.submit(0x0F, 3, b"abc")
+    )
+    return [*seen, rig.counters.in_flight]
+
+
+def leave_in_a_header(rig: Rig) -> None:
+    rig.send(encode(rig.submit(SINK, 1, b"a"))[:20])
+
+
+def leave_in_data(rig: Rig) -> None:
+    rig.send(encode(rig.submit(SINK, 5000, bytes(5000)))[:3000])
+
+
+def leave_in_data_that_are_refused(rig: Rig) -> None:
+    rig.send(encode(rig.submit(0x0F, 5000, bytes(5000)))[:3000])
+
+
+def leave_an_unlink_that_waits(rig: Rig) -> None:
+    rig.exchange(rig.submit(SINK, 1, b"a"))
+    assert rig.exchange(Unlink(3, DEVID, 0, 0, 2)) == []
+
+
+def leave_replies(rig: Rig) -> None:
+    rig.send(b"".join(encode(rig.submit(SOURCE, 1 << 20)) for _ in range(4)))
+
+
+def leave_more_than_the_budget(rig: Rig) -> None:
+    rig.send(b"".join(encode(idle_read(i)) for i in range(4097)))
+
+
+def leave_what_is_no_message(rig: Rig) -> None:
+    assert rig.send(bytes(48)) == _pump.CLIENT_FAILED
+
+
+def leave_the_connection_closed(rig: Rig) -> None:
+    rig.client.shutdown(SHUT_WR)
+    assert rig.turn() == _pump.CLIENT_CLOSED
+
+
+@pytest.mark.rule("lost-client")
+@pytest.mark.parametrize(
+    "leave",
+    [
+        leave_in_a_header,
+        leave_in_data,
+        leave_in_data_that_are_refused,
+        leave_an_unlink_that_waits,
+        leave_replies,
+        leave_more_than_the_budget,
+        leave_what_is_no_message,
+        leave_the_connection_closed,
+    ],
+)
+def test_a_session_begins_as_the_first(leave: Callable[[Rig], None]) -> None:
+    first = Rig()
+    expected = converse(first)
+    first.close()
+    assert expected.count(1) == 1, "one URB was waiting"
+    rig = Rig()
+    leave(rig)
+    assert rig.finish()
+    rig.attach()
+    assert converse(rig) == expected
+    rig.close()
 
 
 def test_an_unlink_is_not_held_against_the_submits_of_the_last_client(rig: Rig) -> None:

@@ -17,8 +17,6 @@
 # When the client leaves, all of it goes back to the system.  Nothing is zeroed: what leaves the process is only what
 # the device wrote.
 
-from posix.stdlib cimport posix_memalign
-
 cdef extern from *:
     """
     /* free() alone keeps what a busy client needed: glibc holds up to twice the largest block that it ever freed
@@ -33,50 +31,18 @@ cdef extern from *:
     """
     void return_freed_memory() nogil
 
-cdef enum:
-    SIZE_CLASSES = 16        # 1 KiB << 15 = 32 MiB: MAX_TRANSFER_LENGTH and 1024 isochronous packets
-    SMALLEST_CLASS = 1024
-    MAX_URBS = 4096
-    CACHE_LINE = 64
-    DEVICE_CLASS = 4         # from 16 KiB on a copy costs more than the page that is lost to HEADROOM
-    DEVICE_MEMORY = 1 << 20
-    DEVICE_IDLE = 1000000    # microseconds
-    PAGE = 4096              # usbfs counts whole ones: usbdev_mmap in devio.c
-    SPARE = -2               # size_class of a spare
-    FOR_SUBMIT = 0           # places in Pool.spares
-    FOR_UNLINK = 1
-    SPARES = 2
 
-cdef struct Block:           # a free buffer
-    Block *next
-
-cdef struct Pool:
-    size_t budget            # bytes
-    size_t allocated         # bytes of buffers, in use or kept
-    Block *kept[SIZE_CLASSES]
-    Backend *backend
-    size_t device_memory     # bytes of `allocated` that are the backend's
-    size_t device_kept       # and how many of these are kept
-    bint device_memory_ends  # it has no more
-    Block *kept_device[SIZE_CLASSES]
-    Urb *free_urbs
-    int urbs                 # URBs that are not on the free list
-    Urb *spares[SPARES]
-    uint8_t *spare_buffer    # of the one FOR_SUBMIT
-    bint lacks_memory        # why the last `pool_take` failed: the system has no more, the client's budget has
-
-
-cdef inline size_t iso_room(uint32_t packets) noexcept nogil:
+cdef inline size_t pool_iso_room(uint32_t packets) noexcept nogil:
     """Bytes behind an isochronous URB's data: the descriptors as they come and go, then as IsoPacket, aligned."""
     return <size_t>packets * (ISO_DESCRIPTOR_SIZE + sizeof(IsoPacket)) + sizeof(IsoPacket)
 
 
-cdef inline size_t size_of_class(int k) noexcept nogil:
+cdef inline size_t pool_class_size(int k) noexcept nogil:
     return HEADROOM + (<size_t>SMALLEST_CLASS << k)
 
 
-cdef inline size_t device_size(int k) noexcept nogil:
-    return (size_of_class(k) + PAGE - 1) & ~<size_t>(PAGE - 1)
+cdef inline size_t pool_device_size(int k) noexcept nogil:
+    return (pool_class_size(k) + PAGE - 1) & ~<size_t>(PAGE - 1)
 
 
 cdef void pool_return_device_memory(Pool *pool) noexcept nogil:
@@ -87,9 +53,9 @@ cdef void pool_return_device_memory(Pool *pool) noexcept nogil:
         while pool.kept_device[k] != NULL:
             block = pool.kept_device[k]
             pool.kept_device[k] = block.next
-            pool.allocated -= device_size(k)
-            pool.device_memory -= device_size(k)
-            pool.backend.release(pool.backend, block, device_size(k))
+            pool.allocated -= pool_device_size(k)
+            pool.device_memory -= pool_device_size(k)
+            pool.backend.release(pool.backend, block, pool_device_size(k))
     pool.device_kept = 0
 
 
@@ -103,7 +69,7 @@ cdef void pool_trim(Pool *pool) noexcept nogil:
         while pool.kept[k] != NULL:
             block = pool.kept[k]
             pool.kept[k] = block.next
-            pool.allocated -= size_of_class(k)
+            pool.allocated -= pool_class_size(k)
             free(block)
 
 
@@ -112,18 +78,18 @@ cdef void *pool_take_device_memory(Pool *pool, int k) noexcept nogil:
     cdef void *memory = pool.kept_device[k]
     if memory != NULL:
         pool.kept_device[k] = pool.kept_device[k].next
-        pool.device_kept -= device_size(k)
+        pool.device_kept -= pool_device_size(k)
         return memory
     if (pool.backend.allocate == NULL or pool.device_memory_ends or k < DEVICE_CLASS
-            or pool.device_memory + device_size(k) > <size_t>DEVICE_MEMORY
-            or pool.allocated + device_size(k) > pool.budget):
+            or pool.device_memory + pool_device_size(k) > <size_t>DEVICE_MEMORY
+            or pool.allocated + pool_device_size(k) > pool.budget):
         return NULL
-    memory = pool.backend.allocate(pool.backend, device_size(k))
+    memory = pool.backend.allocate(pool.backend, pool_device_size(k))
     if memory == NULL:
         pool.device_memory_ends = True
         return NULL
-    pool.allocated += device_size(k)
-    pool.device_memory += device_size(k)
+    pool.allocated += pool_device_size(k)
+    pool.device_memory += pool_device_size(k)
     return memory
 
 
@@ -142,35 +108,25 @@ cdef uint8_t *pool_take_buffer(Pool *pool, size_t size, Urb *urb) noexcept nogil
         memory = pool.kept[k]
         pool.kept[k] = pool.kept[k].next
         return <uint8_t *>memory
-    if pool.allocated + size_of_class(k) > pool.budget:
+    if pool.allocated + pool_class_size(k) > pool.budget:
         pool_trim(pool)
-        if pool.allocated + size_of_class(k) > pool.budget:
+        if pool.allocated + pool_class_size(k) > pool.budget:
             return NULL
-    if posix_memalign(&memory, CACHE_LINE, size_of_class(k)) != 0:
+    if posix_memalign(&memory, CACHE_LINE, pool_class_size(k)) != 0:
         pool_trim(pool)
-        if posix_memalign(&memory, CACHE_LINE, size_of_class(k)) != 0:
+        if posix_memalign(&memory, CACHE_LINE, pool_class_size(k)) != 0:
             pool.lacks_memory = True
             return NULL
-    pool.allocated += size_of_class(k)
+    pool.allocated += pool_class_size(k)
     return <uint8_t *>memory
 
 
-cdef Urb *make_urb(Pool *pool) noexcept nogil:
+cdef Urb *pool_make_urb(Pool *pool) noexcept nogil:
     cdef Urb *urb = <Urb *>calloc(1, sizeof(Urb))
     if urb == NULL:
         pool_trim(pool)
         urb = <Urb *>calloc(1, sizeof(Urb))
     return urb
-
-
-cdef void urb_begin(Urb *urb, uint8_t *buffer) noexcept nogil:
-    """As every URB begins."""
-    urb.data = buffer + HEADROOM
-    urb.next = urb.hash_next = urb.unlink_reply = NULL
-    urb.length = urb.actual_length = urb.error_count = urb.start_frame = urb.packets = 0
-    urb.status = 0
-    urb.lent = NULL
-    urb.iso = NULL
 
 
 cdef Urb *pool_take(Pool *pool, size_t size) noexcept nogil:
@@ -183,7 +139,7 @@ cdef Urb *pool_take(Pool *pool, size_t size) noexcept nogil:
     if urb != NULL:
         pool.free_urbs = urb.next
     else:
-        urb = make_urb(pool)
+        urb = pool_make_urb(pool)
         if urb == NULL:
             pool.lacks_memory = True
             return NULL
@@ -203,7 +159,7 @@ cdef Urb *pool_take(Pool *pool, size_t size) noexcept nogil:
 
 cdef int pool_make_spares(Pool *pool) except -1:
     cdef int i
-    pool.spare_buffer = <uint8_t *>malloc(HEADROOM + iso_room(MAX_ISO_PACKETS))
+    pool.spare_buffer = <uint8_t *>malloc(HEADROOM + pool_iso_room(MAX_ISO_PACKETS))
     if pool.spare_buffer == NULL:
         raise MemoryError
     for i in range(SPARES):
@@ -241,13 +197,22 @@ cdef void pool_give(Pool *pool, Urb *urb) noexcept nogil:
         kept = &pool.kept[urb.size_class]
         if urb.device_memory:
             kept = &pool.kept_device[urb.size_class]
-            pool.device_kept += device_size(urb.size_class)
+            pool.device_kept += pool_device_size(urb.size_class)
         block.next = kept[0]
         kept[0] = block
     urb.state = URB_FREE
     urb.next = pool.free_urbs
     pool.free_urbs = urb
     pool.urbs -= 1
+
+
+cdef void pool_give_all(Pool *pool, Urb *urb) noexcept nogil:
+    """The URB, and those that its `next` links to it; NULL: none."""
+    cdef Urb *following
+    while urb != NULL:
+        following = urb.next
+        pool_give(pool, urb)
+        urb = following
 
 
 cdef void pool_empty(Pool *pool, Backend *backend) noexcept nogil:

@@ -59,60 +59,39 @@
 #
 # URBs are started in `submit` and `events` only: of many UNLINKs in one round each endpoint is restarted once.
 
-cdef struct Lane:            # one endpoint's queue
-    Urb *first               # URBs that wait, in the order of their `turn`
-    Urb *last
-    Urb *returned            # the one that took its place again last
-    Urb *flying              # URBs that the backend has, oldest first
-    Urb *newest              # and the last of them
-    bint aborting            # all that fly are about to come back; closed until then
-    bint owing               # the last one that flies needs its zero packet before the next; closed until then
-    bint halted              # the last one that the device has ended was stalled
-    uint64_t oldest          # `turn` of the oldest that this abort has brought back; 0: none yet
-    bint uncounted           # what that one has moved is not known
 
-cdef struct QueuedBackend:
-    Backend base
-    Backend *device
-    EndpointMap *map
-    uint64_t turns
-    bint counts_aborted      # an aborted URB has reported bytes
-    uint32_t dirty           # a bit per lane in which something may be to be started
-    Lane lanes[ENDPOINTS]
-
-
-cdef inline int lane_index(Urb *urb) noexcept nogil:
+cdef inline int queued_lane_index(Urb *urb) noexcept nogil:
     """Endpoint 0 is one pipe for both directions."""
-    return 0 if urb.type == CONTROL else endpoint_index(urb.endpoint)
+    return 0 if urb.type == CONTROL else endpoints_index(urb.endpoint)
 
 
-cdef inline bint in_parts(Urb *urb) noexcept nogil:
+cdef inline bint queued_in_parts(Urb *urb) noexcept nogil:
     """Whether the rest of it can be submitted when a part is done."""
     return urb.type == BULK or urb.type == INTERRUPT
 
 
-cdef uint32_t packet_size(QueuedBackend *it, Urb *urb) noexcept nogil:
+cdef uint32_t queued_packet_size(QueuedBackend *it, Urb *urb) noexcept nogil:
     """wMaxPacketSize without the bits for more packets in a microframe (USB 2.0 table 9-13); 0: unknown."""
     cdef Endpoint *endpoint = endpoints_find(it.map, urb.endpoint)
     return 0 if endpoint == NULL else endpoint.wMaxPacketSize & 0x7ff
 
 
-cdef bint needs_zero_packet(QueuedBackend *it, Urb *urb) noexcept nogil:
+cdef bint queued_needs_zero_packet(QueuedBackend *it, Urb *urb) noexcept nogil:
     cdef uint32_t size
     if not (it.device.lacks_zero_packets and urb.transfer_flags & URB_ZERO_PACKET):
         return False
     if urb.type != BULK or urb.wire_in or urb.length == 0:
         return False
-    size = packet_size(it, urb)
+    size = queued_packet_size(it, urb)
     return size != 0 and urb.length % size == 0
 
 
-cdef void lane_insert(Lane *lane, Urb *urb) noexcept nogil:
+cdef void queued_insert(Lane *lane, Urb *urb) noexcept nogil:
     """Puts the URB where its `turn` says.  URBs return in order, mostly: then no walk is needed."""
     cdef Urb **link = &lane.first
-    if lane.returned != NULL and lane.returned.turn < urb.turn:
+    if lane.returned != NULL and lane.returned.queued.turn < urb.queued.turn:
         link = &lane.returned.next
-    while link[0] != NULL and link[0].turn < urb.turn:
+    while link[0] != NULL and link[0].queued.turn < urb.queued.turn:
         link = &link[0].next
     urb.next = link[0]
     link[0] = urb
@@ -121,7 +100,7 @@ cdef void lane_insert(Lane *lane, Urb *urb) noexcept nogil:
     lane.returned = urb
 
 
-cdef void lane_remove(Lane *lane, Urb *urb) noexcept nogil:
+cdef void queued_remove(Lane *lane, Urb *urb) noexcept nogil:
     cdef Urb **link = &lane.first
     cdef Urb *before = NULL
     while link[0] != urb:
@@ -138,46 +117,45 @@ cdef void lane_remove(Lane *lane, Urb *urb) noexcept nogil:
 cdef void queued_finish(QueuedBackend *it, Urb *urb, int32_t status) noexcept nogil:
     """To the pump with it, with all the bytes that it has moved."""
     urb.status = status
-    if in_parts(urb):
-        urb.actual_length = urb.moved
+    if queued_in_parts(urb):
+        urb.actual_length = urb.queued.moved
     it.base.complete(&it.base, urb)
 
 
-cdef void flying_add(Lane *lane, Urb *urb) noexcept nogil:
-    urb.behind = NULL
+cdef void queued_flying_add(Lane *lane, Urb *urb) noexcept nogil:
+    urb.queued.behind = NULL
     if lane.flying == NULL:
         lane.flying = urb
     else:
-        lane.newest.behind = urb
+        lane.newest.queued.behind = urb
     lane.newest = urb
-    urb.flying = True
+    urb.queued.flying = True
 
 
-cdef void flying_remove(Lane *lane, Urb *urb) noexcept nogil:
+cdef void queued_flying_remove(Lane *lane, Urb *urb) noexcept nogil:
     """URBs land in order, mostly: then no walk is needed."""
     cdef Urb **link = &lane.flying
     cdef Urb *before = NULL
     while link[0] != urb:
         before = link[0]
-        link = &link[0].behind
-    link[0] = urb.behind
+        link = &link[0].queued.behind
+    link[0] = urb.queued.behind
     if lane.newest == urb:
         lane.newest = before
-    urb.flying = False
+    urb.queued.flying = False
 
 
 cdef void queued_start(QueuedBackend *it, Lane *lane, Urb *urb) noexcept nogil:
     """To the backend with the URB, or the rest of it, or its zero packet."""
     cdef int result
-    urb.backend = it.device
-    urb.whole = urb.length
+    urb.queued.whole = urb.length
     urb.actual_length = 0
     urb.status = 0
-    if in_parts(urb):
-        urb.data += urb.moved
-        urb.length -= urb.moved
-        lane.owing = urb.owes_zero_packet and urb.length != 0
-    flying_add(lane, urb)
+    if queued_in_parts(urb):
+        urb.data += urb.queued.moved
+        urb.length -= urb.queued.moved
+        lane.owing = urb.queued.owes_zero_packet and urb.length != 0
+    queued_flying_add(lane, urb)
     result = it.device.submit(it.device, urb)
     if result != 0:
         queued_landed(it, lane, urb)
@@ -186,47 +164,47 @@ cdef void queued_start(QueuedBackend *it, Lane *lane, Urb *urb) noexcept nogil:
 
 cdef void queued_landed(QueuedBackend *it, Lane *lane, Urb *urb) noexcept nogil:
     """Whole again: the URB is not the backend's any more."""
-    flying_remove(lane, urb)
-    if in_parts(urb):
-        if urb.owes_zero_packet and urb.length != 0:
+    queued_flying_remove(lane, urb)
+    if queued_in_parts(urb):
+        if urb.queued.owes_zero_packet and urb.length != 0:
             lane.owing = False
-        if urb.lent != NULL and (urb.moved or urb.status != 0):  # only a part: all parts have to lie in one place
+        if urb.lent != NULL and (urb.queued.moved or urb.status != 0):  # a part: all have to lie in one place
             memcpy(urb.data, urb.lent, min(urb.actual_length, urb.length))
             urb.lent = NULL
-        urb.data -= urb.moved
-        urb.moved += min(urb.actual_length, urb.length)
-        urb.length = urb.whole
-    it.dirty |= <uint32_t>1 << lane_index(urb)
+        urb.data -= urb.queued.moved
+        urb.queued.moved += min(urb.actual_length, urb.length)
+        urb.length = urb.queued.whole
+    it.dirty |= <uint32_t>1 << queued_lane_index(urb)
 
 
-cdef bint has_ended(QueuedBackend *it, Urb *urb) noexcept nogil:
+cdef bint queued_has_ended(QueuedBackend *it, Urb *urb) noexcept nogil:
     """Whether an attempt that was aborted has moved all that there was to be moved."""
     cdef uint32_t size
-    if not in_parts(urb) or urb.moved == 0:
+    if not queued_in_parts(urb) or urb.queued.moved == 0:
         return False
-    if urb.moved == urb.length:
+    if urb.queued.moved == urb.length:
         return True
-    size = packet_size(it, urb)
-    return urb.wire_in and size != 0 and urb.moved % size != 0
+    size = queued_packet_size(it, urb)
+    return urb.wire_in and size != 0 and urb.queued.moved % size != 0
 
 
-cdef void note_abort(QueuedBackend *it, Lane *lane, Urb *urb) noexcept nogil:
+cdef void queued_note_abort(QueuedBackend *it, Lane *lane, Urb *urb) noexcept nogil:
     """An abort has brought this URB back: notes what only the oldest one can have moved."""
-    cdef bint reports = in_parts(urb) and urb.actual_length != 0
+    cdef bint reports = queued_in_parts(urb) and urb.actual_length != 0
     cdef bint counts
     it.counts_aborted = it.counts_aborted or reports
     counts = it.counts_aborted and urb.length != 0 and urb.status == -LINUX_ECONNRESET
-    if lane.oldest == 0 or urb.turn < lane.oldest:
-        lane.oldest = urb.turn
-        lane.uncounted = in_parts(urb) and not (reports or counts or lane.halted)
+    if lane.oldest == 0 or urb.queued.turn < lane.oldest:
+        lane.oldest = urb.queued.turn
+        lane.uncounted = queued_in_parts(urb) and not (reports or counts or lane.halted)
 
 
-cdef void settle_abort(QueuedBackend *it, Lane *lane) noexcept nogil:
+cdef void queued_settle_abort(QueuedBackend *it, Lane *lane) noexcept nogil:
     """All are back: opens the queue, and ends the oldest one if what it has moved is not known."""
     cdef Urb *urb = lane.first
     lane.aborting = False
-    if urb != NULL and urb.turn == lane.oldest and lane.uncounted:
-        lane_remove(lane, urb)
+    if urb != NULL and urb.queued.turn == lane.oldest and lane.uncounted:
+        queued_remove(lane, urb)
         queued_finish(it, urb, -LINUX_EILSEQ)
     lane.oldest = 0
 
@@ -234,30 +212,30 @@ cdef void settle_abort(QueuedBackend *it, Lane *lane) noexcept nogil:
 cdef void queued_returned(Backend *device, Urb *urb) noexcept nogil:
     """The backend gives an URB back: its `complete`."""
     cdef QueuedBackend *it = <QueuedBackend *>device.owner
-    cdef Lane *lane = &it.lanes[lane_index(urb)]
+    cdef Lane *lane = &it.lanes[queued_lane_index(urb)]
     cdef bint aborted = lane.aborting and (urb.status == -LINUX_ECONNRESET or urb.status == -LINUX_EPROTO)
-    cdef bint was_zero_packet = urb.owes_zero_packet and urb.length == 0
+    cdef bint was_zero_packet = urb.queued.owes_zero_packet and urb.length == 0
     cdef bint owes
     cdef int32_t status = urb.status
     if aborted:
-        note_abort(it, lane, urb)
+        queued_note_abort(it, lane, urb)
         status = -LINUX_ECONNRESET
     elif status == 0 or status == -LINUX_EPIPE:
         lane.halted = status != 0
     elif urb.type == ISOCHRONOUS and status == -LINUX_EPROTO:
         status = 0  # each of its packets has failed
-    aborted = aborted and not urb.asked
+    aborted = aborted and not urb.queued.asked
     queued_landed(it, lane, urb)
-    if aborted and not was_zero_packet and has_ended(it, urb):
+    if aborted and not was_zero_packet and queued_has_ended(it, urb):
         aborted = False
         status = 0
-    owes = status == 0 and urb.owes_zero_packet and not was_zero_packet and urb.moved == urb.length
-    if aborted or (owes and not urb.asked):
-        lane_insert(lane, urb)
+    owes = status == 0 and urb.queued.owes_zero_packet and not was_zero_packet and urb.queued.moved == urb.length
+    if aborted or (owes and not urb.queued.asked):
+        queued_insert(lane, urb)
     else:
         queued_finish(it, urb, -LINUX_ECONNRESET if owes else status)
     if lane.flying == NULL and lane.aborting:
-        settle_abort(it, lane)
+        queued_settle_abort(it, lane)
 
 
 cdef void queued_advance(QueuedBackend *it, int index) noexcept nogil:
@@ -275,13 +253,13 @@ cdef void queued_advance(QueuedBackend *it, int index) noexcept nogil:
 cdef int queued_submit(Backend *self, Urb *urb) noexcept nogil:
     """Whatever is wrong with the URB, its completion says so."""
     cdef QueuedBackend *it = <QueuedBackend *>self
-    cdef int index = lane_index(urb)
+    cdef int index = queued_lane_index(urb)
     it.turns += 1
-    urb.turn = it.turns
-    urb.moved = 0
-    urb.asked = urb.flying = False
-    urb.owes_zero_packet = needs_zero_packet(it, urb)
-    list_append(&it.lanes[index].first, &it.lanes[index].last, urb)
+    urb.queued.turn = it.turns
+    urb.queued.moved = 0
+    urb.queued.asked = urb.queued.flying = False
+    urb.queued.owes_zero_packet = queued_needs_zero_packet(it, urb)
+    urb_append(&it.lanes[index].first, &it.lanes[index].last, urb)
     queued_advance(it, index)
     self.gone = it.device.gone
     return 0
@@ -289,13 +267,13 @@ cdef int queued_submit(Backend *self, Urb *urb) noexcept nogil:
 
 cdef int queued_cancel(Backend *self, Urb *urb) noexcept nogil:
     cdef QueuedBackend *it = <QueuedBackend *>self
-    cdef int index = lane_index(urb)
+    cdef int index = queued_lane_index(urb)
     cdef Lane *lane = &it.lanes[index]
-    cdef bint aborting = lane.aborting, again = urb.asked
+    cdef bint aborting = lane.aborting, again = urb.queued.asked
     cdef int result
-    urb.asked = True
-    if not urb.flying:
-        lane_remove(lane, urb)
+    urb.queued.asked = True
+    if not urb.queued.flying:
+        queued_remove(lane, urb)
         it.dirty |= <uint32_t>1 << index
         queued_finish(it, urb, -LINUX_ECONNRESET)
         return 0
@@ -344,7 +322,7 @@ cdef bint queued_has_setting(Backend *self, int configuration, int interface, in
     return device.has_setting(device, configuration, interface, alternate)
 
 
-cdef void forget_halts(QueuedBackend *it) noexcept nogil:
+cdef void queued_forget_halts(QueuedBackend *it) noexcept nogil:
     cdef int index
     for index in range(ENDPOINTS):
         it.lanes[index].halted = False
@@ -353,7 +331,7 @@ cdef void forget_halts(QueuedBackend *it) noexcept nogil:
 cdef int queued_set_configuration(Backend *self, int value) noexcept nogil:
     cdef Backend *device = (<QueuedBackend *>self).device
     cdef int result = device.set_configuration(device, value)
-    forget_halts(<QueuedBackend *>self)
+    queued_forget_halts(<QueuedBackend *>self)
     self.unclaimed = device.unclaimed
     self.configuration = device.configuration
     return result
@@ -362,12 +340,12 @@ cdef int queued_set_configuration(Backend *self, int value) noexcept nogil:
 cdef int queued_set_interface(Backend *self, int interface, int alternate, int in_force) noexcept nogil:
     cdef Backend *device = (<QueuedBackend *>self).device
     cdef int result = device.set_interface(device, interface, alternate, in_force)
-    forget_halts(<QueuedBackend *>self)
+    queued_forget_halts(<QueuedBackend *>self)
     self.unclaimed = device.unclaimed
     return result
 
 
-cdef bint call_back(QueuedBackend *it, Lane *lane) noexcept nogil:
+cdef bint queued_call_back(QueuedBackend *it, Lane *lane) noexcept nogil:
     """Takes back what the backend has of one endpoint, for it to be submitted again; False: it keeps some."""
     cdef int64_t end = monotonic_us() + DRAIN_TIME
     if not lane.aborting and lane.flying != NULL:
@@ -376,15 +354,15 @@ cdef bint call_back(QueuedBackend *it, Lane *lane) noexcept nogil:
     while lane.flying != NULL:
         if monotonic_us() > end:
             return False
-        wait_for(it.device)
+        transfer_wait(it.device)
     return True
 
 
 cdef int queued_clear_halt(Backend *self, uint8_t endpoint) noexcept nogil:
     cdef QueuedBackend *it = <QueuedBackend *>self
-    cdef Lane *lane = &it.lanes[endpoint_index(endpoint)]
+    cdef Lane *lane = &it.lanes[endpoints_index(endpoint)]
     cdef int result
-    if self.aborts_endpoints and not call_back(it, lane):
+    if self.aborts_endpoints and not queued_call_back(it, lane):
         return -LINUX_ETIMEDOUT
     result = it.device.clear_halt(it.device, endpoint)
     lane.halted = False
@@ -394,13 +372,13 @@ cdef int queued_clear_halt(Backend *self, uint8_t endpoint) noexcept nogil:
 cdef int queued_reset(Backend *self) noexcept nogil:
     cdef Backend *device = (<QueuedBackend *>self).device
     cdef int result = device.reset(device)
-    forget_halts(<QueuedBackend *>self)
+    queued_forget_halts(<QueuedBackend *>self)
     self.gone = device.gone
     self.reenumerated = device.reenumerated
     return result
 
 
-cdef Backend *queue_before(QueuedBackend *it, Backend *device, EndpointMap *map) noexcept nogil:
+cdef Backend *queued_stand_before(QueuedBackend *it, Backend *device, EndpointMap *map) noexcept nogil:
     """What the pump talks to instead of `device`."""
     it.device = device
     it.map = map

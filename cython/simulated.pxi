@@ -6,68 +6,16 @@
 #
 # Nothing blocks.  Model pipes move inside `events`, all else inside `submit` too.
 
-cdef enum Behaviour:         # usbipd/simulated/device.py
-    MODEL = 0
-    SOURCE = 1
-    SINK = 2
-    LOOPBACK = 3
 
-cdef enum:
-    LOOP_SIZE = 1 << 20      # bytes on their way through a loopback
-    LOOP_MESSAGES = 4096
-    PATTERN_SIZE = 256 << 10  # bytes, at least, of what a SOURCE gives
-
-cdef struct Pipe:
-    Urb *first               # pending URBs, oldest first
-    Urb *last
-    Behaviour behaviour
-    bint halted
-    uint8_t *pattern         # SOURCE: whole packets of what it gives
-    uint32_t pattern_length
-
-cdef struct Loop:            # from OUT to IN: bytes, and where each message ends
-    uint8_t *bytes
-    size_t at
-    size_t used
-    uint32_t lengths[LOOP_MESSAGES]  # of each message what has come and is not gone
-    uint32_t oldest
-    uint32_t messages
-    bint open                # the newest message has not ended
-
-cdef struct Blob:
-    const uint8_t *bytes
-    uint32_t length
-
-cdef struct SimulatedBackend:
-    Backend base
-    EndpointMap map
-    uint8_t speed            # enum usb_device_speed
-    Pipe pipes[ENDPOINTS]
-    Loop *loops[16]
-    PyObject *model
-    int isochronous          # URBs in all pipes
-    bint stirred             # something happened that a model may have waited for
-    int64_t wake             # when the model wants to be asked again; -1: never
-    char problem[PROBLEM_SIZE]
-    Blob device
-    Blob bos                 # empty: there is none
-    Blob *configurations
-    int configuration_count
-    Blob *strings            # 0: the languages
-    int string_count
-    uint8_t *settings        # triples of bConfigurationValue, bInterfaceNumber, bAlternateSetting
-    int setting_count
+cdef inline Pipe *simulated_pipe(SimulatedBackend *it, uint8_t endpoint) noexcept nogil:
+    return &it.pipes[endpoints_index(endpoint)]
 
 
-cdef inline Pipe *pipe_of(SimulatedBackend *it, uint8_t endpoint) noexcept nogil:
-    return &it.pipes[endpoint_index(endpoint)]
+cdef void simulated_add(Pipe *pipe, Urb *urb) noexcept nogil:
+    urb_append(&pipe.first, &pipe.last, urb)
 
 
-cdef void pipe_add(Pipe *pipe, Urb *urb) noexcept nogil:
-    list_append(&pipe.first, &pipe.last, urb)
-
-
-cdef void pipe_finish(SimulatedBackend *it, Pipe *pipe, int32_t status) noexcept nogil:
+cdef void simulated_finish(SimulatedBackend *it, Pipe *pipe, int32_t status) noexcept nogil:
     """Completes the oldest URB."""
     cdef Urb *urb = pipe.first
     it.isochronous -= urb.type == ISOCHRONOUS
@@ -75,13 +23,13 @@ cdef void pipe_finish(SimulatedBackend *it, Pipe *pipe, int32_t status) noexcept
     urb.next = NULL
     urb.status = status
     if status != 0 and pipe.behaviour == LOOPBACK and not urb.wire_in:
-        loop_end_message(it.loops[urb.endpoint])
+        simulated_loop_end_message(it.loops[urb.endpoint])
     it.base.complete(&it.base, urb)
 
 
 # ---- SOURCE, SINK, LOOPBACK -----------------------------------------------------------------------------------
 
-cdef void fill_pattern(Pipe *pipe, uint8_t *to, uint32_t length) noexcept nogil:
+cdef void simulated_fill(Pipe *pipe, uint8_t *to, uint32_t length) noexcept nogil:
     """What Linux's g_zero sends: byte i of each packet is i % 63 (f_sourcesink.c, pattern=1)."""
     cdef uint32_t part
     while length:
@@ -91,7 +39,7 @@ cdef void fill_pattern(Pipe *pipe, uint8_t *to, uint32_t length) noexcept nogil:
         length -= part
 
 
-cdef bint loop_write(Loop *loop, Urb *urb) noexcept nogil:
+cdef bint simulated_loop_write(Loop *loop, Urb *urb) noexcept nogil:
     """Moves bytes of an OUT URB in; True when it is through."""
     cdef size_t part, end
     cdef uint32_t *length
@@ -115,7 +63,7 @@ cdef bint loop_write(Loop *loop, Urb *urb) noexcept nogil:
     return True
 
 
-cdef bint loop_read(Loop *loop, Urb *urb) noexcept nogil:
+cdef bint simulated_loop_read(Loop *loop, Urb *urb) noexcept nogil:
     """Moves bytes of the oldest message out; True when the IN URB is full or the message at its end."""
     cdef size_t part
     cdef uint32_t *length
@@ -136,7 +84,7 @@ cdef bint loop_read(Loop *loop, Urb *urb) noexcept nogil:
     return urb.actual_length == urb.length
 
 
-cdef void loop_end_message(Loop *loop) noexcept nogil:
+cdef void simulated_loop_end_message(Loop *loop) noexcept nogil:
     """The OUT URB ended before all of it had come: its message ends where it is, or never was."""
     if loop.open:
         loop.open = False
@@ -144,12 +92,12 @@ cdef void loop_end_message(Loop *loop) noexcept nogil:
             loop.messages -= 1
 
 
-cdef void loop_clear(Loop *loop) noexcept nogil:
+cdef void simulated_loop_clear(Loop *loop) noexcept nogil:
     loop.at = loop.used = loop.oldest = loop.messages = 0
     loop.open = False
 
 
-cdef void advance_loop(SimulatedBackend *it, int number) noexcept nogil:
+cdef void simulated_advance_loop(SimulatedBackend *it, int number) noexcept nogil:
     """Moves what can be moved through the loopback of this endpoint number."""
     cdef Pipe *out = &it.pipes[number]
     cdef Pipe *back = &it.pipes[number + 16]
@@ -158,52 +106,54 @@ cdef void advance_loop(SimulatedBackend *it, int number) noexcept nogil:
     while moved:
         moved = False
         before = it.loops[number].used
-        while out.first != NULL and (out.halted or loop_write(it.loops[number], out.first)):
-            pipe_finish(it, out, -LINUX_EPIPE if out.halted else 0)
+        while out.first != NULL and (out.halted or simulated_loop_write(it.loops[number], out.first)):
+            simulated_finish(it, out, -LINUX_EPIPE if out.halted else 0)
             moved = True
         moved = moved or it.loops[number].used != before
         before = it.loops[number].used
-        while back.first != NULL and (back.halted or loop_read(it.loops[number], back.first)):
-            pipe_finish(it, back, -LINUX_EPIPE if back.halted else 0)
+        while back.first != NULL and (back.halted or simulated_loop_read(it.loops[number], back.first)):
+            simulated_finish(it, back, -LINUX_EPIPE if back.halted else 0)
             moved = True
         moved = moved or it.loops[number].used != before
 
 
 # ---- isochronous --------------------------------------------------------------------------------------------
 
-cdef void schedule_isochronous(SimulatedBackend *it, Pipe *pipe, Urb *urb) noexcept nogil:
+cdef void simulated_schedule(SimulatedBackend *it, Pipe *pipe, Urb *urb) noexcept nogil:
     """The packets follow those of the URB before, one in each service interval (USB 2.0 section 9.6.6)."""
     cdef Endpoint *endpoint = endpoints_find(&it.map, urb.endpoint)
     cdef int exponent = max(0, min(15, endpoint.bInterval - 1))
     cdef int64_t frame = 1000 if it.speed < 3 else 125  # microseconds; below high speed frames, else microframes
     cdef int64_t start = monotonic_us()
     if pipe.first != NULL:
-        start = max(start, pipe.last.due)
+        start = max(start, pipe.last.device.simulated.due)
     urb.start_frame = <uint32_t>(start // frame)
-    urb.due = start + (frame << exponent) * urb.packets
+    urb.device.simulated.due = start + (frame << exponent) * urb.packets
     it.isochronous += 1
-    pipe_add(pipe, urb)
+    simulated_add(pipe, urb)
 
 
-cdef void finish_packets(SimulatedBackend *it, Pipe *pipe, Urb *urb) noexcept nogil:
+cdef void simulated_finish_packets(SimulatedBackend *it, Pipe *pipe, Urb *urb) noexcept nogil:
     cdef uint32_t i, begin = 0
     if pipe.behaviour == MODEL:
-        model_isochronous(it, urb)
+        simulated_model_isochronous(it, urb)
         return
     for i in range(urb.packets):
         if urb.wire_in:
-            fill_pattern(pipe, urb.data + begin, urb.iso[i].length)
+            simulated_fill(pipe, urb.data + begin, urb.iso[i].length)
         urb.iso[i].actual_length = urb.iso[i].length
         begin += urb.iso[i].length
 
 
-cdef void advance_isochronous(SimulatedBackend *it) noexcept nogil:
+cdef void simulated_advance_isochronous(SimulatedBackend *it) noexcept nogil:
     cdef int64_t now = monotonic_us()
+    cdef Pipe *pipe
     cdef int i
     for i in range(ENDPOINTS):
-        while it.pipes[i].first != NULL and it.pipes[i].first.type == ISOCHRONOUS and it.pipes[i].first.due <= now:
-            finish_packets(it, &it.pipes[i], it.pipes[i].first)
-            pipe_finish(it, &it.pipes[i], 0)
+        pipe = &it.pipes[i]
+        while pipe.first != NULL and pipe.first.type == ISOCHRONOUS and pipe.first.device.simulated.due <= now:
+            simulated_finish_packets(it, pipe, pipe.first)
+            simulated_finish(it, pipe, 0)
 
 
 # ---- the interface --------------------------------------------------------------------------------------------
@@ -212,42 +162,42 @@ cdef int simulated_submit(Backend *self, Urb *urb) noexcept nogil:
     cdef SimulatedBackend *it = <SimulatedBackend *>self
     cdef Pipe *pipe
     if urb.type == CONTROL:
-        urb.status = control_request(it, urb)
+        urb.status = simulated_control_request(it, urb)
         self.complete(self, urb)
         return 0
-    pipe = pipe_of(it, urb.endpoint)
+    pipe = simulated_pipe(it, urb.endpoint)
     if urb.type == ISOCHRONOUS:
-        schedule_isochronous(it, pipe, urb)
+        simulated_schedule(it, pipe, urb)
         return 0
-    pipe_add(pipe, urb)
+    simulated_add(pipe, urb)
     if pipe.behaviour == LOOPBACK:
-        advance_loop(it, urb.endpoint & 0x0f)
+        simulated_advance_loop(it, urb.endpoint & 0x0f)
     elif pipe.behaviour == MODEL:
         it.stirred = True
     elif pipe.halted:
-        pipe_finish(it, pipe, -LINUX_EPIPE)
+        simulated_finish(it, pipe, -LINUX_EPIPE)
     else:
         if urb.wire_in and INLINE_DATA < urb.length <= pipe.pattern_length:
             urb.lent = pipe.pattern
         elif urb.wire_in:
-            fill_pattern(pipe, urb.data, urb.length)
+            simulated_fill(pipe, urb.data, urb.length)
         urb.actual_length = urb.length
-        pipe_finish(it, pipe, 0)
+        simulated_finish(it, pipe, 0)
     return 0
 
 
 cdef int simulated_cancel(Backend *self, Urb *urb) noexcept nogil:
     cdef SimulatedBackend *it = <SimulatedBackend *>self
-    cdef Pipe *pipe = pipe_of(it, urb.endpoint)
+    cdef Pipe *pipe = simulated_pipe(it, urb.endpoint)
     cdef Urb *before = pipe.first
     cdef int number = urb.endpoint & 0x0f
     if self.aborts_endpoints:
-        abort_pipe(it, pipe, urb)
+        simulated_abort(it, pipe, urb)
         return 0
     if before == urb:
-        pipe_finish(it, pipe, -LINUX_ECONNRESET)
+        simulated_finish(it, pipe, -LINUX_ECONNRESET)
         if pipe.behaviour == LOOPBACK:  # it may have been in the way of the next
-            advance_loop(it, number)
+            simulated_advance_loop(it, number)
         return 0
     while before.next != urb:
         before = before.next
@@ -261,12 +211,12 @@ cdef int simulated_cancel(Backend *self, Urb *urb) noexcept nogil:
     return 0
 
 
-cdef void abort_pipe(SimulatedBackend *it, Pipe *pipe, Urb *asked) noexcept nogil:
+cdef void simulated_abort(SimulatedBackend *it, Pipe *pipe, Urb *asked) noexcept nogil:
     """Ends all that is pending.  A message through a loopback goes on when the rest of it is submitted again."""
     cdef Urb *urb = pipe.first
     cdef Urb *following
     if pipe.behaviour == LOOPBACK and not asked.wire_in and urb == asked:
-        loop_end_message(it.loops[asked.endpoint])
+        simulated_loop_end_message(it.loops[asked.endpoint])
     pipe.first = NULL
     while urb != NULL:
         following = urb.next
@@ -280,9 +230,9 @@ cdef void abort_pipe(SimulatedBackend *it, Pipe *pipe, Urb *asked) noexcept nogi
 cdef void simulated_events(Backend *self) noexcept nogil:
     cdef SimulatedBackend *it = <SimulatedBackend *>self
     if it.stirred or 0 <= it.wake <= monotonic_us():
-        advance_models(it)
+        simulated_model_advance(it)
     if it.isochronous:
-        advance_isochronous(it)
+        simulated_advance_isochronous(it)
 
 
 cdef int simulated_describe(Backend *self, pollfd *fds, int room) noexcept nogil:
@@ -297,8 +247,8 @@ cdef int64_t simulated_deadline(Backend *self) noexcept nogil:
         return soonest
     for i in range(ENDPOINTS):
         if it.pipes[i].first != NULL and it.pipes[i].first.type == ISOCHRONOUS:
-            if soonest < 0 or it.pipes[i].first.due < soonest:
-                soonest = it.pipes[i].first.due
+            if soonest < 0 or it.pipes[i].first.device.simulated.due < soonest:
+                soonest = it.pipes[i].first.device.simulated.due
     return soonest
 
 
@@ -310,7 +260,7 @@ cdef void simulated_forget(Backend *self, Urb *urb) noexcept nogil:
 cdef class SimulatedTransfers(Transfers):
     """Transfers of a `usbipd.simulated.device.SimulatedDevice`.
 
-    as_on_macos: cancel and URB_ZERO_PACKET do what they do in libusb on macOS (transfer_queued.pxi).
+    as_on_macos: cancel and URB_ZERO_PACKET do what they do in libusb on macOS (queued.pxi).
     """
 
     cdef SimulatedBackend it
@@ -328,11 +278,11 @@ cdef class SimulatedTransfers(Transfers):
         it.base.aborts_endpoints = it.base.lacks_zero_packets = as_on_macos
         self._load_descriptors(model)
         for address, behaviour in model.behaviours.items():
-            pipe_of(it, address).behaviour = <Behaviour><int>behaviour
+            simulated_pipe(it, address).behaviour = <Behaviour><int>behaviour
             if behaviour == LOOPBACK:
                 self._load_loop(address & 0x0f)
             elif behaviour == SOURCE:
-                self._load_pattern(pipe_of(it, address), address)
+                self._load_pattern(simulated_pipe(it, address), address)
         it.base.submit = simulated_submit
         it.base.cancel = simulated_cancel
         it.base.events = simulated_events

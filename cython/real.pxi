@@ -1,6 +1,10 @@
 # The transfer interface over libusb: real devices.  Runs in workers, on the pump's thread; libusb's callbacks run
 # inside `events`, called from there.  Blocking: only the device requests, which go to the claim (claim.pyx).
 
+import sys
+
+from usbipd.errors import ClaimError
+
 cdef extern from *:
     """
     /* Memory for a device's DMA is ordinary memory where caches follow DMA: on x86, always.  Elsewhere the kernel may
@@ -13,23 +17,8 @@ cdef extern from *:
     """
     bint DEVICE_MEMORY_IS_CACHED
 
-cdef enum:
-    LIBUSB_DESCRIPTORS = 16
-    ASK_AGAIN = 10000        # microseconds until libusb is asked for its descriptors again, if it lacked memory
-    REAPED_AT_ONCE = 26      # one handle_events ends no more: op_handle_events in libusb's linux_usbfs.c
 
-cdef struct LibusbBackend:
-    Backend base
-    libusb_context *context
-    libusb_device_handle *handle
-    PyObject *claim
-    pollfd fds[LIBUSB_DESCRIPTORS]
-    int fd_count
-    bint fds_changed
-    int ended                # transfers, since handle_events was called last
-
-
-cdef int32_t errno_of_transfer(int status) noexcept nogil:
+cdef int32_t real_errno_of_transfer(int status) noexcept nogil:
     """A completed transfer's status on the wire."""
     if status == LIBUSB_TRANSFER_COMPLETED:
         return 0
@@ -46,43 +35,44 @@ cdef int32_t errno_of_transfer(int status) noexcept nogil:
     return -LINUX_EPROTO
 
 
-cdef int32_t errno_of_packet(int status) noexcept nogil:
+cdef int32_t real_errno_of_packet(int status) noexcept nogil:
     """An isochronous packet's status: what libusb calls an error is a packet that did not make it (EXDEV)."""
-    return -LINUX_EXDEV if status == LIBUSB_TRANSFER_ERROR else errno_of_transfer(status)
+    return -LINUX_EXDEV if status == LIBUSB_TRANSFER_ERROR else real_errno_of_transfer(status)
 
 
-cdef void libusb_done(libusb_transfer *transfer) noexcept nogil:
+cdef void real_done(libusb_transfer *transfer) noexcept nogil:
     cdef Urb *urb = <Urb *>transfer.user_data
-    cdef Backend *backend = urb.backend
+    cdef Backend *backend = urb.device.real.backend
     cdef uint32_t i
-    (<LibusbBackend *>backend).ended += 1
-    urb.status = errno_of_transfer(transfer.status)
+    (<RealBackend *>backend).ended += 1
+    urb.status = real_errno_of_transfer(transfer.status)
     urb.actual_length = <uint32_t>transfer.actual_length
     for i in range(urb.packets):
         urb.iso[i].actual_length = transfer.iso_packet_desc[i].actual_length
-        urb.iso[i].status = errno_of_packet(transfer.iso_packet_desc[i].status)
+        urb.iso[i].status = real_errno_of_packet(transfer.iso_packet_desc[i].status)
     if transfer.status == LIBUSB_TRANSFER_NO_DEVICE:
         backend.gone = True
     backend.complete(backend, urb)
 
 
-cdef int libusb_submit(Backend *self, Urb *urb) noexcept nogil:
-    cdef libusb_transfer *transfer = <libusb_transfer *>urb.transfer
+cdef int real_submit(Backend *self, Urb *urb) noexcept nogil:
+    cdef libusb_transfer *transfer = urb.device.real.transfer
     cdef uint32_t i, total = 0
     cdef int result
-    if transfer == NULL or urb.transfer_room < urb.packets:
+    if transfer == NULL or urb.device.real.room < urb.packets:
         libusb_free_transfer(transfer)
         transfer = libusb_alloc_transfer(<int>urb.packets)
-        urb.transfer = transfer
-        urb.transfer_room = urb.packets
+        urb.device.real.transfer = transfer
+        urb.device.real.room = urb.packets
         if transfer == NULL:
             return -LINUX_ENOMEM
-    transfer.dev_handle = (<LibusbBackend *>self).handle
+    urb.device.real.backend = self
+    transfer.dev_handle = (<RealBackend *>self).handle
     transfer.flags = 0
     transfer.endpoint = urb.endpoint
     transfer.type = urb.type
     transfer.timeout = 0  # an idle IN transfer waits for ever
-    transfer.callback = libusb_done
+    transfer.callback = real_done
     transfer.user_data = urb
     transfer.buffer = urb.data
     transfer.length = <int>urb.length
@@ -106,18 +96,18 @@ cdef int libusb_submit(Backend *self, Urb *urb) noexcept nogil:
     result = libusb_submit_transfer(transfer)
     if result == LIBUSB_ERROR_NO_DEVICE:
         self.gone = True
-    return errno_of_libusb(result)
+    return linux_errno_of_libusb(result)
 
 
-cdef int libusb_cancel(Backend *self, Urb *urb) noexcept nogil:
-    cdef int result = libusb_cancel_transfer(<libusb_transfer *>urb.transfer)
+cdef int real_cancel(Backend *self, Urb *urb) noexcept nogil:
+    cdef int result = libusb_cancel_transfer(urb.device.real.transfer)
     self.ready = True  # the kernel ends most URBs on the spot
-    return -LINUX_ENOENT if result == LIBUSB_ERROR_NOT_FOUND else errno_of_libusb(result)
+    return -LINUX_ENOENT if result == LIBUSB_ERROR_NOT_FOUND else linux_errno_of_libusb(result)
 
 
-cdef void libusb_events(Backend *self) noexcept nogil:
+cdef void real_events(Backend *self) noexcept nogil:
     """Does nothing where there is nothing: libusb would poll its descriptors once more."""
-    cdef LibusbBackend *it = <LibusbBackend *>self
+    cdef RealBackend *it = <RealBackend *>self
     cdef timeval none
     none.tv_sec = 0
     none.tv_usec = 0
@@ -131,18 +121,18 @@ cdef void libusb_events(Backend *self) noexcept nogil:
             return
 
 
-cdef void libusb_fd_added(int fd, short events, void *backend) noexcept nogil:
-    (<LibusbBackend *>backend).fds_changed = True
+cdef void real_fd_added(int fd, short events, void *backend) noexcept nogil:
+    (<RealBackend *>backend).fds_changed = True
 
 
-cdef void libusb_fd_removed(int fd, void *backend) noexcept nogil:
+cdef void real_fd_removed(int fd, void *backend) noexcept nogil:
     """libusb stops watching the device's own descriptor only when the device is gone, or closed."""
-    (<LibusbBackend *>backend).fds_changed = True
-    (<LibusbBackend *>backend).base.gone = True
+    (<RealBackend *>backend).fds_changed = True
+    (<RealBackend *>backend).base.gone = True
 
 
-cdef int libusb_describe(Backend *self, pollfd *fds, int room) noexcept nogil:
-    cdef LibusbBackend *backend = <LibusbBackend *>self
+cdef int real_describe(Backend *self, pollfd *fds, int room) noexcept nogil:
+    cdef RealBackend *backend = <RealBackend *>self
     cdef const libusb_pollfd **list
     cdef int i = 0
     if backend.fds_changed:
@@ -163,31 +153,31 @@ cdef int libusb_describe(Backend *self, pollfd *fds, int room) noexcept nogil:
     return i
 
 
-cdef int64_t libusb_deadline(Backend *self) noexcept nogil:
+cdef int64_t real_deadline(Backend *self) noexcept nogil:
     """No transfer has a timeout.  `events` asks libusb even without descriptors to poll, if these are to be fetched."""
-    return monotonic_us() + ASK_AGAIN if (<LibusbBackend *>self).fds_changed else -1
+    return monotonic_us() + ASK_AGAIN if (<RealBackend *>self).fds_changed else -1
 
 
-cdef void libusb_forget(Backend *self, Urb *urb) noexcept nogil:
-    libusb_free_transfer(<libusb_transfer *>urb.transfer)
-    urb.transfer = NULL
+cdef void real_forget(Backend *self, Urb *urb) noexcept nogil:
+    libusb_free_transfer(urb.device.real.transfer)
+    urb.device.real.transfer = NULL
 
 
-cdef void *libusb_allocate(Backend *self, size_t size) noexcept nogil:
-    return libusb_dev_mem_alloc((<LibusbBackend *>self).handle, size)
+cdef void *real_allocate(Backend *self, size_t size) noexcept nogil:
+    return libusb_dev_mem_alloc((<RealBackend *>self).handle, size)
 
 
-cdef void libusb_release(Backend *self, void *memory, size_t size) noexcept nogil:
-    libusb_dev_mem_free((<LibusbBackend *>self).handle, <unsigned char *>memory, size)
+cdef void real_release(Backend *self, void *memory, size_t size) noexcept nogil:
+    libusb_dev_mem_free((<RealBackend *>self).handle, <unsigned char *>memory, size)
 
 
-cdef bint libusb_has_setting(Backend *self, int configuration, int interface, int alternate) noexcept nogil:
+cdef bint real_has_setting(Backend *self, int configuration, int interface, int alternate) noexcept nogil:
     cdef libusb_config_descriptor *config
     cdef const libusb_interface_descriptor *setting
     cdef bint found = interface < 0
     cdef int i, k
     cdef int code = libusb_get_config_descriptor_by_value(
-        libusb_get_device((<LibusbBackend *>self).handle), <uint8_t>configuration, &config)
+        libusb_get_device((<RealBackend *>self).handle), <uint8_t>configuration, &config)
     if code < 0:
         return code != LIBUSB_ERROR_NOT_FOUND  # out of memory, say: the host's stack has to tell
     if config.interface != NULL:  # arrays may be missing: see settings_of in claim.pyx
@@ -200,10 +190,10 @@ cdef bint libusb_has_setting(Backend *self, int configuration, int interface, in
     return found
 
 
-cdef int libusb_set_configuration_(Backend *self, int value) noexcept nogil:
+cdef int real_set_configuration(Backend *self, int value) noexcept nogil:
     cdef int result
     with gil:
-        claim = <object>(<LibusbBackend *>self).claim
+        claim = <object>(<RealBackend *>self).claim
         try:
             result = claim.set_configuration(value)
         except MemoryError:
@@ -221,11 +211,11 @@ cdef int libusb_set_configuration_(Backend *self, int value) noexcept nogil:
 # them back, and nothing is sent to the device (usb_unbind_interface in drivers/usb/core/driver.c).  In another setting
 # it would be sent a SET_INTERFACE, so there they stay off until one succeeds.
 
-cdef int libusb_set_interface_(Backend *self, int interface, int alternate, int in_force) noexcept nogil:
-    cdef libusb_device_handle *handle = (<LibusbBackend *>self).handle
+cdef int real_set_interface(Backend *self, int interface, int alternate, int in_force) noexcept nogil:
+    cdef libusb_device_handle *handle = (<RealBackend *>self).handle
     cdef int code, result
     FORGET_ERRNO()
-    result = errno_of_request(libusb_set_interface_alt_setting(handle, interface, alternate))
+    result = linux_errno_of_request(libusb_set_interface_alt_setting(handle, interface, alternate))
     if result != 0 and in_force == 0 and self.loses_settings and libusb_release_interface(handle, interface) == 0:
         code = libusb_claim_interface(handle, interface)
         self.gone = self.gone or code == LIBUSB_ERROR_NO_DEVICE
@@ -233,9 +223,9 @@ cdef int libusb_set_interface_(Backend *self, int interface, int alternate, int 
     return result
 
 
-cdef int libusb_clear_halt_(Backend *self, uint8_t endpoint) noexcept nogil:
+cdef int real_clear_halt(Backend *self, uint8_t endpoint) noexcept nogil:
     FORGET_ERRNO()
-    return errno_of_request(libusb_clear_halt((<LibusbBackend *>self).handle, endpoint))
+    return linux_errno_of_request(libusb_clear_halt((<RealBackend *>self).handle, endpoint))
 
 
 # A reset of a device that macOS has not captured takes it off the bus and enumerates it again (darwin_reset_device).
@@ -243,24 +233,24 @@ cdef int libusb_clear_halt_(Backend *self, uint8_t endpoint) noexcept nogil:
 # drivers may be faster than libusb's claim.  A client that asks for a reset gets it.  Of the errors that leave the
 # device usable only a timeout comes after the device has left.
 
-cdef int libusb_reset_(Backend *self) noexcept nogil:
+cdef int real_reset(Backend *self) noexcept nogil:
     cdef int result
     cdef bint reenumerates
     with gil:
-        reenumerates = (<object>(<LibusbBackend *>self).claim).reset_reenumerates
+        reenumerates = (<object>(<RealBackend *>self).claim).reset_reenumerates
     FORGET_ERRNO()
-    result = libusb_reset_device((<LibusbBackend *>self).handle)
+    result = libusb_reset_device((<RealBackend *>self).handle)
     self.reenumerated = reenumerates and (result == 0 or result == LIBUSB_ERROR_TIMEOUT)
     if result == LIBUSB_ERROR_NOT_FOUND or result == LIBUSB_ERROR_NO_DEVICE:
         self.gone = True  # it came back as another device, or not at all
         return -LINUX_ENODEV
-    return errno_of_request(result)
+    return linux_errno_of_request(result)
 
 
-cdef int libusb_left(libusb_context *context, libusb_device *device, libusb_hotplug_event event,
-                     void *backend) noexcept nogil:
+cdef int real_left(libusb_context *context, libusb_device *device, libusb_hotplug_event event,
+                   void *backend) noexcept nogil:
     """A device was removed.  libusb calls this inside `events`, and says nothing while it enumerates ours again."""
-    cdef LibusbBackend *it = <LibusbBackend *>backend
+    cdef RealBackend *it = <RealBackend *>backend
     if device == libusb_get_device(it.handle):
         it.base.gone = True
     return 0
@@ -271,16 +261,16 @@ cdef class LibusbTransfers(Transfers):
     """Transfers of a device that this process holds; `claim` is a `usbipd._claim.Claim`.
 
     device_memory: "on", "off", or "auto": on where such memory is cached.
-    as_on_macos: what is true of this system's libusb (transfer_queued.pxi); tests say otherwise.
+    as_on_macos: what is true of this system's libusb (queued.pxi); tests say otherwise.
     """
 
-    cdef LibusbBackend libusb
+    cdef RealBackend libusb
     cdef object claim
-    cdef int removals        # the registration of `libusb_left`
+    cdef int removals        # the registration of `real_left`
     cdef bint hears_removals
 
     def __cinit__(self, claim, *, str device_memory, bint as_on_macos=sys.platform == "darwin"):
-        cdef LibusbBackend *it = &self.libusb
+        cdef RealBackend *it = &self.libusb
         self.claim = claim
         it.claim = <PyObject *>claim
         it.context = <libusb_context *>PyCapsule_GetPointer(claim.context, "libusb_context")
@@ -288,29 +278,29 @@ cdef class LibusbTransfers(Transfers):
         it.fds_changed = True
         it.base.aborts_endpoints = it.base.lacks_zero_packets = as_on_macos
         it.base.loses_settings = not as_on_macos
-        it.base.submit = libusb_submit
-        it.base.cancel = libusb_cancel
-        it.base.events = libusb_events
-        it.base.describe = libusb_describe
-        it.base.deadline = libusb_deadline
-        it.base.forget = libusb_forget
+        it.base.submit = real_submit
+        it.base.cancel = real_cancel
+        it.base.events = real_events
+        it.base.describe = real_describe
+        it.base.deadline = real_deadline
+        it.base.forget = real_forget
         if device_memory == "on" or device_memory == "auto" and DEVICE_MEMORY_IS_CACHED:
-            it.base.allocate = libusb_allocate
-            it.base.release = libusb_release
-        it.base.has_setting = libusb_has_setting
-        it.base.set_configuration = libusb_set_configuration_
-        it.base.set_interface = libusb_set_interface_
-        it.base.clear_halt = libusb_clear_halt_
-        it.base.reset = libusb_reset_
+            it.base.allocate = real_allocate
+            it.base.release = real_release
+        it.base.has_setting = real_has_setting
+        it.base.set_configuration = real_set_configuration
+        it.base.set_interface = real_set_interface
+        it.base.clear_halt = real_clear_halt
+        it.base.reset = real_reset
         self.backend = &it.base
-        libusb_set_pollfd_notifiers(it.context, libusb_fd_added, libusb_fd_removed, it)
+        libusb_set_pollfd_notifiers(it.context, real_fd_added, real_fd_removed, it)
         if as_on_macos:  # no descriptor of the device reports it there
             self._watch_removals()
 
     cdef object _watch_removals(self):
         cdef int code = libusb_hotplug_register_callback(
             self.libusb.context, LIBUSB_HOTPLUG_EVENT_DEVICE_LEFT, 0, LIBUSB_HOTPLUG_MATCH_ANY,
-            LIBUSB_HOTPLUG_MATCH_ANY, LIBUSB_HOTPLUG_MATCH_ANY, libusb_left, &self.libusb, &self.removals)
+            LIBUSB_HOTPLUG_MATCH_ANY, LIBUSB_HOTPLUG_MATCH_ANY, real_left, &self.libusb, &self.removals)
         if code < 0:
             name = libusb_error_name(code).decode()
             raise ClaimError(f"libusb does not report removed devices ({name}, {code})", code=name)
