@@ -71,7 +71,7 @@ class Bindings:
         """All bindings, in the order in which they were made."""
         return [*self._simulated.values(), *self._kept.values()]
 
-    def that_fit(self, record: DeviceRecord) -> list[Binding]:
+    def matching(self, record: DeviceRecord) -> list[Binding]:
         """The bindings that share this device; none: it is not shared."""
         return [
             binding
@@ -84,13 +84,13 @@ class Bindings:
         """`bindings` as reported to users, each with the devices among `records` that it shares."""
         busids: defaultdict[DeviceRule, list[str]] = defaultdict(list)
         for record in records:
-            for binding in self.that_fit(record):
+            for binding in self.matching(record):
                 busids[binding.rule].append(record.busid)
         return [binding_info(binding, busids[binding.rule]) for binding in bindings]
 
     def access_to(self, record: DeviceRecord) -> "DeviceAccess":
         """Which clients can see the device and use it."""
-        lists = (self._lists.get(binding.rule) for binding in self.that_fit(record))
+        lists = (self._lists.get(binding.rule) for binding in self.matching(record))
         return DeviceAccess(
             tuple(access for access in lists if access is not None),
             tuple(access for rule, access in self._access if rule.fits(record)),

@@ -347,7 +347,7 @@ class DeviceClaimer:
                     with os.fdopen(descriptor):
                         confinement = await self._confinement.choose(record.busid)
                         worker = self._spawner.spawn(Role.WORKER, record.busid, _refuse, _listener(device))
-                        self._confinement.given(confinement, worker)
+                        self._confinement.assign(confinement, worker)
                         parameters = self._parameters(record, confinement)
                         result = await worker.channel.request(
                             Command.CLAIM,

@@ -25,7 +25,7 @@ async def check_rights(context: CheckContext) -> list[Finding]:
         user = privileges.user_name(context.host.uid)
         return [
             warning(
-                f"the extension runs as {user}, not as root: "
+                f"the daemon runs as {user}, not as root: "
                 "it can share simulated devices, and real ones that this user can open",
                 "Stop this daemon.",
                 _START_AS_ROOT,
@@ -51,7 +51,7 @@ async def check_rights(context: CheckContext) -> list[Finding]:
             )
         ]
     return findings or [
-        ok(f"the extension runs as root, the server as {user}, each worker under a separate uid")
+        ok(f"the daemon runs as root, the server as {user}, each worker under a separate uid")
     ]
 
 

@@ -237,7 +237,7 @@ class SystemExtensionManager:
             if record.simulated is not None:
                 raise UsbipdError(f"{busid} is simulated: this host has no driver for it", code="simulated")
             device = self._claimer.find(busid)
-            if device is not None or self._bindings.that_fit(record):
+            if device is not None or self._bindings.matching(record):
                 shared = record if device is None else device.record  # the port may have another device now
                 held = self._claimer.is_device_claimed(busid)
                 raise UsbipdError(
@@ -343,7 +343,7 @@ class SystemExtensionManager:
         if self.is_running:
             self._claimer.compare(records)
             await self._claimer.restore_claimed_devices(
-                [record for record in records if self._bindings.that_fit(record)]
+                [record for record in records if self._bindings.matching(record)]
             )
 
     async def _wait_for_first_claims(self) -> None:
@@ -368,7 +368,7 @@ class SystemExtensionManager:
             record = present.get(busid)
             if record is None:
                 await self._reattacher.forget(busid)
-            elif self._claimer.find(busid) is None and not self._bindings.that_fit(record):
+            elif self._claimer.find(busid) is None and not self._bindings.matching(record):
                 _LOG.warning("%s: reattaching drivers left detached by a previous run", busid)
                 unbound.append(busid)
         await asyncio.gather(*(self._reattacher.finish(busid, DRIVERS_TIME) for busid in unbound))
@@ -387,7 +387,7 @@ class SystemExtensionManager:
         busids = sorted(
             busid
             for busid, device in self.shared_devices.items()
-            if not self._bindings.that_fit(device.record)
+            if not self._bindings.matching(device.record)
         )
         await self._release(busids)
         return busids
@@ -435,14 +435,14 @@ class SystemExtensionManager:
             return selected
         advice = "`usbipd list` shows the shared devices"
         device = self._claimer.find(parameters.busid or "")
-        if device is not None and self._bindings.that_fit(device.record):
+        if device is not None and self._bindings.matching(device.record):
             problem = f"{parameters.busid} is shared by its hardware id, not by its port"
             advice = f"`{self._how_to_unbind(device.record)}` unbinds it at any port"
         raise UsbipdError(problem, code="not-shared", advice=advice)
 
     def _how_to_unbind(self, record: DeviceRecord) -> str:
         """The command that unbinds a shared device."""
-        rules = [binding.rule for binding in self._bindings.that_fit(record)]
+        rules = [binding.rule for binding in self._bindings.matching(record)]
         rule = next((rule for rule in rules if rule.busid is not None), rules[0])
         if rule.busid is not None:
             return f"usbipd unbind {rule.busid}"

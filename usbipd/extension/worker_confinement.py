@@ -38,7 +38,7 @@ class WorkerConfinement:
         self._logged: set[str] = set()
 
     async def choose(self, busid: str) -> Confinement | None:
-        """The confinement of the next worker of this port; None: none.  Call `given` before awaiting anything
+        """The confinement of the next worker of this port; None: none.  Call `assign` before awaiting anything
         else.
 
         Raises `UsbipdError` if all ids are in use.
@@ -60,7 +60,7 @@ class WorkerConfinement:
         root = None if busid in self._relaxed else str(self._root)
         return Confinement(run_as=RunAs(user=str(uid), uid=uid, gid=uid), root=root, sandbox=sandbox)
 
-    def given(self, confinement: Confinement | None, worker: Child) -> None:
+    def assign(self, confinement: Confinement | None, worker: Child) -> None:
         """`worker` was started with `confinement`: its uid is in use until the worker has ended."""
         if confinement is not None and confinement.run_as is not None:
             worker.run_as = confinement.run_as

@@ -55,7 +55,7 @@ class BlockingChannel:
         self._last_request = 0
         self.wait: Wait = wait_readable
         """Used if a time limit applies; its exceptions propagate."""
-        self._told: deque[Event] = deque()
+        self._events: deque[Event] = deque()
         """Events that came before the answer to our request."""
         connection.setblocking(True)
         self._send(self._conversation.hello(), None)
@@ -68,8 +68,8 @@ class BlockingChannel:
 
         Raises `IPCError`, with code "timeout" if no whole message has arrived after `timeout` seconds.
         """
-        if self._told:
-            return self._told.popleft()
+        if self._events:
+            return self._events.popleft()
         return self._receive(None if timeout is None else time.monotonic() + timeout)
 
     def _receive(self, deadline: float | None) -> Request | Response | Event | None:
@@ -121,7 +121,7 @@ class BlockingChannel:
         )
         self._send(frame, descriptor)
         while isinstance(item := self._receive(deadline), Event):
-            self._told.append(item)
+            self._events.append(item)
         if item is None:
             raise IPCError("the peer closed the channel", code="gone")
         if not isinstance(item, Response) or item.request_id != self._last_request:

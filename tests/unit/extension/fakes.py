@@ -353,7 +353,7 @@ class FakeSpawner:
         fake = FakeChild(self, role, busid, theirs)
 
         def closed(_reason: IPCError | None) -> None:
-            # One that does not even answer CLAIM does not notice either that its channel is closed.
+            # A child that does not answer CLAIM does not notice either that its channel is closed.
             if self.answers.get(Command.CLAIM) != "silence" or fake.killed:
                 fake.end()
                 child.exit = fake.exit

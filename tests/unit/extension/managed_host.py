@@ -80,9 +80,9 @@ class Host:
         )
 
     def recorded_events(self, busid: str) -> list[str]:
-        """What the history has of the claims and sessions of a device, in order.
+        """The history's events of the claims and sessions of a device, in order.
 
-        Fails unless each claim and each session has one end, which says how long it had lasted.
+        Fails unless each claim and each session has exactly one end, with its duration.
         """
         events = []
         begun: list[HistoryEvent] = []

@@ -34,10 +34,10 @@ KEYBOARD = Holder("driver", "AppleUserUSBHostHIDDevice", None, 0)
 
 
 class Mac(LinuxHost):
-    """A Mac with two devices, 1-2 and 1-3, and what its IORegistry says of them.
+    """A Mac with two devices, 1-2 and 1-3, and their IORegistry.
 
-    A worker that claims one captures it; its drivers have it again once it has been enumerated again, by the
-    worker that releases it or by `give_back`, which leaves a device alone that is in use.
+    A worker that claims a device captures it; its drivers are reattached when it is enumerated again, by the
+    worker that releases it or by `give_back`, which does not touch a device in use.
     """
 
     def __init__(self, spawner: FakeSpawner, sysfs: FakeSysfs) -> None:

@@ -34,7 +34,7 @@ async def test_the_lowest_free_uid_is_chosen() -> None:
     for worker, uid in zip(workers, UIDS, strict=True):
         chosen = await confinement.choose("1-1")
         assert chosen == order(uid)
-        confinement.given(chosen, worker)
+        confinement.assign(chosen, worker)
         assert worker.run_as == chosen.run_as
     with pytest.raises(UsbipdError, match="all 2 user ids for workers are in use") as caught:
         await confinement.choose("1-1")

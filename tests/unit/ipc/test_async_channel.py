@@ -180,7 +180,7 @@ async def test_an_answer_for_a_cancelled_task_that_has_not_run_yet() -> None:
         asking.channel.request(Command.LIST, Nothing(), ListResult, timeout=PATIENCE)
     )
     await asyncio.sleep(0)
-    # in the turn of the loop that reads the answer, before that; the task has its own turn after both
+    # in the iteration of the loop that reads the answer, before that; the task runs after both
     asyncio.get_running_loop().call_soon(waiting.cancel)
     other.sendall(HELLO + response_frame(1, ListResult(devices=[], bindings=[])))
     await asyncio.wait({waiting})
