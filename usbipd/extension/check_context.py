@@ -101,7 +101,7 @@ class Host:
 
     uid: int = field(default_factory=os.geteuid)
     mac_version: str = field(default_factory=lambda: platform.mac_ver()[0])
-    """Empty where this is not macOS."""
+    """Empty on systems other than macOS."""
     machine: str = field(default_factory=platform.machine)
     launch_daemon: Path | None = field(default_factory=paths.launch_daemon)
     """The property list of the launchd job; None on systems without launchd."""

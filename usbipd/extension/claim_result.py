@@ -18,5 +18,5 @@ def check_claim_result(record: DeviceRecord, device: UsbDevice) -> None:
         encode_devlist_reply([device])
     except (ValueError, struct.error) as error:
         raise ClaimError(
-            f"{record.busid} cannot be described to clients: {error}", code="bad-message"
+            f"{record.busid} cannot be encoded for clients: {error}", code="bad-message"
         ) from error

@@ -1,4 +1,4 @@
-"""Checks of the daemon's own parts: store, sockets, children, bindings.  Runs in the extension."""
+"""Checks of the daemon's parts: store, sockets, children, bindings.  Runs in the extension."""
 
 import asyncio
 import ipaddress

@@ -92,7 +92,7 @@ class Session:
     """The user who ends the session; recorded as the reason in the history."""
 
 
-# The states of a device, and what changes them
+# The states of a device and their transitions
 #
 #                    CLAIM answered             ATTACH
 #     --> CLAIMING -----------------> READY -----------------> ATTACHED
@@ -247,7 +247,7 @@ class Device:
         self._recorder.record(HistoryEvent.ATTACHED, self.record, client=client)
 
     def on_event(self, event: Event) -> None:
-        """Handle an event from the worker.  Raises `IPCError` if it does not fit the state.
+        """Handle an event from the worker.  Raises `IPCError` if it is not valid in this state.
 
         DETACHED and RESTORED are valid once per ATTACH, in this order, and DEVICE_GONE once.  So the work
         that events cause (history, watchers) is bounded by the number of attachments.

@@ -54,7 +54,7 @@ LIST_RETRY: Final = 5.0
 
 
 class SystemExtensionManager:
-    """The devices of this host and the simulated ones, and which of them are shared."""
+    """Shares devices of this host and simulated ones."""
 
     def __init__(
         self,

@@ -341,7 +341,7 @@ def _open_copy(path: Path) -> sqlite3.Connection:
         connection = closed.enter_context(closing(store_tables.connect(f"{path.as_uri()}?mode=ro", uri=True)))
         try:
             store_tables.verify(connection)
-        except NewerStoreError as error:  # its name says otherwise
+        except NewerStoreError as error:  # contradicts its name
             raise DamagedStoreError(str(error)) from error
         closed.pop_all()
     return connection

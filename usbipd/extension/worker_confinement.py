@@ -38,10 +38,9 @@ class WorkerConfinement:
         self._logged: set[str] = set()
 
     async def choose(self, busid: str) -> Confinement | None:
-        """The confinement of the next worker of this port; None: none.  Call `assign` before awaiting anything
-        else.
+        """The confinement of the next worker of this port; None: none.
 
-        Raises `UsbipdError` if all ids are in use.
+        Call `assign` before awaiting anything else.  Raises `UsbipdError` if all uids are in use.
         """
         if self._confine == "off":
             return None

@@ -88,7 +88,7 @@ class DeviceInfo(Message, frozen=True):
     error: str | None = None
     advice: str | None = None
     next_try: float | None = None
-    """When a failed claim is tried again, seconds since the epoch."""
+    """When a failed claim is retried, in seconds since the epoch."""
     counters: Counters | None = None
     rate: Rate | None = None
     latency: Latency | None = None
@@ -101,7 +101,7 @@ class BindingInfo(Message, frozen=True):
     product_id: int
     serial: str | None
     busid: str | None
-    """The port; None: wherever the device is plugged in."""
+    """The port; None: any port."""
     product: str | None
     """The device's product string when it was bound."""
     allow: list[str]

@@ -36,7 +36,7 @@ class Hello(Message, frozen=True, tag="hello"):
 class Command(StrEnum):
     """The requests between processes."""
 
-    # the CLI asks the extension
+    # from the CLI to the extension
     LIST = "list"
     BIND = "bind"
     UNBIND = "unbind"
@@ -46,20 +46,20 @@ class Command(StrEnum):
     HISTORY = "history"
     HEALTH = "health"
     WATCH = "watch"
-    # the CLI or the server asks the extension
+    # from the CLI or the server to the extension
     MORE = "more"
-    # the server asks the extension
+    # from the server to the extension
     DEVLIST = "devlist"
     RESERVE = "reserve"
     HANDOVER = "handover"
     ABANDON = "abandon"
-    # the extension asks the server
+    # from the extension to the server
     SERVE = "serve"
-    # the extension asks the server or a worker
+    # from the extension to the server or a worker
     PING = "ping"
     LOG = "log"
     LOG_FILE = "log-file"
-    # the extension asks a worker
+    # from the extension to a worker
     CLAIM = "claim"
     ATTACH = "attach"
     DISCONNECT = "disconnect"
@@ -90,7 +90,7 @@ class IPCResponse(Message, frozen=True, tag="response"):
     request_id: int
     success: bool
     result: msgspec.Raw
-    """An encoded None without success."""
+    """If not `success`, an encoded None."""
     error: ErrorInfo | None
     timestamp: float
     cut: bool = False
@@ -100,11 +100,11 @@ class IPCResponse(Message, frozen=True, tag="response"):
 class EventName(StrEnum):
     """The events that a process sends to another."""
 
-    # a worker tells the extension
+    # from a worker to the extension
     DETACHED = "detached"
     RESTORED = "restored"
     DEVICE_GONE = "device-gone"
-    # the extension tells a command that asked for it by WATCH
+    # from the extension to a command that has sent WATCH
     CHANGED = "changed"
 
 

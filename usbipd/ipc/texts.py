@@ -1,7 +1,7 @@
 """Cleans the texts in received messages.  Used by the extension and by commands.
 
-The extension cleans what its children and local users send, a command what the extension answers.  Messages
-from the extension to its children are left unchanged: a path in them must still name the same file.
+The extension cleans messages of its children and of local users, a command cleans answers of the extension.
+Messages from the extension to its children stay unchanged: a path in them must still name the same file.
 """
 
 from typing import Any, Final, TypeVar
