@@ -21,7 +21,7 @@ AT_ONCE: Final = min(os.cpu_count() or 1, 4)
 
 LOGS: Final = (("output.log", 60), ("daemon.log", 80), ("console.log", 40), ("qemu.log", 10))
 """What a failure shows: files of the job directory, and how many of their last lines."""
-NOISE: Final = re.compile(r" DEBUG extension\[\d+\]: root\[\d+\] (asks for|was answered)")
+NOISE: Final = re.compile(r" DEBUG extension\[\d+\]: (root\[\d+\] requests|answered root\[\d+\]:)")
 """Not shown: a step that waits for something asks the daemon several times a second."""
 
 

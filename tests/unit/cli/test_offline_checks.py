@@ -74,7 +74,7 @@ def test_an_extension_that_cannot_say_how_it_is(extension: Extension, socket_pat
 
 
 def test_an_extension_that_refuses(extension: Extension, socket_path: Path) -> None:
-    with extension(lambda _request: UsbipdError("you may not", code="not-permitted")):
+    with extension(lambda _request: UsbipdError("permission denied", code="not-permitted")):
         assert states(examine(socket_path)) == {"extension": "failed"}
 
 
