@@ -247,15 +247,15 @@ def test_a_host_name_with_non_ascii_letters() -> None:
 
 @as_root
 def test_an_ordinary_user_runs_the_same_file() -> None:
-    nobody = pwd.getpwnam("nobody")
+    account = pwd.getpwnam("nobody")
     assert EXECUTABLE is not None
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o755)
         copy = shutil.copy(EXECUTABLE, directory)
         done = subprocess.run(
             [copy, "list", "--socket", f"{directory}/none.sock"],
-            user=nobody.pw_uid,
-            group=nobody.pw_gid,
+            user=account.pw_uid,
+            group=account.pw_gid,
             extra_groups=[],
             cwd="/",
             env={"TMPDIR": directory},  # where it may not write

@@ -46,7 +46,7 @@ needs_patch = pytest.mark.skipif(shutil.which("patch") is None, reason="patch(1)
 
 @pytest.fixture
 def patched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory of test patches instead of ours."""
+    """A directory of test patches, used instead of packaging/libusb."""
     directory = tmp_path / "patches"
     directory.mkdir()
     (directory / "0001-second.patch").write_text(PATCH)
