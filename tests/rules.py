@@ -74,7 +74,7 @@ RULES: Final[dict[str, str]] = {
     "order-per-endpoint": "URBs of one endpoint are answered in order (usbipd-win AttachedEndpoint.cs).",
     "endpoints-independent": "A waiting IN delays no other endpoint, UNLINK or ep 0 (usbipd-mac).",
     "unplug-closes": "When the device is removed, the TCP connection closes (usbipd-win Server.cs).",
-    "lost-client": "When the client leaves, its URBs are cancelled, the device is free (usbipd-win Server.cs).",
+    "lost-client": "When the client goes, its URBs are cancelled, the device is free (usbipd-win Server.cs).",
     # ---- bugs that others shipped ----
     "bug-devlist-padding": "DEVLIST without padding or interface records.",
     "bug-import-body": "IMPORT with status 0 and no device behind it.",
