@@ -3,7 +3,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from usbipd.cli.colour import CHOICES
@@ -152,14 +152,16 @@ def add_color_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_watch_argument(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """`--watch [SECONDS]`."""
+def add_watch_argument(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, value: Callable[[str], float]
+) -> None:
+    """`--watch [SECONDS]`; `value` is the argument type."""
     parser.add_argument(
         "--watch",
         metavar="SECONDS",
         nargs="?",
         const=1.0,
-        type=interval,
+        type=value,
         help="show it again whenever something changes, and every SECONDS (default: %(const)g); "
         "on a terminal, arrows, PgUp, PgDn, Home, End, j and k scroll and q quits",
     )

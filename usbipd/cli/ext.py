@@ -18,6 +18,7 @@ from usbipd.cli.arguments import (
     add_watch_argument,
     check_networks,
     example_text,
+    interval,
     network,
     path,
 )
@@ -83,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_socket_argument(parser, None)
     add_color_argument(parser)
     add_json_argument(parser)
-    add_watch_argument(parser.add_argument_group("with --status"))
+    add_watch_argument(parser.add_argument_group("with --status"), interval)
     add_run_arguments(parser)
     return parser
 

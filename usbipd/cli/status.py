@@ -1,11 +1,13 @@
 """`usbipd status`, and what `usbipd-ext --status` shows: the daemon now.  Runs in the caller's process."""
 
 import argparse
+import re
+import shlex
 from collections.abc import Sequence
 from shutil import get_terminal_size
 from typing import Final
 
-from usbipd.cli.arguments import add_color_argument, add_json_argument, add_watch_argument
+from usbipd.cli.arguments import add_color_argument, add_json_argument, add_watch_argument, interval
 from usbipd.cli.colour import Paint, paint_for, plain
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.device import device_name, format_failures, hardware_id
@@ -24,6 +26,7 @@ from usbipd.cli.units import (
     short_latency,
     short_moment,
 )
+from usbipd.errors import UsageError
 from usbipd.ipc.control_messages import DeviceInfo, DeviceState, LoggedError, ProcessInfo, StatusResult
 from usbipd.ipc.messages import Command, Nothing
 
@@ -42,9 +45,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="only this device: busid, VID:PID, VID:PID:SERIAL or part of the name (default: all that are "
         "shared)",
     )
-    add_watch_argument(parser)
+    add_watch_argument(parser, _watch_interval)
     add_color_argument(parser)
     add_json_argument(parser)
+
+
+def _watch_interval(text: str) -> float:
+    """Argument type: as `interval`, but the error for a word says where a device goes."""
+    try:
+        return interval(text)
+    except argparse.ArgumentTypeError as error:
+        if re.fullmatch("[0-9.]*", text):
+            raise
+        advice = f"a device goes before the option: `usbipd status {shlex.quote(text)} --watch`"
+        raise UsageError(f"--watch: {error}", code="usage", advice=advice) from error
 
 
 def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
