@@ -1,4 +1,4 @@
-"""The texts that commands print, in tests/golden/cli: `make golden` writes them, test_golden.py compares them.
+"""The texts that commands print, in tests/golden/cli: `make golden` writes, test_golden.py compares them.
 
 A change of these files changes what users read: review the difference before you commit it.
 """

@@ -92,7 +92,7 @@ def _answer(command: Command, parameters: Message) -> Message | UsbipdError:
             device = _device(busid)
             if device is None:
                 return UsbipdError(
-                    f"there is no device {busid!r}", advice="`usbipd list` shows what there is"
+                    f"device {busid!r} does not exist", advice="`usbipd list` shows all devices"
                 )
             return BindResult(binding=make_binding(busid=busid, allow=allow), devices=[device])
         case UnbindParameters(busid="1-1"):
@@ -102,7 +102,7 @@ def _answer(command: Command, parameters: Message) -> Message | UsbipdError:
         case UnbindParameters(busid=None):
             return UnbindResult(bindings=BINDINGS, busids=["1-1", "3-3"])
         case UnbindParameters(busid=busid):
-            return UsbipdError(f"{busid} is not shared", advice="`usbipd list` shows what is")
+            return UsbipdError(f"{busid} is not shared", advice="`usbipd list` shows the shared devices")
         case DetachParameters(busid="3-3"):
             return DetachResult(client="192.0.2.7:51234")
         case DetachParameters(busid=busid):

@@ -60,7 +60,7 @@ def test_wrong_command_line_exits_2_with_a_hint(line: str) -> None:
 def test_commands_of_other_programs_are_known(name: str) -> None:
     message, advice = OTHER_COMMANDS[name]
     assert run(f"usbipd {name}") == (
-        f"$ usbipd {name}\nusbipd: there is no command {name!r}: {message}\nhint: {advice}\n[2]\n"
+        f"$ usbipd {name}\nusbipd: unknown command {name!r}: {message}\nhint: {advice}\n[2]\n"
     )
 
 
