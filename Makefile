@@ -39,8 +39,8 @@ DESTDIR ?=
 FUZZ_SECONDS ?= 60
 export FUZZ_EXAMPLES ?= 300
 
-.PHONY: help deps venv broken-venv build debug lock usb-ids man completions binary run demo picture pkg install uninstall \
-    check test-deps test test-unit test-short test-mac test-as-user test-python314 test-binary e2e-deps e2e soak bench \
+.PHONY: help deps venv broken-venv build debug lock usb-ids man completions binary run demo picture golden pkg install \
+    uninstall check test-deps test test-unit test-short test-mac test-as-user test-python314 test-binary e2e-deps e2e soak bench \
     lint darwin-check wheels-macos sanitized asan fuzz clean
 
 # Passed to the shell through the environment, so that it does not expand them.
@@ -120,6 +120,9 @@ demo: build  ## run the whole chain once: start, list, import, read, write, stat
 
 picture: build  ## draw docs/terminal.svg, the terminal in the README, from a real run
 	$(BIN)/python -m tests.picture docs/terminal.svg
+
+golden: build  ## write tests/golden/cli, the texts that commands print
+	$(BIN)/python -m tests.unit.cli.golden
 
 pkg: binary man completions  ## build the installer package for macOS, dist/usbipd.pkg, on any system
 	$(BIN)/python packaging/stage.py --binary dist/usbipd --man build/man --completions build/completions \

@@ -50,7 +50,7 @@ def test_bindings_whose_device_is_not_there() -> None:
     text = format_list(ListResult(devices=[make_device()], bindings=bindings), 80)
     assert text.partition("\n\n")[2] == (
         "Bound, not plugged in:\n"
-        "VID:PID    PORT  SERIAL NUMBER  CALLED               ALLOWED\n"
+        "VID:PID    PORT  SERIAL NUMBER  NAME                 ALLOWED\n"
         "0781:5581  any   any            Ultra                all\n"
         "0781:5581  3-4   4C53           Maus                 all\n"
         "1d6b:0104  any   any                                 ::1, 192.0.2.7\n"
