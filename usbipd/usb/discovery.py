@@ -42,7 +42,7 @@ class DeviceRecord:
     busnum: int
     devnum: int
     path: str
-    """As OP_REP_* shows it: in sysfs on Linux, a name of ours elsewhere."""
+    """As OP_REP_* shows it: in sysfs on Linux, our own name elsewhere."""
     vendor_id: int
     product_id: int
     serial: str | None
@@ -112,7 +112,7 @@ class DeviceDiscovery:
         self._on_late: Callable[[], None] = lambda: None
 
     def notify(self, on_late: Callable[[], None]) -> None:
-        """Call `on_late` when a list that missed its deadline is there; inside the running loop."""
+        """Call `on_late` when a list that missed its deadline arrives; inside the running loop."""
         self._on_late = on_late
         loop = asyncio.get_running_loop()
 

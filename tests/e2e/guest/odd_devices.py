@@ -168,7 +168,7 @@ def odd(configuration: bytes, *others: bytes) -> VirtualDevice:
 
 
 def plug(device: VirtualDevice) -> UsbDevice:
-    """With all its interfaces: until they are there, the kernel has the device locked."""
+    """With all its interfaces: until they exist, the kernel keeps the device locked."""
     plugged = device.plug()
     (plugged.path / "bConfigurationValue").read_text()
     return plugged
@@ -283,7 +283,7 @@ def _driver(interface: Path) -> str | None:
 
 
 def same_from_both(shape: Shape) -> None:
-    """The client has the same device, whoever shares it."""
+    """The client gets the same device from both servers."""
     plugged = odd(shape.configuration, *shape.others)
     device = plug(plugged)
     ours, theirs = with_ours(shape, device), with_kernel(shape, device)

@@ -1,4 +1,4 @@
-"""The claim and the libusb transfers on fake_libusb.c.  test_libusb.py runs it, in a process of its own."""
+"""The claim and the libusb transfers on fake_libusb.c.  test_libusb.py runs it, in a separate process."""
 
 import time
 from collections.abc import Iterator
