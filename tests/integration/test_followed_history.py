@@ -70,7 +70,7 @@ def test_a_daemon_without_a_history_reports_it(tmp_path: Path) -> None:
             since = out.position()
             second = Daemon(tmp_path, "serial")
             try:
-                err.wait_for("the history is a new one")
+                err.wait_for("the history was replaced")
                 out.wait_for("claimed", since)
             finally:
                 second.stop()
@@ -86,7 +86,7 @@ def test_only_the_requested_entries(tmp_path: Path, device: str) -> None:
         assert [each["event"] for each in found] == ["claimed"]
         assert found[0]["product_id"] == 0x01F3
         assert daemon.document("history", "--device", "9-9")["entries"] == []
-        assert daemon.usbipd("history", "--device", "9-9").stderr == "No such entry.\n"
+        assert daemon.usbipd("history", "--device", "9-9").stderr == "No entry matches.\n"
         assert len(daemon.document("history", "--since", "today")["entries"]) > 1
     finally:
         daemon.stop()

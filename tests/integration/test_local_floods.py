@@ -14,7 +14,7 @@ from usbipd.ipc.messages import Command, Nothing
 OTHER_UID = 54321
 
 FEW = CONNECTIONS * AT_ONCE // 4
-"""Answers to the other user for which one of ours may wait; its queue has four times as many."""
+"""Answers to the other user for which one of our answers may wait; its queue has four times as many."""
 
 
 @pytest.mark.slow

@@ -118,7 +118,7 @@ def test_how_far_a_worker_is_confined(start_daemon: StartDaemon, confine: str) -
     assert field(worker["pid"], "Seccomp") == ["0" if confine == "off" else "2"]
     assert {each["lacks"] for each in daemon.status()["processes"]} == {None}
     warnings = [each["message"] for each in daemon.document("doctor")["checks"] if each["state"] == "warning"]
-    assert any('workers stay root (confine = "off")' in each for each in warnings) == (confine == "off")
+    assert any('workers run as root (confine = "off")' in each for each in warnings) == (confine == "off")
 
 
 @on_linux
@@ -196,7 +196,7 @@ def test_more_devices_than_users_for_workers(tmp_path: Path) -> None:
     done = start_and_fail("--run", "--listen", "127.0.0.1:0", *options)
     assert done.returncode == 1
     assert "all 1 user ids for workers are in use" in done.stderr
-    assert "hint: give worker_uids in usbipd.toml a larger range" in done.stderr
+    assert "hint: set a larger range for worker_uids in usbipd.toml" in done.stderr
 
 
 def start_and_fail(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -362,7 +362,7 @@ def test_shutdown_takes_less_than_two_seconds_with_a_worker_that_hangs(tmp_path:
     daemon.process.send_signal(signal.SIGINT)
     assert daemon.process.wait(PATIENCE) == 0
     assert time.monotonic() - start < 2.0
-    assert "did not give its device back" in daemon.log.close()
+    assert "did not release its device" in daemon.log.close()
     daemon.output.close()
 
 

@@ -19,19 +19,19 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges
 as_user = pytest.mark.skipif(os.geteuid() == 0, reason="root has privileges to drop")
 
 
-def nobody() -> RunAs:
+def user_nobody() -> RunAs:
     user = pwd.getpwnam("nobody")
     return RunAs(user="nobody", uid=user.pw_uid, gid=user.pw_gid)
 
 
 def run_dropped(program: str) -> subprocess.CompletedProcess[str]:
-    """Run `program` in a separate process in which `drop` and `nobody` are defined."""
-    user = nobody()
+    """Run `program` in a separate process in which `drop` and `user_nobody` are defined."""
+    user = user_nobody()
     prelude = (
         "import json, os\n"
         "from usbipd import privileges\n"
         "from usbipd.privileges import RunAs\n"
-        f"nobody = RunAs(user='nobody', uid={user.uid}, gid={user.gid})\n"
+        f"user_nobody = RunAs(user='nobody', uid={user.uid}, gid={user.gid})\n"
     )
     return subprocess.run(
         [sys.executable, "-c", prelude + program], capture_output=True, text=True, check=False
@@ -42,14 +42,14 @@ def run_dropped(program: str) -> subprocess.CompletedProcess[str]:
 def test_a_dropped_process_has_nothing_left() -> None:
     done = run_dropped(
         "os.setgroups([0, 4, 27])\n"
-        "name = privileges.drop(nobody)\n"
+        "name = privileges.drop(user_nobody)\n"
         "status = dict(line.split(':\\t', 1) for line in open('/proc/self/status').read().splitlines())\n"
         "print(json.dumps([name, status['Uid'], status['Gid'], status['Groups'], status['CapEff'],"
         " status['CapPrm']]))"
     )
     assert done.returncode == 0, done.stderr
     name, uids, gids, groups, effective, permitted = json.loads(done.stdout)
-    user = nobody()
+    user = user_nobody()
     assert name == "nobody"
     assert set(uids.split()) == {str(user.uid)}
     assert set(gids.split()) == {str(user.gid)}
@@ -70,7 +70,7 @@ def test_a_dropped_process_has_nothing_left() -> None:
     ids=["user kept", "group kept", "supplementary group kept", "saved user kept", "a way back"],
 )  # fmt: skip
 def test_a_failed_drop_ends_the_process(sabotage: str, complaint: str) -> None:
-    done = run_dropped(f"{sabotage}\nprivileges.drop(nobody)\nprint('alive')")
+    done = run_dropped(f"{sabotage}\nprivileges.drop(user_nobody)\nprint('alive')")
     assert done.returncode == 1
     assert done.stdout == ""
     assert complaint in done.stderr
@@ -79,14 +79,14 @@ def test_a_failed_drop_ends_the_process(sabotage: str, complaint: str) -> None:
 @as_root
 def test_groups_of_the_directory_do_not_count() -> None:
     """macOS's os.getgroups() returns them, whatever setgroups did."""
-    done = run_dropped("os.getgroups = lambda: [12, 61, 100]\nprivileges.drop(nobody)\nprint('alive')")
+    done = run_dropped("os.getgroups = lambda: [12, 61, 100]\nprivileges.drop(user_nobody)\nprint('alive')")
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 
 @as_user
 def test_a_process_that_cannot_drop_exits() -> None:
     with pytest.raises(SystemExit):
-        privileges.drop(nobody())
+        privileges.drop(user_nobody())
 
 
 def test_nothing_to_drop() -> None:
@@ -95,7 +95,7 @@ def test_nothing_to_drop() -> None:
 
 @as_root
 def test_the_configured_user() -> None:
-    assert privileges.find_run_as("nobody") == nobody()
+    assert privileges.find_run_as("nobody") == user_nobody()
 
 
 @as_root
@@ -105,7 +105,7 @@ def test_the_default_user(caplog: pytest.LogCaptureFixture) -> None:
     if found.user == privileges.DEFAULT_USER:
         assert not caplog.records
     else:
-        assert found == nobody()
+        assert found == user_nobody()
         assert f"no user '{privileges.DEFAULT_USER}' on this host" in caplog.text
 
 

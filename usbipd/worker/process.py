@@ -226,7 +226,7 @@ def _claim(channel: BlockingChannel, order: Request, parameters: ClaimParameters
             _try_to_claim_again(held)
         pump = _pump.Pump(
             held.transfers,
-            endpoints=held.endpoints,
+            configurations=held.configurations,
             configuration=device.bConfigurationValue,
             devid=device.devid,
             channel=channel.fileno(),

@@ -91,7 +91,7 @@ def test_without_a_file_the_defaults_apply(
     monkeypatch.setattr("usbipd.paths.config_file", lambda: none)
     assert ext.main(["--check-config"], load_daemon) == 0
     verdict, *shown = capsys.readouterr().out.splitlines()
-    assert verdict == f"{none} is not there: the defaults apply"
+    assert verdict == f"{none} does not exist: the defaults apply"
     assert parse("\n".join(shown), "shown") == ServerConfig(listen=("127.0.0.1:3240",))
     assert ext.main(["--check-config", "--json"], load_daemon) == 0
     assert json.loads(capsys.readouterr().out)["file"] is None

@@ -86,7 +86,7 @@ class FakeExtension:
         if request.command in self.held:
             await self.held[request.command].wait()
         if request.command in self.refused:
-            raise UsbipdError("the reservation is no longer good", code="no-reservation")
+            raise UsbipdError("the reservation is no longer valid", code="no-reservation")
         if request.command is Command.DEVLIST:
             assert isinstance(request.parameters, DevlistParameters)
             everything = list(range(len(self.devices)))

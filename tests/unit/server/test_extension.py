@@ -126,7 +126,7 @@ async def test_an_error_instead_of_the_list_reaches_all_waiting_clients() -> Non
         made.extension.refused = {Command.DEVLIST}
         asking = [made.requests.device_list(peer("192.0.2.1", port)) for port in range(3)]
         errors = await asyncio.gather(*asking, return_exceptions=True)
-        assert [str(error) for error in errors] == ["the reservation is no longer good"] * 3
+        assert [str(error) for error in errors] == ["the reservation is no longer valid"] * 3
         made.extension.refused = set()
         assert (await made.requests.device_list(peer("192.0.2.1"))).devices == 1
 

@@ -176,7 +176,7 @@ async def test_an_unusable_reservation_is_abandoned(caplog: pytest.LogCaptureFix
         async with asyncio.timeout(PATIENCE):
             while Command.ABANDON not in server.extension.commands:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
-    assert "no longer good" in caplog.text
+    assert "no longer valid" in caplog.text
 
 
 async def test_the_extension_receives_the_address_without_the_interface() -> None:

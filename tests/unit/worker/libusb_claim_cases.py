@@ -19,7 +19,8 @@ from usbipd.ipc.children import CHILDREN
 from usbipd.ipc.conversation import Event
 from usbipd.ipc.messages import EventName
 from usbipd.protocol.constants import LINUX_ENODEV, LINUX_ENOMEM, LINUX_EPIPE, LINUX_ETIMEDOUT
-from usbipd.usb.descriptors import Interface
+from usbipd.simulated.descriptors import configuration_descriptor, device_descriptor, interface_descriptor
+from usbipd.usb.descriptors import Interface, parse_descriptors
 from usbipd.worker.held_device import HeldUsbDevice
 from usbipd.worker.process import Worker
 
@@ -129,6 +130,18 @@ def test_a_driver_that_attaches_right_before_the_claim_is_detached_again(rig: Li
     assert rig.claim.complete
     assert journal()[-4:] == ["claim 0", "claim 1", "detach 1", "claim 1"]
     assert rig.claim.give_back() == []
+    assert fake.fake_drivers() == BOTH
+
+
+def test_an_interface_without_setting_0_is_made_anew_for_its_driver() -> None:
+    raw = configuration_descriptor(interface_descriptor(0, 0, 0xFF, bAlternateSetting=2))
+    descriptors = parse_descriptors(device_descriptor(0x01F0, bcdUSB=0x0200), [raw])
+    claim = Claim(1, 2, descriptors=descriptors, configuration=1)
+    claim.take()
+    assert (claim.held, claim.detached) == ([0], [0])
+    bus(), journal()
+    assert claim.give_back() == []
+    assert bus() == ["SET_CONFIGURATION 0", "SET_CONFIGURATION 1"]
     assert fake.fake_drivers() == BOTH
 
 

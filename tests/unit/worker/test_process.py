@@ -512,7 +512,7 @@ sys.exit(main(["1-1"]))
     ("said", "code", "lines"),
     [
         (b"", 0, []),
-        (b"GET / HTTP/1.1", 1, ["a frame of 1195725856 bytes: 1 to 65536 are allowed"]),
+        (b"GET / HTTP/1.1", 1, ["frame of 1195725856 bytes: must be 1 to 65536"]),
         (
             Conversation(CHILDREN).hello() + request_frame(1, "extension", Command.RELEASE, Nothing()),
             1,

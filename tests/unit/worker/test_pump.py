@@ -471,6 +471,31 @@ def test_endpoint_that_does_not_exist_is_answered(rig: Rig) -> None:
     assert statuses(rig.exchange(missing, after)) == [(missing.seqnum, -LINUX_EPIPE), (after.seqnum, 0)]
 
 
+def test_an_interface_without_setting_0_begins_with_its_first_one() -> None:
+    """Before, between and after clients; and no client's session ends with a SET_INTERFACE of setting 0."""
+    device = ScriptedDevice()
+    device.configurations = (
+        configuration_descriptor(
+            interface_descriptor(0, 1, 0xFF, bAlternateSetting=2),
+            endpoint_descriptor(MODEL_IN, BULK, 512, 0),
+            interface_descriptor(0, 1, 0xFF, bAlternateSetting=3),
+            endpoint_descriptor(0x86, BULK, 512, 0),
+        ),
+    )
+    device.behaviours = {}
+    rig = Rig(device)
+    assert rig.control("01 0b 0000 0000 0000").status == -LINUX_EPIPE
+    for select in (None, "01 0b 0300 0000 0000", "00 09 0100 0000 0000"):
+        device.to_read = {MODEL_IN: [b"first"], 0x86: [b"other"]}
+        assert rig.exchange(rig.submit(MODEL_IN, 512))[0].data == b"first"
+        if select is not None:
+            assert rig.control(select).status == 0
+        assert rig.finish()
+        assert rig.pump.restore() == 0
+        rig.attach()
+    rig.close()
+
+
 def test_control_endpoint_besides_0_is_refused() -> None:
     device = ScriptedDevice()
     device.configurations = (
