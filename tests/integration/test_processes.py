@@ -215,7 +215,7 @@ def test_user_ids_in_use_are_refused(tmp_path: Path) -> None:
         done = start_and_fail(*action, "--config", str(file))
         assert done.returncode == 2
         assert f"{file}, line 1: worker_uids: '65500-65540' cannot be the user ids of workers" in done.stderr
-        assert "65500 to 65519 are for services of systemd" in done.stderr
+        assert "65500 to 65519 are reserved for services of systemd" in done.stderr
 
 
 @on_linux

@@ -292,5 +292,5 @@ def test_a_device_that_does_not_come_back(
     mac().switch(reenumeration_seconds=600.0)
     tree.plug()
     monkeypatch.setattr(ioregistry, "RETURN_TIME", 0.0)
-    with pytest.raises(ClaimError, match="could not be reattached: it has not come back within 0 s"):
+    with pytest.raises(ClaimError, match="could not be reattached: it has not returned within 0 s"):
         ownership.give_back(HELD)

@@ -127,36 +127,36 @@ class HeldSimulatedDevice(HeldDevice):
         return self._describe(fields, self._model.speed, first.bConfigurationValue, first.initial)
 
     def claim_again(self) -> None:
-        """There is nothing that it would have to open."""
+        """Nothing to claim."""
 
     def give_back(self) -> list[str]:
         try:
             self._model.close()
         except OSError as error:
-            return [f"the simulated device's file is not written in full: {error}"]
+            return [f"cannot write the file of the simulated device completely: {error}"]
         return []
 
 
 def _claim_of(parameters: ClaimParameters) -> Claim:
-    """With what Linux has read when it enumerated the device.  Raises `ClaimError`."""
+    """A claim with the descriptors that Linux read when it enumerated the device.  Raises `ClaimError`."""
     busnum, devnum, directory = parameters.busnum, parameters.devnum, parameters.path
     try:
         descriptors = descriptors_in_sysfs(directory)
         configuration = configuration_in_sysfs(directory)
-        is_there = devnum_in_sysfs(directory) == devnum
+        is_present = devnum_in_sysfs(directory) == devnum
     except OSError:
-        is_there = False
+        is_present = False
     except DescriptorError as error:
         raise ClaimError(f"its descriptors cannot be read: {error.message}", code=UNUSABLE) from error
-    if not is_there:
+    if not is_present:
         raise ClaimError(f"device {devnum} of bus {busnum} is gone", code="LIBUSB_ERROR_NO_DEVICE")
     return Claim(busnum, devnum, descriptors=descriptors, configuration=configuration)
 
 
 def hold_device(parameters: ClaimParameters) -> HeldDevice:
-    """Claims the device; blocks until its drivers have released it.
+    """Claims the device; blocks until its drivers release it.
 
-    Raises `ClaimError` when another process or driver holds it, `UsageError` for a wrong option of a simulated device.
+    Raises `ClaimError` if a program or driver keeps it, `UsageError` for a bad option of a simulated device.
     """
     if parameters.simulated is None:
         return HeldUsbDevice(parameters)
