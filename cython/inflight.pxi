@@ -182,12 +182,15 @@ cdef void inflight_completed(Backend *backend, Urb *urb) noexcept nogil:
     cdef bint cancelled = urb.status == -LINUX_ECONNRESET
     cdef bint moved = urb.type != ISOCHRONOUS and urb.actual_length != 0
     cdef int32_t verdict = 0
-    cdef TransferType type = urb.type
-    cdef uint8_t endpoint = urb.endpoint
-    cdef uint8_t wire_in = urb.wire_in
     session.controls -= urb.type == CONTROL and urb.state == URB_PENDING
     inflight_remove(core, urb)
     urb.unlink_reply = NULL
+    following = reply
+    while following != NULL:  # it leaves behind the others of this endpoint
+        following.type = urb.type
+        following.endpoint = urb.endpoint
+        following.wire_in = urb.wire_in
+        following = following.next
     if session.closing:
         pool_give(&core.pool, urb)
     elif cancelled and reply != NULL and not moved:
@@ -207,9 +210,6 @@ cdef void inflight_completed(Backend *backend, Urb *urb) noexcept nogil:
             pool_give(&core.pool, reply)
         else:
             urb_encode_ret_unlink(reply, verdict)
-            reply.type = type  # it leaves behind the others of this endpoint
-            reply.endpoint = endpoint
-            reply.wire_in = wire_in
             sender_add(core, reply)
         verdict = 0
         reply = following

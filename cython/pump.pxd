@@ -437,10 +437,11 @@ cdef struct Session:
     size_t overtaking        # bytes of urgent replies since a bulk reply left
     Queue bulk[16]           # bulk data that waits for a place in the outbox, by number of the IN endpoint
     uint32_t bulk_waits      # a bit for each of these that is not empty
+    size_t bulk_placed       # bytes of the bulk data that have a place
     int turn                 # the one whose turn it is
     size_t turn_taken        # bytes that it has had of it
     bint blocked             # the socket takes no more for now
-    bint prompt              # the client has interrupt or isochronous URBs: see sender.pxi
+    size_t most              # bytes offered to it at once; PROMPT: the client has interrupt or isochronous URBs
 
     char problem[PROBLEM_SIZE]
     Urb *in_flight[BUCKETS]  # by seqnum

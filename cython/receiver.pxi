@@ -57,7 +57,7 @@ cdef bint receiver_read_submit(Core *core, const uint8_t *header) noexcept nogil
             type = <TransferType>(endpoint.bmAttributes & 3)
             if type == CONTROL:  # besides endpoint 0: it must not end up there
                 refusal = -LINUX_EINVAL
-    if (type == INTERRUPT or type == ISOCHRONOUS) and not session.prompt:
+    if (type == INTERRUPT or type == ISOCHRONOUS) and session.most != PROMPT:
         sender_be_prompt(core)
     if type == ISOCHRONOUS and count != NO_PACKETS:
         packets = count

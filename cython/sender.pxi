@@ -13,8 +13,8 @@
 #   All others    are urgent: they overtake.  Those of bulk OUT are among them: they carry no data, and what a device
 #                 answers to an OUT must not arrive before the end of that OUT.
 #
-# The outbox is the order in which replies leave; bulk data get a place in it when they are about to be offered to the
-# socket.  An urgent reply takes its place before them, behind the urgent ones before it.  A reply of which the socket
+# The outbox is the order in which replies leave; bulk data get a place in it as far as the socket may be offered them
+# at once.  An urgent reply takes its place before them, behind the urgent ones before it.  A reply of which the socket
 # has a part is finished first: TCP is one stream.
 #
 # What never changes places:
@@ -43,7 +43,7 @@
 cdef void sender_be_prompt(Core *core) noexcept nogil:
     """From now on the kernel holds little.  A socket that is not TCP's has no such option, and is served as well."""
     cdef int most = PROMPT
-    core.session.prompt = True
+    core.session.most = PROMPT
     setsockopt(core.session.client, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &most, sizeof(most))
 
 
@@ -64,6 +64,7 @@ cdef Urb *sender_take_bulk(Session *session) noexcept nogil:
     if queue.first == NULL:
         session.bulk_waits &= ~(<uint32_t>1 << session.turn)
     session.turn_taken += urb.reply_length
+    session.bulk_placed += urb.reply_length
     urb_append(&session.outbox, &session.outbox_last, urb)
     return urb
 
@@ -95,12 +96,15 @@ cdef void sender_add_urgent(Session *session, Urb *urb) noexcept nogil:
 cdef void sender_add(Core *core, Urb *urb) noexcept nogil:
     cdef Session *session = &core.session
     cdef int number
-    if urb.type == BULK and urb.wire_in:
+    if urb.type != BULK or not urb.wire_in:
+        sender_add_urgent(session, urb)
+    elif session.bulk_waits == 0 and session.bulk_placed < session.most:
+        session.bulk_placed += urb.reply_length
+        urb_append(&session.outbox, &session.outbox_last, urb)
+    else:
         number = urb.endpoint & 0x0f
         session.bulk_waits |= <uint32_t>1 << number
         urb_append(&session.bulk[number].first, &session.bulk[number].last, urb)
-    else:
-        sender_add_urgent(session, urb)
 
 
 cdef bint sender_insert_behind(Urb *urb, Urb **last, Urb *reply) noexcept nogil:
@@ -165,18 +169,24 @@ cdef int sender_gather(Core *core, size_t most, size_t *offered) noexcept nogil:
 cdef void sender_leave(Core *core, size_t left) noexcept nogil:
     """The socket has taken so many bytes more."""
     cdef Session *session = &core.session
-    cdef Urb *urb
-    while session.outbox != NULL and left >= session.outbox.reply_length - session.sent:
-        urb = session.outbox
-        left -= urb.reply_length - session.sent
-        session.sent = 0
-        session.outbox = urb.next
+    cdef Urb *urb = session.outbox
+    cdef Urb *following
+    cdef size_t bulk = 0
+    left += session.sent
+    while urb != NULL and left >= urb.reply_length:
+        left -= urb.reply_length
         if urb == session.urgent_last:
             session.urgent_last = NULL
         if urb.type == BULK and urb.wire_in:
-            session.overtaking = 0
+            bulk += urb.reply_length
+        following = urb.next
         pool_give(&core.pool, urb)
-    session.sent += left
+        urb = following
+    session.outbox = urb
+    session.sent = left
+    if bulk:
+        session.bulk_placed -= bulk
+        session.overtaking = 0
 
 
 cdef void sender_send(Core *core) noexcept nogil:
@@ -189,7 +199,7 @@ cdef void sender_send(Core *core) noexcept nogil:
     memset(&message, 0, sizeof(message))
     session.blocked = False
     while session.outbox != NULL or session.bulk_waits:
-        most = PROMPT if session.prompt else OFFERED
+        most = session.most
         pieces = sender_gather(core, session.sent + most, &offered)
         skip = session.sent
         offered -= skip
@@ -199,7 +209,7 @@ cdef void sender_send(Core *core) noexcept nogil:
             first += 1
         core.gather[first].iov_base = <uint8_t *>core.gather[first].iov_base + skip
         core.gather[first].iov_len -= skip
-        if session.prompt:
+        if most == PROMPT:
             while offered >= most + core.gather[pieces - 1].iov_len:
                 pieces -= 1
                 offered -= core.gather[pieces].iov_len
@@ -221,6 +231,6 @@ cdef void sender_send(Core *core) noexcept nogil:
         if <size_t>sent < offered:  # it is full: to ask again would cost a call that says so
             session.blocked = True
             return
-        if session.prompt:
+        if most == PROMPT:
             session.blocked = session.outbox != NULL or session.bulk_waits != 0
             return

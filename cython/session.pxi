@@ -5,6 +5,7 @@ cdef void session_reset(Session *session) noexcept nogil:
     """As every session begins."""
     memset(session, 0, sizeof(Session))
     session.client = -1
+    session.most = OFFERED
 
 
 cdef void session_fail(Core *core, const char *problem) noexcept nogil:
