@@ -33,11 +33,11 @@
 #   the bulk data, while a bus leaves them a fifth (USB 2.0, 5.6.4).  So when OVERTAKING bytes have overtaken, one bulk
 #   reply becomes urgent.
 #
-# None of this helps a reply that the kernel has already taken: it holds megabytes.  TCP_NOTSENT_LOWAT makes the socket
-# unwritable while it holds PROMPT bytes that could not be sent yet.  Linux takes no more either; macOS does
-# (tcp_notsent_lowat_check in bsd/netinet/tcp_subr.c), so each time that poll finds it writable it is offered
-# PROMPT bytes at most.  That costs system calls, so it begins with the first interrupt or isochronous URB: sessions of
-# disks have none.
+# None of this helps where the kernel has taken the bulk data already: it holds megabytes.  With TCP_NOTSENT_LOWAT poll
+# finds the socket writable only while it holds less than PROMPT bytes that could not be sent yet.  Linux then takes no
+# more than that (tcp_stream_memory_free in net/ipv4/tcp.c).  On macOS it limits poll alone (sowriteable in
+# bsd/kern/uipc_socket2.c), so each time that poll finds the socket writable it is offered PROMPT bytes at most.  All
+# that costs system calls, so it begins with the first interrupt or isochronous URB: sessions of disks have none.
 
 
 cdef void sender_be_prompt(Core *core) noexcept nogil:

@@ -220,7 +220,7 @@ def test_the_kernel_holds_little_from_the_first_interrupt_or_isochronous_urb_on(
 
 @given(st.data(), st.booleans())
 def test_each_urb_ends_once_and_in_order(data: st.DataObject, as_on_macos: bool) -> None:
-    """`ReplyReader` raises for a reply too many, and for a RET_UNLINK that does not fit what came before it."""
+    """`ReplyReader` raises for a reply too many, and for a RET_UNLINK that does not fit those before it."""
     rig = Rig(as_on_macos=as_on_macos)
     rig.narrow()
     sizes = st.sampled_from([1, 500, 5000, 40 * KIB, 200 * KIB])
