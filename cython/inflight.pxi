@@ -43,10 +43,11 @@ cdef void inflight_answer(Core *core, Urb *urb, int32_t status) noexcept nogil:
     sender_add(core, urb)
 
 
-cdef void inflight_answer_unlink(Core *core, Urb *reply, int32_t status) noexcept nogil:
-    """RET_UNLINK."""
-    urb_encode_ret_unlink(reply, status)
-    sender_add(core, reply)
+cdef void inflight_answer_unlink(Core *core, Urb *reply) noexcept nogil:
+    """RET_UNLINK for an UNLINK that names no URB in flight."""
+    urb_encode_ret_unlink(reply, 0)
+    reply.type = CONTROL  # it carries no bulk data
+    sender_add_behind(core, reply)
 
 
 cdef void inflight_submit(Core *core, Urb *urb) noexcept nogil:
@@ -81,8 +82,8 @@ cdef void inflight_submit(Core *core, Urb *urb) noexcept nogil:
 #     both        cancelled when some bytes had moved: RET_SUBMIT with -ECONNRESET, their number and those of an IN,
 #                 then RET_UNLINK with 0.  A host controller of the client would hand them to the driver, too.
 #   (Linux's own stub answers with RET_UNLINK alone in all three, and loses what an IN URB had read.)
-#   The URB is not in the table: it was answered, or there never was one.  RET_UNLINK with 0; the outbox keeps
-#   order, so a RET_SUBMIT that is still waiting there leaves first (stub_rx.c, stub_recv_cmd_unlink).
+#   The URB is not in the table: it was answered, or there never was one.  RET_UNLINK with 0; a RET_SUBMIT
+#   that is still waiting to be sent leaves first (sender_add_behind; stub_rx.c, stub_recv_cmd_unlink).
 #   The SUBMIT is still to come.  Linux sends SUBMITs and UNLINKs from two queues, and an UNLINK can overtake
 #   (vhci_tx_loop in vhci_tx.c).  Answered with 0, the client would give the URB back, and hang up when the RET_SUBMIT
 #   comes.  So an UNLINK of a seqnum between that of the last SUBMIT and its own waits; the SUBMIT is then not carried
@@ -107,10 +108,10 @@ cdef void inflight_settle_early(Core *core, Urb *urb) noexcept nogil:
     session.early = NULL
     while reply != NULL:
         following = reply.next
-        if reply.unlinks == urb.seqnum:
+        if reply.names == urb.seqnum:
             urb_append(&urb.unlink_reply, &last, reply)
-        elif inflight_is_newer(urb.seqnum, reply.unlinks):
-            inflight_answer_unlink(core, reply, 0)
+        elif inflight_is_newer(urb.seqnum, reply.names):
+            inflight_answer_unlink(core, reply)
         else:
             urb_append(&session.early, &session.early_last, reply)
         reply = following
@@ -123,7 +124,7 @@ cdef void inflight_expire_early(Core *core) noexcept nogil:
     while session.early != NULL and core.now - session.early.submitted >= EARLY_TIME:
         reply = session.early
         session.early = reply.next
-        inflight_answer_unlink(core, reply, 0)
+        inflight_answer_unlink(core, reply)
 
 
 cdef void inflight_unlink(Core *core, uint32_t seqnum, Urb *reply) noexcept nogil:
@@ -132,13 +133,13 @@ cdef void inflight_unlink(Core *core, uint32_t seqnum, Urb *reply) noexcept nogi
     cdef Urb *urb = inflight_find(core, seqnum)
     core.counters.unlinks += 1
     reply.state = URB_DONE
+    reply.names = seqnum
     if (urb == NULL and session.newest and inflight_is_newer(seqnum, session.newest)
             and inflight_is_newer(reply.seqnum, seqnum)):
-        reply.unlinks = seqnum
         reply.submitted = core.now
         urb_append(&session.early, &session.early_last, reply)
     elif urb == NULL:
-        inflight_answer_unlink(core, reply, 0)
+        inflight_answer_unlink(core, reply)
     elif urb.unlink_reply != NULL:
         reply.next = urb.unlink_reply.next
         urb.unlink_reply.next = reply
@@ -184,6 +185,12 @@ cdef void inflight_completed(Backend *backend, Urb *urb) noexcept nogil:
     session.controls -= urb.type == CONTROL and urb.state == URB_PENDING
     inflight_remove(core, urb)
     urb.unlink_reply = NULL
+    following = reply
+    while following != NULL:  # it leaves behind the others of this endpoint
+        following.type = urb.type
+        following.endpoint = urb.endpoint
+        following.wire_in = urb.wire_in
+        following = following.next
     if session.closing:
         pool_give(&core.pool, urb)
     elif cancelled and reply != NULL and not moved:
@@ -202,7 +209,8 @@ cdef void inflight_completed(Backend *backend, Urb *urb) noexcept nogil:
         if session.closing:
             pool_give(&core.pool, reply)
         else:
-            inflight_answer_unlink(core, reply, verdict)
+            urb_encode_ret_unlink(reply, verdict)
+            sender_add(core, reply)
         verdict = 0
         reply = following
 
@@ -210,7 +218,7 @@ cdef void inflight_completed(Backend *backend, Urb *urb) noexcept nogil:
 cdef int inflight_cancel(Core *core, int interface) noexcept nogil:
     """Asks the URBs of one interface to end, -1: all; how many of them are still to come back.
 
-    Cancelling may complete others, which stay readable in the outbox or the pool.
+    Cancelling may complete others, which stay readable, to be sent or in the pool.
     """
     cdef int i, left = 0
     cdef Urb *urb

@@ -28,7 +28,7 @@
 #                   simulated_model_reset, simulated_model_halt_cleared
 #   linux_errno.pxi  linux_errno_of_libusb, linux_errno_of_request
 #   counters.pxi    counters_take_snapshot, counters_add_completion
-#   sender.pxi      sender_add, sender_send
+#   sender.pxi      sender_add, sender_add_behind, sender_settle, sender_be_prompt, sender_send
 
 from cpython.buffer cimport PyBUF_READ, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.memoryview cimport PyMemoryView_FromMemory
@@ -46,6 +46,8 @@ from posix.time cimport timeval
 cdef extern from *:
     """
     #include <arpa/inet.h>
+    #include <netinet/in.h>
+    #include <netinet/tcp.h>
     #include <poll.h>
     #include <stdint.h>
     #include <sys/socket.h>
@@ -64,12 +66,14 @@ cdef extern from *:
         return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
     }
     """
+    int IPPROTO_TCP
     int MSG_NOSIGNAL
     short POLLIN
     short POLLOUT
     short POLLERR
     short POLLHUP
     short POLLRDHUP
+    int TCP_NOTSENT_LOWAT
     uint32_t NO_PACKETS      # number_of_packets of an URB that is not isochronous: usbip_protocol.rst
 
     cdef struct pollfd:
@@ -90,6 +94,7 @@ cdef extern from *:
     int poll(pollfd *fds, unsigned int count, int timeout) nogil
     ssize_t recvmsg(int fd, msghdr *message, int flags) nogil
     ssize_t sendmsg(int fd, const msghdr *message, int flags) nogil
+    int setsockopt(int fd, int level, int option, const void *value, unsigned int length) nogil
     int64_t monotonic_us() nogil  # microseconds of CLOCK_MONOTONIC
 
 
@@ -107,6 +112,9 @@ cdef enum:
     READS_A_ROUND = 16       # then the device and the replies have their turn
     GATHER = 512             # pieces of replies that leave in one sendmsg, at most; IOV_MAX is 1024
     OFFERED = 512 << 10      # bytes of replies, after which no more are gathered: sockets seldom take so much
+    PROMPT = 32 << 10        # the same, and TCP_NOTSENT_LOWAT, for a client that is to be answered promptly
+    TURN = 64 << 10          # bytes after which it is the next endpoint's turn to send bulk data
+    OVERTAKING = 256 << 10   # bytes of urgent replies that overtake a bulk reply, at most
     # microseconds
     DRAIN_TIME = 1500000     # that cancelled URBs get to come back: less than DISCONNECT_TIMEOUT
     EARLY_TIME = 1000000     # that an UNLINK waits for its SUBMIT
@@ -248,7 +256,7 @@ cdef struct Urb:
     Urb *unlink_reply        # the RET_UNLINK that will say how the race ended; set: an UNLINK came for this URB
     UrbState state
     uint32_t seqnum
-    uint32_t unlinks         # of an UNLINK that came before its SUBMIT: the seqnum that it names
+    uint32_t names           # seqnum of a SUBMIT: its own, or the one to be unlinked
     uint8_t endpoint         # bEndpointAddress: 0x80 set for IN; control: 0x80 as in bmRequestType
     uint8_t wire_in          # the header's direction: decides which way data crosses the socket
     TransferType type
@@ -400,6 +408,10 @@ cdef enum Wake:              # why the pump went back to Python
     WAKE_SIGNAL = 5
     WAKE_CLAIM_LOST = 6      # see Backend.unclaimed
 
+cdef struct Queue:
+    Urb *first               # oldest first
+    Urb *last
+
 # One client's session.  What begins with a client and ends with it is here, and nothing else: `session_reset` clears it
 # as a whole.  What a client leaves behind is in Core: the state of the device, which `Pump.restore` puts right, and
 # memory, which `pool_empty` frees.
@@ -426,10 +438,18 @@ cdef struct Session:
     Urb *early_last
     uint32_t newest          # seqnum of the last SUBMIT; 0: there was none
 
-    Urb *outbox              # replies to be sent, oldest first
+    Urb *outbox              # replies in the order in which they leave
     Urb *outbox_last
-    size_t sent              # bytes of the oldest that the socket has taken
+    Urb *urgent_last         # the last one of these that bulk data must not overtake; NULL: there is none
+    size_t sent              # bytes of the first that the socket has taken
+    size_t overtaking        # bytes of urgent replies since a bulk reply left
+    Queue bulk[16]           # bulk data that waits for a place in the outbox, by number of the IN endpoint
+    uint32_t bulk_waits      # a bit for each of these that is not empty
+    size_t bulk_placed       # bytes of the bulk data that have a place
+    int turn                 # the one whose turn it is
+    size_t turn_taken        # bytes that it has had of it
     bint blocked             # the socket takes no more for now
+    size_t most              # bytes offered to it at once; PROMPT: the client has interrupt or isochronous URBs
 
     char problem[PROBLEM_SIZE]
     Urb *in_flight[BUCKETS]  # by seqnum

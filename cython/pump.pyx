@@ -54,7 +54,7 @@ cdef void pump_work(Core *core) noexcept nogil:
         inflight_expire_early(core)
         if core.pool.device_kept and core.now - session.heard >= DEVICE_IDLE:
             pool_return_device_memory(&core.pool)
-        if session.outbox != NULL and not session.blocked:
+        if (session.outbox != NULL or session.bulk_waits) and not session.blocked:
             sender_send(core)
         if not session.stalled or session.wake != RUNNING:
             return

@@ -57,6 +57,8 @@ cdef bint receiver_read_submit(Core *core, const uint8_t *header) noexcept nogil
             type = <TransferType>(endpoint.bmAttributes & 3)
             if type == CONTROL:  # besides endpoint 0: it must not end up there
                 refusal = -LINUX_EINVAL
+    if (type == INTERRUPT or type == ISOCHRONOUS) and session.most != PROMPT:
+        sender_be_prompt(core)
     if type == ISOCHRONOUS and count != NO_PACKETS:
         packets = count
     if packets > MAX_ISO_PACKETS:
@@ -81,7 +83,7 @@ cdef bint receiver_read_submit(Core *core, const uint8_t *header) noexcept nogil
     if urb == NULL:
         return False
     urb.state = URB_RECEIVING
-    urb.seqnum = seqnum
+    urb.seqnum = urb.names = seqnum
     urb.endpoint = address
     urb.wire_in = is_in
     urb.type = type

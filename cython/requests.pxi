@@ -111,10 +111,14 @@ cdef int requests_carry_out_blocking(Core *core, Urb *urb, Request request) noex
 
 cdef void requests_start(Core *core, Urb *urb, Request request) noexcept nogil:
     """A control URB whose turn it is."""
+    cdef int result
     if request == PASSES:
         inflight_submit(core, urb)
-    else:
-        inflight_answer(core, urb, requests_carry_out(core, urb, request))
+        return
+    result = requests_carry_out(core, urb, request)
+    if request != CLEARS_HALT:
+        sender_settle(core)
+    inflight_answer(core, urb, result)
 
 
 cdef void requests_begin(Core *core, Urb *urb) noexcept nogil:

@@ -281,7 +281,7 @@ class HostileClient:
 
     def _on_the_way(self) -> tuple[int, int]:
         """Bytes that the pump has left in its socket, and bytes of a reply that is not whole."""
-        answer = fcntl.ioctl(self._rig._pumps_client, termios.FIONREAD, bytes(4))
+        answer = fcntl.ioctl(self._rig.pumps_client, termios.FIONREAD, bytes(4))
         return int.from_bytes(answer, "little"), len(self._rig.replies._buffer)
 
     def _look_at_heap(self) -> None:

@@ -166,7 +166,7 @@ class Bench:
         self.extension = BlockingChannel(ours, "extension", CHILDREN)
         self._channel = BlockingChannel(theirs, "worker", CHILDREN)
         self.worker = Worker(self._channel, Holder(rig), rig.pump)
-        self.worker._client = rig._pumps_client
+        self.worker._client = rig.pumps_client
 
     def __enter__(self) -> Self:
         return self

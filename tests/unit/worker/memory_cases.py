@@ -200,7 +200,7 @@ def test_cached_memory_is_freed_before_an_urb_fails() -> None:
 
 def test_answers_without_memory_wait_for_a_client_that_does_not_read(make: Callable[[], Rig]) -> None:
     rig = make()
-    for each in (rig.client, rig._pumps_client):
+    for each in (rig.client, rig.pumps_client):
         each.setsockopt(SOL_SOCKET, SO_SNDBUF, 4096)
     memory.memory_fails(*ALL)
     submits = [rig.submit(BULK_IN, 1000) for _ in range(3000)]

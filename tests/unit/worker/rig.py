@@ -163,24 +163,28 @@ class Rig:
         self.seqnum = 0
         self.attach()
 
-    def attach(self) -> None:
-        """A new client: what the test writes and reads from now on."""
-        self._pumps_client, self.client = socket.socketpair()
+    def attach(self, pair: tuple[socket.socket, socket.socket] | None = None) -> None:
+        """A new client: what the test writes and reads from now on; `pair`: the pump's socket and its."""
+        self.pumps_client, self.client = pair or socket.socketpair()
         self.client.setblocking(False)
         self.replies = ReplyReader()
-        self.pump.attach(self._pumps_client.fileno())
+        self.pump.attach(self.pumps_client.fileno())
+
+    def narrow(self) -> None:
+        """The socket to the client holds a few KiB from now on."""
+        self.pumps_client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 
     def finish(self) -> bool:
         """The worker's end of a session."""
         drained = self.pump.finish()
-        self._pumps_client.close()
+        self.pumps_client.close()
         self.client.close()
         return drained
 
     def close(self) -> None:
         """No descriptor stays open."""
         del self.pump
-        for each in (self._pumps_client, self.client, self._pumps_channel, self._channel):
+        for each in (self.pumps_client, self.client, self._pumps_channel, self._channel):
             each.close()
 
     @property
@@ -206,14 +210,26 @@ class Rig:
     def received(self) -> list[Reply]:
         """The replies that have reached the client."""
         found: list[Reply] = []
-        while True:
-            try:
-                data = self.client.recv(1 << 20)
-            except BlockingIOError:
-                return found
-            if not data:
-                return found
+        while data := self.read():
             found += self.replies.feed(data)
+        return found
+
+    def read(self, most: int = 1 << 20) -> bytes:
+        """What has reached the client; empty: nothing, or the end."""
+        try:
+            return self.client.recv(most)
+        except BlockingIOError:
+            return b""
+
+    def rest(self) -> list[Reply]:
+        """All replies, however little the socket takes at once; waits until no URB is in flight."""
+        while self.counters.in_flight:
+            self.turn()
+        found: list[Reply] = []
+        while data := self.read():
+            found += self.replies.feed(data)
+            self.turn()
+        return found
 
     def awaited(self) -> list[Reply]:
         """Replies that take the time of a service interval or two; fails after five seconds."""
