@@ -86,6 +86,10 @@ class Discovery(Protocol):
     def problem(self) -> str | None:
         """What is unknown because the system does not answer."""
 
+    @property
+    def left_out(self) -> Mapping[str, UsbipdError]:
+        """By busid: devices that are present and not listed, and why."""
+
 
 class PlugEvents(Protocol):
     """The part of a listener for system events that the checks use."""

@@ -7,11 +7,12 @@ from typing import Final
 from usbipd import findings, privileges
 from usbipd.extension.check_context import CheckContext, Host
 from usbipd.extension.supervisor import Child
-from usbipd.findings import Finding, failed, ok, warning
+from usbipd.findings import Finding, failed, ok, steps_of, warning
 from usbipd.ipc.control_messages import CheckState
 from usbipd.protocol.constants import Speed
 from usbipd.usb import libusb_version
 from usbipd.usb.daemon_thread import call_in_daemon_thread
+from usbipd.usb.discovery import BY_RULE
 
 ISOCHRONOUS_PANIC: Final = "26.3.1"  # https://github.com/libusb/libusb/issues/1762
 
@@ -127,7 +128,7 @@ async def check_libusb(context: CheckContext) -> list[Finding]:
 
 
 async def check_devices(context: CheckContext) -> list[Finding]:
-    """Whether the system lists its devices; nothing where only simulated ones are shared."""
+    """Whether the system lists its devices, and which cannot be shared; nothing with simulated ones only."""
     if context.discovery is None:
         return []
     devices = await context.manager.list_devices()
@@ -140,7 +141,13 @@ async def check_devices(context: CheckContext) -> list[Finding]:
                 "See what the kernel reports: `sudo dmesg`.",
             )
         ]
-    return [ok(f"real devices that could be shared: {sum(not device.simulated for device in devices)}")]
+    unusable = [
+        warning(f"{busid} cannot be shared: {error.message}", *steps_of(error))
+        for busid, error in sorted(context.discovery.left_out.items())
+        if error.code not in BY_RULE
+    ]
+    count = sum(not device.simulated for device in devices)
+    return unusable or [ok(f"real devices that could be shared: {count}")]
 
 
 async def check_hotplug(context: CheckContext) -> list[Finding]:

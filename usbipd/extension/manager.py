@@ -31,13 +31,14 @@ from usbipd.ipc.control_messages import (
     DeviceMemory,
     HardwareId,
     HistoryEvent,
+    LeftOutInfo,
     ListResult,
     UnbindParameters,
     UnbindResult,
 )
 from usbipd.log import LIMITED
 from usbipd.usb.daemon_thread import call_in_daemon_thread
-from usbipd.usb.discovery import DeviceRecord, DeviceSource
+from usbipd.usb.discovery import HUB, DeviceRecord, DeviceSource
 from usbipd.usb.identity import DeviceRule
 from usbipd.usb.ownership import Ownership
 
@@ -276,7 +277,16 @@ class SystemExtensionManager:
         """
         records = await self._list_records()
         devices = await self._describe(records)
-        return ListResult(devices=devices, bindings=self._bindings.describe(self._bindings.all(), records))
+        return ListResult(
+            devices=devices,
+            bindings=self._bindings.describe(self._bindings.all(), records),
+            left_out=[
+                LeftOutInfo(busid=busid, reason=error.message, code=error.code, advice=error.advice)
+                for source in self._sources
+                for busid, error in sorted(source.left_out.items())
+                if error is not HUB
+            ],
+        )
 
     # ---- requests of clients -------------------------------------------------------------------------------
 
@@ -460,7 +470,7 @@ class SystemExtensionManager:
         if record is not None:
             return record
         for source in self._sources:
-            if (reason := source.why_not(busid)) is not None:
+            if (reason := source.left_out.get(busid)) is not None:
                 raise UsbipdError(
                     f"{busid} cannot be shared: {reason.message}", code=reason.code, advice=reason.advice
                 )

@@ -134,11 +134,22 @@ class LoggedError(Message, frozen=True):
     message: str
 
 
+class LeftOutInfo(Message, frozen=True):
+    """A device that is plugged in and cannot be shared."""
+
+    busid: str
+    reason: str
+    code: str
+    advice: str | None
+
+
 class ListResult(Message, frozen=True):
     """Every device of this host that could be shared, and every binding."""
 
     devices: list[DeviceInfo]
     bindings: list[BindingInfo]
+    left_out: list[LeftOutInfo] = msgspec.field(default_factory=list)
+    """Without hubs."""
 
     def instead_of(self, binding: BindingInfo) -> DeviceInfo | None:
         """The device at the port of a binding whose own device is not plugged in.

@@ -137,7 +137,7 @@ def test_permission(
     assert check.state is state
     assert bool(check.steps) == (state is CheckState.WARNING)
     if check.steps:
-        assert ("make the group" in check.steps[1]) == (group is None)
+        assert ("create the group" in check.steps[1]) == (group is None)
 
 
 def test_a_runtime_directory_that_an_extension_makes(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_the_store(tmp_path: Path) -> None:
     directory.mkdir()
     assert "does not exist" in offline_checks.check_state().message
     (directory / "usbipd.sqlite").write_bytes(b"SQLite format 3\0")
-    assert offline_checks.check_state().message.endswith("is there")
+    assert offline_checks.check_state().message.endswith("is readable")
 
 
 def test_a_store_that_cannot_be_read(tmp_path: Path) -> None:

@@ -98,9 +98,6 @@ class FakeSource:
         self.lists += 1
         return list(self.records.values())
 
-    def why_not(self, busid: str) -> UsbipdError | None:
-        return self.left_out.get(busid)
-
     async def find(self, busid: str) -> DeviceRecord | None:
         return self.records.get(busid)
 

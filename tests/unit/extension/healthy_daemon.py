@@ -190,6 +190,12 @@ class FakeHotplug:
     problem: str | None = None
 
 
+@dataclass
+class FakeDiscovery:
+    problem: str | None = None
+    left_out: dict[str, UsbipdError] = field(default_factory=dict)
+
+
 def linux(**changes: Any) -> Host:
     """A Linux host on which we are root, with `changes` applied."""
     facts: dict[str, Any] = {"uid": 0, "mac_version": "", "machine": "x86_64", "launch_daemon": None}
@@ -207,7 +213,7 @@ def make_context(**changes: Any) -> CheckContext:
         "manager": FakeManager(),
         "server": FakeServer(),
         "store": FakeStore(),
-        "discovery": FakeHotplug(),
+        "discovery": FakeDiscovery(),
         "hotplug": FakeHotplug(),
         "power": None,
         "control_socket": Path("/nowhere/control.sock"),

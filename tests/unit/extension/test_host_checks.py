@@ -8,6 +8,7 @@ import pytest
 import usb1
 
 from tests.unit.extension.healthy_daemon import (
+    FakeDiscovery,
     FakeHotplug,
     FakeManager,
     FakeServer,
@@ -36,6 +37,7 @@ from usbipd.extension.host_checks import (
 from usbipd.ipc.control_messages import CheckState
 from usbipd.ipc.row import Role
 from usbipd.privileges import RunAs
+from usbipd.usb.discovery import HUB
 from usbipd.usb.libusb_version import log_loaded
 
 USBIPD = RunAs(user="usbipd", uid=990, gid=990)
@@ -205,8 +207,22 @@ def test_devices() -> None:
 
 def test_devices_of_a_system_that_does_not_answer() -> None:
     problem = "the kernel does not answer about 1-3"
-    found = finding(check_devices, make_context(discovery=FakeHotplug(problem)))
+    found = finding(check_devices, make_context(discovery=FakeDiscovery(problem)))
     assert (found.state, found.message) == (CheckState.WARNING, problem)
+
+
+def test_a_device_that_cannot_be_shared_is_named() -> None:
+    left_out = {
+        "1-1": UsbipdError(
+            "usbfs cannot claim interface 70", code="unusable-descriptors", advice="try usbip-host"
+        ),
+        "1-2": HUB,
+        "1-3": UsbipdError("it is imported", code="imported"),
+    }
+    found = finding(check_devices, make_context(discovery=FakeDiscovery(left_out=left_out)))
+    assert found.state is CheckState.WARNING
+    assert found.message == "1-1 cannot be shared: usbfs cannot claim interface 70"
+    assert found.steps == ("Try usbip-host",)
 
 
 def test_devices_that_cannot_be_listed() -> None:

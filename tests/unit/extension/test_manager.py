@@ -29,9 +29,10 @@ from usbipd.ipc.control_messages import (
     BindParameters,
     DeviceState,
     HistoryEvent,
+    LeftOutInfo,
 )
 from usbipd.ipc.messages import Command
-from usbipd.usb.discovery import DeviceRecord
+from usbipd.usb.discovery import HUB, DeviceRecord
 from usbipd.usb.identity import DeviceRule
 
 
@@ -115,6 +116,14 @@ async def test_binding_a_device_that_is_not_offered(host: Host) -> None:
     with pytest.raises(UsbipdError, match="2-1 cannot be shared: it is imported") as caught:
         await host.bind("2-1")
     assert (caught.value.code, caught.value.advice) == ("imported", "offer_imported")
+
+
+async def test_what_is_not_offered_is_listed_with_its_reason_except_hubs(host: Host) -> None:
+    host.source.left_out = {"2-2": HUB, "2-1": UsbipdError("it is imported", code="imported")}
+    listed = await host.manager.survey()
+    assert listed.left_out == [
+        LeftOutInfo(busid="2-1", reason="it is imported", code="imported", advice=None)
+    ]
 
 
 async def test_a_bind_that_fails_binds_nothing(host: Host, spawner: FakeSpawner) -> None:
