@@ -156,7 +156,8 @@ def _claim_of(parameters: ClaimParameters) -> Claim:
 def hold_device(parameters: ClaimParameters) -> HeldDevice:
     """Claims the device; blocks until its drivers have released it.
 
-    Raises `ClaimError` when another process or driver holds it, `UsageError` for a wrong option of a simulated device.
+    Raises `ClaimError` when another process or driver holds it, `UsageError` for a wrong option of a
+    simulated device.
     """
     if parameters.simulated is None:
         return HeldUsbDevice(parameters)
