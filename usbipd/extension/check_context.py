@@ -76,7 +76,7 @@ class StoreView(Protocol):
         """What recovery found and did when the store was opened."""
 
     async def check(self) -> list[UsbipdError]:
-        """What is wrong with it now; code `KEPT_ASIDE`: an old file that was set aside."""
+        """What is wrong with it now; code `SET_ASIDE`: an old file that was set aside."""
 
 
 class Discovery(Protocol):

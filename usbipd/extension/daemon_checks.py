@@ -14,7 +14,7 @@ from usbipd.addresses import ListenAddress, parse_listen
 from usbipd.extension.check_context import CheckContext, SharedDevice
 from usbipd.extension.device import ClaimState
 from usbipd.extension.liveness import silence_of
-from usbipd.extension.store_file import KEPT_ASIDE
+from usbipd.extension.store_file import SET_ASIDE
 from usbipd.extension.supervisor import LONGEST_DELAY, Child
 from usbipd.findings import Finding, failed, ok, steps_of, warning
 from usbipd.ipc.control_messages import BindingInfo, ListResult
@@ -41,7 +41,7 @@ async def check_store(context: CheckContext) -> list[Finding]:
         for problem in context.store.problems
     ]
     found += [
-        (warning if error.code == KEPT_ASIDE else failed)(error.message, *steps_of(error))
+        (warning if error.code == SET_ASIDE else failed)(error.message, *steps_of(error))
         for error in await context.store.check()
     ]
     return found or [ok("bindings, claims and history are intact")]

@@ -128,7 +128,7 @@ async def check_libusb(context: CheckContext) -> list[Finding]:
 
 
 async def check_devices(context: CheckContext) -> list[Finding]:
-    """Whether the system lists its devices, and which cannot be shared; nothing with simulated ones only."""
+    """Whether devices can be listed, and which cannot be shared; no finding if all are simulated."""
     if context.discovery is None:
         return []
     devices = await context.manager.list_devices()

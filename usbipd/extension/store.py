@@ -188,7 +188,7 @@ class Store:
             _LOG.error("cannot record the end of the previous run in the history: %s", error)
 
     async def check(self) -> list[UsbipdError]:
-        """What is wrong with the store now; code `KEPT_ASIDE`: an old file that was set aside.
+        """What is wrong with the store now; code `SET_ASIDE`: an old file that was set aside.
 
         Reads the whole store and tries to write.
         """

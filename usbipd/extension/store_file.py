@@ -89,7 +89,7 @@ _ADVICE_OF_SYSTEM: Final = {
 }
 
 
-KEPT_ASIDE: Final = "store-kept"
+SET_ASIDE: Final = "store-kept"
 """The error code for an unusable file that was set aside earlier; harmless."""
 
 
@@ -156,7 +156,7 @@ class StoreFile:
             _LOG.error("%s", self._copy_problem)
 
     def problems_now(self) -> list[UsbipdError]:
-        """What is wrong with the files now, and (code `KEPT_ASIDE`) the files that were set aside."""
+        """What is wrong with the files now, and (code `SET_ASIDE`) the files that were set aside."""
         problems = []
         if not self.path.exists():
             message = f"{self.path} was removed while in use"
@@ -205,7 +205,7 @@ class StoreFile:
         kept = self._set_aside(self.path, why)
         copies = [self._copy(version) for version in range(len(store_tables.MIGRATIONS), 0, -1)]
         if kept is not None:
-            finding += f"; it was saved as {kept.name}"
+            finding += f"; the old files were saved as {kept.name}"
         elif not any(copy.exists() for copy in copies):  # the first start
             self._start_empty()
             return
@@ -277,7 +277,7 @@ class StoreFile:
             kept.append(
                 UsbipdError(
                     f"{self.directory / name} was set aside on {when} because {why}",
-                    code=KEPT_ASIDE,
+                    code=SET_ASIDE,
                     advice="Check whether you still need anything in it.\n"
                     f"Remove it: `sudo rm {shlex.quote(str(self.directory / name))}*`.",
                 )

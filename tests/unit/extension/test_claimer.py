@@ -380,8 +380,8 @@ DEVICE = UsbDevice(
     [
         (replace(DEVICE, busid="1-3"), "the worker claimed 1-3"),
         (replace(DEVICE, devnum=13), "the worker claimed 1-2"),
-        (replace(DEVICE, bDeviceClass=256), "cannot be described to clients"),
-        (replace(DEVICE, idVendor=-1), "cannot be described to clients"),
+        (replace(DEVICE, bDeviceClass=256), "cannot be encoded for clients"),
+        (replace(DEVICE, idVendor=-1), "cannot be encoded for clients"),
     ],
 )
 async def test_a_worker_that_reports_another_device(

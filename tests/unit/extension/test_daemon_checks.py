@@ -42,7 +42,7 @@ from usbipd.extension.daemon_checks import (
     check_workers,
 )
 from usbipd.extension.device import ClaimState, Failure
-from usbipd.extension.store_file import KEPT_ASIDE
+from usbipd.extension.store_file import SET_ASIDE
 from usbipd.extension.supervisor import Child
 from usbipd.findings import Finding
 from usbipd.ipc.control_messages import CheckState
@@ -58,7 +58,7 @@ def test_store_with_problems() -> None:
     """A present problem fails; a past repair and a file set aside are warnings."""
     wrong = [
         UsbipdError("it cannot be written", code="store", advice="free some space"),
-        UsbipdError("it was kept", code=KEPT_ASIDE, advice="Look at it.\nRemove it."),
+        UsbipdError("it was kept", code=SET_ASIDE, advice="Look at it.\nRemove it."),
     ]
     found = findings(check_store, make_context(store=FakeStore(problems=["it was damaged"], wrong=wrong)))
     assert [(each.state, each.message) for each in found] == [

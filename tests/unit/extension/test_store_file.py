@@ -32,7 +32,7 @@ from tests.unit.extension.stores import (
 )
 from usbipd.extension import store_tables
 from usbipd.extension.store import Store
-from usbipd.extension.store_file import KEPT_ASIDE
+from usbipd.extension.store_file import SET_ASIDE
 from usbipd.ipc.control_messages import HistoryEvent
 
 
@@ -176,12 +176,12 @@ def test_a_damaged_store_is_set_aside_and_the_copy_restored(
         assert name.startswith(f"{DATABASE}.damaged-20")
         assert sentence.startswith(f"{directory / DATABASE} was damaged (")
         assert finding in sentence
-        assert f"); it was saved as {name}; restored the last good copy, of 20" in sentence
+        assert f"); the old files were saved as {name}; restored the last good copy, of 20" in sentence
         assert sentence.endswith(", with 3 bindings")
         assert await store.bindings() == BINDINGS
         assert await store.claims() == [CLAIM]
         [aside] = await store.check()
-        assert aside.code == KEPT_ASIDE
+        assert aside.code == SET_ASIDE
         assert aside.message.startswith(f"{directory / name} was set aside on 20")
         assert aside.message.endswith(" UTC because it was damaged")
         assert f"`sudo rm {shlex.quote(str(directory / name))}*`" in str(aside.advice)
@@ -294,7 +294,7 @@ def test_a_newer_store_is_kept_with_its_log(directory: Path, image: Files) -> No
     [name] = kept(directory)
     assert name.startswith(f"{DATABASE}.newer-v77-20")
     versions = f"schema version 77, this release supports {VERSION}"
-    assert f"is of a newer release ({versions}); it was saved as {name}; restored the last" in sentence
+    assert f"is of a newer release ({versions}); the old files were saved as {name}; restored" in sentence
     assert Files.of(directory)[name] == found[DATABASE]
     assert Files.of(directory)[f"{name}-wal"] == found[LOG]
     with closing(sqlite3.connect(directory / name)) as connection:
@@ -332,7 +332,7 @@ def test_the_log_of_a_missing_store_is_not_applied_to_another(directory: Path, i
     assert bindings == []
     [name] = kept(directory)
     assert Files.of(directory)[f"{name}-wal"] == image[LOG]
-    assert f" was missing; it was saved as {name}; no good copy exists" in sentence
+    assert f" was missing; the old files were saved as {name}; no good copy exists" in sentence
     assert len(asyncio.run(check(directory))) == 1
 
 
@@ -399,7 +399,7 @@ def test_upgrades_and_downgrades(directory: Path, whole: Files, monkeypatch: pyt
     serials, [sentence] = start(ours)
     assert serials == ["S1", "S2", None]
     versions = f"schema version {VERSION + 1}, this release supports {VERSION}"
-    assert f"is of a newer release ({versions}); it was saved as" in sentence
+    assert f"is of a newer release ({versions}); the old files were saved as" in sentence
     assert start(ours) == (["S1", "S2", None, "S4"], [])
 
     (directory / f"{newer_copy}.new").mkdir()  # so that no copy is made, as if it were killed before

@@ -152,7 +152,7 @@ def test_the_holder_and_the_advice(
 @pytest.mark.parametrize(
     ("message", "text"),
     [
-        ("1-2 cannot be described to clients: x", "1-2 cannot be described to clients: x"),
+        ("1-2 cannot be encoded for clients: x", "1-2 cannot be encoded for clients: x"),
         ("libusb 1.0.9 is too old", "1-2 cannot be claimed: libusb 1.0.9 is too old"),
     ],
 )
