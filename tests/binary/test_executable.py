@@ -242,7 +242,7 @@ def test_a_name_of_a_host_with_letters_that_are_not_ascii() -> None:
     """The second label is empty, so no resolver is asked."""
     done = run(*USBIPD, "list", "--remote", "bücher..invalid")
     assert done.returncode == 1
-    assert "cannot find the host bücher..invalid: that is no host name" in done.stderr
+    assert "cannot find the host bücher..invalid: not a host name" in done.stderr
 
 
 @as_root
