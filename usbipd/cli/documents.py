@@ -9,7 +9,14 @@ from typing import Final
 import msgspec
 
 from usbipd.errors import UsbipdError
-from usbipd.ipc.control_messages import BindingInfo, CheckResult, DeviceInfo, HistoryEntry, StatusResult
+from usbipd.ipc.control_messages import (
+    BindingInfo,
+    CheckResult,
+    DeviceInfo,
+    HistoryEntry,
+    LeftOutInfo,
+    StatusResult,
+)
 from usbipd.ipc.messages import ErrorInfo
 
 FORMAT: Final = 1
@@ -26,6 +33,7 @@ class ListDocument(Document, frozen=True, kw_only=True):
 
     devices: list[DeviceInfo]
     bindings: list[BindingInfo]
+    left_out: list[LeftOutInfo]
 
 
 class RemoteInterface(msgspec.Struct, frozen=True):

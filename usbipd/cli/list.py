@@ -14,7 +14,7 @@ from usbipd.cli.remote import fetch_devlist
 from usbipd.cli.subcommand import Subcommand
 from usbipd.cli.table import Column, format_table, wrap
 from usbipd.cli.usb_class import class_name, count_classes
-from usbipd.ipc.control_messages import BindingInfo, DeviceInfo, ListResult
+from usbipd.ipc.control_messages import BindingInfo, DeviceInfo, LeftOutInfo, ListResult
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.protocol.constants import Speed
 from usbipd.protocol.op import UsbDevice
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
 def list_local(extension: ControlConnection, paint: Paint, *, timeout: float | None, as_json: bool) -> None:
     result = extension.request(Command.LIST, Nothing(), ListResult, timeout=timeout)
     if as_json:
-        emit(render(ListDocument(devices=result.devices, bindings=result.bindings)))
+        emit(render(ListDocument(devices=result.devices, bindings=result.bindings, left_out=result.left_out)))
         return
     if not result.devices:
         say("No shareable USB device is plugged in.")
@@ -66,7 +66,7 @@ def list_local(extension: ControlConnection, paint: Paint, *, timeout: float | N
 
 
 def format_list(result: ListResult, width: int, paint: Paint = plain) -> str:
-    """All of `usbipd list`: what is plugged in, and what is bound and is not."""
+    """All of `usbipd list`: what is plugged in, what is bound and is not, and what cannot be shared."""
     parts = []
     if result.devices:
         restrictions = format_restrictions(result, width)
@@ -76,6 +76,8 @@ def format_list(result: ListResult, width: int, paint: Paint = plain) -> str:
     if absent := [binding for binding in result.bindings if not binding.devices]:
         replacements = format_replacements(result, absent, width)
         parts.append(f"Bound, not plugged in:\n{format_absent(absent, width)}{replacements}")
+    if result.left_out:
+        parts.append(f"Plugged in, cannot be shared:\n{format_left_out(result.left_out, width)}")
     return "\n".join(parts)
 
 
@@ -99,6 +101,16 @@ def format_local(devices: list[DeviceInfo], width: int, paint: Paint) -> str:
         for device in devices
     ]
     return format_table(columns, rows, width, paint)
+
+
+def format_left_out(devices: list[LeftOutInfo], width: int) -> str:
+    """Why devices cannot be shared, and what to try."""
+    text = ""
+    for device in devices:
+        text += wrap(device.reason, width, "  ", first=f"{device.busid}: ")
+        if device.advice is not None:
+            text += wrap(device.advice, width, "    ", first="  hint: ")
+    return text
 
 
 def format_restrictions(result: ListResult, width: int) -> str:

@@ -129,14 +129,14 @@ def test_user_is_printed_unless_root(
 def test_an_empty_value_is_refused(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--run", "--simulate", "loopback", "--socket", f"{tmp_path}/no/run/control.sock", option, ""]
     assert ext.main(arguments, load_daemon) == 2
-    why = {"--log-to": "log destination '' is unknown", "--log-level": "log level '' is unknown"}
+    why = {"--log-to": "unknown log destination ''", "--log-level": "unknown log level ''"}
     assert why.get(option, f"{option}: the path is empty") in capsys.readouterr().err
 
 
 def test_a_byte_order_mark_is_named(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_bytes(b"\xef\xbb\xbflisten = []\n")
     assert ext.main(["--check-config", "--config", str(file)], load_daemon) == 2
-    assert f"{file}: begins with a byte order mark (BOM): save it" in capsys.readouterr().err
+    assert f"{file}: starts with a byte order mark (BOM): save it" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -155,7 +155,7 @@ def test_a_user_that_does_not_exist(file: Path, capsys: pytest.CaptureFixture[st
             "listen: cannot listen on 127.0.0.1:3240: 0.0.0.0:3240 is",
         ),
         ('listen = ["192.0.2.1"]', "cannot listen on 192.0.2.1:3240: this host has no such address"),
-        ('listen = ["::1:3240"]', "an IPv6 address with a port is written in brackets: [::1]:3240"),
+        ('listen = ["::1:3240"]', "write an IPv6 address with a port in brackets: [::1]:3240"),
         ('listen = ["fe80::1"]', "line 1: listen[0]: 'fe80::1' is not an address to listen on: link-local"),
         ('listen = ["fe80::1%no-such-one"]', "this host has no such address"),
         ('user = "no-such-user"', "user: no user 'no-such-user' on this host"),

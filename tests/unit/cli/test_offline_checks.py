@@ -74,7 +74,7 @@ def test_extension_that_cannot_report_its_status(extension: Extension, socket_pa
 
 
 def test_an_extension_that_refuses(extension: Extension, socket_path: Path) -> None:
-    with extension(lambda _request: UsbipdError("you may not", code="not-permitted")):
+    with extension(lambda _request: UsbipdError("permission denied", code="not-permitted")):
         assert states(examine(socket_path)) == {"extension": "failed"}
 
 
