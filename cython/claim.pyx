@@ -1,11 +1,11 @@
-"""The claim: takes a real device from the host's drivers, holds it, and gives it back.  Runs in workers.
+"""The claim: detaches a real device from the host's drivers, holds it, and releases it.  Runs in workers.
 
 libusb does the work on both systems (usbfs on Linux, IOKit capture on macOS).  A claim is made once, for the whole
-device, and given up once: on macOS the first detach captures the device and the last attach lets it go
-(darwin_usb.c), and libusb's automatic detaching would give it back at the first released interface.
+device, and released once: on macOS the first detach captures the device and the last attach releases it
+(darwin_usb.c), and libusb's automatic detaching would release it with the first interface.
 
-What libusb has open stays open until the process ends, which closes it: libusb_exit waits on macOS for a thread that
-may wait for a lock of libusb_exit's own (darwin_exit, up to 1.0.30), and libusb_close for a device that is gone.
+Files that libusb opens stay open until the process exits: on macOS libusb_exit waits for a thread that may wait for a
+lock of libusb_exit (darwin_exit, up to 1.0.30), and libusb_close waits for a device that has been removed.
 
 Nothing here retries or waits: the extension decides what happens after an error.
 """
@@ -36,9 +36,9 @@ cdef enum:
     CONFIGURATION_SIZE = 9   # USB 2.0 table 9-10
     DESCRIPTOR_TIME = 5000   # milliseconds: USB_CTRL_GET_TIMEOUT in include/linux/usb.h
 
-# What libusb complained of last, in its own words: they have what the host's stack said, which no code of libusb's
-# tells.  One device a process; libusb calls from within its functions, on macOS from a thread of its own too, which
-# must not wait for the GIL.
+# The last message of libusb: it has the error of the host's stack, which libusb's codes lack.  One device per
+# process; libusb calls from within its functions, on macOS also from a separate thread, which must not wait for the
+# GIL.
 cdef char last_words[LONGEST_WORDS]
 
 
@@ -47,7 +47,7 @@ cdef void keep_words(libusb_context *context, int level, const char *text) noexc
 
 
 cdef object error(int code, str what):
-    """What to try is for the extension to say (usbipd/usb/claim_errors.py): it knows who else has the device."""
+    """Without advice: the extension adds it (usbipd/usb/claim_errors.py), since it knows who holds the device."""
     name = libusb_error_name(code).decode()
     words = " ".join((<bytes>last_words).decode("utf-8", "backslashreplace").split())
     last_words[0] = 0
@@ -62,7 +62,7 @@ def libusb_runtime_version() -> tuple[int, int, int]:
 
 
 def libusb_runtime_name() -> str:
-    """The same with what the build adds to it, as "1.0.30-usbipd2"; packaging/libusb."""
+    """The version with the suffix of the build, such as "1.0.30-usbipd2"; packaging/libusb."""
     return dotted(libusb_runtime_version()) + libusb_get_version().rc.decode()
 
 
@@ -88,7 +88,7 @@ cdef class Claim:
     cdef readonly object handle
     """The libusb_device_handle, as a capsule for the pump."""
     cdef readonly list detached
-    """bInterfaceNumber of every interface whose driver was sent away, in that order."""
+    """bInterfaceNumber of every interface whose driver was detached, in that order."""
     cdef readonly list held
     """bInterfaceNumber of every claimed interface, in that order."""
     cdef readonly int configuration
@@ -262,7 +262,7 @@ cdef class Claim:
             raise error(code, f"configuration {self.configuration} cannot be set again")
 
     cdef object _clear_halts(self):
-        """macOS: endpoints may be halted at their first use after a capture.  A device that refuses is left alone."""
+        """macOS: endpoints may be halted at their first use after a capture.  Stops if the device refuses."""
         cdef int code
         cdef uint8_t address
         active = self.descriptors.configuration(self.configuration)

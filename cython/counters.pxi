@@ -1,5 +1,5 @@
-# The counter page: what a worker has moved, in memory that the extension maps.  Runs in workers; the layout is
-# described once more, for the reader, in usbipd/counters.py, and a test holds the two together.
+# The counter page: a worker's traffic, in memory that the extension maps.  Runs in workers; usbipd/counters.py
+# describes the same layout for the reader, and a test compares the two.
 # Only the pump writes, each word with one store: reading costs the pump nothing.
 
 cdef extern from *:
@@ -7,11 +7,11 @@ cdef extern from *:
 
 
 cdef inline void counters_take_snapshot(Counters *counters, int64_t now) noexcept nogil:
-    """Keeps what the counters say as a round begins, if the newest snapshot is a second old.
+    """Saves the counters at the start of a round, if the newest snapshot is at least a second old.
 
-    A round counts only after that.  So what was counted since a snapshot is younger than it, and between a second
-    after a snapshot and the next one nothing was counted: from this the reader makes rates.  No timer runs for
-    them, and an URB pays nothing.
+    A round counts only after that.  So everything counted since a snapshot is newer than it, and nothing is counted
+    between one second after a snapshot and the next one: the reader computes rates from this.  It needs no timer
+    and costs no time per URB.
     """
     if now - counters.newest.taken < WINDOW:
         return
@@ -23,7 +23,7 @@ cdef inline void counters_take_snapshot(Counters *counters, int64_t now) noexcep
 
 
 cdef inline void counters_add_latency(Counters *counters, int64_t microseconds) noexcept nogil:
-    """Bucket b has those below 2**b that are in no bucket before it."""
+    """Bucket b counts latencies below 2**b that are in no lower bucket."""
     cdef int bucket = 0
     if microseconds > 0:
         bucket = min(LATENCY_BUCKETS - 1, 64 - leading_zeros(<unsigned long long>microseconds))

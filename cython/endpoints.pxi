@@ -1,10 +1,10 @@
-# The endpoint map: which transfer type an endpoint of the active configuration and alternate settings has.  Runs
-# in workers.  The wire does not say (usbip_protocol.rst carries no type), and it changes with SET_CONFIGURATION
-# and SET_INTERFACE.
+# The endpoint map: the transfer type of each endpoint of the active configuration and alternate settings.  Runs in
+# workers.  USB/IP does not carry the type (usbip_protocol.rst), and it changes with SET_CONFIGURATION and
+# SET_INTERFACE.
 
 
 cdef inline int endpoints_index(uint8_t address) noexcept nogil:
-    """Where a table of endpoints has this bEndpointAddress: by number, + 16 for IN."""
+    """Index of this bEndpointAddress in a table of endpoints: the number, + 16 for IN."""
     return (address & 0x0f) + (16 if address & DIRECTION_IN else 0)
 
 
@@ -83,6 +83,6 @@ cdef inline Endpoint *endpoints_find(EndpointMap *map, uint8_t address) noexcept
 
 
 cdef inline int endpoints_interface_of(EndpointMap *map, Urb *urb) noexcept nogil:
-    """bInterfaceNumber that the URB's endpoint belongs to; -1: none, as for endpoint 0."""
+    """bInterfaceNumber of the URB's endpoint; -1: none, as for endpoint 0."""
     cdef Endpoint *endpoint = endpoints_find(map, urb.endpoint)
     return -1 if endpoint == NULL else endpoint.bInterfaceNumber

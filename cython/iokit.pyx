@@ -1,13 +1,13 @@
-"""The USB devices in the IORegistry of macOS, when they come and go, and when the system sleeps.
+"""The USB devices in the IORegistry of macOS, their arrivals and removals, and sleep and wake of the system.
 
 Runs in the extension; the report of `usbipd doctor` reads the registry too.
 
 The registry is the kernel's tree of devices, drivers and their clients.  Reading it sends nothing to a device and
-needs no rights.  Every call is a message to the kernel, which answers at once unless a driver is just being started
-or stopped; the GIL is released meanwhile.  Any thread may call, several at a time.
+needs no rights.  Every call is a message to the kernel, which answers at once unless a driver is being started or
+stopped; the GIL is released meanwhile.  Any number of threads may call at a time.
 
 Each reference to an object of the kernel or of CoreFoundation belongs to one `_Object` or `_Value`, which releases
-it when it is deallocated: exactly once, also when an exception is raised.
+it when it is deallocated: exactly once, even after an exception.
 """
 
 from collections import namedtuple
@@ -19,18 +19,18 @@ from iokit_min cimport *
 
 from usbipd.errors import UsbipdError
 
-ATTEMPTS = 5  # to read the tree without its changing meanwhile: a device that is plugged in changes it for a moment
+ATTEMPTS = 5  # to read the tree while it does not change; plugging in a device changes it for a moment
 
 Device = namedtuple("Device", "registry_id location ports properties")
 Entry = namedtuple("Entry", "depth class_name name registry_id properties")
 
-# Some devices match only the old name (libusb pull request 428), which may go.
+# Some devices match only the old name (libusb pull request 428), which may be removed.
 _CLASSES = (b"IOUSBHostDevice", b"IOUSBDevice")
 
-# The number of a port: in the device (older systems), in the port that it is connected to, and there since macOS 26.
+# The port number: in the device (older systems), or in the port that it is connected to; the last since macOS 26.
 _PORT_NAMES = ("PortNum", "port", "usb-port-number")
 
-# IOKit/IOReturn.h: the common errors from iokit_common_err(0x2bc) on, in their order; a hyphen has no name.
+# IOKit/IOReturn.h: the common errors from iokit_common_err(0x2bc) on, in order; a hyphen: no name.
 _FIRST_ERROR = 0xe00002bc
 _ERRORS = """
     Error NoMemory NoResources IPCError NoDevice NotPrivileged BadArgument LockedRead LockedWrite ExclusiveAccess
@@ -43,14 +43,14 @@ _ERROR_NAMES = {_FIRST_ERROR + n: f"kIOReturn{name}" for n, name in enumerate(_E
 
 
 def error_name(code: int) -> str:
-    """An IOReturn for people: `kIOReturnExclusiveAccess (0xe00002c5)`, or the number alone if it has no name."""
+    """An IOReturn for people: `kIOReturnExclusiveAccess (0xe00002c5)`, or only the number if it has no name."""
     number = code & 0xffffffff  # a kern_return_t is signed
     name = _ERROR_NAMES.get(number)
     return f"{name} ({number:#010x})" if name else f"{number:#010x}"
 
 
 class _Changed(Exception):
-    """The tree is no longer the one that was being read; carries what was noticed."""
+    """The tree changed while it was read; carries how that was detected."""
 
 
 cdef class _Object:
@@ -76,7 +76,7 @@ cdef class _Value:
 def usb_devices(keys: Sequence[str]) -> list[Device]:
     """All USB devices, hubs among them, in any order.
 
-    A `registry_id` is of one device from when it is enumerated until it is enumerated again or unplugged; a capture
+    A `registry_id` is valid from one enumeration of the device to the next, or until it is unplugged; a capture
     does not change it.  `location` is the locationID (32 bits), whose upper 8 bits are the number of the bus.  `ports`
     are the port numbers on the way from the bus to the device, by the rule of libusb (get_device_port in
     darwin_usb.c); none if it is connected nowhere, such as a root hub.  Unlike libusb this goes up the IOService
@@ -89,9 +89,9 @@ def usb_devices(keys: Sequence[str]) -> list[Device]:
 def entries_below(registry_id: int, keys: Sequence[str]) -> list[Entry]:
     """The USB device with this `registry_id` and all that is below it, depth first; none if it does not exist.
 
-    The device has depth 0.  Of each entry those properties are present that `keys` names, if it has them and they are
-    numbers or strings.  Texts are what the kernel, a driver or the device says; bytes that are not UTF-8 stand as
-    escapes, `\\xff`.  A device that is removed meanwhile does not exist.  Raises `UsbipdError`, code "iokit", if the
+    The device has depth 0.  Each entry has the properties in `keys` that exist and are numbers or
+    strings.  Texts come from the kernel, a driver or the device; bytes that are not UTF-8 become escapes, `\\xff`.
+    A device that is removed meanwhile does not exist.  Raises `UsbipdError`, code "iokit", if the
     registry cannot be read.
     """
     return _read(lambda: _below(registry_id, keys))
@@ -137,7 +137,7 @@ cdef dict _devices():
         for device in _services(class_name):
             number = _property(device, key)
             if isinstance(number, int):
-                found.setdefault(number & 0xffffffff, device)  # a number of 32 bits may come back as a negative one
+                found.setdefault(number & 0xffffffff, device)  # 32-bit numbers may be returned as negative
     return {_registry_id(device): (location, device) for location, device in found.items()}
 
 
@@ -154,7 +154,7 @@ cdef list _ports(_Object entry, dict devices, dict names):
 
 
 cdef int _port(_Object device, dict names):
-    """The number of the port that a device is connected to; 0: it is connected nowhere."""
+    """The number of the port that a device is connected to; 0: none."""
     number = _property(device, names["PortNum"])
     parent = _parent(device)
     for key in _PORT_NAMES[1:]:
@@ -181,7 +181,7 @@ cdef object _registry_id(_Object entry):
 
 
 cdef list _services(const char *class_name):
-    """All services of a class, and of those that are derived from it."""
+    """All services of a class and its subclasses."""
     cdef _Object iterator = _Object()
     cdef CFDictionaryRef matching = IOServiceMatching(class_name)
     cdef kern_return_t code
@@ -214,7 +214,7 @@ cdef object _collect(_Object entry, int depth, dict keys, list found):
 
 
 cdef list _drain(_Object iterator):
-    """All that an iterator has.  It ends early when what it goes through changes, and tells only if asked."""
+    """All objects of an iterator.  It stops early if the tree changes, which only IOIteratorIsValid reports."""
     cdef _Object each
     cdef bint valid
     found = []
@@ -233,7 +233,7 @@ cdef list _drain(_Object iterator):
 
 
 cdef object _check(kern_return_t code, str call):
-    # An entry that has just gone fails in more ways than one: another attempt does not find it any more.
+    # A removed entry fails in several ways; another attempt no longer finds it.
     if code != 0:
         raise _Changed(f"{call}: {error_name(code)}")
 
@@ -252,9 +252,9 @@ cdef dict _properties(_Object entry, dict names):
 
 
 cdef object _property(_Object entry, _Value key):
-    """A property that is a number or a string (of which 512 bytes are enough); None for everything else.
+    """A property that is a number or a string (up to 512 bytes); None for everything else.
 
-    Up to eight bytes of data are a number too, as the system's device tree has them.
+    Data of up to eight bytes is a number too, as in the device tree.
     """
     cdef _Value found = _Value()
     cdef int64_t number

@@ -1,7 +1,7 @@
-# USB devices that come and go.  Runs in the extension.
+# Arrivals and removals of USB devices.  Runs in the extension.
 #
 # IOKit posts each event to a queue of libdispatch, which calls `devices_changed` on a separate thread.  An iterator
-# posts the next event only after it was emptied.
+# posts the next event only after it has been emptied.
 
 cdef struct Watch:
     dispatch_queue_t queue
@@ -12,10 +12,10 @@ cdef struct Watch:
 
 @cython.no_gc_clear  # it may be called until it is closed
 cdef class DeviceListener:
-    """Calls `on_event()`, on a thread of the system's, for each USB device that arrives or leaves, until `close`.
+    """Calls `on_event()`, on a system thread, for each USB device that arrives or is removed, until `close`.
 
-    A device has arrived when its drivers in the kernel have been started.  Devices that are present already are not
-    announced: list them once this has returned.  `on_event` must return soon and not raise.  Raises `UsbipdError`,
+    A device has arrived when its kernel drivers have been started.  Devices that are already present are not
+    announced: list them after this has returned.  `on_event` must return soon and not raise.  Raises `UsbipdError`,
     code "iokit".
     """
 

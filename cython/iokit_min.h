@@ -1,7 +1,7 @@
 /*
- * The part of IOKit and CoreFoundation that iokit.pyx uses in the extension: all that it needs to be compiled where
- * there is no SDK of Apple's, for macOS by any compiler and for the tests of other systems.  With an SDK its headers
- * count, and what is asserted below is asserted of them.
+ * The part of IOKit and CoreFoundation that iokit.pyx uses in the extension: enough to compile it without an
+ * SDK of Apple's, for macOS by any compiler and for the tests on other systems.  With an SDK its headers are used, and
+ * the assertions below check them.
  *
  * IOKit: IOKit/IOKitLib.h, IOKit/IOTypes.h, IOKit/IOMessage.h, IOKit/IOCFPlugIn.h, IOKit/pwr_mgt/IOPMLib.h,
  * IOKit/usb/IOUSBLib.h and IOKit/usb/USB.h.  CoreFoundation: CFBase.h, CFData.h, CFNumber.h, CFString.h, CFUUID.h and
@@ -69,7 +69,7 @@ enum { kCFStringEncodingUTF8 = 0x08000100 };
 
 enum { kUSBReEnumerateReleaseDeviceMask = 1 << 29 };
 
-/* The functions of an interface of COM, of which those that are not used here are slots. */
+/* The functions of a COM interface; those that are not used here are slots. */
 #define USBIPD_UNKNOWN                                                            \
     void *reserved;                                                               \
     int32_t (*QueryInterface)(void *self, CFUUIDBytes interface_id, void **made); \
@@ -104,7 +104,7 @@ kern_return_t IOCreatePlugInInterfaceForService(io_object_t service, CFUUIDRef t
                                                 IOCFPlugInInterface ***made, int32_t *score);
 
 CFMutableDictionaryRef IOServiceMatching(const char *class_name);
-/* Takes over the caller's reference to `matching`, whatever comes out. */
+/* Takes over the caller's reference to `matching`, even on failure. */
 kern_return_t IOServiceGetMatchingServices(io_object_t main_port, CFDictionaryRef matching, io_object_t *iterator);
 kern_return_t IORegistryEntryGetChildIterator(io_object_t entry, const char *plane, io_object_t *iterator);
 kern_return_t IORegistryEntryGetParentEntry(io_object_t entry, const char *plane, io_object_t *parent);
@@ -125,7 +125,7 @@ kern_return_t IODeregisterForSystemPower(io_object_t *notifier);
 kern_return_t IOAllowPowerChange(io_object_t connection, intptr_t id);
 
 IONotificationPortRef IONotificationPortCreate(io_object_t main_port);
-/* Takes over the caller's reference to `matching`, whatever comes out. */
+/* Takes over the caller's reference to `matching`, even on failure. */
 kern_return_t IOServiceAddMatchingNotification(IONotificationPortRef port, const char *kind, CFDictionaryRef matching,
                                                IOServiceMatchingCallback callback, void *context,
                                                io_object_t *iterator);
@@ -162,7 +162,7 @@ static_assert(offsetof(IOUSBDeviceInterface197, USBDeviceOpen) == 8 * 8 &&
 
 #endif
 
-/* What iokit_min.pxd tells Cython, and what the calling convention rests on: LP64, arm64 and x86_64 alike. */
+/* Assumptions of iokit_min.pxd and of the calling convention: LP64, arm64 and x86_64 alike. */
 static_assert(sizeof(io_object_t) == 4, "io_object_t");
 static_assert(sizeof(io_name_t) == 128, "io_name_t");
 static_assert(sizeof(kern_return_t) == 4, "kern_return_t");

@@ -1,4 +1,4 @@
-# The part of IOKit and CoreFoundation that the extension uses, with iokit.pyx: iokit_min.h.
+# The part of IOKit and CoreFoundation that iokit.pyx uses in the extension; see iokit_min.h.
 from libc.stdint cimport int32_t, int64_t, intptr_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "iokit_min.h" nogil:

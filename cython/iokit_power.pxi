@@ -1,9 +1,9 @@
 # Sleep and wake of the system.  Runs in the extension.
 #
-# The kernel asks all that have registered before it sleeps, and waits up to 30 seconds for those who do not answer
-# (QA1340 of Apple's; IOPMLib.h).  We have nothing against it: what is in flight ends when the bus stops, with the
-# status that the host's stack gives it, as on Linux.  So each question is answered on libdispatch's thread, before
-# Python hears of it: the GIL may be taken, and a sleep that waits for us is worse than one that we hear of late.
+# The kernel asks all registered processes before it sleeps, and waits up to 30 seconds for an answer (Apple's QA1340;
+# IOPMLib.h).  We always agree: URBs in flight end when the bus stops, with the status from the host's stack, as on
+# Linux.  So libdispatch's thread answers before it calls Python: waiting for the GIL would delay the sleep, which is
+# worse than a late notification.
 
 SLEEPS = "sleeps"
 WAKES = "wakes"
@@ -11,16 +11,16 @@ WAKES = "wakes"
 cdef struct Power:
     dispatch_queue_t queue
     IONotificationPortRef port
-    io_object_t connection       # to the root of power management; 0: there is none
+    io_object_t connection       # to the root of power management; 0: none
     io_object_t notifier
     PyObject *on_change
 
 
 @cython.no_gc_clear  # it may be called until it is closed
 cdef class PowerListener:
-    """Calls `on_change(SLEEPS)` and `on_change(WAKES)`, on a thread of the system's, from here until `close`.
+    """Calls `on_change(SLEEPS)` and `on_change(WAKES)`, on a system thread, until `close`.
 
-    `on_change` must return soon and not raise.  Raises `UsbipdError`, code "iokit", if the system tells nobody.
+    `on_change` must return soon and not raise.  Raises `UsbipdError`, code "iokit", if the system does not.
     """
 
     cdef Power power
@@ -33,7 +33,7 @@ cdef class PowerListener:
         with nogil:
             power.connection = IORegisterForSystemPower(power, &power.port, power_changed, &power.notifier)
         if power.connection == 0:
-            raise UsbipdError("macOS does not tell when it sleeps: IORegisterForSystemPower failed", code="iokit")
+            raise UsbipdError("macOS sends no sleep notifications: IORegisterForSystemPower failed", code="iokit")
         power.queue = dispatch_queue_create("org.usbipd.power", NULL)
         IONotificationPortSetDispatchQueue(power.port, power.queue)
 

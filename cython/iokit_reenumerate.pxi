@@ -1,11 +1,11 @@
-# A device is enumerated again.  Runs in the extension.
+# Enumerates a device again.  Runs in the extension.
 
 
 def reenumerate(registry_id: int) -> None:
-    """Ends a capture of the device and has macOS enumerate it as after plugging in, with its drivers.
+    """Ends a capture of the device and makes macOS enumerate it as if it had been plugged in, with its drivers.
 
-    Returns before that is done.  Needs root if the device was captured.  Raises `UsbipdError`, code "iokit", with the
-    name of IOKit's reason: the device does not exist, or a program has it open, from which it is not taken.
+    Returns before that is done.  Needs root if the device was captured.  Raises `UsbipdError`, code "iokit", with
+    IOKit's error: the device does not exist, or a program has it open.
     """
     cdef _Object device = _read(lambda: _find(registry_id))
     cdef IOCFPlugInInterface **plugin = NULL

@@ -1,10 +1,10 @@
-# errno values of Linux, on every host, and what libusb's errors are among them.  Runs in workers.
+# errno values of Linux, on every host, and the mapping of libusb's errors to them.  Runs in workers.
 #
-# A request that the host's stack refuses, as it knows no such interface, setting, endpoint or configuration, is
-# answered with -EPIPE: the stall with which a device would refuse it.  The kernel's own server gets there by another
-# way: it sends what usb_set_interface has refused to the device (stub_recv_cmd_submit in drivers/usb/usbip/stub_rx.c).
-# What the device has answered keeps its errno.  libusb calls most of it LIBUSB_ERROR_OTHER, and leaves errno as the
-# ioctl of usbfs has set it (linux_usbfs.c); IOKit knows no errno, there libusb has a code for each.
+# A request that the host's stack rejects because of an unknown interface, setting, endpoint or configuration is
+# answered with -EPIPE, the stall that a device would answer.  The kernel's server gets the same result in another way:
+# it sends requests that usb_set_interface rejects to the device (stub_recv_cmd_submit in drivers/usb/usbip/stub_rx.c).
+# Answers of the device keep their errno.  libusb maps most of them to LIBUSB_ERROR_OTHER and leaves errno as the ioctl
+# of usbfs set it (linux_usbfs.c); IOKit has no errno, and there libusb has a code for each.
 
 from libc.errno cimport (
     EILSEQ, EINVAL, EMSGSIZE, ENODEV, ENOENT, ENOMEM, ENOSPC, EOVERFLOW, EPIPE, EPROTO, ESHUTDOWN, ETIMEDOUT,

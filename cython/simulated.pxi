@@ -1,8 +1,8 @@
 # The transfer interface over software: simulated devices.  Runs in workers, on the pump's thread.
 #
-# Each endpoint is a pipe: a FIFO of URBs and a behaviour that says who moves their data.  SOURCE, SINK and LOOPBACK
-# are moved here at C speed, MODEL by the Python model (simulated_model.pxi), device requests are answered from the
-# descriptors (simulated_requests.pxi).  Isochronous URBs end when the time of their packets is over.
+# Each endpoint is a pipe: a FIFO of URBs and a behaviour that selects what moves their data.  SOURCE, SINK and LOOPBACK
+# are handled here at C speed, MODEL by the Python model (simulated_model.pxi), device requests from the descriptors
+# (simulated_requests.pxi).  Isochronous URBs complete when the time of their packets is over.
 #
 # Nothing blocks.  Model pipes move inside `events`, all else inside `submit` too.
 
@@ -40,7 +40,7 @@ cdef void simulated_fill(Pipe *pipe, uint8_t *to, uint32_t length) noexcept nogi
 
 
 cdef bint simulated_loop_write(Loop *loop, Urb *urb) noexcept nogil:
-    """Moves bytes of an OUT URB in; True when it is through."""
+    """Moves bytes of an OUT URB in; True when all are in."""
     cdef size_t part, end
     cdef uint32_t *length
     if not loop.open:
@@ -85,7 +85,7 @@ cdef bint simulated_loop_read(Loop *loop, Urb *urb) noexcept nogil:
 
 
 cdef void simulated_loop_end_message(Loop *loop) noexcept nogil:
-    """The OUT URB ended before all of it had come: its message ends where it is, or never was."""
+    """The OUT URB ended early: its message ends at the last byte, or is dropped if it is empty."""
     if loop.open:
         loop.open = False
         if loop.lengths[(loop.oldest + loop.messages - 1) % LOOP_MESSAGES] == 0:
@@ -98,7 +98,7 @@ cdef void simulated_loop_clear(Loop *loop) noexcept nogil:
 
 
 cdef void simulated_advance_loop(SimulatedBackend *it, int number) noexcept nogil:
-    """Moves what can be moved through the loopback of this endpoint number."""
+    """Moves as much as possible through the loopback of this endpoint number."""
     cdef Pipe *out = &it.pipes[number]
     cdef Pipe *back = &it.pipes[number + 16]
     cdef bint moved = True
@@ -196,7 +196,7 @@ cdef int simulated_cancel(Backend *self, Urb *urb) noexcept nogil:
         return 0
     if before == urb:
         simulated_finish(it, pipe, -LINUX_ECONNRESET)
-        if pipe.behaviour == LOOPBACK:  # it may have been in the way of the next
+        if pipe.behaviour == LOOPBACK:  # it may have blocked the next one
             simulated_advance_loop(it, number)
         return 0
     while before.next != urb:
@@ -212,7 +212,7 @@ cdef int simulated_cancel(Backend *self, Urb *urb) noexcept nogil:
 
 
 cdef void simulated_abort(SimulatedBackend *it, Pipe *pipe, Urb *asked) noexcept nogil:
-    """Ends all that is pending.  A message through a loopback goes on when the rest of it is submitted again."""
+    """Ends all pending URBs.  A loopback message continues when the rest of it is submitted again."""
     cdef Urb *urb = pipe.first
     cdef Urb *following
     if pipe.behaviour == LOOPBACK and not asked.wire_in and urb == asked:
@@ -253,7 +253,7 @@ cdef int64_t simulated_deadline(Backend *self) noexcept nogil:
 
 
 cdef void simulated_forget(Backend *self, Urb *urb) noexcept nogil:
-    pass  # an URB of a simulated device carries nothing
+    pass  # URBs of simulated devices have no resources
 
 
 @cython.no_gc_clear  # the pump may call `model` once more when both are freed together
@@ -304,7 +304,7 @@ cdef class SimulatedTransfers(Transfers):
         return blob
 
     cdef object _load_loop(self, int number):
-        if self.it.loops[number] != NULL:  # its other end was here before
+        if self.it.loops[number] != NULL:  # loaded by its other end
             return
         self.it.loops[number] = <Loop *>calloc(1, sizeof(Loop))
         if self.it.loops[number] != NULL:
@@ -318,7 +318,7 @@ cdef class SimulatedTransfers(Transfers):
             if self.it.map.all[i].bEndpointAddress == address:
                 packet = max(packet, <uint32_t>(self.it.map.all[i].wMaxPacketSize & 0x7ff))
         if packet == 0:
-            raise ValueError(f"there is no endpoint {address:#04x} to be a SOURCE")
+            raise ValueError(f"SOURCE endpoint {address:#04x} does not exist")
         pipe.pattern_length = packet * (<uint32_t>PATTERN_SIZE // packet + 1)
         pipe.pattern = <uint8_t *>malloc(pipe.pattern_length)
         if pipe.pattern == NULL:

@@ -1,6 +1,6 @@
 # Calls into the Python model of a simulated device.  Runs in workers, on the pump's thread, with the GIL.
-# No exception leaves: it ends its URB with -EPROTO or, if memory is what it lacks, -ENOMEM, an isochronous packet
-# with -EXDEV, and is kept for the log.
+# No exception propagates: it ends its URB with -EPROTO (-ENOMEM for MemoryError) or an isochronous packet with -EXDEV,
+# and is kept for the log.
 
 import time
 
@@ -13,18 +13,18 @@ cdef object STALL = Handshake.STALL
 
 
 cdef int32_t simulated_model_failed(SimulatedBackend *it, object error) noexcept:
-    """Keeps the exception; the status of its URB."""
+    """Keeps the exception; returns the status of its URB."""
     snprintf(it.problem, PROBLEM_SIZE, "an exception that cannot be printed")
     try:
         text = f"{type(error).__name__}: {error}".encode(errors="replace")
         snprintf(it.problem, PROBLEM_SIZE, "%s", <const char *>text)
     except BaseException:
-        pass  # it has a problem itself, as a lack of memory
+        pass  # formatting it failed too, for instance for lack of memory
     return -LINUX_ENOMEM if isinstance(error, MemoryError) else -LINUX_EPROTO
 
 
 cdef int32_t simulated_model_take(object content, uint8_t *to, uint32_t room, uint32_t *taken):
-    """Copies what the model gave for an IN URB or packet; more than there is room for is babble."""
+    """Copies the model's data into an IN URB or packet; more than fits is babble."""
     cdef const uint8_t[::1] view = content
     taken[0] = <uint32_t>min(<size_t>view.shape[0], <size_t>room)
     if taken[0]:
@@ -90,7 +90,7 @@ cdef Outcome simulated_model_bulk(SimulatedBackend *it, Urb *urb) noexcept:
 
 
 cdef bint simulated_model_advance_pipe(SimulatedBackend *it, Pipe *pipe) noexcept:
-    """Moves the URBs of one pipe as far as the model goes; True if any of them got further."""
+    """Moves the URBs of one pipe as far as the model allows; True if any made progress."""
     cdef bint moved = False
     cdef uint32_t before
     cdef Outcome outcome
@@ -114,7 +114,7 @@ cdef void simulated_model_advance(SimulatedBackend *it) noexcept nogil:
 
 
 cdef void simulated_model_advance_with_gil(SimulatedBackend *it) noexcept:
-    """Each pipe in turn until none gets further: what one takes, another may have waited for."""
+    """Each pipe in turn until none makes progress: one pipe may wait for data of another."""
     cdef bint moved = True, waiting = False
     cdef int i
     it.stirred = False

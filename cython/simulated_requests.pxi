@@ -15,7 +15,7 @@ cdef int32_t simulated_supply_blob(Urb *urb, Blob *blobs, int count, int index) 
 
 
 cdef int32_t simulated_supply_qualifier(SimulatedBackend *it, Urb *urb) noexcept nogil:
-    """What every high-speed device has (USB 2.0 section 9.6.2): this one has no configuration at full speed."""
+    """The device qualifier of a high-speed device (USB 2.0 section 9.6.2): no configuration at full speed."""
     cdef uint8_t[10] qualifier
     memcpy(qualifier, it.device.bytes, 8)
     qualifier[0] = sizeof(qualifier)
@@ -39,7 +39,7 @@ cdef int32_t simulated_get_descriptor(SimulatedBackend *it, Urb *urb, int type, 
 
 
 cdef bint simulated_find_setting(SimulatedBackend *it, int configuration, int interface, int alternate) noexcept nogil:
-    """Whether there is such a setting; -1 for `interface` and `alternate`: such a configuration."""
+    """Whether this setting exists; -1 for `interface` and `alternate`: whether the configuration does."""
     cdef int i
     cdef uint8_t *s
     for i in range(it.setting_count):
@@ -89,7 +89,7 @@ cdef int32_t simulated_control_request(SimulatedBackend *it, Urb *urb) noexcept 
 
 
 cdef bint simulated_has_endpoint(SimulatedBackend *it, uint16_t address) noexcept nogil:
-    """Endpoint 0 is always there."""
+    """Endpoint 0 always exists."""
     if address & ~(DIRECTION_IN | 0x0f):
         return False
     return address & 0x0f == 0 or endpoints_find(&it.map, <uint8_t>address) != NULL
@@ -121,7 +121,7 @@ cdef int simulated_set_configuration(Backend *self, int value) noexcept nogil:
     cdef int result
     simulated_reset_pipes(it)
     result = simulated_model_reset(it)
-    if result == 0:  # only then does the pump's map change, and the two must agree
+    if result == 0:  # the pump changes its map only then, and the two must agree
         endpoints_configure(&it.map, <uint8_t>value)
     return result
 
@@ -149,7 +149,7 @@ cdef int simulated_clear_halt(Backend *self, uint8_t endpoint) noexcept nogil:
 
 
 cdef int simulated_reset(Backend *self) noexcept nogil:
-    """Configuration and settings stay: the host's stack would bring them back."""
+    """Configuration and settings stay: the host's stack would restore them."""
     cdef SimulatedBackend *it = <SimulatedBackend *>self
     simulated_reset_pipes(it)
     return simulated_model_reset(it)

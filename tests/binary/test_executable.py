@@ -242,7 +242,7 @@ def test_a_host_name_with_non_ascii_letters() -> None:
     """The second label is empty, so no resolver is queried."""
     done = run(*USBIPD, "list", "--remote", "bücher..invalid")
     assert done.returncode == 1
-    assert "cannot find the host bücher..invalid: that is no host name" in done.stderr
+    assert "cannot find the host bücher..invalid: not a host name" in done.stderr
 
 
 @as_root

@@ -63,7 +63,7 @@ def test_a_dropped_listener_is_closed() -> None:
 
 def test_no_power_management(tree: Tree) -> None:
     tree.fail("POWER_REGISTER", NO_DEVICE)
-    with pytest.raises(UsbipdError, match="does not tell when it sleeps") as caught:
+    with pytest.raises(UsbipdError, match="sends no sleep notifications") as caught:
         PowerListener(print)
     assert caught.value.code == "iokit"
 
@@ -102,4 +102,4 @@ def test_a_mac_without_power_messages(tree: Tree) -> None:
         await power.stop()
         return power.problem
 
-    assert asyncio.run(start()) == "macOS does not tell when it sleeps: IORegisterForSystemPower failed"
+    assert asyncio.run(start()) == "macOS sends no sleep notifications: IORegisterForSystemPower failed"

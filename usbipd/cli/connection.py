@@ -62,7 +62,7 @@ class ControlConnection:
         """Connect.  Raises `ExtensionUnreachableError` with advice for each reason."""
         if len(os.fsencode(self.path)) > MAX_SOCKET_PATH:
             raise UsageError(
-                f"{self.path}: longer than the {MAX_SOCKET_PATH} bytes that a Unix socket path can have",
+                f"{self.path}: longer than the {MAX_SOCKET_PATH} bytes that a Unix socket may have",
                 code="bad-path",
                 advice="choose a shorter path with --socket",
             )

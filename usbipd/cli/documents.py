@@ -123,7 +123,7 @@ class HealthDocument(Document, frozen=True, kw_only=True):
 
 
 class ErrorDocument(Document, frozen=True, kw_only=True):
-    """The document of any command that fails, instead of its own."""
+    """The document of any command that fails, instead of its document."""
 
     error: ErrorInfo
 

@@ -27,7 +27,7 @@ OTHER_COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "unshare": ("devices are unshared with `unbind`", "`usbipd unbind DEVICE`"),
     "remove": ("devices are unshared with `unbind`", "`usbipd unbind DEVICE`"),
     "rm": ("devices are unshared with `unbind`", "`usbipd unbind DEVICE`"),
-    "disconnect": ("a client is cut off with `detach`", "`usbipd detach DEVICE`"),
+    "disconnect": ("a client is disconnected with `detach`", "`usbipd detach DEVICE`"),
     "port": (
         "ports are listed on the client",
         "on the client: `usbip port`; here, `usbipd status` shows clients",

@@ -1,4 +1,4 @@
-"""The other ends that commands talk to, scripted: an extension and a USB/IP server, each in a thread."""
+"""Scripted peers of commands: an extension and a USB/IP server, each in a thread."""
 
 import contextlib
 import socket
@@ -23,9 +23,9 @@ Answer = Callable[[Request], Message | UsbipdError]
 
 @contextmanager
 def serving(listener: socket.socket, *talks: Callable[[socket.socket], None]) -> Iterator[None]:
-    """A connection to `listener` is given to each of `talks`, one after the other, in a thread.
+    """Accept a connection on `listener` for each of `talks` in turn, in a thread.
 
-    What they raise fails the test.
+    Their exceptions fail the test.
     """
     errors: list[BaseException] = []
 
@@ -35,7 +35,7 @@ def serving(listener: socket.socket, *talks: Callable[[socket.socket], None]) ->
                 connection, _address = listener.accept()
                 with connection:
                     talk(connection)
-        except BaseException as error:  # told to the test below
+        except BaseException as error:  # raised below
             errors.append(error)
 
     thread = threading.Thread(target=serve)
@@ -50,15 +50,15 @@ def serving(listener: socket.socket, *talks: Callable[[socket.socket], None]) ->
 
 
 def drain(connection: socket.socket) -> None:
-    """Read until the command has left."""
-    with contextlib.suppress(ConnectionResetError):  # it left with something unread
+    """Read until the command disconnects."""
+    with contextlib.suppress(ConnectionResetError):  # it left unread data
         while connection.recv(4096):
             pass
 
 
 @pytest.fixture(autouse=True)
 def usb_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The names are those of a short list, whatever the system's usb.ids has."""
+    """Replace the system's usb.ids by a short list."""
     path = tmp_path / "usb.ids"
     path.write_text(
         "0951  Kingston Technology\n\t1666  DataTraveler 100 G3\n\t1624  Kingston Technology G2\n"
@@ -68,7 +68,7 @@ def usb_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Local time is UTC, whatever it is here."""
+    """Set local time to UTC."""
     monkeypatch.setenv("TZ", "UTC0")
     time.tzset()
     yield
@@ -85,7 +85,7 @@ def listener_at(path: Path) -> socket.socket:
 
 
 def scripted_extension(path: Path, answer: Answer) -> AbstractContextManager[None]:
-    """An extension on `path` for one connection; `answer(request)` is what it answers."""
+    """An extension on `path` for one connection; `answer(request)` returns its answer."""
 
     def converse(connection: socket.socket) -> None:
         channel = BlockingChannel(connection, "scripted extension", PEOPLE)
@@ -103,7 +103,7 @@ def socket_path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def extension(socket_path: Path) -> Callable[..., object]:
-    """`with extension(answer)`: an extension on `socket_path`; `answer(request)` is what it answers.
+    """`with extension(answer)`: an extension on `socket_path`; `answer(request)` returns its answer.
 
     `with extension(talk=...)` scripts the bare connection instead, `talks=[...]` several in a row.
     """

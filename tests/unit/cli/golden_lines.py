@@ -66,7 +66,7 @@ BINDINGS = [
 
 
 class FakeConnection(connection.ControlConnection):
-    """An extension with a bound disk, another disk, a mouse, and a camera that a client uses."""
+    """An extension with a bound disk, another disk, a mouse, and an attached camera."""
 
     def open(self) -> None:
         """Nothing to connect to."""
@@ -126,14 +126,14 @@ class _Terminal(io.StringIO):
 
 
 def run(line: str, *, width: int = 80, typed: str | None = None) -> str:
-    """The command line, what it prints on both streams, and its exit code; `typed`: at a terminal."""
+    """The command line, its output on both streams, and its exit code; `typed`: input at a terminal."""
     name, *arguments = shlex.split(line)
     screen, keyboard = (io.StringIO(), io.StringIO()) if typed is None else (_Terminal(), _Terminal(typed))
     variables = {"COLUMNS": str(width), "LINES": "24", "SUDO_USER": "alice"}
     with (
         mock.patch.object(connection, "ControlConnection", FakeConnection),
         mock.patch("usbipd.host_addresses.host_addresses", host_addresses),
-        mock.patch("usbipd.cli.device.USB_IDS", UsbIds([])),  # not what this machine has installed
+        mock.patch("usbipd.cli.device.USB_IDS", UsbIds([])),  # not the list of this machine
         mock.patch.dict(os.environ, variables),
         mock.patch.object(sys, "argv", ["usbipd"]),
         mock.patch.object(sys, "stdin", keyboard),
@@ -145,7 +145,7 @@ def run(line: str, *, width: int = 80, typed: str | None = None) -> str:
 
 
 def host_addresses() -> list[HostAddress]:
-    """Of the machine on which the commands run."""
+    """Addresses of the machine that runs the commands."""
     from ipaddress import ip_interface
 
     return [
@@ -179,7 +179,7 @@ SESSION = (
     "usbipd status keyboard --json",
     "usbipd release -b 1-2",
 )
-"""What commands answer; without a terminal."""
+"""Commands and their answers without a terminal."""
 
 AT_A_TERMINAL = (
     ("usbipd bind", "2\n"),
@@ -191,7 +191,7 @@ AT_A_TERMINAL = (
     ("usbipd detach", "1\n"),
     ("usbipd release", "1\n"),
 )
-"""The same with a person who types that."""
+"""Commands at a terminal, each with what the user types."""
 
 WRONG = (
     "usbipd",
@@ -265,7 +265,7 @@ WRONG = (
     "usbipd-ext --listen 0.0.0.0",
     "usbipd-ext --status --listen 0.0.0.0",
 )
-"""Command lines that are wrong, each with the answer that a person needs."""
+"""Wrong command lines."""
 
 
 def _all(lines: Iterable[str], **options: int) -> str:

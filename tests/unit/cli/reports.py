@@ -1,4 +1,4 @@
-"""What a scripted extension reports."""
+"""Results of a scripted extension."""
 
 from usbipd.ipc.control_messages import (
     BindingInfo,
@@ -15,7 +15,7 @@ START = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC
 
 
 def make_device(busid: str = "3-1", **changes: object) -> DeviceInfo:
-    """A shared disk, or what `changes` makes of it."""
+    """A shared disk, with `changes`."""
     fields: dict[str, object] = {
         "busid": busid,
         "vendor_id": 0x0781,
@@ -46,7 +46,7 @@ def make_counters(**changes: object) -> Counters:
 
 
 def make_binding(**changes: object) -> BindingInfo:
-    """The disk in any port, not plugged in, or what `changes` makes of it."""
+    """The disk in any port, not plugged in, with `changes`."""
     fields: dict[str, object] = {
         "vendor_id": 0x0781,
         "product_id": 0x5581,
@@ -62,7 +62,7 @@ def make_binding(**changes: object) -> BindingInfo:
 
 
 def make_entry(number: int, event: HistoryEvent = HistoryEvent.CLAIMED, **changes: object) -> HistoryEntry:
-    """What happened to the disk `number` seconds after the start, or what `changes` makes of it."""
+    """An event of the disk, `number` seconds after the start, with `changes`."""
     fields: dict[str, object] = {
         "id": number,
         "time": START + number,
@@ -76,7 +76,7 @@ def make_entry(number: int, event: HistoryEvent = HistoryEvent.CLAIMED, **change
 
 
 def make_status(devices: list[DeviceInfo], **changes: object) -> StatusResult:
-    """The daemon with `devices`, or what `changes` makes of it."""
+    """The daemon with `devices`, with `changes`."""
     fields: dict[str, object] = {
         "version": "0.1.0",
         "pid": 4711,

@@ -1,4 +1,4 @@
-"""JSON Schemas of the documents, made from their types.  As a program it writes them into docs/schema/."""
+"""JSON Schemas of the documents, generated from their types.  Run as a program, it writes docs/schema/."""
 
 import json
 import re
@@ -38,8 +38,8 @@ def _schema(document: type[Document]) -> dict[str, Any]:
     schema = msgspec.json.schema(document)
     for structure in schema["$defs"].values():
         if structure.get("type") == "object":
-            # The types say what our processes take from each other; printed is every field, and new ones may
-            # come.
+            # The types describe messages between our processes; documents have every field and may get
+            # new ones.
             structure.pop("additionalProperties", None)
             structure["required"] = list(structure["properties"])
             for field in structure["properties"].values():

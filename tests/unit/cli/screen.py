@@ -1,4 +1,4 @@
-"""A terminal for commands: a pty, what stands on its screen, and the job control of a shell."""
+"""A terminal for commands: a pty, the content of its screen, and the job control of a shell."""
 
 import contextlib
 import fcntl
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Self
 
 PATIENCE: Final = 20.0
-"""Seconds after which what is waited for is taken for missing."""
+"""Seconds after which a wait fails."""
 
 _TOKEN: Final = re.compile(r"\x1b\[([0-9;]*)([A-Za-z])|\r|\n|[^\x1b\r\n]+|\x1b")
 
@@ -44,11 +44,11 @@ with open(3, "w", buffering=1) as report, open(4) as orders:
             foreground(pid)
         os.killpg(pid, signal.SIGCONT)
 """
-"""A shell that runs one job in the foreground and tells what becomes of it; `fg` takes it there again."""
+"""A shell that runs one job in the foreground and reports its state; `fg` resumes it there."""
 
 
 class Screen:
-    """What a terminal of this size shows of the output that it gets: text, CUP home, EL, ED, SGR."""
+    """The screen of a terminal of this size; understands text, CUP home, EL, ED and SGR."""
 
     def __init__(self, rows: int, columns: int) -> None:
         self.size = rows, columns
@@ -84,7 +84,7 @@ class Screen:
                     raise AssertionError(f"an escape sequence that nothing here prints: {unknown!r}")
 
     def resize(self, rows: int, columns: int) -> None:
-        """As a terminal does that keeps its upper lines and breaks none."""
+        """Resize like a terminal that keeps its upper lines and wraps none."""
         self.size = rows, columns
         self.lines = [line[:columns] for line in (*self.lines, *[""] * rows)][:rows]
         self._row = min(self._row, rows - 1)
@@ -96,11 +96,11 @@ class TerminalJob:
     def __init__(self, command: Sequence[str], rows: int = 24, columns: int = 80, **variables: str) -> None:
         self.screen = Screen(rows, columns)
         self.written = ""
-        """All that was written to the terminal."""
+        """Everything written to the terminal."""
         self._master, self._slave = pty.openpty()
         self._resize(rows, columns)
         self.mode = termios.tcgetattr(self._slave)
-        """The mode that the terminal had before."""
+        """The original mode of the terminal."""
         report, report_end = os.pipe()
         orders_end, self._orders = os.pipe()
         environment = {"PATH": os.environ["PATH"], "TERM": "xterm", "TZ": "UTC0"} | variables
@@ -152,23 +152,23 @@ class TerminalJob:
         return self.screen.lines
 
     def is_cooked(self) -> bool:
-        """Whether the terminal has the mode that it had before."""
+        """Whether the terminal has its original mode."""
         return termios.tcgetattr(self._slave) == self.mode
 
     def cook(self) -> None:
-        """Set the mode that the terminal had before, as a shell does when its job has stopped."""
+        """Restore the original mode of the terminal, as a shell does when its job stops."""
         termios.tcsetattr(self._slave, termios.TCSANOW, self.mode)
 
     def has_stopped(self) -> int:
-        """The signal by which the job was stopped, as soon as it is."""
+        """Wait until the job is stopped; the signal."""
         return int(self._told("stopped"))
 
     def has_ended(self) -> int:
-        """Its exit code, as soon as it has ended; negative: the signal that ended it."""
+        """Wait until the job ends; its exit code, negative: the signal that ended it."""
         return int(self._told("ended"))
 
     def order(self, word: str) -> None:
-        """`fg`: go on in the foreground; anything else: in the background."""
+        """`fg`: continue in the foreground; anything else: in the background."""
         os.write(self._orders, f"{word}\n".encode())
 
     def _told(self, what: str) -> str:

@@ -1,4 +1,4 @@
-"""The command lines: what is accepted, what is refused with which words."""
+"""Command lines: which are accepted, which are refused and with which message."""
 
 import argparse
 import os
@@ -117,7 +117,7 @@ def test_not_a_serial_number(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["192.0.2.0/24", "192.0.2.7", "::1", "2001:db8::/32"])
-def test_a_network_travels_as_it_was_written(text: str) -> None:
+def test_network_is_sent_as_written(text: str) -> None:
     assert network(text) == text
 
 
@@ -150,7 +150,7 @@ def test_wrong_usage_of_usbipd(argv: list[str], words: str) -> None:
     assert caught.value.exit_code == 2
 
 
-def test_wrong_usage_tells_where_the_right_one_stands() -> None:
+def test_usage_error_names_the_help_page() -> None:
     with pytest.raises(UsageError) as caught:
         build_parser().parse_args(["frob"])
     assert caught.value.advice == "`usbipd help` lists the commands"
@@ -172,7 +172,7 @@ def test_wrong_usage_tells_where_the_right_one_stands() -> None:
         (["bind", "--busid", "1-1", *["--allow", "::1"] * 65], "--allow is given 65 times: the limit is 64"),
     ],
 )
-def test_what_is_refused_before_the_extension_is_asked(argv: list[str], words: str) -> None:
+def test_usage_is_checked_before_the_extension_is_asked(argv: list[str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         usbipd.run(["--socket", "/nonexistent", *argv])
 
@@ -208,7 +208,7 @@ def test_every_verb_takes_socket_and_json(name: str, before: bool) -> None:
         ("hub: usb", Selector("hub: usb")),
     ],
 )
-def test_a_device_as_people_name_it(text: str, selector: Selector) -> None:
+def test_device_selectors(text: str, selector: Selector) -> None:
     assert parse_device(text) == selector
 
 
@@ -222,7 +222,7 @@ def test_a_device_as_people_name_it(text: str, selector: Selector) -> None:
         ["-f", "--", "1-1", "3-2", "ultra"],
     ],
 )
-def test_devices_stand_before_and_behind_options(argv: list[str]) -> None:
+def test_devices_go_before_and_after_options(argv: list[str]) -> None:
     arguments = build_parser().parse_args(["bind", *argv])
     assert [each.text for each in arguments.devices] == ["1-1", "3-2", "ultra"]
     assert arguments.force
@@ -287,7 +287,7 @@ def test_the_help_names_every_simulated_device() -> None:
     assert [name for name in NAMES if name not in text] == []
 
 
-def test_every_option_of_usbipd_ext_knows_where_it_belongs() -> None:
+def test_every_option_of_usbipd_ext_has_its_actions() -> None:
     options = {option for action in ext.build_parser()._actions for option in action.option_strings}
     actions = {"--run", "--status", "--health", "--check-config"}
     assert options - actions - {"-h", "--help", "-V", "--version"} == set(ext.ACTIONS_OF_OPTION)
@@ -302,7 +302,7 @@ log_to = "syslog"
 """
 
 
-def test_the_command_line_wins_over_the_configuration(tmp_path: Path) -> None:
+def test_command_line_overrides_the_configuration(tmp_path: Path) -> None:
     file = str(tmp_path / "usbipd.toml")
     Path(file).write_text(FILE)
     parse = ext.build_parser().parse_args
@@ -334,7 +334,7 @@ def test_only_root_reads_the_usual_file(
     monkeypatch.setattr("usbipd.paths.config_file", lambda: file)
     monkeypatch.setattr("os.geteuid", lambda: uid)
     arguments = ext.build_parser().parse_args(["--run"])
-    assert ext.configuration(arguments).log_level == "info"  # it is not there
+    assert ext.configuration(arguments).log_level == "info"  # it does not exist
     file.write_text(FILE)
     assert ext.configuration(arguments).log_level == level
 
@@ -349,7 +349,7 @@ def test_only_root_reads_the_usual_file(
         (["--state", "mine"], "mine"),
     ],
 )
-def test_where_the_daemon_keeps_what_outlives_it(
+def test_state_directory_of_the_daemon(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, argv: list[str], state: str | None
 ) -> None:
     given: list[object] = []

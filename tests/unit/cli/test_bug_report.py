@@ -1,4 +1,4 @@
-"""The report: what it asks, tries and hides."""
+"""The bug report: its requests, its trials and its redaction."""
 
 import json
 import re
@@ -42,7 +42,7 @@ BUSID = "3-1"
 
 
 class FakeOwnership:
-    """A host that has the disk mounted and a driver at it."""
+    """A host on which the disk is mounted and has a driver."""
 
     def holders_of(self, busid: str) -> list[Holder]:
         return [Holder("driver", "AppleUSBMassStorage", None, 0)]
@@ -61,7 +61,7 @@ class FakeOwnership:
 
 
 class FakeExtension:
-    """One device, which can be bound, and gets its drivers back when it was looked at `looks` times."""
+    """One device that can be bound; it has its drivers again after `looks` requests."""
 
     def __init__(self, *, looks: int = 2, bind_error: UsbipdError | None = None, **changes: object) -> None:
         self.device = make_device(BUSID, state=DeviceState.NOT_SHARED, **changes)
@@ -124,7 +124,7 @@ def no_usb(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def collect(fake: FakeExtension, path: Path, start: Start, *try_claims: str) -> ReportDocument:
-    """A report of a moment that lasts 0.5 s each time that it waits."""
+    """A report; each wait advances the clock by 0.5 s."""
     now = [0.0]
 
     def wait(seconds: float) -> None:
@@ -148,7 +148,7 @@ def test_the_check_list_names_every_question() -> None:
     assert named == [name for name, _question, _answer in QUESTIONS]
 
 
-def test_without_trials_nothing_is_touched(extension: Start, socket_path: Path) -> None:
+def test_no_trials_touch_no_device(extension: Start, socket_path: Path) -> None:
     fake = FakeExtension()
     document = collect(fake, socket_path, extension)
     assert {Command.BIND, Command.UNBIND}.isdisjoint(fake.asked)
@@ -161,7 +161,7 @@ def test_without_trials_nothing_is_touched(extension: Start, socket_path: Path) 
     assert evidence(document, "sessions") == ["3-1 (Ultra): 9 bytes in, 8 out, 4 s, ended"]
 
 
-def test_a_device_that_is_taken_and_comes_back(extension: Start, socket_path: Path) -> None:
+def test_trial_claims_and_releases(extension: Start, socket_path: Path) -> None:
     fake = FakeExtension(looks=4)
     document = collect(fake, socket_path, extension, BUSID)
     [trial] = document.trials
@@ -177,13 +177,13 @@ def test_a_device_that_is_taken_and_comes_back(extension: Start, socket_path: Pa
     assert fake.asked.index(Command.BIND) < fake.asked.index(Command.UNBIND)
 
 
-def test_a_device_that_does_not_come_back(extension: Start, socket_path: Path) -> None:
+def test_trial_without_drivers_afterwards(extension: Start, socket_path: Path) -> None:
     document = collect(FakeExtension(looks=1000), socket_path, extension, BUSID)
     assert document.trials[0].seconds_until_back is None
     assert evidence(document, "back") == [f"{DISK}: drivers before: usb-storage; now: none"]
 
 
-def test_a_disk_that_nothing_uses(
+def test_trial_of_an_unused_disk(
     extension: Start, socket_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeOwnership, "in_use", lambda _self, _busid: [])
@@ -191,20 +191,20 @@ def test_a_disk_that_nothing_uses(
     assert evidence(document, "storage") == [f"{DISK}: in use before: nothing; claimed"]
 
 
-def test_something_else_that_is_used(
+def test_trial_of_another_device_in_use(
     extension: Start, socket_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as a card reader, which may say of itself that it is of no class."""
+    """Such as a card reader, which may report no class."""
     monkeypatch.setattr(bug_report, "interface_classes", lambda _busid: [0xFF])
     document = collect(FakeExtension(), socket_path, extension, BUSID)
     [answer] = evidence(document, "storage")
     assert answer.endswith("[vendor; high]: in use before: /Volumes/4C530001; claimed")
 
 
-def test_a_trial_waits_as_long_as_a_claim_may_take(
+def test_trial_waits_for_a_slow_claim(
     extension: Start, socket_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else the report would end here, with the device bound."""
+    """Otherwise the report would fail and leave the device bound."""
     assert bug_report.CLAIM_TIMEOUT == bind.CLAIM_TIMEOUT
     monkeypatch.setattr(bug_report, "CLAIM_TIMEOUT", 0.1)
     fake = FakeExtension()
@@ -223,7 +223,7 @@ def test_a_trial_waits_as_long_as_a_claim_may_take(
         BugReporter(connection, ownership=FakeOwnership()).collect([BUSID])
 
 
-def test_a_device_that_is_refused(extension: Start, socket_path: Path) -> None:
+def test_trial_of_a_refused_device(extension: Start, socket_path: Path) -> None:
     bind_error = ClaimError("3-1 may not be captured: (LIBUSB_ERROR_ACCESS, -3)", code="LIBUSB_ERROR_ACCESS")
     fake = FakeExtension(bind_error=bind_error)
     document = collect(fake, socket_path, extension, BUSID)
@@ -238,7 +238,7 @@ def test_a_device_that_is_refused(extension: Start, socket_path: Path) -> None:
     ("busid", "state", "code"),
     [("9-9", DeviceState.NOT_SHARED, "no-device"), (BUSID, DeviceState.SHARED, "shared")],
 )
-def test_what_cannot_be_tried(
+def test_devices_that_cannot_be_tried(
     extension: Start, socket_path: Path, busid: str, state: DeviceState, code: str
 ) -> None:
     fake = FakeExtension()
@@ -249,8 +249,8 @@ def test_what_cannot_be_tried(
     assert Command.BIND not in fake.asked
 
 
-def test_what_is_bound_and_about_to_be_taken_cannot_be_tried(extension: Start, socket_path: Path) -> None:
-    """It is not shared yet; a trial would end with its binding removed."""
+def test_bound_device_cannot_be_tried_before_its_claim(extension: Start, socket_path: Path) -> None:
+    """It is not shared yet; a trial would remove its binding."""
     fake = FakeExtension()
     fake.bindings = [make_binding(busid=BUSID, devices=[BUSID])]
     with pytest.raises(UsbipdError, match=f"{BUSID} is already bound") as caught:
@@ -259,7 +259,7 @@ def test_what_is_bound_and_about_to_be_taken_cannot_be_tried(extension: Start, s
     assert Command.BIND not in fake.asked
 
 
-def test_a_device_that_is_tried_is_given_back_whatever_happens(
+def test_tried_device_is_always_released(
     extension: Start, socket_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = FakeExtension()
@@ -275,14 +275,14 @@ def test_a_device_that_is_tried_is_given_back_whatever_happens(
     assert fake.unbound
 
 
-def test_no_extension_is_a_finding_too(socket_path: Path) -> None:
+def test_report_without_an_extension(socket_path: Path) -> None:
     with ControlConnection(str(socket_path)) as connection:
         document = BugReporter(connection, ownership=FakeOwnership()).collect([])
     assert (document.status, document.devices, document.history) == (None, [], [])
     assert document.checks[0].state is CheckState.FAILED
 
 
-def test_serial_numbers_are_nowhere(extension: Start, socket_path: Path) -> None:
+def test_report_contains_no_serial_numbers(extension: Start, socket_path: Path) -> None:
     document = redact_serials(collect(FakeExtension(), socket_path, extension, BUSID))
     text = json.dumps(document, default=str) + repr(document)
     assert "4C530001" not in text
@@ -290,15 +290,13 @@ def test_serial_numbers_are_nowhere(extension: Start, socket_path: Path) -> None
     assert document.devices[0].in_use == [f"/Volumes/{REDACTED}"]
 
 
-def test_a_serial_number_that_begins_with_another_one_is_hidden_whole(
-    extension: Start, socket_path: Path
-) -> None:
+def test_serial_number_with_another_as_prefix_is_hidden_whole(extension: Start, socket_path: Path) -> None:
     fake = FakeExtension(serial="4C530001AB", product="Ultra 4C530001AB")  # a binding has 4C530001
     document = redact_serials(collect(fake, socket_path, extension))
     assert document.devices[0].device.product == f"Ultra {REDACTED}"
 
 
-def test_a_short_serial_number_hides_no_words(extension: Start, socket_path: Path) -> None:
+def test_short_serial_number_hides_no_words(extension: Start, socket_path: Path) -> None:
     document = redact_serials(collect(FakeExtension(serial="1"), socket_path, extension))
     assert document.devices[0].device.serial == REDACTED
     assert document.devices[0].device.busid == BUSID
@@ -336,7 +334,7 @@ def test_with_serial_numbers_on_standard_output(
     assert "serial numbers of devices: yes" in said.err
 
 
-def test_a_file_that_is_there_stays(extension: Start, socket_path: Path, tmp_path: Path) -> None:
+def test_existing_file_is_not_overwritten(extension: Start, socket_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text("mine")
     document = collect(FakeExtension(), socket_path, extension)
@@ -348,7 +346,7 @@ def test_a_file_that_is_there_stays(extension: Start, socket_path: Path, tmp_pat
 
 
 @pytest.mark.parametrize("option", [["--try-claim", "1-1"], ["--with-serials"]])
-def test_options_of_the_report_alone(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_require_report(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["doctor", *option]) == 2
     assert f"{option[0]} requires --report" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""What a report has of a Mac alone."""
+"""The parts of a report that only a Mac has."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`usbipd-ext --check-config`: the verdict, and the settings as the file would say them."""
+"""`usbipd-ext --check-config`: the verdict, and the settings in the form of the file."""
 
 import json
 import os
@@ -36,7 +36,9 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_what_is_shown_says_the_same_again(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_is_a_configuration_with_the_same_settings(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert ext.main(["--check-config", "--config", str(file)], load_daemon) == 0
     verdict, empty, *shown = capsys.readouterr().out.splitlines()
     assert (verdict, empty) == (f"{file}: ok", "")
@@ -65,7 +67,7 @@ def test_json(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
-def test_a_wrong_file_is_wrong_usage(
+def test_wrong_file_is_a_usage_error(
     file: Path, capsys: pytest.CaptureFixture[str], as_json: list[str]
 ) -> None:
     file.write_text("lisen = []")
@@ -76,7 +78,7 @@ def test_a_wrong_file_is_wrong_usage(
     assert bool(captured.out) == bool(as_json)
 
 
-def test_the_usual_file_is_the_one_meant(
+def test_usual_file_is_the_default(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("usbipd.paths.config_file", lambda: file)
@@ -97,7 +99,7 @@ def test_without_a_file_the_defaults_apply(
     assert json.loads(capsys.readouterr().out)["file"] is None
 
 
-def test_a_named_file_has_to_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_named_file_must_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ext.main(["--check-config", "--config", str(tmp_path / "none")], load_daemon) == 2
     assert "No such file" in capsys.readouterr().err
 
@@ -111,7 +113,7 @@ def test_a_named_file_has_to_be_there(tmp_path: Path, capsys: pytest.CaptureFixt
         54321,
     ],
 )
-def test_who_has_checked_is_told_unless_it_is_root(
+def test_user_is_printed_unless_root(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, uid: int
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: uid)
@@ -137,7 +139,7 @@ def test_a_byte_order_mark_is_named(file: Path, capsys: pytest.CaptureFixture[st
     assert f"{file}: starts with a byte order mark (BOM): save it" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_a_user_that_does_not_exist(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text('listen = ["127.0.0.1"]\nuser = "nobody-of-that-name"\n')
     for action in ("--check-config", "--run"):
@@ -165,7 +167,7 @@ def test_a_user_that_does_not_exist(file: Path, capsys: pytest.CaptureFixture[st
         ('log_to = "/tmp"', "cannot log to /tmp: Is a directory"),
     ],
 )
-def test_what_run_refuses_is_refused(
+def test_refuses_what_run_refuses(
     file: Path, tmp_path: Path, settings: str, why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file.write_text(settings)

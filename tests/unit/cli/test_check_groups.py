@@ -1,4 +1,4 @@
-"""Checks: the worst first, and those that say the same of several devices once."""
+"""Checks: the worst first, and one for those that differ in the device only."""
 
 import pytest
 
@@ -16,13 +16,13 @@ def messages(*checks: CheckResult) -> list[str]:
     return [each.message for each in grouped(checks)]
 
 
-def test_the_worst_comes_first_and_the_order_is_kept_otherwise() -> None:
+def test_worst_first_and_otherwise_stable() -> None:
     states = [CheckState.OK, CheckState.WARNING, CheckState.FAILED, CheckState.OK, CheckState.FAILED]
     checks = [check(f"number {'abcde'[number]}", state=state) for number, state in enumerate(states)]
     assert messages(*checks) == ["number c", "number e", "number b", "number a", "number d"]
 
 
-def test_problems_are_what_is_not_ok() -> None:
+def test_problems_are_the_checks_that_are_not_ok() -> None:
     checks = [check("a"), check("b", state=CheckState.WARNING), check("c", state=CheckState.FAILED)]
     assert [each.message for each in problems(checks)] == ["b", "c"]
 
@@ -45,7 +45,7 @@ def test_problems_are_what_is_not_ok() -> None:
         (["all is well", "all is well", "all is well"], "all is well (3 times)"),
     ],
 )
-def test_what_differs_in_the_device_only_is_shown_once(said: list[str], shown: str) -> None:
+def test_checks_that_differ_in_the_device_only_are_merged(said: list[str], shown: str) -> None:
     assert messages(*(check(each) for each in said)) == [shown]
 
 
@@ -62,7 +62,7 @@ def test_what_differs_in_the_device_only_is_shown_once(said: list[str], shown: s
         (check("since 2026-12-01"), check("since 2026-12-02")),
     ],
 )
-def test_what_differs_in_anything_else_is_not(one: CheckResult, other: CheckResult) -> None:
+def test_other_checks_are_not_merged(one: CheckResult, other: CheckResult) -> None:
     assert len(grouped([one, other])) == 2
 
 

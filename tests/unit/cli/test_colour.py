@@ -1,4 +1,4 @@
-"""Colour: when there is any, and that no text of others comes to have one."""
+"""Colour: when it is used, and that untrusted text never has one."""
 
 import sys
 from collections.abc import Callable
@@ -35,7 +35,7 @@ assert run is not None, "a fixture of the tests below"
         ("never", True, {"TERM": "xterm"}, False),
     ],
 )
-def test_when_there_is_colour(
+def test_colour_by_option_terminal_and_environment(
     choice: str | None,
     is_terminal: bool,
     variables: dict[str, str],
@@ -50,7 +50,7 @@ def test_when_there_is_colour(
     assert paint_for(choice) is (vivid if is_vivid else plain)
 
 
-def test_without_a_standard_output_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_colour_without_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     assert paint_for("auto") is plain
 
@@ -63,7 +63,7 @@ def test_a_colour_ends_with_its_word(word: str) -> None:
     assert display_width(painted) == len(word)
 
 
-def test_states_that_need_attention_have_one() -> None:
+def test_states_that_need_attention_are_coloured() -> None:
     for word in ("failed", "warning", "attached", "unplugged"):
         assert vivid(word) != word
 
@@ -77,7 +77,7 @@ def test_states_that_need_attention_have_one() -> None:
         ("\x1b[32mab\x1b[0m", 2, "\x1b[32mab\x1b[0m"),
     ],
 )
-def test_what_is_cut_keeps_the_end_of_its_colours(text: str, width: int, expected: str) -> None:
+def test_cut_text_keeps_the_end_of_its_colours(text: str, width: int, expected: str) -> None:
     assert SEQUENCE.sub("", shorten(text, width)) == SEQUENCE.sub("", expected)
     assert SEQUENCE.findall(shorten(text, width)) == SEQUENCE.findall(text)
     assert display_width(shorten(text, width)) <= width
@@ -89,9 +89,7 @@ def test_only_states_are_coloured() -> None:
     assert table == ("NAME    STATE   NOTE\nfailed  \x1b[1;31mfailed\x1b[0m  failed\na       gone    b\n")
 
 
-def test_a_device_that_is_called_like_a_state_has_no_colour(
-    run: Run, extension: Extension, socket_path: Path
-) -> None:
+def test_device_named_like_a_state_has_no_colour(run: Run, extension: Extension, socket_path: Path) -> None:
     device = make_device(manufacturer=None, product="failed", drivers=["attached"])
     with extension(lambda _request: ListResult(devices=[device], bindings=[])):
         done = run("usbipd", "list", "--color", "always", "--socket", str(socket_path))
@@ -103,7 +101,7 @@ def test_a_device_that_is_called_like_a_state_has_no_colour(
     [("list",), ("status",), ("history",), ("doctor",)],
     ids=" ".join,
 )
-def test_json_never_has_any(
+def test_json_has_no_colour(
     words: tuple[str, ...], run: Run, extension: Extension, socket_path: Path
 ) -> None:
     with extension(answer):
@@ -113,7 +111,7 @@ def test_json_never_has_any(
     assert "\x1b" not in done.stdout
 
 
-def test_a_pipe_gets_none_and_a_terminal_does(extension: Extension, socket_path: Path) -> None:
+def test_colour_on_a_terminal_but_not_in_a_pipe(extension: Extension, socket_path: Path) -> None:
     command = [*program("usbipd"), "list", "--socket", str(socket_path)]
     with extension(answer):
         assert "\x1b" not in spawn(command, TERM="xterm").stdout

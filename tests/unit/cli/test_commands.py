@@ -54,7 +54,7 @@ USBIPD_EXT = program("usbipd-ext")
 
 
 class Done(NamedTuple):
-    """A command that has ended."""
+    """A finished command."""
 
     code: int
     stdout: str
@@ -91,7 +91,7 @@ def spawn(command: list[str], stdout: object = subprocess.PIPE, **variables: str
 
 
 def answer(request: Request) -> Message | UsbipdError:
-    """An extension with two devices, of which 1-1 cannot be had."""
+    """An extension with two devices, of which 1-1 cannot be claimed."""
     devices = [make_device("1-1", product="Maus 日本"), make_device("3-1")]
     match request.parameters:
         case BindParameters(busid="1-1"):
@@ -127,7 +127,7 @@ def test_list(run: Run, extension: Extension, socket_path: Path) -> None:
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["BUSID", "1-1", "3-1"]
 
 
-def test_list_of_nothing(run: Run, extension: Extension, socket_path: Path) -> None:
+def test_list_without_devices(run: Run, extension: Extension, socket_path: Path) -> None:
     with extension(lambda _request: ListResult(devices=[], bindings=[])):
         done = run("usbipd", "list", "--socket", str(socket_path))
     assert (done.code, done.stdout) == (0, "")
@@ -150,15 +150,13 @@ def test_bind(run: Run, extension: Extension, socket_path: Path) -> None:
         ),
     ],
 )
-def test_what_was_bound(
-    run: Run, extension: Extension, socket_path: Path, argv: list[str], said: str
-) -> None:
+def test_bind_output(run: Run, extension: Extension, socket_path: Path, argv: list[str], said: str) -> None:
     with extension(answer):
         done = run("usbipd", "bind", *argv, "--socket", str(socket_path))
     assert (done.code, done.stdout, done.stderr) == (0, "", said)
 
 
-def test_what_bind_asks_for(run: Run, extension: Extension, socket_path: Path) -> None:
+def test_bind_requests(run: Run, extension: Extension, socket_path: Path) -> None:
     asked: list[Message] = []
 
     def record(request: Request) -> Message | UsbipdError:
@@ -188,10 +186,10 @@ def test_bind_json(run: Run, extension: Extension, socket_path: Path) -> None:
     assert [device["busid"] for device in document["devices"]] == ["3-1"]
 
 
-def test_bind_waits_longer_than_a_claim_may_take(
+def test_bind_waits_for_a_slow_claim(
     run: Run, extension: Extension, socket_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else it would say that nobody answers, and the device would be bound a moment later."""
+    """Otherwise it would report a timeout, and the device would be bound a moment later."""
     assert bind.CLAIM_TIMEOUT > claimer.CLAIM_TIMEOUT
     monkeypatch.setattr(bind, "CLAIM_TIMEOUT", 0.1)
     with extension(talk=drain):
@@ -200,7 +198,7 @@ def test_bind_waits_longer_than_a_claim_may_take(
     assert "did not answer within 0.1 s" in done.stderr
 
 
-def test_list_waits_as_long_as_it_is_told(run: Run, extension: Extension, socket_path: Path) -> None:
+def test_list_timeout(run: Run, extension: Extension, socket_path: Path) -> None:
     with extension(talk=drain):
         done = run("usbipd", "list", "--timeout", "0.1", "--socket", str(socket_path))
     assert done.code == 3
@@ -298,7 +296,7 @@ def test_unbind(
         ),
     ],
 )
-def test_what_unbind_asks_for(
+def test_unbind_requests(
     run: Run, extension: Extension, socket_path: Path, argv: list[str], parameters: UnbindParameters
 ) -> None:
     def unbound(request: Request) -> Message:
@@ -335,7 +333,7 @@ def test_detach_json(run: Run, extension: Extension, socket_path: Path) -> None:
     assert json.loads(done.stdout) == {"format": 1, "busid": "3-1", "client": "192.0.2.7:51234"}
 
 
-def test_detach_of_what_nobody_uses(run: Run, extension: Extension, socket_path: Path) -> None:
+def test_detach_of_an_unused_device(run: Run, extension: Extension, socket_path: Path) -> None:
     with extension(answer):
         done = run("usbipd", "detach", "--busid", "1-1", "--socket", str(socket_path))
     assert (done.code, done.stderr) == (1, "usbipd: 1-1 is not attached\n")
@@ -364,7 +362,7 @@ def test_release(run: Run, extension: Extension, socket_path: Path, drivers: lis
     assert json.loads(done.stdout) == {"format": 1, "busid": "3-1", "drivers": drivers}
 
 
-def test_release_of_what_is_shared(run: Run, extension: Extension, socket_path: Path) -> None:
+def test_release_of_a_shared_device(run: Run, extension: Extension, socket_path: Path) -> None:
     refused = UsbipdError("3-1 is shared", code="shared", advice="`usbipd unbind 3-1` releases it")
     with extension(lambda _request: refused):
         done = run("usbipd", "release", "3-1", "--socket", str(socket_path))
@@ -373,7 +371,7 @@ def test_release_of_what_is_shared(run: Run, extension: Extension, socket_path: 
     assert "unbind 3-1" in done.stderr
 
 
-def test_people_read_the_newest_last_and_programs_first(
+def test_history_text_has_the_newest_last_and_json_first(
     run: Run, extension: Extension, socket_path: Path, utc: None
 ) -> None:
     with extension(answer):
@@ -419,7 +417,7 @@ def test_the_status_of_a_device_that_is_not_shared(run: Run, extension: Extensio
     assert done.stdout.endswith("\n\n1-1 is not shared.\n")
 
 
-def test_both_statuses_are_one_document(run: Run, extension: Extension, socket_path: Path) -> None:
+def test_both_status_commands_print_one_document(run: Run, extension: Extension, socket_path: Path) -> None:
     with extension(answer):
         one = run("usbipd", "status", "--json", "--socket", str(socket_path))
     with extension(answer):
@@ -428,7 +426,7 @@ def test_both_statuses_are_one_document(run: Run, extension: Extension, socket_p
     assert json.loads(one.stdout)["status"].keys() == set(StatusResult.__struct_fields__)
 
 
-def test_both_examinations_are_one(run: Run, extension: Extension, socket_path: Path) -> None:
+def test_doctor_and_health_print_the_same(run: Run, extension: Extension, socket_path: Path) -> None:
     with extension(answer):
         one = run("usbipd", "doctor", "--json", "--socket", str(socket_path))
     with extension(answer):
@@ -440,7 +438,7 @@ def test_both_examinations_are_one(run: Run, extension: Extension, socket_path: 
 
 
 @pytest.mark.parametrize("command", [["usbipd", "doctor"], ["usbipd-ext", "--health"]])
-def test_an_extension_that_does_not_run_is_a_finding(run: Run, command: list[str], socket_path: Path) -> None:
+def test_doctor_without_an_extension(run: Run, command: list[str], socket_path: Path) -> None:
     done = run(*command, "--json", "--socket", str(socket_path))
     assert (done.code, done.stderr) == (1, "")
     first = json.loads(done.stdout)["checks"][0]
@@ -451,7 +449,7 @@ def test_an_extension_that_does_not_run_is_a_finding(run: Run, command: list[str
     assert "         1. Start it: `sudo usbipd-ext --run`.\n" in done.stdout
 
 
-def test_a_path_that_no_socket_can_have_is_wrong_usage(run: Run, tmp_path: Path) -> None:
+def test_too_long_socket_path_is_a_usage_error(run: Run, tmp_path: Path) -> None:
     done = run("usbipd", "doctor", "--socket", str(tmp_path / ("x" * 104)))
     assert (done.code, done.stdout) == (2, "")
 
@@ -465,7 +463,7 @@ def test_no_extension(run: Run, command: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["usbipd", "usbipd-ext"])
-def test_wrong_usage_is_two_lines_and_2(run: Run, name: str) -> None:
+def test_usage_error_is_two_lines_and_exit_code_2(run: Run, name: str) -> None:
     done = run(name, "--frob")
     assert (done.code, done.stdout) == (2, "")
     first, second = done.stderr.splitlines()
@@ -474,8 +472,8 @@ def test_wrong_usage_is_two_lines_and_2(run: Run, name: str) -> None:
     assert f"{name} --help" in second
 
 
-def test_the_command_alone_shows_the_first_share(run: Run) -> None:
-    """On stderr and as wrong usage, as docker does: a script that forgot the command must not go on."""
+def test_command_alone_shows_help(run: Run) -> None:
+    """On stderr and as a usage error, as in docker: a script that forgot the command must not continue."""
     done = run("usbipd")
     assert (done.code, done.stdout) == (2, "")
     assert done.stderr == run("usbipd", "help").stdout
@@ -484,7 +482,7 @@ def test_the_command_alone_shows_the_first_share(run: Run) -> None:
 
 
 @pytest.mark.parametrize("argv", [["help"], ["--help"], ["-h"], ["help", "bind"], ["bind", "-h"]])
-def test_help_is_data(run: Run, argv: list[str]) -> None:
+def test_help_goes_to_stdout(run: Run, argv: list[str]) -> None:
     done = run("usbipd", *argv)
     assert (done.code, done.stderr) == (0, "")
     assert done.stdout.startswith("usage: usbipd ")
@@ -497,7 +495,7 @@ def test_version_and_help(run: Run, name: str) -> None:
 
 
 @pytest.mark.skipif(EXECUTABLE is not None, reason="the executable writes UTF-8 whatever the locale is")
-def test_a_terminal_without_the_characters(extension: Extension, socket_path: Path) -> None:
+def test_terminal_without_unicode(extension: Extension, socket_path: Path) -> None:
     with extension(answer):
         done = spawn([*USBIPD, "list", "--socket", str(socket_path)], PYTHONIOENCODING="ascii")
     assert done.code == 0
@@ -526,10 +524,10 @@ def test_a_full_disk_is_an_error(arguments: list[str]) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_no_error_where_nothing_is_written(extension: Extension, socket_path: Path) -> None:
+def test_full_disk_is_no_error_without_output(extension: Extension, socket_path: Path) -> None:
     with extension(answer), Path("/dev/full").open("w") as full:
         command = [*USBIPD, "bind", "--busid", "3-1", "--socket", str(socket_path)]
-        done = spawn(command, full, PYTHONUNBUFFERED="1")  # then also an empty text is written
+        done = spawn(command, full, PYTHONUNBUFFERED="1")  # unbuffered, an empty text is written too
     assert (done.code, done.stderr.partition(":")[0]) == (0, "3-1 is shared")
 
 
@@ -540,8 +538,8 @@ def test_stdout_may_be_closed(extension: Extension, socket_path: Path) -> None:
     assert (done.code, done.stderr) == (0, "")
 
 
-def test_asking_for_the_status_is_light(extension: Extension, socket_path: Path) -> None:
-    """What `usbipd-ext --status` imports decides how long a person waits for it."""
+def test_status_imports_little(extension: Extension, socket_path: Path) -> None:
+    """The imports of `usbipd-ext --status` determine how long it takes."""
     script = (
         "import sys; from usbipd.cli.ext import main; code = main(sys.argv[1:], sys.exit)\n"
         "heavy = {'asyncio', 'ctypes', 'usb1', 'logging', 'tomllib', 'sqlite3', 'subprocess',\n"

@@ -65,7 +65,7 @@ def test_the_error_of_the_extension_arrives_whole(extension: Extension, socket_p
     assert caught.value.exit_code == 1
 
 
-def test_what_was_told_often_is_one_thing(extension: Extension, socket_path: Path) -> None:
+def test_several_events_count_as_one(extension: Extension, socket_path: Path) -> None:
     def talk(connection: socket.socket) -> None:
         channel = BlockingChannel(connection, "scripted extension", PEOPLE)
         watch = channel.receive(10)
@@ -88,8 +88,8 @@ def connect_error(path: Path) -> ExtensionUnreachableError:
     return caught.value
 
 
-def test_a_path_that_is_no_socket(tmp_path: Path) -> None:
-    """Also if the kernel says that we lack a right, as of a file that we may not write."""
+def test_path_that_is_not_a_socket(tmp_path: Path) -> None:
+    """Even if the kernel reports a lack of permission, as for a read-only file."""
     file = tmp_path / "file"
     file.touch(0o400)
     for path in (file, tmp_path):
@@ -99,7 +99,7 @@ def test_a_path_that_is_no_socket(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may use every socket")
-def test_a_socket_that_we_may_not_use(tmp_path: Path) -> None:
+def test_socket_without_permission(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -107,7 +107,7 @@ def test_a_socket_that_we_may_not_use(tmp_path: Path) -> None:
         assert connect_error(path).code == "no-permission"
 
 
-def test_a_service_is_started_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_advice_to_start_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("usbipd.control_socket.system_runtime_directory", lambda: str(tmp_path))
     monkeypatch.setattr("usbipd.paths.systemd_unit", lambda: tmp_path / "usbipd.service")
     usual, named = tmp_path / "control.sock", tmp_path / "other.sock"
@@ -123,7 +123,7 @@ def test_a_service_is_started_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert start_command(str(usual)) == "`sudo usbipd-ext --run`"
 
 
-def test_a_job_that_the_user_has_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disabled_launchd_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = tmp_path / "org.usbipd.extension.plist"
     monkeypatch.setattr("usbipd.paths.launch_daemon", lambda: job)
     monkeypatch.setattr("usbipd.control_socket.system_runtime_directory", lambda: str(tmp_path))
@@ -145,7 +145,7 @@ def advice(socket_path: Path) -> str:
     return caught.value.advice
 
 
-def test_an_extension_that_goes_while_nothing_is_asked(extension: Extension, socket_path: Path) -> None:
+def test_extension_closes_between_requests(extension: Extension, socket_path: Path) -> None:
     with ControlConnection(str(socket_path), timeout=10) as control:
         with extension(talk=lambda connection: connection.recv(1)):
             control.open()
@@ -154,7 +154,7 @@ def test_an_extension_that_goes_while_nothing_is_asked(extension: Extension, soc
     assert caught.value.code == "gone"
 
 
-def test_what_is_told_has_to_be_an_event(extension: Extension, socket_path: Path) -> None:
+def test_unexpected_message_is_an_error(extension: Extension, socket_path: Path) -> None:
     def talk(connection: socket.socket) -> None:
         BlockingChannel(connection, "scripted extension", PEOPLE)
         connection.sendall(response_frame(1, Nothing()))
@@ -183,7 +183,7 @@ def test_it_may_be_opened_again(extension: Extension, socket_path: Path) -> None
             control.close()
 
 
-def test_a_request_may_have_a_time_of_its_own(extension: Extension, socket_path: Path) -> None:
+def test_request_with_its_own_timeout(extension: Extension, socket_path: Path) -> None:
     with extension(talk=drain), ControlConnection(str(socket_path), timeout=10) as control:
         control.open()
         with pytest.raises(ExtensionUnreachableError, match=r"0\.05 s"):
@@ -225,7 +225,7 @@ def test_no_permission(socket_path: Path) -> None:
             os.seteuid(0)
 
 
-def test_a_path_that_no_socket_can_have(tmp_path: Path) -> None:
+def test_too_long_socket_path(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="103 bytes"):
         ask(tmp_path / ("x" * 104))
 
@@ -253,7 +253,7 @@ def test_an_extension_of_another_version_that_has_closed_already(
     with ControlConnection(str(socket_path), timeout=10) as control:
         with extension(talk=talk):
             control.open()
-        assert closed  # and only now the request is sent
+        assert closed  # the request is sent only now
         with pytest.raises(ExtensionUnreachableError, match=r"usbipd 9\.9\.9"):
             control.request(Command.LIST, Nothing(), ListResult)
 
@@ -287,12 +287,12 @@ def test_an_extension_that_goes_before_the_hello(socket_path: Path, monkeypatch:
 
 
 def test_an_extension_that_accepts_no_connection(socket_path: Path) -> None:
-    """Linux says at once that the queue is full, macOS refuses; a command does not hang."""
+    """Linux reports a full queue at once, macOS refuses; a command does not hang."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
         listener.bind(str(socket_path))
         listener.listen(0)
-        for _number in range(4):  # more than the queue takes
+        for _number in range(4):  # more than the queue holds
             waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
             waiting.setblocking(False)
             waiting.connect_ex(str(socket_path))
@@ -302,7 +302,7 @@ def test_an_extension_that_accepts_no_connection(socket_path: Path) -> None:
         fails_to_ask(socket_path, "busy" if sys.platform == "linux" else "not-running", timeout=0.05)
 
 
-def test_an_extension_that_says_nothing(extension: Extension, socket_path: Path) -> None:
+def test_silent_extension(extension: Extension, socket_path: Path) -> None:
     with extension(talk=drain):
         assert "0.05 s" in fails_to_ask(socket_path, "timeout", timeout=0.05).message
 
@@ -314,7 +314,7 @@ def test_an_extension_that_says_nothing(extension: Extension, socket_path: Path)
         (struct.pack(">IB", 4, 0) + b"\xc1\xc1\xc1\xc1", "bad-message"),
     ],
 )
-def test_something_else_answers(extension: Extension, socket_path: Path, said: bytes, code: str) -> None:
+def test_another_program_answers(extension: Extension, socket_path: Path, said: bytes, code: str) -> None:
     def talk(connection: socket.socket) -> None:
         connection.sendall(said)
         drain(connection)

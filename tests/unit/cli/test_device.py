@@ -1,4 +1,4 @@
-"""How devices and bindings are called: what they report, what usb.ids has, and their numbers."""
+"""Names of devices and bindings: what they report, what usb.ids has, and their numbers."""
 
 import pytest
 
@@ -36,7 +36,7 @@ def test_names(
     assert device_name(device, with_maker=False) == without_maker
 
 
-def test_a_name_that_nobody_knows() -> None:
+def test_unknown_name() -> None:
     assert known_name(**UNKNOWN) is None
 
 

@@ -1,4 +1,4 @@
-"""Which device or binding a name means, and what is asked or refused where several fit."""
+"""Which device or binding a name matches, and what happens if several do."""
 
 import io
 from collections.abc import Callable
@@ -18,7 +18,7 @@ DEVICES = [DISK, OTHER, MOUSE]
 
 
 class Terminal(io.StringIO):
-    """A terminal at which these lines are typed."""
+    """A terminal with this input."""
 
     def isatty(self) -> bool:
         return True
@@ -29,7 +29,7 @@ Type = Callable[[str], Terminal]
 
 @pytest.fixture
 def type_in(monkeypatch: pytest.MonkeyPatch) -> Type:
-    """`type_in(text)`: a person answers that; what they read."""
+    """`type_in(text)`: the user types that; returns the output."""
 
     def start(text: str) -> Terminal:
         screen = Terminal()
@@ -58,14 +58,14 @@ def test_a_name_finds_the_device(text: str, busid: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["keyboard", "9-9", "0000:5581", "0781:5581:aa00bb11", "4c530001 ultra"])
-def test_a_name_that_fits_nothing(text: str) -> None:
+def test_name_without_a_match(text: str) -> None:
     with pytest.raises(UsbipdError, match=f"^no device matches '{text}'$") as caught:
         pick_device("bind", parse_device(text), DEVICES, None, as_json=False)
     assert (caught.value.exit_code, caught.value.code) == (1, "no-device")
 
 
 @pytest.mark.parametrize("text", ["ultra", "0781:5581", "SanDisk"])
-def test_two_that_fit_are_an_error_for_a_program(text: str) -> None:
+def test_two_matches_are_an_error_without_a_terminal(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         pick_device("bind", parse_device(text), DEVICES, None, as_json=False)
     assert (caught.value.exit_code, caught.value.code) == (2, "ambiguous")
@@ -76,13 +76,13 @@ def test_two_that_fit_are_an_error_for_a_program(text: str) -> None:
     assert caught.value.advice == "name one of them: `usbipd bind 1-1`"
 
 
-def test_of_many_that_fit_some_are_named() -> None:
+def test_some_of_many_matches_are_named() -> None:
     devices = [make_device(f"1-{number}") for number in range(1, 101)]
     with pytest.raises(UsageError, match=r"matches 100 devices: 1-1 .*; 1-8 [^;]*; and 92 more$"):
         pick_device("bind", parse_device("ultra"), devices, None, as_json=False)
 
 
-def test_a_person_chooses_one_of_two(type_in: Type) -> None:
+def test_user_chooses_one_of_two(type_in: Type) -> None:
     screen = type_in("2\n")
     assert pick_device("bind", parse_device("ultra"), DEVICES, None, as_json=False) == "1-2"
     assert screen.getvalue() == (
@@ -92,7 +92,7 @@ def test_a_person_chooses_one_of_two(type_in: Type) -> None:
     )
 
 
-def test_a_person_is_not_asked_where_one_fits(type_in: Type) -> None:
+def test_user_is_not_asked_for_a_single_match(type_in: Type) -> None:
     screen = type_in("")
     assert pick_device("bind", parse_device("mouse"), DEVICES, None, as_json=False) == "3-2.4"
     assert screen.getvalue() == ""
@@ -101,31 +101,31 @@ def test_a_person_is_not_asked_where_one_fits(type_in: Type) -> None:
 @pytest.mark.parametrize(
     "answer", ["", "\n", "0\n", "3\n", "-1\n", "one\n", "²\n", "0000000012\n", "1 2\n", "9" * 5000]
 )
-def test_an_answer_that_is_no_number_chooses_nothing(answer: str, type_in: Type) -> None:
+def test_other_answers_choose_nothing(answer: str, type_in: Type) -> None:
     type_in(answer)
     with pytest.raises(UsageError, match=r"nothing was chosen|is not one of the choices"):
         pick_device("bind", parse_device("ultra"), DEVICES, None, as_json=False)
 
 
-def test_a_program_that_reads_json_is_not_asked(type_in: Type) -> None:
+def test_no_question_with_json(type_in: Type) -> None:
     screen = type_in("1\n")
     with pytest.raises(UsageError, match="matches 2 devices"):
         pick_device("bind", parse_device("ultra"), DEVICES, None, as_json=True)
     assert screen.getvalue() == ""
 
 
-def test_without_a_name_one_device_is_offered_and_not_taken(type_in: Type) -> None:
+def test_without_a_name_even_one_device_is_a_choice(type_in: Type) -> None:
     screen = type_in("1\n")
     assert pick_device("bind", None, [DISK], None, as_json=False) == "1-1"
     assert "Which one to bind? [1-1]: " in screen.getvalue()
 
 
-def test_without_a_name_and_a_terminal_nothing_is_taken() -> None:
+def test_without_a_name_and_a_terminal_is_an_error() -> None:
     with pytest.raises(UsageError, match=r"^bind needs a device$"):
         pick_device("bind", None, [DISK], None, as_json=False)
 
 
-def test_only_what_the_command_can_do_something_for_is_meant() -> None:
+def test_only_suitable_devices_match() -> None:
     devices = [DISK, make_device("1-2", state=DeviceState.ATTACHED)]
 
     def pick(text: str) -> str:
@@ -180,11 +180,11 @@ def test_a_name_finds_the_binding() -> None:
     assert unbind("046d:5581:M1", PORT, ABSENT) == hardware(0x46D, 0x5581, "M1")
 
 
-def test_the_rule_that_is_named_exactly_is_meant_before_others() -> None:
+def test_exact_hardware_id_is_preferred() -> None:
     assert unbind("0781:5581", PORT, KIND) == hardware(0x781, 0x5581)
 
 
-def test_two_bindings_that_fit() -> None:
+def test_two_matching_bindings() -> None:
     with pytest.raises(UsageError) as caught:
         unbind("ultra", PORT, KIND)
     assert caught.value.message == ("'ultra' matches 2 bindings: 0781:5581 at 1-1 (Ultra); 0781:5581")
@@ -198,13 +198,13 @@ def test_the_bindings_of_one_port_are_one_choice(type_in: Type) -> None:
     assert "  1  0781:5581 at 1-1 (Ultra) and 046d:5581 at 1-1 (Mouse)\n" in screen.getvalue()
 
 
-def test_a_name_removes_no_other_binding_of_its_port() -> None:
+def test_name_must_match_all_bindings_of_a_port() -> None:
     other = make_binding(busid="1-1", vendor_id=0x46D, product="Mouse")
     with pytest.raises(UsageError, match="'mouse' is one of several bindings of a port") as caught:
         unbind("mouse", PORT, other)
     assert caught.value.advice == "`usbipd unbind 1-1` removes all of them"
 
 
-def test_no_binding_fits() -> None:
+def test_no_binding_matches() -> None:
     with pytest.raises(UsbipdError, match=r"^no binding matches 'keyboard'$"):
         unbind("keyboard", PORT)

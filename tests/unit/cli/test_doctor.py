@@ -1,4 +1,4 @@
-"""How findings read."""
+"""The text of findings."""
 
 import pytest
 
@@ -26,13 +26,13 @@ def test_steps_are_numbered_and_sentences_wrapped() -> None:
     )
 
 
-def test_the_state_has_its_colour_and_wraps_as_without() -> None:
+def test_state_is_coloured_without_changing_the_wrap() -> None:
     checks = [check(CheckState.FAILED, "store", "it is damaged in several places"), check(CheckState.OK)]
     text = format_checks(checks, 40, vivid)
     assert SEQUENCE.sub("", text) == format_checks(checks, 40)
     assert text.startswith("\x1b[1;31mfailed\x1b[0m   store  it is")
     assert "\x1b[32mok\x1b[0m       store  m\n" in text
-    assert format_checks(checks, 3, vivid)  # where even the word does not fit
+    assert format_checks(checks, 3, vivid)  # narrower than the word
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ MANUAL = (Path(__file__).parents[3] / "docs/json.md").read_text()
 
 
 def described() -> dict[str, dict[str, str]]:
-    """Structure -> field -> type, as docs/json.md has them."""
+    """Structure -> field -> type, as in docs/json.md."""
     structures: dict[str, dict[str, str]] = {}
     for section in re.split(r"^### ", MANUAL, flags=re.MULTILINE)[1:]:
         name, _, body = section.partition("\n")
@@ -73,7 +73,7 @@ def all_structures() -> set[type[msgspec.Struct]]:
 
 
 def structures_in(kind: Any) -> set[type[msgspec.Struct]]:
-    """`kind` if it is a structure, and all that it is made of."""
+    """`kind` if it is a structure, and all structures in it."""
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return {kind}.union(*(structures_in(field.type) for field in msgspec.structs.fields(kind)))
     return set().union(*(structures_in(part) for part in get_args(kind)))
@@ -94,7 +94,7 @@ def test_the_manual_names_the_format_and_every_word(words: type[StrEnum]) -> Non
     assert [word for word in words if f"`{word}`" not in MANUAL] == []
 
 
-def test_the_manual_says_how_schemas_are_made() -> None:
+def test_the_manual_has_the_command_for_schemas() -> None:
     assert f"    {schema.COMMAND}\n" in MANUAL
 
 
@@ -122,7 +122,7 @@ def test_the_manual_says_how_schemas_are_made() -> None:
     ],
     ids=lambda document: type(document).__name__,
 )
-def test_documents_come_back_as_they_were(document: Document) -> None:
+def test_documents_round_trip(document: Document) -> None:
     text = render(document)
     assert json.loads(text)["format"] == 1
     assert next(iter(json.loads(text))) == "format"

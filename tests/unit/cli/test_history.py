@@ -1,4 +1,4 @@
-"""The history: which pages are asked for, and what people read."""
+"""The history: which pages are requested, and the text."""
 
 import pytest
 
@@ -19,7 +19,7 @@ from usbipd.ipc.messages import Command
 
 
 class FakeExtension(ControlConnection):
-    """An extension that remembers `count` entries, and gives at most `page` of them at once."""
+    """An extension with `count` entries, which returns at most `page` at once."""
 
     def __init__(self, count: int, page: int = HISTORY_PAGE) -> None:
         self.entries = [make_entry(number) for number in range(1, count + 1)]
@@ -52,20 +52,20 @@ def test_many_entries_come_page_by_page(page: int) -> None:
     assert all(asked.limit <= HISTORY_PAGE for asked in extension.asked)
 
 
-def test_since_ends_at_a_page_that_is_older() -> None:
+def test_since_stops_at_an_older_page() -> None:
     extension = FakeExtension(1000)
     found = fetch_history(extension, None, Selection(since=START + 751))
     assert numbers(found) == list(range(1000, 750, -1))
-    assert len(extension.asked) == 4  # the last one has nothing of it
+    assert len(extension.asked) == 4  # the last one has no such entry
 
 
-def test_since_passes_over_a_clock_that_was_set_back() -> None:
+def test_since_tolerates_a_clock_that_was_set_back() -> None:
     extension = FakeExtension(300)
     extension.entries[-50:] = [make_entry(number, time=START - 9999) for number in range(251, 301)]
     assert numbers(fetch_history(extension, None, Selection(since=START + 201))) == list(range(250, 200, -1))
 
 
-def test_a_device_is_looked_for_in_all_pages() -> None:
+def test_device_is_searched_in_all_pages() -> None:
     extension = FakeExtension(1000)
     extension.entries[3] = make_entry(4, busid="1-1")
     extension.entries[900] = make_entry(901, busid="1-1")
@@ -77,11 +77,11 @@ def test_a_device_is_looked_for_in_all_pages() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 7, HISTORY_PAGE, 150])
-def test_there_may_be_less_than_asked_for(count: int) -> None:
+def test_fewer_entries_than_the_limit(count: int) -> None:
     assert numbers(fetch_history(FakeExtension(count), 1000)) == list(range(count, 0, -1))
 
 
-def test_what_people_read(utc: None) -> None:
+def test_text(utc: None) -> None:
     entries = [
         make_entry(
             1, HistoryEvent.STARTED, busid=None, vendor_id=None, product_id=None, product=None, reason="0.1.0"
@@ -110,12 +110,12 @@ def test_what_people_read(utc: None) -> None:
     )
 
 
-def test_a_device_without_a_name_has_that_of_usb_ids() -> None:
+def test_device_without_a_name_uses_usb_ids() -> None:
     listed = make_entry(1, vendor_id=0x0951, product_id=0x1666, product=None)
     assert "  0951:1666 Kingston Technology DataTraveler 100 G3\n" in format_history([listed], 100)
 
 
-def test_an_entry_that_stands_for_many(utc: None) -> None:
+def test_merged_entry(utc: None) -> None:
     many = make_entry(9, HistoryEvent.DETACHED, client="192.0.2.7:5", seconds=60.0, count=9980, reason="left")
     assert format_history([many], 80).splitlines()[-1] == (
         "    9980 times, the last one shown, 1 min 0 s in all: left"

@@ -40,7 +40,7 @@ def add(extension: FakeExtension, *entries: HistoryEntry) -> None:
     extension.entries += entries
 
 
-def test_first_the_newest_entries_then_each_new_one_once() -> None:
+def test_newest_entries_then_each_new_one_once() -> None:
     extension = FakeExtension(50)
     tail = HistoryTail(extension, Selection(), 20)
     assert numbers(tail.new_entries(True)) == list(range(31, 51))
@@ -51,7 +51,7 @@ def test_first_the_newest_entries_then_each_new_one_once() -> None:
 
 
 @pytest.mark.parametrize("count", [HISTORY_PAGE - 1, HISTORY_PAGE, 3 * HISTORY_PAGE + 1])
-def test_many_new_entries_come_all_whatever_the_limit_was(count: int) -> None:
+def test_limit_does_not_apply_to_new_entries(count: int) -> None:
     extension = FakeExtension(5)
     tail = HistoryTail(extension, Selection(), 2)
     assert numbers(tail.new_entries(True)) == [4, 5]
@@ -85,9 +85,7 @@ ANOTHER = (
 
 
 @pytest.mark.parametrize("count", [2, 5, 9], ids=["shorter", "as long", "longer"])
-def test_a_daemon_that_comes_back_with_another_history(
-    count: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_daemon_returns_with_another_history(count: int, capsys: pytest.CaptureFixture[str]) -> None:
     extension = FakeExtension(5)
     tail = HistoryTail(extension, Selection(), 20)
     tail.new_entries(True)
@@ -96,7 +94,7 @@ def test_a_daemon_that_comes_back_with_another_history(
     assert capsys.readouterr().err == ANOTHER
 
 
-def test_a_history_that_has_forgotten_what_was_seen_last(capsys: pytest.CaptureFixture[str]) -> None:
+def test_history_that_dropped_the_last_seen_entry(capsys: pytest.CaptureFixture[str]) -> None:
     extension = FakeExtension(5)
     tail = HistoryTail(extension, Selection(), 20)
     tail.new_entries(True)
@@ -127,7 +125,7 @@ FOLLOW = [*program("usbipd"), "history", "--follow"]
 
 
 class ScriptedHistory(Scripted):
-    """Answers what `--follow` asks from a list of entries."""
+    """Answers the requests of `--follow` from a list of entries."""
 
     def answer_history(self, entries: Sequence[HistoryEntry], requests: int) -> None:
         for _ in range(requests):
@@ -149,7 +147,7 @@ def first_run(connection: socket.socket) -> None:
 
 
 def second_run(connection: socket.socket) -> None:
-    """A third one; Ctrl-C when it has been printed, which is before the next question."""
+    """A third one; Ctrl-C when it has been printed, before the next request."""
     extension = ScriptedHistory(connection)
     extension.answer(Command.WATCH, Nothing())
     extension.answer_history(ENTRIES, 4)  # the newest, the last one seen, the page, and nothing before it
@@ -196,7 +194,7 @@ def test_a_reader_that_leaves_ends_it_at_once(extension: Extension, socket_path:
         assert command.wait(timeout=30) == 141
 
 
-def test_without_an_extension_there_is_nothing_to_follow(socket_path: Path) -> None:
+def test_follow_without_an_extension(socket_path: Path) -> None:
     command = spawn(FOLLOW, socket_path)
     out, err = command.communicate(timeout=30)
     assert (command.returncode, out) == (3, "")

@@ -1,4 +1,4 @@
-"""What a daemon answers does not drive the terminal, whatever has got into its texts, in any output."""
+"""Hostile texts in a daemon's answers never control the terminal, in any output."""
 
 import json
 from collections.abc import Callable
@@ -34,7 +34,7 @@ SUBCOMMANDS = [
 
 
 def answer(request: Request) -> Message:
-    """A good answer, with hostile texts in it."""
+    """A valid answer with hostile texts."""
     return hostile(PEOPLE.commands[request.command].result)  # type: ignore[no-any-return]
 
 
@@ -48,7 +48,7 @@ COLOURED = {"list", "status", "history", "doctor", "--status", "--health"}
 @pytest.mark.parametrize("options", [(), ("--color", "always"), ("--json",)], ids=["text", "colour", "json"])
 @pytest.mark.parametrize("reply", [answer, refuse])
 @pytest.mark.parametrize("words", SUBCOMMANDS, ids=lambda words: " ".join(words[:2]))
-def test_no_verb_shows_a_text_raw(
+def test_no_command_prints_raw_texts(
     words: tuple[str, ...],
     reply: Callable[[Request], Message | UsbipdError],
     options: tuple[str, ...],

@@ -1,4 +1,4 @@
-"""What a command loads before it answers: whoever runs it waits for that."""
+"""The modules that a command loads, which its user waits for."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from usbipd.ipc.control_messages import DetachResult, ListResult, ReleaseResult
 from usbipd.ipc.message import Message
 
 BY_ITSELF: set[str] = {"dataclasses"} if sys.version_info >= (3, 14) else set()
-"""What argparse and traceback load in any case, by way of _colorize."""
+"""Always loaded by argparse and traceback, through _colorize."""
 
 HEAVY = (
     *("asyncio", "ctypes", "dataclasses", "importlib.metadata", "logging", "pathlib", "psutil"),
@@ -22,14 +22,14 @@ HEAVY = (
     *("usbipd.ipc.children", "usbipd.log", "usbipd.paths", "usbipd.server", "usbipd.simulated"),
     *("usbipd.worker",),
 )
-"""What no command needs that asks the extension.  inspect is not among them: msgspec loads it where there is
-a typing_extensions."""
+"""Needed by no command that queries the extension.  inspect is not in the list: msgspec loads it if
+typing_extensions is installed."""
 
 StartExtension = Callable[..., AbstractContextManager[None]]
 
 
 def loaded(program: str) -> set[str]:
-    """The modules of a new process that has run `program`; without what site loads for this installation."""
+    """The modules of a new process that ran `program`, except those that site loads."""
     start = f"import sys; sys.path[:] = {sys.path!r}\n"
     end = "\nprint(*sys.modules, sep='\\n', file=sys.stderr)"
     command = [sys.executable, "-I", "-S", "-c", start + program + end]
@@ -39,7 +39,7 @@ def loaded(program: str) -> set[str]:
 
 
 def of(modules: set[str], packages: Iterable[str]) -> set[str]:
-    """Those of `modules` that are or lie in one of `packages`."""
+    """The `modules` that are in one of `packages`."""
     ours = modules - BY_ITSELF
     return {module for module in ours for each in packages if f"{module}.".startswith(f"{each}.")}
 
@@ -56,7 +56,7 @@ def of(modules: set[str], packages: Iterable[str]) -> set[str]:
     ],
     ids=["ext-status", "ext-status-json", "status", "list", "detach", "release"],
 )
-def test_a_command_loads_nothing_heavy_and_no_other_verb(
+def test_command_loads_no_heavy_module_and_no_other_command(
     extension: StartExtension, socket_path: Path, argv: list[str], answer: Message
 ) -> None:
     full = [*argv, "--socket", str(socket_path)]
@@ -68,8 +68,8 @@ def test_a_command_loads_nothing_heavy_and_no_other_verb(
     assert not of(modules, [f"usbipd.cli.{each}" for each in SUBCOMMANDS if each != command])
 
 
-def test_a_command_does_not_collect_garbage_at_its_end(extension: StartExtension, socket_path: Path) -> None:
-    """That is 13 % of the CPU time of a short command."""
+def test_command_collects_no_garbage_at_exit(extension: StartExtension, socket_path: Path) -> None:
+    """It would take 13 % of the CPU time of a short command."""
     program = (
         "import gc, sys\n"
         f"sys.argv = ['usbipd-ext', '--status', '--socket', {str(socket_path)!r}]\n"
@@ -81,7 +81,7 @@ def test_a_command_does_not_collect_garbage_at_its_end(extension: StartExtension
         loaded(program)
 
 
-def test_an_ordinary_user_waits_for_nothing_else() -> None:
+def test_ordinary_user_loads_no_heavy_module() -> None:
     program = (
         "import os\nos.geteuid = lambda: 1000\nos.environ.pop('XDG_RUNTIME_DIR', None)\n"
         "from usbipd.control_socket import usual_control_socket\nusual_control_socket()"
@@ -89,7 +89,7 @@ def test_an_ordinary_user_waits_for_nothing_else() -> None:
     assert not of(loaded(program), HEAVY)
 
 
-def test_help_loads_no_verb() -> None:
+def test_help_loads_no_command() -> None:
     modules = loaded("from usbipd.cli.main import main\nassert main(['--help']) == 0")
     assert not of(modules, ["msgspec", *(f"usbipd.cli.{each}" for each in SUBCOMMANDS)])
 

@@ -49,11 +49,11 @@ def test_a_key_whole_byte_by_byte_and_before_another(data: bytes, key: Key) -> N
         b"\x1b[" + b"1" * 99 + b"~",
     ],
 )
-def test_a_key_that_means_nothing_is_passed_over_whole(data: bytes) -> None:
+def test_unknown_key_is_skipped_whole(data: bytes) -> None:
     assert KeyReader().feed(data + b"j") == [Key.DOWN]
 
 
-def test_escape_by_itself_does_not_take_the_next_key() -> None:
+def test_escape_alone_does_not_consume_the_next_key() -> None:
     assert KeyReader().feed(b"\x1bq") == [Key.QUIT]
     assert KeyReader().feed(b"\x1b\x1b[A") == [Key.UP]
 

@@ -1,4 +1,4 @@
-"""What `list` shows to people."""
+"""The text of `list`."""
 
 import json
 
@@ -31,7 +31,7 @@ def test_devices_with_state_and_user() -> None:
     )
 
 
-def test_a_failed_device_says_why_and_what_to_try() -> None:
+def test_failed_device_has_reason_and_advice() -> None:
     device = make_device("3-1", state=DeviceState.FAILED, drivers=[], error="it is busy", advice="close it")
     assert format_list(ListResult(devices=[device], bindings=[]), 80).splitlines()[2:] == [
         "3-1: it is busy",
@@ -39,7 +39,7 @@ def test_a_failed_device_says_why_and_what_to_try() -> None:
     ]
 
 
-def test_bindings_whose_device_is_not_there() -> None:
+def test_bindings_without_a_device() -> None:
     bindings = [
         make_binding(devices=["3-1"]),
         make_binding(),
@@ -59,7 +59,7 @@ def test_bindings_whose_device_is_not_there() -> None:
 
 
 def make_remote_device(busid: str, *classes: int, **changes: object) -> RemoteDevice:
-    """A device of the vendor's class that another machine shares, or what `changes` makes of it."""
+    """A device of the vendor's class that another machine shares, with `changes`."""
     fields: dict[str, object] = {
         "busid": busid,
         "path": "/sys/devices/x",
@@ -131,12 +131,12 @@ def test_devices_that_cannot_be_shared_are_named() -> None:
     )
 
 
-def test_bindings_without_any_device() -> None:
+def test_bindings_but_no_devices() -> None:
     text = format_list(ListResult(devices=[], bindings=[make_binding()]), 80)
     assert text.startswith("Bound, not plugged in:\nVID:PID")
 
 
-def test_who_may_use_a_device_that_is_not_for_all() -> None:
+def test_allowed_networks_of_a_device() -> None:
     devices = [make_device("3-1"), make_device("3-2"), make_device("3-3")]
     bindings = [
         make_binding(devices=["3-1", "3-2"], allow=["192.0.2.0/24", "::1"]),
@@ -154,7 +154,7 @@ def test_who_may_use_a_device_that_is_not_for_all() -> None:
 def test_speeds_of_other_servers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], speed: int, word: str
 ) -> None:
-    """enum usb_device_speed of include/uapi/linux/usb/ch9.h, of which a Linux server sends all."""
+    """enum usb_device_speed of include/uapi/linux/usb/ch9.h; a Linux server sends all of them."""
     device = msgspec.structs.replace(DEVICE, speed=speed)
     monkeypatch.setattr(list_command, "fetch_devlist", lambda _host, _port, _timeout: (device,))
     list_command.list_remote("192.0.2.1", 3240, timeout=1.0, as_json=True)

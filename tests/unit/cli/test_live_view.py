@@ -1,4 +1,4 @@
-"""`status --watch` on a terminal: keys, another size, and the terminal's mode whatever ends it."""
+"""`status --watch` on a terminal: keys, resizing, and the mode of the terminal afterwards."""
 
 import os
 import signal
@@ -77,14 +77,14 @@ def test_the_keys_scroll_and_q_ends(extension: Extension, socket_path: Path) -> 
         assert numbers(lines) == list(range(19, DEVICES))
         assert "25-35 of 35" in lines[0]
         job.type(b"\x1b[B\x1b[6~k")
-        job.shows(starts_with(18))  # it did not go beyond the end
+        job.shows(starts_with(18))  # it stopped at the end
         job.type(b"q")
         assert job.has_ended() == 0
         assert job.is_cooked()
-        assert numbers(job.screen.lines)[0] == 18  # what was seen last stays
+        assert numbers(job.screen.lines)[0] == 18  # the last screen stays
 
 
-def test_what_fits_is_not_scrolled(extension: Extension, socket_path: Path) -> None:
+def test_short_status_does_not_scroll(extension: Extension, socket_path: Path) -> None:
     with extension(talk=many_devices), watch(socket_path, rows=50) as job:
         lines = job.shows(lambda lines: len(numbers(lines)) == DEVICES)
         assert lines[0].endswith("   q quits")
@@ -103,7 +103,7 @@ def test_another_size(extension: Extension, socket_path: Path) -> None:
         assert numbers(lines)[-1] == DEVICES - 1  # the end stays the end
         assert "15-35 of 35" in lines[0]
         job.type(b"\x1b[H")
-        lines = job.shows(lambda lines: any("VID:PID" in line for line in lines))  # there is room for it now
+        lines = job.shows(lambda lines: any("VID:PID" in line for line in lines))  # it fits now
         job.resize(5, 40)
         job.shows(lambda lines: "1-2 of" in lines[0] or lines[0].endswith("…"))
         job.type(b"q")
@@ -167,9 +167,7 @@ def test_an_error_that_ends_it(extension: Extension, socket_path: Path) -> None:
         job.shows(lambda lines: "usbipd: no" in lines)
 
 
-def test_ctrl_z_gives_the_terminal_back_and_fg_takes_it_again(
-    extension: Extension, socket_path: Path
-) -> None:
+def test_ctrl_z_restores_the_terminal_and_fg_resumes(extension: Extension, socket_path: Path) -> None:
     with extension(talk=many_devices), watch(socket_path, rows=14) as job:
         job.shows(starts_with(0))
         for _ in range(2):
@@ -189,7 +187,7 @@ def test_ctrl_z_gives_the_terminal_back_and_fg_takes_it_again(
         assert job.is_cooked()
 
 
-def test_a_stop_that_cannot_be_handled(extension: Extension, socket_path: Path) -> None:
+def test_sigstop(extension: Extension, socket_path: Path) -> None:
     with extension(talk=many_devices), watch(socket_path, rows=14) as job:
         job.shows(starts_with(0))
         os.kill(job.pid, signal.SIGSTOP)
@@ -204,7 +202,7 @@ def test_a_stop_that_cannot_be_handled(extension: Extension, socket_path: Path) 
 
 
 def test_in_the_background_it_neither_draws_nor_reads(extension: Extension, socket_path: Path) -> None:
-    """The kernel would stop it, or it would draw over what the shell shows."""
+    """The kernel would stop it, or it would draw over the output of the shell."""
     is_stopped, is_shown = threading.Event(), threading.Event()
 
     def talk(connection: socket.socket) -> None:
@@ -212,7 +210,7 @@ def test_in_the_background_it_neither_draws_nor_reads(extension: Extension, sock
         extension.answer(Command.WATCH, Nothing())
         extension.answer_status()
         assert is_stopped.wait(PATIENCE)
-        for number in (1, 2):  # the second is asked for when the first one has been shown, or not
+        for number in (1, 2):  # the second is requested after the first was shown or skipped
             extension.change()
             extension.answer_status(error_count=number)
         is_shown.set()

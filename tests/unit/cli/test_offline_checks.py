@@ -1,4 +1,4 @@
-"""What `doctor` finds out by itself."""
+"""The checks that `doctor` runs in its own process."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ STORE = CheckResult(name="store", state=CheckState.WARNING, message="old")
 
 @pytest.fixture(autouse=True)
 def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A host on which nothing of ours is, whatever is on this one."""
+    """A host without usbipd, whatever this one has."""
     monkeypatch.setattr("usbipd.paths.state_directory", lambda: tmp_path / "state")
     monkeypatch.setattr("usbipd.paths.launch_daemon", lambda: None)
     with socket.socket() as unused:
@@ -53,7 +53,7 @@ def answer(request: Request) -> Message | UsbipdError:
     return make_status([], version=__version__)
 
 
-def test_an_extension_that_answers_examines_itself(extension: Extension, socket_path: Path) -> None:
+def test_running_extension_checks_itself(extension: Extension, socket_path: Path) -> None:
     with extension(answer):
         found = examine(socket_path)
     assert list(found) == ["extension", "permission", "store"]
@@ -61,7 +61,7 @@ def test_an_extension_that_answers_examines_itself(extension: Extension, socket_
     assert found["store"] == STORE
 
 
-def test_an_extension_that_cannot_say_how_it_is(extension: Extension, socket_path: Path) -> None:
+def test_extension_that_cannot_report_its_status(extension: Extension, socket_path: Path) -> None:
     def half(request: Request) -> Message | UsbipdError:
         if request.command is Command.STATUS:
             return UsbipdError("libusb fails", code="libusb", advice="install it")
@@ -78,7 +78,7 @@ def test_an_extension_that_refuses(extension: Extension, socket_path: Path) -> N
         assert states(examine(socket_path)) == {"extension": "failed"}
 
 
-def test_without_an_extension_the_host_is_examined(socket_path: Path) -> None:
+def test_without_an_extension_the_host_is_checked(socket_path: Path) -> None:
     found = examine(socket_path)
     assert states(found) == {
         "extension": "failed",
@@ -114,7 +114,7 @@ def test_an_extension_that_was_updated_under_the_command() -> None:
     ("uid", "owner", "groups", "group", "state"),
     [
         (0, "root", [], None, CheckState.OK),
-        (1000, "user 1000", [], None, CheckState.OK),  # the extension is theirs
+        (1000, "user 1000", [], None, CheckState.OK),  # the extension runs as the same user
         (1000, "root", [5, 27], 27, CheckState.OK),
         (1000, "root", [5], 27, CheckState.WARNING),
         (1000, "root", [5], None, CheckState.WARNING),
@@ -147,7 +147,7 @@ def test_a_runtime_directory_that_an_extension_makes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
-def test_a_runtime_directory_that_others_may_write(tmp_path: Path, mode: int) -> None:
+def test_runtime_directory_writable_by_others(tmp_path: Path, mode: int) -> None:
     directory = tmp_path / "run"
     directory.mkdir()
     directory.chmod(0o755)
@@ -160,13 +160,13 @@ def test_a_runtime_directory_that_others_may_write(tmp_path: Path, mode: int) ->
     assert not any("emove" in step for step in check.steps), "it may be the user's own, or /tmp"
 
 
-def test_a_runtime_directory_of_somebody_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_runtime_directory_of_another_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = os.stat_result((stat.S_IFDIR | 0o755, 0, 0, 0, 12345, 0, 0, 0, 0, 0))
     monkeypatch.setattr(Path, "lstat", lambda _path: found)
     assert "12345" in offline_checks.check_runtime(tmp_path / "control.sock").message
 
 
-def test_something_in_the_place_of_the_runtime_directory(tmp_path: Path) -> None:
+def test_runtime_directory_is_not_a_directory(tmp_path: Path) -> None:
     file = tmp_path / "run"
     file.write_text("")
     assert "not a directory" in offline_checks.check_runtime(file / "control.sock").message
@@ -174,7 +174,7 @@ def test_something_in_the_place_of_the_runtime_directory(tmp_path: Path) -> None
     assert check.state is CheckState.FAILED
 
 
-def test_a_socket_that_was_left(socket_path: Path) -> None:
+def test_stale_socket(socket_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(socket_path))
     found = examine(socket_path)
@@ -227,11 +227,11 @@ def test_a_port_in_use() -> None:
 
 
 def test_a_port_whose_program_accepts_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is stopped is in the way, too, and the command does not wait for it."""
+    """A suspended program occupies the port too, and the command does not wait for it."""
     monkeypatch.setattr(offline_checks, "TIMEOUT", 0.05)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        for _number in range(4):  # more than its queue takes
+        for _number in range(4):  # more than its queue holds
             waiting = stack.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex(listener.getsockname())
@@ -277,13 +277,13 @@ def test_launchctl_that_cannot_be_run(tmp_path: Path) -> None:
     assert offline_checks.check_launchd(job, tmp_path / "none").state is CheckState.FAILED
 
 
-def test_launchd_is_looked_at_where_there_is_one(
+def test_launchd_is_checked_on_macos(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, socket_path: Path
 ) -> None:
     monkeypatch.setattr("usbipd.paths.launch_daemon", lambda: tmp_path / "org.usbipd.extension.plist")
     assert examine(socket_path)["launchd"].state is CheckState.WARNING
 
 
-def test_other_reasons_bring_their_own_advice() -> None:
+def test_other_errors_have_their_own_advice() -> None:
     error = ExtensionUnreachableError("you have no permission", code="no-permission", advice="use sudo")
     assert offline_checks.unreachable(error, "/run/usbipd/control.sock").steps == ("Use sudo",)

@@ -20,7 +20,7 @@ GOOD = encode_devlist_reply([DEVICE])
 def fetch(
     talk: Callable[[socket.socket], None], *, family: int = socket.AF_INET, timeout: float = 10
 ) -> object:
-    """What `fetch_devlist` makes of a server that does `talk`."""
+    """The result of `fetch_devlist` with a server that does `talk`."""
     listener = socket.create_server(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0), family=family)
     host, port = listener.getsockname()[:2]
     with serving(listener, talk):
@@ -61,13 +61,13 @@ def test_no_devices() -> None:
     assert fetch(lambda connection: connection.sendall(encode_devlist_reply([]))) == ()
 
 
-def test_an_answer_byte_by_byte_and_a_server_that_stays() -> None:
+def test_answer_byte_by_byte_from_a_server_that_stays_connected() -> None:
     def talk(connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         request_of(connection)
         for byte in GOOD:
             connection.sendall(bytes([byte]))
-        assert connection.recv(1) == b""  # until the client has enough, and leaves
+        assert connection.recv(1) == b""  # until the client has the whole answer and disconnects
 
     devices = fetch(talk)
     assert devices == (DEVICE,)
@@ -75,7 +75,7 @@ def test_an_answer_byte_by_byte_and_a_server_that_stays() -> None:
     assert isinstance(devices[0], UsbDevice)
 
 
-def test_something_else_answers() -> None:
+def test_another_protocol_answers() -> None:
     error = failure(lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"))
     assert error.code == "not-usbip"
     assert "0x4854" in error.message  # "HT"
@@ -89,7 +89,7 @@ def test_an_older_server() -> None:
     assert "another version" in (error.advice or "")
 
 
-def test_a_count_that_nobody_believes() -> None:
+def test_impossible_device_count() -> None:
     reply = struct.pack(">HHII", USBIP_VERSION, OP_REP_DEVLIST, 0, 0xFFFFFFFF)
     assert failure(lambda connection: connection.sendall(reply)).code == "not-usbip"
 
@@ -125,15 +125,15 @@ def test_silence(said: bytes) -> None:
     def talk(connection: socket.socket) -> None:
         request_of(connection)
         connection.sendall(said)
-        assert connection.recv(1) == b""  # until the client has lost its patience
+        assert connection.recv(1) == b""  # until the client times out
 
     error = failure(talk, timeout=0.05)
     assert error.code == "timed-out"
     assert "0.05 s" in error.message
 
 
-def test_the_time_is_for_the_whole_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that sends a little now and then does not hold the command for longer."""
+def test_timeout_covers_the_whole_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that sends a few bytes now and then does not extend it."""
     clock = iter([0.0, 0.0, 9.95])
     monkeypatch.setattr("usbipd.cli.remote.time.monotonic", lambda: next(clock, 10.0))
 
@@ -141,12 +141,12 @@ def test_the_time_is_for_the_whole_answer(monkeypatch: pytest.MonkeyPatch) -> No
         request_of(connection)
         connection.sendall(GOOD[:8])
         connection.settimeout(5)
-        assert connection.recv(1) == b""  # until the 0.05 s that were left are over
+        assert connection.recv(1) == b""  # until the remaining 0.05 s are over
 
     assert failure(talk, timeout=10).code == "timed-out"
 
 
-def test_nobody_listens() -> None:
+def test_connection_refused() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(UsbipdError, match="refused") as caught:
@@ -162,7 +162,7 @@ def test_no_such_host(host: str) -> None:
 
 
 def test_an_address_without_a_route() -> None:
-    # A multicast address cannot be connected to by TCP, whatever the network is like.
+    # TCP cannot connect to a multicast address on any network.
     with pytest.raises(UsbipdError, match=r"224\.0\.0\.1:3240") as caught:
         fetch_devlist("224.0.0.1", 3240, 10)
     assert caught.value.code == "unreachable"

@@ -1,4 +1,4 @@
-"""docs/schema/ says what the types say."""
+"""docs/schema/ matches the types."""
 
 import json
 
@@ -10,19 +10,19 @@ from usbipd.cli.documents import Document
 SCHEMAS = schema.schemas()
 
 
-def test_every_document_has_a_schema_and_nothing_else_has() -> None:
+def test_one_schema_for_each_document() -> None:
     assert len(SCHEMAS) == len(Document.__subclasses__())
     assert {path.name for path in schema.DIRECTORY.iterdir()} == set(SCHEMAS), f"run {schema.COMMAND}"
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_a_schema_is_that_of_the_types(name: str) -> None:
+def test_schema_matches_the_types(name: str) -> None:
     written = (schema.DIRECTORY / name).read_text(encoding="utf-8")
     assert written == SCHEMAS[name], f"run {schema.COMMAND}"
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_a_schema_asks_for_every_field_and_allows_new_ones(name: str) -> None:
+def test_schema_requires_every_field_and_allows_new_ones(name: str) -> None:
     definitions = json.loads(SCHEMAS[name])["$defs"]
     objects = [each for each in definitions.values() if each.get("type") == "object"]
     assert objects

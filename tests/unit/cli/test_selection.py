@@ -1,4 +1,4 @@
-"""`--since` and `--device`: what is understood, what is not, and which entries fit."""
+"""`--since` and `--device`: which values are accepted, and which entries match."""
 
 import argparse
 import time
@@ -37,7 +37,7 @@ def test_moments(now: float, text: str, ago: float) -> None:
     assert moment(text) == now - ago
 
 
-def test_more_than_all_time_is_all_time(now: float) -> None:
+def test_span_beyond_the_epoch(now: float) -> None:
     assert moment("999999999w") == 0.0
 
 
@@ -53,7 +53,7 @@ def test_today_is_the_day_of_this_time_zone(monkeypatch: pytest.MonkeyPatch, utc
     "text",
     ["", "10", "m", "-1h", "1.5h", "10 m", "1y", "yesterday", "2023-13-01", "9999-99-99", "0000-01-01"],
 )
-def test_what_is_no_time(now: float, text: str) -> None:
+def test_not_a_time(now: float, text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is not a time: write 10m, 2h, 3d, today"):
         moment(text)
 
@@ -92,7 +92,7 @@ def test_a_name_may_be_that_of_usb_ids() -> None:
     assert not Selection(device=device("ultra")).fits(listed)
 
 
-def test_an_entry_of_the_daemon_is_about_no_device() -> None:
+def test_daemon_entries_match_no_device() -> None:
     entry = make_entry(1, busid=None, vendor_id=None, product_id=None, product=None)
     assert Selection().fits(entry)
     assert not any(Selection(device=device(text)).fits(entry) for text in ("3-1", "0781:5581", "ultra"))
@@ -104,11 +104,11 @@ def test_no_device(text: str) -> None:
         device(text)
 
 
-def test_the_history_knows_no_serial_number() -> None:
+def test_history_has_no_serial_numbers() -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="the history has no serial numbers: write VID:PID"):
         device("0781:5581:4C530001")
 
 
-def test_the_first_moment_is_within() -> None:
+def test_since_is_inclusive() -> None:
     selection = Selection(since=START + 5)
     assert [selection.fits(make_entry(number)) for number in (4, 5, 6)] == [False, True, True]

@@ -1,4 +1,4 @@
-"""What `status` shows to people."""
+"""The text of `status`."""
 
 import itertools
 
@@ -18,7 +18,7 @@ from usbipd.cli.status import (
 from usbipd.ipc.control_messages import DeviceState, Latency, LoggedError, Rate
 
 
-def test_processes_that_do_not_answer() -> None:
+def test_unresponsive_processes() -> None:
     status = make_status([])
     server, worker = (process for process in status.processes if process.role != "extension")
     silent = [replace(server, silent_for=61.2), replace(worker, silent_for=3.0)]
@@ -34,7 +34,7 @@ def test_processes_that_do_not_answer() -> None:
     )
 
 
-def test_what_confinement_lacks() -> None:
+def test_incomplete_confinement() -> None:
     status = make_status([])
     assert format_confinement(status.processes, 80) == ""
     lacking = [replace(process, lacks="this Mac refuses the profile") for process in status.processes]
@@ -63,7 +63,7 @@ def test_status_in_full(utc: None) -> None:
             "3-3",
             state=DeviceState.FAILED,
             product="Mouse",
-            error="usbhid does not let go",
+            error="usbhid cannot be detached",
             advice="unplug it",
             next_try=START + 90,
         ),
@@ -82,7 +82,7 @@ def test_status_in_full(utc: None) -> None:
         "3-1    attached  Ultra   2023-11-14  192.0.2.7:51234  2023-11-14  1.5MiB/s  0B/s\n"
         "3-2    shared    Ultra   2023-11-14\n"
         "\n"
-        "3-3: usbhid does not let go\n"
+        "3-3: usbhid cannot be detached\n"
         "  hint: unplug it\n"
         "  next try: 2023-11-14\n"
         "3-4 is mounted on /mnt\n"
@@ -97,7 +97,7 @@ def test_status_in_full(utc: None) -> None:
     )
 
 
-def test_a_wide_terminal_shows_all_that_was_counted(utc: None) -> None:
+def test_wide_terminal_shows_all_counters(utc: None) -> None:
     device = make_device(
         claim_method="libusb",
         claim_time=START,
@@ -113,7 +113,7 @@ def test_a_wide_terminal_shows_all_that_was_counted(utc: None) -> None:
     ]
     narrower = [format_devices([device], width).splitlines()[0].split("  ") for width in range(200, 65, -1)]
     shown = [{word.strip() for word in words if word} for words in narrower]
-    assert all(less <= more for more, less in itertools.pairwise(shown))  # one after the other goes
+    assert all(less <= more for more, less in itertools.pairwise(shown))  # columns disappear one by one
     assert shown[-1] == {"BUSID", "STATE", "DEVICE", "SINCE", "CLIENT", "IN", "OUT"}
 
 

@@ -1,4 +1,4 @@
-"""Tables: their width, what shrinks, and what a device cannot do to the terminal."""
+"""Tables: width, shrinking, and untrusted text."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def test_only_columns_with_a_minimum_shrink_and_the_widest_first() -> None:
     assert table.splitlines()[1] == "a" * 10 + "  " + "b" * 7 + "…  " + "c" * 8
 
 
-def test_a_table_that_cannot_shrink_enough_keeps_the_minima() -> None:
+def test_table_that_cannot_shrink_enough_keeps_the_minima() -> None:
     columns = (Column("A"), Column("B", minimum=4))
     assert format_table(columns, [("a" * 10, "bbbbbb")], 5).splitlines()[1] == "a" * 10 + "  bbb…"
 
@@ -71,7 +71,7 @@ def test_wrapped_lines_begin_alike_unless_the_first_is_special() -> None:
 
 
 @pytest.mark.parametrize("width", [0, 1, 5])
-def test_a_terminal_that_is_too_narrow(width: int) -> None:
+def test_terminal_too_narrow(width: int) -> None:
     assert wrap("日本 a", width, "     ") == "     日\n     本\n     a\n"
     assert format_status(make_status([make_device()]), width, with_processes=True)
 
@@ -80,7 +80,7 @@ def test_a_terminal_that_is_too_narrow(width: int) -> None:
 @pytest.mark.parametrize("state", list(DeviceState))
 @pytest.mark.parametrize("client", [None, "[2001:db8:1111:2222:3333:4444:5555:6666]:54321"])
 @pytest.mark.parametrize(
-    "product", ["Ultra", "Extremely Long Product Name That Nobody Can Read " * 3, "記憶装置" * 20]
+    "product", ["Ultra", "Extremely Long Product Name That Is Too Long To Read " * 3, "記憶装置" * 20]
 )
 def test_every_table_fits_80_columns(
     busid: str, state: DeviceState, client: str | None, product: str

@@ -1,4 +1,4 @@
-"""Numbers and moments as people read them."""
+"""Numbers and times as text."""
 
 import time
 
@@ -135,9 +135,7 @@ def test_a_moment_of_another_day_is_a_date(monkeypatch: pytest.MonkeyPatch, utc:
         (-301, "2023-11-14"),
     ],
 )
-def test_a_short_moment_tells_no_more_than_it_takes(
-    monkeypatch: pytest.MonkeyPatch, utc: None, days: float, text: str
-) -> None:
+def test_short_moment(monkeypatch: pytest.MonkeyPatch, utc: None, days: float, text: str) -> None:
     now = time.gmtime(START + days * 86400)
     monkeypatch.setattr(time, "localtime", lambda *moment: time.gmtime(*moment) if moment else now)
     assert short_moment(START) == text

@@ -1,4 +1,4 @@
-"""Names from usb.ids: of a list with odd shapes, of files that are none, and of the system's list."""
+"""Names from usb.ids: a list with odd lines, invalid files, and the list of the system."""
 
 import os
 import re
@@ -80,7 +80,7 @@ def test_the_first_line_of_a_file_may_be_a_vendor(tmp_path: Path) -> None:
     assert UsbIds([str(tmp_path / "usb.ids")]).names(0x1234, 0x5678) == ("Vendor", "Product")
 
 
-def test_the_first_file_that_knows_the_product_names_it(tmp_path: Path) -> None:
+def test_first_file_with_the_product_is_used(tmp_path: Path) -> None:
     for name, content in [
         ("old", b"0001  Old\n\t0001  Old 1\n0003  Old three\n"),
         ("new", b"0001  New\n\t0001  New 1\n\t0002  New 2\n0002  New two\n0003  New three\n"),
@@ -94,7 +94,7 @@ def test_the_first_file_that_knows_the_product_names_it(tmp_path: Path) -> None:
     assert ids.names(0x0004, 0x0001) == (None, None)
 
 
-def test_a_file_is_read_when_it_is_needed_and_once(tmp_path: Path) -> None:
+def test_file_is_read_once_when_needed(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     first.write_bytes(b"0001  Vendor\n\t0001  Product\n")
     ids = UsbIds([str(first), str(second)])
@@ -109,12 +109,12 @@ def test_a_file_is_read_when_it_is_needed_and_once(tmp_path: Path) -> None:
     assert ids.names(0x0002, 0x0002) == ("Of the second file", None)
 
 
-def test_without_any_file_nothing_is_known(tmp_path: Path) -> None:
+def test_no_file_means_no_names(tmp_path: Path) -> None:
     assert UsbIds([]).names(0x0001, 0x0001) == (None, None)
     assert UsbIds([str(tmp_path / "missing")]).names(0x0001, 0x0001) == (None, None)
 
 
-def test_what_is_no_file_is_passed_over(tmp_path: Path) -> None:
+def test_anything_but_a_file_is_skipped(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "directory").mkdir()
     for name, target in [("to-pipe", "pipe"), ("to-itself", "to-itself"), ("to-device", "/dev/zero")]:
@@ -128,7 +128,7 @@ def test_what_is_no_file_is_passed_over(tmp_path: Path) -> None:
     assert ids.names(0x0001, 0x0001) == ("Vendor", None)
 
 
-def test_a_file_that_is_too_large_is_passed_over(tmp_path: Path) -> None:
+def test_too_large_file_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "usb.ids"
     path.write_bytes(b"0001  Vendor\n")
     os.truncate(path, LARGEST_FILE)
@@ -156,15 +156,13 @@ LINES = st.lists(
 @given(
     st.lists(LINES, max_size=12).map(b"\n".join), st.sampled_from([0x0001, 0x000A]), st.integers(0, 0xFFFF)
 )
-def test_any_bytes_give_names_that_can_be_shown_or_none(
-    content: bytes, vendor_id: int, product_id: int
-) -> None:
+def test_any_bytes_give_printable_names_or_none(content: bytes, vendor_id: int, product_id: int) -> None:
     for name in look_up(b"\n" + content, vendor_id, product_id):
         assert name is None or (name.isprintable() and 0 < len(name) <= LONGEST_NAME)
 
 
 def parse(content: bytes) -> dict[tuple[bytes, bytes], tuple[bytes, bytes | None]]:
-    """All vendors and products, line by line, as the head of the file describes them."""
+    """All vendors and products, line by line, in the format of the file's header."""
     found: dict[tuple[bytes, bytes], tuple[bytes, bytes | None]] = {}
     vendor = name = None
     for line in content.splitlines():
@@ -182,7 +180,7 @@ def parse(content: bytes) -> dict[tuple[bytes, bytes], tuple[bytes, bytes | None
 
 
 def test_the_list_of_the_system() -> None:
-    """Each name of the system's usb.ids is found, as a reader of all its lines finds it."""
+    """Each name is the one that a reader of all lines finds."""
     content = next((content for path in SYSTEM if (content := read(path)) is not None), None)
     if content is None:
         pytest.skip("no usb.ids on this system: `make test-deps` installs it")

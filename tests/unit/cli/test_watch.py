@@ -1,4 +1,4 @@
-"""`--watch`: when it asks, how it survives the extension's restart, and what it writes to which output."""
+"""`--watch`: its requests, restarts of the extension, and its kinds of output."""
 
 import contextlib
 import fcntl
@@ -70,14 +70,14 @@ class Scripted:
 
 
 def one_status(connection: socket.socket) -> None:
-    """Answers once, and closes."""
+    """Answers once, then closes."""
     extension = Scripted(connection)
     extension.answer(Command.WATCH, Nothing())
     extension.answer_status()
 
 
 class RecordingView:
-    """Ends the watching after so many statuses, as Ctrl-C does."""
+    """Interrupts after so many statuses, like Ctrl-C."""
 
     def __init__(self, last: int, pause: Callable[[float], None]) -> None:
         self._last = last
@@ -135,7 +135,7 @@ def test_a_change_is_shown_at_once(extension: Extension, socket_path: Path) -> N
     assert [status.error_count for status in view.seen] == [0, 1, 2]
 
 
-def test_it_is_asked_once_in_an_interval_whatever_happens(extension: Extension, socket_path: Path) -> None:
+def test_one_request_per_interval_without_events(extension: Extension, socket_path: Path) -> None:
     def talk(connection: socket.socket) -> None:
         extension = Scripted(connection)
         extension.answer(Command.WATCH, Nothing())
@@ -151,7 +151,7 @@ LOST = "lost the extension: it has closed the connection; trying again"
 BACK = "the extension is back"
 
 
-def test_an_extension_that_comes_back_at_once(extension: Extension, socket_path: Path) -> None:
+def test_extension_returns_at_once(extension: Extension, socket_path: Path) -> None:
     pauses: list[float] = []
     with extension(talks=[one_status, one_status, one_status]):
         view = run_watch(socket_path, 3, pause=pauses.append)
@@ -159,7 +159,7 @@ def test_an_extension_that_comes_back_at_once(extension: Extension, socket_path:
     assert pauses == [FIRST_PAUSE, FIRST_PAUSE]  # each time from the beginning
 
 
-def test_an_extension_that_is_away_for_a_while(extension: Extension, socket_path: Path) -> None:
+def test_extension_is_away_for_a_while(extension: Extension, socket_path: Path) -> None:
     pauses: list[float] = []
     with ExitStack() as first, ExitStack() as second:
         first.enter_context(extension(talk=one_status))
@@ -171,11 +171,11 @@ def test_an_extension_that_is_away_for_a_while(extension: Extension, socket_path
                 second.enter_context(extension(talk=one_status))
 
         view = run_watch(socket_path, 2, pause=pause)
-    assert view.told == [LOST, BACK]  # not once for each attempt
+    assert view.told == [LOST, BACK]  # once, not for each attempt
     assert pauses == [0.25, 0.5, 1.0, 2.0, 2.0, 2.0]
 
 
-def test_an_extension_that_dies_before_it_answers(extension: Extension, socket_path: Path) -> None:
+def test_extension_dies_before_it_answers(extension: Extension, socket_path: Path) -> None:
     def dying(connection: socket.socket) -> None:
         extension = Scripted(connection)
         extension.answer(Command.WATCH, Nothing())
@@ -188,7 +188,7 @@ def test_an_extension_that_dies_before_it_answers(extension: Extension, socket_p
     assert pauses == [0.25, 0.5, 1.0]
 
 
-def test_an_extension_that_cannot_answer_for_a_while(extension: Extension, socket_path: Path) -> None:
+def test_extension_reports_errors_for_a_while(extension: Extension, socket_path: Path) -> None:
     def failing(connection: socket.socket) -> None:
         extension = Scripted(connection)
         extension.answer(Command.WATCH, Nothing())
@@ -202,7 +202,7 @@ def test_an_extension_that_cannot_answer_for_a_while(extension: Extension, socke
     assert view.told == ["the daemon could not report its status: libusb fails; trying again", BACK]
 
 
-def test_what_the_first_request_fails_with_is_an_error(extension: Extension, socket_path: Path) -> None:
+def test_error_of_the_first_request_is_raised(extension: Extension, socket_path: Path) -> None:
     def refusing(connection: socket.socket) -> None:
         Scripted(connection).answer(Command.WATCH, UsbipdError("no", code="not-permitted"))
         drain(connection)
@@ -215,7 +215,7 @@ def test_what_the_first_request_fails_with_is_an_error(extension: Extension, soc
     assert (view.seen, view.told, view.closed) == ([], [], True)
 
 
-def test_another_version_that_comes_back_ends_it(extension: Extension, socket_path: Path) -> None:
+def test_another_version_ends_the_command(extension: Extension, socket_path: Path) -> None:
     def newer(connection: socket.socket) -> None:
         connection.sendall(hello(IPC_VERSION + 1))
         drain(connection)
@@ -230,15 +230,15 @@ def test_another_version_that_comes_back_ends_it(extension: Extension, socket_pa
 # ---- what goes to the terminal ---------------------------------------------------------------------------
 
 
-def test_a_frame_overwrites_what_was_there() -> None:
+def test_frame_overwrites_the_screen() -> None:
     assert frame(["one", "two"], 80, 24) == "\x1b[Hone\x1b[K\ntwo\x1b[K\n\x1b[J"
 
 
-def test_a_line_of_full_width_is_not_cleared_behind() -> None:
+def test_full_width_line_is_not_cleared() -> None:
     assert frame(["abcd", "abc", "日本"], 4, 24) == "\x1b[Habcd\nabc\x1b[K\n日本\n\x1b[J"
 
 
-def test_a_line_that_is_too_long_does_not_take_two() -> None:
+def test_too_long_line_is_cut() -> None:
     assert frame(["abcde"], 4, 24) == "\x1b[Habc…\n\x1b[J"
 
 
@@ -248,12 +248,12 @@ def test_a_frame_never_scrolls(height: int) -> None:
     assert text.count("\n") == max(height - 1, 1)
 
 
-def test_a_coloured_line_is_cut_without_its_colour_running_on() -> None:
+def test_cut_line_ends_its_colour() -> None:
     assert frame(["\x1b[32mabcde\x1b[0m"], 4, 24) == "\x1b[H\x1b[32mabc\x1b[0m…\n\x1b[J"
     assert frame(["\x1b[32mabc\x1b[0m"], 4, 24) == "\x1b[H\x1b[32mabc\x1b[0m\x1b[K\n\x1b[J"
 
 
-def test_the_live_view_says_what_it_has_lost(
+def test_live_view_reports_a_lost_extension(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -266,23 +266,21 @@ def test_the_live_view_says_what_it_has_lost(
     assert first.startswith("\n" * 23 + "\x1b[H")
     assert second.startswith("\x1b[H")
     assert "0.1.0 80\x1b[K\n" in first
-    assert "0.1.0 80\x1b[K\n" in second  # what was known last stays
+    assert "0.1.0 80\x1b[K\n" in second  # the last status stays
     assert "lost it" in second
     view.close()
     assert capsys.readouterr().out == "\n"
 
 
-def test_a_live_view_that_showed_nothing_leaves_the_terminal_alone(
+def test_unused_live_view_does_not_touch_the_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     LiveView(lambda _status, _width: "").close()
     assert capsys.readouterr().out == ""
 
 
-def test_any_number_of_keys_costs_one_drawing(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And neither a request nor a second formatting of the status."""
+def test_many_keys_redraw_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They cause neither a request nor another formatting of the status."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("LINES", "24")
     formatted = []
@@ -305,7 +303,7 @@ def test_any_number_of_keys_costs_one_drawing(
     view.close()
 
 
-def test_a_live_view_leaves_the_signals_as_they_were() -> None:
+def test_live_view_restores_signal_handlers() -> None:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH)
     before = [signal.getsignal(number) for number in numbers]
     view = LiveView(lambda _status, _width: "")
@@ -328,7 +326,7 @@ def spawn(command: Sequence[str], path: Path, stdout: Any = subprocess.PIPE) -> 
 
 
 def shown_then_interrupted(connection: socket.socket) -> None:
-    """A status, a change, and a Ctrl-C while the next one is awaited."""
+    """A status, a change, then Ctrl-C during the next wait."""
     extension = Scripted(connection)
     extension.answer(Command.WATCH, Nothing())
     extension.answer_status()
@@ -338,7 +336,7 @@ def shown_then_interrupted(connection: socket.socket) -> None:
     drain(connection)
 
 
-def test_json_is_a_document_a_line(extension: Extension, socket_path: Path) -> None:
+def test_json_prints_one_document_per_line(extension: Extension, socket_path: Path) -> None:
     with extension(talks=[one_status, shown_then_interrupted]):
         command = spawn([*STATUS, "--json"], socket_path)
         out, err = command.communicate(timeout=30)
@@ -348,7 +346,7 @@ def test_json_is_a_document_a_line(extension: Extension, socket_path: Path) -> N
     assert err.splitlines() == [LOST, BACK]
 
 
-def test_what_is_no_terminal_gets_one_block_after_the_other(extension: Extension, socket_path: Path) -> None:
+def test_blocks_without_a_terminal(extension: Extension, socket_path: Path) -> None:
     with extension(talks=[one_status, shown_then_interrupted]):
         command = spawn(STATUS, socket_path)
         out, err = command.communicate(timeout=30)
@@ -361,13 +359,13 @@ def test_what_is_no_terminal_gets_one_block_after_the_other(extension: Extension
 
 
 @pytest.mark.parametrize("command", [STATUS, EXT_STATUS], ids=["usbipd", "usbipd-ext"])
-def test_a_terminal_is_drawn_over(extension: Extension, socket_path: Path, command: list[str]) -> None:
+def test_terminal_is_redrawn(extension: Extension, socket_path: Path, command: list[str]) -> None:
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     shown = bytearray()
 
     def read() -> None:
-        with contextlib.suppress(OSError):  # EIO: nobody has the terminal any more
+        with contextlib.suppress(OSError):  # EIO: no process has the terminal open
             while data := os.read(master, 4096):
                 shown.extend(data)
 
@@ -389,7 +387,7 @@ def test_a_terminal_is_drawn_over(extension: Extension, socket_path: Path, comma
     assert ("PROCESS" in last) == (command is EXT_STATUS)
 
 
-def test_a_terminal_that_obeys_nothing_gets_blocks(
+def test_blocks_on_a_dumb_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
@@ -401,7 +399,7 @@ def test_a_terminal_that_obeys_nothing_gets_blocks(
     assert isinstance(view_for(lambda _status, _width: "", as_json=False), Blocks)
 
 
-def test_nobody_reads_any_more(extension: Extension, socket_path: Path) -> None:
+def test_reader_is_gone(extension: Extension, socket_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with extension(talk=drain):
@@ -412,7 +410,7 @@ def test_nobody_reads_any_more(extension: Extension, socket_path: Path) -> None:
 
 
 def test_a_reader_that_leaves_ends_it_at_once(extension: Extension, socket_path: Path) -> None:
-    """Not when there is something to write next, which may take hours."""
+    """Not at the next output, which may take hours."""
 
     def talk(connection: socket.socket) -> None:
         one_status(connection)
@@ -426,7 +424,7 @@ def test_a_reader_that_leaves_ends_it_at_once(extension: Extension, socket_path:
         assert command.wait(timeout=30) == 141
 
 
-def test_without_an_extension_there_is_nothing_to_watch(socket_path: Path) -> None:
+def test_watch_without_an_extension(socket_path: Path) -> None:
     command = spawn(STATUS, socket_path)
     out, err = command.communicate(timeout=30)
     assert (command.returncode, out) == (3, "")

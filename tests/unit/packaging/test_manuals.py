@@ -129,7 +129,7 @@ def test_the_page_of_the_configuration_is_correct(
         if default is None:
             assert "\nDefault: " in entry
         elif key == "allow" and table is AccessRule:
-            assert "\nDefault: none, the key has to be there." in entry
+            assert "\nDefault: none, the key is required." in entry
         else:
             assert f"\nDefault:\n.BR {msgspec.json.encode(default).decode()} .\n" in plain(entry)
         for bound in bounds(fields[key].type):
