@@ -397,7 +397,10 @@ def test_a_terminal_that_obeys_nothing_gets_blocks(
     view = view_for(lambda _status, _width: "", as_json=False)
     view.close()
     assert isinstance(view, LiveView)
-    monkeypatch.setenv("TERM", "dumb")
+    for name in ("dumb", ""):
+        monkeypatch.setenv("TERM", name)
+        assert isinstance(view_for(lambda _status, _width: "", as_json=False), Blocks)
+    monkeypatch.delenv("TERM")
     assert isinstance(view_for(lambda _status, _width: "", as_json=False), Blocks)
 
 
