@@ -91,7 +91,11 @@ def build_parser(detailed: Collection[str] = SUBCOMMANDS) -> Parser:
 def run(argv: Sequence[str]) -> int:
     """Parse and carry out one command; raises `UsbipdError`."""
     parser = build_parser(detailed=argv)  # no other command can be meant
-    arguments = parser.parse_args(argv)
+    try:
+        arguments = parser.parse_args(argv)
+    except UsageError:
+        build_parser().parse_args(argv)  # fails too, and knows what is an option of another command
+        raise
     command: Subcommand | None = arguments.command
     if command is None:
         say(parser.format_help().rstrip())
