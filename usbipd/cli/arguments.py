@@ -230,7 +230,9 @@ def interval(text: str) -> float:
     """Argument type: how often to ask the extension; not so often that the asking is what one sees."""
     value = _number(text)
     if not 0.1 <= value <= 3600:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 3600")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of seconds from 0.1 to 3600; a device goes before --watch"
+        )
     return value
 
 

@@ -261,6 +261,7 @@ WRONG = (
     "usbipd history -n 5",
     "usbipd history --limit all",
     "usbipd status --watch 0",
+    "usbipd status --watch 1-1",
     "usbipd doctor --try-claim 1-1",
     "usbipd-ext",
     "usbipd-ext run",

@@ -360,6 +360,12 @@ def test_what_is_no_terminal_gets_one_block_after_the_other(extension: Extension
     assert [line.split(" ", 2)[2] for line in err.splitlines()] == [LOST, BACK]
 
 
+def test_a_device_that_is_not_there_is_watched_and_named(extension: Extension, socket_path: Path) -> None:
+    with extension(talk=shown_then_interrupted):
+        out, _err = spawn([*STATUS, "9-9"], socket_path).communicate(timeout=30)
+    assert out.endswith("\n\nNo device fits '9-9'.\n\n")
+
+
 @pytest.mark.parametrize("command", [STATUS, EXT_STATUS], ids=["usbipd", "usbipd-ext"])
 def test_a_terminal_is_drawn_over(extension: Extension, socket_path: Path, command: list[str]) -> None:
     master, slave = pty.openpty()
