@@ -2,8 +2,8 @@
 
 Text is cleaned once, on entry: messages of a less trusted peer in `ipc/texts.py`; names of devices, file
 systems and programs in `usb/`; replies of a remote USB/IP server in `protocol/op.py`; names from usb.ids in
-`cli/usb_ids.py`.  Code that prints it does not clean it again.  Only the log does, since its lines may
-contain anything.
+`cli/usb_ids.py`.  Code that prints it does not clean it again.  Only the log and `cli/output.py` do,
+since they may quote anything.
 """
 
 from typing import Final

@@ -66,8 +66,9 @@ class Parser(argparse.ArgumentParser):
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
             from usbipd.cli.suggestions import unknown_command  # here: rarely needed
 
-            if value.startswith("-"):  # -4 is a number to argparse
-                raise self._unknown_option(value)
+            for word in self._given[: self._given.index(value) + 1]:  # the value of an unknown option, maybe
+                if word.startswith("-") and word.partition("=")[0] not in self._option_string_actions:
+                    raise self._unknown_option(word)
             raise unknown_command(value, action.choices)
         super()._check_value(action, value)
 

@@ -49,6 +49,8 @@ def parse_device(text: str) -> Selector:
         if text[9:10] == ":":
             return Selector(text, hardware=_hardware(parse_hardware_id(ids), _serial_of(number)))
         return Selector(text, hardware=_hardware(parse_hardware_id(text), None))
+    if not text.isprintable():  # as all names are: the others are shown with escapes
+        raise UsageError(f"{text!r} has characters that no name has", code="usage", advice=HOW_TO_NAME)
     return Selector(text)
 
 
@@ -119,6 +121,8 @@ def serial(text: str) -> str:
     """Argument type: a serial number, as the device reports it."""
     if not 0 < len(text) <= LONGEST_SERIAL:
         raise argparse.ArgumentTypeError(f"a serial number has 1 to {LONGEST_SERIAL} characters")
+    if not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} has characters that no serial number has")
     return text
 
 

@@ -103,15 +103,16 @@ class LiveView:
         # Move the previous content of the screen to the scrollback.
         begin = "\n" * (height - 1) if self._is_fresh else ""
         self._is_fresh = False
-        emit(begin + frame([self._title(len(shown)), *notice, "", *shown], width, height))
+        emit(begin + frame([self._title(len(shown), width), *notice, "", *shown], width, height))
 
-    def _title(self, shown: int) -> str:
-        title, hint = format_time(self._time), "q quits" if self._keys.has_keys else "Ctrl-C quits"
+    def _title(self, shown: int, width: int) -> str:
+        place, scroll = "", ""
+        quit_by = "q quits" if self._keys.has_keys else "Ctrl-C quits"
         if shown < len(self._lines):
-            title += f"   {self._top + 1}-{self._top + shown} of {len(self._lines)}"
-            if self._keys.has_keys:
-                hint = f"arrows, PgUp, PgDn scroll; {hint}"
-        return f"{title}   {hint}"
+            place = f"   {self._top + 1}-{self._top + shown} of {len(self._lines)}"
+            scroll = "arrows, PgUp, PgDn scroll; " if self._keys.has_keys else ""
+        title = f"{format_time(self._time)}{place}   {scroll}{quit_by}"
+        return title if len(title) <= width else f"{quit_by}{place}   {format_clock(self._time)}"
 
 
 # ECMA-48 (control functions for character-imaging devices): CUP, EL, ED

@@ -91,7 +91,11 @@ def build_parser(detailed: Collection[str] = SUBCOMMANDS) -> Parser:
 def run(argv: Sequence[str]) -> int:
     """Parse and run one command; raises `UsbipdError`."""
     parser = build_parser(detailed=argv)  # only a command in argv can be the one to run
-    arguments = parser.parse_args(argv)
+    try:
+        arguments = parser.parse_args(argv)
+    except UsageError:
+        build_parser().parse_args(argv)  # fails too, and knows the options of all commands
+        raise
     command: Subcommand | None = arguments.command
     if command is None:
         say(parser.format_help().rstrip())

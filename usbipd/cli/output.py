@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from usbipd.errors import BROKEN_PIPE, INTERRUPTED, ExtensionUnreachableError, UsbipdError
+from usbipd.text import readable
 
 Name = TypeVar("Name")
 """Converted by `str`."""
@@ -41,7 +42,7 @@ def say(text: str) -> None:
 
 def run_to_exit_code(program: str, argv: Sequence[str], command: Callable[[], int]) -> int:
     """Run `command` to its exit code, printing a `UsbipdError` in the name of `program`."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
@@ -70,7 +71,7 @@ def run_each(program: str, names: Sequence[Name], do: Callable[[Name], None], *,
         except UsbipdError as error:
             if len(names) == 1 or isinstance(error, ExtensionUnreachableError):
                 raise
-            if str(name) not in error.message:
+            if not any(each in error.message for each in (str(name), repr(str(name)))):
                 error.message = f"{name}: {error.message}"
             print_error(program, error, as_json=as_json)
             code = code or error.exit_code
@@ -78,15 +79,21 @@ def run_each(program: str, names: Sequence[Name], do: Callable[[Name], None], *,
 
 
 def print_error(program: str, error: UsbipdError, *, as_json: bool) -> None:
-    """Print `error` for people, and under `--json` for programs."""
+    """Print `error` for people, and under `--json` for programs.  It may quote what was typed."""
+    error.message = _cleaned(error.message)
+    error.advice = None if error.advice is None else _cleaned(error.advice)
     say(f"{program}: {error.message}")
     if error.advice is not None:
         from usbipd.spelling import Spelling  # here: most commands print no advice
 
-        say(f"hint: {Spelling.here().spell(error.advice)}")
+        say(f"hint: {_cleaned(Spelling.here().spell(error.advice))}")
     if as_json:
         # Imported here: most errors are printed without JSON.
         from usbipd.cli.documents import error_document, render
 
         with contextlib.suppress(UsbipdError):
             emit(render(error_document(error)))
+
+
+def _cleaned(text: str) -> str:
+    return "\n".join(map(readable, text.split("\n")))

@@ -12,7 +12,7 @@ from usbipd.cli.colour import Paint, paint_for, plain
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.device import device_name, format_failures, hardware_id
 from usbipd.cli.device_arguments import Selector, parse_device
-from usbipd.cli.device_lookup import only_named, require_named
+from usbipd.cli.device_lookup import matches_device, only_named, require_named
 from usbipd.cli.documents import StatusDocument, render
 from usbipd.cli.output import emit
 from usbipd.cli.subcommand import Subcommand, always
@@ -89,7 +89,11 @@ def show_status(
 
     def text(status: StatusResult, width: int) -> str:
         others = [each for each in status.devices if each.state is DeviceState.NOT_SHARED] if devices else []
+        absent = [
+            each for each in devices if not any(matches_device(each, device) for device in status.devices)
+        ]
         note = "".join(f"{device.busid} is not shared.\n" for device in others)
+        note += "".join(f"No device matches {each.text!r}.\n" for each in absent)
         return format_status(status, width, paint, with_processes=with_processes, unshared=note)
 
     def chosen(status: StatusResult) -> StatusResult:
@@ -111,7 +115,7 @@ def format_status(
 ) -> str:
     """The daemon in a few lines, its shared devices, its last errors and, optionally, its processes.
 
-    `unshared`: lines about requested devices that are not shared.
+    `unshared`: lines about requested devices that are not shared or do not exist.
     """
     parts = [format_daemon(status, width)]
     shared = [device for device in status.devices if device.state in _ORDER]
@@ -131,6 +135,8 @@ def format_status(
 
 def format_daemon(status: StatusResult, width: int) -> str:
     """The daemon itself."""
+    count = len(status.processes)
+    processes = "1 process" if count == 1 else f"{count} processes"
     errors = "1 error" if status.error_count == 1 else f"{status.error_count} errors"
     return (
         wrap(
@@ -140,7 +146,7 @@ def format_daemon(status: StatusResult, width: int) -> str:
         )
         + wrap(f"listening on {', '.join(status.listening) or 'nothing'}", width, "  ", first="")
         + wrap(
-            f"memory {format_bytes(status.memory_usage)} in {len(status.processes)} processes, {errors}",
+            f"memory {format_bytes(status.memory_usage)} in {processes}, {errors}",
             width,
         )
     )

@@ -125,8 +125,9 @@ def unknown_option(prog: str, option: str, known: Collection[str], elsewhere: Co
     advice = OTHER_OPTIONS.get((prog, name))
     if advice is None and name in elsewhere:
         advice = f"it goes after the command: `{prog} COMMAND {option}`"
-    if advice is None and (near := _nearest(name, known)) is not None:
-        advice = f"did you mean {near}?  See `{prog} --help`"
+    if advice is None and (near := _nearest(name, [*known, *sorted(elsewhere)])) is not None:
+        meant = near if near in known else f"`{prog} COMMAND {near}`"
+        advice = f"did you mean {meant}?  See `{prog} --help`"
     return UsageError(message, code="usage", advice=advice or f"see `{prog} --help`")
 
 

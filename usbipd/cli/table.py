@@ -39,10 +39,14 @@ def display_width(text: str) -> int:
         text = SEQUENCE.sub("", text)
     if text.isascii():
         return len(text)
-    return sum(
-        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
-        for char in text
-    )
+    return sum(map(_char_width, text))
+
+
+def _char_width(char: str) -> int:
+    """As wcwidth(3) of glibc has it: a vowel or final of Hangul in letters joins the letter before it."""
+    if unicodedata.category(char) in ("Mn", "Me") or "\u1160" <= char <= "\u11ff":
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
 def shorten(text: str, width: int) -> str:
@@ -81,10 +85,12 @@ def _beginning(text: str, width: int) -> str:
             whole, parts[index] = parts[index], _beginning(parts[index], left)
             left = left - display_width(whole) if parts[index] == whole else 0
         return "".join(parts)
-    kept = text[:width]
-    while display_width(kept) > width:
-        kept = kept[:-1]
-    return kept
+    left = width
+    for index, char in enumerate(text):
+        left -= _char_width(char)
+        if left < 0:
+            return text[:index]
+    return text
 
 
 class Layout(msgspec.Struct, frozen=True):

@@ -30,6 +30,10 @@ LARGEST_FILE: Final = 8 << 20
 LONGEST_NAME: Final = 200
 """Characters; the longest name has 153 (2026)."""
 
+SEARCHES: Final = 16
+"""For vendors, each through the whole file; then an index of them costs less."""
+
+_VENDOR: Final = re.compile(rb"\n([0-9a-f]{4})  ")
 _END_OF_VENDOR: Final = re.compile(rb"\n[^\t#\r\n]")
 
 
@@ -38,7 +42,7 @@ class UsbIds:
 
     def __init__(self, places: Iterable[str] = (*SYSTEM, PACKED)) -> None:
         self._unread = list(places)
-        self._contents: list[bytes] = []
+        self._files: list[Names] = []
         self._found: dict[tuple[int, int], tuple[str | None, str | None]] = {}
 
     def names(self, vendor_id: int, product_id: int) -> tuple[str | None, str | None]:
@@ -50,31 +54,51 @@ class UsbIds:
 
     def _search(self, vendor_id: int, product_id: int) -> tuple[str | None, str | None]:
         vendor = None
-        for content in self._read():
-            found, product = look_up(content, vendor_id, product_id)
+        for file in self._read():
+            found, product = file.look_up(vendor_id, product_id)
             vendor = vendor or found
             if product is not None:
                 return found, product
         return vendor, None
 
-    def _read(self) -> Iterator[bytes]:
-        yield from self._contents
+    def _read(self) -> Iterator["Names"]:
+        yield from self._files
         while self._unread:
             content = read(self._unread.pop(0))
             if content is not None:
-                self._contents.append(content)
-                yield content
+                self._files.append(Names(content))
+                yield self._files[-1]
 
 
-def look_up(content: bytes, vendor_id: int, product_id: int) -> tuple[str | None, str | None]:
-    """The names of vendor and product in `read` bytes, which may be malformed; None: unknown."""
-    start = content.find(b"\n%04x  " % vendor_id)
-    if start < 0:
-        return None, None
-    end = _END_OF_VENDOR.search(content, start + 1)
-    block = content[start:] if end is None else content[start : end.start()]
-    product = block.find(b"\n\t%04x  " % product_id)
-    return _name(block, 7), None if product < 0 else _name(block, product + 8)
+class Names:
+    """The names in `read` bytes, which may be malformed."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self._searches = 0
+        self._vendors: dict[bytes, int] | None = None
+        """Where the line of each vendor begins; None until that is cheaper than more searches."""
+
+    def look_up(self, vendor_id: int, product_id: int) -> tuple[str | None, str | None]:
+        """The names of vendor and product; None: unknown."""
+        start = self._find(b"%04x" % vendor_id)
+        if start < 0:
+            return None, None
+        end = _END_OF_VENDOR.search(self._content, start + 1)
+        block = self._content[start:] if end is None else self._content[start : end.start()]
+        product = block.find(b"\n\t%04x  " % product_id)
+        return _name(block, 7), None if product < 0 else _name(block, product + 8)
+
+    def _find(self, vendor: bytes) -> int:
+        """Position of the line break before the vendor; -1: not found."""
+        if self._vendors is None and self._searches < SEARCHES:
+            self._searches += 1
+            return self._content.find(b"\n%s  " % vendor)
+        if self._vendors is None:  # another machine can list thousands
+            self._vendors = {}
+            for found in _VENDOR.finditer(self._content):
+                self._vendors.setdefault(found[1], found.start())
+        return self._vendors.get(vendor, -1)
 
 
 def _name(block: bytes, start: int) -> str | None:

@@ -62,7 +62,8 @@ def view_for(text: Text, *, as_json: bool) -> View:
     if as_json:
         return JsonLines()
     stdout = sys.stdout  # None if the caller has closed it
-    on_terminal = stdout is not None and stdout.isatty() and os.environ.get("TERM") != "dumb"
+    has_cursor = os.environ.get("TERM", "dumb") not in ("", "dumb")
+    on_terminal = stdout is not None and stdout.isatty() and has_cursor
     return LiveView(text) if on_terminal else Blocks(text)
 
 

@@ -127,6 +127,11 @@ def test_network_is_sent_as_written(text: str) -> None:
         (["frob"], "frob"),
         (["bind", "--busid", "nonsense"], "not a busid"),
         (["bind", ""], "empty"),
+        (["bind", "\udcff"], "no name has"),  # what Python makes of a byte that is not UTF-8
+        (["bind", "a\x1b[2J"], "no name has"),
+        (["bind", "0781:5581:\udcff"], "no serial number has"),
+        (["history", "--device", "a\nb"], "no name has"),
+        (["bind", "-i", "0781:5581", "--serial", "\udcff"], "no serial number has"),
         (["bind", "1-1."], "not a busid"),
         (["bind", "1-1-1"], "not a busid"),
         (["bind", "1-" + "1" * 30], "longer than"),

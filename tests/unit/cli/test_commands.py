@@ -3,6 +3,7 @@
 Those whose streams are the point run as processes, the others here.
 """
 
+import io
 import json
 import os
 import subprocess
@@ -470,6 +471,47 @@ def test_usage_error_is_two_lines_and_exit_code_2(run: Run, name: str) -> None:
     assert first.startswith(f"{name}: ")
     assert second.startswith("hint: ")
     assert f"{name} --help" in second
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list", "--\udcff"],
+        ["list", "--socket", "/nonexistent/\udcff"],
+        ["list", "--remote", "\udcff"],
+        ["bind", "\udcff"],
+        ["\udcff"],
+        ["list", "--socket", "/nonexistent/\x1b[2J"],
+    ],
+)
+def test_an_error_quotes_any_bytes_readably(run: Run, arguments: list[str]) -> None:
+    done = run("usbipd", *arguments, "--json")
+    assert done.code != 0
+    quoted = json.loads(done.stdout)["error"]["message"]
+    assert quoted.isprintable()
+    assert all(line.isprintable() for line in done.stderr.split("\n"))
+    assert quoted in done.stderr
+
+
+def test_each_failure_names_its_device_once(run: Run, extension: Extension, socket_path: Path) -> None:
+    with extension(answer):
+        done = run("usbipd", "bind", "a\\b", "it's", "--socket", str(socket_path))
+    assert done.code == 1
+    problems = [line for line in done.stderr.splitlines() if line.startswith("usbipd: ")]
+    assert problems == [r"usbipd: no device matches 'a\\b'", '''usbipd: no device matches "it's"''']
+
+
+def test_a_choice_that_is_not_text_is_rejected(
+    run: Run, extension: Extension, socket_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keyboard = io.TextIOWrapper(io.BytesIO(b"\xff\n"), "utf-8")
+    monkeypatch.setattr("sys.stdin", keyboard)
+    for stream in (keyboard, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    with extension(answer):
+        done = run("usbipd", "unbind", "--socket", str(socket_path))
+    assert done.code == 2
+    assert "is not one of the choices" in done.stderr
 
 
 def test_command_alone_shows_help(run: Run) -> None:

@@ -43,6 +43,13 @@ def test_incomplete_confinement() -> None:
     assert line in format_status(replace(status, processes=lacking), 80, with_processes=False)
 
 
+def test_one_process_is_one() -> None:
+    """As it is until the server has started."""
+    status = make_status([])
+    alone = replace(status, processes=status.processes[:1])
+    assert "MiB in 1 process, 0 errors\n" in format_daemon(alone, 80)
+
+
 def test_status_in_full(utc: None) -> None:
     devices = [
         make_device("1-1", state=DeviceState.NOT_SHARED),

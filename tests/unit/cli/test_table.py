@@ -41,6 +41,11 @@ def test_table_that_cannot_shrink_enough_keeps_the_minima() -> None:
         ("日本語", 5, "日本…"),
         ("日本語", 4, "日…"),
         ("e\u0301e\u0301", 2, "e\u0301e\u0301"),
+        ("e\u0301" * 9, 4, "e\u0301" * 3 + "…"),
+        ("ที่" * 3, 3, "ที่" * 3),  # its marks have combining class 0
+        ("ที่" * 3, 2, "ที่…"),
+        ("❤\ufe0f", 1, "❤\ufe0f"),
+        ("\u1100\u1161\u11a8" * 2, 4, "\u1100\u1161\u11a8" * 2),  # Hangul in letters
     ],
 )
 def test_shorten_counts_terminal_cells(text: str, width: int, expected: str) -> None:

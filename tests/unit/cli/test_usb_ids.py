@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usbipd.cli.usb_ids import LARGEST_FILE, LONGEST_NAME, SYSTEM, UsbIds, look_up, read
+from usbipd.cli.usb_ids import LARGEST_FILE, LONGEST_NAME, SEARCHES, SYSTEM, Names, UsbIds, read
 
 LIST = b"""#
 # List of USB ids\r
@@ -140,10 +140,37 @@ def test_too_large_file_is_skipped(tmp_path: Path) -> None:
 
 
 def test_a_name_without_end_is_cut() -> None:
-    vendor, product = look_up(b"\n0001  " + b"v" * 5000 + b"\n\t0001  " + b"\xff" * 5000, 0x0001, 0x0001)
+    names = Names(b"\n0001  " + b"v" * 5000 + b"\n\t0001  " + b"\xff" * 5000)
+    vendor, product = names.look_up(0x0001, 0x0001)
     assert vendor == "v" * (LONGEST_NAME - 1) + "…"
     assert product is not None
     assert len(product) == LONGEST_NAME
+
+
+class Counted(bytes):
+    """Counts the searches through all of it."""
+
+    searches = 0
+
+    def find(self, *arguments: object) -> int:
+        self.searches += 1
+        return super().find(*arguments)  # type: ignore[arg-type]
+
+
+def indexed(content: bytes) -> Names:
+    """The names after so many searches that there is an index."""
+    names = Names(content)
+    for _ in range(SEARCHES + 1):
+        names.look_up(0xFFFF, 0)
+    return names
+
+
+def test_thousands_of_unknown_vendors_do_not_search_the_file_each_time() -> None:
+    content = Counted(b"\n" + LIST)
+    names = Names(content)
+    assert {names.look_up(vendor, 0) for vendor in range(0x1000, 0x2000)} == {(None, None)}
+    assert content.searches <= SEARCHES
+    assert names.look_up(0x0001, 0x0003) == ("First vendor", "Third product")
 
 
 LINES = st.lists(
@@ -157,8 +184,10 @@ LINES = st.lists(
     st.lists(LINES, max_size=12).map(b"\n".join), st.sampled_from([0x0001, 0x000A]), st.integers(0, 0xFFFF)
 )
 def test_any_bytes_give_printable_names_or_none(content: bytes, vendor_id: int, product_id: int) -> None:
-    for name in look_up(b"\n" + content, vendor_id, product_id):
+    found = Names(b"\n" + content).look_up(vendor_id, product_id)
+    for name in found:
         assert name is None or (name.isprintable() and 0 < len(name) <= LONGEST_NAME)
+    assert indexed(b"\n" + content).look_up(vendor_id, product_id) == found
 
 
 def parse(content: bytes) -> dict[tuple[bytes, bytes], tuple[bytes, bytes | None]]:
@@ -184,11 +213,11 @@ def test_the_list_of_the_system() -> None:
     content = next((content for path in SYSTEM if (content := read(path)) is not None), None)
     if content is None:
         pytest.skip("no usb.ids on this system: `make test-deps` installs it")
-    expected = parse(content)
+    expected, names = parse(content), Names(content)
     assert len(expected) > 20_000
     for (vendor, product), (name, text) in list(expected.items())[::50]:
         number = int(product, 16) if product else 0x10000  # which no product has
-        assert look_up(content, int(vendor, 16), number) == (
+        assert names.look_up(int(vendor, 16), number) == (
             name.strip().decode(),
             None if text is None else text.strip().decode(),
         )

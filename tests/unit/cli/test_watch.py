@@ -358,6 +358,12 @@ def test_blocks_without_a_terminal(extension: Extension, socket_path: Path) -> N
     assert [line.split(" ", 2)[2] for line in err.splitlines()] == [LOST, BACK]
 
 
+def test_a_device_that_is_not_there_is_watched_and_named(extension: Extension, socket_path: Path) -> None:
+    with extension(talk=shown_then_interrupted):
+        out, _err = spawn([*STATUS, "9-9"], socket_path).communicate(timeout=30)
+    assert out.endswith("\n\nNo device fits '9-9'.\n\n")
+
+
 @pytest.mark.parametrize("command", [STATUS, EXT_STATUS], ids=["usbipd", "usbipd-ext"])
 def test_terminal_is_redrawn(extension: Extension, socket_path: Path, command: list[str]) -> None:
     master, slave = pty.openpty()
@@ -395,7 +401,10 @@ def test_blocks_on_a_dumb_terminal(
     view = view_for(lambda _status, _width: "", as_json=False)
     view.close()
     assert isinstance(view, LiveView)
-    monkeypatch.setenv("TERM", "dumb")
+    for name in ("dumb", ""):
+        monkeypatch.setenv("TERM", name)
+        assert isinstance(view_for(lambda _status, _width: "", as_json=False), Blocks)
+    monkeypatch.delenv("TERM")
     assert isinstance(view_for(lambda _status, _width: "", as_json=False), Blocks)
 
 
