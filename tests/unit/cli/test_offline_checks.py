@@ -268,7 +268,7 @@ def test_launchd(tmp_path: Path, script: str, state: CheckState, words: str) -> 
 def test_no_launchd_job(tmp_path: Path) -> None:
     check = offline_checks.check_launchd(tmp_path / "org.usbipd.extension.plist", tmp_path / "launchctl")
     assert check.state is CheckState.WARNING
-    assert "does not start by itself" in check.message
+    assert "does not start automatically" in check.message
 
 
 def test_launchctl_that_cannot_be_run(tmp_path: Path) -> None:
