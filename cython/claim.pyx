@@ -70,7 +70,7 @@ cdef class Claim:
     """One device of this host, found by bus number and address; held from `take` until `give_back`.
 
     Blocks for as long as the device takes to answer.  One thread.  Raises `ClaimError` with libusb's name of the
-    reason; what was taken before an error is given back first.
+    reason; whatever was claimed before an error is released first.
 
     descriptors, configuration: what the host's kernel knows of the device, and bConfigurationValue of its active
     configuration; without them, the device and libusb are asked.
