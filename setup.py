@@ -1,10 +1,9 @@
 """Builds the compiled parts of usbipd: the packet pump, the claim and, on macOS, the view of the IORegistry.
 
-Everything else about the package stands in pyproject.toml.  The sources lie in
-cython/, the modules are usbipd._pump, usbipd._claim and usbipd._iokit.  A wheel also packs the usb.ids that
-`make usb-ids` has fetched.
+Everything else about the package is in pyproject.toml.  The sources are in cython/, the modules are
+usbipd._pump, usbipd._claim and usbipd._iokit.  A wheel also contains the usb.ids that `make usb-ids` fetched.
 
-With USBIPD_DEBUG in the environment they are made for debuggers, as by `make debug`:
+With USBIPD_DEBUG in the environment they are built for debuggers, as by `make debug`:
 not optimized, with Cython's checks, and with each line reported to trace functions.
 """
 
@@ -20,7 +19,7 @@ from setuptools.command.build_py import build_py
 
 
 def pkg_config(option: str, package: str) -> list[str]:
-    """The flags that pkg-config names for `package`; exits with advice when it cannot."""
+    """The flags that pkg-config prints for `package`; exits with advice if it fails."""
     try:
         answer = subprocess.run(
             ["pkg-config", option, package], check=True, capture_output=True, text=True
@@ -34,7 +33,7 @@ def pkg_config(option: str, package: str) -> list[str]:
 
 
 class BuildWithUsbIds(build_py):
-    """Puts the fetched usb.ids, if there is one, and its licence where usbipd/cli/usb_ids.py reads it."""
+    """Copies a fetched usb.ids and its licence to where usbipd/cli/usb_ids.py reads it."""
 
     def run(self) -> None:
         super().run()

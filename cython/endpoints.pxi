@@ -8,9 +8,21 @@ cdef inline int endpoints_index(uint8_t address) noexcept nogil:
     return (address & 0x0f) + (16 if address & DIRECTION_IN else 0)
 
 
-cdef void endpoints_load(EndpointMap *map, object endpoints) except *:
-    """Fills `map.all` from `usbipd.usb.descriptors.Endpoint` tuples."""
+cdef void endpoints_load(EndpointMap *map, object configurations) except *:
+    """Fills the map from `usbipd.usb.descriptors.Configuration` objects."""
     cdef int i = 0
+    endpoints = [endpoint for each in configurations for endpoint in each.endpoints]
+    first = [(each, setting) for each in configurations for setting in each.initial if setting.bAlternateSetting != 0]
+    map.first = <FirstSetting *>calloc(max(1, len(first)), sizeof(FirstSetting))
+    if map.first == NULL:
+        raise MemoryError
+    for configuration, setting in first:
+        map.first[i].bConfigurationValue = configuration.bConfigurationValue
+        map.first[i].bInterfaceNumber = setting.bInterfaceNumber
+        map.first[i].bAlternateSetting = setting.bAlternateSetting
+        i += 1
+    map.first_count = i
+    i = 0
     map.all = <Endpoint *>calloc(max(1, len(endpoints)), sizeof(Endpoint))
     if map.all == NULL:
         raise MemoryError
@@ -26,6 +38,11 @@ cdef void endpoints_load(EndpointMap *map, object endpoints) except *:
     map.count = i
 
 
+cdef void endpoints_free(EndpointMap *map) noexcept nogil:
+    free(map.all)
+    free(map.first)
+
+
 cdef void endpoints_refresh(EndpointMap *map) noexcept nogil:
     cdef int i
     cdef Endpoint *e
@@ -36,10 +53,22 @@ cdef void endpoints_refresh(EndpointMap *map) noexcept nogil:
             map.active[endpoints_index(e.bEndpointAddress)] = e
 
 
+cdef inline uint8_t endpoints_first(EndpointMap *map, uint8_t interface) noexcept nogil:
+    """The alternate setting that an interface of the active configuration begins with: 0, unless it has none such
+    (usb_set_configuration in drivers/usb/core/message.c)."""
+    cdef int i
+    for i in range(map.first_count):
+        if map.first[i].bConfigurationValue == map.configuration and map.first[i].bInterfaceNumber == interface:
+            return map.first[i].bAlternateSetting
+    return 0
+
+
 cdef void endpoints_configure(EndpointMap *map, uint8_t value) noexcept nogil:
-    """SET_CONFIGURATION: every interface falls back to alternate setting 0 (USB 2.0 section 9.1.1.5)."""
+    """SET_CONFIGURATION: every interface falls back to its first setting (USB 2.0 section 9.1.1.5)."""
+    cdef int interface
     map.configuration = value
-    memset(map.alternate, 0, sizeof(map.alternate))
+    for interface in range(256):
+        map.alternate[interface] = endpoints_first(map, <uint8_t>interface)
     endpoints_refresh(map)
 
 

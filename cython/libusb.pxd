@@ -1,5 +1,5 @@
 # The part of libusb 1.0 (libusb.h, 1.0.26 or newer) that the claim and the pump use.  Runs in workers.
-from libc.stdint cimport int64_t, uint8_t, uint16_t
+from libc.stdint cimport int64_t, intptr_t, uint8_t, uint16_t
 from posix.time cimport timeval
 
 cdef extern from "libusb.h" nogil:
@@ -12,41 +12,6 @@ cdef extern from "libusb.h" nogil:
         const uint16_t minor
         const uint16_t micro
         const char *rc
-
-    struct libusb_device_descriptor:
-        uint16_t bcdUSB
-        uint8_t bDeviceClass
-        uint8_t bDeviceSubClass
-        uint8_t bDeviceProtocol
-        uint8_t bMaxPacketSize0
-        uint16_t idVendor
-        uint16_t idProduct
-        uint16_t bcdDevice
-        uint8_t bNumConfigurations
-
-    struct libusb_endpoint_descriptor:
-        uint8_t bEndpointAddress
-        uint8_t bmAttributes
-        uint16_t wMaxPacketSize
-        uint8_t bInterval
-
-    struct libusb_interface_descriptor:
-        uint8_t bInterfaceNumber
-        uint8_t bAlternateSetting
-        uint8_t bNumEndpoints
-        uint8_t bInterfaceClass
-        uint8_t bInterfaceSubClass
-        uint8_t bInterfaceProtocol
-        const libusb_endpoint_descriptor *endpoint
-
-    struct libusb_interface:
-        const libusb_interface_descriptor *altsetting
-        int num_altsetting
-
-    struct libusb_config_descriptor:
-        uint8_t bNumInterfaces
-        uint8_t bConfigurationValue
-        const libusb_interface *interface
 
     struct libusb_pollfd:
         int fd
@@ -136,10 +101,9 @@ cdef extern from "libusb.h" nogil:
     int libusb_open(libusb_device *device, libusb_device_handle **handle)
     libusb_device *libusb_get_device(libusb_device_handle *handle)
 
-    int libusb_get_device_descriptor(libusb_device *device, libusb_device_descriptor *descriptor)
-    int libusb_get_config_descriptor(libusb_device *device, uint8_t index, libusb_config_descriptor **config)
-    int libusb_get_config_descriptor_by_value(libusb_device *device, uint8_t value, libusb_config_descriptor **config)
-    void libusb_free_config_descriptor(libusb_config_descriptor *config)
+    int libusb_wrap_sys_device(libusb_context *context, intptr_t system_device, libusb_device_handle **handle)
+    int libusb_control_transfer(libusb_device_handle *handle, uint8_t bmRequestType, uint8_t bRequest, uint16_t wValue,
+                                uint16_t wIndex, unsigned char *data, uint16_t wLength, unsigned int timeout)
 
     int libusb_get_configuration(libusb_device_handle *handle, int *value)
     int libusb_set_configuration(libusb_device_handle *handle, int value)

@@ -1,5 +1,5 @@
 # The pump's header: all structures, enumerations and constants of pump.pyx and the .pxi files that it includes, but for
-# errno's values, which the claim needs as well (linux_errno.pxi).  Runs in workers.
+# those of linux_errno.pxi and interface.pxi, which the claim needs as well.  Runs in workers.
 #
 # Functions are listed, not declared: Cython exports what a module's own .pxd declares (__pyx_capi__), so the C compiler
 # cannot make them part of their callers, and an URB takes up to 8% more instructions.  These are called from other
@@ -11,8 +11,8 @@
 #                   pool_make_spares, pool_free_spares, pool_iso_room
 #   urb.pxi         urb_begin, urb_append, urb_get16le, urb_get32, urb_get_iso, urb_encode_ret_submit,
 #                   urb_encode_ret_unlink
-#   endpoints.pxi   endpoints_load, endpoints_configure, endpoints_select, endpoints_find, endpoints_index,
-#                   endpoints_interface_of
+#   endpoints.pxi   endpoints_load, endpoints_free, endpoints_first, endpoints_configure, endpoints_select,
+#                   endpoints_find, endpoints_index, endpoints_interface_of
 #   requests.pxi    requests_begin, requests_release_held, requests_remove_held, requests_withdraw_held,
 #                   requests_select_configuration, requests_select_interface, requests_reset_device,
 #                   requests_mask_remote_wakeup
@@ -20,6 +20,7 @@
 #                   inflight_completed, inflight_withdraw, inflight_drain, inflight_find, inflight_add, inflight_remove
 #   transfer.pxi    transfer_note_ready, transfer_wait
 #   queued.pxi      queued_stand_before
+#   interface.pxi   interface_claim, interface_release, interface_select
 #   simulated.pxi   simulated_pipe, simulated_finish, simulated_loop_clear
 #   simulated_requests.pxi  simulated_control_request, simulated_supply, simulated_has_setting,
 #                   simulated_set_configuration, simulated_set_interface, simulated_clear_halt, simulated_reset
@@ -373,9 +374,16 @@ cdef struct Endpoint:
     uint8_t bInterval
     uint16_t wMaxPacketSize
 
+cdef struct FirstSetting:
+    uint8_t bConfigurationValue
+    uint8_t bInterfaceNumber
+    uint8_t bAlternateSetting
+
 cdef struct EndpointMap:
     Endpoint *all            # every endpoint of every setting of every configuration
     int count
+    FirstSetting *first      # of the interfaces that have no alternate setting 0
+    int first_count
     uint8_t configuration    # bConfigurationValue that is active; 0: none
     uint8_t alternate[256]   # by bInterfaceNumber
     Endpoint *active[ENDPOINTS]  # by endpoints_index; NULL: there is no such endpoint now

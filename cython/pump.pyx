@@ -24,6 +24,7 @@ include "requests.pxi"           # control requests that are intercepted
 include "inflight.pxi"           # how an URB ends: the UNLINK strategy
 include "transfer.pxi"           # the contract with what moves the data: one of these
 include "queued.pxi"             # in front of another one: what macOS needs
+include "interface.pxi"          # claims and settings, also of numbers that libusb does not know
 include "real.pxi"               # through libusb
 include "simulated.pxi"          # in software
 include "simulated_requests.pxi"
@@ -120,7 +121,7 @@ cdef class Pump:
     """The packets of one device.
 
     transfers: the device, a `LibusbTransfers` or a `SimulatedTransfers`.
-    endpoints: every endpoint of every setting (`usbipd.usb.descriptors.Endpoint`).
+    configurations: all that the device has (`usbipd.usb.descriptors.Configuration`).
     configuration: bConfigurationValue that is active now and that each client begins with.
     channel: the descriptor of the extension's channel; it is only watched here.
     counters: a writable buffer of COUNTER_WORDS 64-bit words.
@@ -135,7 +136,7 @@ cdef class Pump:
     cdef Py_buffer page
     cdef bint page_held
 
-    def __cinit__(self, Transfers transfers not None, *, endpoints, int configuration, uint32_t devid, int channel,
+    def __cinit__(self, Transfers transfers not None, *, configurations, int configuration, uint32_t devid, int channel,
                   counters, size_t budget):
         if budget < <size_t>SMALLEST_BUDGET:
             raise ValueError(f"budget {budget} is below {SMALLEST_BUDGET} bytes")
@@ -163,14 +164,14 @@ cdef class Pump:
         self.transfers = transfers
         self.channel = channel
         self.configuration = <uint8_t>configuration
-        endpoints_load(&self.core.endpoints, endpoints)
+        endpoints_load(&self.core.endpoints, configurations)
         endpoints_configure(&self.core.endpoints, self.configuration)
 
     def __dealloc__(self):
         if self.core != NULL:
             if self.core.backend != NULL:
                 session_close(self.core)
-            free(self.core.endpoints.all)
+            endpoints_free(&self.core.endpoints)
             free(self.core.inbox)
             pool_free_spares(&self.core.pool)
             free(self.core)
@@ -215,7 +216,7 @@ cdef class Pump:
         """
         cdef Core *core = self.core
         cdef bint resets = not self.transfers.reset_reenumerates
-        cdef int result = 0, interface
+        cdef int result = 0, interface, first
         with nogil:
             core.counters.blocked = monotonic_us()
             if resets:
@@ -224,8 +225,9 @@ cdef class Pump:
                 result = requests_select_configuration(core, self.configuration) or result
             else:
                 for interface in range(256):
-                    if core.endpoints.alternate[interface]:
-                        result = requests_select_interface(core, interface, 0) or result
+                    first = endpoints_first(&core.endpoints, <uint8_t>interface)
+                    if core.endpoints.alternate[interface] != first:
+                        result = requests_select_interface(core, interface, first) or result
             core.counters.blocked = 0
         return result
 

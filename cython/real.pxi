@@ -172,22 +172,11 @@ cdef void real_release(Backend *self, void *memory, size_t size) noexcept nogil:
 
 
 cdef bint real_has_setting(Backend *self, int configuration, int interface, int alternate) noexcept nogil:
-    cdef libusb_config_descriptor *config
-    cdef const libusb_interface_descriptor *setting
-    cdef bint found = interface < 0
-    cdef int i, k
-    cdef int code = libusb_get_config_descriptor_by_value(
-        libusb_get_device((<RealBackend *>self).handle), <uint8_t>configuration, &config)
-    if code < 0:
-        return code != LIBUSB_ERROR_NOT_FOUND  # out of memory, say: the host's stack has to tell
-    if config.interface != NULL:  # arrays may be missing: see settings_of in claim.pyx
-        for i in range(config.bNumInterfaces):
-            if config.interface[i].altsetting != NULL:
-                for k in range(config.interface[i].num_altsetting):
-                    setting = &config.interface[i].altsetting[k]
-                    found = found or (setting.bInterfaceNumber == interface and setting.bAlternateSetting == alternate)
-    libusb_free_config_descriptor(config)
-    return found
+    with gil:
+        try:
+            return (<object>(<RealBackend *>self).claim).has_setting(configuration, interface, alternate)
+        except BaseException:  # out of memory: the host's stack has to tell
+            return True
 
 
 cdef int real_set_configuration(Backend *self, int value) noexcept nogil:
@@ -212,12 +201,13 @@ cdef int real_set_configuration(Backend *self, int value) noexcept nogil:
 # it would be sent a SET_INTERFACE, so there they stay off until one succeeds.
 
 cdef int real_set_interface(Backend *self, int interface, int alternate, int in_force) noexcept nogil:
-    cdef libusb_device_handle *handle = (<RealBackend *>self).handle
+    cdef OpenDevice device
     cdef int code, result
+    device.context, device.handle = (<RealBackend *>self).context, (<RealBackend *>self).handle
     FORGET_ERRNO()
-    result = linux_errno_of_request(libusb_set_interface_alt_setting(handle, interface, alternate))
-    if result != 0 and in_force == 0 and self.loses_settings and libusb_release_interface(handle, interface) == 0:
-        code = libusb_claim_interface(handle, interface)
+    result = linux_errno_of_request(interface_select(&device, interface, alternate))
+    if result != 0 and in_force == 0 and self.loses_settings and interface_release(&device, interface) == 0:
+        code = interface_claim(&device, interface)
         self.gone = self.gone or code == LIBUSB_ERROR_NO_DEVICE
         self.unclaimed = self.unclaimed or (code < 0 and not self.gone)
     return result
@@ -237,14 +227,15 @@ cdef int real_reset(Backend *self) noexcept nogil:
     cdef int result
     cdef bint reenumerates
     with gil:
-        reenumerates = (<object>(<RealBackend *>self).claim).reset_reenumerates
-    FORGET_ERRNO()
-    result = libusb_reset_device((<RealBackend *>self).handle)
-    self.reenumerated = reenumerates and (result == 0 or result == LIBUSB_ERROR_TIMEOUT)
-    if result == LIBUSB_ERROR_NOT_FOUND or result == LIBUSB_ERROR_NO_DEVICE:
-        self.gone = True  # it came back as another device, or not at all
-        return -LINUX_ENODEV
-    return linux_errno_of_request(result)
+        claim = <object>(<RealBackend *>self).claim
+        try:
+            reenumerates = claim.reset_reenumerates
+            result = claim.reset()
+        except BaseException:  # as above
+            reenumerates, result = False, -LINUX_EPROTO
+    self.reenumerated = reenumerates and (result == 0 or result == -LINUX_ETIMEDOUT)
+    self.gone = self.gone or result == -LINUX_ENODEV  # it came back as another device, or not at all
+    return result
 
 
 cdef int real_left(libusb_context *context, libusb_device *device, libusb_hotplug_event event,

@@ -351,7 +351,7 @@ cdef class SimulatedTransfers(Transfers):
         it.setting_count = len(settings)
         for i in range(it.setting_count):
             it.settings[3 * i], it.settings[3 * i + 1], it.settings[3 * i + 2] = settings[i]
-        endpoints_load(&it.map, [endpoint for c in parsed for endpoint in c.endpoints])
+        endpoints_load(&it.map, parsed)
         endpoints_configure(&it.map, parsed[0].bConfigurationValue)
 
     def __dealloc__(self):
@@ -365,7 +365,7 @@ cdef class SimulatedTransfers(Transfers):
         free(self.it.settings)
         for i in range(ENDPOINTS):
             free(self.it.pipes[i].pattern)
-        free(self.it.map.all)
+        endpoints_free(&self.it.map)
 
     @property
     def problem(self) -> str | None:

@@ -1,8 +1,7 @@
-"""Writes what is inside the executable as a CycloneDX document: `bill_of_materials.py CONTENTS.json OUTPUT`.
+"""Writes the executable's bill of materials, in CycloneDX: `bill_of_materials.py CONTENTS.json OUTPUT`.
 
-CONTENTS.json is what packaging/usbipd.spec has put in.  Each file and module belongs to one component: Python
-itself, a package of PyPI, libusb, or a library of the system that Python needs.  usb.ids is one, too.  Run by
-`make binary`.
+packaging/usbipd.spec writes CONTENTS.json.  Each file and module belongs to one component: Python itself, a
+package from PyPI, libusb, or a system library that Python needs.  usb.ids is one, too.  Run by `make binary`.
 """
 
 import hashlib
@@ -26,7 +25,7 @@ from cyclonedx.schema import OutputFormat, SchemaVersion
 from packageurl import PackageURL
 
 BOOTLOADER = "pyinstaller"
-"""Its launcher and its importers are in every executable that it makes."""
+"""Its launcher and importers are in every executable that it builds."""
 
 
 def main() -> None:
@@ -50,7 +49,7 @@ def main() -> None:
 def components(
     libusb: dict[str, Any], modules: Iterable[str], files: list[tuple[str, Path]]
 ) -> list[Component]:
-    """All that is inside but usbipd itself."""
+    """All components except usbipd itself."""
     owners = packages_distributions()
     tops = {name.partition("/")[0].partition(".")[0] for name, _path in files}
     tops |= {module.partition(".")[0] for module in modules}
@@ -87,7 +86,7 @@ def licenses(package: Distribution) -> list[License]:
 
 
 def of_libusb(path: Path, version: str, source: dict[str, Any] | None) -> Component:
-    """`source`: of what our own build was made; None: it is the one in libusb-package."""
+    """`source`: what our own build was made from; None: libusb is the one in libusb-package."""
     if source is None:
         package = distribution("libusb-package")
         origin = f"from {package.name} {package.version} of PyPI"
@@ -135,9 +134,13 @@ def of_library(
 
 
 def of_system(path: Path) -> tuple[str | None, Path, str | None]:
-    """The version of the Debian package that `path` comes from, the file, and what that package is."""
+    """The version of the Debian package that `path` comes from, the file, and where it is from."""
     real = path.resolve()
-    for name in (str(path), str(real), str(real).removeprefix("/usr")):  # dpkg knows a file by one of them
+    for name in (
+        str(path),
+        str(real),
+        str(real).removeprefix("/usr"),
+    ):  # dpkg knows a file by one of these names
         if owner := ask_dpkg("-S", name):
             package = owner.partition(": ")[0]
             return ask_dpkg("-W", "-f", "${Version}", package), real, f"from the Debian package {package}"
@@ -145,7 +148,7 @@ def of_system(path: Path) -> tuple[str | None, Path, str | None]:
 
 
 def ask_dpkg(*question: str) -> str | None:
-    """None: there is no dpkg, or it does not know."""
+    """None: dpkg is not installed, or does not know."""
     try:
         command = ["dpkg-query", *question]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""Ends with 1 unless a tag is that of the version in pyproject.toml: `check_tag.py vX.Y.Z`.
+"""Exits with 1 unless a tag matches the version in pyproject.toml: `check_tag.py vX.Y.Z`.
 
 Run by .github/workflows/release.yml, before anything is built.
 """

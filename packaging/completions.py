@@ -1,8 +1,8 @@
-"""Writes what bash, zsh and fish need to complete command lines: `completions.py DIRECTORY`.
+"""Writes completions for bash, zsh and fish: `completions.py DIRECTORY`.
 
 Run by `make completions`: usbipd.bash, _usbipd and usbipd.fish, each for both usbipd and usbipd-ext.  shtab
-makes them of the two parsers; here it is told what an argument stands for where the parser does not say it.
-Busids come from the running daemon, by the functions in packaging/completions/.
+generates them from the two parsers; this file adds the meaning of arguments that the parsers lack.  The
+functions in packaging/completions/ get busids from the running daemon.
 """
 
 import argparse
@@ -31,7 +31,7 @@ BUSIDS: Final = {
     "usbipd doctor": "present",
     "usbipd history": "present",
 }
-"""Which busids each command takes; busids.awk knows the words."""
+"""Which busids each command takes; busids.awk defines the words."""
 PATHS: Final = {
     "--socket": shtab.FILE,
     "--config": shtab.FILE,
@@ -63,7 +63,7 @@ def bash() -> str:
 
 
 def zsh() -> str:
-    """One function, which compinit finds by its first line; $service is the command that it is called for."""
+    """One function, which compinit finds by its first line; $service is the command to complete."""
     ours, daemons = scripts("zsh")
     return (
         f"#compdef usbipd usbipd-ext\n\n{busid_functions('zsh', shlex.quote)}\n"
@@ -77,7 +77,7 @@ def fish() -> str:
 
 
 def scripts(shell: str) -> tuple[str, str]:
-    """Those for `usbipd` and for `usbipd-ext`."""
+    """The scripts for `usbipd` and for `usbipd-ext`."""
     return script(shell, usbipd.build_parser()), script(shell, ext.build_parser())
 
 
@@ -94,7 +94,7 @@ def fish_quote(text: str) -> str:
 
 
 def script(shell: str, parser: argparse.ArgumentParser) -> str:
-    """What shtab makes of the parser of a command."""
+    """shtab's output for the parser of a command."""
     for prog, action in actions_of(parser):
         for option in action.option_strings or [action.dest]:
             if option in ("devices", "--busid", "-b", "--device", "--try-claim"):

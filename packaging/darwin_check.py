@@ -1,15 +1,16 @@
 """Compiles and links all Cython modules and our libusb for macOS, for both of its processors, on any system.
 
-Run by `make darwin-check`.  zig's C compiler (PyPI: ziglang) has the C library's headers for macOS, and what
-we use of IOKit stands in cython/iokit_min.h.  The headers are those of this Python, whose sizes are the same
-on every 64-bit Unix.  Names of Python, libusb and IOKit stay open, as in an extension module on a Mac.
+Run by `make darwin-check`.  zig's C compiler (PyPI: ziglang) has the C library's headers for macOS, and
+cython/iokit_min.h declares what we use of IOKit.  Python's headers are those of this Python, whose sizes are
+the same on every 64-bit Unix.  Symbols of Python, libusb and IOKit stay undefined, as in an extension module
+on a Mac.
 
 libusb is compiled with the headers of the software Mac (tests/mac), and linked with stubs of Apple's
-frameworks.  The order of the functions in IOUSBLib's interfaces and their identifiers are in Apple's headers
-alone: the libusb of a release is compiled with those, on a Mac (packaging/libusb).
+frameworks.  Only Apple's headers have the order of the functions in IOUSBLib's interfaces and their
+identifiers: the libusb of a release is compiled with those, on a Mac (packaging/libusb).
 
-What comes out lies in build/darwin and is not meant to be run.  It proves that the sources compile, ours
-without a warning, that the assertions in them hold, and that they use nothing that macOS does not declare.
+The output is in build/darwin and is not meant to be run.  It proves that the sources compile, ours without a
+warning, that their assertions hold, and that they use only what macOS declares.
 """
 
 import os
@@ -36,7 +37,7 @@ PROCESSORS: Final = ("aarch64", "x86_64")
 """zig's names."""
 SYSTEM: Final = "macos.12.0"
 APPLE: Final = ("CoreFoundation", "IOKit", "Security", "software_mac")
-"""Directories of tests/mac/include; the others are for Linux, and zig has what is in them for macOS."""
+"""Directories of tests/mac/include; the others are for Linux only: zig has them for macOS."""
 
 FLAGS: Final = ["-O1", "-Wall", "-Werror", "-Wno-unused-function", "-shared", "-undefined", "dynamic_lookup"]
 
@@ -57,14 +58,14 @@ def main() -> int:
 
 
 def includes(headers: Path) -> list[str]:
-    """Where the compiler finds headers; those of Python are linked into the new directory `headers`."""
+    """Include options; Python's headers are linked into the new directory `headers`."""
     link_python_headers(headers)
     libusb = run("pkg-config", "--cflags-only-I", "libusb-1.0")
     return [f"-I{headers}", f"-I{ROOT / 'cython'}", *shlex.split(libusb)]
 
 
 def translate(module: Path, source: Path) -> Path:
-    """Makes `source`, in C, of a Cython module."""
+    """Translates a Cython module to `source`, in C."""
     name = f"usbipd._{module.stem}"
     run(
         sys.executable, "-m", "cython", "-3", "--module-name", name, "-I", module.parent, "-o", source, module
@@ -100,7 +101,7 @@ def zig(processor: str) -> tuple[str, ...]:
 def link_python_headers(directory: Path) -> None:
     """Links to the headers of this Python.
 
-    Debian's pyconfig.h only includes the one of the target, if that is a system of Debian's.
+    Debian's pyconfig.h only includes that of the target, if the target is a Debian system.
     """
     include = Path(sysconfig.get_path("include"))
     directory.mkdir(parents=True)
@@ -113,8 +114,8 @@ def link_python_headers(directory: Path) -> None:
 
 
 def run(*command: str | Path) -> str:
-    """The standard output of a command; ends this program if it fails."""
-    done = subprocess.run(  # noqa: S603 - every word of it stands in this file
+    """The standard output of a command; exits if it fails."""
+    done = subprocess.run(  # noqa: S603 - every word of it is in this file
         command,
         stdout=subprocess.PIPE,
         text=True,

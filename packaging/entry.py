@@ -1,4 +1,4 @@
-"""Where the executable of PyInstaller begins: before the front door, it looks after its unpacked files.
+"""Entry point of the PyInstaller executable: takes care of its unpacked files, then runs the front door.
 
 Runs in every process of that executable.
 """

@@ -1,11 +1,11 @@
 """Runs a command so that Ctrl-C reaches it alone: `foreground.py COMMAND...`.  Used by `make run`.
 
-make dies of a SIGINT whatever its recipe answers.  So the command gets a separate process group and the
-terminal with it, as from a shell; signals sent to us go on to it; its exit status is ours.  Ctrl-Z does
-nothing: make knows no jobs, and would wait for ever for a command that is stopped.
+SIGINT kills make whatever its recipe returns.  So the command gets a separate process group and the terminal,
+as from a shell; we forward signals to it and exit with its status.  Ctrl-Z does nothing: make has no job
+control, and would wait forever for a stopped command.
 
-When the terminal is closed or make dies, the command is ended by SIGTERM.  The kernel sends SIGHUP to the
-leader of the session alone; where that is make, it does nothing but wait for us.
+When the terminal is closed or make dies, the command gets SIGTERM.  The kernel sends SIGHUP only to the
+session leader; if that is make, it just waits for us.
 """
 
 import contextlib
@@ -21,17 +21,17 @@ from usbipd.frozen import end_with
 
 
 def end_with_terminal(terminal: int) -> None:
-    """Wait until the terminal is closed, then end this process by SIGTERM."""
+    """Wait until the terminal is closed, then send SIGTERM to this process."""
     poll = select.poll()
     poll.register(terminal, 0)  # hangup only: input belongs to the command
     [(_descriptor, events)] = poll.poll()
-    if events & select.POLLHUP:  # else the system cannot watch it
+    if events & select.POLLHUP:  # otherwise the system cannot watch it
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main() -> int:
     terminal = 0 if os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp() else None
-    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # else taking the terminal back would stop us
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # else regaining the terminal would stop us
     signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # the command inherits this
     child: subprocess.Popen[bytes] | None = None
     early: list[int] = []
@@ -44,7 +44,7 @@ def main() -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, forward)
-    child = subprocess.Popen(sys.argv[1:], process_group=0)  # noqa: S603 - the command is what we are for
+    child = subprocess.Popen(sys.argv[1:], process_group=0)  # noqa: S603 - running the command is our purpose
     for number in early:
         child.send_signal(number)
     if terminal is not None:

@@ -1,8 +1,7 @@
-"""Finds the licence texts of all that the one executable holds beside our own code.  Run by make, in stage.py
-and linux/installation.py.
+"""Finds the licence texts of everything that the executable bundles.  Run by make, in stage.py and
+linux/installation.py.
 
-Those of packages come from the installed packages themselves, so that they are those of the versions that are
-bundled.
+Those of packages come from the installed packages, so that they match the bundled versions.
 """
 
 import sys
@@ -16,10 +15,10 @@ DISTRIBUTIONS: Final = ("libusb1", "libusb-package", "msgspec", "psutil", "pyins
 """From PyPI.  Of pyinstaller the bootloader is bundled; libusb-package brings libusb for Linux."""
 
 LIBUSB: Final = ("libusb1", "COPYING.LESSER")
-"""libusb's own licence is LGPL 2.1 or later, whose text must not be changed: it is the one in libusb1."""
+"""libusb is under LGPL 2.1 or later, whose text never varies: libusb1 has a copy."""
 
 USB_IDS: Final = Path(__file__).with_name("usb.ids.LICENSE")
-"""The terms of the names of vendors and products, see usb_ids.py; the file itself has none."""
+"""The licence of usb.ids, see usb_ids.py; the file itself has none."""
 
 
 class MissingError(Exception):
@@ -27,7 +26,7 @@ class MissingError(Exception):
 
 
 def bundled() -> Mapping[str, list[Path]]:
-    """The texts, by the name of what they are for.  Raises `MissingError`."""
+    """The texts, by component.  Raises `MissingError`."""
     texts = {name: of_distribution(name) for name in DISTRIBUTIONS}
     texts["libusb"] = [path for path in texts[LIBUSB[0]] if path.name == LIBUSB[1]]
     if not texts["libusb"]:
@@ -53,7 +52,7 @@ def of_distribution(name: str) -> list[Path]:
     ]
     texts = sorted(path for path in found if path.is_file())
     if not texts:
-        raise MissingError(f"the package {name} has no licence text: one must be found for it")
+        raise MissingError(f"the package {name} has no licence text: add one")
     return texts
 
 
@@ -67,4 +66,4 @@ def of_python() -> Path:
     for path in places:
         if path.is_file():
             return path
-    raise MissingError(f"no licence of Python in {' or '.join(map(str, places))}")
+    raise MissingError(f"no licence text of Python in {' or '.join(map(str, places))}")

@@ -1,8 +1,8 @@
-"""Builds wheels for macOS on any system, for both of its processors: an experiment, never run on a Mac.
+"""Builds wheels for macOS on any system, for both processors: an experiment, never run on a Mac.
 
-Run by `make wheels-macos`, after `make darwin-check` has made the library that the modules are linked with.
-The modules use Python's stable ABI, so there is one wheel for Python 3.11 and all that follow.  libusb is not
-in it: ours can only be built on a Mac, so the modules take the one of Homebrew or MacPorts.
+Run by `make wheels-macos`, after `make darwin-check` has built the library that the modules are linked with.
+The modules use Python's stable ABI, so one wheel fits Python 3.11 and later.  libusb is not included: ours
+can only be built on a Mac, so the modules use that of Homebrew or MacPorts.
 """
 
 import shutil
@@ -20,14 +20,14 @@ BUILD: Final = ROOT / "build/wheels"
 TARGET: Final = ROOT / "dist/wheels"
 ABI: Final = "cp311-abi3"
 STABLE_API: Final = "0x030B0000"
-"""Py_LIMITED_API: what Python 3.11 has of it; tests pass with it on Linux, too."""
+"""Py_LIMITED_API of Python 3.11; tests pass with it on Linux, too."""
 PLATFORMS: Final = {"aarch64": "arm64", "x86_64": "x86_64"}
 LIBUSB_PATHS: Final = ("/opt/homebrew/lib", "/usr/local/lib", "/opt/local/lib")
 """Homebrew's on Apple silicon and on Intel, MacPorts'."""
 SYSTEM: Final = "/usr/lib/libSystem.B.dylib"
 FLAGS: Final = (
     *("-O2", "-Wall", "-Werror", "-Wno-unused-function", f"-DPy_LIMITED_API={STABLE_API}"),
-    *("-shared", "-undefined", "dynamic_lookup"),  # Python's names are those of the interpreter that loads it
+    *("-shared", "-undefined", "dynamic_lookup"),  # the interpreter that loads it defines Python's symbols
 )
 
 
@@ -66,7 +66,7 @@ def unpack(wheel: Path, directory: Path) -> Path:
 
 
 def linked(module: str, processor: str, frameworks: list[str]) -> Iterable[str]:
-    """What a module is linked with."""
+    """The linker's arguments for a module."""
     if module == "iokit":
         return frameworks
     libusb = ROOT / f"build/darwin/libusb-1.0.0.{processor}.dylib"
@@ -74,7 +74,7 @@ def linked(module: str, processor: str, frameworks: list[str]) -> Iterable[str]:
 
 
 def check(library: Path, processor: str, module: str) -> None:
-    """Exits unless macOS can load it."""
+    """Exits unless macOS can load `library`."""
     found = mach_o.read(library)
     needed = (
         [apple_stubs.path(name) for name in apple_stubs.FRAMEWORKS] if module == "iokit" else [INSTALL_NAME]
@@ -85,13 +85,13 @@ def check(library: Path, processor: str, module: str) -> None:
         or found.install_name != library.name
         or found.paths != ([] if module == "iokit" else list(LIBUSB_PATHS))
         or f"PyInit__{module}" not in found.exported
-        or (processor == "aarch64" and not found.is_signed)  # Apple silicon runs nothing else
+        or (processor == "aarch64" and not found.is_signed)  # Apple silicon runs only signed code
     ):
-        sys.exit(f"{library} is not what macOS can load: {found}")
+        sys.exit(f"macOS cannot load {library}: {found}")
 
 
 def tag(tree: Path, name: str) -> None:
-    """Says for what the wheel is: the file WHEEL in it, of which its name is made, too."""
+    """Writes the wheel's tag into its file WHEEL, from which its name is made."""
     [file] = tree.glob("*.dist-info/WHEEL")
     lines = [line for line in file.read_text().splitlines() if line and not line.startswith("Tag: ")]
     file.write_text("\n".join([*lines, f"Tag: {name}", ""]))

@@ -1,8 +1,8 @@
 """Writes the manual pages into a directory: `manuals.py DIRECTORY`.  Run by `make man`.
 
-usbipd(1) and usbipd-ext(8) are what argparse-manpage makes of the two parsers, with the prose that a parser
-cannot know from man/*.include.  usbipd.toml(5) is written by hand.  The pages are the same wherever and
-whenever they are made: they depend on no clock, terminal or environment.
+argparse-manpage generates usbipd(1) and usbipd-ext(8) from the two parsers; man/*.include adds the prose that
+a parser does not have.  usbipd.toml(5) is written by hand.  The pages are reproducible: they do not depend on
+clock, terminal or environment.
 """
 
 import argparse
@@ -21,10 +21,10 @@ from usbipd.cli import main as usbipd
 
 SOURCES: Final = Path(__file__).parents[1] / "man"
 REVISED: Final = "2026-12-01"
-"""The day of the last change of what the pages say; they bear it."""
+"""The date of the last change of the pages, printed in them."""
 TITLE: Final = "usbipd manual"
 WIDTH: Final = 66
-"""Characters of a line of the source: what is escaped in it must not make it longer than 80."""
+"""Characters in a source line: escapes must not make it longer than 80."""
 
 
 def main() -> int:
@@ -91,9 +91,9 @@ def commands_of(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser
 
 
 def synopsis_of(parser: argparse.ArgumentParser) -> str:
-    """Its usage, with what is typed as it stands in bold and what stands for something in italics."""
+    """Its usage, with literal text in bold and placeholders in italics."""
     parser.usage = None  # that of the help page leaves options out
-    parser.color = False  # Python 3.14 would write for a terminal
+    parser.color = False  # else Python 3.14 may add colours
     parser.formatter_class = functools.partial(argparse.HelpFormatter, width=10_000)
     usage = parser.format_usage().removeprefix(f"usage: {parser.prog} ").replace("[-h] ", "").strip()
     # An option stays with its value.
@@ -111,7 +111,7 @@ def synopsis_of(parser: argparse.ArgumentParser) -> str:
 
 
 def prepare(parser: argparse.ArgumentParser, commands: list[argparse.ArgumentParser]) -> None:
-    """Take from the parsers what the page has in another place, and set what the page calls otherwise."""
+    """Remove from the parsers what the page has elsewhere, and set what the page words differently."""
     parser.formatter_class = functools.partial(argparse.HelpFormatter, width=WIDTH)
     parser.epilog = None
     parser.description = None
@@ -128,7 +128,7 @@ def prepare(parser: argparse.ArgumentParser, commands: list[argparse.ArgumentPar
 
 
 def finish(page: str) -> str:
-    """`page` as man(7) likes it: a date that can be read, one space between options, code in bold."""
+    """`page` in the style of man(7): a readable date, one space between options, code in bold."""
     page = page.replace(REVISED.replace("-", r"\-"), REVISED)
     page = re.sub(r"\n{2,}", "\n", page)
     page = re.sub(
@@ -138,7 +138,7 @@ def finish(page: str) -> str:
 
 
 def written_page(name: str) -> str:
-    """A page that is written by hand, of this version."""
+    """A page written by hand, with this version."""
     page = (SOURCES / name).read_text(encoding="utf-8")
     return page.replace("@DATE@", REVISED).replace("@VERSION@", __version__)
 

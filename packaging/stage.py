@@ -1,9 +1,9 @@
-"""Lays out what a package installs: `stage.py`, see --help.  Used by `make pkg`.
+"""Lays out the files of a package: `stage.py`, see --help.  Used by `make pkg`.
 
-    STAGE/root      the files as they lie on a Mac
-    STAGE/scripts   what the Installer runs
+    STAGE/root      the files as installed on a Mac
+    STAGE/scripts   the scripts that the Installer runs
 
-Root's executable does not lie in /usr/local, which may be Homebrew's: only links to it do.
+Root's executable is not in /usr/local, which may be Homebrew's: only links to it are.
 """
 
 import argparse
@@ -25,20 +25,20 @@ _BASH: Final = "usr/local/share/bash-completion/completions"
 _FISH: Final = "usr/local/share/fish/vendor_completions.d"
 
 LINKS: Final[Mapping[str, str]] = {
-    f"{HOME}/usbipd-ext": f"{HOME}/usbipd",  # the name decides what it is
+    f"{HOME}/usbipd-ext": f"{HOME}/usbipd",  # its name selects the program
     "usr/local/bin/usbipd": f"{HOME}/usbipd",
     "usr/local/sbin/usbipd-ext": f"{HOME}/usbipd-ext",
     "usr/local/sbin/usbipd-uninstall": f"{HOME}/usbipd-uninstall",
-    # bash and fish look for a file of the command's name; each file is for both commands
+    # bash and fish look for a file named after the command; each file serves both commands
     f"{_BASH}/usbipd-ext": f"{_BASH}/usbipd",
     f"{_FISH}/usbipd-ext.fish": f"{_FISH}/usbipd.fish",
 }
-"""Each link, and where it leads."""
+"""Each link, and its target."""
 
 
 def main() -> int:
     """The exit code."""
-    parser = argparse.ArgumentParser(description="Lays out what the package for macOS installs.")
+    parser = argparse.ArgumentParser(description="Lays out the files of the package for macOS.")
     parser.add_argument("--binary", type=Path, required=True, help="the executable, see `make binary`")
     parser.add_argument(
         "--man", type=Path, required=True, help="directory of the manual pages, see `make man`"
@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument(
         "--completions", type=Path, required=True, help="directory of the completions, see `make completions`"
     )
-    parser.add_argument("--output", type=Path, required=True, help="the stage tree; replaced if it is there")
+    parser.add_argument("--output", type=Path, required=True, help="the stage tree; replaced if it exists")
     arguments = parser.parse_args()
     try:
         stage(arguments.binary, arguments.man, arguments.completions, arguments.output)
@@ -60,10 +60,10 @@ def main() -> int:
 
 
 def stage(binary: Path, man: Path, completions: Path, output: Path) -> None:
-    """Raises `OSError` for what is missing, `licenses.MissingError`."""
+    """Raises `OSError` for missing files, `licenses.MissingError`."""
     if output.exists():
         if {path.name for path in output.iterdir()} - {"root", "scripts"}:
-            raise OSError(errno.ENOTEMPTY, "is there and is no stage tree", str(output))
+            raise OSError(errno.ENOTEMPTY, "exists and is not a stage tree", str(output))
         shutil.rmtree(output)
     tree = _Tree(output / "root")
     tree.add(binary, f"{HOME}/usbipd", 0o755)
@@ -75,7 +75,7 @@ def stage(binary: Path, man: Path, completions: Path, output: Path) -> None:
         for file in files:
             tree.add(file, f"{HOME}/licenses/{component}/{file.name}")
     tree.add(MACOS / "org.usbipd.extension.plist", "Library/LaunchDaemons/org.usbipd.extension.plist")
-    # /etc is a link on macOS, and an installed directory would take its place
+    # /etc is a link on macOS; an installed directory would replace it
     tree.add(MACOS / "newsyslog.conf", "private/etc/newsyslog.d/usbipd.conf")
     for page in ("usbipd.1", "usbipd-ext.8", "usbipd.toml.5"):
         tree.add(man / page, f"usr/local/share/man/man{page[-1]}/{page}")
@@ -91,12 +91,12 @@ def stage(binary: Path, man: Path, completions: Path, output: Path) -> None:
 
 
 class _Tree:
-    """A directory that is filled, with modes that do not depend on the builder's umask."""
+    """A directory to fill, with modes that do not depend on the builder's umask."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         root.mkdir(parents=True)
-        root.chmod(0o755)  # the entry that stands for / in a package
+        root.chmod(0o755)  # the entry for / in a package
 
     def add(self, source: Path, place: str, mode: int = 0o644) -> None:
         target = self._prepare(place)

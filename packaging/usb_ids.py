@@ -1,7 +1,7 @@
-"""The usb.ids that is packed into the one executable and into wheels, for systems that have none.
+"""The usb.ids in the executable and in wheels, for systems that have none.
 
-Run by `make usb-ids`, which fetches the one of a release into build/.  usbipd.spec and setup.py take it from
-there; without it, the executable gets the one of the system that builds it.
+Run by `make usb-ids`, which fetches that of a release into build/.  usbipd.spec and setup.py take it from
+there; without it, the executable gets that of the build system.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ TIMEOUT: Final = 60.0
 
 
 class FetchError(Exception):
-    """The file cannot be fetched, or is another one; the message says which."""
+    """The file cannot be fetched, or has the wrong hash; the message says which."""
 
 
 def fetch() -> None:
-    """Puts the file of a release at FETCHED, unless it is there.  Raises `FetchError`."""
+    """Downloads the file of a release to FETCHED, unless it exists.  Raises `FetchError`."""
     if FETCHED.exists() and hashlib.sha256(FETCHED.read_bytes()).hexdigest() == SHA256:
         return
     try:
@@ -46,12 +46,12 @@ def fetch() -> None:
 
 
 def find() -> Path | None:
-    """The file that the executable packs: the fetched one, else the system's; None: there is none."""
+    """The file for the executable: the fetched one, else the system's; None: neither exists."""
     return next((path for path in (FETCHED, *map(Path, SYSTEM)) if read(str(path)) is not None), None)
 
 
 def version(path: Path) -> str | None:
-    """What its head says, such as `2026.06.10`; None: nothing."""
+    """The version in its head, such as `2026.06.10`; None: none."""
     found = re.search(rb"^# Version: ([0-9.]+)\r?$", path.read_bytes(), re.MULTILINE)
     return None if found is None else found[1].decode()
 

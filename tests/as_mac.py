@@ -1,6 +1,6 @@
-"""Makes modules of this process take Linux for macOS, and builds the sandbox that Linux has in its place.
+"""Makes modules of this process treat Linux as macOS, and builds the sandbox library that Linux uses instead.
 
-Used by tests, and by processes that they start.
+Used by tests and the processes they start.
 """
 
 import subprocess
@@ -13,7 +13,7 @@ _SANDBOX: Final = Path(__file__).parent / "mac" / "sandbox.c"
 
 
 class Mac:
-    """What a module takes for `sys`."""
+    """A replacement for a module's `sys`."""
 
     platform = "darwin"
 
@@ -22,7 +22,7 @@ class Mac:
 
 
 def pretend(*modules: ModuleType) -> None:
-    """These take this system for macOS from now on."""
+    """Make these modules treat this system as macOS."""
     for module in modules:
         vars(module)["sys"] = Mac()
 

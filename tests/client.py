@@ -1,4 +1,4 @@
-"""A small USB/IP client, for tests and `make demo`: blocking, strict about what the server sends.
+"""A small USB/IP client, for tests and `make demo`: blocking, and strict about replies.
 
     client = Client("127.0.0.1", 3240)
     for device in client.devlist():
@@ -9,8 +9,8 @@
         pending = session.submit(0x82, length=512)
         session.wait(pending)
 
-Endpoints are given as bEndpointAddress, with 0x80 for IN.  Everything that the server sends goes through
-`ReplyReader`, which raises `ProtocolError` for what would make a kernel hang up.
+Endpoints are given as bEndpointAddress, with 0x80 for IN.  `ReplyReader` parses everything that the server
+sends, and raises `ProtocolError` where a kernel would drop the connection.
 """
 
 import socket
@@ -54,16 +54,16 @@ from usbipd.protocol.reader import OneMessageReader
 ReplyT = TypeVar("ReplyT")
 
 _CHUNK: Final = 256 * 1024
-"""Bytes of one read from the socket."""
+"""Bytes per read from the socket."""
 
 _SETUP: Final = struct.Struct("<BBHHH")  # USB 2.0, table 9-2
 
 
 class RefusedError(UsbipdError):
-    """The server answers with an error: `status` is an ST_* number."""
+    """The server refused the request: `status` is an ST_* number."""
 
     def __init__(self, what: str, status: int) -> None:
-        super().__init__(f"{what}: the server refuses with status {status}")
+        super().__init__(f"{what}: refused by the server with status {status}")
         self.status = status
 
 
@@ -71,7 +71,7 @@ class TransferError(UsbipdError):
     """A transfer failed: `status` is a negative Linux errno, `reply` the whole answer."""
 
     def __init__(self, reply: RetSubmit) -> None:
-        super().__init__(f"transfer {reply.seqnum} ends with status {reply.status}")
+        super().__init__(f"transfer {reply.seqnum} ended with status {reply.status}")
         self.status = reply.status
         self.reply = reply
 
@@ -81,7 +81,7 @@ class ClosedError(UsbipdError):
 
 
 class Client:
-    """Asks one server; each operation is a connection of its own, as USB/IP wants it."""
+    """A client of one server; each operation uses a separate connection, as USB/IP requires."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class Session:
         self.device = device
         self.connection = connection
         self.replies: dict[int, Reply] = {}
-        """What has come and nobody has waited for, by seqnum, in order of arrival."""
+        """Replies that have arrived but were not waited for, by seqnum, in order of arrival."""
         self._reader = ReplyReader()
         self._seqnum = 0
 
@@ -165,7 +165,7 @@ class Session:
         return self._finish(self.submit(0, data=data, setup=setup)).actual_length
 
     def bulk_in(self, endpoint: int, length: int) -> bytes:
-        """What the device has to say, at most `length` bytes.  Raises `TransferError`."""
+        """Data from the device, at most `length` bytes.  Raises `TransferError`."""
         return self._finish(self.submit(endpoint, length=length)).data
 
     def bulk_out(self, endpoint: int, data: bytes) -> int:
@@ -177,7 +177,7 @@ class Session:
         return self._finish(self.submit(endpoint, length=length, interval=1)).data
 
     def iso_in(self, endpoint: int, lengths: Sequence[int]) -> RetSubmit:
-        """Isochronous packets of these lengths, one behind the other.  Raises `TransferError`."""
+        """Consecutive isochronous packets of these lengths.  Raises `TransferError`."""
         return self._finish(self.submit(endpoint, iso=lengths, transfer_flags=URB_ISO_ASAP))
 
     # ---- transfers in parts ----
@@ -197,8 +197,8 @@ class Session:
     ) -> int:
         """Sends a CMD_SUBMIT and returns its seqnum.
 
-        `iso` holds the lengths of the packets; only an isochronous endpoint may have it.  What is not given
-        is what a well-behaved client would send.
+        `iso` contains the lengths of the packets, for isochronous endpoints only.  The defaults are what a
+        well-behaved client sends.
         """
         incoming = bool(endpoint & USB_DIR_IN)
         packets = tuple(IsoPacket(sum(iso[:index]), size) for index, size in enumerate(iso))
@@ -223,7 +223,7 @@ class Session:
         )
 
     def unlink(self, seqnum: int) -> int:
-        """Takes a transfer back; returns the status of RET_UNLINK."""
+        """Unlinks a transfer; returns the status of RET_UNLINK."""
         reply = self.wait(self.send_unlink(seqnum))
         assert isinstance(reply, RetUnlink)
         return reply.status
@@ -242,16 +242,16 @@ class Session:
         return command.seqnum
 
     def expect(self, command: Command) -> None:
-        """Announces a command that the caller sends by itself."""
+        """Announces a command that the caller sends itself."""
         self._reader.expect(command)
 
     def next_seqnum(self) -> int:
-        """A seqnum that was not used yet."""
+        """An unused seqnum."""
         self._seqnum += 1
         return self._seqnum
 
     def wait(self, seqnum: int) -> Reply:
-        """The reply to `seqnum`; others that come before it are kept in `replies`.
+        """The reply to `seqnum`; earlier ones are kept in `replies`.
 
         Raises `ClosedError`, `TimeoutError` and `ProtocolError`.
         """
@@ -266,7 +266,7 @@ class Session:
         return reply
 
     def wait_closed(self) -> None:
-        """Returns when the server has closed the connection; replies before that are kept in `replies`."""
+        """Returns once the server has closed the connection; earlier replies are kept in `replies`."""
         try:
             while True:
                 self.receive()
@@ -286,7 +286,7 @@ class Session:
 
 
 def read_some(connection: socket.socket, size: int) -> bytes:
-    """What comes next, at most `size` bytes.  Raises `ClosedError` and `TimeoutError`."""
+    """The next bytes, at most `size`.  Raises `ClosedError` and `TimeoutError`."""
     try:
         data = connection.recv(size)
     except ConnectionError:
@@ -297,7 +297,7 @@ def read_some(connection: socket.socket, size: int) -> bytes:
 
 
 def receive(connection: socket.socket, reader: OneMessageReader[ReplyT]) -> ReplyT:
-    """The one message of `reader`, no byte more.  Raises `ClosedError`, `TimeoutError`, `ProtocolError`."""
+    """Reads exactly one message with `reader`.  Raises `ClosedError`, `TimeoutError`, `ProtocolError`."""
     while (message := reader.feed(read_some(connection, reader.wanted))) is None:
         pass
     return message

@@ -1,9 +1,9 @@
-"""What all tests share: an `async def` test runs in its own loop; the `rule` marker takes only names
-that stand in `tests/rules.py`; how hard hypothesis tries; and what is started here can be interrupted.
+"""Setup shared by all tests: an `async def` test runs in its own loop; the `rule` marker takes only names
+from `tests/rules.py`; hypothesis's profiles; and processes started here can be interrupted.
 
-No example has a deadline: on a slow machine it would fail without a fault.  `make test` tries the same
-examples each time, so that it fails for what was changed; `--hypothesis-profile=fuzz` is for `make fuzz`:
-FUZZ_EXAMPLES new ones of each, and what fails is printed with the line that runs it again
+Examples have no deadline: on a slow machine they would fail without a fault.  `make test` uses the same
+examples each time, so that a failure is due to a change; `--hypothesis-profile=fuzz` is for `make fuzz`: it
+generates FUZZ_EXAMPLES new examples of each property, and prints how to reproduce a failure
 (`@reproduce_failure`).
 """
 
@@ -25,11 +25,11 @@ settings.register_profile(
 )
 settings.load_profile("test")
 
-# Below $TMPDIR, which is long on a Mac, the path of a control socket would be too long (`MAX_SOCKET_PATH`).
+# $TMPDIR is long on a Mac: the path of a control socket below it would be too long (`MAX_SOCKET_PATH`).
 if sys.platform == "darwin":
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/tmp")
 
-# A shell has what it starts in the background ignore SIGINT, and so would all that is started by that.
+# A shell makes background processes ignore SIGINT, and their children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -1,4 +1,4 @@
-"""`make demo`: the whole chain once, shown to a human.  Exit code 0 only if all of it was right.
+"""`make demo`: the whole chain once, for a person to read.  Exits with 0 only if every check passed.
 
 Starts the daemon with simulated devices on a free port, lists and imports one over TCP as any client would,
 reads its descriptors, sends a MiB through it and back, shows the status, and stops the daemon.
@@ -37,7 +37,7 @@ CHUNK: Final = 64 * 1024
 
 
 class WrongError(Exception):
-    """Something was not as it should be."""
+    """A check failed."""
 
 
 def step(text: str) -> None:
@@ -51,7 +51,7 @@ def check(right: bool, what: str) -> None:
 
 
 def command(*arguments: str, shown: bool = True) -> str:
-    """What a command of ours prints; it must succeed."""
+    """The output of one of our commands, which must succeed."""
     done = subprocess.run(
         [PROGRAMS / arguments[0], *arguments[1:]], capture_output=True, text=True, check=False
     )
@@ -59,12 +59,12 @@ def command(*arguments: str, shown: bool = True) -> str:
         print(f"$ {' '.join(arguments)}\n{done.stdout}", end="", flush=True)
     print(done.stderr, end="", file=sys.stderr, flush=True)
     if done.returncode != 0:
-        raise WrongError(f"{arguments[0]} ended with code {done.returncode}")
+        raise WrongError(f"{arguments[0]} exited with code {done.returncode}")
     return done.stdout
 
 
 def wait_until_up(daemon: "subprocess.Popen[bytes]") -> None:
-    """Show what the daemon says of itself once it is up."""
+    """Show the daemon's message that it is up."""
     assert daemon.stdout is not None
     deadline = time.monotonic() + START_TIMEOUT
     said = ""
@@ -73,7 +73,7 @@ def wait_until_up(daemon: "subprocess.Popen[bytes]") -> None:
             raise WrongError(f"the daemon was not up after {START_TIMEOUT:g} s")
         text = os.read(daemon.stdout.fileno(), 4096).decode()
         if not text:
-            raise WrongError(f"the daemon ended with code {daemon.wait()}")
+            raise WrongError(f"the daemon exited with code {daemon.wait()}")
         print(text, end="", flush=True)
         said += text
 
@@ -110,21 +110,21 @@ def send_through(session: Session) -> None:
     written = sum(session.wait_submit(seqnum).actual_length for seqnum in writes)
     answers = [session.wait_submit(seqnum) for seqnum in reads]
     took = time.monotonic() - began
-    check(written == len(data), f"the device took {written} bytes")
+    check(written == len(data), f"the device accepted {written} bytes")
     check(
         b"".join(answer.data for answer in answers) == data,
-        f"and gave the same back, after {took * 1000:.0f} ms",
+        f"and read the same data back, after {took * 1000:.0f} ms",
     )
 
 
 def show(socket_path: Path, daemon: "subprocess.Popen[bytes]") -> list[int]:
-    """Everything while the daemon runs; the pids of its processes."""
+    """Shows everything while the daemon runs; returns the pids of its processes."""
     wait_until_up(daemon)
     at = ["--socket", str(socket_path)]
     status = json.loads(command("usbipd", "status", "--json", *at, shown=False))["status"]
     host, _, port = status["listening"][0].rpartition(":")
 
-    step("What another machine sees")
+    step("List the devices as another machine")
     command("usbipd", "list", "--remote", f"{host}:{port}")
     client = Client(host, int(port))
     identity = Loopback.device_descriptor[8:12]
@@ -140,7 +140,7 @@ def show(socket_path: Path, daemon: "subprocess.Popen[bytes]") -> list[int]:
         show_descriptors(session)
         step("A MiB through the device and back")
         send_through(session)
-        step("The daemon meanwhile")
+        step("Show the daemon's status")
         text = command("usbipd-ext", "--status", *at)
         check("attached" in text, "the device is attached")
     return [process["pid"] for process in status["processes"]]
@@ -174,18 +174,18 @@ def main() -> int:
             began = time.monotonic()
             daemon.send_signal(signal.SIGINT)
             code = daemon.wait(STOP_TIMEOUT)
-            check(code == 0, f"the daemon ended with code 0 after {time.monotonic() - began:.2f} s")
+            check(code == 0, f"the daemon exited with code 0 after {time.monotonic() - began:.2f} s")
             while any(map(is_running, pids)) and time.monotonic() < began + STOP_TIMEOUT:
-                time.sleep(0.02)  # children of a dead parent are gone when init has seen it
-            check(not any(map(is_running, pids)), f"none of its {len(pids)} processes is left")
-            check(not socket_path.parent.exists(), "nor is any file")
+                time.sleep(0.02)  # children of a dead parent disappear once init reaps them
+            check(not any(map(is_running, pids)), f"all {len(pids)} processes have exited")
+            check(not socket_path.parent.exists(), "all files are removed")
         except (WrongError, subprocess.TimeoutExpired) as error:
-            print(f"\nWRONG: {error}", file=sys.stderr)
+            print(f"\nFAILED: {error}", file=sys.stderr)
             return 1
         finally:
             daemon.kill()
             daemon.wait()
-    print("\nAll of it works.")
+    print("\nAll steps succeeded.")
     return 0
 
 

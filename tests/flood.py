@@ -1,9 +1,9 @@
-"""Clients that do not behave, for tests: connections that are opened again as soon as they end.
+"""Misbehaving clients, for tests: connections that are reopened as soon as they close.
 
     with Flood(host, port, "import", connections=64, sources=["127.9.9.9"], busid="240-1"):
-        ...what others get meanwhile
+        ...observe other clients meanwhile
 
-A process of its own, so that it does not share an interpreter with the clients that the test watches.
+Runs in a separate process, so that it does not share an interpreter with the clients under test.
 """
 
 import argparse
@@ -27,25 +27,25 @@ MODES: Final[dict[str, Callable[[str], bytes]]] = {
     "import": encode_import_request,
     "leave": encode_import_request,  # ... and close at once
 }
-"""What each connection sends."""
+"""The bytes that each connection sends."""
 
 RESET: Final = struct.pack("ii", 1, 0)  # include/linux/socket.h, struct linger: close sends RST, not FIN
 
 
 class Flood:
-    """A running flood; counts the connections that were made once it has ended."""
+    """A running flood; has the number of its connections once it has stopped."""
 
     def __init__(
         self, host: str, port: int, mode: str, *, connections: int, sources: Sequence[str], busid: str = ""
     ) -> None:
-        """At each moment `connections` of them are open, from each of `sources` in turn."""
+        """Keeps `connections` open, from each of `sources` in turn."""
         self.made = 0
         command = [sys.executable, "-m", "tests.flood", host, str(port), mode, str(connections), busid]
         self._process = subprocess.Popen(
             [*command, *sources], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "begun\n", "as many have been made as are to be open"
+        assert self._process.stdout.readline() == "begun\n", "all connections have been opened"
 
     def __enter__(self) -> Self:
         return self
@@ -53,7 +53,7 @@ class Flood:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        output, _nothing = self._process.communicate()  # closes its stdin, at which it ends
+        output, _nothing = self._process.communicate()  # closes its stdin, which stops it
         self.made = int(output)
 
 
@@ -68,7 +68,7 @@ class _Flooder:
         self._made = 0
 
     def run(self, connections: int) -> int:
-        """Until stdin ends; how many connections the server has taken."""
+        """Runs until stdin ends; returns how many connections the server accepted."""
         self._selector.register(sys.stdin, selectors.EVENT_READ)
         self._fill(connections)
         has_begun = False
@@ -89,7 +89,7 @@ class _Flooder:
             connection = socket.socket(socket.AF_INET6 if ":" in source else socket.AF_INET)
             connection.setblocking(False)
             if self._leaves:
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)  # its port is free at once
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)  # frees its port
             with contextlib.suppress(OSError):
                 connection.bind((source, 0))
                 connection.connect_ex(self._address)
@@ -97,7 +97,7 @@ class _Flooder:
             self._open += 1
 
     def _advance(self, connection: socket.socket, events: int) -> None:
-        """Once it is writable, say what there is to say; once it is readable, it was answered or closed."""
+        """Once it is writable, send; once it is readable, it was answered or closed."""
         try:
             if events & selectors.EVENT_READ:
                 connection.recv(1)

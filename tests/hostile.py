@@ -1,4 +1,4 @@
-"""A worker or server that was taken over: confines itself, then tries all that it must not.
+"""A compromised worker or server: confines itself, then tries everything that must be denied.
 
     python -m tests.hostile PLAN      a `Plan` as JSON; prints a `Result` as JSON
 
@@ -31,31 +31,31 @@ from usbipd.ipc.children import Confinement
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do."""
+    """The actions to try."""
 
     order: Confinement | None
     accepts: bool = False
     victims: dict[str, int] = {}
-    """Processes, by what they are; they must survive."""
+    """Processes by role; they must survive."""
     sabotage: str = ""
-    """Python that takes a part of the confinement away first."""
+    """Python code that first removes a part of the confinement."""
     foreign: bool = True
-    """Whether to try system calls of other architectures: a service that may not make them is killed."""
+    """Whether to try system calls of other architectures: a service without permission is killed."""
     aborts: bool = False
-    """Whether to end by abort(3)."""
+    """Whether to exit by abort(3)."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of it."""
+    """The outcome."""
 
     user: str
     lacks: str | None
     succeeded: list[str]
-    """What must not work and did."""
+    """Acts that succeeded and must not."""
     refused: dict[str, str]
-    """What did not work, with the name of its errno."""
+    """Acts that failed, with the name of the errno."""
     broken: list[str]
-    """What a worker needs, and did not work."""
+    """Acts that a worker needs, and that failed."""
 
 
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
@@ -94,14 +94,14 @@ def call(name: str, *arguments: object) -> int:
 
 
 class Belongings:
-    """What the process has before it is confined, as a worker has its device and its channel."""
+    """What the process holds before it is confined, as a worker holds its device and its channel."""
 
     def __init__(self) -> None:
         self.tcp = socket.socket()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.other_listener = socket.create_server(("127.0.0.1", 0))
         self.memory = _shared_memory()
-        """A segment of System V, which may as well be another program's; it goes with this process."""
+        """A System V segment, as another program might have; it is freed with this process."""
         self.channel, self.extension = socket.socketpair()
         self.client, self.server = _connection()
         self.terminal, self._keyboard = pty.openpty()
@@ -117,7 +117,7 @@ class Belongings:
         self.running.wait()
 
     def _live(self) -> None:
-        """As libusb's thread for hotplug events: it exists before, and is in the same confinement."""
+        """Like libusb's thread for hotplug events: it starts before, and is confined as well."""
         self.running.set()
         self.stop.wait()
         for name, act in (
@@ -136,7 +136,7 @@ class Belongings:
 def _shared_memory() -> int:
     segment = call("shmget", 0, 4096, 0o1600)
     call("shmat", segment, 0, 0)
-    call("shmctl", segment, 0, 0)  # IPC_RMID: when no process has it any more
+    call("shmctl", segment, 0, 0)  # IPC_RMID: frees it when the last process detaches
     return segment
 
 
@@ -154,7 +154,7 @@ def _connection() -> tuple[socket.socket, socket.socket]:
 
 
 def acts(has: Belongings, victims: dict[str, int]) -> Iterator[tuple[str, Callable[[], object]]]:
-    """What a process that was taken over tries, by name."""
+    """What a compromised process tries, by name."""
     for who, pid in victims.items():
         yield f"kill {who} 0", partial(os.kill, pid, 0)
         yield f"kill {who} SIGSTOP", partial(os.kill, pid, signal.SIGSTOP)
@@ -235,14 +235,14 @@ def acts(has: Belongings, victims: dict[str, int]) -> Iterator[tuple[str, Callab
 
 
 def foreign_acts() -> Iterator[tuple[str, Callable[[], object]]]:
-    """System calls by the numbers of other architectures, which a processor may have too."""
+    """System calls by the numbers of other architectures that the processor may support."""
     if _IS_X86:
         yield "x32", _x32
         yield "int80", _int80
 
 
 def _fast_open(has: Belongings) -> None:
-    """A listener that is shut down can be connected, without connect(2)."""
+    """A listener that was shut down can be connected without connect(2)."""
     has.listener.shutdown(socket.SHUT_RD)
     has.listener.sendto(b"x", socket.MSG_FASTOPEN, has.other_listener.getsockname())
 
@@ -280,7 +280,7 @@ def _int80() -> None:
 
 
 def needs(has: Belongings) -> Iterator[tuple[str, Callable[[], object]]]:
-    """What a worker goes on doing, by name."""
+    """What a worker must still be able to do, by name."""
     yield "messages with a descriptor", partial(_pass_descriptor, has)
     yield "its client", partial(_exchange, has)
     yield "its disk", partial(os.pread, has.disk, 5, 0)
@@ -337,7 +337,7 @@ def _try_all(has: Belongings, plan: Plan) -> tuple[list[str], dict[str, str], li
             act()
         except OSError as error:
             refused[name] = errno.errorcode.get(error.errno or 0, str(error))
-        except (RuntimeError, ValueError):  # of threading and resource, which keep no errno
+        except (RuntimeError, ValueError):  # of threading and resource, which set no errno
             refused[name] = "EPERM"
         else:
             succeeded.append(name)

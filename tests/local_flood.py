@@ -1,10 +1,10 @@
-"""A user of this host whose programs ask the extension for more than it can answer, for tests.
+"""A user of this host whose programs overload the extension with requests, for tests.
 
     with LocalFlood(directory, uid=65534) as flood:
-        ...what others get meanwhile
-        flood.answers()  # that it has got so far
+        ...observe other clients meanwhile
+        flood.answers()  # received so far
 
-A process of its own, which runs as that user: the kernel tells the extension who connects.
+Runs in a separate process as that user: the kernel tells the extension who connects.
 """
 
 import argparse
@@ -23,16 +23,16 @@ from usbipd.ipc.framing import FrameDecoder
 from usbipd.ipc.messages import MAX_MESSAGE, Command, Nothing
 
 CONNECTIONS: Final = 32
-"""As many as one user may have."""
+"""The limit of one user."""
 AT_ONCE: Final = 64
-"""Requests that each connection keeps under way."""
+"""Requests that each connection keeps pending."""
 
 
 class LocalFlood:
     """A running flood of LIST."""
 
     def __init__(self, directory: Path, uid: int) -> None:
-        """`directory` holds `control.sock`; the user may enter it, but perhaps not those above it."""
+        """`directory` contains `control.sock`; the user may enter it, but perhaps not its parents."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.local_flood", str(directory), str(uid)],
             stdin=subprocess.PIPE,
@@ -41,7 +41,7 @@ class LocalFlood:
         )
 
     def answers(self) -> int:
-        """How many answers it has got by now."""
+        """The number of answers so far."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write("\n")
@@ -54,11 +54,11 @@ class LocalFlood:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._process.communicate()  # closes its stdin, at which it ends
+        self._process.communicate()  # closes its stdin, which stops it
 
 
 class _Connection:
-    """Sends requests so that `AT_ONCE` are always under way."""
+    """Keeps `AT_ONCE` requests pending."""
 
     def __init__(self, path: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
@@ -70,7 +70,7 @@ class _Connection:
         self._ask(AT_ONCE)
 
     def read(self) -> int:
-        """The answers that have come."""
+        """The number of answers that have arrived."""
         self._decoder.feed(self.socket.recv(MAX_MESSAGE))
         answered = 0
         while (frame := self._decoder.next_frame()) is not None:

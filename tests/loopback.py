@@ -1,11 +1,10 @@
-"""Addresses of the loopback interface that tests connect from, one a line.
+"""Prints the loopback addresses that tests connect from, one per line.
 
-The loopback interface of macOS has 127.0.0.1 alone.  Tests that need more are skipped there unless they are
-added:
+macOS's loopback interface has only 127.0.0.1.  Tests that need more are skipped there unless you add them:
 
     .venv/bin/python tests/loopback.py | xargs -n 1 sudo ifconfig lo0 alias
 
-`ifconfig lo0 -alias ADDRESS` removes one, a restart all.
+`ifconfig lo0 -alias ADDRESS` removes one; a restart removes all.
 """
 
 import socket
@@ -34,7 +33,7 @@ def is_local(address: str) -> bool:
 from_other_addresses = pytest.mark.skipif(
     not all(map(is_local, ADDRESSES)), reason="127.0.0.1 is the only loopback address (tests/loopback.py)"
 )
-"""For tests whose clients have addresses of their own."""
+"""For tests whose clients have separate addresses."""
 
 if __name__ == "__main__":
     print("\n".join(ADDRESSES))

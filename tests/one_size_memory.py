@@ -1,4 +1,4 @@
-"""Memory as macOS's POSIX shared memory is, for tests of the counter page on Linux.  Runs in tests."""
+"""Memory like macOS's POSIX shared memory, for tests of the counter page on Linux.  Runs in tests."""
 
 import ctypes
 import os
@@ -11,7 +11,7 @@ _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def memory_of_one_size(size: int) -> int:
-    """A descriptor without read(2) and lseek(2), whose size is set once: mm/secretmem.c.  The caller's."""
+    """A descriptor without read(2) and lseek(2) whose size is set once: mm/secretmem.c."""
     descriptor: int = _LIBC.syscall(_MEMFD_SECRET, 0)
     if descriptor < 0:
         pytest.skip("this kernel has no memfd_secret(2)")

@@ -1,7 +1,7 @@
-"""`make picture`: the terminal in the README, drawn from a run of the real programs into docs/terminal.svg.
+"""`make picture`: draws the terminal in the README, docs/terminal.svg, from a run of the real programs.
 
 `python -m tests.picture FILE`.  Starts a daemon with simulated devices, attaches one as a client, and draws
-what the commands print: no text in the picture is written by hand.
+the output of the commands: no text in the picture is written by hand.
 """
 
 import os
@@ -19,14 +19,14 @@ from tests.integration.daemon import Daemon
 DEVICES: Final = "mass-storage,keyboard,serial,camera"
 ATTACHED: Final = "serial"
 COMMANDS: Final[Sequence[Sequence[str]]] = (("list",), ("status",))
-"""Each with its arguments, as a user types them after `usbipd`."""
+"""Each command with its arguments, without `usbipd`."""
 
 COLUMNS: Final = 88
-"""Width of the terminal that the commands print for."""
+"""Width of the terminal."""
 ECHO_IN, ECHO_OUT = 0x81, 0x01  # endpoints of the simulated serial port, usbipd/simulated/serial.py
 PACKET: Final = 512
 
-# Units of the picture: a font of 14 has characters 8.4 wide.
+# Units of the picture: characters of a 14-unit font are 8.4 wide.
 ADVANCE, LINE, MARGIN, BAR = 8.4, 19, 18, 30
 
 STYLE: Final = """
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def transcript() -> list[str]:
-    """The lines of the terminal: prompts with commands, what they print, an empty line between two."""
+    """The lines of the terminal: prompts with commands and their output, separated by empty lines."""
     with tempfile.TemporaryDirectory(prefix="usbipd-picture-") as directory:
         daemon = Daemon(Path(directory), DEVICES)
         try:
@@ -79,7 +79,7 @@ def transcript() -> list[str]:
 
 
 def draw(lines: Sequence[str]) -> str:
-    """An SVG document that shows `lines`: self-contained, in the reader's colour scheme.
+    """A self-contained SVG document of `lines`, in the reader's colour scheme.
 
     Each cell of a table has its own position, so columns line up in any font.
     """

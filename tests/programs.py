@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 EXECUTABLE: Final = Path(os.environ["USBIPD_PROGRAM"]).resolve() if os.environ.get("USBIPD_PROGRAM") else None
-"""The file `usbipd`, with `usbipd-ext` beside it.  None: what is installed in this Python."""
+"""The file `usbipd`, with `usbipd-ext` beside it.  None: the package installed in this Python."""
 
 
 def program(name: str) -> list[str]:

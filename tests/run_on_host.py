@@ -1,14 +1,14 @@
-"""A daemon on this host, run as its administrator would run it.  Exit code 0 only if all checks pass.
+"""Runs a daemon on this host as an administrator would.  Exits with 0 only if all checks pass.
 
     sudo .venv/bin/python tests/run_on_host.py build/host [--try-real-devices]
 
 Starts `usbipd-ext --run` with simulated devices on 127.0.0.1 and ::1; control socket and state are in the
-usual places unless `--directory` names another one.  Checks the users of the processes, resets connections
+usual places unless `--directory` is given.  Checks the users of the processes, resets connections
 before the server accepts them, uses a device over each family, and stops the daemon.  Even if a check fails,
-the given directory has status.json, report.json (`usbipd doctor --report`) and daemon.log.
+the given directory contains status.json, report.json (`usbipd doctor --report`) and daemon.log.
 .github/workflows/macos.yml runs it on Macs, tests/integration/test_run_on_host.py everywhere.
 
-`--try-real-devices` takes each real device of this host from its drivers for a moment, as `--try-claim` does.
+`--try-real-devices` briefly takes each real device of this host from its drivers, as `--try-claim` does.
 """
 
 import argparse
@@ -45,13 +45,13 @@ from usbipd.privileges import DEFAULT_USER, user_name
 from usbipd.simulated.loopback import Loopback
 
 RESETS: Final = 100
-"""Of each family; fewer than the 128 connections that macOS lets wait for accept (kern.ipc.somaxconn)."""
+"""Per address family; fewer than macOS's backlog of 128 connections (kern.ipc.somaxconn)."""
 RESET_AT_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds
 SIMULATE: Final = "loopback,mass-storage,keyboard,audio"
 
 
 class HostDaemon:
-    """The running daemon; `at` are the options with which a command reaches it."""
+    """The running daemon; `at` are the options that select it."""
 
     def __init__(self, at: Sequence[str], reports: Path) -> None:
         self.at = at
@@ -72,7 +72,7 @@ class HostDaemon:
 
 
 def check_users(daemon: HostDaemon) -> None:
-    step("The users of its processes")
+    step("Check the users of its processes")
     command("usbipd-ext", "--status", *daemon.at)
     for process in daemon.pids.values():
         what = f"{process['role']} {process['busid'] or ''}".rstrip()
@@ -86,10 +86,10 @@ def check_users(daemon: HostDaemon) -> None:
 
 
 def reset_before_accept(daemon: HostDaemon) -> None:
-    """accept() gives no address for such a connection on macOS (IPv6), which must not end the listener."""
+    """On macOS accept() returns no address for such a connection (IPv6); the listener must survive that."""
     server = daemon.pid_of_server()
     for address in daemon.listening:
-        step(f"{RESETS} connections to {address} that are reset before they are accepted")
+        step(f"Open {RESETS} connections to {address} and reset them before they are accepted")
         os.kill(server, signal.SIGSTOP)
         try:
             for _number in range(RESETS):
@@ -98,12 +98,12 @@ def reset_before_accept(daemon: HostDaemon) -> None:
         finally:
             os.kill(server, signal.SIGCONT)
         check(bool(Client(*address).devlist()), "the next client gets its answer")
-    check(daemon.pid_of_server() == server, "by the same server")
+    check(daemon.pid_of_server() == server, "from the same server")
 
 
 def use_devices(daemon: HostDaemon) -> None:
     for address in daemon.listening:
-        step(f"A device over {address}")
+        step(f"Use a device over {address}")
         client = Client(*address)
         product = int.from_bytes(Loopback.device_descriptor[10:12], "little")
         [busid] = [device.busid for device in client.devlist() if device.idProduct == product]
@@ -114,7 +114,7 @@ def use_devices(daemon: HostDaemon) -> None:
 
 
 def write_report(daemon: HostDaemon, *, try_real_devices: bool) -> None:
-    step("What doctor reports")
+    step("Write the report of doctor")
     path = daemon.reports / "report.json"
     path.unlink(missing_ok=True)
     trials: list[str] = []
@@ -135,7 +135,7 @@ def write_report(daemon: HostDaemon, *, try_real_devices: bool) -> None:
 
 @contextmanager
 def started(arguments: Sequence[str], log: Path) -> "Iterator[subprocess.Popen[bytes]]":
-    """A daemon, which is killed at the end if it has not ended by then; `log` gets what it logs."""
+    """A daemon, which is killed at the end if it still runs; `log` is its log file."""
     print(f"$ usbipd-ext {' '.join(arguments)}", flush=True)
     with log.open("wb") as file:
         process = subprocess.Popen([PROGRAMS / "usbipd-ext", *arguments], stdout=subprocess.PIPE, stderr=file)
@@ -153,22 +153,20 @@ def stop(process: "subprocess.Popen[bytes]", daemon: HostDaemon) -> None:
     step("Stop")
     pids = {each["pid"] for each in daemon.status()["processes"]}
     process.send_signal(signal.SIGINT)
-    check(process.wait(STOP_TIMEOUT) == 0, "the daemon ended with code 0")
+    check(process.wait(STOP_TIMEOUT) == 0, "the daemon exited with code 0")
     deadline = time.monotonic() + STOP_TIMEOUT
     while any(map(is_running, pids)) and time.monotonic() < deadline:
-        time.sleep(0.02)  # children of a dead parent are gone when init has seen it
-    check(not any(map(is_running, pids)), f"none of its {len(pids)} processes is left")
+        time.sleep(0.02)  # children of a dead parent disappear once init reaps them
+    check(not any(map(is_running, pids)), f"all {len(pids)} processes have exited")
     log = (daemon.reports / "daemon.log").read_text()
-    check("Traceback" not in log, "no error that nothing handles is in its log")
+    check("Traceback" not in log, "its log has no unhandled error")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run a daemon on this host and check it.")
     parser.add_argument("reports", type=Path, help="directory for status.json, report.json and daemon.log")
     parser.add_argument("--port", type=int, default=3240)
-    parser.add_argument(
-        "--directory", type=Path, help="for control socket and state, instead of the usual ones"
-    )
+    parser.add_argument("--directory", type=Path, help="directory for control socket and state")
     parser.add_argument(
         "--try-real-devices", action="store_true", help="take each real device from its drivers"
     )
@@ -194,9 +192,9 @@ def main() -> int:
             write_report(daemon, try_real_devices=given.try_real_devices)
             stop(process, daemon)
     except (WrongError, OSError, UsbipdError, subprocess.TimeoutExpired) as error:
-        print(f"\nWRONG: {error}\n{log.read_text()}", file=sys.stderr)
+        print(f"\nFAILED: {error}\n{log.read_text()}", file=sys.stderr)
         return 1
-    print("\nAll of it works.")
+    print("\nAll steps succeeded.")
     return 0
 
 

@@ -1,8 +1,8 @@
-"""The CMD_* and RET_* messages, which carry URBs, for tests.  Workers have them in Cython (`cython/urb.pxi`).
+"""The CMD_* and RET_* messages, which carry URBs, for tests.  Workers use the codec in `cython/urb.pxi`.
 
-Both codecs are held to the same golden vectors, and so to each other.  Layouts are those of
-Documentation/usb/usbip_protocol.rst.  All numbers are big-endian; the setup packet alone is as USB has it,
-little-endian.  A message is a 48-byte header, then the data, then the isochronous descriptors:
+Both codecs are tested with the same golden vectors.  The layouts are from
+Documentation/usb/usbip_protocol.rst.  All numbers are big-endian, except the setup packet, which is
+little-endian as in USB.  A message is a 48-byte header, then the data, then the isochronous descriptors:
 
     CMD_SUBMIT OUT  header, transfer_buffer_length bytes, descriptors
     CMD_SUBMIT IN   header, descriptors
@@ -10,8 +10,8 @@ little-endian.  A message is a 48-byte header, then the data, then the isochrono
     RET_SUBMIT IN   header, actual_length bytes, descriptors
     CMD_UNLINK, RET_UNLINK   header
 
-Nothing on the wire tells whether descriptors follow: number_of_packets is stale where the transfer is not
-isochronous.  For a CMD_SUBMIT the type of the endpoint tells, for a RET_SUBMIT the URB that it answers.
+Nothing on the wire says whether descriptors follow: number_of_packets is stale unless the transfer is
+isochronous.  For a CMD_SUBMIT the type of the endpoint decides, for a RET_SUBMIT the URB that it answers.
 """
 
 import struct
@@ -50,7 +50,7 @@ _ISO_PACKET: Final = struct.Struct("!IIIi")
 
 @dataclass(frozen=True, slots=True)
 class IsoPacket:
-    """One isochronous packet: `offset` and `length` in the client's buffer as asked for, and the outcome."""
+    """One isochronous packet: the requested `offset` and `length` in the client's buffer, and the outcome."""
 
     offset: int
     length: int
@@ -78,7 +78,7 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Unlink:
-    """CMD_UNLINK.  Only `unlink_seqnum` says which URB is meant; direction and ep may be 0."""
+    """CMD_UNLINK.  Only `unlink_seqnum` identifies the URB; direction and ep may be 0."""
 
     seqnum: int
     devid: int
@@ -111,7 +111,7 @@ class RetSubmit:
 
 @dataclass(frozen=True, slots=True)
 class RetUnlink:
-    """RET_UNLINK.  `status` is -ECONNRESET if the URB was cancelled, 0 if there was none (any more)."""
+    """RET_UNLINK.  `status` is -ECONNRESET if the URB was cancelled, 0 if it was not in flight."""
 
     seqnum: int
     status: int
@@ -122,7 +122,7 @@ Reply = RetSubmit | RetUnlink
 
 
 def encode(message: Command | Reply) -> bytes:
-    """The bytes of a message, its fields as they are, sense or not; `struct.error` if one does not fit."""
+    """The bytes of a message, without checks; raises `struct.error` if a field does not fit."""
     match message:
         case Submit():
             basic = (USBIP_CMD_SUBMIT, message.seqnum, message.devid, message.direction, message.ep)
@@ -159,7 +159,7 @@ def encode(message: Command | Reply) -> bytes:
 def answer(submit: Submit, status: int, actual_length: int, buffer: bytes = b"") -> RetSubmit:
     """The RET_SUBMIT for a finished transfer that is not isochronous.
 
-    `buffer` is the transfer's buffer, `actual_length` the bytes that the device gave or took.
+    `buffer` is the transfer's buffer, `actual_length` the number of bytes transferred.
     """
     incoming = submit.direction == USBIP_DIR_IN
     short = actual_length < submit.transfer_buffer_length
@@ -179,8 +179,8 @@ def answer_isochronous(
 ) -> RetSubmit:
     """The RET_SUBMIT for a finished isochronous transfer.
 
-    `packet_results` holds (actual_length, status) of each packet, `buffer` an IN transfer's buffer with each
-    packet at its offset: the gaps that short packets leave do not travel.
+    `packet_results` has (actual_length, status) of each packet, `buffer` an IN transfer's buffer with each
+    packet at its offset: the gaps after short packets are not sent.
     """
     iso = tuple(
         IsoPacket(packet.offset, packet.length, actual_length, status)
@@ -202,7 +202,7 @@ def answer_isochronous(
 
 
 class StreamReader(ABC, Generic[MessageT]):
-    """Reads one message after the other.  One that has raised `ProtocolError` raises it again for ever."""
+    """Reads messages in sequence.  After a `ProtocolError` it raises the same error on every call."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -211,7 +211,7 @@ class StreamReader(ABC, Generic[MessageT]):
 
     @abstractmethod
     def _parse(self) -> Generator[int, bytes, MessageT]:
-        """The parser of one message: yields how many bytes it wants next, and is sent them."""
+        """The parser of one message: yields how many bytes it needs next, and is sent them."""
 
     def _begin(self) -> None:
         self._parser = self._parse()
@@ -240,7 +240,7 @@ class StreamReader(ABC, Generic[MessageT]):
 class CommandReader(StreamReader[Command]):
     """Reads what a client sends.
 
-    `is_isochronous(ep, direction)` is asked about each endpoint but 0, and says None if there is no such one.
+    `is_isochronous(ep, direction)` is called for each endpoint but 0, and returns None if it does not exist.
     """
 
     def __init__(self, is_isochronous: Callable[[int, int], bool | None]) -> None:
@@ -287,7 +287,7 @@ class CommandReader(StreamReader[Command]):
         )
 
     def _iso_packets(self, seqnum: int, direction: int, ep: int, number_of_packets: int) -> int:
-        """How many isochronous descriptors follow."""
+        """The number of isochronous descriptors that follow."""
         isochronous = False if ep == 0 else self._is_isochronous(ep, direction)
         if isochronous is False or number_of_packets in (0, NO_ISO_PACKETS):
             return 0
@@ -305,10 +305,10 @@ class CommandReader(StreamReader[Command]):
 
 
 class ReplyReader(StreamReader[Reply]):
-    """Reads what a server sends, as strict as the strictest client: what it refuses makes the kernel drop the
-    connection (drivers/usb/usbip/vhci_rx.c, usbip_common.c), or is against the documentation.
+    """Reads what a server sends, as strictly as the strictest client: it rejects what makes the kernel drop
+    the connection (drivers/usb/usbip/vhci_rx.c, usbip_common.c) or violates the documentation.
 
-    Every CMD_* that is sent must be announced with `expect`.
+    Announce every CMD_* with `expect` before sending it.
     """
 
     def __init__(self) -> None:
@@ -337,7 +337,7 @@ class ReplyReader(StreamReader[Reply]):
         status, actual_length, start_frame, number_of_packets, error_count = fields
         submit = self._submits.pop(seqnum, None)
         if submit is None:
-            raise ProtocolError(f"RET_SUBMIT seqnum {seqnum}: no such URB, or it is answered already")
+            raise ProtocolError(f"RET_SUBMIT seqnum {seqnum}: no such URB, or answered already")
         if number_of_packets != submit.number_of_packets:
             raise ProtocolError(
                 f"RET_SUBMIT seqnum {seqnum}: number_of_packets {number_of_packets}, "
@@ -362,8 +362,8 @@ class ReplyReader(StreamReader[Reply]):
     def _ret_unlink(self, seqnum: int, status: int) -> RetUnlink:
         unlink = self._unlinks.pop(seqnum, None)
         if unlink is None:
-            raise ProtocolError(f"RET_UNLINK seqnum {seqnum}: there is no such CMD_UNLINK")
-        # Each SUBMIT ends in exactly one RET_SUBMIT, or in the RET_UNLINK that says that it was cancelled.
+            raise ProtocolError(f"RET_UNLINK seqnum {seqnum}: no such CMD_UNLINK")
+        # Each SUBMIT ends in exactly one RET_SUBMIT, or in the RET_UNLINK that reports its cancellation.
         pending = self._submits.pop(unlink.unlink_seqnum, None) is not None
         if pending != (status != 0):
             state = "still to be answered" if pending else "not in flight"
@@ -383,7 +383,7 @@ def _check_iso(submit: Submit, actual_length: int, iso: tuple[IsoPacket, ...]) -
     for asked, packet in zip(submit.iso, iso, strict=True):
         place = (packet.offset, packet.length)
         if place != (asked.offset, asked.length) or packet.actual_length > packet.length:
-            raise ProtocolError(f"RET_SUBMIT seqnum {submit.seqnum}: {packet} is the answer to {asked}")
+            raise ProtocolError(f"RET_SUBMIT seqnum {submit.seqnum}: {packet} answers {asked}")
 
 
 def _encode_iso(iso: tuple[IsoPacket, ...]) -> bytes:

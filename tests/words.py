@@ -1,6 +1,6 @@
-"""Words that read as translated: prints each with its place and a better one.  `make lint` runs it.
+"""Prints words that read as translated, each with its place and a replacement.  Run by `make lint`.
 
-tests/words.toml is the list, and sets the limit.  All lines count: code, comments, tests and docs.
+tests/words.toml has the list and the limit.  All lines count: code, comments, tests and docs.
 """
 
 import re
@@ -18,24 +18,24 @@ PLACES: Final = (
     *("*.md", "Makefile", "pyproject.toml", "setup.py"),
 )
 LEFT_OUT: Final = ("tests/words.toml", "tests/unit/test_words.py", "packaging/locked.txt")
-"""What quotes these words, and what has no words of ours."""
+"""Files that quote these words, and generated files."""
 TEXT: Final = re.compile(
     r"\.(py|pyi|pyx|pxd|pxi|c|h|md|toml|txt|yml|sh|bash|zsh|fish|awk|spec|service|conf|include|[1-8])$|(^|/)[^.]*$"
 )
-"""Names of files that have words in them."""
+"""Names of text files."""
 EDGE: Final = r"[\w'\"`-]"
-"""What a word of the list does not stand beside: a word in quotes is a name."""
+"""Characters that must not adjoin a listed word: a word in quotes is a name."""
 
 
 class Rules(NamedTuple):
-    """The list: a pattern for each word, what is better, and how many lines of 1,000 may have one."""
+    """The list: a pattern for each word with its replacement, and the limit of hits in 1,000 lines."""
 
     words: Mapping[re.Pattern[str], str]
     limit: float
 
 
 class Hit(NamedTuple):
-    """A word in the tree."""
+    """An occurrence in the tree."""
 
     place: str
     word: str
@@ -52,7 +52,7 @@ def load() -> Rules:
 
 
 def tree() -> list[Path]:
-    """The files of this tree that have words in them, those that git tracks or would add."""
+    """The text files of this tree that git tracks or would add."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PLACES]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     names = [name for name in listed.split("\0") if TEXT.search(name) and name not in LEFT_OUT]
@@ -60,7 +60,7 @@ def tree() -> list[Path]:
 
 
 def hits(lines: Iterable[str], words: Mapping[re.Pattern[str], str], name: str) -> Iterator[Hit]:
-    """The words of the list in `lines` of the file `name`."""
+    """The listed words in `lines` of the file `name`."""
     for number, line in enumerate(lines, 1):
         for pattern, better in words.items():
             for found in pattern.finditer(line):

@@ -1,9 +1,9 @@
-"""The front door: decides which of the roles this process has.
+"""The entry point of all processes: chooses the role of this one.
 
-`usbipd` is the user's command and `usbipd-ext` the extension with its command; the name under which we were
-called decides.  `@server` and `@worker` as first argument are the extension's children, which nobody else can
-start: they need their channel as descriptor 3.  Each role imports what it needs and nothing else; only this
-module imports from several of them.
+The program name decides: `usbipd` is the user's command, `usbipd-ext` the extension and its command.
+`@server` and `@worker` as first argument start a child of the extension; only the extension can start these,
+since they need their channel as descriptor 3.  Each role imports only what it needs; only this module imports
+from several roles.
 """
 
 import gc
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """The entry of every process; returns its exit code."""
+    """Runs this process; returns its exit code."""
     try:
         return _enter()
-    except KeyboardInterrupt:  # while a role was being imported
+    except KeyboardInterrupt:  # during the import of a role
         return INTERRUPTED
 
 
@@ -33,7 +33,7 @@ def _enter() -> int:
     arguments = sys.argv[1:]
     if arguments[:1] in (["@server"], ["@worker"]):
         if not _is_socket(CHANNEL_DESCRIPTOR):
-            print(f"usbipd: {arguments[0]} is started by usbipd-ext only", file=sys.stderr)
+            print(f"usbipd: only usbipd-ext can start {arguments[0]}", file=sys.stderr)
             return 2
         if arguments[0] == "@server":
             from usbipd.server.process import main as server
@@ -51,29 +51,27 @@ def _enter() -> int:
 
         return command(arguments)
     finally:
-        gc.freeze()  # else the interpreter collects garbage at its end: 13 % of the CPU time of `usbipd list`
+        gc.freeze()  # avoids the collection at exit: 13 % of the CPU time of `usbipd list`
 
 
 def load_daemon() -> "RunDaemon":
-    """What `usbipd-ext --run` runs."""
+    """The function behind `usbipd-ext --run`."""
     from usbipd.extension.process import run
 
     return run
 
 
 def _fill_standard_descriptors() -> None:
-    """Open /dev/null as those of 0 to 2 that are closed.
+    """Open /dev/null as each of 0 to 2 that is closed.
 
-    Otherwise the next files and sockets would get these numbers, and would be taken for standard streams.
-    This includes what libraries open when they are loaded: libffi 3.5 keeps its own file open.
+    Otherwise the next files and sockets would get these numbers and pass for standard streams.  This includes
+    files that libraries open at load: libffi 3.5 keeps one open.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(
-                os.open(os.devnull, os.O_RDWR), True
-            )  # the lowest number that is free: this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number: this one
 
 
 def _is_socket(descriptor: int) -> bool:

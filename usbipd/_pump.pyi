@@ -6,7 +6,7 @@ from typing import Final
 from usbipd._claim import Claim
 from usbipd.ipc.control_messages import DeviceMemory
 from usbipd.simulated.device import SimulatedDevice
-from usbipd.usb.descriptors import Endpoint
+from usbipd.usb.descriptors import Configuration
 
 CHANNEL: Final[int]
 CLAIM_LOST: Final[int]
@@ -34,7 +34,7 @@ class Pump:
         self,
         transfers: Transfers,
         *,
-        endpoints: Sequence[Endpoint],
+        configurations: Sequence[Configuration],
         configuration: int,
         devid: int,
         channel: int,

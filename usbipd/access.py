@@ -1,7 +1,7 @@
-"""Which addresses clients may come from.  The server asks at accept, the extension for each device.
+"""The addresses from which clients may connect.  The server checks at accept, the extension for each device.
 
-An access list keeps strangers away from an open port.  It is no login: whoever sends from an allowed address
-is let in.
+An access list keeps strangers away from an open port.  It is not a login: it admits anyone who sends from an
+allowed address.
 """
 
 import ipaddress
@@ -11,17 +11,17 @@ from usbipd.addresses import parse_network
 
 
 class AccessList:
-    """Addresses and networks that are let in; none of them: everybody is."""
+    """The admitted addresses and networks; an empty list admits all."""
 
     def __init__(self, networks: Sequence[str]) -> None:
-        """Takes what `parse_network` takes.  Raises `UsageError`."""
+        """Each text is one for `parse_network`.  Raises `UsageError`."""
         self._networks = tuple(parse_network(text) for text in networks)
 
     def allows(self, address: str) -> bool:
-        """Whether a client from this numeric address, without a port, is let in.
+        """Whether a client from this numeric address, without a port, is admitted.
 
-        An interface behind `%` does not matter, and ::ffff:A.B.C.D is A.B.C.D.  What is no address is let in
-        only where everybody is.
+        Ignores an interface after `%`, and treats ::ffff:A.B.C.D as A.B.C.D.  Only an empty list admits a
+        text that is not an address.
         """
         if not self._networks:
             return True

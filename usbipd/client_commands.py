@@ -1,8 +1,8 @@
-"""What to type on a client to use what is shared.  Used by CLI and extension.
+"""The commands for a client to use the shared devices.  Used by CLI and extension.
 
 The address is one on which the daemon listens and which the clients that may use the device can reach: with a
-listener for all addresses, those of this machine.  What no client can reach is an error of the configuration,
-and is called one.
+listener for all addresses, those of this machine.  A device that no client can reach is reported as an error
+of the configuration.
 """
 
 import ipaddress
@@ -16,7 +16,7 @@ from usbipd.host_addresses import HostAddress
 from usbipd.protocol.constants import USBIP_PORT
 
 MOST_OTHERS: Final = 4
-"""Further addresses that are shown."""
+"""Number of further addresses that are shown."""
 _TO_LISTEN: Final = (
     "to share with the network, set `listen` in usbipd.toml, or start the daemon with --listen ADDRESS: then "
     "anyone who can reach the port can use what is shared"
@@ -30,7 +30,7 @@ class Reachable(NamedTuple):
     port: int
     interface: str
     is_near: bool
-    """Whether clients that may use the device are in its network; the others need a route to it."""
+    """Whether its network has clients that may use the device; others need a route to it."""
 
 
 def client_commands(
@@ -40,10 +40,10 @@ def client_commands(
     addresses: Sequence[HostAddress],
     user: str,
 ) -> list[str]:
-    """The lines for a person: commands are indented by two.
+    """The lines for the user; commands are indented by two spaces.
 
     `listening`: addresses with ports, as the daemon reports them; `allow`: networks that may use the devices,
-    none: all; `addresses`: of this machine; `user`: who may log in to it.
+    empty for all; `addresses`: those of this machine; `user`: a user who can log in to it.
     """
     listeners = [parse_listen(text) for text in listening]
     networks = [ipaddress.ip_network(network) for network in allow]
@@ -109,12 +109,12 @@ def attach(host: str, port: int, busid: str) -> str:
 
 
 def usbip(port: int) -> str:
-    """usbip(8) for servers on this port: an option of the program, not of its commands."""
+    """usbip(8) for servers on this port; the option belongs to the program, not to its commands."""
     return "usbip" if port == USBIP_PORT else f"usbip --tcp-port {port}"
 
 
 def address_for_clients(listener: ListenAddress, addresses: Sequence[HostAddress]) -> str:
-    """What a client writes for `listener`; for all addresses the first of this machine, else its name."""
+    """The address of `listener` for a client; for all addresses, the first of this machine, else its name."""
     if not ipaddress.ip_address(listener.host).is_unspecified:
         return listener.host
     version = ipaddress.ip_address(listener.host).version
@@ -125,7 +125,7 @@ def address_for_clients(listener: ListenAddress, addresses: Sequence[HostAddress
 def _reachable(
     listeners: Iterable[ListenAddress], networks: Sequence[Network], addresses: Sequence[HostAddress]
 ) -> list[Reachable]:
-    """What clients of these networks can connect to, those near them first and link-local addresses last."""
+    """The addresses for clients in these networks, the nearest first and link-local ones last."""
     found: dict[tuple[str, int], Reachable] = {}
     interfaces = {str(each.address.ip): each for each in addresses}
     for listener in listeners:
@@ -149,7 +149,7 @@ def _reachable(
 
 
 def _of_this_machine(addresses: Sequence[HostAddress]) -> list[Reachable]:
-    """Its addresses but loopback ones, link-local ones last; a client names its own interface for these."""
+    """Its addresses except loopback, link-local ones last; for these a client must name its own interface."""
     hosts = [
         Reachable(
             f"{each.address.ip}%INTERFACE" if _needs_interface(each) else str(each.address.ip),
@@ -168,7 +168,7 @@ def _needs_interface(each: HostAddress) -> bool:
 
 
 def _has_clients(host: str, networks: Sequence[Network]) -> bool:
-    """Whether a network has other machines that speak the same IP."""
+    """Whether a network has other machines with the same IP version."""
     version = 6 if ":" in host else 4
     return not networks or any(network.version == version and not network.is_loopback for network in networks)
 

@@ -1,7 +1,7 @@
-"""`usbipd.toml`: how the daemon shall behave.  Read by the extension; never written.
+"""The configuration of the daemon, `usbipd.toml`.  Read by the extension; never written.
 
-Every key has a default; an unknown key or a bad value is a `UsageError` that names the file, the line where
-it can be told, the key and what would be right.
+Every key has a default; an unknown key or a bad value is a `UsageError` that names the file, the line if
+known, the key and what would be right.
 """
 
 import difflib
@@ -26,49 +26,49 @@ from usbipd.usb.identity import DeviceRule, parse_busid, parse_hardware_id
 from usbipd.worker_uids import DEFAULT_UIDS, parse_uids
 
 SMALLEST_BUDGET: Final = 40 << 20
-"""Bytes: one URB of the largest size fits, and some; the pump has the same (cython/pump.pyx)."""
+"""Bytes: enough for one URB of the largest size and some more; the same as in the pump (cython/pump.pyx)."""
 
 SHORTEST_LOST: Final = 10
-"""Seconds: below it, the pause between probes would not be a whole number of them (server/keepalive.py)."""
+"""Seconds: below it, the pause between probes would not be a whole number (server/keepalive.py)."""
 LONGEST_LOST: Final = 7200
-"""Seconds: what Linux and macOS wait before the first probe by default."""
+"""Seconds: the default of Linux and macOS before the first probe."""
 
 Networks = Annotated[tuple[str, ...], msgspec.Meta(max_length=256)]
-"""What `parse_network` takes.  As many as fit into one message to the server."""
+"""Texts for `parse_network`, as many as fit into one message to the server."""
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Table `[limits]`: what one client or all of them may use."""
+    """Table `[limits]`: what one client, or all together, may use."""
 
     max_connections: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 128
-    """Connections that have not been given to a worker yet, in total."""
+    """Connections not yet handed to a worker, in total."""
     max_connections_per_address: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 32
     """The same from one client address; IPv6: from one /64 (`addresses.source_of`)."""
     handshake_timeout: Annotated[float, msgspec.Meta(gt=0, le=300)] = 10.0
-    """Seconds from connect to the end of OP_REQ_*."""
+    """Seconds from connect until OP_REQ_* is complete."""
     lost_client_timeout: Annotated[int, msgspec.Meta(ge=SHORTEST_LOST, le=LONGEST_LOST)] = 120
     """Seconds after which an unresponsive client is disconnected (usbipd/server/keepalive.py)."""
     transfer_budget: Annotated[int, msgspec.Meta(ge=SMALLEST_BUDGET, le=1 << 32)] = 64 << 20
-    """Bytes that the URBs of one client may hold."""
+    """Bytes that the URBs of one client may occupy."""
     device_memory: DeviceMemory = "auto"
-    """Whether large transfers use memory that the device reaches without a copy (cython/pool.pxi)."""
+    """Whether large transfers use memory that the device accesses without a copy (cython/pool.pxi)."""
     send_buffer: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 0
-    """Send buffer per client in bytes, SO_SNDBUF; 0: the kernel's default."""
+    """Send buffer per client in bytes (SO_SNDBUF); 0 is the kernel's default."""
 
 
 class AccessRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A table `[[access]]`: who may have the devices that it fits.  All tables that fit a device count."""
+    """A table `[[access]]`: the clients of the devices that it matches.  All matching tables apply."""
 
     busid: str | None = None
     hardware_id: str | None = None
-    """VID:PID.  One of busid and hardware_id is there, at least."""
+    """VID:PID.  At least one of busid and hardware_id is set."""
     serial: Serial | None = None
     allow: Networks = ()
     """Never empty."""
 
     @property
     def rule(self) -> DeviceRule:
-        """The devices that are meant."""
+        """The devices that the table matches."""
         vendor_id, product_id = (
             (None, None) if self.hardware_id is None else parse_hardware_id(self.hardware_id)
         )
@@ -79,16 +79,16 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """The whole file."""
 
     listen: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=16)] = ("127.0.0.1",)
-    """Where clients may connect."""
+    """Addresses on which the server listens."""
     allow: Networks = ()
-    """Where clients may come from; none: from anywhere."""
+    """Addresses from which clients may connect; empty for all."""
     user: Annotated[str, msgspec.Meta(min_length=1)] | None = None
-    """Who the server becomes when the extension is root; None: the platform's default."""
+    """User of the server when the extension is root; None for the platform's default."""
     worker_uids: str = DEFAULT_UIDS
-    """Where the workers' user ids come from when the extension is root: `FIRST-LAST`."""
+    """User ids of the workers when the extension is root: `FIRST-LAST`."""
     confine: Sandbox = "auto"
-    """How far processes are confined: as far as this host goes; not at all where it does not go all the way;
-    workers not at all."""
+    """Confinement of processes.  auto: as far as this host can; require: fully, else they do not start; off:
+    workers run unconfined."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_to: str = "stderr"
     """`stderr`, `syslog`, or the absolute path of a file."""
@@ -112,7 +112,7 @@ _PLACES: Final[dict[str, type[msgspec.Struct]]] = {
     "in [limits]": Limits,
     "in [[access]]": AccessRule,
 }
-"""What may stand where."""
+"""The keys of each place."""
 
 _RIGHT: Final = {
     "listen": 'listen = ["127.0.0.1", "[::1]:3240"]',
@@ -136,19 +136,19 @@ _RIGHT: Final = {
     "hardware_id": 'hardware_id = "0781:5567"',
     "serial": 'serial = "4C530001"',
 }
-"""What to write, for each key."""
+"""An example of a right value for each key."""
 
 
 def load(path: Path) -> ServerConfig:
     """The configuration in the file at `path`, for this host: its user exists.
 
-    Root takes it only from a file that no other user can change.  Raises `UsageError`.
+    Root reads it only from a file that no other user can change.  Raises `UsageError`.
     """
     try:
         with os.fdopen(open_trusted(path, os.O_RDONLY), encoding="utf-8") as file:
             text = file.read()
     except UntrustedError as error:
-        if path.is_char_device():  # such as /dev/null, which every user may write
+        if path.is_char_device():  # such as /dev/null, which every user can write
             raise UsageError(f"{path}: not a regular file", code="bad-config") from error
         raise UsageError(
             f"{path}: refusing to read it: {error}",
@@ -157,11 +157,11 @@ def load(path: Path) -> ServerConfig:
             f"such as {paths.config_file()}",
         ) from error
     except OSError as error:
-        # Linux has links to pipes, such as /dev/stdin, which name nothing that could be looked up.
+        # Linux has links to pipes, such as /dev/stdin, whose targets have no path.
         if isinstance(error, FileNotFoundError) and path.exists():
             raise UsageError(
-                f"{path}: it leads to a pipe or another open file without a name, and root's daemon cannot "
-                "check who else can write to that",
+                f"{path}: it leads to a pipe or another open file without a name, so root's daemon cannot "
+                "check who else can write to it",
                 code="bad-config",
                 advice=f"name a file that only root can change, such as {paths.config_file()}",
             ) from error
@@ -178,11 +178,11 @@ def parse(text: str, source: str) -> ServerConfig:
     """The configuration in `text`; `source` names it in errors.  Raises `UsageError`."""
     if text.startswith("\N{BYTE ORDER MARK}"):
         raise UsageError(
-            f"{source}: begins with a byte order mark (BOM): save it as UTF-8 without one", code="bad-config"
+            f"{source}: starts with a byte order mark (BOM): save it as UTF-8 without one", code="bad-config"
         )
     try:
         document = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # not all that tomllib refuses is a TOMLDecodeError
+    except (ValueError, RecursionError) as error:  # tomllib also raises others than TOMLDecodeError
         raise UsageError(f"{source}: not TOML: {_explain(text, str(error))}", code="bad-config") from error
     file = _File(text, source)
     for where, table, kind in _tables(document):
@@ -227,17 +227,17 @@ def _refuse_unknown_keys(file: _File, where: str, table: dict[str, Any], kind: t
             continue
         elsewhere = next((place for place, other in _PLACES.items() if key in other.__struct_fields__), None)
         if elsewhere is not None:
-            right = f"it stands {elsewhere}"
+            right = f"it belongs {elsewhere}"
         elif close := difflib.get_close_matches(key, known, 1):
             right = f"did you mean {close[0]!r}?"
         else:
-            right = f"known are {', '.join(known)}"
+            right = f"known keys are {', '.join(known)}"
         shown = key if _BARE_KEY.fullmatch(key) else repr(key)
         raise file.wrong(f"{where}.{shown}" if where else shown, f"unknown key: {right}")
 
 
 def _check(file: _File, config: ServerConfig) -> None:
-    """What a type cannot say.  Raises `UsageError`."""
+    """Rules that the types do not express.  Raises `UsageError`."""
     for index, address in enumerate(config.listen):
         _parse(file, f"listen[{index}]", parse_listen, address)
     for index, network in enumerate(config.allow):
@@ -252,13 +252,13 @@ def _check(file: _File, config: ServerConfig) -> None:
         where = f"access[{number}]"
         if rule.busid is None and rule.hardware_id is None:
             also = " beside the serial number" if rule.serial is not None else ""
-            raise file.wrong(where, f"it fits no device: write busid or hardware_id, or both{also}")
+            raise file.wrong(where, f"it matches no device: write busid or hardware_id, or both{also}")
         if rule.busid is not None:
             _parse(file, f"{where}.busid", parse_busid, rule.busid)
         if rule.hardware_id is not None:
             _parse(file, f"{where}.hardware_id", parse_hardware_id, rule.hardware_id)
         if not rule.allow:
-            raise file.wrong(where, f"nobody is allowed: write {_RIGHT['allow']}")
+            raise file.wrong(where, f"it allows no client: write {_RIGHT['allow']}")
         for index, network in enumerate(rule.allow):
             _parse(file, f"{where}.allow[{index}]", parse_network, network)
 
@@ -272,8 +272,8 @@ def _parse(file: _File, where: str, parse_one: Callable[[str], object], text: st
 
 # ---- lines -----------------------------------------------------------------------------------------------
 #
-# tomllib tells the line of what is no TOML, and of nothing else.  In a document that it has accepted, a line
-# that begins with `key =` sets that key, unless it lies inside a string of several lines.
+# tomllib reports the line of a syntax error and of nothing else.  In a document that it has accepted, a line
+# that begins with `key =` sets that key, unless it is inside a multi-line string.
 
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 _ASSIGNMENT: Final = re.compile(r"\s*([A-Za-z0-9_-]+)\s*=")
@@ -281,8 +281,8 @@ _HEADER: Final = re.compile(r"\s*(\[\[?)\s*([A-Za-z0-9_-]+)\s*\]\]?\s*(?:#.*)?")
 
 
 def _line_of(where: str, text: str) -> int | None:
-    """The line that sets the key or opens the table `where`, such as `access[1].busid`; of an element, where
-    its list begins.  None: it is written in another way."""
+    """The line that sets the key or opens the table `where`, such as `access[1].busid`; for an element, the
+    line where its list begins.  None if it is written in another way."""
     if '"""' in text or "'''" in text:
         return None
     places: dict[str, int] = {}
@@ -293,7 +293,7 @@ def _line_of(where: str, text: str) -> int | None:
             places[table + assignment[1]] = number
         elif line.lstrip().startswith("["):
             header = _HEADER.fullmatch(line)
-            if header is None:  # a table that we do not have, or a part of some list
+            if header is None:  # an unknown table, or a part of a list
                 table = "?."
                 continue
             name = header[2]
@@ -310,7 +310,7 @@ def _without_index(where: str) -> str:
 
 
 def _explain(text: str, error: str) -> str:
-    """What tomllib says, with the line in any case, and with what would be right where the line tells."""
+    """tomllib's message, always with the line, and with what would be right if the line shows it."""
     lines = text.split("\n")
     error = error.replace("at end of document", f"at the end, line {len(lines)}")
     place = re.search(r"^Invalid value \(at (?:line|the end, line) ([0-9]+)", error)

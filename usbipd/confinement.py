@@ -1,17 +1,17 @@
-"""What the server and the workers give up once they have what they need.  Runs in both.
+"""Drops rights of the server and the workers once they hold all that they need.  Runs in both.
 
-In this order, since each step may need what the next one takes away:
+The order matters, since each step may need what the next one takes away:
 
-1. an empty root directory (chroot(2)); a separate network namespace was entered before (`leave_network`);
+1. an empty root directory (chroot(2)); `leave_network` has entered a separate network namespace before;
 2. limits: no new process (Linux: nor thread), no core dump, few open files in a worker;
 3. root: the process becomes an unprivileged user (`privileges.drop`);
 4. the sandbox of the system.  Linux: Landlock (`landlock.py`), then a list of system calls (`seccomp.py`).
    macOS, workers only: a profile of Seatbelt (`seatbelt.py`).
 
-Root directory, namespace and user take root; a daemon of an ordinary user has the rest.  Each layer may be
-missing on some host, so in the end the process tries what it must not be able to do.  If any of it works, it
-exits; on macOS, where the profile is the only layer that may not hold, it reports that to the extension, and
-exits if the sandbox is required.
+Root directory, namespace and user change need root; a daemon of an ordinary user has the rest.  A host may
+lack a layer, so at the end the process attempts what must fail.  If an attempt succeeds, it exits; on macOS,
+where only the profile can fail to hold, it reports that to the extension, and exits only if the sandbox is
+required.
 """
 
 import ctypes
@@ -31,38 +31,38 @@ from usbipd.ipc.children import Confinement
 _LOG: Final = logging.getLogger(__name__)
 
 OPEN_FILES_OF_A_WORKER: Final = 32
-"""It needs about fifteen: standard ones, channel, client, log, and those of libusb or of a simulated disk."""
+"""A worker needs about fifteen: standard ones, channel, client, log, libusb's or a simulated disk's."""
 
 _CLONE_NEWNET: Final = 0x40000000  # Linux include/uapi/linux/sched.h
 _PR_SET_NO_NEW_PRIVS: Final = 38  # Linux include/uapi/linux/prctl.h
 
-_NO_FILTER: Final = "this kernel or architecture has no filter of system calls"
+_NO_FILTER: Final = "this kernel or architecture has no seccomp filter"
 
-# Loaded now: after chroot there is nothing to load from.
+# Loaded now: after chroot no library can be loaded.
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def leave_network() -> None:
     """Enter a separate, empty network namespace; without CAP_SYS_ADMIN, stay in this one.
 
-    Applies to the calling thread and the threads that it starts later.  Open sockets stay where they were
-    made.
+    Applies to the calling thread and the threads that it starts later.  Open sockets stay in their old
+    namespace.
     """
     if sys.platform == "linux" and _LIBC.unshare(_CLONE_NEWNET) != 0:
         _LOG.debug("no separate network namespace: %s", os.strerror(ctypes.get_errno()))
 
 
 class Confined(NamedTuple):
-    """How far that came."""
+    """The result of `confine`."""
 
     user: str
     """The name of the user of this process."""
     lacks: str | None = None
-    """Which layer of this system's is missing or does not hold, for people; None: none."""
+    """The layer of this system that is missing or does not hold, as text; None if all hold."""
 
 
 def confine(order: Confinement | None, *, open_files: int | None, accepts: bool) -> Confined:
-    """Give up all that `order` says, for good; None: nothing.
+    """Drop all rights that `order` lists, for good; None keeps all.
 
     `open_files` limits them from now on (None: no new limit); `accepts` keeps accept(2).  Raises
     `UsbipdError` if the root directory cannot be entered or a sandbox that is required is missing;
@@ -77,18 +77,18 @@ def confine(order: Confinement | None, *, open_files: int | None, accepts: bool)
         user = privileges.drop(order.run_as)
         if sys.platform == "linux":
             lacks = _restrict_on_linux(order, accepts=accepts)
-        elif accepts:  # a profile under which accept(2) failed would leave no daemon
+        elif accepts:  # without a profile: if accept(2) failed under it, there would be no daemon
             lacks = None
         else:
             lacks = _restrict_on_macos(order)
     except OSError as error:
-        _LOG.critical("cannot give up rights: %s", error)
+        _LOG.critical("cannot drop rights: %s", error)
         raise SystemExit(1) from error
     if lacks is not None and order.sandbox == "require":
         raise UsbipdError(
-            f"it is not confined as required: {lacks}",
+            f"it cannot be confined as required: {lacks}",
             code="not-confined",
-            advice='write confine = "auto" into usbipd.toml to do without',
+            advice='set confine = "auto" in usbipd.toml to run without it',
         )
     return Confined(user, lacks)
 
@@ -101,7 +101,7 @@ def _restrict_on_linux(order: Confinement, *, accepts: bool) -> str | None:
     is_filtered = seccomp.deny(accepts=accepts)
     filtered = "in force" if is_filtered else "absent"
     _LOG.debug("confined: Landlock ABI %d (0: absent), seccomp %s", abi, filtered)
-    # An ordinary user's daemon without the filter has nothing that could be proved.
+    # A daemon of an ordinary user without the filter has nothing to prove.
     if order.run_as is not None or is_filtered:
         works = _what_works(_attempts(is_filtered))
         if works is not None:
@@ -125,7 +125,7 @@ def _restrict_on_macos(order: Confinement) -> str | None:
 
 
 def _enter(directory: str) -> None:
-    """Make `directory`, which has to be empty, the root directory.  Raises `UsbipdError`."""
+    """Make the empty `directory` the root directory.  Raises `UsbipdError`."""
     try:
         os.chroot(directory)
         os.chdir("/")
@@ -133,7 +133,7 @@ def _enter(directory: str) -> None:
     except OSError as error:
         raise UsbipdError(f"cannot chroot to {directory}: {error.strerror}", code="chroot") from error
     if left:
-        raise UsbipdError(f"the chroot {directory} holds {', '.join(left)}", code="chroot")
+        raise UsbipdError(f"the chroot {directory} is not empty: {', '.join(left)}", code="chroot")
 
 
 def _limit(open_files: int | None) -> None:
@@ -145,7 +145,7 @@ def _limit(open_files: int | None) -> None:
 
 
 def _what_works(attempts: Iterable[tuple[str, Callable[[], None]]]) -> str | None:
-    """Try what must not work; the first that does."""
+    """Attempts what must fail; returns the first that succeeds."""
     for what, attempt in attempts:
         try:
             attempt()
@@ -159,7 +159,7 @@ def _attempts(is_filtered: bool) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "open a file", lambda: os.close(os.open("/etc/passwd", os.O_RDONLY))
     yield "signal the extension", functools.partial(os.kill, os.getppid(), 0)
     yield "reach the network", _reach_network
-    if is_filtered:  # without it kill(-1) always succeeds, and a socket can be made but leads nowhere
+    if is_filtered:  # without it kill(-1) always succeeds, and a socket can be opened but reaches nothing
         yield "signal all processes", functools.partial(os.kill, -1, 0)
         for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
             yield f"open a socket of {family.name}", functools.partial(_open_socket, family)

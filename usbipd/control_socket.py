@@ -1,8 +1,8 @@
-"""Where the control socket lies: the way from a command to the extension.  Used by both.
+"""The path of the control socket, through which a command reaches the extension.  Used by both.
 
 Root's daemon uses a fixed directory, so that every local user finds its socket.  A daemon run by any other
-user (development) has a private directory of that user.  Nothing here is ever derived from the home of
-whoever ran sudo.  Paths are text: every command asks, and would have to wait for pathlib.
+user (development) uses a private directory of that user.  No path depends on the home of the user who ran
+sudo.  Paths are text: every command needs this module, and importing pathlib takes time.
 """
 
 import os
@@ -22,27 +22,27 @@ def system_runtime_directory() -> str:
 
 
 def runtime_directory() -> str:
-    """The directory of a daemon that this process's user starts; it need not exist."""
+    """The directory of a daemon that this user starts; it need not exist."""
     if os.geteuid() == 0:
         return system_runtime_directory()
     session = os.environ.get("XDG_RUNTIME_DIR", "")
-    if session.startswith("/") and _is_ours(session):  # after `su` it may be another user's
+    if session.startswith("/") and _is_ours(session):  # after `su` it may belong to another user
         return os.path.join(session, "usbipd")
     temporary = os.environ.get("TMPDIR", "")
     if not temporary.startswith("/"):
-        temporary = "/tmp"  # noqa: S108 - nobody is trusted there: see `_is_ours`, and `RuntimeFiles.prepare`
+        temporary = "/tmp"  # noqa: S108 - no user is trusted there: see `_is_ours`, and `RuntimeFiles.prepare`
     return os.path.join(temporary, f"usbipd-{os.geteuid()}")
 
 
 def own_control_socket() -> str:
-    """The socket of a daemon that this process's user starts; it need not exist."""
+    """The socket of a daemon that this user starts; it need not exist."""
     return os.path.join(runtime_directory(), CONTROL_SOCKET)
 
 
 def usual_control_socket() -> str:
-    """The socket on which a daemon may answer: this user's own if there is one, else root's.
+    """The socket on which a daemon may answer: that of this user if it exists, else root's.
 
-    One in the usual place that somebody else has put there does not count.
+    Ignores a socket in the usual place that another user created.
     """
     own = own_control_socket()
     return own if _is_ours(own) else system_control_socket()
@@ -54,9 +54,9 @@ def system_control_socket() -> str:
 
 
 def has_listener(path: str) -> bool:
-    """Whether a program listens on the Unix socket `path`; True too if that cannot be told.
+    """Whether a program listens on the Unix socket `path`; also True if that is unknown.
 
-    Only what refuses a connection, or no longer exists, has been left over (connect(2)).  It does not wait.
+    A socket is stale only if it refuses a connection or no longer exists (connect(2)).  Does not block.
     """
     with socket.socket(socket.AF_UNIX) as trial:
         trial.setblocking(False)
@@ -70,7 +70,7 @@ def has_listener(path: str) -> bool:
 
 
 def _is_ours(path: str) -> bool:
-    """Whether `path` is there and belongs to this process's user."""
+    """Whether `path` exists and belongs to this user."""
     try:
         return os.lstat(path).st_uid == os.geteuid()
     except OSError:

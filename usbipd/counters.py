@@ -1,8 +1,8 @@
-"""The counter page: what a worker has moved, in memory that the extension reads while the pump writes.
+"""The counter page: memory in which a worker counts its traffic and the extension reads it.
 
-The pump (cython/counters.pxi) writes in the worker, the extension maps the same page and reads: that costs
-the pump nothing.  Each word is written whole; words of one reading may be some microseconds
-apart.  A worker that was broken into may write anything: the readers give nonsense then, and never raise.
+The pump (cython/counters.pxi) writes in the worker; the extension maps the same page and reads it, at no cost
+for the pump.  Each word is written atomically; the words of one reading may be some microseconds apart.  A
+compromised worker may write anything: the readers then return nonsense, but never raise.
 """
 
 import _posixshmem  # type: ignore[import-not-found]  # of multiprocessing.shared_memory
@@ -18,22 +18,22 @@ from typing import Final
 from usbipd.ipc.control_messages import Counters, Latency, Rate
 
 LATENCY_BUCKETS: Final = 24
-# struct Counters of cython/pump.pxd; at its end since when a call blocks, in microseconds, and two
+# struct Counters of cython/pump.pxd; it ends with the start of a blocking call, in microseconds, and two
 # snapshots: microseconds, URBs, bytes in and out
 _LAYOUT: Final = struct.Struct(f"=6Q{LATENCY_BUCKETS}Qq4Q4Q")
 _COUNTED: Final = 6 + LATENCY_BUCKETS
 
 COUNTER_WORDS: Final = _LAYOUT.size // 8
 COUNTER_PAGE_SIZE: Final = mmap.PAGESIZE
-"""Bytes of the memory that CLAIM carries."""
+"""Size of the memory that CLAIM carries, in bytes."""
 
 
 def counter_page() -> tuple[mmap.mmap, int]:
-    """A page of zeros that a worker may map too, and its descriptor, which the caller closes.
+    """A page of zeros that a worker can map too, and its descriptor, which the caller closes.
 
-    The descriptor is a worker's, which may be hostile: memory whose size changed would make us read behind
-    its end, which is SIGBUS, or use up the memory of the host.  So its size is fixed for good: on Linux by
-    seals, which only memfd_create(2) has; on macOS because the size of POSIX shared memory can be set once
+    The descriptor goes to a worker, which may be hostile.  If it could resize the memory, our reads could go
+    past the end (SIGBUS), or the memory of the host could run out.  So the size is fixed: on Linux by seals,
+    which only memfd_create(2) supports; on macOS because the size of POSIX shared memory can be set only once
     (ftruncate(2): EINVAL for an object that has one).  Raises `OSError`.
     """
     if sys.platform == "linux":
@@ -52,7 +52,7 @@ def counter_page() -> tuple[mmap.mmap, int]:
 
 
 def shared_memory() -> int:
-    """POSIX shared memory without a name and still without a size.
+    """POSIX shared memory without a name, of size 0.
 
     On macOS its descriptor has neither read(2) nor lseek(2).  Raises `OSError`.
     """
@@ -63,7 +63,7 @@ def shared_memory() -> int:
 
 
 def read_counters(page: mmap.mmap) -> Counters:
-    """The counters as they stand now."""
+    """The current counters."""
     urbs, bytes_in, bytes_out, errors, unlinks, in_flight, *latency = _LAYOUT.unpack_from(page)[:_COUNTED]
     return Counters(
         urbs=urbs,
@@ -77,20 +77,20 @@ def read_counters(page: mmap.mmap) -> Counters:
 
 
 def read_rate(page: mmap.mmap) -> Rate:
-    """URBs and bytes per second, over a time that ends now and is one to two seconds long.
+    """URBs and bytes per second, over the last one to two seconds.
 
-    The pump takes a snapshot no more often than each second, and counts nothing from a second after one until
-    the next (`take_snapshot`).  So a snapshot of more than two seconds ago says that nothing has moved in the
-    last second but what a newer one tells.
+    The pump takes a snapshot at most once a second, before it counts anything that comes a second or more
+    after the last one (`take_snapshot`).  So if a snapshot is more than two seconds old, all traffic of the
+    last second came after a newer one.
     """
     words = _LAYOUT.unpack_from(page)
-    now = _now()  # after the page, so that no snapshot is younger than now
+    now = _now()  # after the page, so that no snapshot is later than now
     counted, previous, newest = words[:3], words[-8:-4], words[-4:]
     for taken, *before in (previous, newest):
         seconds = (now - taken) / 1_000_000
         if seconds <= 2.0:
-            # What a snapshot leaves out has been counted after it: when that is less than a second ago, in a
-            # second.  Below zero: a word was read before, and its snapshot after, the pump wrote them.
+            # The traffic after a snapshot that is less than a second old counts as that of one second.  Below
+            # zero: a word was read before the pump wrote it, and its snapshot after.
             urbs, bytes_in, bytes_out = (
                 max(0, count - old) / max(1.0, seconds) for count, old in zip(counted, before, strict=True)
             )
@@ -99,19 +99,19 @@ def read_rate(page: mmap.mmap) -> Rate:
 
 
 def read_blocked(page: mmap.mmap) -> float | None:
-    """Seconds for which a call to the device has blocked the worker; None: none does."""
+    """Seconds for which a call to the device has blocked the worker; None if none does."""
     since = _LAYOUT.unpack_from(page)[_COUNTED]
     now = _now()  # after the page, so that no call has begun after now
     return (now - since) / 1_000_000 if 0 < since <= now else None
 
 
 def latency_of(counters: Counters) -> Latency | None:
-    """How long URBs took from submit to completion; None: none has been completed.
+    """Latency of URBs from submit to completion; None if none has completed.
 
-    `p50_us` is the upper end of the bucket of the histogram in which the median lies: at least half of all
-    URBs took less.  It is a power of two, and up to twice the true value; so is `p99_us`.  Nothing finer is
-    known, since a bucket does not say where in it its URBs lie.  The last bucket has no upper end: 2**23
-    microseconds (8.4 s) stand for all that took 2**22 (4.2 s) or longer.
+    `p50_us` is the upper end of the histogram bucket with the median: at least half of all URBs took less.
+    It is a power of two and up to twice the true value; so is `p99_us`.  The histogram has no finer data.
+    The last bucket has no upper end: 2**23 microseconds (8.4 s) stands for all URBs that took 2**22 (4.2 s)
+    or longer.
     """
     total = sum(counters.latency_us)
     if not total:
@@ -122,7 +122,7 @@ def latency_of(counters: Counters) -> Latency | None:
 
 
 def _percentile(buckets: list[int], total: int, percent: int) -> int:
-    """The upper end of the first bucket up to which that many of 100 lie."""
+    """The upper end of the first bucket that, with those before it, holds `percent` of all."""
     sums = itertools.accumulate(buckets)
     return 1 << next(n for n, below in enumerate(sums) if below * 100 >= total * percent)
 

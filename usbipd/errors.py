@@ -1,17 +1,18 @@
-"""Errors that people see: each carries its message, an advice and an exit code.  Used by every process."""
+"""Errors that users see: each carries a message, advice and an exit code.  Used by every process."""
 
 from typing import Final
 
 INTERRUPTED: Final = 130
-"""Exit code after Ctrl-C: what a shell says of SIGINT, 128 and the signal's number."""
+"""Exit code after Ctrl-C: 128 + SIGINT, as a shell reports it."""
 BROKEN_PIPE: Final = 141
-"""Exit code when nobody reads our output any more: what a shell says of SIGPIPE."""
+"""Exit code when the reader of our output has closed it: 128 + SIGPIPE, as a shell reports it."""
 
 
 class UsbipdError(Exception):
-    """What went wrong, where, and what would be right.
+    """A failure: what went wrong, where, and what would be right.
 
-    `code` is a stable word for programs (it travels in IPC and in JSON), `advice` a sentence on what to try.
+    `code` is a stable word for programs (part of IPC and JSON); `advice` is a clause on what to try, without
+    a final period.
     """
 
     exit_code = 1
@@ -33,7 +34,7 @@ class UsageError(UsbipdError):
 
 
 class ProtocolError(UsbipdError):
-    """The peer's bytes are not USB/IP; the connection cannot go on."""
+    """The peer's bytes are not USB/IP; the connection cannot continue."""
 
 
 class IPCError(UsbipdError):
@@ -47,4 +48,4 @@ class ExtensionUnreachableError(UsbipdError):
 
 
 class ClaimError(UsbipdError):
-    """The device could not be taken from its drivers; `code` is libusb's name for the reason."""
+    """The device could not be claimed; `code` is libusb's name for the reason."""

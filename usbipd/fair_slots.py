@@ -1,12 +1,11 @@
-"""A limit on what runs at once, shared fairly among those that ask.  Used by the extension and the server.
+"""A limit on concurrent requests, shared fairly among owners.  Used by the extension and the server.
 
 An owner is a user of this host or the address of a client.  At most `total` slots are in use, at most
-`per_owner` of them by one owner.  A request that finds no slot waits: those of one owner in the order in
-which they came, the owners in turn (round robin).  So an owner with a thousand requests delays another one by
-as much as an owner with a single one does.
+`per_owner` of them by one owner.  A request without a slot waits: first come, first served within an owner,
+round robin among owners.  So an owner with a thousand requests delays another no more than an owner with one.
 
-The queue itself has no limit.  Each user of this class has one, and says it: requests per connection,
-connections per owner.
+The queue itself has no limit.  Each user of this class sets one: requests per connection, connections per
+owner.
 """
 
 import asyncio
@@ -26,11 +25,11 @@ class FairSlots(Generic[Owner]):
         self._per_owner = per_owner
         self._used: Counter[Owner] = Counter()
         self._waiting: dict[Owner, deque[asyncio.Future[None]]] = {}
-        """The owner whose turn is next comes first."""
+        """The owner whose turn is next is first."""
 
     async def acquire(self, owner: Owner) -> None:
-        """Wait for a slot; `release` ends its use.  One that is cancelled while it waits has none."""
-        if self._may_enter(owner):  # then no request of this owner waits, and none of another could enter
+        """Wait for a slot; `release` frees it.  A call cancelled while it waits gets none."""
+        if self._may_enter(owner):  # then no request of this owner waits, and no waiting one could enter
             self._enter(owner)
             return
         turn = asyncio.get_running_loop().create_future()
@@ -45,7 +44,7 @@ class FairSlots(Generic[Owner]):
             raise
 
     def release(self, owner: Owner) -> None:
-        """The slot is free for the next request."""
+        """Free the slot for the next request."""
         self._used[owner] -= 1
         if not self._used[owner]:
             del self._used[owner]
@@ -53,7 +52,7 @@ class FairSlots(Generic[Owner]):
         while (following := self._next_owner()) is not None:
             turns = self._waiting.pop(following)
             turn = turns.popleft()
-            if turns:  # behind the other owners
+            if turns:  # after the other owners
                 self._waiting[following] = turns
             if not turn.cancelled():
                 self._enter(following)
@@ -62,7 +61,7 @@ class FairSlots(Generic[Owner]):
 
     @contextlib.asynccontextmanager
     async def hold(self, owner: Owner) -> AsyncIterator[None]:
-        """A slot for the time of a `with` block."""
+        """Hold a slot for a `with` block."""
         await self.acquire(owner)
         try:
             yield
@@ -80,7 +79,7 @@ class FairSlots(Generic[Owner]):
         self._used[owner] += 1
 
     def _forget(self, owner: Owner, turn: asyncio.Future[None]) -> None:
-        """Take a cancelled request out of the queue, if it is still there."""
+        """Remove a cancelled request if it is still queued."""
         turns = self._waiting.get(owner)
         if turns is not None and turn in turns:
             turns.remove(turn)

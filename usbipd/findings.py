@@ -1,7 +1,7 @@
-"""What a check finds, and the checks that daemon and command both make.
+"""Results of checks, and the checks that daemon and command share.  Used by both.
 
-`usbipd doctor` shows the daemon's checks (`usbipd/extension/health.py`); while no daemon answers, its own
-(`usbipd/cli/offline_checks.py`).
+`usbipd doctor` shows the daemon's checks (`usbipd/extension/health.py`); if no daemon answers, it runs its
+own (`usbipd/cli/offline_checks.py`).
 """
 
 import subprocess
@@ -14,11 +14,11 @@ from usbipd.ipc.control_messages import CheckResult, CheckState
 from usbipd.usb.libusb_version import MINIMUM, dotted, loaded
 
 LONGEST_TEXT: Final = 400
-"""Characters of a message or a step: hundreds of devices may fail, and people have to read it."""
+"""Characters of a message or a step: hundreds of devices may fail, and users must be able to read it."""
 
 
 class Finding(NamedTuple):
-    """The state of one thing, and the steps that fix it: each a whole sentence."""
+    """The state of one thing, and the steps that fix it, each a whole sentence."""
 
     state: CheckState
     message: str
@@ -26,12 +26,12 @@ class Finding(NamedTuple):
 
 
 def ok(message: str) -> Finding:
-    """As it should be."""
+    """It works."""
     return Finding(CheckState.OK, message)
 
 
 def warning(message: str, *steps: str) -> Finding:
-    """It works, but not as it could, or not for all."""
+    """It works, but not fully or not for all."""
     return Finding(CheckState.WARNING, message, steps)
 
 
@@ -41,13 +41,13 @@ def failed(message: str, *steps: str) -> Finding:
 
 
 def steps_of(error: UsbipdError) -> tuple[str, ...]:
-    """What the error's advice says to do, or a line for each platform; it may end in a command to copy."""
+    """The advice of the error as steps, or a line for each platform; it may end with a command to copy."""
     lines = [line.strip() for line in (error.advice or "").splitlines()]
     return (lines[0][:1].upper() + lines[0][1:],) if len(lines) == 1 else tuple(lines)
 
 
 def check_result(name: str, finding: Finding) -> CheckResult:
-    """`finding`, of the check `name`, as a message; long texts are cut."""
+    """`finding` of the check `name` as a message; long texts are cut."""
     return CheckResult(
         name=name,
         state=finding.state,
@@ -57,7 +57,7 @@ def check_result(name: str, finding: Finding) -> CheckResult:
 
 
 def check_libusb(*afterwards: str) -> Finding:
-    """Whether libusb can be loaded, and is new enough; `afterwards`: steps once a good one is installed."""
+    """Whether libusb can be loaded and is new enough; `afterwards` are the steps after its installation."""
     try:
         version = loaded()
     except OSError as error:
@@ -79,7 +79,7 @@ def check_launchd(job: Path, launchctl: Path = launchd.LAUNCHCTL) -> Finding:
     """Whether launchd has the job of the file `job`, which starts the daemon.  Blocks for seconds at most."""
     if not job.exists():
         return warning(
-            f"no launchd job is installed ({job} is not there): the daemon does not start by itself",
+            f"no launchd job is installed ({job} does not exist): the daemon does not start automatically",
             "Install usbipd from its package.",
         )
     try:
@@ -92,6 +92,6 @@ def check_launchd(job: Path, launchctl: Path = launchd.LAUNCHCTL) -> Finding:
         return ok(f"launchd has the job {job.stem}")
     return failed(
         f"launchd does not have the job {job.stem} (launchctl print: exit code {code}): "
-        "it is switched off, or was never loaded",
+        "it is switched off or was never loaded",
         *launchd.steps_to_load(job),
     )

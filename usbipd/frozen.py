@@ -1,11 +1,11 @@
-"""The one executable that PyInstaller makes: its unpacked files, its launcher, its libusb.
+"""Support for the single executable that PyInstaller builds: its unpacked files, its launcher, its libusb.
 
-Each start of it is two processes: a launcher, which unpacks the files into a directory of their own, waits,
-and removes them; and its child, which is Python.  The children of the extension use the extension's files.
-ARCHITECTURE.md says why the files lie where they do.
+Each start makes two processes: a launcher, which unpacks the files into a separate directory, waits, and
+removes them; and its child, which is Python.  The children of the extension use the extension's files.
+ARCHITECTURE.md explains the location of the files.
 
-Used by every process of the executable, and by none of an installed package.  It imports little, because
-workers are small.
+Used by every process of the executable, and by none of an installed package.  It imports little, to keep
+workers small.
 """
 
 import _thread
@@ -25,10 +25,10 @@ _BSD: Final[Any] = select  # with kqueue, which `select` does not have on Linux
 IS_FROZEN: Final[bool] = getattr(sys, "frozen", False)
 
 MARK: Final = ".usbipd"
-"""The file that is unpacked first: it tells our directories, however incomplete, from those of other programs
-that PyInstaller made.  It holds the version of the libusb beside it; packaging/usbipd.spec."""
+"""The file that is unpacked first: it distinguishes our directories, even incomplete ones, from those of
+other PyInstaller programs.  It holds the version of the libusb beside it; packaging/usbipd.spec."""
 _UNPACKED_IN: Final = 60.0
-"""Seconds in which a launcher has unpacked its files and Python has locked them."""
+"""Seconds within which a launcher unpacks its files and Python locks them."""
 
 
 def home() -> str:
@@ -37,17 +37,17 @@ def home() -> str:
 
 
 def launcher() -> int:
-    """The pid of the process that unpacked the files, whether it still lives or not."""
+    """The pid of the process that unpacked the files; it may have exited."""
     pid = _launcher_of(os.path.basename(home()))
     if pid is None:
         raise AssertionError(
-            f"PyInstaller unpacked into {home()}, whose name does not tell the launcher's pid"
+            f"PyInstaller unpacked into {home()}, whose name does not contain the launcher's pid"
         )
     return pid
 
 
 def _launcher_of(name: str) -> int | None:
-    """The pid in the name of a directory; None: it is not one of PyInstaller's.
+    """The pid in the name of a directory; None if PyInstaller did not create it.
 
     `_MEI`, eight hexadecimal digits, six characters of mkdtemp (bootloader/src/pyi_utils_posix.c).
     """
@@ -60,25 +60,25 @@ def _launcher_of(name: str) -> int | None:
 
 
 def begin() -> None:
-    """What a process does first: it keeps its files, removes those that nobody uses, and will end with its
+    """The first step of a process: locks its files, removes unused ones, and arranges to end with its
     launcher.
 
-    A server or worker ends when the extension closes its channel, which it also does when the launcher ends.
-    A thread that waits for that would miss those steps of the confinement that are for one thread, and would
-    not be allowed to call kill(2).
+    A server or worker ends when the extension closes its channel, also after the end of the launcher.  A
+    thread that waited for the launcher would escape the steps of the confinement that apply to one thread,
+    and could not call kill(2).
     """
-    # For the programs that we start; the linker has read ours.  The launcher has kept what there was before.
+    # For programs that we start; the linker has read ours.  The launcher has saved the old value.
     os.environ.pop("LD_LIBRARY_PATH", None)
     if (before := os.environ.pop("LD_LIBRARY_PATH_ORIG", None)) is not None:
         os.environ["LD_LIBRARY_PATH"] = before
     is_child = sys.argv[1:2] in (["@server"], ["@worker"])
     if is_child and os.getppid() != launcher():
-        return  # its files are the extension's, which does all of that
+        return  # its files belong to the extension, which does all of this
     _lock(home())
     if not is_child:
         _thread.start_new_thread(end_with, (launcher(),))
     for path in stale(os.path.dirname(home())):
-        import shutil  # not before: hardly ever needed
+        import shutil  # here: rarely needed
 
         shutil.rmtree(path, ignore_errors=True)
 
@@ -86,12 +86,12 @@ def begin() -> None:
 def _lock(path: str) -> None:
     try:
         fcntl.flock(_raised(os.open(path, os.O_RDONLY | os.O_DIRECTORY)), fcntl.LOCK_SH)
-    except OSError:  # the file system has no locks, or a cleaner was faster: see `Unpacked`
+    except OSError:  # the file system has no locks, or a cleaner was first: see `Unpacked`
         return
 
 
 def _raised(descriptor: int) -> int:
-    """The same, but none of 0 to 2: where those are closed, it would be taken for a stream."""
+    """The same file, but not as 0 to 2: if these are closed, it would pass for a standard stream."""
     if descriptor > 2:
         return descriptor
     try:
@@ -103,9 +103,9 @@ def _raised(descriptor: int) -> int:
 def end_with(parent: int) -> None:
     """Wait for the end of our parent, then end this process by SIGTERM.
 
-    The launcher is whom the shell and the service manager know.  It passes on every signal but SIGKILL;
-    without this its orphan would keep the port and the devices, or go on to write to the terminal.  Where the
-    system cannot watch a process, as Linux before 5.3, that is so.
+    The shell and the service manager know only the launcher.  It forwards every signal but SIGKILL; without
+    this function an orphan would keep the port and the devices, or keep writing to the terminal.  That still
+    happens on systems that cannot watch a process, such as Linux before 5.3.
     """
     try:
         _wait_for_end(parent)
@@ -117,12 +117,12 @@ def end_with(parent: int) -> None:
 
 
 def _wait_for_end(parent: int) -> None:
-    """Raises `OSError`, which is a `ProcessLookupError` if it has ended already."""
+    """Raises `OSError`; `ProcessLookupError` if it has exited already."""
     if hasattr(os, "pidfd_open"):  # Linux
         descriptor = _raised(os.pidfd_open(parent))
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
-        if os.getppid() == parent:  # else the number was another's by then
+        if os.getppid() == parent:  # else the pid had been reused
             poll.poll()
         os.close(descriptor)
         return
@@ -135,11 +135,11 @@ def _wait_for_end(parent: int) -> None:
 
 
 def stale(directory: str) -> list[str]:
-    """The directories of ours in `directory` that a launcher has left behind, because it was killed.
+    """Our directories in `directory` that a killed launcher has left behind.
 
-    The process that uses one holds a lock on it, which systemd-tmpfiles respects, too.  One that is being
-    unpacked has no lock yet, but a launcher that lives.  That alone proves nothing: after a restart of the
-    machine the pid may be anybody's.
+    The process that uses one holds a lock on it, which systemd-tmpfiles respects too.  A directory that is
+    being unpacked has no lock yet, but its launcher is alive.  That alone proves nothing: after a reboot the
+    pid may belong to any process.
     """
     found = []
     try:
@@ -159,7 +159,7 @@ def _is_ours(path: str) -> bool:
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
             return False
         names = os.listdir(path)
-        return MARK in names or not names  # a launcher that was killed at once has unpacked nothing
+        return MARK in names or not names  # a launcher that was killed early has unpacked nothing
     except OSError:
         return False
 
@@ -167,7 +167,7 @@ def _is_ours(path: str) -> bool:
 def _is_used(path: str, pid: int) -> bool:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:  # somebody else has just removed it
+    except OSError:  # another process has just removed it
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -183,34 +183,34 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # another user's
         return True
     return True
 
 
 class Unpacked:
-    """The files of this process, for its children."""
+    """The files of this process, for use by its children."""
 
     def __init__(self) -> None:
         self._files = [os.path.join(place, name) for place, _, names in os.walk(home()) for name in names]
 
     def environment(self) -> dict[str, str]:
-        """What a child needs so that it uses these files, or unpacks its own if some of them are gone.
+        """Variables that make a child use these files, or unpack its own if some of them are gone.
 
-        A child with our files starts in half the time, and is one process instead of two.
+        A child with our files starts in half the time and needs one process instead of two.
         """
         if not all(map(os.path.exists, self._files)):
             return {"PYINSTALLER_RESET_ENVIRONMENT": "1"}
         environment = {name: value for name, value in os.environ.items() if name.startswith("_PYI_")}
-        if sys.platform != "darwin":  # there the files name each other by their paths
+        if sys.platform != "darwin":  # on macOS the files refer to each other by path
             environment["LD_LIBRARY_PATH"] = home()
         return environment
 
 
 def load_libusb() -> None:
-    """Make Python use the libusb that was packed, as the compiled modules do.
+    """Make Python use the packed libusb, as the compiled modules do.
 
-    Raises `UsbipdError` if any of them has got another one.
+    Raises `UsbipdError` if any of them has loaded another one.
     """
     import ctypes
 
@@ -226,12 +226,12 @@ def load_libusb() -> None:
 
 
 def check_libusb(found: str) -> None:
-    """Raises `UsbipdError` unless `found` is the libusb that was packed, as "1.0.30": no other was tested."""
+    """Raises `UsbipdError` unless `found`, such as "1.0.30", is the packed libusb: no other was tested."""
     with open(os.path.join(home(), MARK)) as file:
         packed = file.read().strip()
     if found != packed:
         raise UsbipdError(
             f"this executable was built with libusb {packed}, but runs with libusb {found}",
             code="wrong-libusb",
-            advice="unset LD_PRELOAD and DYLD_INSERT_LIBRARIES, or install the executable again",
+            advice="unset LD_PRELOAD and DYLD_INSERT_LIBRARIES, or reinstall the executable",
         )

@@ -1,8 +1,7 @@
-"""Whether the other side of a socket has closed it, found without reading.  Used by the extension and the
-server.
+"""Detects, without reading, that the peer of a socket has closed it.  Used by the extension and the server.
 
-Reading would tell as well, but what is behind a request belongs to another process, and a peer that sends
-more before it closes would hide its end behind these bytes.
+A read would also show it, but the bytes after a request belong to another process, and a peer that sends more
+before it closes would hide the close behind these bytes.
 """
 
 import select
@@ -16,7 +15,7 @@ _CLOSED: Final[int] = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDH
 
 
 def closed_by_peer(connections: Iterable[socket.socket]) -> list[socket.socket]:
-    """Those of `connections` whose peer will not send any more: it has closed them, or its half of them."""
+    """Those of `connections` whose peer will send no more: it has closed them, or its half."""
     by_descriptor = {connection.fileno(): connection for connection in connections}
     poll = select.poll()
     for descriptor in by_descriptor:
@@ -27,7 +26,7 @@ def closed_by_peer(connections: Iterable[socket.socket]) -> list[socket.socket]:
 def was_reset(connection: socket.socket) -> bool:
     """Whether the peer has closed both directions of a TCP connection, so that nothing can be sent to it.
 
-    The kernel knows that only once the peer has answered what we sent, or has reset the connection.  Takes
-    the pending error of the socket.
+    The kernel knows that only once the peer has answered our data or has reset the connection.  Consumes the
+    pending error of the socket.
     """
     return connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0

@@ -1,8 +1,8 @@
 """The addresses of this machine, by interface.  Used by CLI and extension.
 
-From getifaddrs(3), which Linux and macOS have; Python has no call of it.  The layouts are those of
-<ifaddrs.h>, <sys/socket.h> and <netinet/in.h> of both: macOS has the length of a socket address in its first
-byte, and its family in the second one.
+From getifaddrs(3) of Linux and macOS, which Python does not offer.  The layouts are those of <ifaddrs.h>,
+<sys/socket.h> and <netinet/in.h> of both: on macOS the first byte of a socket address is its length and the
+second is its family.
 """
 
 import ctypes
@@ -18,18 +18,18 @@ _IFF_UP: Final = 0x1  # <net/if.h>, the same on both
 _IFF_RUNNING: Final = 0x40
 
 _LENGTH_OF: Final = {socket.AF_INET: (4, 4), socket.AF_INET6: (8, 16)}
-"""Where the address lies in a sockaddr_in and a sockaddr_in6, and its bytes."""
+"""The offset of the address in a sockaddr_in and a sockaddr_in6, and its length in bytes."""
 
 
 class HostAddress(NamedTuple):
-    """An address of this machine with its network, and the interface that has it."""
+    """An address of this machine with its network, and its interface."""
 
     address: Interface
     interface: str
 
 
 class _Entry(ctypes.Structure):
-    """struct ifaddrs, as far as it is read here."""
+    """struct ifaddrs, up to the last field that is read here."""
 
 
 _Entry._fields_ = [
@@ -42,7 +42,7 @@ _Entry._fields_ = [
 
 
 def host_addresses() -> list[HostAddress]:
-    """Those of interfaces that are up and have a link, in the order of the system; none without memory."""
+    """The addresses of interfaces that are up and have a link, in system order; none if out of memory."""
     libc = ctypes.CDLL(None)
     first = ctypes.POINTER(_Entry)()
     if libc.getifaddrs(ctypes.byref(first)) != 0:
@@ -76,7 +76,7 @@ def _family(address: int) -> int:
 
 def _read(address: int, family: int) -> bytes:
     offset, length = _LENGTH_OF[socket.AddressFamily(family)]
-    if sys.platform == "darwin":  # a netmask there ends with its last byte that is not 0
+    if sys.platform == "darwin":  # a netmask on macOS omits trailing zero bytes
         stored = ctypes.string_at(address, 1)[0]
         return ctypes.string_at(address, stored)[offset : offset + length].ljust(length, b"\0")
     return ctypes.string_at(address + offset, length)

@@ -1,6 +1,6 @@
-"""What a configuration needs of this host: checked when the daemon starts and by `usbipd-ext --check-config`.
+"""Checks that this host meets the needs of a configuration, at start and for `usbipd-ext --check-config`.
 
-Runs in the extension before it starts anything, and in that command's process.  Nothing is taken or made.
+Runs in the extension before it starts anything, and in that command's process.  Changes nothing.
 """
 
 import os
@@ -16,10 +16,9 @@ from usbipd.worker_uids import check_unused
 
 
 def check_host(config: ServerConfig) -> None:
-    """Raises `UsageError` if a daemon of this user cannot run with `config`, as far as can be told before.
+    """Raises `UsageError` if a daemon of this user cannot run with `config`, as far as a check can tell.
 
-    That a configured user exists, `config.load` has seen.  What only trying can tell is left: a port that is
-    in use.
+    `config.load` has checked that a configured user exists.  A port in use is found only at start.
     """
     if os.geteuid() == 0 and config.user is None:
         find_default_user()

@@ -1,11 +1,11 @@
 """Landlock, the kernel's sandbox for unprivileged processes.  Runs in the server and the workers.
 
-Linux 5.13 or newer, where it is enabled.  The process allows itself nothing of what this kernel's Landlock
-can deny: no file, from ABI 4 on no TCP, from ABI 6 on no abstract Unix socket and no signal to other
-processes. Open descriptors keep working.
+Linux 5.13 or newer, if enabled.  The process denies itself everything that this kernel's Landlock can deny:
+files; from ABI 4 on TCP; from ABI 6 on abstract Unix sockets and signals to other processes.  Open
+descriptors keep working.
 
-It binds the calling thread and the threads that it starts later.  libusb's thread for hotplug events exists
-by then; for that one the other layers have to do (`confinement.py`).
+It applies to the calling thread and the threads that it starts later.  libusb's thread for hotplug events
+already exists; the other layers cover it (`confinement.py`).
 """
 
 import ctypes
@@ -32,14 +32,14 @@ _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def restrict() -> int:
-    """Deny all that Landlock can deny, for good.  Returns the kernel's ABI; 0: absent or disabled.
+    """Deny all that Landlock can deny, for good.  Returns the kernel's ABI; 0 if absent or disabled.
 
     Needs no_new_privs.  Raises `OSError`.
     """
     try:
         abi = _call(_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)
     except OSError as error:
-        if error.errno in (*_ABSENT, errno.EPERM):  # EPERM: a container's filter does not know it
+        if error.errno in (*_ABSENT, errno.EPERM):  # EPERM: a container's filter denies unknown calls
             return 0
         raise
     attributes = _ATTRIBUTES.pack(

@@ -1,4 +1,4 @@
-"""The launchd job that starts the extension on macOS, as people deal with it.  Used by CLI and extension."""
+"""The launchd job that starts the extension on macOS, as users handle it.  Used by CLI and extension."""
 
 import subprocess
 from pathlib import Path
@@ -12,17 +12,16 @@ TIMEOUT: Final = 2.0
 def print_job(job: Path, launchctl: Path = LAUNCHCTL) -> int:
     """The exit code of `launchctl print`: 0 if launchd has the job.  Its text is for people (launchctl(1)).
 
-    Raises `OSError` if it cannot be started, `subprocess.TimeoutExpired` if it does not answer; it is killed
-    then.
+    Raises `OSError` if it cannot be started, `subprocess.TimeoutExpired` if it does not answer and is killed.
     """
     command: list[str | Path] = [launchctl, "print", f"system/{job.stem}"]
-    return subprocess.run(  # noqa: S603 - a fixed program, and a name of ours
+    return subprocess.run(  # noqa: S603 - a fixed program and our own name
         command, check=False, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT, env={}
     ).returncode
 
 
 def steps_to_load(job: Path) -> list[str]:
-    """What brings back the job that the file `job` describes: switched off by the user, or never loaded.
+    """The steps that load the job of the file `job`, which the user switched off or never loaded.
 
     Since macOS 13 every user can switch such a job off; launchd then refuses to load it.
     """
@@ -30,8 +29,8 @@ def steps_to_load(job: Path) -> list[str]:
     return [
         "Open System Settings > General > Login Items & Extensions.",
         'Under "Allow in the Background" (or "App Background Activity"), switch usbipd on; '
-        "it may stand there as usbipd-ext or under the name of who signed it.",
+        "its entry may be usbipd-ext or the name of the signer.",
         f"Run `sudo launchctl enable {target}`.",
         f"Run `sudo launchctl bootstrap system {job}`.",
-        f"See that it is there: `launchctl print {target}`.",
+        f"Check that it is loaded: `launchctl print {target}`.",
     ]

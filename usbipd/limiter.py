@@ -1,10 +1,10 @@
-"""A limit for what others can cause: the first few of a kind pass, the rest is counted.  For all processes.
+"""A rate limit for items that others can cause: the first few of a kind pass, the rest is counted.
 
-Of each kind, `BURST` items may pass at once.  An interval of `INTERVAL` seconds in which all that came has
-passed allows `REFILL` more, up to `BURST` again.  What comes beyond is merged, and passes as one item when
-the interval ends; such an interval allows no more, so a flood is one merged item per interval.  So of one
-kind at most `BURST` items pass, and `REFILL` for each interval that has ended since the first one, whatever
-their rhythm; and none is lost without a count.  Nothing runs once the last kind has all of its burst again.
+Used by every process.  `BURST` items of each kind may pass at once.  An interval of `INTERVAL` seconds in
+which all items have passed restores `REFILL`, up to `BURST`.  Items beyond are merged and pass as one when
+the interval ends; such an interval restores none, so a flood gives one merged item per interval.  In total at
+most `BURST` items of a kind pass, plus `REFILL` for each interval that has ended since the first, whatever
+their rhythm; none is lost without a count.  No timer runs once every kind has its whole burst again.
 """
 
 import time
@@ -14,16 +14,16 @@ from typing import Final, Generic, Protocol, TypeVar
 BURST: Final = 50
 """Items of one kind that pass at once."""
 REFILL: Final = 6
-"""Items of one kind that an interval restores: a device that is used three times a minute, attached and
-detached, keeps each entry of its history for ever."""
+"""Items of one kind that an interval restores: the history of a device that is attached and detached three
+times a minute stays complete."""
 INTERVAL: Final = 60.0
-"""Seconds between two merged items of one kind, at least."""
+"""Minimum number of seconds between two merged items of one kind."""
 
 Item = TypeVar("Item")
 
 
 class CallLater(Protocol):
-    """An event loop's `call_later`: calls a function in so many seconds."""
+    """An event loop's `call_later`: calls a function after a delay in seconds."""
 
     def __call__(self, delay: float, callback: Callable[[], None], /) -> object: ...
 
@@ -31,24 +31,24 @@ class CallLater(Protocol):
 class _Kind(Generic[Item]):
     def __init__(self, ends: float, left: int) -> None:
         self.ends = ends
-        """When its interval is over, of the limiter's clock."""
+        """End of its interval, by the limiter's clock."""
         self.left = left
         """Items that may still pass in it."""
         self.is_exceeded = False
-        """Whether more came in it than may pass."""
+        """Whether more items came in it than may pass."""
         self.held: Item | None = None
 
     def left_after(self, now: float) -> int:
-        """Items that may pass in the interval that begins now, behind this one and quiet ones after it."""
+        """Items that may pass in an interval that begins now, after this one and any quiet ones."""
         quiet = int((now - self.ends) // INTERVAL)
         refills = quiet if self.is_exceeded else quiet + 1
         return min(BURST, self.left + REFILL * refills)
 
 
 class Limiter(Generic[Item]):
-    """What may still pass of each kind that was seen of late.  For one thread.
+    """The allowance of each kind seen recently.  For one thread.
 
-    The caller bounds the number of kinds, and with it memory: one item is held of each at most.
+    The caller bounds the number of kinds and thus the memory: at most one item of each is held.
     """
 
     def __init__(
@@ -58,20 +58,20 @@ class Limiter(Generic[Item]):
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`pass_on` gets what passes; `merge` makes one item of what is held and what comes."""
+        """`pass_on` gets each item that passes; `merge` joins the held item with a new one."""
         self._pass_on = pass_on
         self._merge = merge
         self._clock = clock
         self._call_later: CallLater | None = None
         self._is_waiting = False
-        """Whether the event loop will call us."""
+        """Whether the event loop will call `_interval_over`."""
         self._kinds: dict[Hashable, _Kind[Item]] = {}
-        """In the order in which their intervals end."""
+        """In the order of the ends of their intervals."""
 
     def use_timer(self, call_later: CallLater) -> None:
-        """Pass on what is held as soon as its interval ends; without a timer, the next item does that."""
+        """Pass on a held item as soon as its interval ends; without a timer, the next item triggers it."""
         self._call_later = call_later
-        self._is_waiting = False  # if that was another loop's, it is over
+        self._is_waiting = False  # a timer of another loop is gone
         self._wait()
 
     def add(self, kind: Hashable, item: Item) -> None:
@@ -89,7 +89,7 @@ class Limiter(Generic[Item]):
         self._wait()
 
     def flush(self, kind: Hashable = None) -> None:
-        """Pass on what is held of `kind`; None: of all kinds."""
+        """Pass on the held item of `kind`; None for all kinds."""
         for state in list(self._kinds.values()) if kind is None else [self._kinds.get(kind)]:
             if state is not None:
                 self._release(state)

@@ -1,18 +1,16 @@
-"""Logs: one format for all processes, to stderr or to syslog(3).  Used by every process.
+"""Logging: one format for all processes, to stderr or to syslog(3).  Used by every process.
 
     2026-05-04T12:30:01.123Z INFO worker[4711] 1-2: attached by 192.0.2.7:51234
 
-Time is UTC, so that the lines of a process in a chroot agree with all others; syslog brings its own, and gets
-the line from the level on.  The role, the pid and (in a worker) the busid are said once, by `configure`.  A
-message is one line: it may hold what a peer said, who must neither write lines of his own nor drive the
-terminal that shows them.
+Time is UTC, so that the lines of a process in a chroot agree with all others; syslog adds its own time and
+gets the line from the level on.  `configure` sets the role, the pid and (in a worker) the busid.  A message
+is one line: it may quote a peer, which must neither forge log lines nor control the terminal that shows them.
 
-Nobody waits for whoever reads stderr: a terminal that was stopped or a pager that is not scrolled would stop
-every process of the daemon, and whoever reaches its port can make it log.  What is not read in time is lost,
-and counted.
+No process waits for the reader of stderr: otherwise a stopped terminal or pager would block every process of
+the daemon, and any client can make it log.  Lines that are not read in time are dropped and counted.
 
-A line that others can cause as often as they like is logged with `extra=LIMITED`: `limiter.py` passes the
-first few and counts the rest.  A log at level debug is not limited.
+A line that others can cause at will is logged with `extra=LIMITED`: `limiter.py` passes the first few and
+counts the rest.  A log at level debug is not limited.
 """
 
 import contextlib
@@ -32,38 +30,38 @@ from usbipd.ipc.control_messages import LoggedError
 from usbipd.limiter import Limiter
 from usbipd.text import readable
 
-if TYPE_CHECKING:  # a worker has none
+if TYPE_CHECKING:  # a worker does not load it
     import asyncio
 
 LEVELS: Final = ("debug", "info", "warning", "error")
-"""The names that configuration and command line take."""
+"""The names in configuration and command line."""
 
 DESTINATIONS: Final = ("stderr", "syslog")
-"""Where lines go; syslog is the system's log: the journal on Linux, the unified log on macOS.  A file of our
-own is stderr to all processes (`log_file.py`)."""
+"""Where lines go; syslog is the system's log: the journal on Linux, the unified log on macOS.  A log file is
+stderr to all processes (`log_file.py`)."""
 
 LIMITED: Final = {"is_limited": True}
-"""`extra` of a line that a client, another user or a device can cause.  The limit counts for this process and
-this line, whatever is filled in: its format string is the kind."""
+"""`extra` of a line that a client, another user or a device can cause.  The limit applies per process and
+line, whatever its arguments: the format string is the kind."""
 
 LAST_ERRORS: Final = 20
 """Errors that `ErrorCounter` remembers."""
 LONGEST_ERROR: Final = 500
-"""Characters of each of them that it keeps."""
+"""Characters that it keeps of each."""
 
 PATIENCE: Final = 1.0
-"""Seconds that a line waits for somebody to read what is before it; those after a lost one do not wait."""
+"""Seconds that a line waits for the reader; lines after a dropped one do not wait."""
 
 _LOG: Final = logging.getLogger(__name__)
 
 _PIECE: Final = select.PIPE_BUF // 4
-"""Characters that are written at a time: so many bytes a pipe takes whole that has room for any."""
+"""Characters written at a time: a pipe that has room at all takes that many bytes whole."""
 
 _SYSLOG_SOCKETS: Final = ("/dev/log", "/var/run/syslog")  # _PATH_LOG in Linux's and macOS's syslog.h
 
 _PRIORITIES: Final = {
     logging.DEBUG: syslog.LOG_DEBUG,
-    logging.INFO: syslog.LOG_NOTICE,  # macOS keeps LOG_INFO in memory only (os_log(5))
+    logging.INFO: syslog.LOG_NOTICE,  # macOS keeps LOG_INFO only in memory (os_log(5))
     logging.WARNING: syslog.LOG_WARNING,
     logging.ERROR: syslog.LOG_ERR,
     logging.CRITICAL: syslog.LOG_CRIT,
@@ -87,14 +85,14 @@ class _Formatter(logging.Formatter):
 
 
 class _Lines(NamedTuple):
-    """A line, and how many of its kind it stands for."""
+    """A line and the number of lines of its kind that it represents."""
 
     last: logging.LogRecord
     number: int = 1
 
     @property
     def record(self) -> logging.LogRecord:
-        """What is logged."""
+        """The record to log."""
         if self.number == 1:
             return self.last
         attributes = {**vars(self.last), "msg": "%d more lines like this, the last one: %s"}
@@ -107,7 +105,7 @@ def _merge(held: _Lines, new: _Lines) -> _Lines:
 
 
 class _Output(logging.StreamHandler[TextIO]):
-    """Where this process's lines go."""
+    """The destination of this process's lines."""
 
     def __init__(self, who: str) -> None:
         super().__init__(sys.stderr)
@@ -115,15 +113,15 @@ class _Output(logging.StreamHandler[TextIO]):
         self._who = who
         self._to_syslog = False
         self._lost = 0
-        """Lines that nobody has read, since the last one that was written."""
+        """Lines dropped since the last one that was written."""
         self._is_torn = False
-        """Whether a part of one of them was written."""
+        """Whether a part of a dropped line was written."""
         self.send_to("stderr")
 
     def send_to(self, to: str) -> None:
         self._to_syslog = to == "syslog"
         if self._to_syslog:
-            # Opened now, while there is a way to it: not from a chroot.  The line says role and pid itself.
+            # Opened now: a chroot has no path to it.  The line itself names role and pid.
             syslog.openlog("usbipd", syslog.LOG_NDELAY, syslog.LOG_DAEMON)
         clock = "" if self._to_syslog else "%(asctime)s "
         self.setFormatter(_Formatter(f"{clock}%(levelname)s {self._who.replace('%', '%%')}: %(message)s"))
@@ -140,14 +138,14 @@ class _Output(logging.StreamHandler[TextIO]):
                 callback()
 
         def call_later(delay: float, callback: Callable[[], None]) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended; what is held comes with `close`
+            with contextlib.suppress(RuntimeError):  # the loop is closed; `close` writes what is held
                 loop.call_soon_threadsafe(loop.call_later, delay, locked, callback)
 
         with self._guard():
             self._limiter.use_timer(call_later)
 
     def tell_left_out(self) -> None:
-        """Say how many lines were left out since that was said last."""
+        """Write how many lines were left out since the last such count."""
         with self._guard():
             self._limiter.flush()
 
@@ -157,7 +155,7 @@ class _Output(logging.StreamHandler[TextIO]):
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
-        """As `emit` is called: by one thread at a time."""
+        """Hold the lock under which `emit` is called."""
         self.acquire()
         try:
             yield
@@ -195,23 +193,23 @@ class _Output(logging.StreamHandler[TextIO]):
         return self.format(logging.makeLogRecord(attributes))
 
     def _has_room(self, seconds: float) -> bool:
-        """Whether a piece can be written, now or within `seconds`, without waiting for a reader."""
+        """Whether a piece can be written now or within `seconds`."""
         poll = select.poll()
         try:
             poll.register(self.stream, select.POLLOUT)
-        except (OSError, ValueError, TypeError):  # it is no file of the system's
+        except (OSError, ValueError, TypeError):  # not a file of the system
             return True
-        return bool(poll.poll(seconds * 1000))  # also when the reader is gone, which writing finds out
+        return bool(poll.poll(seconds * 1000))  # also if the reader is gone: the write then fails
 
 
 class ErrorCounter(logging.Handler):
-    """Counts what this process logged at level error or above, for `usbipd-ext --status`."""
+    """Counts this process's lines of level error or above, for `usbipd-ext --status`."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
         self.count = 0
         self.last: deque[LoggedError] = deque(maxlen=LAST_ERRORS)
-        """The newest last.  One line each, without traceback; of a kind that is limited, only the newest."""
+        """The newest is last.  One line each, without traceback; only the newest of a limited kind."""
         self._limited: dict[str, LoggedError] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -232,32 +230,33 @@ class ErrorCounter(logging.Handler):
 
 
 def configure(role: str, busid: str | None = None, level: str = "info", to: str = "stderr") -> None:
-    """Begin to log.  Raises `UsageError` if `level` is not one of `LEVELS`, or `to` of `DESTINATIONS`."""
+    """Start logging.  Raises `UsageError` if `level` is not in `LEVELS` or `to` not in `DESTINATIONS`."""
     who = f"{role}[{os.getpid()}]" + (f" {busid}" if busid else "")
     logging.basicConfig(handlers=[_Output(who)], force=True)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)  # its debug lines say nothing about us
+    logging.getLogger("asyncio").setLevel(logging.WARNING)  # its debug lines do not concern us
     set_level(level)
     if to == "syslog" and not any(map(os.path.exists, _SYSLOG_SOCKETS)):
-        _LOG.warning("no syslog daemon answers on this host: what follows is lost until one does")
+        _LOG.warning("no syslog daemon answers on this host: log lines are lost until one does")
     send_to(to)
 
 
 def set_level(level: str) -> None:
-    """Log from `level` on.  Raises `UsageError` if it is not one of `LEVELS`."""
+    """Log lines of `level` and above.  Raises `UsageError` if it is not in `LEVELS`."""
     if level not in LEVELS:
-        raise UsageError(f"log level {level!r} is unknown: one of {', '.join(LEVELS)}", code="bad-log-level")
+        raise UsageError(f"unknown log level {level!r}: use one of {', '.join(LEVELS)}", code="bad-log-level")
     logging.getLogger().setLevel(level.upper())
 
 
 def send_to(to: str) -> None:
-    """Send this process's lines there from now on.  Raises `UsageError` if `to` is not one of `DESTINATIONS`.
+    """Send this process's lines there from now on.  Raises `UsageError` if `to` is not in `DESTINATIONS`.
 
-    To syslog before a chroot, from which there is no way to it.  So a process in a chroot loses a syslog
-    daemon that makes a new socket when it is started again; systemd and launchd keep the socket for theirs.
+    For syslog, call it before a chroot, which has no path to the socket.  So a process in a chroot loses a
+    syslog daemon that creates a new socket when it restarts; systemd and launchd keep the socket.
     """
     if to not in DESTINATIONS:
         raise UsageError(
-            f"log destination {to!r} is unknown: one of {', '.join(DESTINATIONS)}", code="bad-log-destination"
+            f"unknown log destination {to!r}: use one of {', '.join(DESTINATIONS)}",
+            code="bad-log-destination",
         )
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _Output):
@@ -265,21 +264,18 @@ def send_to(to: str) -> None:
 
 
 def check_destination(to: str) -> None:
-    """What configuration and command line may say: one of `DESTINATIONS`, or the absolute path of a file.
-
-    Raises `UsageError`.
-    """
+    """Checks that `to` is one of `DESTINATIONS` or an absolute path.  Raises `UsageError`."""
     if to not in DESTINATIONS and not (to.startswith("/") and "\0" not in to):
         raise UsageError(
-            f"log destination {to!r} is unknown: {', '.join(DESTINATIONS)}, or the absolute path of a file",
+            f"unknown log destination {to!r}: use {', '.join(DESTINATIONS)}, or the absolute path of a file",
             code="bad-log-destination",
         )
 
 
 def use_timer(loop: "asyncio.AbstractEventLoop") -> None:
-    """Have an event loop write the count of lines that were left out as soon as it is due.
+    """Let an event loop write the count of left-out lines as soon as it is due.
 
-    Without one it is written with the next line that others cause, or when the process ends.
+    Without a loop it is written with the next limited line, or when the process exits.
     """
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _Output):
@@ -287,15 +283,15 @@ def use_timer(loop: "asyncio.AbstractEventLoop") -> None:
 
 
 def tell_left_out() -> None:
-    """Write how many lines were left out since that was written last; to be called before the log moves."""
+    """Write the count of left-out lines now; call it before the log moves."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _Output):
             handler.tell_left_out()
 
 
 def take_over(descriptor: int) -> None:
-    """Be a child whose log is now the file behind `descriptor`, which stays the caller's."""
-    os.dup2(descriptor, 1)  # a child prints where it logs
+    """Log, in a child, to the file of `descriptor`, which the caller still owns."""
+    os.dup2(descriptor, 1)  # stdout of a child is its log
     os.dup2(descriptor, 2)
 
 

@@ -1,9 +1,9 @@
-"""The file that a daemon logs to: opened by the extension, and stderr to all its processes.
+"""The log file of a daemon: opened by the extension, stderr to all its processes.
 
-Whoever rotates logs renames the file and sends SIGHUP (newsyslog(8), logrotate(8)).  The extension opens the
-path anew and hands the new file to its children: they have no right to open it, and in a chroot no way to it.
+Log rotation renames the file and sends SIGHUP (newsyslog(8), logrotate(8)).  The extension then opens the
+path again and sends the new file to its children: they lack the right to open it and, in a chroot, the path.
 
-Descriptor 2 is that file, so what Python or a library prints when all is lost ends there too.
+Descriptor 2 is that file, so the last words of Python or a library are logged too.
 """
 
 import errno
@@ -18,20 +18,20 @@ from usbipd.trusted_file import UntrustedError, open_trusted
 
 STDERR: Final = 2
 
-# A symbolic link could be somebody else's way to make root write into another file.  A FIFO shall be refused,
-# and not be waited for.
+# Another user could use a symbolic link to make root write into another file.  The open of a FIFO must fail,
+# not block.
 _FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 
 class LogFile:
-    """A context in which stderr is the file at `path`; None: it stays what it was."""
+    """A context in which stderr is the file at `path`; None keeps stderr."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._before: int | None = None
 
     def __enter__(self) -> Self:
-        """Raises `UsageError`: stderr is as it was then."""
+        """Raises `UsageError`, with stderr unchanged."""
         if self.path is not None:
             before = os.dup(STDERR)
             try:
@@ -45,23 +45,23 @@ class LogFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stderr is what it was: whoever started us hears there why we end."""
+        """Restores stderr, where the parent process can read why we exit."""
         if self._before is not None:
             os.dup2(self._before, STDERR)
             os.close(self._before)
             self._before = None
 
     def reopen(self) -> None:
-        """Begin with the file that is at the path now; it is made if there is none, readable for root and
-        its group.  Raises `UsageError`; nothing has changed then."""
-        assert self.path is not None, "only a file can be opened anew"
+        """Switch to the file that is at the path now; creates it if missing, readable by root and its group.
+        Raises `UsageError` and keeps the old file."""
+        assert self.path is not None, "only a file can be reopened"
         descriptor = _open(self.path, _FLAGS | os.O_CREAT)
         os.dup2(descriptor, STDERR)
         os.close(descriptor)
 
 
 def check_log_file(path: Path) -> None:
-    """Whether a daemon of this user could log to `path`; makes no file.  Raises `UsageError` as it would."""
+    """Check that a daemon of this user could log to `path`; creates no file.  Raises `UsageError`."""
     try:
         os.close(_open(path, _FLAGS))
     except UsageError as error:
@@ -77,11 +77,11 @@ def _open(path: Path, flags: int) -> int:
     try:
         descriptor = open_trusted(path, flags, 0o640, every_directory=False)
     except UntrustedError as error:
-        if _is_special(path):  # such as /dev/null, which everybody may write
+        if _is_special(path):  # such as /dev/null, which every user can write
             raise _unusable(path, "not a regular file") from error
         raise _unusable(
             path,
-            f"another user can change which file that is, because {error}",
+            f"another user can replace it: {error}",
             "choose a directory that only root can change, such as /var/log",
         ) from error
     except OSError as error:
@@ -91,13 +91,15 @@ def _open(path: Path, flags: int) -> int:
     if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
         return descriptor
     os.close(descriptor)
-    if stat.S_ISREG(found.st_mode):  # made by a user who may not write it, where links are not protected
-        raise _unusable(path, "a file that has other names too")
+    if stat.S_ISREG(
+        found.st_mode
+    ):  # a link by a user who may not write the file, on a system with unprotected links
+        raise _unusable(path, "a file that has other hard links")
     raise _unusable(path, "not a regular file")
 
 
 def _is_special(path: Path) -> bool:
-    """Whether a device, FIFO or socket is at the path now; for the message only."""
+    """Whether a device, FIFO or socket is at the path now; only for the message."""
     try:
         kind = stat.S_IFMT(path.lstat().st_mode)
     except OSError:

@@ -1,8 +1,8 @@
-"""Where files lie: those of a daemon that runs, what outlives it, its configuration.
+"""Paths of a daemon: its runtime files, its state, its configuration.
 
-Used by the extension, and by commands that look at these files.  `control_socket.py` says where the daemon is
-reached.  Root's daemon uses fixed directories; a daemon run by any other user (development) has private
-directories of that user.  Nothing here is ever derived from the home of whoever ran sudo.
+Used by the extension, and by commands that inspect these files.  `control_socket.py` has the path of the
+socket.  Root's daemon uses fixed directories; a daemon run by any other user (development) uses private
+directories of that user.  No path depends on the home of the user who ran sudo.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ DATABASE: Final = "usbipd.sqlite"
 """The store of bindings, claims and history, in the state directory."""
 
 _RUNTIME_IS_ROOTS: Final = sys.platform != "darwin"
-"""Whether root alone can write the system's directory of runtime files.  On macOS /var/run may be writable by
-the group `daemon`, to which services of the system belong."""
+"""Whether only root can write the system's directory of runtime files.  On macOS /var/run may be writable by
+the group `daemon`, which has services of the system as members."""
 
 
 def state_directory() -> Path:
-    """The directory in which a daemon of this process's user keeps what outlives it; it need not exist.
+    """The directory for the persistent state of this user's daemon; it need not exist.
 
     Raises `UsbipdError` if the user has no home in the user database.
     """
@@ -45,21 +45,21 @@ def state_directory() -> Path:
 
 
 def prepare_state_directory(directory: Path) -> None:
-    """Make `directory`, with the ones above it that are missing.
+    """Create `directory` and its missing parents.
 
-    Raises `UsbipdError` if that fails, or another user can write `directory`, or change which one root's is:
-    that user could put other bindings in the place of ours.
+    Raises `UsbipdError` if that fails, or if another user can write or replace `directory`: that user could
+    then replace our bindings.
     """
     try:
         missing = [above for above in reversed(directory.parents) if not above.exists()]
-    except OSError as error:  # one that may not be looked into
+    except OSError as error:  # a directory without permission to search it
         raise _unusable(directory, error, "--state") from error
     for path in [*missing, directory]:
         _make_directory(path, 0o700, "--state")  # 0700: XDG Base Directory Specification, last section
 
 
 def config_file() -> Path:
-    """The configuration that root's daemon reads unless it is told another; it need not exist."""
+    """The default configuration file of root's daemon; it need not exist."""
     if sys.platform == "darwin":
         return Path("/Library/Application Support/usbipd/usbipd.toml")
     return Path("/etc/usbipd/usbipd.toml")
@@ -73,7 +73,7 @@ def launch_daemon() -> Path | None:
 
 
 def systemd_unit() -> Path | None:
-    """The unit of the service, where systemd runs and has it."""
+    """The unit of the service, if systemd runs and has it."""
     if not Path(_SYSTEMD_RUNS).is_dir():
         return None
     units = (Path(directory, "usbipd.service") for directory in _UNIT_DIRECTORIES)
@@ -81,18 +81,18 @@ def systemd_unit() -> Path | None:
 
 
 _SYSTEMD_RUNS: Final = "/run/systemd/system"
-"""A directory where it does (sd_booted(3))."""
+"""A directory that exists if systemd runs (sd_booted(3))."""
 _UNIT_DIRECTORIES: Final = (
     "/etc/systemd/system",
     "/usr/local/lib/systemd/system",
     "/usr/lib/systemd/system",
     "/lib/systemd/system",
 )
-"""Of systemd.unit(5), table 1."""
+"""From systemd.unit(5), table 1."""
 
 
 class RuntimeFiles(msgspec.Struct, frozen=True):
-    """What one extension keeps in its directory, beside the socket, which `IPCHandler` makes and removes."""
+    """Files of one extension in its directory, except the socket, which `IPCHandler` creates and removes."""
 
     control_socket: Path
 
@@ -102,16 +102,16 @@ class RuntimeFiles(msgspec.Struct, frozen=True):
 
     @property
     def chroot(self) -> Path:
-        """An empty directory that only root may write: the root directory of the server."""
+        """The root directory of the server: empty, and writable only by root."""
         return self.directory / CHROOT
 
     @property
     def pid_file(self) -> Path:
-        """The extension's pid, for whoever rotates its log (newsyslog.conf(5))."""
+        """The extension's pid, for log rotation (newsyslog.conf(5))."""
         return self.control_socket.with_suffix(".pid")
 
     def write_pid(self) -> None:
-        """Say who we are; once the control socket is ours.  Raises `UsbipdError`."""
+        """Write our pid, once we have the control socket.  Raises `UsbipdError`."""
         try:
             self.pid_file.write_text(f"{os.getpid()}\n")
             self.pid_file.chmod(0o644)
@@ -119,14 +119,14 @@ class RuntimeFiles(msgspec.Struct, frozen=True):
             raise _unusable(self.pid_file, error, "--socket") from error
 
     def prepare(self) -> bool:
-        """Make the directory unless it exists; whether it was made.
+        """Create the directory if missing; returns whether it was created.
 
-        Raises `UsbipdError` if the path is too long for a socket, or another user can write the directory, or
-        change which one root's is: that user could put another socket in the place of ours.
+        Raises `UsbipdError` if the path is too long for a socket, or if another user can write or replace the
+        directory: that user could then replace our socket.
         """
         if len(os.fsencode(self.control_socket)) > MAX_SOCKET_PATH:
             raise UsbipdError(
-                f"{self.control_socket}: longer than the {MAX_SOCKET_PATH} bytes that a Unix socket may have",
+                f"{self.control_socket}: a path of a Unix socket has at most {MAX_SOCKET_PATH} bytes",
                 code="bad-path",
                 advice="choose a shorter path with --socket",
             )
@@ -136,39 +136,39 @@ class RuntimeFiles(msgspec.Struct, frozen=True):
         return not existed
 
     def lock(self) -> int:
-        """A descriptor of the directory that no other extension can have while it is open.
+        """Lock the directory for this extension; returns the descriptor that holds the lock while it is open.
 
-        Without it two that start at one moment could each take the other's socket for a stale one.  Raises
-        `OSError`, or `UsbipdError` if another extension has it.
+        Otherwise two extensions that start at the same time could each take the other's socket for a stale
+        one.  Raises `OSError`, or `UsbipdError` if another extension holds the lock.
         """
         try:
             return open_locked(self.directory, os.O_RDONLY | os.O_DIRECTORY)
         except BlockingIOError as error:
             raise UsbipdError(
-                f"an extension is running already: it has its socket in {self.directory}",
+                f"an extension is already running: its socket is in {self.directory}",
                 code="already-running",
                 advice=f"{self._how_to_see()}; stop it first, or choose another directory with --socket",
             ) from error
 
     def _how_to_see(self) -> str:
-        """How to show the extension that has its socket in the directory; the caller may have named another
-        one.  Raises `OSError`."""
+        """How to show the extension with a socket in the directory, perhaps under another name.  Raises
+        `OSError`."""
         for path in sorted(self.directory.iterdir()):
             if path.is_socket() and has_listener(os.fspath(path)):
                 return f"`usbipd-ext --status --socket {shlex.quote(os.fspath(path))}` shows it"
         return "it is starting or stopping"
 
     def remove_stale_pid(self) -> None:
-        """Remove the pid file of an extension that was killed; that of one that runs stays.
+        """Remove the pid file of a killed extension; keep that of a running one.
 
-        The pid may be another process's by now, and a program that rotates logs would send it SIGHUP.  The
-        start reports what is in the way.
+        The pid may now belong to another process, to which log rotation would send SIGHUP.  The start reports
+        any obstacle.
         """
-        # ValueError: a path that has no last part
+        # ValueError: a path without a last part
         with contextlib.suppress(OSError, ValueError, UsbipdError):
             if not self.pid_file.is_file():
                 return
-            self.prepare()  # it exists, and is checked: nothing is removed from another user's directory
+            self.prepare()  # checks it: nothing is removed from another user's directory
             lock = self.lock()
             try:
                 self.pid_file.unlink()
@@ -176,7 +176,7 @@ class RuntimeFiles(msgspec.Struct, frozen=True):
                 os.close(lock)
 
     def prepare_chroot(self) -> None:
-        """Make the server's empty root directory if we are root.  Raises `UsbipdError`."""
+        """Create the server's empty root directory if we are root.  Raises `UsbipdError`."""
         if os.geteuid() == 0:
             _make_directory(self.chroot, 0o755, "--socket", above=_RUNTIME_IS_ROOTS)
             if any(self.chroot.iterdir()):
@@ -187,21 +187,21 @@ class RuntimeFiles(msgspec.Struct, frozen=True):
                 )
 
     def remove(self, *, made: bool) -> None:
-        """Remove the pid file, the server's root directory, and if we `made` it, the directory of both.
+        """Remove the pid file, the server's root directory and, if we `made` it, the directory of both.
 
-        A directory that holds anything else stays.
+        A directory with other files stays.
         """
         with contextlib.suppress(OSError):
             self.pid_file.unlink()
         for directory in (self.chroot, self.directory) if made else (self.chroot,):
             try:
                 directory.rmdir()
-            except OSError:  # not there, not empty, or in a parent that we may not write
+            except OSError:  # missing, not empty, or in a parent that we may not write
                 continue
 
 
 def _home() -> Path:
-    """The home of the user whose rights this process has; not $HOME, which sudo may leave as it was."""
+    """The home of the effective user; not $HOME, which sudo may leave unchanged."""
     try:
         return Path(pwd.getpwuid(os.geteuid()).pw_dir)
     except KeyError as error:
@@ -213,9 +213,9 @@ def _home() -> Path:
 
 
 def open_locked(path: Path, flags: int) -> int:
-    """A descriptor of `path`, opened with `flags`, that no other process has locked, until it is closed.
+    """Open `path` with `flags` and lock it until the descriptor is closed.
 
-    Raises `OSError`; `BlockingIOError` if another one has it.
+    Raises `OSError`; `BlockingIOError` if another process holds the lock.
     """
     descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
     try:
@@ -227,9 +227,9 @@ def open_locked(path: Path, flags: int) -> int:
 
 
 def _make_directory(path: Path, mode: int, option: str, *, above: bool = True) -> None:
-    """Make `path` unless it is there, and make sure that nobody else can write it.
+    """Create `path` if missing, and ensure that no other user can write it.
 
-    `option` is the one of the command line that chooses another place.  With `above`, root takes only a path
+    `option` is the command line option that chooses another place.  With `above`, root accepts only a path
     that no other user can change.
     """
     parent = _open_parent(path, option) if above and os.geteuid() == 0 else None
@@ -249,7 +249,7 @@ def _make_directory(path: Path, mode: int, option: str, *, above: bool = True) -
 
 
 def writable_by_others(path: Path, found: os.stat_result, owners: Collection[int]) -> str | None:
-    """That another user than `owners` can write the directory `path`, as a clause; None: none can."""
+    """A clause that says that a user other than `owners` can write the directory `path`; None if none can."""
     if found.st_uid in owners and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return None
     mode = stat.S_IMODE(found.st_mode)
@@ -260,7 +260,7 @@ _OWN_PLACE: Final = "choose another place with {}, in a directory that only you 
 
 
 def _made(path: Path, mode: int, parent: int | None) -> os.stat_result:
-    """What `path`, in the directory behind `parent`, is; a directory of this mode if there was nothing.
+    """Creates the directory `path`, in the directory of `parent`, if missing; returns its status.
 
     Raises `OSError`.
     """
@@ -270,22 +270,22 @@ def _made(path: Path, mode: int, parent: int | None) -> os.stat_result:
         return os.stat(path, dir_fd=parent, follow_symlinks=False)
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     try:
-        os.fchmod(descriptor, mode)  # the umask does not decide who may look into it
+        os.fchmod(descriptor, mode)  # whatever the umask is
         return os.fstat(descriptor)
     finally:
         os.close(descriptor)
 
 
 def _open_parent(path: Path, option: str) -> int:
-    """The directory of `path`, if only root can change which one that is.  Raises `UsbipdError`."""
+    """The parent directory of `path`, if only root can replace it.  Raises `UsbipdError`."""
     flags = os.O_RDONLY | os.O_DIRECTORY
     try:
-        if path.parent == Path("/"):  # always the same
+        if path.parent == Path("/"):  # cannot be replaced
             return os.open("/", flags | os.O_CLOEXEC)
         return open_trusted(path.parent, flags)
     except UntrustedError as error:
         raise UsbipdError(
-            f"{path}: another user can change which directory that is, because {error}",
+            f"{path}: another user can replace this directory: {error}",
             code="bad-path",
             advice=_OWN_PLACE.format(option),
         ) from error

@@ -1,8 +1,8 @@
-"""Users: who we become, who talks to us.  Used by the extension, the server and the workers.
+"""Changes the user of a process and identifies peers.  Used by the extension, the server and the workers.
 
-Dropping happens once, early, in the server and on Linux in the workers: supplementary groups, group, user,
-in this order, because each step needs the rights that the next one gives away.  Afterwards the process proves
-that root cannot come back, or exits.
+The server, and on Linux the workers, drop their rights once, early: supplementary groups, group, user, in
+this order, because each step needs rights that the next one drops.  Afterwards the process proves that it
+cannot become root again, or exits.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ _FALLBACK_USER: Final = "nobody"
 ADMIN_GROUP: Final = "admin" if sys.platform == "darwin" else "usbipd"
 """Members may bind, unbind, detach and release."""
 GROUPS_OF_ROOT: Final = frozenset({0, 80} if sys.platform == "darwin" else ())
-"""Groups whose members may become root anyway: macOS's `wheel` and `admin`, which may write some directories
-of the system.  None on Linux, where the group's permissions may be those of an ACL (acl(5)), of any user."""
+"""Groups whose members can become root anyway: macOS's `wheel` and `admin`, which may write some directories
+of the system.  None on Linux, where the group's permissions may come from an ACL (acl(5)) for any user."""
 
 _SO_PEERGROUPS: Final = 59  # Linux include/uapi/asm-generic/socket.h; all groups of the peer as gid_t[]
 _LONGEST_OPTION: Final = 1024  # CPython Modules/socketmodule.c, sock_getsockopt
@@ -39,12 +39,12 @@ _LOCAL_PEERCRED: Final = 0x001  # macOS <sys/un.h>; struct xucred
 _LOCAL_PEERPID: Final = 0x002  # macOS <sys/un.h>
 _XUCRED: Final = struct.Struct("=IIh2x16I")  # macOS <sys/ucred.h>: version, uid, ngroups, groups[NGROUPS]
 
-# Loaded now: after chroot there is nothing to load from.
+# Loaded now: after chroot no library can be loaded.
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class RunAs(Message, frozen=True):
-    """The unprivileged user that a process becomes after its start; only sent when the extension is root."""
+    """The unprivileged user that a process becomes after its start; sent only if the extension is root."""
 
     user: str
     uid: int
@@ -52,7 +52,7 @@ class RunAs(Message, frozen=True):
 
 
 class Peer(msgspec.Struct, frozen=True):
-    """Who is at the other end of a Unix socket, as the kernel says it."""
+    """The process at the other end of a Unix socket, as the kernel reports it."""
 
     uid: int
     pid: int
@@ -73,13 +73,13 @@ def peer_of(connection: socket.socket) -> Peer:
     pid, uid, gid = struct.unpack("=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     try:
         raw = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _LONGEST_OPTION)
-    except OSError:  # more groups than fit: then only its own counts
+    except OSError:  # more groups than fit: only its primary group counts
         raw = b""
     return Peer(uid, pid, frozenset({gid, *struct.unpack(f"={len(raw) // 4}I", raw)}))
 
 
 def user_name(uid: int) -> str:
-    """The name of `uid`, or the number where it has none."""
+    """The name of `uid`, or the number if it has none."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -87,7 +87,7 @@ def user_name(uid: int) -> str:
 
 
 def admin_group() -> int | None:
-    """The id of the group whose members may bind; None where the host has no such group."""
+    """The id of the group whose members may bind; None if the host has no such group."""
     try:
         return grp.getgrnam(ADMIN_GROUP).gr_gid
     except KeyError:
@@ -95,10 +95,10 @@ def admin_group() -> int | None:
 
 
 def find_run_as(configured: str | None) -> RunAs | None:
-    """Who the server shall become: the `user` of the configuration or the platform's default.
+    """The user of the server: the `user` of the configuration or the platform's default.
 
-    None unless we are root: there is nothing to give up.  Raises `UsageError` if that user does not exist or
-    is root.
+    None unless we are root: otherwise there are no rights to drop.  Raises `UsageError` if that user does not
+    exist or is root.
     """
     if os.geteuid() != 0:
         return None
@@ -111,7 +111,7 @@ def find_run_as(configured: str | None) -> RunAs | None:
 
 
 def find_default_user() -> RunAs:
-    """Raises `UsageError` if this host has none, or it is root."""
+    """Raises `UsageError` if this host has no such user, or if it is root."""
     for name in (DEFAULT_USER, _FALLBACK_USER):
         with contextlib.suppress(KeyError):
             return _run_as(pwd.getpwnam(name))
@@ -128,12 +128,12 @@ def find_user(name: str) -> RunAs:
         return _run_as(pwd.getpwnam(name))
     except (KeyError, ValueError):  # ValueError: a NUL in it
         raise UsageError(
-            f"no user {name!r} on this host: name an unprivileged one or create it", code="bad-user"
+            f"no user {name!r} on this host: name an unprivileged user or create it", code="bad-user"
         ) from None
 
 
 def _run_as(user: pwd.struct_passwd) -> RunAs:
-    """Raises `UsageError` if that is root."""
+    """Raises `UsageError` for root."""
     if user.pw_uid == 0 or user.pw_gid == 0:
         raise UsageError(
             f"user {user.pw_name!r} has root's user or group id: name an unprivileged user", code="bad-user"
@@ -142,9 +142,9 @@ def _run_as(user: pwd.struct_passwd) -> RunAs:
 
 
 def drop(run_as: RunAs | None) -> str:
-    """Become `run_as` for good (None: there is nothing to drop).  Returns the name of the user that we are.
+    """Become `run_as` for good; None drops nothing.  Returns the name of our user.
 
-    Raises `SystemExit` if a step or the proof fails: nothing runs half dropped.
+    Raises `SystemExit` if a step or the proof fails: no process runs with half its rights dropped.
     """
     if run_as is None:
         return user_name(os.geteuid())
@@ -160,14 +160,14 @@ def drop(run_as: RunAs | None) -> str:
 
 
 def _prove(run_as: RunAs) -> None:
-    """Try to come back; exit if that works or if anything of root is left."""
+    """Attempt to become root again; exit if that works or if any right of root is left."""
     uids: tuple[int, ...] = (os.getuid(), os.geteuid())
     gids: tuple[int, ...] = (os.getgid(), os.getegid())
-    if sys.platform != "darwin":  # macOS has no saved ids to ask for; the attempts below show them
+    if sys.platform != "darwin":  # macOS cannot report saved ids; the attempts below reveal them
         uids, gids = os.getresuid(), os.getresgid()
     left = _groups() - {run_as.gid}  # macOS counts the group itself
     if set(uids) != {run_as.uid} or set(gids) != {run_as.gid} or left:
-        _LOG.critical("became %s and still holds uids %s, gids %s, groups %s", run_as.user, uids, gids, left)
+        _LOG.critical("became %s but still has uids %s, gids %s, groups %s", run_as.user, uids, gids, left)
         raise SystemExit(1)
     attempts: tuple[tuple[str, Callable[[int], None]], ...] = (
         ("setuid", os.setuid),
@@ -180,15 +180,15 @@ def _prove(run_as: RunAs) -> None:
             attempt(0)
         except PermissionError:
             continue
-        _LOG.critical("%s(0) worked after becoming %s", name, run_as.user)
+        _LOG.critical("%s(0) still succeeds as user %s", name, run_as.user)
         raise SystemExit(1)
 
 
 def _groups() -> set[int]:
     """The supplementary groups that the kernel has for this process.  Raises `OSError`.
 
-    Not os.getgroups(): on macOS it asks the directory for the groups of the user, whatever setgroups(2) did
-    (getgroups$DARWIN_EXTSN, with which Python is built).  The function without the suffix asks the kernel.
+    Not os.getgroups(): on macOS it asks the directory service for the user's groups, whatever setgroups(2)
+    did (Python uses getgroups$DARWIN_EXTSN).  The function without the suffix asks the kernel.
     """
     count = _LIBC.getgroups(0, None)
     groups = (ctypes.c_uint32 * max(count, 1))()

@@ -1,10 +1,10 @@
-"""Seatbelt, the sandbox of macOS: what a worker can no longer do once it has its device.  Runs in workers.
+"""Seatbelt, the sandbox of macOS: confines a worker once it has its device.  Runs in workers.
 
 `sandbox_init(3)` with flags 0 takes a profile as text.  Apple calls it deprecated and documents no profile;
-browsers and Apple's own services use it.  The profile denies what a worker has no need for and allows the
-rest, as the list of system calls on Linux does (`seccomp.py`): a newer macOS that checks one more harmless
-operation keeps working.  An operation that this macOS does not know is left out, since one unknown name makes
-it refuse the whole profile.  So what counts is the proof: `attempts`.
+browsers and Apple's own services use it.  The profile denies what a worker does not need and allows the rest,
+like the list of system calls on Linux (`seccomp.py`): a newer macOS that checks another harmless operation
+keeps working.  The profile omits operations that this macOS does not know, since one unknown name makes it
+refuse the whole profile.  So only the proof counts: `attempts`.
 """
 
 import ctypes
@@ -38,22 +38,23 @@ DENIED: Final = (
     "user-preference*",
     "nvram*",
 )
-"""Operations that are denied.  tests/unit/test_seatbelt.py says where each name is from."""
+"""Denied operations.  tests/unit/test_seatbelt.py has the source of each name."""
 
 DENIED_BUT_FOR_SELF: Final = ("signal", "process-info*")
-"""Operations on processes; the own one stays allowed: abort(3)."""
+"""Operations on processes, allowed on the process itself: abort(3)."""
 
 USER_CLIENTS: Final = (
-    "AppleUSBHostDeviceUserClient",  # as ioreg(8) shows them, and the entitlements of Apple's services
+    "AppleUSBHostDeviceUserClient",  # names from ioreg(8) and the entitlements of Apple's services
     "AppleUSBHostInterfaceUserClient",
-    "IOUSBDeviceUserClientV2",  # IOUSBFamily, IOUSBUserClient.h; what com.apple.security.device.usb allows
+    "IOUSBDeviceUserClientV2",  # IOUSBFamily, IOUSBUserClient.h; allowed by com.apple.security.device.usb
     "IOUSBInterfaceUserClientV2",
     "IOUSBInterfaceUserClientV3",
 )
-"""What the worker still opens: its device after a re-enumeration, its interfaces after SET_CONFIGURATION."""
+"""Classes that the worker opens later: its device after a re-enumeration, its interfaces after
+SET_CONFIGURATION."""
 
 SERVICES: Final = ("IOUSBHostDevice", "IOUSBHostInterface", "IOUSBDevice", "IOUSBInterface")
-"""Where macOS asks for the service as well as for the user client."""
+"""For a macOS that checks the service as well as the user client."""
 
 
 def _classes(names: tuple[str, ...], filter_: str) -> str:
@@ -61,7 +62,7 @@ def _classes(names: tuple[str, ...], filter_: str) -> str:
 
 
 def _if_known(operation: str, rule: str) -> str:
-    """`defined?` is of the profile's language, a Scheme; browsers use it so."""
+    """`defined?` belongs to the language of profiles, a Scheme; browsers use it the same way."""
     return f"(if (defined? '{operation}) {rule})"
 
 
@@ -73,7 +74,7 @@ def _profile() -> str:
             "(version 1)",
             "(allow default)",
             *(_if_known(each, f"(deny {each})") for each in (*DENIED, *DENIED_BUT_FOR_SELF)),
-            # the last rule that fits decides
+            # the last matching rule decides
             *(_if_known(each, f"(allow {each} (target self))") for each in DENIED_BUT_FOR_SELF),
             _if_known("iokit-open", f"(allow iokit-open {clients})"),
             _if_known("iokit-open-user-client", f"(allow iokit-open-user-client {clients})"),
@@ -86,30 +87,30 @@ def _profile() -> str:
 PROFILE: Final = _profile()
 
 _ROOT_DOMAIN: Final = b"IOPMrootDomain"
-"""The driver of power management, to which every process may connect (IOPMLib.h)."""
+"""The driver of power management, to which every process can connect (IOPMLib.h)."""
 
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 if sys.platform == "darwin":
-    # Now, since after chroot there is nothing to load from: sandbox_init compiles the profile with the first.
+    # Loaded now: after chroot no library can be loaded.  sandbox_init compiles the profile with the first.
     with suppress(OSError):
         ctypes.CDLL("/usr/lib/libsandbox.1.dylib")
     ctypes.CDLL("/System/Library/Frameworks/IOKit.framework/IOKit", mode=ctypes.RTLD_GLOBAL)
 
 
 def restrict() -> None:
-    """Deny all that for good, in all threads.  Raises `OSError` if this macOS refuses the profile."""
+    """Apply the profile for good, to all threads.  Raises `OSError` if this macOS refuses it."""
     problem = ctypes.c_char_p()
     try:
         sandbox_init = _LIBC.sandbox_init
     except AttributeError:
-        raise OSError(errno.ENOSYS, "there is no sandbox_init") from None
+        raise OSError(errno.ENOSYS, "sandbox_init does not exist") from None
     if sandbox_init(PROFILE.encode(), ctypes.c_uint64(0), ctypes.byref(problem)) != 0:
         said = (problem.value or b"no reason given").decode(errors="replace")
         raise OSError(ctypes.get_errno(), f"sandbox_init: {said}")
 
 
 def attempts() -> Iterator[tuple[str, Callable[[], None]]]:
-    """What must fail from then on.  All of it leaves nothing behind where it does not."""
+    """Actions that must fail from then on.  One that succeeds leaves nothing behind."""
     yield "open a file", lambda: os.close(os.open("/", os.O_RDONLY))
     yield "write to a file", lambda: os.close(os.open("/dev/null", os.O_WRONLY))
     yield "signal the extension", functools.partial(os.kill, os.getppid(), 0)
@@ -121,7 +122,7 @@ def attempts() -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 def _reach_network() -> None:
-    """Find a route to this host; a datagram socket sends nothing for that."""
+    """Find a route to this host; a datagram socket sends no packet for it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
         way.connect(("127.0.0.1", 9))
 
@@ -143,7 +144,7 @@ def _execute() -> None:
 
 
 def _connect_to_driver() -> None:
-    """IOServiceOpen (IOKitLib.h) of a driver that is none of USB's."""
+    """IOServiceOpen (IOKitLib.h) of a driver outside USB."""
     try:
         matching, find, connect, close, release = (
             getattr(_LIBC, name)
@@ -157,9 +158,9 @@ def _connect_to_driver() -> None:
         )
         task = ctypes.c_uint.in_dll(_LIBC, "mach_task_self_")
     except (AttributeError, ValueError):
-        raise OSError(errno.ENOSYS, "there is no IOKit") from None
+        raise OSError(errno.ENOSYS, "IOKit is not loaded") from None
     matching.restype = ctypes.c_void_p
-    find.restype = ctypes.c_uint  # io_service_t; 0: none
+    find.restype = ctypes.c_uint  # io_service_t; 0 if not found
     service = ctypes.c_uint(find(0, ctypes.c_void_p(matching(_ROOT_DOMAIN))))
     connection = ctypes.c_uint()
     result = connect(service, task, 0, ctypes.byref(connection)) if service else -1

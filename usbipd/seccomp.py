@@ -1,9 +1,9 @@
-"""The system calls that a confined process gives up.  Runs in the server and the workers.
+"""The seccomp filter that denies system calls to a confined process.  Runs in the server and the workers.
 
-Linux only, on the two architectures whose numbers of system calls are here.  A short list of denials, not
-of permissions: a newer libc, libusb or Python that uses another harmless call keeps working.  It denies what
-the process has no need for, independent of its user and its namespaces: opening anything, touching another
-process, starting a program or a thread.  It applies to all threads, libusb's own included.
+Linux only, on the two architectures whose call numbers are listed here.  A short list of denials, not of
+permissions: a newer libc, libusb or Python that uses another harmless call keeps working.  It denies what the
+process does not need, independent of its user and its namespaces: opening files, affecting another process,
+starting a program or a thread.  It applies to all threads, including libusb's.
 
 The program is classic BPF (Documentation/networking/filter.rst in Linux); a denied call fails with EPERM.
 """
@@ -17,11 +17,11 @@ from collections.abc import Mapping
 from typing import Final
 
 _Numbers = Mapping[str, tuple[int, int | None]]
-"""The number of each call on x86_64 (arch/x86/entry/syscalls/syscall_64.tbl) and on aarch64, which has some
-under newer names only (include/uapi/asm-generic/unistd.h)."""
+"""The number of each call on x86_64 (arch/x86/entry/syscalls/syscall_64.tbl) and on aarch64, which has only
+the newer of two similar calls (include/uapi/asm-generic/unistd.h)."""
 
 _ARCHITECTURES: Final = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-"""By uname's machine: the column of the tables below, and AUDIT_ARCH_* of include/uapi/linux/audit.h."""
+"""By uname's machine: the column in the tables below, and AUDIT_ARCH_* of include/uapi/linux/audit.h."""
 
 _SOCKETS: Final[_Numbers] = {
     "socket": (41, 198),
@@ -30,7 +30,7 @@ _SOCKETS: Final[_Numbers] = {
     "bind": (49, 200),
     "listen": (50, 201),
 }
-"""All sockets are open by now, or arrive with a message."""
+"""All sockets are open already or arrive with a message."""
 
 _ACCEPT: Final[_Numbers] = {"accept": (43, 202), "accept4": (288, 242)}
 """For workers only."""
@@ -81,8 +81,8 @@ _PATHS: Final[_Numbers] = {
     "futimesat": (261, None),
     "utimensat": (280, 88),
 }
-"""To change files without opening them.  A daemon that an ordinary user runs could rename its log to a file
-that this user's shell reads; Landlock denies most of it, and not every kernel has that."""
+"""Changes of files without opening them.  A daemon of an ordinary user could rename its log to a file that
+this user's shell reads.  Landlock denies most of these, but not every kernel has it."""
 
 _SHARED: Final[_Numbers] = {
     "shmget": (29, 194),
@@ -97,7 +97,7 @@ _SHARED: Final[_Numbers] = {
     "msgrcv": (70, 188),
     "msgctl": (71, 187),
 }
-"""System V IPC (svipc(7)): memory of other programs that is no file and outlives them."""
+"""System V IPC (svipc(7)): memory of other programs that is not a file and outlives them."""
 
 _PROCESSES: Final[_Numbers] = {
     "kill": (62, 129),
@@ -123,9 +123,8 @@ _PROCESSES: Final[_Numbers] = {
     "migrate_pages": (256, 238),
     "move_pages": (279, 239),
 }
-"""To signal, to slow down or to look into another process, or to leave the group that the extension kills.
-Where its user is another one, the kernel refuses most of it anyway; a daemon that an ordinary user runs has
-one user only."""
+"""Signal, slow down or inspect another process, or leave the group that the extension kills.  The kernel
+refuses most of it across users anyway, but a daemon of an ordinary user has only one."""
 
 _PROGRAMS: Final[_Numbers] = {
     "fork": (57, None),
@@ -135,7 +134,7 @@ _PROGRAMS: Final[_Numbers] = {
     "execve": (59, 221),
     "execveat": (322, 281),
 }
-"""No threads either: those that libusb needs run by now."""
+"""No threads either: those that libusb needs already run."""
 
 _KERNEL: Final[_Numbers] = {
     "mount": (165, 40),
@@ -159,25 +158,25 @@ _KERNEL: Final[_Numbers] = {
     "add_key": (248, 217),
     "request_key": (249, 218),
 }
-"""Large parts of the kernel that the process has no use for, and in which most holes are found.  A user
-namespace (unshare) would open more of them; io_uring makes system calls that no filter sees."""
+"""Large parts of the kernel that the process does not use and that have most of the vulnerabilities.  A user
+namespace (unshare) would expose more of them; io_uring makes system calls that no filter sees."""
 
 _OF_ITSELF: Final = {"tgkill": (234, 131), "prlimit64": (302, 261)}
-"""Allowed where the first argument is the process's own pid, or 0: abort(3) and getrlimit(3)."""
+"""Allowed if the first argument is the process's own pid or 0: abort(3) and getrlimit(3)."""
 
 _COMMANDS: Final = {"ioctl": (16, 29), "fcntl": (72, 25)}
 _DENIED_COMMANDS: Final = (0x5410, 0x5412, 0x541C, 0x8901, 0x8902, 8, 15)
 """Denied as their second argument.  TIOCSPGRP, TIOCSTI and TIOCLINUX (include/uapi/asm-generic/ioctls.h,
-tiocl.h) read what is typed at the terminal that is the process's stderr, or type there; FIOSETOWN, SIOCSPGRP,
-F_SETOWN and F_SETOWN_EX (sockios.h, fcntl.h) have the kernel send a signal to another process."""
+tiocl.h) read or insert input of the terminal that is the process's stderr; FIOSETOWN, SIOCSPGRP, F_SETOWN and
+F_SETOWN_EX (sockios.h, fcntl.h) make the kernel send a signal to another process."""
 
 _FLAGS_FOURTH: Final = {"sendto": (44, 206), "sendmmsg": (307, 269)}
 _FLAGS_THIRD: Final = {"sendmsg": (46, 211)}
 _FASTOPEN: Final = 0x20000000
-"""MSG_FASTOPEN (include/linux/socket.h) connects a socket without connect(2); denied in the flags of these.
-A listener that was shut down can be connected so, and it is still in the host's network namespace."""
+"""MSG_FASTOPEN (include/linux/socket.h) connects a socket without connect(2); denied in the flags of these
+calls.  It could connect a listener after shutdown(2), which is still in the host's network namespace."""
 
-_X32: Final = 0x40000000  # __X32_SYSCALL_BIT, arch/x86/include/uapi/asm/unistd.h: the same calls once more
+_X32: Final = 0x40000000  # __X32_SYSCALL_BIT, arch/x86/include/uapi/asm/unistd.h: a second set of numbers
 
 _SECCOMP: Final = (317, 277)
 _SET_MODE_FILTER: Final = 1  # include/uapi/linux/seccomp.h, as the following
@@ -209,8 +208,8 @@ class _Program(ctypes.Structure):
 def deny(*, accepts: bool) -> bool:
     """Deny these system calls for good, in all threads; `accepts` keeps accept(2).
 
-    Returns whether this kernel and architecture have the filter.  Needs no_new_privs.  Raises `OSError` if
-    the kernel has filters and refuses this one.
+    Returns whether this kernel and architecture support the filter.  Needs no_new_privs.  Raises `OSError` if
+    the kernel supports filters but refuses this one.
     """
     here = _here()
     if here is None:
@@ -218,8 +217,8 @@ def deny(*, accepts: bool) -> bool:
     column, audit = here
     code = _program(column, audit, os.getpid(), accepts=accepts)
     filter_ = _Program(len(code) // _INSTRUCTION.size, code)
-    # SPEC_ALLOW: else kernels before 5.16 slow the process down, to protect secrets of others inside it.  It
-    # has none.  Linux 4.17 brought that flag.
+    # SPEC_ALLOW: otherwise kernels before 5.16 slow the process down to protect secrets that it might keep
+    # from its own code.  It has none.  The flag exists since Linux 4.17.
     result = -1
     for flags in (_FLAG_TSYNC | _FLAG_SPEC_ALLOW, _FLAG_TSYNC):
         numbers = (_SECCOMP[column], _SET_MODE_FILTER, flags)
@@ -229,7 +228,7 @@ def deny(*, accepts: bool) -> bool:
         if result > 0 or ctypes.get_errno() != errno.EINVAL:
             break
     if result > 0:
-        raise OSError(errno.EAGAIN, f"thread {result} takes no seccomp filter")
+        raise OSError(errno.EAGAIN, f"thread {result} refuses the seccomp filter")
     number = ctypes.get_errno()
     if number in (errno.ENOSYS, errno.EINVAL):  # built without filters, or emulated
         return False
@@ -241,11 +240,11 @@ def _here() -> tuple[int, int] | None:
 
 
 def _program(column: int, audit: int, pid: int, *, accepts: bool) -> bytes:
-    """The filter.  Another architecture's calls, which a process can make too (int 0x80), are all denied."""
+    """The filter.  It denies all calls of other architectures, which a process can also make (int 0x80)."""
     groups = [_SOCKETS, _FILES, _PATHS, _SHARED, _PROCESSES, _PROGRAMS, _KERNEL]
     groups += [] if accepts else [_ACCEPT]
     denied = [numbers[column] for group in groups for numbers in group.values()]
-    # (code, value, label to jump to if true, if false); None: the next one.  A string alone is a label.
+    # (code, value, label to jump to if true, if false); None is the next instruction.  A string is a label.
     lines: list[tuple[int, int, str | None, str | None] | str] = [
         (_LOAD, _ARCHITECTURE, None, None),
         (_EQUAL, audit, None, "deny"),

@@ -1,8 +1,8 @@
-"""How a person types our commands where this process was started.  Used by every command and the extension.
+"""Rewrites our commands in messages so that the user can copy them.  Used by every command and the extension.
 
-Messages and advice name commands as they are called when they are installed: `usbipd list`.  Where they are
-shown, each becomes what works there: with the path by which this program was started if the shell would not
-find it, and with the control socket that was named.
+Messages and advice name commands in their installed form: `usbipd list`.  On output each becomes one that
+works here: with the path by which this program was started if the shell would not find it, and with the
+control socket from the command line.
 """
 
 import re
@@ -19,20 +19,20 @@ _WITHOUT_SOCKET: Final = ("--socket", "--help", "--version", "--check-config")
 
 
 class Spelling:
-    """What is written for our commands, in a directory and with a search path."""
+    """The spelling of our commands for a directory and a search path."""
 
     def __init__(self, argv: Sequence[str]) -> None:
-        """`argv` is the command that this process was started with."""
+        """`argv` is the command that started this process."""
         self._programs = {name: _typed(name, argv[0]) for name in _PROGRAMS}
         self._socket = _socket_of(argv[1:])
 
     @classmethod
     def here(cls) -> Self:
-        """For this process, as long as it does not leave its directory."""
+        """For this process, until it changes its directory."""
         return cls(sys.argv)
 
     def spell(self, text: str) -> str:
-        """`text` with each of our commands between backquotes as it has to be typed."""
+        """`text` with each of our commands in backquotes as the user must type it."""
         return _COMMAND.sub(self._respell, text)
 
     def _respell(self, found: re.Match[str]) -> str:
@@ -43,7 +43,7 @@ class Spelling:
 
 
 def _typed(program: str, own: str) -> str:
-    """The command for `program`, which lies beside `own`, the first word of our own command line."""
+    """The command for `program`, which is beside `own`, the first word of our command line."""
     if Path(own).name not in _PROGRAMS or "/" not in own:
         return program
     try:

@@ -1,6 +1,6 @@
-"""Untrusted text, made safe to show, log and send.  Used by every process.
+"""Makes untrusted text safe to print, log and send.  Used by every process.
 
-It is cleaned once, where it enters: messages of a less trusted peer in `ipc/texts.py`; names of devices, file
+Text is cleaned once, on entry: messages of a less trusted peer in `ipc/texts.py`; names of devices, file
 systems and programs in `usb/`; replies of a remote USB/IP server in `protocol/op.py`; names from usb.ids in
 `cli/usb_ids.py`.  Code that prints it does not clean it again.  Only the log and `cli/output.py` do,
 since they may quote anything.
@@ -20,7 +20,7 @@ def readable(text: str | bytes, longest: int | None = None) -> str:
     if isinstance(text, bytes):
         text = text.decode("utf-8", errors="backslashreplace")
     if longest is not None:
-        text = text[: longest + 1]  # what is cut below costs nothing
+        text = text[: longest + 1]  # do not escape what is cut below
     if not text.isprintable():
         text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
     if longest is not None and len(text) > longest:

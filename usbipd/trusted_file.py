@@ -1,13 +1,13 @@
 """Opens files by paths that only root can change.  Used by root's extension, for its configuration and log.
 
-A path is a chain of directories and symbolic links, and a user who can change one of them decides which file
-root opens.  So it is walked name by name: each directory is opened and examined, the next name is looked up
-in that very directory, and a link is followed only where root made it.  Nothing can be replaced between the
-look and the use.
+A path is a chain of directories and symbolic links; a user who can change one of them decides which file root
+opens.  So the path is walked name by name: each directory is opened and checked, the next name is looked up
+in that open directory, and a link is followed only if root created it.  Nothing can be replaced between check
+and use.
 
-A user can change a directory that belongs to them or that they may write.  In a sticky one, such as /tmp,
-they can change only what is theirs; there, as everywhere, what comes next has to be root's.  A group whose
-members may become root anyway (`privileges.GROUPS_OF_ROOT`) is as good as root.
+A user can change a directory that they own or may write.  In a sticky one, such as /tmp, they can change only
+their own entries; there, as everywhere, the next entry must belong to root.  A group whose members can become
+root anyway (`privileges.GROUPS_OF_ROOT`) counts as root.
 """
 
 import errno
@@ -20,20 +20,20 @@ from typing import Final
 
 from usbipd.privileges import GROUPS_OF_ROOT, user_name
 
-_MOST_LINKS: Final = 40  # as Linux follows: include/linux/namei.h, MAXSYMLINKS
+_MOST_LINKS: Final = 40  # the limit of Linux: include/linux/namei.h, MAXSYMLINKS
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class UntrustedError(Exception):
-    """Another user can change which file a path names, or what is in it; the message says where, and who."""
+    """Another user can replace or change the file of a path; the message names the place and the user."""
 
 
 def open_trusted(path: Path, flags: int, mode: int = 0o600, *, every_directory: bool = True) -> int:
     """Like os.open, with O_CLOEXEC, for a path and a file that only root can change.
 
-    Without `every_directory`, root may have made the file's own directory below one that others may write, as
-    /var/log is on some systems: they could move it away, and put nothing of root's in its place.  For a user
-    other than root, any path is good.  Raises `OSError` and `UntrustedError`.
+    Without `every_directory`, the file's directory, created by root, may be below one that others can write,
+    such as /var/log on some systems: they could move it away, but not replace it with one of root's.  For a
+    user other than root, every path is accepted.  Raises `OSError` and `UntrustedError`.
     """
     if os.geteuid() != 0:
         return os.open(path, flags | os.O_CLOEXEC, mode)
@@ -66,25 +66,25 @@ def open_trusted(path: Path, flags: int, mode: int = 0o600, *, every_directory: 
 
 
 class _Walk:
-    """A directory on the way."""
+    """The current directory of a walk."""
 
     def __init__(self) -> None:
         self.path = Path("/")
         self.descriptor = os.open("/", _DIRECTORY)
 
     def begin(self) -> None:
-        """Go back to the root."""
+        """Return to the root."""
         self._go(os.open("/", _DIRECTORY), Path("/"))
 
     def enter(self, name: str) -> None:
         """Raises `OSError`."""
-        path = Path(os.path.normpath(self.path / name))  # no part of it is a link, so `..` is what it seems
+        path = Path(os.path.normpath(self.path / name))  # no part of it is a link, so `..` is the parent
         self._go(os.open(name, _DIRECTORY, dir_fd=self.descriptor), path)
 
     def target_of(self, name: str) -> Path | None:
-        """Where the link `name` leads; None: it is none, or does not exist.
+        """The target of the link `name`; None if it is not a link or does not exist.
 
-        Raises `OSError`, and `UntrustedError` if root has not made it.
+        Raises `OSError`, and `UntrustedError` if root did not create it.
         """
         try:
             found = os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
@@ -114,7 +114,7 @@ class _Walk:
 
 
 def _who_can_change(path: Path, found: os.stat_result) -> str | None:
-    """A user other than root that can change this directory or file, in words; None: there is none."""
+    """A clause on a user other than root who can change this directory or file; None if no user can."""
     if found.st_uid != 0:
         return f"{path} belongs to {user_name(found.st_uid)}"
     if stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX:

@@ -1,8 +1,8 @@
 """The range of user ids for workers: `worker_uids` of the configuration.
 
 Read by the extension and by `usbipd-ext --check-config`.  A worker's user id and the group id of the same
-number must belong to nothing else on the host, now or later.  That excludes the ranges that systemd and
-container tools allocate from (https://systemd.io/UIDS-GIDS).
+number must not belong to anything else on the host, now or later.  That excludes the ranges from which
+systemd and container tools allocate (https://systemd.io/UIDS-GIDS).
 """
 
 import grp
@@ -15,18 +15,18 @@ from typing import Final
 from usbipd.errors import UsageError
 
 DEFAULT_UIDS: Final = "65537-99999"
-"""Above the 16-bit ids, below those that useradd(8) gives to the containers of users."""
+"""Above the 16-bit ids, below those that useradd(8) assigns to containers of users."""
 
 _LAST: Final = (1 << 32) - 2
-"""The next one stands for none: setresuid(2)."""
+"""The next number means "no change": setresuid(2)."""
 
 _RESERVED: Final = (
     (range(1), "root"),
     (range(61184, 65520), "services of systemd (DynamicUser=)"),
-    (range(65534, 65536), "nobody, and for none among 16-bit ids"),
+    (range(65534, 65536), "the user nobody and the invalid 16-bit id"),
     (range(524288, 1879048192), "containers of systemd-nspawn"),
 )
-"""Ids that no range may include, and what they are for."""
+"""Ids that no range may include, and their use."""
 
 _SUBORDINATE: Final = (Path("/etc/subuid"), Path("/etc/subgid"))
 
@@ -34,32 +34,32 @@ _MAPS: Final = (Path("/proc/self/uid_map"), Path("/proc/self/gid_map"))
 """The ids that exist in our user namespace; in the first one, all (user_namespaces(7))."""
 
 _EXAMPLES: Final = (DEFAULT_UIDS, "60706-61183", *(f"{first}000-{first}999" for first in range(59, 0, -1)))
-"""Ranges to suggest, the best first.  Containers often have the ids below 65536 only; the second range is
-what systemd leaves unused there."""
+"""Ranges to suggest, the best first.  Containers often have only the ids below 65536; the second range is the
+part that systemd leaves unused there."""
 
 
 def parse_uids(text: str) -> range:
     """`FIRST-LAST`, both included.  Raises `UsageError`, also for a range that no host may use."""
     match = re.fullmatch("([0-9]{1,10})-([0-9]{1,10})", text, re.ASCII)
     if not match:
-        raise _wrong(text, "it is FIRST-LAST, two numbers")
+        raise _wrong(text, "write two numbers, FIRST-LAST")
     first, last = map(int, match.groups())
     if first > last:
-        raise _wrong(text, "the first one is greater than the last")
+        raise _wrong(text, "the first is greater than the last")
     if last > _LAST:
-        raise _wrong(text, f"the last possible one is {_LAST}")
+        raise _wrong(text, f"the greatest possible id is {_LAST}")
     uids = range(first, last + 1)
-    for reserved, whose in _RESERVED:
+    for reserved, use in _RESERVED:
         if common := _common(uids, reserved):
-            raise _wrong(text, f"{common} for {whose}")
+            raise _wrong(text, f"{common} reserved for {use}")
     return uids
 
 
 def check_unused(text: str) -> None:
-    """Raises `UsageError` if a user, a group or a container of this host has one of these ids, or one of them
-    does not exist in our user namespace.
+    """Raises `UsageError` if a user, a group or a container of this host has one of these ids, or if one does
+    not exist in our user namespace.
 
-    Limited to what the user databases list: directory services often list no users.
+    Finds only users that the user databases list: directory services often list none.
     """
     uids = parse_uids(text)
     known = [*_known_here(), *_unmapped()]
@@ -86,7 +86,7 @@ def _subordinate(file: Path) -> Iterator[tuple[range, str]]:
     """subuid(5): lines of OWNER:FIRST:COUNT."""
     try:
         lines = file.read_text(errors="replace").splitlines()
-    except OSError:  # there are none
+    except OSError:  # no such file
         return
     for line in lines:
         owner, *numbers = line.split(":")
@@ -122,7 +122,7 @@ def _common(uids: range, others: range) -> str:
 
 
 def _wrong(text: str, why: str, example: str | None = DEFAULT_UIDS) -> UsageError:
-    """`example` is a range that would be right; None: this host has none."""
+    """`example` is a range that would be right; None if this host has none."""
     right = (
         "map more user and group ids into this namespace"
         if example is None

@@ -1,9 +1,9 @@
-# Reads what `usbipd list --json` prints and prints a line for each busid that is wanted: busid, tab, name.
-# Runs in a shell that completes a command line; packaging/completions.py puts it into the completions.
+# Reads the output of `usbipd list --json` and prints a line for each wanted busid: busid, tab, name.
+# Runs in a shell that completes a command line; packaging/completions.py embeds it in the completions.
 #
 # wanted=present: of every device; wanted=attached: of those that a client uses; wanted=bound: of every binding
-# that names a port.  The document has a key a line, and in a string no line ends: that a line begins with a
-# key and its indentation is enough to know it, whatever devices call themselves.
+# that names a port.  The document has one key per line, and strings contain no newlines: the key and the
+# indentation at the start of a line identify it, whatever the names of devices contain.
 
 function text(line) {
     sub(/^ *"[a-z]+": "/, "", line)

@@ -1,6 +1,5 @@
 # shellcheck shell=bash
-# The busids that complete the word $2; $1 says which, see busids.awk.  Runs in bash, and is written for that of
-# macOS, 3.2, too.
+# The busids that complete the word $2; $1 selects them, see busids.awk.  Runs in bash, including macOS's 3.2.
 _usbipd_complete_busid() {
     local index value
     local -a socket
@@ -8,7 +7,7 @@ _usbipd_complete_busid() {
         if [[ ${COMP_WORDS[index]} == --socket ]]; then
             value=${COMP_WORDS[index + 1]}
             [[ $value == = ]] && value=${COMP_WORDS[index + 2]}
-            # It stands there as it was typed; xargs takes quotes and backslashes away, and expands nothing.
+            # The value is as typed; xargs removes quotes and backslashes, and expands nothing.
             socket=(--socket "$(printf '%s\n' "$value" | xargs printf '%s')")
         fi
     done

@@ -1,4 +1,4 @@
-# Offers busids, with what their devices are called; $argv[1] says which, see busids.awk.  Runs in fish.
+# Offers busids with the names of their devices; $argv[1] selects them, see busids.awk.  Runs in fish.
 function _usbipd_busids
     set -l tokens (commandline -opc)
     set -l socket (string match -r -- '^--socket=.+' $tokens)

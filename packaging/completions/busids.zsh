@@ -1,8 +1,8 @@
-# Offers busids, with what their devices are called; $1 says which, see busids.awk.  Runs in zsh.
+# Offers busids with the names of their devices; $1 selects them, see busids.awk.  Runs in zsh.
 _usbipd_busids() {
   local -a line_words socket busids
   local index
-  line_words=(${(z)LBUFFER})  # not $words: what stands before the command is not there any more
+  line_words=(${(z)LBUFFER})  # not $words: it lacks what precedes the command
   index=$line_words[(I)--socket]
   if (( index )); then
     socket=(--socket "${(Q)line_words[index + 1]}")

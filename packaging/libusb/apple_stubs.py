@@ -1,6 +1,6 @@
-"""What libusb uses of Apple's frameworks, as stubs for the linker where there is no SDK.  Runs in builds.
+"""Linker stubs for what libusb uses of Apple's frameworks, where there is no SDK.  Runs in builds.
 
-Any other name is an error of the linker.
+Any other name is a linker error.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ FRAMEWORKS: Final = {
         *("CFRunLoopSourceSignal", "CFRunLoopStop", "CFRunLoopWakeUp", "CFStringGetBytes"),
         *("CFStringGetLength", "CFUUIDGetUUIDBytes", "kCFAllocatorDefault", "kCFRunLoopCommonModes"),
         *("kCFRunLoopDefaultMode", "kCFTypeDictionaryKeyCallBacks", "kCFTypeDictionaryValueCallBacks"),
-        "__CFConstantStringClassReference",  # what a CFSTR() is an instance of
+        "__CFConstantStringClassReference",  # the class of a CFSTR()
     ),
     "IOKit": (
         *(
@@ -33,8 +33,8 @@ FRAMEWORKS: Final = {
 }
 
 SOFTWARE_MAC: Final = "@rpath/software-mac.dylib"
-"""A library that does not exist: what is linked with it was compiled with our headers instead of Apple's, and
-cannot be loaded by mistake."""
+"""A library that does not exist: code linked with it was compiled with our headers, not Apple's, and must not
+be loaded by mistake."""
 
 _TEXT: Final = """--- !tapi-tbd
 tbd-version:     4
@@ -53,7 +53,7 @@ def path(framework: str) -> str:
 
 
 def write(directory: Path) -> list[str]:
-    """Makes the stubs below `directory`.  Returns what the linker is told."""
+    """Writes the stubs below `directory`.  Returns the linker's options."""
     for name, symbols in FRAMEWORKS.items():
         _write(directory / f"{name}.framework/{name}.tbd", path(name), symbols)
     own = directory / "libsoftware-mac.tbd"

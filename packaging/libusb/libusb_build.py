@@ -1,7 +1,7 @@
 """Builds our libusb for macOS: one library, with the patches beside this file.  Run by `make` on a Mac.
 
-It is compiled with Apple's SDK, for the processor of that Mac, and put into build/libusb/macos as libusb's
-own `make install` would do it.  pkg-config must find it there when our modules are compiled:
+It is compiled with Apple's SDK, for the processor of that Mac, and installed in build/libusb/macos as
+libusb's own `make install` does.  pkg-config must find it there when our modules are compiled:
 
     python3 packaging/libusb/libusb_build.py
     export PKG_CONFIG_PATH="$PWD/build/libusb/macos/lib/pkgconfig"
@@ -27,7 +27,7 @@ NAME: Final = "libusb-1.0.0.dylib"
 LIBRARY: Final = PREFIX / "lib" / NAME
 INSTALL_NAME: Final = f"@rpath/{NAME}"
 COMPATIBILITY: Final = "7.0.0"
-"""As libtool makes it of lt_current in configure.ac: this one can take the place of other builds of the
+"""As libtool derives it from lt_current in configure.ac, so that this library can replace other builds of the
 release."""
 OLDEST_MACOS: Final = (12, 0)
 
@@ -53,7 +53,7 @@ Cflags: -I${{includedir}}/libusb-1.0
 
 
 class BuildError(Exception):
-    """The library is not what it should be; the message says in what."""
+    """The library is not as expected; the message says how it differs."""
 
 
 def compile_library(
@@ -76,9 +76,9 @@ def compile_library(
 
 
 def check(library: Path, processor: str, libraries: Sequence[str]) -> None:
-    """Whether a library is what macOS and our modules expect: raises `BuildError` if not.
+    """Raises `BuildError` unless a library is what macOS and our modules expect.
 
-    `libraries`: what it may be linked with beside the C library.
+    `libraries`: what it may be linked with besides the C library.
     """
     found = mach_o.read(library)
     wrong = []
@@ -114,7 +114,7 @@ def install(source: Path, library: Path) -> None:
 
 def main() -> int:
     if sys.platform != "darwin":
-        sys.exit("it needs Apple's SDK, on a Mac; elsewhere `make darwin-check` compiles it for a check")
+        sys.exit("this build needs Apple's SDK, on a Mac; elsewhere `make darwin-check` test-compiles libusb")
     processor = {"arm64": "aarch64"}.get(platform.machine(), platform.machine())
     version = ".".join(map(str, OLDEST_MACOS))
     frameworks = [word for name in apple_stubs.FRAMEWORKS for word in ("-framework", name)]

@@ -1,6 +1,6 @@
-"""libusb's source, checked and with our patches.  Runs in builds of libusb: for macOS, and for tests.
+"""Gets libusb's source, verified and with our patches.  Runs in builds of libusb: for macOS, and for tests.
 
-It is upstream's own archive of a release; tests take Debian's on a Debian.  LIBUSB_SOURCE names a
+The source is upstream's archive of a release; on Debian, tests take Debian's.  LIBUSB_SOURCE names a
 directory, or another archive that is known here.
 """
 
@@ -17,12 +17,12 @@ from typing import Final
 
 VERSION: Final = "1.0.30"
 MARKER: Final = "-usbipd2"
-"""What the patched library says of itself: `libusb_get_version()->rc`; 0008-version.patch."""
+"""`libusb_get_version()->rc` of the patched library; 0008-version.patch."""
 
 URL: Final = f"https://github.com/libusb/libusb/releases/download/v{VERSION}/libusb-{VERSION}.tar.bz2"
 KNOWN: Final = {
     "fea36f34f9156400209595e300840767ab1a385ede1dc7ee893015aea9c6dbaf": VERSION,
-    # Debian's source package libusb-1.0, the .orig.tar.bz2 of trixie: only for tests
+    # The .orig.tar.bz2 of Debian's source package libusb-1.0 in trixie: only for tests
     "966bb0d231f94a474eaae2e67da5ec844d3527a1f386456394ff432580634b29": "1.0.28",
 }
 """The versions of archives by their SHA-256."""
@@ -37,16 +37,16 @@ TIMEOUT: Final = 60.0
 
 
 class SourceError(Exception):
-    """There is no source, or it is not what it should be; the message says which."""
+    """The source is missing or wrong; the message says which."""
 
 
 def patches() -> list[Path]:
-    """Ours, in their order."""
+    """Our patches, in order."""
     return sorted(HERE.glob("*.patch"))
 
 
 def unpack(target: Path, *, patched: bool, source: Path | None = None) -> Path:
-    """Puts a tree of libusb's source at `target`, which is replaced, and returns it.
+    """Unpacks libusb's source to `target`, which is replaced, and returns the tree.
 
     `source` is a directory or an archive; None: LIBUSB_SOURCE, or else upstream's archive, which is fetched
     once and kept.  Raises `SourceError`, `OSError`.
@@ -103,7 +103,7 @@ def for_tests() -> Path:
 
 
 def _mirror() -> str | None:
-    """Where apt gets packages of Debian from; None: there is no apt, or it gets none."""
+    """apt's mirror for packages of Debian; None: apt is not installed or has none."""
     if shutil.which("apt-get") is None:
         return None
     found = _apt("indextargets", "--format", "$(REPO_URI)", "Identifier: Packages", "Label: Debian").split()
@@ -124,7 +124,7 @@ def debian(mirror: str) -> Path:
     own = (
         *("-o", f"Dir::Etc::sourcelist={directory}/sources.list", "-o", "Dir::Etc::sourceparts=-"),
         *("-o", f"Dir::State::lists={directory}/lists", "-o", f"Dir::Cache={directory}/cache"),
-        *("-o", f"APT::Sandbox::User={getpass.getuser()}"),  # as root: not _apt, who may not read a home
+        *("-o", f"APT::Sandbox::User={getpass.getuser()}"),  # as root: not _apt, which may not read a home
     )
     _apt(*own, "--quiet=2", "update")
     _apt(*own, "--quiet=2", "source", "--tar-only", "--download-only", "libusb-1.0", directory=directory)
@@ -144,15 +144,15 @@ def _apt(*words: str, directory: Path | None = None) -> str:
 
 
 def check(archive: Path) -> str:
-    """The version of an archive.  Raises `SourceError` if it is none that is known here, `OSError`."""
+    """The version of an archive.  Raises `SourceError` if it is unknown, `OSError`."""
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     if (version := KNOWN.get(digest)) is None:
-        raise SourceError(f"{archive} is no known release of libusb: its SHA-256 is {digest}")
+        raise SourceError(f"{archive} is not a known release of libusb: its SHA-256 is {digest}")
     return version
 
 
 def _extract(archive: Path, target: Path) -> None:
-    """All that is below the archive's only directory."""
+    """Extracts everything below the archive's only directory."""
     unpacked = target.with_name(f"{target.name}.unpacked")
     shutil.rmtree(unpacked, ignore_errors=True)
     with tarfile.open(archive) as file:
@@ -167,7 +167,7 @@ def _extract(archive: Path, target: Path) -> None:
 
 
 def apply(patch: Path, tree: Path) -> None:
-    """Changes `tree`.  Raises `SourceError` unless each line of the patch is found; lines may have moved."""
+    """Patches `tree`.  Raises `SourceError` unless each line of the patch is found; lines may have moved."""
     command = ["patch", "-d", str(tree), "-p1", "-F0", "-s", "-t", "-i", str(patch)]
     done = subprocess.run(  # noqa: S603 - patch(1), on our own files
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

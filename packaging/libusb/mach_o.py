@@ -1,6 +1,6 @@
-"""Reads what the dynamic linker of macOS will read of a library.  Runs in builds for macOS, on any system.
+"""Reads the parts of a library that macOS's dynamic linker reads.  Runs in builds for macOS, on any system.
 
-One Mach-O file for one 64-bit processor; the numbers are those of <mach-o/loader.h> and <mach-o/nlist.h>.
+One Mach-O file for one 64-bit processor; the numbers are from <mach-o/loader.h> and <mach-o/nlist.h>.
 """
 
 import struct
@@ -15,7 +15,7 @@ CPU_TYPES: Final = {0x0100000C: "aarch64", 0x01000007: "x86_64"}
 
 
 class Command(IntEnum):
-    """Kinds of load commands that are read here."""
+    """The load commands that are read here."""
 
     SYMTAB = 0x2
     LOAD_DYLIB = 0xC
@@ -33,16 +33,16 @@ _N_EXT: Final = 0x01
 
 @dataclass(slots=True)
 class Library:
-    """What one file says."""
+    """The contents of one file."""
 
     processor: str
     install_name: str | None = None
     minimum: tuple[int, int] | None = None
     """The oldest macOS, as (12, 0)."""
     libraries: list[str] = field(default_factory=list)
-    """What it is linked with."""
+    """The libraries it is linked with."""
     paths: list[str] = field(default_factory=list)
-    """Where @rpath looks."""
+    """The directories of @rpath."""
     exported: set[str] = field(default_factory=set)
     """Names without their leading underscore."""
     undefined: set[str] = field(default_factory=set)
@@ -50,7 +50,7 @@ class Library:
 
 
 def read(file: Path) -> Library:
-    """Raises `ValueError` if it is no Mach-O file for a processor that is known here, `OSError`."""
+    """Raises `ValueError` if `file` is not a Mach-O file for a known processor, `OSError`."""
     data = file.read_bytes()
     if len(data) < 32 or struct.unpack_from("<I", data)[0] != MAGIC:
         raise ValueError(f"{file} is not Mach-O: it begins with {data[:8].hex(' ')}")

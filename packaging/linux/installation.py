@@ -1,10 +1,10 @@
-"""Puts usbipd into a Linux system, and takes it out again: `installation.py install|uninstall`, see --help.
+"""Installs usbipd into a Linux system, and removes it: `installation.py install|uninstall`, see --help.
 
-Run by `make install` and `make uninstall`.  A manifest remembers what was put there: an uninstall removes
-that, an upgrade what the new version no longer has, and neither touches files of others.  A DESTDIR
-stands for the root of the system that is installed into, as when a package is built.
+Run by `make install` and `make uninstall`.  A manifest lists what was installed: an uninstall removes that,
+an upgrade removes what the new version no longer has, and neither touches other files.  DESTDIR stands for
+the root of the target system, for package builds.
 
-The configuration is the user's: a default is installed if there is none, or an unedited one.
+The configuration belongs to the user: a default is installed only if none exists or it is unedited.
 """
 
 import argparse
@@ -30,8 +30,8 @@ KNOWN_TO_SYSTEMD: Final = ("/usr", "/usr/local")
 STANDARD: Final = frozenset(
     {"/etc", "/opt", "/usr"} | {f"{prefix}{below}" for prefix in KNOWN_TO_SYSTEMD for below in _BELOW}
 )
-"""Directories that a system has, with something in them or without: they stay even if a tree that was made
-elsewhere (DESTDIR) brought them."""
+"""Directories of every system: they stay, even if empty or created by a tree that was built elsewhere
+(DESTDIR)."""
 RUNNING: Final = "/sys/fs/cgroup/system.slice/usbipd.service"
 ENABLED: Final = "/etc/systemd/system/multi-user.target.wants/usbipd.service"
 
@@ -40,7 +40,7 @@ _PREFIX: Final = re.compile(r"(/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)+")
 
 
 class InstallError(Exception):
-    """The message says what is wrong, and what to do."""
+    """The message says what is wrong and how to fix it."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class File:
 @dataclass(frozen=True)
 class Link:
     target: str
-    """The place where it leads, as `System` counts them."""
+    """The target, a place of `System`."""
 
 
 class System:
-    """What is installed into: places are absolute paths of it, `root` is where it lies here."""
+    """The target system: places are absolute paths in it, `root` is its root directory on this host."""
 
     def __init__(self, root: Path, prefix: str) -> None:
         """Raises `InstallError`."""
@@ -68,18 +68,18 @@ class System:
         self._root = root
 
     def at(self, place: str) -> Path:
-        """Where the place lies here."""
+        """The path of a place on this host."""
         return self._root / place[1:]
 
     def put(self, place: str, item: File | Link) -> None:
-        """At once and whole, also over an executable that runs; the modes do not depend on the umask."""
+        """Writes a file atomically, even over a running executable; modes do not depend on the umask."""
         path = self.at(place)
         new = path.with_name(f"{path.name}.new")
         new.unlink(missing_ok=True)
         if isinstance(item, Link):
             new.symlink_to(os.path.relpath(item.target, Path(place).parent))
         else:
-            with new.open("xb") as file:  # nor through a link put there meanwhile
+            with new.open("xb") as file:  # nor through a link created meanwhile
                 os.fchmod(file.fileno(), item.mode)
                 file.write(item.content)
         new.replace(path)
@@ -94,14 +94,14 @@ class System:
                 path.chmod(0o755)
 
     def is_same(self, one: str, other: str) -> bool:
-        """Whether both are files of the same content."""
+        """Whether both are files with the same content."""
         try:
             return self.at(one).read_bytes() == self.at(other).read_bytes()
         except FileNotFoundError:
             return False
 
     def read_manifest(self) -> tuple[set[str], set[str]]:
-        """Files and links, and directories, of what is installed.  Raises `InstallError`, `OSError`."""
+        """The installed files and links, and directories.  Raises `InstallError`, `OSError`."""
         try:
             lines = self.at(self.manifest).read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
@@ -110,7 +110,9 @@ class System:
             raise InstallError(f"{self.at(self.manifest)}, byte {error.start}: not UTF-8 text") from error
         for number, line in enumerate(lines, 1):
             if not line.startswith("/") or ".." in line.split("/") or "\0" in line:
-                raise InstallError(f"{self.at(self.manifest)}, line {number}: {line!r} is no absolute path")
+                raise InstallError(
+                    f"{self.at(self.manifest)}, line {number}: {line!r} is not an absolute path"
+                )
         files = {line for line in lines if not line.endswith("/")}
         directories = {line.rstrip("/") for line in lines if line.endswith("/")}
         expected = {directory for place in (*files, CONFIG) for directory in _above(place)}
@@ -128,13 +130,13 @@ class System:
         return files, directories
 
     def write_manifest(self, files: Iterable[str], directories: Iterable[str]) -> None:
-        """Remember what is installed."""
+        """Writes the list of what is installed."""
         lines = sorted([*files, *(f"{directory}/" for directory in directories)])
         self.put(self.manifest, File("".join(f"{line}\n" for line in lines).encode()))
 
 
 def _above(place: str) -> set[str]:
-    """The directories that a place is in, but the root."""
+    """The directories above a place, except the root."""
     return {str(directory) for directory in Path(place).parents[:-1]}
 
 
@@ -143,16 +145,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Installs usbipd into a Linux system, or removes it.")
     parser.add_argument("action", choices=("install", "uninstall"))
     parser.add_argument("--destdir", default="", help="directory that stands for the root of the system")
-    parser.add_argument("--prefix", default="/usr/local", help="where to, for all but the configuration")
-    parser.add_argument("--dist", type=Path, default=Path("dist"), help="what `make binary` made")
-    parser.add_argument("--man", type=Path, default=Path("build/man"), help="what `make man` made")
     parser.add_argument(
-        "--completions", type=Path, default=Path("build/completions"), help="what `make completions` made"
+        "--prefix", default="/usr/local", help="where to install everything except the configuration"
+    )
+    parser.add_argument("--dist", type=Path, default=Path("dist"), help="output of `make binary`")
+    parser.add_argument("--man", type=Path, default=Path("build/man"), help="output of `make man`")
+    parser.add_argument(
+        "--completions", type=Path, default=Path("build/completions"), help="output of `make completions`"
     )
     arguments = parser.parse_args(argv)
     try:
         if sys.platform == "darwin" and not arguments.destdir:
-            raise InstallError("a Mac is installed from a package: make pkg")
+            raise InstallError("macOS is installed from a package: make pkg")
         system = System(Path(arguments.destdir or "/"), arguments.prefix)
         if arguments.action == "install":
             is_upgrade = system.at(system.manifest).exists()
@@ -174,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def contents(system: System, dist: Path, man: Path, completions: Path) -> Mapping[str, File | Link]:
-    """All that is installed but the configuration, by its place.  Raises `InstallError`, `MissingError`."""
+    """Everything to install except the configuration, by place.  Raises `InstallError`, `MissingError`."""
     prefix = system.prefix
     share, documents = f"{prefix}/share", f"{prefix}/share/doc/usbipd"
     bash, fish = f"{share}/bash-completion/completions", f"{share}/fish/vendor_completions.d"
@@ -203,7 +207,7 @@ def contents(system: System, dist: Path, man: Path, completions: Path) -> Mappin
         f"{prefix}/bin/usbipd": File(_read(dist / "usbipd"), 0o755),
         f"{prefix}/sbin/usbipd-ext": Link(f"{prefix}/bin/usbipd"),  # the name decides what it is
         f"{prefix}/lib/systemd/system/usbipd.service": File(unit.encode()),
-        # bash and fish look for a file of the command's name; each file is for both commands
+        # bash and fish look for a file named after the command; each file serves both commands
         f"{bash}/usbipd-ext": Link(f"{bash}/usbipd"),
         f"{fish}/usbipd-ext.fish": Link(f"{fish}/usbipd.fish"),
     }
@@ -219,13 +223,13 @@ def _read(source: Path) -> bytes:
 
 
 def install(system: System, items: Mapping[str, File | Link]) -> list[str]:
-    """What there is to say of the configuration.  Raises `InstallError`, `OSError`."""
+    """Returns messages about the configuration.  Raises `InstallError`, `OSError`."""
     older, owned = system.read_manifest()
     files = {*items, system.manifest}
     for place in sorted(files - older):
         if os.path.lexists(system.at(place)):
             raise InstallError(
-                f"{system.at(place)} exists, and was not installed by `make install`: "
+                f"{system.at(place)} exists and was not installed by `make install`: "
                 "remove it, or choose another PREFIX"
             )
     config, default = system.at(CONFIG), items[system.default_config]
@@ -237,13 +241,13 @@ def install(system: System, items: Mapping[str, File | Link]) -> list[str]:
         files.add(CONFIG)
     needed = {directory for place in (*files, CONFIG) for directory in _above(place)}
     owned |= {place for place in needed if not system.at(place).is_dir()}
-    # first: what an interruption leaves half done, an uninstall can still remove
+    # first, so that an uninstall can remove the rest of an interrupted install
     system.make_directories(_above(system.manifest))
     system.write_manifest(older | files, owned)
     system.make_directories(needed)
     if is_unedited:
-        # An old one beside the new default would pass for edited, if this were cut off between the two; none
-        # says the same as a default one.
+        # After an interruption between the two, an old one beside the new default would pass for edited; a
+        # missing one equals the default.
         config.unlink(missing_ok=True)
     system.put(system.default_config, default)
     if is_unedited:
@@ -256,11 +260,11 @@ def install(system: System, items: Mapping[str, File | Link]) -> list[str]:
     system.write_manifest(files, owned & needed)
     if system.is_same(CONFIG, system.default_config):
         return []
-    return [f"{config} stays as it is; the default is {system.at(system.default_config)}."]
+    return [f"{config} is kept; the default is {system.at(system.default_config)}."]
 
 
 def how_to_start(system: System, is_upgrade: bool) -> list[str]:
-    """The commands that are the administrator's to give."""
+    """The commands that the administrator runs."""
     unit = f"{system.prefix}/lib/systemd/system/usbipd.service"
     name = "usbipd" if system.prefix in KNOWN_TO_SYSTEMD else unit
     commands = [
@@ -275,23 +279,23 @@ def how_to_start(system: System, is_upgrade: bool) -> list[str]:
 
 
 def check_stopped(system: System) -> None:
-    """Raises `InstallError` if systemd would lose the unit of a service that runs or is to start."""
+    """Raises `InstallError` if systemd would lose the unit of an active or enabled service."""
     if any(os.path.lexists(system.at(place)) for place in (RUNNING, ENABLED)):
         raise InstallError("first run: systemctl disable --now usbipd")
 
 
 def uninstall(system: System, keep: Collection[str]) -> list[str]:
-    """What stays, and why; the directories `keep` stay unsaid.  Raises `InstallError`, `OSError`."""
+    """What is kept, and why, without the directories `keep`.  Raises `InstallError`, `OSError`."""
     files, directories = system.read_manifest()
     if not files:
-        raise InstallError(f"no usbipd is installed below {system.prefix}: no {system.at(system.manifest)}")
-    said = [f"usbipd is removed from below {system.prefix}."]
+        raise InstallError(f"usbipd is not installed below {system.prefix}: no {system.at(system.manifest)}")
+    said = [f"usbipd has been removed from {system.prefix}."]
     if CONFIG in files and not system.is_same(CONFIG, system.default_config):
         files.remove(CONFIG)
     if os.path.lexists(system.at(CONFIG)) and CONFIG not in files:
-        said.append(f"{system.at(CONFIG)} stays.")
+        said.append(f"{system.at(CONFIG)} is kept.")
     if system.at(STATE).is_dir():
-        said.append(f"{system.at(STATE)} stays: bindings and history are in it.")
+        said.append(f"{system.at(STATE)} is kept: it contains bindings and history.")
     for place in sorted(files - {system.manifest}):
         system.at(place).unlink(missing_ok=True)
     system.at(system.manifest).unlink()
@@ -300,7 +304,7 @@ def uninstall(system: System, keep: Collection[str]) -> list[str]:
 
 
 def _remove_empty(system: System, directories: Iterable[str]) -> None:
-    """Below before above; one that holds anything else stays."""
+    """Children first; a directory with other contents is kept."""
     for place in sorted(directories, reverse=True):
         path = system.at(place)
         if path.is_dir() and not any(path.iterdir()):

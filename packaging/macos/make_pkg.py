@@ -1,9 +1,9 @@
-"""Makes the installer package from the stage tree: `make_pkg.py STAGE VERSION OUTPUT`.  Used by `make pkg`.
+"""Builds the installer package from the stage tree: `make_pkg.py STAGE VERSION OUTPUT`.  Used by `make pkg`.
 
-On a Mac Apple's tools make it, and productsign signs it if PKG_SIGN_IDENTITY names an identity ("Developer ID
-Installer: ...").  Elsewhere flatpkg/ makes it, unsigned and byte for byte the same each time.
+On a Mac Apple's tools build it, and productsign signs it if PKG_SIGN_IDENTITY names an identity
+("Developer ID Installer: ...").  Elsewhere flatpkg/ builds it, unsigned and reproducible.
 
-SOURCE_DATE_EPOCH: the time of all that is inside, seconds since 1970; without it, a fixed one.
+SOURCE_DATE_EPOCH: the time of all files inside, seconds since 1970; default: a fixed one.
 """
 
 import argparse
@@ -25,17 +25,15 @@ EXECUTABLE: Final = "./Library/usbipd/usbipd"
 FIXED_TIME: Final = 1_577_836_800
 """2020-01-01, in UTC."""
 BY_APPLE: Final = sys.platform == "darwin"
-"""Whether Apple's tools make the package."""
+"""Whether Apple's tools build the package."""
 LATEST: Final = 0xFFFF_FFFF
-"""What the 32-bit times in a Bom can say."""
+"""The limit of the 32-bit times in a Bom."""
 
 
 def main() -> int:
     """The exit code."""
-    parser = argparse.ArgumentParser(description="Makes the installer package from the stage tree.")
-    parser.add_argument(
-        "stage", type=Path, help="directory that holds root/ and scripts/, see packaging/stage.py"
-    )
+    parser = argparse.ArgumentParser(description="Builds the installer package from the stage tree.")
+    parser.add_argument("stage", type=Path, help="directory with root/ and scripts/, see packaging/stage.py")
     parser.add_argument("version", help="version of the package")
     parser.add_argument("output", type=Path, help="the package")
     arguments = parser.parse_args()
@@ -51,22 +49,24 @@ def main() -> int:
 
 
 def make(stage: Path, version: str, output: Path) -> None:
-    """Raises `UnfitError`, `OSError`, `subprocess.CalledProcessError`; `output` is whole or as it was."""
+    """Raises `UnfitError`, `OSError`, `subprocess.CalledProcessError`; `output` is complete or unchanged."""
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)*", version):
-        raise UnfitError(f"version {version!r}: the Installer compares numbers with dots between them")
+        raise UnfitError(
+            f"version {version!r}: must be numbers separated by dots, which the Installer can compare"
+        )
     payload, scripts = read_tree(stage / "root"), read_tree(stage / "scripts")
     binary = next((entry for entry in payload if entry.path == EXECUTABLE), None)
     if binary is None:
-        raise UnfitError(f"{stage / 'root'}: {EXECUTABLE} is not there")
+        raise UnfitError(f"{stage / 'root'}: {EXECUTABLE} does not exist")
     try:
         processors = macho.architectures(binary.content)
     except UnfitError as error:
         raise UnfitError(f"{EXECUTABLE}: {error}") from error
     if not processors:
         if BY_APPLE:
-            raise UnfitError(f"{EXECUTABLE} is no Mach-O executable")
+            raise UnfitError(f"{EXECUTABLE} is not a Mach-O executable")
         print(
-            "make_pkg: the executable is not one of macOS: this package is for reading and tests",
+            "make_pkg: the executable is not for macOS: use this package for reading and tests only",
             file=sys.stderr,
         )
         processors = ["arm64", "x86_64"]
@@ -83,7 +83,7 @@ def make(stage: Path, version: str, output: Path) -> None:
 
 
 def time() -> int:
-    """Of all that is in the package.  Raises `UnfitError`."""
+    """The time of all files in the package.  Raises `UnfitError`."""
     text = os.environ.get("SOURCE_DATE_EPOCH", str(FIXED_TIME))
     if not re.fullmatch("[0-9]{1,10}", text) or int(text) > LATEST:
         raise UnfitError(f"SOURCE_DATE_EPOCH={text}: not a number of seconds from 0 to {LATEST}")
@@ -91,7 +91,7 @@ def time() -> int:
 
 
 def distribution(version: str, processors: list[str], component: str) -> str:
-    """The file Distribution; `component` is how it names the component."""
+    """The file Distribution; `component` is the component's name in it."""
     text = (HERE / "Distribution").read_text(encoding="utf-8")
     values = {
         "VERSION": version,
@@ -105,7 +105,7 @@ def distribution(version: str, processors: list[str], component: str) -> str:
 
 
 def by_apple(stage: Path, version: str, processors: list[str], output: Path) -> None:
-    """Let Apple's tools make it.  Raises `OSError`, `subprocess.CalledProcessError`."""
+    """Builds it with Apple's tools.  Raises `OSError`, `subprocess.CalledProcessError`."""
     with tempfile.TemporaryDirectory() as scratch:
         info, outline = Path(scratch, "PackageInfo"), Path(scratch, "Distribution")
         ElementTree.ElementTree(product.package_info(IDENTIFIER, version)).write(info, encoding="utf-8")
@@ -125,7 +125,7 @@ def by_apple(stage: Path, version: str, processors: list[str], output: Path) -> 
 
 
 def _run(*command: str | Path) -> None:
-    # COPYFILE_DISABLE: extended attributes of the builder's files stay out of the package
+    # COPYFILE_DISABLE: keep extended attributes of the builder's files out of the package
     environment = os.environ | {"COPYFILE_DISABLE": "1"}
     subprocess.run([str(part) for part in command], check=True, env=environment)  # noqa: S603
 

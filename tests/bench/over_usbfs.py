@@ -125,7 +125,7 @@ def worker(work: Path, wrapper: Sequence[str] = ()) -> Iterator[Side]:
         channel = BlockingChannel(ours, "extension", CHILDREN)
         with contextlib.closing(channel), socket.create_server(("127.0.0.1", 0)) as listener:
             listener.settimeout(TIMEOUT)
-            device = claim(channel)
+            device = claim(channel, work / "host")
             server = Server(listener.getsockname()[1], BUSID, process.pid)
             yield Side(server, lambda: attached(listener, channel, device))
             channel.request(Command.RELEASE, Nothing(), Nothing, timeout=TIMEOUT)
@@ -135,11 +135,11 @@ def worker(work: Path, wrapper: Sequence[str] = ()) -> Iterator[Side]:
         process.wait(TIMEOUT)
 
 
-def claim(channel: BlockingChannel) -> UsbDevice:
-    """Has the worker take the device."""
+def claim(channel: BlockingChannel, host: Path) -> UsbDevice:
+    """Has the worker take the device of the host that is filled in there."""
     parameters = ClaimParameters(
         busid=BUSID,
-        path=f"/sys/devices/bench/{BUSID}",
+        path=str(host.absolute() / "sys/bus/usb/devices" / BUSID),
         busnum=BUSNUM,
         devnum=DEVNUM,
         simulated=None,

@@ -41,7 +41,7 @@ def main() -> None:
     channel, _extension = socket.socketpair()
     pump = _pump.Pump(
         _pump.SimulatedTransfers(model),
-        endpoints=[endpoint for each in configurations for endpoint in each.endpoints],
+        configurations=configurations,
         configuration=1,
         devid=DEVICE.devid,
         channel=channel.fileno(),

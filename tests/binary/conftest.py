@@ -1,8 +1,8 @@
-"""These tests are about a file, which has to be named."""
+"""Requires USBIPD_PROGRAM, which names the executable under test."""
 
 import pytest
 
 from tests.programs import EXECUTABLE
 
 if EXECUTABLE is None:
-    raise pytest.UsageError("USBIPD_PROGRAM names no executable: run `make test-binary`")
+    raise pytest.UsageError("USBIPD_PROGRAM must name the executable: run `make test-binary`")

@@ -1,4 +1,4 @@
-"""What only the executable has: unpacked files, a launcher, a libusb.  Run by `make test-binary`."""
+"""Features of the executable only: unpacked files, a launcher, a libusb.  Run by `make test-binary`."""
 
 import fcntl
 import hashlib
@@ -26,16 +26,16 @@ from usbipd.frozen import MARK
 UNPACKED_IN = Path("/var/tmp")
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
 def unpacked() -> set[Path]:
-    """The directories of unpacked files that are there."""
+    """The existing directories of unpacked files."""
     return {path.parent for path in UNPACKED_IN.glob(f"_MEI*/{MARK}")}
 
 
 def home(launcher: int) -> Path:
-    """Where this launcher has unpacked."""
+    """The directory of this launcher's unpacked files."""
     [path] = [path for path in unpacked() if path.name.startswith(f"_MEI{launcher:08x}")]
     return path
 
@@ -47,7 +47,7 @@ def mapped(pid: int) -> set[Path]:
 
 
 def run(*command: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    """A command that ends by itself."""
+    """Runs a command to its end."""
     return subprocess.run(
         command, env=os.environ | variables, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
@@ -56,26 +56,26 @@ def run(*command: str, **variables: str) -> "subprocess.CompletedProcess[str]":
 def is_serving(daemon: Daemon) -> bool:
     try:
         return len(Client(daemon.host, daemon.port).devlist()) == daemon.devices
-    except (OSError, ClosedError):  # nobody listens, or nobody accepts any more
+    except (OSError, ClosedError):  # no process listens or accepts
         return False
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    """Files that a test finds are those of others; what comes with it goes with it."""
+    """Each test must remove the files that it creates; existing files belong to others."""
     before = unpacked()
     yield
     until(lambda: unpacked() <= before)
 
 
-def test_files_are_the_users_own_and_go_with_the_process(tmp_path: Path) -> None:
+def test_files_are_private_and_removed_with_the_process(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path)
     try:
         directory = home(daemon.process.pid)
         status = directory.stat()
         assert stat.S_IMODE(status.st_mode) == 0o700
         assert status.st_uid == os.geteuid()
-        with pytest.raises(BlockingIOError):  # systemd-tmpfiles takes this for: do not clean here
+        with pytest.raises(BlockingIOError):  # tells systemd-tmpfiles not to clean here
             lock(directory)
         daemon.stop()
         assert not directory.exists()
@@ -84,7 +84,7 @@ def test_files_are_the_users_own_and_go_with_the_process(tmp_path: Path) -> None
 
 
 @on_linux
-def test_all_processes_use_the_same_files_and_the_libusb_among_them(tmp_path: Path) -> None:
+def test_all_processes_use_the_same_files_and_libusb(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path)
     try:
         directory = home(daemon.process.pid)
@@ -111,7 +111,7 @@ def test_another_libusb_is_refused() -> None:
     assert "hint: unset LD_PRELOAD" in done.stderr
 
 
-def test_the_names_that_the_bill_of_materials_lists_are_where_they_are_read(tmp_path: Path) -> None:
+def test_the_usb_ids_of_the_bill_of_materials_is_unpacked(tmp_path: Path) -> None:
     assert EXECUTABLE is not None
     bill = json.loads(EXECUTABLE.with_name("usbipd.cdx.json").read_text())
     listed = [part["hashes"][0]["content"] for part in bill["components"] if part["name"] == "usb.ids"]
@@ -127,19 +127,19 @@ def test_the_names_that_the_bill_of_materials_lists_are_where_they_are_read(tmp_
         daemon.kill()
 
 
-def test_the_daemon_ends_with_its_launcher(tmp_path: Path) -> None:
+def test_the_daemon_stops_with_its_launcher(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, "serial")
     pids = [process["pid"] for process in daemon.status()["processes"]]
     daemon.process.kill()
     daemon.process.wait(PATIENCE)
     daemon.log.wait_for("shutting down")
-    daemon.log.close()  # when none of them can write any more, which is shortly before they have ended
+    daemon.log.close()  # once none of them can write, shortly before they exit
     until(lambda: not running(pids))
-    assert not daemon.socket.exists(), "it has ended as by SIGTERM"
+    assert not daemon.socket.exists(), "it shut down as on SIGTERM"
     assert run(*USBIPD, "--version").returncode == 0  # removes its files
 
 
-def test_a_command_ends_with_its_launcher(tmp_path: Path) -> None:
+def test_a_command_exits_with_its_launcher(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, "serial")
     try:
         command = [*COMMAND, "--status", "--watch", "3600", "--socket", str(daemon.socket)]
@@ -148,22 +148,22 @@ def test_a_command_ends_with_its_launcher(tmp_path: Path) -> None:
             output = Lines(watch.stdout)
             output.wait_for("extension")
             watch.kill()
-            output.close()  # when nobody can write any more
-        daemon.stop()  # removes nothing, but the next start does
+            output.close()  # once no process can write
+        daemon.stop()  # removes nothing; the next start does
     finally:
         daemon.kill()
     assert run(*USBIPD, "--version").returncode == 0
 
 
-def test_files_that_a_killed_launcher_left_are_removed(tmp_path: Path) -> None:
+def test_files_of_a_killed_launcher_are_removed(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, "serial")
     directory = home(daemon.process.pid)
-    daemon.process.kill()  # before its child: it would remove them
+    daemon.process.kill()  # before its child, which would remove them
     daemon.kill()
     daemon.log.close()
     assert directory.exists()
     other = UNPACKED_IN / f"{directory.name[:-6]}others"
-    other.mkdir(0o700)  # of another program that PyInstaller made
+    other.mkdir(0o700)  # of another PyInstaller program
     (other / "base_library.zip").touch()
     try:
         assert run(*USBIPD, "--version").returncode == 0
@@ -174,11 +174,11 @@ def test_files_that_a_killed_launcher_left_are_removed(tmp_path: Path) -> None:
 
 
 def left_by(launcher: int) -> list[Path]:
-    """The directories of a launcher, whatever is in them."""
+    """The directories of a launcher, with any contents."""
     return list(UNPACKED_IN.glob(f"_MEI{launcher:08x}??????"))
 
 
-def check_that_the_next_start_removes_what_is_left(launchers: list[int]) -> None:
+def check_next_start_removes_leftovers(launchers: list[int]) -> None:
     left = [path for launcher in launchers for path in left_by(launcher)]
     assert [path for path in left if not (path / "base_library.zip").exists()], "each had unpacked everything"
     assert run(*USBIPD, "--version").returncode == 0
@@ -186,21 +186,21 @@ def check_that_the_next_start_removes_what_is_left(launchers: list[int]) -> None
 
 
 def limit_files_to(size: int) -> None:
-    """Makes the kernel end this process by SIGXFSZ when it writes a file of more than `size` bytes."""
+    """Makes the kernel kill this process with SIGXFSZ when it writes a file of more than `size` bytes."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 @pytest.mark.parametrize("size", [0, 1 << 12, 1 << 20])
-def test_a_launcher_that_is_killed_while_it_writes_a_file(size: int) -> None:
+def test_a_launcher_killed_while_writing_a_file(size: int) -> None:
     with subprocess.Popen([*USBIPD, "--version"], preexec_fn=lambda: limit_files_to(size)) as launcher:
         assert launcher.wait(PATIENCE) == -signal.SIGXFSZ
-    check_that_the_next_start_removes_what_is_left([launcher.pid])
+    check_next_start_removes_leftovers([launcher.pid])
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_launcher_that_is_ended_while_it_unpacks(number: signal.Signals) -> None:
-    """Wherever it is: from a directory that is still empty to one that is nearly complete."""
+def test_a_launcher_killed_while_unpacking(number: signal.Signals) -> None:
+    """At any point: from an empty directory to a nearly complete one."""
     launchers = []
     for files in range(12):
         with subprocess.Popen([*USBIPD, "--version"], stdout=subprocess.DEVNULL) as launcher:
@@ -210,10 +210,10 @@ def test_a_launcher_that_is_ended_while_it_unpacks(number: signal.Signals) -> No
             ):
                 pass  # it takes milliseconds
             launcher.send_signal(number)
-    check_that_the_next_start_removes_what_is_left(launchers)
+    check_next_start_removes_leftovers(launchers)
 
 
-def test_a_cleaner_that_takes_the_files_stops_nobody(tmp_path: Path) -> None:
+def test_a_cleaner_that_removes_the_files_stops_no_process(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, "serial")
     try:
         busid = daemon.busid("serial")
@@ -234,12 +234,12 @@ def test_a_cleaner_that_takes_the_files_stops_nobody(tmp_path: Path) -> None:
         assert not [line for line in daemon.log.lines() if "Traceback" in line or "Exception" in line]
     finally:
         daemon.kill()
-    # An end of the daemon kills its server, with the launcher that this one had: the next start clears up.
+    # Stopping the daemon kills its server and that server's launcher: the next start cleans up.
     assert run(*USBIPD, "--version").returncode == 0
 
 
-def test_a_name_of_a_host_with_letters_that_are_not_ascii() -> None:
-    """The second label is empty, so no resolver is asked."""
+def test_a_host_name_with_non_ascii_letters() -> None:
+    """The second label is empty, so no resolver is queried."""
     done = run(*USBIPD, "list", "--remote", "bücher..invalid")
     assert done.returncode == 1
     assert "cannot find the host bücher..invalid: that is no host name" in done.stderr
@@ -247,18 +247,18 @@ def test_a_name_of_a_host_with_letters_that_are_not_ascii() -> None:
 
 @as_root
 def test_an_ordinary_user_runs_the_same_file() -> None:
-    nobody = pwd.getpwnam("nobody")
+    account = pwd.getpwnam("nobody")
     assert EXECUTABLE is not None
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o755)
         copy = shutil.copy(EXECUTABLE, directory)
         done = subprocess.run(
             [copy, "list", "--socket", f"{directory}/none.sock"],
-            user=nobody.pw_uid,
-            group=nobody.pw_gid,
+            user=account.pw_uid,
+            group=account.pw_gid,
             extra_groups=[],
             cwd="/",
-            env={"TMPDIR": directory},  # in which it may not write
+            env={"TMPDIR": directory},  # where it may not write
             capture_output=True,
             text=True,
             timeout=PATIENCE,

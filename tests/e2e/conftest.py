@@ -1,4 +1,4 @@
-"""Starts the machines of the scenarios that are to be tested.  Runs on the host.
+"""Starts the machines of the selected scenarios.  Runs on the host.
 
 A test module names its scenario as `JOB` and takes the fixture `running`.
 """
@@ -12,7 +12,7 @@ from tests.e2e.running import Machines, RunningScenario
 
 @pytest.fixture(scope="session")
 def machines(request: pytest.FixtureRequest) -> Iterator[Machines]:
-    """All those of this session, started in the order of their tests."""
+    """All machines of this session, started in the order of their tests."""
     machines = Machines()
     modules = [item.module for item in request.session.items if isinstance(item, pytest.Function)]
     for job in dict.fromkeys(module.JOB for module in modules if hasattr(module, "JOB")):

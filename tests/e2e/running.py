@@ -1,4 +1,4 @@
-"""Scenarios running in virtual machines of their own, as the tests see them.  Runs on the host."""
+"""Runs scenarios, each in a separate virtual machine, for the tests.  Runs on the host."""
 
 import os
 import re
@@ -17,12 +17,12 @@ from tests.e2e.vm.prepare import PrepareError
 ROOT: Final = Path(__file__).resolve().parents[2]
 
 AT_ONCE: Final = min(os.cpu_count() or 1, 4)
-"""Machines that run at the same time: each takes a gigabyte and keeps one processor busy."""
+"""Machines that run in parallel: each takes a gigabyte and one processor."""
 
 LOGS: Final = (("output.log", 60), ("daemon.log", 80), ("console.log", 40), ("qemu.log", 10))
-"""What a failure shows: files of the job directory, and how many of their last lines."""
-NOISE: Final = re.compile(r" DEBUG extension\[\d+\]: root\[\d+\] (asks for|was answered)")
-"""Not shown: a step that waits for something asks the daemon several times a second."""
+"""Shown on failure: files of the job directory, and how many of their last lines."""
+NOISE: Final = re.compile(r" DEBUG extension\[\d+\]: (root\[\d+\] requests|answered root\[\d+\]:)")
+"""Not shown: a waiting step polls the daemon several times a second."""
 
 
 @dataclass(frozen=True)
@@ -33,25 +33,25 @@ class Job:
     timeout: float
     arguments: tuple[str, ...] = ()
     hardware: tuple[str, ...] = ()
-    """Options of QEMU that add to the machine, see `Machine`."""
+    """QEMU options for added hardware, see `Machine`."""
     systemd: bool = False
     """Whether systemd is process 1 of the guest."""
 
     @property
     def command(self) -> list[str]:
-        """What the guest runs."""
+        """The command that the guest runs."""
         return [sys.executable, "-m", f"tests.e2e.guest.{self.name}", *self.arguments]
 
 
 class Machines:
-    """Runs jobs, some at the same time, in the order in which they were given."""
+    """Runs jobs in the given order, some in parallel."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(AT_ONCE)
         self._started: dict[Job, Future[Machine]] = {}
 
     def begin(self, job: Job) -> None:
-        """Start the job as soon as there is room for it."""
+        """Start the job as soon as a machine is available."""
         started = self._started[job] = Future()
         self._threads.submit(self._run, job, started)
 
@@ -60,7 +60,7 @@ class Machines:
         return self._started[job].result()
 
     def end(self) -> None:
-        """Kill what runs, and start nothing more."""
+        """Kill running machines, and start no more."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for started in self._started.values():
             if not started.cancel() and started.exception() is None:
@@ -85,7 +85,7 @@ class Machines:
 
 
 class RunningScenario:
-    """Waits for what the guest reports; fails the test that asked, with the logs."""
+    """Waits for the guest's reports; on failure fails the test with the logs."""
 
     def __init__(self, machines: Machines, job: Job) -> None:
         self._job = job
@@ -93,15 +93,15 @@ class RunningScenario:
         try:
             self._machine = machines.get(job)
         except (PrepareError, CancelledError) as error:
-            pytest.fail(f"there is no machine: {error}", pytrace=False)
+            pytest.fail(f"no machine: {error}", pytrace=False)
 
     @property
     def directory(self) -> Path:
-        """The job directory: what the guest and QEMU leave there."""
+        """The job directory, with files of the guest and QEMU."""
         return self._machine.job
 
     def expect(self, step: str) -> None:
-        """Wait for the line of `step`, and fail unless it is there and `ok`."""
+        """Wait for the line of `step`, and fail unless it arrives and is `ok`."""
         ok, not_ok = f"ok {step}", f"not ok {step}: "
         line = self._machine.wait_for(lambda line: line == ok or line.startswith(not_ok))
         if line is None:
@@ -110,17 +110,17 @@ class RunningScenario:
             self._fail(line)
 
     def expect_success(self) -> None:
-        """Wait until the machine is off, and fail unless the scenario ended with 0."""
+        """Wait until the machine is off, and fail unless the scenario exited with 0."""
         if self._machine.wait() != 0:
             self._fail(self._end())
 
     def _end(self) -> str:
         status = self._machine.wait()
-        reasons = {TIMED_OUT: "the machine ran out of time", DIED: "the machine died"}
-        return reasons.get(status, f"the scenario ended with status {status}")
+        reasons = {TIMED_OUT: "the machine timed out", DIED: "the machine died"}
+        return reasons.get(status, f"the scenario exited with status {status}")
 
     def _fail(self, why: str) -> None:
-        """With all logs, but only once: a step that fails because an earlier one did needs no more."""
+        """Fails with all logs, but only once: consequential failures need none."""
         if not self._shown:
             self._shown = True
             print(f"all logs of `{shlex.join(self._job.command)}` are in {self.directory}")

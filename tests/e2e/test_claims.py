@@ -1,4 +1,4 @@
-"""Who gets which device, and who decides that.  guest/claims.py has the steps."""
+"""Which client gets which device, and who may change that.  guest/claims.py has the steps."""
 
 from typing import Final
 

@@ -1,7 +1,7 @@
 """Killed processes, unplugged devices, many attachments.  guest/endurance.py has the steps.
 
-KILLS, REPLUGS and ATTACHES in the environment say how many rounds of each; `make soak` has the large numbers.
-A failure shows the seed of its choices, which SEED takes again.
+KILLS, REPLUGS and ATTACHES in the environment set the number of rounds; `make soak` uses large numbers.
+A failure shows the seed of its choices; SEED repeats them.
 """
 
 import os
@@ -18,7 +18,7 @@ ROUNDS: Final = {
     for name, default in (("KILLS", 6), ("REPLUGS", 6), ("ATTACHES", 12))
 }
 SECONDS_A_ROUND: Final = {"KILLS": 60, "REPLUGS": 30, "ATTACHES": 8}
-"""At most, in an emulated machine on a busy host."""
+"""Upper limit, for an emulated machine on a busy host."""
 SEED: Final = int(os.environ.get("SEED", random.getrandbits(32)))
 
 JOB: Final = Job(

@@ -1,4 +1,4 @@
-"""The one executable with a real device.  guest/executable.py has the steps."""
+"""The executable with a real device.  guest/executable.py has the steps."""
 
 from typing import Final
 

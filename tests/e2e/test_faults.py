@@ -1,4 +1,4 @@
-"""Every fault that a session can meet, under load.  guest/faults.py has the steps."""
+"""Every fault of a session, under load.  guest/faults.py has the steps."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""What `make install` installs, under systemd.  guest/installed.py has the steps."""
+"""The installation of `make install`, under systemd.  guest/installed.py has the steps."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""What the daemon keeps over its ends, and what it logs.  guest/service.py has the steps."""
+"""What the daemon keeps across restarts, and its logs.  guest/service.py has the steps."""
 
 from typing import Final
 

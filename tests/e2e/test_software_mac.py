@@ -1,6 +1,6 @@
 """Devices claimed through the macOS backend of libusb, for a stock client: guest/software_mac.py.
 
-`python -m tests.mac.build` makes what the guest needs: it has no compiler.
+`python -m tests.mac.build` builds what the guest needs: it has no compiler.
 """
 
 from typing import Final

@@ -21,8 +21,8 @@ def test_whole_scenario_succeeds(running: RunningScenario) -> None:
 
 
 def test_loudspeaker_played_every_sample_once_and_in_order(running: RunningScenario) -> None:
-    running.expect_success()  # QEMU writes the end of the file when the machine is switched off
+    running.expect_success()  # QEMU writes the end of the file when the machine powers off
     played = (running.directory / "played.wav").read_bytes()[WAV_HEADER:]
     before, noise, after = played.partition(topology.noise())
-    assert noise, "what was played is not what was sent"
-    assert not any(before + after), "more than silence was played before or after"
+    assert noise, "the sound played differs from the sound sent"
+    assert not any(before + after), "sound was played before or after"

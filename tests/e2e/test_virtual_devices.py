@@ -1,4 +1,4 @@
-"""Devices written in Python, with the habits of real ones.  guest/virtual_devices.py has the steps."""
+"""Devices written in Python, with the quirks of real ones.  guest/virtual_devices.py has the steps."""
 
 from typing import Final
 

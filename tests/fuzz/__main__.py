@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz TARGET FILE...`: does what inputs of a fuzzer say, without a fuzzer, in any Python.
+"""`python -m tests.fuzz TARGET FILE...`: runs inputs of a fuzzer, without a fuzzer, in any Python.
 
 For the target `libusb`, `LD_LIBRARY_PATH` must name the directory of its fake (`make fuzz` leaves it in
 build/fuzz).

@@ -1,8 +1,8 @@
-"""`make fuzz`: every libFuzzer target for some time, from the seeds and what earlier runs have found.
+"""`make fuzz`: runs every libFuzzer target for some time, from the seeds and the corpus of earlier runs.
 
-Runs with the python of .venv; the fuzzers run in the interpreter of tests/sanitized.  What they find stays in
-build/fuzz/TARGET: `corpus/` for the next run, `found/` for what broke an invariant, `log` with all that
-libFuzzer says.
+Runs with the python of .venv; the fuzzers run in the interpreter of tests/sanitized.  Their results are in
+build/fuzz/TARGET: `corpus/` for the next run, `found/` for inputs that broke an invariant, `log` with the
+output of libFuzzer.
 """
 
 import argparse

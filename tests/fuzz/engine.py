@@ -1,7 +1,7 @@
 """libFuzzer, from Python: `python -m tests.fuzz.engine TARGET [options, directories and files of libFuzzer]`.
 
 Runs in the interpreter of tests/sanitized, which has libFuzzer inside; campaign.py starts it.  The compiled
-pump tells libFuzzer which of its edges an input reached; Python code tells it nothing.
+pump reports the edges that an input reached; Python code reports none.
 """
 
 import ctypes
@@ -16,13 +16,13 @@ from tests.fuzz import heap
 from tests.fuzz.targets import target
 
 LEAK_CHECK_EVERY: Final = 10.0
-"""Seconds between two looks for leaks: each takes as long as some hundred inputs."""
+"""Seconds between two checks for leaks: each takes as long as some hundred inputs."""
 
 _CALLBACK: Final = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_ubyte), ctypes.c_size_t)
 
 
 def fuzz(run: Callable[[bytes], None], arguments: Sequence[str]) -> int:
-    """Calls `run` with one input after the other until it raises, a sanitizer reports or the time is over.
+    """Calls `run` with one input after another until it raises, a sanitizer reports or the time is over.
 
     `arguments` are libFuzzer's; new inputs go into the first directory.  Returns its exit code.  What makes
     `run` fail is written to a file, whose name libFuzzer prints.

@@ -1,4 +1,4 @@
-"""What the sanitizers know of the heap of this process, where it runs under them.  Runs in tests and
+"""The heap of this process as the sanitizers see it, if it runs under them.  Runs in tests and
 fuzzers.
 """
 
@@ -19,12 +19,12 @@ def _ask(name: str) -> Callable[[], int] | None:
 
 
 def allocated() -> int | None:
-    """Bytes that are allocated now; None: nobody counts them."""
+    """Bytes that are allocated now; None without a sanitizer."""
     ask = _ask("__sanitizer_get_current_allocated_bytes")
     return None if ask is None else ask()
 
 
 def leaks() -> bool:
-    """Whether memory is lost; LeakSanitizer then writes what it is."""
+    """Whether memory has leaked; LeakSanitizer then reports it."""
     ask = _ask("__lsan_do_recoverable_leak_check")
     return ask is not None and ask() & 0xFFFFFFFF != 0

@@ -1,13 +1,13 @@
-"""A client that sends any bytes to a pump on a table, and knows what has to come back.  Runs in tests and
+"""A client that sends any bytes to a pump on a table, and knows the right replies.  Runs in tests and
 fuzzers.
 
 Invariant: any bytes, in any pieces, give replies that `tests.urb` accepts, or end the session with
 a problem in words; and they end it exactly if `CommandReader` refuses them too, if the devid is wrong, or if
 a seqnum is in flight already.  Each SUBMIT ends once, in the order of its endpoint.  The heap grows by the
-client's budget at most and what the URBs themselves take, which is seen where a sanitizer counts.  When the
+client's budget at most plus the URBs themselves, which is checked if a sanitizer counts.  When the
 session is over the device is free.
 
-Bytes that a message shares with nobody are sent as they come.  What is in flight when a header arrives is
+Bytes that belong to one message are sent as they come.  What is in flight when a header arrives is
 known only after all before it has been answered, so a header that repeats a seqnum waits for that, and so
 does what comes behind a request that may change the settings.  An UNLINK may wait for its SUBMIT.
 """
@@ -41,10 +41,10 @@ STATUSES: Final = frozenset(
     -value for name, value in vars(constants).items() if name.startswith("LINUX_")
 ) | {
     0,
-    -13,  # EACCES, which no Python process of ours needs to know
+    -13,  # EACCES, which our Python code does not use
     -16,  # EBUSY
 }
-"""What may stand in `status`: 0 and Linux errno values."""
+"""Valid values of `status`: 0 and Linux errno values."""
 
 _SUBMIT_HEADER: Final = struct.Struct("!4xIIIIIIIII8s")
 _LARGEST: Final = 32 << 20
@@ -62,7 +62,7 @@ _MOST_PIECES: Final = 256
 
 
 class Commands(CommandReader):
-    """A `CommandReader` that says how many bytes surely belong to the message that it is in."""
+    """A `CommandReader` that reports how many bytes surely belong to the current message."""
 
     @property
     def wanted(self) -> int:
@@ -125,10 +125,10 @@ class HostileClient:
         """Unanswered, oldest first."""
         self.unlinks: dict[int, Unlink] = {}
         self.doomed = False
-        """The pump has to refuse what was sent."""
+        """The pump must refuse the input."""
         self.unsure = False
         """From here on more than one thing may happen: the budget may be used up, so that the pump does
-        not read; or two commands that wait have one seqnum, so that nobody can tell their replies apart.
+        not read; or two waiting commands have one seqnum, so that their replies look the same.
         """
         self.device_failed = False
         """The device was unplugged."""
@@ -145,13 +145,13 @@ class HostileClient:
 
     @property
     def waits_for_settings(self) -> bool:
-        """Whether a request is on its way, or held, that may change the endpoints."""
+        """Whether a request that may change the endpoints is in flight or held."""
         return any(_changes_settings(submit) for submit in self.submits.values())
 
     # ---- sending ---------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        """Takes bytes that are to be sent with the next `deliver`, or before if need be."""
+        """Takes bytes to send with the next `deliver`, or earlier if necessary."""
         while data and self.alive and not self.unsure:
             part, data = data[: self._commands.wanted], data[self._commands.wanted :]
             complete = len(self._header) < URB_HEADER_SIZE <= len(self._header) + len(part)
@@ -179,7 +179,7 @@ class HostileClient:
             self.deliver()
 
     def deliver(self, size: int = 1 << 20) -> None:
-        """Sends what was written, in pieces of `size` bytes, and takes what comes back."""
+        """Sends the written bytes in pieces of `size`, and takes the replies."""
         rest, self._outgoing = memoryview(self._outgoing), b""
         while rest and self._wake == _pump.CHANNEL:
             self._pieces += 1
@@ -267,10 +267,10 @@ class HostileClient:
                 self.deliver()
                 self._drain()
 
-    # ---- what has to come ------------------------------------------------------------------------
+    # ---- expected replies ------------------------------------------------------------------------
 
     def _drain(self) -> bool:
-        """Takes all replies that come without further ado; whether there were any."""
+        """Takes all replies that are ready; returns whether any were."""
         idle, any_reply = 0, False
         while idle < _TRIES and self._wake == _pump.CHANNEL:
             before = self._on_the_way()
@@ -293,7 +293,7 @@ class HostileClient:
             )
 
     def _look_at_header(self) -> None:
-        """What the pump decides on the header alone, before anything behind it has come."""
+        """What the pump decides on the header alone, before any byte after it."""
         command, seqnum, devid = struct.unpack_from("!III", self._header)
         if devid != self._devid:
             self.doomed = True
@@ -318,7 +318,7 @@ class HostileClient:
             self.unlinks[message.seqnum] = message
             self._rig.replies.expect(message)
             return
-        if message.seqnum in self.submits:  # else it is answered by now
+        if message.seqnum in self.submits:  # else already answered
             self.submits[message.seqnum] = message
             self._rig.replies.expect(message)
         if _changes_settings(message):
@@ -352,7 +352,7 @@ def _changes_settings(submit: Submit) -> bool:
 
 
 def _room(submit: Submit) -> int:
-    """Bytes of buffers that the URB takes, at most."""
+    """Bytes of buffers that the URB needs at most."""
     packets = (
         0 if submit.number_of_packets == NO_ISO_PACKETS else min(submit.number_of_packets, MAX_ISO_PACKETS)
     )

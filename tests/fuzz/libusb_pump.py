@@ -47,7 +47,10 @@ class LinuxSettings(Settings):
     """Linux releases all interfaces for SET_CONFIGURATION; if another value fails, it leaves none active."""
 
     def __init__(self, rig: LibusbRig) -> None:
-        super().__init__(rig.claim.endpoints(), rig.claim.configuration)
+        super().__init__(
+            [endpoint for each in rig.claim.descriptors.configurations for endpoint in each.endpoints],
+            rig.claim.configuration,
+        )
         self._rig = rig
 
     def left_by(self, submit: Submit) -> None:

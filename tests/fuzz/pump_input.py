@@ -1,7 +1,7 @@
-"""What an input of the pump's fuzzer means: acts of a client and of its device.  Runs in tests and fuzzers.
+"""Interprets an input of the pump's fuzzer: acts of a client and of its device.  Runs in tests and fuzzers.
 
 An input is a program for a small machine: a byte that chooses the device, then acts, each of one byte and its
-operands. Whatever the bytes are, they mean something; most acts make a message that is well-formed or nearly
+operands. All bytes have a meaning; most acts produce a message that is well-formed or nearly
 so.  `RAW` puts bytes on the wire as they are.
 """
 
@@ -35,12 +35,12 @@ LENGTHS: Final = (
 )
 COUNTS: Final = (0, 1, 2, 3, 8, 32, 1024, 1025)
 MOST_DATA: Final = 4096
-"""Bytes of OUT data that an act sends at most: more finds nothing new, and makes the fuzzer slow."""
+"""Bytes of OUT data that an act sends at most: more finds nothing new and slows the fuzzer down."""
 _OVERTAKES: Final = 0xE0
 
 
 class Operands:
-    """The bytes of an input, read from the front; zeros behind the end."""
+    """The bytes of an input, read from the front; zeros after the end."""
 
     def __init__(self, data: bytes) -> None:
         self._rest = memoryview(data)
@@ -80,10 +80,10 @@ class Program:
             act = ACTS[self._operands.number() % len(ACTS)]
             act(self)
 
-    # ---- what the client does --------------------------------------------------------------------
+    # ---- acts of the client ----------------------------------------------------------------------
 
     def submit(self) -> None:
-        """An URB for an endpoint that there is, if there is one."""
+        """An URB for an existing endpoint, if any exists."""
         operands = self._operands
         endpoints: list[Endpoint | None] = [None, *self._settings.active()]
         endpoint = endpoints[operands.number() % len(endpoints)]
@@ -97,7 +97,7 @@ class Program:
             self._send(self._urb(endpoint.bEndpointAddress, length, flags))
 
     def control(self) -> None:
-        """A request that somebody intercepts or answers from a table, with operands of any value."""
+        """A request that is intercepted or answered from a table, with operands of any value."""
         operands = self._operands
         setup = REQUESTS[operands.number() % len(REQUESTS)] + operands.take(4)
         length = operands.number(2)
@@ -111,7 +111,7 @@ class Program:
         self._send(self.unlink_of(self._operands.number()))
 
     def mutated(self) -> None:
-        """A bulk URB, one field of whose header is anything."""
+        """A bulk URB with any value in one field of its header."""
         where = self._operands.number() % 12
         header = bytearray(encode(self._urb(0x81, 64, 0)))
         header[4 * where : 4 * where + 4] = self._operands.take(4)
@@ -132,7 +132,7 @@ class Program:
         self.client.write(self._operands.take(self._operands.number(2) % 2048))
 
     def command_block(self) -> None:
-        """A SCSI command in its wrapper, for a disk; its data is an URB of its own (BOT 1.0, section 5.1)."""
+        """A SCSI command in its wrapper, for a disk; its data is a separate URB (BOT 1.0, section 5.1)."""
         operands = self._operands
         tag, length, flags, size = (
             operands.number(4),
@@ -144,7 +144,7 @@ class Program:
         self._send(self._urb(0x01, len(block), 0, data=block))
 
     def deliver(self) -> None:
-        """What was written goes out, in pieces of this size."""
+        """Sends the written bytes in pieces of this size."""
         self.client.deliver(self._operands.number(2) or 1 << 16)
 
     def wait(self) -> None:
@@ -152,13 +152,13 @@ class Program:
         self.client.wait_for_streams(0.002)
 
     def device(self) -> None:
-        """Something happens at the device's end."""
+        """An act of the device."""
         self._hand(self, self._operands)
 
     # ---- messages --------------------------------------------------------------------------------
 
     def unlink_of(self, back: int) -> Unlink:
-        """An UNLINK of the URB that was sent so many URBs ago; or of the next one, which it overtakes."""
+        """An UNLINK of an URB that many URBs back, or of the next one, which it overtakes."""
         if back >= _OVERTAKES:
             target, seqnum = self._next(), self._next()
             self._seqnum = target - back % 2
@@ -195,7 +195,7 @@ class Program:
         )
 
     def _stream(self, address: int, flags: int) -> Submit:
-        """An isochronous URB: packets one behind the other, with gaps, or anywhere."""
+        """An isochronous URB: packets contiguous, with gaps, or anywhere."""
         operands = self._operands
         count = COUNTS[operands.number() % len(COUNTS)]
         size, gap, kind = operands.number(2) % 1025, operands.number(), operands.number()
@@ -262,4 +262,4 @@ ACTS: Final[tuple[Callable[[Program], None], ...]] = (
     Program.unlink,
     Program.deliver,
 )
-"""By the byte that calls for each, modulo their number."""
+"""Indexed by the byte of an act, modulo their number."""

@@ -1,6 +1,6 @@
 """The pump before simulated devices: what one input of its fuzzer does.  Runs in tests and fuzzers.
 
-Invariant: that of hostile.py.  Besides, no model of ours raises, whatever a client sends; and the next client
+Invariant: that of hostile.py.  Also, no model raises, whatever a client sends; and the next client
 finds the device as the first one did.
 """
 
@@ -71,7 +71,7 @@ def hand_of(device: SimulatedDevice) -> Callable[[Program, Operands], None]:
 
 
 def create_device(number: int) -> SimulatedDevice:
-    """The scripted device, or one of those that we ship."""
+    """The scripted device, or one that usbipd ships."""
     names = list(NAMES)
     if number < 0x80:
         return FuzzedDevice()

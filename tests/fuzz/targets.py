@@ -1,4 +1,4 @@
-"""The targets of libFuzzer by name, and the inputs that each begins with.  Runs in tests and fuzzers."""
+"""The targets of libFuzzer by name, and their seeds.  Runs in tests and fuzzers."""
 
 import importlib
 import struct
@@ -13,14 +13,14 @@ from usbipd.simulated.catalog import NAMES
 
 TARGETS: Final = ("simulated", "libusb")
 CRASHERS: Final = Path(__file__).parent / "crashers"
-"""Inputs that have once broken an invariant, in a directory for each target, under names that tell how."""
+"""Inputs that once broke an invariant, in a directory per target, under names that describe the fault."""
 
 _SCRIPTED: Final = 0x00
 _SHIPPED: Final = 0x80
 
 
 def target(name: str) -> Callable[[bytes], None]:
-    """What runs one input.  Only the one that is asked for is imported: `libusb` needs its fake."""
+    """The function that runs one input.  Imports only this target: `libusb` needs its fake."""
     run: Callable[[bytes], None] = importlib.import_module(f"tests.fuzz.{name}_pump").run
     return run
 
@@ -98,7 +98,7 @@ def _streams() -> bytes:
 
 
 def _budget() -> bytes:
-    """More than a client may hold, so that it is not read until the device has ended something."""
+    """More than a client may hold, so that the pump stops reading until the device completes an URB."""
     acts = _act(Program.submit, bytes([2, LENGTHS.index(16 << 20)]), bytes(2)) * 4
     acts += _act(Program.unlink, b"\1") + _act(Program.deliver, b"\0\0")
     return acts + (_act(Program.device, bytes([1, 2, 0])) + _act(Program.deliver, b"\0\0")) * 4

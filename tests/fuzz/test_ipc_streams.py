@@ -1,8 +1,8 @@
 """Hostile peers of a channel between our processes, over real socketpairs, with real descriptors.
 
 Invariant: any bytes in any pieces, with any descriptors at any of them, give messages or one `IPCError` that
-closes the channel; what is held meanwhile is bounded; every descriptor that arrived is handed out with its
-request or closed, once. A peer that keeps to the rules keeps its channel, and gets one answer a request.
+closes the channel; buffered data is bounded; every descriptor that arrived is handed out with its
+request or closed, once. A peer that follows the rules keeps its channel and gets one answer per request.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ PARAMETERS: dict[Command, Message] = {
 LONG_ANSWER = UnbindResult(bindings=[], busids=["1-1"] * 40_000)
 """Three parts."""
 MOST_HELD = 5 + 2 * MAX_MESSAGE
-"""Bytes: a frame that is not whole, and what one read brought behind it."""
+"""Bytes: an incomplete frame, and the rest of one read."""
 
 requests = st.builds(
     lambda command, number, descriptor: request_frame(
@@ -83,7 +83,7 @@ headers = st.builds(
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A message with one byte that is another."""
+    """A message with one byte changed."""
     frame = bytearray(draw(requests | events | responses))
     frame[draw(st.integers(0, len(frame) - 1))] = draw(st.integers(0, 255))
     return bytes(frame)
@@ -93,9 +93,9 @@ hostile = mutated() | payloads | headers | events | responses | st.binary(max_si
 
 
 class Descriptors:
-    """Descriptors to send away: of each one a pipe tells when the last copy of it is closed.
+    """Descriptors to send: for each, a pipe reports when its last copy is closed.
 
-    A number that has been given back is taken over at once by a `canary`, which a second close would hit.
+    A closed number is reused at once by a `canary`, which a second close would hit.
     """
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ class Descriptors:
         self._canaries.append(os.open(os.devnull, os.O_RDONLY))
 
     def close(self) -> None:
-        """Fails if one that was sent is open, or one is closed that was not."""
+        """Fails if a sent one is open, or if another one is closed."""
         for each in self._canaries:
             assert os.path.samestat(os.fstat(each), os.stat(os.devnull)), "closed twice"  # noqa: PTH116
             os.close(each)
@@ -138,7 +138,7 @@ def send(connection: socket.socket, data: bytes, descriptors: list[int]) -> None
 
 
 class Peer(RuleBasedStateMachine):
-    """What a peer may do; the two kinds of channel are its subclasses."""
+    """The acts of a peer; the subclasses are the two kinds of channel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class Peer(RuleBasedStateMachine):
         self.peer, self.end = socket.socketpair()
         self.peer.setblocking(False)
         self.honest = True
-        """Whether all that was sent is as the rules want it."""
+        """Whether all sent bytes follow the rules."""
         self.asked = 0
         self.asked_more = 0
         """Those of them that no handler sees."""
@@ -160,13 +160,13 @@ class Peer(RuleBasedStateMachine):
         self.descriptors.take_over()
 
     def step(self) -> None:
-        """The channel gets what was sent."""
+        """The channel receives the sent bytes."""
         raise NotImplementedError
 
     @precondition(lambda self: self.honest)
     @rule(command=st.sampled_from(sorted(PARAMETERS)), cut=st.integers(0, 60))
     def right(self, command: Command, cut: int) -> None:
-        """A request as it has to be, in two pieces: its descriptor comes with the first byte."""
+        """A valid request in two pieces: its descriptor comes with the first byte."""
         if not self.allowed(command):
             return
         self.asked += 1
@@ -242,7 +242,7 @@ class AsyncPeer(Peer):
         return row is not None and self.role in row.senders
 
     async def handle(self, request: Request) -> Message:
-        """Has the descriptor for as long as it runs."""
+        """Holds the descriptor while it runs."""
         self.handled += 1
         if request.descriptor is not None:
             os.fstat(request.descriptor)
@@ -261,7 +261,7 @@ class AsyncPeer(Peer):
 
     @rule(number=st.integers(2, 2 * MAX_RUNNING), command=st.sampled_from([Command.LIST, Command.ABANDON]))
     def flood(self, number: int, command: Command) -> None:
-        """Many requests in one write, of which the peer reads no answer for now."""
+        """Many requests in one write; the peer reads no answers for now."""
         self.honest = False
         self.write(
             b"".join(request_frame(each, "peer", command, PARAMETERS[command]) for each in range(number))

@@ -1,6 +1,6 @@
 """Hostile clients of the server, over real TCP, with a fake extension behind it.
 
-Invariant: whatever bytes a client sends, cut anywhere, with anything behind them, half-closed or reset in the
+Invariant: whatever bytes a client sends, cut anywhere, with trailing bytes, half-closed or reset in the
 middle, it gets the reply that its request deserves and that `usbipd.protocol.op` accepts, or its connection
 is closed without a byte.  Other clients get their answers meanwhile, nothing is read that belongs to a
 worker, and when all have left no session, no reservation and no descriptor is left.
@@ -42,7 +42,7 @@ VALID = [encode_devlist_request(), encode_import_request(DEVICE.busid), encode_i
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A request with one byte that is another."""
+    """A request with one byte changed."""
     request = bytearray(draw(st.sampled_from(VALID)))
     request[draw(st.integers(0, len(request) - 1))] = draw(st.integers(0, 255))
     return bytes(request)
@@ -53,7 +53,7 @@ STREAMS = st.sampled_from(VALID) | mutated() | st.binary(max_size=64)
 
 @dataclass(eq=False)
 class HostileClient:
-    """A connection, and what a server that reads nothing but the request must have made of it so far."""
+    """A connection, and the state that a server must have reached that reads only the request."""
 
     connection: socket.socket
     left: bytes
@@ -62,7 +62,7 @@ class HostileClient:
     request: Request | None = None
     refused: bool = False
     behind: bytes = b""
-    """Bytes behind the request: not the server's."""
+    """Bytes after the request, which are not for the server."""
     may_be_displaced: bool = False
 
     def send(self, size: int) -> None:
@@ -116,7 +116,7 @@ class OpStreams(RuleBasedStateMachine):
         assert not self.problems
         assert descriptors() == self.open_at_first
 
-    # ---- what clients do -------------------------------------------------------------------------
+    # ---- acts of clients -------------------------------------------------------------------------
 
     @rule(target=clients, stream=STREAMS, more=STREAMS)
     def connect(self, stream: bytes, more: bytes) -> HostileClient:
@@ -124,7 +124,7 @@ class OpStreams(RuleBasedStateMachine):
 
     @rule(target=clients, number=st.integers(1, MOST + 5))
     def flood(self, number: int) -> Any:
-        """Connections that say nothing; those that have not said all by now may have to leave."""
+        """Idle connections; clients with an incomplete request may be displaced."""
         for client in self.open:
             client.may_be_displaced = True
         newest = [self.connected(b"") for _ in range(number)]
@@ -141,7 +141,7 @@ class OpStreams(RuleBasedStateMachine):
 
     @rule(client=consumes(clients))
     def half_close(self, client: HostileClient) -> None:
-        """It says that it will send no more, and listens."""
+        """It closes its half and keeps reading."""
         if client in self.open:
             with contextlib.suppress(OSError):
                 client.connection.shutdown(socket.SHUT_WR)
@@ -157,15 +157,15 @@ class OpStreams(RuleBasedStateMachine):
 
     @rule()
     def check_others(self) -> None:
-        """Somebody else is served at once."""
+        """Another client is served at once."""
         other = self.connected(encode_devlist_request())
         other.send(100)
         self.settle(other)
 
-    # ---- what the server has to do ---------------------------------------------------------------
+    # ---- duties of the server --------------------------------------------------------------------
 
     def settle(self, client: HostileClient) -> None:
-        """Takes the answer, once the client has said enough for one."""
+        """Takes the answer, once the client has sent a request."""
         if not client.decided:
             return
         request = client.request
@@ -197,7 +197,7 @@ class OpStreams(RuleBasedStateMachine):
             assert not isinstance(request, MalformedImport) or status == ST_NODEV
 
     def take_over(self, client: HostileClient) -> None:
-        """The extension has the connection, and what came behind the request."""
+        """The extension has the connection and the bytes after the request."""
         extension = self.server.extension
         try:
             self.wait_until(lambda: extension.client is not None)
@@ -220,7 +220,7 @@ class OpStreams(RuleBasedStateMachine):
         assert reply is not None
         assert (reply.status, reply.device, reader.trailing) == (ST_OK, DEVICE, b"")
 
-    # ---- means -----------------------------------------------------------------------------------
+    # ---- helpers ---------------------------------------------------------------------------------
 
     def connected(self, stream: bytes) -> HostileClient:
         connection = socket.create_connection(self.server.address)
@@ -237,7 +237,7 @@ class OpStreams(RuleBasedStateMachine):
         self.open.remove(client)
 
     def all_from(self, client: HostileClient) -> bytes:
-        """What the client gets until its connection ends; a reset ends it too: it was not read to its end."""
+        """The bytes that the client gets until its connection ends, also by a reset."""
 
         async def read() -> bytes:
             received = b""
@@ -256,14 +256,14 @@ class OpStreams(RuleBasedStateMachine):
     def wait_until(self, condition: Any) -> None:
         async def wait() -> None:
             async with asyncio.timeout(PATIENCE):
-                while not condition():  # noqa: ASYNC110 - it comes by itself
+                while not condition():  # noqa: ASYNC110 - nothing signals it
                     await asyncio.sleep(0.0005)
 
         self.runner.run(wait())
 
 
 def descriptors() -> int:
-    """How many this process has open."""
+    """The number of descriptors that this process has open."""
     return len(list(Path("/dev/fd").iterdir()))
 
 

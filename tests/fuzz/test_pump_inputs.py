@@ -1,4 +1,4 @@
-"""The pump's seeds and crashers, without a fuzzer: what broke an invariant once does not break it again.
+"""The pump's seeds and crashers, without a fuzzer: old faults stay fixed.
 
 Invariants: those of simulated_pump.py and libusb_pump.py.
 """

@@ -3,7 +3,7 @@
 A line is bytes in hexadecimal and a comment; `00*27` is a byte 27 times.  The URB vectors serve both codecs,
 the Python one and the Cython one.
 
-In `text/` is what commands print for people; `tests/unit/cli/texts.py` writes and compares it.
+`cli/` has the texts that commands print: see `tests/unit/cli/golden.py`.
 """
 
 from functools import cache

@@ -1,4 +1,4 @@
-"""Daemons, clients, and a bystander who must not notice what the others do."""
+"""Daemons, clients, and a bystander whose session the others must not disturb."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ from tests.client import Client, Session
 from tests.integration.daemon import Daemon
 
 HANDSHAKE_TIMEOUT = 2.0
-"""Seconds; short, so that tests of it are."""
+"""Seconds; short, to keep its tests short."""
 
 CONFIG = f"""\
 log_level = "debug"  # at which no line is left out
@@ -18,7 +18,7 @@ handshake_timeout = {HANDSHAKE_TIMEOUT}
 """
 
 NOTHING_BUT_ERRORS = 'log_level = "error"'
-"""A configuration for tests in which strangers cause thousands of lines of the log."""
+"""A configuration for tests in which strangers cause thousands of log lines."""
 
 NOTIFICATION_IN, ECHO_IN, ECHO_OUT = 0x82, 0x81, 0x01
 """Endpoints of the simulated serial port."""
@@ -79,7 +79,7 @@ def attach(daemon: Daemon, client: Client) -> Iterator[Attach]:
 
 
 class Bystander:
-    """A client at work: it echoes through the serial port, and waits for a notification that never comes."""
+    """A client that echoes through the serial port and waits for a notification that never comes."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -87,7 +87,7 @@ class Bystander:
         self._waiting = session.submit(NOTIFICATION_IN, length=16, interval=8)
 
     def check(self) -> None:
-        """Fails if anything of the session was disturbed."""
+        """Fails if the session was disturbed."""
         self._turn += 1
         text = f"turn {self._turn}".encode()
         assert self._session.bulk_out(ECHO_OUT, text) == len(text)
@@ -102,7 +102,7 @@ class Bystander:
 
 @pytest.fixture
 def bystander(daemon: Daemon, client: Client) -> Iterator[Bystander]:
-    """Another client with another device, which the test must leave in peace."""
+    """Another client with another device, which the test must not disturb."""
     with client.import_device(daemon.busid("serial")) as session:
         at_work = Bystander(session)
         at_work.check()

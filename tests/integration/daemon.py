@@ -20,7 +20,7 @@ from usbipd.simulated import catalog
 
 SIMULATE: Final = "mass-storage,keyboard,serial,loopback,audio,camera"
 PATIENCE: Final = 20.0
-"""Seconds that anything may take on a slow machine before a test fails."""
+"""Seconds that a step may take on a slow machine before a test fails."""
 
 
 COMMAND: Final = program("usbipd-ext")
@@ -28,7 +28,7 @@ USBIPD: Final = program("usbipd")
 
 
 class Lines:
-    """What a process prints, line by line, as it comes."""
+    """The output of a process, line by line."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -48,17 +48,17 @@ class Lines:
             self._changed.notify_all()
 
     def position(self) -> int:
-        """Where the next line will be, for `wait_for(..., since)`."""
+        """The index of the next line, for `wait_for(..., since)`."""
         with self._changed:
             return len(self._lines)
 
     def lines(self) -> list[str]:
-        """What has come so far."""
+        """The output so far."""
         with self._changed:
             return list(self._lines)
 
     def wait_for(self, text: str, since: int = 0) -> str:
-        """The first line from `since` on that has `text` in it; waits for it to come."""
+        """The first line from `since` on that contains `text`; waits for it."""
 
         def found() -> str | None:
             return next((line for line in self._lines[since:] if text in line), None)
@@ -71,19 +71,19 @@ class Lines:
             return line
 
     def close(self) -> str:
-        """All of it, once the process has ended."""
+        """All output, once the process has exited."""
         self._thread.join(PATIENCE)
         self._stream.close()
         return "\n".join(self._lines)
 
 
 class Daemon:
-    """`usbipd-ext --run` in a directory of its own, on a free port of an address of this machine."""
+    """`usbipd-ext --run` in a separate directory, on a free port of an address of this machine."""
 
     command: Sequence[str] = COMMAND
-    """What is started."""
+    """The command that starts it."""
     user_command: Sequence[str] = USBIPD
-    """What a user asks it by."""
+    """The user's command."""
 
     def __init__(
         self,
@@ -111,14 +111,14 @@ class Daemon:
         self.output = Lines(cast(IO[str], self.process.stdout))
         self.log = Lines(cast(IO[str], self.process.stderr))
         try:
-            # The announcement comes in one piece when all devices are claimed.
+            # The announcement is printed as a whole once all devices are claimed.
             announced = self.output.wait_for(" listens on ")
         except AssertionError as error:
             self.process.kill()
             raise AssertionError(f"the daemon does not start:\n{self.log.close()}") from error
         self.host, self.port = parse_listen(announced.split(" listens on ")[1].rstrip("."))
         self.pid = self.process.pid
-        """The extension itself; the executable is started by a launcher, which passes signals on."""
+        """The extension; the executable has a launcher, which forwards signals."""
         if EXECUTABLE is not None:
             [extension] = psutil.Process(self.process.pid).children()
             self.pid = extension.pid
@@ -130,7 +130,7 @@ class Daemon:
         return devices[instance].busid
 
     def usbipd(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        """What the user's command does, with this daemon."""
+        """The user's command with this daemon."""
         return subprocess.run(
             [*self.user_command, *arguments, "--socket", str(self.socket)],
             capture_output=True,
@@ -140,13 +140,13 @@ class Daemon:
         )
 
     def document(self, *arguments: str) -> dict[str, Any]:
-        """What a verb that succeeds prints under --json."""
+        """The --json output of a verb that succeeds."""
         answer = self.usbipd(*arguments, "--json")
         assert answer.returncode == 0, answer.stderr
         return cast(dict[str, Any], json.loads(answer.stdout))
 
     def status(self) -> dict[str, Any]:
-        """What `usbipd-ext --status --json` says."""
+        """The output of `usbipd-ext --status --json`."""
         answer = subprocess.run(
             [*self.command, "--status", "--json", "--socket", str(self.socket)],
             capture_output=True,
@@ -159,26 +159,26 @@ class Daemon:
         return status
 
     def device(self, busid: str) -> dict[str, Any]:
-        """What the status says of one device."""
+        """The status of one device."""
         [device] = [device for device in self.status()["devices"] if device["busid"] == busid]
         return cast(dict[str, Any], device)
 
     def wait_for_state(self, busid: str, state: str) -> dict[str, Any]:
-        """The status of a device once it is in this state; asks until it is."""
+        """The status of a device once it is in this state; polls for it."""
         deadline = time.monotonic() + PATIENCE
         while (device := self.device(busid))["state"] != state:
             assert time.monotonic() < deadline, f"{busid} does not become {state}: {device}"
         return device
 
     def worker_pid(self, busid: str) -> int:
-        """The process that holds this device; asks until there is one."""
+        """The process that holds this device; polls for it."""
         deadline = time.monotonic() + PATIENCE
         while (pid := self.device(busid)["worker_pid"]) is None:
             assert time.monotonic() < deadline, f"no worker takes {busid}"
         return int(pid)
 
     def stop(self) -> None:
-        """Ctrl-C: the daemon must end with exit code 0 and leave nothing behind."""
+        """Ctrl-C: the daemon must exit with code 0 and leave nothing behind."""
         pids = [process["pid"] for process in self.status()["processes"]]
         assert len(pids) == 2 + self.devices
         self.process.send_signal(signal.SIGINT)
@@ -193,7 +193,7 @@ class Daemon:
         assert [path.name for path in self.directory.iterdir()] == ["usbipd.toml"], log
 
     def kill(self) -> None:
-        """The end that always works: kill -9.  The children see that they are alone and end too."""
+        """kill -9, which always works.  The children notice it and exit too."""
         if self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
@@ -201,7 +201,7 @@ class Daemon:
 
 
 def running(pids: list[int]) -> list[str]:
-    """Those of `pids` that run; not those that ended and wait for init to notice."""
+    """Those of `pids` that run, without zombies that wait for init."""
     found = []
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -212,7 +212,7 @@ def running(pids: list[int]) -> list[str]:
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Ask until it holds; asking takes long enough not to be a busy loop."""
+    """Poll until it holds; a poll takes long enough to avoid a busy loop."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline

@@ -1,6 +1,6 @@
-"""Server and workers that were taken over: they speak the real protocol over their real channel and abuse it.
+"""Compromised server and workers: they speak the real protocol over their real channel and abuse it.
 
-A separate program: `HostileDaemon` makes its daemon execute it in place of Python for each child.
+A separate program: the daemon of `HostileDaemon` executes it instead of Python for each child.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ main({how!r}, sys.argv[4:])
 
 
 class HostileDaemon(Daemon):
-    """A daemon whose children are hostile; `how` is one of the keys of `_WORKERS`."""
+    """A daemon whose children are hostile; `how` is a key of `_WORKERS`."""
 
     def __init__(self, directory: Path, how: str, simulate: str) -> None:
         program = directory / "child"
@@ -47,7 +47,7 @@ class HostileDaemon(Daemon):
 
 
 def main(how: str, arguments: list[str]) -> NoReturn:
-    """Be the server or the worker that `arguments` mean."""
+    """Run the server or the worker that `arguments` choose."""
     role, *rest = arguments
     if role == "@server":
         from usbipd.server import process as server
@@ -58,7 +58,7 @@ def main(how: str, arguments: list[str]) -> NoReturn:
 
 
 def _lie_about_clients() -> None:
-    """The server names its clients as it likes."""
+    """The server sends hostile names of clients."""
     honest = async_channel.request_frame
 
     def frame(
@@ -72,25 +72,25 @@ def _lie_about_clients() -> None:
 
 
 def _be_worker(how: str, arguments: list[str]) -> NoReturn:
-    # here: the server has no need of it
+    # here: the server does not need it
     from usbipd.worker import process
 
     class Worker(process.Worker):
         def _attach(self, client: object, parameters: AttachParameters) -> None:
             super()._attach(client, parameters)  # type: ignore[arg-type]
-            if how == "floods":  # with what it may say once
+            if how == "floods":  # with an event that is allowed once
                 self._channel.push(EventName.DETACHED, DetachedParameters(reason="begin"))
                 flood = event_frame(EventName.RESTORED, Nothing()) * 500
                 while True:
                     self._channel._connection.sendall(flood)
-            if how == "shrinks":  # what it has of memory that the extension reads
+            if how == "shrinks":  # the memory that the extension reads
                 for descriptor in range(4, OPEN_FILES_OF_A_WORKER):
                     for size in (1 << 40, 0):
                         with contextlib.suppress(OSError):
                             os.ftruncate(descriptor, size)
                 assert self._client is not None
                 self._client.sendall(b"done")
-                while self._channel.receive() is not None:  # its own pump would not survive it
+                while self._channel.receive() is not None:  # its pump would crash
                     pass
                 os._exit(0)
             if how == "spins":
@@ -104,7 +104,7 @@ def _be_worker(how: str, arguments: list[str]) -> NoReturn:
             self._channel.push(EventName.RESTORED, Nothing())
 
     first = Path(sys.argv[0]).with_name(f"first-{arguments[0]}")
-    if first.exists() and how == "lies":  # the first worker of a device claims it, those after it do not
+    if first.exists() and how == "lies":  # the first worker of a device claims it, later ones do not
         process.hold_device = _refuse
     first.touch()
     process.Worker = Worker  # type: ignore[misc]

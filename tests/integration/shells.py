@@ -1,4 +1,4 @@
-"""Real shells that complete command lines, with the completions that `make completions` writes."""
+"""Real shells that complete command lines with the output of `make completions`."""
 
 import os
 import pty
@@ -18,10 +18,10 @@ TO_END: Final = "\x05"
 
 
 class Shell(Protocol):
-    """A shell that has read our completions."""
+    """A shell that has loaded our completions."""
 
     def complete(self, line: str) -> list[str]:
-        """What may stand in place of the last word of `line`.  Fails if the shell complains of anything."""
+        """The completions of the last word of `line`.  Fails if the shell reports an error."""
 
     def close(self) -> None:
         """Ends it."""
@@ -30,15 +30,15 @@ class Shell(Protocol):
 class TerminalShell:
     """A shell at a terminal.
 
-    One of its keys writes all completions into the line.  The line then gets a beginning that prints it, word
-    by word, so it does not matter how the shell draws what it shows.
+    One key writes all completions into the line.  The line then gets a prefix that prints it, word
+    by word, so the display of the shell does not matter.
     """
 
     COMMAND: ClassVar[tuple[str, ...]]
     ALL_COMPLETIONS: ClassVar[str]
     """The key."""
     SET_UP: ClassVar[tuple[str, ...]]
-    """Lines that make it know our completions, which lie in $COMPLETIONS."""
+    """Lines that load our completions from $COMPLETIONS."""
 
     def __init__(self, completions: Path, environment: dict[str, str]) -> None:
         self._terminal, theirs = pty.openpty()
@@ -61,7 +61,7 @@ class TerminalShell:
         kept = shlex.split(line if line.endswith(" ") else line.rpartition(" ")[0])
         assert words[: len(kept)] == kept
         found = words[len(kept) :]
-        return [] if found == shlex.split(line)[len(kept) :] else found  # then the key has changed nothing
+        return [] if found == shlex.split(line)[len(kept) :] else found  # else the key has changed nothing
 
     def close(self) -> None:
         self._process.kill()
@@ -69,10 +69,10 @@ class TerminalShell:
         os.close(self._terminal)
 
     def _words_of(self, keys: str) -> list[str]:
-        """The words of the line that `keys` make."""
+        """The words of the line that `keys` produce."""
         self._asked += 1
         begin, end = f"BEGIN{self._asked}", f"END{self._asked}"
-        # Quoted in the middle, they are not what is printed when the terminal shows them as they are typed.
+        # Quoted in the middle, they differ from their echo on the terminal.
         self._type(f"{keys}{TO_END} 'E''{end[1:]}'{TO_BEGIN}printf '<%s>' 'B''{begin[1:]}' \n")
         shown = self._read_until(f"<{end}>")
         assert "not found" not in shown, shown
@@ -110,7 +110,7 @@ class Zsh(TerminalShell):
 
 
 class Fish:
-    """fish says what it would offer."""
+    """fish can list its completions."""
 
     def __init__(self, completions: Path, environment: dict[str, str]) -> None:
         self._file = completions / "usbipd.fish"

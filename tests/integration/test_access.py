@@ -1,4 +1,4 @@
-"""Who may have what, by the address that a client comes from: 127.0.0.1 and its neighbours on loopback."""
+"""Access by the address of a client: 127.0.0.1 and its neighbours on loopback."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from usbipd.usb.descriptors import parse_device
 pytestmark = from_other_addresses
 
 LOOPBACK, SERIAL = "240-1", "240-2"
-"""Busids of the two devices of these tests, which are started as "loopback,serial"."""
+"""Busids of the two devices of these tests, simulated as "loopback,serial"."""
 DEVICES = "loopback,serial"
 
 LOOPBACK_ID, SERIAL_ID = (
@@ -40,7 +40,7 @@ def listed(daemon: Daemon, source: str) -> list[str]:
 
 
 def answer_to_import(daemon: Daemon, source: str, busid: str) -> bytes:
-    """All that the server sends for this OP_REQ_IMPORT before it closes."""
+    """All bytes from the server for this OP_REQ_IMPORT until it closes."""
     answer = b""
     with client(daemon, source).connect() as connection:
         connection.sendall(encode_import_request(busid))
@@ -62,14 +62,14 @@ def use(daemon: Daemon, source: str) -> None:
 # ---- the list of the whole server --------------------------------------------------------------------------
 
 
-def test_a_server_lets_in_who_is_allowed_and_nobody_else(start_daemon: StartDaemon) -> None:
+def test_a_server_admits_only_allowed_clients(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(DEVICES, 'allow = ["127.0.0.2", "127.0.1.0/24", "::1"]')
     for source in ("127.0.0.2", "127.0.1.1", "127.0.1.255"):
         assert listed(daemon, source) == [LOOPBACK, SERIAL]
     use(daemon, "127.0.0.2")
     for source in ("127.0.0.1", "127.0.0.3", "127.0.2.0"):
         with client(daemon, source).connect() as connection, pytest.raises(ClosedError):
-            read_some(connection, 1)  # it is closed though it has not said a word
+            read_some(connection, 1)  # closed before any request
         assert answer_to_import(daemon, source, SERIAL) == b""
     first = daemon.log.wait_for(" 127.0.2.0:")
     daemon.log.wait_for(" 127.0.2.0:", daemon.log.lines().index(first) + 1)
@@ -78,13 +78,13 @@ def test_a_server_lets_in_who_is_allowed_and_nobody_else(start_daemon: StartDaem
     assert sources == [source for source in ("127.0.0.1", "127.0.0.3", "127.0.2.0") for _twice in range(2)]
 
 
-def test_the_command_line_says_it_too(start_daemon: StartDaemon) -> None:
+def test_the_command_line_sets_it_too(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(DEVICES, 'allow = ["127.0.0.1"]', "--allow", "127.0.0.2", "--allow", "127.0.0.3")
     assert listed(daemon, "127.0.0.2") == listed(daemon, "127.0.0.3") == [LOOPBACK, SERIAL]
     assert answer_to_import(daemon, "127.0.0.1", SERIAL) == b""
 
 
-def test_the_next_server_asks_for_the_same(start_daemon: StartDaemon) -> None:
+def test_the_next_server_has_the_same_list(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(DEVICES, 'allow = ["127.0.0.2"]')
     [server] = [each["pid"] for each in daemon.status()["processes"] if each["role"] == "server"]
     since = daemon.log.position()
@@ -95,7 +95,7 @@ def test_the_next_server_asks_for_the_same(start_daemon: StartDaemon) -> None:
 
 
 @pytest.mark.slow
-def test_a_flood_of_the_refused_keeps_nobody_out(start_daemon: StartDaemon) -> None:
+def test_a_flood_of_refused_clients_locks_out_no_others(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(DEVICES, 'allow = ["127.0.0.2"]\n[limits]\nmax_connections = 2')
     enough = threading.Event()
     refused = [0, 0, 0]
@@ -104,7 +104,7 @@ def test_a_flood_of_the_refused_keeps_nobody_out(start_daemon: StartDaemon) -> N
         while not enough.is_set():
             try:
                 client(daemon, "127.0.0.3").connect().close()
-            except OSError:  # its own ports are used up, or the server has been faster than the client
+            except OSError:  # out of local ports, or the server was faster
                 continue
             refused[number] += 1
 
@@ -136,7 +136,7 @@ def test_a_flood_of_the_refused_keeps_nobody_out(start_daemon: StartDaemon) -> N
     ],
     ids=["by port", "by hardware id", "by both"],
 )
-def test_a_client_sees_the_devices_that_it_may_have(start_daemon: StartDaemon, devices: str) -> None:
+def test_a_client_sees_only_its_allowed_devices(start_daemon: StartDaemon, devices: str) -> None:
     daemon = start_daemon(DEVICES, f'[[access]]\n{devices}\nallow = ["127.0.0.1"]')
     assert listed(daemon, "127.0.0.1") == [LOOPBACK, SERIAL]
     assert listed(daemon, "127.0.0.2") == [LOOPBACK]
@@ -146,8 +146,8 @@ def test_a_client_sees_the_devices_that_it_may_have(start_daemon: StartDaemon, d
     use(daemon, "127.0.0.1")
 
 
-def test_a_hidden_device_is_answered_like_one_that_is_not_there(start_daemon: StartDaemon) -> None:
-    """Whether it is free or in use; who may have it is told that it is busy."""
+def test_a_hidden_device_gets_the_answer_of_a_missing_one(start_daemon: StartDaemon) -> None:
+    """Free or in use; an allowed client gets the answer busy."""
     daemon = start_daemon(DEVICES, f'[[access]]\nbusid = "{SERIAL}"\nallow = ["127.0.0.1", "127.0.0.3"]')
     nothing = encode_import_reply(ST_NODEV, None)
     assert len(nothing) == OP_HEADER_SIZE
@@ -161,7 +161,7 @@ def test_a_hidden_device_is_answered_like_one_that_is_not_there(start_daemon: St
         assert session.bulk_in(ECHO_IN, 512) == b"hello", "the one who has it has not noticed"
 
 
-def test_every_table_that_fits_has_to_agree(start_daemon: StartDaemon) -> None:
+def test_all_matching_tables_must_allow_the_client(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(
         DEVICES,
         f"""
@@ -182,7 +182,7 @@ def test_every_table_that_fits_has_to_agree(start_daemon: StartDaemon) -> None:
     assert listed(daemon, "127.0.0.3") == [LOOPBACK]
 
 
-def test_a_table_lets_nobody_in_whom_the_server_does_not(start_daemon: StartDaemon) -> None:
+def test_a_table_cannot_admit_a_client_that_the_server_refuses(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(
         DEVICES, f'allow = ["127.0.0.1"]\n[[access]]\nbusid = "{SERIAL}"\nallow = ["127.0.0.0/8"]'
     )

@@ -1,6 +1,6 @@
-"""Bad input from the network: each has its answer or closes the connection with a reason in the log.
+"""Bad input from the network: each gets its answer, or closes the connection with a reason in the log.
 
-Every test has a bystander: another client with another device, who must notice nothing.
+Every test has a bystander: another client with another device, which must notice nothing.
 """
 
 import random
@@ -48,7 +48,7 @@ CROWD = 1000
 
 @pytest.fixture(autouse=True)
 def nobody_else_notices(bystander: Bystander) -> None:
-    """The bystander checks its own work before and after each test."""
+    """The bystander checks its session before and after each test."""
 
 
 @pytest.fixture
@@ -66,10 +66,10 @@ def device_descriptor(session: Session) -> bytes:
 
 
 def expect_closed(connection: socket.socket) -> None:
-    """Nothing comes any more but the end."""
+    """Nothing but the end of the stream follows."""
     try:
         assert connection.recv(1) == b""
-    except ConnectionError:  # closed with something of ours unread
+    except ConnectionError:  # closed with unread bytes from us
         return
 
 
@@ -114,7 +114,7 @@ def test_unknown_op_code(daemon: Daemon, client: Client, code: str) -> None:
     ],
     ids=["endless", "empty", "control-character", "not-ascii"],
 )
-def test_a_busid_that_no_device_can_have(daemon: Daemon, client: Client, busid: bytes, reason: str) -> None:
+def test_an_impossible_busid(daemon: Daemon, client: Client, busid: bytes, reason: str) -> None:
     since = daemon.log.position()
     with client.connect() as connection:
         connection.sendall(IMPORT_HEADER + busid)
@@ -136,13 +136,13 @@ def test_a_busid_that_is_not_shared(daemon: Daemon, client: Client, busid: str) 
 @pytest.mark.parametrize(
     "request_", [encode_devlist_request(), encode_import_request("240-1")], ids=["devlist", "import"]
 )
-def test_half_a_request_and_then_nobody(daemon: Daemon, client: Client, request_: bytes) -> None:
+def test_half_a_request_and_then_a_close(daemon: Daemon, client: Client, request_: bytes) -> None:
     since = daemon.log.position()
     with client.connect() as connection:
         connection.sendall(request_[: len(request_) // 2])
         connection.shutdown(socket.SHUT_WR)
         expect_closed(connection)
-    daemon.log.wait_for("before it had sent a whole request", since)
+    daemon.log.wait_for("before it had sent a complete request", since)
 
 
 @pytest.mark.parametrize("request_", [b"", encode_import_request("240-1")[:-1]], ids=["nothing", "import"])
@@ -151,7 +151,7 @@ def test_half_a_request_and_then_silence(daemon: Daemon, client: Client, request
     with client.connect() as connection:
         connection.sendall(request_)
         expect_closed(connection)
-    daemon.log.wait_for(f"no whole request within {HANDSHAKE_TIMEOUT:g} s", since)
+    daemon.log.wait_for(f"no complete request within {HANDSHAKE_TIMEOUT:g} s", since)
 
 
 @pytest.mark.rule("any-chunking")
@@ -174,8 +174,8 @@ def test_requests_byte_by_byte(daemon: Daemon, client: Client) -> None:
 
 
 @pytest.mark.rule("any-chunking")
-def test_a_request_with_the_first_urb_behind_it(daemon: Daemon, client: Client) -> None:
-    """What follows OP_REQ_IMPORT is for the worker; the server must not have taken it."""
+def test_a_request_followed_by_the_first_urb(daemon: Daemon, client: Client) -> None:
+    """Bytes after OP_REQ_IMPORT are for the worker; the server must not read them."""
     busid = daemon.busid("loopback")
     [devid] = [device.devid for device in client.devlist() if device.busid == busid]
     submit = Submit(1, devid, 1, 0, 0x200, 18, setup=bytes.fromhex("8006000100001200"))
@@ -198,7 +198,7 @@ def test_a_thousand_idle_connections(client: Client, attach: Attach, bystander: 
             bystander.check()
             assert client.devlist()
             assert len(device_descriptor(attach("loopback"))) == 18
-            # Each is closed in the end: displaced by others, or because it says nothing.
+            # Each is closed in the end: displaced by others, or timed out.
             while selector.get_map():
                 ready = selector.select(PATIENCE)
                 assert ready, f"{len(selector.get_map())} idle connections are still open"
@@ -225,7 +225,7 @@ def test_a_device_that_is_attached(client: Client, attach: Attach) -> None:
 
 
 @pytest.mark.rule("import-busy")
-def test_a_device_that_becomes_free_while_the_next_client_asks(client: Client, attach: Attach) -> None:
+def test_a_device_that_becomes_free_while_the_next_client_waits(client: Client, attach: Attach) -> None:
     session = attach("loopback")
     with client.connect() as connection:
         connection.sendall(encode_import_request(session.device.busid))
@@ -291,7 +291,7 @@ def test_an_endpoint_that_does_not_exist_and_perhaps_iso_packets(daemon: Daemon,
 
 @pytest.mark.rule("ep-number")
 @pytest.mark.parametrize(("direction", "ep"), [(1, 0x81), (1, 16), (2, 1), (0xFFFFFFFF, 1)])
-def test_a_direction_or_ep_that_cannot_be(daemon: Daemon, attach: Attach, direction: int, ep: int) -> None:
+def test_an_impossible_direction_or_ep(daemon: Daemon, attach: Attach, direction: int, ep: int) -> None:
     session = attach("loopback")
     since = daemon.log.position()
     session.send(Submit(1, session.device.devid, direction, ep, 0, 0))
@@ -308,7 +308,7 @@ def test_a_duplicate_seqnum_in_flight(daemon: Daemon, attach: Attach) -> None:
 
 
 @pytest.mark.rule("ret-seqnum")
-def test_a_seqnum_that_is_used_again_later(attach: Attach) -> None:
+def test_a_seqnum_that_is_reused_later(attach: Attach) -> None:
     session = attach("loopback")
     for _ in range(3):
         session.send(Submit(77, session.device.devid, 1, SOURCE_IN & 0x0F, 0x200, 512))
@@ -341,7 +341,7 @@ def test_an_unknown_command(daemon: Daemon, attach: Attach, command: int) -> Non
 
 @pytest.mark.rule("lost-client")
 @pytest.mark.parametrize("size", [1, 47, 48, 100])
-def test_half_a_command_and_then_nobody(daemon: Daemon, attach: Attach, client: Client, size: int) -> None:
+def test_half_a_command_and_then_a_close(daemon: Daemon, attach: Attach, client: Client, size: int) -> None:
     session = attach("loopback")
     submit = Submit(1, session.device.devid, 0, SINK_OUT, 0, 4096, data=bytes(4096))
     session.connection.sendall(encode(submit)[:size])
@@ -350,7 +350,7 @@ def test_half_a_command_and_then_nobody(daemon: Daemon, attach: Attach, client: 
         assert len(device_descriptor(successor)) == 18
 
 
-def test_a_setup_packet_that_wants_more_than_the_buffer_holds(attach: Attach) -> None:
+def test_a_setup_packet_with_more_than_the_buffer_holds(attach: Attach) -> None:
     session = attach("loopback")
     setup = bytes.fromhex("8006000100000010")  # wLength 0x1000
     reply = session.wait_submit(session.submit(0x80, length=8, setup=setup))
@@ -378,7 +378,7 @@ def test_iso_packets_outside_of_the_buffer(attach: Attach) -> None:
 
 
 def test_a_client_that_never_reads(attach: Attach, bystander: Bystander, daemon: Daemon) -> None:
-    """It is slowed down by TCP, and costs no more memory than its budget."""
+    """TCP slows it down, and it uses no more memory than its budget."""
     session = attach("loopback")
     session.connection.setblocking(False)
     request = encode(Submit(0, session.device.devid, 1, SOURCE_IN & 0x0F, 0x200, MAX_TRANSFER_LENGTH))
@@ -399,7 +399,7 @@ def test_a_client_that_never_reads(attach: Attach, bystander: Bystander, daemon:
 
 
 def resident_size(pid: int) -> int:
-    """Bytes of memory that a process has."""
+    """Memory of a process in bytes."""
     return int(psutil.Process(pid).memory_info().rss)
 
 

@@ -1,4 +1,4 @@
-"""What bash, zsh and fish offer by the completions of `make completions`, with and without a daemon."""
+"""The completions of `make completions` in bash, zsh and fish, with and without a daemon."""
 
 import argparse
 import os
@@ -31,7 +31,7 @@ StartShell = Callable[..., Shell]
 
 @pytest.fixture(scope="module")
 def completions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files, made as `make completions` does."""
+    """The files, written as `make completions` does."""
     directory = tmp_path_factory.mktemp("completions")
     subprocess.run([sys.executable, str(GENERATOR), str(directory)], check=True, timeout=60)
     assert sorted(path.name for path in directory.iterdir()) == ["_usbipd", "usbipd.bash", "usbipd.fish"]
@@ -42,7 +42,7 @@ def completions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(
     request: pytest.FixtureRequest, completions: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[StartShell]:
-    """Starts the shell: `start()`, or `start(script)` where the command `usbipd` is that script of sh."""
+    """Starts the shell: `start()`, or `start(script)` with this sh script as the command `usbipd`."""
     name = request.param
     if shutil.which(name) is None:
         pytest.skip(f"{name} is not installed (make test-deps)")
@@ -106,12 +106,12 @@ def test_files(shell: Shell, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["list --remote", "bind --hardware-id", "history --limit"])
-def test_values_that_nobody_knows(option: str, shell: Shell) -> None:
+def test_values_without_completions(option: str, shell: Shell) -> None:
     assert shell.complete(f"usbipd {option} ") == []
 
 
 def test_busids(shell: Shell, start_daemon: StartDaemon, tmp_path: Path) -> None:
-    """bind takes any device, unbind what is bound to a port, detach what a client uses."""
+    """bind takes any device, unbind a bound port, detach a device in use."""
     daemon: Daemon = start_daemon("keyboard,loopback,serial")
     keyboard, loopback, serial = (daemon.busid(name) for name in ("keyboard", "loopback", "serial"))
     assert daemon.usbipd("unbind", "--busid", keyboard).returncode == 0
@@ -151,7 +151,7 @@ def test_no_busid_without_a_daemon(shell: Shell, tmp_path: Path) -> None:
 
 def test_no_busid_of_a_daemon_that_is_stuck(shell: Shell, start_daemon: StartDaemon) -> None:
     daemon: Daemon = start_daemon("keyboard")
-    extension = daemon.status()["pid"]  # not the launcher of an executable
+    extension = daemon.status()["pid"]  # not the launcher
     os.kill(extension, signal.SIGSTOP)
     try:
         assert shell.complete(f"usbipd bind --socket {daemon.socket} --busid ") == []
@@ -198,8 +198,8 @@ def test_names_can_be_anything(start: StartShell, tmp_path: Path) -> None:
     assert not (tmp_path / "pwned").exists()
 
 
-def test_what_is_no_busid_is_not_offered(start: StartShell, tmp_path: Path) -> None:
-    """Whatever answers, what it says is not put into the line."""
+def test_only_busids_are_offered(start: StartShell, tmp_path: Path) -> None:
+    """Whatever the command prints, only busids get into the line."""
     document = tmp_path / "list.json"
     busids = ["$(ls)", "1-1 2-2", "a", "-1", "1-1;ls", "", "3-3"]
     document.write_text(render(ListDocument(devices=[make_device(busid) for busid in busids], bindings=[])))

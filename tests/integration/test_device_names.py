@@ -1,4 +1,4 @@
-"""Devices named as people name them, in a real daemon: what is bound is the port or the hardware id."""
+"""Devices named by product, in a real daemon: the binding is to the port or the hardware id."""
 
 import os
 import pty
@@ -15,7 +15,7 @@ def bindings(daemon: Daemon) -> dict[str | None, str | None]:
 
 
 def at_a_terminal(daemon: Daemon, *arguments: str, typed: str) -> tuple[int, str]:
-    """The exit code and what a person reads, who types that."""
+    """The exit code and the output at a terminal with this input."""
     ours, theirs = pty.openpty()
     with os.fdopen(ours, "rb+", buffering=0) as screen:
         process = subprocess.Popen(
@@ -61,7 +61,7 @@ def test_by_name_by_id_and_several_at_once(start_daemon: StartDaemon) -> None:
     assert daemon.usbipd("bind", keyboard, serial, loopback).returncode == 0
 
 
-def test_a_client_is_cut_off_by_the_name_of_its_device(start_daemon: StartDaemon) -> None:
+def test_detach_by_the_name_of_a_device(start_daemon: StartDaemon) -> None:
     daemon: Daemon = start_daemon("loopback,loopback")
     second = daemon.busid("loopback", 1)
     ambiguous = daemon.usbipd("unbind", "loopback")
@@ -71,7 +71,7 @@ def test_a_client_is_cut_off_by_the_name_of_its_device(start_daemon: StartDaemon
         assert daemon.document("detach", "loopback")["busid"] == second
 
 
-def test_a_person_chooses(start_daemon: StartDaemon) -> None:
+def test_a_user_chooses(start_daemon: StartDaemon) -> None:
     daemon: Daemon = start_daemon("loopback,loopback")
     first, second = (daemon.busid("loopback", instance) for instance in (0, 1))
     code, text = at_a_terminal(daemon, "unbind", "loopback", typed="2\n")

@@ -10,7 +10,7 @@ from tests.integration.daemon import COMMAND, PATIENCE, SIMULATE, Lines
 
 
 @pytest.mark.parametrize("started", [1, 4])
-def test_it_ends_without_a_word_of_warning(tmp_path: Path, started: int) -> None:
+def test_it_exits_without_a_warning(tmp_path: Path, started: int) -> None:
     arguments = ["--run", "--listen", "127.0.0.1:0", "--simulate", SIMULATE, "--log-level", "debug"]
     arguments += ["--socket", str(tmp_path / "run" / "control.sock")]
     process = subprocess.Popen(COMMAND + arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

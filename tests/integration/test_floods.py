@@ -1,7 +1,7 @@
-"""What well-behaved clients get while others flood the server.
+"""The service for well-behaved clients while others flood the server.
 
-At least 99 % of their requests are served, whatever the flood is and wherever it comes from: one address, or
-as many as it has connections.  A bystander's device stays attached, and no process ends.
+At least 99 % of their requests are served, for every kind of flood, from one address or from as many as it
+has connections.  A bystander's device stays attached, and no process exits.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ pytestmark = from_other_addresses
 IN_USE, *FREE = (f"240-{number}" for number in range(1, 6))
 ONE = ["127.9.9.9"]
 CLIENTS = 50
-"""Well-behaved ones beside each flood, that list the devices, and as many that import one."""
+"""Well-behaved clients beside each flood that list the devices; as many others import one."""
 MOST_REFUSED = CLIENTS * 2 // 100
 
 
@@ -39,7 +39,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 @pytest.fixture(scope="module")
 def bystander(daemon: Daemon) -> Iterator[Session]:
-    """Has the device that the floods ask for."""
+    """Holds the device that the floods import."""
     with Client(daemon.host, daemon.port, source="127.0.0.5").import_device(IN_USE) as session:
         yield session
 
@@ -49,7 +49,7 @@ def processes(daemon: Daemon) -> list[int]:
 
 
 def connection_errors(daemon: Daemon, client: Client, number: int) -> Iterator[Exception]:
-    """List the devices and import one; the errors of what the server closed the connection of."""
+    """List the devices and import one; returns the errors of closed connections."""
     try:
         assert len(client.devlist()) == daemon.devices
     except (ClosedError, ConnectionError) as error:

@@ -1,4 +1,4 @@
-"""`history --follow` beside a daemon that is started again, with the same history and without it."""
+"""`history --follow` across a restart of the daemon, with the same history and without it."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from tests.integration.daemon import PATIENCE, USBIPD, Daemon, Lines
 
 @contextmanager
 def following(daemon: Daemon, *options: str) -> Iterator[tuple[Lines, Lines]]:
-    """The lines on stdout and stderr of a command that follows; in the end Ctrl-C ends it."""
+    """The lines on stdout and stderr of a command that follows, until Ctrl-C."""
     command = [*USBIPD, "history", "--follow", *options, "--socket", str(daemon.socket)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -36,7 +36,7 @@ def entries(lines: Lines) -> list[dict[str, Any]]:
     return [json.loads(line)["entry"] for line in lines.lines()]
 
 
-def test_each_entry_comes_once_over_a_restart(tmp_path: Path) -> None:
+def test_each_entry_is_printed_once_across_a_restart(tmp_path: Path) -> None:
     directory, state = tmp_path / "run", ("--state", str(tmp_path / "state"))
     directory.mkdir()
     first = Daemon(directory, "serial", "", *state)
@@ -59,7 +59,7 @@ def test_each_entry_comes_once_over_a_restart(tmp_path: Path) -> None:
         first.kill()
 
 
-def test_a_daemon_that_keeps_no_history_says_so(tmp_path: Path) -> None:
+def test_a_daemon_without_a_history_reports_it(tmp_path: Path) -> None:
     first = Daemon(tmp_path, "serial")
     try:
         with following(first) as (out, err):
@@ -70,7 +70,7 @@ def test_a_daemon_that_keeps_no_history_says_so(tmp_path: Path) -> None:
             since = out.position()
             second = Daemon(tmp_path, "serial")
             try:
-                err.wait_for("the history is a new one")
+                err.wait_for("the history was replaced")
                 out.wait_for("claimed", since)
             finally:
                 second.stop()
@@ -79,14 +79,14 @@ def test_a_daemon_that_keeps_no_history_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("device", ["1d6b:01f3", "serial port"])
-def test_only_what_is_asked_for(tmp_path: Path, device: str) -> None:
+def test_only_the_requested_entries(tmp_path: Path, device: str) -> None:
     daemon = Daemon(tmp_path, "serial,keyboard")
     try:
         found = daemon.document("history", "--device", device, "--since", "10m")["entries"]
         assert [each["event"] for each in found] == ["claimed"]
         assert found[0]["product_id"] == 0x01F3
         assert daemon.document("history", "--device", "9-9")["entries"] == []
-        assert daemon.usbipd("history", "--device", "9-9").stderr == "No such entry.\n"
+        assert daemon.usbipd("history", "--device", "9-9").stderr == "No entry matches.\n"
         assert len(daemon.document("history", "--since", "today")["entries"]) > 1
     finally:
         daemon.stop()

@@ -1,5 +1,5 @@
-"""A server and workers that were taken over, in a real daemon: what they say reaches people clean, what they
-do ends them, and the daemon goes on."""
+"""Compromised server and workers in a real daemon: their texts reach users clean, their attacks end them, and
+the daemon keeps running."""
 
 import json
 import os
@@ -34,14 +34,14 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def check_shown(answer: "subprocess.CompletedProcess[str]") -> None:
-    """It shows the hostile text, and nothing of it raw."""
+    """It shows the hostile text, all of it escaped."""
     shown = answer.stdout + answer.stderr
     assert r"\x1b]0;owned" in shown
     assert all(line.isprintable() and not line.startswith("forged") for line in shown.split("\n"))
     assert len(shown) < 20_000
 
 
-def test_no_text_of_theirs_drives_a_terminal(start: Start) -> None:
+def test_hostile_text_cannot_control_a_terminal(start: Start) -> None:
     daemon = start("lies", "loopback,keyboard")
     loopback, keyboard = daemon.busid("loopback"), daemon.busid("keyboard")
     with Client(daemon.host, daemon.port).import_device(loopback):
@@ -69,7 +69,7 @@ def test_a_worker_that_spins_is_replaced_by_detach(start: Start) -> None:
     with Client(daemon.host, daemon.port).import_device(busid) as session:
         answer = daemon.usbipd("detach", "--busid", busid)
         assert answer.returncode == 0, answer.stderr
-        assert "was cut off" in answer.stderr
+        assert ": disconnected " in answer.stderr
         with pytest.raises(ClosedError):
             session.bulk_in(0x81, 512)
     assert daemon.wait_for_state(busid, "shared")["worker_pid"] != before
@@ -79,7 +79,7 @@ def test_a_worker_that_spins_is_replaced_by_detach(start: Start) -> None:
     assert "did not end its client's session within 2 s" in ended["reason"]
 
 
-def test_a_worker_that_floods_is_replaced_at_its_first_surplus_event(start: Start) -> None:
+def test_a_flooding_worker_is_replaced_at_its_first_surplus_event(start: Start) -> None:
     daemon = start("floods", "loopback,keyboard")
     busid = daemon.busid("loopback")
     before = daemon.worker_pid(busid)
@@ -91,7 +91,7 @@ def test_a_worker_that_floods_is_replaced_at_its_first_surplus_event(start: Star
     assert len(entries) < 20
 
 
-def test_a_worker_that_shrinks_its_counters_ends_nothing(start: Start) -> None:
+def test_a_worker_that_shrinks_its_counters_does_no_harm(start: Start) -> None:
     daemon = start("shrinks", "loopback,keyboard")
     busid = daemon.busid("loopback")
     with Client(daemon.host, daemon.port).import_device(busid) as session:

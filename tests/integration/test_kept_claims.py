@@ -1,4 +1,4 @@
-"""What a daemon keeps: bindings over its end, claims over the end of any process; and what it tells of it."""
+"""Persistence: bindings outlive the daemon, claims outlive any process, and both are reported."""
 
 import contextlib
 import json
@@ -21,14 +21,14 @@ from usbipd.protocol.constants import ST_NODEV
 from usbipd.simulated.catalog import NAMES
 
 ROUNDS = int(os.environ.get("ROUNDS", "10"))
-"""Of killing processes; each takes about two seconds."""
+"""Rounds of killing processes; each takes about two seconds."""
 
 LOOPBACK = "{:04x}:{:04x}".format(*struct.unpack("<HH", NAMES["loopback"].device_descriptor[8:12]))
-"""The hardware id of the simulated device, by which it can be bound for good."""
+"""The hardware id of the simulated device, for a binding that persists."""
 
 
 def bound(daemon: Daemon) -> list[str]:
-    """The bindings that are kept."""
+    """The stored bindings."""
     bindings = daemon.document("list")["bindings"]
     return [
         f"{each['vendor_id']:04x}:{each['product_id']:04x}"
@@ -128,7 +128,7 @@ def test_a_simulated_device_can_be_unbound_and_bound_again(start_daemon: StartDa
     client.import_device(busid).close()
 
 
-# ---- what is told ------------------------------------------------------------------------------------------
+# ---- reports -----------------------------------------------------------------------------------------------
 
 
 def test_detach_ends_a_session_and_the_history_has_it(start_daemon: StartDaemon) -> None:
@@ -163,10 +163,10 @@ def test_the_doctor_where_no_daemon_runs(tmp_path: Path) -> None:
     daemon.stop()
     done = daemon.usbipd("doctor")
     assert done.returncode == 1
-    assert "1. " in done.stdout, "the first step to mend it"
+    assert "1. " in done.stdout, "the first step to fix it"
 
 
-def test_watching_over_the_end_of_a_daemon(tmp_path: Path) -> None:
+def test_watching_a_daemon_that_exits(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, "loopback")
     command = [*COMMAND, "--status", "--watch", "--json", "--socket", str(daemon.socket)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watch:
@@ -213,7 +213,7 @@ def test_the_log_level_follows_signals(start_daemon: StartDaemon) -> None:
 
 
 @pytest.mark.slow
-def test_a_thousand_sessions_cost_nothing(start_daemon: StartDaemon) -> None:
+def test_a_thousand_sessions_leak_nothing(start_daemon: StartDaemon) -> None:
     daemon = start_daemon("serial")
     client, busid = Client(daemon.host, daemon.port), daemon.busid("serial")
 
@@ -233,7 +233,7 @@ def test_a_thousand_sessions_cost_nothing(start_daemon: StartDaemon) -> None:
     for _warm in range(100):
         session()
     before = memory()
-    held = descriptors()  # perhaps with the connection of the last command, which has just ended
+    held = descriptors()  # perhaps with the connection of the last command
     for _turn in range(1000):
         session()
     after = memory()
@@ -245,18 +245,18 @@ def test_a_thousand_sessions_cost_nothing(start_daemon: StartDaemon) -> None:
 
 
 def wait_for_successors(daemon: Daemon, killed: set[int]) -> None:
-    """Until the extension knows of the deaths, and clients find all devices again."""
+    """Wait until the extension has noticed the deaths and clients see all devices again."""
     deadline = time.monotonic() + PATIENCE
     while True:
         alive = {process["pid"] for process in daemon.status()["processes"]}
-        with contextlib.suppress(OSError):  # there is no server yet
+        with contextlib.suppress(OSError):  # no server yet
             if killed.isdisjoint(alive) and len(Client(daemon.host, daemon.port).devlist()) == daemon.devices:
                 return
         assert time.monotonic() < deadline, f"{killed} have no successors: {alive}"
 
 
 def check_history(daemon: Daemon) -> None:
-    """What has begun has ended before it begins again."""
+    """Each start is followed by an end before the next start."""
     begun: dict[str, list[str]] = {}
     for entry in events(daemon, "claimed", "attached", "detached", "released", "failed"):
         if entry["busid"] is None:
@@ -273,7 +273,7 @@ def check_history(daemon: Daemon) -> None:
 
 @pytest.mark.slow
 def test_processes_killed_at_random(tmp_path: Path) -> None:
-    """Any of them, at any moment, under traffic: all devices are shared again, no process is left over."""
+    """Any process, at any moment, under traffic: all devices are shared again, no process is left over."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     choice = random.Random(seed)

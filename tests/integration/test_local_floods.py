@@ -1,4 +1,4 @@
-"""What one user of this host gets while another one asks the extension for all that it can."""
+"""The service for one user of this host while another floods the extension."""
 
 import os
 
@@ -11,18 +11,17 @@ from usbipd.cli.connection import ControlConnection
 from usbipd.ipc.control_messages import BindParameters, BindResult, ListResult
 from usbipd.ipc.messages import Command, Nothing
 
-SOMEBODY = 54321
+OTHER_UID = 54321
 
 FEW = CONNECTIONS * AT_ONCE // 4
-"""Answers to another user that ours may wait for, with all that happens beside it; those that it had asked
-for before are four times as many."""
+"""Answers to the other user for which one of our answers may wait; its queue has four times as many."""
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-def test_a_user_that_floods_delays_another_by_few_answers(start_daemon: StartDaemon) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_a_flooding_user_delays_another_by_few_answers(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(",".join(["loopback"] * 8))
-    with LocalFlood(daemon.directory, SOMEBODY) as flood, ControlConnection(str(daemon.socket)) as extension:
+    with LocalFlood(daemon.directory, OTHER_UID) as flood, ControlConnection(str(daemon.socket)) as extension:
         until(lambda: flood.answers() > CONNECTIONS)
         extension.open()
         for _number in range(5):

@@ -1,4 +1,4 @@
-"""A daemon that logs to a file, and whoever rotates it."""
+"""A daemon that logs to a file, and the rotation of that file."""
 
 import contextlib
 import os
@@ -16,14 +16,14 @@ from tests.integration.daemon import COMMAND, PATIENCE, Daemon
 
 
 def wait_for(path: Path, text: str) -> str:
-    """The content of the file once it has `text` in it."""
+    """The content of the file once it contains `text`."""
     deadline = time.monotonic() + PATIENCE
     while not (path.exists() and text in path.read_text()):
         assert time.monotonic() < deadline, f"no {text!r} in {path}"
     return path.read_text()
 
 
-def test_a_rotated_log_is_left_by_all_processes(start_daemon: StartDaemon, tmp_path: Path) -> None:
+def test_all_processes_switch_to_the_new_log(start_daemon: StartDaemon, tmp_path: Path) -> None:
     path, old = tmp_path / "usbipd.log", tmp_path / "usbipd.log.0"
     daemon = start_daemon("loopback", "", "--log-to", str(path), "--log-level", "debug")
     pids = {process["role"]: process["pid"] for process in daemon.status()["processes"]}
@@ -55,11 +55,11 @@ def test_no_process_keeps_the_old_file(start_daemon: StartDaemon, tmp_path: Path
     daemon.process.send_signal(signal.SIGHUP)
     wait_for(path, f"the log was reopened: {path}")
     with Client(daemon.host, daemon.port).import_device(daemon.busid("loopback")) as session:
-        session.control_in(0x80, 6, 0x0100, length=18)  # the worker has read what the extension told it
+        session.control_in(0x80, 6, 0x0100, length=18)  # the worker has handled LOG_FILE
     for role, pid in pids.items():
         files: dict[int, str] = {}
         for each in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # the connection of a command that has just ended
+            with contextlib.suppress(FileNotFoundError):  # the connection of a command that has just exited
                 files[int(each.name)] = os.readlink(each)  # noqa: PTH115 - a text, also where it is no path
         assert str(tmp_path / "old") not in files.values(), role
         assert files[2] == str(path), role
@@ -67,7 +67,7 @@ def test_no_process_keeps_the_old_file(start_daemon: StartDaemon, tmp_path: Path
 
 
 def fail_to_start(socket: Path, config: Path) -> None:
-    """A start with a configuration that is wrong."""
+    """A start with a bad configuration."""
     config.write_text("listen = 1\n")
     done = subprocess.run(
         [*COMMAND, "--run", "--socket", str(socket), "--config", str(config)],
@@ -80,10 +80,10 @@ def fail_to_start(socket: Path, config: Path) -> None:
     assert str(config) in done.stderr
 
 
-def test_the_pid_of_a_killed_daemon_is_forgotten_by_a_start_that_fails(
+def test_a_start_that_fails_removes_the_pid_file_of_a_killed_daemon(
     start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
-    """It may be another process's by now, and newsyslog would send it SIGHUP."""
+    """The pid may belong to another process by now, to which newsyslog would send SIGHUP."""
     log, wrong = tmp_path / "usbipd.log", tmp_path / "wrong.toml"
     daemon = start_daemon("loopback", "", "--log-to", str(log))
     pid_file = daemon.directory / "control.pid"
@@ -96,7 +96,7 @@ def test_the_pid_of_a_killed_daemon_is_forgotten_by_a_start_that_fails(
     assert not (tmp_path / "control.pid").exists()
 
 
-def test_a_daemon_without_a_log_file_forgets_the_pid_of_a_killed_one(tmp_path: Path) -> None:
+def test_a_daemon_without_a_log_file_removes_the_pid_file_of_a_killed_one(tmp_path: Path) -> None:
     killed = Daemon(tmp_path, "loopback", "", "--log-to", str(tmp_path / "usbipd.log"))
     killed.kill()
     (tmp_path / "usbipd.log").unlink()
@@ -109,6 +109,6 @@ def test_a_daemon_without_a_log_file_forgets_the_pid_of_a_killed_one(tmp_path: P
         daemon.kill()
 
 
-def test_a_log_file_that_cannot_be_had_ends_the_start(start_daemon: StartDaemon, tmp_path: Path) -> None:
+def test_an_unusable_log_file_fails_the_start(start_daemon: StartDaemon, tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=f"cannot log to {tmp_path}/none/log: No such file or directory"):
         start_daemon("loopback", f'log_to = "{tmp_path}/none/log"\n')

@@ -1,4 +1,4 @@
-"""What the commands show when it is longer than one message between processes."""
+"""Output of the commands that is longer than one message between processes."""
 
 import json
 import signal
@@ -16,7 +16,7 @@ NETWORKS = [f"2001:db8:aaaa:bbbb:cccc:dddd:{number:x}:0/112" for number in range
 
 
 def test_every_command(start_daemon: StartDaemon, tmp_path: Path) -> None:
-    # with this host's devices, none of which is meant: bindings of what is not plugged in take them only
+    # with this host's devices, of which none matches: only then can absent devices be bound
     daemon = start_daemon("loopback,keyboard", "", "--real-devices", "--state", str(tmp_path / "state"))
     with ControlConnection(str(daemon.socket)) as extension:
         extension.open()
@@ -52,5 +52,5 @@ def test_every_command(start_daemon: StartDaemon, tmp_path: Path) -> None:
             assert watch.wait(PATIENCE) == 128 + signal.SIGINT
         finally:
             watch.kill()
-    for name in ("240-1", "240-2"):  # the end of a test looks for the workers of all devices
+    for name in ("240-1", "240-2"):  # the end of a test checks the workers of all devices
         assert daemon.usbipd("bind", "--busid", name).returncode == 0

@@ -1,7 +1,7 @@
-"""Clients that vanish without a word, and such as only seem to: whole daemons, with the shortest timeout.
+"""Lost clients, and clients that only seem lost: whole daemons, with the shortest timeout.
 
-The kernel drops whatever comes for a client that has vanished, before TCP sees it: nothing is acknowledged
-and no probe is answered, as if the machine were off.
+The kernel drops all packets for a lost client before TCP sees them: nothing is acknowledged and no probe is
+answered, as if its machine were off.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="so
 TIMEOUT = 10
 CONFIG = f"[limits]\nlost_client_timeout = {TIMEOUT}\n"
 REPORT_IN = 0x81
-"""The endpoint of the keyboard, which types by itself."""
+"""The endpoint of the keyboard, which types automatically."""
 
 SO_ATTACH_FILTER = 26  # include/uapi/asm-generic/socket.h
 BPF_RET_NOTHING = struct.pack("HBBI", 0x06, 0, 0, 0)  # include/uapi/linux/bpf_common.h: BPF_RET | BPF_K, 0
@@ -36,7 +36,7 @@ def drop_all_that_comes(connection: socket.socket) -> None:
 
 
 def may_filter() -> bool:
-    """Some kernels are built or told to let only root do that."""
+    """Some kernels allow it only for root."""
     with socket.socket() as connection:
         try:
             drop_all_that_comes(connection)
@@ -46,12 +46,12 @@ def may_filter() -> bool:
 
 
 def vanish(session: Session) -> None:
-    """From now on the client neither hears nor says anything."""
+    """From now on the client neither receives nor sends."""
     drop_all_that_comes(session.connection)
 
 
 def close_window(session: Session) -> list[int]:
-    """Ask for more than the buffers of both sides take, and read nothing; the seqnums."""
+    """Request more than both sides can buffer, and read nothing; returns the seqnums."""
     return [session.submit(SOURCE_IN, length=1 << 20) for _ in range(32)]
 
 
@@ -64,14 +64,14 @@ def reason_of_end(daemon: Daemon, busid: str) -> str:
     sys.platform.startswith("linux") and not may_filter(), reason="this kernel lets only root filter a socket"
 )
 @pytest.mark.rule("lost-client", "tcp-options")
-def test_lost_clients_are_given_up_and_living_ones_are_not(start_daemon: StartDaemon) -> None:
+def test_lost_clients_are_disconnected_and_live_ones_are_not(start_daemon: StartDaemon) -> None:
     """In each state of a connection, all at the same time."""
     daemon = start_daemon("serial,serial,keyboard,loopback,loopback", CONFIG)
     client = Client(daemon.host, daemon.port)
     idle_busid, busy_busid = daemon.busid("serial"), daemon.busid("keyboard")
     closed_busid, deaf_busid = daemon.busid("loopback"), daemon.busid("loopback", 1)
     living = client.import_device(daemon.busid("serial", 1))
-    waiting = living.submit(NOTIFICATION_IN, length=16, interval=8)  # for ever
+    waiting = living.submit(NOTIFICATION_IN, length=16, interval=8)  # never completes
 
     idle = client.import_device(idle_busid)
     idle.submit(ECHO_IN, length=512)
@@ -106,6 +106,6 @@ def test_a_client_that_does_not_read_for_a_while_loses_nothing(start_daemon: Sta
     pattern = bytes(index % 512 % 63 for index in range(1 << 20))
     with Client(daemon.host, daemon.port).import_device(daemon.busid("loopback")) as session:
         seqnums = close_window(session)
-        time.sleep(TIMEOUT / 2)  # this is the fault; there is nothing to wait for
+        time.sleep(TIMEOUT / 2)  # the fault itself: nothing to wait for
         for seqnum in seqnums:
             assert session.wait_submit(seqnum).data == pattern

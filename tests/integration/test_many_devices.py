@@ -1,4 +1,4 @@
-"""32 devices at once: each is a process of its own, and each has a client that moves data."""
+"""32 devices at once: each has its own process and a client that moves data."""
 
 import os
 import signal
@@ -17,12 +17,12 @@ from usbipd.simulated.loopback import LOOPBACK_IN, LOOPBACK_OUT
 DEVICES = 32
 MESSAGE = 64 << 10
 HANG = 60.0
-"""Seconds: with 32 clients at once, all take their time."""
+"""Seconds: 32 clients at once are slow."""
 RESET = struct.pack("ii", 1, 0)  # include/linux/socket.h, struct linger: close sends RST, not FIN
 
 
 class Echo:
-    """A client on a thread of its own: it writes messages and reads them back."""
+    """A client on its own thread: it writes messages and reads them back."""
 
     def __init__(self, session: Session, number: int) -> None:
         self.session = session
@@ -35,7 +35,7 @@ class Echo:
         self._thread.start()
 
     def wait_for(self, rounds: int) -> None:
-        """Until that many more rounds are done."""
+        """Wait for that many more rounds."""
         with self._progress:
             goal = self._rounds + rounds
             self._progress.wait_for(lambda: self._rounds >= goal or self._error is not None, HANG)
@@ -43,7 +43,7 @@ class Echo:
             assert self._rounds >= goal, f"client {self._number} hangs after {self._rounds} rounds"
 
     def wait_until_failed(self) -> None:
-        """Until it has lost its device."""
+        """Wait until it has lost its device."""
         self._thread.join(HANG)
         assert self._error is not None, f"client {self._number} has not noticed"
 
@@ -53,8 +53,8 @@ class Echo:
         self.session.close()
 
     def cut_off(self) -> None:
-        """At the end of a round: with reads in flight, and without a word."""
-        self._join()  # a socket that a thread waits for is not closed before the thread is done
+        """Reset at the end of a round, with reads in flight."""
+        self._join()  # a socket stays open while a thread waits for it
         for _ in range(16):
             self.session.submit(LOOPBACK_IN, length=MESSAGE)
         self.session.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -84,7 +84,7 @@ class Echo:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_32_devices_at_once(start_daemon: StartDaemon) -> None:
-    """All are used; one worker is killed and one client cut off under load, and the others go on."""
+    """All are in use; one worker is killed and one client is cut off under load, and the others continue."""
     daemon = start_daemon(",".join(["loopback"] * DEVICES))
     client = Client(daemon.host, daemon.port, timeout=HANG)
     busids = [device.busid for device in client.devlist()]
@@ -116,5 +116,5 @@ def test_32_devices_at_once(start_daemon: StartDaemon) -> None:
 
 
 def kinds_held(pid: int) -> list[str]:
-    """What the descriptors of a process are; their numbers depend on what else was open at that moment."""
+    """The targets of a process's descriptors, without their numbers, which vary."""
     return sorted(descriptors(pid).values())

@@ -1,4 +1,4 @@
-"""The processes of a whole daemon: what each is and holds, and what happens when one of them is killed."""
+"""The processes of a whole daemon: their rights and descriptors, and the death of each."""
 
 import itertools
 import os
@@ -36,10 +36,10 @@ def pid_of(daemon: Daemon, role: str) -> int:
 
 
 def descriptors(pid: int) -> dict[int, str]:
-    """What each descriptor of a process is, such as `socket`, `pipe` or a path.
+    """The target of each descriptor of a process, such as `socket`, `pipe` or a path.
 
-    Without the one of libffi: from 3.5 on, the library keeps its own file open for reading, to map
-    trampolines from; ctypes makes some when it is imported.
+    Without that of libffi: from 3.5 on, the library keeps its own file open for reading, to map
+    trampolines; ctypes creates some at import.
     """
     found = {}
     for link in Path(f"/proc/{pid}/fd").iterdir():
@@ -62,7 +62,7 @@ def echo(session: Session, text: bytes) -> None:
 
 
 @on_linux
-def test_every_process_holds_what_it_needs_and_nothing_else(start_daemon: StartDaemon) -> None:
+def test_every_process_holds_only_what_it_needs(start_daemon: StartDaemon) -> None:
     daemon = start_daemon("serial,loopback")
     session = Client(daemon.host, daemon.port).import_device(daemon.busid("serial"))
     [server] = processes(daemon, "server")
@@ -110,7 +110,7 @@ def test_server_and_workers_have_no_rights(start_daemon: StartDaemon) -> None:
 @as_root
 @pytest.mark.parametrize("confine", ["auto", "require", "off"])
 def test_how_far_a_worker_is_confined(start_daemon: StartDaemon, confine: str) -> None:
-    """This host has all that is required."""
+    """This host has all layers."""
     daemon = start_daemon("loopback", f'confine = "{confine}"')
     [server], [worker] = processes(daemon, "server"), processes(daemon, "worker")
     assert server["user"] != "root"
@@ -118,13 +118,13 @@ def test_how_far_a_worker_is_confined(start_daemon: StartDaemon, confine: str) -
     assert field(worker["pid"], "Seccomp") == ["0" if confine == "off" else "2"]
     assert {each["lacks"] for each in daemon.status()["processes"]} == {None}
     warnings = [each["message"] for each in daemon.document("doctor")["checks"] if each["state"] == "warning"]
-    assert any('workers stay root (confine = "off")' in each for each in warnings) == (confine == "off")
+    assert any('workers run as root (confine = "off")' in each for each in warnings) == (confine == "off")
 
 
 @on_linux
 @as_root
-def test_no_child_may_signal_or_slow_down_another_one(start_daemon: StartDaemon) -> None:
-    """Their users alone see to that; tests/unit/test_confinement.py shows what each of them denies itself."""
+def test_no_child_can_signal_or_slow_down_another(start_daemon: StartDaemon) -> None:
+    """Their user ids ensure that; tests/unit/test_confinement.py shows what each process denies itself."""
     daemon = start_daemon("loopback,serial,keyboard")
     children = [each for role in ("server", "worker") for each in processes(daemon, role)]
     for one, other in itertools.permutations(children, 2):
@@ -140,7 +140,7 @@ def test_no_child_may_signal_or_slow_down_another_one(start_daemon: StartDaemon)
 
 
 def is_refused(uid: int, act: Callable[[], object]) -> bool:
-    """Whether a process of this user may not do it."""
+    """Whether a process of this user is refused it."""
     pid = os.fork()
     if pid == 0:
         code = 2
@@ -160,14 +160,14 @@ def is_refused(uid: int, act: Callable[[], object]) -> bool:
 
 
 def few_uids(number: int) -> list[int]:
-    """A range that no other daemon of this host is likely to have at the same time."""
+    """A range that probably no other daemon of this host uses."""
     first = parse_uids(DEFAULT_UIDS)[1000] + os.getpid() % 30000
     return [first + index for index in range(number)]
 
 
 @on_linux
 @as_root
-def test_the_user_of_a_worker_is_free_again_after_it(start_daemon: StartDaemon) -> None:
+def test_the_user_id_of_a_worker_is_reused_after_it(start_daemon: StartDaemon) -> None:
     first, second = few_uids(2)
     daemon = start_daemon("loopback,serial", f'worker_uids = "{first}-{second}"')
     users = {each["user"] for each in processes(daemon, "worker")}
@@ -196,7 +196,7 @@ def test_more_devices_than_users_for_workers(tmp_path: Path) -> None:
     done = start_and_fail("--run", "--listen", "127.0.0.1:0", *options)
     assert done.returncode == 1
     assert "all 1 user ids for workers are in use" in done.stderr
-    assert "hint: give worker_uids in usbipd.toml a larger range" in done.stderr
+    assert "hint: set a larger range for worker_uids in usbipd.toml" in done.stderr
 
 
 def start_and_fail(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -207,8 +207,8 @@ def start_and_fail(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 @on_linux
 @as_root
-def test_users_of_workers_that_are_not_free_are_refused(tmp_path: Path) -> None:
-    """By --run and by --check-config, with the same words."""
+def test_user_ids_in_use_are_refused(tmp_path: Path) -> None:
+    """By --run and by --check-config, with the same message."""
     file = tmp_path / "usbipd.toml"
     file.write_text('worker_uids = "65500-65540"\n')
     for action in (["--run", "--socket", str(tmp_path / "control.sock")], ["--check-config"]):
@@ -281,8 +281,8 @@ def test_children_of_a_killed_extension_end(tmp_path: Path) -> None:
     successor.stop()
 
 
-def test_the_end_takes_less_than_two_seconds(tmp_path: Path) -> None:
-    """With clients attached that have URBs in flight, and one that has said nothing."""
+def test_shutdown_takes_less_than_two_seconds(tmp_path: Path) -> None:
+    """With attached clients that have URBs in flight, and one without a request."""
     daemon = Daemon(tmp_path, "serial,serial,loopback,keyboard,audio,mass-storage")
     client = Client(daemon.host, daemon.port)
     idle = client.connect()
@@ -305,8 +305,10 @@ def test_the_end_takes_less_than_two_seconds(tmp_path: Path) -> None:
     "number",
     [signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2],
 )
-def test_a_signal_to_all_is_for_the_extension(start_daemon: StartDaemon, number: signal.Signals) -> None:
-    """A terminal and a service manager send it to all processes; what it means the extension tells them."""
+def test_a_signal_to_all_processes_is_for_the_extension(
+    start_daemon: StartDaemon, number: signal.Signals
+) -> None:
+    """Terminals and service managers send it to all processes; the extension acts and informs the others."""
     daemon = start_daemon("serial,loopback")
     for process in daemon.status()["processes"]:
         if process["role"] != "extension":
@@ -316,7 +318,7 @@ def test_a_signal_to_all_is_for_the_extension(start_daemon: StartDaemon, number:
 
 
 def start_with_output(tmp_path: Path, output: IO[bytes]) -> "subprocess.Popen[str]":
-    """An extension that prints into `output`."""
+    """An extension that prints to `output`."""
     where = ["--listen", "127.0.0.1:0", "--socket", str(tmp_path / "run" / "control.sock")]
     return subprocess.Popen(
         [*COMMAND, "--run", "--simulate", "loopback,serial", *where],
@@ -342,7 +344,7 @@ def test_ctrl_c_while_devices_are_being_claimed(tmp_path: Path) -> None:
 
 
 @on_linux
-def test_nobody_need_read_what_the_extension_prints(tmp_path: Path) -> None:
+def test_unread_output_does_not_block_the_extension(tmp_path: Path) -> None:
     with Path("/dev/full").open("wb") as full, start_with_output(tmp_path, full) as process:
         assert process.stderr is not None
         lines = []
@@ -353,19 +355,19 @@ def test_nobody_need_read_what_the_extension_prints(tmp_path: Path) -> None:
         assert process.wait(PATIENCE) == 0, lines
 
 
-def test_the_end_takes_less_than_two_seconds_with_a_worker_that_hangs(tmp_path: Path) -> None:
+def test_shutdown_takes_less_than_two_seconds_with_a_worker_that_hangs(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, "loopback,serial")
     os.kill(daemon.worker_pid(daemon.busid("loopback")), signal.SIGSTOP)
     start = time.monotonic()
     daemon.process.send_signal(signal.SIGINT)
     assert daemon.process.wait(PATIENCE) == 0
     assert time.monotonic() - start < 2.0
-    assert "did not give its device back" in daemon.log.close()
+    assert "did not release its device" in daemon.log.close()
     daemon.output.close()
 
 
 def start_second(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Another extension, which cannot start."""
+    """A second extension, which cannot start."""
     return subprocess.run(
         [*COMMAND, "--run", "--simulate", "loopback", *arguments],
         capture_output=True,
@@ -379,7 +381,7 @@ def test_a_second_extension_says_why_it_does_not_start(start_daemon: StartDaemon
     daemon = start_daemon("loopback")
     done = start_second("--listen", "127.0.0.1:0", "--socket", str(daemon.socket))
     assert done.returncode == 1
-    assert "an extension is running already" in done.stderr
+    assert "an extension is already running" in done.stderr
     assert len(Client(daemon.host, daemon.port).devlist()) == 1
 
 
@@ -388,13 +390,13 @@ def test_a_port_in_use_is_one_line_and_leaves_nothing(start_daemon: StartDaemon,
     path = tmp_path / "second" / "control.sock"
     done = start_second("--listen", f"{daemon.host}:{daemon.port}", "--socket", str(path))
     assert done.returncode == 1
-    assert f"cannot listen on {daemon.host}:{daemon.port}: another program does" in done.stderr
+    assert f"cannot listen on {daemon.host}:{daemon.port}: another program uses it" in done.stderr
     assert "Traceback" not in done.stderr
     assert not path.parent.exists()
 
 
 def test_descriptors_do_not_grow(start_daemon: StartDaemon) -> None:
-    """Attaching and leaving 50 times costs no process a descriptor."""
+    """50 attachments leak no descriptor in any process."""
     daemon = start_daemon("serial")
     client = Client(daemon.host, daemon.port)
 

@@ -1,4 +1,4 @@
-"""A stranger that repeats itself: neither log nor history grows with it, and nothing else is lost."""
+"""A stranger that repeats an action: log and history stay bounded, and nothing else is lost."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from usbipd.limiter import BURST
 CYCLES = 300
 
 
-def test_attaching_over_and_over(start_daemon: StartDaemon) -> None:
+def test_repeated_attachments(start_daemon: StartDaemon) -> None:
     daemon = start_daemon("loopback,keyboard")
     busid = daemon.busid("loopback")
     client = Client(daemon.host, daemon.port)
     lines_before = len(daemon.log.lines())
     for _cycle in range(CYCLES):
         client.import_device(busid).close()
-    with client.import_device(busid):  # the worker has told of the end of the one before
+    with client.import_device(busid):  # the worker has reported the end of the previous one
         pass
     log = daemon.log.lines()[lines_before:]
     for text in (f"imported {busid}", f"{busid} attached by", f"{busid} detached"):
@@ -33,7 +33,7 @@ def test_attaching_over_and_over(start_daemon: StartDaemon) -> None:
 
 
 def test_a_flood_that_ends_is_counted_to_the_last(tmp_path: Path) -> None:
-    """What the processes left out of the log is in it when they end."""
+    """The lines left out are counted in the log when the processes exit."""
     daemon = Daemon(tmp_path, "loopback")
     try:
         busid = daemon.busid("loopback")

@@ -40,7 +40,7 @@ def select(session: Session, alternate: int) -> None:
 
 
 def selected(session: Session) -> int:
-    """GET_INTERFACE of the same."""
+    """GET_INTERFACE on the same interface."""
     [alternate] = session.control_in(FROM_INTERFACE, USB_REQ_GET_INTERFACE, 0, AUDIO_INTERFACE, length=1)
     return alternate
 
@@ -81,7 +81,7 @@ def test_an_alternate_setting_that_does_not_exist_is_a_stall(attach: Attach) -> 
 
 
 @pytest.mark.rule("set-configuration")
-def test_set_configuration_takes_the_endpoints_with_it(attach: Attach) -> None:
+def test_set_configuration_removes_the_endpoints(attach: Attach) -> None:
     session = attach("loopback")
 
     def configuration() -> bytes:
@@ -98,7 +98,7 @@ def test_set_configuration_takes_the_endpoints_with_it(attach: Attach) -> None:
 
 
 @pytest.mark.rule("set-configuration")
-def test_set_configuration_puts_interfaces_back(audio: Session) -> None:
+def test_set_configuration_resets_the_alternate_settings(audio: Session) -> None:
     audio.control_out(USB_RECIP_DEVICE, USB_REQ_SET_CONFIGURATION, 1)
     assert selected(audio) == 0
 
@@ -147,8 +147,8 @@ def test_port_reset_is_answered_and_resets_the_device(attach: Attach) -> None:
 @pytest.mark.rule("iso-descriptors-kept")
 @pytest.mark.rule("iso-descriptors-last")
 @pytest.mark.rule("iso-sum")
-def test_isochronous_in_comes_without_the_gaps(audio: Session) -> None:
-    """The microphone fills 192 bytes of each packet, whatever there is room for."""
+def test_isochronous_in_is_sent_without_gaps(audio: Session) -> None:
+    """The microphone fills 192 bytes of each packet, however large it is."""
     model = Audio({})
     room = [AUDIO_PACKET + extra for extra in (8, 0, 100, 1, 0)]
     reply = audio.iso_in(AUDIO_IN, room)
@@ -177,7 +177,7 @@ def test_1024_packets_are_possible(audio: Session) -> None:
 
 
 @pytest.mark.rule("flags-masked")
-def test_short_not_ok_means_nothing_to_isochronous_packets(audio: Session) -> None:
+def test_short_not_ok_does_not_apply_to_isochronous_packets(audio: Session) -> None:
     room = [AUDIO_PACKET + 8] * 4
     reply = audio.wait_submit(audio.submit(AUDIO_IN, iso=room, transfer_flags=URB_SHORT_NOT_OK))
     assert (reply.status, reply.actual_length) == (0, 4 * AUDIO_PACKET)

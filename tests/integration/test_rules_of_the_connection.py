@@ -29,7 +29,7 @@ _SYS_PIDFD_GETFD: Final = 438  # Linux include/uapi/asm-generic/unistd.h, on eve
 
 
 def borrow_socket(pid: int, client_port: int) -> socket.socket:
-    """The other process's end of the connection from `client_port`."""
+    """The daemon's end of the connection from `client_port`."""
     libc = ctypes.CDLL(None, use_errno=True)
     process = os.pidfd_open(pid)
     try:
@@ -52,7 +52,7 @@ def borrow_socket(pid: int, client_port: int) -> socket.socket:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets another process's socket be looked at")
 def test_nodelay_and_keepalive_are_on(daemon: Daemon, attach: Attach) -> None:
     session = attach("loopback")
-    session.bulk_in(SOURCE_IN, 64)  # by now the worker has the socket
+    session.bulk_in(SOURCE_IN, 64)  # now the worker has the socket
     client_port = session.connection.getsockname()[1]
     with borrow_socket(daemon.worker_pid(session.device.busid), client_port) as theirs:
         assert theirs.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -61,7 +61,7 @@ def test_nodelay_and_keepalive_are_on(daemon: Daemon, attach: Attach) -> None:
 
 @pytest.mark.rule("lost-client")
 @pytest.mark.parametrize("abruptly", [False, True])
-def test_a_client_that_goes_leaves_the_device_free(
+def test_a_client_that_leaves_frees_the_device(
     daemon: Daemon, client: Client, attach: Attach, abruptly: bool
 ) -> None:
     session = attach("loopback")
@@ -94,8 +94,8 @@ def test_the_next_client_finds_the_device_as_after_power_on(attach: Attach) -> N
 
 
 @pytest.mark.rule("unplug-closes")
-def test_a_device_that_goes_closes_the_connection(start_daemon: StartDaemon) -> None:
-    """The death of its worker is to the client what an unplug is; here the device comes back."""
+def test_a_device_that_leaves_closes_the_connection(start_daemon: StartDaemon) -> None:
+    """To the client, the death of the worker looks like an unplug; here the device returns."""
     daemon = start_daemon("loopback,serial")
     client = Client(daemon.host, daemon.port)
     gone, stays = client.import_device(daemon.busid("loopback")), client.import_device(daemon.busid("serial"))
@@ -118,7 +118,7 @@ def device_descriptor(session: Session) -> bytes:
 
 @from_other_addresses
 def test_a_limit_per_address_leaves_room_for_others(start_daemon: StartDaemon) -> None:
-    """Who has too many connections displaces his own oldest one."""
+    """A client with too many connections displaces its own oldest one."""
     limits = "[limits]\nmax_connections = 8\nmax_connections_per_address = 4\nhandshake_timeout = 60\n"
     daemon = start_daemon("loopback", limits)
     greedy = Client(daemon.host, daemon.port)

@@ -1,4 +1,4 @@
-"""The rules of the wire that show over TCP, on the simulated devices of a whole daemon."""
+"""The rules of the wire as seen over TCP, on the simulated devices of a whole daemon."""
 
 import socket
 from contextlib import closing
@@ -85,7 +85,7 @@ def test_a_refused_import_has_no_body(client: Client) -> None:
 
 
 @pytest.mark.rule("speed-numbers")
-def test_speeds_are_the_wires(client: Client, daemon: Daemon) -> None:
+def test_speeds_have_the_numbers_of_the_wire(client: Client, daemon: Daemon) -> None:
     speeds = {device.busid: device.speed for device in client.devlist()}
     for name, model in catalog.NAMES.items():
         assert speeds[daemon.busid(name)] == model.speed
@@ -93,14 +93,14 @@ def test_speeds_are_the_wires(client: Client, daemon: Daemon) -> None:
 
 
 @pytest.mark.rule("bug-devid-collision")
-def test_every_device_has_a_devid_and_a_busid_of_its_own(client: Client) -> None:
+def test_every_device_has_a_unique_devid_and_busid(client: Client) -> None:
     devices = client.devlist()
     assert len({device.devid for device in devices}) == len(devices)
     assert len({device.busid for device in devices}) == len(devices)
 
 
 @pytest.mark.rule("bug-identical-devices")
-def test_of_two_identical_devices_each_is_itself(start_daemon: StartDaemon) -> None:
+def test_two_identical_devices_are_distinct(start_daemon: StartDaemon) -> None:
     daemon = start_daemon("loopback,loopback")
     client = Client(daemon.host, daemon.port)
     with (
@@ -166,7 +166,7 @@ def test_a_control_transfer_without_data_goes_where_its_setup_says(attach: Attac
 @pytest.mark.rule("ret-data-in-only")
 @pytest.mark.rule("ret-out-taken")
 def test_out_is_answered_with_a_length_and_no_data(attach: Attach) -> None:
-    """`ReplyReader` would take data behind the header for the next reply, and refuse it."""
+    """`ReplyReader` would take data after the header for the next reply and refuse it."""
     session = attach("loopback")
     sizes = [1, 511, 512, 513, 100_000, 1 << 20]
     pending = [session.submit(SINK_OUT, data=bytes(size)) for size in sizes]
@@ -177,7 +177,7 @@ def test_out_is_answered_with_a_length_and_no_data(attach: Attach) -> None:
 
 @pytest.mark.rule("actual-length-bounded")
 @pytest.mark.rule("bug-timeout-length")
-def test_a_short_read_reports_what_came(attach: Attach) -> None:
+def test_a_short_read_reports_its_length(attach: Attach) -> None:
     session = attach("loopback")
     session.bulk_out(LOOPBACK_OUT, b"abc")
     reply = session.wait_submit(session.submit(LOOPBACK_IN, length=4096))
@@ -220,7 +220,7 @@ def test_the_longest_transfers_work(attach: Attach) -> None:
 @pytest.mark.rule("bug-type-from-interval")
 @pytest.mark.parametrize("number_of_packets", [0, 0xFFFFFFFF, STALE])
 @pytest.mark.parametrize("interval", [0, 1, 16])
-def test_only_the_endpoint_says_what_a_transfer_is(
+def test_only_the_endpoint_decides_the_type_of_a_transfer(
     attach: Attach, number_of_packets: int, interval: int
 ) -> None:
     session = attach("loopback")
@@ -242,7 +242,7 @@ def test_the_keyboard_types_by_interrupt_transfers(attach: Attach) -> None:
 
 
 @pytest.mark.rule("flags-masked")
-def test_flags_that_make_no_sense_are_ignored(attach: Attach) -> None:
+def test_senseless_flags_are_ignored(attach: Attach) -> None:
     session = attach("loopback")
     nonsense = 0xFFFFFFFF & ~URB_SHORT_NOT_OK
     assert session.wait_submit(session.submit(SOURCE_IN, length=64, transfer_flags=nonsense)).status == 0
@@ -271,9 +271,9 @@ def test_transfers_of_an_endpoint_end_in_order(attach: Attach) -> None:
 
 @pytest.mark.rule("endpoints-independent")
 @pytest.mark.rule("idle-in")
-def test_a_waiting_in_holds_up_nothing(attach: Attach, client: Client) -> None:
+def test_a_waiting_in_blocks_nothing_else(attach: Attach, client: Client) -> None:
     session = attach("loopback")
-    with client.connect() as silent:  # is thrown out after the handshake's time; who is attached is not
+    with client.connect() as silent:  # it is closed at the handshake timeout; attached clients are not
         waiting = [session.submit(LOOPBACK_IN, length=BULK_PACKET) for _ in range(3)]
         for _ in range(100):
             assert len(get_descriptor(session, USB_DT_DEVICE)) == 18
@@ -305,7 +305,7 @@ def test_two_clients_may_use_the_same_seqnums(attach: Attach) -> None:
 @pytest.mark.rule("unlink-by-seqnum")
 @pytest.mark.rule("bug-unlink-ep0")
 def test_unlink_of_one_of_many(attach: Attach) -> None:
-    """The RET_UNLINK has -104 and is all that comes of the URB; its neighbours and endpoint 0 go on."""
+    """RET_UNLINK with -104 is the only reply for the URB; its neighbours and endpoint 0 continue."""
     session = attach("loopback")
     waiting = [session.submit(LOOPBACK_IN, length=BULK_PACKET) for _ in range(5)]
     unlink = session.send_unlink(waiting[2])
@@ -333,7 +333,7 @@ def test_unlink_of_an_answered_urb(attach: Attach) -> None:
 @pytest.mark.rule("unlink-answered")
 @pytest.mark.rule("unlink-pending")
 def test_unlinks_that_race_with_the_data(attach: Attach) -> None:
-    """Each read ends in exactly one way (`ReplyReader` insists), and what was not read is still there."""
+    """Each read ends in exactly one way (`ReplyReader` checks it), and unread data is kept."""
     session = attach("loopback")
     for turn in range(50):
         reads = [session.submit(LOOPBACK_IN, length=BULK_PACKET) for _ in range(4)]

@@ -1,4 +1,4 @@
-"""`tests/run_on_host.py`, which the workflow of macOS runs as root with the usual paths."""
+"""`tests/run_on_host.py`, which the macOS workflow runs as root with the usual paths."""
 
 import json
 import subprocess
@@ -16,8 +16,8 @@ def test_a_daemon_on_both_families(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("ok: the next client gets its answer") == 2
-    assert done.stdout.count("ok: and gave the same back") == 2
-    assert done.stdout.rstrip().endswith("All of it works.")
+    assert done.stdout.count("ok: and read the same data back") == 2
+    assert done.stdout.rstrip().endswith("All steps succeeded.")
     report = json.loads((reports / "report.json").read_text())
     assert {device["device"]["busid"] for device in report["devices"]} >= {"240-1", "240-2", "240-3", "240-4"}
     assert json.loads((reports / "status.json").read_text())["status"]["listening"]

@@ -1,4 +1,4 @@
-"""What a service manager is told of a whole daemon; the protocol is that of systemd's sd_notify(3)."""
+"""The notifications of a whole daemon to a service manager, by systemd's protocol (sd_notify(3))."""
 
 import socket
 from pathlib import Path
@@ -9,7 +9,7 @@ from tests.client import Client
 from tests.integration.daemon import PATIENCE, Daemon
 
 
-def test_ready_once_all_is_there_and_stopping_at_the_end(
+def test_ready_after_the_start_and_stopping_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:

@@ -1,4 +1,4 @@
-"""Where a daemon is started: paths count from there, and no process stays there."""
+"""The start directory of a daemon: paths are relative to it, and no process stays in it."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import psutil
 from tests.integration.daemon import COMMAND, PATIENCE, Daemon, Lines
 
 
-def test_relative_paths_count_from_it_and_no_process_stays_in_it(tmp_path: Path) -> None:
+def test_paths_are_relative_to_it_and_no_process_stays_in_it(tmp_path: Path) -> None:
     (tmp_path / "usbipd.toml").write_text('log_level = "debug"\n')
     arguments = ["--run", "--listen", "127.0.0.1:0", "--simulate", "mass-storage:size=1M:file=disk.img"]
     arguments += ["--socket", "run/control.sock", "--state", "state", "--config", "usbipd.toml"]
@@ -41,7 +41,7 @@ def test_relative_paths_count_from_it_and_no_process_stays_in_it(tmp_path: Path)
     assert (tmp_path / "disk.img").is_file()
 
 
-def test_a_socket_directory_goes_with_the_daemon_that_made_it_or_the_next_one(tmp_path: Path) -> None:
+def test_the_daemon_or_its_successor_removes_the_socket_directory(tmp_path: Path) -> None:
     made, given = tmp_path / "made", tmp_path / "given"
     killed = Daemon(tmp_path, "loopback", "", "--socket", str(made / "control.sock"))
     os.kill(killed.pid, signal.SIGKILL)

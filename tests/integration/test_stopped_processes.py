@@ -1,4 +1,4 @@
-"""Server and workers that are stopped (SIGSTOP): the kernel answers for them, the daemon is not deceived."""
+"""Suspended server and workers (SIGSTOP): the kernel still acknowledges for them, but the daemon notices."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tests.programs import EXECUTABLE
 
 
 def check(daemon: Daemon, name: str) -> dict[str, Any]:
-    """What the doctor says of this."""
+    """The doctor's check of this process."""
     checks = json.loads(daemon.usbipd("doctor", "--json").stdout)["checks"]
     [found] = [each for each in checks if each["name"] == name]
     return dict(found)
@@ -32,8 +32,8 @@ def daemon(start_daemon: StartDaemon) -> Daemon:
 
 @pytest.mark.skipif(EXECUTABLE is not None, reason="the pid is that of a launcher, which is not what answers")
 @pytest.mark.parametrize("role", ["server", "worker"])
-def test_the_doctor_names_a_process_that_is_stopped(daemon: Daemon, role: str) -> None:
-    """It looks for an answer, and is well again when that comes."""
+def test_the_doctor_names_a_suspended_process(daemon: Daemon, role: str) -> None:
+    """The check depends on an answer, and passes again once one arrives."""
     busid = daemon.busid("keyboard")
     name, pid, label = "network", server_pid(daemon), "server[{}]"
     if role == "worker":
@@ -52,7 +52,7 @@ def test_the_doctor_names_a_process_that_is_stopped(daemon: Daemon, role: str) -
     assert all(each["silent_for"] is None for each in daemon.status()["processes"])
 
 
-def test_detach_ends_a_worker_that_is_stopped(daemon: Daemon) -> None:
+def test_detach_replaces_a_suspended_worker(daemon: Daemon) -> None:
     busid = daemon.busid("loopback")
     before = daemon.worker_pid(busid)
     with Client(daemon.host, daemon.port).import_device(busid) as session:
@@ -69,10 +69,10 @@ def test_detach_ends_a_worker_that_is_stopped(daemon: Daemon) -> None:
         assert daemon.device(busid)["state"] == "attached"
 
 
-def test_a_worker_that_is_stopped_does_not_keep_unbind_and_the_end_of_the_daemon(
+def test_a_suspended_worker_does_not_block_unbind_and_shutdown(
     start_daemon: StartDaemon,
 ) -> None:
-    """What is left of the second one, the end of the daemon shows."""
+    """The shutdown of the daemon shows that no second one is left."""
     daemon = start_daemon("loopback,keyboard,serial")
     loopback = daemon.busid("loopback")
     for name in ("loopback", "keyboard"):

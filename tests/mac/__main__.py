@@ -1,12 +1,12 @@
-"""`python -m tests.mac SOCKET METHOD [ARGUMENT...] [NAME=VALUE...]`: does something with a running kernel.
+"""`python -m tests.mac SOCKET METHOD [ARGUMENT...] [NAME=VALUE...]`: controls a running kernel.
 
     python -m tests.mac /tmp/mac/kernel plug loopback location=0x14200000 drivers="{0: 'hid'}"
     python -m tests.mac /tmp/mac/kernel state 1
     python -m tests.mac /tmp/mac/kernel unplug 1
     python -m tests.mac /tmp/mac/kernel switch capture_survives_owner=True
 
-The methods are those of `Control` (kernel/control.py); what they return is printed.  Values are Python's
-literals, and texts where they are none.
+The methods are those of `Control` (kernel/control.py); results are printed.  Values are Python literals, or
+else plain text.
 """
 
 import ast

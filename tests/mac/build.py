@@ -1,12 +1,12 @@
-"""Makes build/mac: libusb's darwin backend over our CoreFoundation and IOKit, for Linux.  Runs in `make
+"""Builds build/mac: libusb's darwin backend on our CoreFoundation and IOKit, for Linux.  Runs in `make
 test-mac`.
 
-    sources/           libusb's source, of the archive that packaging/libusb/libusb_source.py finds
+    sources/           libusb's source, from the archive that packaging/libusb/libusb_source.py finds
     VARIANT/           libusb-1.0.so.0 and _iokit of one variant
 
-Variants: `stock` is libusb unmodified, `ours` with the patches of packaging/libusb; `-asan` behind the name:
-with AddressSanitizer and UndefinedBehaviorSanitizer.  1.0.28 also gets time_of_a_reset.patch.  What is
-up to date is not made again.
+Variants: `stock` is libusb unmodified, `ours` with the patches of packaging/libusb; the suffix `-asan` adds
+AddressSanitizer and UndefinedBehaviorSanitizer.  1.0.28 also gets time_of_a_reset.patch.  Up-to-date variants
+are not rebuilt.
 
     python -m tests.mac.build [VARIANT...]
 """
@@ -51,7 +51,7 @@ def run(*command: str | Path, **options: object) -> None:
 
 
 def source() -> Path:
-    """The directory with libusb's source, as it is.  Raises `SourceError`."""
+    """The directory with libusb's unmodified source.  Raises `SourceError`."""
     found = libusb_source.for_tests()
     if found.is_dir():
         return found.resolve()
@@ -84,7 +84,7 @@ def _corrections(libusb: Path) -> list[Path]:
 
 
 def _state(libusb: Path, variant: str) -> str:
-    """What the result is made of: if this has not changed, the result is up to date."""
+    """A digest of all inputs: if it is unchanged, the result is up to date."""
     ours = [*(MAC / "iokit").iterdir(), *(MAC / "include").rglob("*.h"), *(ROOT / "cython").iterdir()]
     applied = [*patches(variant), *_corrections(libusb)]
     files = [Path(__file__), *ours, *applied, *(libusb / "libusb").rglob("*.[ch]")]
@@ -93,7 +93,7 @@ def _state(libusb: Path, variant: str) -> str:
 
 
 def build(variant: str = "stock") -> Path:
-    """The directory with libusb-1.0.so.0 of this variant, made if it is out of date."""
+    """The directory with libusb-1.0.so.0 of this variant, rebuilt if out of date."""
     with _alone():
         libusb = source()
         directory = HERE / variant
@@ -107,7 +107,7 @@ def build(variant: str = "stock") -> Path:
             _compile(libusb, variant, new)
             (new / ".state").write_text(state)
             if directory.exists():
-                directory.rename(old)  # a process that is just starting finds the old one or the new one
+                directory.rename(old)  # a starting process finds the old one or the new one
             new.rename(directory)
             shutil.rmtree(old, ignore_errors=True)
         return directory
@@ -144,7 +144,7 @@ def _compile(libusb: Path, variant: str, directory: Path) -> None:
 
 
 def _compile_iokit(compiler: list[str | Path], directory: Path) -> None:
-    """usbipd._iokit over the same library, as `DIRECTORY/usbipd_iokit/_iokit….so`."""
+    """usbipd._iokit on the same library, as `DIRECTORY/usbipd_iokit/_iokit….so`."""
     module = directory / f"_iokit{sysconfig.get_config_var('EXT_SUFFIX')}"
     text = directory / "objects" / "iokit.c"
     cython: list[str | Path] = [

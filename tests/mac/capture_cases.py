@@ -1,4 +1,4 @@
-"""What a claim does on a Mac, with each switch.  test_claim.py runs it, in a process of a software Mac."""
+"""Claims on a Mac, with each switch.  test_claim.py runs it, in a process of a software Mac."""
 
 import gc
 import itertools
@@ -43,7 +43,7 @@ _PLACES = itertools.count(1)
 
 @pytest.fixture
 def plug() -> Plug:
-    """Plugs a device in, each at its own port; it stays plugged in."""
+    """Plugs in a device, each at its own port; it stays plugged in."""
 
     def plug(drivers: dict[int, str] | None = None) -> Device:
         return mac().plug(drivers=drivers, location=0x14000000 + (next(_PLACES) << 8))
@@ -98,7 +98,7 @@ def test_root_captures_any_device(
 
 
 @pytest.mark.parametrize("driver", ["hid", "storage", "serial", "audio"])
-def test_one_capture_and_one_release_however_often_it_is_configured(plug: Plug, driver: str) -> None:
+def test_one_capture_and_one_release_over_several_configurations(plug: Plug, driver: str) -> None:
     device = plug({0: driver, 1: "hid"})
     claim = claimed(device)
     for value in (2, 1, 0, 1):
@@ -112,8 +112,8 @@ def test_one_capture_and_one_release_however_often_it_is_configured(plug: Plug, 
 
 
 @pytest.mark.parametrize("capture_unconfigures", [True, False])
-def test_the_configuration_that_was_active_is_set_again(plug: Plug, capture_unconfigures: bool) -> None:
-    """libusb would set the first one."""
+def test_the_active_configuration_is_restored(plug: Plug, capture_unconfigures: bool) -> None:
+    """libusb alone would set the first one."""
     fresh_switches(capture_unconfigures=capture_unconfigures)
     device = plug()
     with not_root():
@@ -127,7 +127,7 @@ def test_the_configuration_that_was_active_is_set_again(plug: Plug, capture_unco
     assert claim.give_back() == []
 
 
-def test_a_device_that_is_not_configured_is_captured(plug: Plug) -> None:
+def test_an_unconfigured_device_is_captured(plug: Plug) -> None:
     device = plug()
     with not_root():
         before = claimed(device)
@@ -149,10 +149,10 @@ def test_only_root_can_take_a_device_from_its_driver(plug: Plug) -> None:
     assert (device.captured, device.drivers) == (False, [1])
     with pytest.raises(ClaimError) as caught:
         Claim(0x14, 99, as_on_macos=True)
-    assert caught.value.message.endswith("(LIBUSB_ERROR_NO_DEVICE, -4)"), "no words of the error before"
+    assert caught.value.message.endswith("(LIBUSB_ERROR_NO_DEVICE, -4)"), "no text of the previous error"
 
 
-def test_an_interface_that_may_not_be_opened(plug: Plug) -> None:
+def test_an_interface_whose_opening_is_refused(plug: Plug) -> None:
     device = plug({0: "hid"})
     claim = Claim(*device.busid, as_on_macos=True)
     mac().call("fail", "INTERFACE_OPEN", errors.NOT_PERMITTED)
@@ -165,7 +165,7 @@ def test_an_interface_that_may_not_be_opened(plug: Plug) -> None:
     device.until("drivers", [0])
 
 
-def test_a_device_that_may_not_be_opened(plug: Plug) -> None:
+def test_a_device_whose_opening_is_refused(plug: Plug) -> None:
     device = plug({0: "hid"})
     mac().call("fail", "DEVICE_OPEN", errors.NOT_PERMITTED, 1000)  # libusb opens each device when it starts
     try:
@@ -179,8 +179,8 @@ def test_a_device_that_may_not_be_opened(plug: Plug) -> None:
     assert "sudo usbipd-ext --run" in str(error.advice)
 
 
-def test_a_device_that_does_not_come_back_from_its_capture_is_an_error(plug: Plug) -> None:
-    """libusb says NOT_FOUND (darwin_restore_state), as other systems do of an interface without a driver."""
+def test_a_device_lost_in_its_capture_is_an_error(plug: Plug) -> None:
+    """libusb returns NOT_FOUND (darwin_restore_state), as elsewhere for an interface without a driver."""
     device = plug({0: "hid"})
     claim = Claim(*device.busid, as_on_macos=True)
     mac().call("fail", "DEVICE_OPEN", errors.NO_RESOURCES)
@@ -191,7 +191,7 @@ def test_a_device_that_does_not_come_back_from_its_capture_is_an_error(plug: Plu
 
 
 @pytest.mark.parametrize("call", ["RE_ENUMERATE", "INTERFACE_OPEN"])
-def test_a_device_that_is_removed_while_it_is_taken(plug: Plug, call: str) -> None:
+def test_a_device_removed_while_it_is_claimed(plug: Plug, call: str) -> None:
     device = plug({0: "hid"})
     claim = Claim(*device.busid, as_on_macos=True)
     mac().call("fail", call, errors.NO_DEVICE)
@@ -201,7 +201,7 @@ def test_a_device_that_is_removed_while_it_is_taken(plug: Plug, call: str) -> No
     assert (claim.held, claim.detached) == ([], [])
 
 
-def test_an_interface_that_another_program_has_open(plug: Plug) -> None:
+def test_an_interface_held_by_another_program(plug: Plug) -> None:
     device = plug({0: "hid"})
     mac().call("fail", "INTERFACE_OPEN", errors.EXCLUSIVE_ACCESS)
     with pytest.raises(ClaimError, match="interface 0 cannot be claimed") as caught:
@@ -210,7 +210,7 @@ def test_an_interface_that_another_program_has_open(plug: Plug) -> None:
     assert (device.captured, device.drivers) == (False, [0])
 
 
-def test_a_release_that_fails_is_told(plug: Plug) -> None:
+def test_a_failed_release_is_reported(plug: Plug) -> None:
     device = plug({0: "hid"})
     claim = claimed(device)
     mac().call("fail", "RE_ENUMERATE", errors.NOT_PRIVILEGED)
@@ -218,7 +218,7 @@ def test_a_release_that_fails_is_told(plug: Plug) -> None:
     assert problem.startswith("the kernel driver could not be reattached to interface 0 (LIBUSB_ERROR")
 
 
-def test_libusb_is_left_open_until_the_process_ends(plug: Plug) -> None:
+def test_libusb_stays_open_until_the_process_exits(plug: Plug) -> None:
     device = plug()
     claim = claimed(device)
     assert claim.give_back() == []
@@ -230,7 +230,7 @@ def test_libusb_is_left_open_until_the_process_ends(plug: Plug) -> None:
 # ---- resets --------------------------------------------------------------------------------------
 
 
-def test_a_captured_device_is_reset_between_two_clients_and_stays(plug: Plug) -> None:
+def test_a_captured_device_stays_captured_over_the_reset_between_clients(plug: Plug) -> None:
     device = plug({0: "hid"})
     rig = PumpRig(device)
     session, address = device.session, device.address
@@ -247,8 +247,8 @@ def test_a_captured_device_is_reset_between_two_clients_and_stays(plug: Plug) ->
     rig.close()
 
 
-def test_a_device_that_cannot_be_captured_is_not_reset_between_two_clients(plug: Plug) -> None:
-    """It would leave the bus, and come back as another device of the host."""
+def test_a_device_without_capture_is_not_reset_between_clients(plug: Plug) -> None:
+    """It would leave the bus, and return as a new device of the host."""
     device = plug()
     with not_root():
         rig = PumpRig(device)
@@ -269,13 +269,13 @@ def test_a_device_that_cannot_be_captured_is_not_reset_between_two_clients(plug:
 @pytest.mark.parametrize("captured", [True, False])
 @pytest.mark.parametrize("reenumeration_changes_address", [True, False])
 @pytest.mark.parametrize("reenumeration_seconds", [0.0, 0.3])
-def test_a_client_gets_the_reset_that_it_asks_for(
+def test_a_client_gets_the_reset_it_requests(
     plug: Plug,
     captured: bool,
     reenumeration_changes_address: bool,
     reenumeration_seconds: float,
 ) -> None:
-    """It keeps its settings and its session, whether or not the device leaves the bus for it."""
+    """Settings and session are kept, whether or not the device leaves the bus."""
     fresh_switches(
         reenumeration_changes_address=reenumeration_changes_address,
         reenumeration_seconds=reenumeration_seconds,
@@ -299,7 +299,7 @@ def test_a_client_gets_the_reset_that_it_asks_for(
 @pytest.mark.parametrize(
     ("code", "gone"), [(errors.NO_RESOURCES, False), (errors.NOT_OPEN, True), (errors.NO_DEVICE, True)]
 )
-def test_a_reset_that_fails(plug: Plug, code: int, gone: bool) -> None:
+def test_a_failed_reset(plug: Plug, code: int, gone: bool) -> None:
     rig = PumpRig(plug())
     mac().call("fail", "RESET_DEVICE", code)
     assert rig.pump.restore() < 0
@@ -307,7 +307,7 @@ def test_a_reset_that_fails(plug: Plug, code: int, gone: bool) -> None:
     rig.close()
 
 
-def test_a_reset_that_fails_before_the_device_has_left_keeps_the_settings(plug: Plug) -> None:
+def test_a_reset_that_fails_before_the_device_leaves_keeps_the_settings(plug: Plug) -> None:
     device = plug()
     with not_root():
         rig = PumpRig(device)
@@ -332,11 +332,11 @@ def test_a_reset_that_fails_before_the_device_has_left_keeps_the_settings(plug: 
         "01 0b 0000 0001 0000",  # interface 256
         "01 0b 0700 0000 0000",  # alternate setting 7
         "02 01 0000 8f00 0000",  # the halt of endpoint 0x8f
-        "02 01 0000 8300 0000",  # of one that the setting in force does not have
+        "02 01 0000 8300 0000",  # of an endpoint missing in the current setting
         "00 09 0700 0000 0000",  # configuration 7
     ],
 )
-def test_what_does_not_exist_is_refused_as_a_device_would(plug: Plug, setup: str) -> None:
+def test_requests_for_missing_objects_are_refused_as_by_a_device(plug: Plug, setup: str) -> None:
     rig = PumpRig(plug())
     rig.usb.requests()
     waiting = rig.submit(IN, 64)
@@ -358,7 +358,7 @@ def test_an_attach_sends_what_a_native_host_sends(plug: Plug) -> None:
 
 
 @pytest.mark.parametrize("setup", [SET_CONFIGURATION, SET_CONFIGURATION_2])
-def test_a_program_that_is_faster_after_set_configuration(plug: Plug, setup: str) -> None:
+def test_a_program_that_claims_first_after_set_configuration(plug: Plug, setup: str) -> None:
     rig = PumpRig(plug())
     mac().call("fail", "INTERFACE_OPEN", errors.EXCLUSIVE_ACCESS)
     urb = rig.submit(0, setup=bytes.fromhex(setup))

@@ -1,4 +1,4 @@
-"""The claim over libusb's darwin backend.  test_worker.py runs it, in a separate process."""
+"""Claims through libusb's darwin backend.  test_worker.py runs it, in a separate process."""
 
 import gc
 import os
@@ -17,11 +17,11 @@ from usbipd.protocol.constants import Speed
 def keyboard() -> Iterator[Device]:
     device = mac().plug(drivers={0: "hid"})
     yield device
-    gc.collect()  # a claim that an exception's traceback refers to still has its context
+    gc.collect()  # a traceback may still refer to a claim and so keep its context
     device.unplug()
 
 
-def test_a_claim_captures_the_device_and_give_back_brings_its_driver_back(keyboard: Device) -> None:
+def test_a_claim_captures_the_device_and_a_release_reattaches_its_driver(keyboard: Device) -> None:
     session, address = keyboard.session, keyboard.address
     claim = Claim(*keyboard.busid, as_on_macos=True)
     claim.take()
@@ -50,7 +50,7 @@ def test_a_process_without_root_captures_nothing(keyboard: Device) -> None:
     assert not keyboard.captured
 
 
-def test_a_driver_that_stays_keeps_its_interface() -> None:
+def test_a_driver_that_stays_attached_keeps_its_interface() -> None:
     mac().switch(storage_driver_stays=True)
     disk = mac().plug(location=0x14300000, port=3, drivers={0: "storage"})
     claim = Claim(*disk.busid, as_on_macos=True)
@@ -76,9 +76,9 @@ def test_a_device_of_each_speed(speed: Speed, number: int) -> None:
     device.unplug()
 
 
-def test_descriptors_are_the_device_s(keyboard: Device) -> None:
+def test_descriptors_match_the_device(keyboard: Device) -> None:
     claim = Claim(*keyboard.busid, as_on_macos=True)
-    assert claim.device_descriptor()["idVendor"] == 0x1D6B
+    assert claim.descriptors.fields["idVendor"] == 0x1D6B
     assert claim.speed() == 3
     assert claim.configuration == 1
-    assert len(claim.endpoints()) == 4 + 6 + 2 + 2
+    assert sum(len(each.endpoints) for each in claim.descriptors.configurations) == 4 + 6 + 2 + 2

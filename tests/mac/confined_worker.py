@@ -1,8 +1,8 @@
-"""A worker whose confinement is that of macOS, for tests.  A separate process.
+"""A worker with macOS's confinement, for tests.  A separate process.
 
     python -m tests.mac.confined_worker DESCRIPTOR SANDBOX
 
-DESCRIPTOR is its end of the channel, SANDBOX the library made of sandbox.c.
+DESCRIPTOR is its end of the channel, SANDBOX the library built from sandbox.c.
 """
 
 import ctypes
@@ -16,18 +16,18 @@ from usbipd.ipc import CHANNEL_DESCRIPTOR
 def main(descriptor: int, library: str) -> int:
     os.dup2(descriptor, CHANNEL_DESCRIPTOR)
     os.close(descriptor)
-    ctypes.CDLL("libgcc_s.so.1")  # glibc looks for it when a thread ends, and after chroot there is none
-    for each in ("libusb-1.0.so.0", library):  # both have functions of IOKit, and libusb needs its own
+    ctypes.CDLL("libgcc_s.so.1")  # glibc loads it when a thread exits, and cannot after chroot
+    for each in ("libusb-1.0.so.0", library):  # both define functions of IOKit, and libusb needs its own
         ctypes.CDLL(each, mode=ctypes.RTLD_GLOBAL)
     real = sys.platform
-    sys.platform = "darwin"  # the default of Claim and LibusbTransfers is made when they are loaded
+    sys.platform = "darwin"  # the defaults of Claim and LibusbTransfers are set at import
     from usbipd import _claim, _pump  # noqa: F401
 
     sys.platform = real
     from usbipd import confinement, privileges
-    from usbipd.worker import process
+    from usbipd.worker import held_device, process
 
-    pretend(confinement, privileges)
+    pretend(confinement, privileges, held_device)
     return process.main(["20-2"])
 
 

@@ -1,6 +1,4 @@
-"""A software Mac for tests: a separate kernel each, and processes whose libusb is the darwin backend over
-it.
-"""
+"""A software Mac for tests: a separate kernel for each, and processes with libusb's darwin backend on it."""
 
 import os
 import subprocess
@@ -21,12 +19,12 @@ if VARIABLE in os.environ:  # a process of a software Mac, which runs cases
 
 HERE = Path(__file__).parent
 SANITIZED = "-asan" if heap.allocated() is not None else ""
-"""What the variants of a process under sanitizers are called."""
+"""Suffix of the variants for a process under sanitizers."""
 
 
 @pytest.fixture(scope="session")
 def stock_libusb() -> Path:
-    """The directory of libusb unmodified."""
+    """The directory of unmodified libusb."""
     return build(f"stock{SANITIZED}")
 
 
@@ -60,9 +58,9 @@ def environment(kernel: OwnMac, libusb: Path) -> dict[str, str]:
 
 @pytest.fixture
 def in_process(libusb: Path) -> Callable[..., None]:
-    """`in_process("some_cases.py", *options, **switches)`: pytest in a process whose libusb is ours.
+    """`in_process("some_cases.py", *options, **switches)`: runs pytest in a process with this libusb.
 
-    It has a separate kernel, with these switches from the start; rig.py says what its tests can use.
+    It has a separate kernel, with these switches from the start; rig.py has helpers for its tests.
     """
 
     def run(cases: str | Path, *options: str, **switches: object) -> None:
@@ -82,6 +80,6 @@ def in_process(libusb: Path) -> Callable[..., None]:
 
 @pytest.fixture
 def tree() -> Iterator[Tree]:
-    """The IORegistry of this process's kernel, for cases; each reference has to be released at the end."""
+    """The IORegistry of this process's kernel, for cases; fails if references are left at the end."""
     with Tree() as tree:
         yield tree

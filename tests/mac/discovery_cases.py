@@ -1,4 +1,4 @@
-"""The devices of a Mac, listed and when they come and go.  test_discovery.py runs it, in a process."""
+"""The list of a Mac's devices, and hotplug.  test_discovery.py runs it, in a separate process."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ from usbipd.usb.registry_events import RegistryListener
 
 NO_DEVICE = 0xE00002C0
 ACCESSIBLE: dict[str, Any] = {"idVendor": 0x0781, "idProduct": 0x5567, "bDeviceClass": 0, "USB_Address": 7}
-"""What a device has to say of itself to be shared."""
+"""Properties of a device that can be shared."""
 
 
 def records() -> list[DeviceRecord]:
@@ -33,7 +33,7 @@ def records() -> list[DeviceRecord]:
 
 
 def add(tree: Tree, **properties: object) -> DeviceRecord:
-    """The record of a device that has these properties."""
+    """The record of a device with these properties."""
     device = tree.add_device(**{**ACCESSIBLE, **properties})
     [record] = records()
     assert (record.busid, record.registry_id) == (BUSID, device)
@@ -75,13 +75,13 @@ def test_a_list_opens_no_device_and_sends_nothing(tree: Tree, monkeypatch: pytes
     assert device.counters.get("transfers", 0) == 0
 
 
-def test_a_capture_keeps_the_registry_id_and_its_release_does_not(tree: Tree) -> None:
+def test_a_capture_keeps_the_registry_id_but_a_release_changes_it(tree: Tree) -> None:
     device = tree.plug(drivers={0: "hid"})
     [before] = records()
     claim = Claim(before.busnum, before.devnum, as_on_macos=True)
     claim.take()
     assert device.captured
-    descriptor = claim.device_descriptor()
+    descriptor = claim.descriptors.fields
     assert (descriptor["idVendor"], descriptor["idProduct"]) == (before.vendor_id, before.product_id)
     [during] = records()
     assert during == before
@@ -120,7 +120,7 @@ def test_a_worker_finds_the_same_devices(tree: Tree, has_port_number: bool) -> N
 
 
 def test_the_ports_of_macos_26(tree: Tree) -> None:
-    """Older versions of libusb do not know them."""
+    """Older versions of libusb do not support them."""
     mac().switch(has_port_number=False, macos_version="26.1")
     try:
         tree.plug(location=0x01200000, port=2)
@@ -129,7 +129,7 @@ def test_the_ports_of_macos_26(tree: Tree) -> None:
         mac().switch(has_port_number=Switches.has_port_number, macos_version=Switches.macos_version)
 
 
-def test_what_cannot_be_shared(tree: Tree) -> None:
+def test_devices_that_cannot_be_shared(tree: Tree) -> None:
     tree.add(None, "IOUSBHostDevice", "Root Hub Simulation", locationID=0x14000000, bDeviceClass=9)
     tree.add_device(idVendor=1, idProduct=2, bDeviceClass=0)
     listing = RegistryDevices().list_all()
@@ -141,7 +141,7 @@ def test_what_cannot_be_shared(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("lacking", ACCESSIBLE)
-def test_a_device_that_macos_knows_too_little_of(tree: Tree, lacking: str) -> None:
+def test_a_device_that_lacks_properties(tree: Tree, lacking: str) -> None:
     tree.add_device(**{key: value for key, value in ACCESSIBLE.items() if key != lacking})
     listing = RegistryDevices().list_all()
     assert (listing.devices, listing.left_out[BUSID].code) == ([], "no-answer")
@@ -173,11 +173,11 @@ def test_an_unknown_speed_is_full_speed(tree: Tree) -> None:
         ({"kUSBSerialNumberString": 4}, None),
     ],
 )
-def test_what_devices_say_of_themselves(tree: Tree, properties: dict[str, Any], serial: str | None) -> None:
+def test_texts_of_devices(tree: Tree, properties: dict[str, Any], serial: str | None) -> None:
     assert add(tree, **properties).serial == serial
 
 
-def test_each_string_has_its_own_name(tree: Tree) -> None:
+def test_each_string_has_a_property(tree: Tree) -> None:
     record = add(tree, kUSBVendorString="V", kUSBProductString="P", kUSBSerialNumberString="S")
     assert (record.manufacturer, record.product, record.serial) == ("V", "P", "S")
 
@@ -189,14 +189,14 @@ def test_the_new_name_of_the_address(tree: Tree) -> None:
     assert record.devnum == 9
 
 
-def test_a_registry_that_cannot_be_read(tree: Tree) -> None:
+def test_an_unreadable_registry(tree: Tree) -> None:
     tree.fail("MATCH", NO_DEVICE, times=100)
     with pytest.raises(UsbipdError, match="the IORegistry cannot be read"):
         records()
     tree.fail("MATCH", NO_DEVICE, times=0)
 
 
-def test_a_replugged_device_is_another_one(tree: Tree) -> None:
+def test_a_replugged_device_is_a_new_one(tree: Tree) -> None:
     device = tree.plug()
     [before] = records()
     device.replug()
@@ -216,7 +216,7 @@ def test_the_devices_of_this_platform(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hotplug that loses no time."""
+    """Hotplug without delays."""
     monkeypatch.setattr("usbipd.usb.hotplug.sys.platform", "darwin")
     monkeypatch.setattr(hotplug, "BURST", 0.0)
     monkeypatch.setattr(hotplug, "LATE", 0.0)
@@ -253,7 +253,7 @@ def test_devices_that_come_and_go(tree: Tree) -> None:
 
 
 @pytest.mark.usefixtures("host")
-def test_an_iokit_that_does_not_tell(tree: Tree) -> None:
+def test_an_iokit_without_notifications(tree: Tree) -> None:
     tree.fail("SUBSCRIBE", NO_DEVICE)
     problem = comes_and_goes(tree.plug)
     assert problem is not None
@@ -263,7 +263,7 @@ def test_an_iokit_that_does_not_tell(tree: Tree) -> None:
     )
 
 
-def test_nothing_is_told_after_close(tree: Tree) -> None:
+def test_no_event_after_close(tree: Tree) -> None:
     calls: list[int] = []
     listener = DeviceListener(lambda: calls.append(os.getpid()))
     listener.close()
@@ -276,7 +276,7 @@ def test_nothing_is_told_after_close(tree: Tree) -> None:
     assert calls == []
 
 
-def test_what_is_present_is_not_announced(tree: Tree) -> None:
+def test_present_devices_are_not_announced(tree: Tree) -> None:
     tree.plug()
     calls: list[int] = []
     listener = DeviceListener(lambda: calls.append(1))

@@ -1,4 +1,4 @@
-"""The disks of a Mac that are mounted, and unmounting them.  test_registry.py runs it, in a process."""
+"""Mounted disks of a Mac, and unmounting them.  test_registry.py runs it, in a separate process."""
 
 import os
 import sys
@@ -22,13 +22,13 @@ def ownership(tree: Tree, disks: Disks) -> IORegistryOwnership:
     return IORegistryOwnership(disks.mounts, disks.diskutil)
 
 
-# ---- where a device is ---------------------------------------------------------------------------
+# ---- location of a device ------------------------------------------------------------------------
 
 
-def test_a_port_whose_number_is_not_in_the_location(
+def test_a_port_number_missing_in_the_location(
     tree: Tree, disks: Disks, ownership: IORegistryOwnership
 ) -> None:
-    """Port 17 of an Intel Mac, beside port 10, whose nibble it has."""
+    """Port 17 of an Intel Mac, beside port 10, which has the same nibble."""
     port = tree.add(None, "AppleUSB30XHCIPort", port=bytes([17, 0, 0, 0]))
     tree.add_disk(tree.add(port, "IOUSBHostDevice", locationID=0x14A00000), "disk4")
     disks.mount("/dev/disk4s1", "/Volumes/STICK")
@@ -75,16 +75,14 @@ def test_mount_points_of_this_device_only(tree: Tree, disks: Disks, ownership: I
     assert ownership.in_use(BUSID) == on_disk14 + on_disk15
 
 
-def test_a_network_interface_is_no_disk(tree: Tree, disks: Disks, ownership: IORegistryOwnership) -> None:
+def test_a_network_interface_is_not_a_disk(tree: Tree, disks: Disks, ownership: IORegistryOwnership) -> None:
     interface = tree.add_interface(tree.add_device(), 0)
     tree.add(tree.add(interface, "AppleUSBNCMData"), "IOEthernetInterface", BSD_Name="en5")
     disks.mount("map en5", "/net")
     assert ownership.in_use(BUSID) == []
 
 
-def test_a_disk_may_be_in_use_if_nobody_can_tell(
-    tree: Tree, disks: Disks, ownership: IORegistryOwnership
-) -> None:
+def test_a_disk_counts_as_in_use_if_unknown(tree: Tree, disks: Disks, ownership: IORegistryOwnership) -> None:
     add_apfs_disk(tree)
     tree.keep_changing()
     for ask in (ownership.in_use, ownership.unmount):
@@ -117,7 +115,7 @@ def test_a_container_is_unmounted_before_its_disk(
     assert disks.mounts() == [("/dev/disk145s1", "/Volumes/other")]
 
 
-def test_what_is_not_mounted_is_left_alone(tree: Tree, disks: Disks, ownership: IORegistryOwnership) -> None:
+def test_unmounted_disks_are_ignored(tree: Tree, disks: Disks, ownership: IORegistryOwnership) -> None:
     add_apfs_disk(tree)
     disks.mount("/dev/disk15s1", "/Volumes/One")
     ownership.unmount(BUSID)
@@ -125,7 +123,7 @@ def test_what_is_not_mounted_is_left_alone(tree: Tree, disks: Disks, ownership: 
     assert disks.asked == ["unmountDisk disk15"]
 
 
-def test_diskutil_is_out_of_reach_of_ctrl_c(
+def test_ctrl_c_does_not_reach_diskutil(
     tree: Tree, disks: Disks, ownership: IORegistryOwnership, tmp_path: Path
 ) -> None:
     add_apfs_disk(tree)
@@ -144,7 +142,7 @@ def unmount_error(ownership: IORegistryOwnership) -> str:
     return caught.value.message
 
 
-def test_a_refusal_has_diskutils_words(tree: Tree, disks: Disks, ownership: IORegistryOwnership) -> None:
+def test_a_refusal_quotes_diskutil(tree: Tree, disks: Disks, ownership: IORegistryOwnership) -> None:
     add_apfs_disk(tree)
     disks.mount("/dev/disk15s1", "/Volumes/One")
     disks.let_diskutil(
@@ -158,14 +156,14 @@ def test_a_refusal_has_diskutils_words(tree: Tree, disks: Disks, ownership: IORe
     assert disks.asked == ["unmountDisk disk15"]
 
 
-def test_a_refusal_without_words(tree: Tree, disks: Disks, ownership: IORegistryOwnership) -> None:
+def test_a_refusal_without_output(tree: Tree, disks: Disks, ownership: IORegistryOwnership) -> None:
     add_apfs_disk(tree)
     disks.mount("/dev/disk15s1", "/Volumes/One")
     disks.let_diskutil("exit 3")
     assert unmount_error(ownership) == "20-2.3 cannot be unmounted: diskutil ended with exit code 3"
 
 
-def test_a_success_that_is_none(tree: Tree, disks: Disks, ownership: IORegistryOwnership) -> None:
+def test_a_false_success(tree: Tree, disks: Disks, ownership: IORegistryOwnership) -> None:
     add_apfs_disk(tree)
     disks.mount("/dev/disk15s1", "/Volumes/One")
     disks.let_diskutil("exit 0")

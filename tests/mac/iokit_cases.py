@@ -48,7 +48,7 @@ def test_the_ports_of_a_device(tree: Tree) -> None:
         ({"port": 4}, 4),
     ],
 )
-def test_where_the_number_of_a_port_is(tree: Tree, properties: dict[str, Any], port: int) -> None:
+def test_properties_with_the_port_number(tree: Tree, properties: dict[str, Any], port: int) -> None:
     """Port 17 of an Intel Mac, whose locationID has the nibble a."""
     own = {key: value for key, value in properties.items() if key == "PortNum"}
     above = {key: value for key, value in properties.items() if key != "PortNum"}
@@ -59,35 +59,35 @@ def test_where_the_number_of_a_port_is(tree: Tree, properties: dict[str, Any], p
 
 
 @pytest.mark.parametrize("properties", [{}, {"PortNum": 0}, {"PortNum": "2"}])
-def test_a_device_that_is_connected_nowhere(tree: Tree, properties: dict[str, Any]) -> None:
+def test_a_device_without_a_connection(tree: Tree, properties: dict[str, Any]) -> None:
     tree.add(None, "AppleUSBRootHubDevice")
     tree.add(None, "IOUSBHostDevice", "Root Hub Simulation", locationID=0x14000000, **properties)
     [device] = usb_devices(())
     assert device.ports == []
 
 
-def test_a_device_of_the_old_class_only_and_one_of_both(tree: Tree) -> None:
+def test_devices_of_the_old_class_only_and_of_both(tree: Tree) -> None:
     old = tree.add(None, "IOUSBDevice", "Phone", locationID=0x14100000, PortNum=1)
     both = tree.add(None, "IOUSBHostDevice", "Stick", locationID=0x14200000, PortNum=2)
     tree.add(None, "IOUSBDevice", "the same stick", locationID=0x14200000, PortNum=2)
     assert {each.registry_id for each in usb_devices(())} == {old, both}
 
 
-def test_a_location_that_comes_back_negative(tree: Tree) -> None:
+def test_a_negative_location(tree: Tree) -> None:
     tree.add(None, "IOUSBHostDevice", locationID=0x80500000 - (1 << 32), PortNum=5)
     [device] = usb_devices(())
     assert device.location == 0x80500000
 
 
-def test_an_entry_without_a_location_is_no_device(tree: Tree) -> None:
+def test_an_entry_without_a_location_is_not_a_device(tree: Tree) -> None:
     tree.add(None, "IOUSBHostDevice", "without a location")
     assert usb_devices(()) == []
 
 
-# ---- what is below a device ----------------------------------------------------------------------
+# ---- entries below a device ----------------------------------------------------------------------
 
 
-def test_the_device_and_what_is_below_it_depth_first(tree: Tree) -> None:
+def test_the_device_and_its_descendants_depth_first(tree: Tree) -> None:
     tree.add(tree.add_hub(), "IOUSBHostDevice", "Another", locationID=0x14210000)
     device = tree.add_device("Keyboard")
     first = tree.add_interface(device, 0)
@@ -103,7 +103,7 @@ def test_the_device_and_what_is_below_it_depth_first(tree: Tree) -> None:
     ]
 
 
-def test_a_device_that_is_not_there_has_no_entries(tree: Tree) -> None:
+def test_a_missing_device_has_no_entries(tree: Tree) -> None:
     device = tree.add_device()
     interface = tree.add_interface(device, 0)
     assert entries_below(interface, ()) == []
@@ -111,13 +111,13 @@ def test_a_device_that_is_not_there_has_no_entries(tree: Tree) -> None:
     assert entries_below(device, ()) == []
 
 
-def test_properties_that_were_asked_for(tree: Tree) -> None:
+def test_requested_properties(tree: Tree) -> None:
     device = tree.add_device(bInterfaceNumber=3, UsbExclusiveOwner="AppleUSBACMControl", kUSBString="no")
     [entry] = entries_below(device, ("UsbExclusiveOwner", "bInterfaceNumber", "BSD Name"))
     assert entry.properties == {"UsbExclusiveOwner": "AppleUSBACMControl", "bInterfaceNumber": 3}
 
 
-def test_a_property_of_another_type_is_left_out(tree: Tree) -> None:
+def test_a_property_of_another_type_is_omitted(tree: Tree) -> None:
     device = tree.add_device(signature=bytes(9))
     [entry] = entries_below(device, ("signature",))
     assert entry.properties == {}
@@ -130,14 +130,14 @@ def test_a_name_that_is_not_utf_8(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x" * 511, "x" * 512, "x" * 900, "y" + "ü" * 300])
-def test_a_long_property_is_cut_off(tree: Tree, text: str) -> None:
+def test_a_long_property_is_truncated(tree: Tree, text: str) -> None:
     device = tree.add_device(text=text)
     [entry] = entries_below(device, ("text",))
     expected = text.encode()[:512].decode(errors="ignore")
     assert entry.properties == {"text": expected}
 
 
-# ---- the device goes while it is looked at -------------------------------------------------------
+# ---- the device is removed while it is read ------------------------------------------------------
 
 
 def add_composite(tree: Tree) -> int:
@@ -159,7 +159,7 @@ def test_removed_at_any_step(tree: Tree, read: Callable[[int], list[object]]) ->
     for step in range(1, steps + 1):
         tree.remove_before(step, device)
         found = read(device)
-        assert len(found) <= len(complete)  # what was found before may still be listed
+        assert len(found) <= len(complete)  # entries found earlier may still be listed
         left = read(device)
         assert left == [each for each in found if each in left]
         device = add_composite(tree)
@@ -167,7 +167,7 @@ def test_removed_at_any_step(tree: Tree, read: Callable[[int], list[object]]) ->
     assert len(read(device)) == len(complete)
 
 
-def test_an_interface_that_goes_is_not_there(tree: Tree) -> None:
+def test_a_removed_interface_is_not_listed(tree: Tree) -> None:
     device = tree.add_device()
     tree.add_interface(device, 0)
     gone = tree.add_interface(device, 1)
@@ -177,7 +177,7 @@ def test_an_interface_that_goes_is_not_there(tree: Tree) -> None:
     assert len(entries_below(device, ())) == 2
 
 
-def test_a_tree_that_never_stands_still(tree: Tree) -> None:
+def test_a_tree_that_keeps_changing(tree: Tree) -> None:
     device = tree.add_device()
     tree.keep_changing()
     for read in (lambda: entries_below(device, ()), lambda: usb_devices(())):
@@ -196,7 +196,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_call_that_fails_once_is_tried_again(tree: Tree, call: str) -> None:
+def test_a_call_that_fails_once_is_retried(tree: Tree, call: str) -> None:
     device = add_composite(tree)
     tree.fail(call, NO_DEVICE)
     assert len(entries_below(device, ("BSD Name",))) == 10
@@ -248,7 +248,7 @@ def test_a_device_is_enumerated_again(tree: Tree) -> None:
     assert device.opener == 0
 
 
-def test_a_device_that_does_not_exist_is_not_enumerated(tree: Tree) -> None:
+def test_a_missing_device_is_not_enumerated(tree: Tree) -> None:
     with pytest.raises(UsbipdError, match="the device does not exist") as caught:
         reenumerate(4711)
     assert caught.value.code == "iokit"
@@ -270,14 +270,14 @@ def test_a_refusal_is_named(tree: Tree, call: str, name: str) -> None:
 # ---- devices come and go -------------------------------------------------------------------------
 
 
-def test_a_listener_that_cannot_be_made_holds_nothing(tree: Tree) -> None:
+def test_a_listener_that_cannot_be_created_holds_nothing(tree: Tree) -> None:
     tree.fail("SUBSCRIBE", NO_DEVICE)
     with pytest.raises(UsbipdError, match="IOServiceAddMatchingNotification: kIOReturnNoDevice") as caught:
         DeviceListener(print)
     assert caught.value.code == "iokit"
 
 
-def test_a_listener_that_is_dropped_is_closed(tree: Tree) -> None:
+def test_a_dropped_listener_is_closed(tree: Tree) -> None:
     del (listener := [DeviceListener(print)])[:]
     assert listener == []
     assert mac().call("problems") == []

@@ -1,4 +1,4 @@
-"""Our CoreFoundation and IOKit as a program calls them.  test_worker.py runs it, in a separate process."""
+"""Our CoreFoundation and IOKit as called by a program.  test_worker.py runs it, in a separate process."""
 
 import ctypes
 import subprocess
@@ -56,7 +56,7 @@ def device() -> Iterator[Device]:
 @pytest.mark.parametrize(
     ("text", "units"), [("", 0), ("plain", 5), ("Maß", 3), ("日本", 2), ("a\N{GRINNING FACE}b", 4)]
 )
-def test_a_string_is_counted_in_utf_16(library: ctypes.CDLL, text: str, units: int) -> None:
+def test_string_length_in_utf_16(library: ctypes.CDLL, text: str, units: int) -> None:
     string = ctypes.c_void_p(library.CFStringCreateWithCString(None, text.encode(), UTF8))
     assert library.CFStringGetLength(string) == units
     buffer, used = ctypes.create_string_buffer(64), ctypes.c_long()
@@ -70,11 +70,11 @@ def test_a_string_is_counted_in_utf_16(library: ctypes.CDLL, text: str, units: i
     library.CFRelease(string)
 
 
-def test_a_string_that_is_no_utf_8_is_none(library: ctypes.CDLL) -> None:
+def test_invalid_utf_8_is_refused(library: ctypes.CDLL) -> None:
     assert library.CFStringCreateWithCString(None, b"\xff", UTF8) is None
 
 
-def test_a_character_is_copied_whole_or_not(library: ctypes.CDLL) -> None:
+def test_only_whole_characters_are_copied(library: ctypes.CDLL) -> None:
     string = ctypes.c_void_p(library.CFStringCreateWithCString(None, "aß".encode(), UTF8))
     buffer, used = ctypes.create_string_buffer(8), ctypes.c_long()
     assert (
@@ -88,13 +88,13 @@ def test_a_character_is_copied_whole_or_not(library: ctypes.CDLL) -> None:
 
 
 @pytest.mark.parametrize("work", [OF_A_STRING, OF_AN_OBJECT])
-def test_a_release_too_often_ends_the_process(work: str) -> None:
+def test_an_excess_release_aborts_the_process(work: str) -> None:
     done = subprocess.run([sys.executable, "-c", TWICE + work], capture_output=True, text=True)
     assert done.returncode != 0
     assert "released too often" in done.stderr
 
 
-def test_the_registry_is_read_and_nothing_kept(library: ctypes.CDLL, device: Device) -> None:
+def test_reading_the_registry_leaks_nothing(library: ctypes.CDLL, device: Device) -> None:
     find_iokit()
     from usbipd._iokit import entries_below
 
@@ -113,7 +113,7 @@ def test_the_registry_is_read_and_nothing_kept(library: ctypes.CDLL, device: Dev
     assert (library.software_mac_references(), library.software_mac_values()) == before
 
 
-def test_a_registry_that_changes_is_read_again(device: Device) -> None:
+def test_a_changing_registry_is_read_again(device: Device) -> None:
     find_iokit()
     from usbipd._iokit import entries_below
 

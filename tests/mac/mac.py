@@ -1,7 +1,7 @@
-"""A software Mac in the hands of a test: starts its kernel, plugs devices in, and asks it.  Runs in tests.
+"""A software Mac for a test: starts its kernel, plugs devices in, and queries it.  Runs in tests.
 
 The kernel is a separate process, because libusb is called by threads that hold the GIL: a kernel on another
-thread of theirs could not answer.
+thread of the same process could not answer.
 """
 
 import os
@@ -24,7 +24,7 @@ VARIABLE: Final = "SOFTWARE_MAC"
 
 
 class Mac:
-    """A connection to a kernel.  Each method that is not here is one of `Control` (kernel/control.py)."""
+    """A connection to a kernel.  Methods not defined here are those of `Control` (kernel/control.py)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -34,7 +34,7 @@ class Mac:
         self._lock = threading.Lock()
 
     def call(self, name: str, *positional: object, **named: object) -> Any:
-        """What a method of `Control` returns or raises.  Any thread; one call at a time."""
+        """Calls a method of `Control`, and returns or raises its result.  Any thread; one call at a time."""
         with self._lock:
             self._socket.sendall(frame(Call.CONTROL, pickle.dumps((name, positional, named)), 1))
             length, _, _, _ = HEADER.unpack(self._reader.read(HEADER.size))
@@ -57,10 +57,10 @@ class Mac:
         hub: "Device | None" = None,
         **options: object,
     ) -> "Device":
-        """Plugs a device in (kernel/shelf.py says which there are), and waits until it is enumerated.
+        """Plugs in a device of a kind (kernel/shelf.py), and waits until it is enumerated.
 
-        `location`: the locationID, whose upper 8 bits are the bus.  `drivers`: by bInterfaceNumber the
-        drivers that match its interfaces (kernel/drivers.py); none: no driver is there.
+        `location`: the locationID, whose upper 8 bits are the bus.  `drivers`: the drivers of its
+        interfaces by bInterfaceNumber (kernel/drivers.py); empty: no driver matches.
         """
         number = self.call(
             "plug",
@@ -78,11 +78,11 @@ class Mac:
         self.call("switch", **values)
 
     def journal(self) -> list[str]:
-        """What has happened to devices, since it was asked last."""
+        """Events of devices since the last call."""
         return cast(list[str], self.call("journal"))
 
     def sleep(self) -> bool:
-        """The system asks all that listen, then sleeps; False if one refused."""
+        """The system asks all listeners, then sleeps; False if one refused."""
         return cast(bool, self.call("sleep"))
 
     def wake(self) -> None:
@@ -94,9 +94,7 @@ class Mac:
 
 
 class Device:
-    """A device that was plugged in.  Addresses are those of endpoints, 0x80 for IN; 0 is the control
-    endpoint.
-    """
+    """A device.  Endpoint addresses include 0x80 for IN; 0 is the control endpoint."""
 
     def __init__(self, mac: Mac, number: int) -> None:
         self.mac = mac
@@ -118,38 +116,38 @@ class Device:
 
     @property
     def busid(self) -> tuple[int, int]:
-        """Bus number and address, as libusb numbers them."""
+        """Bus number and address, as in libusb."""
         return self.location >> 24, self.address
 
     def unplug(self) -> None:
         self._call("unplug")
 
     def replug(self) -> None:
-        """Out, and in again at the same place."""
+        """Unplug and replug at the same port."""
         self._call("replug")
 
     def give(self, address: int, data: bytes) -> None:
-        """Data for the host in whole packets; the last one may be short."""
+        """Queue data for the host in full packets; the last one may be short."""
         self._call("give", address, data)
 
     def give_packets(self, address: int, *packets: bytes) -> None:
-        """Packets as they are; isochronous: one for each packet of the host's transfers."""
+        """Queue these packets; isochronous: one for each packet of the host's transfers."""
         self._call("give_packets", address, list(packets))
 
     def forget(self) -> None:
-        """Makes it as good as new for the next test: no data, credit, halts or requests of the last one."""
+        """Clear the device's state for the next test: data, credit, halts and requests."""
         self._call("forget")
 
     def left(self, address: int) -> bytes:
-        """What was given and the host has not taken."""
+        """Queued data that the host has not read."""
         return cast(bytes, self._call("left", address))
 
     def taken(self, address: int) -> bytes:
-        """What the device got at an OUT endpoint, since it was asked last."""
+        """Data received at an OUT endpoint since the last call."""
         return cast(bytes, self._call("taken", address))
 
     def credit(self, address: int, packets: int | None) -> None:
-        """How many packets more the device takes, then it answers NAK; None: all that come."""
+        """Accept so many more packets, then answer NAK; None: accept all."""
         self._call("credit", address, packets)
 
     def stall(self, address: int) -> None:
@@ -157,15 +155,15 @@ class Device:
         self._call("stall", address)
 
     def requests(self) -> list[tuple[bytes, bytes]]:
-        """Setup and data of the control requests that reached it, since it was asked last."""
+        """Setup and data of the control requests received since the last call."""
         return cast(list[tuple[bytes, bytes]], self._call("requests"))
 
     def answer(self, request: int, data: bytes | None) -> None:
-        """What it answers a vendor's or class's IN request with this bRequest; None: STALL."""
+        """Set the answer to vendor and class IN requests with this bRequest; None: STALL."""
         self._call("answer", request, data)
 
     def hold_control(self, holds: bool = True) -> None:
-        """Whether it answers control requests with NAK."""
+        """Answer control requests with NAK, or stop that."""
         self._call("hold_control", holds)
 
     def hold_isochronous(self, holds: bool = True) -> None:
@@ -173,23 +171,23 @@ class Device:
         self._call("hold_isochronous", holds)
 
     def refuse_configuration(self, code: int) -> None:
-        """The next SET_CONFIGURATION or SET_INTERFACE fails with an IOReturn."""
+        """Make the next SET_CONFIGURATION or SET_INTERFACE fail with an IOReturn."""
         self._call("refuse_configuration", code)
 
     def until_waiting(self, address: int, count: int) -> None:
-        """Blocks until so many transfers wait at the endpoint; fails after ten seconds."""
+        """Wait until so many transfers are pending at the endpoint; fails after ten seconds."""
         self._call("until_waiting", address, count)
 
     def until(self, field: str, value: object) -> None:
-        """Blocks until a field of its state has this value; fails after ten seconds."""
+        """Wait until a field of its state has this value; fails after ten seconds."""
         self._call("until_state", field, value)
 
 
 class OwnMac(Mac):
-    """A separate Mac: a kernel is started, and ended by `close`."""
+    """A separate Mac: starts a kernel; `close` stops it."""
 
     def __init__(self) -> None:
-        # not below the test's directory: processes of other users connect, and the name has to be short
+        # not below the test's directory: processes of other users connect, and the name must be short
         self.directory = Path(tempfile.mkdtemp(prefix="software-mac-"))
         self.directory.chmod(0o755)
         path = self.directory / "kernel"
@@ -204,7 +202,7 @@ class OwnMac(Mac):
         super().__init__(path)
 
     def close(self) -> None:
-        """Ends the kernel; fails if something went wrong in it."""
+        """Stops the kernel; fails if it had internal errors."""
         problems = self.call("problems")
         super().close()
         assert self.process.stdin is not None
@@ -222,7 +220,7 @@ class OwnMac(Mac):
         self.close()
 
     def environment(self, libusb: Path) -> dict[str, str]:
-        """That of a process of this Mac, with libusb from the directory."""
+        """The environment of a process of this Mac, with libusb from the directory."""
         found = {**os.environ, VARIABLE: str(self.path), "LD_LIBRARY_PATH": str(libusb)}
         if libusb.name == "stock-asan":
             found["LSAN_OPTIONS"] = f"suppressions={LEAKS}"

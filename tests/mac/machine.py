@@ -1,4 +1,4 @@
-"""A Mac on which whole daemons run: a kernel, an interpreter in which usbipd runs as on a Mac, its programs.
+"""A Mac for whole daemons: a kernel, an interpreter in which usbipd runs as on a Mac, its programs.
 
 Runs in pytest; `as_mac/` runs inside.
 """
@@ -26,24 +26,24 @@ PYTHONS: Final = (
     Path(sys._base_executable),  # type: ignore[attr-defined]
     Path(f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"),
 )
-"""The first that all users can read is used: a daemon may be an ordinary user's."""
+"""The first that all users can read is used: an ordinary user may run a daemon."""
 BUS: Final = 0x14
-"""Of all devices here: the upper 8 bits of a locationID."""
+"""The bus of all devices here: the upper 8 bits of a locationID."""
 DRIVERS: Final = {0: "hid", 1: "audio"}
-"""By bInterfaceNumber, those that macOS has for a device."""
+"""macOS's drivers for a device, by bInterfaceNumber."""
 
 
 def for_all_users(path: Path) -> bool:
-    """Whether all users can read what is there."""
+    """Whether all users can read `path`."""
     path = path.resolve()
     return path.exists() and all(each.stat().st_mode & stat.S_IXOTH for each in path.parents)
 
 
 class Machine:
-    """One Mac.  Its daemons end before its kernel does."""
+    """One Mac.  Its daemons stop before its kernel."""
 
     def __init__(self, kernel: OwnMac, libusb: Path) -> None:
-        """`libusb` is the directory with the library of this name and usbipd._iokit, as `build` makes it."""
+        """`libusb` is the directory with the library and usbipd._iokit, as made by `build`."""
         self.kernel = kernel
         self.directory = kernel.directory
         self.state = self.directory / "daemon" / "state"
@@ -56,11 +56,11 @@ class Machine:
         self.mount({})
 
     def _make_interpreter(self) -> None:
-        """An environment as venv makes it, with the packages of this process."""
+        """Creates an environment like venv's, with the packages of this process."""
         packages = self.directory / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"
         packages.mkdir(parents=True)
         self.programs = self.directory / "bin"
-        """Where `usbipd` and `usbipd-ext` are."""
+        """The directory of `usbipd` and `usbipd-ext`."""
         self.programs.mkdir()
         self.python = self.programs / "python"
         base = next((each for each in PYTHONS if for_all_users(each)), PYTHONS[0])
@@ -75,7 +75,7 @@ class Machine:
             program.chmod(0o755)
 
     def program(self, name: str, user: int | None = None) -> list[str]:
-        """The command line that starts `usbipd` or `usbipd-ext` on this Mac, as the user with this id."""
+        """The command line of `usbipd` or `usbipd-ext` on this Mac, run as the user with this id."""
         program = str(self.programs / name)
         if user is None:
             return [program]
@@ -83,7 +83,7 @@ class Machine:
         return [sys.executable, "-c", f"{become}; os.execv({program!r}, [{program!r}, *sys.argv[1:]])"]
 
     def plug(self, port: int, *, drivers: bool = True) -> "Gadget":
-        """Plugs a device into this port of the bus."""
+        """Plugs a device into a port of the bus."""
         return Gadget(self.kernel, port, DRIVERS if drivers else {})
 
     def mount(self, table: dict[str, str]) -> None:
@@ -91,25 +91,25 @@ class Machine:
         (self.directory / "mounts").write_text(json.dumps(list(table.items())))
 
     def mounted(self) -> list[str]:
-        """Its mount points."""
+        """The mount points."""
         return [point for _source, point in json.loads((self.directory / "mounts").read_text())]
 
     def load_launchd_job(self) -> None:
-        """Installs the extension's job, and loads it."""
+        """Installs and loads the extension's job."""
         (self.directory / "org.usbipd.extension.plist").write_text("")
         (self.directory / "loaded").write_text("")
 
     def unload_launchd_job(self) -> None:
-        """As a user does in System Settings."""
+        """Unloads it, as a user does in System Settings."""
         (self.directory / "loaded").unlink()
 
     def forget_bindings(self) -> None:
-        """As if everything had been unbound while no daemon ran."""
+        """Removes all bindings while no daemon runs."""
         asyncio.run(_remove_bindings(self.state))
 
 
 class Gadget:
-    """A loopback device, which can be moved from port to port.
+    """A loopback device, which can be moved between ports.
 
     Endpoints 0x01 and 0x81 are a bulk loopback, 0x02 and 0x82 an interrupt one; in setting 1 of interface 0,
     0x03 and 0x83 an isochronous one (kernel/packets.py).
@@ -123,7 +123,7 @@ class Gadget:
         self.plug(port)
 
     def plug(self, port: int) -> None:
-        """Into this port; it was unplugged before."""
+        """Plug it into this port, after an unplug."""
         self.busid = f"{BUS}-{port}"
         self.device = self._mac.plug(
             "loopback",
@@ -135,7 +135,7 @@ class Gadget:
 
     @property
     def has_all_drivers(self) -> bool:
-        """Whether the device is present, with all drivers that macOS has for it."""
+        """Whether the device is present with all its macOS drivers."""
         state = self._mac.call("state", self.device.number)
         return bool(state["present"]) and sorted(state["drivers"]) == sorted(self._drivers)
 

@@ -1,6 +1,6 @@
-"""Who holds a device of a Mac, and how its drivers come back.
+"""Holders of a Mac's device, and reattaching its drivers.
 
-test_registry.py runs it, in a separate process, over an IORegistry that the test makes.
+test_registry.py runs it, in a separate process, on an IORegistry built by the test.
 """
 
 import os
@@ -54,7 +54,7 @@ def test_a_driver_and_a_program_on_several_interfaces(tree: Tree, ownership: IOR
     assert ownership.drivers_of(BUSID) == ["AppleUserUSBHostHIDDevice", "AppleUSBAudioControlNub"]
 
 
-def test_who_has_it_open_comes_before_who_is_connected(tree: Tree, ownership: IORegistryOwnership) -> None:
+def test_programs_that_opened_it_precede_connected_ones(tree: Tree, ownership: IORegistryOwnership) -> None:
     device = tree.add_device("Phone", UsbExclusiveOwner="pid 80418, OpenMTP Helper (")
     tree.add(device, "AppleUSBHostDeviceUserClient", IOUserClientCreator="pid 233, Brave, the Browser")
     mtp = tree.add_interface(device, 0, UsbExclusiveOwner="pid 46502, ptpcamerad")
@@ -75,26 +75,26 @@ def test_a_driver_of_the_whole_device(tree: Tree, ownership: IORegistryOwnership
     assert ownership.drivers_of(BUSID) == ["AppleUSBCDCCompositeDevice"]
 
 
-def test_clients_of_a_driver_hold_the_driver_only(tree: Tree, ownership: IORegistryOwnership) -> None:
+def test_clients_of_a_driver_do_not_hold_the_device(tree: Tree, ownership: IORegistryOwnership) -> None:
     device = tree.add_device()
     driver = tree.add(tree.add_interface(device, 0), "AppleUSBACMData", UsbExclusiveOwner="x")
     tree.add(driver, "IOHIDLibUserClient", IOUserClientCreator="pid 170, WindowServer")
     assert ownership.holders_of(BUSID) == [Holder("driver", "AppleUSBACMData", None, 0)]
 
 
-def test_a_driver_outside_the_kernel_goes_by_its_own_name(tree: Tree, ownership: IORegistryOwnership) -> None:
+def test_a_driver_outside_the_kernel_has_its_own_name(tree: Tree, ownership: IORegistryOwnership) -> None:
     device = tree.add_device()
     tree.add(tree.add_interface(device, 0), "IOUserService", "FTDI\x1b[31m\nSerial")
     assert ownership.drivers_of(BUSID) == [r"FTDI\x1b[31m\nSerial"]
 
 
-def test_the_plumbing_holds_nothing(tree: Tree, ownership: IORegistryOwnership) -> None:
+def test_internal_entries_hold_nothing(tree: Tree, ownership: IORegistryOwnership) -> None:
     tree.add(tree.add_device(UsbExclusiveOwner=COMPOSITE), COMPOSITE)
     assert ownership.holders_of(BUSID) == []
     assert ownership.drivers_of(BUSID) == []
 
 
-def test_this_process_is_not_in_its_own_way(tree: Tree, ownership: IORegistryOwnership) -> None:
+def test_this_process_is_not_a_holder(tree: Tree, ownership: IORegistryOwnership) -> None:
     device = tree.add_device()
     ours = f"pid {os.getpid()}, usbipd"
     tree.add(device, "AppleUSBHostDeviceUserClient", IOUserClientCreator=ours)
@@ -103,7 +103,7 @@ def test_this_process_is_not_in_its_own_way(tree: Tree, ownership: IORegistryOwn
 
 
 @pytest.mark.parametrize("text", ["pid 12", "pid x, y", "12, y", "pid -1, y"])
-def test_an_owner_that_is_no_program(tree: Tree, ownership: IORegistryOwnership, text: str) -> None:
+def test_an_owner_that_is_not_a_program(tree: Tree, ownership: IORegistryOwnership, text: str) -> None:
     tree.add_device(UsbExclusiveOwner=text)
     assert ownership.holders_of(BUSID) == [Holder("driver", text, None, None)]
 
@@ -122,7 +122,7 @@ def test_no_such_device(tree: Tree, ownership: IORegistryOwnership) -> None:
     ownership.give_back(BUSID)
 
 
-def test_a_registry_that_cannot_be_read_names_nobody(
+def test_an_unreadable_registry_names_no_holder(
     tree: Tree, ownership: IORegistryOwnership, caplog: pytest.LogCaptureFixture
 ) -> None:
     tree.add_device(UsbExclusiveOwner="pid 1, other")
@@ -167,7 +167,7 @@ sys.stdin.read()
 
 @contextmanager
 def held(device: Device) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that has captured the device."""
+    """A process that holds a capture of the device."""
     command = [sys.executable, "-c", HOLD, *(str(number) for number in device.busid)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -183,7 +183,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture
 def switch() -> Iterator[None]:
-    """The kernel's switches are as they were when the test has ended."""
+    """Restores the kernel's switches after the test."""
     yield
     mac().switch(**vars(Switches()))
 
@@ -199,7 +199,7 @@ KERNELS = [
 
 @pytest.mark.usefixtures("switch")
 @pytest.mark.parametrize("values", KERNELS, ids=str)
-def test_a_capture_that_outlives_its_process_is_ended(
+def test_a_capture_that_outlives_its_process_is_released(
     tree: Tree, ownership: IORegistryOwnership, values: dict[str, Any]
 ) -> None:
     mac().switch(capture_survives_owner=True, **values)
@@ -225,9 +225,7 @@ def test_a_capture_that_outlives_its_process_is_ended(
 
 
 @pytest.mark.usefixtures("switch")
-def test_a_device_that_macos_enumerates_already_is_left_to_it(
-    tree: Tree, ownership: IORegistryOwnership
-) -> None:
+def test_a_device_being_enumerated_is_left_alone(tree: Tree, ownership: IORegistryOwnership) -> None:
     mac().switch(capture_survives_owner=False, reenumeration_seconds=0.3)
     device = tree.plug(drivers={0: "hid"})
     with held(device) as process:
@@ -238,7 +236,7 @@ def test_a_device_that_macos_enumerates_already_is_left_to_it(
     assert device.counters["reenumerations"] == 1
 
 
-def test_a_device_that_a_process_has_is_left_alone(tree: Tree, ownership: IORegistryOwnership) -> None:
+def test_a_device_held_by_a_process_is_left_alone(tree: Tree, ownership: IORegistryOwnership) -> None:
     device = tree.plug(drivers={0: "hid"})
     registry_id = device.registry_id
     with held(device):
@@ -247,7 +245,7 @@ def test_a_device_that_a_process_has_is_left_alone(tree: Tree, ownership: IORegi
         assert device.registry_id == registry_id
 
 
-def test_a_device_that_drivers_have_is_left_alone(tree: Tree, ownership: IORegistryOwnership) -> None:
+def test_a_device_held_by_drivers_is_left_alone(tree: Tree, ownership: IORegistryOwnership) -> None:
     device = tree.plug(drivers={0: "hid"})
     ownership.give_back(HELD)
     assert device.counters.get("reenumerations", 0) == 0
@@ -263,14 +261,14 @@ def test_without_root_nothing_is_done(tree: Tree, ownership: IORegistryOwnership
     assert device.counters.get("reenumerations", 0) == 0
 
 
-def test_a_refusal_for_a_moment_is_waited_for(tree: Tree, ownership: IORegistryOwnership) -> None:
+def test_a_temporary_refusal_is_retried(tree: Tree, ownership: IORegistryOwnership) -> None:
     device = tree.plug()
     tree.fail("DEVICE_OPEN", NOT_PERMITTED, times=3)
     ownership.give_back(HELD)
     assert device.counters["reenumerations"] == 1
 
 
-def test_a_refusal_that_stays(
+def test_a_permanent_refusal(
     tree: Tree, ownership: IORegistryOwnership, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.plug()

@@ -1,6 +1,4 @@
-"""Values of switches, such that each value of each meets each value of every other at least once.  Runs in
-tests.
-"""
+"""Pairwise combinations: rows of values that contain each pair of values of two switches.  Runs in tests."""
 
 import itertools
 import random
@@ -11,11 +9,11 @@ Pair = tuple[tuple[int, int], tuple[int, int]]
 """Two columns, each with the number of a value."""
 
 TRIES: Final = 40
-"""Of which the best becomes a row."""
+"""Candidates, of which the best becomes a row."""
 
 
 def pairwise(values: Mapping[str, Sequence[object]]) -> list[dict[str, object]]:
-    """Few rows with one value for each name, which hold all pairs: the same ones each time."""
+    """A small, reproducible set of rows with one value for each name that contains all pairs."""
     names = list(values)
     missing = {
         ((one, a), (other, b))
@@ -36,7 +34,7 @@ def pairwise(values: Mapping[str, Sequence[object]]) -> list[dict[str, object]]:
 def _row(
     values: Mapping[str, Sequence[object]], names: Sequence[str], missing: set[Pair], dice: random.Random
 ) -> dict[int, int]:
-    """By column, the value that brings most of what is missing with the columns before, in any order."""
+    """For each column, in any order, the value that covers the most missing pairs with earlier columns."""
     row = dict(dice.choice(sorted(missing)))
     columns = [column for column in range(len(names)) if column not in row]
     dice.shuffle(columns)

@@ -1,9 +1,8 @@
-"""What the patches of packaging/libusb are for, in a process whose libusb is one of a software Mac.
+"""The faults that the patches of packaging/libusb fix, in a process with libusb on a software Mac.
 
     python -m tests.mac.patch_cases CASE
 
-prints what was seen; test_libusb_patches.py says what that has to be, with libusb as it is and with the
-patches.
+prints the result; test_libusb_patches.py has the expected results, for stock libusb and with the patches.
 """
 
 import ctypes
@@ -22,11 +21,11 @@ from usbipd._claim import Claim
 LIBRARY: Final = ctypes.CDLL("libusb-1.0.so.0")
 ROUNDS: Final = 60
 LISTS: Final = 1500
-"""A list and a device that leaves meet in one of about 150."""
+"""A list and a departing device collide in one of about 150."""
 PATIENCE: Final = 10.0
-"""Seconds after which a call that has not returned will not return."""
+"""Seconds after which a call counts as hanging."""
 TRANSFERS: Final = 50
-"""Isochronous ones that are under way together."""
+"""Isochronous transfers in flight together."""
 NO_DEVICE_DISCOVERY: Final = 2  # enum libusb_option
 
 HOTPLUG_CALLBACK: Final = ctypes.CFUNCTYPE(
@@ -73,7 +72,7 @@ class Context:
 
 
 def watched(work: Callable[[], object]) -> str:
-    """ "ends", or "hangs" if it takes longer than anything should."""
+    """ "ends", or "hangs" if it does not return in time."""
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(PATIENCE)
@@ -94,7 +93,7 @@ def exit_while_devices_come_and_go() -> str:
 
 @case
 def bytes_of_aborted_transfers() -> list[tuple[str, int]]:
-    """Of an IN, an OUT and an IN that meets a STALL, with 1024 bytes moved each: status and actual_length."""
+    """Status and actual_length of an IN, an OUT and a stalled IN, with 1024 bytes moved each."""
     device = mac().plug()
     usb1.loadLibrary(LIBRARY)
     names = {usb1.TRANSFER_CANCELLED: "cancelled", usb1.TRANSFER_STALL: "stall"}
@@ -123,7 +122,7 @@ def bytes_of_aborted_transfers() -> list[tuple[str, int]]:
 
 @case
 def a_context_without_discovery() -> dict[str, object]:
-    """What becomes of devices that arrive, leave and are reset once a context has the option."""
+    """Arriving, leaving and reset devices in a context with the option."""
     own, other = mac().plug(location=0x14100000, port=1), mac().plug(location=0x14200000, port=2)
     other.unplug()
     context = Context()
@@ -158,7 +157,7 @@ def a_context_without_discovery() -> dict[str, object]:
 
 @case
 def reset() -> int:
-    """libusb_reset_device, whose call returns after the device has left and is back."""
+    """libusb_reset_device, which returns after the device has left and returned."""
     mac().switch(reenumeration_waits=True, reenumeration_seconds=0.05)
     mac().plug()
     context = Context()
@@ -167,7 +166,7 @@ def reset() -> int:
 
 @case
 def give_back() -> list[str]:
-    """A claim's problems at its end, which enumerates the device again in the same way."""
+    """The problems of a claim's release, which enumerates the device in the same way."""
     mac().switch(reenumeration_waits=True, reenumeration_seconds=0.05)
     device = mac().plug(drivers={0: "hid"})
     claim = Claim(*device.busid, as_on_macos=True)
@@ -187,7 +186,7 @@ def reset_of_a_device_that_stays_silent() -> int:
 @case
 def list_while_devices_leave() -> str:
     device = mac().plug()
-    kept = Context()  # what it knows is freed when the device leaves
+    kept = Context()  # its data are freed when the device leaves
     kept.handle_events()
     for number in range(LISTS):
         mac().call("at_iteration", number % 3 + 1, "unplug", device.number)
@@ -198,7 +197,7 @@ def list_while_devices_leave() -> str:
 
 @case
 def services_of_silent_devices() -> int:
-    """How many references are left after libusb_exit to devices that did not answer."""
+    """The number of references to unresponsive devices after libusb_exit."""
     mac().plug()
     mac().call("fail", "DEVICE_REQUEST_SYNC", errors.NOT_RESPONDING, 100)
     Context().exit()
@@ -218,7 +217,7 @@ class _Mallinfo(ctypes.Structure):
 
 
 def allocated() -> int:
-    """Bytes that this process has from malloc, without those that have a mapping of their own."""
+    """Bytes allocated by malloc in this process, without separate mappings."""
     mallinfo = ctypes.CDLL(None).mallinfo2
     mallinfo.restype = _Mallinfo
     return int(mallinfo().uordblks)
@@ -226,7 +225,7 @@ def allocated() -> int:
 
 @case
 def memory_of_isochronous_transfers() -> int:
-    """By how many bytes this process grows with each transfer that was allocated, completed and freed."""
+    """Growth of this process in bytes per transfer that was allocated, completed and freed."""
     mac().plug()
     usb1.loadLibrary(LIBRARY)
     with usb1.USBContext() as context:
@@ -261,4 +260,4 @@ def version() -> str:
 
 if __name__ == "__main__":
     print(CASES[sys.argv[1]](), flush=True)
-    os._exit(0)  # nothing of libusb's is ended: a thread may hang
+    os._exit(0)  # without libusb's cleanup: a thread may hang

@@ -1,4 +1,4 @@
-"""Sleep and wake of a Mac.  test_power.py runs it, in a process."""
+"""Sleep and wake of a Mac.  test_power.py runs it, in a separate process."""
 
 import asyncio
 import threading
@@ -22,7 +22,7 @@ NO_DEVICE = 0xE00002C0
 pytestmark = pytest.mark.usefixtures("tree")
 
 
-def test_every_question_is_answered_and_what_happens_is_told() -> None:
+def test_every_question_is_answered_and_every_change_reported() -> None:
     events: list[str] = []
     listener = PowerListener(events.append)
     assert mac().call("power_listeners") == 1
@@ -42,8 +42,8 @@ def test_every_question_is_answered_and_what_happens_is_told() -> None:
     assert events == [SLEEPS, WAKES]
 
 
-def test_a_question_is_answered_while_python_is_busy() -> None:
-    """The kernel has its answer before `on_change` returns."""
+def test_questions_are_answered_while_python_is_busy() -> None:
+    """The kernel gets the answer before `on_change` returns."""
     goes_on = threading.Event()
     listener = PowerListener(lambda _change: assert_set(goes_on))
     assert mac().sleep()
@@ -55,7 +55,7 @@ def assert_set(event: threading.Event) -> None:
     assert event.wait(10)
 
 
-def test_a_listener_that_is_dropped_is_closed() -> None:
+def test_a_dropped_listener_is_closed() -> None:
     del (listener := [PowerListener(print)])[:]
     assert listener == []
     assert mac().call("power_listeners") == 0
@@ -68,10 +68,10 @@ def test_no_power_management(tree: Tree) -> None:
     assert caught.value.code == "iokit"
 
 
-# ---- what the extension does with it -------------------------------------------------------------
+# ---- the extension -------------------------------------------------------------------------------
 
 
-async def test_devices_are_looked_for_after_a_wake(caplog: pytest.LogCaptureFixture) -> None:
+async def test_devices_are_scanned_after_a_wake(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "usbipd.usb.power")
     woken: list[str] = []
     power = PowerWatch(lambda: woken.append("woken"))
@@ -88,12 +88,12 @@ async def test_devices_are_looked_for_after_a_wake(caplog: pytest.LogCaptureFixt
     await asyncio.to_thread(mac().wake)
     assert woken == ["woken"]
     assert [record.message for record in caplog.records] == [
-        "this Mac goes to sleep",
+        "this Mac is going to sleep",
         "this Mac has woken up",
     ]
 
 
-def test_a_mac_that_does_not_tell(tree: Tree) -> None:
+def test_a_mac_without_power_messages(tree: Tree) -> None:
     tree.fail("POWER_REGISTER", NO_DEVICE)
 
     async def start() -> str | None:

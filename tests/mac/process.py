@@ -1,4 +1,4 @@
-"""A process of a software Mac, played by a test: it speaks to the kernel without libusb.  Runs in tests."""
+"""A process of a software Mac, simulated by a test: it talks to the kernel without libusb.  Runs in tests."""
 
 import socket
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Completion:
 
 
 class Process:
-    """Raises `CallError` for an IOReturn other than 0."""
+    """Its calls raise `CallError` for an IOReturn other than 0."""
 
     def __init__(self, mac: Mac, *, euid: int = 0) -> None:
         self.euid = euid
@@ -77,7 +77,7 @@ class Process:
     # ---- the registry ------------------------------------------------------------------------------
 
     def find(self, class_name: str, device: Device) -> list[int]:
-        """The entries of this class at the device's place, as registry ids."""
+        """Registry ids of the entries of this class at the device's location."""
         location = text("locationID") + u32(ValueType.NUMBER) + u64(signed(device.location))
         return self.all_of(self.call(Call.MATCH, text(class_name), u32(1), location).u64())
 
@@ -102,14 +102,14 @@ class Process:
     # ---- a device ----------------------------------------------------------------------------------
 
     def open_device(self, device: Device) -> int:
-        """A user client of the device, which is open."""
+        """Opens the device; returns its user client."""
         [entry] = self.find("IOUSBHostDevice", device)
         client = self.call(Call.SERVICE_OPEN, u64(entry), u32(DEVICE)).u64()
         self.call(Call.DEVICE_OPEN, u64(client))
         return client
 
     def open_interface(self, device: Device, number: int = 0) -> int:
-        """A user client of an interface, which is open."""
+        """Opens an interface; returns its user client."""
         for entry in self.find("IOUSBHostInterface", device):
             if self.property(entry, "bInterfaceNumber") == number:
                 client = self.call(Call.SERVICE_OPEN, u64(entry), u32(INTERFACE)).u64()
@@ -118,7 +118,7 @@ class Process:
         raise CallError(errors.INTERFACE_NOT_FOUND)
 
     def capture(self, device: Device) -> int:
-        """Captures the device and sets configuration 1; its user client."""
+        """Captures the device and sets configuration 1; returns its user client."""
         client = self.open_device(device)
         self.call(Call.RE_ENUMERATE, u64(client), u32(CAPTURE))
         self.call(Call.DEVICE_OPEN, u64(client))

@@ -1,5 +1,5 @@
-"""URBs through libusb's darwin backend, with each switch that has to do with them.  test_pump.py runs it, in
-a process of a software Mac.
+"""URBs through libusb's darwin backend, with each relevant switch.  test_pump.py runs it, in a process of a
+software Mac.
 """
 
 import itertools
@@ -49,7 +49,7 @@ SWITCHES: list[dict[str, Any]] = [
     }
     for reports, is_reversed, ends_queue in itertools.product((False, True), repeat=3)
 ]
-"""Each of two values with each of every other switch."""
+"""All pairs of values of two switches."""
 
 
 @pytest.fixture(params=SWITCHES, ids=lambda each: "-".join(str(value) for value in each.values()))
@@ -75,18 +75,18 @@ def plugged() -> Iterator[PumpRig]:
 
 @pytest.fixture
 def counts(request: pytest.FixtureRequest, rig: PumpRig) -> bool:
-    """Whether aborted transfers say what they have moved."""
+    """Whether aborted transfers report the bytes they moved."""
     values = request.node.callspec.params["rig"]
     return values["abort_reports_bytes"] and values["abort_code"] == errors.ABORTED and counts_aborted_bytes()
 
 
 def ends(replies: list[Reply]) -> list[tuple[int, int]]:
-    """In any order."""
+    """The ends of the replies, in any order."""
     return sorted((reply.seqnum, reply.status) for reply in replies)
 
 
 def cancelled(rig: PumpRig, *urbs: Submit, besides: int = 0) -> list[Reply]:
-    """Unlinks all in one write, and holds that they are cancelled; `besides`: the replies of others."""
+    """Unlinks all in one write and asserts that they are cancelled; `besides`: replies to other URBs."""
     unlinks = [rig.unlink(urb) for urb in urbs]
     replies = rig.replies_to(*unlinks, count=len(urbs) + besides)
     numbers = {unlink.seqnum for unlink in unlinks}
@@ -95,7 +95,7 @@ def cancelled(rig: PumpRig, *urbs: Submit, besides: int = 0) -> list[Reply]:
 
 
 def show_that_the_host_counts(rig: PumpRig, counts: bool) -> None:
-    """An OUT URB is unlinked when a packet of it was taken."""
+    """Unlinks an OUT URB after one of its packets was accepted."""
     rig.usb.credit(OUT, 1)
     urb = rig.submit(OUT, data=bytes(1024))
     rig.submitted(urb)
@@ -110,7 +110,7 @@ def show_that_the_host_counts(rig: PumpRig, counts: bool) -> None:
 
 
 def all_read(rig: PumpRig, endpoint: int, urbs: list[Submit]) -> None:
-    """The URBs wait, and get the data of the device in their order."""
+    """The URBs are pending, and get the device's data in order."""
     rig.until_waiting(endpoint, len(urbs))
     for number, urb in enumerate(urbs):
         data = bytes([number] * (number + 1))
@@ -124,7 +124,7 @@ def all_read(rig: PumpRig, endpoint: int, urbs: list[Submit]) -> None:
 @pytest.mark.rule("unlink-others-live-mac")
 @pytest.mark.parametrize("endpoint", [IN, INTERRUPT_IN])
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_of_idle_urbs_only_the_oldest_may_end_beside(rig: PumpRig, endpoint: int, which: int) -> None:
+def test_an_unlink_may_also_end_the_oldest_idle_urb(rig: PumpRig, endpoint: int, which: int) -> None:
     urbs = [rig.submit(endpoint, 64) for _ in range(3)]
     rig.submitted(*urbs)
     unknown = urbs[:1] if which else []
@@ -138,7 +138,7 @@ def test_of_idle_urbs_only_the_oldest_may_end_beside(rig: PumpRig, endpoint: int
 
 @pytest.mark.rule("unlink-others-live-mac")
 @pytest.mark.parametrize("which", [1, 2])
-def test_a_host_that_counts_ends_no_other_urb(rig: PumpRig, counts: bool, which: int) -> None:
+def test_if_the_host_counts_no_other_urb_ends(rig: PumpRig, counts: bool, which: int) -> None:
     show_that_the_host_counts(rig, counts)
     urbs = [rig.submit(IN, 64) for _ in range(3)]
     rig.submitted(*urbs)
@@ -148,7 +148,7 @@ def test_a_host_that_counts_ends_no_other_urb(rig: PumpRig, counts: bool, which:
 
 
 @pytest.mark.rule("unlink-others-live-mac")
-def test_urbs_that_are_unlinked_together_are_no_question_for_each_other(rig: PumpRig) -> None:
+def test_urbs_unlinked_together_do_not_affect_each_other(rig: PumpRig) -> None:
     urbs = [rig.submit(IN, 64) for _ in range(6)]
     rig.submitted(*urbs)
     cancelled(rig, urbs[4], urbs[2], urbs[0])
@@ -158,7 +158,7 @@ def test_urbs_that_are_unlinked_together_are_no_question_for_each_other(rig: Pum
 
 
 @pytest.mark.rule("unlink-others-live-mac")
-def test_what_an_in_had_read_is_given_once_or_the_urb_ends(rig: PumpRig, counts: bool) -> None:
+def test_data_of_an_aborted_in_are_returned_once_or_the_urb_ends(rig: PumpRig, counts: bool) -> None:
     first, second, third = (rig.submit(IN, 2048) for _ in range(3))
     rig.submitted(first, second, third)
     rig.usb.give(IN, b"1" * 512 + b"2" * 512)
@@ -176,7 +176,7 @@ def test_what_an_in_had_read_is_given_once_or_the_urb_ends(rig: PumpRig, counts:
 
 
 @pytest.mark.rule("unlink-others-live-mac")
-def test_what_an_out_had_written_is_not_written_again(rig: PumpRig, counts: bool) -> None:
+def test_data_of_an_aborted_out_are_not_written_again(rig: PumpRig, counts: bool) -> None:
     data = bytes(number % 251 for number in range(2048))
     rig.usb.credit(OUT, 2)
     first, second, third = (
@@ -195,8 +195,8 @@ def test_what_an_out_had_written_is_not_written_again(rig: PumpRig, counts: bool
 
 @pytest.mark.rule("unlink-others-live-mac")
 @pytest.mark.parametrize("given", [600, 2048])
-def test_an_abort_that_meets_a_completion(rig: PumpRig, given: int) -> None:
-    """The kernel has completed the oldest, and the pump has not seen it yet: the next one is the oldest."""
+def test_an_abort_races_a_completion(rig: PumpRig, given: int) -> None:
+    """The kernel has completed the oldest URB, but the pump has not seen it: the next is now the oldest."""
     first, second, third = (rig.submit(IN, 2048) for _ in range(3))
     rig.submitted(first, second, third)
     data = bytes(number % 251 for number in range(given))
@@ -210,7 +210,7 @@ def test_an_abort_that_meets_a_completion(rig: PumpRig, given: int) -> None:
 
 @pytest.mark.rule("unlink-others-live-mac")
 @pytest.mark.rule("unlink-answered")
-def test_an_unlink_that_meets_the_completion_of_its_urb(rig: PumpRig) -> None:
+def test_an_unlink_races_the_completion_of_its_urb(rig: PumpRig) -> None:
     first, second, third = (rig.submit(IN, 64) for _ in range(3))
     rig.submitted(first, second, third)
     rig.usb.give(IN, b"first")
@@ -227,14 +227,14 @@ def test_an_unlink_that_meets_the_completion_of_its_urb(rig: PumpRig) -> None:
 
 
 @pytest.mark.rule("unlink-others-live-mac")
-def test_an_urb_that_is_unlinked_while_the_abort_of_another_goes_on(rig: PumpRig) -> None:
+def test_an_unlink_during_the_abort_of_another_urb(rig: PumpRig) -> None:
     urbs = [rig.submit(IN, 64) for _ in range(4)]
     rig.submitted(*urbs)
     one, other = rig.unlink(urbs[2]), rig.unlink(urbs[0])
     replies = rig.exchange(one)
     replies += rig.exchange(other)
     replies += rig.more(2 - len(replies)) if len(replies) < 2 else []
-    if urbs[0].seqnum in [reply.seqnum for reply in replies]:  # the abort was over before
+    if urbs[0].seqnum in [reply.seqnum for reply in replies]:  # the abort had already finished
         replies += rig.more(3 - len(replies)) if len(replies) < 3 else []
         assert ends(replies) == [
             (urbs[0].seqnum, -LINUX_EILSEQ),
@@ -246,8 +246,8 @@ def test_an_urb_that_is_unlinked_while_the_abort_of_another_goes_on(rig: PumpRig
     all_read(rig, IN, [urbs[1], urbs[3]])
 
 
-def test_an_unlink_of_a_control_urb_that_waits_leaves_the_device_alone(rig: PumpRig) -> None:
-    """A request must not be carried out twice, so the one that the device works on is not aborted."""
+def test_an_unlink_of_a_queued_control_urb_does_not_reach_the_device(rig: PumpRig) -> None:
+    """A request must not be executed twice, so the one in progress is not aborted."""
     rig.usb.hold_control()
     urbs = [rig.submit(0x80, 0x40, setup=VENDOR_IN) for _ in range(3)]
     assert rig.exchange(*urbs) == []
@@ -259,7 +259,7 @@ def test_an_unlink_of_a_control_urb_that_waits_leaves_the_device_alone(rig: Pump
     assert len(rig.usb.requests()) == 2
 
 
-def test_an_abort_of_one_control_urb_is_for_that_one(rig: PumpRig) -> None:
+def test_an_abort_of_a_control_urb_affects_only_that_urb(rig: PumpRig) -> None:
     rig.usb.hold_control()
     urbs = [rig.submit(0x80, 0x40, setup=VENDOR_IN) for _ in range(2)]
     assert rig.exchange(*urbs) == []
@@ -274,8 +274,8 @@ def test_an_abort_of_one_control_urb_is_for_that_one(rig: PumpRig) -> None:
 
 
 @pytest.mark.rule("clear-halt")
-def test_a_cleared_halt_leaves_the_urbs_of_its_endpoint(rig: PumpRig, counts: bool) -> None:
-    """As on Linux, which does not touch them; but for one whose bytes are not known."""
+def test_clearing_a_halt_keeps_the_urbs_of_its_endpoint(rig: PumpRig, counts: bool) -> None:
+    """As on Linux, except for a URB whose bytes are unknown."""
     show_that_the_host_counts(rig, counts)
     urbs = [rig.submit(IN, 2048) for _ in range(3)]
     rig.submitted(*urbs)
@@ -313,7 +313,7 @@ def test_nothing_moves_behind_a_stall(rig: PumpRig, request: pytest.FixtureReque
 @pytest.mark.rule("clear-halt")
 def test_urbs_behind_a_stall_go_on_when_it_is_cleared(rig: PumpRig, request: pytest.FixtureRequest) -> None:
     if request.node.callspec.params["rig"]["stall_ends_queue"]:
-        pytest.skip("there are none")
+        pytest.skip("no URBs behind the stall")
     urbs = [rig.submit(IN, 64) for _ in range(3)]
     rig.submitted(*urbs)
     rig.usb.stall(IN)
@@ -326,7 +326,7 @@ def test_urbs_behind_a_stall_go_on_when_it_is_cleared(rig: PumpRig, request: pyt
 
 
 def taken_packets(rig: PumpRig) -> int:
-    """How many packets the device has taken at its OUT endpoint."""
+    """The number of packets accepted at the device's OUT endpoint."""
     return int(mac().call("taken_packets", rig.usb.number, OUT))
 
 
@@ -334,7 +334,7 @@ def taken_packets(rig: PumpRig) -> int:
 @pytest.mark.parametrize(
     ("length", "flags", "packets"), [(1024, URB_ZERO_PACKET, 3), (1024, 0, 2), (1000, 64, 2)]
 )
-def test_an_empty_packet_follows_whole_ones(rig: PumpRig, length: int, flags: int, packets: int) -> None:
+def test_an_empty_packet_follows_full_ones(rig: PumpRig, length: int, flags: int, packets: int) -> None:
     before = taken_packets(rig)
     first, second = rig.submit(OUT, data=bytes(length), flags=flags), rig.submit(OUT, data=b"second")
     replies = rig.replies_to(first, second)
@@ -344,7 +344,7 @@ def test_an_empty_packet_follows_whole_ones(rig: PumpRig, length: int, flags: in
 
 
 @pytest.mark.rule("zero-packet-mac")
-def test_whether_an_aborted_empty_packet_was_sent_is_not_known(rig: PumpRig, counts: bool) -> None:
+def test_an_aborted_empty_packet_has_an_unknown_result(rig: PumpRig, counts: bool) -> None:
     show_that_the_host_counts(rig, counts)
     before = taken_packets(rig)
     rig.usb.credit(OUT, 2)
@@ -378,7 +378,7 @@ def test_a_new_setting_ends_the_urbs_of_its_interface(rig: PumpRig, setup: str) 
         assert [summary(reply) for reply in rig.more()] == [(other.seqnum, 0, b"data")]
 
 
-def test_a_client_that_leaves_takes_its_urbs_along(rig: PumpRig) -> None:
+def test_a_departing_client_ends_its_urbs(rig: PumpRig) -> None:
     urbs = [rig.submit(endpoint, 64) for endpoint in (IN, INTERRUPT_IN, IN)]
     rig.submitted(*urbs)
     rig.exchange(rig.unlink(urbs[0]))
@@ -394,7 +394,7 @@ def test_a_client_that_leaves_takes_its_urbs_along(rig: PumpRig) -> None:
 @pytest.mark.rule("unplug-closes")
 @pytest.mark.parametrize("code", [errors.NOT_RESPONDING, errors.ABORTED, errors.NO_DEVICE])
 @pytest.mark.parametrize("pending", [False, True])
-def test_a_removed_device_ends_the_session_without_being_asked(code: int, pending: bool) -> None:
+def test_a_removed_device_ends_the_session(code: int, pending: bool) -> None:
     fresh_switches(unplug_code=code)
     neighbour = mac().plug(location=0x14300000, port=3)
     rig = PumpRig(mac().plug())
@@ -412,7 +412,7 @@ def test_a_removed_device_ends_the_session_without_being_asked(code: int, pendin
 # ---- isochronous ---------------------------------------------------------------------------------
 
 
-def test_isochronous_urbs_start_again(rig: PumpRig) -> None:
+def test_isochronous_urbs_restart(rig: PumpRig) -> None:
     assert rig.control(ISO_ON).status == 0
     packets = [(0, 192), (192, 192)]
     first, *others = (rig.submit(ISO_IN, 384, packets=packets) for _ in range(3))
@@ -424,7 +424,7 @@ def test_isochronous_urbs_start_again(rig: PumpRig) -> None:
     assert ends(replies) == [*((urb.seqnum, 0) for urb in others), (unlink.seqnum, -LINUX_ECONNRESET)]
 
 
-def test_an_isochronous_urb_that_fails_shows_no_packets_of_an_earlier_one(default: PumpRig) -> None:
+def test_a_failed_isochronous_urb_has_no_stale_packets(default: PumpRig) -> None:
     """On Linux each of its packets fails (iso_frame_desc in drivers/usb/core/urb.c)."""
     rig = default
     assert rig.control(ISO_ON).status == 0

@@ -1,10 +1,10 @@
-"""Client, pump and device in any order, over libusb's darwin backend, with any switches.  test_pump.py runs
-it, in a process of a software Mac.
+"""Client, pump and device in any order, on libusb's darwin backend, with any switches.  test_pump.py runs it,
+in a process of a software Mac.
 
-Invariant: each SUBMIT ends once, and each UNLINK is answered once.  No byte is lost or doubled, and each
-endpoint keeps its order: what the device has got is the data of the OUT URBs, one behind the other, whole but
-for those that ended with an error; what IN URBs have got is what the device gave, and only URBs that ended
-with an error may lack some of it.
+Invariant: each SUBMIT ends once, and each UNLINK is answered once.  No byte is lost or duplicated, and each
+endpoint keeps its order: the device receives the data of the OUT URBs in sequence, complete except for URBs
+that ended with an error; IN URBs receive the device's data, and only URBs that ended with an error may lack
+some of it.
 """
 
 import time
@@ -36,7 +36,7 @@ MOST_PENDING = 12
 
 @dataclass
 class Ended:
-    """How an URB ended; `status` is that of its RET_SUBMIT, or -ECONNRESET if an UNLINK won."""
+    """The end of a URB; `status` is from its RET_SUBMIT, or -ECONNRESET if an UNLINK won."""
 
     status: int
     actual_length: int = 0
@@ -45,15 +45,15 @@ class Ended:
 
 @dataclass
 class Endpoint:
-    """What has happened at one endpoint."""
+    """The record of one endpoint."""
 
     urbs: list[Submit] = field(default_factory=list)
     given: bytes = b""
-    """By the device."""
+    """Data sent by the device."""
     messages: set[int] = field(default_factory=set)
-    """Where in `given` a message ends."""
+    """The ends of messages in `given`."""
     disturbed: bool = False
-    """An URB was unlinked, or a halt cleared."""
+    """A URB was unlinked or a halt cleared."""
 
 
 def words(first: int, count: int) -> bytes:
@@ -96,9 +96,9 @@ class PumpRaces(RuleBasedStateMachine):
         self.ended: dict[int, Ended] = {}
         """By seqnum."""
         self.unlinks: dict[int, int] = {}
-        """UNLINKs that are not answered, by their seqnum; which URB they name."""
+        """The URB of each unanswered UNLINK, by the seqnum of the UNLINK."""
         self.controls: set[int] = set()
-        """Control requests that are not answered."""
+        """Unanswered control requests."""
         self.next_word = 1
 
     # ---- the client ------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ class PumpRaces(RuleBasedStateMachine):
 
     @rule(address=st.sampled_from(sorted(PACKETS)), back=st.integers(0, 5), apart=st.booleans())
     def unlink(self, address: int, back: int, apart: bool) -> None:
-        """One of the URBs that were sent last, whether or not it has ended."""
+        """Unlink one of the last URBs, whether or not it has ended."""
         urbs = self.endpoints[address].urbs
         if urbs:
             if apart:
@@ -181,7 +181,7 @@ class PumpRaces(RuleBasedStateMachine):
 
     @rule(address=st.sampled_from([IN, IN, INTERRUPT_IN]), length=st.integers(0, 500))
     def give(self, address: int, length: int) -> None:
-        """A message, which ends with a short packet, of no bytes if need be."""
+        """A message that ends with a short packet, empty if necessary."""
         endpoint = self.endpoints[address]
         data = self.fresh(length if address == IN else length % 9)
         size = PACKETS[address]
@@ -204,7 +204,7 @@ class PumpRaces(RuleBasedStateMachine):
     def until_answered(self, urbs: list[Submit]) -> None:
         end = time.monotonic() + PATIENCE
         while self.unlinks or self.controls or any(urb.seqnum not in self.ended for urb in urbs):
-            assert time.monotonic() < end, "an URB or an UNLINK is not answered"
+            assert time.monotonic() < end, "a URB or an UNLINK is not answered"
             self.take()
 
     def teardown(self) -> None:

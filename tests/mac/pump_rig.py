@@ -1,5 +1,5 @@
-"""A rig that waits for what other threads bring, for test_claim.py and test_pump.py.  Runs in processes of a
-software Mac.
+"""A rig that waits for completions on other threads, for test_claim.py and test_pump.py.  Runs in processes
+of a software Mac.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ from usbipd._claim import Claim
 OUT, IN, INTERRUPT_OUT, INTERRUPT_IN, ISO_OUT, ISO_IN, OUT_1, IN_1 = 1, 0x81, 2, 0x82, 3, 0x83, 4, 0x84
 """Endpoints of the scripted device (kernel/packets.py); the last two are those of interface 1."""
 PACKET = 512
-NOBODY = 65534
+NOBODY_UID = 65534
 SET_CONFIGURATION, SET_CONFIGURATION_2 = "00 09 0100 0000 0000", "00 09 0200 0000 0000"
 ISO_ON, ISO_OFF = "01 0b 0100 0000 0000", "01 0b 0000 0000 0000"
 PORT_RESET = "23 03 0400 0100 0000"
@@ -30,7 +30,7 @@ GET_STATUS = "80 00 0000 0000 0200"
 
 
 def counts_aborted_bytes() -> bool:
-    """Whether this libusb hands on what the kernel says of aborted transfers: ours does."""
+    """Whether this libusb passes on the kernel's byte counts of aborted transfers: ours does."""
     libusb = ctypes.CDLL("libusb-1.0.so.0")
     libusb.libusb_get_version.restype = ctypes.POINTER(_Version)
     return bool(libusb.libusb_get_version().contents.rc.startswith(b"-usbipd"))
@@ -48,8 +48,8 @@ class _Version(ctypes.Structure):
 
 @contextmanager
 def not_root() -> Iterator[None]:
-    """This process asks as another user than root."""
-    os.seteuid(NOBODY)
+    """This process calls the kernel as a user other than root."""
+    os.seteuid(NOBODY_UID)
     try:
         yield
     finally:
@@ -57,23 +57,23 @@ def not_root() -> Iterator[None]:
 
 
 def fresh_switches(**values: Any) -> None:
-    """All as it is by default, but for these."""
+    """Reset all switches except these."""
     mac().switch(**{**asdict(Switches()), **values})
 
 
 @functools.cache
 def shared() -> tuple[Device, Claim]:
-    """A device for all tests of a process, and its claim: as in a worker, which serves one client after the
-    other and whose libusb has one context.
+    """A device and its claim for all tests of a process: as in a worker, which serves clients in sequence
+    with one libusb context.
     """
     device = mac().plug()
     return device, take(device)
 
 
 class PumpRig(MacRig):
-    """The pump of a device of the Mac, of the one that is `shared` if none is named.
+    """The pump of a device of the Mac, by default the `shared` one.
 
-    Transfers end on threads of libusb, so a reply may need some turns: `exchange` waits for none,
+    Transfers complete on threads of libusb, so a reply may take some turns: `exchange` does not wait,
     `replies_to` does.
     """
 
@@ -85,7 +85,7 @@ class PumpRig(MacRig):
         super().__init__(self.usb, claim=claim)
 
     def replies_to(self, *commands: Command, count: int | None = None) -> list[Reply]:
-        """Sends all in one write, and waits for so many replies, one each unless `count` says how many."""
+        """Sends all in one write and waits for `count` replies, by default one each."""
         found = self.exchange(*commands)
         wanted = len(commands) if count is None else count
         end = time.monotonic() + PATIENCE
@@ -97,11 +97,11 @@ class PumpRig(MacRig):
         return found
 
     def exchange_until_it_ends(self, *commands: Command) -> int:
-        """Sends all, and why the pump ended the session; what it answered before is still to be received."""
+        """Sends all; returns why the pump ended the session.  Earlier replies can still be received."""
         wake = self.send(b"".join(encode(command) for command in commands))
         end = time.monotonic() + PATIENCE
         while wake == _pump.CHANNEL:
-            assert time.monotonic() < end, "the session goes on"
+            assert time.monotonic() < end, "the session has not ended"
             wake = self.turn()
         return wake
 
@@ -110,26 +110,26 @@ class PumpRig(MacRig):
         return self.replies_to(count=count)
 
     def submitted(self, *urbs: Submit) -> None:
-        """Sends URBs, of which none ends, and waits until the device's kernel has them."""
+        """Sends URBs, none of which ends, and waits until the kernel has them."""
         assert self.exchange(*urbs) == []
         for address in {address_of(urb) for urb in urbs}:
             mine = sum(address_of(urb) == address for urb in urbs)
             self.usb.until_waiting(address, mine)
 
     def until_waiting(self, address: int, count: int) -> None:
-        """Gives the pump turns, without a reply, until the kernel has so many URBs of an endpoint."""
+        """Runs the pump, without a reply, until the kernel has so many URBs of an endpoint."""
         end = time.monotonic() + PATIENCE
         while self.usb.waiting.get(address, 0) != count:
             assert time.monotonic() < end, f"{self.usb.waiting} wait"
             assert self.exchange() == []
 
     def quiet(self) -> None:
-        """What the kernel has completed so far is here: it was before this control request."""
+        """Waits for all earlier completions: they precede that of this control request."""
         reply = self.control(GET_STATUS)
         assert reply.status == 0
 
     def close(self) -> None:
-        """As a worker does it: the device is made ready for others, and released if it is not shared."""
+        """As in a worker: resets the device for the next client, and releases it unless it is `shared`."""
         assert self.finish()
         if not (self.pump.gone or self.pump.unclaimed):
             assert self.pump.restore() == 0

@@ -1,7 +1,6 @@
-"""The pump of a software Mac's device, for cases that run in a process whose libusb is ours (`in_process`).
+"""The pump of a software Mac's device, for cases in a process with the software Mac's libusb (`in_process`).
 
-`mac()` is the kernel that the process was started with.  `MacRig` claims a device as on macOS and has one
-client.
+`mac()` is the process's kernel.  `MacRig` claims a device as on macOS and has one client.
 """
 
 import ctypes
@@ -20,12 +19,14 @@ from usbipd._claim import Claim
 from usbipd.ipc.control_messages import DeviceMemory
 
 PATIENCE: Final = 10.0
-"""Seconds until a reply that does not come fails a test."""
+"""Seconds until a missing reply fails a test."""
 
 
 @functools.cache
 def mac() -> Mac:
-    assert hasattr(ctypes.CDLL("libusb-1.0.so.0"), "software_mac_values"), "this process's libusb is not ours"
+    assert hasattr(ctypes.CDLL("libusb-1.0.so.0"), "software_mac_values"), (
+        "this process's libusb is not the software Mac's"
+    )
     return _MacOfThisProcess(Path(os.environ[VARIABLE]))
 
 
@@ -38,7 +39,7 @@ class _MacOfThisProcess(Mac):
 
 
 def find_iokit() -> None:
-    """Lets `usbipd._iokit` be imported: the one that was built beside this process's libusb."""
+    """Makes `usbipd._iokit` importable: the one built beside this process's libusb."""
     directory = os.environ["LD_LIBRARY_PATH"]
     if directory not in usbipd.__path__:
         usbipd.__path__.append(directory)
@@ -66,14 +67,14 @@ def take(device: Device) -> Claim:
 
 
 def give_back(claim: Claim) -> None:
-    """Releases a device and fails if that does not work."""
+    """Releases a device; fails if that does not succeed."""
     assert claim.give_back() == []
 
 
 def end(claim: Claim) -> None:
-    """Closes what a worker leaves to the end of its process; one of tests has many claims, one after another.
+    """Closes what a worker leaves open until it exits; a test process has many claims in sequence.
 
-    libusb loses track of its devices if there are many contexts while one is enumerated again.
+    libusb loses track of its devices with many contexts during an enumeration.
     """
     until_notified()
     libusb, pointer = ctypes.CDLL("libusb-1.0.so.0"), ctypes.pythonapi.PyCapsule_GetPointer
@@ -98,10 +99,10 @@ class MacRig(Rig):
         self.plugged = device
         self.claim = take(device) if claim is None else claim
         transfers = _pump.LibusbTransfers(self.claim, as_on_macos=True, device_memory=device_memory)
-        self._start(transfers, self.claim.endpoints(), self.claim.configuration)
+        self._start(transfers, self.claim.descriptors.configurations, self.claim.configuration)
 
     def wait(self, count: int, *commands: Command) -> list[Reply]:
-        """Sends the commands, then waits for so many replies: other threads bring them."""
+        """Sends the commands, then waits for so many replies, which depend on other threads."""
         self.send(b"".join(encode(command) for command in commands))
         found = self.received()
         end = time.monotonic() + PATIENCE
@@ -112,7 +113,7 @@ class MacRig(Rig):
         return found
 
     def reply(self, *commands: Command) -> RetSubmit:
-        """The one RET_SUBMIT to what is sent."""
+        """Sends the commands and returns the only RET_SUBMIT."""
         [found] = self.wait(1, *commands)
         assert isinstance(found, RetSubmit)
         return found

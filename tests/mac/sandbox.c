@@ -1,9 +1,9 @@
-/* Seatbelt's sandbox_init for Linux: applies of a profile what seccomp(2) can deny.  Preloaded into workers of tests.
- * Beside it as much of IOKit as shows whether a process may connect to a driver.
+/* Seatbelt's sandbox_init for Linux: applies the parts of a profile that seccomp(2) can deny.  Preloaded into workers of
+ * tests.  Also has enough of IOKit to show whether a process may connect to a driver.
  *
- * sandbox_init(3) of macOS: flags 0 takes the profile as text; 0 is success, else *error is a text that
- * sandbox_free_error frees.  This one knows a profile whose rules name one operation each, as that of
- * usbipd/seatbelt.py; an operation that is denied is denied altogether, and a denied call fails with EPERM, as there.
+ * sandbox_init(3) of macOS: with flags 0 the profile is text; 0 is success, else *error is a text that
+ * sandbox_free_error frees.  This one supports profiles whose rules name one operation each, like that of
+ * usbipd/seatbelt.py; a denied operation is denied entirely, and a denied call fails with EPERM, as on macOS.
  *
  *     SANDBOX_REFUSES=1            every profile is refused
  *     SANDBOX_LEAVES="OP OP ..."   these operations are not denied, whatever the profile says
@@ -52,7 +52,7 @@ static const struct rule {
 	{ "process-exec*", SYS_execve, ALWAYS, EPERM },
 	{ "process-exec*", SYS_execveat, ALWAYS, EPERM },
 	{ "process-fork", SYS_clone, UNLESS_THREAD, EPERM },
-	{ "process-fork", SYS_clone3, ALWAYS, ENOSYS }, /* its flags lie in memory; glibc then calls clone(2) */
+	{ "process-fork", SYS_clone3, ALWAYS, ENOSYS }, /* its flags are in memory; glibc then calls clone(2) */
 	{ "signal", SYS_kill, UNLESS_SELF, EPERM },
 #ifdef __x86_64__
 	{ "file*", SYS_open, ALWAYS, EPERM },
@@ -126,7 +126,7 @@ int sandbox_init(const char *profile, uint64_t flags, char **error)
 	if (getenv("SANDBOX_REFUSES"))
 		return refuse(error, "profile refused");
 	if (flags != 0 || strncmp(profile, "(version 1)\n(allow default)\n", 28) != 0)
-		return refuse(error, "not a profile that this sandbox knows");
+		return refuse(error, "unsupported profile");
 	code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch));
 	code[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ARCHITECTURE, 1, 0);
 	code[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
@@ -147,8 +147,8 @@ void sandbox_free_error(char *error)
 	free(error);
 }
 
-/* IOKitLib.h: one driver, to which every process may connect unless a profile denies it.  There is no driver behind it,
- * so this denial protects nothing. */
+/* IOKitLib.h: one driver, to which every process may connect unless a profile denies it.  No driver is behind it, so
+ * this denial protects nothing. */
 
 uint32_t mach_task_self_ = 1;
 

@@ -1,5 +1,5 @@
-"""A session from claim to give_back, right whatever the switches are.  test_switches.py runs it, in a process
-of its own for each choice of switches.
+"""A session from claim to release, with any switches.  test_switches.py runs it, in a separate process for
+each choice of switches.
 """
 
 import os
@@ -50,8 +50,8 @@ def test_a_whole_session(device: Device) -> None:
     assert not device.captured
 
 
-def test_a_second_session_finds_the_device_as_the_first_did(device: Device) -> None:
-    """Each in a separate process: what libusb has open, only the end of a process closes."""
+def test_a_second_session_finds_the_device_unchanged(device: Device) -> None:
+    """Each in a separate process: only the exit of a process closes libusb's handles."""
     for _ in range(2):
         done = subprocess.run(
             [sys.executable, "-c", f"from tests.mac.switch_cases import session; session({device.number})"],

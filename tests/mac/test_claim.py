@@ -1,4 +1,4 @@
-"""The claim over libusb's darwin backend: capture_cases.py, in processes of a software Mac."""
+"""Claims through libusb's darwin backend: capture_cases.py, in processes of a software Mac."""
 
 from collections.abc import Callable
 

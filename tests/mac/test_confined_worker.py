@@ -1,4 +1,4 @@
-"""A whole worker over libusb's darwin backend drops root and enters the sandbox once it has its device."""
+"""A whole worker on libusb's darwin backend drops root and enters the sandbox once it holds its device."""
 
 import os
 import socket
@@ -34,7 +34,7 @@ from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.privileges import RunAs
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root captures a device, and has root to drop")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can capture a device and drop root")
 UID = 65537
 PATIENCE = 20.0
 
@@ -48,7 +48,7 @@ Answer = TypeVar("Answer", bound=Message)
 
 
 class Extension:
-    """The other end of the channel of one worker."""
+    """The extension's end of a worker's channel."""
 
     def __init__(self, environment: dict[str, str], sandbox: Path, root: Path) -> None:
         self._root = root
@@ -62,14 +62,14 @@ class Extension:
     def ask(
         self, command: Command, parameters: Message, kind: type[Answer], descriptor: int | None = None
     ) -> Answer:
-        """What it answers; events before are left out."""
+        """The worker's answer; earlier events are skipped."""
         self._asked += 1
         frame = request_frame(
             self._asked, "extension", command, parameters, descriptor=descriptor is not None
         )
         send_some(self._connection, frame, descriptor)
         while not isinstance(item := self._channel.receive(timeout=PATIENCE), Response):
-            assert item is not None, "the worker has ended"
+            assert item is not None, "the worker has exited"
         return read_result(item, kind)
 
     def claim(self, device: Device, *, sandbox: Sandbox = "auto", confined: bool = True) -> ClaimResult:
@@ -114,7 +114,7 @@ Start = Callable[..., Extension]
 
 @pytest.fixture
 def start(environment: dict[str, str], sandbox: Path, tmp_path: Path) -> Iterator[Start]:
-    """A worker; `changes` are of its environment."""
+    """Starts a worker; `changes` modify its environment."""
     started: list[Extension] = []
     root = tmp_path / "empty"
     root.mkdir()
@@ -160,7 +160,7 @@ def control(client: socket.socket, devid: int, setup: str) -> int:
     return reply.status
 
 
-def test_a_confined_worker_serves_and_gives_its_device_back(start: Start, device: Device) -> None:
+def test_a_confined_worker_serves_and_releases_its_device(start: Start, device: Device) -> None:
     extension = start()
     result = extension.claim(device)
     assert (result.user, result.lacks) == (str(UID), None)
@@ -169,7 +169,7 @@ def test_a_confined_worker_serves_and_gives_its_device_back(start: Start, device
     with extension.attach() as client:
         assert (
             control(client, result.device.devid, "00 09 02 00 00 00 00 00") == 0
-        )  # SET_CONFIGURATION 2: IOKit opens it again
+        )  # SET_CONFIGURATION 2: IOKit reopens it
         assert device.configuration == 2
     extension.ask(Command.RELEASE, Nothing(), Nothing)
     assert extension.worker.wait(PATIENCE) == 0
@@ -178,8 +178,8 @@ def test_a_confined_worker_serves_and_gives_its_device_back(start: Start, device
 
 
 @pytest.mark.parametrize("mode", ["auto", "off"])
-def test_a_mac_that_opens_a_device_for_root_alone(start: Start, device: Device, mode: Sandbox) -> None:
-    """It is known before a client comes, and a worker that stays root works."""
+def test_a_mac_where_only_root_can_open_a_device(start: Start, device: Device, mode: Sandbox) -> None:
+    """It is detected before a client attaches, and a worker that stays root works."""
     device.mac.switch(open_needs_root=True)
     extension = start()
     with pytest.raises(UsbipdError, match="the worker cannot claim its device again") as caught:
@@ -200,15 +200,15 @@ def test_a_mac_that_refuses_the_profile(start: Start, device: Device) -> None:
     refused = start(SANDBOX_REFUSES="1")
     extension.ask(Command.RELEASE, Nothing(), Nothing)
     device.until("drivers", [0])
-    with pytest.raises(UsbipdError, match="not confined as required: this Mac refuses") as caught:
+    with pytest.raises(UsbipdError, match="cannot be confined as required: this Mac refuses") as caught:
         refused.claim(device, sandbox="require")
     assert caught.value.code == "not-confined"
     assert refused.worker.wait(PATIENCE) == 1
     device.until("captured", False)
 
 
-def test_a_mac_that_releases_a_device_for_root_alone(start: Start, device: Device) -> None:
-    """The extension, which is root, then does it."""
+def test_a_mac_where_only_root_can_release_a_device(start: Start, device: Device) -> None:
+    """The extension, which is root, then releases it."""
     extension = start()
     extension.claim(device)
     device.mac.call("fail", "RE_ENUMERATE", errors.NOT_PRIVILEGED, 1)

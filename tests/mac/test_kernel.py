@@ -1,4 +1,4 @@
-"""The kernel of a software Mac by itself: what is documented, and each switch both ways."""
+"""The kernel of a software Mac alone: documented behaviour, and each value of each switch."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -37,16 +37,16 @@ def refused(code: int, work: Callable[..., object], *arguments: object) -> None:
     assert raised.value.code == code
 
 
-def test_both_sides_number_the_calls_alike() -> None:
+def test_both_sides_agree_on_the_call_numbers() -> None:
     header = (Path(__file__).parent / "iokit" / "wire.h").read_text()
     numbers = {name: int(number) for name, number in re.findall(r"^    (\w+) = (\d+),", header, re.MULTILINE)}
     assert numbers == {each.name: each.value for each in Call if each != Call.CONTROL}
 
 
-# ---- coming and going ----------------------------------------------------------------------------
+# ---- hotplug -------------------------------------------------------------------------------------
 
 
-def test_a_notification_comes_once_until_its_iterator_is_used_up(plug: Plug, process: Process) -> None:
+def test_a_notification_is_sent_once_until_its_iterator_is_exhausted(plug: Plug, process: Process) -> None:
     arrivals = process.subscribe("IOServiceFirstMatch", "IOUSBDevice")
     assert process.all_of(arrivals) == []
     first, _ = plug(), plug(location=0x14300000, port=3)
@@ -61,9 +61,7 @@ def test_a_notification_comes_once_until_its_iterator_is_used_up(plug: Plug, pro
     assert process.property(gone, "sessionID") == session
 
 
-def test_an_iterator_ends_when_what_it_goes_through_changes(
-    kernel: OwnMac, plug: Plug, process: Process
-) -> None:
+def test_an_iterator_ends_when_its_entries_change(kernel: OwnMac, plug: Plug, process: Process) -> None:
     device = plug()
     iterator = process.call(Call.CHILDREN, u64(device.registry_id), text("IOService")).u64()
     assert process.call(Call.ITERATOR_NEXT, u64(iterator)).u64() != 0
@@ -110,7 +108,7 @@ def test_transfers_end_when_the_device_is_unplugged(
     assert (completion.number, completion.code) == (7, code)
 
 
-def test_what_is_connected_to_a_hub_leaves_with_it(plug: Plug, process: Process) -> None:
+def test_devices_behind_a_hub_leave_with_it(plug: Plug, process: Process) -> None:
     hub = plug("hub", location=0x14200000, port=2)
     stick = plug(location=0x14210000, port=1, hub=hub)
     [entry] = process.find("IOUSBHostDevice", stick)
@@ -187,7 +185,7 @@ def test_re_enumeration_of_an_orphaned_capture(
     assert device.drivers == ([] if device.captured else [0])
 
 
-def test_two_processes_do_not_have_one_interface(plug: Plug, process: Process, other: Process) -> None:
+def test_two_processes_cannot_open_one_interface(plug: Plug, process: Process, other: Process) -> None:
     device = plug()
     client = process.open_interface(device)
     refused(errors.EXCLUSIVE_ACCESS, other.open_interface, device)
@@ -210,7 +208,7 @@ def test_who_may_open(needs_root: bool, kernel: OwnMac, plug: Plug, process: Pro
 
 @pytest.mark.parametrize("reports", [True, False])
 @pytest.mark.parametrize("reverse", [True, False])
-def test_an_abort_keeps_what_was_moved(
+def test_an_abort_keeps_the_moved_bytes(
     reports: bool, reverse: bool, kernel: OwnMac, plug: Plug, process: Process
 ) -> None:
     kernel.switch(abort_reports_bytes=reports, abort_reversed=reverse)
@@ -226,7 +224,7 @@ def test_an_abort_keeps_what_was_moved(
     assert (first.code, first.arg0, first.data) == (errors.ABORTED, 1024 if reports else 0, b"x" * 1024)
 
 
-def test_an_aborted_write_says_how_much_the_device_took(plug: Plug, process: Process) -> None:
+def test_an_aborted_write_reports_its_bytes(plug: Plug, process: Process) -> None:
     device = plug()
     interface = process.open_interface(device)
     device.credit(OUT, 2)
@@ -268,7 +266,7 @@ def test_a_stall_and_the_transfers_behind_it(
 
 
 @pytest.mark.parametrize("refuses", [True, False])
-def test_a_pipe_that_met_a_stall(refuses: bool, kernel: OwnMac, plug: Plug, process: Process) -> None:
+def test_a_stalled_pipe(refuses: bool, kernel: OwnMac, plug: Plug, process: Process) -> None:
     kernel.switch(stalled_pipe_refuses=refuses)
     device = plug()
     interface = process.open_interface(device)
@@ -283,7 +281,7 @@ def test_a_pipe_that_met_a_stall(refuses: bool, kernel: OwnMac, plug: Plug, proc
 
 
 @pytest.mark.parametrize("halted", [True, False])
-def test_endpoints_at_their_first_use(halted: bool, kernel: OwnMac, plug: Plug, process: Process) -> None:
+def test_endpoints_at_first_use(halted: bool, kernel: OwnMac, plug: Plug, process: Process) -> None:
     kernel.switch(halted_at_first_use=halted)
     device = plug(drivers={0: "hid"})
     process.capture(device)
@@ -302,7 +300,7 @@ def test_a_transfer_with_a_timeout(plug: Plug, process: Process) -> None:
     assert process.completion().code == errors.TRANSACTION_TIMEOUT
 
 
-def test_more_than_fits(plug: Plug, process: Process) -> None:
+def test_babble(plug: Plug, process: Process) -> None:
     device = plug()
     process.read(process.open_interface(device), PIPE_IN, 1, 100)
     device.give(IN, b"z" * 512)
@@ -349,7 +347,7 @@ def test_the_driver_of_a_disk_at_a_capture(stays: bool, kernel: OwnMac, plug: Pl
 
 
 @pytest.mark.parametrize("has_port_number", [True, False])
-def test_where_the_port_number_is(
+def test_location_of_the_port_number(
     has_port_number: bool, kernel: OwnMac, plug: Plug, process: Process
 ) -> None:
     kernel.switch(has_port_number=has_port_number)

@@ -1,4 +1,4 @@
-"""Each patch of packaging/libusb: libusb as it is shows the fault, libusb with the patches does not."""
+"""Each patch of packaging/libusb: stock libusb shows the fault, libusb with the patches does not."""
 
 import signal
 import subprocess
@@ -16,13 +16,13 @@ from tests.mac.mac import OwnMac
 ROOT: Final = Path(__file__).parents[2]
 VARIANTS: Final = ("stock", "ours")
 TIMEOUT: Final = 120.0
-"""Seconds; a case ends much sooner, or says itself that something hangs."""
+"""Seconds; a case ends much sooner, or reports a hang itself."""
 
 Process = subprocess.CompletedProcess[str]
 
 
 def run(case: str, variant: str, kernel: OwnMac, **more: str) -> Process:
-    """A case of patch_cases.py.  Memory that is freed is overwritten: mallopt(3), M_PERTURB."""
+    """Runs a case of patch_cases.py.  Freed memory is overwritten: mallopt(3), M_PERTURB."""
     return subprocess.run(
         [sys.executable, "-m", "tests.mac.patch_cases", case],
         env={**kernel.environment(build(variant)), "MALLOC_PERTURB_": "165", **more},
@@ -44,7 +44,7 @@ def seen(case: str, variant: str, kernel: OwnMac, **more: str) -> str:
 def test_exit_while_devices_come_and_go(variant: str, kernel: OwnMac) -> None:
     found = seen("exit_while_devices_come_and_go", variant, kernel)
     if variant == "stock" and found == "ends":
-        pytest.skip("the two threads did not meet this time")
+        pytest.skip("the two threads did not collide this time")
     assert found == {"stock": "hangs", "ours": "ends"}[variant]
 
 
@@ -98,7 +98,10 @@ def test_services_of_silent_devices(variant: str, kernel: OwnMac) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_reset_of_a_device_that_stays_silent(variant: str, kernel: OwnMac) -> None:
-    expected = {"stock": -7, "ours": -5}  # after 10 s LIBUSB_ERROR_TIMEOUT, at once LIBUSB_ERROR_NOT_FOUND
+    expected = {
+        "stock": -7,
+        "ours": -5,
+    }  # after 10 s LIBUSB_ERROR_TIMEOUT, or immediately LIBUSB_ERROR_NOT_FOUND
     assert int(seen("reset_of_a_device_that_stays_silent", variant, kernel)) == expected[variant]
 
 

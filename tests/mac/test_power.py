@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def libusb(stock_libusb: Path) -> Path:
-    """One is enough: none is called."""
+    """One variant is enough: libusb is not called."""
     return stock_libusb
 
 

@@ -1,4 +1,4 @@
-"""The pump over libusb's darwin backend: cases in processes of a software Mac."""
+"""The pump on libusb's darwin backend: cases in processes of a software Mac."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The IORegistry as the extension reads it: cases in a process of a software Mac."""
+"""The extension's view of the IORegistry: cases in a process of a software Mac."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def libusb(stock_libusb: Path) -> Path:
-    """One is enough: none is called."""
+    """One variant is enough: libusb is not called."""
     return stock_libusb
 
 

@@ -1,4 +1,4 @@
-"""The worker's parts with each value of each switch beside each value of every other."""
+"""The worker's parts with all pairs of values of switches."""
 
 from collections.abc import Callable
 
@@ -32,7 +32,7 @@ def test_a_session_with_these_switches(switches: dict[str, object], in_process: 
     in_process("switch_cases.py", **switches)
 
 
-def test_each_pair_of_values_is_there() -> None:
+def test_each_pair_of_values_is_covered() -> None:
     for name, values in VALUES.items():
         for other, others in VALUES.items():
             pairs = {(row[name], row[other]) for row in ROWS}

@@ -50,7 +50,7 @@ def test_a_disk_answers(kernel: OwnMac, server: Daemon, process: Process) -> Non
 
 
 def _pipes(process: Process, device: Device, interface: int) -> dict[bool, int]:
-    """The number of a pipe of each direction."""
+    """A pipe number for each direction."""
     count = process.call(Call.INTERFACE_STATE, u64(interface)).u32()
     found = {}
     for pipe in range(1, count + 1):
@@ -60,7 +60,7 @@ def _pipes(process: Process, device: Device, interface: int) -> dict[bool, int]:
     return found
 
 
-def test_a_read_of_a_keyboard_is_aborted(kernel: OwnMac, server: Daemon, process: Process) -> None:
+def test_aborting_a_read_of_a_keyboard(kernel: OwnMac, server: Daemon, process: Process) -> None:
     keyboard = plug(kernel, server, "keyboard")
     interface = process.open_interface(keyboard)
     codes = set()
@@ -73,7 +73,7 @@ def test_a_read_of_a_keyboard_is_aborted(kernel: OwnMac, server: Daemon, process
     assert keyboard.waiting == {}
 
 
-def test_sound_comes_in_frames(kernel: OwnMac, server: Daemon, process: Process) -> None:
+def test_sound_arrives_in_frames(kernel: OwnMac, server: Daemon, process: Process) -> None:
     audio = plug(kernel, server, "audio")
     [raw] = [parse_configuration(each) for each in kernel.call("configurations", audio.number)]
     endpoint = next(
@@ -91,9 +91,7 @@ def test_sound_comes_in_frames(kernel: OwnMac, server: Daemon, process: Process)
     assert all(actual > 0 for _, actual in completion.frames)
 
 
-def test_a_server_that_dies_takes_the_device_s_transfers_along(
-    kernel: OwnMac, process: Process, tmp_path: Path
-) -> None:
+def test_a_dying_server_ends_the_transfers(kernel: OwnMac, process: Process, tmp_path: Path) -> None:
     server = Daemon(tmp_path, "keyboard")
     keyboard = plug(kernel, server, "keyboard")
     interface = process.open_interface(keyboard)

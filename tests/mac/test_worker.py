@@ -1,4 +1,4 @@
-"""The worker's parts over libusb's darwin backend: cases in a process whose libusb is ours."""
+"""The worker's parts on libusb's darwin backend: cases in a process of a software Mac."""
 
 from collections.abc import Callable
 

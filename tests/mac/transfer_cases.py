@@ -1,5 +1,5 @@
-"""All transfer types through the pump over libusb's darwin backend.  test_worker.py runs it, in a process of
-its own.
+"""All transfer types through the pump on libusb's darwin backend.  test_worker.py runs it, in a separate
+process.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def rig(device: Device) -> Iterator[MacRig]:
     rig.close()
 
 
-def test_control_both_ways(rig: MacRig, device: Device) -> None:
+def test_control_in_both_directions(rig: MacRig, device: Device) -> None:
     assert rig.control("80 06 0001 0000 1200").data[:4] == bytes.fromhex("12 01 00 02")
     device.requests()
     assert rig.control("40 05 0100 0000 0300", b"abc").status == 0
@@ -55,7 +55,7 @@ def test_bulk_out_waits_for_the_device(rig: MacRig, device: Device) -> None:
     assert device.taken(BULK_OUT) == b"y" * 488
 
 
-def test_interrupt_both_ways(rig: MacRig, device: Device) -> None:
+def test_interrupt_in_both_directions(rig: MacRig, device: Device) -> None:
     assert rig.exchange(rig.submit(INTERRUPT_IN, 8)) == []
     device.give(INTERRUPT_IN, b"pressed")
     assert rig.reply().data == b"pressed"
@@ -63,7 +63,7 @@ def test_interrupt_both_ways(rig: MacRig, device: Device) -> None:
     assert device.taken(INTERRUPT_OUT) == b"leds"
 
 
-def test_isochronous_both_ways(rig: MacRig, device: Device) -> None:
+def test_isochronous_in_both_directions(rig: MacRig, device: Device) -> None:
     assert rig.control("01 0b 0100 0000 0000").status == 0
     packets = [(192 * n, 192) for n in range(8)]
     device.give_packets(ISO_IN, *(bytes([n]) * (100 + n) for n in range(8)))
@@ -83,7 +83,7 @@ def test_a_stall_is_cleared(rig: MacRig, device: Device) -> None:
     assert rig.reply(rig.submit(BULK_IN, 64)).data == b"again"
 
 
-def test_an_urb_that_waits_is_unlinked(rig: MacRig, device: Device) -> None:
+def test_a_pending_urb_is_unlinked(rig: MacRig, device: Device) -> None:
     urb = rig.submit(INTERRUPT_IN, 8)
     rig.exchange(urb)
     device.until_waiting(INTERRUPT_IN, 1)

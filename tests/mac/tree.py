@@ -1,6 +1,6 @@
-"""What a test makes of the IORegistry and of the mounted disks, in a process of a software Mac.
+"""Sets up the IORegistry and the mounted disks for a test, in a process of a software Mac.
 
-Entries are numbers: their registry ids.
+Entries are their registry ids.
 """
 
 import asyncio
@@ -15,26 +15,26 @@ from tests.mac.mac import Device
 from tests.mac.rig import PATIENCE, mac
 
 HUB_LOCATION, LOCATION, BUSID = 0x14200000, 0x14230000, "20-2.3"
-"""Of a hub, and of the device that `Tree.add_device` adds by default."""
+"""Locations of a hub, and of the device that `Tree.add_device` adds by default."""
 
 
 async def until(condition: Callable[[], object]) -> None:
     """Returns when the condition is true; fails after ten seconds."""
     async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+        while not condition():  # noqa: ASYNC110 - the condition has no event
             await asyncio.sleep(0.001)
 
 
 class Tree:
-    """Adds entries, plugs devices in, and takes all of it out at the end."""
+    """Adds entries, plugs devices in, and removes all of them at the end."""
 
     def __init__(self) -> None:
         self._library: Final = ctypes.CDLL("libusb-1.0.so.0")
         self._library.software_mac_references.restype = ctypes.c_long
         self._library.software_mac_values.restype = ctypes.c_long
-        self._library.CFRunLoopGetCurrent()  # of this thread, which keeps it
+        self._library.CFRunLoopGetCurrent()  # this thread keeps it
         self.leaks = False
-        """Whether references and values that are left at the end are not ours."""
+        """Whether leftover references and values at the end are expected."""
         self._hub: int | None = None
         self._roots: list[int] = []
         self._devices: list[Device] = []
@@ -50,7 +50,7 @@ class Tree:
         for device in self._devices:
             device.unplug()
         end = time.monotonic() + PATIENCE
-        while not self.leaks and self._held() != self._before:  # the thread of a queue ends by itself
+        while not self.leaks and self._held() != self._before:  # the thread of a queue ends asynchronously
             assert time.monotonic() < end, "references or values were not released"
             time.sleep(0.001)
 
@@ -59,7 +59,7 @@ class Tree:
         return self._library.software_mac_references(), self._library.software_mac_values()
 
     def add(self, parent: int | None, class_name: str, name: str = "", **properties: Any) -> int:
-        """A new entry; in the name of a property `_` stands for a space."""
+        """A new entry; `_` in the name of a property stands for a space."""
         entry: int = mac().call("add_entry", parent, class_name, name, **properties)
         if parent is None:
             self._roots.append(entry)
@@ -81,12 +81,12 @@ class Tree:
         return self.add(device, "IOUSBHostInterface", bInterfaceNumber=number, **properties)
 
     def add_disk(self, device: int, name: str) -> int:
-        """The only interface of a stick, down to its medium, which is disk `name`."""
+        """The only interface of a stick, down to its medium, the disk `name`."""
         driver = self.add(self.add_interface(device, 0), "IOUSBMassStorageDriver")
         return self.add(driver, "IOMedia", "SanDisk Media", BSD_Name=name)
 
     def remove(self, entry: int) -> None:
-        """The entry goes, with all below it."""
+        """Removes the entry with everything below it."""
         mac().call("remove_entry", entry)
         if entry == self._hub:
             self._hub = None
@@ -94,31 +94,31 @@ class Tree:
             self._roots.remove(entry)
 
     def remove_before(self, step: int, entry: int) -> None:
-        """The entry goes before an iterator is asked for the `step`-th object."""
+        """Removes the entry before an iterator returns the `step`-th object."""
         mac().call("at_iteration", step, "remove_entry", entry)
 
     @property
     def steps(self) -> int:
-        """How often an iterator was asked for an object."""
+        """The number of iterator steps."""
         return int(mac().call("iterations"))
 
     def keep_changing(self) -> None:
-        """No iterator over children stays valid."""
+        """Makes all iterators over children invalid."""
         mac().call("restless")
 
     def fail(self, call: str, code: int, times: int = 1) -> None:
-        """The next calls of the kernel (kernel/wire.py) fail."""
+        """Makes the next calls of the kernel (kernel/wire.py) fail."""
         mac().call("fail", call, code, times)
 
     def plug(self, **options: Any) -> Device:
-        """A device, as `Mac.plug`."""
+        """Plugs in a device, like `Mac.plug`."""
         device = mac().plug(**options)
         self._devices.append(device)
         return device
 
 
 class Disks:
-    """A mount table, and a diskutil that unmounts what is in it."""
+    """A mount table, and a diskutil that unmounts its disks."""
 
     def __init__(self, directory: Path) -> None:
         self._table = directory / "mounted"
@@ -128,7 +128,7 @@ class Disks:
         self.let_diskutil(r'sed -i "/\b$2\b\|\b$2s/d" "$TABLE"; echo "Unmount was successful"')
 
     def let_diskutil(self, do: str) -> None:
-        """What diskutil does with its two arguments; $TABLE has a file system a line: source, tab, point."""
+        """Sets diskutil's shell code; $TABLE has a file system per line: source, tab, mount point."""
         self.diskutil.write_text(f'#!/bin/sh\nTABLE={self._table}\necho "$*" >> {self._calls}\n{do}\n')
         self.diskutil.chmod(0o755)
 
@@ -142,5 +142,5 @@ class Disks:
 
     @property
     def asked(self) -> list[str]:
-        """The arguments with which diskutil was called."""
+        """The arguments of diskutil's calls."""
         return self._calls.read_text().splitlines() if self._calls.exists() else []

@@ -1,12 +1,12 @@
-"""Makes build/asan: this working copy once more, with its compiled modules and its Python under sanitizers.
+"""Builds build/asan: a copy of this working copy, with its compiled modules and its Python under sanitizers.
 
     tree/     a copy of what the suite needs, with the modules of lib/
     venv/     an environment whose python is python.c; it finds tree/ and the packages of .venv
     lib/      the compiled modules, with the sanitizers and the counters of edges that libFuzzer reads
-    reports/  what the sanitizers found; whoever writes a report may be unprivileged by then
+    reports/  what the sanitizers found; unprivileged processes may write there
 
-Run by `make asan` and `make fuzz`, with the python of .venv.  The usual build in .venv and usbipd/ stays
-as it is.
+Run by `make asan` and `make fuzz`, with the python of .venv.  Does not change the usual build in .venv and
+usbipd/.
 """
 
 import os
@@ -39,7 +39,7 @@ COPIED: Final = (
     "README.md",
 )
 KEPT: Final = ("mac", "libusb")
-"""Directories of build that each new tree shares: libusb's source need not be fetched again."""
+"""Directories of build that each new tree shares, so that libusb's source is fetched only once."""
 
 SANITIZERS: Final = "address,undefined"
 COMPILE: Final = ["-g", "-fno-wrapv", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
@@ -59,7 +59,7 @@ def clang_says(option: str) -> Path:
 
 
 def build_python() -> None:
-    """The environment, and the interpreter into it."""
+    """Creates the environment and puts the interpreter into it."""
     if not VENV.exists():
         run(sys.executable, "-m", "venv", "--without-pip", VENV)
         packages = VENV / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"
@@ -121,7 +121,7 @@ def copy_tree() -> None:
 
 
 def reports() -> list[Path]:
-    """What the sanitizers have found; a worker has its file from the start, for what it may find."""
+    """What the sanitizers have found; a worker's file exists, empty, from the start."""
     return sorted(each for each in REPORTS.iterdir() if each.stat().st_size)
 
 

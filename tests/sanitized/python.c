@@ -1,7 +1,7 @@
 /*
- * Python with AddressSanitizer, UndefinedBehaviorSanitizer, LeakSanitizer and libFuzzer inside.  It takes the place of
- * python in the environment that build.py makes, so that whatever the suite starts with sys.executable runs under them,
- * however clean its environment is and whoever it becomes.
+ * Python with AddressSanitizer, UndefinedBehaviorSanitizer, LeakSanitizer and libFuzzer inside.  It replaces python in
+ * the environment that build.py creates, so that everything the suite starts with sys.executable runs under them, also
+ * with an empty environment or as another user.
  *
  * A report of any process goes into a separate file in REPORTS and ends that process with EXIT_CODE.
  */
@@ -17,8 +17,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-/* Of the stack of an allocation two functions are kept, malloc and its caller: so a line of leaks.txt means what that
- * caller allocated, and never what one of our own modules did below it.  ASAN_OPTIONS=malloc_context_size=30 shows all. */
+/* Only two functions of an allocation's stack are kept, malloc and its caller, so a line of leaks.txt matches only
+ * what that caller allocated, never what one of our modules did below it.  ASAN_OPTIONS=malloc_context_size=30 shows all. */
 const char *__asan_default_options(void)
 {
     return "log_path=" REPORTS "/report:exitcode=" EXIT_CODE ":external_symbolizer_path=" SYMBOLIZER
@@ -28,9 +28,9 @@ const char *__asan_default_options(void)
 const char *__lsan_default_options(void) { return "suppressions=" SUPPRESSIONS ":print_suppressions=0"; }
 const char *__ubsan_default_options(void) { return "print_stacktrace=1"; }
 
-/* Asked when the process ends.  The memory of a process that has changed its user can be looked at only if the process
- * says that it agrees, and not even then if it has kept a way back.  Looking takes /proc and a thread, which a confined
- * process cannot have: that leaves out the server and the workers of daemons.  tests/unit/worker tests their modules. */
+/* Called when the process exits.  The memory of a process that has changed its user can be examined only if it
+ * makes itself dumpable, and not even then if it kept a saved user.  The check needs /proc and a thread, which a confined
+ * process cannot have: server and workers of daemons are left out.  tests/unit/worker tests their modules. */
 int __lsan_is_turned_off(void)
 {
     uid_t real, effective, saved;
@@ -43,7 +43,7 @@ int __lsan_is_turned_off(void)
            || getrlimit(RLIMIT_NPROC, &threads) != 0 || threads.rlim_cur == 0;
 }
 
-/* A confined worker could not open the file of its report, so it has one from the start; an empty one is no report. */
+/* A confined worker could not open its report file, so it is opened at the start; an empty file is no report. */
 static void open_report(int argc, char **argv)
 {
     char path[sizeof REPORTS + 32];
@@ -61,7 +61,7 @@ int main(int argc, char **argv)
     open_report(argc, argv);
     PyPreConfig config;
     PyPreConfig_InitPythonConfig(&config);
-    config.allocator = PYMEM_ALLOCATOR_MALLOC; /* each object by itself: pymalloc's arenas hide them */
+    config.allocator = PYMEM_ALLOCATOR_MALLOC; /* each object separately: pymalloc's arenas hide them */
     PyStatus status = Py_PreInitialize(&config);
     if (PyStatus_Exception(status))
         Py_ExitStatusException(status);

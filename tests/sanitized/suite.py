@@ -1,7 +1,7 @@
 """`make asan`: unit tests, integration tests, tests/mac and tests/fuzz in the interpreter of tests/sanitized,
 two at a time.
 
-A report of any process, ours or one that we started, fails the run, whether or not a test has noticed.
+A sanitizer report of any process fails the run, whether or not a test notices it.
 """
 
 import os
@@ -13,18 +13,18 @@ from typing import Final
 
 from tests.sanitized.build import TREE, VENV, reports
 
-MEASURES_MEMORY: Final = "it measures memory, and AddressSanitizer keeps for a while what is freed"
+MEASURES_MEMORY: Final = "it measures memory, and AddressSanitizer delays frees"
 HAS_REPORT: Final = "the interpreter itself opens the file of a worker's report (python.c)"
-CRASHES: Final = "libusb without our patches crashes in it, as it should"
-MEASURES_TIME: Final = "it measures time, and the look for leaks at the end of each process takes some"
-OWN_INTERPRETER: Final = "its daemons run in an interpreter of their own, without the sanitizers"
-SAME_CODE: Final = "it is the code that test_worker.py runs, many times"
+CRASHES: Final = "libusb without our patches crashes in it, as expected"
+MEASURES_TIME: Final = "it measures time, and the leak check at the end of each process takes time"
+OWN_INTERPRETER: Final = "its daemons run in a separate interpreter, without the sanitizers"
+SAME_CODE: Final = "it runs the same code as test_worker.py, many times"
 PARTS: Final = (("tests/integration", "tests/mac"), ("tests/unit", "tests/fuzz"))
 NOT_HERE: Final = (
-    ("tests/integration/test_kept_claims.py", "test_a_thousand_sessions_cost_nothing", MEASURES_MEMORY),
+    ("tests/integration/test_kept_claims.py", "test_a_thousand_sessions_leak_nothing", MEASURES_MEMORY),
     (
         "tests/unit/worker/test_session.py",
-        "test_memory_of_a_client_goes_back_to_the_system_with_it",
+        "test_memory_of_a_client_is_returned_to_the_system",
         MEASURES_MEMORY,
     ),
     ("tests/mac/test_libusb_patches.py", "", CRASHES),
@@ -32,7 +32,7 @@ NOT_HERE: Final = (
     ("tests/mac/daemons", "", OWN_INTERPRETER),
     ("tests/integration/test_run_on_host.py", "", OWN_INTERPRETER),
     ("tests/mac/test_switches.py", "test_a_session_with_these_switches", SAME_CODE),
-    ("tests/integration/test_processes.py", "test_the_end_takes_less_than_two_seconds", MEASURES_TIME),
+    ("tests/integration/test_processes.py", "test_shutdown_takes_less_than_two_seconds", MEASURES_TIME),
 )
 """Files, beginnings of names (empty: all), and why."""
 NOT_OURS: Final = (
@@ -47,13 +47,13 @@ NOT_OURS: Final = (
     "tests/mac/test_kernel.py",
     "tests/mac/test_usbip.py",
 )
-"""What tests none of our compiled modules."""
+"""Tests that use none of our compiled modules."""
 
 
 def main() -> int:
     begin = time.monotonic()
     command: list[str | Path] = [VENV / "bin" / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command += ["-p", "no:faulthandler"]  # it would take SIGSEGV away from AddressSanitizer
+    command += ["-p", "no:faulthandler"]  # it would replace AddressSanitizer's SIGSEGV handler
     for file, test, reason in NOT_HERE:
         print(f"not run: {file}{test and f'::{test}'}: {reason}")
         command += ["--deselect", f"{file}::{test}" if test else file]

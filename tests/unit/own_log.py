@@ -1,4 +1,4 @@
-"""What a process of the daemon logs, limits and all, for tests that flood it."""
+"""The log of a daemon process, with its limits, for tests that flood it."""
 
 import contextlib
 import io
@@ -20,19 +20,19 @@ class OwnLog:
         return [line for line in self._stream.getvalue().splitlines() if text in line]
 
     def count(self, text: str) -> int:
-        """How many lines with `text` were logged, with those that were counted only."""
+        """The number of lines with `text`, including those that were only counted."""
         return count(self.lines(text))
 
 
 def count(lines: list[str]) -> int:
-    """How many lines these stand for."""
+    """The number of lines that these represent."""
     counts = (re.search(r": (\d+) more lines like this, the last one: ", line) for line in lines)
     return sum(1 if each is None else int(each[1]) for each in counts)
 
 
 @contextlib.contextmanager
 def own_log(level: str = "info") -> Iterator[OwnLog]:
-    """Log as a process of the daemon does, and nowhere else."""
+    """Log as a process of the daemon does, only to this object."""
     root = logging.getLogger()
     handlers, before = root.handlers[:], root.level
     root.handlers[:] = []

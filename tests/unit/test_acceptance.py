@@ -1,4 +1,4 @@
-"""docs/macos-acceptance.md asks what the software Mac has switches for."""
+"""docs/macos-acceptance.md has a question for each switch of the software Mac."""
 
 import re
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""Access lists: whom they let in, in every spelling of an address."""
+"""Access lists: the clients that they admit, in every spelling of an address."""
 
 import ipaddress
 
@@ -17,7 +17,7 @@ LIST = ["192.168.1.0/24", "10.1.2.3", "2001:db8::/32", "fe80::1", "::1"]
     ["192.168.1.0", "192.168.1.255", "10.1.2.3", "2001:db8:ffff::1", "2001:DB8::", "::1", "0:0:0:0:0:0:0:1",
      "fe80::1", "fe80::1%eth0", "fe80::1%3", "::ffff:192.168.1.7", "::ffff:10.1.2.3%eth0", "::ffff:a01:203"],
 )  # fmt: skip
-def test_let_in(address: str) -> None:
+def test_admitted(address: str) -> None:
     assert AccessList(LIST).allows(address)
 
 
@@ -26,7 +26,7 @@ def test_let_in(address: str) -> None:
     ["192.168.0.255", "192.168.2.0", "10.1.2.4", "2001:db9::", "::2", "fe80::2%eth0", "::ffff:10.1.2.4",
      "::10.1.2.3", "::"],
 )  # fmt: skip
-def test_not_let_in(address: str) -> None:
+def test_refused(address: str) -> None:
     assert not AccessList(LIST).allows(address)
 
 
@@ -45,22 +45,22 @@ NO_ADDRESSES = [
 
 
 @pytest.mark.parametrize("address", NO_ADDRESSES)
-def test_what_is_no_address_is_not_let_in(address: str) -> None:
+def test_a_text_that_is_not_an_address_is_refused(address: str) -> None:
     assert not AccessList(["0.0.0.0/0", "::/0"]).allows(address)
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1", *NO_ADDRESSES])
-def test_an_empty_list_lets_everybody_in(address: str) -> None:
+def test_an_empty_list_admits_all(address: str) -> None:
     assert AccessList([]).allows(address)
 
 
-def test_a_network_twice_is_one() -> None:
+def test_a_repeated_network_counts_once() -> None:
     twice = AccessList(["10.0.0.0/8", "10.0.0.0/8", "10.1.0.0/16"])
     assert twice.allows("10.1.0.1")
     assert not twice.allows("11.1.0.1")
 
 
-def test_a_client_over_ipv4_is_in_no_ipv6_network() -> None:
+def test_an_ipv4_client_matches_no_ipv6_network() -> None:
     assert not AccessList(["::/0"]).allows("::ffff:192.0.2.1")
 
 
@@ -74,7 +74,7 @@ NETWORKS = st.ip_addresses().flatmap(
         lambda bits: ipaddress.ip_network((address, bits), strict=False)
     )
 )
-"""Not of one address, and not all: those are tested above."""
+"""Neither one address nor all: those are tested above."""
 
 MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 
@@ -89,7 +89,7 @@ def beside(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> st.SearchS
 @given(
     st.data(), st.lists(NETWORKS.filter(lambda network: not network.overlaps(MAPPED)), min_size=1, max_size=5)
 )
-def test_as_ipaddress_says(
+def test_agrees_with_ipaddress(
     data: st.DataObject, networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network]
 ) -> None:
     chosen = data.draw(st.sampled_from(networks))
@@ -105,5 +105,5 @@ def test_as_ipaddress_says(
 
 
 @given(st.text())
-def test_any_text_may_be_asked(text: str) -> None:
+def test_any_text_is_accepted_as_an_address(text: str) -> None:
     AccessList(["10.0.0.0/8"]).allows(text)

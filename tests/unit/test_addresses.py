@@ -1,4 +1,4 @@
-"""Addresses as people write them: what can be meant is taken, all else refused with what would be right."""
+"""Addresses from users: valid ones are accepted, others refused with what would be right."""
 
 import ipaddress
 import re
@@ -43,7 +43,7 @@ def test_listen(text: str, host: str, port: int) -> None:
      "[127.0.0.1]:1", "[::1", "::1]:1", "[::1]:x", "127.0.0.1:1:2", "*",
      "224.0.0.1", "[ff02::1]:1", "255.255.255.255", "::ffff:127.0.0.1"],
 )  # fmt: skip
-def test_not_to_listen_on(text: str) -> None:
+def test_bad_addresses_to_listen_on(text: str) -> None:
     with pytest.raises(UsageError, match="is not an address to listen on"):
         parse_listen(text)
 
@@ -68,9 +68,9 @@ def test_network(text: str, network: str) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("192.168.1.7/24", "it has bits set behind the first 24, write 192.168.1.0/24"),
-        ("1.2.3.4/024", "it has bits set behind the first 24, write 1.2.3.0/24"),
-        ("2001:db8::1/32", "it has bits set behind the first 32, write 2001:db8::/32"),
+        ("192.168.1.7/24", "it has bits set after the first 24, write 192.168.1.0/24"),
+        ("1.2.3.4/024", "it has bits set after the first 24, write 1.2.3.0/24"),
+        ("2001:db8::1/32", "it has bits set after the first 32, write 2001:db8::/32"),
         ("localhost", "names are not looked up, write 127.0.0.1 and ::1"),
         ("printer.lan", "names are not looked up, write its numeric address, such as 192.168.1.7"),
         ("printer/24", "names are not looked up, write its numeric address, such as 192.168.1.7"),
@@ -78,28 +78,28 @@ def test_network(text: str, network: str) -> None:
         ("::ffff:192.0.2.7/120", "clients that come over IPv4 have IPv4 addresses, write 192.0.2.0/24"),
         ("[::ffff:192.0.2.1%eth0]", "clients that come over IPv4 have IPv4 addresses, write 192.0.2.1"),
         ("::ffff:0:0/96", "clients that come over IPv4 have IPv4 addresses, write 0.0.0.0/0"),
-        ("fe80::1%eth0", "the interface does not matter here, write fe80::1"),
-        ("fe80::1%eth0/64", "the interface does not matter here, write fe80::/64"),
-        ("0.0.0.0", "no client has this address; if every one is meant, write 0.0.0.0/0"),
-        ("::/128", "no client has this address; if every one is meant, write ::/0"),
-        ("10.0.0.0/255.0.0.0", "only a number of bits goes with an address, write 10.0.0.0/8"),
-        ("10.0.0.0/0.255.255.255", "only a number of bits goes with an address, write 10.0"),
-        ("192.0.2.1:3240", "only a number of bits goes with an address, write 192.0.2.1"),
-        ("[::1]:3240", "only a number of bits goes with an address, write ::1"),
-        ("[::1]", "only a number of bits goes with an address, write ::1"),
-        (" ::1", "only a number of bits goes with an address, write ::1"),
-        ("10.0.0.0/33", "behind the / stands a number of bits, 0 to 32"),
-        ("10.0.0.0/", "behind the / stands a number of bits, 0 to 32"),
-        ("10.0.0.0/٣", "behind the / stands a number of bits, 0 to 32"),
-        ("::1/-1", "behind the / stands a number of bits, 0 to 128"),
-        ("", "write a numeric one, such as 192.168.1.7, 192.168.1.0/24 or 2001:db8::/32"),
-        ("*", "write a numeric one, such as 192.168.1.7, 192.168.1.0/24 or 2001:db8::/32"),
-        ("192.168.1", "write a numeric one, such as 192.168.1.7, 192.168.1.0/24 or 2001:db8::/32"),
-        ("192.168.01.1", "write a numeric one, such as 192.168.1.7, 192.168.1.0/24 or 2001:db8::/32"),
-        ("[]:1", "write a numeric one, such as 192.168.1.7, 192.168.1.0/24 or 2001:db8::/32"),
+        ("fe80::1%eth0", "it must not name an interface, write fe80::1"),
+        ("fe80::1%eth0/64", "it must not name an interface, write fe80::/64"),
+        ("0.0.0.0", "no client has this address; to allow every client, write 0.0.0.0/0"),
+        ("::/128", "no client has this address; to allow every client, write ::/0"),
+        ("10.0.0.0/255.0.0.0", "only a number of bits may follow an address, write 10.0.0.0/8"),
+        ("10.0.0.0/0.255.255.255", "only a number of bits may follow an address, write 10.0"),
+        ("192.0.2.1:3240", "only a number of bits may follow an address, write 192.0.2.1"),
+        ("[::1]:3240", "only a number of bits may follow an address, write ::1"),
+        ("[::1]", "only a number of bits may follow an address, write ::1"),
+        (" ::1", "only a number of bits may follow an address, write ::1"),
+        ("10.0.0.0/33", "after the / write a number of bits, 0 to 32"),
+        ("10.0.0.0/", "after the / write a number of bits, 0 to 32"),
+        ("10.0.0.0/٣", "after the / write a number of bits, 0 to 32"),
+        ("::1/-1", "after the / write a number of bits, 0 to 128"),
+        ("", "write a numeric address, such as 192.168.1.7, 192.168.1.0/24 or 2001:db8::/32"),
+        ("*", "write a numeric address, such as 192.168.1.7, 192.168.1.0/24 or 2001:db8::/32"),
+        ("192.168.1", "write a numeric address, such as 192.168.1.7, 192.168.1.0/24 or 2001:db8::/32"),
+        ("192.168.01.1", "write a numeric address, such as 192.168.1.7, 192.168.1.0/24 or 2001:db8::/32"),
+        ("[]:1", "write a numeric address, such as 192.168.1.7, 192.168.1.0/24 or 2001:db8::/32"),
     ],
 )  # fmt: skip
-def test_no_network(text: str, reason: str) -> None:
+def test_bad_networks(text: str, reason: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_network(text)
     assert str(caught.value).startswith(f"{text!r} is not an address or a network of clients: {reason}")
@@ -114,7 +114,7 @@ CAN_BE = st.ip_addresses().flatmap(
 
 
 def cannot_be(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
-    """Whether no client comes from there."""
+    """Whether no client can have this address."""
     mapped = isinstance(network, ipaddress.IPv6Network) and network.subnet_of(
         ipaddress.IPv6Network("::ffff:0:0/96")
     )
@@ -134,7 +134,7 @@ ALMOST = st.text(st.sampled_from("0123456789abcdefF.:/[]%- x٣"), max_size=24)
 
 @given(st.text() | ALMOST)
 def test_any_text_is_a_network_or_refused(text: str) -> None:
-    """What the error tells to write is taken."""
+    """The text that the error suggests is accepted."""
     try:
         network = parse_network(text)
     except UsageError as error:
@@ -172,7 +172,7 @@ def test_a_link_local_address_needs_its_interface(text: str) -> None:
         ("192.0.2.1", None),
     ],
 )
-def test_an_address_that_is_not_there_may_have_been_meant_with_a_port(text: str, meant: str | None) -> None:
+def test_a_missing_address_may_be_one_with_a_port(text: str, meant: str | None) -> None:
     try:
         address = parse_listen(text)
     except UsageError:
@@ -180,11 +180,11 @@ def test_an_address_that_is_not_there_may_have_been_meant_with_a_port(text: str,
         return
     error = explain_absent(address)
     assert error.code == "no-such-address"
-    expected = "choose one of this host's" if meant is None else f"is written in brackets: {meant}"
+    expected = "choose an address of this host" if meant is None else f"with a port in brackets: {meant}"
     assert expected in (error.advice or "")
 
 
-def test_presence_takes_no_port() -> None:
+def test_the_check_of_an_address_uses_no_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         require_presence(ListenAddress("127.0.0.1", listener.getsockname()[1]))
     with pytest.raises(UsageError, match="this host has no such address"):

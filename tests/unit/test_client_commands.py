@@ -1,4 +1,4 @@
-"""What a person is told to type on a client: an address that it can reach."""
+"""The commands for a client, with an address that it can reach."""
 
 from ipaddress import ip_interface
 
@@ -35,11 +35,11 @@ def lines(listening: str, allow: str = "", addresses: list[HostAddress] = ALL) -
         ("0.0.0.0:3240", "169.254.0.0/16", "sudo usbip attach -r 169.254.7.7 -b 1-1"),
     ],
 )
-def test_an_address_that_clients_reach(listening: str, allow: str, command: str) -> None:
+def test_an_address_that_clients_can_reach(listening: str, allow: str, command: str) -> None:
     assert lines(listening, allow)[:2] == ["On the client:", f"  {command}"]
 
 
-def test_a_link_local_address_is_the_last_and_names_the_interface_of_the_client() -> None:
+def test_a_link_local_address_is_last_and_names_the_interface_of_the_client() -> None:
     assert lines("[::]:3240", addresses=[*LO, LINK_LOCAL]) == [
         "On the client:",
         "  sudo usbip attach -r fe80::5%INTERFACE -b 1-1",
@@ -50,7 +50,7 @@ def test_a_link_local_address_is_the_last_and_names_the_interface_of_the_client(
     ]
 
 
-def test_of_many_addresses_some_are_shown() -> None:
+def test_only_some_of_many_addresses_are_shown() -> None:
     many = [HostAddress(ip_interface(f"10.0.{number}.1/24"), f"br{number}") for number in range(20)]
     assert lines("0.0.0.0:3240", addresses=many)[2] == (
         "Other addresses of this machine: 10.0.1.1 (br1), 10.0.2.1 (br2), 10.0.3.1 (br3), 10.0.4.1 (br4), "
@@ -84,7 +84,7 @@ def test_loopback_only_goes_through_ssh(listening: str, inner: str) -> None:
     assert "set `listen` in usbipd.toml" in lines(listening)[3]
 
 
-def test_what_is_for_this_machine_only_goes_through_ssh() -> None:
+def test_a_device_for_this_machine_only_goes_through_ssh() -> None:
     assert lines("0.0.0.0:3240", "127.0.0.0/8") == [
         "Only clients on this machine may use it. Through a tunnel, on the client:",
         "  ssh -N -L 3240:127.0.0.1:3240 alice@192.0.2.5 &",
@@ -93,7 +93,7 @@ def test_what_is_for_this_machine_only_goes_through_ssh() -> None:
     assert "  ssh -N -L 3240:[::1]:3240 alice@192.0.2.5 &" in lines("[::]:3240", "::1")
 
 
-def test_a_host_without_an_address_has_no_name_either() -> None:
+def test_a_host_without_an_address_gets_a_placeholder() -> None:
     assert "  ssh -N -L 3240:127.0.0.1:3240 alice@HOST &" in lines("127.0.0.1:3240", addresses=LO)
 
 
@@ -107,7 +107,7 @@ def test_a_host_without_an_address_has_no_name_either() -> None:
         ("0.0.0.0:3240", "::1"),
     ],
 )
-def test_what_no_client_can_reach(listening: str, allow: str) -> None:
+def test_a_device_that_no_client_can_reach(listening: str, allow: str) -> None:
     first, hint = lines(listening, allow)
     assert first == (f"No client can use it: it is for {allow} only, and the daemon listens on {listening}.")
     assert hint.startswith("hint: bind it again with another --allow")

@@ -1,4 +1,4 @@
-"""usbipd.toml: what is right is taken, what is wrong is named with file, line, key and what is right."""
+"""usbipd.toml: right values are accepted, errors name file, line, key and what would be right."""
 
 import os
 import re
@@ -39,7 +39,7 @@ def test_an_empty_file_has_the_defaults() -> None:
 def test_the_default_file_has_every_key_with_its_default() -> None:
     text = (Path(__file__).parents[2] / "packaging/usbipd.toml").read_text()
     assert parse(text, "usbipd.toml") == ServerConfig()
-    chosen = {"allow", "user"}  # what stands there is an example
+    chosen = {"allow", "user"}  # their lines are examples
     for key, default in [
         *((key, getattr(ServerConfig(), key)) for key in ServerConfig.__struct_fields__),
         *((key, getattr(Limits(), key)) for key in Limits.__struct_fields__),
@@ -141,16 +141,17 @@ ALLOW = '\nallow = ["::1"]'
         (f'[[access]]\nbus_id = "1-1"{ALLOW}', ", line 2: access[0].bus_id: unknown key: did you mean 'bus"),
         (
             "zzz = 1",
-            ", line 1: zzz: unknown key: known are listen, allow, user, worker_uids, confine, log_level, "
+            ", line 1: zzz: unknown key: known keys are listen, allow, user, worker_uids, confine, "
+            "log_level, "
             "log_to, offer_imported, limits, access",
         ),
-        ("[limits]\nzzz = 1", ", line 2: limits.zzz: unknown key: known are max_connections, max_con"),
-        ("[[access]]\nzzz = 1", ", line 2: access[0].zzz: unknown key: known are busid, hardware_id, serial"),
+        ("[limits]\nzzz = 1", ", line 2: limits.zzz: unknown key: known keys are max_connections, max_con"),
+        ("[[access]]\nzzz = 1", ", line 2: access[0].zzz: unknown key: known keys are busid, hardware_id"),
         ("[[acess]]\n[[acess]]", ", line 1: acess: unknown key: did you mean 'access'?"),
-        ("max_connections = 1", ", line 1: max_connections: unknown key: it stands in [limits]"),
-        ('[limits]\nlog_to = "syslog"', ", line 2: limits.log_to: unknown key: it stands above all tables"),
-        ('busid = "1-1"', ", line 1: busid: unknown key: it stands in [[access]]"),
-        ('"zz\\u001b" = 1', ": 'zz\\x1b': unknown key: known are"),
+        ("max_connections = 1", ", line 1: max_connections: unknown key: it belongs in [limits]"),
+        ('[limits]\nlog_to = "syslog"', ", line 2: limits.log_to: unknown key: it belongs above all tables"),
+        ('busid = "1-1"', ", line 1: busid: unknown key: it belongs in [[access]]"),
+        ('"zz\\u001b" = 1', ": 'zz\\x1b': unknown key: known keys are"),
         # types and ranges
         ("listen = []", ", line 1: listen: expected `array` of length >= 1: write listen = ["),
         ('listen = "127.0.0.1"', ", line 1: listen: expected `array`, got `str`: write listen = ["),
@@ -158,7 +159,7 @@ ALLOW = '\nallow = ["::1"]'
         ('log_level = "loud"', ", line 1: log_level: invalid enum value 'loud': write \"debug\""),
         (
             'log_to = "file"',
-            ", line 1: log_to: log destination 'file' is unknown: "
+            ", line 1: log_to: unknown log destination 'file': use "
             "stderr, syslog, or the absolute path of a file",
         ),
         (
@@ -172,7 +173,7 @@ ALLOW = '\nallow = ["::1"]'
         ),
         (
             'worker_uids = "65537"',
-            ", line 1: worker_uids: '65537' cannot be the user ids of workers: it is FIRST-LAST",
+            ", line 1: worker_uids: '65537' cannot be the user ids of workers: write two numbers, FIRST-LAST",
         ),
         ('confine = "on"', ', line 1: confine: invalid enum value \'on\': write "auto", "require" or "off"'),
         ("confine = true", ", line 1: confine: expected `str`, got `bool`: write \"auto\""),
@@ -201,20 +202,20 @@ ALLOW = '\nallow = ["::1"]'
         (
             'allow = ["::1", "192.168.1.7/24"]',
             ", line 1: allow[1]: '192.168.1.7/24' is not an address or a network of clients: "
-            "it has bits set behind the first 24, write 192.168.1.0/24",
+            "it has bits set after the first 24, write 192.168.1.0/24",
         ),
         (
             '[[access]]\nbusid = "1-1"\nallow = ["home"]',
             ", line 3: access[0].allow[0]: 'home' is not an address or a network of clients: names are not",
         ),
         # access tables
-        (f"[[access]]{ALLOW}", ", line 1: access[0]: it fits no device: write busid or hardware_id, or both"),
+        (f"[[access]]{ALLOW}", ", line 1: access[0]: it matches no device: write busid or hardware_id"),
         (
             f'[[access]]\nserial = "x"{ALLOW}',
-            ", line 1: access[0]: it fits no device: write busid or hardware_id, or both beside",
+            ", line 1: access[0]: it matches no device: write busid or hardware_id, or both beside",
         ),
-        ('[[access]]\nbusid = "1-1"', ", line 1: access[0]: nobody is allowed: write allow = ["),
-        ('[[access]]\nbusid = "1-1"\nallow = []', ", line 1: access[0]: nobody is allowed: write allow = ["),
+        ('[[access]]\nbusid = "1-1"', ", line 1: access[0]: it allows no client: write allow = ["),
+        ('[[access]]\nbusid = "1-1"\nallow = []', ", line 1: access[0]: it allows no client: write allow ="),
         (f'[[access]]\nbusid = "1_1"{ALLOW}', ", line 2: access[0].busid: '1_1' is not a busid: it is BUS"),
         (f'[[access]]\nbusid = "٣-1"{ALLOW}', ", line 2: access[0].busid: '٣-1' is not a busid"),
         (f'[[access]]\nbusid = "1-{"1." * 15}1"{ALLOW}', ", line 2: access[0].busid: '1-1."),
@@ -222,7 +223,7 @@ ALLOW = '\nallow = ["::1"]'
             f'[[access]]\nbusid = "1-1"{ALLOW}\n[[access]]\nhardware_id = "781:5567"{ALLOW}',
             ", line 5: access[1].hardware_id: '781:5567' is not a hardware id: it is VID:PID, four hex",
         ),
-        # what is no TOML
+        # not TOML
         ("listen = [", ": not TOML: Invalid value (at the end, line 1): write listen = ["),
         ("\nlog_level = debug", ': not TOML: Invalid value (at line 2, column 13): write "debug", "info"'),
         ("zzz = debug", ": not TOML: Invalid value (at line 1, column 7)"),
@@ -232,7 +233,7 @@ ALLOW = '\nallow = ["::1"]'
         ("a = " + "[" * 5000, ": not TOML: maximum recursion depth exceeded"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_named(text: str, complaint: str) -> None:
+def test_an_error_is_named(text: str, complaint: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse(text, "/etc/usbipd.toml")
     assert str(caught.value).startswith(f"/etc/usbipd.toml{complaint}")
@@ -267,23 +268,23 @@ def test_the_line_is_right_or_left_out(text: str, place: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [ServerConfig, Limits, AccessRule])
-def test_what_is_right_is_known_of_each_key(kind: type[msgspec.Struct]) -> None:
+def test_each_key_has_an_example(kind: type[msgspec.Struct]) -> None:
     assert set(kind.__struct_fields__) <= _RIGHT.keys()
 
 
-def test_no_serial_number_is_told() -> None:
+def test_no_serial_number_is_printed() -> None:
     for serial in ('"secret"', '["secret"]', f'"secret{"x" * 200}"'):
         with pytest.raises(UsageError) as caught:
             parse(f"[[access]]\nserial = {serial}{ALLOW}", "usbipd.toml")
         assert "secret" not in str(caught.value)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.toml: No such file"):
         load(tmp_path / "none.toml")
 
 
-def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     file = tmp_path / "usbipd.toml"
     file.write_bytes(b"user = '\xff'")
     with pytest.raises(UsageError, match=r"not UTF-8 text \(byte 8\)"):
@@ -298,7 +299,7 @@ PIECES = st.sampled_from([*WORDS.split(), '"""', " ", "\n", "\r\n", "\0"])
 
 
 def accepted(text: str) -> ServerConfig | None:
-    """The configuration in `text`; None: it is refused, with a line that has the key if with any."""
+    """The configuration in `text`; None if it is refused, with the line of the key if with any."""
     try:
         return parse(text, "usbipd.toml")
     except UsageError as error:
@@ -341,8 +342,8 @@ def test_any_values_are_a_configuration_or_refused(top: str, limits: str, access
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="root on Linux looks up each name")
-def test_root_takes_no_pipe() -> None:
-    """As a shell makes it for `--config <(command)`, or for /dev/stdin."""
+def test_root_refuses_a_pipe() -> None:
+    """As a shell creates it for `--config <(command)`, or for /dev/stdin."""
     reader, writer = os.pipe()
     try:
         with pytest.raises(UsageError, match="a pipe or another open file without a name") as caught:

@@ -1,4 +1,4 @@
-"""Confinement: code that has taken over a process tries all that it must not (tests/hostile.py)."""
+"""Confinement: hostile code in a process attempts what must fail (tests/hostile.py)."""
 
 import os
 import signal
@@ -50,7 +50,7 @@ def victims() -> Iterator[dict[str, int]]:
 
 @pytest.fixture
 def order(tmp_path: Path) -> Confinement:
-    """What the extension says to a worker."""
+    """The extension's order to a worker."""
     if os.geteuid() != 0:
         return Confinement(run_as=None, root=None)
     return Confinement(run_as=RunAs(user=str(UID), uid=UID, gid=UID), root=str(tmp_path))
@@ -68,12 +68,12 @@ def result_of(plan: Plan, code: int = 0) -> Result:
 
 
 def wanted(succeeded: list[str]) -> set[str]:
-    """What must not have succeeded: a daemon without a user of its own has nothing to come back to."""
+    """What must fail: a daemon without a separate user has no rights to regain."""
     found = set(succeeded)
     return found if os.geteuid() == 0 else found - {"setuid 0", "setgid 0", "setgroups"}
 
 
-def test_a_worker_that_was_taken_over_can_do_nothing(order: Confinement, victims: dict[str, int]) -> None:
+def test_a_compromised_worker_can_do_nothing(order: Confinement, victims: dict[str, int]) -> None:
     found = result_of(Plan(order=order, victims=victims))
     assert wanted(found.succeeded) == set()
     assert found.broken == []
@@ -82,7 +82,7 @@ def test_a_worker_that_was_taken_over_can_do_nothing(order: Confinement, victims
     assert found.user == (str(UID) if os.geteuid() == 0 else confinement.privileges.user_name(os.geteuid()))
 
 
-def test_a_server_that_was_taken_over_can_do_nothing(order: Confinement, victims: dict[str, int]) -> None:
+def test_a_compromised_server_can_do_nothing(order: Confinement, victims: dict[str, int]) -> None:
     found = result_of(Plan(order=order, victims=victims, accepts=True))
     assert wanted(found.succeeded) == set()
     assert found.broken == []
@@ -90,22 +90,20 @@ def test_a_server_that_was_taken_over_can_do_nothing(order: Confinement, victims
 
 @as_root
 @pytest.mark.parametrize("absent", [NO_LANDLOCK, NO_NETWORK_NAMESPACE, NO_ROOT_DIRECTORY, NO_LIMITS])
-def test_the_filter_stands_for_another_layer(
-    order: Confinement, victims: dict[str, int], absent: str
-) -> None:
-    """As in a container, or with a kernel that does not have it."""
+def test_the_filter_replaces_another_layer(order: Confinement, victims: dict[str, int], absent: str) -> None:
+    """As in a container, or with a kernel without it."""
     found = result_of(Plan(order=order, victims=victims, sabotage=absent))
     assert found.succeeded == (["more open files"] if absent == NO_LIMITS else [])
 
 
 @as_root
-def test_without_a_filter_sockets_lead_nowhere(order: Confinement, victims: dict[str, int]) -> None:
-    """As on an architecture that has none: what is left is in an empty namespace."""
+def test_without_a_filter_sockets_reach_nothing(order: Confinement, victims: dict[str, int]) -> None:
+    """As on an architecture without one: sockets are in an empty namespace."""
     others = {who: pid for who, pid in victims.items() if who != "its own user"}
     found = result_of(Plan(order=order, victims=others, sabotage=NO_FILTER))
-    assert found.lacks == "this kernel or architecture has no filter of system calls"
-    found.succeeded.remove("kill all")  # which is no error even if all of them refuse: kernel/signal.c
-    found.succeeded.remove("connect a listener by TCP Fast Open")  # it was made in the host's namespace
+    assert found.lacks == "this kernel or architecture has no seccomp filter"
+    found.succeeded.remove("kill all")  # it succeeds even if all refuse: kernel/signal.c
+    found.succeeded.remove("connect a listener by TCP Fast Open")  # it was created in the host's namespace
     kinds = ("kill", "tkill", "tgkill", "sigqueue", "ptrace", "process_vm_readv", "prlimit", "open", "setuid")
     assert not [name for name in found.succeeded if name.startswith(kinds) or "connect" in name]
     assert "fork" not in found.succeeded
@@ -113,11 +111,14 @@ def test_without_a_filter_sockets_lead_nowhere(order: Confinement, victims: dict
 
 
 @pytest.mark.parametrize("accepts", [True, False])
-def test_a_filter_that_is_required_and_absent_ends_the_process(order: Confinement, accepts: bool) -> None:
+def test_a_required_filter_that_is_absent_ends_the_process(order: Confinement, accepts: bool) -> None:
     required = msgspec.structs.replace(order, sandbox="require")
     done = run(Plan(order=required, sabotage=NO_FILTER, accepts=accepts))
     assert (done.returncode, done.stdout) == (1, b"")
-    assert "not confined as required: this kernel or architecture has no filter" in done.stderr.decode()
+    assert (
+        "cannot be confined as required: this kernel or architecture has no seccomp filter"
+        in done.stderr.decode()
+    )
     assert result_of(Plan(order=required, accepts=accepts)).lacks is None
 
 
@@ -128,7 +129,7 @@ def test_a_filter_that_is_required_and_absent_ends_the_process(order: Confinemen
         (NO_FILTER + NO_NETWORK_NAMESPACE, "confined, and can still reach the network"),
         (NO_FILTER + NO_LANDLOCK + NO_ROOT_DIRECTORY, "confined, and can still open a file"),
         (NO_FILTER + NO_LANDLOCK + NO_USER, "confined, and can still signal the extension"),
-        ("confinement._PR_SET_NO_NEW_PRIVS = 39", "cannot give up rights: [Errno 22]"),
+        ("confinement._PR_SET_NO_NEW_PRIVS = 39", "cannot drop rights: [Errno 22]"),
     ],
     ids=["network", "files", "processes", "a step that fails"],
 )
@@ -150,10 +151,10 @@ def test_a_root_directory_that_is_not_empty_is_refused(order: Confinement, tmp_p
     (tmp_path / "something").touch()
     done = run(Plan(order=order))
     assert done.returncode == 1
-    assert "holds something" in done.stderr.decode()
+    assert "is not empty: something" in done.stderr.decode()
 
 
-def test_without_an_order_nothing_is_given_up() -> None:
+def test_without_an_order_no_rights_are_dropped() -> None:
     name = confinement.privileges.user_name(os.geteuid())
     assert confinement.confine(None, open_files=5, accepts=False) == (name, None)
     assert subprocess.run(["true"], check=True).returncode == 0

@@ -1,4 +1,4 @@
-"""The control socket: where it is, and that nobody else's is taken for it."""
+"""The path of the control socket; a socket of another user is never used instead."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,10 @@ import pytest
 
 from usbipd import control_socket
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a file to somebody else")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 
 
-def test_root_has_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_has_a_fixed_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/home/somebody")
     monkeypatch.setenv("HOME", "/home/somebody")
@@ -33,7 +33,7 @@ def test_a_user_has_the_directory_of_the_session(tmp_path: Path) -> None:
 
 
 @as_root
-def test_after_su_the_directory_of_the_session_is_another_users(
+def test_after_su_the_session_directory_belongs_to_another_user(
     user: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.chown(tmp_path, user + 1, -1)
@@ -59,7 +59,7 @@ def test_a_user_without_a_session_has_a_private_one(
     assert control_socket.runtime_directory() == directory
 
 
-def test_the_own_daemon_is_asked_before_roots(user: int, tmp_path: Path) -> None:
+def test_the_users_daemon_takes_precedence_over_roots(user: int, tmp_path: Path) -> None:
     assert control_socket.usual_control_socket() == control_socket.system_control_socket()
     (tmp_path / "usbipd").mkdir()
     own = tmp_path / "usbipd" / "control.sock"
@@ -69,7 +69,7 @@ def test_the_own_daemon_is_asked_before_roots(user: int, tmp_path: Path) -> None
 
 
 @as_root
-def test_what_somebody_else_put_in_our_place_is_not_asked(user: int, tmp_path: Path) -> None:
+def test_a_socket_of_another_user_in_our_place_is_ignored(user: int, tmp_path: Path) -> None:
     (tmp_path / "usbipd").mkdir()
     trap = tmp_path / "usbipd" / "control.sock"
     trap.touch()

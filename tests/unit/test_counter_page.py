@@ -1,4 +1,4 @@
-"""The counter page: a worker that was taken over has its descriptor, and the extension reads on."""
+"""The counter page: a compromised worker has its descriptor, and the extension keeps reading."""
 
 import mmap
 import os
@@ -63,7 +63,7 @@ def page_of_one_size() -> tuple[mmap.mmap, int]:
 
 
 @pytest.mark.parametrize("make", [counters.counter_page, page_of_one_size])
-def test_a_hostile_worker_changes_nothing_but_what_is_counted(
+def test_a_hostile_worker_can_only_change_the_counters(
     make: Callable[[], tuple[mmap.mmap, int]],
 ) -> None:
     page, descriptor = make()
@@ -75,7 +75,7 @@ def test_a_hostile_worker_changes_nothing_but_what_is_counted(
     )
     size = os.fstat(descriptor).st_size
     os.close(descriptor)
-    while worker.poll() is None:  # SIGBUS would end this process
+    while worker.poll() is None:  # SIGBUS would kill this process
         read_counters(page), read_rate(page), read_blocked(page)
     said, _ = worker.communicate()
     assert (worker.returncode, said) == (0, "closed\n")
@@ -85,7 +85,7 @@ def test_a_hostile_worker_changes_nothing_but_what_is_counted(
 
 
 def test_shared_memory_has_no_name_and_is_a_page_of_zeros() -> None:
-    """The way of macOS, which Linux has too, but without what keeps its size."""
+    """The way of macOS; Linux has it too, but without the fixed size."""
     is_named = Path("/dev/shm").glob  # where Linux has the names
     before = set(is_named("usbipd-*"))
     descriptor = counters.shared_memory()

@@ -1,4 +1,4 @@
-"""Rates and latencies out of the counter page."""
+"""Rates and latencies from the counter page."""
 
 import itertools
 import mmap
@@ -63,12 +63,12 @@ def test_the_words_of_the_page() -> None:
 @pytest.mark.parametrize(
     ("since", "seconds"), [(0, None), (NOW - 3 * SECOND, 3.0), (NOW, 0.0), (NOW + 1, None), (-1, None)]
 )
-def test_how_long_a_call_blocks(since: int, seconds: float | None) -> None:
-    """What a broken worker has written stands for nothing."""
+def test_the_duration_of_a_blocking_call(since: int, seconds: float | None) -> None:
+    """Values from a broken worker give None."""
     assert read_blocked(make_page(blocked_since=since)) == seconds
 
 
-def test_a_device_that_has_never_moved_anything() -> None:
+def test_a_device_without_traffic() -> None:
     assert read_rate(make_page()) == NOTHING
 
 
@@ -77,14 +77,14 @@ def test_steady_traffic_is_measured_since_the_older_snapshot() -> None:
     assert read_rate(page) == Rate(urbs=100.0, bytes_in=1000.0, bytes_out=10.0)
 
 
-def test_traffic_that_has_just_begun_counts_for_the_last_second() -> None:
-    """Not for the hour since the older snapshot, nor for the millisecond since the newest."""
+def test_new_traffic_counts_for_the_last_second() -> None:
+    """Neither for the hour since the older snapshot nor for the millisecond since the newest."""
     page = make_page((110, 900, 0), (3600 * SECOND, 0, 0, 0), (1000, 100, 400, 0))
     assert read_rate(page) == Rate(urbs=10.0, bytes_in=500.0, bytes_out=0.0)
     assert read_rate(make_page((110, 900, 0), NEVER, (1000, 100, 400, 0))).urbs == 10.0
 
 
-def test_traffic_that_ends_is_forgotten_after_two_seconds() -> None:
+def test_the_rate_is_zero_two_seconds_after_traffic_ends() -> None:
     moved = (300, 0, 0)
     assert read_rate(make_page(moved, (2_500_000, 0, 0, 0), (1_500_000, 150, 0, 0))).urbs == 100.0
     assert read_rate(make_page(moved, (3_000_001, 0, 0, 0), (2_000_001, 150, 0, 0))) == NOTHING
@@ -132,8 +132,8 @@ def test_latency_is_the_upper_end_of_a_bucket(latency: dict[int, int], p50: int,
     assert latency_of(make_counters(latency)) == Latency(p50_us=p50, p99_us=p99)
 
 
-def test_latency_never_says_less_than_it_was() -> None:
-    """Every mix of two buckets: so many URBs of 100 took less than what is said."""
+def test_latency_is_never_below_the_true_value() -> None:
+    """Every mix of two buckets: that many of 100 URBs took less than the reported value."""
     for (one, few), (other, many) in itertools.product(
         itertools.product(range(LATENCY_BUCKETS), (1, 3)), itertools.product(range(LATENCY_BUCKETS), (1, 50))
     ):

@@ -223,7 +223,7 @@ OTHERS: Final = re.compile(r"usbip: |modprobe: |WARNING: |Attach Request |list |
 
 
 def quoted() -> list[str]:
-    """Messages of ours in the first columns of docs/troubleshooting.md; `...` stands for what varies."""
+    """Our messages in the first column of docs/troubleshooting.md; `...` stands for what varies."""
     rows = re.findall(r"^\| ([^|]+) \|", (ROOT / "docs/troubleshooting.md").read_text(), re.M)
     spans = [span for row in rows for span in re.findall(r"`([^`]+)`", row)]
     return [span for span in spans if " " in span and not OTHERS.match(span)]

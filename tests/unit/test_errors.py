@@ -1,9 +1,9 @@
-"""Exit codes, as a shell would give them."""
+"""Exit codes, as a shell reports them."""
 
 import signal
 
 from usbipd.errors import BROKEN_PIPE, INTERRUPTED
 
 
-def test_what_a_shell_says_of_a_signal() -> None:
+def test_exit_codes_of_signals() -> None:
     assert (INTERRUPTED, BROKEN_PIPE) == (128 + signal.SIGINT, 128 + signal.SIGPIPE)

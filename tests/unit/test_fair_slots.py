@@ -1,4 +1,4 @@
-"""Slots that are shared among owners: limits, turns, and what a cancelled request leaves behind."""
+"""Slots shared among owners: limits, turns and cancelled requests."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from usbipd.fair_slots import FairSlots
 
 
 class Requests:
-    """Requests that each hold a slot until they are told to end."""
+    """Requests that each hold a slot until the test ends them."""
 
     def __init__(self, *, total: int, per_owner: int) -> None:
         self.slots = FairSlots[str](total=total, per_owner=per_owner)
@@ -17,7 +17,7 @@ class Requests:
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
     async def ask(self, *names: str) -> None:
-        """A request each; the owner is the first letter of the name."""
+        """One request per name; the owner is its first letter."""
         for name in names:
             self.tasks[name] = asyncio.create_task(self._run(name))
             await settle()
@@ -76,7 +76,7 @@ async def test_a_request_that_is_cancelled_while_it_waits_takes_no_turn() -> Non
 
 
 @pytest.mark.parametrize("cancelled_first", [True, False])
-async def test_a_slot_that_becomes_free_at_the_moment_of_a_cancellation_is_not_lost(
+async def test_a_slot_freed_during_a_cancellation_is_not_lost(
     cancelled_first: bool,
 ) -> None:
     slots = FairSlots[str](total=1, per_owner=1)

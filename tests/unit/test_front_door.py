@@ -1,4 +1,4 @@
-"""The front door: which role a process has, by its name and its first argument."""
+"""The entry point: the role of a process, by its name and its first argument."""
 
 import shlex
 import subprocess
@@ -13,7 +13,7 @@ ENTER = "import sys; sys.argv[0] = {name!r}; from usbipd.__main__ import main; s
 
 
 def enter(name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """A process called by that name."""
+    """A process started under that name."""
     command = [sys.executable, "-c", ENTER.format(name=name), *arguments]
     if EXECUTABLE is not None:
         command = [name, *arguments]
@@ -32,14 +32,14 @@ def test_the_name_decides(name: str, program: str) -> None:
 
 @pytest.mark.parametrize("name", ["usbipd", "usbipd-ext"])
 @pytest.mark.parametrize("role", ["@server", "@worker"])
-def test_children_are_started_by_the_extension_only(name: str, role: str) -> None:
+def test_only_the_extension_can_start_children(name: str, role: str) -> None:
     done = enter(name, role)
     assert done.returncode == 2
-    assert done.stderr == f"usbipd: {role} is started by usbipd-ext only\n"
+    assert done.stderr == f"usbipd: only usbipd-ext can start {role}\n"
 
 
 def test_closed_standard_descriptors_become_dev_null(tmp_path: Path) -> None:
-    """In front of all imports of a role: what ctypes loads opens a file and keeps it, with libffi 3.5."""
+    """Before all imports of a role: with libffi 3.5, ctypes keeps a file open."""
     program = (
         "import os, sys; sys.argv = ['usbipd', 'list', '--socket', '/no/such.sock']\n"
         "from usbipd.__main__ import main; main(); import ctypes\n"
@@ -60,7 +60,7 @@ def test_the_module_is_the_command() -> None:
 
 
 def test_a_server_does_not_import_what_it_does_not_need() -> None:
-    """Neither libusb nor simulated devices nor the pump lie in the process that reads the network."""
+    """The process that reads the network loads neither libusb nor simulated devices nor the pump."""
     names = "{name for name in sys.modules if name.split('.')[0] == 'usb1' or name.startswith(unwanted)}"
     program = (
         "import sys, usbipd.server.process\n"
@@ -71,8 +71,8 @@ def test_a_server_does_not_import_what_it_does_not_need() -> None:
     assert done.stdout == "\n"
 
 
-def test_ctrl_c_while_a_role_is_imported() -> None:
-    """Ends as it does later: without a traceback."""
+def test_ctrl_c_during_the_import_of_a_role() -> None:
+    """It exits as later: without a traceback."""
     program = (
         "import sys\n"
         "class Interrupt:\n"

@@ -1,4 +1,4 @@
-"""What processes of the one executable do: with made-up directories of unpacked files, and real processes."""
+"""The processes of the single executable, with fake directories of unpacked files and real processes."""
 
 import fcntl
 import os
@@ -40,7 +40,7 @@ print(set(os.listdir("/dev/fd")) == descriptors, flush=True)
 
 @pytest.fixture
 def unpack(tmp_path: Path) -> Unpack:
-    """Makes a directory as a launcher of that pid would."""
+    """Creates a directory as a launcher with that pid would."""
 
     def make(launcher: int) -> Path:
         path = tmp_path / f"_MEI{launcher:08x}aB3_xZ"
@@ -62,7 +62,7 @@ def home(unpack: Unpack, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ended_pid() -> int:
-    """The number of a process that was."""
+    """The pid of a process that has exited."""
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         return process.pid
 
@@ -82,7 +82,7 @@ def age(path: Path, seconds: float) -> None:
     os.utime(path, (time.time() - seconds,) * 2)
 
 
-# ---- what others have left ---------------------------------------------------------------------------------
+# ---- left-over directories ---------------------------------------------------------------------------------
 
 
 def test_the_directory_of_a_dead_launcher_is_stale(unpack: Unpack, tmp_path: Path) -> None:
@@ -91,9 +91,7 @@ def test_the_directory_of_a_dead_launcher_is_stale(unpack: Unpack, tmp_path: Pat
 
 
 @pytest.mark.parametrize("unpacked", [[], [frozen.MARK]])
-def test_one_of_which_little_was_unpacked_is_stale(
-    unpack: Unpack, tmp_path: Path, unpacked: list[str]
-) -> None:
+def test_an_incomplete_directory_is_stale(unpack: Unpack, tmp_path: Path, unpacked: list[str]) -> None:
     path = unpack(ended_pid())
     shutil.rmtree(path / "usbipd")
     for name in {frozen.MARK} - set(unpacked):
@@ -101,15 +99,15 @@ def test_one_of_which_little_was_unpacked_is_stale(
     assert frozen.stale(str(tmp_path)) == [str(path)]
 
 
-def test_one_that_a_process_uses_is_not(unpack: Unpack, tmp_path: Path) -> None:
+def test_a_directory_in_use_is_not_stale(unpack: Unpack, tmp_path: Path) -> None:
     path = unpack(ended_pid())
     with locked(path):
         assert frozen.stale(str(tmp_path)) == []
     assert frozen.stale(str(tmp_path)) == [str(path)]
 
 
-def test_one_that_is_being_unpacked_is_not(unpack: Unpack, tmp_path: Path) -> None:
-    """Nobody has locked it yet.  Later, the pid is of somebody else."""
+def test_a_directory_that_is_being_unpacked_is_not_stale(unpack: Unpack, tmp_path: Path) -> None:
+    """It has no lock yet.  Later, the pid belongs to another process."""
     path = unpack(os.getpid())
     assert frozen.stale(str(tmp_path)) == []
     age(path, 3600)
@@ -117,11 +115,11 @@ def test_one_that_is_being_unpacked_is_not(unpack: Unpack, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("change", ["name", "mode", "content", "link"])
-def test_what_is_not_ours_is_let_alone(unpack: Unpack, tmp_path: Path, change: str) -> None:
+def test_directories_of_other_programs_are_left_alone(unpack: Unpack, tmp_path: Path, change: str) -> None:
     path = unpack(ended_pid())
     match change:
         case "name":
-            path.rename(tmp_path / "_MEI123456")  # as older PyInstallers have it
+            path.rename(tmp_path / "_MEI123456")  # the name with older PyInstallers
         case "mode":
             path.chmod(0o755)
         case "content":
@@ -133,19 +131,19 @@ def test_what_is_not_ours_is_let_alone(unpack: Unpack, tmp_path: Path, change: s
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
-def test_what_another_user_has_left_is_let_alone(unpack: Unpack, tmp_path: Path) -> None:
+def test_directories_of_another_user_are_left_alone(unpack: Unpack, tmp_path: Path) -> None:
     os.chown(unpack(ended_pid()), 1, 1)
     assert frozen.stale(str(tmp_path)) == []
 
 
-def test_nothing_is_stale_where_there_is_no_directory(tmp_path: Path) -> None:
+def test_nothing_is_stale_in_a_missing_directory(tmp_path: Path) -> None:
     assert frozen.stale(str(tmp_path / "none")) == []
 
 
-# ---- what a child gets -------------------------------------------------------------------------------------
+# ---- files for children ------------------------------------------------------------------------------------
 
 
-def test_the_name_of_the_directory_tells_the_launcher(home: Path) -> None:
+def test_the_name_of_the_directory_has_the_pid_of_the_launcher(home: Path) -> None:
     assert frozen.launcher() == os.getppid()
 
 
@@ -157,7 +155,9 @@ def test_children_get_the_files_of_this_process(home: Path, monkeypatch: pytest.
     assert found.get("LD_LIBRARY_PATH") == (None if sys.platform == "darwin" else str(home))
 
 
-def test_children_unpack_their_own_when_one_is_gone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_children_unpack_their_own_files_if_one_is_missing(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("_PYI_ARCHIVE_FILE", "/usr/bin/usbipd")
     unpacked = frozen.Unpacked()
     (home / "usbipd" / "_pump.so").unlink()
@@ -183,8 +183,8 @@ except BlockingIOError:
     ("role", "said"),
     [("--run", "thread: end_with\nlocked\n"), ("@server", "locked\n"), ("@worker", "locked\n")],
 )
-def test_a_process_with_files_of_its_own(tmp_path: Path, role: str, said: str) -> None:
-    """A thread of a server or worker would start before its confinement."""
+def test_a_process_with_its_own_files(tmp_path: Path, role: str, said: str) -> None:
+    """In a server or worker, the thread would start before the confinement."""
     command = [sys.executable, "-c", BEGINS, role, str(tmp_path)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout == said
@@ -193,7 +193,7 @@ def test_a_process_with_files_of_its_own(tmp_path: Path, role: str, said: str) -
 # ---- libusb ------------------------------------------------------------------------------------------------
 
 
-def test_the_libusb_that_was_packed(home: Path) -> None:
+def test_the_packed_libusb(home: Path) -> None:
     frozen.check_libusb("1.0.30")
 
 
@@ -219,7 +219,7 @@ def test_another_libusb(home: Path) -> None:
 
 @contextmanager
 def family(before: str) -> Iterator["subprocess.Popen[str]"]:
-    """A launcher whose child runs `before` and then waits for its end; the pipes are the child's."""
+    """A launcher; its child runs `before` and waits for the launcher to end; the pipes are the child's."""
     command = [sys.executable, "-c", LAUNCHER, CHILD.format(before=before)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as launcher:
@@ -240,7 +240,7 @@ def test_a_launcher_that_is_killed() -> None:
 
 
 @pytest.mark.parametrize("reaped", [False, True])
-def test_a_launcher_that_has_been_killed_before(reaped: bool) -> None:
+def test_a_launcher_that_was_killed_before(reaped: bool) -> None:
     with family("sys.stdin.readline()") as launcher:
         assert said(launcher) == "up"
         launcher.send_signal(signal.SIGKILL)
@@ -253,7 +253,7 @@ def test_a_launcher_that_has_been_killed_before(reaped: bool) -> None:
 
 
 class Kqueue:
-    """The BSD's way, on a socket: readable once the test says that the process has ended."""
+    """kqueue of the BSDs, on a socket: readable once the test ends the process."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[object, ...]] = []
@@ -286,13 +286,13 @@ def kqueue(monkeypatch: pytest.MonkeyPatch) -> Kqueue:
 
 @pytest.fixture
 def ended(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """The signals that this process would have got."""
+    """The signals sent to this process."""
     sent: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "kill", lambda *call: sent.append(call))
     return sent
 
 
-def test_where_there_is_kqueue(kqueue: Kqueue, ended: list[tuple[int, int]]) -> None:
+def test_kqueue(kqueue: Kqueue, ended: list[tuple[int, int]]) -> None:
     kqueue.process.close()
     frozen.end_with(os.getppid())
     assert kqueue.asked == [(os.getppid(), "KQ_FILTER_PROC", "KQ_EV_ADD", "KQ_NOTE_EXIT")]
@@ -305,7 +305,7 @@ def test_kqueue_of_a_process_that_is_gone(kqueue: Kqueue, ended: list[tuple[int,
     assert ended == [(os.getpid(), signal.SIGTERM)]
 
 
-def test_descriptors_of_closed_streams_are_not_taken(tmp_path: Path) -> None:
+def test_descriptors_of_closed_streams_are_not_used(tmp_path: Path) -> None:
     program = (
         "import os; from usbipd import frozen; frozen._lock('/');"
         "found = [number for number in range(3) if os.path.exists(f'/dev/fd/{number}')];"
@@ -316,7 +316,9 @@ def test_descriptors_of_closed_streams_are_not_taken(tmp_path: Path) -> None:
     assert (tmp_path / "found").read_text() == "[]"
 
 
-def test_a_system_that_cannot_watch(monkeypatch: pytest.MonkeyPatch, ended: list[tuple[int, int]]) -> None:
+def test_a_system_that_cannot_watch_processes(
+    monkeypatch: pytest.MonkeyPatch, ended: list[tuple[int, int]]
+) -> None:
     def refuse(_pid: int) -> int:
         raise OSError(38, "ENOSYS")
 

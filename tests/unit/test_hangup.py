@@ -1,4 +1,4 @@
-"""Whether a peer has closed, over real sockets and without reading from them."""
+"""Detection of a closed peer, over real sockets and without reading."""
 
 import socket
 import struct
@@ -48,7 +48,7 @@ def test_a_peer_that_has_closed(
         assert ours.recv(100) == sent, "nothing was read"
 
 
-def test_those_that_have_closed_among_others() -> None:
+def test_closed_peers_among_others() -> None:
     pairs = [socket.socketpair() for _number in range(4)]
     pairs[1][1].close()
     pairs[3][1].close()
@@ -58,5 +58,5 @@ def test_those_that_have_closed_among_others() -> None:
         theirs.close()
 
 
-def test_nobody_is_asked_about() -> None:
+def test_no_connections() -> None:
     assert closed_by_peer([]) == []

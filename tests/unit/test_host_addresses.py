@@ -1,4 +1,4 @@
-"""The addresses of this machine: those that the kernel lets a socket have."""
+"""The addresses of this machine: those to which the kernel lets a socket bind."""
 
 import socket
 
@@ -12,7 +12,7 @@ def test_loopback_is_one_of_them() -> None:
     assert found["127.0.0.1/8"].startswith("lo")
 
 
-def test_a_socket_can_have_each_of_them() -> None:
+def test_a_socket_can_bind_to_each_of_them() -> None:
     for each in host_addresses():
         family = socket.AF_INET if each.address.version == 4 else socket.AF_INET6
         scope = (0, socket.if_nametoindex(each.interface)) if family == socket.AF_INET6 else ()
@@ -28,7 +28,7 @@ def test_interfaces_and_networks() -> None:
         assert each.address.ip in each.address.network
 
 
-def test_without_memory_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_memory_the_list_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     class Libc:
         def getifaddrs(self, _first: object) -> int:
             return -1

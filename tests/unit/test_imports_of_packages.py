@@ -1,6 +1,6 @@
-"""Which module of usbipd may import which: no process from another, and none in a circle.
+"""Allowed imports between modules of usbipd: none from another process, and no cycle.
 
-Imports inside functions and those for type checkers count, too.
+Imports inside functions and for type checkers count too.
 """
 
 import ast
@@ -14,16 +14,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 PROCESSES = ("usbipd.cli", "usbipd.extension", "usbipd.server", "usbipd.worker")
-"""The packages whose code runs in one kind of process.  What two of them need lies beside them."""
+"""The packages whose code runs in one kind of process.  Code that several need is outside them."""
 
 
 def name_of(path: Path) -> str:
-    """The module that the file is."""
+    """The module name of the file."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imports(tree: ast.AST, modules: frozenset[str]) -> Iterator[str]:
-    """Those of `modules` that the program `tree` imports, however it does."""
+    """Those of `modules` that the program `tree` imports in any way."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (each.name for each in node.names if each.name in modules)
@@ -34,7 +34,7 @@ def imports(tree: ast.AST, modules: frozenset[str]) -> Iterator[str]:
 
 
 def graph(files: dict[str, str]) -> dict[str, set[str]]:
-    """What each module imports, from the texts of all."""
+    """The imports of each module, from the texts of all."""
     modules = frozenset(files)
     return {name: set(imports(ast.parse(text), modules)) for name, text in files.items()}
 
@@ -44,12 +44,12 @@ USBIPD = graph({name_of(path): path.read_text() for path in FILES})
 
 
 def process_of(module: str) -> str | None:
-    """The package of a process in which the module lies; None: it is shared."""
+    """The package of a process with this module; None if it is shared."""
     return next((each for each in PROCESSES if f"{module}.".startswith(f"{each}.")), None)
 
 
 def crossings(imported: dict[str, set[str]]) -> list[tuple[str, str]]:
-    """Imports of a process's module from elsewhere; the front door may do it."""
+    """Imports of a process's module from elsewhere; only `__main__` may have them."""
     return [
         (module, other)
         for module, others in sorted(imported.items())
@@ -59,7 +59,7 @@ def crossings(imported: dict[str, set[str]]) -> list[tuple[str, str]]:
 
 
 def circle(imported: dict[str, set[str]]) -> list[str]:
-    """Modules that import each other, the first one once more as the last; empty: none do."""
+    """A cycle of modules, the first again as the last; empty if none exists."""
     try:
         TopologicalSorter(imported).prepare()
     except CycleError as error:
@@ -68,7 +68,7 @@ def circle(imported: dict[str, set[str]]) -> list[str]:
 
 
 def test_every_import_is_absolute() -> None:
-    """What follows reads no others."""
+    """The other tests read only absolute ones."""
     assert [path for path in FILES if re.search(r"^\s*from \.", path.read_text(), re.MULTILINE)] == []
 
 
@@ -91,7 +91,7 @@ def test_no_modules_import_each_other() -> None:
         "if TYPE_CHECKING:\n    from usbipd.worker.process import main",
     ],
 )
-def test_a_new_one_would_be_found(text: str) -> None:
+def test_new_imports_are_found(text: str) -> None:
     files = {"usbipd.cli.bind": text, "usbipd.worker.process": "import usbipd.cli.bind", "usbipd.worker": ""}
     files["usbipd.__main__"] = "from usbipd.cli import bind"
     found = graph(files)

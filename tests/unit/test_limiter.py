@@ -1,4 +1,4 @@
-"""What others can cause passes a few times and is counted from then on; nothing runs when nothing comes."""
+"""The first items of a kind pass, the rest is counted; without items no timer runs."""
 
 from collections.abc import Callable
 
@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from usbipd.limiter import BURST, INTERVAL, REFILL, Limiter
 
 Seen = tuple[str, int]
-"""The last item, and how many it stands for."""
+"""The last item, and the number that it represents."""
 
 
 class Clock:
-    """An event loop for which time passes when the test says so."""
+    """An event loop whose time the test controls."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -55,7 +55,7 @@ def test_the_first_few_pass_at_once(clock: Clock) -> None:
     assert passed == [(f"{number}", 1) for number in range(BURST)]
 
 
-def test_a_flood_is_one_item_an_interval_with_its_number_and_its_last(clock: Clock) -> None:
+def test_a_flood_is_one_item_per_interval_with_count_and_last(clock: Clock) -> None:
     limiter, passed = a_limiter(clock)
     for number in range(BURST + 1000):
         limiter.add("kind", (f"{number}", 1))
@@ -69,7 +69,7 @@ def test_a_flood_is_one_item_an_interval_with_its_number_and_its_last(clock: Clo
     assert passed[BURST + 1 :] == [("again 9", 10)]
 
 
-def test_quiet_intervals_restore_the_burst_and_then_nothing_waits(clock: Clock) -> None:
+def test_quiet_intervals_restore_the_burst_and_stop_the_timer(clock: Clock) -> None:
     limiter, passed = a_limiter(clock)
     assert not clock.waiting
     limiter.add("kind", ("one", 1))
@@ -95,7 +95,7 @@ def test_quiet_intervals_restore_the_burst_and_then_nothing_waits(clock: Clock) 
 @pytest.mark.slow
 @pytest.mark.parametrize("burst", [1, BURST, BURST + 1])
 @pytest.mark.parametrize("pause", [1.25, INTERVAL / REFILL, INTERVAL + 1, 2 * INTERVAL + 1])
-def test_a_day_of_repeats_is_bounded_whatever_their_rhythm(clock: Clock, burst: int, pause: float) -> None:
+def test_a_day_of_repeats_is_bounded_for_any_rhythm(clock: Clock, burst: int, pause: float) -> None:
     limiter, passed = a_limiter(clock)
     intervals = 24 * 60
     end = clock.now + intervals * INTERVAL
@@ -106,7 +106,7 @@ def test_a_day_of_repeats_is_bounded_whatever_their_rhythm(clock: Clock, burst: 
     assert len(passed) <= BURST + REFILL * (intervals + 3)
 
 
-def test_a_port_that_is_used_all_day_keeps_each_session(clock: Clock) -> None:
+def test_every_session_of_a_busy_day_passes(clock: Clock) -> None:
     """Two entries, attached and detached, every 50 s."""
     limiter, passed = a_limiter(clock)
     for _session in range(24 * 3600 // 50):
@@ -118,7 +118,7 @@ def test_a_port_that_is_used_all_day_keeps_each_session(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("timer", [True, False])
-def test_what_was_flushed_counts_as_held(clock: Clock, timer: bool) -> None:
+def test_flushed_items_count_as_held(clock: Clock, timer: bool) -> None:
     limiter, passed = a_limiter(clock, with_timer=timer)
     for _number in range(BURST + 1):
         limiter.add("kind", ("many", 1))
@@ -137,7 +137,7 @@ def test_one_kind_does_not_limit_another(clock: Clock) -> None:
     assert passed[-1] == ("first", 1)
 
 
-def test_without_a_timer_the_next_item_brings_the_count(clock: Clock) -> None:
+def test_without_a_timer_the_next_item_triggers_the_count(clock: Clock) -> None:
     limiter, passed = a_limiter(clock, with_timer=False)
     for _number in range(BURST + 5):
         limiter.add("kind", ("many", 1))

@@ -1,4 +1,4 @@
-"""The one format of all processes' logs."""
+"""The common log format of all processes."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ from usbipd.limiter import BURST
 
 
 def run(program: str) -> tuple[int, list[str]]:
-    """A process of its own: its pid and what it logged."""
+    """A separate process: its pid and its log."""
     done = subprocess.Popen(
         [sys.executable, "-c", f"import logging\nfrom usbipd import log\n{program}"],
         stderr=subprocess.PIPE,
@@ -51,14 +51,14 @@ def test_the_level_decides_and_may_change() -> None:
     assert [line.rsplit(" ", 1)[1] for line in lines] == ["yes"]
 
 
-def test_nobody_need_read_the_log() -> None:
-    """No line waits, short or larger than a pipe; who reads again gets to know what was lost."""
+def test_an_unread_log_blocks_no_process() -> None:
+    """No line waits, short or larger than a pipe; a reader that resumes sees the count of lost lines."""
     reader, writer = os.pipe()
     program = (
         "import logging, sys\nfrom usbipd import log\nlog.PATIENCE = 0.01\nlog.configure('server')\n"
         "logging.info('x' * 1_000_000)\n"
-        "for _line in range(5000): logging.info('a line that nobody reads')\n"
-        "print('done', flush=True)\nsys.stdin.readline()\nlogging.info('a line that somebody reads')"
+        "for _line in range(5000): logging.info('an unread line')\n"
+        "print('done', flush=True)\nsys.stdin.readline()\nlogging.info('a line that is read')"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program],
@@ -86,11 +86,11 @@ def test_nobody_need_read_the_log() -> None:
     assert not torn, "what comes next begins a line"
     assert lost.endswith("5001 log lines dropped: the log reader was too slow")
     assert "WARNING server[" in lost
-    assert last.endswith(": a line that somebody reads")
+    assert last.endswith(": a line that is read")
 
 
 def test_an_unknown_level() -> None:
-    with pytest.raises(UsageError, match="'loud' is unknown: one of debug, info, warning, error"):
+    with pytest.raises(UsageError, match="unknown log level 'loud': use one of debug, info, warning, error"):
         log.set_level("loud")
 
 
@@ -123,7 +123,7 @@ def test_the_last_errors_are_kept(caplog: pytest.LogCaptureFixture) -> None:
     assert counter.last[-1].message.endswith("…")
 
 
-def test_errors_that_others_cause_do_not_push_out_the_rest() -> None:
+def test_errors_that_others_cause_do_not_displace_the_rest() -> None:
     logger = logging.Logger("alone")
     counter = log.ErrorCounter()
     logger.addHandler(counter)
@@ -148,7 +148,7 @@ def test_only_what_others_cause_is_limited(level: str) -> None:
         assert len(lines.lines("WARNING server")) == of_others
 
 
-def test_what_was_left_out_is_told_at_the_end() -> None:
+def test_the_count_of_left_out_lines_is_written_at_exit() -> None:
     _pid, lines = run(
         "log.configure('worker')\n"
         f"for number in range({BURST} + 7): logging.error('no %d', number, extra=log.LIMITED)"
@@ -158,8 +158,8 @@ def test_what_was_left_out_is_told_at_the_end() -> None:
     assert " ERROR worker[" in lines[-1]
 
 
-def test_an_event_loop_tells_it_as_soon_as_it_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also if another thread has logged, and if the loop has ended meanwhile."""
+def test_an_event_loop_writes_the_count_as_soon_as_it_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if another thread has logged, and if the loop has been closed meanwhile."""
     monkeypatch.setattr(limiter, "INTERVAL", 0.01)
     logger = logging.getLogger("usbipd.test")
 
@@ -189,7 +189,7 @@ def test_an_error_that_cannot_be_read_is_counted(capsys: pytest.CaptureFixture[s
     assert (counter.count, len(counter.last)) == (1, 0)
 
 
-def test_a_message_cannot_write_lines_of_its_own_or_drive_a_terminal() -> None:
+def test_a_message_cannot_forge_lines_or_control_a_terminal() -> None:
     program = "log.configure('server')\nlogging.info('%s', 'a\\nb\\x1b[2J\\r\\x9b\\u2028\\ud800 ä\\t')"
     _pid, lines = run(program)
     assert len(lines) == 1
@@ -203,7 +203,7 @@ def test_a_traceback_keeps_its_lines() -> None:
     assert lines[1] == "Traceback (most recent call last):"
 
 
-def test_a_traceback_cannot_drive_a_terminal() -> None:
+def test_a_traceback_cannot_control_a_terminal() -> None:
     _pid, lines = run(
         "log.configure('server')\ntry: raise ValueError('\x1b[2J')\n"
         "except ValueError: logging.exception('so')"
@@ -212,7 +212,7 @@ def test_a_traceback_cannot_drive_a_terminal() -> None:
 
 
 class Syslog:
-    """The system's log in the test's hands; what it was told, the priority's name first."""
+    """A fake of the system's log; its entries, the name of the priority first."""
 
     LEVELS = {  # noqa: RUF012
         getattr(syslog, name): name
@@ -230,12 +230,12 @@ class Syslog:
 
 @pytest.fixture
 def system_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Syslog]:
-    """The fake, in a process whose logs are the test's own."""
+    """The fake, in a process whose log the test reads."""
     (tmp_path / "log").touch()
     monkeypatch.setattr(log, "_SYSLOG_SOCKETS", (tmp_path / "log",))
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
-    root.handlers.clear()  # else they are closed, and write what they have held back
+    root.handlers.clear()  # else they are closed and write held lines
     yield Syslog(monkeypatch)
     root.handlers[:] = before
     root.setLevel(level)
@@ -259,7 +259,7 @@ def test_syslog_is_opened_at_once_and_gets_the_line_without_the_time(
     assert capsys.readouterr().err == ""
 
 
-def test_lines_to_syslog_are_clean_and_those_of_a_traceback_are_its_own(system_log: Syslog) -> None:
+def test_lines_to_syslog_are_clean_and_a_traceback_keeps_its_lines(system_log: Syslog) -> None:
     log.configure("server", to="syslog")
     logging.info("%s", "a\nb\0\x1b[2J\ud800")
     try:
@@ -287,7 +287,7 @@ def test_a_process_moves_to_syslog_and_back(system_log: Syslog, capsys: pytest.C
     assert counter.count == 3, "other handlers stay"
 
 
-def test_a_host_without_syslog_is_told_of(
+def test_a_host_without_syslog_is_reported(
     system_log: Syslog, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(log, "_SYSLOG_SOCKETS", (tmp_path / "none",))
@@ -297,22 +297,24 @@ def test_a_host_without_syslog_is_told_of(
 
 
 @pytest.mark.parametrize("to", ["stderr", "syslog", "/var/log/usbipd.log"])
-def test_what_may_be_configured(to: str) -> None:
+def test_valid_destinations(to: str) -> None:
     log.check_destination(to)
 
 
 @pytest.mark.parametrize("to", ["", "file", "var/log", "~/log", "/a\0b"])
-def test_what_may_not_be_configured(to: str) -> None:
-    with pytest.raises(UsageError, match="is unknown: stderr, syslog, or the absolute path of a file"):
+def test_invalid_destinations(to: str) -> None:
+    with pytest.raises(
+        UsageError, match=r"unknown log destination .*: use stderr, syslog, or the absolute path of a file"
+    ):
         log.check_destination(to)
 
 
 def test_an_unknown_destination() -> None:
-    with pytest.raises(UsageError, match="'printer' is unknown: one of stderr, syslog"):
+    with pytest.raises(UsageError, match="unknown log destination 'printer': use one of stderr, syslog"):
         log.send_to("printer")
 
 
-def test_both_streams_of_a_child_go_to_the_file_that_it_is_handed(tmp_path: Path) -> None:
+def test_both_streams_of_a_child_go_to_its_log_file(tmp_path: Path) -> None:
     program = """
 import os, sys
 from usbipd import log

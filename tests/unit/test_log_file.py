@@ -1,4 +1,4 @@
-"""The file that a daemon logs to, and what cannot be one.  In processes of their own: it is about stderr."""
+"""The log file of a daemon, and files that cannot be one.  In separate processes: it replaces stderr."""
 
 import os
 import stat
@@ -43,7 +43,7 @@ print(sorted(os.listdir("/dev/fd"))[:3], len(os.listdir("/dev/fd")) - before)
 
 
 def run(path: Path, *arguments: str, stdin: int = subprocess.DEVNULL) -> tuple[list[str], str]:
-    """What the program printed and what it said on the stderr that it was started with."""
+    """The program's output, and what it wrote to its original stderr."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(path), *arguments],
         capture_output=True,
@@ -67,7 +67,7 @@ def test_the_file_is_stderr_until_the_end_and_follows_a_rotation(tmp_path: Path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
-def test_a_file_that_cannot_be_opened_anew_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_reopened_keeps_the_old_one(tmp_path: Path) -> None:
     printed, said = run(tmp_path / "log", "gone")
     assert printed[0] == f"cannot log to {tmp_path}/log: Is a directory"
     assert printed[1] == str(len("three\nfour\n"))
@@ -96,7 +96,7 @@ def device(path: Path) -> None:
         (fifo, "No such device or address"),
     ],
 )
-def test_what_is_no_file_to_log_to(tmp_path: Path, make: object, why: str) -> None:
+def test_unusable_log_files(tmp_path: Path, make: object, why: str) -> None:
     path = tmp_path / "log"
     make(path)  # type: ignore[operator]
     printed, said = run(path)
@@ -104,7 +104,7 @@ def test_what_is_no_file_to_log_to(tmp_path: Path, make: object, why: str) -> No
     assert said == "as before\n", "stderr is what it was"
 
 
-def test_a_fifo_that_somebody_reads_is_no_file_either(tmp_path: Path) -> None:
+def test_a_fifo_with_a_reader_is_refused_too(tmp_path: Path) -> None:
     path = tmp_path / "log"
     fifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -115,12 +115,12 @@ def test_a_fifo_that_somebody_reads_is_no_file_either(tmp_path: Path) -> None:
     assert printed[0] == f"cannot log to {path}: not a regular file 2 bad-log-file"
 
 
-def test_a_device_that_everybody_may_write_is_no_file() -> None:
+def test_a_device_that_all_users_can_write_is_refused() -> None:
     with pytest.raises(UsageError, match="cannot log to /dev/null: not a regular file"):
         check_log_file(Path("/dev/null"))
 
 
-def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_directory(tmp_path: Path) -> None:
     printed, _said = run(tmp_path / "none" / "log")
     assert printed[0] == f"cannot log to {tmp_path}/none/log: No such file or directory 2 bad-log-file"
 
@@ -131,14 +131,14 @@ ANNA = 54321
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives directories to others")
 @pytest.mark.parametrize("change", [lambda path: os.chown(path, ANNA, 0), lambda path: path.chmod(0o777)])
-def test_root_does_not_log_where_others_choose_the_file(
+def test_root_does_not_log_to_a_file_that_others_can_replace(
     tmp_path: Path, change: Callable[[Path], None]
 ) -> None:
     directory = tmp_path / "logs"
     directory.mkdir()
     change(directory)
     printed, _said = run(directory / "log")
-    what = f"another user can change which file that is, because {directory} "
+    what = f"another user can replace it: {directory} "
     assert printed[0].startswith(f"cannot log to {directory}/log: {what}")
     assert printed[0].endswith(" 2 bad-log-file")
     assert list(directory.iterdir()) == []
@@ -159,15 +159,15 @@ def test_root_does_not_log_into_a_file_of_another_user(tmp_path: Path) -> None:
     assert path.read_text() == ""
 
 
-def test_a_file_with_another_name(tmp_path: Path) -> None:
+def test_a_file_with_another_hard_link(tmp_path: Path) -> None:
     (tmp_path / "important").touch()
     (tmp_path / "log").hardlink_to(tmp_path / "important")
     printed, _said = run(tmp_path / "log")
-    assert "a file that has other names too" in printed[0]
+    assert "a file that has other hard links" in printed[0]
     assert (tmp_path / "important").read_text() == ""
 
 
-def test_what_can_be_told_before_it_is_opened(tmp_path: Path) -> None:
+def test_the_check_before_the_file_is_opened(tmp_path: Path) -> None:
     path = tmp_path / "log"
     check_log_file(path)
     assert not path.exists(), "nothing is made"

@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md names what is in the tree: the tables *Where things are* and *Where decisions are made*."""
+"""ARCHITECTURE.md matches the tree: its tables *Where things are* and *Where decisions are made*."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ def rows(heading: str) -> list[list[str]]:
 
 
 def paths(cell: str) -> Iterator[str]:
-    """The paths in a cell; a file without a directory lies beside the one before it."""
+    """The paths in a cell; a file without a directory is beside the previous one."""
     directory = ""
     for name in re.findall(r"`([\w./*-]+(?:/|\.\w+))`", cell):
         if "/" in name:
@@ -25,7 +25,7 @@ def paths(cell: str) -> Iterator[str]:
 
 
 def folders(below: Path) -> set[str]:
-    """Those with a file in them that is no product of others."""
+    """Those with a source file in them."""
     return {
         f"{path.relative_to(ROOT)}/"
         for path in below.iterdir()
@@ -37,7 +37,7 @@ PLACES = {place for row in rows("Where things are") for place in paths(row[0])}
 DECISIONS = {place for row in rows("Where decisions are made") for place in paths(row[1])}
 
 
-def test_what_the_tables_name_exists() -> None:
+def test_the_paths_in_the_tables_exist() -> None:
     assert len(PLACES) > 20
     assert len(DECISIONS) > 20
     assert [place for place in PLACES | DECISIONS if not (ROOT / place).exists()] == []

@@ -1,4 +1,4 @@
-"""Directories and files: where they are, that nobody else can write them, that nothing is left."""
+"""Directories and files: their paths, that no other user can write them, that none is left."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ def files(tmp_path: Path) -> paths.RuntimeFiles:
     return paths.RuntimeFiles(tmp_path / "run" / "control.sock")
 
 
-def test_what_is_made_is_removed(files: paths.RuntimeFiles) -> None:
+def test_created_files_are_removed(files: paths.RuntimeFiles) -> None:
     assert files.prepare()
     files.prepare_chroot()
     mode = stat.S_IMODE(files.directory.stat().st_mode)
@@ -39,7 +39,7 @@ def test_a_directory_that_existed_before_stays(files: paths.RuntimeFiles) -> Non
     assert list(files.directory.iterdir()) == []
 
 
-def test_the_pid_file_says_who_we_are_and_is_removed(files: paths.RuntimeFiles) -> None:
+def test_the_pid_file_has_our_pid_and_is_removed(files: paths.RuntimeFiles) -> None:
     files.prepare()
     files.pid_file.write_text("a longer one that was left behind\n")
     files.write_pid()
@@ -50,7 +50,7 @@ def test_the_pid_file_says_who_we_are_and_is_removed(files: paths.RuntimeFiles) 
     assert not files.directory.exists()
 
 
-def test_the_pid_file_may_be_read_whatever_the_umask_is(files: paths.RuntimeFiles) -> None:
+def test_the_pid_file_is_readable_with_any_umask(files: paths.RuntimeFiles) -> None:
     files.prepare()
     before = os.umask(0o077)
     try:
@@ -67,7 +67,7 @@ def test_a_pid_file_that_cannot_be_written(files: paths.RuntimeFiles) -> None:
         files.write_pid()
 
 
-def test_what_is_not_ours_stays(files: paths.RuntimeFiles) -> None:
+def test_files_of_others_stay(files: paths.RuntimeFiles) -> None:
     files.prepare()
     other = files.directory / "other"
     other.touch()
@@ -75,13 +75,13 @@ def test_what_is_not_ours_stays(files: paths.RuntimeFiles) -> None:
     assert other.exists()
 
 
-def test_preparing_twice_is_no_error(files: paths.RuntimeFiles) -> None:
+def test_preparing_twice_is_not_an_error(files: paths.RuntimeFiles) -> None:
     files.prepare()
     files.prepare()
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
-def test_a_directory_that_others_may_write_is_refused(files: paths.RuntimeFiles, mode: int) -> None:
+def test_a_directory_that_others_can_write_is_refused(files: paths.RuntimeFiles, mode: int) -> None:
     files.directory.mkdir()
     files.directory.chmod(mode)
     with pytest.raises(UsbipdError, match="may be written by another user"):
@@ -89,14 +89,14 @@ def test_a_directory_that_others_may_write_is_refused(files: paths.RuntimeFiles,
 
 
 @as_root
-def test_a_directory_of_somebody_else_is_refused(files: paths.RuntimeFiles) -> None:
+def test_a_directory_of_another_user_is_refused(files: paths.RuntimeFiles) -> None:
     files.directory.mkdir()
     os.chown(files.directory, 1000, 1000)
     with pytest.raises(UsbipdError, match="uid 1000"):
         files.prepare()
 
 
-def test_a_link_is_no_directory(files: paths.RuntimeFiles, tmp_path: Path) -> None:
+def test_a_link_is_not_a_directory(files: paths.RuntimeFiles, tmp_path: Path) -> None:
     files.directory.symlink_to(tmp_path)
     with pytest.raises(UsbipdError, match="is not a directory"):
         files.prepare()
@@ -107,7 +107,7 @@ def test_a_place_that_does_not_exist(tmp_path: Path) -> None:
         paths.RuntimeFiles(tmp_path / "no" / "such" / "control.sock").prepare()
 
 
-def test_a_path_that_no_socket_can_have(tmp_path: Path) -> None:
+def test_a_path_too_long_for_a_socket(tmp_path: Path) -> None:
     with pytest.raises(UsbipdError, match="103 bytes"):
         paths.RuntimeFiles(tmp_path / ("x" * 100) / "control.sock").prepare()
 
@@ -122,13 +122,13 @@ def test_the_servers_root_directory_is_empty(files: paths.RuntimeFiles) -> None:
         files.prepare_chroot()
 
 
-HOME = Path("/home/somebody")
+HOME = Path("/home/alice")
 
 
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The home that the user database has for user 1000, who this process is; $HOME is another one."""
-    entry = pwd.struct_passwd(("somebody", "x", 1000, 1000, "", str(HOME), "/bin/sh"))
+    """The home of user 1000 in the user database, as which this process runs; $HOME differs."""
+    entry = pwd.struct_passwd(("alice", "x", 1000, 1000, "", str(HOME), "/bin/sh"))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(pwd, "getpwuid", {1000: entry}.__getitem__)
     monkeypatch.setenv("HOME", "/root")
@@ -148,13 +148,13 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
     ],
 )
-def test_what_outlives_roots_daemon_has_fixed_places(
+def test_the_state_of_roots_daemon_has_fixed_paths(
     monkeypatch: pytest.MonkeyPatch, platform: str, state: str, config: str, job: str | None
 ) -> None:
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setenv("XDG_STATE_HOME", "/home/somebody/state")
-    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("XDG_STATE_HOME", "/home/alice/state")
+    monkeypatch.setenv("HOME", "/home/alice")
     assert paths.state_directory() == Path(state)
     assert paths.config_file() == Path(config)
     assert paths.launch_daemon() == (None if job is None else Path(job))
@@ -163,11 +163,11 @@ def test_what_outlives_roots_daemon_has_fixed_places(
 @pytest.mark.parametrize(
     ("platform", "session", "place"),
     [
-        ("linux", None, "/home/somebody/.local/state/usbipd"),
-        ("linux", "", "/home/somebody/.local/state/usbipd"),
-        ("linux", "relative", "/home/somebody/.local/state/usbipd"),
+        ("linux", None, "/home/alice/.local/state/usbipd"),
+        ("linux", "", "/home/alice/.local/state/usbipd"),
+        ("linux", "relative", "/home/alice/.local/state/usbipd"),
         ("linux", "/data/state", "/data/state/usbipd"),
-        ("darwin", None, "/home/somebody/Library/Application Support/usbipd"),
+        ("darwin", None, "/home/alice/Library/Application Support/usbipd"),
     ],
 )
 @pytest.mark.usefixtures("home")
@@ -181,14 +181,14 @@ def test_a_user_keeps_state_at_home(
 
 
 @pytest.mark.usefixtures("home")
-def test_a_user_whom_nobody_knows_has_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_user_has_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1001)
     with pytest.raises(UsbipdError, match="no entry for uid 1001") as caught:
         paths.state_directory()
     assert "--state" in (caught.value.advice or "")
 
 
-def test_a_state_directory_is_made_with_those_above_it(tmp_path: Path) -> None:
+def test_a_state_directory_is_created_with_its_parents(tmp_path: Path) -> None:
     directory = tmp_path / "one" / "two" / "usbipd"
     before = os.umask(0)
     try:
@@ -201,7 +201,7 @@ def test_a_state_directory_is_made_with_those_above_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
-def test_a_state_directory_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
+def test_a_state_directory_that_others_can_write_is_refused(tmp_path: Path, mode: int) -> None:
     tmp_path.chmod(mode)
     with pytest.raises(UsbipdError, match="may be written by another user") as caught:
         paths.prepare_state_directory(tmp_path)
@@ -209,7 +209,7 @@ def test_a_state_directory_that_others_may_write_is_refused(tmp_path: Path, mode
 
 
 @pytest.mark.parametrize("what", ["a file", "of others", "not empty"])
-def test_no_advice_touches_a_directory_that_may_be_another_s(tmp_path: Path, what: str) -> None:
+def test_no_advice_changes_a_directory_that_may_belong_to_others(tmp_path: Path, what: str) -> None:
     """--socket may name any file: that of /tmp/x.sock is /tmp."""
     directory = tmp_path / "directory"
     files = paths.RuntimeFiles(directory / "x.sock")
@@ -230,14 +230,14 @@ def test_no_advice_touches_a_directory_that_may_be_another_s(tmp_path: Path, wha
     assert caught.value.advice.startswith("choose another place with --socket")
 
 
-def test_a_state_directory_that_others_may_read_is_not(tmp_path: Path) -> None:
+def test_a_state_directory_that_others_can_read_is_accepted(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     paths.prepare_state_directory(tmp_path)
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
 
 
 @as_root
-def test_a_state_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
+def test_a_state_directory_of_another_user_is_refused(tmp_path: Path) -> None:
     os.chown(tmp_path, 1000, 1000)
     with pytest.raises(UsbipdError, match="uid 1000"):
         paths.prepare_state_directory(tmp_path)
@@ -255,7 +255,7 @@ on_linux = pytest.mark.skipif(sys.platform == "darwin", reason="/var/run may be 
 @pytest.mark.parametrize("prepare", PREPARE)
 @pytest.mark.parametrize("is_there", [True, False])
 @pytest.mark.parametrize("change", ["owner", "group", "mode", "link"])
-def test_root_takes_none_below_a_directory_of_another_user(
+def test_root_refuses_one_below_a_directory_of_another_user(
     tmp_path: Path, prepare: Callable[[Path], None], change: str, *, is_there: bool
 ) -> None:
     theirs = tmp_path / "theirs"
@@ -275,9 +275,7 @@ def test_root_takes_none_below_a_directory_of_another_user(
             (tmp_path / "link").symlink_to(theirs)
             os.chown(tmp_path / "link", 1000, 1000, follow_symlinks=False)
             directory = tmp_path / "link" / "between" / "usbipd"
-    with pytest.raises(
-        UsbipdError, match="another user can change which directory that is, because"
-    ) as caught:
+    with pytest.raises(UsbipdError, match="another user can replace this directory:") as caught:
         prepare(directory)
     assert caught.value.code == "bad-path"
     assert caught.value.advice is not None
@@ -299,7 +297,7 @@ def test_a_sticky_directory_above_and_a_link_of_ours_do_no_harm(
 
 @as_root
 def test_a_directory_right_below_the_root(tmp_path: Path) -> None:
-    """In a process whose root directory is another one."""
+    """In a process with another root directory."""
     program = (
         "import os, sys; from pathlib import Path; from usbipd import paths; os.chroot(sys.argv[1]);"
         "paths.prepare_state_directory(Path('/state')); paths.RuntimeFiles(Path('/control.sock')).prepare()"
@@ -309,7 +307,7 @@ def test_a_directory_right_below_the_root(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prepare", PREPARE)
-def test_a_link_put_in_the_place_of_a_new_directory_is_not_followed(
+def test_a_link_in_the_place_of_a_new_directory_is_not_followed(
     tmp_path: Path, prepare: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory, other = tmp_path / "usbipd", tmp_path / "other"
@@ -335,7 +333,7 @@ def test_a_state_directory_below_a_file(tmp_path: Path, below: str) -> None:
         paths.prepare_state_directory(tmp_path / "file" / below)
 
 
-def test_a_place_that_may_not_be_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_without_search_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_path: Path) -> bool:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
@@ -345,7 +343,7 @@ def test_a_place_that_may_not_be_looked_into(tmp_path: Path, monkeypatch: pytest
     assert caught.value.advice == "choose another place with --state"
 
 
-def test_a_unit_counts_where_systemd_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_unit_counts_only_if_systemd_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     booted, units = tmp_path / "booted", tmp_path / "units"
     monkeypatch.setattr(paths, "_SYSTEMD_RUNS", str(booted))
     monkeypatch.setattr(paths, "_UNIT_DIRECTORIES", (str(tmp_path / "none"), str(units)))
@@ -358,7 +356,7 @@ def test_a_unit_counts_where_systemd_runs(tmp_path: Path, monkeypatch: pytest.Mo
     assert paths.systemd_unit() is None
 
 
-def test_a_pid_file_that_is_none_of_ours_stays(tmp_path: Path) -> None:
+def test_a_pid_file_of_another_user_stays(tmp_path: Path) -> None:
     directory = tmp_path / "everybody's"
     directory.mkdir()
     directory.chmod(0o777)

@@ -1,4 +1,4 @@
-"""`make picture` draws what the programs print, as an image that needs nothing else."""
+"""`make picture` draws the output of the programs as a self-contained image."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ CHECKED_IN = ROOT / "docs/terminal.svg"
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A picture of a daemon that runs now."""
+    """A picture of a running daemon."""
     file = tmp_path_factory.mktemp("picture") / "terminal.svg"
     done = subprocess.run(
         [sys.executable, "-m", "tests.picture", file],
@@ -51,7 +51,7 @@ def test_the_one_in_the_readme_shows_the_same_devices(drawn: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["drawn", "checked in"])
-def test_it_is_whole_in_itself(drawn: Path, which: str) -> None:
+def test_it_is_self_contained(drawn: Path, which: str) -> None:
     file = drawn if which == "drawn" else CHECKED_IN
     tree = ElementTree.parse(file).getroot()
     assert tree.get("role") == "img"

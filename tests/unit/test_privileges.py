@@ -1,4 +1,4 @@
-"""Users: finding the unprivileged one, dropping to it for good, and who is at the other end of a socket."""
+"""Users: finding the unprivileged one, becoming it for good, and the peer of a socket."""
 
 import json
 import os
@@ -19,19 +19,19 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges
 as_user = pytest.mark.skipif(os.geteuid() == 0, reason="root has privileges to drop")
 
 
-def nobody() -> RunAs:
+def user_nobody() -> RunAs:
     user = pwd.getpwnam("nobody")
     return RunAs(user="nobody", uid=user.pw_uid, gid=user.pw_gid)
 
 
 def run_dropped(program: str) -> subprocess.CompletedProcess[str]:
-    """Run `program` in a process of its own, in which `drop` and `nobody` are known."""
-    user = nobody()
+    """Run `program` in a separate process in which `drop` and `user_nobody` are defined."""
+    user = user_nobody()
     prelude = (
         "import json, os\n"
         "from usbipd import privileges\n"
         "from usbipd.privileges import RunAs\n"
-        f"nobody = RunAs(user='nobody', uid={user.uid}, gid={user.gid})\n"
+        f"user_nobody = RunAs(user='nobody', uid={user.uid}, gid={user.gid})\n"
     )
     return subprocess.run(
         [sys.executable, "-c", prelude + program], capture_output=True, text=True, check=False
@@ -42,14 +42,14 @@ def run_dropped(program: str) -> subprocess.CompletedProcess[str]:
 def test_a_dropped_process_has_nothing_left() -> None:
     done = run_dropped(
         "os.setgroups([0, 4, 27])\n"
-        "name = privileges.drop(nobody)\n"
+        "name = privileges.drop(user_nobody)\n"
         "status = dict(line.split(':\\t', 1) for line in open('/proc/self/status').read().splitlines())\n"
         "print(json.dumps([name, status['Uid'], status['Gid'], status['Groups'], status['CapEff'],"
         " status['CapPrm']]))"
     )
     assert done.returncode == 0, done.stderr
     name, uids, gids, groups, effective, permitted = json.loads(done.stdout)
-    user = nobody()
+    user = user_nobody()
     assert name == "nobody"
     assert set(uids.split()) == {str(user.uid)}
     assert set(gids.split()) == {str(user.gid)}
@@ -61,16 +61,16 @@ def test_a_dropped_process_has_nothing_left() -> None:
 @pytest.mark.parametrize(
     ("sabotage", "complaint"),
     [
-        ("os.setuid = lambda uid: None", "still holds uids (0, 0, 0)"),
+        ("os.setuid = lambda uid: None", "still has uids (0, 0, 0)"),
         ("os.setgid = lambda gid: None", "gids (0, 0, 0)"),
         ("real = os.setgroups; os.setgroups = lambda groups: real([27])", "groups {27}"),
-        ("os.setuid = lambda uid: os.setresuid(uid, uid, 0)", "still holds uids"),
-        ("os.seteuid = lambda uid: None", "seteuid(0) worked"),
+        ("os.setuid = lambda uid: os.setresuid(uid, uid, 0)", "still has uids"),
+        ("os.seteuid = lambda uid: None", "seteuid(0) still succeeds"),
     ],
     ids=["user kept", "group kept", "supplementary group kept", "saved user kept", "a way back"],
 )  # fmt: skip
-def test_a_drop_that_did_not_work_ends_the_process(sabotage: str, complaint: str) -> None:
-    done = run_dropped(f"{sabotage}\nprivileges.drop(nobody)\nprint('alive')")
+def test_a_failed_drop_ends_the_process(sabotage: str, complaint: str) -> None:
+    done = run_dropped(f"{sabotage}\nprivileges.drop(user_nobody)\nprint('alive')")
     assert done.returncode == 1
     assert done.stdout == ""
     assert complaint in done.stderr
@@ -78,15 +78,15 @@ def test_a_drop_that_did_not_work_ends_the_process(sabotage: str, complaint: str
 
 @as_root
 def test_groups_of_the_directory_do_not_count() -> None:
-    """macOS's os.getgroups() names them, whatever setgroups did."""
-    done = run_dropped("os.getgroups = lambda: [12, 61, 100]\nprivileges.drop(nobody)\nprint('alive')")
+    """macOS's os.getgroups() returns them, whatever setgroups did."""
+    done = run_dropped("os.getgroups = lambda: [12, 61, 100]\nprivileges.drop(user_nobody)\nprint('alive')")
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 
 @as_user
-def test_who_may_not_drop_ends() -> None:
+def test_a_process_that_cannot_drop_exits() -> None:
     with pytest.raises(SystemExit):
-        privileges.drop(nobody())
+        privileges.drop(user_nobody())
 
 
 def test_nothing_to_drop() -> None:
@@ -95,7 +95,7 @@ def test_nothing_to_drop() -> None:
 
 @as_root
 def test_the_configured_user() -> None:
-    assert privileges.find_run_as("nobody") == nobody()
+    assert privileges.find_run_as("nobody") == user_nobody()
 
 
 @as_root
@@ -105,7 +105,7 @@ def test_the_default_user(caplog: pytest.LogCaptureFixture) -> None:
     if found.user == privileges.DEFAULT_USER:
         assert not caplog.records
     else:
-        assert found == nobody()
+        assert found == user_nobody()
         assert f"no user '{privileges.DEFAULT_USER}' on this host" in caplog.text
 
 
@@ -130,13 +130,13 @@ def test_a_host_without_any_such_user(monkeypatch: pytest.MonkeyPatch) -> None:
         ("root", "root's user or group"),
     ],
 )
-def test_users_that_cannot_be(user: str, complaint: str) -> None:
+def test_bad_users(user: str, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         privileges.find_run_as(user)
 
 
 @as_user
-def test_a_user_has_nothing_to_give_up() -> None:
+def test_an_ordinary_user_has_no_rights_to_drop() -> None:
     assert privileges.find_run_as(None) is None
 
 
@@ -154,8 +154,8 @@ def test_a_user_without_a_name_is_a_number() -> None:
 
 
 @as_root
-def test_of_a_peer_in_very_many_groups_its_own_counts() -> None:
-    """The kernel names all or none, and Python has room for 256 of them."""
+def test_a_peer_in_very_many_groups_has_its_primary_group() -> None:
+    """The kernel returns all or none, and Python has room for 256."""
     done = run_dropped(
         "import socket\n"
         "os.setgroups(range(1000, 1300))\n"

@@ -1,7 +1,7 @@
-"""Seatbelt: the text of the profile, and what a worker makes of a macOS that applies it, refuses it or does
+"""Seatbelt: the text of the profile, and a worker on a macOS that applies it, refuses it or does
 not hold it.
 
-Linux stands for macOS with a sandbox_init of its own (tests/mac/sandbox.c) that really denies (seccomp).
+Linux acts as macOS with a replacement of sandbox_init (tests/mac/sandbox.c) that really denies (seccomp).
 """
 
 import os
@@ -29,12 +29,12 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="macOS has its own
 Expression = str | list["Expression"]
 
 OPERATIONS = {
-    # those of macOS 10.15, as read from its libsandbox: src/platform_data/catalina/operations.c of
+    # those of macOS 10.15, read from its libsandbox: src/platform_data/catalina/operations.c of
     # https://github.com/0xbf00/simbple
     "default", "appleevent-send", "file*", "iokit-open", "iokit-set-properties", "ipc-posix*", "ipc-sysv*",
     "job-creation", "lsopen", "mach-lookup", "mach-register", "network*", "nvram*", "process-exec*",
     "process-fork", "process-info*", "signal", "sysctl-write", "system-socket", "user-preference*",
-    # of macOS 13 and newer, as Apple's profiles there have them: https://github.com/blacktop/ipsw-diffs
+    # of macOS 13 and newer, from Apple's profiles: https://github.com/blacktop/ipsw-diffs
     "iokit-open-service", "iokit-open-user-client",
 }  # fmt: skip
 
@@ -57,7 +57,7 @@ def parse(text: str) -> list[Expression]:
 
 
 def rules() -> dict[str, list[tuple[str, list[Expression]]]]:
-    """What the profile says of each operation, in its order: allow or deny, and the filters."""
+    """The rules of the profile for each operation, in its order: allow or deny, and the filters."""
     version, *lines = parse(seatbelt.PROFILE)
     assert version == ["version", "1"]
     said: dict[str, list[tuple[str, list[Expression]]]] = {}
@@ -76,7 +76,7 @@ def test_the_profile_names_operations_that_exist() -> None:
     assert set(rules()) <= OPERATIONS
 
 
-def test_the_profile_denies_all_that_is_listed_and_allows_usb_alone() -> None:
+def test_the_profile_denies_all_listed_operations_and_allows_only_usb() -> None:
     said = rules()
     assert said.pop("default") == [("allow", [])]
     for operation in seatbelt.DENIED_BUT_FOR_SELF:
@@ -117,7 +117,7 @@ user, lacks = confinement.confine(
     msgspec.json.decode(sys.argv[1], type=Confinement), open_files=32, accepts=False
 )
 works = [each[0] for each in confinement.seatbelt.attempts() if confinement._what_works([each])]
-# what it had stays of use
+# open descriptors keep working
 ours.sendall(b"x")
 assert theirs.recv(1) == b"x"
 file.write(b"x")
@@ -137,7 +137,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def order(tmp_path: Path) -> Confinement:
-    """What the extension says to a worker."""
+    """The extension's order to a worker."""
     if os.geteuid() != 0:
         return Confinement(run_as=None, root=None)
     return Confinement(run_as=RunAs(user=str(UID), uid=UID, gid=UID), root=str(tmp_path))
@@ -165,16 +165,14 @@ def parse_output(done: "subprocess.CompletedProcess[str]") -> list[object]:
 
 
 @on_linux
-def test_under_the_profile_nothing_works_and_all_that_is_needed_does(
-    order: Confinement, library: Path
-) -> None:
+def test_the_profile_denies_all_attempts_and_allows_all_needs(order: Confinement, library: Path) -> None:
     _user, lacks, works = parse_output(confine(order, library))
     assert (lacks, works) == (None, [])
 
 
 @on_linux
 @as_root
-def test_it_has_dropped_before(order: Confinement, library: Path) -> None:
+def test_rights_are_dropped_before(order: Confinement, library: Path) -> None:
     done = confine(order, library)
     assert parse_output(done)[0] == str(UID)
     refused = confine(order, library, SANDBOX_REFUSES="1")
@@ -195,35 +193,35 @@ def test_it_has_dropped_before(order: Confinement, library: Path) -> None:
         ("network*", "reach the network"),
         ("signal", "signal the extension"),
         ("iokit-open", "open another driver"),
-        pytest.param("process-fork", "start a process", marks=as_root),  # a limit is not for root
+        pytest.param("process-fork", "start a process", marks=as_root),  # limits do not apply to root
         pytest.param("process-fork process-exec*", "start a program", marks=as_root),
     ],
 )
-def test_a_profile_that_does_not_hold_is_noticed(library: Path, left: str, works: str) -> None:
-    order = Confinement(run_as=None, root=None)  # no other layer stands for it
+def test_a_profile_that_does_not_hold_is_detected(library: Path, left: str, works: str) -> None:
+    order = Confinement(run_as=None, root=None)  # no other layer replaces it
     lacks = f"the Seatbelt profile does not hold: it can still {works}"
     assert parse_output(confine(order, library, SANDBOX_LEAVES=left))[1] == lacks
     required = msgspec.structs.replace(order, sandbox="require")
     done = confine(required, library, SANDBOX_LEAVES=left)
     assert (done.returncode, done.stdout) == (1, "")
-    assert f"not confined as required: {lacks}" in done.stderr
+    assert f"cannot be confined as required: {lacks}" in done.stderr
 
 
 @on_linux
 @pytest.mark.parametrize("is_there", [True, False])
 def test_a_mac_without_the_sandbox(order: Confinement, library: Path, is_there: bool) -> None:
     preloaded = library if is_there else None
-    why = "sandbox_init: profile refused" if is_there else "there is no sandbox_init"
+    why = "sandbox_init: profile refused" if is_there else "sandbox_init does not exist"
     lacks = parse_output(confine(order, preloaded, SANDBOX_REFUSES="1"))[1]
     assert lacks == f"this Mac refuses the Seatbelt profile: {why}"
     required = msgspec.structs.replace(order, sandbox="require")
     done = confine(required, preloaded, SANDBOX_REFUSES="1")
     assert (done.returncode, done.stdout) == (1, "")
-    assert f"not confined as required: this Mac refuses the Seatbelt profile: {why}" in done.stderr
+    assert f"cannot be confined as required: this Mac refuses the Seatbelt profile: {why}" in done.stderr
 
 
 @on_linux
-def test_a_worker_that_goes_without_is_in_no_sandbox(library: Path) -> None:
+def test_a_worker_without_confinement_is_in_no_sandbox(library: Path) -> None:
     order = Confinement(run_as=None, root=None, sandbox="off")
     _user, lacks, works = parse_output(confine(order, library))
     assert lacks is None

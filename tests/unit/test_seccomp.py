@@ -1,4 +1,4 @@
-"""The filter of system calls: its numbers are the kernel's.  test_confinement.py shows what it does."""
+"""The seccomp filter: its numbers match the kernel's.  test_confinement.py shows its effect."""
 
 import re
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ HEADERS = (
 
 
 def calls() -> Iterator[tuple[str, tuple[int, int | None]]]:
-    """The name and the numbers of each call that the filter knows."""
+    """The name and the numbers of each call in the filter."""
     for table in (
         *(seccomp._SOCKETS, seccomp._ACCEPT, seccomp._FILES, seccomp._PATHS, seccomp._SHARED),
         *(seccomp._PROCESSES, seccomp._PROGRAMS, seccomp._KERNEL, seccomp._OF_ITSELF, seccomp._COMMANDS),
@@ -36,7 +36,7 @@ def test_the_numbers_are_those_of_the_kernel(column: int, header: Path) -> None:
     assert len(dict(calls())) - len(ours) < 5
 
 
-def test_every_jump_of_the_filter_is_within_reach() -> None:
+def test_every_jump_of_the_filter_fits_in_8_bits() -> None:
     """They have 8 bits."""
     for column, audit in seccomp._ARCHITECTURES.values():
         code = seccomp._program(column, audit, 1 << 22, accepts=False)

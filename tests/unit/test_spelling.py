@@ -1,4 +1,4 @@
-"""Our commands in messages: as they have to be typed where the message is read."""
+"""Our commands in messages, in the form that the user can type."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ TEXT = "see `usbipd list`, then start it: `sudo usbipd-ext --run`"
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory with both programs, as `make build` makes it; the shell does not look there."""
+    """A directory with both programs, as `make build` creates it, outside the search path."""
     directory = tmp_path / ".venv" / "bin"
     directory.mkdir(parents=True)
     for name in ("usbipd", "usbipd-ext"):
@@ -26,13 +26,17 @@ def spell(text: str, *argv: str) -> str:
     return Spelling(argv).spell(text)
 
 
-def test_what_the_shell_finds_is_called_by_its_name(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_in_the_search_path_is_called_by_its_name(
+    programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", os.pathsep.join(["/none", str(programs)]))
     for own in (str(programs / "usbipd"), ".venv/bin/usbipd", "usbipd"):
         assert spell(TEXT, own, "list") == TEXT
 
 
-def test_what_it_does_not_find_is_called_by_its_path(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_outside_the_search_path_is_called_by_its_path(
+    programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     short = "see `.venv/bin/usbipd list`, then start it: `sudo .venv/bin/usbipd-ext --run`"
     assert spell(TEXT, ".venv/bin/usbipd", "list") == short
     assert spell(TEXT, str(programs / "usbipd-ext"), "--run") == short
@@ -42,7 +46,7 @@ def test_what_it_does_not_find_is_called_by_its_path(programs: Path, monkeypatch
     assert spell("`usbipd list`", str(programs / "usbipd")) == f"`{programs}/usbipd list`"
 
 
-def test_another_program_of_that_name_is_not_meant(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_program_of_that_name_is_not_used(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = programs.parent / "other"
     other.mkdir()
     (other / "usbipd").touch(0o755)
@@ -66,7 +70,7 @@ def test_in_a_directory_that_was_removed(programs: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("own", ["python", "/usr/lib/usbipd/__main__.py", "-c", ""])
-def test_started_in_another_way_the_usual_names_are_good(programs: Path, own: str) -> None:
+def test_otherwise_the_usual_names_are_used(programs: Path, own: str) -> None:
     assert spell(TEXT, own) == TEXT
 
 

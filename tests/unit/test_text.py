@@ -1,4 +1,4 @@
-"""Text of others: nothing in it moves a cursor, and everything of it can be sent."""
+"""Untrusted text: none of it controls the terminal, and all of it can be sent."""
 
 import pytest
 from hypothesis import given

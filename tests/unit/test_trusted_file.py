@@ -1,4 +1,4 @@
-"""Paths that root believes: only where no other user can change which file is opened, or what is in it."""
+"""Paths that root trusts: only files that no other user can replace or change."""
 
 import os
 import re
@@ -20,7 +20,7 @@ ANNA = 54321
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """One in a directory of a directory, which only we can change."""
+    """A file in a directory of a directory, which only we can change."""
     directory = tmp_path / "above" / "own"
     directory.mkdir(parents=True)
     path = directory / "file"
@@ -75,7 +75,7 @@ def their_groups(path: Path) -> None:
 
 
 def of_roots_group(path: Path) -> None:
-    """As with an ACL for another user, whose mask stands in the place of the group's permissions."""
+    """As with an ACL for another user, whose mask replaces the group's permissions."""
     os.chown(path, 0, 0)
     path.chmod(0o775)
 
@@ -99,7 +99,7 @@ CHANGES = [
 @as_root
 @pytest.mark.parametrize("which", ["file", "own", "above"])
 @pytest.mark.parametrize(("change", "who"), CHANGES)
-def test_who_could_change_it_is_named(
+def test_the_user_who_could_change_it_is_named(
     file: Path, which: str, change: Callable[[Path], None], who: str
 ) -> None:
     path = {"file": file, "own": file.parent, "above": file.parent.parent}[which]
@@ -114,7 +114,7 @@ def test_who_could_change_it_is_named(
 
 
 @as_root
-def test_a_group_that_may_become_root_does_no_harm(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_that_can_become_root_is_trusted(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a Mac /Library/Application Support may be writable by `admin`."""
     their_groups(file.parent)
     monkeypatch.setattr("usbipd.trusted_file.GROUPS_OF_ROOT", frozenset({0, ANNA}))
@@ -122,7 +122,7 @@ def test_a_group_that_may_become_root_does_no_harm(file: Path, monkeypatch: pyte
 
 
 @as_root
-def test_a_sticky_directory_does_no_harm(file: Path) -> None:
+def test_a_sticky_directory_is_trusted(file: Path) -> None:
     file.parent.parent.chmod(0o1777)
     assert read(file) == file.read_text()
     os.chown(file.parent, ANNA, 0)
@@ -145,7 +145,7 @@ def test_a_link_of_another_user_is_not_followed(file: Path, tmp_path: Path) -> N
 def test_a_link_in_a_directory_of_another_user_is_not_followed(
     file: Path, tmp_path: Path, *, every_directory: bool
 ) -> None:
-    """Also if root has made it: that directory's owner may have moved it there."""
+    """Even if root created it: the owner of the directory may have moved it there."""
     home = tmp_path / "home"
     home.mkdir()
     (home / "link").symlink_to(file.parent)
@@ -155,7 +155,7 @@ def test_a_link_in_a_directory_of_another_user_is_not_followed(
 
 
 @as_root
-def test_a_device_is_no_configuration() -> None:
+def test_a_device_is_not_a_configuration() -> None:
     with pytest.raises(UsageError, match="/dev/null: not a regular file"):
         load(Path("/dev/null"))
 

@@ -1,4 +1,4 @@
-"""The range of user ids for workers: what it may be, and what on this host stands against it."""
+"""The range of user ids for workers: valid ranges, and conflicts on this host."""
 
 import grp
 import os
@@ -34,24 +34,24 @@ def test_ranges(text: str, uids: range) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "it is FIRST-LAST, two numbers"),
-        ("65537", "it is FIRST-LAST"),
-        ("65537-", "it is FIRST-LAST"),
-        (" 65537-65540", "it is FIRST-LAST"),
-        ("65537-65540\n", "it is FIRST-LAST"),
-        ("-5-7", "it is FIRST-LAST"),
-        ("0x10001-0x10002", "it is FIRST-LAST"),
-        ("٦٥٥٣٧-٦٥٥٤٠", "it is FIRST-LAST"),
-        ("9" * 30 + "-" + "9" * 30, "it is FIRST-LAST"),
-        ("65540-65539", "the first one is greater than the last"),
-        ("1879048192-4294967295", "the last possible one is 4294967294"),
-        ("0-5", "0 is for root"),
-        ("60000-61184", "61184 is for services of systemd"),
-        ("65519-65530", "65519 is for services of systemd"),
-        ("61000-66000", "61184 to 65519 are for services of systemd"),
-        ("65530-65534", "65534 is for nobody"),
-        ("65535-65540", "65535 is for nobody"),
-        ("65537-524288", "524288 is for containers of systemd-nspawn"),
+        ("", "write two numbers, FIRST-LAST"),
+        ("65537", "write two numbers, FIRST-LAST"),
+        ("65537-", "write two numbers, FIRST-LAST"),
+        (" 65537-65540", "write two numbers, FIRST-LAST"),
+        ("65537-65540\n", "write two numbers, FIRST-LAST"),
+        ("-5-7", "write two numbers, FIRST-LAST"),
+        ("0x10001-0x10002", "write two numbers, FIRST-LAST"),
+        ("٦٥٥٣٧-٦٥٥٤٠", "write two numbers, FIRST-LAST"),
+        ("9" * 30 + "-" + "9" * 30, "write two numbers, FIRST-LAST"),
+        ("65540-65539", "the first is greater than the last"),
+        ("1879048192-4294967295", "the greatest possible id is 4294967294"),
+        ("0-5", "0 is reserved for root"),
+        ("60000-61184", "61184 is reserved for services of systemd"),
+        ("65519-65530", "65519 is reserved for services of systemd"),
+        ("61000-66000", "61184 to 65519 are reserved for services of systemd"),
+        ("65530-65534", "65534 is reserved for the user nobody"),
+        ("65535-65540", "65535 is reserved for the user nobody"),
+        ("65537-524288", "524288 is reserved for containers of systemd-nspawn"),
     ],
 )
 def test_ranges_that_no_host_may_use(text: str, complaint: str) -> None:
@@ -94,7 +94,7 @@ def complaint() -> str:
 
 def test_a_host_without_any_of_them(host: Databases) -> None:
     host.users += [("before", 69999, 1), ("behind", 70010, 1)]
-    host.subuid.write_text("alice:100000:65536\nbob:69000:1000\n\n# no line of ours\nx:y:z\nalice:70000:0\n")
+    host.subuid.write_text("alice:100000:65536\nbob:69000:1000\n\n# not a valid line\nx:y:z\nalice:70000:0\n")
     check_unused("70000-70009")
 
 
@@ -118,7 +118,7 @@ def test_group_ids_of_containers(host: Databases) -> None:
     assert f"70005 to 70009 are for containers of alice ({host.subgid})" in complaint()
 
 
-EVERY_ID = "         0          0 4294967295\n"  # as Linux writes it
+EVERY_ID = "         0          0 4294967295\n"  # as Linux prints it
 OF_A_CONTAINER = "         0     100000      65536\n"
 
 
@@ -158,7 +158,7 @@ def test_ids_that_are_mapped_piece_by_piece(host: Databases) -> None:
     check_unused("70000-70009")
 
 
-def test_the_suggested_range_is_one_that_is_free(host: Databases) -> None:
+def test_the_suggested_range_is_free(host: Databases) -> None:
     host.users += [("bob", 70000, 100), ("eve", 61000, 100)]
     host.groups.append(("staff", 59500))
     host.subuid.write_text("alice:58000:10\n")
@@ -203,7 +203,7 @@ def test_a_real_user_namespace() -> None:
 
 
 @pytest.mark.parametrize("is_root", [True, False])
-def test_the_configuration_is_checked_where_it_counts(
+def test_the_configuration_is_checked_if_it_matters(
     host: Databases, monkeypatch: pytest.MonkeyPatch, is_root: bool
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0 if is_root else 1000)

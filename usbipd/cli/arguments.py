@@ -3,14 +3,14 @@
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from usbipd.cli.colour import CHOICES
 from usbipd.errors import UsageError
 from usbipd.protocol.constants import USBIP_PORT
 
-if TYPE_CHECKING:  # a command that only parses shall not load what asks the extension
+if TYPE_CHECKING:  # parsing alone must not load the IPC modules
     from pathlib import Path
 
 
@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As argparse's, but what is not known is an error here already, of this command."""
+        """As argparse's, but an unknown argument is an error here, in the name of this command."""
         self._given = list(sys.argv[1:] if args is None else args)
         try:
             parsed, extras = super().parse_known_args(args, namespace)
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
         several = next((action for action in self._actions if action.nargs == "*"), None)
         if extras and several is None:
             raise self._unexpected(extras[0])
-        if several is not None:  # argparse takes them in one place only: before or behind the options
+        if several is not None:  # argparse takes them in one place only: before or after the options
             setattr(
                 parsed,
                 several.dest,
@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
         return parsed, []
 
     def error(self, message: str) -> NoReturn:
-        if message.endswith("required"):  # argparse says that before it looks at what is not known
+        if message.endswith("required"):  # argparse reports this before unknown arguments
             self._check_given()
         raise UsageError(self._plain(message), code="usage", advice=self._see_help())
 
@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
         return f"see `{self.prog} --help`"
 
     def _check_given(self) -> None:
-        """Raises `UsageError` for an option that does not exist, or a word where an option has to be."""
+        """Raises `UsageError` for an unknown option, or a word in place of an option."""
         for word in self._given:
             if word.startswith("-") and word.partition("=")[0] not in self._option_string_actions:
                 raise self._unknown_option(word)
@@ -64,7 +64,7 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
-            from usbipd.cli.suggestions import unknown_command  # here: it has much to say, and rarely does
+            from usbipd.cli.suggestions import unknown_command  # here: rarely needed
 
             for word in self._given[: self._given.index(value) + 1]:  # the value of an unknown option, maybe
                 if word.startswith("-") and word.partition("=")[0] not in self._option_string_actions:
@@ -75,14 +75,14 @@ class Parser(argparse.ArgumentParser):
     def _unknown_option(self, option: str) -> UsageError:
         from usbipd.cli.suggestions import unknown_option  # here as above
 
-        behind = {
+        elsewhere = {
             name
             for action in self._actions
             if isinstance(action, argparse._SubParsersAction)
             for command in action.choices.values()
             for name in command._option_string_actions
         }
-        return unknown_option(self.prog, option, self._option_string_actions, behind)
+        return unknown_option(self.prog, option, self._option_string_actions, elsewhere)
 
     def _unexpected(self, argument: str) -> UsageError:
         from usbipd.cli.suggestions import unexpected_argument  # here as above
@@ -90,10 +90,10 @@ class Parser(argparse.ArgumentParser):
         return unexpected_argument(self.prog, argument, self._option_string_actions)
 
     def _plain(self, message: str) -> str:
-        """argparse's `message` as a sentence about the option that a person has typed."""
+        """argparse's `message`, in terms of what the user typed."""
         if needed := re.fullmatch("one of the arguments (.*) is required", message):
             *most, last = [name for name in needed[1].split() if not name.startswith("-V")]
-            return f"one of {', '.join(most)} and {last} is needed"
+            return f"one of {', '.join(most)} or {last} is required"
         found = re.fullmatch("argument ([^:]*/)?([^:/]+): (.*)", message, re.DOTALL)
         if found is None:
             return message
@@ -108,7 +108,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Formatter(argparse.HelpFormatter):
-    """argparse's own, with examples as they are written, and the same in all versions of Python."""
+    """argparse's formatter; keeps line breaks, and is the same in all versions of Python."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         if "\n" in text:
@@ -119,11 +119,11 @@ class _Formatter(argparse.HelpFormatter):
         if not action.option_strings or action.nargs == 0:
             return super()._format_action_invocation(action)
         value = self._format_args(action, self._get_default_metavar_for_optional(action))
-        return f"{', '.join(action.option_strings)} {value}"  # as Python 3.13 has it
+        return f"{', '.join(action.option_strings)} {value}"  # as in Python 3.13
 
 
 def example_text(title: str, examples: Sequence[tuple[str, str]]) -> str:
-    """The end of a help page: what each example does, and its command."""
+    """The end of a help page: what each example does and its command."""
     return "\n".join([f"{title}:", *(f"  {what}:\n      {command}" for what, command in examples)])
 
 
@@ -134,7 +134,7 @@ def add_socket_argument(parser: argparse.ArgumentParser, default: str | None) ->
         metavar="PATH",
         type=socket_path,
         default=default,
-        help="control socket of the extension, if it is not the usual one",
+        help="control socket of the daemon, if it is not the usual one",
     )
 
 
@@ -153,22 +153,24 @@ def add_color_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_watch_argument(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """`--watch [SECONDS]`."""
+def add_watch_argument(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, value: Callable[[str], float]
+) -> None:
+    """`--watch [SECONDS]`; `value` is the argument type."""
     parser.add_argument(
         "--watch",
         metavar="SECONDS",
         nargs="?",
         const=1.0,
-        type=interval,
-        help="show it again whenever something changes, and every SECONDS (default: %(const)g); "
-        "on a terminal, arrows, PgUp, PgDn, Home, End, j and k scroll and q quits",
+        type=value,
+        help="refresh at each change and every SECONDS (default: %(const)g); "
+        "on a terminal, arrows, PgUp, PgDn, Home, End, j and k scroll, and q quits",
     )
 
 
 def path(text: str) -> "Path":
     """Argument type: a file or a directory."""
-    from pathlib import Path  # here: it takes longer to import than most commands take to parse
+    from pathlib import Path  # here: it is slow to import
 
     return Path(socket_path(text))
 
@@ -181,7 +183,7 @@ def socket_path(text: str) -> str:
 
 
 def network(text: str) -> str:
-    """Argument type: an address or a network, as the extension takes it."""
+    """Argument type: an address or a network."""
     from usbipd.addresses import parse_network  # here: no other argument needs it
 
     parse_network(text)
@@ -189,10 +191,10 @@ def network(text: str) -> str:
 
 
 def check_networks(networks: list[str], most: int) -> None:
-    """Raises `UsageError` if these are more than `most`."""
+    """Raises `UsageError` if there are more than `most`."""
     if len(networks) > most:
         raise UsageError(
-            f"--allow comes {len(networks)} times: {most} are possible",
+            f"--allow is given {len(networks)} times: the limit is {most}",
             code="usage",
             advice="write neighbouring addresses as one network, such as 192.168.1.0/24",
         )
@@ -214,12 +216,12 @@ def host_and_port(text: str) -> tuple[str, int]:
     if port is None:
         return host, USBIP_PORT
     if not (re.fullmatch("[0-9]{1,5}", port) and 1 <= int(port) <= 65535):
-        raise argparse.ArgumentTypeError(f"{port!r} in {text!r} is not a port: that is 1 to 65535")
+        raise argparse.ArgumentTypeError(f"{port!r} in {text!r} is not a port (1 to 65535)")
     return host, int(port)
 
 
 def seconds(text: str) -> float:
-    """Argument type: a time span that a person is ready to wait."""
+    """Argument type: a timeout."""
     value = _number(text)
     if not 0 < value <= 3600:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0, at most 3600")
@@ -227,17 +229,15 @@ def seconds(text: str) -> float:
 
 
 def interval(text: str) -> float:
-    """Argument type: how often to ask the extension; not so often that the asking is what one sees."""
+    """Argument type: seconds between requests, not so few that the requests show up in the status."""
     value = _number(text)
     if not 0.1 <= value <= 3600:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number of seconds from 0.1 to 3600; a device goes before --watch"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 3600")
     return value
 
 
 def count(text: str) -> int:
-    """Argument type: how many of something."""
+    """Argument type: a number of items."""
     if not re.fullmatch("[0-9]{1,9}", text) or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)

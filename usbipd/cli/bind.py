@@ -31,19 +31,19 @@ from usbipd.ipc.messages import Command, Nothing
 
 MOST_NETWORKS: Final[int] = get_args(Networks)[1].max_length
 CLAIM_TIMEOUT: Final = 90.0
-"""Seconds; the extension gives a worker 60 for its claim, and what it then says is worth waiting for."""
+"""Seconds; a worker has 60 for its claim, and the extension reports how that ended."""
 UNMOUNT_TIMEOUT: Final = 600.0
-"""Seconds; unmounting writes all that the file system has not written yet, to a device that may be slow."""
+"""Seconds; unmounting flushes the file system to a device that may be slow."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(
         parser,
-        "busid, VID:PID, VID:PID:SERIAL or part of the name, as `usbipd list` shows it; a busid or a name "
-        "shares the device in the port where it is, VID:PID every such device in any port (default on a "
-        "terminal: choose from a list)",
+        "busid, VID:PID, VID:PID:SERIAL or part of the name, as `usbipd list` shows it; a busid or name "
+        "binds the device in its port, VID:PID every such device in any port (default on a terminal: choose "
+        "from a list)",
         "the device in this port; this machine cannot use it there until `usbipd unbind`",
-        "every device of this kind, in whatever port it is or will be plugged into",
+        "every device of this kind, in any port, now or later",
     )
     parser.add_argument(
         "--allow",
@@ -51,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=network,
         action="append",
         default=[],
-        help="only for clients with this address or from this network, such as 192.168.1.0/24; may come "
-        "several times (default: every client that the server lets in)",
+        help="only for clients with this address or from this network, such as 192.168.1.0/24; can be given "
+        "several times (default: every client that the server admits)",
     )
     parser.add_argument("-f", "--force", action="store_true", help="unmount the device's file systems first")
     add_json_argument(parser)
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
 
     def bind(selector: Selector | None) -> None:
         parameters = _parameters(arguments, selector, extension)
-        if parameters in asked:  # two parts of one name
+        if parameters in asked:  # two names of one device
             return
         asked.append(parameters)
         timeout = UNMOUNT_TIMEOUT if arguments.force else CLAIM_TIMEOUT
@@ -102,8 +102,8 @@ def _parameters(
 
 
 def _print_client_commands(extension: ControlConnection, results: Sequence[BindResult]) -> None:
-    """Say what to type on a client for the devices of `results`; nothing if the daemon cannot be asked."""
-    from usbipd.client_commands import client_commands  # here: a script does not wait for it
+    """Print the commands that attach the devices of `results`; nothing if the daemon does not answer."""
+    from usbipd.client_commands import client_commands  # here: scripts do not need it
     from usbipd.host_addresses import host_addresses
 
     try:
@@ -118,7 +118,7 @@ def _print_client_commands(extension: ControlConnection, results: Sequence[BindR
 
 
 def _by_allow(results: Sequence[BindResult]) -> dict[tuple[str, ...], list[str]]:
-    """The devices that were bound, by the networks that may use them."""
+    """The bound devices, by the networks that may use them."""
     busids: dict[tuple[str, ...], list[str]] = {}
     for result in results:
         busids.setdefault(tuple(result.binding.allow), []).extend(each.busid for each in result.devices)
@@ -130,14 +130,14 @@ def _is_free(device: DeviceInfo) -> bool:
 
 
 def _format_result(result: BindResult) -> str:
-    with_whom = _with_whom(result)
-    lines = [f"{device.busid} is shared{with_whom}: {device_name(device)}" for device in result.devices]
+    restriction = _restriction(result)
+    lines = [f"{device.busid} is shared{restriction}: {device_name(device)}" for device in result.devices]
     if not lines:
-        lines.append(f"{binding_name(result.binding)} will be shared{with_whom} when it is plugged in.")
+        lines.append(f"{binding_name(result.binding)} will be shared{restriction} when it is plugged in.")
     return "\n".join(lines)
 
 
-def _with_whom(result: BindResult) -> str:
+def _restriction(result: BindResult) -> str:
     allow = result.binding.allow
     return f" with {', '.join(allow)} only" if allow else ""
 
@@ -149,12 +149,12 @@ SUBCOMMAND = Subcommand(
     usage="[OPTIONS] DEVICE...",
     examples=(
         ("share the device in port 1-1", "sudo usbipd bind 1-1"),
-        ("share two devices, one by a part of its name", 'sudo usbipd bind 3-2.4 "sandisk ultra"'),
+        ("share two devices, one by part of its name", 'sudo usbipd bind 3-2.4 "sandisk ultra"'),
         (
             "share every device of a kind, with one network only",
             "sudo usbipd bind 0781:5581 --allow 192.168.1.0/24",
         ),
-        ("share a disk that is mounted here", "sudo usbipd bind 3-1 --force"),
+        ("share a mounted disk", "sudo usbipd bind 3-1 --force"),
     ),
     check=check,
 )

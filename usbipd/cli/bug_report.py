@@ -1,8 +1,8 @@
-"""`usbipd doctor --report`: one file from which a maintainer learns how a host and its devices behave.
+"""`usbipd doctor --report`: a file that shows a maintainer how a host and its devices behave.
 
-Runs in the caller's process.  What the extension knows is asked of it; mounts, holders and, on macOS, the
-IORegistry are looked at from here, which needs no rights.  Only a device that is named to be tried is
-touched: it is bound, looked at, and unbound.
+Runs in the caller's process.  The extension is asked for what it knows; mounts, holders and, on macOS, the
+IORegistry are read here, which needs no rights.  Only the devices of `--try-claim` are touched: each is
+bound, examined and unbound.
 """
 
 import contextlib
@@ -52,22 +52,22 @@ if TYPE_CHECKING:
     from usbipd._iokit import Entry
 
 REATTACH_TIMEOUT: Final = 10.0
-"""Seconds in which a device that was given back should have its drivers again."""
+"""Seconds within which a released device should have its drivers again."""
 POLL_INTERVAL: Final = 0.2
-"""Seconds between two looks at that."""
+"""Seconds between two checks for them."""
 SHORTEST_SERIAL: Final = 6
-"""Characters: a shorter serial number would be found in every number and word."""
+"""Characters: a shorter serial number would match parts of numbers and words."""
 LOOPBACK_ONLY: Final = "127.0.0.1"
-"""Who may attach a device that is tried: no client of the network comes between."""
+"""The only client that may attach a tried device: no client of the network interferes."""
 REDACTED: Final = "<serial number>"
 
 CONTAINS: Final = [
     "model, system and versions of this machine",
     "every USB device: names, ids, drivers, the programs that have it open, mount points of its disks",
-    "what usbipd's doctor, status and history say: times, addresses of clients, amounts of data, errors",
+    "the output of usbipd's doctor, status and history: times, addresses of clients, amounts of data, errors",
     "no contents of any transfer",
 ]
-"""What a report tells of its host, said in it."""
+"""What a report reveals about its host; part of the report."""
 
 
 class BugReporter:
@@ -88,10 +88,10 @@ class BugReporter:
         self._clock = clock
 
     def collect(self, try_claims: Sequence[str]) -> ReportDocument:
-        """The report, after these devices were tried, one after the other.
+        """The report, after these devices were tried one by one.
 
-        Raises `UsbipdError` if one of them is not there, or is shared already; and if there are any to try
-        and no extension answers.
+        Raises `UsbipdError` if one of them does not exist or is already shared, or if there are any and no
+        extension answers.
         """
         checks = examine(self._extension)
         trials: list[Trial] = []
@@ -99,9 +99,9 @@ class BugReporter:
         history: list[HistoryEntry] = []
         if try_claims and not self._extension.is_open:
             self._extension.open()
-        if self._extension.is_open:  # else a check says why not
+        if self._extension.is_open:  # else a check has the reason
             trials = self._try_all(try_claims)
-            with contextlib.suppress(UsbipdError):  # likewise
+            with contextlib.suppress(UsbipdError):  # as above
                 status = self._extension.request(Command.STATUS, Nothing(), StatusResult)
                 page = HistoryParameters(limit=HISTORY_PAGE)
                 history = self._extension.request(Command.HISTORY, page, HistoryResult).entries
@@ -140,24 +140,24 @@ class BugReporter:
             device = devices.get(busid)
             if device is None:
                 raise UsbipdError(
-                    f"there is no device {busid!r}",
+                    f"device {busid!r} does not exist",
                     code="no-device",
-                    advice="`usbipd list` shows what there is",
+                    advice="`usbipd list` shows all devices",
                 )
             if device.state is not DeviceState.NOT_SHARED or busid in bound:
                 state = "bound" if device.state is DeviceState.NOT_SHARED else device.state.value
                 raise UsbipdError(
-                    f"{busid} is {state} already: it is in the report as it is",
+                    f"{busid} is already {state}: the report shows it in that state",
                     code="shared",
-                    advice=f"to see it taken and given back, `usbipd unbind {busid}` first",
+                    advice=f"to try a claim and a release, run `usbipd unbind {busid}` first",
                 )
         return [self._try(busid) for busid in busids]
 
     def _try(self, busid: str) -> Trial:
-        """Bind, look, unbind, and wait for the drivers.  What fails is told, and the device given back."""
+        """Bind, examine, unbind, and wait for the drivers.  Reports failures; always releases the device."""
         found = self._find(busid)
         if found is None:
-            raise UsbipdError(f"{busid} has gone meanwhile", code="no-device")
+            raise UsbipdError(f"{busid} was unplugged", code="no-device")
         before, during, unbind_error = self._look(found), None, None
         begin = self._clock()
         bind_error = self._ask(Command.BIND, BindParameters(busid=busid, allow=[LOOPBACK_ONLY]), BindResult)
@@ -191,7 +191,7 @@ class BugReporter:
         return None
 
     def _seconds_until_back(self, before: DeviceInfo) -> float | None:
-        """Until the device has the drivers that it had; None if it has not in `REATTACH_TIMEOUT`."""
+        """Seconds until the device has all its drivers again; None: more than `REATTACH_TIMEOUT`."""
         begin = self._clock()
         while True:
             now = self._find(before.busid)
@@ -231,10 +231,10 @@ class BugReporter:
 
 
 def registry_below(busid: str) -> list[RegistryEntry] | None:
-    """What the IORegistry has of a device; None where there is none.  Raises `UsbipdError`."""
+    """The IORegistry entries of a device; None without an IORegistry.  Raises `UsbipdError`."""
     if sys.platform != "darwin":
         return None
-    from usbipd.usb import ioregistry  # its compiled part is there on macOS only
+    from usbipd.usb import ioregistry  # its compiled part exists on macOS only
 
     return [_entry(entry) for entry in ioregistry.registry_of(busid)]
 
@@ -259,7 +259,7 @@ def _text(value: object) -> str | None:
 
 
 def interface_classes(busid: str) -> list[int]:
-    """bInterfaceClass of each interface of the active configuration; none if the host reports none."""
+    """bInterfaceClass of each interface of the active configuration; empty if the host reports none."""
     with contextlib.suppress(OSError, ValueError, UsbipdError):
         if sys.platform == "darwin":
             from usbipd.usb import ioregistry
@@ -274,7 +274,7 @@ def interface_classes(busid: str) -> list[int]:
 
 
 def redact_serials(document: ReportDocument) -> ReportDocument:
-    """The report without the serial numbers of devices, wherever it has them."""
+    """The report with every serial number of a device replaced."""
     devices = [facts.device for facts in document.devices]
     devices += [trial.before.device for trial in document.trials]
     bindings = [] if document.status is None else document.status.bindings
@@ -299,16 +299,16 @@ def redact_serials(document: ReportDocument) -> ReportDocument:
 
 
 def write(document: ReportDocument, path: Path) -> None:
-    """Raises `UsbipdError` if the file is there already, or cannot be written."""
+    """Raises `UsbipdError` if the file already exists or cannot be written."""
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(render(document))
     except FileExistsError as error:
-        raise UsbipdError(f"{path} is there already", code="output", advice="name another file") from error
+        raise UsbipdError(f"{path} already exists", code="output", advice="name another file") from error
     except OSError as error:
         raise UsbipdError(f"{path}: {error.strerror}", code="output", advice="name another file") from error
 
 
 def usual_name() -> Path:
-    """Of a report that is made now, in the working directory."""
+    """The name of a new report, in the working directory."""
     return Path(time.strftime("usbipd-report-%Y%m%d-%H%M%S.json"))

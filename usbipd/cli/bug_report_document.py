@@ -1,4 +1,4 @@
-"""What `usbipd doctor --report` writes.  Runs in the caller's process; docs/json.md describes each field."""
+"""The document of `usbipd doctor --report`; see docs/json.md.  Runs in the caller's process."""
 
 import msgspec
 
@@ -8,7 +8,7 @@ from usbipd.ipc.messages import ErrorInfo
 
 
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The machine and the software that the report is from."""
+    """The machine and its software."""
 
     system: str
     system_version: str
@@ -55,7 +55,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """A device that was bound, looked at, and unbound."""
+    """A device that was bound, examined and unbound."""
 
     busid: str
     before: DeviceFacts
@@ -68,7 +68,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OpenQuestion(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that is taken for granted and not proven, and what this report says of it."""
+    """An assumption that is not proven, and what this report says about it."""
 
     name: str
     question: str

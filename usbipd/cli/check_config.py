@@ -24,7 +24,7 @@ class ConfigDocument(Document, frozen=True, kw_only=True):
 
 
 def check_config(named: Path | None, *, as_json: bool) -> None:
-    """Print what the daemon would do after reading the file `named`, or else the usual one, if it is there.
+    """Print the settings that the daemon would use with the file `named`, or else the usual one.
 
     Raises `UsageError` as the daemon would.
     """
@@ -32,7 +32,7 @@ def check_config(named: Path | None, *, as_json: bool) -> None:
         say(f"checked as {privileges.user_name(os.geteuid())}, not as root")
     file = named or usual_file()
     config = ServerConfig() if file is None else load(file)
-    if named is not None or os.geteuid() == 0:  # else it is root's, who may do more
+    if named is not None or os.geteuid() == 0:  # else the daemon runs as root, with more rights
         try:
             check_host(config)
         except UsageError as error:
@@ -42,19 +42,19 @@ def check_config(named: Path | None, *, as_json: bool) -> None:
     if as_json:
         emit(render(ConfigDocument(file=None if file is None else str(file), settings=settings)))
         return
-    verdict = f"{paths.config_file()} is not there: the defaults apply" if file is None else f"{file}: ok"
+    verdict = f"{paths.config_file()} does not exist: the defaults apply" if file is None else f"{file}: ok"
     lines = [verdict, "", *_toml(msgspec.to_builtins(settings))]
     emit("".join(f"{readable(line)}\n" for line in lines))
 
 
 def usual_file() -> Path | None:
-    """The file that root's daemon reads if it is told none; None if it is not there."""
+    """The file that root's daemon reads without --config; None if it does not exist."""
     file = paths.config_file()
     return file if os.path.lexists(file) else None
 
 
 def _toml(content: Mapping[str, Any]) -> Iterator[str]:
-    """`content` as the lines that would say it in the file."""
+    """`content` as lines of TOML."""
     nested: list[tuple[str, Mapping[str, Any]]] = []
     for key, value in content.items():
         if isinstance(value, dict):

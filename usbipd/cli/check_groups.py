@@ -1,4 +1,4 @@
-"""Checks in the order of their weight, those that say the same of several devices together.
+"""Sorts checks by severity and groups those that differ in the device only.
 
 Runs in the caller's process.
 """
@@ -19,14 +19,14 @@ _DEVICE: Final = re.compile(
 
 
 def problems(checks: Sequence[CheckResult]) -> list[CheckResult]:
-    """Those that did not come out well."""
+    """The checks that are not ok."""
     return [check for check in checks if check.state is not CheckState.OK]
 
 
 def grouped(checks: Sequence[CheckResult]) -> list[CheckResult]:
-    """Failures, then warnings, then the rest; one check for all that differ in the device only.
+    """Failures, then warnings, then the rest; one check for those that differ in the device only.
 
-    It is the first of them, and names the devices of the others.
+    That is the first of them, with the devices of the others.
     """
     groups: dict[object, list[CheckResult]] = {}
     for check in sorted(checks, key=lambda each: _ORDER.index(each.state)):
@@ -47,6 +47,6 @@ def _merged(group: Sequence[CheckResult]) -> CheckResult:
 
 
 def _device(message: str) -> str:
-    """The device that the message is about: its busid, or else its VID:PID; "" if it names none."""
+    """The device in the message: its busid, or else its VID:PID; "" if there is none."""
     found = list(_DEVICE.finditer(message))
     return next((each[0] for each in found if each["busid"]), found[0][0] if found else "")

@@ -1,7 +1,7 @@
 """The colours of states on a terminal.  Runs in the caller's process.
 
-Only words of this program are coloured, after their cell is padded: no column moves, and no text of others is
-inside a sequence.
+Only words of this program are coloured, so no untrusted text is inside a sequence.  Cells are padded first,
+so no column moves.
 """
 
 import os
@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 Paint = Callable[[str], str]
-"""A word as it is printed: unchanged, or with the colour of what it means."""
+"""Returns a word as printed: unchanged or in colour."""
 
 CHOICES: Final = ("auto", "always", "never")
-"""What `--color` takes."""
+"""The values of `--color`."""
 
 SEQUENCE: Final = re.compile("(\x1b\\[[0-9;]*m)")
 """SGR, select graphic rendition: ECMA-48, 8.3.117."""
@@ -31,7 +31,7 @@ _CODES: Final[Mapping[str, str]] = {
     "shared": _GOOD,
     "ok": _GOOD,
 }
-"""Of states of devices and checks, and of events; any other word has no colour."""
+"""The colours of device states, check states and events; other words have none."""
 
 
 def plain(word: str) -> str:
@@ -40,15 +40,15 @@ def plain(word: str) -> str:
 
 
 def vivid(word: str) -> str:
-    """The word with its colour; one that has none stays as it is."""
+    """The word in its colour; unchanged if it has none."""
     code = _CODES.get(word)
     return word if code is None else f"\x1b[{code}m{word}\x1b[0m"
 
 
 def paint_for(choice: str | None) -> Paint:
-    """How words are printed on stdout under `--color CHOICE`; None: without the option, which is `auto`.
+    """How words are printed on stdout under `--color CHOICE`; None means `auto`.
 
-    That is in colour on a terminal, unless NO_COLOR is set (https://no-color.org) or TERM is `dumb` or unset.
+    `auto` colours on a terminal, unless NO_COLOR is set (https://no-color.org) or TERM is `dumb` or unset.
     """
     if choice in (None, "auto"):
         has_colour = (

@@ -15,19 +15,19 @@ from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
 
 ANSWER_TIMEOUT: Final = 30.0
-"""Seconds; giving a device back to a driver takes a few."""
+"""Seconds; reattaching a driver takes a few."""
 
 Result = TypeVar("Result", bound=Message)
 
 
 class ControlConnection:
-    """Asks the extension; connects in `open`, closes in `close` and at the end of its `with` block.
+    """Sends requests to the extension; `close` and the end of the `with` block disconnect.
 
-    Once closed it may be opened again: perhaps another extension answers by then.
+    It can be opened again after `close`, perhaps to another extension.
     """
 
     def __init__(self, path: str | None, *, timeout: float = ANSWER_TIMEOUT) -> None:
-        """`path` is that of the control socket; None: the usual one."""
+        """`path`: the control socket; None: the usual one."""
         self.path = usual_control_socket() if path is None else path
         self._timeout = timeout
         self._wait: Wait = wait_readable
@@ -43,26 +43,26 @@ class ControlConnection:
 
     @property
     def is_open(self) -> bool:
-        """Whether somebody has answered, and may still."""
+        """Whether there is a connection, which the extension may have closed."""
         return self._channel is not None
 
     def wait_by(self, wait: Wait) -> None:
-        """Wait for answers and events by this function, which may raise what ends the command."""
+        """Use this function for every wait; it may raise to end the command."""
         self._wait = wait
         if self._channel is not None:
             self._channel.wait = wait
 
     def close(self) -> None:
-        """Leave the extension.  Idempotent."""
+        """Disconnect.  Idempotent."""
         if self._channel is not None:
             self._channel.close()
             self._channel = None
 
     def open(self) -> None:
-        """Connect.  Raises `ExtensionUnreachableError`, with an advice for each reason."""
+        """Connect.  Raises `ExtensionUnreachableError` with advice for each reason."""
         if len(os.fsencode(self.path)) > MAX_SOCKET_PATH:
             raise UsageError(
-                f"{self.path}: longer than the {MAX_SOCKET_PATH} bytes that a Unix socket may have",
+                f"{self.path}: longer than the {MAX_SOCKET_PATH} bytes that a Unix socket path can have",
                 code="bad-path",
                 advice="choose a shorter path with --socket",
             )
@@ -82,9 +82,9 @@ class ControlConnection:
     def request(
         self, command: Command, parameters: Message, result: type[Result], *, timeout: float | None = None
     ) -> Result:
-        """The extension's answer to `command`, within `timeout` seconds if that is given.
+        """The extension's answer to `command`, within `timeout` seconds if given.
 
-        Raises the `UsbipdError` that it answers with, `ExtensionUnreachableError` if it gives no answer.
+        Raises the `UsbipdError` in the answer, `ExtensionUnreachableError` if there is none.
         """
         assert self._channel is not None, "open() comes first"
         patience = self._timeout if timeout is None else timeout
@@ -94,26 +94,25 @@ class ControlConnection:
             raise self._broken(self._reason_of(error), patience) from error
 
     def wait_for_events(self, seconds: float) -> bool:
-        """Whether the extension tells something within `seconds`; returns as soon as it does.
+        """Whether an event arrives within `seconds`; returns as soon as one does.
 
-        What it has told by then is one thing, however often it told it.  Raises `ExtensionUnreachableError`
-        when it is gone.
+        Several events count as one.  Raises `ExtensionUnreachableError` if the connection is lost.
         """
         assert self._channel is not None, "open() comes first"
-        patience, told = seconds, False
+        patience, notified = seconds, False
         try:
             while (item := self._channel.receive(patience)) is not None:
                 if not isinstance(item, Event):
-                    raise IPCError("something that was not asked for", code="bad-message")
-                patience, told = 0.0, True
+                    raise IPCError("unexpected message", code="bad-message")
+                patience, notified = 0.0, True
         except IPCError as error:
             if error.code == "timeout":
-                return told
+                return notified
             raise self._broken(error, seconds) from error
         raise ExtensionUnreachableError("it has closed the connection", code="gone")
 
     def _reason_of(self, error: IPCError) -> IPCError:
-        """What the extension said before it closed, or `error`: a hello of another version explains a lot."""
+        """The error in the last message, such as a hello of another version; else `error`."""
         if error.code == "gone" and self._channel is not None:
             try:
                 self._channel.receive(self._timeout)
@@ -124,10 +123,9 @@ class ControlConnection:
     def _unreachable(self, error: OSError) -> ExtensionUnreachableError:
         if _is_no_socket(self.path):
             return ExtensionUnreachableError(
-                f"{self.path} is no socket",
+                f"{self.path} is not a socket",
                 code="unreachable",
-                advice="name the control socket of the extension with --socket, or leave that out for the "
-                "usual one",
+                advice="name the control socket of the extension with --socket, or omit that option",
             )
         if isinstance(error, FileNotFoundError | ConnectionRefusedError | NotADirectoryError):
             return ExtensionUnreachableError(
@@ -143,9 +141,9 @@ class ControlConnection:
             )
         if isinstance(error, BlockingIOError | TimeoutError):
             return ExtensionUnreachableError(
-                f"the extension is busy: too many connections to {self.path} wait already",
+                f"the extension is busy: too many connections are waiting on {self.path}",
                 code="busy",
-                advice="try again; if that does not help, look into its log, and restart it",
+                advice="try again; if that does not help, check its log and restart it",
             )
         return ExtensionUnreachableError(
             f"cannot connect to the extension on {self.path}: {error.strerror or error}",
@@ -164,13 +162,13 @@ class ControlConnection:
             return ExtensionUnreachableError(
                 f"the extension did not answer within {patience:g} s",
                 code="timeout",
-                advice="its log says what it waits for; if it says nothing, restart it",
+                advice="check its log; if that shows no reason, restart it",
             )
         if error.code == "gone":
             return ExtensionUnreachableError(
                 f"the extension closed the connection before it answered ({error.message})",
                 code="gone",
-                advice="it may be stopping or restarting: try again, then look into its log",
+                advice="it may be stopping or restarting: try again, then check its log",
             )
         return ExtensionUnreachableError(
             f"the program listening on {self.path} is not a compatible usbipd daemon: {error.message}",
@@ -180,16 +178,16 @@ class ControlConnection:
 
 
 def _is_no_socket(path: str) -> bool:
-    """Whether the path is that of something else; False if that cannot be told."""
+    """Whether the path names something other than a socket; False if unknown."""
     try:
-        return not stat.S_ISSOCK(os.stat(path).st_mode)  # noqa: PTH116 - pathlib takes longer than all of it
+        return not stat.S_ISSOCK(os.stat(path).st_mode)  # noqa: PTH116 - pathlib is slow to import
     except OSError:
         return False
 
 
 def start_command(socket_path: str) -> str:
-    """The command that starts an extension with this control socket, between backquotes."""
-    from usbipd import paths  # here: not needed where something answers
+    """The command that starts an extension with this control socket, in backquotes."""
+    from usbipd import paths  # here: not needed if the extension answers
 
     if socket_path == system_control_socket():
         job = paths.launch_daemon()
@@ -201,7 +199,7 @@ def start_command(socket_path: str) -> str:
 
 
 def _how_to_start(socket_path: str) -> str:
-    """What to do when nothing answers there."""
+    """What to do if nothing answers on this socket."""
     from usbipd import paths  # here as above
 
     job = paths.launch_daemon()
@@ -210,4 +208,4 @@ def _how_to_start(socket_path: str) -> str:
     from usbipd.launchd import steps_to_load  # on a Mac that has a problem
 
     steps = "".join(f"\n  {number}. {step}" for number, step in enumerate(steps_to_load(job), 1))
-    return f"its launchd job may be switched off; `usbipd doctor` knows.  If it is:{steps}"
+    return f"its launchd job may be disabled: `usbipd doctor` checks it.  If it is:{steps}"

@@ -1,4 +1,4 @@
-"""`usbipd detach`: end the sessions of clients.  Runs in the caller's process."""
+"""`usbipd detach`: disconnect clients.  Runs in the caller's process."""
 
 import argparse
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(
         parser,
         "busid, VID:PID, VID:PID:SERIAL or part of the name (default on a terminal: choose from a list)",
-        "the device whose client is cut off; it stays shared, so that client may come back",
+        "the device in this port; it stays shared, so the client can attach it again",
     )
     add_json_argument(parser)
 
@@ -38,14 +38,14 @@ def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
 
     def detach(selector: Selector | None) -> None:
         busid = find_busid("detach", selector, extension, _is_attached, as_json=arguments.json)
-        if busid in asked:  # two parts of one name
+        if busid in asked:  # two names of one device
             return
         asked.append(busid)
         client = extension.request(Command.DETACH, DetachParameters(busid=busid), DetachResult).client
         if arguments.json:
             emit(render(DetachDocument(busid=busid, client=client)))
         else:
-            say(f"{busid}: {client} was cut off; the device is still shared")
+            say(f"{busid}: disconnected {client}; the device is still shared")
 
     return run_each("usbipd", selectors_of(arguments) or [None], detach, as_json=arguments.json)
 
@@ -60,8 +60,8 @@ SUBCOMMAND = Subcommand(
     run=run,
     usage="[OPTIONS] DEVICE...",
     examples=(
-        ("cut off the client of the device in port 1-1", "sudo usbipd detach 1-1"),
-        ("the same, by a part of its name", "sudo usbipd detach ultra"),
+        ("disconnect the client of the device in port 1-1", "sudo usbipd detach 1-1"),
+        ("the same, by part of its name", "sudo usbipd detach ultra"),
     ),
     check=check,
 )

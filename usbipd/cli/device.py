@@ -1,4 +1,4 @@
-"""How devices and bindings are called in tables and sentences.  Runs in the caller's process."""
+"""Names of devices and bindings in tables and sentences.  Runs in the caller's process."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -25,10 +25,10 @@ def known_name(
     *,
     with_maker: bool = True,
 ) -> str | None:
-    """The name of a device that reports `maker` and `product`; None: it reports neither, nor does usb.ids.
+    """The name of a device that reports `maker` and `product`; None if neither it nor usb.ids has one.
 
-    What a device reports comes first, since different products may have the ids of the chip inside; one with
-    a product needs no more.  Without `with_maker`, the maker stands only where there is no product.
+    What a device reports comes first, since different products may share the ids of the chip inside.
+    Without `with_maker`, the maker is shown only if there is no product.
     """
     maker, product = ((text or "").strip() for text in (maker, product))
     if not product:
@@ -40,7 +40,7 @@ def known_name(
 
 
 def device_name(device: DeviceInfo, *, with_maker: bool = True) -> str:
-    """The name of the device, or its numbers, marked as simulated if it is and does not say so."""
+    """The name of the device or its numbers, marked if it is simulated and the name does not say so."""
     ids = (device.vendor_id, device.product_id)
     name = known_name(*ids, device.product, device.manufacturer, with_maker=with_maker) or hardware_id(*ids)
     if device.simulated and "simulated" not in name.lower():
@@ -60,7 +60,7 @@ def binding_name(binding: BindingInfo) -> str:
     parts = [hardware_id(binding.vendor_id, binding.product_id)]
     if binding.busid is not None:
         parts.append(f"at {binding.busid}")
-    elif binding.serial is not None:  # beside a port it tells people nothing
+    elif binding.serial is not None:  # with a port it adds nothing
         parts.append(f"with serial number {binding.serial}")
     if name := known_name(binding.vendor_id, binding.product_id, binding.product, with_maker=False):
         parts.append(f"({name})")
@@ -68,7 +68,7 @@ def binding_name(binding: BindingInfo) -> str:
 
 
 def format_failures(devices: Iterable[DeviceInfo], width: int) -> str:
-    """Why devices failed, what to try, and when it is tried again."""
+    """Why devices failed, what to try, and when usbipd retries."""
     text = ""
     for device in devices:
         if device.error is None:
@@ -76,7 +76,7 @@ def format_failures(devices: Iterable[DeviceInfo], width: int) -> str:
         named = device.error.startswith(device.busid)
         text += wrap(device.error, width, "  ", first="" if named else f"{device.busid}: ")
         if device.advice is not None:
-            from usbipd.spelling import Spelling  # here: mostly, nothing has failed
+            from usbipd.spelling import Spelling  # here: rarely needed
 
             text += wrap(Spelling.here().spell(device.advice), width, "  ", first="  hint: ")
         if device.next_try is not None:

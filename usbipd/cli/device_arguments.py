@@ -1,7 +1,7 @@
 """The devices that a command line names: DEVICE, `--busid`, `--hardware-id`.  Runs in the caller's process.
 
-A device is named by its busid, by VID:PID with or without a serial number, or by a part of its name.  Only a
-name has to be found among what there is (`device_lookup.py`): the rest means the same whatever is plugged in.
+A device is named by its busid, by VID:PID with or without a serial number, or by part of its name.  Only a
+name needs a lookup (`device_lookup.py`); the rest does not depend on what is plugged in.
 """
 
 import argparse
@@ -19,7 +19,7 @@ _LIKE_A_HARDWARE_ID: Final = re.compile(r"(0x)?[0-9a-f]{1,4}:(0x)?[0-9a-f]{1,4}(
 
 
 class Selector(NamedTuple):
-    """What names a device; without `busid` and `hardware` it is a part of a name."""
+    """Names a device; without `busid` and `hardware`, by part of its name."""
 
     text: str
     """As the user wrote it."""
@@ -31,14 +31,14 @@ class Selector(NamedTuple):
 
     @property
     def is_name(self) -> bool:
-        """Whether only a look at the devices tells which one it is."""
+        """Whether it needs a lookup."""
         return self.busid is None and self.hardware is None
 
 
 def parse_device(text: str) -> Selector:
-    """Argument type: a busid, VID:PID, VID:PID:SERIAL, or a part of a name.
+    """Argument type: a busid, VID:PID, VID:PID:SERIAL, or part of a name.
 
-    Raises `UsageError` for what was meant as one of the first three and is none.
+    Raises `UsageError` for a malformed busid or hardware id.
     """
     if not text.strip():
         raise UsageError("the name of a device is empty", code="usage", advice=HOW_TO_NAME)
@@ -54,13 +54,13 @@ def parse_device(text: str) -> Selector:
     return Selector(text)
 
 
-HOW_TO_NAME: Final = "name it by its busid, VID:PID or a part of its name: `usbipd list` shows them"
+HOW_TO_NAME: Final = "name it by busid, VID:PID or part of its name: `usbipd list` shows them"
 
 
 def add_device_arguments(
     parser: argparse.ArgumentParser, device: str, busid: str, hardware_id: str | None = None
 ) -> None:
-    """`DEVICE...`, `--busid` and, with a help for it, `--hardware-id` with `--serial`."""
+    """`DEVICE...`, `--busid` and, if it has a help text, `--hardware-id` with `--serial`."""
     parser.add_argument("devices", metavar="DEVICE", nargs="*", type=parse_device, help=device)
     parser.add_argument("-b", "--busid", metavar="BUSID", type=_busid, help=busid)
     if hardware_id is None:
@@ -91,11 +91,11 @@ def check_device_arguments(arguments: argparse.Namespace) -> None:
         raise UsageError(
             f"{given[0]} and {given[1]} cannot be combined",
             code="usage",
-            advice="name several devices one after the other, without an option: 1-1 3-2.4",
+            advice="list several devices without options: 1-1 3-2.4",
         )
     if getattr(arguments, "serial", None) is not None and hardware_id is None:
         raise UsageError(
-            "--serial goes with --hardware-id",
+            "--serial requires --hardware-id",
             code="usage",
             advice="or name the device by VID:PID:SERIAL",
         )
@@ -112,13 +112,13 @@ def selectors_of(arguments: argparse.Namespace) -> list[Selector]:
 
 
 def hardware_text(hardware: HardwareId) -> str:
-    """As it is written for DEVICE."""
+    """The form of DEVICE."""
     ids = f"{hardware.vendor_id:04x}:{hardware.product_id:04x}"
     return ids if hardware.serial is None else f"{ids}:{hardware.serial}"
 
 
 def serial(text: str) -> str:
-    """Argument type: a serial number, as the device has it."""
+    """Argument type: a serial number, as the device reports it."""
     if not 0 < len(text) <= LONGEST_SERIAL:
         raise argparse.ArgumentTypeError(f"a serial number has 1 to {LONGEST_SERIAL} characters")
     if not text.isprintable():
@@ -130,14 +130,14 @@ def _serial_of(text: str) -> str:
     try:
         return serial(text)
     except argparse.ArgumentTypeError as error:
-        raise UsageError(str(error), code="bad-serial", advice="without one, write VID:PID") from error
+        raise UsageError(str(error), code="bad-serial", advice="to omit it, write VID:PID") from error
 
 
 def _busid(text: str) -> str:
     try:
         return parse_busid(text)
     except UsageError as error:
-        error.advice = "without --busid, a part of the name will do: `usbipd list` shows both"
+        error.advice = "omit --busid to give part of a name: `usbipd list` shows both"
         raise
 
 

@@ -1,7 +1,7 @@
-"""Finds the device that is meant, and asks where several fit.  Runs in the caller's process.
+"""Finds the device that the user means, and asks if several match.  Runs in the caller's process.
 
-A name is compared with what `usbipd list` shows, without regard to case.  Only a person at a terminal is
-asked; for a program exactly one must fit.
+A name is compared with what `usbipd list` shows, ignoring case.  Only a user at a terminal is asked;
+otherwise exactly one device must match.
 """
 
 import re
@@ -27,37 +27,37 @@ from usbipd.ipc.control_messages import (
 from usbipd.ipc.messages import Command, Nothing
 
 MOST_NAMED: Final = 8
-"""Of those that fit, in one sentence."""
+"""Matches listed in an error message."""
 
 Value = TypeVar("Value")
 
 
 class Choice(NamedTuple):
-    """One of several that fit: how it is shown, and how it is named so that no other fits."""
+    """One of several matches: its label, and a name that matches no other."""
 
     label: str
     name: str
 
 
 def is_interactive(*, as_json: bool) -> bool:
-    """Whether a person can be asked: terminals for question and answer, and no program that reads JSON."""
+    """Whether a user can be asked: question and answer on terminals, and no JSON."""
     streams = (sys.stdin, sys.stderr)  # None if the caller has closed one
     return not as_json and all(stream is not None and stream.isatty() for stream in streams)
 
 
 def choose(question: str, choices: Sequence[Choice]) -> int:
-    """Ask which one is meant; its index.  Raises `UsageError` if the answer is none of the numbers."""
+    """Ask for one of `choices`; its index.  Raises `UsageError` for any other answer."""
     for number, choice in enumerate(choices, 1):
         say(f"{number:>3}  {choice.label}")
     print(f"{question} [1-{len(choices)}]: ", end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()
-    if not line:  # Ctrl-D leaves the cursor behind the question
+    if not line:  # Ctrl-D leaves the cursor after the question
         say("")
     answer = line.strip()
     if re.fullmatch("[0-9]{1,9}", answer) and 1 <= int(answer) <= len(choices):
         return int(answer) - 1
     raise UsageError(
-        f"{answer!r} is none of the numbers" if answer else "nothing was chosen",
+        f"{answer!r} is not one of the choices" if answer else "nothing was chosen",
         code="usage",
         advice=f"answer with a number from 1 to {len(choices)}, or name the device in the command",
     )
@@ -71,9 +71,9 @@ def pick(
     as_json: bool,
     kind: str = "device",
 ) -> Value:
-    """The one of `found` that is meant; `selector`: what the user wrote, None if that was nothing.
+    """The one of `found` that the user means; `selector`: what the user wrote, None: nothing.
 
-    Raises `UsbipdError` if there is none, `UsageError` if there are several and no person to ask.
+    Raises `UsbipdError` if there is none, `UsageError` if there are several and no user to ask.
     """
     if not found:
         raise no_such(kind, selector, command)
@@ -87,23 +87,23 @@ def pick(
     labels = [" ".join(choice.label.split()) for choice in choices]
     more = [f"and {len(labels) - MOST_NAMED} more"] if len(labels) > MOST_NAMED else []
     raise UsageError(
-        f"{selector.text!r} fits {len(found)} {kind}s: {'; '.join(labels[:MOST_NAMED] + more)}",
+        f"{selector.text!r} matches {len(found)} {kind}s: {'; '.join(labels[:MOST_NAMED] + more)}",
         code="ambiguous",
         advice=f"name one of them: `usbipd {command} {choices[0].name}`",
     )
 
 
 def no_such(kind: str, selector: Selector | None, command: str = "show") -> UsbipdError:
-    """The error if there is no device, or binding, that fits `selector`; None: none for `command`."""
+    """The error if no device or binding matches `selector`; None: if there is none for `command`."""
     return UsbipdError(
-        f"there is no {kind} to {command}" if selector is None else f"no {kind} fits {selector.text!r}",
+        f"there is no {kind} to {command}" if selector is None else f"no {kind} matches {selector.text!r}",
         code="no-device",
-        advice="`usbipd list` shows what there is",
+        advice="`usbipd list` shows all devices",
     )
 
 
 def no_device_named(command: str) -> UsageError:
-    """What is wrong with a command that needs a device and names none."""
+    """The error for a command that needs a device and names none."""
     return UsageError(f"{command} needs a device", code="usage", advice=HOW_TO_NAME)
 
 
@@ -111,13 +111,13 @@ def no_device_named(command: str) -> UsageError:
 
 
 def device_choice(device: DeviceInfo) -> Choice:
-    """How a device is offered."""
+    """The choice for a device."""
     ids = hardware_id(device.vendor_id, device.product_id)
     serial = "" if device.serial is None else f" ({device.serial})"
     return Choice(f"{device.busid:<7} {ids}  {device_name(device)}{serial}", device.busid)
 
 
-def fits_device(selector: Selector, device: DeviceInfo) -> bool:
+def matches_device(selector: Selector, device: DeviceInfo) -> bool:
     """Whether `selector` means this device."""
     if selector.busid is not None:
         return selector.busid == device.busid
@@ -140,7 +140,7 @@ def pick_device(
     these fits, so that the daemon says why it cannot.  Raises as `pick` does.
     """
     devices = list(devices)
-    fitting = [device for device in devices if selector is None or fits_device(selector, device)]
+    fitting = [device for device in devices if selector is None or matches_device(selector, device)]
     found = [device for device in fitting if suitable is None or suitable(device)]
     if not found and selector is not None:
         found = fitting
@@ -157,7 +157,7 @@ def find_busid(
     *,
     as_json: bool,
 ) -> str:
-    """The busid of the device that is meant; asks the extension unless it was named.  Raises as `pick`."""
+    """The busid of the selected device; asks the extension unless it is given.  Raises as `pick`."""
     if selector is not None and selector.busid is not None:
         return selector.busid
     devices = extension.request(Command.LIST, Nothing(), ListResult).devices
@@ -165,16 +165,16 @@ def find_busid(
 
 
 def require_named(status: StatusResult, selectors: Sequence[Selector]) -> None:
-    """Raises `UsbipdError` if one of `selectors` fits no device."""
+    """Raises `UsbipdError` if one of `selectors` matches no device."""
     for selector in selectors:
-        if not any(fits_device(selector, device) for device in status.devices):
+        if not any(matches_device(selector, device) for device in status.devices):
             raise no_such("device", selector)
 
 
 def only_named(status: StatusResult, selectors: Sequence[Selector]) -> StatusResult:
-    """`status` with the devices that fit one of `selectors`; a name may mean several."""
+    """`status` with the devices that match one of `selectors`; a name may match several."""
     devices = [
-        device for device in status.devices if any(fits_device(selector, device) for selector in selectors)
+        device for device in status.devices if any(matches_device(selector, device) for selector in selectors)
     ]
     return msgspec.structs.replace(status, devices=devices)
 
@@ -183,7 +183,7 @@ def only_named(status: StatusResult, selectors: Sequence[Selector]) -> StatusRes
 
 
 def binding_target(binding: BindingInfo) -> UnbindParameters:
-    """What removes the binding; by its port, the other bindings of that port, too."""
+    """The parameters that remove the binding; by port, they remove all bindings of that port."""
     if binding.busid is not None:
         return UnbindParameters(busid=binding.busid)
     return UnbindParameters(
@@ -192,10 +192,10 @@ def binding_target(binding: BindingInfo) -> UnbindParameters:
 
 
 def pick_binding(selector: Selector | None, result: ListResult, *, as_json: bool) -> UnbindParameters:
-    """What `unbind` has to remove: a rule that is named exactly, else the one that fits.
+    """The bindings that `unbind` removes: an exact hardware id, else the only match.
 
-    All bindings of one port go together, so they are one choice, and a name must fit all of them.  Raises as
-    `pick` does.
+    All bindings of a port are removed together, so they are one choice, and a name must match all of
+    them.  Raises as `pick` does.
     """
     if selector is not None and selector.hardware is not None:
         exact = UnbindParameters(hardware=selector.hardware)
@@ -208,10 +208,10 @@ def pick_binding(selector: Selector | None, result: ListResult, *, as_json: bool
     found = [
         (Choice(" and ".join(map(binding_name, bindings)), _name_of(target)), target)
         for target, bindings in targets.items()
-        if selector is None or any(_fits_binding(selector, binding, names) for binding in bindings)
+        if selector is None or any(_matches_binding(selector, binding, names) for binding in bindings)
     ]
     target = pick("unbind", selector, found, as_json=as_json, kind="binding")
-    if selector is not None and not all(_fits_binding(selector, each, names) for each in targets[target]):
+    if selector is not None and not all(_matches_binding(selector, each, names) for each in targets[target]):
         both = " and ".join(map(binding_name, targets[target]))
         raise UsageError(
             f"{selector.text!r} is one of several bindings of a port: {both}",
@@ -222,11 +222,11 @@ def pick_binding(selector: Selector | None, result: ListResult, *, as_json: bool
 
 
 def _name_of(target: UnbindParameters) -> str:
-    """As it is written for DEVICE."""
+    """The form of DEVICE."""
     return target.busid or (hardware_text(target.hardware) if target.hardware is not None else "")
 
 
-def _fits_binding(selector: Selector, binding: BindingInfo, names: dict[str, str]) -> bool:
+def _matches_binding(selector: Selector, binding: BindingInfo, names: dict[str, str]) -> bool:
     if selector.hardware is not None:
         return _is_of_kind(selector.hardware, binding.vendor_id, binding.product_id, binding.serial)
     present = [names.get(busid) for busid in binding.devices]
@@ -242,6 +242,6 @@ def _is_of_kind(hardware: HardwareId, vendor_id: int, product_id: int, serial: s
 
 
 def is_part(text: str, names: Iterable[str | None]) -> bool:
-    """Whether one of the names contains `text`, in upper or lower case."""
+    """Whether one of the names contains `text`, ignoring case."""
     part = text.casefold()
     return any(name is not None and part in name.casefold() for name in names)

@@ -1,8 +1,7 @@
-"""`usbipd doctor`, and what `usbipd-ext --health` shows: what is wrong, and how to mend it.  With `--report`
-it writes down all that it finds, for a maintainer.
+"""`usbipd doctor` and `usbipd-ext --health`: problems and how to fix them; `--report` writes a bug report.
 
-Runs in the caller's process.  An extension that answers examines itself; without one the checks are made from
-here, as far as the caller's rights go.
+Runs in the caller's process.  A running extension checks itself; without one, the checks run here, with the
+caller's rights.
 """
 
 import argparse
@@ -36,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=Path,
         const=Path(),
-        help="write all that is known of this host and its devices into FILE, for a maintainer "
+        help="write a bug report about this host and its devices to FILE "
         "(default: usbipd-report-DATE-TIME.json; -: standard output)",
     )
-    parser.add_argument("--problems", action="store_true", help="show only what is not as it should be")
+    parser.add_argument("--problems", action="store_true", help="show only failures and warnings")
     add_color_argument(parser)
     parser.add_argument(
         "--try-claim",
@@ -47,13 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=parse_busid,
         action="append",
         default=[],
-        help="with --report: take this device from its drivers and give it back, and report what happened; "
-        "may come several times",
+        help="with --report: claim this device, release it, and report what happened; "
+        "can be given several times",
     )
     parser.add_argument(
         "--with-serials",
         action="store_true",
-        help="with --report: write serial numbers of devices, which are left out otherwise",
+        help="with --report: include serial numbers of devices",
     )
 
 
@@ -63,9 +62,9 @@ def check(arguments: argparse.Namespace) -> None:
         ("--with-serials", arguments.with_serials),
     ):
         if is_given and arguments.report is None:
-            raise UsageError(f"{option} goes with --report", code="usage")
+            raise UsageError(f"{option} requires --report", code="usage")
     if arguments.problems and arguments.report is not None:
-        raise UsageError("--problems does not go with --report, which has all checks", code="usage")
+        raise UsageError("--report and --problems cannot be combined: a report has all checks", code="usage")
 
 
 def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
@@ -84,8 +83,8 @@ def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
 def write_report(
     extension: ControlConnection, path: Path, *, try_claims: Sequence[str], with_serials: bool
 ) -> int:
-    """Write a report to `path`, the empty one being a new file of the usual name; the exit code, always 0."""
-    from usbipd.cli import bug_report  # here: it takes long, and no other command needs it
+    """Write a report to `path`; if empty, to a new file of the usual name.  The exit code is always 0."""
+    from usbipd.cli import bug_report  # here: slow to import
 
     document = bug_report.BugReporter(extension).collect(try_claims)
     if not with_serials:
@@ -102,16 +101,16 @@ def write_report(
     unanswered = [each.question for each in document.assumptions if not each.evidence]
     say(f"It answers {len(document.assumptions) - len(unanswered)} of {len(document.assumptions)} questions.")
     if path != REPORT_TO_STDOUT:
-        say(f"Written to {path}: read it before you send it.")
+        say(f"Written to {path}. Review it before you send it.")
     return 0
 
 
 def show_health(extension: ControlConnection, paint: Paint, *, as_json: bool, only_problems: bool) -> int:
-    """Print the checks, all or only the problems; the exit code: 1 if one failed.
+    """Print all checks or only the problems; the exit code: 1 if a check failed.
 
     `extension` is not open yet.
     """
-    from usbipd.cli.offline_checks import examine  # here: it takes long, and no other command needs it
+    from usbipd.cli.offline_checks import examine  # here: slow to import
 
     checks = examine(extension)
     if only_problems:
@@ -125,7 +124,7 @@ def show_health(extension: ControlConnection, paint: Paint, *, as_json: bool, on
 
 
 def format_checks(checks: Sequence[CheckResult], width: int, paint: Paint = plain) -> str:
-    """The worst first, a paragraph for each: how it came out, its name, what it found, its numbered steps."""
+    """A paragraph for each check, the worst first: state, name, message, numbered steps."""
     names = max((len(check.name) for check in checks), default=0)
     states = max(len(state.value) for state in CheckState)
     indent = " " * (states + 2)
@@ -147,7 +146,7 @@ def _summary(checks: Sequence[CheckResult]) -> str:
         for number, what in ((failed, "failure"), (warnings, "warning"))
         if number
     ]
-    return ", ".join(parts) or "All is well."
+    return ", ".join(parts) or "No problems found."
 
 
 SUBCOMMAND = Subcommand(
@@ -156,9 +155,9 @@ SUBCOMMAND = Subcommand(
     run=run,
     usage="[OPTIONS]",
     examples=(
-        ("show what is wrong, and how to fix it", "usbipd doctor"),
-        ("show only what is not as it should be", "usbipd doctor --problems"),
-        ("write all that a maintainer needs to know into one file", "usbipd doctor --report"),
+        ("show problems and how to fix them", "usbipd doctor"),
+        ("show only failures and warnings", "usbipd doctor --problems"),
+        ("write a bug report", "usbipd doctor --report"),
     ),
     check=check,
 )

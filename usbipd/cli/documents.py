@@ -1,7 +1,7 @@
 """The JSON documents that the commands print under `--json`.  Runs in the caller's process.
 
-docs/json.md describes each field, docs/schema/ has a schema of each document; tests keep both together with
-the code.  `FORMAT` is raised when a field changes its meaning or goes away; a new field does not raise it.
+docs/json.md describes each field, docs/schema/ has a schema of each document; tests compare both with
+the code.  `FORMAT` is raised when a field changes its meaning or is removed, not when one is added.
 """
 
 from typing import Final
@@ -9,7 +9,14 @@ from typing import Final
 import msgspec
 
 from usbipd.errors import UsbipdError
-from usbipd.ipc.control_messages import BindingInfo, CheckResult, DeviceInfo, HistoryEntry, StatusResult
+from usbipd.ipc.control_messages import (
+    BindingInfo,
+    CheckResult,
+    DeviceInfo,
+    HistoryEntry,
+    LeftOutInfo,
+    StatusResult,
+)
 from usbipd.ipc.messages import ErrorInfo
 
 FORMAT: Final = 1
@@ -26,6 +33,7 @@ class ListDocument(Document, frozen=True, kw_only=True):
 
     devices: list[DeviceInfo]
     bindings: list[BindingInfo]
+    left_out: list[LeftOutInfo]
 
 
 class RemoteInterface(msgspec.Struct, frozen=True):
@@ -37,7 +45,7 @@ class RemoteInterface(msgspec.Struct, frozen=True):
 
 
 class RemoteDevice(msgspec.Struct, frozen=True, kw_only=True):
-    """One device that another machine shares, as OP_REP_DEVLIST tells it."""
+    """One device that another machine shares, as in OP_REP_DEVLIST."""
 
     busid: str
     path: str
@@ -91,7 +99,7 @@ class ReleaseDocument(Document, frozen=True, kw_only=True):
 
 
 class StatusDocument(Document, frozen=True, kw_only=True):
-    """`usbipd status --json` and `usbipd-ext --status --json`; each line of them under `--watch`."""
+    """`usbipd status --json` and `usbipd-ext --status --json`; each line under `--watch`."""
 
     status: StatusResult
 
@@ -103,7 +111,7 @@ class HistoryDocument(Document, frozen=True, kw_only=True):
 
 
 class HistoryEntryDocument(Document, frozen=True, kw_only=True):
-    """`usbipd history --follow --json`, on each line."""
+    """Each line of `usbipd history --follow --json`."""
 
     entry: HistoryEntry
 
@@ -115,7 +123,7 @@ class HealthDocument(Document, frozen=True, kw_only=True):
 
 
 class ErrorDocument(Document, frozen=True, kw_only=True):
-    """What any command prints instead of its document when it fails."""
+    """The document of any command that fails, instead of its own."""
 
     error: ErrorInfo
 
@@ -126,10 +134,10 @@ def error_document(error: UsbipdError) -> ErrorDocument:
 
 
 def render(document: Document) -> str:
-    """`document` as indented JSON, line ended."""
+    """`document` as indented JSON, with a line end."""
     return msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
 
 
 def render_line(document: Document) -> str:
-    """`document` as JSON on one line, ended."""
+    """`document` as JSON on one line, with a line end."""
     return msgspec.json.encode(document).decode() + "\n"

@@ -1,7 +1,7 @@
-"""The `usbipd-ext` command: runs the extension, or asks a running one how it is.
+"""The `usbipd-ext` command: runs the extension, or queries a running one.
 
-`--run` makes this process the extension; all else runs in the caller's process.  `__main__` says how the
-extension's program is loaded: a command that only asks does not wait for that.
+`--run` makes this process the extension; the rest runs in the caller's process.  `__main__` loads the
+extension's modules, which are slow to import, only for `--run`.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from usbipd.cli.arguments import (
     add_watch_argument,
     check_networks,
     example_text,
+    interval,
     network,
     path,
 )
@@ -41,7 +42,7 @@ CHECK_CONFIG: Final = "--check-config"
 EXAMPLES: Final = (
     ("share devices of this machine with the network", "sudo usbipd-ext --run --listen 0.0.0.0"),
     ("share simulated devices on loopback, without root", "usbipd-ext --run --simulate keyboard,serial"),
-    ("check usbipd.toml, and show what it says", "sudo usbipd-ext --check-config"),
+    ("check usbipd.toml and print it", "sudo usbipd-ext --check-config"),
     ("show the processes of the daemon", "usbipd-ext --status"),
 )
 
@@ -59,7 +60,7 @@ ACTIONS_OF_OPTION: Final[Mapping[str, tuple[str, ...]]] = {
     "--color": (STATUS, HEALTH),
     "--socket": (RUN, STATUS, HEALTH),
 }
-"""Each option with the actions that take it."""
+"""Each option and the actions that take it."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -68,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="usbipd-ext",
         usage="%(prog)s --run | --status | --health | --check-config [OPTIONS]",
         description="The daemon of usbipd: claims USB devices and shares them over USB/IP.",
-        epilog=example_text("examples", EXAMPLES) + "\n\n`usbipd` chooses what is shared.",
+        epilog=example_text("examples", EXAMPLES) + "\n\nUse `usbipd` to choose what is shared.",
     )
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument(RUN, action="store_true", help="run the daemon in the foreground")
@@ -76,58 +77,59 @@ def build_parser() -> argparse.ArgumentParser:
     action.add_argument(
         HEALTH, action="store_true", help="check the daemon and this machine and suggest fixes"
     )
-    action.add_argument(CHECK_CONFIG, action="store_true", help="check the configuration file, and show it")
+    action.add_argument(CHECK_CONFIG, action="store_true", help="check the configuration file and print it")
     action.add_argument(
         "-V", "--version", action="version", version=f"usbipd-ext {__version__}", help="show the version"
     )
     add_socket_argument(parser, None)
     add_color_argument(parser)
     add_json_argument(parser)
-    add_watch_argument(parser.add_argument_group("with --status"))
+    add_watch_argument(parser.add_argument_group("with --status"), interval)
     add_run_arguments(parser)
     return parser
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """What --run takes, and --config, which --check-config takes too."""
+    """The options of --run, and --config, which --check-config takes too."""
     run = parser.add_argument_group("with --run")
     run.add_argument(
         "--listen",
         metavar="ADDR",
         action="append",
-        help="where clients may connect: a numeric address, with or without a port; may come several times "
-        "(default: as configured, else 127.0.0.1:3240)",
+        help="numeric address to listen on, with or without a port; can be given several times (default: as "
+        "configured, else 127.0.0.1:3240)",
     )
     run.add_argument(
         "--allow",
         metavar="CIDR",
         type=network,
         action="append",
-        help="let in only clients with this address or from this network; may come several times "
+        help="admit only clients with this address or from this network; can be given several times "
         "(default: as configured, else all)",
     )
     run.add_argument(
         "--simulate",
         metavar="NAME[:OPTION=VALUE]...[,NAME...]",
         help="share simulated devices instead of this machine's: mass-storage (options size and file), "
-        "keyboard, serial, loopback, audio, camera; a name may come several times",
+        "keyboard, serial, loopback, audio, camera; a name can be given several times",
     )
     run.add_argument(
-        "--real-devices", action="store_true", help="offer this machine's devices beside the simulated ones"
+        "--real-devices",
+        action="store_true",
+        help="offer this machine's devices along with the simulated ones",
     )
     run.add_argument(
         "--config",
         metavar="FILE",
         type=path,
-        help="configuration file, see usbipd.toml; with --check-config too (default: for root the usual one, "
-        "if it is there)",
+        help="configuration file, see usbipd.toml(5); also with --check-config (default: for root, the usual "
+        "file if it exists)",
     )
     run.add_argument(
         "--state",
         metavar="DIR",
         type=path,
-        help="where bindings and history are kept (default: the usual directory; nowhere, if all devices are "
-        "simulated)",
+        help="directory for bindings and history (default: the usual one; none if all devices are simulated)",
     )
     run.add_argument(
         "--log-level",
@@ -137,19 +139,19 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--log-to",
         metavar="WHERE",
-        help="where logs go: stderr, syslog, or the absolute path of a file, which SIGHUP reopens "
+        help="log destination: stderr, syslog, or the absolute path of a file, which SIGHUP reopens "
         "(default: as configured, else stderr)",
     )
 
 
 def run(argv: Sequence[str], load_daemon: "Callable[[], RunDaemon]") -> int:
-    """Parse and carry out one command; raises `UsbipdError`."""
+    """Parse and run one command; raises `UsbipdError`."""
     arguments = build_parser().parse_args(argv)
     action = next(each for each in (RUN, STATUS, HEALTH, CHECK_CONFIG) if _value(arguments, each))
     for option, actions in ACTIONS_OF_OPTION.items():
         if action not in actions and _value(arguments, option) not in (None, False):
             raise UsageError(
-                f"{option} goes with {' or '.join(actions)}, not with {action}",
+                f"{option} applies to {' or '.join(actions)}, not to {action}",
                 code="usage",
                 advice="see `usbipd-ext --help`",
             )
@@ -192,8 +194,8 @@ def ask_extension(arguments: argparse.Namespace) -> int:
 
 
 def run_extension(arguments: argparse.Namespace, load_daemon: "Callable[[], RunDaemon]") -> int:
-    """`usbipd-ext --run`: be the extension until a signal ends it."""
-    # Imported here: a command that only asks shall not wait for any of it.
+    """`usbipd-ext --run`: run the extension until a signal stops it."""
+    # Imported here: other actions do not need them.
     from pathlib import Path
 
     from usbipd import paths
@@ -213,7 +215,7 @@ def run_extension(arguments: argparse.Namespace, load_daemon: "Callable[[], RunD
 
 
 def configuration(arguments: argparse.Namespace) -> "ServerConfig":
-    """The file of --config, or root's usual one, under what the command line says otherwise.
+    """The file of --config, or root's usual one, overridden by the command line.
 
     Raises `UsageError`.
     """

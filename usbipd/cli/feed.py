@@ -40,10 +40,10 @@ class Spectator(Protocol):
 def answers(
     extension: ControlConnection, ask: Callable[[bool], Answer], spectator: Spectator, interval: float
 ) -> Iterator[Answer]:
-    """What `ask` returns: at once, at each change, and every `interval` seconds; `extension` is open.
+    """Yields what `ask` returns: at once, at each change, and every `interval` seconds; `extension` is open.
 
-    `ask` gets whether this is the first request on a connection.  Errors of the first request of all are
-    raised; later only an `ExtensionUnreachableError` if another version of the extension comes back.
+    `ask` gets whether this is the first request on a connection.  Raises errors of the very first request;
+    later only an `ExtensionUnreachableError` if another version of the extension comes back.
     """
     seen = lost = False
     is_connected, is_watching = True, False
@@ -82,8 +82,8 @@ def answers(
 def wait_for_reader(readable: int | None, seconds: float) -> bool:
     """Whether `readable` becomes readable within `seconds`, for output to a pipe or a file.
 
-    Exits with `BROKEN_PIPE` as soon as the reader of stdout is gone, as tail(1) does, and not only at the
-    next change.
+    Exits with `BROKEN_PIPE` as soon as the reader of stdout is gone, as tail(1) does, not only at the next
+    change.
     """
     poll = select.poll()
     if readable is not None:

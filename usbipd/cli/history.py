@@ -1,6 +1,6 @@
-"""`usbipd history`: what happened.  Runs in the caller's process.
+"""`usbipd history`: past events.  Runs in the caller's process.
 
-People read the newest entry last, where a terminal leaves them; the document has it first.
+The text has the newest entry last, above the prompt; the document has it first.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from usbipd.cli.selection import Selection, device, moment
 from usbipd.cli.subcommand import Subcommand, always
 
 LIMIT: Final = 20
-"""Entries that are shown without --limit and --since."""
+"""Entries shown without --limit and --since."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,24 +25,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit",
         metavar="N",
         type=count,
-        help=f"how many of the newest entries to show (default: {LIMIT}; with --since all)",
+        help=f"show the newest N entries (default: {LIMIT}; with --since, all)",
     )
     parser.add_argument(
         "--since",
         metavar="WHEN",
         type=moment,
-        help="show no older entries: 10m, 2h, 3d (that long ago), today, 2026-12-01 or 2026-12-01T08:30",
+        help="show entries since this time: 10m, 2h, 3d (ago), today, 2026-12-01 or 2026-12-01T08:30",
     )
     parser.add_argument(
         "--device",
         metavar="DEVICE",
         type=device,
-        help="show entries of this device only: its busid, VID:PID, or part of its name",
+        help="show only entries of this device: busid, VID:PID or part of the name",
     )
     parser.add_argument(
         "--follow",
         action="store_true",
-        help="then show each new entry when it comes, until Ctrl-C; with --json one document a line",
+        help="then print new entries as they come, until Ctrl-C; with --json, one document per line",
     )
     add_color_argument(parser)
     add_json_argument(parser)
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
     limit = arguments.limit or (LIMIT if arguments.since is None else None)
     paint = paint_for(arguments.color)
     if arguments.follow:
-        from usbipd.cli.history_tail import follow_history  # here: no other command needs it
+        from usbipd.cli.history_tail import follow_history  # here: only --follow needs it
 
         follow_history(extension, selection, limit, paint, as_json=arguments.json)
         return 0
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
     elif entries:
         emit(format_history(entries[::-1], get_terminal_size().columns, paint))
     else:
-        say("Nothing has happened yet." if selection == Selection() else "No such entry.")
+        say("The history is empty." if selection == Selection() else "No entry matches.")
     return 0
 
 
@@ -75,7 +75,7 @@ SUBCOMMAND = Subcommand(
     examples=(
         ("show the newest entries", "usbipd history"),
         ("show what happened to a device since yesterday", "usbipd history --since 1d --device 1-1"),
-        ("show each new entry when it comes", "usbipd history --follow"),
+        ("print new entries as they come", "usbipd history --follow"),
         ("print the last 5, for a script", "usbipd history --limit 5 --json"),
     ),
 )

@@ -1,4 +1,4 @@
-"""The entries of the history, page by page from the extension, and as people read them.
+"""Fetches the history page by page, and formats its entries.
 
 Runs in the caller's process.
 """
@@ -24,8 +24,8 @@ def fetch_history(
 ) -> list[HistoryEntry]:
     """The newest `limit` of the selected entries with an id above `above`, the newest first; None: all.
 
-    Ends at a page without any entry that is new enough: the clock may have been set back, but not for so many
-    entries.
+    Stops at a page whose entries are all too old: single ones may be out of order, after the clock was set
+    back.
     """
     entries: list[HistoryEntry] = []
     before: int | None = None
@@ -56,13 +56,13 @@ COLUMNS: Final = (
 
 
 def format_history(entries: Sequence[HistoryEntry], width: int, paint: Paint = plain) -> str:
-    """A title, and for each of `entries`, in their order, a line and its details."""
+    """A title, then a line and the details of each entry, in the given order."""
     layout = Layout.of(COLUMNS, [cells(entry) for entry in entries], width)
     return layout.title() + "".join(format_entry(entry, layout, width, paint) for entry in entries)
 
 
 def cells(entry: HistoryEntry) -> tuple[str, ...]:
-    """The cells of its line."""
+    """The cells of the line."""
     return (
         format_time(entry.time),
         entry.event.value,
@@ -73,7 +73,7 @@ def cells(entry: HistoryEntry) -> tuple[str, ...]:
 
 
 def format_entry(entry: HistoryEntry, layout: Layout, width: int, paint: Paint) -> str:
-    """The line of the entry and, below it, its details."""
+    """The line of the entry, then its details."""
     details = _details(entry)
     return layout.line(cells(entry), paint) + (wrap(details, width, "    ") if details else "")
 
@@ -86,7 +86,7 @@ def _device(entry: HistoryEntry) -> str:
 
 
 def _details(entry: HistoryEntry) -> str:
-    """How long what has ended lasted, what went through it, and why."""
+    """Duration, traffic and reason."""
     figures = [] if entry.count == 1 else [f"{entry.count} times, the last one shown"]
     if entry.seconds is not None:
         duration = format_duration(entry.seconds)

@@ -1,4 +1,4 @@
-"""`usbipd history --follow`: each entry when it comes, across restarts of the extension.
+"""`usbipd history --follow`: new entries as they come, across restarts of the extension.
 
 Runs in the caller's process.
 """
@@ -49,7 +49,7 @@ class HistoryTail:
         self._extension = extension
         self._selection = selection
         self._limit = limit
-        """For the first call."""
+        """Of the first call."""
         self._last: HistoryEntry | None = None
         """The newest entry, selected or not."""
 
@@ -61,7 +61,7 @@ class HistoryTail:
             return []
         if self._last is not None and is_reconnected and not self._goes_on(newest, self._last):
             self.tell(
-                "the history is a new one: "
+                "the history was replaced: "
                 "the daemon was restarted without a state directory, or with another one"
             )
             self._last = None
@@ -71,7 +71,7 @@ class HistoryTail:
         return [entry for entry in entries[::-1] if entry.id <= newest.id]
 
     def _goes_on(self, newest: HistoryEntry, last: HistoryEntry) -> bool:
-        """Whether `last` was the newest entry of this history, which may have forgotten it by now."""
+        """Whether `last` belongs to this history, which may have dropped it by now."""
         if newest.id < last.id:
             return False
         found = fetch_page(self._extension, 1, last.id + 1)
@@ -92,7 +92,7 @@ class JsonLines:
 
 
 class Lines:
-    """A title, then each entry under those before."""
+    """A title once, then the entries."""
 
     def __init__(self, paint: Paint) -> None:
         self._paint = paint

@@ -1,4 +1,4 @@
-"""The machine that a report is from.  Runs in the caller's process."""
+"""The machine of a bug report.  Runs in the caller's process."""
 
 import os
 import platform
@@ -51,7 +51,7 @@ def _first_line(path: Path) -> str | None:
 
 
 def launchd_job(launchctl: Path = launchd.LAUNCHCTL) -> LaunchdJob | None:
-    """What launchd says of the extension's job."""
+    """The state of the extension's job in launchd."""
     job = paths.launch_daemon()
     if job is None:
         return None

@@ -10,7 +10,7 @@ LONGEST_SEQUENCE: Final = 16
 
 
 class Key(Enum):
-    """The keys that mean something in a live view."""
+    """The keys of a live view."""
 
     UP = auto()
     DOWN = auto()

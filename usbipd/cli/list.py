@@ -14,13 +14,13 @@ from usbipd.cli.remote import fetch_devlist
 from usbipd.cli.subcommand import Subcommand
 from usbipd.cli.table import Column, format_table, wrap
 from usbipd.cli.usb_class import class_name, count_classes
-from usbipd.ipc.control_messages import BindingInfo, DeviceInfo, ListResult
+from usbipd.ipc.control_messages import BindingInfo, DeviceInfo, LeftOutInfo, ListResult
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.protocol.constants import Speed
 from usbipd.protocol.op import UsbDevice
 
 REMOTE_TIMEOUT: Final = 5.0
-"""Seconds, unless said otherwise."""
+"""Seconds; the default of --timeout."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--timeout",
         metavar="SECONDS",
         type=seconds,
-        help="how long to wait for the answer "
+        help="how long to wait for an answer "
         f"(default: {ANSWER_TIMEOUT:g}, with --remote {REMOTE_TIMEOUT:g})",
     )
     add_color_argument(parser)
@@ -58,15 +58,15 @@ def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
 def list_local(extension: ControlConnection, paint: Paint, *, timeout: float | None, as_json: bool) -> None:
     result = extension.request(Command.LIST, Nothing(), ListResult, timeout=timeout)
     if as_json:
-        emit(render(ListDocument(devices=result.devices, bindings=result.bindings)))
+        emit(render(ListDocument(devices=result.devices, bindings=result.bindings, left_out=result.left_out)))
         return
     if not result.devices:
-        say("No USB device that could be shared is plugged in.")
+        say("No shareable USB device is plugged in.")
     emit(format_list(result, get_terminal_size().columns, paint))
 
 
 def format_list(result: ListResult, width: int, paint: Paint = plain) -> str:
-    """All of `usbipd list`: what is plugged in, and what is bound and is not."""
+    """All of `usbipd list`: what is plugged in, what is bound and is not, and what cannot be shared."""
     parts = []
     if result.devices:
         restrictions = format_restrictions(result, width)
@@ -76,6 +76,8 @@ def format_list(result: ListResult, width: int, paint: Paint = plain) -> str:
     if absent := [binding for binding in result.bindings if not binding.devices]:
         replacements = format_replacements(result, absent, width)
         parts.append(f"Bound, not plugged in:\n{format_absent(absent, width)}{replacements}")
+    if result.left_out:
+        parts.append(f"Plugged in, cannot be shared:\n{format_left_out(result.left_out, width)}")
     return "\n".join(parts)
 
 
@@ -101,8 +103,18 @@ def format_local(devices: list[DeviceInfo], width: int, paint: Paint) -> str:
     return format_table(columns, rows, width, paint)
 
 
+def format_left_out(devices: list[LeftOutInfo], width: int) -> str:
+    """Why devices cannot be shared, and what to try."""
+    text = ""
+    for device in devices:
+        text += wrap(device.reason, width, "  ", first=f"{device.busid}: ")
+        if device.advice is not None:
+            text += wrap(device.advice, width, "    ", first="  hint: ")
+    return text
+
+
 def format_restrictions(result: ListResult, width: int) -> str:
-    """The devices that are not for everybody, as their bindings say it."""
+    """The devices that only some clients may use, by their bindings."""
     text = ""
     for device in result.devices:
         lists = [binding.allow for binding in result.bindings if device.busid in binding.devices]
@@ -113,12 +125,12 @@ def format_restrictions(result: ListResult, width: int) -> str:
 
 
 def format_absent(bindings: list[BindingInfo], width: int) -> str:
-    """The table of bindings whose device is not there."""
+    """The table of bindings without a device."""
     columns = (
         Column("VID:PID"),
         Column("PORT"),
         Column("SERIAL NUMBER", minimum=13),
-        Column("CALLED", minimum=12),
+        Column("NAME", minimum=12),
         Column("ALLOWED", minimum=8),
     )
     rows = [
@@ -135,7 +147,7 @@ def format_absent(bindings: list[BindingInfo], width: int) -> str:
 
 
 def format_replacements(result: ListResult, absent: list[BindingInfo], width: int) -> str:
-    """The devices that are at the port of another one that is bound, and what makes them different."""
+    """The devices in the port of another, bound device, and how they differ from it."""
     text = ""
     for binding in absent:
         if (found := result.instead_of(binding)) is not None:
@@ -149,7 +161,7 @@ def format_replacements(result: ListResult, absent: list[BindingInfo], width: in
 
 
 def describe(vendor_id: int, product_id: int, serial: str | None) -> str:
-    """What tells one device from another, for a sentence."""
+    """What identifies a device, in a sentence."""
     ids = hardware_id(vendor_id, product_id)
     return ids if serial is None else f"{ids} serial number {serial}"
 
@@ -161,7 +173,7 @@ def list_remote(host: str, port: int, *, timeout: float, as_json: bool) -> None:
     elif devices:
         emit(format_remote(devices, get_terminal_size().columns))
     else:
-        say(f"{host} shares no device with us.")
+        say(f"{host} shares no device with this machine.")
 
 
 def format_remote(devices: list[RemoteDevice], width: int) -> str:
@@ -213,7 +225,7 @@ def _remote_device(device: UsbDevice) -> RemoteDevice:
 
 
 def _speed_label(speed: int) -> str:
-    """The word for a speed as it travels; other servers also send those that this one never does."""
+    """The word for a speed on the wire; other servers send speeds that this one never does."""
     try:
         return Speed(speed).label
     except ValueError:

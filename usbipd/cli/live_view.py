@@ -18,7 +18,7 @@ from usbipd.cli.units import format_clock, format_time
 from usbipd.ipc.control_messages import StatusResult
 
 Text = Callable[[StatusResult, int], str]
-"""The status for people, in lines of at most so many cells."""
+"""Formats the status in lines of at most so many cells."""
 
 
 class Quit(Exception):  # noqa: N818 - it is no error
@@ -42,7 +42,7 @@ class LiveView:
         self._page = 1
         """Lines of the status that fit on the screen."""
         self._is_fresh = True
-        """Whether the screen shows the output of others."""
+        """Whether the screen shows the output of other programs."""
         self._exit = ExitStack()
         self._keys = self._exit.enter_context(TerminalKeys())
 
@@ -75,7 +75,7 @@ class LiveView:
 
     def close(self) -> None:
         if self._status is not None and not self._keys.has_keys:
-            emit("\n")  # the terminal may have shown ^C where the cursor stands
+            emit("\n")  # the terminal may have echoed ^C at the cursor
         self._exit.close()
 
     def _scroll(self, key: Key) -> None:
@@ -100,7 +100,7 @@ class LiveView:
         self._page = max(1, height - 1 - len(notice) - 2)
         self._top = min(self._top, max(0, len(self._lines) - self._page))
         shown = self._lines[self._top : self._top + self._page]
-        # Scrolls what the screen showed before into the scrollback.
+        # Move the previous content of the screen to the scrollback.
         begin = "\n" * (height - 1) if self._is_fresh else ""
         self._is_fresh = False
         emit(begin + frame([self._title(len(shown), width), *notice, "", *shown], width, height))
@@ -122,9 +122,9 @@ _CLEAR_BELOW: Final = "\x1b[J"
 
 
 def frame(lines: Sequence[str], width: int, height: int) -> str:
-    """`lines` from the upper left corner on, over what stood there; the cursor comes to stand under them.
+    """`lines` from the upper left corner, over the previous content; the cursor ends up below them.
 
-    Nothing is cleared before it is written again, so nothing flickers.  It never scrolls: lines and cells
+    Nothing is cleared before it is overwritten, so nothing flickers.  It never scrolls: lines and cells
     beyond the terminal are left out.
     """
     shown = [shorten(line, width) for line in lines[: max(height - 1, 1)]]

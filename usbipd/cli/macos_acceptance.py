@@ -1,8 +1,7 @@
-"""What is assumed of macOS and not proven, as questions, and what a report answers.  Runs in the caller's
-process.
+"""Open questions about macOS, and what a report answers.  Runs in the caller's process.
 
-docs/macos-acceptance.md says for each question how the answer comes about.  A question without evidence is an
-open one: nothing is guessed.
+docs/macos-acceptance.md explains how each question is answered.  A question without evidence stays open:
+nothing is guessed.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ MASS_STORAGE: Final = 8  # https://www.usb.org/defined-class-codes
 
 
 class Evidence:
-    """What the answers are taken from."""
+    """The source of the answers."""
 
     def __init__(
         self,
@@ -36,7 +35,7 @@ class Evidence:
         self.history = history
 
     def held(self) -> Iterator[DeviceFacts]:
-        """Devices that a worker has or should have, in the trials and now; simulated ones prove nothing."""
+        """Devices that a worker holds or should hold, in the trials and now; simulated ones prove nothing."""
         for facts in [trial.during for trial in self.trials if trial.during is not None] + self.devices:
             if not facts.device.simulated and facts.device.state is not DeviceState.NOT_SHARED:
                 yield facts
@@ -47,7 +46,7 @@ def _captured(evidence: Evidence) -> Iterator[str]:
         device = facts.device
         if device.claim_method is not None:
             drivers = ", ".join(device.drivers) or "none"
-            yield f"{_name(facts)}: taken ({device.claim_method}); drivers while it is held: {drivers}"
+            yield f"{_name(facts)}: claimed ({device.claim_method}); drivers while it is held: {drivers}"
 
 
 def _refused(evidence: Evidence) -> Iterator[str]:
@@ -73,7 +72,7 @@ def _came_back(evidence: Evidence) -> Iterator[str]:
             drivers = ", ".join(trial.before.device.drivers) or "it had none"
             yield f"{name}: back after {trial.seconds_until_back:.1f} s with its drivers: {drivers}"
         elif trial.after is None:
-            yield f"{name}: not there any more"
+            yield f"{name}: no longer present"
         else:
             now = ", ".join(trial.after.device.drivers) or "none"
             yield f"{name}: drivers before: {', '.join(trial.before.device.drivers)}; now: {now}"
@@ -94,7 +93,7 @@ def _storage(evidence: Evidence) -> Iterator[str]:
         if MASS_STORAGE in facts.interface_classes or facts.in_use:
             used = ", ".join(facts.in_use) or "nothing"
             error = trial.bind_error
-            result = "taken" if error is None else f"refused, {error.code}: {error.message}"
+            result = "claimed" if error is None else f"refused, {error.code}: {error.message}"
             yield f"{_name(facts)}: in use before: {used}; {result}"
 
 
@@ -121,7 +120,7 @@ def _launchd(evidence: Evidence) -> Iterator[str]:
     job = evidence.launchd
     if job is not None:
         installed = "is" if job.is_installed else "is not"
-        yield f"{job.file} {installed} there; launchctl print: exit code {job.exit_code}"
+        yield f"{job.file} {installed} installed; launchctl print: exit code {job.exit_code}"
 
 
 def _versions(evidence: Evidence) -> Iterator[str]:
@@ -152,11 +151,11 @@ QUESTIONS: Final[tuple[tuple[str, str, Callable[[Evidence], Iterator[str]]], ...
     ("sleep", "Are sleep and wake noticed, and devices that come and go?", _checks("power", "hotplug")),
     ("macos", "Does what is known of this macOS show?", _checks("macos", "libusb")),
 )
-"""Name, question, and what answers it."""
+"""Name, question, and the function that answers it."""
 
 
 def answer_questions(evidence: Evidence) -> list[OpenQuestion]:
-    """Each question with what the report has to say of it; nothing, where it has nothing."""
+    """Each question with its evidence; none if the report has none."""
     return [
         OpenQuestion(name=name, question=question, evidence=list(dict.fromkeys(answer(evidence))))
         for name, question, answer in QUESTIONS
@@ -164,7 +163,7 @@ def answer_questions(evidence: Evidence) -> list[OpenQuestion]:
 
 
 def _name(facts: DeviceFacts) -> str:
-    """The device with the classes that it is of, which is what the answers are sorted by."""
+    """The device with its classes, by which the answers are compared."""
     device = facts.device
     classes = count_classes(facts.interface_classes) or class_name(device.device_class)
     words = f"{device.busid} {hardware_id(device.vendor_id, device.product_id)}"

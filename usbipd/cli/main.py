@@ -14,28 +14,28 @@ from usbipd.cli.subcommand import Subcommand, never
 from usbipd.errors import UsageError
 
 SUBCOMMANDS: Final[Mapping[str, str]] = {
-    "list": "show the USB devices of this machine, or those that another one shares",
+    "list": "show the USB devices of this machine, or those that another machine shares",
     "bind": "share a device with USB/IP clients, now and whenever it is plugged in",
     "unbind": "stop sharing a device and return it to this machine",
-    "detach": "end the session of the client that uses a device, which stays shared",
-    "release": "reattach this machine's drivers to a device that a crash has left without them",
-    "status": "show what is shared, with whom, and how the daemon is",
+    "detach": "disconnect the client that uses a device; the device stays shared",
+    "release": "reattach this machine's drivers to a device that lost them in a crash",
+    "status": "show shared devices, their clients and the state of the daemon",
     "history": "show past claims, attachments, releases and failures",
     "doctor": "check the daemon and this machine and suggest fixes",
-    "help": "show the commands, or the options and examples of one",
+    "help": "list the commands, or show the options and examples of one",
 }
-"""Each command with its summary; its arguments and what it does are in the module of its name."""
+"""Each command and its summary; the module of its name has the rest."""
 
 FIRST_STEPS: Final = (
     ("find the device and its busid, here 1-1", "usbipd list"),
     ("share it", "sudo usbipd bind 1-1"),
-    ("use it, on the client; bind prints this line with the address", "sudo usbip attach -r HOST -b 1-1"),
+    ("attach it on the client; bind prints this line with the address", "sudo usbip attach -r HOST -b 1-1"),
 )
-"""The first share, in three commands."""
+"""How to share a first device."""
 
 
 def load(name: str) -> Subcommand:
-    """The command of this name.  Imports its module, which takes a while, and that of no other one."""
+    """The command of this name.  Imports its module, which is slow, and no other command's."""
     match name:
         case "list":
             from usbipd.cli.list import SUBCOMMAND
@@ -56,17 +56,17 @@ def load(name: str) -> Subcommand:
         case "help":
             return HELP
         case _:
-            raise ValueError(f"there is no command {name!r}")
+            raise ValueError(f"unknown command {name!r}")
     return SUBCOMMAND
 
 
 def build_parser(detailed: Collection[str] = SUBCOMMANDS) -> Parser:
-    """The command line of `usbipd`: every command, and of those in `detailed` what they take."""
+    """The command line of `usbipd`: every command; arguments only of those in `detailed`."""
     parser = Parser(
         prog="usbipd",
         usage="%(prog)s [OPTIONS] COMMAND",
         description="Shares USB devices of this machine over USB/IP.",
-        epilog=example_text("the first share", FIRST_STEPS)
+        epilog=example_text("first steps", FIRST_STEPS)
         + "\n\nSee `usbipd help COMMAND` for one command.  The daemon itself is `usbipd-ext`.",
     )
     parser.add_argument(
@@ -89,12 +89,12 @@ def build_parser(detailed: Collection[str] = SUBCOMMANDS) -> Parser:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Parse and carry out one command; raises `UsbipdError`."""
-    parser = build_parser(detailed=argv)  # no other command can be meant
+    """Parse and run one command; raises `UsbipdError`."""
+    parser = build_parser(detailed=argv)  # only a command in argv can be the one to run
     try:
         arguments = parser.parse_args(argv)
     except UsageError:
-        build_parser().parse_args(argv)  # fails too, and knows what is an option of another command
+        build_parser().parse_args(argv)  # fails too, and knows the options of all commands
         raise
     command: Subcommand | None = arguments.command
     if command is None:
@@ -106,7 +106,7 @@ def run(argv: Sequence[str]) -> int:
         error.advice = error.advice or f"see `{arguments.prog} --help`"
         raise
 
-    from usbipd.cli.connection import ControlConnection  # here: help and a wrong usage do not ask anybody
+    from usbipd.cli.connection import ControlConnection  # here: help and usage errors do not need it
 
     with ControlConnection(arguments.socket) as extension:
         if command.requires_extension(arguments):
@@ -123,11 +123,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _add_help_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("topic", metavar="COMMAND", nargs="?", help="the command (default: all, in short)")
+    parser.add_argument("topic", metavar="COMMAND", nargs="?", help="the command (default: list all)")
 
 
 def _show_help(arguments: argparse.Namespace, _extension: object) -> int:
-    """Print the page, which ends the command.  Raises `UsageError` if there is no such command."""
+    """Print the help page and exit.  Raises `UsageError` for an unknown command."""
     topic: list[str] = [] if arguments.topic is None else [arguments.topic]
     build_parser(detailed=topic).parse_args([*topic, "--help"])
     return 0

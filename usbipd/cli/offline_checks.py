@@ -1,7 +1,7 @@
-"""What `usbipd doctor` finds out from the caller's process.
+"""The checks of `usbipd doctor` that run in the caller's process.
 
-With an extension that answers: what it says of itself, and how this command stands to it.  Without one: why
-it may not be running, and what would be in its way when it starts.
+If the extension answers: its own checks, and whether version and permissions fit this command.  If not: why
+it may not be running, and what would keep it from starting.
 """
 
 import os
@@ -21,13 +21,13 @@ from usbipd.ipc.control_messages import CheckResult, CheckState, HealthResult, S
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.protocol.constants import USBIP_PORT
 
-_ANOTHER_PLACE: Final = "Start it with another place for its socket, with --socket."
+_ANOTHER_PLACE: Final = "Start it with another socket path: `sudo usbipd-ext --run --socket PATH`."
 TIMEOUT: Final = 2.0
-"""Seconds that a look at the port may take."""
+"""Seconds to wait for a connection to the port."""
 
 
 def examine(extension: ControlConnection) -> list[CheckResult]:
-    """Every check that can be made now.  `extension` is not open yet; afterwards it may be."""
+    """All checks that can run now.  `extension` is closed before, and may be open afterwards."""
     try:
         extension.open()
         health = extension.request(Command.HEALTH, Nothing(), HealthResult)
@@ -37,7 +37,7 @@ def examine(extension: ControlConnection) -> list[CheckResult]:
     except ExtensionUnreachableError as error:
         found = examine_host(Path(extension.path))
         return _reports({"extension": unreachable(error, extension.path), **found})
-    except UsbipdError as error:  # it runs, and says why it cannot
+    except UsbipdError as error:  # it runs, and reports why it cannot
         return _reports({"extension": failed(error.message, *steps_of(error))})
 
 
@@ -47,7 +47,7 @@ def _reports(found: Mapping[str, Finding]) -> list[CheckResult]:
 
 
 def _check_standing(extension: ControlConnection) -> dict[str, Finding]:
-    """How this command stands to the extension.  Raises `ExtensionUnreachableError`."""
+    """Whether the extension and this command fit.  Raises `ExtensionUnreachableError`."""
     try:
         status = extension.request(Command.STATUS, Nothing(), StatusResult)
     except ExtensionUnreachableError:
@@ -59,7 +59,7 @@ def _check_standing(extension: ControlConnection) -> dict[str, Finding]:
 
 
 def examine_host(control_socket: Path) -> dict[str, Finding]:
-    """What an extension of this user needs when it starts."""
+    """What an extension of this user needs to start."""
     found = {
         "runtime": check_runtime(control_socket),
         "libusb": check_libusb(),
@@ -72,12 +72,12 @@ def examine_host(control_socket: Path) -> dict[str, Finding]:
 
 
 def check_extension(status: StatusResult) -> Finding:
-    """Whether it is the one that belongs to this command."""
+    """Whether it has the version of this command."""
     if status.version != __version__:
         return warning(
-            f"version {status.version} runs (pid {status.pid}), and this command is of version {__version__}",
+            f"the daemon has version {status.version} (pid {status.pid}), this command {__version__}",
             "Restart the daemon.",
-            "If there are two installations, use the command of the one that runs, or remove one of them.",
+            "If there are two installations, use the command of the running one, or remove one of them.",
         )
     return ok(
         f"usbipd {status.version} runs as {status.user}, pid {status.pid}, "
@@ -86,7 +86,7 @@ def check_extension(status: StatusResult) -> Finding:
 
 
 def unreachable(error: ExtensionUnreachableError, control_socket: str) -> Finding:
-    """The check that nothing else can be asked for."""
+    """The check of an extension that does not answer."""
     if error.code == "not-running":
         return failed(
             error.message,
@@ -102,21 +102,21 @@ def check_permission(status: StatusResult) -> Finding:
     uid, group = os.geteuid(), privileges.admin_group()
     user = privileges.user_name(uid)
     if uid == 0 or user == status.user:
-        return ok(f"you are {user}: you may bind, unbind, detach and release")
+        return ok(f"you are {user}: you can bind, unbind, detach and release")
     name = privileges.ADMIN_GROUP
     if group is not None and group in {os.getegid(), *os.getgroups()}:
-        return ok(f"you are in the group {name}: you may bind, unbind, detach and release")
+        return ok(f"you are in the group {name}: you can bind, unbind, detach and release")
     steps = ["Put sudo before the command."]
     if group is None:
-        steps.append(f"Or have an administrator make the group {name}, with you as a member.")
+        steps.append(f"Or have an administrator create the group {name} and add you to it.")
     else:
-        steps.append(f"Or have an administrator make {user} a member of the group {name}.")
-    steps.append("Log out and in again: groups count from the login on.")
+        steps.append(f"Or have an administrator add {user} to the group {name}.")
+    steps.append("Log out and in again: groups take effect at login.")
     return warning(f"{user} has read-only access", *steps)
 
 
 def check_runtime(control_socket: Path) -> Finding:
-    """Whether the directory of the control socket is one that an extension takes."""
+    """Whether an extension accepts the directory of the control socket."""
     directory = control_socket.parent
     try:
         found = directory.lstat()
@@ -128,7 +128,7 @@ def check_runtime(control_socket: Path) -> Finding:
         return failed(f"{directory} is not a directory", _ANOTHER_PLACE)
     if (danger := paths.writable_by_others(directory, found, {0, os.geteuid()})) is not None:
         return failed(
-            f"{danger}: no extension puts its socket there",
+            f"{danger}: the extension refuses to put its socket there",
             f"See what is in it: `ls -la {directory}`.",
             _ANOTHER_PLACE,
         )
@@ -140,11 +140,11 @@ def check_runtime(control_socket: Path) -> Finding:
                 _ANOTHER_PLACE,
             )
         return ok(f"{control_socket} was left by an extension that was killed: the next one replaces it")
-    return ok(f"{directory} is as it should be")
+    return ok(f"{directory} is usable")
 
 
 def check_state() -> Finding:
-    """Whether what outlives the daemon can be read."""
+    """Whether the stored bindings can be read."""
     try:
         store = paths.state_directory() / paths.DATABASE
         with store.open("rb") as file:
@@ -156,10 +156,10 @@ def check_state() -> Finding:
     except OSError as error:
         return failed(
             f"{store}: {error.strerror}",
-            f"See whose it is: `ls -ld '{store.parent}' '{store}'`.",
-            "Give it back to the user who starts the extension, or move it aside: then nothing is bound.",
+            f"See who owns it: `ls -ld '{store.parent}' '{store}'`.",
+            "Change its owner to the user who starts the extension, or move it aside: then nothing is bound.",
         )
-    return ok(f"{store} is there")
+    return ok(f"{store} is readable")
 
 
 def check_port(host: str, port: int) -> Finding:
@@ -168,13 +168,13 @@ def check_port(host: str, port: int) -> Finding:
         socket.create_connection((host, port), TIMEOUT).close()
     except TimeoutError:  # a program listens, and is stopped or busy: its queue is full
         pass
-    except OSError:  # refused, as it should be
+    except OSError:  # refused, as expected
         return ok(f"nothing listens on {host}:{port}")
     return failed(
         f"something listens on {host}:{port}, so the extension cannot: "
         "the kernel's usbipd, or an extension that this command does not reach",
         f"See what it is: `sudo lsof -nP -iTCP:{port} -sTCP:LISTEN`.",
-        "End it.",
+        "Stop it.",
         "Or choose another port: `sudo usbipd-ext --run --listen 127.0.0.1:3241`, "
         "and `usbip --tcp-port 3241` on the clients.",
     )
@@ -186,7 +186,7 @@ def check_launchd(job: Path, launchctl: Path = launchd.LAUNCHCTL) -> Finding:
     if found.state is not CheckState.OK:
         return found
     return failed(
-        f"{found.message}, and yet the extension does not answer",
+        f"{found.message}, but the extension does not answer",
         f"Start it again: `sudo launchctl kickstart -k system/{job.stem}`.",
-        "If it does not stay, look into its log.",
+        "If it exits again, check its log.",
     )

@@ -1,6 +1,6 @@
-"""How a command ends: its output, its error and its exit code.  Runs in the caller's process.
+"""The output, error and exit code of a command.  Runs in the caller's process.
 
-Data goes to stdout and talk to stderr.  An error is two lines, what is wrong and what to try; under `--json`
+Data goes to stdout, messages to stderr.  An error is two lines, what is wrong and what to try; under `--json`
 stdout gets it as a document too.  Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no extension answers,
 `INTERRUPTED` and `BROKEN_PIPE`.
 """
@@ -16,13 +16,13 @@ from usbipd.errors import BROKEN_PIPE, INTERRUPTED, ExtensionUnreachableError, U
 from usbipd.text import readable
 
 Name = TypeVar("Name")
-"""What `str` makes a name of."""
+"""Converted by `str`."""
 
 
 def emit(text: str) -> None:
-    """Write data to stdout, all of it and now."""
+    """Write data to stdout and flush it."""
     try:
-        if text:  # without a buffer, writing nothing fails too where nothing can be written
+        if text:  # an unbuffered stdout can fail on an empty write
             print(text, end="")
         if sys.stdout is not None:  # the caller may have closed it
             sys.stdout.flush()
@@ -35,13 +35,13 @@ def emit(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Tell the person at the terminal something; lost when nobody listens."""
+    """Print a message on stderr; dropped if it cannot be written."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
 
 def run_to_exit_code(program: str, argv: Sequence[str], command: Callable[[], int]) -> int:
-    """Run `command` to its exit code, reporting a `UsbipdError` in the name of `program`."""
+    """Run `command` to its exit code, printing a `UsbipdError` in the name of `program`."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -50,7 +50,7 @@ def run_to_exit_code(program: str, argv: Sequence[str], command: Callable[[], in
             code = command()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
-        emit("")  # argparse leaves what it printed for --help and --version in the buffer
+        emit("")  # flush what argparse printed for --help and --version
         return code
     except UsbipdError as error:
         print_error(program, error, as_json="--json" in argv)
@@ -60,9 +60,9 @@ def run_to_exit_code(program: str, argv: Sequence[str], command: Callable[[], in
 
 
 def run_each(program: str, names: Sequence[Name], do: Callable[[Name], None], *, as_json: bool) -> int:
-    """Call `do` for each name, also after one has failed; the exit code of the first failure, else 0.
+    """Call `do` for each name, even after a failure; the exit code of the first failure, else 0.
 
-    Raises the `UsbipdError` of a single name, and `ExtensionUnreachableError`: the rest would fail, too.
+    Raises the `UsbipdError` of a single name, and `ExtensionUnreachableError`: the rest would fail too.
     """
     code = 0
     for name in names:
@@ -84,11 +84,11 @@ def print_error(program: str, error: UsbipdError, *, as_json: bool) -> None:
     error.advice = None if error.advice is None else _cleaned(error.advice)
     say(f"{program}: {error.message}")
     if error.advice is not None:
-        from usbipd.spelling import Spelling  # here: most commands have no advice to give
+        from usbipd.spelling import Spelling  # here: most commands print no advice
 
         say(f"hint: {_cleaned(Spelling.here().spell(error.advice))}")
     if as_json:
-        # Imported here: an error of usage needs no messages.
+        # Imported here: most errors are printed without JSON.
         from usbipd.cli.documents import error_document, render
 
         with contextlib.suppress(UsbipdError):

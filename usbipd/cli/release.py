@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
 
     def release(selector: Selector | None) -> None:
         busid = find_busid("release", selector, extension, _is_ours, as_json=arguments.json)
-        if busid in asked:  # two parts of one name
+        if busid in asked:  # two names of one device
             return
         asked.append(busid)
         parameters = ReleaseParameters(busid=busid)
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
         elif drivers:
             say(f"{busid}: released to {', '.join(drivers)}")
         else:
-            say(f"{busid}: released; no driver of this machine has claimed it")
+            say(f"{busid}: released; no driver has claimed it")
 
     return run_each("usbipd", selectors_of(arguments) or [None], release, as_json=arguments.json)
 

@@ -1,4 +1,4 @@
-"""Asks any USB/IP server of the network which devices it shares.  Runs in the caller's process."""
+"""Fetches the device list of any USB/IP server.  Runs in the caller's process."""
 
 import socket
 import time
@@ -9,14 +9,14 @@ from usbipd.errors import ProtocolError, UsbipdError
 from usbipd.protocol.constants import ST_OK
 from usbipd.protocol.op import DevlistReplyReader, UsbDevice, encode_devlist_request
 
-_NOT_USBIP: Final = "a USB/IP server of another version or something else may listen there: check the port"
-_CLOSED: Final = "the server may refuse this address, or have too many connections: look into its log"
+_NOT_USBIP: Final = "a USB/IP server of another version, or another program, may listen there: check the port"
+_CLOSED: Final = "the server may refuse this address, or have too many connections: check its log"
 
 
 def fetch_devlist(host: str, port: int, timeout: float) -> tuple[UsbDevice, ...]:
-    """The devices that the server at `host`:`port` offers; `timeout` is the time for all of it, in seconds.
+    """The devices that the server at `host`:`port` shares, within `timeout` seconds in total.
 
-    Raises `UsbipdError`: nobody there, no answer in time, or an answer that is not USB/IP 1.1.1.
+    Raises `UsbipdError`: no connection, no answer in time, or an answer that is not USB/IP 1.1.1.
     """
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     deadline = time.monotonic() + timeout
@@ -25,7 +25,7 @@ def fetch_devlist(host: str, port: int, timeout: float) -> tuple[UsbDevice, ...]
     try:
         connection = socket.create_connection((host, port), timeout)
     except (socket.gaierror, UnicodeError) as error:  # UnicodeError: no such name can exist, as in "a..b"
-        reason = error.strerror if isinstance(error, OSError) else "that is no host name"
+        reason = error.strerror if isinstance(error, OSError) else "not a host name"
         raise UsbipdError(
             f"cannot find the host {host}: {reason}",
             code="host-not-found",
@@ -37,15 +37,13 @@ def fetch_devlist(host: str, port: int, timeout: float) -> tuple[UsbDevice, ...]
         raise UsbipdError(
             f"{where} refused the connection: nothing listens there",
             code="refused",
-            advice=brackets
-            or "is the USB/IP server running there, and does it listen on more than loopback?",
+            advice=brackets or "check that the USB/IP server is running and listens on more than loopback",
         ) from error
     except OSError as error:
         raise UsbipdError(
             f"cannot connect to {where}: {error.strerror}",
             code="unreachable",
-            advice=brackets
-            or "check that the network and any firewall on the way let TCP through to that port",
+            advice=brackets or "check that the network and firewalls allow TCP to that port",
         ) from error
     with connection:
         try:
@@ -94,5 +92,5 @@ def _timed_out(where: str, timeout: float, advice: str | None = None) -> UsbipdE
         f"{where} did not answer within {timeout:g} s",
         code="timed-out",
         advice=advice
-        or "a firewall may drop the packets, or something else listens there; --timeout waits longer",
+        or "a firewall may drop the packets, or another program may listen there; --timeout waits longer",
     )

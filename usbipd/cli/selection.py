@@ -1,4 +1,4 @@
-"""Which entries of the history are wanted: `--since WHEN`, `--device DEVICE`.
+"""Selects entries of the history: `--since WHEN`, `--device DEVICE`.
 
 Runs in the caller's process.
 """
@@ -20,14 +20,14 @@ _RIGHT: Final = "write 10m, 2h, 3d, today, 2026-12-01 or 2026-12-01T08:30"
 
 
 def entry_name(entry: HistoryEntry) -> str:
-    """The name of the device that the entry is about; "" if there is none."""
+    """The name of the device in the entry; "" if there is none."""
     if entry.vendor_id is None or entry.product_id is None:
         return entry.product or ""
     return known_name(entry.vendor_id, entry.product_id, entry.product) or ""
 
 
 def is_about(selector: Selector, entry: HistoryEntry) -> bool:
-    """Whether the entry is about a device that `selector` names."""
+    """Whether `selector` matches the device in the entry."""
     if selector.busid is not None:
         return entry.busid == selector.busid
     if selector.hardware is not None:
@@ -37,22 +37,22 @@ def is_about(selector: Selector, entry: HistoryEntry) -> bool:
 
 
 class Selection(NamedTuple):
-    """The entries since `since`, in seconds since the epoch, about devices that `device` names; None: any."""
+    """The entries since `since`, in seconds since the epoch, of devices that `device` matches; None: any."""
 
     since: float | None = None
     device: Selector | None = None
 
     def fits(self, entry: HistoryEntry) -> bool:
-        """Whether the entry is wanted."""
+        """Whether the entry is selected."""
         return not self.is_older(entry) and (self.device is None or is_about(self.device, entry))
 
     def is_older(self, entry: HistoryEntry) -> bool:
-        """Whether the entry is from before `since`."""
+        """Whether the entry precedes `since`."""
         return self.since is not None and entry.time < self.since
 
 
 def device(text: str) -> Selector:
-    """Argument type: a device as `parse_device` takes it, but not by its serial number."""
+    """Argument type: as `parse_device`, but without a serial number."""
     selector = parse_device(text)
     if selector.hardware is not None and selector.hardware.serial is not None:
         raise argparse.ArgumentTypeError(f"{text!r}: the history has no serial numbers: write VID:PID")
@@ -75,7 +75,7 @@ def moment(text: str) -> float:
         else:
             then = datetime.datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: {_RIGHT}") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time: {_RIGHT}") from error
     if then > now:
         raise argparse.ArgumentTypeError(f"{text!r} is in the future: {_RIGHT}")
     return then

@@ -1,16 +1,18 @@
-"""`usbipd status`, and what `usbipd-ext --status` shows: the daemon now.  Runs in the caller's process."""
+"""`usbipd status` and `usbipd-ext --status`: the daemon now.  Runs in the caller's process."""
 
 import argparse
+import re
+import shlex
 from collections.abc import Sequence
 from shutil import get_terminal_size
 from typing import Final
 
-from usbipd.cli.arguments import add_color_argument, add_json_argument, add_watch_argument
+from usbipd.cli.arguments import add_color_argument, add_json_argument, add_watch_argument, interval
 from usbipd.cli.colour import Paint, paint_for, plain
 from usbipd.cli.connection import ControlConnection
 from usbipd.cli.device import device_name, format_failures, hardware_id
 from usbipd.cli.device_arguments import Selector, parse_device
-from usbipd.cli.device_lookup import fits_device, only_named, require_named
+from usbipd.cli.device_lookup import matches_device, only_named, require_named
 from usbipd.cli.documents import StatusDocument, render
 from usbipd.cli.output import emit
 from usbipd.cli.subcommand import Subcommand, always
@@ -24,13 +26,14 @@ from usbipd.cli.units import (
     short_latency,
     short_moment,
 )
+from usbipd.errors import UsageError
 from usbipd.ipc.control_messages import DeviceInfo, DeviceState, LoggedError, ProcessInfo, StatusResult
 from usbipd.ipc.messages import Command, Nothing
 
 _ORDER: Final = (DeviceState.FAILED, DeviceState.ATTACHED, DeviceState.SHARED)
-"""The states that are shown: first what needs attention, then what is in use."""
+"""The states shown, in this order: first those that need attention, then those in use."""
 ERRORS_SHOWN: Final = 5
-"""Of the last errors; `--json` has all that the extension remembers."""
+"""The last errors shown; `--json` has all that the extension keeps."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,12 +42,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DEVICE",
         nargs="*",
         type=parse_device,
-        help="only this device: busid, VID:PID, VID:PID:SERIAL or part of the name (default: all that are "
-        "shared)",
+        help="only this device: busid, VID:PID, VID:PID:SERIAL or part of the name (default: all shared "
+        "devices)",
     )
-    add_watch_argument(parser)
+    add_watch_argument(parser, _watch_interval)
     add_color_argument(parser)
     add_json_argument(parser)
+
+
+def _watch_interval(text: str) -> float:
+    """Argument type: as `interval`, but the error for a word says where a device goes."""
+    try:
+        return interval(text)
+    except argparse.ArgumentTypeError as error:
+        if re.fullmatch("[0-9.]*", text):
+            raise
+        advice = f"a device goes before the option: `usbipd status {shlex.quote(text)} --watch`"
+        raise UsageError(f"--watch: {error}", code="usage", advice=advice) from error
 
 
 def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
@@ -70,22 +84,23 @@ def show_status(
 ) -> None:
     """Print the status: once, or every `interval` seconds and at each change, until the caller ends it.
 
-    Of the devices only these, if there are any.  Raises `UsbipdError` if one of them does not exist; to be
-    watched, it need not.
+    `devices` limits the output to these.  Raises `UsbipdError` if one does not exist, unless watching.
     """
 
     def text(status: StatusResult, width: int) -> str:
         others = [each for each in status.devices if each.state is DeviceState.NOT_SHARED] if devices else []
-        absent = [each for each in devices if not any(fits_device(each, device) for device in status.devices)]
+        absent = [
+            each for each in devices if not any(matches_device(each, device) for device in status.devices)
+        ]
         note = "".join(f"{device.busid} is not shared.\n" for device in others)
-        note += "".join(f"No device fits {each.text!r}.\n" for each in absent)
+        note += "".join(f"No device matches {each.text!r}.\n" for each in absent)
         return format_status(status, width, paint, with_processes=with_processes, unshared=note)
 
     def chosen(status: StatusResult) -> StatusResult:
         return only_named(status, devices) if devices else status
 
     if interval is not None:
-        from usbipd.cli.watch import view_for, watch  # here: only who watches has to wait for it
+        from usbipd.cli.watch import view_for, watch  # here: only --watch needs it
 
         watch(extension, view_for(text, as_json=as_json), interval, chosen)
         return
@@ -98,9 +113,9 @@ def show_status(
 def format_status(
     status: StatusResult, width: int, paint: Paint = plain, *, with_processes: bool, unshared: str = ""
 ) -> str:
-    """The daemon in a few lines, its shared devices, its last errors, and its processes if asked for.
+    """The daemon in a few lines, its shared devices, its last errors and, optionally, its processes.
 
-    `unshared`: lines about devices that were asked for and are not shared, or not there.
+    `unshared`: lines about requested devices that are not shared or do not exist.
     """
     parts = [format_daemon(status, width)]
     shared = [device for device in status.devices if device.state in _ORDER]
@@ -191,7 +206,7 @@ def _row(device: DeviceInfo) -> tuple[str, ...]:
 
 
 def format_silent(processes: list[ProcessInfo], width: int) -> str:
-    """The processes that do not answer."""
+    """The unresponsive processes."""
     text = ""
     for process in processes:
         if process.silent_for is not None:
@@ -202,7 +217,7 @@ def format_silent(processes: list[ProcessInfo], width: int) -> str:
 
 
 def format_confinement(processes: list[ProcessInfo], width: int) -> str:
-    """What the confinement of server and workers lacks; each reason is printed once."""
+    """What the confinement of server and workers lacks, each reason once."""
     lacking = dict.fromkeys(process.lacks for process in processes if process.lacks is not None)
     return "".join(
         wrap(f"Not fully confined: {lacks}: see `usbipd doctor`", width, "  ", first="") for lacks in lacking
@@ -210,7 +225,7 @@ def format_confinement(processes: list[ProcessInfo], width: int) -> str:
 
 
 def format_errors(errors: list[LoggedError], width: int) -> str:
-    """The newest errors that the extension has logged, the newest last."""
+    """The last errors that the extension logged, the newest last."""
     if not errors:
         return ""
     return "Last errors:\n" + "".join(
@@ -220,7 +235,7 @@ def format_errors(errors: list[LoggedError], width: int) -> str:
 
 
 def format_processes(processes: list[ProcessInfo], width: int) -> str:
-    """Every process of the daemon, the user that it runs as, and its memory."""
+    """Every process of the daemon with its user and memory."""
     columns = (
         Column("PROCESS"),
         Column("PID", right=True),
@@ -249,6 +264,6 @@ SUBCOMMAND = Subcommand(
     examples=(
         ("show the shared devices, their clients and traffic", "usbipd status"),
         ("show some devices only", "usbipd status 1-1 ultra"),
-        ("keep showing them", "usbipd status --watch"),
+        ("refresh continuously", "usbipd status --watch"),
     ),
 )

@@ -4,16 +4,16 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-if TYPE_CHECKING:  # a command that only parses shall not load what asks the extension
+if TYPE_CHECKING:  # parsing alone must not load the IPC modules
     from usbipd.cli.connection import ControlConnection
 
 
 class Subcommand(NamedTuple):
     """One command of `usbipd`: `run` is called with the parsed arguments and returns the exit code.
 
-    The extension is connected before `run` if `requires_extension` says so of the arguments, and never else.
-    What argparse cannot say of the arguments, `check` refuses before that, with a `UsageError`.  `usage` and
-    `examples` (what it does, the command) are for its help page.
+    The extension is connected before `run` only if `requires_extension` returns True.  Before that, `check`
+    raises `UsageError` for combinations that argparse cannot check.  `usage` and `examples` (what it does,
+    the command) are for the help page.
     """
 
     add_arguments: Callable[[argparse.ArgumentParser], None]
@@ -25,10 +25,10 @@ class Subcommand(NamedTuple):
 
 
 def always(_arguments: argparse.Namespace) -> bool:
-    """For commands that need the extension whatever their arguments are."""
+    """For commands that always need the extension."""
     return True
 
 
 def never(_arguments: argparse.Namespace) -> bool:
-    """For commands that find out by themselves whether there is an extension."""
+    """For commands that do not need the extension, or connect to it themselves."""
     return False

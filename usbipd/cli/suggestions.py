@@ -1,8 +1,8 @@
-"""What is meant by a command or an option that does not exist.  Runs in the caller's process.
+"""Suggestions for commands and options that do not exist.  Runs in the caller's process.
 
-Loaded only where a command line is wrong.  Commands of others that people try here: those of usbipd-win
-(https://github.com/dorssel/usbipd-win, `usbipd --help`), of usbip(8) and usbipd(8) of the Linux kernel
-(tools/usb/usbip), and of docker(1).
+Loaded only if a command line is wrong.  Covers the commands of other programs: usbipd-win
+(https://github.com/dorssel/usbipd-win, `usbipd --help`), usbip(8) and usbipd(8) of the Linux kernel
+(tools/usb/usbip), and docker(1).
 """
 
 import difflib
@@ -29,8 +29,8 @@ OTHER_COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "rm": ("devices are unshared with `unbind`", "`usbipd unbind DEVICE`"),
     "disconnect": ("a client is cut off with `detach`", "`usbipd detach DEVICE`"),
     "port": (
-        "ports are those of a client",
-        "there, `usbip port`; here, `usbipd status` shows clients",
+        "ports are listed on the client",
+        "on the client: `usbip port`; here, `usbipd status` shows clients",
     ),
     "ls": ("devices are listed with `list`", "`usbipd list`"),
     "devices": ("devices are listed with `list`", "`usbipd list`"),
@@ -42,26 +42,26 @@ OTHER_COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "events": ("past events are shown by `history`", "`usbipd history`"),
     "log": (
         "past events are shown by `history`",
-        "`usbipd history`; the log is that of the daemon",
+        "`usbipd history`; the log is written by the daemon",
     ),
     "logs": (
         "past events are shown by `history`",
-        "`usbipd history`; the log is that of the daemon",
+        "`usbipd history`; the log is written by the daemon",
     ),
     "health": ("the daemon is checked with `doctor`", "`usbipd doctor`"),
     "check": ("the daemon is checked with `doctor`", "`usbipd doctor`"),
     "policy": (
-        "there are no policies: each binding has the networks that may use it",
+        "usbipd has no policies: each binding lists the networks that may use it",
         "`usbipd bind DEVICE --allow NETWORK`; for all devices, `allow` in usbipd.toml",
     ),
     "server": ("the server is part of the daemon", _DAEMON),
-    "daemon": ("the daemon is a command of its own", _DAEMON),
-    "run": ("the daemon is a command of its own", _DAEMON),
-    "start": ("the daemon is a command of its own", _DAEMON),
-    "license": ("usbipd is under the MIT licence", "the file LICENSE of the source has its text"),
-    "version": ("the version is printed by an option", "`usbipd --version`"),
+    "daemon": ("the daemon is a separate command", _DAEMON),
+    "run": ("the daemon is a separate command", _DAEMON),
+    "start": ("the daemon is a separate command", _DAEMON),
+    "license": ("usbipd has the MIT licence", "its text is in the file LICENSE of the source"),
+    "version": ("the version is an option", "`usbipd --version`"),
 }
-"""Each with what is wrong about it here, and what to try."""
+"""Each command: why it does not exist here, and what to try."""
 
 _OPTIONS_OF_DAEMONS: Final = (
     *("-D", "--daemon", "-4", "-6", "-d", "--debug", "-P", "--pid", "-t", "--tcp-port"),  # usbipd(8)
@@ -99,32 +99,32 @@ OTHER_OPTIONS: Final[Mapping[tuple[str, str], str]] = {
     ("usbipd status", "-w"): "`usbipd status --watch`",
     ("usbipd history", "-n"): "`usbipd history --limit N`",
 }
-"""What to try, by the command and the option."""
+"""What to try, by command and option."""
 
 
 def unknown_command(name: str, known: Collection[str]) -> UsageError:
-    """What is wrong with a command, and what is near to it."""
+    """The error for a command that does not exist, with the nearest one that does."""
     near = _nearest(name, [*known, *OTHER_COMMANDS])
     if near is not None and near in OTHER_COMMANDS:
         message, advice = OTHER_COMMANDS[near]
-        return UsageError(f"there is no command {name!r}: {message}", code="usage", advice=advice)
+        return UsageError(f"unknown command {name!r}: {message}", code="usage", advice=advice)
     if _DEVICE.fullmatch(name):
         advice = f"to share a device: `usbipd bind {name}`"
     elif near is not None:
         advice = f"did you mean `usbipd {near}`?"
     else:
         advice = "`usbipd help` lists the commands"
-    return UsageError(f"there is no command {name!r}", code="usage", advice=advice)
+    return UsageError(f"unknown command {name!r}", code="usage", advice=advice)
 
 
 def unknown_option(prog: str, option: str, known: Collection[str], elsewhere: Collection[str]) -> UsageError:
-    """What is wrong with an option of the command `prog`; `elsewhere`: those that stand behind a command."""
+    """The error for an unknown option of `prog`; `elsewhere`: the options that go after a command."""
     name, _equals, _value = option.partition("=")
     command = prog.partition(" ")[2]
-    message = f"{command} has no option {name}" if command else f"there is no option {name}"
+    message = f"{command} has no option {name}" if command else f"unknown option {name}"
     advice = OTHER_OPTIONS.get((prog, name))
     if advice is None and name in elsewhere:
-        advice = f"it goes behind the command: `{prog} COMMAND {option}`"
+        advice = f"it goes after the command: `{prog} COMMAND {option}`"
     if advice is None and (near := _nearest(name, [*known, *sorted(elsewhere)])) is not None:
         meant = near if near in known else f"`{prog} COMMAND {near}`"
         advice = f"did you mean {meant}?  See `{prog} --help`"
@@ -132,18 +132,18 @@ def unknown_option(prog: str, option: str, known: Collection[str], elsewhere: Co
 
 
 def unexpected_argument(prog: str, argument: str, options: Collection[str]) -> UsageError:
-    """What is wrong with a word that `prog` does not take."""
+    """The error for an argument that `prog` does not take."""
     command = prog.partition(" ")[2]
-    message = f"{command} does not take {argument!r}" if command else f"there is no command {argument!r}"
+    message = f"{command} does not take {argument!r}" if command else f"unknown command {argument!r}"
     if f"--{argument}" in options:
         return UsageError(message, code="usage", advice=f"did you mean --{argument}?  See `{prog} --help`")
     if prog == "usbipd-ext":
-        return UsageError(message, code="usage", advice="commands are those of usbipd: see `usbipd --help`")
+        return UsageError(message, code="usage", advice="commands belong to usbipd: see `usbipd --help`")
     return UsageError(message, code="usage", advice=f"see `{prog} --help`")
 
 
 def _nearest(word: str, known: Collection[str]) -> str | None:
-    """The one of `known` that is most like `word`; None if all are too different."""
+    """The name in `known` that is most similar to `word`; None if none is similar enough."""
     same = [each for each in known if each.casefold() == word.casefold()]
     candidates = [each for each in known if each.startswith("--") or not each.startswith("-")]
     near = same or difflib.get_close_matches(word, candidates, 1, 0.6)

@@ -1,6 +1,6 @@
-"""Tables and sentences for people's eyes, at most as wide as the terminal.  Runs in the caller's process.
+"""Tables and paragraphs that fit the terminal.  Runs in the caller's process.
 
-Texts are cleaned where they enter (`usbipd/text.py`): an escape sequence in one is a colour of this program.
+Untrusted text is cleaned where it enters (`usbipd/text.py`): all escape sequences are our colours.
 """
 
 import unicodedata
@@ -15,15 +15,15 @@ from usbipd.text import ELLIPSIS
 GAP: Final = "  "
 COMFORT: Final = 24
 FIRST_COMFORT: Final = 12
-"""Cells that a column which can be shortened keeps, if it needs them, before one with a `rank` is shown, and
-before one with the first rank is."""
+"""Cells that a column with a `minimum` keeps, if it needs them, before columns with a `rank` are shown;
+`FIRST_COMFORT` applies to rank 1."""
 
 
 class Column(msgspec.Struct, frozen=True):
-    """A column; one with a `minimum` is shortened down to that many cells when the table is too wide.
+    """A column; one with a `minimum` shrinks to that many cells if the table is too wide.
 
-    One with a `rank` is shown only where there is room for it and for all of lower rank, from 1 on.  The
-    cells of a `state` have its colour.
+    One with a `rank` is shown only if there is room for it and all lower ranks, from 1 on.  The cells of a
+    `state` column are coloured.
     """
 
     title: str
@@ -34,10 +34,7 @@ class Column(msgspec.Struct, frozen=True):
 
 
 def display_width(text: str) -> int:
-    """Terminal cells that `text` takes: two for wide East Asian characters, none for combining ones.
-
-    Colours take none either.
-    """
+    """Terminal cells of `text`: two for wide East Asian characters, none for combining ones and colours."""
     if "\x1b" in text:
         text = SEQUENCE.sub("", text)
     if text.isascii():
@@ -53,16 +50,16 @@ def _char_width(char: str) -> int:
 
 
 def shorten(text: str, width: int) -> str:
-    """`text`, or as much of its beginning as fits into `width` cells together with an ellipsis."""
+    """`text`, cut to `width` cells with an ellipsis if it is longer."""
     if display_width(text) <= width:
         return text
     return _beginning(text, width - 1).rstrip() + ELLIPSIS
 
 
 def wrap(text: str, width: int, indent: str = "", first: str | None = None) -> str:
-    """`text` in lines of at most `width` cells, each ended; a word that fits no line is broken.
+    """`text` in lines of at most `width` cells, each with a line end; longer words are broken.
 
-    Lines begin with `indent`, the first one with `first` if that is given.
+    Lines begin with `indent`, the first one with `first` if given.
     """
     width = max(width, display_width(indent) + 2)  # so that each line has room for a character
     lines, line = [], indent if first is None else first
@@ -81,10 +78,10 @@ def wrap(text: str, width: int, indent: str = "", first: str | None = None) -> s
 
 
 def _beginning(text: str, width: int) -> str:
-    """As much of `text` as fits into `width` cells, with all of its colours."""
+    """As much of `text` as fits into `width` cells, with all its colours."""
     if "\x1b" in text:
         parts, left = SEQUENCE.split(text), width
-        for index in range(0, len(parts), 2):  # between them the sequences
+        for index in range(0, len(parts), 2):  # at odd indexes: the sequences
             whole, parts[index] = parts[index], _beginning(parts[index], left)
             left = left - display_width(whole) if parts[index] == whole else 0
         return "".join(parts)
@@ -97,11 +94,11 @@ def _beginning(text: str, width: int) -> str:
 
 
 class Layout(msgspec.Struct, frozen=True):
-    """Which columns of a table are shown, and how wide each is, in cells."""
+    """The columns of a table that are shown, and their widths in cells."""
 
     columns: tuple[Column, ...]
     shown: tuple[int, ...]
-    """The numbers of the columns that are."""
+    """Indexes of the shown columns."""
     widths: tuple[int, ...]
     """Of all columns."""
 
@@ -113,7 +110,7 @@ class Layout(msgspec.Struct, frozen=True):
         width: int,
         widths: Sequence[int] | None = None,
     ) -> Self:
-        """What these rows need to fit `width`; `widths`, if given, are those of a layout that goes on."""
+        """The layout that fits these rows into `width`; `widths`: those of a layout to continue."""
         least = [0] * len(columns) if widths is None else widths
         needed = [
             max(
@@ -126,11 +123,11 @@ class Layout(msgspec.Struct, frozen=True):
         return cls(tuple(columns), tuple(shown), tuple(needed))
 
     def title(self) -> str:
-        """The titles of the columns, line ended."""
+        """The titles of the columns, with a line end."""
         return self.line([column.title for column in self.columns])
 
     def line(self, cells: Sequence[str], paint: Paint = plain) -> str:
-        """One row, line ended; cells that are too long are shortened."""
+        """One row, with a line end; long cells are shortened."""
         padded = []
         for index in self.shown:
             column, width = self.columns[index], self.widths[index]
@@ -145,13 +142,13 @@ class Layout(msgspec.Struct, frozen=True):
 def format_table(
     columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int, paint: Paint = plain
 ) -> str:
-    """Title line and `rows`, each line ended; cells shrink, where their column allows it, to fit `width`."""
+    """Title line and `rows`, each with a line end; columns with a `minimum` shrink to fit `width`."""
     layout = Layout.of(columns, rows, width)
     return layout.title() + "".join(layout.line(row, paint) for row in rows)
 
 
 def _shown(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[int]:
-    """The numbers of the columns that there is room for."""
+    """Indexes of the columns that fit."""
     shown = [index for index, column in enumerate(columns) if column.rank == 0]
     for rank in sorted({column.rank for column in columns} - {0}):
         comfort = FIRST_COMFORT if rank == 1 else COMFORT
@@ -169,7 +166,7 @@ def _shown(columns: Sequence[Column], widths: Sequence[int], width: int) -> list
 
 
 def _shrink(columns: Sequence[Column], widths: list[int], shown: Sequence[int], width: int) -> None:
-    """Make the widest of the columns that can be shortened narrower, one cell at a time, until all fit."""
+    """Shrink the widest columns that have a `minimum`, cell by cell, until all fit."""
     excess = sum(widths[index] + len(GAP) for index in shown) - len(GAP) - width
     while excess > 0:
         spare = {

@@ -1,11 +1,11 @@
-"""The keyboard of a live view: keys without Enter and echo, and the terminal's mode restored afterwards.
+"""The keyboard of a live view: keys without Enter and echo; the mode of the terminal is restored afterwards.
 
 Runs in the caller's process.
 """
 
 # Restoring the mode
 #
-# Whatever ends or stops this process, the terminal gets its mode back first: not every shell restores it.
+# The mode is restored before this process ends or stops: not every shell restores it.
 # Exceptions, Ctrl-C and `q` pass `__exit__`.  A signal that ends the process by default is handled: the
 # handler restores the mode and raises the signal again with its default action, so the exit status stays the
 # same. Ctrl-Z restores and stops; SIGCONT takes the keys again.  SIGSTOP cannot be handled: there the shell
@@ -33,14 +33,14 @@ _FATAL: Final = (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM)
 
 
 class Woken(NamedTuple):
-    """Why a wait ended; if for none of these, by timeout."""
+    """Why a wait ended; a timeout if none of these."""
 
     is_readable: bool = False
     keys: tuple[Key, ...] = ()
     is_changed: bool = False
     """The size of the terminal may have changed."""
     is_ours_again: bool = False
-    """The job is in the foreground again; the screen shows the output of others."""
+    """The job is in the foreground again; the screen shows the output of other programs."""
 
 
 class TerminalKeys:
@@ -54,7 +54,7 @@ class TerminalKeys:
         self._is_taken = False
         """Whether the mode may be ours."""
         self._is_stale = False
-        """Whether it may have been changed since: the process was stopped."""
+        """Whether the mode may have changed since: the process was stopped."""
         self._handlers: dict[signal.Signals, Any] = {}
         self._wake_reader = self._wake_writer = self._wakeup_before = -1
 
@@ -126,7 +126,7 @@ class TerminalKeys:
         return tuple(self._reader.feed(data))
 
     def _take(self) -> bool:
-        """Set our mode if it is not set and this is the foreground; whether it did."""
+        """Set our mode if it is not set and this is the foreground job; whether it did."""
         is_set = self._is_taken and not self._is_stale
         if self._saved is None or is_set or not self.is_in_foreground():
             return False

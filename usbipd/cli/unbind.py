@@ -22,12 +22,12 @@ from usbipd.ipc.messages import Command, Nothing
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(
         parser,
-        "busid, VID:PID, VID:PID:SERIAL or part of the name of what is bound (default on a terminal: "
+        "busid, VID:PID, VID:PID:SERIAL or part of the name of a bound device (default on a terminal: "
         "choose from a list)",
-        "what is bound to this port; a client that uses it is cut off",
-        "what is bound by this hardware id",
+        "the binding of this port; a client that uses the device is disconnected",
+        "the binding of this hardware id",
     )
-    parser.add_argument("-a", "--all", action="store_true", help="everything that is bound")
+    parser.add_argument("-a", "--all", action="store_true", help="all bindings")
     add_json_argument(parser)
 
 
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace, extension: ControlConnection) -> int:
 
     def unbind(selector: Selector | None) -> None:
         parameters = _parameters(arguments, selector, extension)
-        if parameters in asked:  # two parts of one name
+        if parameters in asked:  # two names of one device
             return
         asked.append(parameters)
         result = extension.request(Command.UNBIND, parameters, UnbindResult)
@@ -72,7 +72,7 @@ def _parameters(
 
 
 def _still_bound(result: UnbindResult, extension: ControlConnection) -> dict[str, BindingInfo]:
-    """The devices of the bindings that are gone that another binding still means, and that binding."""
+    """The devices of the removed bindings that another binding still shares, and that binding."""
     meant = {device for binding in result.bindings for device in binding.devices} - set(result.busids)
     if not meant:
         return {}
@@ -85,7 +85,7 @@ def _format_result(result: UnbindResult, still: dict[str, BindingInfo]) -> str:
     if result.busids:
         lines.append(f"no longer shared: {', '.join(result.busids)}")
     lines += [
-        f"{device} is still shared: it is bound as {binding_name(binding)} too"
+        f"{device} is still shared: it is also bound as {binding_name(binding)}"
         for device, binding in sorted(still.items())
     ]
     return "\n".join(lines) or "Nothing was bound."
@@ -99,7 +99,7 @@ SUBCOMMAND = Subcommand(
     examples=(
         ("stop sharing the device in port 1-1", "sudo usbipd unbind 1-1"),
         ("remove the binding of a hardware id", "sudo usbipd unbind 0781:5581"),
-        ("stop sharing a device, by a part of its name", "sudo usbipd unbind ultra"),
+        ("stop sharing a device, by part of its name", "sudo usbipd unbind ultra"),
         ("stop sharing everything", "sudo usbipd unbind --all"),
     ),
     check=check,

@@ -1,4 +1,4 @@
-"""Sizes, counts, spans and moments for people's eyes.  Runs in the caller's process.
+"""Formats sizes, counts, durations and times.  Runs in the caller's process.
 
 The short forms are for columns of tables.
 """
@@ -7,7 +7,7 @@ import time
 from typing import Final
 
 NEAR: Final = 300 * 86400.0
-"""Seconds within which the day and the month tell the year."""
+"""Seconds within which a date needs no year."""
 
 
 def format_bytes(count: int) -> str:
@@ -30,7 +30,7 @@ def short_bytes(count: float) -> str:
 
 
 def short_count(count: int) -> str:
-    """How many, in powers of 1000, in at most five characters: `70000`, `1.23M`."""
+    """A count, in powers of 1000, in at most five characters: `70000`, `1.23M`."""
     value, units = _scaled(count, 1000, 99_999.5)
     if not units:
         return f"{value:.0f}"
@@ -39,7 +39,7 @@ def short_count(count: int) -> str:
 
 
 def _scaled(value: float, base: int, plain: float) -> tuple[float, str]:
-    """`value` in a unit of which there are less than 1000, and its letter; none up to `plain`."""
+    """`value` below 1000 in some unit, and its letter; no unit below `plain`."""
     if value < plain:
         return value, ""
     units = ["E", "P", "T", "G", "M", "K"]
@@ -51,7 +51,7 @@ def _scaled(value: float, base: int, plain: float) -> tuple[float, str]:
 
 
 def short_latency(microseconds: int) -> str:
-    """How long an URB took, in at most five characters: `128us`, `1.0ms`, `8.4s`."""
+    """The time that an URB took, in at most five characters: `128us`, `1.0ms`, `8.4s`."""
     for size, unit in ((1_000_000, "s"), (1000, "ms")):
         if microseconds >= size:
             value = microseconds / size
@@ -72,19 +72,19 @@ def format_duration(seconds: float) -> str:
 
 
 def format_time(moment: float) -> str:
-    """`moment`, seconds since the epoch, as date and time of day here."""
+    """`moment`, seconds since the epoch, as local date and time."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
 
 def format_clock(moment: float) -> str:
-    """`moment` as time of day here, or as the date if that is not today's."""
+    """`moment` as local time if it is today, else as the date."""
     then = time.localtime(moment)
     today = then[:3] == time.localtime()[:3]
     return time.strftime("%H:%M:%S" if today else "%Y-%m-%d", then)
 
 
 def short_moment(moment: float) -> str:
-    """`moment` as `22:13` if it is today's, `Nov 14` within some months, and else as the whole date."""
+    """`moment` as `22:13` if it is today, `Nov 14` within some months, else as the full date."""
     then, now = time.localtime(moment), time.localtime()
     if then[:3] == now[:3]:
         return time.strftime("%H:%M", then)

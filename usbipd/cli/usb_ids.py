@@ -1,12 +1,12 @@
 """Names of vendors and products from usb.ids, the public list of USB ids.  Runs in the caller's process.
 
-The file is the system's; a release packs a copy for systems that have none, or an older one.  Its head
+The file is the system's; a release packs a copy for systems that have none or an older one.  Its header
 describes the format: an id in hexadecimal, two spaces, a name; a vendor's products follow, after a tab.
 
     0781  SanDisk Corp.
     <TAB>5581  Ultra
 
-Only the lines that are asked for are decoded: a command waits a millisecond for that, not ten.
+Only the requested lines are decoded, which takes a millisecond instead of ten.
 """
 
 import os
@@ -38,7 +38,7 @@ _END_OF_VENDOR: Final = re.compile(rb"\n[^\t#\r\n]")
 
 
 class UsbIds:
-    """The names in the files at `places`: each is read when it is needed, and searched once for a device."""
+    """The names in the files at `places`: each is read when needed, and searched once per device."""
 
     def __init__(self, places: Iterable[str] = (*SYSTEM, PACKED)) -> None:
         self._unread = list(places)
@@ -71,7 +71,7 @@ class UsbIds:
 
 
 class Names:
-    """The names in `read` bytes, whatever they are."""
+    """The names in `read` bytes, which may be malformed."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -107,7 +107,7 @@ def _name(block: bytes, start: int) -> str | None:
 
 
 def read(path: str) -> bytes | None:
-    """The content of a usb.ids file, after a line end; None: not readable, no file, or too large."""
+    """The content of a usb.ids file, after a line end; None: unreadable, not a file, or too large."""
     try:
         with open(path, "rb", opener=_open_without_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -119,4 +119,4 @@ def read(path: str) -> bytes | None:
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a named pipe waits for a writer otherwise
+    return os.open(path, flags | os.O_NONBLOCK)  # else a named pipe waits for a writer

@@ -1,4 +1,4 @@
-"""`--watch`: the status until the caller ends it.  Runs in the caller's process."""
+"""`--watch`: the status until the user quits.  Runs in the caller's process."""
 
 import os
 import sys
@@ -24,13 +24,13 @@ class View(Protocol):
         """Show it.  Raises `UsbipdError` if the output cannot be written."""
 
     def tell(self, notice: str) -> None:
-        """Say something about the watching itself."""
+        """Report on the connection to the extension."""
 
     def wait(self, readable: int | None, seconds: float) -> bool:
-        """As `Spectator.wait`.  Raises `Quit` if the person ends it."""
+        """As `Spectator.wait`.  Raises `Quit` if the user quits."""
 
     def close(self) -> None:
-        """Nothing more is shown."""
+        """Show nothing more."""
 
 
 def watch(
@@ -39,10 +39,10 @@ def watch(
     interval: float,
     chosen: Callable[[StatusResult], StatusResult] = lambda status: status,
 ) -> None:
-    """Show what is `chosen` of the status until the person ends it; `extension` is open.
+    """Show what `chosen` returns of the status until the user quits; `extension` is open.
 
-    Raises what the extension answers to the first request, and later an `ExtensionUnreachableError` only if
-    another version of it comes back.
+    Raises the error of the first request; later an `ExtensionUnreachableError` only if another version of the
+    extension comes back.
     """
 
     def ask(_is_new: bool) -> StatusResult:
@@ -58,7 +58,7 @@ def watch(
 
 
 def view_for(text: Text, *, as_json: bool) -> View:
-    """What fits the output: lines of JSON, a live view on a terminal, or else one block after the other."""
+    """The view for stdout: lines of JSON, a live view on a terminal, or else blocks of lines."""
     if as_json:
         return JsonLines()
     stdout = sys.stdout  # None if the caller has closed it
@@ -84,7 +84,7 @@ class JsonLines:
 
 
 class Blocks:
-    """A block of lines for each status, under the time at which it was shown, and an empty line after it."""
+    """A block of lines for each status: the time, the status, an empty line."""
 
     def __init__(self, text: Text) -> None:
         self._text = text

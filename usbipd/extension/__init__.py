@@ -1,1 +1,1 @@
-"""The privileged process: decides what is shared, starts the others, keeps what is known."""
+"""The privileged process: decides what is shared, starts the other processes, and stores the state."""

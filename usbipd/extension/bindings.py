@@ -1,7 +1,7 @@
-"""Which devices are to be shared, and with whom.  Runs in the extension.
+"""Which devices are shared, and with which clients.  Runs in the extension.
 
-A binding is a rule that somebody made with `usbipd bind`; the store keeps it.  Those of simulated devices
-live as long as the daemon does.  The `[[access]]` tables of the configuration may narrow who gets a device.
+A binding is a rule that a user made with `usbipd bind`; the store keeps it.  Bindings of simulated devices
+last as long as the daemon.  The `[[access]]` tables of the configuration can restrict access further.
 """
 
 import logging
@@ -22,25 +22,25 @@ from usbipd.usb.identity import DeviceRule
 _LOG: Final = logging.getLogger(__name__)
 
 MOST_BYTES: Final = LARGEST_ANSWER // 8
-"""Bytes of all bindings as they are reported, 1 KiB for each of 1,000: the rest of that answer is for the
+"""Bytes of all bindings in an answer, at most: 1 KiB for each of 1,000.  The rest of the answer is for the
 devices."""
 CREATED_BY_US: Final = "usbipd-ext"
-"""Who has bound the simulated devices."""
+"""The creator of the bindings of simulated devices."""
 
 _Place = tuple[int | None, int | None, str | None]
-"""idVendor, idProduct and, where the rule is for one port only, its busid."""
+"""idVendor, idProduct and, if the rule is for one port, its busid."""
 
 
 class DeviceAccess(NamedTuple):
-    """Which clients may know of a device and use it; two devices with the same lists are equal here."""
+    """Which clients can see a device and use it; equal for two devices with the same lists."""
 
     any_of: tuple[AccessList, ...]
     """Of the bindings that share it."""
     all_of: tuple[AccessList, ...]
-    """Of the `[[access]]` tables that fit it."""
+    """Of the `[[access]]` tables that match it."""
 
     def allows(self, address: str) -> bool:
-        """Whether a client at `address` may."""
+        """Whether a client at `address` can use the device."""
         return any(access.allows(address) for access in self.any_of) and all(
             access.allows(address) for access in self.all_of
         )
@@ -54,25 +54,25 @@ class Bindings:
         self._kept: dict[DeviceRule, Binding] = {}
         self._simulated: dict[DeviceRule, Binding] = {}
         self._by_place: defaultdict[_Place, dict[DeviceRule, Binding]] = defaultdict(dict)
-        """All of both: with 1,000 devices, nobody waits until each was compared with each binding."""
+        """All of both.  An index: with 1,000 devices, comparing each with each binding takes too long."""
         self._lists: dict[DeviceRule, AccessList] = {}
         self._access = [(table.rule, AccessList(table.allow)) for table in access]
 
     async def load(self) -> None:
-        """Take what the store has.  Raises `UsbipdError`."""
+        """Read the bindings from the store.  Raises `UsbipdError`."""
         for binding in await self._store.bindings():
             self._put(binding, self._kept)
             try:
                 self._lists[binding.rule] = AccessList(binding.allow)
-            except UsageError as error:  # of another release, say
-                _LOG.error("nobody gets %s, since its allow list is wrong: %s", binding.rule, error)
+            except UsageError as error:  # e.g. written by another release
+                _LOG.error("%s: invalid allow list, access denied to all clients: %s", binding.rule, error)
 
     def all(self) -> list[Binding]:
-        """In the order in which they were made."""
+        """All bindings, in the order in which they were made."""
         return [*self._simulated.values(), *self._kept.values()]
 
-    def that_fit(self, record: DeviceRecord) -> list[Binding]:
-        """The bindings by which this device is shared; none: it is not."""
+    def matching(self, record: DeviceRecord) -> list[Binding]:
+        """The bindings that share this device; none: it is not shared."""
         return [
             binding
             for busid in (record.busid, None)
@@ -81,23 +81,23 @@ class Bindings:
         ]
 
     def describe(self, bindings: Sequence[Binding], records: Sequence[DeviceRecord]) -> list[BindingInfo]:
-        """These of our bindings for people, with those of `records` that each shares."""
+        """`bindings` as reported to users, each with the devices among `records` that it shares."""
         busids: defaultdict[DeviceRule, list[str]] = defaultdict(list)
         for record in records:
-            for binding in self.that_fit(record):
+            for binding in self.matching(record):
                 busids[binding.rule].append(record.busid)
         return [binding_info(binding, busids[binding.rule]) for binding in bindings]
 
     def access_to(self, record: DeviceRecord) -> "DeviceAccess":
-        """Which clients may know of the device and use it."""
-        lists = (self._lists.get(binding.rule) for binding in self.that_fit(record))
+        """Which clients can see the device and use it."""
+        lists = (self._lists.get(binding.rule) for binding in self.matching(record))
         return DeviceAccess(
             tuple(access for access in lists if access is not None),
             tuple(access for rule, access in self._access if rule.fits(record)),
         )
 
     def bind_simulated(self, record: DeviceRecord) -> None:
-        """Share a simulated device, which is there to be shared."""
+        """Share a simulated device."""
         rule = DeviceRule.of_port(record)
         self._lists[rule] = AccessList(())
         binding = Binding(
@@ -106,14 +106,14 @@ class Bindings:
         self._put(binding, self._simulated)
 
     async def add(self, binding: Binding, *, simulated: bool) -> None:
-        """Keep a binding, in place of an older one of its rule.  Raises `UsbipdError`: nothing changes."""
+        """Add a binding, or replace the one with the same rule.  On `UsbipdError`, nothing has changed."""
         access = AccessList(binding.allow)
         others = [each for each in self.all() if each.rule != binding.rule]
         if sum(len(encode(binding_info(each, []))) for each in (*others, binding)) > MOST_BYTES:
             raise UsbipdError(
                 f"cannot add another binding: limit reached ({len(others)} bindings)",
                 code="too-many-bindings",
-                advice="unbind what is not needed, or write neighbouring addresses as one network",
+                advice="unbind devices you do not need, or merge neighbouring addresses into one network",
             )
         if simulated:
             self._put(binding, self._simulated)
@@ -123,7 +123,7 @@ class Bindings:
         self._lists[binding.rule] = access
 
     async def remove(self, bindings: Sequence[Binding]) -> None:
-        """Forget these.  Raises `UsbipdError`: nothing changes."""
+        """Remove these bindings.  On `UsbipdError`, nothing has changed."""
         kept = [binding.rule for binding in bindings if binding.rule in self._kept]
         if kept:
             await self._store.remove_bindings(kept)
@@ -145,10 +145,10 @@ def _place(rule: DeviceRule) -> _Place:
 
 
 def binding_info(binding: Binding, busids: list[str]) -> BindingInfo:
-    """The binding for people, with the devices that it shares."""
+    """The binding as reported to users; `busids` are the devices that it shares."""
     rule = binding.rule
-    assert rule.vendor_id is not None, "a binding says which device it means"
-    assert rule.product_id is not None, "a binding says which device it means"
+    assert rule.vendor_id is not None, "a binding names a device"
+    assert rule.product_id is not None, "a binding names a device"
     return BindingInfo(
         vendor_id=rule.vendor_id,
         product_id=rule.product_id,

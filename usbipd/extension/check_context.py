@@ -1,4 +1,4 @@
-"""What a check of the daemon's health looks at.  Runs in the extension."""
+"""The input of the health checks.  Runs in the extension."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ from usbipd.usb.identity import DeviceRule
 
 
 class SharedDevice(Protocol):
-    """What health needs of a `Device`."""
+    """The part of `Device` that the checks use."""
 
     @property
     def record(self) -> DeviceRecord: ...
@@ -34,7 +34,7 @@ class SharedDevice(Protocol):
 
 
 class ManagerView(Protocol):
-    """What health needs of the manager."""
+    """The part of the manager that the checks use."""
 
     @property
     def shared_devices(self) -> Mapping[str, SharedDevice]:
@@ -44,19 +44,20 @@ class ManagerView(Protocol):
         """Raises `UsbipdError` if the host cannot list them."""
 
     async def orphans(self) -> list[str]:
-        """Busids of devices that were left without drivers, are not bound, and that no driver or program has
-        now.  Raises likewise."""
+        """Busids of unbound devices that were left without drivers and are still unused.
+
+        Raises `UsbipdError` if the host cannot list its devices."""
 
     async def survey(self) -> ListResult:
-        """The same devices, and all bindings.  Raises likewise."""
+        """All devices and all bindings.  Raises `UsbipdError` if the host cannot list its devices."""
 
 
 class ServerView(Protocol):
-    """What health needs of the server's supervisor."""
+    """The part of the server's supervisor that the checks use."""
 
     @property
     def child(self) -> Child | None:
-        """The server; None while there is none."""
+        """The server; None while none is running."""
 
     @property
     def listening(self) -> list[str]:
@@ -64,67 +65,71 @@ class ServerView(Protocol):
 
     @property
     def allow(self) -> list[str]:
-        """Addresses and networks of clients that are let in; none: all."""
+        """Addresses and networks of clients that may connect; empty: all."""
 
 
 class StoreView(Protocol):
-    """What health needs of the store."""
+    """The part of the store that the checks use."""
 
     @property
     def problems(self) -> list[str]:
         """What recovery found and did when the store was opened."""
 
     async def check(self) -> list[UsbipdError]:
-        """What is wrong with it now; code `KEPT_ASIDE`: only what lies beside it."""
+        """What is wrong with it now; code `KEPT_ASIDE`: an old file that was set aside."""
 
 
 class Discovery(Protocol):
-    """What health needs of the list of this host's devices."""
+    """The part of device discovery that the checks use."""
 
     @property
     def problem(self) -> str | None:
-        """What is not known, because the system does not answer."""
+        """What is unknown because the system does not answer."""
+
+    @property
+    def left_out(self) -> Mapping[str, UsbipdError]:
+        """By busid: devices that are present and not listed, and why."""
 
 
 class PlugEvents(Protocol):
-    """What health needs of a listener to events of the system."""
+    """The part of a listener for system events that the checks use."""
 
     @property
     def problem(self) -> str | None:
-        """Why the system does not tell."""
+        """Why the system sends no events."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """Facts about this machine.  Which platform it is, only they tell."""
+    """Facts about this machine.  Checks take the platform from here only."""
 
     uid: int = field(default_factory=os.geteuid)
     mac_version: str = field(default_factory=lambda: platform.mac_ver()[0])
-    """Empty where this is not macOS."""
+    """Empty on systems other than macOS."""
     machine: str = field(default_factory=platform.machine)
     launch_daemon: Path | None = field(default_factory=paths.launch_daemon)
-    """The property list of the launchd job; None where there is no launchd."""
+    """The property list of the launchd job; None on systems without launchd."""
     launchctl: Path = LAUNCHCTL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckContext:
-    """The daemon, as far as its health goes."""
+    """Everything that the checks look at."""
 
     manager: ManagerView
     server: ServerView
     store: StoreView
     discovery: Discovery | None
-    """None where there are simulated devices only."""
+    """None if only simulated devices are shared."""
     hotplug: PlugEvents | None
-    """None where there are simulated devices only."""
+    """None if only simulated devices are shared."""
     power: PlugEvents | None
-    """What tells of sleep and wake; None where the devices' own events are enough."""
+    """Sleep and wake events; None on systems where hotplug events are enough."""
     control_socket: Path
     run_as: RunAs | None
-    """The user that the server becomes; None: it stays what we are."""
+    """The user that the server runs as; None: the daemon's own user."""
     confine: Sandbox = "auto"
-    """How far workers are to be confined; "off": they stay what we are."""
+    """How far workers are confined; "off": they run as the daemon's own user."""
     access: Sequence[DeviceRule]
-    """The devices for which the configuration says who may have them."""
+    """The devices that have an `[[access]]` table."""
     host: Host

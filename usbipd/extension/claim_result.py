@@ -1,6 +1,6 @@
-"""Checks what a worker reports of its device before it is passed on.  Runs in the extension.
+"""Checks a worker's description of its device before clients get it.  Runs in the extension.
 
-A worker talks to a device of unknown make; what it says of it goes to every client.
+A worker may have been compromised by its device, so its answer is not trusted.
 """
 
 import struct
@@ -11,12 +11,12 @@ from usbipd.usb.discovery import DeviceRecord
 
 
 def check_claim_result(record: DeviceRecord, device: UsbDevice) -> None:
-    """Raises `ClaimError` unless `device` is the one that was to be claimed and fits the wire."""
+    """Raises `ClaimError` unless `device` is the one in `record` and can be encoded for the wire."""
     if (device.busid, device.busnum, device.devnum) != (record.busid, record.busnum, record.devnum):
         raise ClaimError(f"{record.busid}: the worker claimed {device.busid}", code="bad-message")
     try:
         encode_devlist_reply([device])
     except (ValueError, struct.error) as error:
         raise ClaimError(
-            f"{record.busid} cannot be described to clients: {error}", code="bad-message"
+            f"{record.busid} cannot be encoded for clients: {error}", code="bad-message"
         ) from error

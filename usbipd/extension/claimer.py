@@ -1,8 +1,8 @@
-"""Claims devices and keeps them: one worker per device, started again when it dies.  Runs in the extension.
+"""Claims devices: one worker per device, restarted when it dies.  Runs in the extension.
 
-The worker claims, the extension decides.  A claim lives exactly as long as its worker: when the worker ends,
-the device is free, and while it is shared, another worker claims it again.  What is known of each device, and
-its states, are in `device.py`.
+The worker claims, the extension decides.  A claim lasts exactly as long as its worker: when the worker exits,
+the device is free, and while it is shared, another worker claims it.  The state of each device is in
+`device.py`.
 """
 
 import asyncio
@@ -44,25 +44,25 @@ _LOG: Final = logging.getLogger(__name__)
 CLAIM_TIMEOUT: Final = 60.0
 """Seconds from the start of a worker to its claim: drivers may take long to release a device."""
 EXIT_TIMEOUT: Final = 1.0
-"""Seconds that a worker has to end once it said that it is done."""
+"""Seconds for a worker to exit after its last answer."""
 DISCONNECT_TIMEOUT: Final = 2.0
-"""Seconds that a worker has to end its client's session; longer than the pump's own `DRAIN_TIME`.  After that
-it is killed, whether it is stopped or waits for its device: the kernel cancels what it has in flight."""
-LOOK_AGAIN: Final = 0.1
-"""Seconds between two looks for a device that is being enumerated again."""
+"""Seconds for a worker to end its client's session; longer than the pump's `DRAIN_TIME`.  After that it is
+killed, whether it is stopped or waits for its device: the kernel cancels its URBs in flight."""
+POLL_INTERVAL: Final = 0.1
+"""Seconds between two checks for a device that is being enumerated again."""
 KILL_TIMEOUT: Final = 10.0
-"""Seconds that the kernel has to end a killed worker: it may be in a call that waits 5 s for the device."""
+"""Seconds for the kernel to end a killed worker: it may be in a call that waits 5 s for the device."""
 STARTING_AT_ONCE: Final = 4
-"""Workers that start at one moment: more of them make each other slow, up to the timeout of all."""
+"""Workers that start at the same time: more of them slow each other down until all time out."""
 
 FindDevice = Callable[[str], Awaitable[DeviceRecord | None]]
-"""Lists the devices; the one with this busid, if it is present."""
+"""Lists the devices and returns the one with this busid; None: it is not present."""
 FirstTry = asyncio.Future[ClaimedDevice | UsbipdError]
-"""An error is its result: as an exception it would be logged if the caller has left."""
+"""A failure is a result, not an exception: asyncio logs an exception that no caller retrieves."""
 
 
 class DeviceClaimer:
-    """The devices that are shared, and what is done with each."""
+    """Claims the shared devices and releases them."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class DeviceClaimer:
         log_to: str,
         on_end: Callable[[], None],
     ) -> None:
-        """`on_end` is called when a device is no longer kept: its port is free for another one."""
+        """`on_end` is called when a device is dropped: its port is free for another one."""
         self._spawner = spawner
         self._ownership = ownership
         self._find_device = find_device
@@ -95,52 +95,52 @@ class DeviceClaimer:
         self._on_end = on_end
         self._starting = asyncio.Semaphore(STARTING_AT_ONCE)
         self._devices: dict[str, Device] = {}
-        """By busid; also those being released, and ended ones whose last worker hangs."""
+        """By busid; includes devices being released, and ended ones whose last worker hangs."""
 
     @property
     def shared_devices(self) -> dict[str, Device]:
-        """The devices that are claimed, or will be, by busid at this moment."""
+        """The devices that are claimed now, or will be, by busid."""
         return {busid: device for busid, device in self._devices.items() if device.is_kept}
 
     def find(self, busid: str) -> Device | None:
-        """That of `claims` with this busid."""
+        """The shared device with this busid."""
         device = self._devices.get(busid)
         return device if device is not None and device.is_kept else None
 
     def is_device_claimed(self, busid: str) -> bool:
-        """Whether a worker of ours holds the device now."""
+        """Whether one of our workers holds the device now."""
         device = self.find(busid)
         return device is not None and device.claimed is not None
 
     def refuse_if_hung(self, busid: str) -> None:
-        """Raises `ClaimError` if a worker that was killed still has the device."""
+        """Raises `ClaimError` if a killed worker still holds the device."""
         device = self._devices.get(busid)
         if device is not None and device.hung is not None and not device.hung.ended.is_set():
             raise _hangs(device.hung)
 
     async def claim_device(self, record: DeviceRecord, *, force: bool = False) -> ClaimedDevice:
-        """Take the device, as it has just been listed, from its drivers and keep it until `release_device`.
+        """Detach the drivers of a device that has just been listed, and hold it until `release_device`.
 
-        `force` unmounts its file systems first.  Raises `ClaimError` if it cannot be claimed; nothing is kept
-        then.
+        `force` unmounts its file systems first.  Raises `ClaimError` if it cannot be claimed; it is then not
+        retried.
         """
         device = self.find(record.busid)
         if device is not None and device.claimed is not None:
             return device.claimed
-        if device is not None:  # it is being tried, or has failed: this try is to say why
+        if device is not None:  # being claimed, or failed: claim it again, to report why
             await self.release_device(record.busid, timeout=self._stack.end_time)
         first: FirstTry = asyncio.get_running_loop().create_future()
         self._start(record, first, force=force, is_current=device is None)
-        await asyncio.wait({first})  # it is not cancelled with our caller
+        await asyncio.wait({first})  # not cancelled with our caller
         result = first.result()
         if isinstance(result, UsbipdError):
             raise result
         return result
 
     async def restore_claimed_devices(self, records: Sequence[DeviceRecord]) -> None:
-        """Keep all of these, which have just been listed, that are not kept yet, and return at once.
+        """Start to claim those of the devices just listed that are not shared yet; return at once.
 
-        One that cannot be taken is FAILED, and tried again until it is released or gone.
+        A device that cannot be claimed is FAILED, and retried until it is released or removed.
         """
         for record in records:
             device = self._devices.get(record.busid)
@@ -148,15 +148,15 @@ class DeviceClaimer:
                 self._start(record, None, force=False, is_current=True)
 
     async def release_device(self, busid: str, *, timeout: float) -> None:  # noqa: ASYNC109 - bounds one step
-        """Release the device to this host; a client's session ends.  Nothing happens if it is not kept.
+        """Release the device to this host and end its client's session; no effect if it is not shared.
 
         A worker that has not released it after `timeout` seconds is killed; the host then scans for drivers.
         """
         device = self.find(busid)
         if device is None:
             return
-        assert device.task is not None, "a device that is kept has one"
-        device.state = ClaimState.RELEASING  # no client gets it, and no other task starts for it
+        assert device.task is not None, "a shared device has one"
+        device.state = ClaimState.RELEASING  # no client can attach it, and no other task starts for it
         try:
             device.task.cancel()
             await asyncio.wait({device.task})
@@ -165,7 +165,7 @@ class DeviceClaimer:
             if worker is not None:
                 await self._release(device, worker, timeout)
             # On Linux also after a worker that reattached what it had detached: it does not know of drivers
-            # that were missing when it started, since the worker before it was killed.
+            # that were missing when it started because an earlier worker had been killed.
             await self._reattacher.finish(busid, min(timeout, DRIVERS_TIME))
             _LOG.info("%s released", busid)
         finally:
@@ -173,17 +173,17 @@ class DeviceClaimer:
         self._on_end()
 
     def _drop(self, device: Device) -> None:
-        """Forget what has ended, unless the next claim of its port has to wait for a worker."""
+        """Drop a device that has ended, unless the next claim of its port must wait for a worker."""
         device.state = ClaimState.ENDED
         if device.hung is None:
             del self._devices[device.record.busid]
 
     async def disconnect(self, busid: str, by: str) -> str:
-        """End the session of the client that uses the device; its name.  Raises `UsbipdError`."""
+        """Disconnect the client that uses the device; returns the client.  Raises `UsbipdError`."""
         device = self.find(busid)
         if device is None or device.worker is None or device.session is None:
             raise UsbipdError(
-                f"no client uses {busid}", code="not-attached", advice="`usbipd status` shows who uses what"
+                f"no client uses {busid}", code="not-attached", advice="`usbipd status` shows all clients"
             )
         worker, session = device.worker, device.session
         session.detached_by = by
@@ -191,10 +191,10 @@ class DeviceClaimer:
         try:
             await worker.channel.request(Command.DISCONNECT, Nothing(), Nothing, timeout=DISCONNECT_TIMEOUT)
         except UsbipdError as error:
-            if error.code == "gone":  # a worker that could not take all URBs back has ended, and the session
+            if error.code == "gone":  # a worker that could not reap all URBs exits, which ends the session
                 return session.client
             failure = error
-        # A worker sends DETACHED before its answer, even if the client has just left on its own.
+        # A worker sends DETACHED before its answer, even if the client has just disconnected.
         if device.session is session:
             await self._cut_off(worker)
         elif failure is not None:
@@ -210,7 +210,7 @@ class DeviceClaimer:
             raise _hangs(worker)
 
     def compare(self, present: Sequence[DeviceRecord]) -> None:
-        """These devices are plugged in now: check each device that is not among them, or has changed."""
+        """Check each shared device that is not among the `present` ones, or has changed."""
         now = {record.busid: record for record in present}
         for busid, device in self.shared_devices.items():
             record = now.get(busid)
@@ -220,30 +220,30 @@ class DeviceClaimer:
             self._suspect(device)
 
     def set_log_level(self, level: str) -> None:
-        """For the workers that live and those that come."""
+        """Set the log level of all workers, present and future."""
         self._log_level = level
         for device in self._devices.values():
             if device.worker is not None:
                 device.worker.channel.tell(Command.LOG, LogParameters(level=level))
 
     def _suspect(self, device: Device) -> None:
-        """The device seems to be gone."""
+        """The device seems to be unplugged: end its worker unless that exits."""
         if device.worker is not None and (device.departing is None or device.departing.done()):
             device.departing = asyncio.create_task(self._depart(device, device.worker))
 
     async def _depart(self, device: Device, worker: Child) -> None:
-        """libusb notifies the worker, too, and it exits; one that does not is ended here."""
+        """libusb notifies the worker, too, and it exits; if it does not, end it."""
         if not await wait_ended(worker, self._stack.gone_time):
             before = device.record
             if not await self._is_present(device) or not self._is_same(device.record, before, worker):
-                _LOG.warning("%s has not noticed that its device is gone", worker.label, extra=LIMITED)
+                _LOG.warning("%s did not notice that its device was unplugged", worker.label, extra=LIMITED)
                 device.is_gone = True
                 await self._dismiss(device, worker)
 
     def _is_same(self, record: DeviceRecord, before: DeviceRecord, worker: Child | None) -> bool:
         """Whether the device listed as `record` is still the one that was listed as `before`.
 
-        `worker` holds it; None: no worker does, and a device that has changed in any way is tried again.
+        `worker` holds it; None: no worker does, and a device that has changed in any way is retried.
         """
         if self._stack.keeps_address:
             return record.devnum == before.devnum
@@ -253,16 +253,16 @@ class DeviceClaimer:
 
     def _start(self, record: DeviceRecord, first: FirstTry | None, *, force: bool, is_current: bool) -> None:
         before = self._devices.get(record.busid)
-        assert before is None or before.state is ClaimState.ENDED, "two tasks would take it from each other"
+        assert before is None or before.state is ClaimState.ENDED, "two tasks would claim one device"
         device = Device(record, self._recorder, None if before is None else before.hung)
         self._devices[record.busid] = device
         device.task = asyncio.create_task(self._keep(device, first, force=force, is_current=is_current))
 
     async def _keep(self, device: Device, first: FirstTry | None, *, force: bool, is_current: bool) -> None:
-        """Claim, and claim again whenever the worker dies, until the device is gone or we are cancelled.
+        """Claim the device, again whenever its worker dies, until it is unplugged or we are cancelled.
 
-        `first` is the result of the first try; if that fails, the device is not kept.  Without it, the first
-        try is one of many.  `is_current`: the record has just been listed, and is used as it is.
+        `first` gets the result of the first try; if that fails, the device is dropped.  Without it, a first
+        try that fails is retried.  `is_current`: the record has just been listed, and is not looked up again.
         """
         busid = device.record.busid
         backoff = Backoff()
@@ -282,44 +282,44 @@ class DeviceClaimer:
                     delay = backoff.failed()
                     before = device.record
                     if device.failed(error, delay):
-                        is_there = await self._is_present(device) and device.record == before
-                        level = logging.ERROR if is_there else logging.INFO
+                        is_present = await self._is_present(device) and device.record == before
+                        level = logging.ERROR if is_present else logging.INFO
                         _LOG.log(level, "%s cannot be claimed: %s", busid, error, extra=LIMITED)
                 else:
                     if first is not None and not first.done():
                         first.set_result(claimed)
-                    force = False  # said once, for the file systems of that moment
+                    force = False  # applies to the first claim only
                     backoff.succeeded()
                     assert device.worker is not None
-                    if device.recheck.is_set():  # it changed while it was being taken
+                    if device.recheck.is_set():  # it changed while it was being claimed
                         device.recheck.clear()
                         self._suspect(device)
                     await device.worker.ended.wait()
-                    if not (device.is_gone or device.worker.ended_by_itself):
+                    if not (device.is_gone or device.worker.exited):
                         self._reattacher.lost(busid)
                     delay = backoff.failed()
                     device.lost(delay)
-                _LOG.info("%s has no worker: the next try comes in %.1f s", busid, delay, extra=LIMITED)
+                _LOG.info("%s has no worker: retrying in %.1f s", busid, delay, extra=LIMITED)
                 await device.pause(delay)
             _LOG.info("%s was unplugged", busid, extra=LIMITED)
             await self._reattacher.forget(busid)
             self._forget(device, HistoryEvent.UNPLUGGED)
             self._on_end()
         except Exception:
-            _LOG.exception("the claim of %s failed", busid)
+            _LOG.exception("claiming %s failed", busid)
             if first is not None and not first.done():
                 first.set_result(ClaimError("internal error: see the log", code="internal"))
             raise
         finally:
             if first is not None and not first.done():
-                first.set_result(ClaimError(f"{busid} was released or is gone", code="gone"))
+                first.set_result(ClaimError(f"{busid} was released or unplugged", code="gone"))
 
     async def _is_present(self, device: Device) -> bool:
         try:
             record = await self._find_device(device.record.busid)
         except UsbipdError as error:
             _LOG.error("cannot check for %s: %s", device.record.busid, error, extra=LIMITED)
-            return True  # a try to claim it will tell
+            return True  # the next claim will show
         if record is None or not _same_device(record, device.record):
             return False
         device.record = record
@@ -328,8 +328,8 @@ class DeviceClaimer:
     async def _take(self, device: Device, *, force: bool) -> ClaimedDevice:
         """Start a worker that claims the device.  Raises `ClaimError`; no worker is left then.
 
-        Except for one that hangs in the kernel, which keeps the device's lock: until that one has ended,
-        another one would hang as well, so none is started.  So each port costs one such worker at most.
+        The exception is a worker that hangs in the kernel, which holds the device's lock: until it ends,
+        another one would hang as well, so none is started.  So at most one worker per port hangs.
         """
         record = device.record
         if device.hung is not None:
@@ -347,7 +347,7 @@ class DeviceClaimer:
                     with os.fdopen(descriptor):
                         confinement = await self._confinement.choose(record.busid)
                         worker = self._spawner.spawn(Role.WORKER, record.busid, _refuse, _listener(device))
-                        self._confinement.given(confinement, worker)
+                        self._confinement.assign(confinement, worker)
                         parameters = self._parameters(record, confinement)
                         result = await worker.channel.request(
                             Command.CLAIM,
@@ -371,16 +371,16 @@ class DeviceClaimer:
         if worker is None:
             await self._wait_until_back(device)
             return await self._take(device, force=force)
-        if parameters.log_level != self._log_level:  # it has changed meanwhile
+        if parameters.log_level != self._log_level:  # changed meanwhile
             worker.channel.tell(Command.LOG, LogParameters(level=self._log_level))
         how = result.claim_method
         _LOG.info("%s claimed (%s) by worker[%d]", record.busid, how, worker.pid, extra=LIMITED)
         return device.taken(worker, result, page)
 
     async def _wait_until_back(self, device: Device) -> None:
-        """A worker has released the device: macOS enumerates it again, and its record changes.
+        """Wait for a device that a worker has released: macOS enumerates it again, and its record changes.
 
-        Raises `ClaimError` if it does not come back within `gone_time`.
+        Raises `ClaimError` if it does not reappear within `gone_time`.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._stack.gone_time
@@ -388,21 +388,21 @@ class DeviceClaimer:
             if loop.time() >= deadline:
                 busid, seconds = device.record.busid, self._stack.gone_time
                 raise ClaimError(
-                    f"{busid} was released, and has not come back within {seconds:g} s",
+                    f"{busid} was released and did not reappear within {seconds:g} s",
                     code="gone",
                     advice="unplug the device and plug it in again",
                 )
-            await asyncio.sleep(LOOK_AGAIN)
+            await asyncio.sleep(POLL_INTERVAL)
 
     async def _free_from_use(self, busid: str, *, force: bool) -> None:
-        """Raises `ClaimError` while the host uses what is on the device; `force` unmounts that first."""
+        """Raises `ClaimError` if the host uses the device's file systems; `force` unmounts them first."""
         try:
             used = await call_in_daemon_thread(lambda: self._ownership.in_use(busid))
             if used and force:
                 await call_in_daemon_thread(lambda: self._ownership.unmount(busid))
                 _LOG.info("%s: unmounted %s", busid, " and ".join(used))
                 used = []
-        except OSError as error:  # a device that goes while it is looked at
+        except OSError as error:  # the device was unplugged meanwhile
             raise ClaimError(f"cannot tell whether {busid} is in use: {error}", code="in-use") from error
         if used:
             mounted = all(each.startswith("/") for each in used)
@@ -411,23 +411,23 @@ class DeviceClaimer:
                 code="mounted" if mounted else "in-use",
                 advice=f"unmount it first, or let `usbipd bind {busid} --force` do it"
                 if mounted
-                else f"`usbipd bind {busid} --force` says how to end that",
+                else f"`usbipd bind {busid} --force` shows what to do",
             )
 
     async def _explain(self, record: DeviceRecord, error: UsbipdError, worker: Child | None) -> ClaimError:
-        """What the worker said, with the name of who holds the device."""
+        """The worker's error, with the driver or program that holds the device."""
         if error.code == "gone" and worker is not None:
             return ClaimError(
-                f"{record.busid}: the worker ended with {worker.exit} before it had the device",
+                f"{record.busid}: the worker ended with {worker.exit} while claiming the device",
                 code="worker-ended",
-                advice="the log says more",
+                advice="see the daemon's log for details",
             )
         holders = []
         if record.simulated is None:
             try:
                 holders = await call_in_daemon_thread(lambda: self._ownership.holders_of(record.busid))
             except OSError as problem:
-                _LOG.warning("cannot tell who holds %s: %s", record.busid, problem, extra=LIMITED)
+                _LOG.warning("cannot tell what holds %s: %s", record.busid, problem, extra=LIMITED)
         return explain_claim_error(record.busid, error, holders)
 
     def _parameters(self, record: DeviceRecord, confinement: Confinement | None) -> ClaimParameters:
@@ -456,9 +456,9 @@ class DeviceClaimer:
         try:
             await worker.channel.request(Command.RELEASE, Nothing(), Nothing, timeout=seconds)
         except UsbipdError as error:
-            _LOG.error("%s did not give its device back: %s", worker.label, error)
+            _LOG.error("%s did not release its device: %s", worker.label, error)
             self._reattacher.lost(device.record.busid)
-            if error.code == "timeout":  # it had its time
+            if error.code == "timeout":
                 await self._kill(worker)
         else:
             self._reattacher.released(device.record.busid)
@@ -467,22 +467,22 @@ class DeviceClaimer:
         await self._dismiss(device, worker)
 
     async def _undo(self, device: Device, worker: Child | None) -> None:
-        """The claim has failed: nothing is left of it."""
+        """Clean up after a claim that failed."""
         if worker is not None:
             worker.ending = True
             await self._dismiss(device, worker)
-            if not worker.ended_by_itself:
+            if not worker.exited:
                 self._reattacher.lost(device.record.busid)
-        # On macOS not after a worker that was killed: the next one claims the device as it is.  To enumerate
-        # it again would cause another try at once, without end if each worker crashes.
-        if worker is None or worker.ended_by_itself or self._stack.probes_interfaces:
+        # On macOS not after a worker that was killed: the next one claims the device as it is.  Enumerating
+        # it again would cause another try at once, endlessly if each worker crashes.
+        if worker is None or worker.exited or self._stack.probes_interfaces:
             await self._reattacher.finish(device.record.busid, DRIVERS_TIME)
 
     async def _dismiss(self, device: Device, worker: Child) -> None:
-        """A worker ends when its channel does; one that hangs is killed."""
+        """Close a worker's channel, so that it exits; kill it if it hangs."""
         worker.channel.close()
         try:
-            # One that was killed may be on its way out, and has its device until it has ended.
+            # A killed worker may still be exiting, and holds its device until it has ended.
             seconds = EXIT_TIMEOUT if worker.killed else self._stack.end_time
             if not await wait_ended(worker, seconds) and not worker.killed:
                 await self._kill(worker)
@@ -496,13 +496,13 @@ class DeviceClaimer:
         self._spawner.kill(worker)
         if await wait_ended(worker, KILL_TIMEOUT):
             return True
-        _LOG.error("%s was killed, but hangs in the kernel, which waits for its device", worker.label)
+        _LOG.error("%s was killed, but hangs in the kernel waiting for its device", worker.label)
         return False
 
 
 def _hangs(worker: Child) -> ClaimError:
     return ClaimError(
-        f"{worker.label} was killed, but hangs in the kernel, which waits for {worker.busid}",
+        f"{worker.label} was killed, but hangs in the kernel waiting for {worker.busid}",
         code="hangs",
         advice="unplug the device",
     )
@@ -523,5 +523,5 @@ def _same_device(one: DeviceRecord, other: DeviceRecord) -> bool:
 
 
 async def _refuse(request: Request) -> Message:
-    """A worker asks for nothing; the policy has said so before."""
-    raise UsbipdError(f"{request.command} is not for workers", code="not-permitted")
+    """Never called: the table of commands lets workers send none."""
+    raise UsbipdError(f"workers may not send {request.command}", code="not-permitted")

@@ -1,16 +1,16 @@
-"""The control socket, by which local people and their programs talk to the extension.  Runs in the extension.
+"""The control socket, where local users' commands reach the extension.  Runs in the extension.
 
-Anybody may connect to root's daemon; the kernel says who it is, `ipc/roles.py` what it is to us, and the
-table in `ipc/control_messages.py` what that one may ask.
+Any local user can connect to root's daemon.  The kernel identifies the peer, `ipc/roles.py` determines its
+role, and the table in `ipc/control_messages.py` lists what each role can send.
 
-# What one user can make us do
+# Limits per user
 
-A user has at most `MAX_CONNECTIONS_PER_USER` connections, each of these at most `MAX_RUNNING_PER_CONNECTION`
-requests that are in progress or wait.  Of the requests that only read, `READING_PER_USER` are answered at
-once, and of those that describe all devices one; the others wait, users in turn (usbipd/fair_slots.py).  So a
-user who asks for more than we can do delays another one by a few answers, not by all of these.  Requests
-whose peer has left end, at the latest when their turn comes.  What changes something (BIND, UNBIND, DETACH,
-RELEASE_DEVICE) is not held up here: only administrators may do that.
+A user has at most `MAX_CONNECTIONS_PER_USER` connections, each with at most `MAX_RUNNING_PER_CONNECTION`
+requests in progress or waiting.  Requests that only read are limited to `READING_PER_USER` at the same time,
+and those that describe all devices to one; the others wait, users in turn (usbipd/fair_slots.py).  So a user
+who sends too many requests delays other users by a few answers only.  A request whose peer has left ends, at
+the latest when its turn comes.  Requests that change something (BIND, UNBIND, DETACH, RELEASE_DEVICE) do not
+wait here: only administrators can send them.
 """
 
 import asyncio
@@ -55,26 +55,26 @@ from usbipd.usb.identity import DeviceRule
 _LOG: Final = logging.getLogger(__name__)
 
 MAX_CONNECTIONS_PER_USER: Final = 32
-"""One user's programs cannot keep another's out."""
+"""So that one user's programs cannot lock out another's."""
 ACCEPT_PAUSE: Final = 0.1
-"""Seconds to wait when accept fails for want of descriptors or memory."""
+"""Seconds to wait when accept fails for lack of descriptors or memory."""
 
 MOST_LOGGED: Final = 8
-"""Bindings named in one line of the log."""
+"""Bindings named in one line of the log, at most."""
 
 MAX_RUNNING_PER_CONNECTION: Final = 8
-"""Requests in progress; our commands have one."""
+"""Requests in progress; our own commands send one at a time."""
 READING: Final = 16
-"""Requests that only read and are answered at once, of all users."""
+"""Requests in progress that only read, of all users."""
 READING_PER_USER: Final = 4
 
-TELL_AFTER: Final = 0.1
-"""Seconds between a change and the word of it to those who watch: changes come in bursts."""
+NOTIFY_DELAY: Final = 0.1
+"""Seconds between a change and the notification of watchers: changes come in bursts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Who knows the answers to what people ask."""
+    """Answers the requests on the control socket."""
 
     manager: SystemExtensionManager
     status_monitor: StatusMonitor
@@ -84,10 +84,10 @@ class Answers:
     )
     """By uid."""
     describing: FairSlots[int] = field(default_factory=lambda: FairSlots(total=1, per_owner=1))
-    """Held while all devices are described: however many ask, that takes the memory of one answer."""
+    """Held while all devices are described: so only one such answer is in memory at a time."""
 
     async def answer(self, request: Request, peer: privileges.Peer, channel: Channel) -> Message:
-        """The result of `request`, which this peer may send by this channel.  Raises `UsbipdError`."""
+        """The result of `request`, which the table lets `peer` send.  Raises `UsbipdError`."""
         if request.command is Command.WATCH:
             return Nothing()
         if not PEOPLE.commands[request.command].ends_with_its_peer:
@@ -113,7 +113,7 @@ class Answers:
                 return HistoryResult(entries=entries)
             case Command.HEALTH:
                 return await self.status_monitor.perform_health_check()
-        raise _not_here(request.command)
+        raise _unknown(request.command)
 
     async def _change(self, request: Request, user: str) -> Message:
         manager, parameters = self.manager, request.parameters
@@ -138,11 +138,11 @@ class Answers:
                 drivers = await manager.release(parameters.busid)
                 _LOG.info("%s released by %s", parameters.busid, user)
                 return ReleaseResult(drivers=drivers)
-        raise _not_here(request.command)
+        raise _unknown(request.command)
 
 
 def _rules(bindings: Sequence[BindingInfo]) -> str:
-    """The bindings for the log, by port and hardware id; of many the first ones, and how many more."""
+    """The bindings for the log, by port and hardware id: the first `MOST_LOGGED` and the number of others."""
     rules = [
         str(DeviceRule(each.vendor_id, each.product_id, None if each.busid else each.serial, each.busid))
         for each in bindings[:MOST_LOGGED]
@@ -152,38 +152,38 @@ def _rules(bindings: Sequence[BindingInfo]) -> str:
 
 
 async def _end_if_left(channel: Channel) -> None:
-    """Ends the request that calls it if its peer has left meanwhile."""
+    """Cancels the request that calls it if its peer has left meanwhile."""
     channel.close_if_left()
     await asyncio.sleep(0)  # where the cancellation takes effect
 
 
-def _not_here(command: Command) -> UsbipdError:
-    return UsbipdError(f"{command} is not for the control socket", code="not-permitted")
+def _unknown(command: Command) -> UsbipdError:
+    return UsbipdError(f"{command} cannot be sent to the control socket", code="not-permitted")
 
 
 class IPCHandler:
-    """The listener, and the answers to what comes in."""
+    """Listens on the control socket and serves its connections."""
 
     def __init__(self, path: Path, run_as: RunAs | None, worker_uids: range) -> None:
         self._path = path
         self._run_as = run_as
         self._worker_uids = worker_uids
-        self._telling: asyncio.TimerHandle | None = None
+        self._notification: asyncio.TimerHandle | None = None
         self._answers: Answers | None = None
         self._ready = asyncio.Event()
         self._listener: socket.socket | None = None
         self._lock = -1
         """Descriptor of the socket's directory, locked while we listen."""
         self._channels: dict[Channel, int] = {}
-        """With the uid of the peer."""
+        """The uid of each channel's peer."""
         self._watching: dict[Channel, bool] = {}
-        """Those that have sent WATCH; whether they know that something has changed and have not asked yet."""
+        """Channels that have sent WATCH; True: notified of a change, and no request since."""
 
     def start_listener(self) -> bool:
-        """Accept from now on; requests wait for `serve`.  Whether an extension before us was killed.
+        """Accept connections; requests wait for `serve`.  Returns whether a previous extension was killed.
 
         Raises `UsbipdError` if another extension has its socket in this directory already, or the socket
-        cannot be made.
+        cannot be created.
         """
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.setblocking(False)
@@ -206,13 +206,13 @@ class IPCHandler:
         return was_killed
 
     def serve(self, answers: Answers) -> None:
-        """Answer from now on."""
+        """Start to answer requests."""
         answers.recorder.watch(self._changed)
         self._answers = answers
         self._ready.set()
 
     def close(self) -> None:
-        """Accept no more, remove the socket and leave everybody."""
+        """Stop listening, remove the socket and close all connections."""
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
@@ -223,7 +223,7 @@ class IPCHandler:
             channel.close()
 
     def authenticate_client(self, connection: socket.socket) -> tuple[privileges.Peer, Role]:
-        """Who connected, as the kernel says it.  Raises `OSError` if that one is gone."""
+        """The peer as the kernel identifies it, and its role.  Raises `OSError` if it has left."""
         peer = privileges.peer_of(connection)
         role = role_of(
             peer,
@@ -252,18 +252,18 @@ class IPCHandler:
         except OSError as error:
             _LOG.error("cannot accept on the control socket: %s", error.strerror, extra=LIMITED)
             loop = asyncio.get_running_loop()
-            loop.remove_reader(self._listener)  # who waits there would call us again at once
+            loop.remove_reader(self._listener)  # else it would be called again at once
             loop.call_later(ACCEPT_PAUSE, self._listen)
             return
         try:
             peer, role = self.authenticate_client(connection)
         except OSError as error:
-            _LOG.warning("a client of the control socket cannot be identified: %s", error, extra=LIMITED)
+            _LOG.warning("cannot identify a client of the control socket: %s", error, extra=LIMITED)
             connection.close()
             return
         if Counter(self._channels.values())[peer.uid] >= MAX_CONNECTIONS_PER_USER:
             _LOG.warning(
-                "%s[%d] refused: this user has too many connections", peer.name, peer.pid, extra=LIMITED
+                "%s[%d] refused: too many connections of this user", peer.name, peer.pid, extra=LIMITED
             )
             connection.close()
             return
@@ -279,8 +279,8 @@ class IPCHandler:
                 _LOG.warning("%s dropped: %s", who, reason, extra=LIMITED)
 
         async def answer(request: Request) -> Message:
-            _LOG.debug("%s asks for %s", who, request.command)
-            # what came behind WATCH may have closed the channel, and `closed` is called once
+            _LOG.debug("%s requests %s", who, request.command)
+            # a message after WATCH may have closed the channel, and `closed` is called once
             if channel.is_open and (request.command is Command.WATCH or channel in self._watching):
                 self._watching[channel] = False
             await self._ready.wait()
@@ -299,23 +299,23 @@ class IPCHandler:
         self._channels[channel] = peer.uid
 
     def _changed(self) -> None:
-        if self._watching and self._telling is None:
-            self._telling = asyncio.get_running_loop().call_later(TELL_AFTER, self._tell)
+        if self._watching and self._notification is None:
+            self._notification = asyncio.get_running_loop().call_later(NOTIFY_DELAY, self._notify)
 
-    def _tell(self) -> None:
-        """Tell those who watch, once until they ask: one that is slow gets no queue of it."""
-        self._telling = None
-        for channel, knows in self._watching.items():
-            if not knows:
+    def _notify(self) -> None:
+        """Notify each watcher once until its next request: no queue builds up for a slow one."""
+        self._notification = None
+        for channel, is_notified in self._watching.items():
+            if not is_notified:
                 self._watching[channel] = True
                 channel.push(EventName.CHANGED, Nothing())
 
 
 def _remove_stale(path: Path) -> bool:
-    """Remove the socket that a killed extension left; whether there was one.
+    """Remove the socket of a killed extension; returns whether there was one.
 
-    Raises `OSError`, or `UsbipdError` if it is no socket or a program listens on it: whoever locks the
-    directory is an extension, but the socket may be any program's.
+    Raises `OSError`, or `UsbipdError` if it is not a socket or a program listens on it: only an extension
+    locks the directory, but any program may have created the socket.
     """
     if path.is_socket():
         if has_listener(os.fspath(path)):
@@ -328,7 +328,7 @@ def _remove_stale(path: Path) -> bool:
         return True
     if os.path.lexists(path):
         raise UsbipdError(
-            f"{path} is there already and is no socket",
+            f"{path} exists and is not a socket",
             code="bad-path",
             advice="choose another path with --socket",
         )

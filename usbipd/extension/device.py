@@ -1,4 +1,4 @@
-"""One device that is shared: everything that the extension knows of it.  Runs in the extension."""
+"""The state of one shared device.  Runs in the extension."""
 
 import asyncio
 import contextlib
@@ -23,28 +23,28 @@ from usbipd.usb.ownership import USBFS
 
 
 class ClaimState(Enum):
-    """What a claim is doing."""
+    """The state of a device's claim."""
 
-    CLAIMING = "the worker is taking the device"
+    CLAIMING = "a worker is claiming the device"
     READY = "free for a client"
-    ATTACHED = "a client uses it"
-    RESTORING = "the client is gone, the device is being reset"
-    FAILED = "the device could not be taken; tried again later"
-    RELEASING = "the device goes back to this host"
-    ENDED = "the device is no longer shared, or gone"
+    ATTACHED = "attached by a client"
+    RESTORING = "the client has left, the device is being reset"
+    FAILED = "the device could not be claimed; usbipd retries"
+    RELEASING = "the device is being released to this host"
+    ENDED = "the device is no longer shared, or was unplugged"
 
 
-_LAST_WORDS: Final = {
-    HistoryEvent.RELEASED: "the device is not shared any more",
+_END_REASONS: Final = {
+    HistoryEvent.RELEASED: "the device is no longer shared",
     HistoryEvent.UNPLUGGED: "the device was unplugged",
-    HistoryEvent.FAILED: "the device could not be taken",
+    HistoryEvent.FAILED: "the device could not be claimed",
 }
 """Why a session ended with its claim."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimedDevice:
-    """What is known of a device that we hold."""
+    """A device that a worker holds."""
 
     device_id: int
     """The devid of USB/IP: busnum << 16 | devnum."""
@@ -59,7 +59,7 @@ class ClaimedDevice:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a device could not be taken, and what comes next."""
+    """Why a device could not be claimed, and when the next try is."""
 
     error: UsbipdError
     next_try: float
@@ -68,12 +68,12 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reservation:
-    """A free device that is kept for one client between OP_REQ_IMPORT and OP_REP_IMPORT."""
+    """A free device, reserved for one client between OP_REQ_IMPORT and OP_REP_IMPORT."""
 
     device: "Device"
     client: str
     timer: asyncio.TimerHandle
-    """Ends it if the client's socket does not come."""
+    """Ends the reservation if the client's socket does not arrive."""
 
 
 @dataclass(slots=True, eq=False)
@@ -87,12 +87,12 @@ class Session:
     """Seconds since the epoch."""
     bytes_in: int
     bytes_out: int
-    """What the worker had moved before."""
+    """The worker's counters when the session began."""
     detached_by: str | None = None
-    """The user who ends the session; the history then names that user as the reason."""
+    """The user who ends the session; recorded as the reason in the history."""
 
 
-# The states of a device, and what changes them
+# The states of a device and their transitions
 #
 #                    CLAIM answered             ATTACH
 #     --> CLAIMING -----------------> READY -----------------> ATTACHED
@@ -103,15 +103,15 @@ class Session:
 #          '-- the worker ended in READY, ATTACHED or RESTORING
 #
 #     each of these -- release_device --> RELEASING -- drivers reattached --> ENDED
-#     each of these -- unplugged, or the only try has failed --------------> ENDED
+#     each of these -- unplugged, or the only try failed ------------------> ENDED
 
 
 class Device:
-    """The state machine above: `DeviceClaimer`, `Reservations` and events of the worker move it."""
+    """The state machine above, driven by `DeviceClaimer`, `Reservations` and events of the worker."""
 
     def __init__(self, record: DeviceRecord, recorder: EventRecorder, hung: Child | None = None) -> None:
         self.record = record
-        """As it was listed last."""
+        """From the last listing."""
         self.state = ClaimState.CLAIMING
         self.failure: Failure | None = None
         self._recorder = recorder
@@ -119,7 +119,7 @@ class Device:
 
         # from the first try until it is released or unplugged
         self.task: asyncio.Task[None] | None = None
-        """Claims the device, again after each worker that ended."""
+        """Claims the device, and again whenever its worker has ended."""
         self.recheck = asyncio.Event()
         """Set when the device has changed; cuts a retry delay short."""
 
@@ -128,12 +128,12 @@ class Device:
         self.wire_device: UsbDevice | None = None
         self.claimed: ClaimedDevice | None = None
         self.is_gone = False
-        """Whether the device was unplugged after it was taken."""
+        """Whether the device was unplugged after it was claimed."""
         self.departing: asyncio.Task[None] | None = None
-        """Ends a worker whose device seems to be gone, unless it exits."""
+        """Ends a worker whose device seems to be unplugged, unless it exits."""
         self._page: mmap.mmap | None = None
         self._held_since: float | None = None
-        """Of the monotonic clock, in seconds; None: no worker has it."""
+        """Of the monotonic clock, in seconds; None: no worker holds it."""
         self._said_gone = False
         """Whether the worker has sent DEVICE_GONE."""
 
@@ -143,15 +143,15 @@ class Device:
 
         # until the port is claimed again
         self.hung = hung
-        """The last worker of this port that was dismissed and had not ended in time."""
+        """The last worker of this port that did not end in time."""
 
     @property
     def shown(self) -> DeviceState:
-        """The state that people see.
+        """The state shown to users.
 
-        SHARED is what a client can have now, at most after the reset behind the client before it.  While the
-        first worker takes the device it is this host's; one that was held and lost its worker has FAILED,
-        though a client that comes then waits for the next worker.
+        SHARED means that a client can attach it now, or after the reset that follows another client.  Until
+        the first worker has claimed the device, it is NOT_SHARED.  A device that lost its worker is FAILED,
+        although a client that arrives then waits for the next worker.
         """
         if self.state is ClaimState.ATTACHED:
             return DeviceState.ATTACHED
@@ -170,16 +170,16 @@ class Device:
 
     @property
     def client(self) -> str | None:
-        """Who uses the device."""
+        """The client that uses the device."""
         return None if self.session is None else self.session.client
 
     def taken(self, worker: Child, result: ClaimResult, page: mmap.mmap) -> ClaimedDevice:
-        """The worker has the device, which is then free for a client."""
+        """`worker` has claimed the device, which is now free for a client."""
         worker.user = result.user
         self.worker = worker
         self.wire_device = result.device
         self._page = page
-        self.is_gone = self._said_gone  # it may say so directly behind its answer, before we are called
+        self.is_gone = self._said_gone  # DEVICE_GONE may follow the answer before we are called
         self._held_since = time.monotonic()
         self.failure = None
         claimed = self.claimed = ClaimedDevice(
@@ -196,23 +196,23 @@ class Device:
         return claimed
 
     def lost(self, next_try: float) -> None:
-        """The worker has ended, and its client's session too; the next one starts in `next_try` seconds."""
-        assert self.worker is not None, "only what was taken can be lost"
+        """The worker has ended, and with it any session; the next worker starts in `next_try` seconds."""
+        assert self.worker is not None, "only a claimed device can lose its worker"
         reason = f"the worker ended with {self.worker.exit}"
         by = None if self.session is None else self.session.detached_by
         self._end_session(reason if by is None else f"by {by}: {reason}")
-        if self.is_gone:  # it may be back already, and claimed again before its absence was noticed
+        if self.is_gone:  # it may be plugged in again, and claimed before its absence was noticed
             self._end_claim(HistoryEvent.UNPLUGGED)
         else:
             self._end_claim(HistoryEvent.FAILED, reason)
-            error = ClaimError(reason, code="worker-ended", advice="the log says more")
+            error = ClaimError(reason, code="worker-ended", advice="see the daemon's log for details")
             self.failure = Failure(error, time.time() + next_try)
         self._clear()
         self._become(ClaimState.CLAIMING)
 
     def ended(self, event: HistoryEvent) -> None:
-        """No worker has it from here on: RELEASED by us, UNPLUGGED, or FAILED at the first try."""
-        self._end_session(_LAST_WORDS[event])
+        """No worker holds it any longer: RELEASED, UNPLUGGED, or FAILED at the first try."""
+        self._end_session(_END_REASONS[event])
         self._clear()
         self._become(ClaimState.RELEASING if event is HistoryEvent.RELEASED else ClaimState.ENDED)
         is_recorded = self.is_gone if event is HistoryEvent.UNPLUGGED else self._held_since is None
@@ -220,20 +220,20 @@ class Device:
             self._end_claim(event)
 
     def failed(self, error: UsbipdError, next_try: float) -> bool:
-        """The device could not be taken (again); tried once more in `next_try` seconds.
+        """The device could not be claimed; the next try is in `next_try` seconds.
 
-        Whether that is news: one that fails again and again for one reason does not fill log and history.
+        Returns whether the reason is new: a repeated failure must not fill log and history.
         """
         news = self.failure is None or self.failure.error.message != error.message
         self.failure = Failure(error, time.time() + next_try)
-        self._said_gone = False  # the next worker has not
+        self._said_gone = False
         self._become(ClaimState.FAILED)
         if news:
             self._recorder.record(HistoryEvent.FAILED, self.record, reason=error.message)
         return news
 
     def unreserve(self) -> None:
-        """The client left before it had the device."""
+        """The client left before it was attached."""
         self.reservation = None
         self._become(self.state)
 
@@ -247,13 +247,13 @@ class Device:
         self._recorder.record(HistoryEvent.ATTACHED, self.record, client=client)
 
     def on_event(self, event: Event) -> None:
-        """Handle an event from the worker.  Raises `IPCError` if it does not fit the state.
+        """Handle an event from the worker.  Raises `IPCError` if it is not valid in this state.
 
         DETACHED and RESTORED are valid once per ATTACH, in this order, and DEVICE_GONE once.  So the work
         that events cause (history, watchers) is bounded by the number of attachments.
         """
         if not self.is_kept:
-            return  # sent before it read that it is to release its device
+            return  # sent before the worker read RELEASE
         if event.event is EventName.DETACHED and self.state is ClaimState.ATTACHED:
             assert isinstance(event.parameters, DetachedParameters)
             assert self.session is not None, "attached"
@@ -267,22 +267,22 @@ class Device:
             if self.worker is not None:
                 self.is_gone = True
         else:
-            raise IPCError(f"{event.event} while {self.state.value}", code="bad-message")
+            raise IPCError(f"unexpected {event.event} ({self.state.value})", code="bad-message")
 
     def counters(self) -> Counters | None:
-        """What the worker has moved; None while there is none."""
+        """The traffic of the worker; None without a worker."""
         return None if self._page is None else read_counters(self._page)
 
     def rate(self) -> Rate | None:
-        """What it moves per second now; None while there is none."""
+        """The traffic per second now; None without a worker."""
         return None if self._page is None else read_rate(self._page)
 
     def blocked(self) -> float | None:
-        """Seconds for which the worker has been in a call that waits for the device; None: it is in none."""
+        """Seconds for which the worker has been blocked in a call to the device; None: it is not."""
         return None if self._page is None else read_blocked(self._page)
 
     async def changed(self, seconds: float) -> bool:
-        """Whether anything changes within `seconds`."""
+        """Whether the state changes within `seconds`."""
         return await _is_set_within(seconds, self._change)
 
     async def pause(self, seconds: float) -> None:
@@ -306,7 +306,10 @@ class Device:
         )
 
     def _end_claim(self, event: HistoryEvent, reason: str | None = None) -> None:
-        """Each CLAIMED of the history has one end before the next; what was not held just has the event."""
+        """Record the end of a claim, with its duration; a device that was not held has none.
+
+        Each CLAIMED in the history has exactly one end before the next.
+        """
         since, self._held_since = self._held_since, None
         seconds = None if since is None else time.monotonic() - since
         self._recorder.record(event, self.record, reason=reason, seconds=seconds)
@@ -331,7 +334,7 @@ async def _is_set_within(seconds: float, event: asyncio.Event) -> bool:
 
 
 def device_info(record: DeviceRecord, device: Device | None, drivers: list[str]) -> DeviceInfo:
-    """The device with what is known of it; `drivers` hold its interfaces on this host."""
+    """The device as reported to users; `drivers` hold its interfaces on this host."""
     claimed = counters = failure = None
     if device is not None:
         claimed, counters, failure = device.claimed, device.counters(), device.failure

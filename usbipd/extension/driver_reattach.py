@@ -1,9 +1,9 @@
-"""Devices that were taken from the host's drivers, until the drivers have them again.  Runs in the extension.
+"""Reattaches the host's drivers to devices that were claimed.  Runs in the extension.
 
-A worker that exits has released its device before.  One that was killed leaves it without drivers: Linux
-then scans for drivers on request only, and macOS may keep the device captured until it is enumerated again.
-Such a device is *orphaned*.  The store lists every device that is held; if all processes were killed, the
-next extension knows from it which devices may be orphaned.
+A worker releases its device before it exits.  A worker that was killed leaves it without drivers: Linux then
+scans for drivers on request only, and macOS may keep the device captured until it is enumerated again.  Such
+a device is *orphaned*.  The store lists every claimed device; if all processes were killed, the next
+extension reads from it which devices may be orphaned.
 """
 
 import asyncio
@@ -24,29 +24,29 @@ from usbipd.usb.ownership import Ownership
 _LOG: Final = logging.getLogger(__name__)
 
 DRIVERS_TIME: Final = 5.0
-"""Seconds that the host's drivers may take to come back before anything else goes on."""
+"""Seconds to wait for the host's drivers to be reattached."""
 
 
 class DriverReattacher:
-    """Reattaches this host's drivers to devices that were taken from them; never to a simulated one."""
+    """Tracks the devices whose drivers were detached, and reattaches them; simulated devices have none."""
 
     def __init__(self, ownership: Ownership, store: Store, stack: UsbStack) -> None:
         self._ownership = ownership
         self._store = store
         self._stack = stack
         self._open: dict[str, bool] = {}
-        """By busid the devices that were taken and are not known to be back; whether they are orphaned."""
+        """By busid: the devices that may be without drivers; True: orphaned."""
         self._scans: dict[str, asyncio.Future[None]] = {}
-        """By busid: the scans for drivers that are under way."""
+        """By busid: the scans for drivers in progress."""
 
     async def begin(self, record: DeviceRecord) -> None:
-        """From here on the device may be without its drivers; the store keeps that for the next extension."""
+        """The drivers are about to be detached; the store keeps that for the next extension."""
         self._open.setdefault(record.busid, False)
         try:
             await self._store.begin_claim(
                 StoredClaim(record.busid, record.vendor_id, record.product_id, time.time())
             )
-        except UsbipdError as error:  # a full disk is no reason to share less
+        except UsbipdError as error:  # share the device even if the disk is full
             _LOG.error("the claim of %s could not be recorded: %s", record.busid, error, extra=LIMITED)
 
     def lost(self, busid: str) -> None:
@@ -81,7 +81,7 @@ class DriverReattacher:
         await self.forget(busid)
 
     async def forget(self, busid: str) -> None:
-        """The device is back with its drivers, or unplugged."""
+        """The device has its drivers again, or was unplugged."""
         if self._open.pop(busid, None) is None:
             return
         try:
@@ -90,7 +90,7 @@ class DriverReattacher:
             _LOG.error("the end of the claim of %s could not be recorded: %s", busid, error, extra=LIMITED)
 
     async def forget_absent(self, present: Container[str]) -> None:
-        """All devices but those at the busids `present` have been unplugged."""
+        """Forget all devices but those at the busids `present`: they were unplugged."""
         for busid in [busid for busid in self._open if busid not in present]:
             await self.forget(busid)
 
@@ -108,15 +108,15 @@ class DriverReattacher:
         )
 
     async def _scan(self, busid: str, seconds: float) -> None:
-        """Have the host find drivers for the device; after `seconds` it goes on alone.
+        """Have the host find drivers for the device; after `seconds` the scan continues in the background.
 
-        The call lasts as long as a driver probes the device, for ever if the device does not answer: it runs
-        in a thread, one for each port at most.  Raises `UsbipdError`: not done in time ("hangs"), or failed.
+        The call lasts as long as a driver probes the device, forever if the device does not answer: it runs
+        in a thread, at most one per port.  Raises `UsbipdError`: not done in time ("hangs"), or failed.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         earlier = self._scans.get(busid)
-        if earlier is not None:  # it may have passed the interfaces that have lost their driver since
+        if earlier is not None:  # it may have passed interfaces that have lost their driver since
             await asyncio.wait({earlier}, timeout=seconds)
         scan = self._scans.get(busid)
         if scan is None:

@@ -1,4 +1,4 @@
-"""Records events in the history, and notifies watchers of changes.  Runs in the extension."""
+"""Records events in the history and notifies watchers.  Runs in the extension."""
 
 import logging
 from collections.abc import Callable
@@ -11,18 +11,18 @@ from usbipd.usb.discovery import DeviceRecord
 _LOG: Final = logging.getLogger(__name__)
 
 Watcher = Callable[[], None]
-"""Called when something that the status shows has changed; must not raise."""
+"""Called when the status has changed; must not raise."""
 
 
 class EventRecorder:
-    """Takes the events of all parts of the extension."""
+    """Records the events of all parts of the extension."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._watchers: set[Watcher] = set()
 
     def record(self, event: HistoryEvent, device: DeviceRecord | None = None, **details: Any) -> None:
-        """Keep `event` in the history; `details` are further fields of a `HistoryEntry`."""
+        """Add `event` to the history; `details` are further fields of a `HistoryEntry`."""
         if device is not None:
             details |= {
                 "busid": device.busid,
@@ -39,5 +39,5 @@ class EventRecorder:
             watcher()
 
     def watch(self, watcher: Watcher) -> None:
-        """Call `watcher` at each change from now on."""
+        """Call `watcher` at each change."""
         self._watchers.add(watcher)

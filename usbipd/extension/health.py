@@ -1,6 +1,6 @@
-"""The checks of the daemon's health: the table of them, and how they are made.  Runs in the extension.
+"""The table of health checks, and the function that runs them.  Runs in the extension.
 
-They run at the same time and within a bound.  One that breaks is a finding of its own and hides no other.
+Checks run concurrently and with a time limit.  A check that raises becomes a finding and hides no other.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ from usbipd.log import LIMITED
 _LOG: Final = logging.getLogger(__name__)
 
 HEALTH_TIMEOUT: Final = 4.0
-"""Seconds that all checks together may take: who asks waits for them."""
+"""Seconds for all checks together: the command waits for them."""
 MOST_FINDINGS: Final = 24
-"""Findings of one check that are shown."""
+"""Findings of one check that are shown, at most."""
 
 _BADNESS: Final = {CheckState.FAILED: 0, CheckState.WARNING: 1, CheckState.OK: 2}
 
 Check = Callable[[CheckContext], Awaitable[Sequence[Finding]]]
-"""Looks at one thing and says what it found; nothing, where there is nothing to look at."""
+"""Checks one thing and returns its findings; none if the check does not apply."""
 
 CHECKS: Final[tuple[tuple[str, Check], ...]] = (
     ("rights", host_checks.check_rights),
@@ -45,13 +45,13 @@ CHECKS: Final[tuple[tuple[str, Check], ...]] = (
     ("drivers", daemon_checks.check_orphans),
     ("binding", daemon_checks.check_bindings),
 )
-"""Every check with its name, in the order in which people read them."""
+"""Every check with its name, in the order of the report."""
 
 
 async def examine(
     context: CheckContext, checks: Sequence[tuple[str, Check]] = CHECKS, *, seconds: float = HEALTH_TIMEOUT
 ) -> HealthResult:
-    """Make all checks, within `seconds`.  Raises nothing: what goes wrong is found."""
+    """Run all checks, within `seconds`.  Raises nothing: an error becomes a finding."""
     tasks = [(name, asyncio.ensure_future(check(context))) for name, check in checks]
     try:
         await asyncio.wait([task for _name, task in tasks], timeout=seconds)
@@ -70,21 +70,23 @@ async def examine(
 def _findings(name: str, task: asyncio.Future[Sequence[Finding]], seconds: float) -> Sequence[Finding]:
     if not task.done() or task.cancelled():
         return [
-            failed(f"this check was not done within {seconds:g} s", "Try again when the host is less busy.")
+            failed(f"this check did not finish within {seconds:g} s", "Try again when the host is less busy.")
         ]
     error = task.exception()
     if error is None:
         return task.result()
     if isinstance(error, UsbipdError):
         return [failed(error.message, *steps_of(error))]
-    _LOG.error("health check %s", name, exc_info=error, extra=LIMITED)
-    return [failed(f"this check broke: {type(error).__name__}: {error}", "The log of the daemon has more.")]
+    _LOG.error("health check %s failed", name, exc_info=error, extra=LIMITED)
+    return [
+        failed(f"this check failed: {type(error).__name__}: {error}", "See the daemon's log for details.")
+    ]
 
 
 def _worst(findings: Sequence[Finding]) -> list[Finding]:
-    """The worst first, and no more than can be shown."""
+    """The worst findings first, `MOST_FINDINGS` at most, and a line that counts the rest."""
     ordered = sorted(findings, key=lambda finding: _BADNESS[finding.state])
     shown, rest = ordered[:MOST_FINDINGS], ordered[MOST_FINDINGS:]
     if rest:
-        shown.append(Finding(rest[0].state, f"and {len(rest)} more like these, or better"))
+        shown.append(Finding(rest[0].state, f"and {len(rest)} more, none worse"))
     return shown

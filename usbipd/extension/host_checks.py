@@ -1,4 +1,4 @@
-"""Checks of what the daemon stands on: rights, libusb, launchd and macOS.  Runs in the extension."""
+"""Checks of the host: privileges, libusb, launchd and macOS.  Runs in the extension."""
 
 import asyncio
 import pwd
@@ -7,27 +7,28 @@ from typing import Final
 from usbipd import findings, privileges
 from usbipd.extension.check_context import CheckContext, Host
 from usbipd.extension.supervisor import Child
-from usbipd.findings import Finding, failed, ok, warning
+from usbipd.findings import Finding, failed, ok, steps_of, warning
 from usbipd.ipc.control_messages import CheckState
 from usbipd.protocol.constants import Speed
 from usbipd.usb import libusb_version
 from usbipd.usb.daemon_thread import call_in_daemon_thread
+from usbipd.usb.discovery import BY_RULE
 
 ISOCHRONOUS_PANIC: Final = "26.3.1"  # https://github.com/libusb/libusb/issues/1762
 
 _START_AS_ROOT: Final = "Start it as root, with sudo or as a service."
-_START_AGAIN: Final = "Start the daemon again."
+_RESTART: Final = "Restart the daemon."
 
 
 async def check_rights(context: CheckContext) -> list[Finding]:
-    """Root, to take devices from their drivers; and nobody else in reach of the network or a device."""
+    """Whether the extension is root, to detach drivers, and no process that handles network data is."""
     if context.host.uid != 0:
         user = privileges.user_name(context.host.uid)
         return [
             warning(
-                f"the extension runs as {user}, not as root: "
-                "it can share simulated devices, and real ones that this user may open",
-                "End this daemon.",
+                f"the daemon runs as {user}, not as root: "
+                "it can share simulated devices, and real ones that this user can open",
+                "Stop this daemon.",
                 _START_AS_ROOT,
             )
         ]
@@ -37,21 +38,21 @@ async def check_rights(context: CheckContext) -> list[Finding]:
     if user == "nobody" and not await asyncio.to_thread(_user_exists, own):
         findings += [
             warning(
-                f"there is no user {own}: the server runs as nobody, as other services do",
-                *_steps_to_make_user(context.host),
-                _START_AGAIN,
+                f"user {own} does not exist: the server runs as nobody, as other services do",
+                *_steps_to_create_user(context.host),
+                _RESTART,
             )
         ]
     if context.confine == "off":
         findings += [
             warning(
-                'workers stay root (confine = "off"): a client or device that breaks into one has this host',
+                'workers run as root (confine = "off"): an attacker who compromises one controls this host',
                 'Remove that line from usbipd.toml if devices work without it: confine = "auto".',
-                _START_AGAIN,
+                _RESTART,
             )
         ]
     return findings or [
-        ok(f"the extension runs as root, the server as {user}, each worker under a separate uid")
+        ok(f"the daemon runs as root, the server as {user}, each worker under a separate uid")
     ]
 
 
@@ -61,16 +62,16 @@ def _children(context: CheckContext) -> list[Child]:
 
 
 def _wrong_users(context: CheckContext) -> list[Finding]:
-    """Our children that did not become whom they should."""
+    """Children that run as another user than intended."""
     return [
-        failed(f"{child.label} runs as {child.user} and should as {child.run_as.user}", _START_AGAIN)
+        failed(f"{child.label} runs as {child.user} instead of {child.run_as.user}", _RESTART)
         for child in _children(context)
         if child.run_as is not None and child.user != child.run_as.user
     ]
 
 
 async def check_confinement(context: CheckContext) -> list[Finding]:
-    """Whether server and workers are confined as far as this system goes; what each lacks."""
+    """Whether server and workers are confined; what the confinement of each lacks."""
     lacking: dict[str, list[str]] = {}
     for child in _children(context):
         if child.lacks is not None:
@@ -80,7 +81,7 @@ async def check_confinement(context: CheckContext) -> list[Finding]:
     return [
         warning(
             f"{', '.join(labels)}: {lacks}",
-            "Devices work. One process of usbipd that is broken into can do more than it should.",
+            "Devices work, but an attacker who compromises such a process can do more than usual.",
             "Report it to the maintainers of usbipd, with the output of `usbipd doctor --report`.",
         )
         for lacks, labels in lacking.items()
@@ -95,20 +96,22 @@ def _user_exists(name: str) -> bool:
     return True
 
 
-def _steps_to_make_user(host: Host) -> tuple[str, ...]:
+def _steps_to_create_user(host: Host) -> tuple[str, ...]:
     user = privileges.DEFAULT_USER
     if host.mac_version:
         return (
-            "Look for a free user id between 200 and 400: `dscl . -list /Users UniqueID`.",
-            f"Make the user with it: `sudo sysadminctl -addUser {user} -UID ID -roleAccount`.",
+            "Find a free user id between 200 and 400: `dscl . -list /Users UniqueID`.",
+            f"Create the user with it: `sudo sysadminctl -addUser {user} -UID ID -roleAccount`.",
         )
     shell = "/usr/sbin/nologin"
-    return (f"Make the user: `sudo useradd --system --user-group --no-create-home --shell {shell} {user}`.",)
+    return (
+        f"Create the user: `sudo useradd --system --user-group --no-create-home --shell {shell} {user}`.",
+    )
 
 
 async def check_libusb(context: CheckContext) -> list[Finding]:
-    """Present, new enough, and on macOS without known faults."""
-    found = await asyncio.to_thread(findings.check_libusb, _START_AGAIN)
+    """Whether libusb is present, new enough, and on macOS without known bugs."""
+    found = await asyncio.to_thread(findings.check_libusb, _RESTART)
     if found.state is not CheckState.OK or not context.host.mac_version:
         return [found]
     lack = libusb_version.loaded().lacks_on_macos
@@ -118,14 +121,14 @@ async def check_libusb(context: CheckContext) -> list[Finding]:
         warning(
             f"{found.message}: {lack}",
             "Install usbipd's package for macOS, which contains its own libusb.",
-            "Or use at least the newest one: `brew upgrade libusb`.",
-            _START_AGAIN,
+            "Or use the newest one: `brew upgrade libusb`.",
+            _RESTART,
         )
     ]
 
 
 async def check_devices(context: CheckContext) -> list[Finding]:
-    """Whether the system lists its devices; nothing where only simulated ones are shared."""
+    """Whether the system lists its devices, and which cannot be shared; nothing with simulated ones only."""
     if context.discovery is None:
         return []
     devices = await context.manager.list_devices()
@@ -134,15 +137,21 @@ async def check_devices(context: CheckContext) -> list[Finding]:
             warning(
                 context.discovery.problem,
                 "Wait a few seconds: a driver may still be starting.",
-                "If it stays, unplug the device that was plugged in last, or that does not work.",
+                "If the problem stays, unplug the device that was plugged in last, or that does not work.",
                 "See what the kernel reports: `sudo dmesg`.",
             )
         ]
-    return [ok(f"real devices that could be shared: {sum(not device.simulated for device in devices)}")]
+    unusable = [
+        warning(f"{busid} cannot be shared: {error.message}", *steps_of(error))
+        for busid, error in sorted(context.discovery.left_out.items())
+        if error.code not in BY_RULE
+    ]
+    count = sum(not device.simulated for device in devices)
+    return unusable or [ok(f"real devices that could be shared: {count}")]
 
 
 async def check_hotplug(context: CheckContext) -> list[Finding]:
-    """Whether the system tells us what is plugged in; nothing where only simulated devices are shared."""
+    """Whether the system sends hotplug events; no finding if only simulated devices are shared."""
     if context.hotplug is None:
         return []
     if context.hotplug.problem is None:
@@ -150,31 +159,30 @@ async def check_hotplug(context: CheckContext) -> list[Finding]:
     return [
         warning(
             context.hotplug.problem,
-            "Nothing is lost by it: the daemon looks for devices again and again, "
-            "and notices them a little later.",
-            "For events, on Linux run it outside of a container with a user namespace, on macOS with a newer "
-            "libusb, and start the daemon again.",
+            "Devices still work: the daemon scans for them regularly and notices them a little later.",
+            "For events, run it outside a container with a user namespace (Linux) or with a newer libusb "
+            "(macOS), and restart the daemon.",
         )
     ]
 
 
 async def check_power(context: CheckContext) -> list[Finding]:
-    """Whether the system tells us that it has slept; nothing where nobody need tell."""
+    """Whether the system notifies us of wake-up; no finding on systems that need no notification."""
     if context.power is None:
         return []
     if context.power.problem is None:
-        return [ok("after sleep, devices are looked for again")]
+        return [ok("devices are listed again after sleep")]
     return [
         warning(
             context.power.problem,
             "If a device does not work after sleep, unbind it and bind it again.",
-            _START_AGAIN,
+            _RESTART,
         )
     ]
 
 
 async def check_launchd(context: CheckContext) -> list[Finding]:
-    """Whether launchd has the job that starts the extension; nothing where there is no launchd."""
+    """Whether launchd has the job that starts the extension; no finding on systems without launchd."""
     job = context.host.launch_daemon
     if job is None:
         return []
@@ -182,7 +190,7 @@ async def check_launchd(context: CheckContext) -> list[Finding]:
 
 
 async def check_macos(context: CheckContext) -> list[Finding]:
-    """What is known of this version of macOS and this kind of Mac; nothing elsewhere."""
+    """Known problems of this version of macOS and this kind of Mac; no finding on other systems."""
     version = context.host.mac_version
     if not version:
         return []
@@ -191,7 +199,7 @@ async def check_macos(context: CheckContext) -> list[Finding]:
         findings += await _isochronous_panic(context)
     if context.host.machine == "arm64":
         findings += await _accessories_not_allowed(context)
-    return findings or [ok(f"nothing stands in the way on macOS {version}")]
+    return findings or [ok(f"no known problems with macOS {version}")]
 
 
 async def _isochronous_panic(context: CheckContext) -> list[Finding]:
@@ -214,9 +222,9 @@ async def _accessories_not_allowed(context: CheckContext) -> list[Finding]:
         return []
     return [
         warning(
-            "a bound device is not there: if it is plugged in, this Mac may not have been allowed to use it",
+            "a bound device is missing: if it is plugged in, this Mac may not have been allowed to use it",
             'Unlock the Mac and choose Allow where it asks "Allow accessory to connect?".',
             "If it does not ask, unplug the device and plug it in again.",
-            'Or set System Settings > Privacy & Security > "Allow accessories to connect" to what you need.',
+            'Or change System Settings > Privacy & Security > "Allow accessories to connect".',
         )
     ]

@@ -1,6 +1,6 @@
-"""Whether the extension's children still answer.  Runs in the extension.
+"""Checks whether a child still answers PING.  Runs in the extension.
 
-The program itself has to answer: the kernel accepts connections and bytes even for a stopped process.
+A connection proves nothing: the kernel accepts connections and bytes even for a stopped process.
 """
 
 import asyncio
@@ -12,14 +12,14 @@ from usbipd.extension.supervisor import Child, Ping
 from usbipd.ipc.messages import Command, Nothing
 
 PING_TIMEOUT: Final = 2.0
-"""Seconds that a child has to answer."""
+"""Seconds for a child to answer."""
 
 
 async def silence_of(child: Child) -> float | None:
-    """Seconds for which `child` has left a PING unanswered, at least `PING_TIMEOUT`; None: it answers.
+    """Seconds for which `child` has not answered a PING, at least `PING_TIMEOUT`; None: it answers.
 
-    At most one PING per child is unanswered at a time; concurrent callers share it, and later ones return at
-    once if it is overdue.  A child that has ended is not silent.
+    Each child has at most one unanswered PING.  Concurrent callers share it, and later ones return at once if
+    it is overdue.  A child that has ended is not silent.
     """
     loop = asyncio.get_running_loop()
     ping = child.ping
@@ -30,5 +30,5 @@ async def silence_of(child: Child) -> float | None:
 
 
 async def _ask(child: Child) -> None:
-    with contextlib.suppress(UsbipdError):  # its channel is closed
+    with contextlib.suppress(UsbipdError):  # the channel was closed
         await child.channel.request(Command.PING, Nothing(), Nothing, timeout=None)

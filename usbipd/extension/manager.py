@@ -1,7 +1,7 @@
-"""What is shared: bindings, and the operations on them.  Runs in the extension.
+"""Binds and unbinds devices, and claims the bound ones.  Runs in the extension.
 
-A device that fits a binding is claimed whenever it is there: at the start, when it is plugged in, when it
-comes back as another device (a bootloader) that is bound too.
+A device that matches a binding is claimed whenever it is present: when the daemon starts, when the device is
+plugged in, or when it reappears as another device (a bootloader) that is bound too.
 """
 
 import asyncio
@@ -31,30 +31,31 @@ from usbipd.ipc.control_messages import (
     DeviceMemory,
     HardwareId,
     HistoryEvent,
+    LeftOutInfo,
     ListResult,
     UnbindParameters,
     UnbindResult,
 )
 from usbipd.log import LIMITED
 from usbipd.usb.daemon_thread import call_in_daemon_thread
-from usbipd.usb.discovery import DeviceRecord, DeviceSource
+from usbipd.usb.discovery import HUB, DeviceRecord, DeviceSource
 from usbipd.usb.identity import DeviceRule
 from usbipd.usb.ownership import Ownership
 
 _LOG: Final = logging.getLogger(__name__)
 
 FIRST_CLAIMS: Final = 10.0
-"""Seconds that the start of the daemon waits for devices that are bound and present."""
+"""Seconds for which the start of the daemon waits for the claims of bound devices."""
 BIND_TIME: Final = 2.0
-"""Seconds in which drivers bind to a device that was enumerated again."""
-LOOK_AGAIN: Final = 0.1
+"""Seconds for drivers to bind to a device that was enumerated again."""
+POLL_INTERVAL: Final = 0.1
 """Seconds between two checks for the drivers of a device that was released."""
-LIST_AGAIN: Final = 5.0
-"""Seconds until the devices are listed again when that has failed."""
+LIST_RETRY: Final = 5.0
+"""Seconds until the devices are listed again after a failure."""
 
 
 class SystemExtensionManager:
-    """The devices of this host and the simulated ones, and which of them are shared."""
+    """Shares devices of this host and simulated ones."""
 
     def __init__(
         self,
@@ -73,7 +74,7 @@ class SystemExtensionManager:
         log_level: str,
         log_to: str,
     ) -> None:
-        """`with_real`: whether devices come and go; simulated ones are always there."""
+        """`with_real`: whether devices of this host are offered, not only simulated ones."""
         self._sources = sources
         self._with_real = with_real
         self._ownership = ownership
@@ -95,7 +96,7 @@ class SystemExtensionManager:
             log_to=log_to,
             on_end=self.devices_changed,
         )
-        # bind and unbind one after the other: half of each would be neither
+        # serializes bind, unbind and release
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
         self._orphaned: list[str] = []
@@ -106,14 +107,13 @@ class SystemExtensionManager:
 
     @property
     def shared_devices(self) -> dict[str, Device]:
-        """The devices that are claimed, or will be, by busid at this moment."""
+        """The devices that are claimed now, or will be, by busid."""
         return self._claimer.shared_devices
 
     async def start(self) -> None:
-        """Claim all that is bound and present, and from now on all that comes.
+        """Bind the simulated devices; claim all bound devices that are present, and later those plugged in.
 
-        The simulated devices are bound here: they are there to be shared.  Raises `UsbipdError` if one of
-        them cannot be claimed: the caller asked for it.
+        Raises `UsbipdError` if a simulated device cannot be claimed: the user asked for it.
         """
         async with self._lock:
             await self._bindings.load()
@@ -129,7 +129,7 @@ class SystemExtensionManager:
         self._follower = asyncio.create_task(self._follow_changes())
 
     async def stop(self) -> None:
-        """Release every device, all at the same time, also those that are being claimed or released."""
+        """Release all devices concurrently, including those that are being claimed or released."""
         self.is_running = False
         if self._follower is not None:
             self._follower.cancel()
@@ -137,17 +137,17 @@ class SystemExtensionManager:
         await asyncio.gather(self._release(self.shared_devices), self._wait_settled(self._stack.stop_time))
 
     def devices_changed(self) -> None:
-        """Something was plugged in or out, or a port became free: look what there is."""
+        """List the devices again: one was plugged in or unplugged, or a port became free."""
         self._changed.set()
 
     def set_log_level(self, level: str) -> None:
-        """For the workers that live and those that come."""
+        """Set the log level of all workers, present and future."""
         self._claimer.set_log_level(level)
 
-    # ---- what people ask for -------------------------------------------------------------------------------
+    # ---- requests of users ---------------------------------------------------------------------------------
 
     async def claim_device(self, record: DeviceRecord, *, force: bool = False) -> ClaimedDevice:
-        """Take a device that has just been listed from this host.  Raises `UsbipdError`: it cannot be had.
+        """Claim a device that has just been listed.  Raises `UsbipdError` if it cannot be claimed.
 
         `force` unmounts its file systems first.
         """
@@ -159,17 +159,17 @@ class SystemExtensionManager:
         await self._claimer.release_device(busid, timeout=seconds)
 
     def get_claimed_devices(self) -> list[ClaimedDevice]:
-        """What our workers hold now."""
+        """The devices that workers hold now."""
         return [device.claimed for device in self.shared_devices.values() if device.claimed is not None]
 
     async def bind(self, parameters: BindParameters, by: str) -> BindResult:
-        """Share a device, or all with one hardware id, from now on.
+        """Share a device, or all devices with one hardware id, from now on.
 
-        Raises `UsbipdError` if one that is present cannot be had; nothing is bound then.
+        Raises `UsbipdError` if one that is present cannot be claimed; nothing is bound then.
         """
         async with self._lock:
-            AccessList(parameters.allow)  # one that is wrong is an error before anything is claimed
-            rule, records = await self._meant(parameters)
+            AccessList(parameters.allow)  # raises before anything is claimed
+            rule, records = await self._resolve(parameters)
             if not self.is_running:
                 raise UsbipdError("the daemon is shutting down", code="ending")
             new = [record for record in records if not self._claimer.is_device_claimed(record.busid)]
@@ -187,7 +187,7 @@ class SystemExtensionManager:
                 )
             except BaseException:
                 await self._release_unbound()
-                self.devices_changed()  # another binding may share what this try has released
+                self.devices_changed()  # another binding may match what was released here
                 raise
             for record in records:
                 self._recorder.record(HistoryEvent.BOUND, record, reason=f"by {by}")
@@ -202,9 +202,12 @@ class SystemExtensionManager:
         return BindResult(binding=shared, devices=await self._describe(records))
 
     async def unbind(self, parameters: UnbindParameters, by: str) -> UnbindResult:
-        """Remove bindings, and release what no other one shares.  Raises `UsbipdError`: there are none."""
+        """Remove bindings, and release the devices that no other binding shares.
+
+        Raises `UsbipdError` if no binding matches.
+        """
         async with self._lock:
-            bindings = await self._chosen(parameters)
+            bindings = self._select(parameters)
             records = await self._list_records()
             removed = self._bindings.describe(bindings, records)
             await self._bindings.remove(bindings)
@@ -220,13 +223,13 @@ class SystemExtensionManager:
             return UnbindResult(bindings=removed, busids=await self._release_unbound())
 
     async def detach(self, busid: str, by: str) -> str:
-        """End the session of the client that uses the device; who it was.  Raises `UsbipdError`."""
+        """Disconnect the client that uses the device; returns the client.  Raises `UsbipdError`."""
         return await self._claimer.disconnect(busid, by)
 
     async def release(self, busid: str) -> list[str]:
-        """Have this host reattach its drivers to a device that is not bound; those that have it then.
+        """Have this host reattach its drivers to a device that is not bound; returns the drivers.
 
-        Raises `UsbipdError`: it is bound, or it cannot be done.
+        Raises `UsbipdError` if the device is bound or that fails.
         """
         async with self._lock:
             record = await self._require_device(busid)
@@ -235,8 +238,8 @@ class SystemExtensionManager:
             if record.simulated is not None:
                 raise UsbipdError(f"{busid} is simulated: this host has no driver for it", code="simulated")
             device = self._claimer.find(busid)
-            if device is not None or self._bindings.that_fit(record):
-                shared = record if device is None else device.record  # another one may be at the port by now
+            if device is not None or self._bindings.matching(record):
+                shared = record if device is None else device.record  # the port may have another device now
                 held = self._claimer.is_device_claimed(busid)
                 raise UsbipdError(
                     f"{busid} is shared: a worker of this daemon holds it"
@@ -253,10 +256,10 @@ class SystemExtensionManager:
                     advice="start the daemon as root, with sudo or as a service",
                 )
             await self._reattacher.reattach(busid, self._stack.release_time)
-            return await self._drivers_back(busid)
+            return await self._wait_for_drivers(busid)
 
     async def orphans(self) -> list[str]:
-        """Busids of devices that were left without drivers, are not bound, and that no driver or program has.
+        """Busids of unbound devices that were left without drivers and are still unused.
 
         Raises `UsbipdError` if the devices cannot be listed.
         """
@@ -264,21 +267,33 @@ class SystemExtensionManager:
         return await self._reattacher.orphans(each.busid for each in records if each.busid not in shared)
 
     async def list_devices(self) -> list[DeviceInfo]:
-        """Every device that is or could be shared.  Raises `UsbipdError` if the host cannot list them."""
+        """All devices that are or could be shared.  Raises `UsbipdError` if the host cannot list them."""
         return await self._describe(await self._list_records())
 
     async def survey(self) -> ListResult:
-        """The same devices, and every binding with those of them that it shares.  Raises likewise."""
+        """All devices, and all bindings with the devices that each shares.
+
+        Raises `UsbipdError` if the host cannot list its devices.
+        """
         records = await self._list_records()
         devices = await self._describe(records)
-        return ListResult(devices=devices, bindings=self._bindings.describe(self._bindings.all(), records))
+        return ListResult(
+            devices=devices,
+            bindings=self._bindings.describe(self._bindings.all(), records),
+            left_out=[
+                LeftOutInfo(busid=busid, reason=error.message, code=error.code, advice=error.advice)
+                for source in self._sources
+                for busid, error in sorted(source.left_out.items())
+                if error is not HUB
+            ],
+        )
 
-    # ---- what clients ask for ------------------------------------------------------------------------------
+    # ---- requests of clients -------------------------------------------------------------------------------
 
     def offers(self, addresses: Sequence[str]) -> DevlistResult:
-        """The devices that a client at each of these addresses may import, free or not.
+        """The devices that a client at each of these addresses can import, free or not.
 
-        Each access list is asked once about each address, however many devices have it.
+        Each access list is evaluated once per address, however many devices have it.
         """
         devices = [
             (device.wire_device, self._bindings.access_to(device.record))
@@ -299,13 +314,13 @@ class SystemExtensionManager:
         )
 
     def find_for(self, busid: str, address: str) -> Device | None:
-        """The device with this busid, if a client at `address` may know of it."""
+        """The device with this busid, if a client at `address` can see it."""
         device = self._claimer.find(busid)
         if device is None or not self._bindings.access_to(device.record).allows(address):
             return None
         return device
 
-    # ---- what is there, and what is to be claimed of it ----------------------------------------------------
+    # ---- devices that are plugged in -----------------------------------------------------------------------
 
     async def _follow_changes(self) -> None:
         while True:
@@ -319,38 +334,40 @@ class SystemExtensionManager:
                         {*self.shared_devices, *(each.busid for each in records)}
                     )
                 if self._orphaned:
-                    async with self._lock:  # a bind meanwhile would have its claim removed from the store
+                    async with (
+                        self._lock
+                    ):  # else the claim of a concurrent bind would be removed from the store
                         await self._release_orphaned(records)
             except UsbipdError as error:
                 _LOG.error("%s", error, extra=LIMITED)
-                asyncio.get_running_loop().call_later(LIST_AGAIN, self._changed.set)
+                asyncio.get_running_loop().call_later(LIST_RETRY, self._changed.set)
             self._recorder.changed()
 
     @property
     def _is_complete(self) -> bool:
-        """Whether the last list has every device that is present."""
+        """Whether the last list contains every device that is present."""
         return all(source.problem is None for source in self._sources)
 
     async def _follow(self, records: Sequence[DeviceRecord]) -> None:
-        """These are plugged in now: claim the bound ones, check those that are missing."""
+        """`records` are plugged in now: claim the bound ones, check those that are missing."""
         if self.is_running:
             self._claimer.compare(records)
             await self._claimer.restore_claimed_devices(
-                [record for record in records if self._bindings.that_fit(record)]
+                [record for record in records if self._bindings.matching(record)]
             )
 
     async def _wait_for_first_claims(self) -> None:
-        """Until each claim has been tried once, but not longer than `FIRST_CLAIMS`."""
+        """Wait until each claim has been tried once, for at most `FIRST_CLAIMS` seconds."""
         deadline = time.monotonic() + FIRST_CLAIMS
         for device in self.shared_devices.values():
             while device.state is ClaimState.CLAIMING and await device.changed(deadline - time.monotonic()):
                 continue
 
     async def _release_orphaned(self, records: Sequence[DeviceRecord]) -> None:
-        """Reattach the drivers of devices that the last extension held and that are not bound, all at once.
+        """Reattach, concurrently, the drivers of unbound devices that the last extension held.
 
-        If all its processes were killed at one moment, no process has released them.  One that is not in an
-        incomplete list may be there.  One that is bound is ours again, or will be.
+        If all its processes were killed at the same time, none released them.  A device that is missing from
+        an incomplete list may be present, so it is checked later.  A bound one is claimed again anyway.
         """
         present = {record.busid: record for record in records}
         is_complete = self._is_complete
@@ -361,13 +378,13 @@ class SystemExtensionManager:
             record = present.get(busid)
             if record is None:
                 await self._reattacher.forget(busid)
-            elif self._claimer.find(busid) is None and not self._bindings.that_fit(record):
+            elif self._claimer.find(busid) is None and not self._bindings.matching(record):
                 _LOG.warning("%s: reattaching drivers left detached by a previous run", busid)
                 unbound.append(busid)
         await asyncio.gather(*(self._reattacher.finish(busid, DRIVERS_TIME) for busid in unbound))
 
     async def _claim_all(self, records: Iterable[DeviceRecord], *, force: bool) -> None:
-        """Claim all of these at the same time.  Raises the first error, when all tries are over."""
+        """Claim all of these concurrently.  Raises the first error, once all have been tried."""
         results = await asyncio.gather(
             *(self.claim_device(record, force=force) for record in records), return_exceptions=True
         )
@@ -376,11 +393,11 @@ class SystemExtensionManager:
                 raise result
 
     async def _release_unbound(self) -> list[str]:
-        """Release what no binding shares; the busids."""
+        """Release the devices that no binding shares; returns their busids."""
         busids = sorted(
             busid
             for busid, device in self.shared_devices.items()
-            if not self._bindings.that_fit(device.record)
+            if not self._bindings.matching(device.record)
         )
         await self._release(busids)
         return busids
@@ -389,13 +406,13 @@ class SystemExtensionManager:
         await asyncio.gather(*map(self.release_device, busids))
 
     async def _wait_settled(self, seconds: float) -> None:
-        """Wait until no bind or unbind is under way, but not longer than that."""
+        """Wait until no bind or unbind is in progress, for at most `seconds`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds), self._lock:
                 return
 
-    async def _meant(self, parameters: BindParameters) -> tuple[DeviceRule, list[DeviceRecord]]:
-        """The rule that is to be made, and the devices that fit it now.  Raises `UsbipdError`."""
+    async def _resolve(self, parameters: BindParameters) -> tuple[DeviceRule, list[DeviceRecord]]:
+        """The rule to bind, and the devices that match it now.  Raises `UsbipdError`."""
         if parameters.busid is not None and parameters.hardware is None:
             record = await self._require_device(parameters.busid)
             return DeviceRule.of_port(record), [record]
@@ -404,7 +421,7 @@ class SystemExtensionManager:
             records = [record for record in await self._list_records() if rule.fits(record)]
             if not records and not self._with_real:
                 raise UsbipdError(
-                    f"this daemon shares simulated devices only, and {rule.describe()} is none of them",
+                    f"this daemon shares simulated devices only, and {rule.describe()} is not one of them",
                     code="no-device",
                     advice="to share devices of this machine, start the daemon without --simulate, or with "
                     "--real-devices",
@@ -412,30 +429,30 @@ class SystemExtensionManager:
             return rule, records
         raise UsbipdError("bind takes either a busid or a hardware id", code="bad-message")
 
-    async def _chosen(self, parameters: UnbindParameters) -> list[Binding]:
-        """The bindings that are to go.  Raises `UsbipdError` if there are none."""
+    def _select(self, parameters: UnbindParameters) -> list[Binding]:
+        """The bindings to remove.  Raises `UsbipdError` if none matches."""
         everything = self._bindings.all()
         if parameters.hardware is not None:
             rule = _hardware_rule(parameters.hardware)
-            chosen = [binding for binding in everything if binding.rule == rule]
-            what = f"no binding of the hardware id {rule.describe()}"
+            selected = [binding for binding in everything if binding.rule == rule]
+            problem = f"no binding for hardware id {rule.describe()}"
         elif parameters.busid is not None:
-            chosen = [binding for binding in everything if binding.rule.busid == parameters.busid]
-            what = f"{parameters.busid} is not shared"
+            selected = [binding for binding in everything if binding.rule.busid == parameters.busid]
+            problem = f"{parameters.busid} is not shared"
         else:
             return everything
-        if chosen:
-            return chosen
-        advice = "`usbipd list` shows what is"
+        if selected:
+            return selected
+        advice = "`usbipd list` shows the shared devices"
         device = self._claimer.find(parameters.busid or "")
-        if device is not None and self._bindings.that_fit(device.record):
-            what = f"{parameters.busid} is shared by its hardware id, not by its port"
-            advice = f"`{self._how_to_unbind(device.record)}` unbinds it, wherever it is plugged in"
-        raise UsbipdError(what, code="not-shared", advice=advice)
+        if device is not None and self._bindings.matching(device.record):
+            problem = f"{parameters.busid} is shared by its hardware id, not by its port"
+            advice = f"`{self._how_to_unbind(device.record)}` unbinds it at any port"
+        raise UsbipdError(problem, code="not-shared", advice=advice)
 
     def _how_to_unbind(self, record: DeviceRecord) -> str:
-        """The command for a device that is shared."""
-        rules = [binding.rule for binding in self._bindings.that_fit(record)]
+        """The command that unbinds a shared device."""
+        rules = [binding.rule for binding in self._bindings.matching(record)]
         rule = next((rule for rule in rules if rule.busid is not None), rules[0])
         if rule.busid is not None:
             return f"usbipd unbind {rule.busid}"
@@ -453,26 +470,26 @@ class SystemExtensionManager:
         if record is not None:
             return record
         for source in self._sources:
-            if (reason := source.why_not(busid)) is not None:
+            if (reason := source.left_out.get(busid)) is not None:
                 raise UsbipdError(
                     f"{busid} cannot be shared: {reason.message}", code=reason.code, advice=reason.advice
                 )
         raise UsbipdError(
-            f"there is no device {busid!r}", code="no-device", advice="`usbipd list` shows what there is"
+            f"device {busid!r} does not exist", code="no-device", advice="`usbipd list` shows all devices"
         )
 
     async def _describe(self, records: Sequence[DeviceRecord]) -> list[DeviceInfo]:
-        """All at one moment, as far as we are asked: the host's drivers come and go as they like."""
+        """All devices at the same moment, except for the host's drivers, which are read one by one."""
         held = await call_in_daemon_thread(lambda: self._drivers_of(records))
         return [
             device_info(record, self._claimer.find(record.busid), drivers)
             for record, drivers in zip(records, held, strict=True)
         ]
 
-    async def _drivers_back(self, busid: str) -> list[str]:
-        """Those that have the device, as soon as there are some; none if none comes.
+    async def _wait_for_drivers(self, busid: str) -> list[str]:
+        """The drivers that hold the device, as soon as one does; empty if none does in time.
 
-        Raises `UsbipdError` if the device has left, and does not come back.
+        Raises `UsbipdError` if the device disappears and does not reappear.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (0.0 if self._stack.probes_interfaces else BIND_TIME)
@@ -481,10 +498,10 @@ class SystemExtensionManager:
             drivers = [] if record is None else (await self._describe([record]))[0].drivers
             if drivers or loop.time() >= deadline:
                 break
-            await asyncio.sleep(LOOK_AGAIN)
+            await asyncio.sleep(POLL_INTERVAL)
         if record is None:
             raise UsbipdError(
-                f"{busid} was released, and has not come back within {BIND_TIME:g} s",
+                f"{busid} was released and did not reappear within {BIND_TIME:g} s",
                 code="gone",
                 advice="unplug the device and plug it in again",
             )

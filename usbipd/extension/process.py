@@ -1,9 +1,9 @@
-"""The extension's main: brings the daemon up, prints what is shared, and takes it down.
+"""The extension's main: starts the daemon, prints what is shared, and shuts it down.
 
-Up: runtime directory, control socket (so that a second daemon stops here), store, server, claims.  Down, on
-SIGINT, SIGTERM or SIGHUP: listen no more, give every device back, remove what was made; in less than two
-seconds, on macOS as long as it takes to enumerate devices again (usb_stack.py).  SIGUSR1 makes all processes
-log at level debug, SIGUSR2 as configured.  If the log is a file, SIGHUP only reopens it.
+Start: runtime directory, control socket (a second daemon fails here), store, server, claims.  Shutdown, on
+SIGINT, SIGTERM or SIGHUP: stop listening, release all devices, remove the runtime files; in less than two
+seconds, on macOS as long as it takes to enumerate devices again (usb_stack.py).  SIGUSR1 sets the log level
+of all processes to debug, SIGUSR2 to the configured one.  If the log is a file, SIGHUP only reopens it.
 """
 
 import asyncio
@@ -61,11 +61,11 @@ def run(
     socket_path: Path,
     state_directory: Path | None,
 ) -> int:
-    """Be the extension until a signal ends it; the exit code.
+    """Run the extension until a signal ends it; returns the exit code.
 
     `simulate` are the simulated devices to share, `with_real` offers this host's devices too; bindings and
-    history live in `state_directory`, or (None) as long as this process.  Raises `UsbipdError` if the daemon
-    does not come up; nothing is left then.
+    history are stored in `state_directory`, or (None) in memory.  Raises `UsbipdError` if the daemon does not
+    start; nothing is left behind then.
     """
     if frozen.IS_FROZEN:
         frozen.load_libusb()
@@ -90,13 +90,13 @@ def run(
 
 
 def _destination(config: ServerConfig) -> str:
-    """Where a process of the daemon sends its lines; a file is its stderr."""
+    """Where the daemon's processes log to; a log file is their stderr."""
     return config.log_to if config.log_to in log.DESTINATIONS else "stderr"
 
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What there is once the store is open."""
+    """The parts that exist once the store is open."""
 
     manager: SystemExtensionManager
     server: ServerSupervisor
@@ -105,7 +105,7 @@ class _Parts:
 
 
 class Extension:
-    """The parts of the process, and their beginning and end."""
+    """Starts and stops the parts of the process."""
 
     def __init__(
         self,
@@ -133,17 +133,17 @@ class Extension:
         self._parts: _Parts | None = None
 
     async def run(self) -> int:
-        """Up, until a signal, and down.  Raises `UsbipdError` if it does not come up."""
+        """Start, run until a signal, shut down.  Raises `UsbipdError` if it does not start."""
         log.use_timer(asyncio.get_running_loop())
         self._handle_signals()
         self._supervisor.start()
         made = self._files.prepare()
         control = IPCHandler(self._files.control_socket, self._run_as, self._config.uids)
         was_killed = control.start_listener()  # from here on the socket's path is ours
-        # daemon(7): neither it nor a child keeps a file system busy; all paths are absolute by now
+        # daemon(7): do not keep a file system busy; all paths are absolute by now
         os.chdir("/")
         async with contextlib.AsyncExitStack() as stack:
-            # one that was killed has left us its directory with its socket
+            # a killed extension leaves its directory and its socket behind
             stack.callback(self._files.remove, made=made or was_killed)
             stack.callback(control.close)
             if self._log_file.path is not None:
@@ -164,7 +164,7 @@ class Extension:
                     await stopped
                 _LOG.info("shutting down")
             finally:
-                service_manager.tell(service_manager.STOPPING)
+                service_manager.notify(service_manager.STOPPING)
                 started.cancel()
                 await asyncio.wait({started})
                 recorder.record(HistoryEvent.STOPPED)
@@ -247,21 +247,21 @@ class Extension:
 
     async def _start(self, parts: _Parts, was_killed: bool) -> None:
         self._files.prepare_chroot()
-        # first: with its port in use, no driver need lose its device
+        # first: if its port is in use, no driver is detached
         await parts.server.start(after_a_kill=was_killed)
         if parts.hotplug is not None:
-            parts.hotplug.start()  # before the devices are listed: none slips through between
+            parts.hotplug.start()  # before the devices are listed, so that none is missed
         if parts.power is not None:
             parts.power.start()
         await parts.manager.start()
         said = announcement(parts.server.listening, parts.manager.get_claimed_devices())
         _say(self._spelling.spell(said))
         listening = f"listens on {', '.join(parts.server.listening)}"
-        service_manager.tell(service_manager.READY, STATUS=listening)
+        service_manager.notify(service_manager.READY, STATUS=listening)
 
     async def _stop(self, parts: _Parts, control: IPCHandler) -> None:
         await asyncio.gather(parts.server.stop(), parts.manager.stop())
-        control.close()  # now: a command that waited for its answer has it, and the store is still there
+        control.close()  # now: waiting commands have their answers, and the store is still open
         if parts.hotplug is not None:
             await parts.hotplug.stop()
         if parts.power is not None:
@@ -271,7 +271,7 @@ class Extension:
         try:
             self._log_file.reopen()
         except UsbipdError as error:
-            _LOG.error("the log stays where it was: %s", error)
+            _LOG.error("cannot reopen the log: %s", error)
             return
         self._supervisor.hand_log_file(STDERR)
         _LOG.info("the log was reopened: %s", self._log_file.path)
@@ -285,16 +285,16 @@ class Extension:
 
 
 def host_power(on_wake: Callable[[], None]) -> "PowerWatch | None":
-    """What tells that this host has woken up; None where its devices' own events are enough."""
+    """Calls `on_wake` after sleep; None on systems where hotplug events are enough."""
     if sys.platform == "darwin":
-        from usbipd.usb.power import PowerWatch  # its compiled part is there on macOS only
+        from usbipd.usb.power import PowerWatch  # its compiled part exists on macOS only
 
         return PowerWatch(on_wake)
     return None
 
 
 def announcement(listening: Sequence[str], claimed: Iterable[ClaimedDevice]) -> str:
-    """What a person at the terminal needs to know: what is shared and how a client gets it."""
+    """The text for the terminal: what is shared, and how a client attaches it."""
     shared = sorted(claimed, key=lambda device: device.device_id)
     lines = [f"usbipd {__version__} listens on {', '.join(listening)}."]
     if not shared:
@@ -312,9 +312,9 @@ def announcement(listening: Sequence[str], claimed: Iterable[ClaimedDevice]) -> 
 
 
 def _say(text: str) -> None:
-    """Print for the person at the terminal; that nobody reads it, now or at the end, is no failure."""
+    """Print `text` on the terminal; a closed stdout is no failure, now or at exit."""
     try:
         print(text, flush=True)
-    except OSError:  # what is left in the buffer goes nowhere
+    except OSError:  # discard what is left in the buffer
         with Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), 1)

@@ -1,8 +1,9 @@
-"""Clients on their way from OP_REQ_IMPORT to a worker.  Runs in the extension.
+"""Reserves devices for clients between OP_REQ_IMPORT and the hand-over to a worker.  Runs in the extension.
 
-RESERVE keeps a device for one client, HANDOVER brings that client's socket, ABANDON says that the client
-left, also while its RESERVE still waits for the device.  A reservation that sees neither in time, or whose
-server dies, is dropped.  The server limits how many RESERVEs wait at once (usbipd/server/extension.py).
+RESERVE reserves a device for one client, HANDOVER carries that client's socket, ABANDON reports that the
+client left, possibly while its RESERVE still waits for the device.  A reservation that gets neither in time,
+or whose server dies, is dropped.  The server limits how many RESERVEs wait at the same time
+(usbipd/server/extension.py).
 """
 
 import asyncio
@@ -20,29 +21,29 @@ from usbipd.protocol.constants import ST_DEV_BUSY, ST_DEV_ERR, ST_NODEV, ST_OK
 _LOG: Final = logging.getLogger(__name__)
 
 BUSY_PATIENCE: Final = 1.0
-"""Seconds that a client waits for one that may be about to leave, as in a detach and attach in a row."""
+"""Seconds that a client waits for another one to leave: often an attach follows a detach at once."""
 RESTORE_PATIENCE: Final = 5.0
-"""Seconds that it waits for a device that is being reset or claimed."""
+"""Seconds that a client waits for a device that is being reset or claimed."""
 ATTACH_TIMEOUT: Final = 5.0
 
 _SOON_FREE: Final = (ClaimState.CLAIMING, ClaimState.RESTORING)
 
 
 class Reservations:
-    """All clients that wait between reservation and hand-over."""
+    """All reservations, granted or waiting."""
 
     def __init__(self, find: Callable[[str, str], Device | None], handover_timeout: float) -> None:
-        """`find` returns the device with a busid, if a client at an address may know of it;
+        """`find` returns the device with a busid, if a client at an address can see it;
         `handover_timeout` is in seconds."""
         self._find = find
         self._handover_timeout = handover_timeout
         self._granted: dict[int, Reservation] = {}
-        """By number.  One whose device has lost its worker is no longer that device's."""
+        """By number.  Stale if its device has lost its worker: `_take` checks that."""
         self._waiting: dict[int, asyncio.Task[None]] = {}
         """The RESERVEs that wait for a device, by the number of their reservation."""
 
     async def reserve(self, parameters: ReserveParameters) -> ReserveResult:
-        """Keep the device for this client, or the OP_REP_IMPORT status that says why not.
+        """Reserve the device for this client, or return the OP_REP_IMPORT status that says why not.
 
         Raises `IPCError` if the number of the reservation is in use.
         """
@@ -66,15 +67,15 @@ class Reservations:
         return ReserveResult(status=ST_OK, device=device.wire_device)
 
     async def hand_over(self, number: int, descriptor: int) -> Nothing:
-        """Give the client's socket to the worker.
+        """Pass the client's socket to the worker.
 
-        Raises `UsbipdError` if the reservation is no longer good or the worker does not take the client.
+        Raises `UsbipdError` if the reservation is no longer valid or the worker does not accept the client.
         """
         reservation = self._take(number)
         if reservation is None or reservation.device.worker is None:
-            raise UsbipdError("the reservation is no longer good", code="no-reservation")
+            raise UsbipdError("the reservation is no longer valid", code="no-reservation")
         device, client, worker = reservation.device, reservation.client, reservation.device.worker
-        device.attached(client)  # before ATTACH: the client may be gone before its answer is here
+        device.attached(client)  # before ATTACH: the client may leave before its answer arrives
         try:
             await worker.channel.request(
                 Command.ATTACH,
@@ -84,19 +85,19 @@ class Reservations:
                 descriptor=descriptor,
             )
         except (UsbipdError, OSError) as error:
-            # It did not take the client, or may have: a new worker is in a known state.
-            # Not an error of usbipd if the device is removed as the client attaches.
+            # It is not known whether the worker serves the client; a new worker is in a known state.
+            # Not an error of usbipd if the device is unplugged as the client attaches.
             level = logging.INFO if device.is_gone else logging.ERROR
-            _LOG.log(level, "%s does not take %s: %s", worker.label, client, error, extra=LIMITED)
+            _LOG.log(level, "%s did not accept %s: %s", worker.label, client, error, extra=LIMITED)
             worker.channel.close()
-            if isinstance(error, OSError):  # no descriptor left to send it
+            if isinstance(error, OSError):  # out of descriptors
                 raise UsbipdError(f"cannot hand over: {error.strerror}", code="hand-over") from error
             raise
         _LOG.info("%s attached by %s", device.record.busid, client, extra=LIMITED)
         return Nothing()
 
     def abandon(self, number: int) -> Nothing:
-        """The client left; nothing happens if the reservation is gone already."""
+        """The client left; no effect if the reservation has ended already."""
         waiting = self._waiting.pop(number, None)
         if waiting is not None:
             waiting.cancel()
@@ -106,7 +107,7 @@ class Reservations:
         return Nothing()
 
     def drop_all(self) -> None:
-        """The server is dead and its clients with it."""
+        """The server has died, and with it its clients."""
         for number in (*self._waiting, *self._granted):
             self.abandon(number)
 
@@ -116,12 +117,12 @@ class Reservations:
         try:
             await asyncio.wait({waiting})
         finally:
-            waiting.cancel()  # when we are cancelled
+            waiting.cancel()  # if we are cancelled
             still_wanted = self._waiting.pop(number, None) is not None
         return still_wanted
 
     def _take(self, number: int) -> Reservation | None:
-        """The reservation, which ends, if the device is still kept for it."""
+        """End the reservation and return it, if its device is still reserved for it."""
         reservation = self._granted.pop(number, None)
         if reservation is None:
             return None
@@ -132,12 +133,12 @@ class Reservations:
     def _expire(self, number: int) -> None:
         reservation = self._granted[number]
         busid = reservation.device.record.busid
-        _LOG.warning("%s: no hand-over of %s in time", busid, reservation.client, extra=LIMITED)
+        _LOG.warning("%s: reservation of %s timed out", busid, reservation.client, extra=LIMITED)
         self.abandon(number)
 
 
 async def _until_free(device: Device) -> None:
-    """Wait until the device is free, failed or not shared, for as long as its state promises it soon is."""
+    """Wait until the device is free, failed or no longer shared, for a time that depends on its state."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + (RESTORE_PATIENCE if device.state in _SOON_FREE else BUSY_PATIENCE)
     while device.is_kept and not device.is_free and device.state is not ClaimState.FAILED:

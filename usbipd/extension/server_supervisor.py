@@ -1,4 +1,4 @@
-"""The extension's side of the server: keeps one running and answers what it asks.  Runs in the extension.
+"""Keeps a server process running and answers its requests.  Runs in the extension.
 
 Attached clients do not depend on the server: when it dies, another one listens on the same addresses.
 """
@@ -37,18 +37,18 @@ _LOG: Final = logging.getLogger(__name__)
 SERVE_TIMEOUT: Final = 60.0
 """Seconds from the start of a server until it listens."""
 LAST_LINE_TIMEOUT: Final = 0.5
-"""Seconds that a server has to end by itself."""
+"""Seconds for a server to write its last log lines and exit."""
 
 LONGEST_GAP: Final = 1.0
-"""Seconds before the next server, at most, after one that did listen: a client that can end servers must not
-keep the next client out for longer.  One that cannot listen is tried less often (`Backoff`)."""
+"""Seconds until the next server, at most, after one that listened: a client that can crash servers must not
+lock out others for longer.  A server that cannot listen is restarted less often (`Backoff`)."""
 
 LEAVING_TIME: Final = 5.0
-"""Seconds that a server whose extension was killed has to end."""
+"""Seconds for a server whose extension was killed to exit."""
 
 
 class ServerSupervisor:
-    """One server process, started again whenever it dies."""
+    """One server process, restarted whenever it dies."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class ServerSupervisor:
         reservations: Reservations,
         recorder: EventRecorder,
     ) -> None:
-        """`offers` tells what clients at these addresses may import."""
+        """`offers` returns what clients at these addresses can import."""
         self._spawner = spawner
         self._parameters = parameters
         self._offers = offers
@@ -69,24 +69,24 @@ class ServerSupervisor:
 
     @property
     def listening(self) -> list[str]:
-        """Where clients connect; once it has been started, with the ports that it got."""
+        """Where the server listens; after `start`, with the actual ports."""
         return self._parameters.listen
 
     @property
     def allow(self) -> list[str]:
-        """The addresses and networks that are let in; none: all."""
+        """Addresses and networks of clients that may connect; empty: all."""
         return self._parameters.allow
 
     def set_log_level(self, level: str) -> None:
-        """For the server that lives and those that come."""
+        """Set the log level of this server and of later ones."""
         self._parameters = msgspec.structs.replace(self._parameters, log_level=level)
         if self.child is not None:
             self.child.channel.tell(Command.LOG, LogParameters(level=level))
 
     async def start(self, *, after_a_kill: bool) -> None:
-        """Listen.  Raises `UsbipdError` if that does not work, for instance because an address is in use.
+        """Start to listen.  Raises `UsbipdError` if that fails, for instance because an address is in use.
 
-        `after_a_kill`: the server of an extension that was killed may be about to leave that address.
+        `after_a_kill`: wait for the address, which the server of a killed extension may still use.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (LEAVING_TIME if after_a_kill else 0.0)
@@ -101,7 +101,7 @@ class ServerSupervisor:
         self._task = asyncio.create_task(self._supervise(child))
 
     async def stop(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
@@ -129,9 +129,9 @@ class ServerSupervisor:
             _LOG.warning("%s: confinement: %s", child.label, child.lacks)
         self.child = child
         level = self._parameters.log_level
-        if parameters.log_level != level:  # it has changed meanwhile
+        if parameters.log_level != level:  # changed meanwhile
             child.channel.tell(Command.LOG, LogParameters(level=level))
-        # the next one takes the same ports, also where this one took free ones
+        # the next server gets the same ports, even if this one chose free ones
         self._parameters = msgspec.structs.replace(self._parameters, listen=result.listening)
         _LOG.info("%s listens on %s as %s", child.label, ", ".join(result.listening), child.user)
         return child
@@ -148,13 +148,13 @@ class ServerSupervisor:
             delay = ends.failed()
             failures = Backoff()
             while True:
-                _LOG.warning("no server: the next one comes in %.1f s", delay)
+                _LOG.warning("no server: restarting it in %.1f s", delay)
                 await asyncio.sleep(delay)
                 try:
                     child = await self._serve()
                 except UsbipdError as error:
                     _LOG.error("the server cannot listen: %s", error)
-                    if error.message != last_reason:  # one reason does not fill the history
+                    if error.message != last_reason:  # record each reason once
                         last_reason = error.message
                         reason = f"the server cannot listen: {last_reason}"
                         self._recorder.record(HistoryEvent.FAILED, reason=reason)
@@ -165,7 +165,7 @@ class ServerSupervisor:
                     break
 
     async def _end(self, child: Child) -> None:
-        """A server holds nothing that it would have to give back: it has time for a last line of its log."""
+        """End a server; it has nothing to release, but gets time to write its last log lines."""
         child.ending = True
         child.channel.close()
         if not await wait_ended(child, LAST_LINE_TIMEOUT):
@@ -185,7 +185,9 @@ class ServerSupervisor:
                 assert isinstance(parameters, ReservationParameters)
                 assert request.descriptor is not None
                 if not _is_tcp(request.descriptor):
-                    broken = IPCError("HANDOVER of what is no TCP socket", code="bad-message")
+                    broken = IPCError(
+                        "HANDOVER with a descriptor that is not a TCP socket", code="bad-message"
+                    )
                     if self.child is not None:
                         self.child.channel.close(broken)
                     raise broken
@@ -193,11 +195,11 @@ class ServerSupervisor:
             case Command.ABANDON:
                 assert isinstance(parameters, ReservationParameters)
                 return self._reservations.abandon(parameters.reservation)
-        raise UsbipdError(f"{request.command} is not for the server", code="not-permitted")
+        raise UsbipdError(f"the server may not send {request.command}", code="not-permitted")
 
 
 def _is_tcp(descriptor: int) -> bool:
-    """Whether a worker may be given this: it would die of anything else, and its device's session with it."""
+    """Whether a worker can serve this descriptor: anything else would crash it and end its session."""
     if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
         return False
     with socket.socket(fileno=os.dup(descriptor)) as connection:

@@ -1,9 +1,9 @@
-"""Tells the service manager how far the daemon is, by the protocol of sd_notify(3).  Runs in the extension.
+"""Notifies the service manager of start and stop, with the protocol of sd_notify(3).  Runs in the extension.
 
-Where no NOTIFY_SOCKET names its socket, as in a terminal and under launchd, nobody is told.
+Without NOTIFY_SOCKET, as in a terminal or under launchd, it does nothing.
 
-The unit lets its main process speak and nobody else (NotifyAccess=main): a worker that was broken into is in
-the same control group.  Where the main process is the launcher, root speaks in its name, as `systemd-notify
+The unit accepts notifications of its main process only (NotifyAccess=main), because a compromised worker is
+in the same control group.  If the main process is the launcher, root sends in its name, as `systemd-notify
 --pid=` does.
 """
 
@@ -23,10 +23,10 @@ STOPPING: Final = "STOPPING=1"
 """sd_notify(3), "Well-known assignments"."""
 
 
-def tell(state: str, **more: str) -> None:
-    """Send `state` and the assignments of `more`, one a line.
+def notify(state: str, **more: str) -> None:
+    """Send `state` and the assignments of `more`, one per line.
 
-    That it cannot be sent is logged and no more: the manager gives up a start that it does not hear of.
+    A failure is only logged: the manager gives up a start that was not confirmed.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
@@ -38,16 +38,16 @@ def tell(state: str, **more: str) -> None:
             manager.connect(address.replace("@", "\0", 1))
             _send(manager, "\n".join(lines).encode())
         except OSError as error:
-            _LOG.warning("cannot tell the service manager at %s %s: %s", address, state, error.strerror)
+            _LOG.warning("cannot send %s to the service manager at %s: %s", state, address, error.strerror)
 
 
 def _send(manager: socket.socket, message: bytes) -> None:
-    """As the main process of the service, if that is our launcher and the kernel allows it.
+    """Send as the main process of the service, if that is our launcher and the kernel allows it.
 
     Raises `OSError`.
     """
     if sys.platform == "linux" and frozen.IS_FROZEN:
-        # unix(7), SCM_CREDENTIALS: struct ucred; another's pid needs CAP_SYS_ADMIN
+        # unix(7), SCM_CREDENTIALS: struct ucred; the pid of another process needs CAP_SYS_ADMIN
         credentials = struct.pack("=iII", frozen.launcher(), os.getuid(), os.getgid())
         try:
             manager.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials)])

@@ -1,4 +1,4 @@
-"""The whole daemon at one moment, what happened before, and how well it is.  Runs in the extension."""
+"""Answers `status`, `history` and `doctor`.  Runs in the extension."""
 
 import asyncio
 import os
@@ -31,18 +31,18 @@ from usbipd.usb.identity import DeviceRule
 
 
 class ClaimedDevices(ManagerView, Protocol):
-    """What status needs of the manager."""
+    """The part of the manager that the status uses."""
 
     @property
     def is_running(self) -> bool:
         """Whether the daemon is not shutting down."""
 
     def get_claimed_devices(self) -> list[ClaimedDevice]:
-        """What our workers hold now."""
+        """The devices that workers hold now."""
 
 
 class History(StoreView, Protocol):
-    """What status needs of the store."""
+    """The part of the store that the status uses."""
 
     async def history(self, limit: int, before: int | None = None) -> list[HistoryEntry]:
         """The newest entries first."""
@@ -50,7 +50,7 @@ class History(StoreView, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SystemExtensionStatus:
-    """How the extension itself is."""
+    """The state of the extension process."""
 
     is_running: bool
     """Whether it is not shutting down."""
@@ -64,7 +64,7 @@ class SystemExtensionStatus:
 
 
 class StatusMonitor:
-    """Answers what people ask about the daemon."""
+    """Reports status, history and health of the daemon."""
 
     def __init__(
         self,
@@ -82,8 +82,8 @@ class StatusMonitor:
         access: Sequence[DeviceRule],
         host: Host | None = None,
     ) -> None:
-        """`run_as` is the server's user; `confine` the key of the configuration; `access` the
-        devices that have a table `[[access]]`."""
+        """`run_as` is the server's user, `confine` the key of the configuration, `access` the devices that
+        have an `[[access]]` table."""
         self._manager = manager
         self._server = server
         self._store = store
@@ -106,7 +106,7 @@ class StatusMonitor:
         self._started = time.monotonic()
 
     def get_current_status(self) -> SystemExtensionStatus:
-        """The extension, without asking any other process."""
+        """The extension process, without asking any other process."""
         return SystemExtensionStatus(
             is_running=self._manager.is_running,
             claimed_devices=self._manager.get_claimed_devices(),
@@ -116,8 +116,9 @@ class StatusMonitor:
         )
 
     async def get_full_status(self) -> StatusResult:
-        """The extension with all its devices and processes.  Raises `UsbipdError` if the host
-        cannot list devices."""
+        """The whole daemon: devices, bindings and processes.
+
+        Raises `UsbipdError` if the host cannot list its devices."""
         listed = await self._manager.survey()
         now = self.get_current_status()
         processes = await self._processes(now)
@@ -137,19 +138,19 @@ class StatusMonitor:
         )
 
     async def get_claim_history(self, limit: int, before: int | None = None) -> list[HistoryEntry]:
-        """What happened, the newest first: at most `limit` entries, of those with an id below `before`.
+        """The history, newest first: at most `limit` entries, of those with an id below `before`.
 
         Raises `UsbipdError` if the store cannot be read.
         """
         return await self._store.history(limit, before)
 
     async def perform_health_check(self) -> HealthResult:
-        """Every check, within seconds.  Who asks while one examination is under way gets its result:
-        everybody may ask, and nobody makes us do more by asking more often."""
+        """Run all checks, within seconds.  Concurrent callers share one run: any user may ask, and asking
+        more often must not cause more work."""
         if self._examination is None or self._examination.done():
             self._examination = asyncio.create_task(examine(self._context))
         examination = self._examination
-        await asyncio.wait({examination})  # it goes on when the one who asked has left
+        await asyncio.wait({examination})  # not cancelled with our caller
         return examination.result()
 
     async def _processes(self, now: SystemExtensionStatus) -> list[ProcessInfo]:

@@ -1,8 +1,7 @@
-"""What outlives the extension: bindings, claims and the history, in SQLite.  Runs in the extension.
+"""Keeps bindings, claims and the history in SQLite.  Runs in the extension.
 
-All work with SQLite happens on one thread of the store's own, one job after the other, so the event loop
-never waits for a disk.  `store_tables` has the schema and the rows, `store_file` the files and how they are
-mended.
+All SQLite calls run on a separate thread, one job after the other, so the event loop never waits for a disk.
+`store_tables` has the schema and the rows, `store_file` the files and their recovery.
 """
 
 import asyncio
@@ -31,21 +30,21 @@ __all__ = ["Binding", "Store", "StoredClaim"]
 _LOG: Final = logging.getLogger(__name__)
 
 MAX_QUEUED: Final = 1000
-"""Entries of the history that wait to be written; beyond, the oldest one is given up."""
+"""Entries of the history that wait to be written; beyond that, the oldest is dropped."""
 MAX_HISTORY: Final = 2000
-"""Entries that are kept of each event: what clients cause does not push out what people did."""
-OF_OTHERS: Final = {
+"""Entries kept per kind of event, so that events of clients do not displace those of users."""
+RATE_LIMITED: Final = {
     HistoryEvent.CLAIMED,
     HistoryEvent.RELEASED,
     HistoryEvent.ATTACHED,
     HistoryEvent.DETACHED,
     HistoryEvent.UNPLUGGED,
 }
-"""What clients and devices can cause as often as they like: `limiter.py` bounds how often it is written."""
+"""Events that clients and devices can cause at any rate: `limiter.py` bounds how often they are written."""
 LONGEST_REASON: Final = 1000
-"""Characters of a reason that are kept: a worker has had a say in it."""
+"""Characters of a reason that are kept: part of it may come from a worker."""
 KILLED: Final = "usbipd was killed, or the host went down"
-"""Why there was nobody who could write the end of something."""
+"""The reason recorded for sessions and claims whose end was not recorded."""
 
 _T = TypeVar("_T")
 _Figure = TypeVar("_Figure", int, float)
@@ -54,8 +53,8 @@ _Figure = TypeVar("_Figure", int, float)
 class Store:
     """Bindings, claims and the history.
 
-    What changes bindings or claims is durable when it returns.  Every method raises `UsbipdError`, code
-    "store", if the disk does not take or give what it should; nothing has changed then.
+    Changes of bindings and claims are durable when the method returns.  Every method raises `UsbipdError`,
+    code "store", if reading or writing fails; nothing has changed then.
     """
 
     def __init__(self, file: StoreFile | None) -> None:
@@ -65,20 +64,20 @@ class Store:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._queue = _Queue()
         self._limiter = Limiter(self._enqueue, _merge)
-        """By busid: it holds one entry of each event for each port that ever had a device, at most."""
+        """By busid; holds at most one entry per kind of event for each port that ever had a device."""
         self._is_open = True
-        self._connection: sqlite3.Connection | None = None  # of the thread
-        self._history_fails = False  # of the thread
+        self._connection: sqlite3.Connection | None = None  # used by the thread only
+        self._history_fails = False  # used by the thread only
         self.problems: list[str] = [] if file is None else file.problems
-        """What recovery found and did when the store was opened, a sentence each."""
+        """What recovery found and did when the store was opened, one sentence each."""
 
     @classmethod
     async def open(cls, directory: Path | None) -> "Store":
-        """The store in `directory`, which is made if it is missing; None: one in memory.
+        """Open the store in `directory`, which is created if missing; None: a store in memory.
 
-        One that is damaged or of a newer release is kept aside, and the last good copy is used: see
+        A store that is damaged or of a newer release is set aside, and the last good copy is used: see
         `problems`.  Raises `UsbipdError` if another extension uses the directory (code "store-in-use"), if
-        others may write it, or its disk does not work.
+        other users can write to it, or if its disk fails.
         """
         store = cls(None if directory is None else StoreFile(directory))
         try:
@@ -90,11 +89,11 @@ class Store:
         return store
 
     async def bindings(self) -> list[Binding]:
-        """All bindings, the oldest first."""
+        """All bindings, oldest first."""
         return await self._with_connection(store_tables.read_bindings)
 
     async def add_binding(self, binding: Binding) -> None:
-        """Keep a binding, in the place of the one with the same rule if there is one."""
+        """Add a binding, or replace the one with the same rule."""
 
         def work(connection: sqlite3.Connection) -> None:
             store_tables.put_binding(connection, binding)
@@ -103,7 +102,7 @@ class Store:
         await self._with_connection(work)
 
     async def remove_bindings(self, rules: Sequence[DeviceRule]) -> None:
-        """Forget the bindings with exactly these rules; one that is not there is no error."""
+        """Remove the bindings with exactly these rules; a missing one is no error."""
 
         def work(connection: sqlite3.Connection) -> None:
             store_tables.delete_bindings(connection, rules)
@@ -112,15 +111,15 @@ class Store:
         await self._with_connection(work)
 
     async def claims(self) -> list[StoredClaim]:
-        """What we hold, or were about to take when we were killed."""
+        """The devices that are claimed, or were being claimed when the extension was killed."""
         return await self._with_connection(store_tables.read_claims)
 
     async def begin_claim(self, claim: StoredClaim) -> None:
-        """Write down that we are about to take a device: before its drivers are sent away."""
+        """Record a claim, before the drivers are detached."""
         await self._with_connection(lambda connection: store_tables.put_claim(connection, claim))
 
     async def end_claim(self, busid: str) -> None:
-        """The device is back with its drivers, or gone."""
+        """Remove a claim: the device has its drivers again, or was unplugged."""
         await self._with_connection(lambda connection: store_tables.delete_claim(connection, busid))
 
     def record(
@@ -138,15 +137,15 @@ class Store:
         bytes_in: int | None = None,
         bytes_out: int | None = None,
     ) -> None:
-        """Queue an entry of the history; `time` is seconds since the epoch, now unless given.
+        """Queue an entry of the history; `time` is seconds since the epoch, by default now.
 
-        Returns at once and never raises.  Of what clients and devices cause, more than a few entries of a
-        device in a minute become one for each event, queued when the minute is over or something else
-        happens to the device.  An entry that cannot be kept is counted, which the history and `check` say;
-        after `close` nothing happens.
+        Returns at once and never raises.  If clients or a device cause more than a few entries of a device in
+        a minute, they become one per kind of event, queued when the minute is over or another event of the
+        device occurs.  Lost entries are counted and reported by the history and `check`.  After `close`, this
+        does nothing.
         """
         entry = HistoryEntry(
-            id=0,  # the table's to give
+            id=0,  # assigned by the table
             time=clock.time() if time is None else time,
             event=event,
             busid=busid,
@@ -159,48 +158,48 @@ class Store:
             bytes_in=bytes_in,
             bytes_out=bytes_out,
         )
-        if event in OF_OTHERS and self._is_open:
+        if event in RATE_LIMITED and self._is_open:
             self._limiter.add(busid, (entry,))
         else:
-            self._limiter.flush(busid)  # None, as of the end of the daemon: all
+            self._limiter.flush(busid)  # None, as when the daemon stops: all
             self._enqueue((entry,))
 
     def _enqueue(self, entries: tuple[HistoryEntry, ...]) -> None:
         for entry in entries:
             if self._is_open and self._queue.put(entry):
-                self._thread.submit(self._write_history)  # before all that is asked for from here on
+                self._thread.submit(self._write_history)  # before any later job
 
     async def history(self, limit: int, before: int | None = None) -> list[HistoryEntry]:
-        """The newest `limit` entries, of those with an id below `before`; the newest first."""
+        """At most `limit` entries with an id below `before`, newest first."""
         below = MAX_INTEGER if before is None else max(0, min(before, MAX_INTEGER))
         return await self._with_connection(
             lambda connection: store_tables.read_history(connection, limit, below)
         )
 
     async def end_last_run(self) -> None:
-        """End in the history what an extension before us could not end, since it was killed.
+        """Record the end of sessions and claims that a killed extension left open in the history.
 
-        To be called before anything else is recorded.  Never raises: what cannot be written is logged, and
-        stays without an end.
+        Call it before anything else is recorded.  Never raises: a failure is logged, and the entries stay
+        without an end.
         """
         try:
             await self._with_connection(_end_last_run)
         except UsbipdError as error:
-            _LOG.error("the end of the last run is not in the history: %s", error)
+            _LOG.error("cannot record the end of the previous run in the history: %s", error)
 
     async def check(self) -> list[UsbipdError]:
-        """What is wrong with it now; code `KEPT_ASIDE`: only what lies beside it.
+        """What is wrong with the store now; code `KEPT_ASIDE`: an old file that was set aside.
 
-        Reads all of it and tries to write.
+        Reads the whole store and tries to write.
         """
         return await self._run(self._check)
 
     async def close(self) -> None:
-        """Close, when everything asked for is done and what was recorded is written.  Again: nothing."""
+        """Finish all jobs, write what was recorded, and close the store.  Idempotent."""
         if self._is_open:
             self._limiter.flush()
             self._is_open = False
-            # also when we are cancelled: what runs now ends first, then the store is closed
+            # even if we are cancelled, the running job ends first, then the store is closed
             closed = asyncio.get_running_loop().run_in_executor(self._thread, self._close)
             self._thread.shutdown(wait=False)
             await asyncio.shield(closed)
@@ -220,7 +219,7 @@ class Store:
         except FAILURES as error:
             raise store_error(self._where, error) from error
 
-    # What follows runs on the store's thread.
+    # The methods below run on the store's thread.
 
     def _open(self) -> None:
         self._connection = store_tables.create() if self._file is None else self._file.open()
@@ -248,7 +247,7 @@ class Store:
         except FAILURES as error:
             self._queue.lose(len(entries), unrecorded)
             if not self._history_fails:
-                _LOG.error("the history cannot be written: %s", store_error(self._where, error))
+                _LOG.error("cannot write the history: %s", store_error(self._where, error))
             self._history_fails = True
 
     def _check(self) -> list[UsbipdError]:
@@ -264,26 +263,26 @@ class Store:
         if self._queue.lost:
             problems.append(
                 UsbipdError(
-                    f"{_entries(self._queue.lost)} of the history could not be written and are lost",
+                    f"{_entries(self._queue.lost)} of the history could not be written",
                     code="store",
-                    advice="the log says why; start usbipd again when that is fixed",
+                    advice="see the daemon's log for the reason, fix it and restart the daemon",
                 )
             )
         return problems
 
 
 class _Queue:
-    """Entries on their way from the event loop to the store's thread."""
+    """Passes entries from the event loop to the store's thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._entries: deque[HistoryEntry] = deque()
         self._unrecorded = 0
         self.lost = 0
-        """Entries that were given up."""
+        """Entries that were dropped."""
 
     def put(self, entry: HistoryEntry) -> bool:
-        """Whether nobody has been asked yet to `take`."""
+        """Add an entry; returns whether a job must be submitted to `take` it."""
         with self._lock:
             first = not self._entries
             if len(self._entries) == MAX_QUEUED:
@@ -293,7 +292,7 @@ class _Queue:
             return first
 
     def take(self) -> tuple[list[HistoryEntry], int]:
-        """All entries, and how many before them were given up since the last ones."""
+        """All entries, and how many were dropped before them since the last call."""
         with self._lock:
             entries, unrecorded = list(self._entries), self._unrecorded
             if entries:
@@ -302,7 +301,7 @@ class _Queue:
             return entries, unrecorded
 
     def lose(self, count: int, unrecorded: int) -> None:
-        """Give up `count` entries that were taken; `unrecorded` ones before them have no entry yet."""
+        """Drop `count` entries that were taken; the `unrecorded` ones before them are not reported yet."""
         with self._lock:
             self._lose(count)
             self._unrecorded += unrecorded
@@ -313,7 +312,7 @@ class _Queue:
 
 
 def _merge(held: tuple[HistoryEntry, ...], new: tuple[HistoryEntry, ...]) -> tuple[HistoryEntry, ...]:
-    """One entry of each event, in the order in which they happened last; `new` is one."""
+    """One entry per kind of event, ordered by the last occurrence; `new` is a single entry."""
     [entry] = new
     others = tuple(each for each in held if each.event is not entry.event)
     for same in held:
@@ -329,7 +328,7 @@ def _merge(held: tuple[HistoryEntry, ...], new: tuple[HistoryEntry, ...]) -> tup
 
 
 def _sum(one: _Figure | None, other: _Figure | None) -> _Figure | None:
-    """None: it is not known of either."""
+    """None: neither is known."""
     if one is None or other is None:
         return one if other is None else other
     return one + other
@@ -343,8 +342,8 @@ def _end_last_run(connection: sqlite3.Connection) -> None:
         if entry.event is HistoryEvent.ATTACHED
     ]
     ends += [msgspec.structs.replace(entry, event=HistoryEvent.FAILED, client=None) for entry in unended]
-    ends.sort(key=lambda end: end.busid is None)  # the daemon's own comes last
-    now = clock.time()  # nobody knows when it was
+    ends.sort(key=lambda end: end.busid is None)  # the daemon's end comes last
+    now = clock.time()  # the actual time is unknown
     store_tables.append_history(
         connection,
         [
@@ -358,7 +357,7 @@ def _end_last_run(connection: sqlite3.Connection) -> None:
 
 
 def _gap(lost: int, time: float) -> HistoryEntry:
-    reason = f"{_entries(lost)} of the history before this one could not be written and are lost"
+    reason = f"{_entries(lost)} of the history before this one could not be written"
     return HistoryEntry(id=0, time=time, event=HistoryEvent.FAILED, reason=reason)
 
 

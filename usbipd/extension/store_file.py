@@ -1,15 +1,15 @@
-"""The files of the store: who may open them, their last good copy, and what damage leads to.
+"""The files of the store: their lock, their last good copy, and recovery from damage.
 
-Runs in the extension, on the store's own thread; everything blocks.  In the state directory lie
+Runs in the extension, on the store's thread; everything blocks.  The state directory contains
 
     usbipd.sqlite                    the store, with SQLite's -wal and -shm
     usbipd.copy-v2.sqlite            its last good copy; 2 is the schema version
     usbipd.sqlite.damaged-20260504T123001Z, ...newer-v7-...
-                                     what could not be used, as it was found; for people
+                                     a store that could not be used, unchanged, for users to inspect
     usbipd.lock                      locked by the one extension that uses the directory
 
-An older release that finds the store of a newer one keeps it aside and goes on with its own copy, which the
-newer one has left alone.  To put an older store in the place of the present one, remove the copy too.
+An older release that finds the store of a newer one sets it aside and continues with its own copy, which the
+newer release has not touched.  To replace the store with an older one, remove the copy too.
 """
 
 import contextlib
@@ -42,14 +42,14 @@ _VERSIONS: Final = slice(18, 20)
 """1 without, 2 with a write-ahead log (https://www.sqlite.org/fileformat.html, "File format version")."""
 
 _BESIDE: Final = ("", "-wal", "-shm")
-"""What belongs to a database and has to stay with it."""
+"""Suffixes of a database's files, which belong together."""
 
 _KEPT: Final = re.compile(
     r"(?P<name>.+\.(?P<why>damaged|newer-v\d+)"
     r"-(?P<Y>\d{4})(?P<m>\d\d)(?P<d>\d\d)T(?P<H>\d\d)(?P<M>\d\d)(?P<S>\d\d)Z(?:-\d+)?)(?:-wal|-shm)?"
 )
 
-# Errors of SQLite that a good file can have too; any other one, while a file is examined, is damage.
+# SQLite errors that can also occur with a good file; any other error while a file is checked means damage.
 _NOT_THE_FILE: Final = {
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_READONLY,
@@ -65,18 +65,18 @@ _UNREADABLE: Final = {sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ
 
 Failure = sqlite3.Error | UnicodeDecodeError | OSError | DamagedStoreError
 FAILURES: Final = (sqlite3.Error, UnicodeDecodeError, OSError, DamagedStoreError)
-"""What SQLite, its messages about a damaged file, the system and we ourselves raise: see `store_error`."""
+"""Errors of SQLite, its undecodable messages, the system and this package: see `store_error`."""
 
 _FREE_SPACE: Final = "free some space on that disk"
-_MAKE_WRITABLE: Final = "make it and its directory writable, or choose another place with --state DIR"
-_LOOK: Final = (
-    "see whether the disk is full and what the kernel logs about it, or choose another place with --state DIR"
+_MAKE_WRITABLE: Final = "make it and its directory writable, or choose another directory with --state DIR"
+_CHECK_DISK: Final = (
+    "check whether the disk is full and what the kernel logs, or choose another directory with --state DIR"
 )
 _ADVICE_OF_SQLITE: Final = {
     sqlite3.SQLITE_FULL: _FREE_SPACE,
     sqlite3.SQLITE_READONLY: _MAKE_WRITABLE,
     sqlite3.SQLITE_CANTOPEN: _MAKE_WRITABLE,
-    sqlite3.SQLITE_BUSY: "end the other program that has it open",
+    sqlite3.SQLITE_BUSY: "close the other program that has it open",
     sqlite3.SQLITE_CORRUPT: RESTART,
     sqlite3.SQLITE_NOTADB: RESTART,
 }
@@ -90,18 +90,18 @@ _ADVICE_OF_SYSTEM: Final = {
 
 
 KEPT_ASIDE: Final = "store-kept"
-"""The code of what lies there of an earlier mishap, and does no harm."""
+"""The error code for an unusable file that was set aside earlier; harmless."""
 
 
 def store_error(path: Path, error: Failure) -> UsbipdError:
-    """What people read about a failure of the store at `path`."""
-    reason, advice = str(error), error.advice if isinstance(error, DamagedStoreError) else _LOOK
+    """The error that users see for a failure of the store at `path`."""
+    reason, advice = str(error), error.advice if isinstance(error, DamagedStoreError) else _CHECK_DISK
     if isinstance(error, OSError):
         reason = error.strerror or reason
         advice = _ADVICE_OF_SYSTEM.get(error.errno or 0, advice)
     elif isinstance(error, sqlite3.Error):
         advice = _ADVICE_OF_SQLITE.get(_code(error) & 0xFF, advice)
-    return UsbipdError(f"the store {path} does not work: {reason}", code="store", advice=advice)
+    return UsbipdError(f"cannot use the store {path}: {reason}", code="store", advice=advice)
 
 
 class StoreFile:
@@ -111,20 +111,20 @@ class StoreFile:
         self.directory = directory.absolute()
         self.path = self.directory / DATABASE
         self.problems: list[str] = []
-        """What was wrong when it was opened and what was done, a sentence each."""
+        """What recovery found and did when the store was opened, one sentence each."""
         self._copy_problem: UsbipdError | None = None
         self._lock: int | None = None
 
     def open(self) -> sqlite3.Connection:
-        """Open the store; one that cannot be used is kept aside and its last good copy takes its place.
+        """Open the store; an unusable one is set aside and replaced by its last good copy.
 
-        Raises `UsbipdError` if another extension uses the directory or others may write it, and any of
-        `FAILURES` if its disk does not do what it should.
+        Raises `UsbipdError` if another extension uses the directory or other users can write to it, and any
+        of `FAILURES` if its disk fails.
         """
         prepare_state_directory(self.directory)
         self._lock = _lock(self.directory)
-        # The files of a bad one are moved first and closed then: SQLite leaves the log of a database that is
-        # not in its place as it is, else it would write it back and delete it.
+        # The files of a bad store are renamed before they are closed: SQLite then leaves its log unchanged,
+        # else it would write the log back and delete it.
         with ExitStack() as closed_last:
             try:
                 connection = self._open(closed_last)
@@ -143,7 +143,7 @@ class StoreFile:
         return self._started(connection)
 
     def save_copy(self, connection: sqlite3.Connection) -> None:
-        """Make the last good copy; when that fails the older one stays, and `problems_now` says so."""
+        """Replace the last good copy; if that fails, the older one stays and `problems_now` reports it."""
         copy = self._copy(len(store_tables.MIGRATIONS))
         try:
             _write_database(connection, copy)
@@ -151,15 +151,15 @@ class StoreFile:
         except FAILURES as error:
             failure = store_error(copy, error)
             self._copy_problem = UsbipdError(
-                f"the last good copy cannot be made: {failure}", code=failure.code, advice=failure.advice
+                f"cannot back up the store: {failure}", code=failure.code, advice=failure.advice
             )
             _LOG.error("%s", self._copy_problem)
 
     def problems_now(self) -> list[UsbipdError]:
-        """What is wrong with the files now, and (code `KEPT_ASIDE`) what lies there for people to look at."""
+        """What is wrong with the files now, and (code `KEPT_ASIDE`) the files that were set aside."""
         problems = []
         if not self.path.exists():
-            message = f"{self.path} was removed while it is in use"
+            message = f"{self.path} was removed while in use"
             problems.append(UsbipdError(message, code="store", advice=RESTART))
         if self._copy_problem is not None:
             problems.append(self._copy_problem)
@@ -172,7 +172,7 @@ class StoreFile:
             self._lock = None
 
     def _open(self, closed: ExitStack) -> sqlite3.Connection:
-        """A connection, which `closed` closes, to a store of our version that is good.
+        """Connect to the store, check it and migrate it to our version; `closed` closes the connection.
 
         Raises `FileNotFoundError`, `DamagedStoreError`, `NewerStoreError`.
         """
@@ -185,10 +185,10 @@ class StoreFile:
             missing = self._generation_of_copy(version) - store_tables.generation_of(connection)
             if missing > 0:
                 changes = "change" if missing == 1 else "changes"
-                raise DamagedStoreError(f"its last good copy has {missing} later {changes} of the bindings")
+                raise DamagedStoreError(f"it lacks {missing} {changes} of the bindings")
             ours = len(store_tables.MIGRATIONS)
             if version < ours:
-                self._copy(ours).unlink(missing_ok=True)  # of a time before an older release was installed
+                self._copy(ours).unlink(missing_ok=True)  # stale: an older release was installed since
                 store_tables.migrate(connection, ours)
                 store_tables.verify(connection)
             connection.execute("PRAGMA journal_mode = WAL")
@@ -201,11 +201,11 @@ class StoreFile:
         return connection
 
     def _restore(self, finding: str, why: str) -> None:
-        """Keep aside what is there, and put the last good copy, or else an empty store, in its place."""
+        """Set the store aside, and replace it with the last good copy, or else an empty store."""
         kept = self._set_aside(self.path, why)
         copies = [self._copy(version) for version in range(len(store_tables.MIGRATIONS), 0, -1)]
         if kept is not None:
-            finding += f"; what was there is kept as {kept.name}"
+            finding += f"; it was saved as {kept.name}"
         elif not any(copy.exists() for copy in copies):  # the first start
             self._start_empty()
             return
@@ -213,10 +213,10 @@ class StoreFile:
             if copy.exists() and self._restore_from(copy, finding):
                 return
         self._start_empty()
-        self.problems.append(f"{finding}; there was no good copy, so nothing is bound now: bind again")
+        self.problems.append(f"{finding}; no good copy exists, so all bindings are lost: bind again")
 
     def _restore_from(self, copy: Path, finding: str) -> bool:
-        """Whether `copy` was good."""
+        """Restore `copy`; returns whether it was good."""
         try:
             with closing(_open_copy(copy)) as source:
                 count = store_tables.count_bindings(source)
@@ -225,10 +225,10 @@ class StoreFile:
         except DamagedStoreError as error:
             kept = self._set_aside(copy, "damaged")
             assert kept is not None
-            self.problems.append(f"{copy} was damaged too ({error}) and is kept as {kept.name}")
+            self.problems.append(f"{copy} was damaged too ({error}); it was saved as {kept.name}")
             return False
         bindings = "1 binding" if count == 1 else f"{count} bindings"
-        self.problems.append(f"{finding}; its last good copy of {made} was restored, with {bindings}")
+        self.problems.append(f"{finding}; restored the last good copy, of {made}, with {bindings}")
         return True
 
     def _start_empty(self) -> None:
@@ -236,7 +236,7 @@ class StoreFile:
             _write_database(empty, self.path)
 
     def _generation_of_copy(self, version: int) -> int:
-        """0: there is no good one."""
+        """The generation of the last good copy; 0: none is good."""
         copy = self._copy(version)
         try:
             with closing(_open_copy(copy)) as connection:
@@ -244,25 +244,25 @@ class StoreFile:
         except FileNotFoundError:
             return 0
         except DamagedStoreError as error:
-            self.problems.append(f"{copy} was damaged ({error}); it was made again, nothing is lost")
+            self.problems.append(f"{copy} was damaged ({error}); it was replaced, nothing is lost")
             return 0
 
     def _copy(self, version: int) -> Path:
         return self.directory / f"usbipd.copy-v{version}.sqlite"
 
     def _set_aside(self, path: Path, why: str) -> Path | None:
-        """Move a database away; its new name, or None if there was nothing."""
-        there = [beside for beside in _BESIDE if os.path.lexists(f"{path}{beside}")]
-        if not there:
+        """Rename a database; returns its new path, or None if it does not exist."""
+        existing = [beside for beside in _BESIDE if os.path.lexists(f"{path}{beside}")]
+        if not existing:
             return None
         wanted = kept = f"{path}.{why}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
         number = 1
         while any(os.path.lexists(f"{kept}{beside}") for beside in _BESIDE):
             number += 1
             kept = f"{wanted}-{number}"
-        for beside in there:
+        for beside in existing:
             Path(f"{path}{beside}").rename(f"{kept}{beside}")
-        # A log that stayed behind, after a power failure, would be taken for that of what comes in its place.
+        # After a power failure, a log left behind would be applied to the database that takes its place.
         _sync_directory(self.directory)
         return Path(kept)
 
@@ -276,9 +276,9 @@ class StoreFile:
             when = "{}-{}-{} {}:{}:{} UTC".format(*found[name].group(*"YmdHMS"))
             kept.append(
                 UsbipdError(
-                    f"{self.directory / name} was kept on {when}, because {why}",
+                    f"{self.directory / name} was set aside on {when} because {why}",
                     code=KEPT_ASIDE,
-                    advice="See whether anything in it is still needed.\n"
+                    advice="Check whether you still need anything in it.\n"
                     f"Remove it: `sudo rm {shlex.quote(str(self.directory / name))}*`.",
                 )
             )
@@ -290,14 +290,14 @@ def _lock(directory: Path) -> int:
         return open_locked(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
     except BlockingIOError as error:
         raise UsbipdError(
-            f"{directory} is in use: another usbipd keeps its bindings there",
+            f"{directory} is in use by another usbipd",
             code="store-in-use",
-            advice="end that one, or choose another place with --state DIR",
+            advice="stop the other one, or choose another directory with --state DIR",
         ) from error
 
 
 def _check_header(path: Path) -> None:
-    """Raises `FileNotFoundError`, and `DamagedStoreError` for what SQLite would misjudge."""
+    """Raises `FileNotFoundError`, and `DamagedStoreError` for damage that SQLite does not report as such."""
     if not stat.S_ISREG(path.lstat().st_mode):
         raise DamagedStoreError("it is not a regular file")
     try:
@@ -311,16 +311,16 @@ def _check_header(path: Path) -> None:
         raise DamagedStoreError("it is empty")
     if len(header) < _HEADER_SIZE or not header.startswith(_HEADER):
         raise DamagedStoreError("it is not an SQLite database")
-    if not set(header[_VERSIONS]) <= {1, 2}:  # SQLite would call it read-only
+    if not set(header[_VERSIONS]) <= {1, 2}:  # SQLite would report it as read-only
         raise DamagedStoreError("it is in an unknown format")
 
 
 @contextmanager
 def _damage() -> Iterator[None]:
-    """Turns what SQLite says of a bad file into `DamagedStoreError`; what it says of a bad disk goes on."""
+    """Turns SQLite's errors about a bad file into `DamagedStoreError`; errors of a bad disk propagate."""
     try:
         yield
-    except UnicodeDecodeError as error:  # a message that quotes what is damaged
+    except UnicodeDecodeError as error:  # SQLite's message quotes damaged text
         raise DamagedStoreError(str(error)) from error
     except sqlite3.Error as error:
         code = _code(error)
@@ -330,33 +330,33 @@ def _damage() -> Iterator[None]:
 
 
 def _code(error: sqlite3.Error) -> int:
-    """SQLite's extended result code; 0 for what Python found itself, such as text that is not UTF-8."""
+    """SQLite's extended result code; 0 for errors that Python detected, such as text that is not UTF-8."""
     return getattr(error, "sqlite_errorcode", 0)
 
 
 def _open_copy(path: Path) -> sqlite3.Connection:
-    """A connection to a good copy, for reading.  Raises `FileNotFoundError` and `DamagedStoreError`."""
+    """A read-only connection to a good copy.  Raises `FileNotFoundError` and `DamagedStoreError`."""
     _check_header(path)
     with ExitStack() as closed, _damage():
         connection = closed.enter_context(closing(store_tables.connect(f"{path.as_uri()}?mode=ro", uri=True)))
         try:
             store_tables.verify(connection)
-        except NewerStoreError as error:  # its name says otherwise
+        except NewerStoreError as error:  # contradicts its name
             raise DamagedStoreError(str(error)) from error
         closed.pop_all()
     return connection
 
 
 def _write_database(source: sqlite3.Connection, path: Path) -> None:
-    """Make `path` a copy of `source`, a single file.  It is whole at every moment, even if we are killed."""
+    """Replace `path` with a copy of `source`, a single file.  Atomic, even if we are killed."""
     new = Path(f"{path}.new")
     try:
         _remove(new)
         os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         with closing(store_tables.connect(str(new))) as target:
-            target.execute("PRAGMA synchronous = OFF")  # once is enough, at the end
+            target.execute("PRAGMA synchronous = OFF")  # `_sync` below is enough
             source.backup(target)
-            target.execute("PRAGMA journal_mode = DELETE")  # the source's is copied too
+            target.execute("PRAGMA journal_mode = DELETE")  # `backup` copied the source's mode
         _sync(new, os.O_RDWR)
         new.rename(path)
     except BaseException:
@@ -367,7 +367,7 @@ def _write_database(source: sqlite3.Connection, path: Path) -> None:
 
 
 def _remove(database: Path) -> None:
-    """With what an earlier try, which was killed, may have left beside it."""
+    """Remove a database, with the files that an earlier, killed attempt may have left."""
     for beside in (*_BESIDE, "-journal"):
         Path(f"{database}{beside}").unlink(missing_ok=True)
 
@@ -381,7 +381,7 @@ def _sync(path: Path, flags: int) -> None:
     try:
         os.fsync(descriptor)
         if hasattr(fcntl, "F_FULLFSYNC"):  # macOS, where fsync(2) does not reach the medium
-            with contextlib.suppress(OSError):  # nor can every file system there
+            with contextlib.suppress(OSError):  # not all file systems support it
                 fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
     finally:
         os.close(descriptor)

@@ -1,7 +1,7 @@
-"""The tables of the store: their schema, and how rows are read and written.  Runs in the extension.
+"""The tables of the store: their schema, and functions that read and write rows.  Runs in the extension.
 
-Functions take an open connection, block, and belong on the store's own thread.  They raise `sqlite3.Error`,
-and `DamagedStoreError` for rows that we cannot have written.
+Functions take an open connection, block, and must run on the store's thread.  They raise `sqlite3.Error`, and
+`DamagedStoreError` for rows that usbipd cannot have written.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ from usbipd.ipc.message import Message
 from usbipd.usb.identity import DeviceRule
 
 APPLICATION_ID: Final = 0x55534249
-"""Bytes 68 to 71 of our files (https://www.sqlite.org/fileformat.html, "Application ID"): USBI."""
+"""Bytes 68 to 71 of the file (https://www.sqlite.org/fileformat.html, "Application ID"): USBI."""
 
 BUSY_TIMEOUT: Final = 5.0
-"""Seconds that we wait for another program, such as the sqlite3 shell, to let go of the file."""
+"""Seconds to wait for another program, such as the sqlite3 shell, to unlock the file."""
 
 MAX_INTEGER: Final = 2**63 - 1
 """The largest INTEGER of SQLite."""
@@ -51,18 +51,18 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     ("ALTER TABLE history ADD COLUMN count INTEGER NOT NULL DEFAULT 1",),
 )
-"""Entry n leads from schema version n to n + 1.  What was released stays; a change is a new entry."""
+"""Entry n migrates schema version n to n + 1.  Released entries never change; add a new one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A persisted rule: every device that it fits is to be shared."""
+    """A persisted rule: every device that matches it is shared."""
 
     rule: DeviceRule
     product: str | None
-    """What the device called itself when it was bound."""
+    """The device's product string when it was bound."""
     allow: tuple[str, ...]
-    """Addresses and networks in CIDR notation that may use it; none: no restriction."""
+    """Addresses and networks in CIDR notation that may use it; empty: no restriction."""
     created: float
     """Seconds since the epoch."""
     created_by: str
@@ -70,7 +70,7 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class StoredClaim:
-    """A device that we hold, or are about to take from its drivers."""
+    """A device that is claimed, or about to be claimed."""
 
     busid: str
     vendor_id: UsbId
@@ -79,12 +79,12 @@ class StoredClaim:
     """Seconds since the epoch."""
 
 
-RESTART: Final = "start usbipd again: it then goes on with the last good copy"
-"""The advice when a store turns out to be damaged while it is in use."""
+RESTART: Final = "restart the daemon, which then restores the last good copy"
+"""The advice if a store is found damaged while it is in use."""
 
 
 class DamagedStoreError(UsbipdError):
-    """The contents are not what we wrote; `message` says what is wrong with them."""
+    """The contents are not what usbipd wrote; `message` says what is wrong."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="store", advice=RESTART)
@@ -95,7 +95,7 @@ class NewerStoreError(UsbipdError):
 
     def __init__(self, version: int) -> None:
         super().__init__(
-            f"schema version {version}, we know {len(MIGRATIONS)}",
+            f"schema version {version}, this release supports {len(MIGRATIONS)}",
             code="store",
             advice="install the newer release again",
         )
@@ -118,46 +118,46 @@ class _BindingRow(Message, frozen=True):
 _BINDING_COLUMNS: Final = _BindingRow.__struct_fields__
 _CLAIM_COLUMNS: Final = tuple(field.name for field in fields(StoredClaim))
 _HISTORY_COLUMNS: Final = HistoryEntry.__struct_fields__[1:]
-"""Without the id.  A new field of `HistoryEntry` needs a migration."""
+"""All but the id.  A new field of `HistoryEntry` needs a migration."""
 _THIS_RULE: Final = "vendor_id IS ? AND product_id IS ? AND serial IS ? AND busid IS ?"
 
 
 def connect(where: str, *, uri: bool = False) -> sqlite3.Connection:
-    """Open a file, or with ":memory:" what lasts as long as the connection; for this thread only.
+    """Open a file, or with ":memory:" a database that lasts as long as the connection; for this thread only.
 
-    Whoever makes a change begins and commits: see `transaction`.
+    Changes need an explicit `transaction`.
     """
     connection = sqlite3.connect(where, timeout=BUSY_TIMEOUT, isolation_level=None, uri=uri)
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA cache_size = -256")  # KiB that it may keep in memory, of 2,000 otherwise
-    # macOS: else what is on the disk need not be on the medium (fcntl(2), F_FULLFSYNC); no effect elsewhere
+    connection.execute("PRAGMA cache_size = -256")  # KiB of memory; the default is 2,000
+    # macOS: fsync alone does not flush the disk's cache (fcntl(2), F_FULLFSYNC); no effect elsewhere
     connection.execute("PRAGMA fullfsync = ON")
     return connection
 
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All that is done inside, durably, or nothing of it."""
+    """Make all changes inside durable, or none of them."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
         connection.execute("COMMIT")
     except BaseException:
-        if connection.in_transaction:  # some errors have ended it already
+        if connection.in_transaction:  # some errors roll back automatically
             connection.execute("ROLLBACK")
         raise
 
 
 def create(version: int | None = None) -> sqlite3.Connection:
-    """An empty store in memory, of our own schema version or an earlier one."""
+    """An empty store in memory, of the current schema version or an earlier one."""
     connection = connect(":memory:")
     migrate(connection, len(MIGRATIONS) if version is None else version)
     return connection
 
 
 def migrate(connection: sqlite3.Connection, version: int) -> None:
-    """Lead the schema from the version that the store has to `version`."""
+    """Migrate the schema from the version of the store to `version`."""
     with transaction(connection):
         for statements in MIGRATIONS[version_of(connection) : version]:
             for statement in statements:
@@ -168,24 +168,24 @@ def migrate(connection: sqlite3.Connection, version: int) -> None:
 
 
 def version_of(connection: sqlite3.Connection) -> int:
-    """The schema version; 0 is an empty file."""
+    """The schema version; 0: an empty file."""
     return _number(connection, "PRAGMA user_version")
 
 
 def generation_of(connection: sqlite3.Connection) -> int:
-    """How many changes of the bindings have led to what is there."""
+    """How often the bindings have changed."""
     return _number(connection, "SELECT ifnull(max(generation), 0) FROM seal")
 
 
 def verify(connection: sqlite3.Connection) -> None:
-    """Read everything.  Raises `DamagedStoreError` unless it is a store as we write it, `NewerStoreError`."""
+    """Read everything.  Raises `DamagedStoreError` unless it is a valid store, and `NewerStoreError`."""
     if _number(connection, "PRAGMA application_id") != APPLICATION_ID:
         raise DamagedStoreError("it is not a store of usbipd")
     version = version_of(connection)
     if version > len(MIGRATIONS):
         raise NewerStoreError(version)
     if version < 1:
-        raise DamagedStoreError(f"there never was a schema version {version}")
+        raise DamagedStoreError(f"schema version {version} does not exist")
     [finding] = connection.execute("PRAGMA integrity_check(1)").fetchone()
     if finding != "ok":
         raise DamagedStoreError(str(finding))
@@ -194,7 +194,7 @@ def verify(connection: sqlite3.Connection) -> None:
             raise DamagedStoreError(f"its tables are not those of schema version {version}")
     seals = connection.execute("SELECT generation, digest FROM seal").fetchall()
     if seals != [(generation_of(connection), _digest(connection, generation_of(connection)))]:
-        raise DamagedStoreError("its bindings do not agree with their checksum")
+        raise DamagedStoreError("bindings checksum mismatch")
     if version == len(MIGRATIONS):
         read_bindings(connection)
         read_claims(connection)
@@ -202,15 +202,15 @@ def verify(connection: sqlite3.Connection) -> None:
 
 # The seal
 #
-# SQLite notices damage to its own structures, but neither a byte that changed inside a value nor that a
-# write-ahead log was lost: without its last commits a file is whole and old.  What is shared with whom must
-# not come from either.  So every change of the bindings counts one up and writes a digest over all of them,
-# in the same transaction.  A wrong digest is damage; a count below that of the last good copy, which is
-# always made after the change, is a loss.
+# SQLite detects damage to its own structures, but neither a changed byte inside a value nor the loss of a
+# write-ahead log: without its last commits a file is valid, but old.  Access to devices must not depend on
+# such data.  So every change of the bindings increments a generation and writes a digest over all of them, in
+# the same transaction.  A wrong digest means damage; a generation below that of the last good copy, which is
+# always made after the change, means a loss.
 
 
 def seal(connection: sqlite3.Connection) -> None:
-    """Count a change of the bindings, and write down what they are now; inside the change's transaction."""
+    """Increment the generation and write the digest of the bindings; inside the change's transaction."""
     generation = generation_of(connection) + 1
     connection.execute("DELETE FROM seal")
     connection.execute("INSERT INTO seal VALUES (?, ?)", (generation, _digest(connection, generation)))
@@ -222,28 +222,28 @@ def _digest(connection: sqlite3.Connection, generation: int) -> str:
 
 
 def read_bindings(connection: sqlite3.Connection) -> list[Binding]:
-    """All bindings, the oldest first.  Raises `DamagedStoreError`."""
+    """All bindings, oldest first.  Raises `DamagedStoreError`."""
     bindings = []
     for values in _select(connection, _BINDING_COLUMNS, "bindings ORDER BY id"):
         try:
             allow = msgspec.json.decode(str(values["allow"]))
             row = msgspec.convert({**values, "allow": allow}, _BindingRow)
         except msgspec.MsgspecError as error:
-            raise DamagedStoreError(f"a binding is impossible: {error}") from error
+            raise DamagedStoreError(f"invalid binding: {error}") from error
         rule = DeviceRule(row.vendor_id, row.product_id, row.serial, row.busid)
         if rule == DeviceRule():
-            raise DamagedStoreError("a binding is impossible: it fits every device")
+            raise DamagedStoreError("invalid binding: it matches every device")
         bindings.append(Binding(rule, row.product, tuple(row.allow), row.created, row.created_by))
     return bindings
 
 
 def count_bindings(connection: sqlite3.Connection) -> int:
-    """How many bindings there are."""
+    """The number of bindings."""
     return _number(connection, "SELECT count(*) FROM bindings")
 
 
 def put_binding(connection: sqlite3.Connection, binding: Binding) -> None:
-    """Add a binding, in the place of the one with the same rule if there is one."""
+    """Add a binding, or replace the one with the same rule."""
     rule = _values(binding.rule)
     allow = msgspec.json.encode(binding.allow).decode()
     rest = (_storable(binding.product), allow, binding.created, _storable(binding.created_by))
@@ -251,12 +251,12 @@ def put_binding(connection: sqlite3.Connection, binding: Binding) -> None:
         update = f"UPDATE bindings SET product=?, allow=?, created=?, created_by=? WHERE {_THIS_RULE}"  # noqa: S608
         if connection.execute(update, (*rest, *rule)).rowcount == 0:
             _insert(connection, "bindings", _BINDING_COLUMNS, [(*rule, *rest)])
-        read_bindings(connection)  # what could not be read again is not written
+        read_bindings(connection)  # raises if the new row cannot be read again
         seal(connection)
 
 
 def delete_bindings(connection: sqlite3.Connection, rules: Iterable[DeviceRule]) -> None:
-    """Remove the bindings with these rules; one that is not there is no error."""
+    """Remove the bindings with these rules; a missing one is no error."""
     with transaction(connection):
         connection.executemany(
             f"DELETE FROM bindings WHERE {_THIS_RULE}",  # noqa: S608 - a constant
@@ -273,11 +273,11 @@ def read_claims(connection: sqlite3.Connection) -> list[StoredClaim]:
             for values in _select(connection, _CLAIM_COLUMNS, "claims ORDER BY busid")
         ]
     except msgspec.ValidationError as error:
-        raise DamagedStoreError(f"a claim is impossible: {error}") from error
+        raise DamagedStoreError(f"invalid claim: {error}") from error
 
 
 def put_claim(connection: sqlite3.Connection, claim: StoredClaim) -> None:
-    """Add a claim, in the place of the one with the same busid if there is one."""
+    """Add a claim, or replace the one with the same busid."""
     row = (claim.busid, claim.vendor_id, claim.product_id, claim.since)
     with transaction(connection):
         connection.execute("DELETE FROM claims WHERE busid = ?", (claim.busid,))
@@ -285,25 +285,25 @@ def put_claim(connection: sqlite3.Connection, claim: StoredClaim) -> None:
 
 
 def delete_claim(connection: sqlite3.Connection, busid: str) -> None:
-    """Remove a claim; one that is not there is no error."""
+    """Remove a claim; a missing one is no error."""
     with transaction(connection):
         connection.execute("DELETE FROM claims WHERE busid = ?", (busid,))
 
 
 def try_to_write(connection: sqlite3.Connection) -> None:
-    """Write to the disk what a claim would, and leave nothing of it."""
+    """Write as a claim does, and remove it again."""
     with transaction(connection):
         connection.execute("INSERT INTO claims VALUES ('', 0, 0, 0.0)")
         connection.execute("DELETE FROM claims WHERE busid = ''")
 
 
 def read_history(connection: sqlite3.Connection, limit: int, before: int) -> list[HistoryEntry]:
-    """At most `limit` entries with an id below `before`, the newest first; impossible ones are left out."""
+    """At most `limit` entries with an id below `before`, newest first; invalid ones are left out."""
     return _read_entries(connection, "id < ? ORDER BY id DESC LIMIT ?", (before, limit))
 
 
 def read_unended(connection: sqlite3.Connection) -> list[HistoryEntry]:
-    """Of the daemon and of each device the newest entry, if what it tells of has no end; the oldest first."""
+    """The newest entry of the daemon and of each device, if it begins something unended; oldest first."""
     newest = """SELECT max(id) FROM history
         WHERE event NOT IN ('bound', 'unbound') AND NOT (busid IS NULL AND event = 'failed') GROUP BY busid"""
     return _read_entries(
@@ -319,15 +319,15 @@ def _read_entries(
     for values in _select(connection, ("id", *_HISTORY_COLUMNS), f"history WHERE {which}", parameters):
         try:
             entries.append(msgspec.convert(values, HistoryEntry))
-        except msgspec.ValidationError:  # a byte has changed on the disk; the others are still good
+        except msgspec.ValidationError:  # damaged on the disk; the other entries are still good
             continue
     return entries
 
 
 def append_history(connection: sqlite3.Connection, entries: Sequence[HistoryEntry], *, keep: int) -> None:
-    """Add entries, whose ids are ours to give, and forget all but the newest `keep` of each event among them.
+    """Add entries with new ids; for each kind of event among them, remove all but the newest `keep`.
 
-    Neither another event nor the clock makes one be forgotten: both are in the hands of others.
+    Removal depends neither on other events nor on the clock, which others control.
     """
     rows = [tuple(_storable(getattr(entry, column)) for column in _HISTORY_COLUMNS) for entry in entries]
     with transaction(connection):
@@ -340,7 +340,7 @@ def append_history(connection: sqlite3.Connection, entries: Sequence[HistoryEntr
 
 
 def _storable(value: object) -> object:
-    """What SQLite can keep of a value: a peer has had a say in counters and texts."""
+    """`value` as SQLite can store it: counters and texts may come from a peer."""
     if isinstance(value, str):
         return value.encode(errors="replace").decode()  # half a surrogate pair is not UTF-8
     if isinstance(value, int):

@@ -1,12 +1,12 @@
-"""Starts the extension's children, reaps them, ends them.  Runs in the extension.
+"""Starts, reaps and kills the extension's children.  Runs in the extension.
 
 A child is this executable again with a role as its first argument: never a bare fork.  It gets /dev/null as
-stdin, our stderr as stdout and stderr, its end of a socketpair as descriptor 3, and nothing else.  It ends
-when its channel does, having given back what it holds, and not of a signal to all processes of a terminal.
+stdin, our stderr as stdout and stderr, its end of a socketpair as descriptor 3, and nothing else.  When its
+channel closes, it releases what it holds and exits.  It ignores signals to all processes of a terminal.
 
-A child may turn out to be several processes: the launcher of a frozen executable waits for the one that does
-the work.  So each child leads a process group, and is killed with all of it.  Where somebody else kills the
-first process alone, the channel shows that another one lives.
+A child may consist of several processes: the launcher of a frozen executable waits for the process that does
+the work.  So each child leads a process group, which is killed as a whole.  If another program kills only the
+first process, the open channel shows that one survives.
 """
 
 import asyncio
@@ -44,39 +44,39 @@ _FOR_THE_EXTENSION: Final = (
     signal.SIGUSR2,
     signal.SIGTTOU,
 )
-"""Signals that its children do not hear."""
+"""Signals that are blocked in children."""
 
 FIRST_DELAY: Final = 0.1
 LONGEST_DELAY: Final = 30.0
-WELL_AFTER: Final = 60.0
-"""Seconds that a child must have lived for its failures before to be forgotten."""
-LETTING_GO: Final = 5.0
-"""Seconds that a child has to end once its channel is closed, unless a worker needs longer."""
+RESET_AFTER: Final = 60.0
+"""Seconds after which a success resets the delay."""
+END_TIME: Final = 5.0
+"""Seconds for a child to exit once its channel is closed, unless workers need longer."""
 
 
 class Backoff:
-    """How long to wait before the next try: doubled each time up to a bound, with jitter, so that many
-    children that died of one cause do not all come back at one moment."""
+    """The delay before the next try: doubled each time up to a limit, with jitter, so that children that died
+    of the same cause do not restart all at the same time."""
 
     def __init__(self, longest: float = LONGEST_DELAY) -> None:
-        """`longest` is the bound, in seconds."""
+        """`longest` is the limit, in seconds."""
         self._longest = longest
         self._failures = 0
-        self._well_since: float | None = None
+        self._succeeded_at: float | None = None
 
     def succeeded(self) -> None:
-        """The try that began now works so far."""
-        self._well_since = asyncio.get_running_loop().time()
+        """The last try worked."""
+        self._succeeded_at = asyncio.get_running_loop().time()
 
     def failed(self) -> float:
-        """It failed, or what worked has ended: the seconds to wait now."""
+        """The last try failed, or its success has ended; returns the seconds to wait."""
         now = asyncio.get_running_loop().time()
-        if self._well_since is not None and now - self._well_since >= WELL_AFTER:
+        if self._succeeded_at is not None and now - self._succeeded_at >= RESET_AFTER:
             self._failures = 0
-        self._well_since = None
+        self._succeeded_at = None
         delay = min(FIRST_DELAY * 2.0**self._failures, self._longest)
         self._failures = min(self._failures + 1, 16)
-        return delay * random.uniform(0.75, 1.0)  # noqa: S311 - nobody gains by guessing it
+        return delay * random.uniform(0.75, 1.0)  # noqa: S311 - not a secret
 
 
 class Ping(NamedTuple):
@@ -90,28 +90,28 @@ class Ping(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Child:
-    """One process of ours and the channel to it."""
+    """One child process and the channel to it."""
 
     role: Role
     busid: str | None
     pid: int
     channel: Channel
     ended: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when process and channel are both over."""
+    """Set when the process has ended and the channel is closed."""
     ending: bool = False
-    """Whether we have asked it to end, or killed it: its end is no failure."""
+    """Whether we have asked it to exit, or killed it: its end is no failure."""
     run_as: RunAs | None = None
-    """The user that it becomes; None: it stays what we are."""
+    """The user that it should run as; None: our own."""
     user: str = "?"
-    """Whom it runs as; known once it has said so."""
+    """The user that it runs as; unknown until it has reported it."""
     lacks: str | None = None
     """What its confinement lacks; None: nothing."""
     killed: bool = False
     """Whether the claimer has killed it."""
     offence: IPCError | None = None
-    """The rule of the channel that it broke, for which it was killed."""
+    """The violation for which it was killed."""
     exit: str | None = None
-    """What it ended with, such as "exit code 1" or "signal SIGKILL"; None: it has not ended."""
+    """How it ended, such as "exit code 1" or "signal SIGKILL"; None: it has not ended."""
     ping: Ping | None = None
     """The last PING sent to it."""
 
@@ -120,13 +120,13 @@ class Child:
         return f"{self.role}[{self.pid}]" + (f" {self.busid}" if self.busid else "")
 
     @property
-    def ended_by_itself(self) -> bool:
-        """Whether its program has come to its end, rightly or not; no signal has stopped it on the way."""
+    def exited(self) -> bool:
+        """Whether the program exited, with any code, and was not killed by a signal."""
         return self.exit is not None and self.exit.startswith("exit code")
 
 
 class Spawner(Protocol):
-    """What the rest of the extension needs of the supervisor."""
+    """The part of the supervisor that the rest of the extension uses."""
 
     def spawn(
         self, role: Role, busid: str | None, on_request: RequestHandler, on_event: EventHandler | None
@@ -134,21 +134,21 @@ class Spawner(Protocol):
         """Start a child.  Raises `OSError`."""
 
     def kill(self, child: Child) -> None:
-        """End a child at once; `child.ended` says when."""
+        """Kill a child; `child.ended` is set when it has ended."""
 
 
 class Supervisor:
     """The extension's children."""
 
     def __init__(self, end_time: float = 0.0) -> None:
-        """`end_time`: seconds that a worker may need to give its device back."""
-        self._letting_go = max(LETTING_GO, end_time)
+        """`end_time`: seconds that a worker may need to release its device."""
+        self._end_time = max(END_TIME, end_time)
         self._children: dict[int, tuple[Child, socket.socket]] = {}
-        """By pid those that are not reaped, with our ends of their channels."""
+        """By pid: the children that are not reaped, with our ends of their channels."""
         self._unpacked = Unpacked() if frozen.IS_FROZEN else None
 
     def start(self) -> None:
-        """Begin to reap; inside the running loop."""
+        """Start to reap; call it inside the running loop."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap)
 
     def spawn(
@@ -167,16 +167,16 @@ class Supervisor:
 
         def closed(reason: IPCError | None) -> None:
             if reason is not None:
-                _LOG.error("%s: %s: ended", child.label, reason)
-            # The child sees the end of its channel, gives back what it holds and ends; one that broke the
-            # rules is not trusted with that.
+                _LOG.error("%s: channel closed: %s", child.label, reason)
+            # The child reads end of file, releases what it holds and exits.  A child that broke the rules is
+            # killed instead.
             if not self._is_running(child):
                 child.ended.set()
             elif reason is not None and reason.code != "gone":
                 child.offence = reason
                 self.kill(child)
             else:
-                loop.call_later(self._letting_go, self.kill, child)
+                loop.call_later(self._end_time, self.kill, child)
 
         channel = Channel(
             ours,
@@ -193,21 +193,21 @@ class Supervisor:
         return child
 
     def hand_log_file(self, descriptor: int) -> None:
-        """Make the file behind `descriptor`, which stays the caller's, the log of all children."""
+        """Have all children log to `descriptor`, which stays the caller's."""
         for child, _connection in self._children.values():
             child.channel.tell(Command.LOG_FILE, Nothing(), descriptor)
 
     def kill(self, child: Child) -> None:
-        """End `child` at once, whatever it does; `child.ended` says when."""
-        if self._is_running(child):  # else it is reaped and the number may be another's
+        """Kill `child`; `child.ended` is set when it has ended."""
+        if self._is_running(child):  # else it is reaped, and its pid may be reused
             child.ending = True
-            # one that has just ended by itself: macOS says so with ESRCH or EPERM
-            for kill in (os.killpg, os.kill):  # also by itself: one that was taken over may leave its group
+            # ESRCH or (macOS) EPERM: it has just exited.  Both: a compromised child may leave its group.
+            for kill in (os.killpg, os.kill):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     kill(child.pid, signal.SIGKILL)
 
     def _is_running(self, child: Child) -> bool:
-        """Whether it is not reaped yet."""
+        """Whether `child` is not reaped yet."""
         known = self._children.get(child.pid)
         return known is not None and known[0] is child
 
@@ -225,22 +225,22 @@ class Supervisor:
             if not child.channel.is_open:
                 child.ended.set()
                 continue
-            # What it said last is still to be read; the end of its stream then closes the channel.  That end
-            # does not come while another process holds the channel: one that the child has left behind.  It
-            # reads an end of file now, gives back what it holds, and ends as the child would have done.
-            with contextlib.suppress(OSError):  # nobody is there
+            # Its last messages are still to be read; then end of file closes the channel.  There is no end of
+            # file while a process that the child left behind holds the channel.  With our side shut down,
+            # that process reads end of file, releases what it holds and exits, as the child would have done.
+            with contextlib.suppress(OSError):  # no process has the other end
                 connection.shutdown(socket.SHUT_WR)
-            asyncio.get_running_loop().call_later(self._letting_go, self._give_up, child)
+            asyncio.get_running_loop().call_later(self._end_time, self._give_up, child)
 
     def _give_up(self, child: Child) -> None:
         if child.channel.is_open:
-            _LOG.error("%s is dead and left a process behind that does not end", child.label)
+            _LOG.error("%s has ended, but left a process behind that does not exit", child.label)
             child.channel.close()
 
 
 async def wait_ended(child: Child, seconds: float) -> bool:
-    """Whether `child` ends within `seconds`; also for a task that was cancelled and cleans up."""
-    # Not asyncio.timeout: in such a task it cancels once more instead of timing out (before Python 3.11.3).
+    """Whether `child` ends within `seconds`; works in a task that was cancelled and is cleaning up."""
+    # Not asyncio.timeout: in such a task it cancels again instead of timing out (before Python 3.11.3).
     waiting = asyncio.create_task(child.ended.wait())
     done, _pending = await asyncio.wait({waiting}, timeout=seconds)
     waiting.cancel()
@@ -248,7 +248,7 @@ async def wait_ended(child: Child, seconds: float) -> bool:
 
 
 def _exit_of(status: int) -> str:
-    """A wait status in words."""
+    """A wait status as text."""
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"exit code {code}"
@@ -259,16 +259,16 @@ def _exit_of(status: int) -> str:
 
 
 def seal_descriptors() -> None:
-    """Make every descriptor that we inherited close on exec, so that no child inherits it from us.
+    """Set close-on-exec on every descriptor that we inherited, so that no child inherits it.
 
-    Python's own are so from the start (PEP 446), and 0 to 2 are open (usbipd/__main__.py).
+    Python sets it on those that it opens (PEP 446), and 0 to 2 are open (usbipd/__main__.py).
     """
-    for name in os.listdir("/dev/fd"):  # noqa: PTH208 - names are all we need, on Linux and macOS
+    for name in os.listdir("/dev/fd"):  # noqa: PTH208 - only names are needed, on Linux and macOS
         descriptor = int(name)
         if descriptor > 2:
             try:
                 os.set_inheritable(descriptor, False)
-            except OSError:  # the one with which the directory was read
+            except OSError:  # listdir's own descriptor, closed by now
                 continue
 
 
@@ -280,7 +280,7 @@ def _execute(role: Role, busid: str | None, channel: socket.socket, unpacked: Un
         environment |= unpacked.environment()
     else:
         command = [sys.executable, "-I", "-m", "usbipd", *arguments]
-    # Above 3, so that the dup2 below is not one onto itself, which would leave close-on-exec set.
+    # Above 3, so that the dup2 below is not onto itself, which would leave close-on-exec set.
     above = fcntl.fcntl(channel, fcntl.F_DUPFD_CLOEXEC, CHANNEL_DESCRIPTOR + 1)
     try:
         return os.posix_spawn(
@@ -293,9 +293,9 @@ def _execute(role: Role, busid: str | None, channel: socket.socket, unpacked: Un
                 (os.POSIX_SPAWN_DUP2, above, CHANNEL_DESCRIPTOR),
             ],
             setpgroup=0,
-            # Ctrl-C, Ctrl-\\ and the end of the terminal reach all its processes, a stopping service manager
-            # all of the service, and it may send them any other; the extension decides.  SIGTTOU would stop
-            # a child that logs to a terminal under `stty tostop`.  A blocked signal stays so.
+            # Terminals (Ctrl-C, Ctrl-\\, hangup) and service managers send signals to all processes; only the
+            # extension handles them.  SIGTTOU would stop a child that logs to a terminal under `stty tostop`.
+            # A blocked signal stays blocked across exec.
             setsigmask=_FOR_THE_EXTENSION,
             setsigdef=[signal.SIGPIPE, signal.SIGCHLD],
         )

@@ -1,8 +1,8 @@
-"""How a host's USB stack treats a device that is claimed and released.  Runs in the extension.
+"""Differences between the USB stacks of Linux and macOS when a device is claimed.  Runs in the extension.
 
 Linux detaches the driver of each interface, and reattaches it later; the device keeps its address.  macOS
-captures the whole device, and ends that by enumerating it again: the device leaves, and arrives at the same
-port under another address, up to 1.7 s later.
+captures the whole device, and ends the capture by enumerating it again: the device disappears, and reappears
+at the same port with another address up to 1.7 s later.
 """
 
 import sys
@@ -12,23 +12,23 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsbStack:
-    """What the platforms do differently.  Times are seconds."""
+    """The properties of a platform's USB stack.  Times are in seconds."""
 
     keeps_address: bool
-    """Whether a device that is reset keeps its USB address, so that another address means another device.
-    Without that, only the worker knows whether its device has left; libusb reports that at once."""
+    """Whether a device keeps its USB address across a reset, so that another address means another device.
+    If not, only the worker knows whether its device was unplugged; libusb reports that at once."""
     probes_interfaces: bool
-    """Whether the host scans for drivers of single interfaces; that is done after every claim.  Otherwise the
-    whole device is enumerated again, and only after a worker that was killed: a change of the device makes a
-    claim that has failed try again at once."""
+    """Whether the host can scan for drivers of single interfaces; that is done after every claim.  If not,
+    the whole device is enumerated again, and only after a worker that was killed: any change of the device
+    causes an immediate retry of a failed claim."""
     release_time: float
-    """For a worker to release its device, before it is killed."""
+    """For a worker to release its device before it is killed."""
     stop_time: float
-    """The same when the whole daemon stops."""
+    """The same when the daemon shuts down."""
     end_time: float
-    """For a worker to exit when its channel is closed: it still has to release its device."""
+    """For a worker to release its device and exit after its channel was closed."""
     gone_time: float
-    """For a worker to notice that its device has been removed, and for a released device to come back; longer
+    """For a worker to notice that its device was unplugged, and for a released device to reappear; longer
     than an enumeration takes."""
 
 
@@ -55,5 +55,5 @@ MACOS: Final = UsbStack(
 
 
 def host_stack() -> UsbStack:
-    """That of this platform."""
+    """The USB stack of this platform."""
     return MACOS if sys.platform == "darwin" else LINUX

@@ -1,7 +1,7 @@
-"""Chooses how far each worker is confined, and its user.  Runs in the extension.
+"""Chooses the confinement and the user of each worker.  Runs in the extension.
 
-A worker's user is the lowest id of the range that no process has: neither a worker of ours that is not
-reaped yet, nor a worker that outlives its killed extension, nor any other program.
+A worker gets the lowest uid of the range that no process uses: neither a worker that is not reaped yet, nor a
+worker that outlives its killed extension, nor any other program.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 class WorkerConfinement:
-    """What each worker gives up.
+    """The confinement of each worker.
 
     `uids` are the ids to choose from, None unless we are root; `root` is the empty root directory; `confine`
     is the key of the configuration.
@@ -34,14 +34,13 @@ class WorkerConfinement:
         self._workers: dict[int, Child] = {}
         """The last worker with each id."""
         self._relaxed: set[str] = set()
-        """Busids of devices that were of no use to a worker that gave up all."""
-        self._told: set[str] = set()
+        """Busids of devices that a fully confined worker could not use."""
+        self._logged: set[str] = set()
 
     async def choose(self, busid: str) -> Confinement | None:
-        """For the next worker of this port; None: it gives up nothing.  Call `given` before awaiting anything
-        else.
+        """The confinement of the next worker of this port; None: none.
 
-        Raises `UsbipdError` if all ids are in use.
+        Call `assign` before awaiting anything else.  Raises `UsbipdError` if all uids are in use.
         """
         if self._confine == "off":
             return None
@@ -55,36 +54,36 @@ class WorkerConfinement:
             raise UsbipdError(
                 f"all {len(self._uids)} user ids for workers are in use",
                 code="no-uid",
-                advice="give worker_uids in usbipd.toml a larger range: each shared device needs one",
+                advice="set a larger range for worker_uids in usbipd.toml: each shared device needs one",
             )
         root = None if busid in self._relaxed else str(self._root)
         return Confinement(run_as=RunAs(user=str(uid), uid=uid, gid=uid), root=root, sandbox=sandbox)
 
-    def given(self, confinement: Confinement | None, worker: Child) -> None:
-        """`worker` was started for it: its id is in use until that worker has ended."""
+    def assign(self, confinement: Confinement | None, worker: Child) -> None:
+        """`worker` was started with `confinement`: its uid is in use until the worker has ended."""
         if confinement is not None and confinement.run_as is not None:
             worker.run_as = confinement.run_as
             self._workers[confinement.run_as.uid] = worker
 
     def relax(self, busid: str, error: UsbipdError) -> bool:
-        """Whether the next worker of this port is confined less, since `error` ended one.
+        """Confine the next worker of this port less if `error` is the reason; returns whether it will be.
 
-        It keeps the root directory and is not put into the sandbox.  It never stays root: a device could have
-        it so by failing at the right moment.
+        It gets neither chroot nor sandbox, but still drops root: else a device could gain a root worker by
+        failing at the right moment.
         """
         if error.code != USELESS_WHEN_CONFINED or self._confine != "auto" or busid in self._relaxed:
             return False
         self._relaxed.add(busid)
-        _LOG.warning("%s: %s: the next one has neither chroot nor sandbox", busid, error.message)
+        _LOG.warning("%s: %s: retrying without chroot and sandbox", busid, error.message)
         return True
 
     def is_confined(self, worker: Child, lacks: str | None) -> None:
-        """`worker` has its device and reports what its confinement lacks.  Each reason is logged once."""
+        """`worker` has claimed its device and reports what its confinement lacks; log each reason once."""
         if lacks is None and worker.busid in self._relaxed:
-            lacks = "it has neither chroot nor sandbox, in which it could not use its device"
+            lacks = "no chroot and no sandbox: its device did not work with them"
         worker.lacks = lacks
-        if lacks is not None and lacks not in self._told:
-            self._told.add(lacks)
+        if lacks is not None and lacks not in self._logged:
+            self._logged.add(lacks)
             _LOG.warning("%s: confinement: %s", worker.label, lacks)
 
 

@@ -1,6 +1,6 @@
-"""Messages between the processes: typed, framed, with file descriptors, and who may send which."""
+"""Messages between the processes: types, framing, file descriptors, and permissions."""
 
 from typing import Final
 
 CHANNEL_DESCRIPTOR: Final = 3
-"""Where a child finds its channel to the extension that started it."""
+"""A child's channel to the extension that started it."""

@@ -1,24 +1,24 @@
 """The channel of the two asyncio processes, extension and server.
 
-Reading never waits on handling, and writing never waits at all.  What the peer may ask is decided here,
-before any handler sees it; MORE is answered here, too.
+Reading never waits for handlers, and writing never waits at all.  Permissions are checked here, before any
+handler sees a request; MORE is answered here, too.
 
-# Descriptors under way
+# Descriptors in flight
 
 A copy of each descriptor that we send stays open until the peer has answered: macOS may break a socket that
-no process has open while it is under way.
+no process has open while it is in flight.
 
-# What a peer can make us hold
+# Limits per peer
 
-- At most `MAX_RUNNING` of its requests are in progress, or what the maker of the channel says; until one of
-  them is done, nothing more is read from it.
-- What it does not read queues up to `MAX_QUEUED` bytes.  Then a local user's connection is closed.  Our own
-  processes only slow each other down: we stop reading their requests until the queue is shorter.  It grows by
-  the answers to those that are in progress at most, so it stays below `LONGEST_QUEUE`; what exceeds that is
-  our own requests, to a peer that has stopped.  The two sides cannot both wait for the other: what the server
-  asks for stays far below `MAX_QUEUED` (usbipd/server/extension.py), so it always reads.  Nor do children
-  have long answers for the extension: no row of a command that they are sent says `is_long`.
-- Of what has been read, `SLICE` messages are handled before the other peers have their turn.
+- At most `MAX_RUNNING` of its requests, or `max_running` of the channel, are in progress; until one of them
+  is done, nothing more is read from it.
+- Output that it does not read is queued, up to `MAX_QUEUED` bytes.  Beyond that, a local user's connection is
+  closed.  Our own processes only slow each other down: we stop reading their requests until the queue is
+  shorter.  It grows at most by the answers to the requests in progress, so it stays below `LONGEST_QUEUE`;
+  only our own requests to a stopped peer can exceed that.  The two sides cannot deadlock: the requests of the
+  server stay far below `MAX_QUEUED` (usbipd/server/extension.py), so it always reads.  Children have no long
+  answers for the extension: no command sent to them is `is_long`.
+- `SLICE` of its messages are handled before the other peers get their turn.
 """
 
 import asyncio
@@ -56,30 +56,29 @@ from usbipd.log import LIMITED
 _LOG: Final = logging.getLogger(__name__)
 
 MAX_QUEUED: Final = 16 * MAX_MESSAGE
-"""Bytes that may wait for a peer to read them, beside the message that makes them too many."""
+"""Bytes queued for a peer, not counting the message that exceeds the limit."""
 
 MAX_RUNNING: Final = 256
 """Requests of one peer that may be in progress."""
 
 LONGEST_QUEUE: Final = MAX_QUEUED + (MAX_RUNNING + 1) * MAX_MESSAGE
-"""The same as `MAX_QUEUED` for one of our own processes, which is closed only beyond this."""
+"""The same for the extension and its children, whose channels are closed only beyond this."""
 
 SLICE: Final = 16
-"""Messages of one peer that are handled at a time: someone who sends thousands at once delays others by
-these."""
+"""Messages of one peer handled at a time, so that a peer that sends thousands does not delay others."""
 
 RequestHandler = Callable[[Request], Awaitable[Message]]
 """Answers a request; a `UsbipdError` that it raises becomes the answer.  The request's descriptor is closed
 when it returns.  When the peer leaves, it is cancelled if the command's row says `ends_with_its_peer`, and
-runs to its end otherwise."""
+runs to completion otherwise."""
 
 EventHandler = Callable[[Event], None]
 CloseHandler = Callable[[IPCError | None], None]
-"""Hears once why the channel closed; None: the peer or we closed it, between two messages."""
+"""Called once with the reason why the channel closed; None: closed by either side between two messages."""
 
 
 class Channel:
-    """One peer.  Made inside a running event loop, which it joins at once and leaves at `close`."""
+    """One peer.  Created inside a running event loop, which it reads from until `close`."""
 
     def __init__(
         self,
@@ -93,10 +92,10 @@ class Channel:
         on_close: CloseHandler | None = None,
         max_running: int = MAX_RUNNING,
     ) -> None:
-        """Takes over `connection`, a connected Unix stream socket, and says hello.
+        """Takes over `connection`, a connected Unix stream socket, and sends hello.
 
-        `name` labels the peer in logs, `role` and `table` say what it may send, `max_running` how much of it
-        at once.
+        `name` labels the peer in logs, `role` and `table` determine what it may send, `max_running` is the
+        limit of its requests in progress.
         """
         self.name = name
         self._role = role
@@ -113,16 +112,16 @@ class Channel:
         self._queued = 0
         self._last_request = 0
         self._unwanted: set[int] = set()
-        """Our requests whose answer is still to come but not waited for."""
+        """Our requests whose answer is pending and will be ignored."""
         self._waiting: dict[int, asyncio.Future[Response]] = {}
-        self._lent: dict[int, int] = {}
-        """Copies of descriptors that went with our requests, until these are answered."""
+        self._in_flight: dict[int, int] = {}
+        """Copies of descriptors sent with our requests, until these are answered."""
         self._running: dict[asyncio.Task[None], Command] = {}
         self._is_reading = False
         self._rest: Rest | None = None
         """Of the last long answer to the peer."""
         self._asking_long = asyncio.Lock()
-        """Held while the peer may keep the rest of an answer for us: it keeps no two."""
+        """Held while the peer may keep the rest of an answer for us: it keeps only one."""
         self._open = True
         connection.setblocking(False)
         self._read_on()
@@ -141,11 +140,10 @@ class Channel:
         timeout: float | None,  # noqa: ASYNC109 - callers want an IPCError, not a TimeoutError
         descriptor: int | None = None,
     ) -> Result:
-        """Ask and wait for the answer.  `descriptor` stays the caller's; a duplicate of it travels.
+        """Send a request and wait for the answer.  `descriptor` stays the caller's; a duplicate is sent.
 
-        What may have a long answer waits for the one before it, within `timeout`, too; None: as long as the
-        channel is open.  Raises the `UsbipdError` that the peer answers, or `IPCError` (codes "timeout",
-        "gone").
+        `timeout` is in seconds; None: as long as the channel is open.  It includes the wait for an earlier
+        long answer.  Raises the `UsbipdError` that the peer answers, or `IPCError` (codes "timeout", "gone").
         """
         try:
             async with asyncio.timeout(timeout):
@@ -155,7 +153,7 @@ class Channel:
                 else:
                     response = await self._ask(command, parameters, descriptor)
         except TimeoutError:
-            raise IPCError(f"{self.name} does not answer {command}", code="timeout") from None
+            raise IPCError(f"{self.name} did not answer {command}", code="timeout") from None
         return self._conversation.result(response, result)
 
     async def _ask_long(self, command: Command, parameters: Message, descriptor: int | None) -> Response:
@@ -192,7 +190,7 @@ class Channel:
         return self._send(frame, descriptor)
 
     def send_response(self, request: Request, reply: Message | UsbipdError) -> None:
-        """Answer `request`, or say that its answer is too large; lost if the channel is closed."""
+        """Answer `request`, with an error if the answer is too large; lost if the channel is closed."""
         row = self._table.commands.get(request.command)
         try:
             frame, rest = answer_frame(request, reply, is_long=row is not None and row.is_long)
@@ -202,20 +200,20 @@ class Channel:
         if rest is not None and self._open:
             self._rest = rest
         self._send(frame, None)
-        _LOG.debug("%s was answered: %s", self.name, request)
+        _LOG.debug("answered %s: %s", self.name, request)
 
     def tell(self, command: Command, parameters: Message, descriptor: int | None = None) -> None:
-        """Ask without caring for the answer; lost if the channel is closed.  `descriptor` as in `request`."""
+        """Send a request and ignore its answer; lost if the channel is closed."""
         self._last_request += 1
         if self._send_request(self._last_request, command, parameters, descriptor):
             self._unwanted.add(self._last_request)
 
     def push(self, event: EventName, parameters: Message) -> None:
-        """Tell the peer what it did not ask; lost if the channel is closed."""
+        """Send an event; lost if the channel is closed."""
         self._send(event_frame(event, parameters), None)
 
     def close(self, reason: IPCError | None = None) -> None:
-        """Leave the loop, close the connection and what is under way, fail whoever waits.  Idempotent."""
+        """Leave the loop, close the connection, and fail all pending requests.  Idempotent."""
         if not self._open:
             return
         self._open = False
@@ -233,15 +231,15 @@ class Channel:
             if not answer.done():
                 answer.set_exception(IPCError(f"{self.name} is gone", code="gone"))
         self._waiting.clear()
-        for descriptor in self._lent.values():
+        for descriptor in self._in_flight.values():
             _close(descriptor)
-        self._lent.clear()
+        self._in_flight.clear()
         if self._on_close is not None:
             self._on_close(reason)
 
     def close_if_left(self) -> None:
-        """Close if the peer has.  It goes unseen while more requests are in progress than may be, since
-        nothing is read then."""
+        """Close if the peer has left.  Needed because nothing is read while too many requests are in
+        progress."""
         if self._open and closed_by_peer([self._connection]):
             self.close()
 
@@ -249,7 +247,7 @@ class Channel:
 
     @property
     def _is_held_up(self) -> bool:
-        """Whether the peer has to wait until it has read answers, or until we have worked."""
+        """Whether nothing is read from the peer until it has read answers or requests are done."""
         return len(self._running) >= self._max_running or self._queued > MAX_QUEUED
 
     def _read_on(self) -> None:
@@ -274,7 +272,7 @@ class Channel:
             more = False
         if not more:
             half = self._conversation.decoder.in_frame
-            self.close(IPCError("closed in the middle of a message", code="gone") if half else None)
+            self.close(IPCError("the peer closed in the middle of a message", code="gone") if half else None)
 
     def _dispatch(self) -> None:
         for _message in range(SLICE):
@@ -292,7 +290,7 @@ class Channel:
             elif isinstance(item, Response):
                 self._answered(item)
             else:
-                self._told(item)
+                self._event(item)
         if self._open:
             self._pause_reading()
             self._loop.call_soon(self._resume)
@@ -314,7 +312,7 @@ class Channel:
 
     def _send_more(self, request: Request, parameters: MoreParameters) -> None:
         if self._rest is None or self._rest.request_id != parameters.request_id:
-            expired = UsbipdError("the rest of that answer is not kept any more", code="expired")
+            expired = UsbipdError("the rest of that answer is no longer available", code="expired")
             self.send_response(request, expired)
             return
         part, self._rest = self._rest.next_part()
@@ -339,25 +337,25 @@ class Channel:
             self._loop.call_soon(self._resume)
 
     def _resume(self) -> None:
-        """Go on with what had been read."""
+        """Continue with messages that were read before."""
         try:
             self._dispatch()
         except IPCError as error:
             self.close(error)
 
     def _answered(self, response: Response) -> None:
-        _close(self._lent.pop(response.request_id, None))
+        _close(self._in_flight.pop(response.request_id, None))
         answer = self._waiting.pop(response.request_id, None)
         if answer is not None:
-            if not answer.done():  # else who asked was cancelled, and has not had its turn since
+            if not answer.done():  # else its task was cancelled, but has not run since
                 answer.set_result(response)
         elif response.request_id in self._unwanted:
             self._unwanted.remove(response.request_id)
         else:
-            # one answer per request: a peer cannot flood us with them
+            # one answer per request, so that a peer cannot flood us with answers
             raise IPCError("unexpected or duplicate answer", code="bad-message")
 
-    def _told(self, event: Event) -> None:
+    def _event(self, event: Event) -> None:
         if self._on_event is None or self._role is not self._table.events[event.event].sender:
             raise IPCError(f"{self._role} may not send {event.event}", code="not-permitted")
         self._on_event(event)
@@ -365,22 +363,22 @@ class Channel:
     # ---- writing -------------------------------------------------------------------------------------------
 
     def _send(self, frame: bytes, descriptor: int | None) -> bool:
-        """Queue `frame`; whether it was, and not dropped since the channel is closed or about to be.
+        """Queue `frame`; returns False if it was dropped because the channel is closed or about to be.
 
-        `descriptor` goes with the last request.
+        `descriptor` belongs to the last request.
         """
         longest = LONGEST_QUEUE if self._role in PROCESSES else MAX_QUEUED
-        if not self._open or self._queued > longest:  # then it is about to be closed
+        if not self._open or self._queued > longest:  # the latter: about to be closed
             return False
         if descriptor is not None:
-            descriptor = self._lent[self._last_request] = os.dup(descriptor)
+            descriptor = self._in_flight[self._last_request] = os.dup(descriptor)
         self._outgoing.append((memoryview(frame), descriptor))
         self._queued += len(frame)
         if len(self._outgoing) == 1:
             self._writable()
         if self._queued > longest:
-            # not from here: whoever sends goes on with this channel for some lines
-            self._loop.call_soon(self.close, IPCError("does not read what we send", code="slow"))
+            # not at once: our callers still use the channel
+            self._loop.call_soon(self.close, IPCError("the peer does not read its messages", code="slow"))
         return True
 
     def _writable(self) -> None:
@@ -392,7 +390,7 @@ class Channel:
             except (BlockingIOError, InterruptedError):
                 break
             except OSError:
-                # The peer is gone; what it said before is still to be read, and then the end of its stream.
+                # The peer is gone; its last messages and end of file are still to be read.
                 self._outgoing.clear()
                 self._queued = 0
                 break

@@ -1,4 +1,4 @@
-"""The channel of a process that waits by itself.  Used by the worker and by commands."""
+"""A blocking channel, for processes without an event loop.  Used by the worker and by commands."""
 
 import select
 import socket
@@ -24,38 +24,38 @@ from usbipd.ipc.messages import Command, EventName
 from usbipd.ipc.row import Table
 
 Wait = Callable[[int, float], bool]
-"""Whether a descriptor becomes readable within so many seconds."""
+"""Waits for a descriptor, at most so many seconds; returns whether it is readable."""
 
 
 def wait_readable(descriptor: int, seconds: float) -> bool:
-    """Wait for nothing else."""
+    """The default `Wait`."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(max(0.0, seconds) * 1000))
 
 
 class BlockingChannel:
-    """A channel for a process that waits by itself.
+    """A blocking channel.
 
-    It reads exactly one message at a time, so `fileno()` is readable whenever there is more to receive, but
-    for events that `request` met on its way: a caller that expects events, too, calls `receive`.
-    Every method raises `IPCError` when the peer broke the rules, or is gone while we send.
+    It reads exactly one message at a time, so `fileno()` is readable whenever a message is pending, except
+    for events that `request` has queued: a caller that expects events calls `receive`.  Every method raises
+    `IPCError` if the peer breaks the rules, or is gone while we send.
     """
 
     def __init__(
         self, connection: socket.socket, client_id: str, table: Table, *, trusted: bool = False
     ) -> None:
-        """Takes over `connection`, a connected stream socket, and says hello.
+        """Takes over `connection`, a connected stream socket, and sends hello.
 
-        Texts of a `trusted` peer are taken as they come.
+        Texts of a `trusted` peer are not cleaned.
         """
         self._connection = connection
         self._client_id = client_id
         self._conversation = Conversation(table, trusted=trusted)
         self._last_request = 0
         self.wait: Wait = wait_readable
-        """How to wait where there is a time limit; what it raises leaves the method that waits."""
-        self._told: deque[Event] = deque()
+        """Used if a time limit applies; its exceptions propagate."""
+        self._events: deque[Event] = deque()
         """Events that came before the answer to our request."""
         connection.setblocking(True)
         self._send(self._conversation.hello(), None)
@@ -64,12 +64,12 @@ class BlockingChannel:
         return self._connection.fileno()
 
     def receive(self, timeout: float | None = None) -> Request | Response | Event | None:
-        """The next message, waited for; None when the peer has closed.
+        """Wait for the next message; None: the peer has closed.
 
-        Raises `IPCError`, with code "timeout" if none has come whole after `timeout` seconds.
+        Raises `IPCError`, with code "timeout" if no whole message has arrived after `timeout` seconds.
         """
-        if self._told:
-            return self._told.popleft()
+        if self._events:
+            return self._events.popleft()
         return self._receive(None if timeout is None else time.monotonic() + timeout)
 
     def _receive(self, deadline: float | None) -> Request | Response | Event | None:
@@ -97,10 +97,10 @@ class BlockingChannel:
         timeout: float,
         descriptor: int | None = None,
     ) -> Result:
-        """Ask and wait for the answer.  `descriptor` stays the caller's.
+        """Send a request and wait at most `timeout` seconds for the answer.  `descriptor` stays the caller's.
 
-        Events that come before it are kept for `receive`.  Raises the `UsbipdError` that the peer answers, or
-        `IPCError` (codes "timeout", "gone").
+        Events that arrive before the answer are queued for `receive`.  Raises the `UsbipdError` that the peer
+        answers, or `IPCError` (codes "timeout", "gone").
         """
         deadline = time.monotonic() + timeout
         response = self._ask(command, parameters, descriptor, deadline)
@@ -121,11 +121,11 @@ class BlockingChannel:
         )
         self._send(frame, descriptor)
         while isinstance(item := self._receive(deadline), Event):
-            self._told.append(item)
+            self._events.append(item)
         if item is None:
             raise IPCError("the peer closed the channel", code="gone")
         if not isinstance(item, Response) or item.request_id != self._last_request:
-            raise IPCError(f"something else than the answer to {command}", code="bad-message")
+            raise IPCError(f"expected the answer to {command}", code="bad-message")
         return item
 
     def respond(self, request: Request, reply: Message | UsbipdError) -> None:
@@ -133,11 +133,11 @@ class BlockingChannel:
         self._send(response_frame(request.request_id, reply), None)
 
     def push(self, event: EventName, parameters: Message) -> None:
-        """Send an event, which the peer did not ask for."""
+        """Send an event."""
         self._send(event_frame(event, parameters), None)
 
     def close(self) -> None:
-        """Close the connection and what arrived unread."""
+        """Close the connection and the descriptors received with unread messages."""
         self._conversation.decoder.close()
         self._connection.close()
 

@@ -1,4 +1,4 @@
-"""What the extension, the server and the workers tell each other.  Used by all three, and by no command."""
+"""Messages between the extension and its children.  Used by the extension, the server and the workers."""
 
 from typing import Annotated, Final, Literal
 
@@ -16,14 +16,14 @@ from usbipd.simulated.spec import SimulatedSpec
 
 
 Sandbox = Literal["auto", "require", "off"]
-"""Whether a process enters the sandbox of its system: it reports what that lacks, exits if it lacks anything,
-or does without."""
+"""Whether a process enters the system's sandbox: "auto" reports what is missing, "require" exits if anything
+is missing, "off" enters none."""
 
 
 class Confinement(Message, frozen=True):
-    """What a process gives up once it has what it needs (`usbipd/confinement.py`).
+    """How a process drops privileges once it is ready (`usbipd/confinement.py`).
 
-    `run_as` and `root`, its empty root directory, are there if the extension is root.
+    `run_as` and `root`, its empty root directory, are set if the extension is root.
     """
 
     run_as: RunAs | None
@@ -32,14 +32,14 @@ class Confinement(Message, frozen=True):
 
 
 class LogParameters(Message, frozen=True):
-    """What is logged from now on."""
+    """The new log level."""
 
     level: str
 
 
 class ServeParameters(Message, frozen=True):
-    """How the server shall listen.  `listen` holds `ADDRESS:PORT`, IPv6 in brackets; port 0: a free one.
-    `allow` holds the addresses and networks of clients that are let in; none: all."""
+    """How the server listens.  `listen` holds `ADDRESS:PORT`, IPv6 in brackets; port 0: any free one.
+    `allow` holds the addresses and networks of clients that may connect; empty: all."""
 
     listen: list[str]
     allow: list[str]
@@ -54,7 +54,7 @@ class ServeParameters(Message, frozen=True):
 
 
 class ServeResult(Message, frozen=True):
-    """Where the server listens in fact, and as whom."""
+    """The actual addresses and ports, and the user that the server runs as."""
 
     listening: list[str]
     user: str
@@ -63,29 +63,28 @@ class ServeResult(Message, frozen=True):
 
 
 ClientName = Annotated[str, msgspec.Meta(max_length=80)]
-"""A client's address and port: at most 39 for IPv6, 16 for its scope, 8 for brackets and port.  Bounded,
-since it comes from a process that reads the network, and goes into logs and the status."""
+"""A client's address and port: at most 39 characters for IPv6, 16 for its scope, 8 for brackets and port.
+Bounded because it comes from a process that reads the network, and is shown in logs and the status."""
 
 
 MOST_ADDRESSES: Final = 64
-"""Clients about which one DEVLIST asks, at most."""
+"""Addresses in one DEVLIST, at most."""
 
 
 class DevlistParameters(Message, frozen=True):
-    """The clients that wait for a list of devices: their addresses without port and scope, for access
-    rules."""
+    """The addresses, without port and scope, of the clients that wait for a list of devices."""
 
     addresses: Annotated[list[ClientName], msgspec.Meta(min_length=1, max_length=MOST_ADDRESSES)]
 
 
 class DevlistResult(Message, frozen=True):
-    """Devices that these clients may import, free or not.
+    """Devices that these clients can import, free or not.
 
-    Most clients may import the same ones, so each different list comes once.
+    Most clients can import the same devices, so each distinct list is sent once.
     """
 
     devices: list[UsbDevice]
-    """All that are in one of the lists."""
+    """All devices that are in any of the lists."""
     lists: list[list[int]]
     """Indices into `devices`."""
     list_of: list[int]
@@ -93,10 +92,10 @@ class DevlistResult(Message, frozen=True):
 
 
 class ReserveParameters(Message, frozen=True):
-    """A client wants this device; it is reserved for it until HANDOVER or ABANDON.
+    """Reserve this device for a client, until HANDOVER or ABANDON.
 
-    `reservation` is a number of the server that it has not in use; ABANDON with it also ends a RESERVE that
-    is not answered yet.  With `wait`, a device that another client is about to leave is waited for.
+    `reservation` is an unused number chosen by the server; ABANDON with it also ends a RESERVE that is not
+    answered yet.  With `wait`, wait for a device that is about to be free.
     """
 
     reservation: int
@@ -107,14 +106,14 @@ class ReserveParameters(Message, frozen=True):
 
 
 class ReserveResult(Message, frozen=True):
-    """`status` is the OP_REP_IMPORT status; the device is present when it is 0."""
+    """`status` is the OP_REP_IMPORT status; if it is 0, `device` is set."""
 
     status: int
     device: UsbDevice | None = None
 
 
 class ReservationParameters(Message, frozen=True):
-    """HANDOVER carries the client's socket; ABANDON says that the client left before."""
+    """HANDOVER carries the client's socket; ABANDON reports that the client has left."""
 
     reservation: int
 
@@ -123,7 +122,7 @@ class ReservationParameters(Message, frozen=True):
 
 
 class ClaimParameters(Message, frozen=True):
-    """Take this device.  Carries the descriptor of the counter page (`counters.py`)."""
+    """Claim this device.  Carries the descriptor of the counter page (`counters.py`)."""
 
     busid: str
     busnum: int
@@ -132,18 +131,18 @@ class ClaimParameters(Message, frozen=True):
     simulated: SimulatedSpec | None
     confinement: Confinement | None
     transfer_budget: int
-    """Bytes that the URBs of one client may hold at most."""
+    """Bytes of the URBs of one client in flight, at most."""
     device_memory: DeviceMemory
     log_level: str
     log_to: str
 
 
 USELESS_WHEN_CONFINED: Final = "useless-when-confined"
-"""Code of the error of a worker that can no longer use its device once it is confined."""
+"""Code of the error of a worker that cannot use its device when confined."""
 
 
 class ClaimResult(Message, frozen=True):
-    """The claimed device, as it goes into OP_REP_IMPORT, and how it was taken."""
+    """The claimed device, as sent in OP_REP_IMPORT, and how it was claimed."""
 
     device: UsbDevice
     claim_method: str
@@ -153,19 +152,19 @@ class ClaimResult(Message, frozen=True):
 
 
 class AttachParameters(Message, frozen=True):
-    """Serve this client.  Carries its TCP socket, on which OP_REP_IMPORT was the last thing sent."""
+    """Serve this client.  Carries its TCP socket; OP_REP_IMPORT has been sent on it."""
 
     client: str
 
 
 class DetachedParameters(Message, frozen=True):
-    """The client is gone.  `reason` is a sentence for logs; the device is not ready for the next one yet."""
+    """The client is gone.  `reason` is a text for logs; the device is not ready for the next client yet."""
 
     reason: str
 
 
 class GoneParameters(Message, frozen=True):
-    """The device was unplugged or is beyond repair; the worker is about to exit."""
+    """The device was unplugged or no longer works; the worker is about to exit."""
 
     reason: str
 
@@ -199,4 +198,4 @@ CHILDREN: Final = Table(
         EventName.DEVICE_GONE: EventRow(GoneParameters, Role.WORKER),
     },
 )
-"""What extension, server and workers ask and tell each other."""
+"""The messages between the extension, the server and the workers."""

@@ -1,6 +1,6 @@
-"""What people ask the extension and what it answers: the messages of the control socket.
+"""The messages of the control socket: requests of users, and the extension's answers.
 
-Used by the CLI and the extension.  `docs/json.md` describes those that commands print under `--json`.
+Used by the CLI and the extension.  `docs/json.md` describes those that commands print with `--json`.
 """
 
 from enum import StrEnum
@@ -15,20 +15,20 @@ from usbipd.ipc.row import CommandRow, EventRow, Role, Table
 UsbId = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 """idVendor or idProduct."""
 Serial = Annotated[str, msgspec.Meta(min_length=1, max_length=126)]
-"""iSerialNumber's string: a string descriptor has room for 126 UTF-16 units (USB 2.0, 9.6.7)."""
+"""The iSerialNumber string: a string descriptor holds at most 126 UTF-16 units (USB 2.0, 9.6.7)."""
 DeviceMemory = Literal["auto", "on", "off"]
-"""Whether transfers use memory that the device reaches without a copy; auto: where it is always cached."""
+"""Whether transfers use memory that the device accesses without a copy; auto: if it is always cached."""
 Busid = Annotated[str, msgspec.Meta(max_length=31)]
-"""BUS-PORT[.PORT...], as long as the wire has room for."""
+"""BUS-PORT[.PORT...], at most as long as on the wire."""
 Networks = Annotated[list[str], msgspec.Meta(max_length=64)]
-"""Addresses and networks in CIDR notation; none: no restriction."""
+"""Addresses and networks in CIDR notation; empty: no restriction."""
 
 HISTORY_PAGE = 100
-"""Entries of the history in one answer, which is some 400 KiB at most."""
+"""Entries of the history in one answer, which is then at most some 400 KiB."""
 
 
 class DeviceState(StrEnum):
-    """The four states shown to people."""
+    """The four states shown to users."""
 
     NOT_SHARED = "not shared"
     SHARED = "shared"
@@ -37,7 +37,7 @@ class DeviceState(StrEnum):
 
 
 class Counters(Message, frozen=True):
-    """What a worker has moved since it claimed its device.  Bytes are payload, seen from the client."""
+    """A worker's traffic since it claimed its device.  Bytes are payload, as seen by the client."""
 
     urbs: int
     bytes_in: int
@@ -46,8 +46,8 @@ class Counters(Message, frozen=True):
     unlinks: int
     in_flight: int
     latency_us: list[int]
-    """URBs by time from submit to completion: entry n counts those of less than 2**n microseconds
-    that did not fit entry n - 1; the last one takes all the rest."""
+    """URBs by time from submit to completion: entry n counts those of less than 2**n microseconds that are
+    not in entry n - 1; the last entry counts all others."""
 
 
 class Rate(Message, frozen=True):
@@ -59,7 +59,7 @@ class Rate(Message, frozen=True):
 
 
 class Latency(Message, frozen=True):
-    """Microseconds within which half, and 99 of 100, of all URBs since the claim were completed."""
+    """Microseconds within which 50 %, and 99 %, of all URBs since the claim were completed."""
 
     p50_us: int
     p99_us: int
@@ -77,7 +77,7 @@ class DeviceInfo(Message, frozen=True):
     speed: str
     device_class: int
     drivers: list[str]
-    """Drivers of this host that hold the device's interfaces now."""
+    """Drivers of this host that hold interfaces of the device now."""
     simulated: bool
     state: DeviceState
     client: str | None = None
@@ -88,28 +88,28 @@ class DeviceInfo(Message, frozen=True):
     error: str | None = None
     advice: str | None = None
     next_try: float | None = None
-    """When a failed claim is tried again, seconds since the epoch."""
+    """When a failed claim is retried, in seconds since the epoch."""
     counters: Counters | None = None
     rate: Rate | None = None
     latency: Latency | None = None
 
 
 class BindingInfo(Message, frozen=True):
-    """A rule that says what is shared, with the devices that it shares now."""
+    """A binding, and the devices that it shares now."""
 
     vendor_id: int
     product_id: int
     serial: str | None
     busid: str | None
-    """The port; None: wherever the device is plugged in."""
+    """The port; None: any port."""
     product: str | None
-    """What the device called itself when it was bound."""
+    """The device's product string when it was bound."""
     allow: list[str]
-    """Addresses and networks that may use the device; none: every client that the server lets in."""
+    """Addresses and networks that may use the device; empty: every client that may connect to the server."""
     created: float
     created_by: str
     devices: list[str]
-    """Busids of the devices that are plugged in and fit."""
+    """Busids of the matching devices that are plugged in."""
 
 
 class ProcessInfo(Message, frozen=True):
@@ -134,16 +134,27 @@ class LoggedError(Message, frozen=True):
     message: str
 
 
+class LeftOutInfo(Message, frozen=True):
+    """A device that is plugged in and cannot be shared."""
+
+    busid: str
+    reason: str
+    code: str
+    advice: str | None
+
+
 class ListResult(Message, frozen=True):
     """Every device of this host that could be shared, and every binding."""
 
     devices: list[DeviceInfo]
     bindings: list[BindingInfo]
+    left_out: list[LeftOutInfo] = msgspec.field(default_factory=list)
+    """Without hubs."""
 
     def instead_of(self, binding: BindingInfo) -> DeviceInfo | None:
-        """The other device at the port of a binding whose own is not plugged in.
+        """The device at the port of a binding whose own device is not plugged in.
 
-        None also if another binding shares it: the two take turns at the port.
+        None also if another binding shares that device: the two alternate at the port.
         """
         if binding.busid is None or any(binding.busid in each.devices for each in self.bindings):
             return None
@@ -151,7 +162,7 @@ class ListResult(Message, frozen=True):
 
 
 class HardwareId(Message, frozen=True):
-    """Devices by what they are, wherever they are plugged in."""
+    """Identifies devices at any port."""
 
     vendor_id: UsbId
     product_id: UsbId
@@ -169,21 +180,21 @@ class BindParameters(Message, frozen=True):
 
 
 class BindResult(Message, frozen=True):
-    """The binding, and the devices that it shares now."""
+    """The new binding, and the devices that it shares now."""
 
     binding: BindingInfo
     devices: list[DeviceInfo]
 
 
 class UnbindParameters(Message, frozen=True):
-    """Remove the bindings of this port, or the one of this hardware id, or (neither) all."""
+    """Remove the bindings of this port, or the one of this hardware id, or (neither given) all."""
 
     busid: Busid | None = None
     hardware: HardwareId | None = None
 
 
 class UnbindResult(Message, frozen=True):
-    """The bindings that are no more, and the devices that went back to this host."""
+    """The removed bindings, and the busids of the released devices."""
 
     bindings: list[BindingInfo]
     busids: list[str]
@@ -196,7 +207,7 @@ class DetachParameters(Message, frozen=True):
 
 
 class DetachResult(Message, frozen=True):
-    """Who was cut off."""
+    """The client that was disconnected."""
 
     client: str
 
@@ -208,7 +219,7 @@ class ReleaseParameters(Message, frozen=True):
 
 
 class ReleaseResult(Message, frozen=True):
-    """The drivers that hold the device or interfaces of it then."""
+    """The drivers that hold the device or its interfaces after that."""
 
     drivers: list[str]
 
@@ -227,13 +238,13 @@ class StatusResult(Message, frozen=True):
     processes: list[ProcessInfo]
     error_count: int
     last_errors: list[LoggedError]
-    """The newest last."""
+    """Oldest first."""
     memory_usage: int
     """Bytes resident in all processes together."""
 
 
 class HistoryEvent(StrEnum):
-    """What can happen."""
+    """The kinds of events in the history."""
 
     STARTED = "started"
     STOPPED = "stopped"
@@ -248,7 +259,7 @@ class HistoryEvent(StrEnum):
 
 
 class HistoryEntry(Message, frozen=True):
-    """Something that happened, to the daemon itself (without `busid`) or to a device."""
+    """One event, of the daemon (without `busid`) or of a device."""
 
     id: int
     """Grows with time."""
@@ -261,13 +272,13 @@ class HistoryEntry(Message, frozen=True):
     client: str | None = None
     reason: str | None = None
     seconds: float | None = None
-    """How long what ended now had lasted: a session, a claim."""
+    """The duration of the session or claim that ended."""
     bytes_in: int | None = None
     bytes_out: int | None = None
-    """What a session has moved, seen from the client."""
+    """The traffic of the session that ended, as seen by the client."""
     count: int = 1
-    """How many of its kind it stands for: more than one if they came too fast.  `seconds` and bytes are then
-    those of all together, the rest is that of the last one."""
+    """How many events of its kind it represents: several if they came too fast.  `seconds` and bytes are then
+    totals, all else is that of the last event."""
 
 
 class HistoryParameters(Message, frozen=True):
@@ -278,13 +289,13 @@ class HistoryParameters(Message, frozen=True):
 
 
 class HistoryResult(Message, frozen=True):
-    """The newest first; fewer than `limit` only where there are no more."""
+    """Newest first; fewer than `limit` only if no more exist."""
 
     entries: list[HistoryEntry]
 
 
 class CheckState(StrEnum):
-    """How a check of the daemon's health came out."""
+    """The result of a health check."""
 
     OK = "ok"
     WARNING = "warning"
@@ -292,7 +303,7 @@ class CheckState(StrEnum):
 
 
 class CheckResult(Message, frozen=True):
-    """One check, what it found, and the steps that fix it."""
+    """One check, its finding, and the steps that fix the problem."""
 
     name: str
     state: CheckState
@@ -301,7 +312,7 @@ class CheckResult(Message, frozen=True):
 
 
 class HealthResult(Message, frozen=True):
-    """Every check that the extension can make."""
+    """The findings of all checks."""
 
     checks: list[CheckResult]
 
@@ -309,23 +320,23 @@ class HealthResult(Message, frozen=True):
 # ---- the table ---------------------------------------------------------------------------------------------
 
 _MANAGERS: Final = frozenset({Role.ROOT, Role.ADMIN, Role.OWNER})
-_EVERYBODY: Final = _MANAGERS | {Role.USER}
+_ALL_USERS: Final = _MANAGERS | {Role.USER}
 
 PEOPLE: Final = Table(
     {
-        Command.LIST: CommandRow(Nothing, ListResult, _EVERYBODY, is_long=True, ends_with_its_peer=True),
-        Command.STATUS: CommandRow(Nothing, StatusResult, _EVERYBODY, is_long=True, ends_with_its_peer=True),
+        Command.LIST: CommandRow(Nothing, ListResult, _ALL_USERS, is_long=True, ends_with_its_peer=True),
+        Command.STATUS: CommandRow(Nothing, StatusResult, _ALL_USERS, is_long=True, ends_with_its_peer=True),
         Command.HISTORY: CommandRow(
-            HistoryParameters, HistoryResult, _EVERYBODY, is_long=True, ends_with_its_peer=True
+            HistoryParameters, HistoryResult, _ALL_USERS, is_long=True, ends_with_its_peer=True
         ),
-        Command.HEALTH: CommandRow(Nothing, HealthResult, _EVERYBODY, is_long=True, ends_with_its_peer=True),
-        Command.WATCH: CommandRow(Nothing, Nothing, _EVERYBODY),
+        Command.HEALTH: CommandRow(Nothing, HealthResult, _ALL_USERS, is_long=True, ends_with_its_peer=True),
+        Command.WATCH: CommandRow(Nothing, Nothing, _ALL_USERS),
         Command.BIND: CommandRow(BindParameters, BindResult, _MANAGERS, is_long=True),
         Command.UNBIND: CommandRow(UnbindParameters, UnbindResult, _MANAGERS, is_long=True),
         Command.DETACH: CommandRow(DetachParameters, DetachResult, _MANAGERS),
         Command.RELEASE_DEVICE: CommandRow(ReleaseParameters, ReleaseResult, _MANAGERS),
-        Command.MORE: CommandRow(MoreParameters, Part, _EVERYBODY),
+        Command.MORE: CommandRow(MoreParameters, Part, _ALL_USERS),
     },
     {EventName.CHANGED: EventRow(Nothing, Role.EXTENSION)},
 )
-"""What people ask the extension, and what it tells those who watch."""
+"""Requests of users, and the event for watchers."""

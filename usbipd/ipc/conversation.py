@@ -1,16 +1,16 @@
-"""What is said over a channel, as frames: the rules of a conversation.  Used by every process.
+"""The protocol of a channel, without its I/O.  Used by every process.
 
-`Conversation` does no I/O; the blocking and the asynchronous channel have one each.  `Hello` is the first
-envelope in each direction and never comes again.
+The blocking and the asynchronous channel each have one `Conversation`.  `Hello` is the first envelope in each
+direction and is never repeated.
 
 # Answers that are longer than a message
 
-A message has a bound, so that no process can make another one hold more than that; but what a daemon reports
-grows with its devices.  The answer to a command whose row says `is_long` is made and encoded at one
-moment, and if it does not fit into a message, cut: the first part goes at once, each other one when MORE asks
-for it.  So all parts are of that one moment, whatever happens to the devices meanwhile; nothing waits in a
-queue for who does not read; and who asks and who answers hold one such answer per channel, of
-`LARGEST_ANSWER` at most.  Another long answer takes the place of one that was not fetched to its end.
+The length of a message is limited, so that no process can make another one hold more than that; but the
+daemon's reports grow with the number of devices.  The answer to a command whose row says `is_long` is built
+and encoded at once and, if it does not fit into a message, cut: the first part is sent at once, each other
+part in answer to MORE.  So all parts describe the same moment, whatever happens to the devices meanwhile;
+nothing is queued for a peer that does not read; and each side holds one such answer per channel, of at most
+`LARGEST_ANSWER`.  A new long answer replaces one that was not fetched completely.
 """
 
 import os
@@ -47,33 +47,33 @@ from usbipd.text import readable
 
 _NO_RESULT: Final = msgspec.Raw(encode(None))
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for bytes that are not the message asked for: for bad UTF-8 no DecodeError."""
+"""What msgspec raises for bytes that are not the expected message; for bad UTF-8 it is not a DecodeError."""
 
 Result = TypeVar("Result", bound=Message)
 
 
 class Request(NamedTuple):
-    """A command that the peer asks for; `descriptor` is there exactly if the command carries one."""
+    """A request from the peer; `descriptor` is set if, and only if, the command carries one."""
 
     request_id: int
     command: Command
     parameters: Message
     descriptor: int | None
     client_id: str
-    """What the peer calls itself; who it is, its channel says."""
+    """The peer's own label; its identity is that of its channel."""
     timestamp: float
-    """Seconds since the epoch: when the peer sent it, as it says."""
+    """When the peer claims to have sent it, in seconds since the epoch."""
 
     def __str__(self) -> str:
-        """For the log: who asked what, and how old it is now."""
+        """For the log: the request, its sender, and its age."""
         age = time.time() - self.timestamp
         return f"{self.command}, request {self.request_id} of {self.client_id}, after {age:.3g} s"
 
 
 class Response(NamedTuple):
-    """The answer to our request: its result still encoded, or an error.
+    """The answer to our request: an encoded result, or an error.
 
-    One that is `cut` is the first `Part` of a result.
+    If `cut`, it is the first `Part` of a result.
     """
 
     request_id: int
@@ -82,15 +82,15 @@ class Response(NamedTuple):
 
 
 class Event(NamedTuple):
-    """What the peer reports unasked."""
+    """An event from the peer."""
 
     event: EventName
     parameters: Message
 
 
 class Conversation:
-    """The rules of a channel without its I/O: hello first, strict types, descriptors where they belong, and
-    texts that are fit to be shown, unless the peer is `trusted`."""
+    """The rules of a channel: hello first, strict types, descriptors only with the commands that carry one,
+    and texts cleaned unless the peer is `trusted`."""
 
     def __init__(self, table: Table, *, trusted: bool = False) -> None:
         self.table = table
@@ -103,9 +103,9 @@ class Conversation:
         return _frame(Hello(ipc_version=IPC_VERSION, software=f"usbipd {usbipd.__version__}"))
 
     def next_item(self) -> Request | Response | Event | None:
-        """What the bytes fed so far say next; None: more is needed.
+        """The next message from the bytes fed so far; None: more bytes are needed.
 
-        Raises `IPCError` when the peer breaks the rules; what came with that message is closed.
+        Raises `IPCError` if the peer breaks the rules; a descriptor of that message is closed.
         """
         while (frame := self.decoder.next_frame()) is not None:
             try:
@@ -134,9 +134,9 @@ class Conversation:
                 raise IPCError("a second hello", code="bad-message")
             if envelope.ipc_version != IPC_VERSION:
                 raise IPCError(
-                    f"{envelope.software} speaks IPC version {envelope.ipc_version}, we speak {IPC_VERSION}",
+                    f"{envelope.software} uses IPC version {envelope.ipc_version}, we use {IPC_VERSION}",
                     code="version",
-                    advice="restart the daemon, so that all its parts are of one version",
+                    advice="restart the daemon, so that all its processes run the same version",
                 )
             self._greeted = True
             return None
@@ -145,7 +145,7 @@ class Conversation:
         if isinstance(envelope, IPCResponse):
             return _response(envelope)
         if isinstance(envelope, IPCRequest):
-            parameters: Message = Nothing()  # of a command that is not for this channel
+            parameters: Message = Nothing()  # for a command that is not in the table
             if row is not None:
                 parameters = msgspec.msgpack.decode(envelope.parameters, type=row.parameters)
             parameters = self._cleaned(parameters)
@@ -153,12 +153,12 @@ class Conversation:
             return Request(envelope.request_id, envelope.command, parameters, frame.descriptor, *sender)
         event = self.table.events.get(envelope.event)
         if event is None:
-            raise IPCError(f"{envelope.event} is not for this channel", code="not-permitted")
+            raise IPCError(f"{envelope.event} is not allowed on this channel", code="not-permitted")
         parameters = self._cleaned(msgspec.msgpack.decode(envelope.parameters, type=event.parameters))
         return Event(envelope.event, parameters)
 
     def result(self, response: Response, kind: type[Result]) -> Result:
-        """As `read_result`, with texts as in all that the peer sends."""
+        """As `read_result`, with texts cleaned unless the peer is trusted."""
         return self._cleaned(read_result(response, kind))
 
     def _cleaned(self, message: Value) -> Value:
@@ -187,7 +187,7 @@ def _frame(message: Message, *, descriptor: bool = False) -> bytes:
 def request_frame(
     request_id: int, client_id: str, command: Command, parameters: Message, *, descriptor: bool = False
 ) -> bytes:
-    """A request as bytes; `descriptor` announces one."""
+    """Encode a request; `descriptor` announces one."""
     return _frame(
         IPCRequest(
             request_id=request_id,
@@ -201,7 +201,7 @@ def request_frame(
 
 
 def response_frame(request_id: int, reply: Message | UsbipdError, *, cut: bool = False) -> bytes:
-    """A result or an error as bytes; one that is `cut` is a `Part`."""
+    """Encode a result or an error; if `cut`, it is a `Part`."""
     if isinstance(reply, UsbipdError):
         error = ErrorInfo(code=reply.code, message=reply.message, advice=reply.advice)
         return _response_frame(request_id, _NO_RESULT, error=error)
@@ -224,7 +224,7 @@ def _response_frame(
 
 
 class Rest(NamedTuple):
-    """What of an answer is still to be asked for."""
+    """The parts of an answer that have not been fetched yet."""
 
     request_id: int
     data: memoryview
@@ -239,9 +239,9 @@ class Rest(NamedTuple):
 def answer_frame(
     request: Request, reply: Message | UsbipdError, *, is_long: bool
 ) -> tuple[bytes, Rest | None]:
-    """The answer to `request` as bytes, or, if it may be long, its first part, with the rest.
+    """Encode the answer to `request`, or the first part of a long one; returns it and the rest.
 
-    Raises `IPCError` if it is too large even so.
+    Raises `IPCError` if the answer is too large.
     """
     if not is_long or isinstance(reply, UsbipdError):
         return response_frame(request.request_id, reply), None
@@ -249,47 +249,47 @@ def answer_frame(
     if len(result) <= LARGEST_PART:
         return _response_frame(request.request_id, msgspec.Raw(result)), None
     if len(result) > LARGEST_ANSWER:
-        raise IPCError(f"an answer of {len(result)} bytes: {LARGEST_ANSWER} are allowed", code="too-large")
+        raise IPCError(f"answer of {len(result)} bytes: the limit is {LARGEST_ANSWER}", code="too-large")
     part, rest = Rest(request.request_id, memoryview(result)).next_part()
     return response_frame(request.request_id, part, cut=True), rest
 
 
 class LongAnswer:
-    """A result whose first part is here: says what to ask for, and puts it together."""
+    """Assembles a result from its parts."""
 
     def __init__(self, command: Command, first: Response, *, is_long: bool) -> None:
-        """Raises `IPCError` if the answer to `command` may not be so long."""
+        """`first` is the first part.  Raises `IPCError` if the answer to `command` is too long."""
         part = read_result(first, Part)
         self._request_id = first.request_id
         self._length = len(part.data) + part.left
         self._data = bytearray(part.data)
         if not is_long or self._length > LARGEST_ANSWER:
-            raise IPCError(f"{self._length} bytes in answer to {command}", code="bad-message")
+            raise IPCError(f"answer to {command} too long: {self._length} bytes", code="bad-message")
 
     @property
     def missing(self) -> MoreParameters | None:
-        """What MORE is to ask for; None: nothing."""
+        """The parameters of the next MORE; None: the result is complete."""
         return None if len(self._data) == self._length else MoreParameters(request_id=self._request_id)
 
     def add(self, response: Response) -> None:
-        """Take what MORE was answered with.  Raises the error that it is, or `IPCError`: it does not fit."""
+        """Add the answer to MORE.  Raises the error that it contains, or `IPCError` if it does not fit."""
         part = read_result(response, Part)
         self._data += part.data
         if not part.data or len(self._data) + part.left != self._length:
-            raise IPCError("a part that does not fit to those before", code="bad-message")
+            raise IPCError("a part that does not match those before", code="bad-message")
 
     def whole(self) -> Response:
-        """The answer, as if it had come in one message."""
+        """The complete answer, as if it had come in one message."""
         return Response(self._request_id, msgspec.Raw(bytes(self._data)))
 
 
 def event_frame(event: EventName, parameters: Message) -> bytes:
-    """An event as bytes."""
+    """Encode an event."""
     return _frame(IPCEvent(event=event, parameters=pack(parameters), timestamp=time.time()))
 
 
 def read_result(response: Response, kind: type[Result]) -> Result:
-    """The result in `response`.  Raises the error that it carries, or `IPCError` if it is of another kind."""
+    """The result in `response`.  Raises the error that it carries, or `IPCError` if it is not a `kind`."""
     if isinstance(response.reply, UsbipdError):
         raise response.reply
     try:
@@ -299,5 +299,5 @@ def read_result(response: Response, kind: type[Result]) -> Result:
 
 
 def _unreadable(what: str, error: BaseException) -> IPCError:
-    """msgspec says what is wrong with the words of the peer."""
-    return IPCError(f"a {what} that cannot be read: {readable(str(error), LONGEST_TEXT)}", code="bad-message")
+    """The error for a malformed message; msgspec's text may quote the peer, so it is cleaned."""
+    return IPCError(f"malformed {what}: {readable(str(error), LONGEST_TEXT)}", code="bad-message")

@@ -1,4 +1,4 @@
-"""The base of everything that travels between the processes.  Used by every process."""
+"""The base class of all messages between the processes.  Used by every process."""
 
 import msgspec
 

@@ -1,10 +1,10 @@
-"""The envelopes of the messages that the processes exchange.  Used by every process.
+"""The envelopes of the messages between the processes.  Used by every process.
 
 An envelope is an `IPCRequest`, an `IPCResponse` or an `IPCEvent`; a `Hello` opens every channel in both
-directions.  What people ask and get stands in `control_messages.py`, the rest in `children.py`; each ends
-with a table that has a row for each command: what goes with it, and who may send it.  Decoding is strict:
-unknown fields, commands and trailing bytes are refused (msgspec).  How messages become bytes stands in
-`conversation.py`.
+directions.  The messages of the control socket are in `control_messages.py`, all others in `children.py`;
+each ends with a table that has one row per command: its parameters and result, and who may send it.  Decoding
+is strict: unknown fields, commands and trailing bytes are refused (msgspec).  `conversation.py` encodes
+messages.
 """
 
 from enum import StrEnum
@@ -15,15 +15,15 @@ import msgspec
 from usbipd.ipc.message import Message
 
 IPC_VERSION: Final = 4
-"""Raised whenever a message changes its form.  Both ends must agree; they come from one executable."""
+"""Incremented whenever the format of a message changes.  Both ends must agree: they are one executable."""
 
 MAX_MESSAGE: Final = 64 * 1024
 """Bytes of one encoded envelope, at most."""
 LARGEST_PART: Final = MAX_MESSAGE - 1024
-"""Bytes of a result in one envelope; what is left is for the envelope itself."""
+"""Bytes of a result in one envelope; the rest is for the envelope itself."""
 LARGEST_ANSWER: Final = 8 << 20
-"""Bytes of one encoded result that comes in parts: 8 KiB for each of 1,000 devices.  One with its binding and
-its worker takes less than 1, and some 4 if all that it says is as long as it may be."""
+"""Bytes of one encoded result that is sent in parts: 8 KiB for each of 1,000 devices.  A device with its
+binding and worker takes less than 1 KiB, and some 4 KiB if all its texts have their maximum length."""
 
 
 class Hello(Message, frozen=True, tag="hello"):
@@ -34,9 +34,9 @@ class Hello(Message, frozen=True, tag="hello"):
 
 
 class Command(StrEnum):
-    """Everything that one process may ask of another."""
+    """The requests between processes."""
 
-    # the CLI asks the extension
+    # from the CLI to the extension
     LIST = "list"
     BIND = "bind"
     UNBIND = "unbind"
@@ -46,20 +46,20 @@ class Command(StrEnum):
     HISTORY = "history"
     HEALTH = "health"
     WATCH = "watch"
-    # the CLI or the server asks the extension
+    # from the CLI or the server to the extension
     MORE = "more"
-    # the server asks the extension
+    # from the server to the extension
     DEVLIST = "devlist"
     RESERVE = "reserve"
     HANDOVER = "handover"
     ABANDON = "abandon"
-    # the extension asks the server
+    # from the extension to the server
     SERVE = "serve"
-    # the extension asks the server or a worker
+    # from the extension to the server or a worker
     PING = "ping"
     LOG = "log"
     LOG_FILE = "log-file"
-    # the extension asks a worker
+    # from the extension to a worker
     CLAIM = "claim"
     ATTACH = "attach"
     DISCONNECT = "disconnect"
@@ -67,7 +67,7 @@ class Command(StrEnum):
 
 
 class IPCRequest(Message, frozen=True, tag="request"):
-    """A command.  `client_id` is a label for logs; who the peer is, the kernel says."""
+    """A command.  `client_id` is a label for logs; the kernel identifies the peer."""
 
     request_id: int
     client_id: str
@@ -77,7 +77,7 @@ class IPCRequest(Message, frozen=True, tag="request"):
 
 
 class ErrorInfo(Message, frozen=True):
-    """A `UsbipdError` on its way to another process."""
+    """A `UsbipdError` sent to another process."""
 
     code: str
     message: str
@@ -85,31 +85,31 @@ class ErrorInfo(Message, frozen=True):
 
 
 class IPCResponse(Message, frozen=True, tag="response"):
-    """The answer to the request of the same `request_id`: `result` if `success`, else `error`."""
+    """The answer to the request with the same `request_id`: `result` if `success`, else `error`."""
 
     request_id: int
     success: bool
     result: msgspec.Raw
-    """An encoded None without success."""
+    """If not `success`, an encoded None."""
     error: ErrorInfo | None
     timestamp: float
     cut: bool = False
-    """Whether `result` is only the first `Part` of the result; the others are to be asked for by MORE."""
+    """Whether `result` is only the first `Part` of the result; the others are fetched with MORE."""
 
 
 class EventName(StrEnum):
-    """Everything that a process tells another without being asked."""
+    """The events that a process sends to another."""
 
-    # a worker tells the extension
+    # from a worker to the extension
     DETACHED = "detached"
     RESTORED = "restored"
     DEVICE_GONE = "device-gone"
-    # the extension tells a command that asked for it by WATCH
+    # from the extension to a command that has sent WATCH
     CHANGED = "changed"
 
 
 class IPCEvent(Message, frozen=True, tag="event"):
-    """A fact that nobody asked for."""
+    """A message that is not an answer, and gets none."""
 
     event: EventName
     parameters: msgspec.Raw
@@ -124,7 +124,7 @@ class Nothing(Message, frozen=True):
 
 
 class MoreParameters(Message, frozen=True):
-    """The next part of the answer to the request `request_id`, which came before on this channel."""
+    """Fetch the next part of the answer to the earlier request `request_id` on this channel."""
 
     request_id: int
 
@@ -134,7 +134,7 @@ class Part(Message, frozen=True):
 
     data: bytes
     left: Annotated[int, msgspec.Meta(ge=0)]
-    """Bytes of it behind these."""
+    """Bytes of the result after these."""
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
@@ -142,16 +142,16 @@ _ENVELOPE_DECODER: Final[msgspec.msgpack.Decoder[Envelope]] = msgspec.msgpack.De
 
 
 def encode(message: Any) -> bytes:
-    """Any message as bytes."""
+    """Encode any message."""
     return _ENCODER.encode(message)
 
 
 def decode_envelope(data: bytes | bytearray | memoryview) -> Envelope:
-    """The envelope in `data`; raises `msgspec.DecodeError` unless it is exactly one, whole and strict,
-    and `UnicodeDecodeError` for text that is none."""
+    """The envelope in `data`; raises `msgspec.DecodeError` unless it is exactly one valid envelope, and
+    `UnicodeDecodeError` for text that is not UTF-8."""
     return _ENVELOPE_DECODER.decode(data)
 
 
 def pack(message: Message) -> msgspec.Raw:
-    """Parameters or a result, ready to be put into an envelope."""
+    """Encode parameters or a result for an envelope."""
     return msgspec.Raw(encode(message))

@@ -1,7 +1,7 @@
-"""What a peer is to us, and how a user without permission is refused.  Runs in extension and server.
+"""Roles of peers, and the error for users without permission.  Runs in extension and server.
 
-A role never comes out of a message.  The extension's children have the role for which their socketpair was
-made; on the control socket the kernel identifies the peer.
+A role is never taken from a message.  A child has the role for which its socketpair was created; on the
+control socket the kernel identifies the peer.
 """
 
 from usbipd.errors import UsbipdError
@@ -11,9 +11,10 @@ from usbipd.privileges import ADMIN_GROUP, Peer, RunAs
 
 
 def not_permitted_error(command: Command) -> UsbipdError:
-    """The error for a user who may not send `command`; its first word is the verb."""
+    """The error for a user without permission for `command`, whose first word is the verb."""
+    verb = command.partition("-")[0]
     return UsbipdError(
-        f"you may not {command.partition('-')[0]}: that takes root or a member of the group {ADMIN_GROUP}",
+        f"permission denied: {verb} requires root or membership in the group {ADMIN_GROUP}",
         code="not-permitted",
         advice="try again with sudo",
     )
@@ -24,9 +25,9 @@ def role_of(
 ) -> Role:
     """The role of a local process on the control socket.
 
-    `owner` is the uid of the extension; `run_as` the user that its server becomes, `worker_uids` its
-    workers.  None of these is ever an administrator: on Linux the server's group bears the administrators'
-    name, and they are what a broken into child has.
+    `owner` is the uid of the extension, `run_as` the user of its server, `worker_uids` those of its workers.
+    Server and workers are never administrators, although on Linux the server's group is that of the
+    administrators: a compromised child has no rights there.
     """
     if peer.uid == 0:
         return Role.ROOT

@@ -1,7 +1,7 @@
 """The rows of the two tables of commands and events.  Used by every process.
 
-`PEOPLE`, the table of the control socket, stands at the end of `control_messages.py`; `CHILDREN`, that of the
-channels between our processes, at the end of `children.py`.  A channel has one of them.
+`PEOPLE`, the table of the control socket, is at the end of `control_messages.py`; `CHILDREN`, the table of
+the channels between our processes, at the end of `children.py`.  Each channel uses one of them.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from usbipd.ipc.messages import Command, EventName
 
 
 class Role(StrEnum):
-    """What a peer is to us; `roles.py` finds it."""
+    """The role of a peer; `roles.py` determines it."""
 
     EXTENSION = "extension"
     SERVER = "server"
@@ -25,8 +25,8 @@ class Role(StrEnum):
 
 
 PROCESSES: Final = frozenset({Role.EXTENSION, Role.SERVER, Role.WORKER})
-"""Our own processes.  One that asks for what it may not ask is broken or taken over, and is dropped; a
-person gets an answer."""
+"""Our own processes.  One that sends what it may not send is buggy or compromised, and is dropped; a user
+gets an error."""
 
 
 class CommandRow(NamedTuple):
@@ -35,14 +35,14 @@ class CommandRow(NamedTuple):
     parameters: type[Message]
     result: type[Message]
     senders: frozenset[Role]
-    """Who may send it.  Enforced in `async_channel.Channel`."""
+    """The roles that may send it.  Enforced in `async_channel.Channel`."""
     is_long: bool = False
-    """Whether the answer grows with the number of devices, so that it may come in parts."""
+    """Whether the answer grows with the number of devices, so that it may be sent in parts."""
     carries_descriptor: bool = False
-    """Whether exactly one file descriptor comes with it; else none does."""
+    """Whether exactly one file descriptor is sent with it; else none is."""
     ends_with_its_peer: bool = False
-    """Whether it is cancelled when the process that asked has left: it changes nothing, or only for that one.
-    All others run to their end: half a bind is worse than an unread answer."""
+    """Whether it is cancelled when its sender leaves, because it changes nothing for others.  All other
+    requests run to completion: half a bind is worse than an unread answer."""
 
 
 class EventRow(NamedTuple):
@@ -50,11 +50,11 @@ class EventRow(NamedTuple):
 
     parameters: type[Message]
     sender: Role
-    """Who may push it."""
+    """The role that may send it."""
 
 
 class Table(NamedTuple):
-    """What may be said on a channel."""
+    """The commands and events of a channel."""
 
     commands: Mapping[Command, CommandRow]
     events: Mapping[EventName, EventRow]

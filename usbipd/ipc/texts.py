@@ -1,7 +1,7 @@
 """Cleans the texts in received messages.  Used by the extension and by commands.
 
-The extension cleans what its children and local users send, a command what the extension answers.  Messages
-from the extension to its children are left unchanged: a path in them must still name the same file.
+The extension cleans messages of its children and of local users, a command cleans answers of the extension.
+Messages from the extension to its children stay unchanged: a path in them must still name the same file.
 """
 
 from typing import Any, Final, TypeVar
@@ -17,14 +17,14 @@ Value = TypeVar("Value")
 
 
 def clean_texts(value: Value) -> Value:
-    """`value`, a message or a part of one, with each text in it on one line, printable and bounded."""
+    """`value`, a message or a part of one, with each text made one printable line of bounded length."""
     cleaned: Value = _clean(value)
     return cleaned
 
 
 def _clean(value: Any) -> Any:
     kind = type(value)
-    if kind is str:  # not one of an enumeration, which has our values only
+    if kind is str:  # not a StrEnum, whose values are our own
         return readable(value, LONGEST_TEXT)
     if isinstance(value, msgspec.Struct):
         before = {name: getattr(value, name) for name in value.__struct_fields__}

@@ -31,7 +31,7 @@ OP_DEVICE_SIZE: Final = 312  # tools/usb/usbip/libsrc/usbip_common.h, struct usb
 OP_INTERFACE_SIZE: Final = 4  # tools/usb/usbip/libsrc/usbip_common.h, struct usbip_usb_interface
 
 MAX_DEVICES: Final = 4096
-"""Devices in one OP_REP_DEVLIST that a client of ours reads: more than any host has, 5 MiB at the worst."""
+"""Devices in one OP_REP_DEVLIST that our client accepts: more than any host has, at most 5 MiB."""
 
 
 class Speed(IntEnum):
@@ -142,6 +142,8 @@ USB_CONFIG_ATT_ONE: Final = 0x80  # USB 2.0, table 9-10, bmAttributes: reserved,
 USB_CONFIG_ATT_WAKEUP: Final = 0x20  # USB 2.0, table 9-10, bmAttributes: remote wake-up
 
 USB_ENDPOINT_NUMBER_MASK: Final = 0x0F  # USB 2.0, table 9-13, bEndpointAddress
+USB_ENDPOINT_XFERTYPE_MASK: Final = 0x03  # USB 2.0, table 9-13, bmAttributes
+USB_ENDPOINT_XFER_CONTROL: Final = 0  # USB 2.0, table 9-13
 USB_ENDPOINT_XFER_ISOC: Final = 1  # USB 2.0, table 9-13
 USB_ENDPOINT_XFER_BULK: Final = 2  # USB 2.0, table 9-13
 USB_ENDPOINT_XFER_INT: Final = 3  # USB 2.0, table 9-13

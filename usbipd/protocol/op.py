@@ -1,4 +1,4 @@
-"""The OP_* messages: a client lists and imports devices.  Used by the server, the CLI and the tests.
+"""The OP_* messages that list and import devices.  Used by the server, the CLI and the tests.
 
 A client sends OP_REQ_DEVLIST and gets OP_REP_DEVLIST, or OP_REQ_IMPORT and gets OP_REP_IMPORT, once per
 connection; after an import with status 0 the connection carries URBs (`urb.py`).  Layouts are those of
@@ -66,7 +66,7 @@ class UsbDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def devid(self) -> int:
-        """What the client writes into every CMD_SUBMIT.  Unique while the device is present."""
+        """The number in each CMD_SUBMIT of the client.  Unique while the device is present."""
         return self.busnum << 16 | self.devnum
 
 
@@ -74,7 +74,7 @@ class UsbDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DevlistRequest(msgspec.Struct, frozen=True):
-    """OP_REQ_DEVLIST: which devices are there?"""
+    """OP_REQ_DEVLIST: the client asks for the list of devices."""
 
 
 class ImportRequest(msgspec.Struct, frozen=True):
@@ -84,7 +84,7 @@ class ImportRequest(msgspec.Struct, frozen=True):
 
 
 class MalformedImport(msgspec.Struct, frozen=True):
-    """OP_REQ_IMPORT with a busid that no device can have; its answer is ST_NODEV."""
+    """OP_REQ_IMPORT with a busid that is not valid; the answer is ST_NODEV."""
 
     reason: str
 
@@ -114,7 +114,7 @@ class RequestReader(OneMessageReader[Request]):
 def encode_devlist_reply(devices: Sequence[UsbDevice]) -> bytes:
     """OP_REP_DEVLIST: each device is followed by the records of its interfaces.
 
-    Raises `ValueError` for a device with a busid that does not fit the wire.
+    Raises `ValueError` for a device whose busid does not fit the wire.
     """
     parts = [_HEADER.pack(USBIP_VERSION, OP_REP_DEVLIST, ST_OK), _COUNT.pack(len(devices))]
     for device in devices:
@@ -127,9 +127,9 @@ def encode_devlist_reply(devices: Sequence[UsbDevice]) -> bytes:
 
 
 def encode_import_reply(status: int, device: UsbDevice | None) -> bytes:
-    """OP_REP_IMPORT: the device follows if and only if `status` is ST_OK, without records of its interfaces.
+    """OP_REP_IMPORT: the device follows if and only if `status` is ST_OK, without its interface records.
 
-    Raises `ValueError` when `device` is there for another status, or not there for ST_OK.
+    Raises `ValueError` for a device with another status, and for ST_OK without a device.
     """
     if (status == ST_OK) != (device is not None):
         raise ValueError(f"OP_REP_IMPORT with status {status} and device {device}")
@@ -148,7 +148,7 @@ class DevlistReply(msgspec.Struct, frozen=True):
 
 
 class ImportReply(msgspec.Struct, frozen=True):
-    """OP_REP_IMPORT; `device` (whose `interfaces` do not travel here) if and only if `status` is ST_OK."""
+    """OP_REP_IMPORT; `device` (without `interfaces`, which it does not carry) only if `status` is ST_OK."""
 
     status: int
     device: UsbDevice | None
@@ -160,7 +160,7 @@ def encode_devlist_request() -> bytes:
 
 
 def encode_import_request(busid: str) -> bytes:
-    """OP_REQ_IMPORT; raises `ValueError` for a busid that no device can have."""
+    """OP_REQ_IMPORT; raises `ValueError` for a busid that is not valid."""
     return _HEADER.pack(USBIP_VERSION, OP_REQ_IMPORT, 0) + _encode_busid(busid)
 
 
@@ -203,11 +203,11 @@ def _check_version(version: int) -> None:
 
 
 def _check_reply(header: bytes, expected: int, name: str) -> int:
-    """The status of a reply, once its version and code are right."""
+    """The status of a reply whose version and code are valid; raises `ProtocolError` otherwise."""
     version, code, status = _HEADER.unpack(header)
     _check_version(version)
     if code != expected:
-        raise ProtocolError(f"the server answers with OP code {code:#06x}, not {name} ({expected:#06x})")
+        raise ProtocolError(f"the server answered with OP code {code:#06x}, not {name} ({expected:#06x})")
     return int(status)
 
 
@@ -219,7 +219,7 @@ def _encode_busid(busid: str) -> bytes:
 
 
 def _decode_busid(field: bytes) -> str:
-    """The busid of 32 bytes from a peer; raises `ValueError`."""
+    """The busid in 32 bytes from a peer.  Raises `ValueError`."""
     encoded, terminator, _ = field.partition(b"\0")
     if not terminator:
         raise ValueError(f"busid without NUL in its {BUSID_SIZE} bytes")
@@ -229,7 +229,7 @@ def _decode_busid(field: bytes) -> str:
 
 
 def _encode_device(device: UsbDevice) -> bytes:
-    # The path is for people only, so a long one is cut; the last byte of the field stays NUL.
+    # The path is only for people: a long one is cut, and the last byte of the field stays NUL.
     path = device.path.encode()[: PATH_SIZE - 1]
     return _DEVICE.pack(
         path,
@@ -250,7 +250,7 @@ def _encode_device(device: UsbDevice) -> bytes:
 
 
 def _interface_count(record: bytes) -> int:
-    """bNumInterfaces, the last byte of a device's record."""
+    """bNumInterfaces, the last byte of a device record."""
     return record[-1]
 
 
@@ -259,5 +259,5 @@ def _decode_device(record: bytes, interfaces: tuple[UsbInterface, ...]) -> UsbDe
     try:
         fields: list[Any] = [readable(path.partition(b"\0")[0]), _decode_busid(busid), *numbers, interfaces]
     except ValueError as error:
-        raise ProtocolError(f"the server describes a device with {error}") from error
+        raise ProtocolError(f"the server sent a device with {error}") from error
     return UsbDevice(*fields)

@@ -1,9 +1,9 @@
-"""The way from chunks of any size to one message.  Used by the server and the CLI.
+"""Assembles one message from chunks of any size.  Used by the server and the CLI.
 
 Theory of operation: a parser is a generator that describes the message.  It yields how many bytes it wants
-next, is sent exactly these, and returns the message.  `OneMessageReader` keeps what has arrived and runs the
-parser as far as the bytes go.  A parser bounds a number of bytes before it asks for them, so what is held is
-bounded too.
+next, is sent exactly these, and returns the message.  `OneMessageReader` buffers the input and runs the
+parser as far as the bytes go.  A parser checks each length before it asks for that many bytes, so the buffer
+is bounded.
 """
 
 from abc import ABC, abstractmethod
@@ -16,9 +16,9 @@ MessageT = TypeVar("MessageT")
 
 
 class OneMessageReader(ABC, Generic[MessageT]):
-    """Bytes in, one message out; the bytes behind it are not read.
+    """Bytes in, one message out; bytes after it are not parsed.
 
-    A reader that has raised `ProtocolError` raises it again for ever.
+    A reader that has raised `ProtocolError` raises it again on each call.
     """
 
     def __init__(self) -> None:
@@ -34,17 +34,17 @@ class OneMessageReader(ABC, Generic[MessageT]):
 
     @property
     def wanted(self) -> int:
-        """Bytes that are certainly part of the message and still to come; a caller that reads no more
-        than this never takes what follows.  0 once the message is complete."""
+        """Number of bytes that surely still belong to the message; a caller that reads no more never takes
+        what follows.  0 once the message is complete."""
         return 0 if self._done else self._size - len(self._buffer)
 
     @property
     def trailing(self) -> bytes:
-        """What was fed behind the message."""
+        """The bytes fed after the message."""
         return bytes(self._buffer) if self._done else b""
 
     def feed(self, data: bytes) -> MessageT | None:
-        """The message when `data` completes it, else None; raises `ProtocolError`."""
+        """The message if `data` completes it, else None.  Raises `ProtocolError`."""
         self._buffer += data
         if self._error is not None:
             raise self._error

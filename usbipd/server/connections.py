@@ -1,27 +1,26 @@
-"""The clients that are connected, their limits, and which of them has to leave.  Runs in the server.
+"""The connected clients, their limits, and the choice of which to close.  Runs in the server.
 
-# Who leaves when the connections are used up
+# Which connection is closed at the limit
 
-A connection costs a slot from accept until its request is answered or it is handed over; a stock client needs
-it for one round trip.  A limit that refused the newest client would let idle connections keep every other one
-out, so an older connection leaves: first one that has not sent its request, of the source with the most
-connections, the oldest of these; then likewise one that waits for its turn to wait for a device in use, then
-one that waits for the device, or does not read its reply.  So a source that floods us displaces its own
-connections.
+A connection holds a slot from accept until its request is answered or it is handed over; a stock client needs
+one round trip.  If the limit refused the newest client, idle connections could lock out all others.  So an
+older connection is closed: first one that has not sent its request, the oldest of the source with the most
+connections; next, by the same order, one that queues to wait for a device in use; last, one that waits for
+the device or does not read its reply.  A source that floods the server displaces its own connections.
 
-Never displaced is a connection that our own processes are working for: they are done with it soon.  If only
-such ones are left, the next client of a source with too many is closed; beyond the limit for all sources, one
-more client a listener is accepted and waits, and then none until there is room.  The newest quarter of all
-connections stays, too: a client that has just come would otherwise be the only one that has not spoken among
-many that wait for a device.
+A connection that our processes are working for is never displaced: its answer is near.  If only such
+connections remain, the next client of a source over its limit is closed; at the limit for all sources, each
+listener accepts one more client, which waits for a free slot.  The newest quarter of all connections is never
+displaced either: a new client would otherwise be the only one without a request among many that wait for a
+device.
 
-Who is a source: `addresses.source_of`.
+A source is defined by `addresses.source_of`.
 
-# Who has left by itself
+# Which client has left
 
-While a request is answered nothing reads the connection, so what its client does there goes unseen.  Every
-`DEPARTURE_CHECK` seconds the kernel is asked about these connections, all with one call; one whose client has
-left (`Session.has_left`) ends, and its request at the extension with it.
+While a request is being answered, nothing reads its connection, so a departure goes unnoticed.  Every
+`DEPARTURE_CHECK` seconds one call asks the kernel about all these connections.  If a client has left
+(`Session.has_left`), its session ends, and its request to the extension with it.
 """
 
 import asyncio
@@ -44,7 +43,7 @@ _DISPLACED: Final = (
 )
 """The stages in which a connection may be displaced, those of the first set first."""
 _UNREAD: Final = frozenset({Stage.ANSWER, Stage.TURN, Stage.DEVICE})
-"""The stages in which nothing reads the connection, and a client that leaves is not wanted any more."""
+"""The stages in which nothing reads the connection, so its client can leave unnoticed."""
 
 
 class Connections:
@@ -67,10 +66,10 @@ class Connections:
         self._lost_client_timeout = lost_client_timeout
         self._send_buffer = send_buffer
         self._sessions: dict[Session, asyncio.Task[None]] = {}
-        """In the order of their arrival."""
+        """In order of arrival."""
         self._of_source: Counter[str] = Counter()
         self._changed = asyncio.Event()
-        """Set when a session has ended or is at another stage."""
+        """Set when a session ends or enters another stage."""
         self._check: asyncio.TimerHandle | None = None
 
     async def admit(self, connection: socket.socket, peer: Peer) -> None:
@@ -84,7 +83,7 @@ class Connections:
             on_stage=self._changed.set,
         )
         if self._of_source[peer.source] >= self._most_per_source:
-            reason = f"more than {self._most_per_source} connections of this address"
+            reason = f"more than {self._most_per_source} connections from this address"
             theirs = [each for each in self._sessions if each.peer.source == peer.source]
             if not self._displace(theirs, reason):
                 session.displace(reason)
@@ -103,11 +102,11 @@ class Connections:
             self._check_later()
 
     def _displace(self, among: Collection[Session], reason: str) -> bool:
-        """Close one of these sessions; False: our processes are working for all of them."""
+        """Close one of these sessions; False if our processes are working for all of them."""
         unfinished = [session for session in among if not self._sessions[session].done()]
         for stages in _DISPLACED:
             candidates = [session for session in unfinished if session.stage in stages]
-            if candidates:  # max: of those that are equal, the oldest
+            if candidates:  # max: among equals, the oldest
                 self._end(max(candidates, key=lambda session: self._of_source[session.peer.source]), reason)
                 return True
         return False
@@ -125,7 +124,7 @@ class Connections:
         return self._sessions.pop(session)
 
     def _ended(self, session: Session, _task: asyncio.Task[None]) -> None:
-        if session in self._sessions:  # else it was displaced
+        if session in self._sessions:  # else displaced
             self._forget(session)
         session.close()
 
@@ -138,5 +137,5 @@ class Connections:
             if unread[connection].has_left():
                 self._end(unread[connection], LEFT)
         self._check = None
-        if self._sessions:  # else it costs nothing
+        if self._sessions:  # no timer while idle
             self._check_later()

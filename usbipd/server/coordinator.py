@@ -1,7 +1,6 @@
-"""The listeners: where clients connect, and which of them are let in.  Runs in the server.
+"""The listening sockets and the access check of each client.  Runs in the server.
 
-A client whose address is not allowed is closed before a byte of it is read, and costs no slot
-(`connections.py`).
+A client whose address is not allowed is closed before a byte is read, and takes no slot (`connections.py`).
 """
 
 import asyncio
@@ -22,10 +21,10 @@ from usbipd.server.extension import ExtensionRequests, Peer
 _LOG: Final = logging.getLogger(__name__)
 
 _BACKLOG: Final = 1024
-"""Connections that wait to be accepted: if there were more, the kernel would drop the first packet of a
-client, which tries again a second later.  The system may set a lower limit."""
+"""Connections that wait to be accepted.  Beyond that the kernel drops a client's SYN, which the client sends
+again a second later.  The system may set a lower limit."""
 _ACCEPT_PAUSE: Final = 0.1
-"""Seconds to wait when accept fails for want of descriptors or memory."""
+"""Seconds to wait when accept fails for lack of descriptors or memory."""
 
 
 class ServerCoordinator:
@@ -55,9 +54,9 @@ class ServerCoordinator:
         self._accepting: list[asyncio.Task[None]] = []
 
     def bind(self, addresses: Sequence[str]) -> list[str]:
-        """Take these addresses and return them, with the ports that were free where 0 was asked for.
+        """Bind these addresses and return them, each port 0 replaced by the port that the kernel chose.
 
-        Raises `UsbipdError` if one cannot be had; none is taken then.
+        Raises `UsbipdError` if one is unavailable; then none is bound.
         """
         wanted = [parse_listen(text) for text in addresses]
         refuse_overlap(wanted)
@@ -71,7 +70,7 @@ class ServerCoordinator:
         return [_name_of(listener) for listener in self._listeners]
 
     def start(self, on_failure: Callable[[], None]) -> None:
-        """Accept clients from now on; `on_failure` is called when a listener cannot do so any more."""
+        """Accept clients from now on; calls `on_failure` when a listener fails for good."""
         self._accepting = [
             asyncio.create_task(self._accept(listener), name=_name_of(listener))
             for listener in self._listeners
@@ -96,9 +95,9 @@ class ServerCoordinator:
                 continue
             if name:
                 await self._admit(connection, ListenAddress(*name[:2]))
-            else:  # None on macOS: a client on IPv6 has reset its connection (tcp6_usr_accept in XNU)
+            else:  # None on macOS: an IPv6 client has reset its connection (tcp6_usr_accept in XNU)
                 connection.close()
-            await asyncio.sleep(0)  # sock_accept does not wait while clients queue: sessions have their turn
+            await asyncio.sleep(0)  # sock_accept does not yield while clients queue: let the sessions run
 
     async def _admit(self, connection: socket.socket, peer: ListenAddress) -> None:
         if self._access.allows(peer.host):
@@ -114,10 +113,10 @@ def _listener(address: ListenAddress) -> socket.socket:
             *address, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
         )[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:  # the interface behind % is not there; this host has no IPv6
+    except OSError as error:  # the interface after % does not exist, or this host has no IPv6
         raise _explain(address, error) from error
     try:
-        # A new server takes over the address while connections of the last one's clients live on.
+        # A new server takes over the address while clients of the last one are still connected.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # [::] beside 0.0.0.0
@@ -138,15 +137,15 @@ def _name_of(listener: socket.socket) -> str:
 def _explain(address: ListenAddress, error: OSError) -> UsbipdError:
     if error.errno == errno.EADDRINUSE:
         return UsbipdError(
-            f"cannot listen on {address}: another program does",
+            f"cannot listen on {address}: another program uses it",
             code="address-in-use",
-            advice=f"end that program (`lsof -i :{address.port}` names it), or choose another address",
+            advice=f"stop that program (`lsof -i :{address.port}` names it), or choose another address",
         )
     if is_absent(error):
         return explain_absent(address)
     if error.errno == errno.EACCES:
         return UsbipdError(
-            f"cannot listen on {address}: ports below 1024 are root's",
+            f"cannot listen on {address}: ports below 1024 need root",
             code="no-permission",
             advice="choose a higher port for --listen, or run the daemon as root",
         )

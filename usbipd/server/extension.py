@@ -1,21 +1,21 @@
-"""What the server asks of the extension, and how much of it at once.  Runs in the server.
+"""The server's requests to the extension, and their limits.  Runs in the server.
 
-# Why there is a limit, and where
+# Why the server limits its requests
 
-Strangers decide how many requests there are.  The extension reads no more than `MAX_RUNNING` of them at a
-time (usbipd/ipc/async_channel.py), and behind these all others would wait.  So what is under way there is
-limited here, well below, before it is sent:
+Strangers decide how many requests arrive.  The extension handles at most `MAX_RUNNING` of them at a time
+(usbipd/ipc/async_channel.py); all others wait behind these.  So the server limits what it sends, well below
+that number:
 
-what                                  in total           of one source (`addresses.source_of`)
-DEVLIST                               1, for up to 64 addresses: those that ask at the same moment share it
+request                               in total           per source (`addresses.source_of`)
+DEVLIST                               1, for up to 64 addresses: clients that ask at the same moment share it
 RESERVE answered at once, HANDOVER    MOST_AT_ONCE       MOST_AT_ONCE_PER_SOURCE
 RESERVE that waits for a device       MOST_WAITING       MOST_WAITING_PER_SOURCE
 ABANDON                               one for each RESERVE
 
 A RESERVE first asks for a device that is free now, so an import of a free device never queues behind imports
-of one in use.  What finds no slot queues here, sources in turn; the queue has at most one entry per
-connection.  A request whose client has left keeps its slot until the extension has answered: what the
-extension has not read yet stays limited, too.
+of one in use.  A request without a slot queues here, sources in turn; the queue has at most one entry per
+connection.  A request whose client has left keeps its slot until the extension answers, so requests that the
+extension has not read yet count too.
 """
 
 import asyncio
@@ -45,20 +45,20 @@ MOST_WAITING: Final = 32
 MOST_WAITING_PER_SOURCE: Final = 8
 
 ANSWER_TIMEOUT: Final = 30.0
-"""Seconds for an answer of the extension: longer than a client waits there for a device to become free."""
+"""Seconds until the extension must answer: longer than a client waits there for a device to become free."""
 QUEUE_PATIENCE: Final = 5.0
-"""Seconds that an import waits for its turn to wait for a device, as long as the extension would wait."""
+"""Seconds that an import queues to wait for a device: as long as the extension would wait."""
 
 
 class Peer(NamedTuple):
-    """A client as the extension hears of it, and as it is counted."""
+    """A client as the server names it to the extension and counts it."""
 
     name: str
-    """Its address and port."""
+    """Address and port."""
     address: str
     """Without port and interface."""
     source: str
-    """What its connections and requests are counted by."""
+    """The key by which its connections and requests are counted."""
 
     @classmethod
     def at(cls, where: ListenAddress) -> "Peer":
@@ -90,17 +90,17 @@ class ExtensionRequests:
         self._waiting = FairSlots[str](total=MOST_WAITING, per_owner=MOST_WAITING_PER_SOURCE)
         self._under_way: set[asyncio.Task[ReserveResult]] = set()
         self._list_wanted: dict[str, asyncio.Future[DeviceListReply]] = {}
-        """By the address that asks, those that the next DEVLIST is for."""
+        """The clients that the next DEVLIST serves, by address."""
         self._listing: asyncio.Task[None] | None = None
 
     async def device_list(self, peer: Peer) -> DeviceListReply:
-        """OP_REP_DEVLIST for this client, as of a moment after it asked.  Raises `UsbipdError`."""
+        """OP_REP_DEVLIST for this client, no older than its request.  Raises `UsbipdError`."""
         wanted = self._list_wanted.get(peer.address)
         if wanted is None:
             wanted = self._list_wanted[peer.address] = asyncio.get_running_loop().create_future()
         if self._listing is None:
             self._listing = asyncio.create_task(self._list_devices())
-        await asyncio.wait({wanted})  # not shield(), which logs errors of what others still wait for
+        await asyncio.wait({wanted})  # not shield(): it logs errors that other waiters still retrieve
         return wanted.result()
 
     async def reserve(self, peer: Peer, busid: str) -> Reservation:
@@ -111,7 +111,7 @@ class ExtensionRequests:
     async def wait_for(self, peer: Peer, busid: str, *, on_turn: Callable[[], None]) -> Reservation:
         """Wait until a device in use becomes free, and reserve it.  Raises `UsbipdError`.
 
-        `on_turn` is called when no other client has to be waited for any more, before the device is.
+        Calls `on_turn` when this client has a slot, before the wait for the device begins.
         """
         try:
             async with asyncio.timeout(QUEUE_PATIENCE):
@@ -122,7 +122,7 @@ class ExtensionRequests:
         return await self._reserve(self._waiting, peer, busid, wait=True)
 
     async def hand_over(self, peer: Peer, number: int, descriptor: int) -> None:
-        """Give the client's socket away.  Raises `UsbipdError`."""
+        """Hand the client's socket over.  Raises `UsbipdError`."""
         async with self._at_once.hold(peer.source):
             await self._channel.request(
                 Command.HANDOVER,
@@ -133,12 +133,12 @@ class ExtensionRequests:
             )
 
     def abandon(self, number: int) -> None:
-        """The client of this reservation has left, or leaves.  Harmless if the reservation is used up."""
-        # Not awaited: the session may be being cancelled.
+        """The client of this reservation has left or is leaving.  Harmless if the reservation is used up."""
+        # Not awaited: the session may be in cancellation.
         self._channel.tell(Command.ABANDON, ReservationParameters(reservation=number))
 
     async def _reserve(self, slots: FairSlots[str], peer: Peer, busid: str, *, wait: bool) -> Reservation:
-        """Uses the slot of this source that the caller has acquired."""
+        """Uses the slot that the caller has acquired for this source."""
         number = next(self._numbers)
         parameters = ReserveParameters(
             reservation=number, busid=busid, client=peer.name, address=peer.address, wait=wait
@@ -152,18 +152,18 @@ class ExtensionRequests:
             self._under_way.discard(request)
             slots.release(peer.source)
             with contextlib.suppress(asyncio.CancelledError):
-                request.exception()  # else unretrieved when the client has left
+                request.exception()  # else never retrieved if the client has left
 
         request.add_done_callback(answered)
         try:
             await asyncio.wait({request})
             return Reservation(number, request.result())
-        except BaseException:  # it may be answered later
+        except BaseException:  # the answer may arrive later
             self.abandon(number)
             raise
 
     async def _list_devices(self) -> None:
-        """Ask for all that want a list, one DEVLIST after the other."""
+        """Send one DEVLIST after another until all clients have their list."""
         try:
             while self._list_wanted:
                 addresses = list(itertools.islice(self._list_wanted, MOST_ADDRESSES))

@@ -1,29 +1,29 @@
-"""Whether a client is still there: what the kernel is told to do about one that is not.  Runs in the server.
+"""Socket options with which the kernel disconnects a lost client.  Runs in the server.
 
-# When is a client given up?
+# When a client counts as lost
 
-A client that leaves says so (FIN or RST).  One that loses power or its network says nothing, and would keep
-its device.  What the kernel does then depends on what the connection is doing; `lost_client_timeout` is one
-number for all of it, T seconds below.  The options are the socket's, so they stay with it when it is handed
-over, and nobody but the kernel watches anything.
+A client that leaves sends FIN or RST.  A client that loses power or its network sends nothing, and would keep
+its device.  What the kernel does then depends on the state of the connection; `lost_client_timeout`, T
+seconds below, covers all states.  The options belong to the socket, so they stay with it when it is handed
+over, and only the kernel has to watch it.
 
 our side          who would notice                        with these options
-idle, all is      keepalive; but the first probe would    a probe after T/2 seconds without a byte, then
-acknowledged      leave after two hours                   one every T/10; it is over after T
-data on its way,  retransmission, after 15 minutes and    TCP_USER_TIMEOUT: T after the data was sent;
-unacknowledged    more; keepalive is silent meanwhile     macOS: TCP_RXT_CONNDROPTIME
-data waits for    nobody, as long as the client's kernel  TCP_USER_TIMEOUT: T after the window closed,
-a closed window   answers the probes of the window        whatever the client's kernel answers
+idle, all is      keepalive, but its first probe leaves   a probe after T/2 seconds without a byte, then
+acknowledged      after two hours                         one every T/10; closed after T
+data in flight,   retransmission, after 15 minutes or     TCP_USER_TIMEOUT: T after the data was sent;
+unacknowledged    more; keepalive sends nothing then      macOS: TCP_RXT_CONNDROPTIME
+data waits for    nothing, while the client's kernel      TCP_USER_TIMEOUT: T after the window closed,
+a closed window   answers the window probes               whatever the client's kernel answers
 
-An idle client is not a lost one: its kernel answers the probes, whatever its programs do, so a device that
-has nothing to say for a week stays attached.  The last line is the price of the second: Linux counts both by
-the same clock (net/ipv4/tcp_timer.c, tcp_probe_timer), and offers no other for the second.  So T must be well
-above the time for which a client that is alive may not read; the kernel's own client reads always, and for a
-stopped virtual machine or a debugger there is the configuration.
+An idle client is not lost: its kernel answers the probes, whatever its programs do, so a device that is
+silent for a week stays attached.  The third row is the price of the second: Linux uses one clock for both
+(net/ipv4/tcp_timer.c, tcp_probe_timer) and offers no other for the second.  So T must be well above the time
+for which a live client may stop reading.  The kernel's own client never stops; for a suspended virtual
+machine or a debugger, raise T in the configuration.
 
-With TCP_USER_TIMEOUT set, Linux ends an idle connection by it instead of by the count of the probes (the same
-file, tcp_keepalive_timer).  The probes are laid so that both come to T.  macOS has no TCP_USER_TIMEOUT, but a
-limit for data that is not acknowledged; for closed windows it keeps its own.
+With TCP_USER_TIMEOUT set, Linux uses it to end an idle connection, not the count of probes (same file,
+tcp_keepalive_timer).  The probe times are chosen so that both give T.  macOS has no TCP_USER_TIMEOUT but a
+limit for unacknowledged data; for closed windows it keeps its own limit.
 """
 
 import socket
@@ -41,7 +41,7 @@ _RETRANSMISSION: Final = 0x80 if sys.platform == "darwin" else None  # TCP_RXT_C
 
 
 def give_up_when_lost(connection: socket.socket, timeout: int) -> None:
-    """Let the kernel end `connection` when the other side has been lost for `timeout` seconds, 10 at least.
+    """Let the kernel end `connection` when the peer has been lost for `timeout` seconds, at least 10.
 
     Raises `OSError`.
     """

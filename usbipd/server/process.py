@@ -1,7 +1,7 @@
-"""The server's main: takes its orders, listens, gives up its rights, then talks to the network.
+"""The server's main: receives SERVE, listens, drops its rights, then serves the network.
 
-It reads OP_* messages of anybody and holds nothing but listening sockets.  All that it will ever import is
-imported here, at its start: after SERVE its root directory is empty.
+It reads OP_* messages from strangers and holds only sockets.  All imports happen at start: after SERVE its
+root directory is empty.
 """
 
 import asyncio
@@ -25,12 +25,12 @@ from usbipd.server.coordinator import ServerCoordinator
 _LOG: Final = logging.getLogger(__name__)
 
 _OWN_DESCRIPTORS: Final = 48
-"""What a server has open beside connections: standard ones, channel, event loop, at most 16 listeners and for
-each of these one client that waits for room."""
+"""Descriptors besides connections: standard ones, channel, event loop, at most 16 listeners and, for each of
+these, one client that waits for a free slot."""
 
 
 def main(arguments: list[str]) -> int:
-    """`@server`, started by the extension; ends when the extension does."""
+    """`@server`, started by the extension; exits when the extension does."""
     log.configure("server")
     return asyncio.run(_Server().run())
 
@@ -55,7 +55,7 @@ class _Server:
         return self._exit_code
 
     def _failed(self) -> None:
-        """Another server is better than one without a listener."""
+        """Exit: the extension starts a new server, with all listeners."""
         self._exit_code = 1
         self._ended.set()
 
@@ -77,7 +77,7 @@ class _Server:
             case Nothing() if request.command is Command.LOG_FILE and request.descriptor is not None:
                 log.take_over(request.descriptor)
                 return Nothing()
-        raise UsbipdError(f"{request.command} is not what a server does now", code="not-permitted")
+        raise UsbipdError(f"the server does not accept {request.command} now", code="not-permitted")
 
     def _serve(self, parameters: ServeParameters) -> ServeResult:
         """Raises `UsbipdError`."""
@@ -93,8 +93,9 @@ class _Server:
         )
         listening = self._coordinator.bind(parameters.listen)
         if parameters.confinement is not None:
-            confinement.leave_network()  # the listening sockets stay in the host's
-        # While /dev/log has a path, but not before: the socket could send to abstract addresses of the host.
+            confinement.leave_network()  # the listening sockets stay in the host's namespace
+        # Before the root is empty, for the path of /dev/log; after the host's network is left, so that the
+        # socket cannot reach its abstract addresses.
         log.send_to(parameters.log_to)
         confined = confinement.confine(parameters.confinement, open_files=None, accepts=True)
         self._coordinator.start(self._failed)
@@ -102,9 +103,9 @@ class _Server:
 
 
 def _allow_connections(wanted: int) -> int:
-    """Raise our limit of open files so that `wanted` connections fit; how many do.
+    """Raise the limit of open files to fit `wanted` connections; returns how many fit.
 
-    Where accept failed for want of descriptors, nobody would be displaced and new clients would wait.
+    If accept failed for lack of descriptors, no connection would be displaced and new clients would wait.
     """
     needed = wanted + _OWN_DESCRIPTORS
     # "unlimited" is 2**63 - 1 on macOS, and impossible on Linux (do_prlimit in kernel/sys.c)
@@ -114,5 +115,7 @@ def _allow_connections(wanted: int) -> int:
     possible = min(needed, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
     if possible < needed:
-        _LOG.warning("%d connections are allowed, but only %d open files (ulimit -Hn)", wanted, possible)
+        _LOG.warning(
+            "max_connections is %d, but the limit of open files (ulimit -Hn) is %d", wanted, possible
+        )
     return max(1, possible - _OWN_DESCRIPTORS)

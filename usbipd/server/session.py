@@ -1,14 +1,14 @@
-"""One client, from its connection until it is answered or handed over.  Runs in the server.
+"""One client, from accept until it is answered or handed over.  Runs in the server.
 
-The client sends exactly one request.  Not a byte more than that request is read: what comes behind an
-OP_REQ_IMPORT is for the worker.
+The client sends exactly one request.  Not a byte beyond it is read: what follows an OP_REQ_IMPORT is for the
+worker.
 
-# When has a client left?
+# When a client has left
 
-While its request is answered, the coordinator asks the kernel about the connection, without reading
-(usbipd/hangup.py).  An OP_REQ_IMPORT is given up when the client has closed its half: it could not send a
-single CMD_SUBMIT.  An OP_REQ_DEVLIST is not, since such a client still reads its answer (`nc -N` closes its
-half behind the request); it is given up when the connection was reset.
+While its request is being answered, `connections.py` asks the kernel about the connection, without reading
+(usbipd/hangup.py).  An OP_REQ_IMPORT is dropped when the client has closed its half: it could send no
+CMD_SUBMIT.  An OP_REQ_DEVLIST is not, since such a client still reads its answer (`nc -N` closes its half
+after the request); it is dropped when the connection is reset.
 """
 
 import asyncio
@@ -40,16 +40,16 @@ LEFT: Final = "the client left before its request was answered"
 class Stage(Enum):
     """What a session waits for."""
 
-    REQUEST = "the client: its request is not here yet"
-    ANSWER = "our other processes: they answer at once"
+    REQUEST = "the client's request"
+    ANSWER = "our other processes, which answer at once"
     TURN = "other clients, which wait for devices in use"
-    DEVICE = "a device that is in use"
-    REPLY = "the client: it has to read its reply"
-    HAND_OVER = "the worker: it takes the client over"
+    DEVICE = "a device in use"
+    REPLY = "the client to read its reply"
+    HAND_OVER = "the worker to take the client over"
 
 
 class Session:
-    """A connection that has not been given to a worker yet."""
+    """A connection not yet handed to a worker."""
 
     def __init__(
         self,
@@ -61,27 +61,27 @@ class Session:
         send_buffer: int,
         on_stage: Callable[[], None],
     ) -> None:
-        """`connection` is non-blocking; `send_buffer` bytes of SO_SNDBUF, 0: as the system has it; `on_stage`
-        is called when `stage` has changed."""
+        """`connection` is non-blocking; `send_buffer` is SO_SNDBUF in bytes, 0 for the system's default;
+        `on_stage` is called after each change of `stage`."""
         self.peer = peer
         self.connection = connection
         self.stage = Stage.REQUEST
         self._leaves_with_its_half = False
-        """Whether it has left once it has closed its half of the connection."""
+        """Whether a client that closes its half of the connection counts as gone."""
         self._extension = extension
         self._on_stage = on_stage
         self._lost_client_timeout = lost_client_timeout
         self._send_buffer = send_buffer
 
     async def run(self, handshake_timeout: float) -> None:
-        """Serve the client; all errors end here, in a line of the log."""
+        """Serve the client; every error ends here, as a log line."""
         reader = RequestReader()
         try:
             self._tune()
             async with asyncio.timeout(handshake_timeout):
                 request = await self._read_request(reader)
             if request is None:
-                _LOG.debug("%s left without a word", self.peer.name)
+                _LOG.debug("%s closed its connection without a request", self.peer.name)
             elif isinstance(request, DevlistRequest):
                 await self._answer_devlist(handshake_timeout)
             elif isinstance(request, ImportRequest):
@@ -90,7 +90,7 @@ class Session:
                 self._log_closed(f"OP_REQ_IMPORT: {request.reason}")
                 await self._send(encode_import_reply(ST_NODEV, None), handshake_timeout)
         except TimeoutError:
-            what = "no whole request" if self.stage is Stage.REQUEST else "the reply was not read"
+            what = "no complete request" if self.stage is Stage.REQUEST else "the reply was not read"
             self._log_closed(f"{what} within {handshake_timeout:g} s")
         except (ProtocolError, UsbipdError) as error:
             self._log_closed(str(error))
@@ -98,28 +98,28 @@ class Session:
             self._log_closed(error.strerror or str(error))
 
     def displace(self, reason: str) -> None:
-        """Say why this session is about to be cancelled."""
+        """Log why this session is about to be cancelled."""
         self._log_closed(reason)
 
     def has_left(self) -> bool:
-        """Whether the client has left before its answer; asked once `closed_by_peer` has the connection."""
+        """Whether the client left before its answer; for a connection that `closed_by_peer` returned."""
         return self._leaves_with_its_half or was_reset(self.connection)
 
     def close(self) -> None:
-        """Close our side of the connection, when `run` is over."""
+        """Close our side of the connection after `run` has returned."""
         self.connection.close()
 
     async def _read_request(self, reader: RequestReader) -> Request | None:
-        """None: somebody has only looked whether the port is open, as `usbipd doctor` does."""
+        """None: the client only checked that the port is open, as `usbipd doctor` does."""
         loop = asyncio.get_running_loop()
-        said_something = False
+        received = False
         while True:
             data = await loop.sock_recv(self.connection, reader.wanted)
-            if not data and not said_something:
+            if not data and not received:
                 return None
             if not data:
-                raise ProtocolError("the client left before it had sent a whole request")
-            said_something = True
+                raise ProtocolError("the client left before it had sent a complete request")
+            received = True
             request = reader.feed(data)
             if request is not None:
                 return request
@@ -132,7 +132,7 @@ class Session:
 
     async def _answer_import(self, busid: str, timeout: float) -> None:  # noqa: ASYNC109 - bounds one step
         self._leaves_with_its_half = True
-        if closed_by_peer([self.connection]):  # before anything is done for it
+        if closed_by_peer([self.connection]):  # before any work for it begins
             raise ProtocolError(LEFT)
         self._enter(Stage.ANSWER)
         number, result = await self._extension.reserve(self.peer, busid)
@@ -142,7 +142,7 @@ class Session:
                 self.peer, busid, on_turn=lambda: self._enter(Stage.DEVICE)
             )
         if result.status != ST_OK:
-            self._log_closed(f"it may not import {busid!r}: status {result.status}")
+            self._log_closed(f"import of {busid!r} refused: status {result.status}")
             await self._send(encode_import_reply(result.status, None), timeout)
             return
         try:
@@ -164,9 +164,9 @@ class Session:
         self._on_stage()
 
     def _tune(self) -> None:
-        """As usbipd.c does (tools/usb/usbip/src/usbipd.c, do_accept), but with our time instead of two hours.
+        """As usbipd.c does (tools/usb/usbip/src/usbipd.c, do_accept), but with our timeout, not two hours.
 
-        Here, since most clients are given away before anything else could do it.
+        Done here: most clients are handed over before any other code could.
         """
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         give_up_when_lost(self.connection, self._lost_client_timeout)

@@ -1,1 +1,1 @@
-"""Software USB devices that a real kernel drives with its class drivers.  Run in their workers."""
+"""Software USB devices for the class drivers of a real kernel.  Runs in workers."""

@@ -83,7 +83,7 @@ def _tone() -> bytes:
 
 
 class Audio(SimulatedDevice):
-    """A microphone that hears TONE, in stereo."""
+    """A microphone that records TONE, in stereo."""
 
     name = "audio"
     product = "Simulated microphone"

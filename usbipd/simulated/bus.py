@@ -1,6 +1,6 @@
 """The bus of the simulated devices that a daemon offers.  Runs in the extension, its devices in workers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from usbipd.errors import UsbipdError
@@ -30,9 +30,10 @@ class SimulatedBus:
         """Nothing is ever missing."""
         return None
 
-    def why_not(self, _busid: str) -> UsbipdError | None:
+    @property
+    def left_out(self) -> Mapping[str, UsbipdError]:
         """All of them are offered."""
-        return None
+        return {}
 
 
 def _record(port: int, spec: SimulatedSpec) -> DeviceRecord:

@@ -76,11 +76,11 @@ _NEGOTIATED: Final = struct.pack(  # UVC, table 4-75: there is one format with o
     *(0, 1, 1, _INTERVAL),
     *(0, 0, 0, 0, 0),
     *(FRAME_SIZE, PACKET_SIZE, _CLOCK),
-    *(0x03, 1, 1, 1),  # bmFramingInfo: frame ID and end of frame are told
+    *(0x03, 1, 1, 1),  # bmFramingInfo: frame ID and end of frame are marked
 )
-_NEGOTIATED_1_0: Final = 26  # bytes that hosts of UVC 1.0 know of it
+_NEGOTIATED_1_0: Final = 26  # bytes of it in UVC 1.0
 
-_HEADER_SIZE: Final = 2  # UVC, 2.4.3.3: neither time stamp follows
+_HEADER_SIZE: Final = 2  # UVC, 2.4.3.3: without time stamps
 _FRAME_ID: Final = 0x01  # toggles with each frame
 _END_OF_FRAME: Final = 0x02
 _END_OF_HEADER: Final = 0x80
@@ -110,7 +110,7 @@ _ASSOCIATION: Final = bytes(  # Interface Association Descriptors, table 9-Z
     (8, USB_DT_INTERFACE_ASSOCIATION, _CONTROL, 2, USB_CLASS_VIDEO, _SUBCLASS_COLLECTION, 0, 0)
 )
 
-_STRIPES: Final = b"".join(  # one row, and as much again as it moves
+_STRIPES: Final = b"".join(  # one row, plus the distance that it moves
     bytes((x & 0xFF, 0x60 if x & 0x20 else 0xA0, (x + 1) & 0xFF, 0xA0 if x & 0x40 else 0x60))
     for x in range(0, WIDTH + 256, 2)
 )
@@ -124,7 +124,7 @@ def frame(number: int) -> bytes:
 
 
 class Camera(SimulatedDevice):
-    """A camera that sees `frame(0)`, `frame(1)` ... in each stream."""
+    """A camera that sends `frame(0)`, `frame(1)` … in each stream."""
 
     name = "camera"
     product = "Simulated camera"
@@ -170,7 +170,7 @@ class Camera(SimulatedDevice):
         return Handshake.STALL
 
     def control_out(self, setup: bytes, data: memoryview) -> Handshake | None:
-        """Whatever the host would like, it is told what there is when it asks."""
+        """Accepts any proposal: the host reads the only possible settings with GET_CUR."""
         request_type, request, value, index, length = struct.unpack("<BBHHH", setup)
         if (request_type, request, index) != (_TO_INTERFACE, _SET_CUR, _STREAMING):
             return Handshake.STALL
@@ -181,7 +181,7 @@ class Camera(SimulatedDevice):
         return None
 
     def iso_read(self, endpoint: int, length: int) -> bytes:
-        """A header and a part of the picture; nothing between the end of it and the time of the next."""
+        """A header and a part of the picture; empty between the end of a picture and the next one."""
         if self._packet == FRAME_PACKETS:
             self._number += 1
             self._begin_frame()

@@ -19,13 +19,13 @@ NAMES: Final[dict[str, type[SimulatedDevice]]] = {
 }
 
 MAX_SIMULATED: Final = 64
-"""Devices of one --simulate: each of them is a process."""
+"""Devices of one --simulate: each is a process."""
 
 
 def create(name: str, options: Mapping[str, str]) -> SimulatedDevice:
-    """The device of this name, as after power-on.
+    """The device of this name, in its state after power-on.
 
-    Raises `UsageError` for an unknown name, option or value, and if its file cannot be opened.
+    Raises `UsageError` for an unknown name, option or value, and if the file cannot be opened.
     """
     device = _find(name)
     return device(device.check_options(options))
@@ -34,12 +34,12 @@ def create(name: str, options: Mapping[str, str]) -> SimulatedDevice:
 def parse_simulate(text: str) -> list[SimulatedSpec]:
     """The devices in `NAME[:OPTION=VALUE]…[,NAME…]`, such as `mass-storage:size=1G:file=disk.img,keyboard`.
 
-    Names may repeat; devices of one kind get serial numbers that differ.  Paths become absolute.  Commas and
-    colons separate, so no value may hold them.  Raises `UsageError`.
+    Names may repeat; devices of one kind get different serial numbers.  Paths become absolute.  Commas and
+    colons are separators, so no value may contain them.  Raises `UsageError`.
     """
     items = text.split(",")
     if len(items) > MAX_SIMULATED:
-        raise UsageError(f"--simulate: {len(items)} devices, at most {MAX_SIMULATED} are possible")
+        raise UsageError(f"--simulate: {len(items)} devices, but at most {MAX_SIMULATED} are possible")
     specs = []
     count: Counter[str] = Counter()
     for item in items:
@@ -54,7 +54,7 @@ def parse_simulate(text: str) -> list[SimulatedSpec]:
 
 def _find(name: str) -> type[SimulatedDevice]:
     if name not in NAMES:
-        raise UsageError(f"--simulate: there is no device {name!r}; there are {', '.join(NAMES)}")
+        raise UsageError(f"--simulate: unknown device {name!r}; known are {', '.join(NAMES)}")
     return NAMES[name]
 
 
@@ -65,7 +65,7 @@ def _parse_options(name: str, fields: list[str]) -> dict[str, str]:
         if not equals or not value:
             raise UsageError(f"--simulate: {name}: {field!r} is not OPTION=VALUE")
         if option in options:
-            raise UsageError(f"--simulate: {name}: option {option!r} is given twice")
+            raise UsageError(f"--simulate: {name}: option {option!r} is repeated")
         options[option] = value
     return options
 
@@ -75,4 +75,4 @@ def _check_distinct(specs: list[SimulatedSpec]) -> None:
         values = Counter((spec.name, spec.options[option]) for spec in specs if option in spec.options)
         for (name, value), times in values.items():
             if times > 1:
-                raise UsageError(f"--simulate: {times} devices {name} have the same {option} {value}")
+                raise UsageError(f"--simulate: {times} {name} devices have the same {option} {value}")

@@ -1,7 +1,7 @@
-"""Descriptors of the simulated devices: fields become bytes.  Runs in workers.
+"""Encodes the descriptors of simulated devices.  Runs in workers.
 
-Source: USB 2.0, section 9.6.  Parameters keep the names of the specification; `usbipd.usb.descriptors` reads
-what is built here.
+Source: USB 2.0, section 9.6.  Parameters keep the names of the specification; `usbipd.usb.descriptors` is the
+decoder.
 """
 
 import struct
@@ -94,7 +94,7 @@ def interface_descriptor(
 def endpoint_descriptor(
     bEndpointAddress: int, bmAttributes: int, wMaxPacketSize: int, bInterval: int, *, extra: bytes = b""
 ) -> bytes:
-    """An endpoint descriptor (USB 2.0, table 9-13); `extra` holds what a class appends to it."""
+    """An endpoint descriptor (USB 2.0, table 9-13); `extra` holds the bytes that a class appends."""
     return (
         struct.pack(
             "<BBBBHB",
@@ -110,7 +110,7 @@ def endpoint_descriptor(
 
 
 def companion_descriptor(wBytesPerInterval: int = 0) -> bytes:
-    """What follows each endpoint descriptor of a SuperSpeed device: no bursts (USB 3.2, table 9-30).
+    """The descriptor after each SuperSpeed endpoint descriptor: no bursts (USB 3.2, table 9-30).
 
     `wBytesPerInterval` is for interrupt and isochronous endpoints.
     """
@@ -129,7 +129,7 @@ def super_speed_bos() -> bytes:
 def configuration_descriptor(
     *parts: bytes, bConfigurationValue: int = 1, remote_wakeup: bool = False
 ) -> bytes:
-    """A configuration of a bus-powered device; `parts` are its interfaces with all that belongs to them."""
+    """A configuration of a bus-powered device; `parts` are the descriptors after the first, in order."""
     numbers = {part[2] for part in parts if part[1] == USB_DT_INTERFACE}
     body = b"".join(parts)
     return (
@@ -149,7 +149,7 @@ def configuration_descriptor(
 
 
 def string_descriptors(strings: tuple[str, ...]) -> tuple[bytes, ...]:
-    """String descriptor 0, which lists the languages, and those of `strings` (USB 2.0, section 9.6.7).
+    """String descriptor 0, which lists the languages, then one for each of `strings` (USB 2.0, 9.6.7).
 
     Raises `ValueError` for a string of more than 126 UTF-16 code units.
     """

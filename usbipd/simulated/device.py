@@ -1,8 +1,8 @@
-"""What a simulated device is: descriptors, and the answers that no table can give.  Runs in workers.
+"""The model of a simulated device: its descriptors and its answers.  Runs in workers.
 
 The pump answers the standard requests of USB 2.0, chapter 9 from the descriptors, and moves the data of every
-endpoint whose `Behaviour` is not MODEL by itself.  For all else it calls the model, on its one thread: a
-method answers at once or says `Handshake.NAK`, it never waits.
+endpoint whose `Behaviour` is not MODEL.  For everything else it calls the model, on its one thread: a method
+answers at once or returns `Handshake.NAK`; it never blocks.
 """
 
 import re
@@ -16,7 +16,7 @@ from usbipd.simulated.descriptors import ID_VENDOR
 
 MANUFACTURER: Final = "usbipd"
 
-# BOT 1.0, 4.1.1 wants twelve of these at least; what is right for a disk is right for all.
+# BOT 1.0, 4.1.1 requires at least twelve of these characters for a disk; all devices follow it.
 _SERIAL_NUMBER: Final = re.compile(r"[0-9A-F]{12,64}", re.ASCII)
 
 
@@ -28,59 +28,59 @@ class Handshake(Enum):
 
 
 class Behaviour(IntEnum):
-    """Who moves the data of an endpoint.  The numbers are known to cython/pump.pxd."""
+    """Who moves the data of an endpoint.  cython/pump.pxd uses the same numbers."""
 
     MODEL = 0  # read, write, iso_read and iso_write of the model
     SOURCE = 1  # IN: as many bytes as asked for, byte i of each packet is i % 63 as in Linux's g_zero
-    SINK = 2  # OUT: everything is taken and forgotten
-    LOOPBACK = 3  # OUT 0x0n: what is written comes out of IN 0x8n, message by message
+    SINK = 2  # OUT: takes and discards everything
+    LOOPBACK = 3  # OUT 0x0n: IN 0x8n returns what is written, message by message
 
 
 class SimulatedDevice:
-    """A device in software; the default is one that stalls whatever it is asked.
+    """A device in software.  By default it stalls every request.
 
-    Subclasses set `name`, `product`, `speed`, `device_descriptor` and `configurations`, all but `name` and
-    `product` maybe by an option.
+    Subclasses set `name`, `product`, `speed`, `device_descriptor` and `configurations`; the last three may
+    depend on an option.
     """
 
     name: ClassVar[str]
-    """As it is called in --simulate."""
+    """Its name in --simulate."""
     option_names: ClassVar[frozenset[str]] = frozenset({"serial"})
 
     product: ClassVar[str]
     speed: Speed
     device_descriptor: bytes
-    """18 bytes.  The class's own holds what no option changes: idProduct and bDeviceClass."""
+    """18 bytes.  That of the class holds what no option changes: idProduct and bDeviceClass."""
     configurations: tuple[bytes, ...]
-    """Each with all its interfaces and endpoints, as GET_DESCRIPTOR answers it."""
+    """Each with all its interfaces and endpoints, as GET_DESCRIPTOR returns it."""
     bos_descriptor: bytes = b""
-    """With all its capabilities; empty: the device has none (USB 3.2, section 9.6.2)."""
+    """With all its capabilities; empty if the device has none (USB 3.2, section 9.6.2)."""
     behaviours: ClassVar[Mapping[int, Behaviour]] = {}
-    """By bEndpointAddress.  An endpoint that is not in it is MODEL."""
+    """By bEndpointAddress; the default is MODEL."""
 
     strings: tuple[str, ...]
     """String descriptors 1 and up."""
 
     def __init__(self, options: Mapping[str, str]) -> None:
-        """`options` are as `check_options` returned them."""
+        """`options` come from `check_options`."""
         serial = options.get("serial", self.serial_number(1))
         self.strings = (MANUFACTURER, self.product, serial)
 
     @classmethod
     def serial_number(cls, instance: int) -> str:
-        """The serial number of the `instance`th device of this kind, from 1 on, unless the user chose one."""
+        """The default serial number of device number `instance` of this kind, counted from 1."""
         return f"{ID_VENDOR:04X}{int.from_bytes(cls.device_descriptor[10:12], 'little'):04X}{instance:04X}"
 
     @classmethod
     def speed_with(cls, options: Mapping[str, str]) -> Speed:
-        """The speed that the device will have with these options, which `check_options` returned."""
+        """The speed of the device with these options, which come from `check_options`."""
         return cls.speed
 
     @classmethod
     def check_options(cls, options: Mapping[str, str]) -> dict[str, str]:
-        """The options, checked, in the form that another process with another directory understands.
+        """The options, checked, in a form that a process with another working directory understands.
 
-        Raises `UsageError` for an option that this device does not have and for a bad value.
+        Raises `UsageError` for an unknown option and for a bad value.
         """
         for name in options:
             if name not in cls.option_names:
@@ -94,7 +94,7 @@ class SimulatedDevice:
         return dict(options)
 
     def control_in(self, setup: bytes, length: int) -> bytes | Handshake:
-        """The data of a class, vendor or interface request to the host: at most `length` bytes are used."""
+        """The data that a class, vendor or interface request reads: at most `length` bytes are used."""
         return Handshake.STALL
 
     def control_out(self, setup: bytes, data: memoryview) -> Handshake | None:
@@ -104,38 +104,38 @@ class SimulatedDevice:
     def read(self, endpoint: int, length: int) -> bytes | bytearray | memoryview | Handshake:
         """Data for an IN URB of `length` bytes on a bulk or interrupt endpoint.
 
-        Less ends the URB short; more is babble, and ends it with an overflow.  A memoryview is used before
-        the next call into the model.  After NAK it is called again once the model was called for anything
-        else, and at `wake_at`; after STALL not before the halt is cleared.
+        Fewer bytes end the URB short; more are babble and end it with an overflow.  The pump uses a
+        memoryview before the next call into the model.  After NAK the pump calls again after any other call
+        into the model, and at `wake_at`; after STALL only once the halt is cleared.
         """
         return Handshake.STALL
 
     def write(self, endpoint: int, data: memoryview) -> int | Handshake:
         """Takes data of an OUT URB on a bulk or interrupt endpoint; `data` is valid during the call.
 
-        Returns how many bytes it took.  If those were not all, the rest is offered again when NAK would be.
+        Returns how many bytes it took.  The rest is offered again, as after NAK.
         """
         return Handshake.STALL
 
     def iso_read(self, endpoint: int, length: int) -> bytes | bytearray | memoryview:
-        """The next isochronous IN packet, for which the host has room for `length` bytes."""
+        """The next isochronous IN packet, of at most `length` bytes."""
         return b""
 
     def iso_write(self, endpoint: int, data: memoryview) -> None:
         """Takes one isochronous OUT packet; `data` is valid during the call."""
 
     def halt_cleared(self, endpoint: int) -> None:
-        """CLEAR_FEATURE(ENDPOINT_HALT) came for this endpoint."""
+        """CLEAR_FEATURE(ENDPOINT_HALT) arrived for this endpoint."""
 
     def wake_at(self) -> float | None:
-        """The `time.monotonic()` at which an endpoint that says NAK may have something.
+        """The `time.monotonic()` at which an endpoint that returned NAK may be ready.
 
-        None: only after another request, or a write.
+        None: only another request or a write can make it ready.
         """
         return None
 
     def reset(self) -> None:
-        """A reset or SET_CONFIGURATION: as after power-on, with the data of the medium kept."""
+        """A reset or SET_CONFIGURATION: restores the state after power-on, but keeps the medium's data."""
 
     def close(self) -> None:
-        """Gives back files and memory."""
+        """Releases files and memory."""

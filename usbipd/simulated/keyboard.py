@@ -1,4 +1,4 @@
-"""Simulated keyboard: a HID boot keyboard that types on and on while a host polls it.  Runs in workers.
+"""Simulated keyboard: a HID boot keyboard that types as long as a host polls it.  Runs in workers.
 
 Source: Device Class Definition for HID 1.11 ("HID"); key codes: HID Usage Tables 1.12, page 07h.
 """
@@ -26,7 +26,7 @@ from usbipd.simulated.device import Handshake, SimulatedDevice
 
 TEXT: Final = "usbipd\n"
 KEY_TIME: Final = 0.125
-"""Seconds from one key to the next; half of it the key is down."""
+"""Seconds from one key to the next; the key is down for half of it."""
 
 INTERRUPT_IN: Final = 0x81
 
@@ -90,7 +90,7 @@ def _key_code(character: str) -> int:
 
 
 class Keyboard(SimulatedDevice):
-    """Types TEXT over and over, one report when a key goes down and one when it goes up."""
+    """Types TEXT repeatedly, with one report for each key down and one for each key up."""
 
     name = "keyboard"
     product = "Simulated keyboard"
@@ -101,18 +101,18 @@ class Keyboard(SimulatedDevice):
             interface_descriptor(0, 1, USB_CLASS_HID, _SUBCLASS_BOOT, _PROTOCOL_KEYBOARD),
             _HID_DESCRIPTOR,
             endpoint_descriptor(INTERRUPT_IN, USB_ENDPOINT_XFER_INT, 8, 10),
-            remote_wakeup=True,  # as keyboards have it; clients are not shown it
+            remote_wakeup=True,  # as in real keyboards; hidden from clients
         ),
     )
 
     def __init__(self, options: Mapping[str, str], clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock` gives the seconds that `wake_at` speaks of."""
+        """`clock` is the time base of `wake_at`, in seconds."""
         super().__init__(options)
         self._clock = clock
         self.reset()
 
     def reset(self) -> None:
-        self._typed = 0  # half strokes: even numbers wait for a key to go down, odd ones for it to go up
+        self._typed = 0  # half strokes: even if a key down is next, odd if a key up is
         self._next_stroke: float | None = None  # None: not polled yet
         self._next_repeat: float | None = None  # None: only changes are reported
         self._report = _RELEASED
@@ -123,7 +123,7 @@ class Keyboard(SimulatedDevice):
     def read(self, endpoint: int, length: int) -> bytes | Handshake:
         now = self._clock()
         if self._next_stroke is None:
-            self._next_stroke = now + KEY_TIME  # time for the user who attached the keyboard to look
+            self._next_stroke = now + KEY_TIME  # time to look for the user who attached the keyboard
         if now >= self._next_stroke:
             down = self._typed % 2 == 0
             code = _key_code(TEXT[self._typed // 2 % len(TEXT)])
@@ -164,7 +164,7 @@ class Keyboard(SimulatedDevice):
             self._idle = value >> 8
             self._schedule_repeat(self._clock())
         elif request == SET_PROTOCOL and value in (_BOOT_PROTOCOL, _REPORT_PROTOCOL):
-            self._protocol = value  # the reports of both protocols are the same
+            self._protocol = value  # both protocols have the same reports
         else:
             return Handshake.STALL
         return None

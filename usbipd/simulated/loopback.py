@@ -44,13 +44,13 @@ _BCD_USB: Final = {Speed.FULL: 0x0110, Speed.HIGH: 0x0200, Speed.SUPER: 0x0300}
 _MAX_PACKET: Final = {Speed.FULL: 64, Speed.HIGH: 512, Speed.SUPER: 1024}
 _MAX_ISOCHRONOUS: Final = {Speed.FULL: 256, Speed.HIGH: 1024, Speed.SUPER: 1024}
 _MAX_KEPT: Final = 4096
-"""Isochronous packets on their way: the oldest are lost, as on a bus that is not read."""
+"""Isochronous packets in flight: beyond it the oldest are lost, as on a bus that is not read."""
 
 
 class Loopback(SimulatedDevice):
-    """Interface 0 gives a pattern and takes anything, 1 returns what is written; 2 the same by interrupts.
+    """Interface 0 sends a pattern and takes anything, 1 returns what is written, 2 does so by interrupts.
 
-    Interface 3 has isochronous endpoints in its alternate setting 1; each packet comes back as one packet.
+    Interface 3 has isochronous endpoints in its alternate setting 1; each packet returns as one packet.
     Configuration 2 has interface 0 only.
     """
 
@@ -76,7 +76,7 @@ class Loopback(SimulatedDevice):
             0x01F4,
             bcdUSB=_BCD_USB[self.speed],
             bDeviceClass=USB_CLASS_VENDOR_SPEC,
-            bMaxPacketSize0=9 if is_super else 64,  # of a SuperSpeed device a power of two: USB 3.2, 9.6.1
+            bMaxPacketSize0=9 if is_super else 64,  # SuperSpeed: an exponent of two (USB 3.2, 9.6.1)
             bNumConfigurations=2,
         )
         self.bos_descriptor = super_speed_bos() if is_super else b""
@@ -91,7 +91,7 @@ class Loopback(SimulatedDevice):
     def check_options(cls, options: Mapping[str, str]) -> dict[str, str]:
         speed = options.get("speed")
         if speed is not None and speed not in _SPEEDS:
-            raise UsageError(f"--simulate: loopback: speed {speed!r} is none of {', '.join(_SPEEDS)}")
+            raise UsageError(f"--simulate: loopback: speed {speed!r} is not one of {', '.join(_SPEEDS)}")
         return super().check_options(options)
 
     def reset(self) -> None:

@@ -1,15 +1,15 @@
 """Simulated disk: the bulk-only transport over a memory or file medium.  Runs in workers.
 
-Source: USB Mass Storage Class, Bulk-Only Transport 1.0 ("BOT"); the SCSI commands are those of scsi_disk.py.
+Source: USB Mass Storage Class, Bulk-Only Transport 1.0 ("BOT"); scsi_disk.py has the SCSI commands.
 
 # The thirteen cases
 BOT 6.7 compares what the host expects (Hn nothing, Hi data in, Ho data out) with what the device intends (Dn,
-Di, Do).  Here this comes down to three rules, applied when a command begins:
+Di, Do).  Three rules, applied when a command begins, cover all cases:
 - Hn with Di or Do (2, 3), Hi < Di (7), Hi with Do (8), Ho with Di (10) and Ho < Do (13) are phase errors: the
-  status is 02h.  Data moves in case 7 only, as far as the host expects it.
-- Where both want the same direction, as many bytes move as the smaller of the two wants (5, 6, 11, 12).
-- Where the host expects more than moves (4, 5, 8 to 11, 13), the pipe of its data phase stalls after that,
-  and the residue is the difference.
+  status is 02h.  Data moves only in case 7, up to the length that the host expects.
+- If both want the same direction, the smaller of the two lengths moves (5, 6, 11, 12).
+- If the host expects more than moves (4, 5, 8 to 11, 13), the pipe of its data phase stalls after that, and
+  the residue is the difference.
 """
 
 import struct
@@ -67,9 +67,9 @@ class _State(Enum):
     COMMAND = auto()  # a CBW is next
     DATA_IN = auto()  # `_remaining` bytes go to the host
     DATA_OUT = auto()  # `_remaining` bytes come from the host
-    STALL_IN = auto()  # the host expects more than there is: bulk-in stalls, then comes the CSW
+    STALL_IN = auto()  # the host expects more data: bulk-in stalls, then the CSW follows
     STATUS = auto()  # the CSW is next
-    BROKEN = auto()  # the CBW was no CBW: both pipes stall until Reset Recovery (BOT 5.3.4, 6.6.1)
+    BROKEN = auto()  # invalid CBW: both pipes stall until Reset Recovery (BOT 5.3.4, 6.6.1)
 
 
 class MassStorage(SimulatedDevice):
@@ -123,7 +123,7 @@ class MassStorage(SimulatedDevice):
         self._residue = 0  # of the whole command, counted down as data moves
         self._phase: DataPhase = NoData()
         self._position = 0  # in the data phase
-        self._remaining = 0  # until host or device has what it expects
+        self._remaining = 0  # bytes to the end of the data phase
 
     # ---- control requests --------------------------------------------------------------------------------
 
@@ -136,7 +136,7 @@ class MassStorage(SimulatedDevice):
     def control_out(self, setup: bytes, data: memoryview) -> Handshake | None:
         request_type, request, value, interface, length = struct.unpack("<BBHHH", setup)
         if (request_type, request, value, interface, length) == (_TO_INTERFACE, BULK_ONLY_RESET, 0, 0, 0):
-            self._begin_transport()  # halts stay until they are cleared: BOT 3.1
+            self._begin_transport()  # halts stay until cleared: BOT 3.1
             return None
         return Handshake.STALL
 
@@ -153,7 +153,7 @@ class MassStorage(SimulatedDevice):
             return self._take_data(data)
         if self._state is _State.BROKEN:
             return Handshake.STALL
-        return Handshake.NAK  # the host is ahead: it has data or a CSW to fetch first
+        return Handshake.NAK  # the host must read data or a CSW first
 
     def _take_cbw(self, data: memoryview) -> int | Handshake:
         if len(data) != _CBW.size:
@@ -179,7 +179,7 @@ class MassStorage(SimulatedDevice):
         return Handshake.STALL
 
     def _agree(self, expected: int, host_in: bool) -> None:
-        """Compares what host and device expect: see the thirteen cases."""
+        """Compares the expectations of host and device: see the thirteen cases."""
         intended = 0
         device_in = host_in
         match self._phase:
@@ -253,7 +253,7 @@ class MassStorage(SimulatedDevice):
             case Reply(reply):
                 data = reply[self._position : self._position + count]
             case NoData() | BlocksOut():
-                raise AssertionError("only a phase with data for the host comes to DATA_IN")
+                raise AssertionError("DATA_IN without a phase that has data for the host")
         self._advance(count)
         if not self._remaining:
             self._state = _State.STALL_IN if self._residue else _State.STATUS

@@ -1,7 +1,7 @@
-"""Where a simulated disk keeps its blocks: memory or a file.  Runs in workers.
+"""Storage of a simulated disk: memory or a file.  Runs in workers.
 
-Offsets and lengths are bytes; who calls has made sure that they lie inside the medium.  Everything that
-touches a file may raise `OSError`.
+Offsets and lengths are bytes; the caller ensures that they lie inside the medium.  Every operation on a file
+may raise `OSError`.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ DEFAULT_SIZE: Final = 64 << 20
 _SIZE: Final = re.compile(r"([1-9][0-9]{0,18})([KMGT]?)", re.ASCII)
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _MAX_SIZE: Final = 1 << 50
-"""A PiB: no file system of today keeps a larger file, and every offset in it is a valid off_t."""
+"""1 PiB: more than any disk needs, and every offset in it is a valid off_t."""
 
 
 class Medium(Protocol):
@@ -46,13 +46,13 @@ class MemoryMedium:
         except (OSError, OverflowError) as error:
             raise UsageError(
                 f"--simulate: no memory for a disk of {size} bytes ({error})",
-                advice="Choose a smaller size, or keep the disk in a file: file=PATH.",
+                advice="choose a smaller size, or keep the disk in a file: file=PATH",
             ) from error
         self._blocks = memoryview(self._map)
         self.size = size
 
     def read(self, offset: int, length: int) -> memoryview:
-        """A view of the blocks themselves, without a copy."""
+        """A view of the blocks, without a copy."""
         return self._blocks[offset : offset + length]
 
     def write(self, offset: int, data: memoryview) -> None:
@@ -60,21 +60,21 @@ class MemoryMedium:
         self._blocks[offset : offset + len(data)] = data
 
     def flush(self) -> None:
-        """Memory has nothing to write back to."""
+        """Nothing to do for memory."""
 
     def close(self) -> None:
-        """Gives the memory back."""
+        """Releases the memory."""
         self._blocks.release()
         self._map.close()
 
 
 class FileMedium:
-    """Blocks in a file, which this process alone uses."""
+    """Blocks in a file that only this process uses."""
 
     def __init__(self, path: Path, size: int | None) -> None:
-        """Opens `path`; if it is missing or empty it gets `size` bytes (None: DEFAULT_SIZE), all zero.
+        """Opens `path`; a missing or empty file gets `size` bytes (None: DEFAULT_SIZE), all zero.
 
-        Raises `UsageError` if it is not a file, has another size than `size`, is not a multiple of
+        Raises `UsageError` if it is not a regular file, has another size than `size`, is not a multiple of
         BLOCK_SIZE, cannot be read and written, or is in use by another simulated disk.
         """
         self._path = path
@@ -83,7 +83,7 @@ class FileMedium:
         except OSError as error:
             raise UsageError(
                 f"--simulate: cannot open {path} as a disk: {error.strerror}",
-                advice="Give a file that you may read and write, or one that does not exist yet.",
+                advice="name a file that you may read and write, or one that does not exist yet",
             ) from error
         try:
             self.size = self._examine(size)
@@ -94,7 +94,7 @@ class FileMedium:
     def _examine(self, size: int | None) -> int:
         status = os.fstat(self._fd)
         if not stat.S_ISREG(status.st_mode):
-            raise UsageError(f"--simulate: {self._path} is not a regular file, so it cannot be a disk")
+            raise UsageError(f"--simulate: {self._path} cannot be a disk: it is not a regular file")
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -106,22 +106,20 @@ class FileMedium:
                 os.ftruncate(self._fd, wanted)
             except OSError as error:
                 raise UsageError(
-                    f"--simulate: cannot give {self._path} {wanted} bytes: {error.strerror}"
+                    f"--simulate: cannot extend {self._path} to {wanted} bytes: {error.strerror}"
                 ) from error
             return wanted
         if size is not None and present != size:
             raise UsageError(
-                f"--simulate: {self._path} has {present} bytes, not the {size} that size= says",
-                advice="Leave size= out to take the file as it is, or name a file that does not exist yet.",
+                f"--simulate: {self._path} has {present} bytes, not the {size} of size=",
+                advice="omit size= to use the file as it is, or name a file that does not exist yet",
             )
         if present % BLOCK_SIZE:
-            raise UsageError(
-                f"--simulate: {self._path} has {present} bytes, which is not a multiple of {BLOCK_SIZE}"
-            )
+            raise UsageError(f"--simulate: {self._path} has {present} bytes, not a multiple of {BLOCK_SIZE}")
         return present
 
     def read(self, offset: int, length: int) -> bytes:
-        """`length` bytes; fewer left in the file, because it was truncated, is an `OSError`."""
+        """`length` bytes; raises `OSError` if the file was truncated before their end."""
         data = os.pread(self._fd, length, offset)
         if len(data) < length:
             raise OSError(f"{self._path} ends before byte {offset + length}")
@@ -134,7 +132,7 @@ class FileMedium:
             data, offset = data[written:], offset + written
 
     def flush(self) -> None:
-        """Returns when what was written is on the host's disk."""
+        """Returns once all written data is on the host's disk."""
         os.fsync(self._fd)
 
     def close(self) -> None:
@@ -148,7 +146,7 @@ class FileMedium:
 def parse_size(text: str) -> int:
     """Bytes for "65536", "512K", "64M", "1G" or "1T" (powers of 1024).
 
-    Raises `UsageError` for anything else, and for what is no multiple of BLOCK_SIZE or above 1024T.
+    Raises `UsageError` for anything else, for a size that is not a multiple of BLOCK_SIZE, and above 1024T.
     """
     match = _SIZE.fullmatch(text)
     if match is None:

@@ -1,7 +1,7 @@
 """The SCSI side of the simulated disk: commands in, data phases and sense data out.  Runs in workers.
 
-Sources: SPC-3 (the commands of every device) and SBC-3 (those of disks), T10.  How command, data and status
-cross USB is the matter of mass_storage.py.
+Sources: SPC-3 (the commands of every device) and SBC-3 (those of disks), T10.  mass_storage.py moves command,
+data and status over USB.
 """
 
 import struct
@@ -51,7 +51,7 @@ class Sense(msgspec.Struct, frozen=True):
     ascq: int
 
     def encode(self) -> bytes:
-        """Fixed format (SPC-3, 4.5.3): response code 70h, 10 bytes behind the eighth."""
+        """Fixed format (SPC-3, 4.5.3): response code 70h, 10 bytes after the eighth."""
         return bytes((0x70, 0, self.key, 0, 0, 0, 0, 10, 0, 0, 0, 0, self.asc, self.ascq, 0, 0, 0, 0))
 
 
@@ -105,7 +105,7 @@ DataPhase = NoData | Reply | BlocksIn | BlocksOut
 class ScsiDisk:
     """A removable direct-access device with one logical unit.
 
-    A command that fails raises `CheckConditionError`; its sense data waits for REQUEST SENSE until the next
+    A command that fails raises `CheckConditionError`; REQUEST SENSE reads its sense data until the next
     command.
     """
 
@@ -137,13 +137,13 @@ class ScsiDisk:
         self.reset()
 
     def reset(self) -> None:
-        """As after power-on: the medium is loaded, its removal is not prevented."""
+        """The state after power-on: the medium is loaded, its removal is not prevented."""
         self._sense = NO_SENSE
         self._loaded = True
         self._removal_prevented = False
 
     def begin(self, cdb: bytes) -> DataPhase:
-        """Does the command, up to its data phase; `cdb` is padded with zeros to 16 bytes."""
+        """Runs the command up to its data phase; `cdb` is padded with zeros to 16 bytes."""
         command = self._commands.get(cdb[0])
         if cdb[0] != REQUEST_SENSE:
             self._sense = NO_SENSE
@@ -166,14 +166,14 @@ class ScsiDisk:
             raise self.failed(WRITE_ERROR) from error
 
     def flush(self) -> None:
-        """What was written is to survive a crash of this host."""
+        """Makes all written data survive a crash of this host."""
         try:
             self.medium.flush()
         except OSError as error:
             raise self.failed(WRITE_ERROR) from error
 
     def failed(self, sense: Sense) -> CheckConditionError:
-        """The error to raise; REQUEST SENSE will say why."""
+        """The error to raise; REQUEST SENSE reports the reason."""
         self._sense = sense
         return CheckConditionError(sense)
 
@@ -194,7 +194,7 @@ class ScsiDisk:
         if not cdb[1] & 0x01:  # EVPD
             if page:
                 raise self.failed(INVALID_FIELD_IN_CDB)
-            # SPC-3, table 81: removable, SPC-3, response data format 2, 31 bytes behind the fifth.
+            # SPC-3, table 81: removable, SPC-3, response data format 2, 31 bytes after the fifth.
             standard = bytes((0x00, 0x80, 0x05, 0x02, 31, 0, 0, 0)) + self._vendor + self._product + b"1.00"
             return Reply(standard[:allocation])
         if page == _VPD_SUPPORTED_PAGES:
@@ -213,7 +213,7 @@ class ScsiDisk:
         allocation = int.from_bytes(cdb[6:10], "big")
         if allocation < 16 or cdb[2] > 2:  # SPC-3, 6.21: SELECT REPORT 0, 1 and 2 exist
             raise self.failed(INVALID_FIELD_IN_CDB)
-        luns = b"" if cdb[2] == 1 else bytes(8)  # 1: well-known logical units only, and there are none
+        luns = b"" if cdb[2] == 1 else bytes(8)  # 1: only well-known logical units, of which it has none
         return Reply((struct.pack(">I4x", len(luns)) + luns)[:allocation])
 
     def _mode_sense_6(self, cdb: bytes) -> DataPhase:
@@ -226,7 +226,7 @@ class ScsiDisk:
         return Reply((header + pages)[:allocation])
 
     def _mode_parameter(self) -> int:
-        return 0x10  # SBC-3, 6.5.1: not write-protected; DPOFUA, the FUA bit of writes is understood
+        return 0x10  # SBC-3, 6.5.1: not write-protected; DPOFUA: writes accept the FUA bit
 
     def _mode_pages(self, selector: int) -> bytes:
         control, page = selector >> 6, selector & 0x3F
@@ -234,7 +234,7 @@ class ScsiDisk:
             raise self.failed(SAVING_PARAMETERS_NOT_SUPPORTED)
         if page not in (_PAGE_CACHING, _PAGE_ALL):
             raise self.failed(INVALID_FIELD_IN_CDB)
-        caching = 0x00 if control == _CHANGEABLE_VALUES else 0x04  # WCE: there is a cache to be synchronized
+        caching = 0x00 if control == _CHANGEABLE_VALUES else 0x04  # WCE: it has a cache to synchronize
         return bytes((_PAGE_CACHING, 18, caching)) + bytes(17)
 
     # ---- the medium --------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ class ScsiDisk:
             raise self.failed(MEDIUM_REMOVAL_PREVENTED)
         if not start:
             self.flush()
-        if power_condition == 0 and load_or_eject:  # SBC-3, 5.20: else LOEJ and START mean nothing
+        if power_condition == 0 and load_or_eject:  # SBC-3, 5.20: otherwise LOEJ and START are ignored
             self._loaded = bool(start)
         return NoData()
 
@@ -271,7 +271,9 @@ class ScsiDisk:
     def _read_capacity_10(self, cdb: bytes) -> DataPhase:
         self._require_medium()
         last = self.medium.size // BLOCK_SIZE - 1
-        return Reply(struct.pack(">II", min(last, 0xFFFFFFFF), BLOCK_SIZE))  # FFFFFFFFh: ask the 16-byte form
+        return Reply(
+            struct.pack(">II", min(last, 0xFFFFFFFF), BLOCK_SIZE)
+        )  # FFFFFFFFh: use READ CAPACITY (16)
 
     def _service_action_in_16(self, cdb: bytes) -> DataPhase:
         if cdb[1] & 0x1F != _READ_CAPACITY_16:
@@ -295,7 +297,7 @@ class ScsiDisk:
 
 
 def _address_and_count(cdb: bytes) -> tuple[int, int]:
-    """Logical block address and transfer length of READ and WRITE, whose forms have 10, 12 and 16 bytes."""
+    """Logical block address and transfer length of READ and WRITE in their 10, 12 and 16 byte forms."""
     address: int
     count: int
     group = cdb[0] >> 5  # SPC-3, 4.3.4.1: the length of a CDB

@@ -1,7 +1,7 @@
 """Simulated serial port: a CDC-ACM modem that echoes.  Runs in workers.
 
-Sources: CDC 1.2 and PSTN 1.2 (subclass ACM).  Like a loopback plug, it returns what is written, and DTR as
-DSR and DCD.
+Sources: CDC 1.2 and PSTN 1.2 (subclass ACM).  Like a loopback plug, it returns written data, and DTR as DSR
+and DCD.
 """
 
 import struct
@@ -29,7 +29,7 @@ BULK_OUT: Final = 0x01
 NOTIFICATION_IN: Final = 0x82
 
 ECHO_SIZE: Final = 64 << 10
-"""Bytes that wait to be read back; more are refused with NAK until some are."""
+"""Bytes that wait to be read back; beyond it, writes get NAK."""
 
 _COMMUNICATION: Final = 0  # bInterfaceNumber
 _DATA: Final = 1
@@ -55,7 +55,7 @@ _DCD_AND_DSR: Final = 0x03
 
 
 class Serial(SimulatedDevice):
-    """Returns on bulk-in what came on bulk-out."""
+    """Returns on bulk-in what it receives on bulk-out."""
 
     name = "serial"
     product = "Simulated serial port"

@@ -1,10 +1,10 @@
-"""Which simulated device a worker is to be.  Used by the extension and by workers."""
+"""The simulated device that a worker runs.  Used by the extension and by workers."""
 
 from usbipd.ipc.message import Message
 
 
 class SimulatedSpec(Message, frozen=True):
-    """The name of a simulated device, with its options as the user wrote them."""
+    """The name of a simulated device and its checked options."""
 
     name: str
     options: dict[str, str]

@@ -1,4 +1,4 @@
-"""The block devices of a USB device: its disks, their partitions, and what is built on these.  Linux.
+"""The block devices of a USB device: disks, partitions, and the volumes built on these.  Linux.
 
 Runs in the extension, in threads.
 """
@@ -15,26 +15,26 @@ class BlockDevice:
     """One block device, as sysfs shows it."""
 
     name: str
-    """The kernel's: sda1, dm-0, md127."""
+    """The kernel's name: sda1, dm-0, md127."""
     number: str
     """major:minor."""
     path: Path
     """Its directory in sysfs."""
     is_built: bool
-    """Whether device-mapper, md or the like made it out of others."""
+    """Whether device-mapper, md or the like built it from others."""
 
 
 def block_devices(sysfs: Path, device: Path) -> list[BlockDevice]:
-    """Those of the USB device whose directory is `device`, each behind what it is built on, and once.
+    """Those of the USB device whose directory is `device`, each once and after those that it is built on.
 
-    Raises `OSError` if one goes while it is looked at.
+    Raises `OSError` if one is removed meanwhile.
     """
     found: dict[str, BlockDevice] = {}
     for entry in sorted((sysfs / "class/block").glob("*")):
         path = entry.resolve()
         if device in path.parents:
             for block in _upwards(path, is_built=False):
-                found.pop(block.name, None)  # a RAID array stands behind the last of its disks
+                found.pop(block.name, None)  # a RAID array comes after its last disk
                 found[block.name] = block
     return sorted(found.values(), key=lambda block: block.is_built)
 
@@ -46,14 +46,14 @@ def _upwards(path: Path, *, is_built: bool) -> Iterator[BlockDevice]:
 
 
 def describe_built(block: BlockDevice) -> tuple[str, str]:
-    """What a device that is built on others is, and the command that ends it."""
+    """The description of a device that is built on others, and the command that stops it."""
     if (block.path / "md").is_dir():
         return f"RAID array /dev/{block.name}", f"mdadm --stop /dev/{block.name}"
     name, uuid = _attribute(block, "dm/name"), _attribute(block, "dm/uuid")
     if not name:
-        return f"block device /dev/{block.name}", f"stop what made /dev/{block.name}"
+        return f"block device /dev/{block.name}", f"stop the program that created /dev/{block.name}"
     path = f"/dev/mapper/{name}"
-    # the prefix says who made it: libdevmapper.h, dm_task_set_uuid
+    # the prefix names its creator: libdevmapper.h, dm_task_set_uuid
     if uuid.startswith("CRYPT-"):
         return f"encrypted volume {path}", f"cryptsetup close {name}"
     if uuid.startswith("LVM-"):

@@ -1,7 +1,7 @@
-"""Why a device could not be claimed, in words for people: who has it, and what to try.
+"""Explains to users why a device could not be claimed, who holds it, and what to try.  Used by the extension.
 
-One table says for each code what has happened and what helps; the message keeps what the worker said, with
-the code by name and number.  Used by the extension.
+A table has the cause and the advice for each code; the message keeps the worker's text, with the code by name
+and number.
 """
 
 import sys
@@ -16,16 +16,16 @@ from usbipd.usb.ownership import Holder
 
 @dataclass(frozen=True, slots=True)
 class _Explanation:
-    """What a code means; the text follows the busid."""
+    """The meaning of a code; the text follows the busid."""
 
     text: str
     advice: str
     is_held: bool = False
-    """Whether somebody who holds the device is the reason."""
+    """Whether the reason is a program or driver that holds the device."""
 
 
 _REPLUG: Final = "plug the device in again"
-_OTHER_PORT: Final = "plug the device in again, into another port or with another cable"
+_OTHER_PORT: Final = "plug the device into another port, or use another cable"
 _AS_ROOT: Final = "run the extension as root, with sudo or as a service"
 
 _EXPLANATIONS: Final = {
@@ -36,30 +36,30 @@ _EXPLANATIONS: Final = {
     "LIBUSB_ERROR_NOT_FOUND": _Explanation("changed while it was being claimed", _REPLUG),
     "LIBUSB_ERROR_BUSY": _Explanation(
         "is held by another program or driver",
-        "close what uses it on this host, such as a virtual machine",
+        "close the program that uses it on this host, such as a virtual machine",
         is_held=True,
     ),
     "LIBUSB_ERROR_TIMEOUT": _Explanation("does not answer in time", _OTHER_PORT),
-    "LIBUSB_ERROR_OVERFLOW": _Explanation("answers with more than was asked for", _OTHER_PORT),
-    "LIBUSB_ERROR_PIPE": _Explanation("refuses what every device must answer", _OTHER_PORT),
+    "LIBUSB_ERROR_OVERFLOW": _Explanation("returns more data than requested", _OTHER_PORT),
+    "LIBUSB_ERROR_PIPE": _Explanation("refuses a request that every device must answer", _OTHER_PORT),
     "LIBUSB_ERROR_NO_MEM": _Explanation(
-        "cannot be taken: this host is short of memory", "end other programs"
+        "cannot be claimed: this host is short of memory", "close other programs"
     ),
     "LIBUSB_ERROR_NOT_SUPPORTED": _Explanation(
-        "cannot be taken with this libusb",
+        "cannot be claimed with this libusb",
         f"install libusb {dotted(MINIMUM)} or newer (macOS: {dotted(RECOMMENDED_ON_MACOS)}) and start again",
     ),
-    # of ours
-    "timeout": _Explanation("cannot be taken in time", _REPLUG, is_held=True),
+    # usbipd's codes
+    "timeout": _Explanation("could not be claimed in time", _REPLUG, is_held=True),
     "spawn": _Explanation(
         "could not be claimed: no worker process could be started",
-        "end other programs: this host is short of memory, processes or open files",
+        "close other programs: this host is short of memory, processes or open files",
     ),
 }
 
 _ON_MACOS: Final = {
-    # Capturing takes root, and a storage driver stays while a volume is mounted: USBDeviceReEnumerate in
-    # IOUSBLib.h.
+    # Capturing needs root, and a storage driver keeps the device while a volume is mounted:
+    # USBDeviceReEnumerate in IOUSBLib.h.
     "LIBUSB_ERROR_ACCESS": _Explanation(
         "may not be captured",
         f"unmount all its volumes (diskutil unmountDisk DISK), and {_AS_ROOT}",
@@ -70,19 +70,19 @@ _ON_MACOS: Final = {
 
 _NOT_PERMITTED: Final = "0xe00002e2"  # kIOReturnNotPermitted, IOKit/IOReturn.h
 _SERVICE_REFUSED: Final = _Explanation(
-    "may not be used by a service of this Mac",
-    "stop the service, and run usbipd in a terminal of a user who is logged in: sudo usbipd-ext --run",
+    "may not be used by a service on this Mac",
+    "stop the service, and run usbipd in a terminal of a logged-in user: sudo usbipd-ext --run",
 )
-"""Seen by others since macOS 15.3, for storage: launchd's jobs are refused what root has in a terminal."""
+"""Reported for storage since macOS 15.3: launchd's jobs are refused what root may do in a terminal."""
 
 
 def explain_claim_error(
     busid: str, error: UsbipdError, holders: Sequence[Holder], *, platform: str = sys.platform
 ) -> ClaimError:
-    """`error`, with which claiming the device ended, as a person is to read it.
+    """`error`, with which the claim failed, in words for users.
 
-    `holders` are those who have the device now, who is in the way first.  The code stays; so do message and
-    advice of an error that the table does not know.
+    `holders` have the device now, those that block the claim first.  The code stays; so do message and advice
+    of an error that is not in the table.
     """
     explanation = _EXPLANATIONS.get(error.code)
     if platform == "darwin":
@@ -91,15 +91,15 @@ def explain_claim_error(
             explanation = _SERVICE_REFUSED
     if explanation is None:
         is_whole = error.message.startswith(busid)
-        text = error.message if is_whole else f"{busid} cannot be taken: {error.message}"
+        text = error.message if is_whole else f"{busid} cannot be claimed: {error.message}"
         return ClaimError(text, code=error.code, advice=error.advice)
     text, advice = explanation.text, explanation.advice
     if explanation.is_held and holders:
-        # Where a program is in the way, the drivers of other interfaces are not, nor the other way round.
+        # If a program blocks the claim, the drivers of other interfaces do not, and the other way round.
         culprits = [holder for holder in holders if holder.kind == holders[0].kind]
         text = f"is held by {_list(culprits)}"
         if holders[0].kind == "driver":
-            text += ", which does not let go"
+            text += ", which does not release it"
             if platform == "linux" and error.code == "LIBUSB_ERROR_BUSY":
                 drivers = dict.fromkeys(holder.name for holder in culprits)
                 advice = f"{advice}, or unload the driver: modprobe --remove {' '.join(drivers)}"

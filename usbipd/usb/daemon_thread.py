@@ -1,6 +1,6 @@
-"""Calls that may hang in the kernel or in libusb.  Used by the extension.
+"""Runs calls that may hang in the kernel or in libusb.  Used by the extension.
 
-asyncio's executor is no place for them: it has few threads, which the process joins when it exits.
+asyncio's executor does not suit them: it has few threads, and the process joins them at exit.
 """
 
 import asyncio
@@ -10,13 +10,13 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 CLOSE_TIME: Final = 0.5
-"""Seconds that a thread of the system's has to end."""
+"""Seconds that a thread of the system has to finish."""
 
 Result = TypeVar("Result")
 
 
 def call_in_daemon_thread(function: Callable[[], Result]) -> asyncio.Future[Result]:
-    """The result of `function`, which runs in a thread that does not keep the process from exiting.
+    """The result of `function`, run in a thread that does not keep the process from exiting.
 
     Cancelling the future does not stop the thread.  Call it inside the running loop.
     """
@@ -35,7 +35,7 @@ def call_in_daemon_thread(function: Callable[[], Result]) -> asyncio.Future[Resu
         result, error = None, None
         try:
             result = function()
-        except Exception as problem:  # it belongs to the caller
+        except Exception as problem:  # for the caller
             error = problem
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(finish, result, error)
@@ -45,9 +45,9 @@ def call_in_daemon_thread(function: Callable[[], Result]) -> asyncio.Future[Resu
 
 
 async def close_in_time(close: Callable[[], None]) -> None:
-    """Call `close`, which waits for a thread of IOKit, and wait `CLOSE_TIME` for it at most.
+    """Call `close`, which waits for a thread of IOKit, and wait at most `CLOSE_TIME` for it.
 
-    What still hangs then ends with the process.
+    A call that still hangs ends with the process.
     """
     closing = call_in_daemon_thread(close)
     await asyncio.wait({closing}, timeout=CLOSE_TIME)

@@ -30,6 +30,8 @@ HUB: Final = UsbipdError(
     "it is a hub, which cannot be shared", code="hub", advice="bind the devices connected to it"
 )
 """Why a hub is left out."""
+BY_RULE: Final = frozenset({HUB.code, "imported"})
+"""Codes of what is left out because it is to be: nothing is wrong with these devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class DeviceRecord:
     busnum: int
     devnum: int
     path: str
-    """As OP_REP_* shows it: in sysfs on Linux, a name of ours elsewhere."""
+    """As OP_REP_* shows it: in sysfs on Linux, our own name elsewhere."""
     vendor_id: int
     product_id: int
     serial: str | None
@@ -65,8 +67,9 @@ class DeviceSource(Protocol):
     async def list_devices(self) -> list[DeviceRecord]:
         """The devices of this moment, ordered by busid.  Raises `UsbipdError`."""
 
-    def why_not(self, busid: str) -> UsbipdError | None:
-        """Why the last list left out a device that is present; None: it did not."""
+    @property
+    def left_out(self) -> Mapping[str, UsbipdError]:
+        """By busid: what the last list left out although it is present, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ class DeviceDiscovery:
         self._on_late: Callable[[], None] = lambda: None
 
     def notify(self, on_late: Callable[[], None]) -> None:
-        """Call `on_late` when a list that missed its deadline is there; inside the running loop."""
+        """Call `on_late` when a list that missed its deadline arrives; inside the running loop."""
         self._on_late = on_late
         loop = asyncio.get_running_loop()
 
@@ -129,9 +132,10 @@ class DeviceDiscovery:
             )
         return self._last.unanswered
 
-    def why_not(self, busid: str) -> UsbipdError | None:
+    @property
+    def left_out(self) -> Mapping[str, UsbipdError]:
         """As in `DeviceSource`."""
-        return self._last.left_out.get(busid)
+        return self._last.left_out
 
     async def list_devices(self) -> list[DeviceRecord]:
         """As in `DeviceSource`: milliseconds, `LIST_TIME` at most.  If that is over, the last list.

@@ -1,6 +1,6 @@
-"""Where this host has its USB devices, and who has them: the parts for its platform.
+"""Chooses the implementation of the device list and of `Ownership` for this platform.
 
-Used by the extension and by commands.  What is compiled for macOS only is imported there only.
+Used by the extension and by commands.  Modules compiled only for macOS are imported only there.
 """
 
 import sys
@@ -20,7 +20,7 @@ def host_devices(*, offer_imported: bool = False) -> HostDevices:
 
 
 def host_ownership() -> Ownership:
-    """Who has the devices, as far as the system knows."""
+    """The system's view of who holds the devices."""
     if sys.platform == "darwin":
         from usbipd.usb.ioregistry import IORegistryOwnership
 

@@ -1,8 +1,8 @@
-"""Says when devices come or go.  Runs in the extension.
+"""Reports when devices arrive or leave.  Runs in the extension.
 
-The kernel reports them on Linux (uevents.py), IOKit on macOS (registry_events.py).  Where neither does, the
-list of devices is read every two seconds.  After suspend a host enumerates again what has lost its power:
-these devices leave and arrive, and nothing else is needed.
+The events come from the kernel on Linux (uevents.py) and from IOKit on macOS (registry_events.py).  Without
+them, the list of devices is read every two seconds.  After suspend a host enumerates again each device that
+has lost power: it leaves and arrives, so nothing else is needed.
 """
 
 import asyncio
@@ -19,54 +19,54 @@ from usbipd.usb.daemon_thread import call_in_daemon_thread
 _LOG: Final = logging.getLogger(__name__)
 
 BURST: Final = 0.1
-"""Seconds in which events are one change: a hub arrives with all devices connected to it."""
+"""Seconds of events that count as one change: a hub arrives with all devices connected to it."""
 LATE: Final = 1.0
-"""Seconds after the last event when there is one more change: drivers bind a moment after their device has
-arrived, and a claim that met one of them while it did may be tried again."""
+"""Seconds from the last event to one more change: drivers bind shortly after their device arrives, and a
+claim that failed meanwhile can be retried."""
 START_TIME: Final = 5.0
-"""Seconds in which a listener has begun; if it hangs, the list of devices is read until it has."""
+"""Seconds within which a listener must start; if it hangs, the list of devices is read until it does."""
 POLL_INTERVAL: Final = 2.0
-"""Seconds between two looks at the list of devices, where nothing tells of them."""
+"""Seconds between two reads of the list of devices while no events arrive."""
 
 SYSFS_DEVICES: Final = Path("/sys/bus/usb/devices")  # Linux Documentation/ABI/testing/sysfs-bus-usb
 
 
 class EventListener(Protocol):
-    """Something that tells of devices.
+    """A source of device events.
 
-    From any thread, it calls one function for each event, and once when it has begun, and another one with
-    the reason if it cannot listen (any more).
+    From any thread, it calls one function for each event, and once when it has started; it calls another
+    with the reason if it cannot start or stops receiving events.
     """
 
     def start(self) -> None:
-        """Begin; inside the running loop.  Never raises."""
+        """Start; call inside the running loop.  Never raises."""
 
     async def stop(self) -> None:
         """Make no more calls."""
 
 
 Listen = Callable[[Callable[[], None], Callable[[str], None]], EventListener]
-"""Makes a listener of its two functions."""
+"""Creates a listener from its two functions."""
 
 
 def host_listener() -> Listen:
-    """That of this platform."""
+    """The listener of this platform."""
     if sys.platform == "linux":
         from usbipd.usb.uevents import UeventListener
 
         return UeventListener
-    from usbipd.usb.registry_events import RegistryListener  # its compiled part exists on macOS only
+    from usbipd.usb.registry_events import RegistryListener  # its compiled part exists only on macOS
 
     return RegistryListener
 
 
 class Hotplug:
-    """Calls `on_change` after devices have come or gone: in the event loop's thread, once for a burst of
-    events, and once more when drivers have had time to bind.  Also once when it has begun to listen, for what
-    came before."""
+    """Calls `on_change` after devices arrive or leave: in the event loop's thread, once for a burst of
+    events, and once more when drivers have had time to bind.  Also once after the start, for earlier
+    changes."""
 
     def __init__(self, on_change: Callable[[], None], listen: Listen | None = None) -> None:
-        """`listen` is for tests; otherwise it is the one of this platform."""
+        """`listen` is for tests; the default is the listener of this platform."""
         self._on_change = on_change
         self._listen = listen or host_listener()
         self._listener: EventListener | None = None
@@ -75,13 +75,13 @@ class Hotplug:
         self._late: asyncio.TimerHandle | None = None
         self._watchdog: asyncio.TimerHandle | None = None
         self.problem: str | None = None
-        """Why the system does not tell of devices here, and what is done instead."""
+        """Why no events arrive, and what usbipd does instead."""
 
     def start(self) -> None:
-        """Begin; inside the running loop.  Never raises: what does not work is in `problem` soon after."""
+        """Start; call inside the running loop.  Never raises: a failure is in `problem` soon after."""
         loop = asyncio.get_running_loop()
 
-        def tell(callback: Callable[..., None], *arguments: str) -> None:
+        def post(callback: Callable[..., None], *arguments: str) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(callback, *arguments)
 
@@ -89,12 +89,12 @@ class Hotplug:
             START_TIME, self._poll_instead, f"no device reported within {START_TIME:g} s"
         )
         self._listener = self._listen(
-            lambda: tell(self._on_event), lambda reason: tell(self._poll_instead, reason)
+            lambda: post(self._on_event), lambda reason: post(self._poll_instead, reason)
         )
         self._listener.start()
 
     async def stop(self) -> None:
-        """Make no more calls."""
+        """Stop; makes no more calls."""
         listener, self._listener = self._listener, None
         for timer in (self._soon, self._late, self._watchdog):
             if timer is not None:
@@ -108,13 +108,13 @@ class Hotplug:
     def _on_event(self) -> None:
         assert self._watchdog is not None
         self._watchdog.cancel()
-        if self._poller is not None:  # it did start in the end
+        if self._poller is not None:  # the listener did start, late
             self._poller.cancel()
             self._poller = self.problem = None
-        self._heard()
+        self._schedule_change()
 
-    def _heard(self) -> None:
-        if self._listener is None:  # told before it was stopped
+    def _schedule_change(self) -> None:
+        if self._listener is None:  # an event from before `stop`
             return
         loop = asyncio.get_running_loop()
         if self._soon is None:
@@ -147,14 +147,14 @@ class Hotplug:
             else:
                 if present != known:
                     known = present
-                    self._heard()
+                    self._schedule_change()
             await asyncio.sleep(POLL_INTERVAL)
 
 
 def _signature() -> frozenset[object]:
-    """Something that differs when other devices are there.  Raises `OSError`, `UsbipdError`."""
+    """A value that changes when the set of devices does.  Raises `OSError`, `UsbipdError`."""
     if sys.platform == "linux":
-        # devnum is new whenever a device is enumerated: drivers/usb/core/hub.c, choose_devnum
+        # each enumeration gives a new devnum: drivers/usb/core/hub.c, choose_devnum
         return frozenset((path.parent.name, path.read_text()) for path in SYSFS_DEVICES.glob("*/devnum"))
     from usbipd._iokit import usb_devices
 

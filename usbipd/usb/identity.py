@@ -1,7 +1,7 @@
-"""Which devices a rule means: what they are, where they are plugged in, or both.  Used by the extension.
+"""Matches devices by identity, by port, or by both.  Used by the extension and, for arguments, by the CLI.
 
-A device is one thing on every plug: idVendor, idProduct and, if it has one, its serial number.  Two that
-agree in all of these are told apart by their ports only.  Used by the CLI, too, for what people write.
+The identity of a device is the same at every port: idVendor, idProduct and, if it has one, its serial number.
+Only the port distinguishes two devices of equal identity.
 """
 
 import re
@@ -12,7 +12,7 @@ import msgspec
 from usbipd.errors import UsageError
 from usbipd.protocol.constants import BUSID_SIZE
 
-if TYPE_CHECKING:  # a command that only parses shall not load libusb
+if TYPE_CHECKING:  # a command that only parses must not load libusb
     from usbipd.usb.discovery import DeviceRecord
 
 _BUSID: Final = re.compile(r"[0-9]+-[0-9]+(\.[0-9]+)*")
@@ -43,7 +43,7 @@ def parse_hardware_id(text: str) -> tuple[int, int]:
 
 
 class DeviceRule(msgspec.Struct, frozen=True):
-    """Fits a device that agrees in all that is given; what is None may be anything."""
+    """Matches a device that agrees in all fields; None matches anything."""
 
     vendor_id: int | None = None
     product_id: int | None = None
@@ -52,11 +52,11 @@ class DeviceRule(msgspec.Struct, frozen=True):
 
     @classmethod
     def of_port(cls, record: "DeviceRecord") -> Self:
-        """The device that `record` shows, at the port where it is now."""
+        """A rule for the device of `record` at its present port."""
         return cls(record.vendor_id, record.product_id, record.serial, record.busid)
 
     def fits(self, record: "DeviceRecord") -> bool:
-        """Whether the rule means this device."""
+        """Whether the rule matches this device."""
         return (
             self.vendor_id in (None, record.vendor_id)
             and self.product_id in (None, record.product_id)
@@ -69,7 +69,7 @@ class DeviceRule(msgspec.Struct, frozen=True):
         return self._describe("with its serial number")
 
     def describe(self) -> str:
-        """The same with the serial number, for the user who named it."""
+        """The same, with the serial number, for the user who gave it."""
         return self._describe(f"with serial number {self.serial}")
 
     def _describe(self, serial: str) -> str:

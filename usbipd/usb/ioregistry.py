@@ -1,19 +1,19 @@
-"""Who holds a USB device of a Mac, where its disks are mounted, and how its drivers come back.
+"""Who holds a USB device of a Mac, where its disks are mounted, and how its drivers are reattached.
 
-Runs in the extension, on macOS only.  All of it is read from the IORegistry.  A device is found there by the
-busid that it has in the list of devices (registry_devices.py).  No locationID is computed from a busid: port
-17 of an Intel Mac is 14a00000.
+Runs in the extension, on macOS only.  All facts come from the IORegistry.  A device is found there by its
+busid in the list of devices (registry_devices.py).  No locationID is computed from a busid: port 17 of an
+Intel Mac is 14a00000.
 
-Below a device (IOUSBHostDevice) lie its interfaces (IOUSBHostInterface), below each of these the driver that
-was matched to it, and beside the driver a *user client* for every program that has a connection to it.  Two
-properties name who it is:
+Below a device (IOUSBHostDevice) are its interfaces (IOUSBHostInterface), below each of these the driver that
+was matched to it, and beside the driver a *user client* for each program that has a connection to it.  Two
+properties name the holder:
 
-- `UsbExclusiveOwner` of a device or an interface: who has it open, so that nobody else can: a driver's class,
-  or `pid 123, name`; "none" or not there: nobody has.
+- `UsbExclusiveOwner` of a device or an interface: the holder that has it open: a driver's class or
+  `pid 123, name`; "none" or absent if it is not open.
 - `IOUserClientCreator` of a user client: `pid 123, name`.
 
-A program that is only connected need not be in the way, nor need a driver: whether a claim works is known by
-trying.  So those who have it open are named first.
+A program or driver that is only connected need not block a claim; only a claim can tell.  So holders that
+have the device open are named first.
 """
 
 import logging
@@ -38,14 +38,14 @@ _LOG: Final = logging.getLogger(__name__)
 
 DISKUTIL: Final = Path("/usr/sbin/diskutil")
 UNMOUNT_TIMEOUT: Final = 60.0
-"""Seconds for one disk: a slow one writes all that it has not written yet."""
+"""Seconds for one disk: a slow one may have much to write."""
 
 RETURN_TIME: Final = 10.0
-"""Seconds that macOS has to enumerate a device again; 1.7 were seen."""
+"""Seconds that macOS has to enumerate a device again; it took 1.7 in a measurement."""
 REFUSAL_TIME: Final = 2.0
-"""Seconds until a refusal of IOKit is final: the kernel may still be closing what a killed process had."""
+"""Seconds until a refusal of IOKit is final: the kernel may still be cleaning up a killed process."""
 LOOK_INTERVAL: Final = 0.05
-"""Seconds between two looks at a device that is being enumerated."""
+"""Seconds between two checks of a device that is being enumerated."""
 
 OWNER: Final = "UsbExclusiveOwner"
 CREATOR: Final = "IOUserClientCreator"
@@ -54,7 +54,7 @@ INTERFACE_CLASS: Final = "bInterfaceClass"
 BSD_NAME: Final = "BSD Name"
 
 _PLUMBING: Final = {"AppleUSBHostCompositeDevice", "AppleUSBHostLegacyClient"}
-"""What macOS puts below every device: makes the interfaces, serves programs that use the older API."""
+"""Drivers that macOS matches to every device: they create the interfaces and serve the older API."""
 
 _PROGRAM: Final = re.compile(r"pid (\d+), (.*)", re.DOTALL)  # IOUserClient.cpp in XNU
 _DISK: Final = re.compile(r"disk\d+")
@@ -62,19 +62,19 @@ _DISK: Final = re.compile(r"disk\d+")
 _SOURCE: Final = re.compile(r"(?:/dev/|\w+://)(disk\d+)(?:s\d+)*(?:/.*)?", re.DOTALL)
 
 Mounts = Callable[[], Sequence[tuple[str, str]]]
-"""The mount table: source and mount point of each file system, in the order in which they were mounted."""
+"""The mount table: source and mount point of each file system, in mount order."""
 
 
 def mounted_file_systems() -> list[tuple[str, str]]:
-    """The mount table of this moment.  Does not block: no file system is asked (getfsstat, MNT_NOWAIT)."""
-    # all: without it those with a URL for a source are left out
+    """The current mount table.  Does not block: no file system is asked (getfsstat, MNT_NOWAIT)."""
+    # all: otherwise sources that are URLs are left out
     return [(each.device, each.mountpoint) for each in psutil.disk_partitions(all=True)]
 
 
 class IORegistryOwnership:
     """`Ownership` of the devices of this Mac.
 
-    Any thread.  Only `unmount` may block for long; nothing is sent to the device otherwise.
+    Any thread.  Only `unmount` may block for long; nothing else sends data to the device.
     """
 
     def __init__(self, mounts: Mounts = mounted_file_systems, diskutil: Path = DISKUTIL) -> None:
@@ -82,9 +82,9 @@ class IORegistryOwnership:
         self._diskutil = diskutil
 
     def holders_of(self, busid: str) -> list[Holder]:
-        """As in `Ownership`: who has it open, then who else is connected to it; without this process.
+        """As in `Ownership`: those that have it open, then those connected to it; without this process.
 
-        An IORegistry that cannot be read is logged, and names nobody.
+        Logs an IORegistry that cannot be read, and returns no holder.
         """
         return _holders(_entries_or_none(busid))
 
@@ -103,8 +103,8 @@ class IORegistryOwnership:
     def unmount(self, busid: str) -> None:
         """Asks diskutil to unmount all volumes of the device, those of a container before the disk below it.
 
-        Blocks until all is written, `UNMOUNT_TIMEOUT` for each disk at most.  Raises `ClaimError`, code
-        "mounted", with diskutil's words, which name the program that is in the way; and what `in_use` raises.
+        Blocks until all is written, at most `UNMOUNT_TIMEOUT` per disk.  Raises `ClaimError`, code "mounted",
+        with diskutil's message, which names the program that uses the disk; and all that `in_use` raises.
         """
         for disk in reversed(self._mounted(busid)):
             self._unmount_disk(busid, disk)
@@ -112,13 +112,13 @@ class IORegistryOwnership:
             raise _unmount_error(busid, f"it is still mounted on {', '.join(points)}")
 
     def give_back(self, busid: str) -> None:
-        """As in `Ownership`: has macOS enumerate a device again whose capture has outlived its process.
+        """As in `Ownership`: makes macOS enumerate a device again whose capture has outlived its process.
 
-        A device that a driver or a running process holds is left alone.  Only root can capture, so without
-        root nothing is done.  A device without drivers looks the same captured or not: it is enumerated again
-        in both cases.  Blocks until the device is back: `REFUSAL_TIME` and `RETURN_TIME` at most.  Raises
-        `ClaimError`, code "not-released", if it does not come back, and `UsbipdError` if the IORegistry
-        cannot be read.
+        Skips a device that a driver or a running process holds.  Only root can capture, so without root this
+        does nothing.  A device without drivers looks the same captured or not: it is enumerated again in both
+        cases.  Blocks until the device is back, at most `REFUSAL_TIME` and `RETURN_TIME`.  Raises
+        `ClaimError`, code "not-released", if it does not return, and `UsbipdError` if the IORegistry cannot
+        be read.
         """
         if os.geteuid() != 0:
             return
@@ -142,7 +142,7 @@ class IORegistryOwnership:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C at our terminal is not for it
+                start_new_session=True,  # protects it from Ctrl-C at our terminal
                 timeout=UNMOUNT_TIMEOUT,
             )
         except subprocess.TimeoutExpired as error:
@@ -156,9 +156,9 @@ class IORegistryOwnership:
             raise _unmount_error(busid, said or f"diskutil ended with exit code {done.returncode}")
 
     def _mounted(self, busid: str) -> dict[str, list[str]]:
-        """The whole disks of the device that something is mounted from, with its mount points.
+        """The whole disks of the device that are in use by mounts, with the mount points.
 
-        The device's own disk comes first, then those made of it.
+        The disk of the device comes first, then those built on it.
         """
         try:
             entries = _entries(busid)
@@ -182,7 +182,7 @@ class IORegistryOwnership:
 
 
 def registry_of(busid: str) -> list[Entry]:
-    """The device and all that is below it, for a report.  Raises `UsbipdError`."""
+    """The device and all entries below it, for a report.  Raises `UsbipdError`."""
     return _entries(busid)
 
 
@@ -193,7 +193,7 @@ def interface_classes(busid: str) -> list[int]:
 
 
 def _find(busid: str) -> Device | None:
-    """The device at `busid`; None: there is none.  Raises `UsbipdError`, also if there are two."""
+    """The device at `busid`, None if it does not exist.  Raises `UsbipdError`, also if two exist."""
     found = [device for device in usb_devices(()) if device.ports and busid_of(device) == busid]
     if len(found) > 1:
         raise UsbipdError(f"the IORegistry has {len(found)} devices at {busid}", code="iokit")
@@ -210,7 +210,7 @@ def _entries_of(device: Device) -> list[Entry]:
 
 
 def _entries_or_none(busid: str) -> list[Entry]:
-    """None if the IORegistry cannot be read, which is logged."""
+    """The entries; none, with a log line, if the IORegistry cannot be read."""
     try:
         return _entries(busid)
     except UsbipdError as error:
@@ -219,9 +219,9 @@ def _entries_or_none(busid: str) -> list[Entry]:
 
 
 def _interfaces(entries: list[Entry]) -> Iterator[tuple[int | None, Entry]]:
-    """The device, its interfaces, and what is matched to them, each with its bInterfaceNumber if any.
+    """The device, its interfaces, and the drivers matched to them, each with its bInterfaceNumber if any.
 
-    What lies deeper belongs to a driver.
+    Deeper entries belong to a driver.
     """
     interface: int | None = None
     for entry in entries:
@@ -233,7 +233,7 @@ def _interfaces(entries: list[Entry]) -> Iterator[tuple[int | None, Entry]]:
 
 
 def _holders(entries: list[Entry]) -> list[Holder]:
-    """Those who have the device open, then those who are connected to it; without this process."""
+    """Those that have the device open, then those connected to it; without this process."""
     open_by: list[Holder] = []
     connected: list[Holder] = []
     for interface, entry in _interfaces(entries):
@@ -250,7 +250,7 @@ def _holders(entries: list[Entry]) -> list[Holder]:
 
 
 def _left_captured(busid: str, registry_id: int | None) -> Device | None:
-    """The device, if it is still the one with `registry_id`, and no driver and no running process has it."""
+    """The device, if it still has `registry_id` and no driver and no running process holds it."""
     device = _find(busid)
     if device is None or registry_id not in (None, device.registry_id):
         return None
@@ -260,16 +260,16 @@ def _left_captured(busid: str, registry_id: int | None) -> Device | None:
 
 
 def _await_return(busid: str, registry_id: int) -> None:
-    """Returns when the device has been enumerated again.  Raises `ClaimError`."""
+    """Waits until the device has been enumerated again.  Raises `ClaimError`."""
     deadline = time.monotonic() + RETURN_TIME
     while (device := _find(busid)) is None or device.registry_id == registry_id:
         if time.monotonic() > deadline:
-            raise _not_released(busid, f"it has not come back within {RETURN_TIME:.0f} s")
+            raise _not_released(busid, f"it has not returned within {RETURN_TIME:.0f} s")
         time.sleep(LOOK_INTERVAL)
 
 
 def _driver(interface: int | None, entry: Entry) -> str | None:
-    """The name of the driver that `entry` is: its class, or its own name if it runs outside the kernel."""
+    """The driver name of `entry`: its class, or its entry name if it runs outside the kernel."""
     is_matched = entry.depth == 2 or (entry.depth == 1 and interface is None)
     if not is_matched or CREATOR in entry.properties or entry.class_name in _PLUMBING:
         return None

@@ -1,6 +1,6 @@
-"""Which libusb usbipd needs, which one this process has loaded, and what it lacks.
+"""The libusb versions that usbipd needs, the loaded one, and its faults.
 
-Runs in the extension and in commands; workers only compare with the number.
+Runs in the extension and in commands; workers use only the numbers.
 """
 
 import logging
@@ -8,24 +8,24 @@ from typing import Final, NamedTuple
 
 _LOG: Final = logging.getLogger(__name__)
 
-MINIMUM: Final = (1, 0, 26)  # the first with whole-device capture on macOS and the fixes that it needs
+MINIMUM: Final = (1, 0, 26)  # the first with whole-device capture on macOS and its fixes
 RECOMMENDED_ON_MACOS: Final = (1, 0, 30)  # port numbers on macOS 26, several uses of freed memory
-PATCHED: Final = "-usbipd"  # packaging/libusb/0008-version.patch, where a number follows
+PATCHED: Final = "-usbipd"  # packaging/libusb/0008-version.patch; a number follows
 
 
 class LibusbVersion(NamedTuple):
-    """What libusb_get_version() says."""
+    """The result of libusb_get_version()."""
 
     number: tuple[int, int, int]
     suffix: str
-    """`rc`: empty in a release of libusb's own."""
+    """`rc`: empty in an upstream release."""
 
     def __str__(self) -> str:
         return f"{dotted(self.number)}{self.suffix}"
 
     @property
     def lacks_on_macos(self) -> str | None:
-        """What of usbipd does not work on macOS with this libusb; None: all works."""
+        """What does not work on macOS with this libusb; None if everything works."""
         if self.number < RECOMMENDED_ON_MACOS:
             return f"it has known faults on macOS that {dotted(RECOMMENDED_ON_MACOS)} fixes"
         if not self.suffix.startswith(PATCHED):
@@ -37,7 +37,7 @@ class LibusbVersion(NamedTuple):
 
 
 def loaded() -> LibusbVersion:
-    """Loads libusb if need be.  Raises `OSError` if it cannot be loaded."""
+    """Loads libusb if necessary.  Raises `OSError` if it cannot be loaded."""
     import usb1  # here: a worker loads libusb without it
 
     version = usb1.getVersion()
@@ -58,5 +58,5 @@ def log_loaded() -> None:
 
 
 def dotted(number: tuple[int, int, int]) -> str:
-    """As people write it."""
+    """The version number as text."""
     return ".".join(map(str, number))

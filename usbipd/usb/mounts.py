@@ -1,7 +1,7 @@
-"""What is mounted on this host, what it swaps to, and how a file system is unmounted.  Linux.
+"""Reads the mount table and swap areas of this host, and unmounts file systems.  Linux.
 
-Runs in the extension, in threads.  The table is that of process 1, so of the host, if we may read it: what is
-mounted in another namespace only is not seen.
+Runs in the extension, in threads.  The table is that of process 1, hence of the host, if this process may
+read it: mounts that exist only in another namespace are not seen.
 """
 
 import re
@@ -15,7 +15,7 @@ from usbipd.errors import ClaimError
 from usbipd.text import readable
 
 UMOUNT_TIMEOUT: Final = 120.0
-"""Seconds for one file system: a slow stick may have much to write."""
+"""Seconds for one file system: a slow USB stick may have much to write."""
 
 _PROGRAMS: Final = "/usr/bin:/bin:/usr/sbin:/sbin"
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
@@ -28,10 +28,10 @@ class Mount:
     mount_id: int
     parent_id: int
     number: str
-    """major:minor of the file system; one of its own for those that may have several devices, as btrfs."""
+    """major:minor of the file system; an anonymous one if it can span several devices, like btrfs."""
     point: bytes
     source: bytes
-    """For most file systems the path of the block device."""
+    """The path of the block device for most file systems."""
 
     def __str__(self) -> str:
         return readable(self.point)
@@ -52,8 +52,8 @@ def read_swaps(table: Path) -> list[bytes]:
 
 
 def order_of_unmounting(mounts: list[Mount]) -> list[Mount]:
-    """Later mounts first, which may lie over earlier ones, but none before those that are mounted in it: one
-    that was moved is older than what it is in."""
+    """Latest mount first, since it may cover earlier ones, but each after the mounts inside it: a moved mount
+    is older than the one that contains it."""
     left = list(mounts)
     ordered = []
     while left:
@@ -65,18 +65,18 @@ def order_of_unmounting(mounts: list[Mount]) -> list[Mount]:
 
 
 def mount_table_of_host(proc: Path) -> Path:
-    """The table of process 1; ours where only root may read it, and we are not."""
+    """The table of process 1, or of this process if it may not read that one."""
     try:
-        with (proc / "1/mountinfo").open():  # proc(5): a mode of 0444, and yet not for everybody
+        with (proc / "1/mountinfo").open():  # mode 0444, but only for some users: proc(5)
             return proc / "1/mountinfo"
     except OSError:
         return proc / "self/mountinfo"
 
 
 def is_namespace_of_host(proc: Path) -> bool:
-    """Whether process 1 sees the mounts that we see, and what we do to them (mount_namespaces(7)).
+    """Whether this process shares the mount namespace of process 1 (mount_namespaces(7)).
 
-    True also where that cannot be told: only root may ask.
+    True also if that is unknown: only root may ask.
     """
     try:
         return (proc / "self/ns/mnt").readlink() == (proc / "1/ns/mnt").readlink()
@@ -85,15 +85,17 @@ def is_namespace_of_host(proc: Path) -> bool:
 
 
 def umount(point: bytes) -> str | None:
-    """Unmount the file system that was mounted on `point` last.  What umount complained, None if it worked.
+    """Unmount the latest file system on `point`.  Returns the error message of umount, None on success.
 
-    Waits until everything is written.  Raises `ClaimError` if there is no umount, or if it takes longer than
-    `UMOUNT_TIMEOUT`; it goes on then, because killing it would not end what the kernel writes.
+    Waits until everything is written.  Raises `ClaimError` if umount does not exist, or if it takes longer
+    than `UMOUNT_TIMEOUT`; it keeps running then, because killing it would not stop the kernel's writes.
     """
     program = shutil.which("umount", path=_PROGRAMS)
     if program is None:
         raise ClaimError(
-            f"there is no umount in {_PROGRAMS}", code="no-umount", advice="install util-linux, or unmount it"
+            f"umount was not found in {_PROGRAMS}",
+            code="no-umount",
+            advice="install util-linux, or unmount the file system yourself",
         )
     process = subprocess.Popen(  # noqa: S603 - a fixed program, no shell, and a path of the kernel's
         [program, point],
@@ -101,7 +103,7 @@ def umount(point: bytes) -> str | None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env={"PATH": _PROGRAMS, "LC_ALL": "C.UTF-8"},
-        start_new_session=True,  # Ctrl-C at our terminal is not for it
+        start_new_session=True,  # protects it from Ctrl-C at our terminal
     )
     try:
         _stdout, complaint = process.communicate(timeout=UMOUNT_TIMEOUT)
@@ -118,7 +120,7 @@ def umount(point: bytes) -> str | None:
 
 def _parse_mount(line: bytes) -> Mount:
     fields = line.split(b" ")
-    hyphen = fields.index(b"-", 6)  # behind any number of optional fields
+    hyphen = fields.index(b"-", 6)  # after any number of optional fields
     return Mount(
         mount_id=int(fields[0]),
         parent_id=int(fields[1]),
@@ -129,5 +131,5 @@ def _parse_mount(line: bytes) -> Mount:
 
 
 def _unescape(field: bytes) -> bytes:
-    """What the kernel wrote as an octal escape: space, tab, newline, backslash, # (fs/proc_namespace.c)."""
+    """Decodes the kernel's octal escapes of space, tab, newline, backslash and # (fs/proc_namespace.c)."""
     return _OCTAL.sub(lambda octal: bytes([int(octal[1], 8)]), field)

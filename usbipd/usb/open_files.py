@@ -1,6 +1,6 @@
-"""Which programs have a file open, as Linux's /proc shows it.  Runs in the extension, in threads.
+"""Finds programs that have a file open, in /proc of Linux.  Runs in the extension, in threads.
 
-Other users' programs are seen by root only.
+Only root sees programs of other users.
 """
 
 import os
@@ -25,7 +25,7 @@ class Program:
 def programs_using(proc: Path, is_meant: Callable[[bytes], bool]) -> list[Program]:
     """The programs with an open file, working directory, root or executable whose path `is_meant`, by pid.
 
-    Only the texts of the links count: no file is touched, so that none on a dead server can make us wait.
+    Reads only the text of the links and touches no file, so a dead file server cannot block the call.
     """
     pids = sorted(int(entry.name) for entry in proc.glob("[0-9]*"))
     return [
@@ -36,10 +36,10 @@ def programs_using(proc: Path, is_meant: Callable[[bytes], bool]) -> list[Progra
 
 
 def _paths(process: Path) -> Iterator[bytes]:
-    # Linux Documentation/filesystems/proc.rst, 1.1; a deleted file has " (deleted)" behind its path
+    # Linux Documentation/filesystems/proc.rst, 1.1; the path of a deleted file ends with " (deleted)"
     try:
         links = list((process / "fd").iterdir())
-    except OSError:  # it has ended, or belongs to somebody else
+    except OSError:  # it has exited, or belongs to another user
         return
     for link in (*links, process / "cwd", process / "root", process / "exe"):
         try:

@@ -1,7 +1,7 @@
-"""Who holds a USB device, what is lost if it is taken, and how it gets back.  Runs in the extension.
+"""Finds who holds a USB device and what uses it, and reattaches its drivers.  Runs in the extension.
 
-On Linux sysfs, /proc and the mount table have the answers.  A host without them has nothing to say here:
-whether a claim works is then known by trying.  All of it may block: call it in a thread.
+On Linux the facts come from sysfs, /proc and the mount table.  Without these, only a claim can tell whether
+the device is free.  All calls may block: use a thread.
 """
 
 import logging
@@ -29,26 +29,24 @@ from usbipd.usb.open_files import Program, programs_using
 _LOG: Final = logging.getLogger(__name__)
 
 USBFS: Final = "usbfs"  # the driver of an interface that a program has claimed: drivers/usb/core/devio.c
-_DEVICE_DRIVER: Final = (
-    "usb"  # the driver of a whole device that is nothing special: drivers/usb/core/generic.c
-)
+_DEVICE_DRIVER: Final = "usb"  # the driver of every ordinary device as a whole: drivers/usb/core/generic.c
 
 
 NAMED_PROGRAMS: Final = 5
-"""How many of those that keep a file system busy are named."""
+"""Number of programs named that keep a file system busy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A driver or a program that has a device, or a part of it."""
+    """A driver or a program that holds a device or a part of it."""
 
     kind: Literal["driver", "program"]
     name: str
-    """Empty: there is one, but it cannot be told which."""
+    """Empty if it is unknown which."""
     pid: int | None
-    """Of a program."""
+    """Only of a program."""
     interface: int | None
-    """The bInterfaceNumber that it holds; None: the whole device, or it is not known."""
+    """The bInterfaceNumber that it holds; None for the whole device or if unknown."""
 
     def __str__(self) -> str:
         """For a sentence: `the driver usb-storage`, `the program virtualbox (pid 4711)`."""
@@ -59,30 +57,30 @@ class Holder:
 
 
 class Ownership(Protocol):
-    """What this host knows of who has a device.  Everything may block; a device may be gone at any time."""
+    """The holders and uses of a device on this host.  All calls may block; a device may leave at any time."""
 
     def holders_of(self, busid: str) -> list[Holder]:
-        """The programs that have the device open and its drivers; who is in the way first.  Never raises."""
+        """Its drivers and the programs that have it open; those that block a claim first.  Never raises."""
 
     def drivers_of(self, busid: str) -> list[str]:
-        """The drivers that hold the device or interfaces of it, each once."""
+        """The drivers that hold the device or its interfaces, each once."""
 
     def in_use(self, busid: str) -> list[str]:
-        """What would be lost with the device: mount points (they begin with a slash) and, described in words,
-        swap areas and volumes that are built on it.
+        """What would lose the device: mount points (they begin with a slash) and, described in words, swap
+        areas and volumes that are built on it.
 
-        Raises `OSError` if it goes while it is looked at, `UsbipdError` if the host does not say.
+        Raises `OSError` if the device leaves meanwhile, `UsbipdError` if the host does not know.
         """
 
     def unmount(self, busid: str) -> None:
         """Unmount all its file systems, nested ones first, and write everything.
 
-        Raises `ClaimError` if that cannot be, with what is busy and what to do: `mounted` a file system,
-        `in-use` something that unmounting does not end.
+        Raises `ClaimError` if that fails, with what is busy and what to do: `mounted` for a file system,
+        `in-use` for a use that unmounting does not end.
         """
 
     def give_back(self, busid: str) -> None:
-        """Find drivers for the interfaces that have none, as after plugging in.
+        """Reattach drivers to the interfaces that have none, as after plugging in.
 
         Raises `UsbipdError` if the host refuses.
         """
@@ -90,7 +88,7 @@ class Ownership(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Use:
-    """What a device is used for."""
+    """The present uses of a device."""
 
     blocks: list[BlockDevice]
     mounts: list[Mount]
@@ -104,7 +102,7 @@ class _Use:
 
 
 class SysfsOwnership:
-    """What Linux says about the devices of one host.  The arguments are for tests."""
+    """`Ownership` of the devices of a Linux host.  The arguments are for tests."""
 
     def __init__(
         self,
@@ -128,8 +126,8 @@ class SysfsOwnership:
         claimed = [number for number, name in drivers if name == USBFS]
         programs = [Holder("program", each.name, each.pid, None) for each in self._programs_with(busid)]
         if not claimed:
-            return held + programs  # to have it open is not to hold it
-        # None is seen: of another user, or in a container
+            return held + programs  # a program that has it open need not hold it
+        # The program is not visible: another user's, or in a container
         return (programs or [Holder("program", "", None, number) for number in claimed]) + held
 
     def drivers_of(self, busid: str) -> list[str]:
@@ -149,8 +147,8 @@ class SysfsOwnership:
             _refuse_what_stays(busid, use)
             if use.mounts and not is_namespace_of_host(self._proc):
                 raise ClaimError(
-                    f"{busid} is in use: {', '.join(map(str, use.mounts))}, and this daemon has a mount "
-                    "namespace of its own: what it unmounts stays mounted on the host",
+                    f"{busid} is in use: {', '.join(map(str, use.mounts))}, and this daemon has a private "
+                    "mount namespace: what it unmounts stays mounted on the host",
                     code="mounted",
                     advice="unmount it on the host; if systemd runs the daemon, remove ProtectSystem=, "
                     "PrivateTmp= and the like from its unit",
@@ -159,17 +157,17 @@ class SysfsOwnership:
                 self._unmount(busid, mount, use.strangers)
             self._flush(busid, use.blocks)
             left = self.in_use(busid)
-        except OSError as error:  # a device that goes while it is looked at
+        except OSError as error:  # the device has left meanwhile
             raise ClaimError(f"cannot tell whether {busid} is in use: {error}", code="in-use") from error
         if left:
             raise ClaimError(
                 f"{busid} is in use again: {', '.join(left)}",
                 code="mounted",
-                advice="something mounts it by itself: end that, then try again",
+                advice="another program mounts it automatically: stop that, then try again",
             )
 
     def give_back(self, busid: str) -> None:
-        """As in `Ownership`; never raises.  For a worker that died before it could give its device back."""
+        """As in `Ownership`; never raises.  For a worker that died before it could release its device."""
         for _number, interface in self._interfaces(busid):
             if _driver(interface) is None:
                 try:
@@ -182,7 +180,7 @@ class SysfsOwnership:
         return self._bus / "devices" / busid
 
     def _interfaces(self, busid: str) -> list[tuple[int, Path]]:
-        """Those of the active configuration, by number: BUSID:bConfigurationValue.bInterfaceNumber."""
+        """The interfaces of the active configuration; BUSID:bConfigurationValue.bInterfaceNumber in sysfs."""
         entries = (self._bus / "devices").glob("*:*.*")
         return sorted(
             (int(entry.name.rpartition(".")[2]), entry)
@@ -191,7 +189,7 @@ class SysfsOwnership:
         )
 
     def _drivers(self, busid: str) -> list[tuple[int | None, str]]:
-        """bInterfaceNumber (None: the whole device, as usbip-host has it) and driver."""
+        """bInterfaceNumber (None for the whole device, as usbip-host holds it) and driver."""
         whole = _driver(self._device(busid))
         drivers: list[tuple[int | None, str]] = []
         if whole is not None and whole != _DEVICE_DRIVER:
@@ -203,7 +201,7 @@ class SysfsOwnership:
         return drivers
 
     def _programs_with(self, busid: str) -> list[Program]:
-        """Those that have the device's node open; in a container it may lie elsewhere than in /dev."""
+        """The programs that have the device node open; in a container it need not be in /dev."""
         try:
             busnum, devnum = (int((self._device(busid) / name).read_text()) for name in ("busnum", "devnum"))
         except OSError:  # it is gone
@@ -231,7 +229,7 @@ class SysfsOwnership:
 
     def _unmount(self, busid: str, mount: Mount, strangers: list[Mount]) -> None:
         """Raises `ClaimError`: `mounted`."""
-        # umount takes what was mounted there last, which must not be somebody else's.
+        # umount takes the latest mount there, which must not be of another device.
         inside = [str(other) for other in strangers if mount.mount_id == other.parent_id]
         over = [str(other) for other in strangers if mount.point == other.point]
         if inside or over:
@@ -246,13 +244,13 @@ class SysfsOwnership:
             _LOG.info("%s: %s unmounted", busid, mount)
             return
         if all(mount.mount_id != other.mount_id for other in read_mounts(self._mount_table)):
-            return  # somebody else was faster, or it went with a mount that it shares
+            return  # another process was faster, or a mount that it shares took it along
         programs = programs_using(self._proc, lambda path: _lies_in(path, mount.point))
         if not programs:
             raise ClaimError(
                 f"{busid} is in use: {mount} cannot be unmounted: {complaint}",
                 code="mounted",
-                advice=f"see what keeps it (fuser -vm {_quoted([str(mount)])}), then try again",
+                advice=f"find the program that uses it (fuser -vm {_quoted([str(mount)])}), then try again",
             )
         raise ClaimError(
             f"{busid} is in use: {mount} cannot be unmounted, because "
@@ -263,7 +261,7 @@ class SysfsOwnership:
         )
 
     def _flush(self, busid: str, blocks: list[BlockDevice]) -> None:
-        """Write what the caches of the block devices still have.  Raises `ClaimError`."""
+        """Flush the caches of the block devices.  Raises `ClaimError`."""
         for block in blocks:
             try:
                 descriptor = os.open(self._dev / block.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -273,7 +271,7 @@ class SysfsOwnership:
                 os.fsync(descriptor)
             except OSError as error:
                 raise ClaimError(
-                    f"{busid}: not everything could be written to /dev/{block.name}: {error.strerror}",
+                    f"{busid}: cannot flush /dev/{block.name}, data may be lost: {error.strerror}",
                     code="not-written",
                     advice="check the file system before you use it again",
                 ) from error
@@ -282,7 +280,7 @@ class SysfsOwnership:
 
 
 def _refuse_what_stays(busid: str, use: _Use) -> None:
-    """Raises `ClaimError` for what unmounting does not end; nothing is unmounted then."""
+    """Raises `ClaimError`, before any unmount, for a use that unmounting does not end."""
     if any(mount.point == b"/" for mount in use.mounts):
         raise ClaimError(
             f"{busid} is in use: this system runs from it",
@@ -309,7 +307,7 @@ def _names(built: list[BlockDevice]) -> list[str]:
 
 
 def _some(programs: list[Program]) -> str:
-    """Not all of them: there may be hundreds."""
+    """The first few: there may be hundreds."""
     names = [str(program) for program in programs[:NAMED_PROGRAMS]]
     if len(programs) > len(names):
         names.append(f"{len(programs) - len(names)} more")
@@ -317,7 +315,7 @@ def _some(programs: list[Program]) -> str:
 
 
 def _quoted(paths: list[str]) -> str:
-    """For a shell."""
+    """Quoted for a shell."""
     return " ".join(shlex.quote(path) for path in dict.fromkeys(paths))
 
 
@@ -333,8 +331,8 @@ def _driver(directory: Path) -> str | None:
 
 
 def _number_of(source: bytes) -> str | None:
-    """major:minor of the device `source`; None if it is not the path of one."""
-    if not source.startswith(b"/dev/"):  # others may lie on a server that is dead
+    """major:minor of the device `source`; None if it is not the path of a device."""
+    if not source.startswith(b"/dev/"):  # other paths may be on a dead file server
         return None
     try:
         number = os.stat(source).st_rdev  # noqa: PTH116 - bytes

@@ -1,8 +1,8 @@
 """The USB devices that macOS shows in the IORegistry.  Runs in the extension, in a thread.
 
-libusb is not asked: each new context of it opens every device and sends it a request
-(darwin_cache_device_descriptor in darwin_usb.c), which some devices do not survive (libusb pull request
-1789), and libusb_exit may hang.  Reading the registry sends nothing to a device and opens none.
+libusb is not used: each new context opens every device and sends it a request (darwin_cache_device_descriptor
+in darwin_usb.c), which some devices do not survive (libusb pull request 1789), and libusb_exit may hang.
+Reading the registry sends nothing to a device and opens none.
 
 A worker finds its device by bus number and address, which are the same here and in libusb.
 """
@@ -16,7 +16,7 @@ from usbipd.protocol.constants import USB_CLASS_HUB, Speed
 from usbipd.usb.device_strings import clean
 from usbipd.usb.discovery import HUB, DeviceRecord, Listing
 
-# IOUSBHostFamilyDefinitions.h and USBSpec.h: many things have two names, from before and after OS X 10.11
+# IOUSBHostFamilyDefinitions.h and USBSpec.h: many properties have two names, from before and after OS X 10.11
 _ADDRESS: Final = ("USB Address", "kUSBAddress")
 _VENDOR: Final = ("kUSBVendorString", "USB Vendor Name")
 _PRODUCT: Final = ("kUSBProductString", "USB Product Name")
@@ -25,10 +25,10 @@ _NUMBERS: Final = ("idVendor", "idProduct", "bDeviceClass", "Device Speed")
 _KEYS: Final = (*_ADDRESS, *_VENDOR, *_PRODUCT, *_SERIAL, *_NUMBERS)
 
 _SPEEDS: Final = (Speed.LOW, Speed.FULL, Speed.HIGH)
-"""As USB.h numbers them, from kUSBDeviceSpeedLow on; all that follow are super speed."""
+"""Indexed as in USB.h, from kUSBDeviceSpeedLow on; all higher numbers are super speed."""
 
 _INCOMPLETE: Final = UsbipdError(
-    "it is plugged in, but macOS does not know its address or what it is",
+    "macOS does not know its address, idVendor or idProduct",
     code="no-answer",
     advice="plug the device in again",
 )
@@ -38,13 +38,13 @@ class RegistryDevices:
     """As `HostDevices`."""
 
     def notify(self, on_late: Callable[[], None]) -> None:
-        """As in `HostDevices`: the registry answers about all devices or about none."""
+        """As in `HostDevices`; never calls: the registry lists all devices or fails."""
 
     def list_all(self) -> Listing:
-        """As in `HostDevices`: milliseconds.  Raises `UsbipdError` if the IORegistry cannot be read."""
+        """As in `HostDevices`; takes milliseconds.  Raises `UsbipdError` if the IORegistry cannot be read."""
         devices, left_out = [], {}
         for device in usb_devices(_KEYS):
-            if not device.ports:  # connected nowhere: a root hub
+            if not device.ports:  # a root hub
                 continue
             found = _describe(device)
             if isinstance(found, DeviceRecord):
@@ -64,7 +64,7 @@ def _bus(device: Device) -> int:
 
 
 def _describe(device: Device) -> DeviceRecord | UsbipdError:
-    """The device, or why it cannot be shared."""
+    """The record of the device, or the reason why it cannot be shared."""
     address = _number(device, *_ADDRESS)
     vendor_id, product_id = _number(device, "idVendor"), _number(device, "idProduct")
     device_class, speed = _number(device, "bDeviceClass"), _number(device, "Device Speed")
@@ -90,7 +90,7 @@ def _describe(device: Device) -> DeviceRecord | UsbipdError:
 
 
 def _speed(number: int | None) -> Speed:
-    """An unknown one counts as full speed, as in libusb."""
+    """An unknown number counts as full speed, as in libusb."""
     if number is None or number < 0:
         return Speed.FULL
     return _SPEEDS[number] if number < len(_SPEEDS) else Speed.SUPER

@@ -8,7 +8,7 @@ from usbipd.usb.daemon_thread import close_in_time
 
 
 class RegistryListener:
-    """As `EventListener`: IOKit's notifications, which arrive on a thread of the system's."""
+    """`EventListener` for IOKit's notifications, which arrive on a thread of the system."""
 
     def __init__(self, on_event: Callable[[], None], on_end: Callable[[str], None]) -> None:
         self._on_event = on_event

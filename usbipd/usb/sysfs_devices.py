@@ -1,13 +1,15 @@
 """The USB devices that Linux shows in sysfs.  Runs in the extension, in a thread.
 
 libusb is not asked: it reads `descriptors`, which before Linux 6.3 takes the device's lock, so that one stuck
-device hangs the list of all (drivers/usb/core/sysfs.c).  What is read here takes no lock, except for the
-strings, which are read once, in a thread for each device.
+device hangs the list of all (drivers/usb/core/sysfs.c).  It also leaves out devices whose descriptors it
+refuses.  What is read here takes no lock, except for strings and descriptors, which are read once, in a
+thread for each device.
 """
 
 import re
 import threading
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -15,14 +17,16 @@ from usbipd.errors import UsbipdError
 from usbipd.protocol.constants import USB_CLASS_HUB, Speed
 from usbipd.usb.device_strings import DeviceStrings, strings_in_sysfs
 from usbipd.usb.discovery import HUB, DeviceRecord, Listing
+from usbipd.usb.sysfs_descriptors import why_not_claimable
 
 SYSFS: Final = Path("/sys")
 IMPORTED: Final = "/vhci_hcd."  # in the path of a device on a virtual bus: drivers/usb/usbip/vhci_hcd.c
 
-STRINGS_TIME: Final = 0.5
-"""Seconds that a device's strings may take to be read; a device that needs longer is left out until then."""
+ANSWER_TIME: Final = 0.5
+"""Seconds that strings and descriptors of a device may take to be read; one that needs longer is left out
+until then."""
 MOST_WAITING: Final = 16
-"""Devices whose strings are waited for at one moment, with a thread each; more are left out unread."""
+"""Devices whose answer is waited for at one moment, with a thread each; more are left out unread."""
 
 _BUSID: Final = re.compile(r"[0-9]+-[0-9]+(\.[0-9]+)*")  # drivers/usb/core/usb.c, usb_alloc_dev
 _SPEEDS: Final = {"1.5": Speed.LOW, "12": Speed.FULL, "480": Speed.HIGH}
@@ -51,14 +55,14 @@ class SysfsDevices:
         self._sysfs = sysfs
         self._directory = sysfs / "bus/usb/devices"  # Linux Documentation/ABI/testing/sysfs-bus-usb
         self._offer_imported = offer_imported
-        self._strings = _StringReader()
+        self._answers = _AnswerReader()
 
     def notify(self, on_late: Callable[[], None]) -> None:
         """As in `HostDevices`."""
-        self._strings.on_late = on_late
+        self._answers.on_late = on_late
 
     def list_all(self) -> Listing:
-        """As in `HostDevices`: milliseconds, and once `STRINGS_TIME` for each device that is stuck.
+        """As in `HostDevices`: milliseconds, and once `ANSWER_TIME` for each device that is stuck.
 
         Raises `UsbipdError` where sysfs is not mounted.
         """
@@ -73,7 +77,7 @@ class SysfsDevices:
             else:
                 left_out[busid] = found
         stuck = sorted(busid for busid, error in left_out.items() if error is _STUCK_ERROR)
-        self._strings.keep({device.busid for device in devices}.union(stuck))
+        self._answers.keep({device.busid for device in devices}.union(left_out))
         unanswered = (
             f"the kernel does not answer about {', '.join(stuck)}, which "
             f"{'is' if len(stuck) == 1 else 'are'} left out until it does"
@@ -106,13 +110,13 @@ class SysfsDevices:
         vendor_id, product_id = number("idVendor", 16), number("idProduct", 16)
         devnum = number("devnum", 10)
         # In a reset, which locks the device, it has no address; it is looked at again (discovery.py)
-        strings = (
-            DeviceStrings()
-            if devnum == 0
-            else self._strings.of(busid, (devnum, vendor_id, product_id), directory)
+        answer = (
+            _NO_ANSWER if devnum == 0 else self._answers.of(busid, (devnum, vendor_id, product_id), directory)
         )
-        if strings is None:
+        if answer is None:
             return _STUCK_ERROR
+        if answer.problem is not None:
+            return answer.problem
         return DeviceRecord(
             busid=busid,
             busnum=number("busnum", 10),
@@ -120,11 +124,11 @@ class SysfsDevices:
             path=str(directory),
             vendor_id=vendor_id,
             product_id=product_id,
-            serial=strings.serial,
+            serial=answer.strings.serial,
             device_class=device_class,
             speed=_speed((directory / "speed").read_text().strip()),
-            manufacturer=strings.manufacturer,
-            product=strings.product,
+            manufacturer=answer.strings.manufacturer,
+            product=answer.strings.product,
         )
 
 
@@ -133,56 +137,75 @@ def _speed(text: str) -> Speed:
     return _SPEEDS.get(text, Speed.SUPER if text.isdigit() else Speed.FULL)
 
 
-class _StringReader:
-    """The strings of devices, each read once: that takes the device's lock, which the kernel holds while a
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What is read of a device with its lock."""
+
+    strings: DeviceStrings
+    problem: UsbipdError | None
+    """Why it cannot be shared."""
+
+
+_NO_ANSWER: Final = _Answer(DeviceStrings(), None)
+
+
+class _AnswerReader:
+    """The answers of devices, each read once: that takes the device's lock, which the kernel holds while a
     driver probes the device, and while a device that does not answer is waited for."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: dict[str, tuple[_Plugging, DeviceStrings]] = {}
+        self._known: dict[str, tuple[_Plugging, _Answer]] = {}
         """By busid."""
         self._waiting: set[tuple[str, _Plugging]] = set()
         """Those that have not been read in time and are still being read."""
         self.on_late: Callable[[], None] = lambda: None
 
-    def of(self, busid: str, plugging: _Plugging, directory: Path) -> DeviceStrings | None:
-        """The strings of the device in `directory`; None: they cannot be read now."""
+    def of(self, busid: str, plugging: _Plugging, directory: Path) -> _Answer | None:
+        """The answer of the device in `directory`; None: it cannot be read now."""
         with self._lock:
-            if (strings := self._strings(busid, plugging)) is not None:
-                return strings
+            if (answer := self._answer(busid, plugging)) is not None:
+                return answer
             if (busid, plugging) in self._waiting or len(self._waiting) >= MOST_WAITING:
                 return None
         has_ended = threading.Event()
         reading = threading.Thread(
-            target=self._read, args=(busid, plugging, directory, has_ended), name="usb-strings", daemon=True
+            target=self._read, args=(busid, plugging, directory, has_ended), name="usb-answer", daemon=True
         )
         reading.start()
-        reading.join(STRINGS_TIME)
+        reading.join(ANSWER_TIME)
         with self._lock:
             if not has_ended.is_set():
                 self._waiting.add((busid, plugging))
             # none also if a late answer about the device before this one has taken their place since
-            return self._strings(busid, plugging)
+            return self._answer(busid, plugging)
 
     def keep(self, busids: Collection[str]) -> None:
         """Forget all devices but those at `busids`."""
         with self._lock:
             self._known = {busid: known for busid, known in self._known.items() if busid in busids}
 
-    def _strings(self, busid: str, plugging: _Plugging) -> DeviceStrings | None:
-        known, strings = self._known.get(busid, (None, None))
-        return strings if known == plugging else None
+    def _answer(self, busid: str, plugging: _Plugging) -> _Answer | None:
+        known, answer = self._known.get(busid, (None, None))
+        return answer if known == plugging else None
 
     def _read(self, busid: str, plugging: _Plugging, directory: Path, has_ended: threading.Event) -> None:
-        strings = None
+        answer = None
         try:
-            strings = strings_in_sysfs(directory)
+            answer = _Answer(strings_in_sysfs(directory), _problem(directory))
         finally:
             with self._lock:
                 has_ended.set()
-                if strings is not None:
-                    self._known[busid] = plugging, strings
+                if answer is not None:
+                    self._known[busid] = plugging, answer
                 is_late = (busid, plugging) in self._waiting
                 self._waiting.discard((busid, plugging))
         if is_late:
             self.on_late()
+
+
+def _problem(directory: Path) -> UsbipdError | None:
+    try:
+        return why_not_claimable(str(directory))
+    except OSError:  # it is being removed: so the next list finds
+        return None

@@ -1,7 +1,7 @@
-"""Tells of USB devices by the kernel's own events.  Runs in the extension, on Linux.
+"""Receives the kernel's events of USB devices.  Runs in the extension, on Linux.
 
-Neither udevd nor libusb is asked: libusb's thread reads the descriptors of each device that arrives, and
-while one is stuck, it tells of no other (see sysfs_devices.py).
+Neither udevd nor libusb is used: libusb's thread reads the descriptors of each new device, and reports no
+other device while one is stuck (see sysfs_devices.py).
 
 Source: kobject_uevent_env and uevent_net_init in lib/kobject_uevent.c.
 """
@@ -24,9 +24,9 @@ NS_GET_USERNS: Final = 0xB701  # include/uapi/linux/nsfs.h
 PROC_USER_INIT_INO: Final = 0xEFFFFFFD  # include/linux/proc_ns.h: the first user namespace
 
 LONGEST_EVENT: Final = 8192
-"""Bytes: UEVENT_BUFFER_SIZE in include/linux/kobject.h is 2048, and the header comes before."""
+"""Bytes: UEVENT_BUFFER_SIZE in include/linux/kobject.h is 2048, plus the header."""
 READ_AT_ONCE: Final = 64
-"""Events that are read before anything else has its turn."""
+"""Events read in one turn of the event loop."""
 
 
 class UeventListener:
@@ -40,12 +40,12 @@ class UeventListener:
     def start(self) -> None:
         """As in `EventListener`."""
         try:
-            if not hears_the_kernel():
+            if not receives_kernel_events():
                 self._on_end("no hotplug events inside a user namespace (container)")
                 return
             self._socket = open_events()
         except OSError as error:
-            self._on_end(f"the kernel does not tell of devices that come and go: {error.strerror}")
+            self._on_end(f"the kernel sends no hotplug events: {error.strerror}")
             return
         asyncio.get_running_loop().add_reader(self._socket, self._read, self._socket)
         self._on_event()
@@ -63,21 +63,21 @@ class UeventListener:
     def _read(self, events: socket.socket) -> None:
         for _ in range(READ_AT_ONCE):
             try:
-                is_about_us = tells_of_device(events.recv(LONGEST_EVENT))
+                is_about_us = is_device_event(events.recv(LONGEST_EVENT))
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     self._close()
-                    self._on_end(f"the kernel has stopped telling of devices: {error.strerror}")
+                    self._on_end(f"the kernel has stopped sending hotplug events: {error.strerror}")
                     return
-                is_about_us = True  # some were lost: any could have been
+                is_about_us = True  # events were lost, perhaps of a USB device
             if is_about_us:
                 self._on_event()
 
 
 def open_events() -> socket.socket:
-    """A socket with the kernel's events from now on.  Raises `OSError`."""
+    """A socket that receives the kernel's events from now on.  Raises `OSError`."""
     events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, NETLINK_KOBJECT_UEVENT)
     try:
         events.bind((0, KERNEL_EVENTS))
@@ -87,15 +87,15 @@ def open_events() -> socket.socket:
     return events
 
 
-def hears_the_kernel(network: Path = Path("/proc/self/ns/net")) -> bool:
+def receives_kernel_events(network: Path = Path("/proc/self/ns/net")) -> bool:
     """Whether the kernel sends its events in our network namespace, as in all of the first user namespace.
 
-    Raises `OSError` if that cannot be told.
+    Raises `OSError` if that is unknown.
     """
     with network.open("rb") as namespace:
         try:
             owner = fcntl.ioctl(namespace, NS_GET_USERNS)
-        except PermissionError:  # one that is outside of ours
+        except PermissionError:  # the namespace is outside our own
             return False
     try:
         return os.fstat(owner).st_ino == PROC_USER_INIT_INO
@@ -103,10 +103,10 @@ def hears_the_kernel(network: Path = Path("/proc/self/ns/net")) -> bool:
         os.close(owner)
 
 
-def tells_of_device(event: bytes) -> bool:
-    """Whether a USB device has come or gone.
+def is_device_event(event: bytes) -> bool:
+    """Whether a USB device has arrived or left.
 
-    An event is ACTION@DEVPATH and then any number of KEY=VALUE, each ended by a NUL.
+    An event is ACTION@DEVPATH, then any number of KEY=VALUE, each terminated by a NUL.
     """
     action, *fields = event.split(b"\0")
     is_device = b"SUBSYSTEM=usb" in fields and b"DEVTYPE=usb_device" in fields

@@ -1,26 +1,43 @@
 """What a worker holds: one device, real or simulated, ready for the pump.  Runs in workers."""
 
+import sys
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from usbipd._claim import Claim
 from usbipd._pump import LibusbTransfers, SimulatedTransfers, Transfers
+from usbipd.errors import ClaimError
 from usbipd.ipc.children import ClaimParameters
 from usbipd.protocol.constants import Speed
 from usbipd.protocol.op import UsbDevice, UsbInterface
 from usbipd.simulated.device import SimulatedDevice
-from usbipd.usb.descriptors import Endpoint, Interface, parse_configuration, parse_device
+from usbipd.usb.descriptors import (
+    Configuration,
+    DescriptorError,
+    Interface,
+    parse_descriptors,
+)
+from usbipd.usb.sysfs_descriptors import (
+    UNUSABLE,
+    configuration_in_sysfs,
+    descriptors_in_sysfs,
+    devnum_in_sysfs,
+    interfaces_in_sysfs,
+)
 
 
 class HeldDevice(ABC):
-    """A device in this process's hands; `endpoints` are those of every setting of every configuration."""
+    """A device in this process's hands; `configurations` are all that it has."""
 
     claim_method: str
     """For people and reports: how the device was taken."""
 
-    def __init__(self, parameters: ClaimParameters, transfers: Transfers, endpoints: list[Endpoint]) -> None:
+    def __init__(
+        self, parameters: ClaimParameters, transfers: Transfers, configurations: Sequence[Configuration]
+    ) -> None:
         self._parameters = parameters
         self.transfers = transfers
-        self.endpoints = endpoints
+        self.configurations = configurations
 
     @abstractmethod
     def device(self) -> UsbDevice:
@@ -36,9 +53,9 @@ class HeldDevice(ABC):
         """Lets the device go.  Returns what did not work, a sentence each."""
 
     def _describe(
-        self, fields: dict[str, int], speed: Speed, configuration: int, interfaces: list[Interface]
+        self, fields: dict[str, int], speed: Speed, configuration: int, interfaces: Sequence[Interface]
     ) -> UsbDevice:
-        """The OP_* record; of each interface it shows alternate setting 0, as usbip_device.c reads it."""
+        """The OP_* record; of each interface it shows the first setting, as sysfs does before any change."""
         return UsbDevice(
             path=self._parameters.path,
             busid=self._parameters.busid,
@@ -49,7 +66,6 @@ class HeldDevice(ABC):
             interfaces=tuple(
                 UsbInterface(each.bInterfaceClass, each.bInterfaceSubClass, each.bInterfaceProtocol)
                 for each in interfaces
-                if each.bAlternateSetting == 0
             ),
             **fields,
         )
@@ -59,16 +75,35 @@ class HeldUsbDevice(HeldDevice):
     """A real device, claimed through libusb."""
 
     def __init__(self, parameters: ClaimParameters) -> None:
-        self._claim = Claim(parameters.busnum, parameters.devnum)
+        if sys.platform == "darwin":  # nothing there shows all descriptors: the device is asked
+            self._claim = Claim(parameters.busnum, parameters.devnum)
+        else:
+            self._claim = _claim_of(parameters)
         transfers = LibusbTransfers(self._claim, device_memory=parameters.device_memory)
-        super().__init__(parameters, transfers, self._claim.endpoints())
+        super().__init__(parameters, transfers, self._claim.descriptors.configurations)
         self._claim.take()  # last: it undoes itself when it fails, but not when something after it does
+        if sys.platform != "darwin":
+            self._require_all_interfaces(parameters.path)
         self.claim_method = "libusb, captured" if self._claim.captured else "libusb"
+
+    def _require_all_interfaces(self, directory: str) -> None:
+        """A driver of this host must not keep a part of the device.  Raises `ClaimError`."""
+        try:
+            left = interfaces_in_sysfs(directory) - set(self._claim.held)
+        except OSError:  # it is being removed, which the pump will notice
+            return
+        if left:
+            self._claim.give_back()
+            numbers = ", ".join(map(str, sorted(left)))
+            raise ClaimError(
+                f"the kernel has interfaces that the descriptors do not show: {numbers}",
+                code="interfaces-left",
+            )
 
     def device(self) -> UsbDevice:
         claim = self._claim
         speed = Speed.of_libusb(claim.speed())
-        return self._describe(claim.device_descriptor(), speed, claim.configuration, claim.interfaces())
+        return self._describe(claim.descriptors.fields, speed, claim.configuration, claim.interfaces())
 
     def claim_again(self) -> None:
         self._claim.claim_again()
@@ -84,14 +119,12 @@ class HeldSimulatedDevice(HeldDevice):
 
     def __init__(self, parameters: ClaimParameters, model: SimulatedDevice) -> None:
         self._model = model
-        self._configurations = [parse_configuration(raw) for raw in model.configurations]
-        endpoints = [endpoint for each in self._configurations for endpoint in each.endpoints]
-        super().__init__(parameters, SimulatedTransfers(model), endpoints)
+        self._descriptors = parse_descriptors(model.device_descriptor, model.configurations)
+        super().__init__(parameters, SimulatedTransfers(model), self._descriptors.configurations)
 
     def device(self) -> UsbDevice:
-        first, model = self._configurations[0], self._model
-        fields = parse_device(model.device_descriptor)
-        return self._describe(fields, model.speed, first.bConfigurationValue, list(first.interfaces))
+        fields, first = self._descriptors.fields, self._descriptors.configurations[0]
+        return self._describe(fields, self._model.speed, first.bConfigurationValue, first.initial)
 
     def claim_again(self) -> None:
         """There is nothing that it would have to open."""
@@ -104,10 +137,26 @@ class HeldSimulatedDevice(HeldDevice):
         return []
 
 
-def hold_device(parameters: ClaimParameters) -> HeldDevice:
-    """Takes the device; blocks as long as its drivers need to let go.
+def _claim_of(parameters: ClaimParameters) -> Claim:
+    """With what Linux has read when it enumerated the device.  Raises `ClaimError`."""
+    busnum, devnum, directory = parameters.busnum, parameters.devnum, parameters.path
+    try:
+        descriptors = descriptors_in_sysfs(directory)
+        configuration = configuration_in_sysfs(directory)
+        is_there = devnum_in_sysfs(directory) == devnum
+    except OSError:
+        is_there = False
+    except DescriptorError as error:
+        raise ClaimError(f"its descriptors cannot be read: {error.message}", code=UNUSABLE) from error
+    if not is_there:
+        raise ClaimError(f"device {devnum} of bus {busnum} is gone", code="LIBUSB_ERROR_NO_DEVICE")
+    return Claim(busnum, devnum, descriptors=descriptors, configuration=configuration)
 
-    Raises `ClaimError` when somebody else keeps it, `UsageError` for a wrong option of a simulated device.
+
+def hold_device(parameters: ClaimParameters) -> HeldDevice:
+    """Claims the device; blocks until its drivers have released it.
+
+    Raises `ClaimError` when another process or driver holds it, `UsageError` for a wrong option of a simulated device.
     """
     if parameters.simulated is None:
         return HeldUsbDevice(parameters)

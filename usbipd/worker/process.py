@@ -1,8 +1,8 @@
-"""The worker's main: claims one device, drops its rights, then serves one client after the other.
+"""The worker's main: claims one device, drops its rights, then serves one client after another.
 
 Every process of usbipd starts alike: channel on descriptor 3, log, signals, orders from the extension, drop,
-proof.  A worker lives exactly as long as its claim: it ends when the extension tells it to give the device
-back, when the device is gone, or when the extension is (end of file on the channel).
+proof.  A worker lives exactly as long as its claim: it exits when the extension sends RELEASE, when the
+device is gone, or when the extension is gone (end of file on the channel).
 """
 
 import logging
@@ -37,11 +37,11 @@ _LOG: Final = logging.getLogger(__name__)
 _GONE: Final = "the device is gone"
 _CLAIM_LOST: Final = "the device could not be claimed again after a request that releases it"
 _CLOSED: Final = "the extension closed the channel"
-"""No fault: an extension that ends while a device is being claimed does just that."""
+"""Not an error: an extension may exit while a device is being claimed."""
 
 
 class _Ended(Exception):  # noqa: N818 - not an error
-    """The worker's time is over, and the device is given back."""
+    """The worker has released its device and exits."""
 
 
 class Worker:
@@ -54,14 +54,14 @@ class Worker:
         self._client: socket.socket | None = None
 
     def run(self) -> NoReturn:
-        """Serves until `_Ended`.  Whatever else ends it, the device is given back first."""
+        """Serves until `_Ended`.  On any other exception it releases the device first."""
         try:
             while True:
                 self._serve(self._pump.run())
         except _Ended:
             raise
         except BaseException:
-            self._let_go()
+            self._release()
             raise
 
     def _serve(self, wake: int) -> None:
@@ -98,7 +98,7 @@ class Worker:
             case Nothing() if item.command is Command.DISCONNECT:
                 self._disconnect(item)
             case Nothing() if item.command is Command.RELEASE:
-                problems = self._let_go()
+                problems = self._release()
                 self._channel.respond(
                     item, UsbipdError("; ".join(problems), code="release-failed") if problems else Nothing()
                 )
@@ -115,17 +115,17 @@ class Worker:
         self._pump.attach(client.fileno())
 
     def _disconnect(self, request: Request) -> None:
-        if self._client is None:  # it may have left while the request was on its way
+        if self._client is None:  # it may have left before the request arrived
             error = UsbipdError("no client is attached", code="not-attached")
             self._channel.respond(request, error)
         else:
             self._detach("ended on request", request)
 
     def _detach(self, reason: str, request: Request | None = None) -> None:
-        """Ends the client's session and makes the device ready for the next one.
+        """Ends the client's session and prepares the device for the next one.
 
-        `request` asked for it.  Its answer goes out behind DETACHED, so that whoever gets it knows of the end
-        already, and before the reset, which takes time.
+        Answers `request`, if any, after DETACHED, so that the extension knows of the end by then, and before
+        the reset, which takes time.
         """
         if self._client is not None:
             _LOG.debug("client detached: %s", reason)
@@ -142,11 +142,11 @@ class Worker:
         self._channel.push(EventName.RESTORED, Nothing())
 
     def _close_client(self) -> None:
-        """The connection ends first, so that the client knows; then its URBs are taken back."""
+        """Closes the connection first, to notify the client; then cancels its URBs."""
         assert self._client is not None
         try:
             self._client.shutdown(socket.SHUT_RDWR)
-        except OSError:  # it is closed already
+        except OSError:  # already closed
             _LOG.debug("the client's socket was closed before")
         drained = self._pump.finish()
         if self._held.transfers.problem:
@@ -157,14 +157,14 @@ class Worker:
             raise UsbipdError("the device keeps cancelled URBs: only the end of this worker frees them")
 
     def _restore(self) -> None:
-        """What the client did to the device's settings is undone, unless it is no longer ours."""
+        """Undoes the client's changes to the device's settings, unless the device is gone or unclaimed."""
         if not (self._pump.gone or self._pump.unclaimed):
             result = self._pump.restore()
             if result < 0:
                 _LOG.warning("resetting the device failed: Linux errno %d", -result, extra=LIMITED)
 
-    def _let_go(self) -> list[str]:
-        """Gives the device back to this host.  Returns what did not work, a sentence each."""
+    def _release(self) -> list[str]:
+        """Releases the device to this host.  Returns the problems, a sentence each."""
         if self._client is not None:
             self._close_client()
             self._restore()
@@ -174,7 +174,7 @@ class Worker:
         return problems
 
     def _end(self) -> NoReturn:
-        self._let_go()
+        self._release()
         raise _Ended
 
 
@@ -187,8 +187,8 @@ def _set_log_level(parameters: LogParameters) -> Nothing | UsbipdError:
 
 
 def _start(channel: BlockingChannel) -> Worker:
-    """CLAIM: takes the device, drops rights, answers.  Raises when there is nothing to live for, having said
-    why; what had been taken is given back."""
+    """CLAIM: claims the device, drops rights, answers.  On failure it answers with the error, releases the
+    device and raises."""
     order = channel.receive()
     if order is None:
         raise _Ended
@@ -205,8 +205,8 @@ def _start(channel: BlockingChannel) -> Worker:
             os.close(order.descriptor)
         log.set_level(order.parameters.log_level)
         if order.parameters.confinement is not None:
-            # First: a socket of the log could send to abstract addresses of the host, and libusb starts a
-            # thread, which would stay behind.
+            # First: the socket of the log could send to abstract addresses of the host, and libusb starts a
+            # thread, which would stay in the host's namespace.
             confinement.leave_network()
         log.send_to(order.parameters.log_to)
         return _claim(channel, order, order.parameters, page)
@@ -226,7 +226,7 @@ def _claim(channel: BlockingChannel, order: Request, parameters: ClaimParameters
             _try_to_claim_again(held)
         pump = _pump.Pump(
             held.transfers,
-            endpoints=held.endpoints,
+            configurations=held.configurations,
             configuration=device.bConfigurationValue,
             devid=device.devid,
             channel=channel.fileno(),
@@ -246,30 +246,30 @@ def _claim(channel: BlockingChannel, order: Request, parameters: ClaimParameters
 
 
 def _try_to_claim_again(held: HeldDevice) -> None:
-    """Raises `UsbipdError` if what SET_CONFIGURATION takes no longer works: better now than for each
-    client."""
+    """Raises `UsbipdError` if the confined process cannot claim the device again, as SET_CONFIGURATION needs:
+    better now than for each client."""
     try:
         held.claim_again()
     except UsbipdError as error:
         if error.code == "LIBUSB_ERROR_NO_DEVICE":
             raise
         raise UsbipdError(
-            f"once confined, the worker cannot claim its device again: {error.message}",
+            f"the confined worker cannot claim its device again: {error.message}",
             code=USELESS_WHEN_CONFINED,
-            advice='write confine = "off" into usbipd.toml, and report it to the maintainers of usbipd',
+            advice='set confine = "off" in usbipd.toml, and report it to the maintainers of usbipd',
         ) from error
 
 
 def _error_for_extension(error: BaseException) -> UsbipdError:
-    """What the extension gets to know of an error that ends a claim before it has begun."""
+    """The error of a failed claim as the extension receives it."""
     if isinstance(error, UsbipdError):
         return error
-    what = "cannot give up its rights" if isinstance(error, SystemExit) else f"failed: {error!r}"
-    return UsbipdError(f"the worker {what}", code="worker-failed", advice="the log says more")
+    what = "cannot drop its rights" if isinstance(error, SystemExit) else f"failed: {error!r}"
+    return UsbipdError(f"the worker {what}", code="worker-failed", advice="see the log for details")
 
 
 def main(arguments: list[str]) -> int:
-    """`usbipd-ext @worker BUSID`, started by the extension; the busid is for people who read `ps`."""
+    """`usbipd-ext @worker BUSID`, started by the extension; the busid is for readers of `ps`."""
     log.configure("worker", busid=arguments[0] if arguments else None)
     try:
         if frozen.IS_FROZEN:
@@ -279,7 +279,7 @@ def main(arguments: list[str]) -> int:
     except _Ended:
         return 0
     except (UsbipdError, OSError) as error:
-        if isinstance(error, IPCError) and error.code == "gone":  # found out while we told it something
+        if isinstance(error, IPCError) and error.code == "gone":  # noticed on a send
             _LOG.info("%s: released the device", _CLOSED)
             return 0
         _LOG.error("%s", error)

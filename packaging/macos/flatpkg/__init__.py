@@ -1,15 +1,15 @@
-"""Writes a macOS installer package, in the flat format, on any system and byte for byte the same.
+"""Writes a macOS installer package in the flat format, reproducibly, on any system.
 
-`make pkg` runs it where Apple's pkgbuild and productbuild are not, so that the package can be built, read and
-tested there.
+`make pkg` runs it on systems without Apple's pkgbuild and productbuild, so that the package can be built,
+read and tested there.
 
-    product.py   what a product archive holds: Distribution, and one component
-    xar.py       the archive round all of it
+    product.py   the contents of a product archive: Distribution, and one component
+    xar.py       the archive around it
     cpio.py      the files themselves, and the scripts
-    bom.py       the list of them that the receipt is made from
-    tree.py      the directory that they come from
-    macho.py     which processors an executable is for
+    bom.py       the list of them, for the receipt
+    tree.py      the source directory
+    macho.py     the processors of an executable
 
-Apple documents none of these formats but the archive's.  What is known of them is common knowledge of the
-tools that read and write them; that a Mac takes what is written here needs a Mac to be proven.
+Apple documents only the archive's format.  The others are known from the tools that read and write them; only
+a Mac can prove that macOS accepts the result.
 """

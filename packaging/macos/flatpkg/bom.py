@@ -6,7 +6,7 @@ Runs in `make pkg`.  A Bom is a store of numbered blocks, of which five have nam
     Paths     a tree: an entry's number and attributes, by the number of its directory and its name
     HLIndex, VIndex, Size64   hard links, paths by pattern, sizes beyond 32 bits: empty trees here
 
-All numbers are big-endian.  Apple does not document the format; this is the part of it that readers agree on.
+All numbers are big-endian.  Apple does not document the format; this is the part that readers agree on.
 """
 
 import stat
@@ -31,17 +31,17 @@ _PER_NODE: Final = 256
 """Entries of one node: 12 bytes and 8 for each fit into a large page."""
 
 _COMPLETE: Final = 0x000F
-"""There are attributes, not the path alone; bits above would say that an executable's sizes are there too."""
+"""Attributes follow, not only the path; higher bits would mean that an executable's sizes follow too."""
 _END: Final = bytes(8)
 
 _REVERSED: Final = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def bill(entries: Sequence[Entry], time: int) -> bytes:
-    """The Bom of what `cpio.archive` writes of the same entries at the same time.  Raises `UnfitError`."""
+    """The Bom that matches `cpio.archive` of the same entries and time.  Raises `UnfitError`."""
     store = _Store()
     total = sum(len(entry.content) for entry in entries if not entry.is_directory)
-    # One path more than there are: so do those who compared theirs with what mkbom(8) writes.
+    # One more than the number of paths, as in the output of mkbom(8).
     store.name("BomInfo", struct.pack(">III4I", 1, len(entries) + 1, 1, 0, 0, total & 0xFFFF_FFFF, 0))
     store.name("Paths", _paths(store, entries, time))
     store.name("HLIndex", _empty_tree(store, _LARGE_PAGE))
@@ -52,7 +52,7 @@ def bill(entries: Sequence[Entry], time: int) -> bytes:
 
 
 class _Store:
-    """Blocks by number, and the numbers of those that have names.  Block 0 is none."""
+    """Blocks by number, and the numbers of the named ones.  Block 0 is unused."""
 
     def __init__(self) -> None:
         self._blocks: list[bytes] = [b""]
@@ -63,7 +63,7 @@ class _Store:
         return len(self._blocks) - 1
 
     def reserve(self) -> int:
-        """The number of a block that comes later, by `fill`."""
+        """The number of a block whose content `fill` sets later."""
         return self.add(b"")
 
     def fill(self, number: int, block: bytes) -> None:
@@ -80,7 +80,7 @@ class _Store:
         names = struct.pack(">I", len(self._names)) + b"".join(
             struct.pack(">IB", number, len(name)) + name.encode() for name, number in self._names.items()
         )
-        # behind the blocks' places comes the list of free ones, which has two that are none
+        # after the blocks' places comes the list of free blocks, with two empty entries
         index = struct.pack(">I", len(places)) + b"".join(places) + struct.pack(">I", 2) + bytes(16)
         names_at = _HEADER_SPACE + len(data)
         index_at = names_at + len(names)
@@ -129,7 +129,7 @@ def _empty_tree(store: _Store, page: int) -> bytes:
 
 
 def _tree(store: _Store, pairs: Sequence[tuple[int, int]], page: int) -> bytes:
-    """A tree of (key, value), each the number of a block: leaves, and a node above if there are several."""
+    """A tree of (key, value), each a block number: leaves, with a node above if there are several."""
     groups = [pairs[start : start + _PER_NODE] for start in range(0, len(pairs), _PER_NODE)] or [pairs]
     if len(groups) > _PER_NODE:
         raise UnfitError(f"{len(pairs)} entries; the Bom takes {_PER_NODE * _PER_NODE} at most")
@@ -153,7 +153,7 @@ def _node(is_leaf: bool, after: int, before: int, pairs: Iterable[tuple[int, int
 def cksum(content: bytes) -> int:
     """The checksum of POSIX cksum(1): a CRC over the content and its length, most significant bit first.
 
-    zlib's has the same polynomial and goes the other way, so it gets the bits of each byte reversed.
+    zlib's uses the same polynomial in the other direction, so it gets the bits of each byte reversed.
     """
     length = len(content).to_bytes((len(content).bit_length() + 7) // 8, "little")
     reversed_crc = zlib.crc32((content + length).translate(_REVERSED), 0xFFFF_FFFF)

@@ -1,4 +1,4 @@
-"""For which processors a Mach-O executable was built.  Runs in `make pkg`.
+"""The processors that a Mach-O executable was built for.  Runs in `make pkg`.
 
 Numbers: <mach-o/loader.h>, <mach-o/fat.h>, <mach/machine.h> of macOS.
 """
@@ -8,7 +8,7 @@ from typing import Final
 
 from flatpkg.tree import UnfitError
 
-_MAGIC_64: Final = 0xFEEDFACF  # in the order of the processor: little-endian on both that we know
+_MAGIC_64: Final = 0xFEEDFACF  # in the processor's byte order: little-endian on both known ones
 _FAT_MAGIC: Final = 0xCAFEBABE  # always big-endian
 _PROCESSORS: Final = {0x0100_0007: "x86_64", 0x0100_000C: "arm64"}
 _MOST: Final = 8
@@ -16,9 +16,9 @@ _MOST: Final = 8
 
 
 def architectures(content: bytes) -> list[str]:
-    """The names that Apple's tools give them; none if it is no Mach-O file.
+    """The processors, by Apple's names; empty if `content` is not a Mach-O file.
 
-    Raises `UnfitError` if it is one that is cut short, or is for none that we know.
+    Raises `UnfitError` if it is truncated, or for an unknown processor.
     """
     if content[:4] == struct.pack("<I", _MAGIC_64):
         return [_name(*_unpack("<I", content, 4))]
@@ -31,7 +31,7 @@ def architectures(content: bytes) -> list[str]:
 
 def _unpack(form: str, content: bytes, offset: int) -> tuple[int, ...]:
     if len(content) < offset + struct.calcsize(form):
-        raise UnfitError(f"a Mach-O file that is cut short after {len(content)} bytes")
+        raise UnfitError(f"a Mach-O file truncated after {len(content)} bytes")
     return struct.unpack_from(form, content, offset)
 
 

@@ -2,12 +2,12 @@
 
 Runs in `make pkg`.
 
-    Distribution          what to ask and check before anything is installed
+    Distribution          what to ask and check before installing
     usbipd.pkg/
         Bom               bom.py
-        PackageInfo       who the component is, and which scripts it has
-        Payload           gzip of cpio.py: what is installed
-        Scripts           the same of the scripts
+        PackageInfo       the component's identifier and scripts
+        Payload           gzip of cpio.py: the installed files
+        Scripts           the same for the scripts
 """
 
 import gzip
@@ -23,9 +23,9 @@ COMPONENT: Final = "usbipd.pkg"
 
 
 def package_info(identifier: str, version: str) -> ElementTree.Element:
-    """What PackageInfo contains, by pkgbuild or by us; pkgbuild takes it with --info and adds the rest.
+    """The contents of PackageInfo, for pkgbuild (--info, which adds the rest) and for us.
 
-    Directories that are there keep their owner and mode: /usr/local may be Homebrew's.
+    Existing directories keep their owner and mode: /usr/local may be Homebrew's.
     """
     return ElementTree.Element(
         "pkg-info",
@@ -49,7 +49,7 @@ def archive(
     scripts: Sequence[Entry],
     time: int,
 ) -> bytes:
-    """The whole package, everything in it of `time`, seconds since 1970.  Raises `UnfitError`."""
+    """The whole package; all its times are `time`, seconds since 1970.  Raises `UnfitError`."""
     size = sum(len(entry.content) for entry in payload)
     ElementTree.SubElement(
         info, "payload", {"numberOfFiles": str(len(payload)), "installKBytes": str(-(-size // 1024))}
@@ -59,7 +59,7 @@ def archive(
     for name in SCRIPTS:
         entry = found.get(f"./{name}")
         if entry is None or not entry.mode & 0o100 or entry.is_directory or entry.is_link:
-            raise UnfitError(f"there is no script {name} that can be executed")
+            raise UnfitError(f"no executable script {name}")
         ElementTree.SubElement(section, name, {"file": f"./{name}"})
     component = xar.Directory(
         COMPONENT,

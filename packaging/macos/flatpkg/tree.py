@@ -1,6 +1,6 @@
-"""A directory as a package installs it: every entry with its mode and content, everything owned by root.
+"""A directory as a package installs it: every entry with its mode and content, all owned by root.
 
-Runs in `make pkg`.  What has no place in a package is refused here, with its path.
+Runs in `make pkg`.  What does not belong in a package is refused here, with its path.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 MAX_FILE: Final = 0xFFFF_FFFF
-"""Bytes: what the 32-bit size in a Bom can say."""
+"""Bytes: the limit of the 32-bit size in a Bom."""
 MAX_PATH: Final = 1023
 """Bytes without the final NUL: PATH_MAX of macOS <sys/syslimits.h>."""
 MAX_NAME: Final = 255
@@ -32,7 +32,7 @@ class Entry:
     mode: int
     """Type and permissions, as in `st_mode`."""
     content: bytes
-    """What is in the file, or where the link points; of a directory nothing."""
+    """The file's content, or the link's target; empty for a directory."""
 
     @property
     def is_directory(self) -> bool:
@@ -44,7 +44,7 @@ class Entry:
 
 
 def read_tree(root: Path) -> list[Entry]:
-    """All entries below `root`, which is the first; a directory stands before what is in it.
+    """`root` and all entries below it; a directory precedes its contents.
 
     Raises `UnfitError`.
     """
@@ -63,7 +63,7 @@ def read_tree(root: Path) -> list[Entry]:
 
 
 def _entries(root: Path, place: PurePosixPath) -> Iterator[Entry]:
-    for name in sorted(os.listdir(root / place), key=os.fsencode):  # noqa: PTH208 - names are all we need
+    for name in sorted(os.listdir(root / place), key=os.fsencode):  # noqa: PTH208 - only names are needed
         inner = place / name
         path = f"./{inner}"
         _check_name(name, path)
@@ -90,7 +90,7 @@ def _check_name(name: str, path: str) -> None:
     except UnicodeEncodeError as error:
         raise UnfitError(f"{path!r}: the name is not UTF-8") from error
     if not name.isprintable():
-        raise UnfitError(f"{path!r}: the name has characters that cannot be printed")
+        raise UnfitError(f"{path!r}: the name has unprintable characters")
     if len(raw) > MAX_NAME:
         raise UnfitError(f"{path}: the name has {len(raw)} bytes, more than the {MAX_NAME} of macOS")
     if len(path.encode()) > MAX_PATH:
@@ -104,28 +104,28 @@ def _check_mode(mode: int, path: str) -> None:
         raise UnfitError(f"{path}: neither a regular file nor a directory nor a symbolic link")
     if mode & (stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX) or mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UnfitError(
-            f"{path}: mode {stat.S_IMODE(mode):04o}: what root installs is written by root only, "
-            "and has no set-id or sticky bit"
+            f"{path}: mode {stat.S_IMODE(mode):04o}: files that root installs are writable by root only, "
+            "and have no set-id or sticky bit"
         )
 
 
 def _check_link(entry: Entry, known: dict[str, Entry]) -> None:
-    """Raises `UnfitError` unless the link leads to something in the tree, on whichever volume that is."""
+    """Raises `UnfitError` unless the link leads to something in the tree, on any volume."""
     target = os.fsdecode(entry.content)
     if target.startswith("/"):
-        raise UnfitError(f"{entry.path}: points to {target}, which on another volume is something else")
+        raise UnfitError(f"{entry.path}: points to {target}, which differs on another volume")
     reached = os.path.normpath(f"{PurePosixPath(entry.path).parent}/{target}")
     if reached == ".." or reached.startswith("../"):
-        raise UnfitError(f"{entry.path}: points to {target}, outside of the package")
+        raise UnfitError(f"{entry.path}: points to {target}, outside the package")
     if f"./{reached}" not in known and reached != ".":
         raise UnfitError(f"{entry.path}: points to {target}, which is not in the package")
 
 
 def _refuse_twins(entries: list[Entry]) -> None:
-    """Raises `UnfitError` for two names that are one on a Mac's usual file system, which knows no case."""
+    """Raises `UnfitError` for two names that differ only in case, which a Mac's usual file system ignores."""
     seen: dict[str, str] = {}
     for entry in entries:
         folded = unicodedata.normalize("NFD", entry.path).casefold()
         if folded in seen:
-            raise UnfitError(f"{entry.path}: on a Mac the same as {seen[folded]}")
+            raise UnfitError(f"{entry.path}: the same file as {seen[folded]} on a Mac")
         seen[folded] = entry.path

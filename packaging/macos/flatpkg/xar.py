@@ -1,7 +1,7 @@
 """xar archives: a header, a compressed table of contents in XML, and a heap.  Runs in `make pkg`.
 
 Format: https://github.com/apple-oss-distributions/xar, xar/include/xar.h and the comments of xar/lib/.
-All is stored as it comes, since what is large in a package is compressed already.
+Members are stored uncompressed, since the large ones are compressed already.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class Directory:
 
 def archive(members: "tuple[File | Directory, ...]", time: int) -> bytes:
     """The members, owned by root and made at `time`, seconds since 1970."""
-    heap = bytearray(_DIGEST_SIZE)  # the checksum of the table, which is not known yet
+    heap = bytearray(_DIGEST_SIZE)  # the checksum of the table, not known yet
     root = ElementTree.Element("xar")
     table = ElementTree.SubElement(root, "toc")
     checksum = ElementTree.SubElement(table, "checksum", style="sha1")
@@ -54,7 +54,7 @@ def archive(members: "tuple[File | Directory, ...]", time: int) -> bytes:
 
 
 class _Table:
-    """The table of contents as it grows, and the heap with it."""
+    """The growing table of contents, and the heap."""
 
     def __init__(self, heap: bytearray, moment: str) -> None:
         self._heap = heap

@@ -1,11 +1,11 @@
-/* wire: a link between two network namespaces of its own, for where the kernel has no netem.  Runs beside usbipd in
+/* wire: a link between two new network namespaces, for kernels without netem.  Runs beside usbipd in
  * `make bench`.
  *
  *     wire DELAY_US JITTER_US MBIT_S LOSS QUEUE_BYTES SEED
  *
  * It makes the namespaces, with a TUN device in each, and moves packets between them as way.h says, in both directions
  * alike.  The first line of output has the numbers of two descriptors, of the server's namespace (address 192.0.2.1)
- * and of the client's (192.0.2.2): a program that enters /proc/PID/fd/NUMBER is there.  A line `stall MS` on standard
+ * and of the client's (192.0.2.2): a program that enters /proc/PID/fd/NUMBER runs there.  A line `stall MS` on standard
  * input stops the network for so long.  It ends with standard input; namespaces and devices have no name outside and
  * end with the last process in them.
  */

@@ -77,7 +77,7 @@ static bool recv_exact(struct conn *c, void *data, size_t len)
     return true;
 }
 
-/* Makes a header contiguous in the buffer; reads all that is there. */
+/* Makes a header contiguous in the buffer; reads all that has arrived. */
 static bool need_header(struct conn *c)
 {
     if (c->len - c->at >= USBIP_URB_HDR)

@@ -1,7 +1,7 @@
-"""Who gets which device, and who may decide that: cases that need a real kernel.  Runs in the guest.
+"""Which client gets which device, and who may change that: cases that need a real kernel.  Runs in the guest.
 
-Two identical devices; users of this host, as the kernel names them; devices that this host uses itself; a
-device that becomes another one.
+Two identical devices; users of this host, as identified by the kernel; devices in use on this host; a device
+that becomes a different one.
 """
 
 import concurrent.futures
@@ -42,7 +42,7 @@ def daemon_starts() -> None:
 # ---- two identical devices ---------------------------------------------------------------------------------
 
 TWINS: Final[dict[str, tuple[Gadget, Path]]] = {}
-"""By busid, with the file that has its blocks."""
+"""Backing files by busid."""
 
 
 @step("twins")
@@ -62,15 +62,15 @@ def identical_devices_are_told_apart_by_port() -> None:
     wait_for_state(first, "shared")
     wait_for_state(second, "not shared")
     check(
-        UsbDevice(second).driver() == "usb-storage", "bind took the other one of two identical devices, too"
+        UsbDevice(second).driver() == "usb-storage", "bind also claimed the second of two identical devices"
     )
     ask("bind", "--busid", second)
     wait_for_state(second, "shared")
 
 
 @step("twins")
-def two_clients_at_once_get_each_its_own_data() -> None:
-    attached = [client.attach(busid) for busid in TWINS]  # not at once: usbip(8) loops when it loses a port
+def two_concurrent_clients_each_get_their_own_data() -> None:
+    attached = [client.attach(busid) for busid in TWINS]  # in sequence: usbip(8) loops when it loses a port
     for busid in TWINS:
         wait_for_state(busid, "attached")
     with concurrent.futures.ThreadPoolExecutor() as clients:
@@ -80,16 +80,16 @@ def two_clients_at_once_get_each_its_own_data() -> None:
 
 
 def _check_own_data(attached: UsbDevice, backing: Path) -> None:
-    """Read all of the disk, write other data on all of it, and find them where they belong."""
+    """Read the whole disk, overwrite it, and check the backing file."""
     node = wait_for(f"a block device of {attached.busid}", attached.block_device)
     found = node.read_bytes()
-    check(found == backing.read_bytes(), f"{node} does not have the data of {backing}")
+    check(found == backing.read_bytes(), f"{node} differs from {backing}")
     data = random.randbytes(len(found))
     with node.open("wb", buffering=0) as blocks:
         for start in range(0, len(data), MIB // 4):
             blocks.write(data[start : start + MIB // 4])
         os.fsync(blocks.fileno())
-    check(backing.read_bytes() == data, f"what was written to {node} is not in {backing}")
+    check(backing.read_bytes() == data, f"data written to {node} is not in {backing}")
 
 
 @step("twins")
@@ -105,15 +105,15 @@ def unbind_of_one_leaves_the_other_shared() -> None:
 
 # ---- users of this host ------------------------------------------------------------------------------------
 
-GROUP: Final = 64240  # of the name usbipd: vm/guest_init.sh
+GROUP: Final = 64240  # the group usbipd: vm/guest_init.sh
 MEMBER: Final = User("member", 64241, 64241, (64241, GROUP))
 OTHER: Final = User("other", 64242, 64242, (64242,))
 SERVICE: Final = User("usbipd", GROUP, GROUP)
-"""Whom server and workers become."""
+"""The user of server and workers."""
 
 
 @step("users")
-def everybody_may_look() -> None:
+def all_users_have_read_access() -> None:
     for directory in (*Path(sys.prefix).parents, *Path(sys.base_prefix).parents):
         directory.chmod(directory.stat().st_mode | 0o011)  # root's Python may be in root's home
     with _stick() as busid:
@@ -125,15 +125,15 @@ def everybody_may_look() -> None:
                 ("doctor", "checks"),
             ):
                 outcome = call(verb, "--json", user=user)
-                check(shows in outcome.document, f"{user.name} does not get {shows} from {verb}")
+                check(shows in outcome.document, f"{verb} does not show {shows} to {user.name}")
                 check(
-                    outcome.code == 0 or verb == "doctor", f"{verb} ends with {outcome.code} for {user.name}"
+                    outcome.code == 0 or verb == "doctor", f"{verb} exits with {outcome.code} for {user.name}"
                 )
         check(listed(busid) is not None, f"{busid} is not listed")
 
 
 @step("users")
-def root_and_the_group_may_decide() -> None:
+def root_and_the_group_may_change_bindings() -> None:
     with _stick() as busid:
         for user in (ROOT, MEMBER):
             outcome = call("bind", "--json", "--busid", busid, user=user)
@@ -151,11 +151,11 @@ def root_and_the_group_may_decide() -> None:
 
 
 @step("users")
-def nobody_else_may_decide() -> None:
+def no_other_user_may_change_bindings() -> None:
     with _stick() as busid:
         for user in (OTHER, SERVICE):
             _check_refused(user, "bind", busid)
-        check(UsbDevice(busid).driver() == "usb-storage", "a bind that was refused took the device")
+        check(UsbDevice(busid).driver() == "usb-storage", "a refused bind claimed the device")
         ask("bind", "--busid", busid)
         attached = client.attach(busid)
         for user in (OTHER, SERVICE):
@@ -169,15 +169,17 @@ def nobody_else_may_decide() -> None:
 
 def _check_refused(user: User, verb: str, busid: str) -> None:
     outcome = call(verb, "--json", "--busid", busid, user=user)
-    check(outcome.code == 1, f"{verb} by {user.name} ended with {outcome.code}, not 1")
+    check(outcome.code == 1, f"{verb} by {user.name} exited with {outcome.code}, not 1")
     check(outcome.error == "not-permitted", f"{verb} by {user.name}: {outcome.stdout}")
     words = outcome.stderr
-    check("you may not" in words and "sudo" in words, f"{verb} tells {user.name} only: {words}")
+    check(
+        "permission denied" in words and "sudo" in words, f"{verb} prints only this to {user.name}: {words}"
+    )
 
 
 @step("users")
-def installed_command_tells_the_same() -> None:
-    """The command as it is installed, started by that user: those above are forks of this process."""
+def installed_command_refuses_alike() -> None:
+    """The installed command, started by that user: the commands above are forks of this process."""
     command: list[str | Path] = [Path(sys.prefix) / "bin" / "usbipd", "unbind", "--all"]
     done = subprocess.run(
         command,
@@ -188,10 +190,10 @@ def installed_command_tells_the_same() -> None:
         text=True,
         cwd="/",
     )
-    check(done.returncode == 1 and "you may not unbind" in done.stderr, f"{done.returncode}: {done.stderr}")
+    check(done.returncode == 1 and "permission denied" in done.stderr, f"{done.returncode}: {done.stderr}")
 
 
-# ---- what this host uses itself ----------------------------------------------------------------------------
+# ---- devices in use on this host ---------------------------------------------------------------------------
 
 MOUNT_POINTS: Final = (Path("/run/mnt/here"), Path("/run/mnt/there too"))
 
@@ -204,33 +206,32 @@ def mounted_device_is_refused_with_its_mount_points() -> None:
         here.mount(UsbDevice(busid))
         there.mount(UsbDevice(busid))
         data = random.randbytes(3 * MIB)
-        (here.mount_point / "data").write_bytes(data)  # which nobody has written to the device yet
+        (here.mount_point / "data").write_bytes(data)  # not yet flushed to the device
 
         outcome = call("bind", "--json", "--busid", busid)
         message = outcome.document["error"]["message"]
         check(
-            outcome.code == 1 and all(str(path) in message for path in MOUNT_POINTS), f"bind says: {message}"
+            outcome.code == 1 and all(str(path) in message for path in MOUNT_POINTS),
+            f"bind prints: {message}",
         )
         check("--force" in outcome.stderr, f"the advice is {outcome.stderr}")
-        check(
-            all(path.is_mount() for path in MOUNT_POINTS), "a bind that was refused has unmounted something"
-        )
-        check(UsbDevice(busid).driver() == "usb-storage", "a bind that was refused took the device")
+        check(all(path.is_mount() for path in MOUNT_POINTS), "a refused bind unmounted something")
+        check(UsbDevice(busid).driver() == "usb-storage", "a refused bind claimed the device")
 
-        with (here.mount_point / "data").open("rb") as file:  # somebody works there
+        with (here.mount_point / "data").open("rb") as file:  # a process uses it
             outcome = call("bind", "--json", "--force", "--busid", busid)
             message = outcome.document["error"]["message"]
-            check(outcome.code == 1 and str(MOUNT_POINTS[0]) in message, f"bind --force says: {message}")
-            check(file.read() == data, "the file is not what it was")
+            check(outcome.code == 1 and str(MOUNT_POINTS[0]) in message, f"bind --force prints: {message}")
+            check(file.read() == data, "the file has changed")
 
         outcome = call("bind", "--json", "--force", "--busid", busid)
-        check(outcome.code == 0, f"bind --force ended with {outcome.code}: {outcome.stdout}")
+        check(outcome.code == 0, f"bind --force exited with {outcome.code}: {outcome.stdout}")
         check(not any(path.is_mount() for path in MOUNT_POINTS), "it is still mounted")
         wait_for_state(busid, "shared")
 
         attached = client.attach(busid)
         node = wait_for("a block device of the attached device", attached.block_device)
-        run("e2fsck", "-f", "-n", node)  # -n: nothing is mended, so nothing may be wrong
+        run("e2fsck", "-f", "-n", node)  # -n: repairs nothing, so it must find no errors
         here.mount(attached)
         found = (here.mount_point / "data").read_bytes()
         here.unmount()
@@ -247,7 +248,7 @@ usb.util.claim_interface(device, 0)
 print("held", flush=True)
 sys.stdin.read()
 """
-"""A program that waits for a device, claims it, and keeps it until its stdin is at the end."""
+"""A program that waits for a device, claims it, and holds it until end of file on stdin."""
 GIZMO: Final = "1d6b:0a0a"
 
 
@@ -258,34 +259,35 @@ def program_that_holds_a_device_is_named() -> None:
             outcome = call("bind", "--json", "--busid", busid)
             message = outcome.document["error"]["message"]
             check(
-                outcome.code == 1 and str(pid) in message, f"process {pid} holds it, and bind says: {message}"
+                outcome.code == 1 and str(pid) in message,
+                f"process {pid} holds it, but bind prints: {message}",
             )
             check(outcome.error == "LIBUSB_ERROR_BUSY", f"the error is {outcome.error}")
             wait_for_state(busid, "not shared")
-            check(ask("list")["bindings"] == [], "a bind that failed has bound something")
+            check(ask("list")["bindings"] == [], "a failed bind has created a binding")
         ask("bind", "--busid", busid)
         wait_for_state(busid, "shared")
 
 
 @step("held")
-def claim_that_fails_is_tried_until_it_works() -> None:
+def failed_claim_is_retried_until_it_succeeds() -> None:
     ask("bind", "--hardware-id", GIZMO)
     gizmo = Gadget(LOOPBACK, hardware_id=GIZMO, product="Gizmo")
     with ExitStack() as held:
-        with _daemon_stopped():  # so that the program is first
+        with _daemon_stopped():  # so that the program claims first
             pid = held.enter_context(_holder(gizmo.plug))
         busid = gizmo.wait_until_plugged().busid
         device = wait_for_state(busid, "failed")
         print(f"failed: {device['error']}: {device['advice']}, next try at {device['next_try']}")
         check(str(pid) in str(device["error"]), f"process {pid} holds it; the reason is {device['error']}")
-        check(device["advice"] and device["next_try"], "there is no advice or no next try")
+        check(device["advice"] and device["next_try"], "advice or time of the next try is missing")
     wait_for_state(busid, "shared")
     _remove(gizmo)
 
 
 @contextmanager
 def _daemon_stopped() -> Iterator[None]:
-    """The extension does nothing during a `with` block."""
+    """The extension is suspended during a `with` block."""
     DAEMON.process.send_signal(signal.SIGSTOP)
     try:
         yield
@@ -295,7 +297,7 @@ def _daemon_stopped() -> Iterator[None]:
 
 @contextmanager
 def _holder(begin: Callable[[], None] = lambda: None) -> Iterator[int]:
-    """A program that holds the gizmo; its pid.  `begin` is called when it runs."""
+    """The pid of a program that holds the gizmo.  `begin` is called once it runs."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, *GIZMO.split(":")],
         stdin=subprocess.PIPE,
@@ -311,16 +313,16 @@ def _holder(begin: Callable[[], None] = lambda: None) -> Iterator[int]:
         process.stdin.close()
 
 
-# ---- a device that becomes another one ---------------------------------------------------------------------
+# ---- a device that becomes a different one -----------------------------------------------------------------
 
 BOOTLOADER, PROGRAM, STRANGER = "1d6b:0b00", "1d6b:0b01", "1d6b:0b02"
 
 
 @step("bootloader")
-def device_that_becomes_another_bound_one_is_claimed() -> None:
+def device_that_becomes_a_bound_one_is_claimed() -> None:
     with _stick(BOOTLOADER, wait=False) as busid:
         gadget = GADGETS[busid]
-        ask("bind", "--hardware-id", PROGRAM)  # not there yet
+        ask("bind", "--hardware-id", PROGRAM)  # not present yet
         ask("bind", "--busid", busid)
         _check_shared(busid, BOOTLOADER)
         for hardware_id in (PROGRAM, BOOTLOADER, PROGRAM):
@@ -364,12 +366,12 @@ def _check_shared(busid: str, hardware_id: str) -> None:
 
 
 @step("end")
-def nothing_is_wrong_with_the_daemon() -> None:
+def doctor_finds_no_fault() -> None:
     check_doctor()
 
 
 @step("end")
-def history_has_it_all() -> None:
+def history_is_complete() -> None:
     entries = ask("history", "--limit", "1000")["entries"]
     events = {entry["event"] for entry in entries}
     expected = {
@@ -383,7 +385,7 @@ def history_has_it_all() -> None:
         "unplugged",
         "failed",
     }
-    check(events == expected, f"the history has {sorted(events)}")
+    check(events == expected, f"the history contains {sorted(events)}")
 
 
 @step("end")
@@ -392,12 +394,12 @@ def daemon_stops_and_leaves_nothing() -> None:
 
 
 GADGETS: Final[dict[str, Gadget]] = {}
-"""Those that are plugged in during a `with` block, by busid."""
+"""Gadgets that are plugged in during a `with` block, by busid."""
 
 
 @contextmanager
 def _stick(hardware_id: str = "1d6b:0104", *, wait: bool = True) -> Iterator[str]:
-    """A disk at port 0 that usb-storage has; its busid.  At the end it is neither bound nor there."""
+    """The busid of a disk at port 0, driven by usb-storage.  At the end it is unbound and removed."""
     gadget = Gadget(disk(Path("/run/stick.img"), DISK_SIZE), hardware_id=hardware_id, serial="E2E")
     with _gadget(gadget) as busid:
         if wait:

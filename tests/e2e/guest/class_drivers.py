@@ -1,7 +1,7 @@
 """Real devices of several classes, each with the class driver of the stock client.  Runs in the guest.
 
-The devices are gadgets on dummy_hcd; the host's own drivers have each of them before, and get it back.  The
-kernel's usbtest takes those that are made for it, and a simulated device.
+The devices are gadgets on dummy_hcd; the host's drivers hold each of them before and after.  The kernel's
+usbtest tests gadgets made for it, and a simulated device.
 """
 
 import fcntl
@@ -60,13 +60,13 @@ SIZES: Final = (
     4096,
     4097,
     20_001,
-)  # about those of packets, buffers
+)  # around the sizes of packets and buffers
 LINE: Final = struct.Struct("<IBBB")  # PSTN 1.2, table 17: dwDTERate, bCharFormat, bParityType, bDataBits
 GET_LINE_CODING: Final = 0x21  # PSTN 1.2, table 13
-CLASS_IN: Final = 0xA1  # USB 2.0, table 9-2: a class request to an interface, which answers with data
+CLASS_IN: Final = 0xA1  # USB 2.0, table 9-2: a class request to an interface, with data IN
 
 
-PORT: Final = Lent(gadget.SERIAL_PORT, drivers=["cdc_acm", "cdc_acm"])  # its control interface, and its data
+PORT: Final = Lent(gadget.SERIAL_PORT, drivers=["cdc_acm", "cdc_acm"])  # its control and data interfaces
 
 
 @step("serial")
@@ -80,11 +80,11 @@ def serial_port_carries_both_ways() -> None:
 
 
 @step("serial")
-def serial_port_tells_of_carrier_and_break() -> None:
-    """By notifications on its interrupt endpoint."""
+def serial_port_reports_carrier_and_break() -> None:
+    """Through notifications on its interrupt endpoint."""
     with ExitStack() as open_ports:
         client_end = _open(_tty(PORT.there), open_ports, os.O_NONBLOCK)
-        check(not _has_carrier(client_end), "there is a carrier before the device's end is open")
+        check(not _has_carrier(client_end), "carrier detected before the device's end is open")
         with ExitStack() as device_end_open:
             device_end = _open(PORT.gadget.serial_port, device_end_open)
             wait_for("a carrier", lambda: _has_carrier(client_end))
@@ -95,7 +95,7 @@ def serial_port_tells_of_carrier_and_break() -> None:
 
 @step("serial")
 def line_coding_reaches_the_serial_port() -> None:
-    """The device is asked for it, by a program that takes it from the client's driver."""
+    """A program takes the device from the client's driver and reads the line coding."""
     with ExitStack() as open_ports:
         client_end = _open(_tty(PORT.there), open_ports)
         attributes = termios.tcgetattr(client_end)
@@ -108,11 +108,14 @@ def line_coding_reaches_the_serial_port() -> None:
     coding = LINE.unpack(bytes(device.ctrl_transfer(CLASS_IN, GET_LINE_CODING, 0, 0, LINE.size)))
     usb.util.dispose_resources(device)
     device.attach_kernel_driver(0)
-    check(coding == (57600, 2, 2, 7), f"the device has {coding}, not 57600 baud, 2 stop bits, even, 7 bits")
+    check(
+        coding == (57600, 2, 2, 7),
+        f"the device has {coding}, not 57600 baud, 2 stop bits, even parity, 7 bits",
+    )
 
 
 @step("serial")
-def serial_port_goes_back_to_its_driver() -> None:
+def serial_port_returns_to_its_driver() -> None:
     PORT.take_back()
 
 
@@ -121,7 +124,7 @@ def _tty(there: UsbDevice) -> Path:
 
 
 def _open(node: Path, stack: ExitStack, flags: int = 0) -> int:
-    """A serial port, raw, until `stack` closes it."""
+    """Open a serial port in raw mode; `stack` closes it."""
     port = os.open(node, os.O_RDWR | os.O_NOCTTY | flags)
     stack.callback(os.close, port)
     tty.setraw(port, termios.TCSANOW)
@@ -129,7 +132,7 @@ def _open(node: Path, stack: ExitStack, flags: int = 0) -> int:
 
 
 def _check_exchange(port: Gadget, there: UsbDevice) -> None:
-    """The device's end and the client's write at the same time, in pieces of all SIZES."""
+    """Both ends write at the same time, in pieces of all SIZES."""
     with ExitStack() as open_ports:
         client_end = _open(_tty(there), open_ports)
         device_end = _open(port.serial_port, open_ports)
@@ -183,7 +186,7 @@ KEY_CODES: Final = (
 )  # input-event-codes.h: KEY_A ... KEY_M
 PRESSES: Final = 100
 AHEAD: Final = 8
-"""Reports that are on their way at most: the kernel keeps few events for a slow reader (evdev.c)."""
+"""Maximum of reports in flight: the kernel buffers few events for a slow reader (evdev.c)."""
 LEDS: Final = (0, 1, 2, 0, 1, 2)  # LED_NUML, LED_CAPSL, LED_SCROLLL; the bits of HID 1.11, appendix B.1, too
 
 
@@ -201,8 +204,8 @@ def keyboard_types() -> None:
 
 
 @step("keyboard")
-def keyboard_shows_its_lights() -> None:
-    """By reports on its interrupt OUT endpoint."""
+def keyboard_sets_its_leds() -> None:
+    """Through reports on its interrupt OUT endpoint."""
     with (
         grabbed(_event_device(BOARD.there)) as events,
         BOARD.gadget.keyboard.open("rb", buffering=0) as reports,
@@ -211,13 +214,13 @@ def keyboard_shows_its_lights() -> None:
         for led in LEDS:
             before, shown = shown, shown ^ 1 << led
             set_led(events, led, bool(shown >> led & 1))
-            # The drivers have told the device what was before, host's and client's: once or more often.
+            # The drivers of host and client have reported the earlier state, once or more often.
             while (report := read_all(reports.fileno(), 1)[0]) != shown:
-                check(report == before, f"the lights were {before:03b}, the device was told {report:03b}")
+                check(report == before, f"the LEDs were {before:03b}, the device received {report:03b}")
 
 
 @step("keyboard")
-def keyboard_goes_back_to_its_driver() -> None:
+def keyboard_returns_to_its_driver() -> None:
     BOARD.take_back()
 
 
@@ -226,7 +229,7 @@ def _event_device(there: UsbDevice) -> Path:
 
 
 def _check_typing(keyboard: Gadget, there: UsbDevice) -> None:
-    """Random keys go down and up, one at a time; each must come, and in this order."""
+    """Press and release random keys, one at a time; all events must arrive in order."""
     keys = [random.randrange(len(KEY_CODES)) for _ in range(PRESSES)]
     ahead = threading.Semaphore(AHEAD)
 
@@ -239,7 +242,7 @@ def _check_typing(keyboard: Gadget, there: UsbDevice) -> None:
 
     with grabbed(_event_device(there)) as events, Background(press):
         for number, (expected, event) in enumerate(zip(_events(keys), key_events(events), strict=False)):
-            check(event == expected, f"key event {event} came as number {number}, not {expected}")
+            check(event == expected, f"key event {number} is {event}, not {expected}")
             ahead.release()
 
 
@@ -294,7 +297,7 @@ def source_and_sink_pass_usbtest_at_super_speed() -> None:
 
 @step("usbtest")
 def loopback_passes_usbtest() -> None:
-    """Those tests that write no more than it can hold, and do not read what was never written."""
+    """The tests that write no more than it can hold and read only what was written."""
     loopback = Gadget(gadget.LOOPBACK, hardware_id=usbtest.GADGET_ZERO, product="Loopback")
     with attached_gadget(loopback, ["usbtest"]) as there:
         results = usbtest.run(
@@ -331,7 +334,7 @@ def _check_gadget_zero(speed: str) -> None:
 
 
 def _check_results(there: UsbDevice, expected: set[int]) -> None:
-    """The tests `expected` must pass; the others are not for this device."""
+    """The tests `expected` must pass; the others do not apply to this device."""
     results = usbtest.run(there, usbtest.TESTS)
     wrong = {
         number: result
@@ -355,7 +358,7 @@ def composite_device_goes_to_the_client() -> None:
 
 
 @step("composite")
-def its_three_drivers_work_at_the_same_time() -> None:
+def its_three_drivers_work_concurrently() -> None:
     there = COMPOSITE.there
     with (
         Background(lambda: check_file_system(there, MOUNT_POINT, 2 * MIB)),
@@ -365,7 +368,7 @@ def its_three_drivers_work_at_the_same_time() -> None:
 
 
 @step("composite")
-def each_of_its_interfaces_goes_back_to_its_driver() -> None:
+def each_interface_returns_to_its_driver() -> None:
     COMPOSITE.take_back()
 
 
@@ -373,7 +376,7 @@ def each_of_its_interfaces_goes_back_to_its_driver() -> None:
 
 
 @step("end")
-def nothing_is_wrong_with_the_daemon() -> None:
+def doctor_finds_no_fault() -> None:
     check_doctor()
 
 

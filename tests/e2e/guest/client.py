@@ -17,7 +17,7 @@ FREE, USED = "004", "006"  # drivers/usb/usbip/usbip_common.h, VDEV_ST_NULL and 
 
 
 def listed(server: str = SERVER) -> str:
-    """What `usbip list` prints of the server."""
+    """The output of `usbip list` for the server."""
     return run("usbip", "list", "-r", server)
 
 
@@ -29,10 +29,10 @@ def attach(
     tcp_port: int = TCP_PORT,
     via: Sequence[str] = (),
 ) -> UsbDevice:
-    """Attach the server's device; the device as this kernel has it then, once its interfaces are there.
+    """Attach the server's device; returns it as this kernel sees it, once its interfaces exist.
 
-    `via` is the beginning of a command that makes the connection from elsewhere.  Raises `StepError`, also if
-    it is another device than `hardware_id`.
+    `via` is a command prefix that makes the connection from elsewhere.  Raises `StepError`, also if the
+    device is not `hardware_id`.
     """
     run(*via, "usbip", "--tcp-port", str(tcp_port), "attach", "-r", server, "-b", busid)
     port = _port_of_server_device(busid)
@@ -43,14 +43,14 @@ def attach(
 
 
 def detach(device: UsbDevice) -> None:
-    """Detach what `attach` returned, and wait until it has gone and its port is free."""
+    """Detach what `attach` returned, and wait until it is removed and its port is free."""
     port = _port(device)
     run("usbip", "detach", "-p", str(port))
     wait_until_gone(device, port)
 
 
 def wait_until_gone(device: UsbDevice, port: int | None = None) -> None:
-    """Until what `attach` returned has gone, whoever ended it, and no port of vhci-hcd has it."""
+    """Wait until an attached device is removed, for whatever reason, and no port of vhci-hcd has it."""
     wait_for(f"no device {device.busid} on vhci-hcd", lambda: not device.path.exists())
     wait_for(f"no port of vhci-hcd with {device.busid}", lambda: not _is_on_a_port(device))
     if port is not None:
@@ -75,9 +75,9 @@ def _port(device: UsbDevice) -> int:
 
 
 def _port_of_server_device(busid: str) -> int:
-    """The port to which `usbip attach` has just attached it: the tool leaves a record of each.
+    """The port of the latest `usbip attach`: the tool leaves a record of each.
 
-    Records of ports that are free by now are old.
+    Records of free ports are stale.
     """
     for port, (state, _busid) in _ports().items():
         record = RECORDS / f"port{port}"

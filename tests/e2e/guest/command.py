@@ -1,4 +1,4 @@
-"""usbipd's own commands without the start of a Python, which takes seconds here.  Runs in the guest."""
+"""usbipd's commands without starting a Python, which takes seconds here.  Runs in the guest."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class User:
-    """Somebody who is logged in."""
+    """A user that runs commands."""
 
     name: str
     uid: int
@@ -34,7 +34,7 @@ ROOT: Final = User("root", 0, 0)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended and what it said."""
+    """The exit code and output of a command."""
 
     code: int
     stdout: str
@@ -42,18 +42,18 @@ class Outcome:
 
     @property
     def document(self) -> Document:
-        """What a command printed under `--json`."""
+        """The output under `--json`."""
         return cast("Document", json.loads(self.stdout))
 
     @property
     def error(self) -> str | None:
-        """The code of the error under `--json`; None if there was none."""
+        """The error code under `--json`; None if it succeeded."""
         error = self.document.get("error")
         return None if error is None else str(error["code"])
 
 
 def ask(*arguments: str) -> Document:
-    """What `usbipd ARGUMENTS --json` prints.  Raises the `UsbipdError` with which it ends."""
+    """The output of `usbipd ARGUMENTS --json`.  Raises its `UsbipdError`."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         usbipd.run([*arguments, "--json"])
@@ -86,7 +86,7 @@ def wait_for_state(busid: str, state: str, patience: float = PATIENCE) -> Docume
 
 
 def listed(busid: str) -> Document | None:
-    """The device as `usbipd list` shows it; None if it does not, or no extension answers."""
+    """The device as `usbipd list` shows it; None if it is not listed, or no extension answers."""
     document = try_ask("list")
     devices = [] if document is None else document["devices"]
     return next((device for device in devices if device["busid"] == busid), None)
@@ -99,7 +99,7 @@ def status_of(busid: str) -> Document:
 
 
 def call(*arguments: str, user: User = ROOT) -> Outcome:
-    """`usbipd ARGUMENTS` in a process of `user`: the kernel tells the extension who that is."""
+    """`usbipd ARGUMENTS` in a process of `user`: the kernel reports the user to the extension."""
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         sys.stdout.flush()
         pid = os.fork()
@@ -131,4 +131,4 @@ def check_doctor() -> None:
     """Raises `StepError` unless `usbipd doctor` finds nothing wrong."""
     outcome = call("doctor", "--json")
     failed = [each for each in outcome.document["checks"] if each["state"] == "failed"]
-    check(outcome.code == 0 and not failed, f"doctor ends with {outcome.code}: {failed}")
+    check(outcome.code == 0 and not failed, f"doctor exits with {outcome.code}: {failed}")

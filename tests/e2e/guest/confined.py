@@ -1,7 +1,7 @@
-"""The confinement of the server and the workers, proved from outside and from inside.  Runs in the guest.
+"""The confinement of the server and the workers, checked from outside and from inside.  Runs in the guest.
 
-From inside means: code that has taken over such a process (tests/hostile.py) runs as a service with all the
-limits of the installed one, confines itself as the product does, and tries what it must not be able to do.
+From inside: code of a compromised process (tests/hostile.py) runs as a service with all the limits of the
+installed one, confines itself as the product does, and tries what must be denied.
 """
 
 import json
@@ -29,13 +29,13 @@ ONLY_THE_DAEMON: Final = (
     *("Type", "NotifyAccess", "ExecStart", "Restart", "StateDirectory", "RuntimeDirectory"),
     *("[Install]", "WantedBy"),
 )
-"""What the service of the hostile code has otherwise or not at all, by the beginnings of the keys."""
+"""Prefixes of the settings that the hostile service changes or omits."""
 
 Processes = list[dict[str, Any]]
 
 
 def check_from_outside(processes: Processes) -> None:
-    """What the kernel says of the server and of each worker."""
+    """Check the kernel's view of the server and of each worker."""
     filters = {each["role"]: int(credentials(each["pid"])["Seccomp_filters"]) for each in processes}
     networks = {"host": Path("/proc/self/ns/net").readlink()}
     for process in processes:
@@ -50,7 +50,7 @@ def check_from_outside(processes: Processes) -> None:
             check(uid in parse_uids(DEFAULT_UIDS) and gid == uid, f"{role}: is uid {uid}, gid {gid}")
             check(process["user"] == str(uid), f"{role}: is shown as {process['user']}")
         check(facts["Groups"] in ("", str(gid)), f"{role}: is in groups {facts['Groups']}")
-        check(filters[role] > filters["extension"], f"{role}: has no filter beside the service's")
+        check(filters[role] > filters["extension"], f"{role}: has no filter besides the service's")
         root = Path(f"/proc/{pid}/root")
         check(root.readlink() == EMPTY and not [*root.iterdir()], f"{role}: its root is {root.readlink()}")
         network = Path(f"/proc/{pid}/ns/net").readlink()
@@ -62,7 +62,7 @@ def check_from_outside(processes: Processes) -> None:
 
 
 def check_from_inside(unit: Path, processes: Processes) -> None:
-    """`unit` is the installed one; `processes` are to be attacked, and must not notice."""
+    """`unit` is the installed one; `processes` are attacked and must be unaffected."""
     victims = {f"{each['role']} {each['pid']}": each["pid"] for each in processes}
     last = parse_uids(DEFAULT_UIDS)[-1]
     order = Confinement(run_as=RunAs(user=str(last), uid=last, gid=last), root=str(EMPTY))
@@ -72,8 +72,8 @@ def check_from_inside(unit: Path, processes: Processes) -> None:
         said = LOG.read_text()
         check("Landlock ABI 0" not in said and "seccomp in force" in said, f"a layer is missing: {said}")
         check(not result.succeeded, f"it can {', '.join(result.succeeded)}")
-        check(not result.broken, f"what a worker needs does not work: {result.broken}")
-        check(len(result.refused) > 60, f"it has tried {len(result.refused)} acts only")
+        check(not result.broken, f"acts that a worker needs failed: {result.broken}")
+        check(len(result.refused) > 60, f"only {len(result.refused)} acts were tried")
     for who, pid in victims.items():
         state = credentials(pid)["State"]
         check(state[0] in "SR", f"{who} is now {state}")

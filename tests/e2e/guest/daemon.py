@@ -1,4 +1,4 @@
-"""Our daemon's processes, from outside: what /proc shows of them, and kill -9.  Runs in the guest."""
+"""Our daemon's processes, from outside: /proc and kill -9.  Runs in the guest."""
 
 import os
 import re
@@ -21,12 +21,12 @@ _CHILD: Final = re.compile(r" -m usbipd @(server|worker \S+)")
 
 
 def worker(busid: str) -> str:
-    """What `processes` calls the worker of a device."""
+    """The name of a device's worker in `processes`."""
     return f"worker {busid}"
 
 
 def processes(daemon: Usbipd) -> list[tuple[str, int]]:
-    """What each process of ours is, and its pid, in order; whoever is its parent by now."""
+    """Role and pid of each of our processes, in order, including orphans."""
     found = [(EXTENSION, daemon.process.pid)] if daemon.process.poll() is None else []
     for path in Path("/proc").glob("[0-9]*"):
         if match := _CHILD.search(command_of(int(path.name))):
@@ -35,31 +35,31 @@ def processes(daemon: Usbipd) -> list[tuple[str, int]]:
 
 
 def kill(pids: Iterable[int]) -> None:
-    """kill -9, one after the other; one that has ended is none."""
+    """kill -9, one after the other; pids that have exited are ignored."""
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
 def wait_until_ended(pids: Iterable[int]) -> None:
-    """Until none of these is there, or each is a zombie that only waits to be reaped."""
+    """Wait until none of these exists except as a zombie."""
     pids = list(pids)
     wait_for(f"the end of the processes {pids}", lambda: not any(command_of(pid) for pid in pids))
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process holds."""
+    """The resources of a process."""
 
     descriptors: tuple[str, ...]
-    """What each open descriptor is, without the numbers of sockets, of USB devices and the like."""
+    """Open descriptors by kind, without the numbers of sockets, USB devices and the like."""
     threads: int
     memory: int
-    """KiB that are its own, without what it shares with files."""
+    """Private memory in KiB, without file mappings."""
 
     @classmethod
     def of(cls, pid: int) -> Self:
-        """Of the process `pid`."""
+        """The usage of the process `pid`."""
         fields = dict(
             line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line
         )
@@ -75,10 +75,10 @@ class Usage:
 
 
 def excess(name: str, was: Usage, now: Usage, spare_memory: int, spare_threads: int) -> list[str]:
-    """In which ways the process `name` holds more than it, or the one whose place it took, held before.
+    """How the process `name` uses more than it, or its predecessor, used before.
 
-    Less is well: before may have been while something was looked at.  `spare_memory`, in KiB, and
-    `spare_threads` are how much more it may be.
+    Less is fine: `was` may have been measured under load.  `spare_memory`, in KiB, and `spare_threads` are
+    the permitted growth.
     """
     found = []
     if more := Counter(now.descriptors) - Counter(was.descriptors):
@@ -91,7 +91,7 @@ def excess(name: str, was: Usage, now: Usage, spare_memory: int, spare_threads: 
 
 
 def check_usage(daemon: Usbipd, before: Mapping[str, Usage], spare_memory: int, spare_threads: int) -> None:
-    """Wait until there is no `excess` in the processes of these names.  Raises `StepError`."""
+    """Wait until the processes of these names have no `excess`.  Raises `StepError`."""
     wrong: list[str] = []
 
     def find() -> bool:

@@ -1,4 +1,4 @@
-"""A disk that the stock client has attached: its file system, and who writes on it.  Runs in the guest."""
+"""A disk that the stock client has attached: its file system, and a writer.  Runs in the guest."""
 
 import hashlib
 import os
@@ -16,16 +16,16 @@ from tests.e2e.guest.usb import UsbDevice
 KIB: Final = 1024
 LARGEST: Final = 96 * KIB
 KEPT: Final = 32
-"""Files that there are at most; older ones are removed."""
+"""Maximum of files; older ones are removed."""
 CORRECTED: Final = 1  # e2fsck(8): errors were corrected
 
 
 class Writer:
-    """Writes one file after the other until the disk fails, and remembers what the disk has acknowledged."""
+    """Writes files until the disk fails, and records which of them the disk has acknowledged."""
 
     def __init__(self, directory: Path, choices: random.Random) -> None:
         self.acknowledged: dict[str, str] = {}
-        """SHA-256 of each file that must be there from now on, whatever happens: fsync(2) has said so."""
+        """SHA-256 of each file that must exist from now on: fsync(2) has succeeded."""
         self.written = 0
         self.error: OSError | None = None
         self._directory = directory
@@ -34,24 +34,24 @@ class Writer:
         self._thread: threading.Thread
 
     def start(self) -> None:
-        """Begin, or go on after a failure."""
+        """Start, or continue after a failure."""
         self.error = None
         self._stop.clear()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
     def stop(self) -> None:
-        """End, after the file that is being written."""
+        """Stop, after the current file."""
         self._stop.set()
         self._thread.join()
 
     @property
     def works(self) -> bool:
-        """Whether it is writing: it ends by itself when the disk fails."""
+        """Whether it is writing: it stops when the disk fails."""
         return self._thread.is_alive()
 
     def wait_until_written(self, files: int) -> bool:
-        """Until there are as many as that, in all; whether the disk still works."""
+        """Wait for a total of `files`; returns whether the disk still works."""
         wait_for("the disk to take files", lambda: self.written >= files or not self.works)
         return self.works
 
@@ -78,18 +78,18 @@ class Writer:
         self.written += 1
         if len(self.acknowledged) > KEPT:
             oldest = min(self.acknowledged)
-            del self.acknowledged[oldest]  # first: from here on it may or may not be there
+            del self.acknowledged[oldest]  # first: from here on it may or may not exist
             (self._directory / oldest).unlink()
 
 
 class Disk:
-    """An ext4 file system, mounted from whatever device it is on at the time."""
+    """An ext4 file system, on whatever device it currently is."""
 
     def __init__(self, mount_point: Path) -> None:
         self.mount_point = mount_point
 
     def make(self, device: UsbDevice) -> None:
-        """A new file system."""
+        """Create the file system."""
         run("mkfs.ext4", "-q", "-F", self._node(device))
 
     def mount(self, device: UsbDevice) -> None:
@@ -98,22 +98,24 @@ class Disk:
         run("mount", "-t", "ext4", self._node(device), self.mount_point)
 
     def unmount(self) -> None:
-        """Unmount it; of a disk that is gone, without a word."""
+        """Unmount it; errors of a removed disk are ignored."""
         run("umount", self.mount_point)
 
-    def mend(self, device: UsbDevice) -> None:
-        """Check it as after a power cut; everything that is wrong must be mendable."""
+    def repair(self, device: UsbDevice) -> None:
+        """Check it as after a power cut; all errors must be repairable."""
         node = self._node(device)
         done = subprocess.run(["e2fsck", "-f", "-y", node], capture_output=True, text=True, check=False)
         if done.returncode > CORRECTED:
-            raise StepError(f"`e2fsck -f -y {node}` ended with {done.returncode}: {done.stdout}{done.stderr}")
+            raise StepError(
+                f"`e2fsck -f -y {node}` exited with {done.returncode}: {done.stdout}{done.stderr}"
+            )
 
     def check(self, device: UsbDevice) -> None:
-        """Nothing may be wrong with it."""
-        run("e2fsck", "-f", "-n", self._node(device))  # -n: nothing is mended
+        """Raise unless the file system has no errors."""
+        run("e2fsck", "-f", "-n", self._node(device))  # -n: repairs nothing
 
     def check_files(self, acknowledged: dict[str, str]) -> None:
-        """Every acknowledged file must be there, with the content that was acknowledged."""
+        """Every acknowledged file must exist, with the acknowledged content."""
         wrong = [name for name, sha256 in acknowledged.items() if self._sha256(name) != sha256]
         check(not wrong, f"of {len(acknowledged)} acknowledged files these are lost or wrong: {wrong}")
 
@@ -127,7 +129,7 @@ class Disk:
 
 
 def check_file_system(device: UsbDevice, mount_point: Path, size: int) -> None:
-    """Make a file system, write `size` bytes; they must come back after an unmount, from the disk itself."""
+    """Create a file system, write `size` bytes, unmount, and read them back from the disk itself."""
     disk = Disk(mount_point)
     data = random.randbytes(size)
     disk.make(device)
@@ -136,11 +138,12 @@ def check_file_system(device: UsbDevice, mount_point: Path, size: int) -> None:
         file.write(data)
         os.fsync(file.fileno())
     disk.unmount()
-    Path("/proc/sys/vm/drop_caches").write_text("3\n")  # the disk, not this kernel's memory, shall answer
+    Path("/proc/sys/vm/drop_caches").write_text("3\n")  # read from the disk, not from the page cache
     disk.check(device)
     disk.mount(device)
     found = hashlib.sha256((mount_point / "data").read_bytes()).hexdigest()
     disk.unmount()
     check(
-        found == hashlib.sha256(data).hexdigest(), f"{size} bytes on {device.busid} are not what was written"
+        found == hashlib.sha256(data).hexdigest(),
+        f"{size} bytes on {device.busid} differ from the data written",
     )

@@ -1,7 +1,7 @@
-"""Rounds of what goes wrong with devices, clients and processes, and nothing may be lost.  Runs in the guest.
+"""Repeated failures of devices, clients and processes; nothing may be lost.  Runs in the guest.
 
-The counts are arguments: a few by default, `make soak` has many.  The same `--seed` brings the same choices,
-as far as the machine does its part.
+The counts are arguments: few by default, many with `make soak`.  The same `--seed` makes the same choices, as
+far as the machine behaves alike.
 """
 
 import argparse
@@ -24,35 +24,35 @@ from tests.e2e.guest.usb import UsbDevice, wait_for_driver
 MIB: Final = 1024 * 1024
 DISK_SIZE: Final = 32 * MIB
 BACK_AGAIN: Final = 180.0
-"""Seconds in which everything must be shared again: a start of the extension takes ten here, and a second
-failure within a minute costs a pause."""
+"""Seconds until everything must be shared again: a start of the extension takes ten here, and a second
+failure within a minute adds a pause."""
 SPARE_MEMORY: Final = {EXTENSION: 4096}
-"""KiB by which a process may have grown, others by 1024.  Python's allocator takes memory by the MiB, glibc's
-for each of the extension's eight threads by itself, and both keep what they held at the worst moment; of a
-leak, 4 KiB a round are seen in a thousand rounds."""
+"""KiB by which a process may grow, others by 1024.  Python's allocator takes memory by the MiB, glibc's
+separately for each of the extension's eight threads, and both keep their peak; a leak of 4 KiB a round is
+visible after a thousand rounds."""
 SPARE_THREADS: Final = {EXTENSION: 6}
-"""The size of asyncio's pool for what blocks: it starts a thread when all that it has are busy."""
+"""The size of asyncio's pool for blocking calls: it starts a thread when all others are busy."""
 
 AT_REST: Final = 1.0
-"""Seconds after a question until its connection is closed at both ends."""
+"""Seconds after a request until its connection is closed at both ends."""
 
 SCENARIO: Final = Scenario()
 step = SCENARIO.step
 
 
 class World:
-    """What one step leaves for the next."""
+    """State passed between steps."""
 
     arguments: argparse.Namespace
-    sticks: dict[str, Gadget]  # by their busids here
-    bindings: list[dict[str, Any]] | None = None  # as they were made
+    sticks: dict[str, Gadget]  # by busid on this host
+    bindings: list[dict[str, Any]] | None = None  # as created
 
 
 WORLD: Final = World()
 DAEMON: Final = Usbipd()
 DISK: Final = Disk(Path("/run/mnt"))
 ACKNOWLEDGED: Final[dict[str, str]] = {}
-"""The files that the disk of the first stick must have at the end."""
+"""The files that the first stick must have at the end."""
 
 
 @step()
@@ -72,14 +72,14 @@ def two_sticks_are_bound() -> None:
 
 
 def _bind_both() -> None:
-    """One by its port, one by its hardware id."""
+    """One by port, one by hardware id."""
     first, second = WORLD.sticks
     ask("bind", "--busid", first)
     ask("bind", "--hardware-id", WORLD.sticks[second].hardware_id)
 
 
 def _unbind_both() -> None:
-    """Each goes back to its own driver."""
+    """Each returns to its own driver."""
     ask("unbind", "--all")
     for busid in WORLD.sticks:
         wait_for_driver(UsbDevice(busid), "usb-storage")
@@ -102,8 +102,8 @@ def no_kill_loses_bindings_claims_or_data() -> None:
     try:
         for number in range(1, WORLD.arguments.kills + 1):
             works = writer.wait_until_written(writer.written + choices.randint(1, 8))
-            check(works, f"the disk failed before anything was killed: {writer.error}")
-            time.sleep(choices.uniform(0.0, 0.3))  # so that it is not always between two files
+            check(works, f"the disk failed before any kill: {writer.error}")
+            time.sleep(choices.uniform(0.0, 0.3))  # so that kills are not always between two files
             start = time.monotonic()
             what, was_cut = _kill(choices, busid)
             if was_cut:
@@ -115,7 +115,7 @@ def no_kill_loses_bindings_claims_or_data() -> None:
             seconds = time.monotonic() - start
             print(
                 f"kill {number}/{WORLD.arguments.kills}: {what}: {'cut off, ' if was_cut else ''}"
-                f"all well after {seconds:.1f} s, {len(writer.acknowledged)} files of {writer.written} there",
+                f"recovered after {seconds:.1f} s, {len(writer.acknowledged)} of {writer.written} files kept",
                 flush=True,
             )
     finally:
@@ -127,15 +127,15 @@ def no_kill_loses_bindings_claims_or_data() -> None:
 
 
 @step("kills")
-def drivers_come_back_after_all_that() -> None:
-    """Also to a device whose last worker found it without a driver, since the one before was killed."""
+def drivers_are_reattached_after_all_kills() -> None:
+    """Also to a device whose last worker found it without a driver, since the previous worker was killed."""
     _unbind_both()
     _bind_both()
     _wait_until_shared()
 
 
 def _kill(choices: random.Random, busid: str) -> tuple[str, bool]:
-    """Kill something; what it was, and whether that cuts off the client which uses `busid`."""
+    """Kill something; returns what, and whether that disconnects the client of `busid`."""
     running = dict(processes(DAEMON))
     kind = choices.choice(VICTIMS)
     names = list(running)
@@ -156,9 +156,9 @@ def _kill(choices: random.Random, busid: str) -> tuple[str, bool]:
     wait_until_ended(running[name] for name in names)
     if EXTENSION in names:
         DAEMON.process.wait()
-        DAEMON.launch()  # at once, as a service manager does, whether or not the children have let go
+        DAEMON.launch()  # immediately, as a service manager does, whether or not the children have released
         if kind == VICTIMS[-1]:
-            time.sleep(choices.uniform(0.0, 12.0))  # at whatever it is doing then
+            time.sleep(choices.uniform(0.0, 12.0))  # at a random point
             for name, pid in processes(DAEMON):
                 if name == EXTENSION:
                     kill([pid])
@@ -168,13 +168,13 @@ def _kill(choices: random.Random, busid: str) -> tuple[str, bool]:
 
 
 def _use_again(attached: UsbDevice, busid: str, writer: Writer) -> UsbDevice:
-    """The client finds its disk gone and attaches it again: what was acknowledged must be there."""
-    wait_for("the writer to see that the disk is gone", lambda: not writer.works)
+    """The client loses its disk and attaches it again: acknowledged files must exist."""
+    wait_for("the writer to notice the loss of the disk", lambda: not writer.works)
     DISK.unmount()
     client.wait_until_gone(attached)
     _wait_until_shared()
     attached = client.attach(busid)
-    DISK.mend(attached)
+    DISK.repair(attached)
     DISK.mount(attached)
     DISK.check_files(writer.acknowledged)
     writer.start()
@@ -185,38 +185,38 @@ def _use_again(attached: UsbDevice, busid: str, writer: Writer) -> UsbDevice:
 
 
 @step("replugs")
-def claim_comes_back_after_each_replug() -> None:
+def device_is_claimed_again_after_each_replug() -> None:
     choices = _choices("replugs")
     for number in range(1, WORLD.arguments.replugs + 1):
         what = _replug(choices.choice(list(WORLD.sticks)), choices.random() < 0.5, choices.random() < 0.5)
         print(f"replug {number}/{WORLD.arguments.replugs}: {what}", flush=True)
 
 
-def _replug(busid: str, is_attached: bool, in_a_hurry: bool) -> str:
-    """Pull a stick out while a client uses it or not, plug it in again, at once or later; how that went."""
+def _replug(busid: str, is_attached: bool, immediately: bool) -> str:
+    """Unplug a stick, attached or not, and replug it, immediately or later; returns a summary."""
     stick, number = WORLD.sticks[busid], UsbDevice(busid).number
     attached = client.attach(busid) if is_attached else None
     start = time.monotonic()
     stick.unplug()
     if attached is not None:
         client.wait_until_gone(attached)
-    if not in_a_hurry:
+    if not immediately:
         wait_for(f"no device {busid} in the list", lambda: listed(busid) is None)
     gone = time.monotonic() - start
     stick.plug()
     wait_for(f"another device at {busid}", lambda: UsbDevice(busid).number not in ("", number))
     _wait_until_shared()
-    what = f"{busid}{', attached' if is_attached else ''}{', in a hurry' if in_a_hurry else ''}"
-    return f"{what}: gone after {gone:.1f} s, shared again after {time.monotonic() - start - gone:.1f} s"
+    what = f"{busid}{', attached' if is_attached else ''}{', immediately' if immediately else ''}"
+    return f"{what}: removed after {gone:.1f} s, shared again after {time.monotonic() - start - gone:.1f} s"
 
 
 # ---- attach and detach -------------------------------------------------------------------------------------
 
 
 @step("attaches")
-def attaching_leaves_nothing_behind() -> None:
+def attaching_leaks_nothing() -> None:
     choices = _choices("attaches")
-    for seconds in (0.0, 0.05, 0.3, 0.0):  # first everything grows to the size that it needs
+    for seconds in (0.0, 0.05, 0.3, 0.0):  # first everything grows to its final size
         for busid in WORLD.sticks:
             _attach_and_detach(busid, seconds)
     time.sleep(AT_REST)
@@ -246,7 +246,7 @@ def attaching_leaves_nothing_behind() -> None:
 
 
 def _attach_and_detach(busid: str, seconds: float) -> None:
-    """Read from the disk and detach it; or detach it after some `seconds`, whatever usb-storage does then."""
+    """Read from the disk and detach it; or detach it after `seconds`, whatever usb-storage is doing."""
     attached = client.attach(busid)
     if seconds:
         time.sleep(seconds)
@@ -261,9 +261,9 @@ def _attach_and_detach(busid: str, seconds: float) -> None:
 
 
 @step("end")
-def unbind_gives_both_back_to_their_driver() -> None:
+def unbind_returns_both_to_their_driver() -> None:
     _unbind_both()
-    check(ask("list")["bindings"] == [], "after unbind --all there are bindings")
+    check(ask("list")["bindings"] == [], "bindings are left after unbind --all")
 
 
 @step("end")
@@ -280,15 +280,15 @@ def daemon_stops_and_leaves_nothing() -> None:
 
 
 def _choices(chain: str) -> random.Random:
-    """The choices of one chain, whether or not those before it were made."""
+    """The choices of one chain, independent of earlier chains."""
     return random.Random(f"{WORLD.arguments.seed} {chain}")
 
 
 def _wait_until_shared(attached_busid: str | None = None) -> list[dict[str, Any]]:
-    """Until every stick is shared and free, or attached where that is expected; the bindings.
+    """Wait until every stick is shared and free, or attached if expected; returns the bindings.
 
-    Each is held by its one worker, all our processes are there, each once, and the bindings are those of the
-    beginning.
+    Each is held by its own worker, each of our processes exists exactly once, and the bindings are those of
+    the start.
     """
     names = sorted([EXTENSION, SERVER, *map(worker, WORLD.sticks)])
     seen = ""
@@ -319,7 +319,7 @@ def _wait_until_shared(attached_busid: str | None = None) -> list[dict[str, Any]
 
 
 def _kept(binding: dict[str, Any]) -> dict[str, Any]:
-    """What of a binding is kept; the rest depends on what is plugged in, and on when it was bound."""
+    """The persistent part of a binding; the rest depends on the plugged devices and the time of the bind."""
     return {name: value for name, value in binding.items() if name not in ("devices", "created")}
 
 

@@ -1,4 +1,4 @@
-"""The executable of dist/ and a real device: it claims, serves, is killed, starts.  Runs in the guest."""
+"""The executable of dist/ with a real device: claim, serve, kill, restart.  Runs in the guest."""
 
 import os
 import signal
@@ -26,10 +26,10 @@ step = SCENARIO.step()
 
 
 class World:
-    """What one step leaves for the next."""
+    """State passed between steps."""
 
     daemon: Usbipd
-    device: UsbDevice  # as the host has it
+    device: UsbDevice  # on the host
 
 
 WORLD: Final = World()
@@ -37,7 +37,7 @@ WORLD: Final = World()
 
 @step
 def executable_takes_a_device_from_its_driver() -> None:
-    # One of the guest's own: in the host's there may be files of executables that run on the host.
+    # The guest's own: the host's may have files of executables that run on the host.
     run("mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", UNPACKED_IN)
     stick = Gadget(disk(Path("/run/stick.img"), 16 * MIB), serial="E2E00000000B")
     stick.plug()
@@ -50,13 +50,13 @@ def executable_takes_a_device_from_its_driver() -> None:
 
 
 @step
-def processes_without_rights_work_with_files_of_root() -> None:
+def unprivileged_processes_use_files_of_root() -> None:
     [files] = _unpacked()
     mode = stat.S_IMODE(files.stat().st_mode)
     check(mode == 0o700 and files.owner() == "root", f"{files} belongs to {files.owner()}, mode {mode:o}")
     for process in WORLD.daemon.processes():
         uids = set(credentials(process["pid"])["Uid"].split())
-        check((uids == {"0"}) == (process["role"] == "extension"), f"{process['role']} has the uids {uids}")
+        check((uids == {"0"}) == (process["role"] == "extension"), f"{process['role']} has uids {uids}")
 
 
 @step
@@ -79,22 +79,22 @@ def killed_worker_is_replaced() -> None:
 
 
 @step
-def killed_launcher_takes_the_daemon_along() -> None:
-    """The device goes back to its driver, as after SIGTERM."""
+def killed_launcher_stops_the_daemon() -> None:
+    """The device returns to its driver, as after SIGTERM."""
     family = list(family_of(WORLD.daemon.process.pid))
     check(len(family) == 4, f"launcher, extension, server and worker are {family}")
     WORLD.daemon.process.send_signal(signal.SIGKILL)
     WORLD.daemon.process.wait()
     wait_until_ended(family)
     wait_for_driver(WORLD.device, "usb-storage")
-    check(len(_unpacked()) == 1, "its files are left behind")
+    check(len(_unpacked()) == 1, "its files still exist")
 
 
 @step
-def daemon_claims_again_what_is_bound() -> None:
+def restarted_daemon_claims_the_bound_device() -> None:
     [left] = _unpacked()
     WORLD.daemon.start()
-    check(left not in _unpacked(), f"{left} is still there")
+    check(left not in _unpacked(), f"{left} still exists")
     _check_data()
 
 
@@ -122,7 +122,7 @@ def _disk(attached: UsbDevice) -> Path:
 def _check_data() -> None:
     attached = _attach()
     with _disk(attached).open("rb") as file:
-        check(file.read(len(DATA)) == DATA, "the disk has other data than were written")
+        check(file.read(len(DATA)) == DATA, "the data on the disk differ from those written")
     client.detach(attached)
 
 

@@ -1,8 +1,8 @@
-"""Every fault that a session can meet, each under load, against the stock client.  Runs in the guest.
+"""Every fault of a session, each under load, against the stock client.  Runs in the guest.
 
-After each of them: the client's program got the errors that it would get of a device of its own, the next
-client finds the device as it must be, no process holds more than before, and a bystander, who uses another
-device all the time, has not noticed.
+After each fault: the client's program got the errors that a local device would return, the next client finds
+the device in order, no process holds more than before, and a bystander that uses another device all the time
+was not affected.
 """
 
 import errno
@@ -50,8 +50,8 @@ MIB: Final = 1024 * KIB
 DEPTH: Final = 16
 """URBs in each direction that are in flight when something happens."""
 SPARE_MEMORY, SPARE_THREADS = 2048, 3
-"""KiB and threads by which a process may have grown: less than a leak at each fault would come to.  Python's
-allocator takes a MiB at a time, asyncio's pool in the extension a thread more when much happens at once."""
+"""KiB and threads by which a process may grow: less than a leak at each fault would add.  Python's allocator
+takes a MiB at a time, asyncio's pool in the extension adds a thread under load."""
 BUDGET: Final = 64 * MIB  # transfer_budget of usbipd.toml
 
 SCENARIO: Final = Scenario()
@@ -64,21 +64,21 @@ SIMULATED_LOOP: Final = Loop(1, LOOPBACK_IN, LOOPBACK_OUT)
 
 
 class World:
-    """What one step leaves for the next."""
+    """State passed between steps."""
 
     daemon: Usbipd
     gadget: Gadget  # a real loopback device
-    real: str  # its busid here
+    real: str  # its busid on this host
     loop: Loop
     source: str  # the busid of a real source
     simulated: list[str]  # busids of simulated loopback devices: the bystander's, and one for others
     keyboard: str
     bystander: Echo
-    bystanders: UsbDevice  # as the client has it
+    bystanders: UsbDevice  # on the client
     usage: dict[str, Usage]
-    deaf: dict[str, DeafClient]  # by the busids of their devices
+    deaf: dict[str, DeafClient]  # by busid of the device
     deaf_since: float
-    far: list[UsbDevice]  # those of the client that vanishes, as it has them
+    far: list[UsbDevice]  # the devices of the vanishing client, on that client
 
 
 WORLD: Final = World()
@@ -121,8 +121,8 @@ def _start_bystander() -> None:
 
 
 def _measure() -> None:
-    """Remember what each process holds that has been used as it will be."""
-    for busid in (WORLD.real, WORLD.simulated[1]):  # everything grows to the size that it needs
+    """Record the usage of each process after a warm-up."""
+    for busid in (WORLD.real, WORLD.simulated[1]):  # everything grows to its final size
         for _ in range(2):
             attached, echo = _attach_and_echo(busid)
             echo.wait_for(4 * DEPTH)
@@ -138,7 +138,7 @@ def _loop_of(busid: str) -> Loop:
 
 
 def _attach_and_echo(busid: str) -> tuple[UsbDevice, Echo]:
-    """A program of the stock client that is at work on the device."""
+    """Attach the device and run a program of the stock client on it."""
     attached = client.attach(busid)
     echo = Echo(attached, _loop_of(busid), depth=DEPTH)
     echo.start()
@@ -147,7 +147,7 @@ def _attach_and_echo(busid: str) -> tuple[UsbDevice, Echo]:
 
 
 def _check_all_well(*busids: str) -> None:
-    """The next client gets right data, the bystander goes on, and nothing is left of what was."""
+    """The next client gets correct data, the bystander continues, and nothing is left over."""
     for busid in busids:
         wait_for_state(busid, "shared")
         attached, echo = _attach_and_echo(busid)
@@ -168,19 +168,19 @@ def _in_flight(busid: str) -> int:
 
 
 def _last_end(busid: str) -> str:
-    """Why the last client of a device was detached, as the history has it."""
-    entries = ask("history", "--limit", "1000")["entries"]  # the newest one is the first
+    """Why the last client of a device was detached, from the history."""
+    entries = ask("history", "--limit", "1000")["entries"]  # newest first
     return next(each["reason"] for each in entries if (each["busid"], each["event"]) == (busid, "detached"))
 
 
-# ---- a client that takes nothing for half a minute ---------------------------------------------------------
+# ---- a client that reads nothing for half a minute ---------------------------------------------------------
 
 DEAF_SECONDS: Final = 30.0
 
 
 @step("deaf")
 def two_clients_stop_reading() -> None:
-    """With more on its way to them than the buffers of both sides take.  Other faults happen meanwhile."""
+    """With more data in flight than the buffers of both sides hold.  Other faults happen meanwhile."""
     WORLD.deaf = {busid: DeafClient(busid) for busid in (WORLD.simulated[1], WORLD.source)}
     for busid, deaf in WORLD.deaf.items():
         wait_for(f"all URBs of {busid} to end", lambda busid=busid: _in_flight(busid) == 0)  # type: ignore[misc]
@@ -193,18 +193,18 @@ def two_clients_stop_reading() -> None:
 
 
 @step("program")
-def program_is_killed_and_the_next_one_uses_the_same_attachment() -> None:
+def program_is_killed_and_another_uses_the_same_attachment() -> None:
     attached = client.attach(WORLD.real)
     pid = echo_in_child(attached, WORLD.loop, DEPTH, 4 * DEPTH)
     wait_for("URBs in flight", lambda: _in_flight(WORLD.real) >= DEPTH)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     wait_for("all URBs to end", lambda: _in_flight(WORLD.real) == 0)
-    check(status_of(WORLD.real)["state"] == "attached", "the device is not attached any more")
-    with UsbFile(attached, [WORLD.loop.interface]) as file:  # what it had written is still in the device
+    check(status_of(WORLD.real)["state"] == "attached", "the device is no longer attached")
+    with UsbFile(attached, [WORLD.loop.interface]) as file:  # its data are still in the device
         while (urb := read_within(file, WORLD.loop.read, MESSAGE, 1.0)).status == 0:
             pass
-        check(urb.status == -errno.ENOENT, f"an URB that was taken back ended with {urb.status}")
+        check(urb.status == -errno.ENOENT, f"an unlinked URB ended with {urb.status}")
     echo = Echo(attached, WORLD.loop, depth=DEPTH)
     echo.start()
     echo.wait_for(2 * DEPTH)
@@ -227,7 +227,7 @@ def client_detaches_under_load() -> None:
 
 @step("connection")
 def connection_is_reset() -> None:
-    """By either side; whose socket is destroyed, hears of it first."""
+    """By either side; the side whose socket is destroyed notices first."""
     for end, reason in (
         ("client's", "Connection reset by peer"),
         ("worker's", "Software caused connection abort"),
@@ -242,20 +242,22 @@ def connection_is_reset() -> None:
         echo.check_lost()
         wait_for_state(WORLD.real, "shared")
         found = _last_end(WORLD.real)
-        check(found == reason, f"the {end} socket was destroyed; the history says: {found}")
+        check(found == reason, f"the {end} socket was destroyed; the history has: {found}")
         _check_all_well(WORLD.real)
 
 
 @step("deaf")
-def they_read_on_and_have_lost_nothing() -> None:
+def deaf_clients_resume_and_have_lost_nothing() -> None:
     left = WORLD.deaf_since + DEAF_SECONDS - time.monotonic()
-    print(f"they have to be deaf for {max(0, left):.0f} s more", flush=True)
+    print(f"they stay deaf for another {max(0, left):.0f} s", flush=True)
     time.sleep(max(0, left))
     for busid, deaf in WORLD.deaf.items():
         memory = Usage.of(dict(processes(WORLD.daemon))[worker(busid)]).memory
         waiting = (memory - WORLD.usage[worker(busid)].memory) * KIB
-        print(f"{waiting} bytes wait in the worker of {busid}", flush=True)
-        check(deaf.asked // 2 < waiting < BUDGET, f"{waiting} bytes wait for a client that does not read")
+        print(f"{waiting} bytes are queued in the worker of {busid}", flush=True)
+        check(
+            deaf.asked // 2 < waiting < BUDGET, f"{waiting} bytes are queued for a client that does not read"
+        )
         deaf.read_on()
         wait_for_state(busid, "shared")
     WORLD.bystander.wait_for(4)
@@ -279,9 +281,9 @@ def device_is_unplugged_in_the_middle_of_transfers() -> None:
 
 USB_REQ_SET_FEATURE: Final = 3  # USB 2.0, table 9-4
 USB_ENDPOINT_HALT: Final = 0  # table 9-6
-VENDOR: Final = 0x40  # table 9-2: to the device, as its maker defined it
+VENDOR: Final = 0x40  # table 9-2: vendor request to the device
 TO_ENDPOINT: Final = 0x02
-TEXT: Final = b"usbipd" * 100  # no whole packet at its end
+TEXT: Final = b"usbipd" * 100  # not a multiple of the packet size
 
 
 @step("device")
@@ -298,12 +300,12 @@ def device_that_stalls_babbles_or_never_answers() -> None:
         urbs = [Urb(BULK, loop.read, length=MESSAGE) for _ in range(DEPTH)]
         file.submit(*urbs)
         for urb in reversed(urbs):
-            check(file.discard(urb), "an URB has ended for which the device had nothing")
+            check(file.discard(urb), "a URB has ended although the device had no data")
         for _ in urbs:
             file.reap().check(-errno.ENOENT)
         file.submit(Urb(BULK, loop.write, TEXT), Urb(BULK, loop.read, length=MESSAGE))
         read = next(urb for urb in (file.reap(), file.reap()) if urb.endpoint == loop.read)
-        check(read.data == TEXT, f"after all that it gives back {read.data!r:.60}")
+        check(read.data == TEXT, f"afterwards it returns {read.data!r:.60}")
     client.detach(attached)
     _check_all_well(WORLD.real)
 
@@ -317,7 +319,7 @@ def simulated_device_stalls_and_babbles() -> None:
         file.control(VENDOR, 0x77).check(-errno.EPIPE)
         file.run(Urb(INTERRUPT, INTERRUPT_IN, length=4)).check(-errno.EOVERFLOW)  # a report has 8 bytes
         report = file.run(Urb(INTERRUPT, INTERRUPT_IN, length=8))
-        check(report.status == 0 and report.actual_length == 8, "there is no report after that")
+        check(report.status == 0 and report.actual_length == 8, "no report afterwards")
     client.detach(attached)
     wait_for_state(WORLD.keyboard, "shared")
 
@@ -354,7 +356,7 @@ def _kill(name: str) -> None:
 
 @step("extension")
 def extension_is_killed_under_load() -> None:
-    with _everybody_is_cut_off():
+    with _all_clients_disconnected():
         pid = WORLD.daemon.process.pid
         kill([pid])
         WORLD.daemon.process.wait()
@@ -366,14 +368,14 @@ def extension_is_killed_under_load() -> None:
 
 LOST_CLIENT_TIMEOUT: Final = 10
 MANY: Final = 10
-"""Simulated loopback devices.  vhci-hcd has 15 ports for them and all others; each is a process that takes
-seconds to start here."""
+"""Simulated loopback devices.  vhci-hcd has 15 ports in total; each device is a process that takes seconds to
+start here."""
 
 
 @step("extension")
 def extension_is_restarted_under_load() -> None:
-    """With another configuration, for what comes next: many devices, and less patience."""
-    with _everybody_is_cut_off():
+    """With another configuration for the next steps: many devices, and a shorter timeout."""
+    with _all_clients_disconnected():
         WORLD.daemon.stop()
         config = Path("/run/faults.toml")
         config.write_text(f"[limits]\nlost_client_timeout = {LOST_CLIENT_TIMEOUT}\n")
@@ -388,7 +390,7 @@ def extension_is_restarted_under_load() -> None:
 
 
 @contextmanager
-def _everybody_is_cut_off() -> Iterator[None]:
+def _all_clients_disconnected() -> Iterator[None]:
     attached, echo = _attach_and_echo(WORLD.real)
     yield
     echo.check_lost()
@@ -402,7 +404,7 @@ def _everybody_is_cut_off() -> Iterator[None]:
 # ---- a client that vanishes --------------------------------------------------------------------------------
 
 LOST: Final = ("Connection timed out", "No route to host")
-"""What the kernel says of a client that is lost; the latter when it has asked for its MAC address again."""
+"""The kernel's errors for a lost client; the latter after another query of its MAC address."""
 
 
 @step("vanish")
@@ -420,14 +422,14 @@ def client_on_another_machine_attaches() -> None:
 
 
 @step("vanish")
-def client_that_vanishes_loses_its_devices() -> None:
-    """One has nothing to say, the other one types on."""
+def vanished_client_loses_its_devices() -> None:
+    """One device is idle, the other keeps typing."""
     start = time.monotonic()
     network.disconnect()
     for busid in (WORLD.real, WORLD.keyboard):
         wait_for_state(busid, "shared")
         print(f"{busid} after {time.monotonic() - start:.1f} s: {_last_end(busid)}", flush=True)
-        check(_last_end(busid) in LOST, f"the history says: {_last_end(busid)}")
+        check(_last_end(busid) in LOST, f"the history has: {_last_end(busid)}")
     for device in WORLD.far:
         client.detach(device)
     _check_all_well(WORLD.real)
@@ -438,7 +440,7 @@ def client_that_vanishes_loses_its_devices() -> None:
 
 @step("many")
 def thirteen_devices_move_data_at_once() -> None:
-    """All that are there: the bystander's, other simulated ones, and two real ones."""
+    """All devices: the bystander's, other simulated ones, and two real ones."""
     busids = [WORLD.real, *WORLD.simulated[1:]]
     attached = [client.attach(busid) for busid in (WORLD.source, WORLD.keyboard, *busids)]
     echoes = [
@@ -467,7 +469,7 @@ def thirteen_devices_move_data_at_once() -> None:
 
 
 @step("end")
-def nothing_is_wrong_with_the_daemon() -> None:
+def doctor_finds_no_fault() -> None:
     check_doctor()
 
 

@@ -1,6 +1,6 @@
-"""A real device that gives back what it gets, by bulk and by interrupts, and what control requests write.
+"""A real device that returns what it receives, over bulk, interrupt and control transfers.
 
-FunctionFS leaves a gadget's function to a program: here it is, in threads.  Runs in the guest.
+FunctionFS delegates a gadget's function to a program: this one, in threads.  Runs in the guest.
 Source: include/uapi/linux/usb/functionfs.h, drivers/usb/gadget/function/f_fs.c.
 """
 
@@ -23,7 +23,7 @@ from usbipd.simulated.descriptors import companion_descriptor, endpoint_descript
 from usbipd.simulated.loopback import READ, WRITE
 
 CHUNK: Final = 1 << 16
-"""Of a bulk message, at a time: whole packets at every speed."""
+"""Bytes of a bulk message to read at a time: whole packets at every speed."""
 
 _DESCRIPTORS_MAGIC, _STRINGS_MAGIC = 3, 2
 _SPEEDS: Final = (Speed.FULL, Speed.HIGH, Speed.SUPER)
@@ -37,10 +37,10 @@ _IN: Final = 0x80
 
 
 class LoopFunction:
-    """The function `ffs.NAME`: begin it once the gadget has it, before the gadget is plugged in."""
+    """The function `ffs.NAME`: start it after adding it to the gadget and before plugging the gadget in."""
 
     def __init__(self, name: str, speed: Speed) -> None:
-        """`speed` is the one at which the gadget will work."""
+        """`speed` is the gadget's speed."""
         self._max_packet = MAX_PACKET[speed]
         self.function = Function("ffs", instance=name)
         self._name = name
@@ -49,7 +49,7 @@ class LoopFunction:
         self._ended = False
 
     def start(self) -> None:
-        """Describe the endpoints, and serve them until `stop`."""
+        """Write the descriptors, and serve the endpoints until `stop`."""
         self._directory.mkdir(parents=True, exist_ok=True)
         run("mount", "-t", "functionfs", self._name, self._directory)
         self._ep0 = os.open(self._directory / "ep0", os.O_RDWR)
@@ -60,7 +60,7 @@ class LoopFunction:
         self._begin(lambda: self._give_back("ep3", "ep4", self._max_packet))
 
     def stop(self) -> None:
-        """Once the gadget is removed: its endpoints are gone, and whoever waits for them hears it."""
+        """Call after removing the gadget: that ends all waits for its endpoints."""
         self._ended = True
         os.close(self._ep0)
         run("umount", "--lazy", self._directory)
@@ -74,7 +74,7 @@ class LoopFunction:
                 *setup, event = _EVENT.unpack(os.read(self._ep0, _EVENT.size))
                 if event == _SETUP:
                     self._answer(*setup)
-            except OSError:  # the host has given the request up, or the device was reset meanwhile
+            except OSError:  # the host has cancelled the request, or the device was reset meanwhile
                 continue
 
     def _answer(self, kind: int, request: int, _value: int, _index: int, length: int) -> None:
@@ -89,7 +89,7 @@ class LoopFunction:
             os.write(self._ep0, b"")
 
     def _give_back(self, out: str, back: str, chunk: int) -> None:
-        """Chunk by chunk; what ended before with a short or an empty packet goes back ending with one."""
+        """Chunk by chunk; a message that ended with a short or empty packet is returned with one."""
         buffer = bytearray(chunk)
         ends = [os.open(self._directory / name, os.O_RDWR) for name in (out, back)]
         while not self._ended:
@@ -114,7 +114,7 @@ def _descriptors() -> bytes:
 
 
 def _interfaces(speed: Speed) -> list[bytes]:
-    """Bulk OUT and IN, interrupt OUT and IN; the kernel gives them the addresses that it has."""
+    """Bulk OUT and IN, interrupt OUT and IN; the kernel assigns the addresses."""
     size, found = MAX_PACKET[speed], []
     for number, kind in enumerate((USB_ENDPOINT_XFER_BULK, USB_ENDPOINT_XFER_INT)):
         is_bulk = kind == USB_ENDPOINT_XFER_BULK

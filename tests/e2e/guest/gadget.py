@@ -1,7 +1,7 @@
-"""Real USB devices by software: configfs gadgets on dummy_hcd's device side.  Runs in the guest.
+"""Real USB devices in software: configfs gadgets on dummy_hcd's device side.  Runs in the guest.
 
-What is plugged in here appears on a bus of dummy_hcd like any device, and a driver of the host takes it.  The
-machine has two ports, 0 and 1, each with a bus of its own for high speed and one for super speed.
+A gadget appears on a bus of dummy_hcd like any device, and a driver of the host claims it.  The machine has
+two ports, 0 and 1, each with separate buses for high speed and super speed.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ MASS_STORAGE: Final = "1d6b:0104"  # Linux Foundation
 
 @dataclass(frozen=True)
 class Function:
-    """What a gadget does: a function driver, the attributes that it is given, and a name for this one."""
+    """A gadget's function: a function driver, its attributes, and a name for this instance."""
 
     name: str
     attributes: Mapping[str, str] = field(default_factory=dict)
@@ -26,7 +26,7 @@ class Function:
 
 
 def disk(backing: Path, size: int | None = None) -> Function:
-    """A bulk-only disk, whose blocks are the file `backing`, which is made empty if `size` is given."""
+    """A bulk-only disk backed by the file `backing`, which is created empty if `size` is given."""
     if size is not None:
         with backing.open("wb") as file:
             file.truncate(size)
@@ -34,13 +34,13 @@ def disk(backing: Path, size: int | None = None) -> Function:
 
 
 LOOPBACK: Final = Function("Loopback")
-"""Gives back what it gets.  This kernel has no driver that would take it, unless usbtest is loaded."""
+"""Returns what it receives.  This kernel has no driver for it, unless usbtest is loaded."""
 
 SOURCE_SINK: Final = Function("SourceSink", {"pattern": "1"})  # 1: byte i of each packet is i % 63
-"""Gives a pattern, and stalls when it gets another one."""
+"""Sends a pattern, and stalls when it receives a different one."""
 
 SERIAL_PORT: Final = Function("acm")
-"""A CDC-ACM port, whose other end is `Gadget.serial_port`."""
+"""A CDC-ACM port; the device's end is `Gadget.serial_port`."""
 
 KEYBOARD: Final = Function(
     "hid",
@@ -49,20 +49,20 @@ KEYBOARD: Final = Function(
         "subclass": "1",  # HID 1.11, 4.2: boot interface
         "report_length": "8",
         "report_desc": (
-            # HID 1.11, appendix B.1: a byte of modifiers, a byte that is reserved ...
+            # HID 1.11, appendix B.1: a byte of modifiers, a reserved byte ...
             "05 01 09 06 a1 01 05 07 19 e0 29 e7 15 00 25 01 75 01 95 08 81 02 95 01 75 08 81 01 "
-            # ... five lights in a byte of the host's ...
+            # ... five LEDs in a byte from the host ...
             "95 05 75 01 05 08 19 01 29 05 91 02 95 01 75 03 91 01 "
-            # ... and six keys that are down
+            # ... and six pressed keys
             "95 06 75 08 15 00 25 65 05 07 19 00 29 65 81 00 c0"
         ),
     },
 )
-"""A boot keyboard with lights, whose other end is `Gadget.keyboard`."""
+"""A boot keyboard with LEDs; the device's end is `Gadget.keyboard`."""
 
 
 class Gadget:
-    """A device that can be plugged into one port, pulled out, and made another device meanwhile."""
+    """A device that can be plugged into one port, unplugged, and turned into a different device."""
 
     def __init__(
         self,
@@ -76,8 +76,8 @@ class Gadget:
     ) -> None:
         """A device with all of `functions` in its configuration 1.
 
-        A gadget that is left at this port is pulled out and removed.  `speed` is `super-speed`, `high-speed`
-        or `full-speed`; `second` is what its configuration 2 does, if it is to have one.
+        A gadget left at this port is unplugged and removed.  `speed` is `super-speed`, `high-speed` or
+        `full-speed`; `second` is the function of its optional configuration 2.
         """
         self._path = GADGETS / f"port{port}"
         self._udc = f"dummy_udc.{port}"
@@ -88,7 +88,7 @@ class Gadget:
         _directory(self._path, bcdDevice="0x0100", bcdUSB=version, max_speed=speed)
         self.become(hardware_id)
         strings = {"manufacturer": "Acme", "product": product}
-        if serial is not None:  # without one, the device stalls when it is asked for it
+        if serial is not None:  # without one, the device stalls requests for it
             strings["serialnumber"] = serial
         _directory(self._path / "strings" / "0x409", **strings)
         contents = [functions] if second is None else [functions, (second,)]
@@ -96,23 +96,23 @@ class Gadget:
             configuration = self._path / "configs" / f"c.{value}"
             _directory(configuration, MaxPower="120")
             for function in each:
-                # Attributes come before the link: what is in a configuration cannot be changed any more.
+                # Attributes first: a linked function can no longer be changed.
                 path = self._path / "functions" / f"{function.name}.{function.instance}"
                 _directory(path, **function.attributes)
                 (configuration / path.name).symlink_to(path)
 
     @property
     def serial_port(self) -> Path:
-        """The device's own end of SERIAL_PORT."""
+        """The device's end of SERIAL_PORT."""
         return Path(f"/dev/ttyGS{(self._path / 'functions/acm.0/port_num').read_text().strip()}")
 
     @property
     def keyboard(self) -> Path:
-        """The device's own end of KEYBOARD: takes reports, gives lights."""
+        """The device's end of KEYBOARD: write reports, read LEDs."""
         return Path(f"/dev/hidg{(self._path / 'functions/hid.0/dev').read_text().strip().partition(':')[2]}")
 
     def become(self, hardware_id: str) -> None:
-        """Be another device when it is plugged in next, as a bootloader is once it has started a program."""
+        """Be a different device when plugged in next, like a bootloader that has started a program."""
         self.hardware_id = hardware_id
         vendor, _, product = hardware_id.partition(":")
         _write(self._path, idVendor=f"0x{vendor}", idProduct=f"0x{product}")
@@ -122,19 +122,19 @@ class Gadget:
         _write(self._path, UDC=self._udc)
 
     def unplug(self) -> None:
-        """Pull it out, whatever uses it."""
+        """Unplug it, even if in use."""
         _write(self._path, UDC="")
 
     def wait_until_plugged(self) -> UsbDevice:
-        """The device as this host has it, once its interfaces are there."""
+        """The device on this host, once its interfaces exist."""
         return wait_until_plugged(self._controller, self.hardware_id)
 
     def wait_until_unplugged(self) -> None:
-        """Until this host has noticed."""
+        """Wait until this host has noticed."""
         wait_until_unplugged(self._controller, self.hardware_id)
 
     def remove(self) -> None:
-        """Make room for another gadget at this port, if need be by pulling this one out."""
+        """Free this port, unplugging the gadget if necessary."""
         if (self._path / "UDC").read_text().strip():
             self.unplug()
         for link in self._path.glob("configs/*/*"):
@@ -147,14 +147,14 @@ class Gadget:
 
 
 def _directory(path: Path, **attributes: str) -> None:
-    """A new object of configfs.  The kernel fills it with its attributes."""
+    """Create a configfs object.  The kernel adds its attributes."""
     path.mkdir()
     _write(path, **attributes)
 
 
 def _write(path: Path, **attributes: str) -> None:
     for name, value in attributes.items():
-        if name == "report_desc":  # the only one in binary
+        if name == "report_desc":  # the only binary attribute
             (path / name).write_bytes(bytes.fromhex(value))
         else:
             (path / name).write_text(value + "\n")

@@ -1,7 +1,7 @@
-"""What `make install` installs, with a real device, as a service of systemd.  Runs in the guest.
+"""The installation of `make install`, with a real device, as a systemd service.  Runs in the guest.
 
-systemd is process 1 here, so that the unit's limits are in force as on any host: what they forbid and the
-daemon needs shows.
+systemd is process 1 here, so that the unit's limits apply as on any host: the test fails if they forbid what
+the daemon needs.
 """
 
 import os
@@ -24,7 +24,7 @@ from tests.e2e.guest.system import JOB, run, wait_for
 from tests.e2e.guest.usb import UsbDevice, wait_for_driver, wait_until_plugged
 
 HARDWARE: Final = ("-device", "qemu-xhci,id=usb,addr=0x10")
-"""What is added to the machine, see `Machine`."""
+"""Added hardware, see `Machine`."""
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 PREFIX: Final = Path("/usr/local")
@@ -34,8 +34,8 @@ CGROUP: Final = Path("/sys/fs/cgroup/system.slice/usbipd.service")
 DROP_IN: Final = Path("/run/systemd/system/usbipd.service.d/log.conf")
 NOTIFY_SOCKET: Final = "/run/systemd/notify"
 MOUNT_POINT: Final = Path("/run/media/stick")
-SOMEBODY: Final = 65534
-"""An ordinary user, in whose directory the stick is mounted."""
+ORDINARY_USER: Final = 65534
+"""An ordinary user; the stick is mounted in its directory."""
 
 CONTROLLER: Final = "0000:00:10.0"
 STICK: Final = "46f4:0001"  # QEMU, hw/usb/dev-storage-classic.c
@@ -59,7 +59,7 @@ step = SCENARIO.step()
 
 
 class World:
-    """What one step leaves for the next."""
+    """State passed between steps."""
 
     before: set[Path]
     stick: UsbDevice
@@ -73,15 +73,15 @@ def make_installs_it() -> None:
     WORLD.before = set(PREFIX.rglob("*"))
     run("make", "-C", ROOT, "install")
     version = run(EXTENSION, "--version")
-    check(version.startswith("usbipd-ext "), f"it says that it is {version}")
+    check(version.startswith("usbipd-ext "), f"its version is {version}")
     run("systemd-sysusers", PREFIX / "lib/sysusers.d/usbipd.conf")
 
 
 @step
-def systemd_starts_it_and_hears_that_it_is_ready() -> None:
+def systemd_starts_it_and_receives_ready() -> None:
     run("modprobe", "xhci-pci")
     DROP_IN.parent.mkdir(parents=True)
-    # there is no journal in this machine
+    # this machine has no journal
     DROP_IN.write_text(f"[Service]\nStandardOutput=append:{LOG}\nStandardError=append:{LOG}\n")
     run("systemctl", "daemon-reload")
     run("systemctl", "enable", "--now", "usbipd")
@@ -118,36 +118,36 @@ def processes_are_confined() -> None:
 
 
 @step
-def server_and_worker_are_confined_seen_from_outside() -> None:
+def server_and_worker_are_confined_as_seen_from_outside() -> None:
     confined.check_from_outside(_processes())
 
 
 @step
-def hostile_code_under_the_limits_of_the_service_can_do_nothing() -> None:
+def hostile_code_is_denied_everything() -> None:
     confined.check_from_inside(Path(_property("FragmentPath")), _processes())
 
 
 @step
-def daemon_sees_the_mounts_of_the_host() -> None:
+def daemon_runs_in_the_mount_namespace_of_the_host() -> None:
     [extension] = [process["pid"] for process in _processes() if process["role"] == "extension"]
     ours, its = (Path(f"/proc/{pid}/ns/mnt").readlink() for pid in ("self", extension))
-    check(ours == its, f"the extension is in the mount namespace {its}, the host in {ours}")
+    check(ours == its, f"the extension is in mount namespace {its}, the host in {ours}")
 
 
 @step
-def systemd_hears_the_main_process_and_no_worker() -> None:
-    """A worker that was broken into is its user, in the control group of the service."""
+def systemd_accepts_messages_of_the_main_process_only() -> None:
+    """A compromised worker runs as its user, in the control group of the service."""
     main, status = _property("MainPID"), _property("StatusText")
     _tell_systemd("MAINPID={pid}\nSTOPPING=1\nSTATUS=of a worker", "usbipd")
     told = (_property("MainPID"), _property("ActiveState"), _property("StatusText"))
-    check(told == (main, "active", status), f"of a worker systemd believes {told}")
+    check(told == (main, "active", status), f"after a worker's message systemd has {told}")
     _tell_systemd("STATUS=of root", "root", int(main))
-    check(_property("StatusText") == "of root", "systemd does not hear the main process")
+    check(_property("StatusText") == "of root", "systemd ignores the main process")
 
 
 def _tell_systemd(message: str, user: str, speaker: int | None = None) -> None:
-    """A process of the service says it, as `user`, as the process `speaker` or as itself.  It lives until
-    systemd has read it: sd_notify_barrier(3)."""
+    """Send `message` from a process of the service, as `user`, on behalf of `speaker` or itself.  The process
+    lives until systemd has read it: sd_notify_barrier(3)."""
     account = pwd.getpwnam(user)
     pid = os.fork()
     if pid == 0:
@@ -170,11 +170,11 @@ def _tell_systemd(message: str, user: str, speaker: int | None = None) -> None:
             code = 0
         finally:
             os._exit(code)
-    check(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, f"systemd cannot be told {message!r}")
+    check(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, f"cannot send {message!r} to systemd")
 
 
 @step
-def doctor_finds_nothing_wrong() -> None:
+def doctor_finds_no_fault() -> None:
     check_doctor()
 
 
@@ -182,7 +182,7 @@ def doctor_finds_nothing_wrong() -> None:
 def restart_keeps_the_claim() -> None:
     worker = _worker()
     run("systemctl", "restart", "usbipd")
-    # READY comes once everything is claimed: nothing is waited for
+    # READY follows once everything is claimed: no wait
     check(_worker() not in (None, worker), "after the restart no new worker has the device")
     status = run(EXTENSION, "--status")
     check(WORLD.stick.busid in status, "the status does not show the device")
@@ -190,7 +190,7 @@ def restart_keeps_the_claim() -> None:
 
 
 @step
-def systemd_restarts_a_daemon_that_is_killed() -> None:
+def systemd_restarts_a_killed_daemon() -> None:
     worker = _worker()
     os.kill(int(_property("MainPID")), signal.SIGKILL)
     wait_for("a restart by systemd", lambda: _property("NRestarts") == "1")
@@ -200,7 +200,7 @@ def systemd_restarts_a_daemon_that_is_killed() -> None:
 
 
 @step
-def devices_can_be_opened_as_far_as_needed() -> None:
+def only_necessary_devices_can_be_opened() -> None:
     ask("unbind", "--busid", WORLD.stick.busid)
     wait_for_driver(WORLD.stick, "usb-storage")
     disk = wait_for("a block device of the stick", WORLD.stick.block_device)
@@ -215,7 +215,7 @@ def devices_can_be_opened_as_far_as_needed() -> None:
 
 
 def _may_open(path: Path, flags: int) -> bool:
-    """Whether the service may open a device: a process joins it and tries."""
+    """Whether the service may open a device: a process joins its control group and tries."""
     pid = os.fork()
     if pid == 0:
         code = 2
@@ -232,28 +232,28 @@ def _may_open(path: Path, flags: int) -> bool:
 
 
 @step
-def bind_by_force_unmounts_what_the_host_has_mounted() -> None:
+def forced_bind_unmounts_the_hosts_mounts() -> None:
     disk = wait_for("a block device of the stick", WORLD.stick.block_device)
     run("mkfs.ext4", "-q", "-F", disk)
     MOUNT_POINT.mkdir(parents=True)
-    os.chown(MOUNT_POINT.parent, SOMEBODY, SOMEBODY)
+    os.chown(MOUNT_POINT.parent, ORDINARY_USER, ORDINARY_USER)
     MOUNT_POINT.parent.chmod(0o700)
     run("mount", "-t", "ext4", disk, MOUNT_POINT)
     refused = call("bind", "--json", "--busid", WORLD.stick.busid)
     check(refused.code == 1 and MOUNT_POINT.is_mount(), f"bind of a mounted disk: {refused.stdout}")
-    with subprocess.Popen(["/bin/sleep", "1000"], cwd=MOUNT_POINT, user=SOMEBODY) as program:
+    with subprocess.Popen(["/bin/sleep", "1000"], cwd=MOUNT_POINT, user=ORDINARY_USER) as program:
         refused = call("bind", "--force", "--json", "--busid", WORLD.stick.busid)
         program.kill()
     named = f"(pid {program.pid})" in refused.stdout
-    check(refused.code == 1 and named, f"{program.pid} works there, and bind says: {refused.stdout}")
+    check(refused.code == 1 and named, f"{program.pid} uses it, but bind prints: {refused.stdout}")
     run(USBIPD, "bind", "--force", "--busid", WORLD.stick.busid)
     check(not MOUNT_POINT.is_mount(), f"{MOUNT_POINT} is still mounted on the host")
     _check_data()
 
 
 @step
-def nothing_is_unmounted_in_a_namespace_of_its_own() -> None:
-    """What a drop-in may do to it."""
+def nothing_is_unmounted_in_a_separate_namespace() -> None:
+    """As a drop-in may configure."""
     drop_in = DROP_IN.with_name("namespace.conf")
     drop_in.write_text("[Service]\nPrivateTmp=yes\n")
     run("systemctl", "daemon-reload")
@@ -263,9 +263,9 @@ def nothing_is_unmounted_in_a_namespace_of_its_own() -> None:
     disk = wait_for("a block device of the stick", WORLD.stick.block_device)
     run("mount", "-t", "ext4", disk, MOUNT_POINT)
     refused = call("bind", "--force", "--json", "--busid", WORLD.stick.busid)
-    told = "mount namespace of its own" in refused.stdout
-    check(refused.code == 1 and told, f"bind by force says: {refused.stdout}")
-    check(MOUNT_POINT.is_mount() and WORLD.stick.driver() == "usb-storage", "the disk is taken away")
+    told = "private mount namespace" in refused.stdout
+    check(refused.code == 1 and told, f"bind --force prints: {refused.stdout}")
+    check(MOUNT_POINT.is_mount() and WORLD.stick.driver() == "usb-storage", "the disk was claimed")
     run("umount", MOUNT_POINT)
     run(USBIPD, "bind", "--busid", WORLD.stick.busid)
     drop_in.unlink()
@@ -273,33 +273,33 @@ def nothing_is_unmounted_in_a_namespace_of_its_own() -> None:
 
 
 @step
-def wrong_configuration_is_not_tried_again() -> None:
+def wrong_configuration_is_not_retried() -> None:
     config = Path("/etc/usbipd/usbipd.toml")
     default = config.read_bytes()
     config.write_text("lisen = []\n")
     done = subprocess.run(["systemctl", "restart", "usbipd"], check=False)
-    check(done.returncode != 0, "systemd takes it for started")
+    check(done.returncode != 0, "systemd considers it started")
     state = _property("ActiveState")
     check(state == "failed", f"it is {state}")
     config.write_bytes(default)
 
 
 @step
-def end_gives_the_device_back_and_uninstall_leaves_nothing() -> None:
+def stop_releases_the_device_and_uninstall_leaves_nothing() -> None:
     run("systemctl", "start", "usbipd")
     run("systemctl", "disable", "--now", "usbipd")
     wait_for_driver(WORLD.stick, "usb-storage")
     result = _property("Result")
-    check(result == "success", f"it ended with {result}")
-    check(not Path("/run/usbipd").exists(), "/run/usbipd is left")
+    check(result == "success", f"its result is {result}")
+    check(not Path("/run/usbipd").exists(), "/run/usbipd still exists")
     run("make", "-C", ROOT, "uninstall")
     left = sorted(path for path in set(PREFIX.rglob("*")) - WORLD.before if not path.is_dir())
     check(not left, f"files are left: {left}")
-    check(not Path("/etc/usbipd").exists(), "the configuration, which nobody has edited, is left")
+    check(not Path("/etc/usbipd").exists(), "the unedited configuration still exists")
 
 
 def _property(name: str) -> str:
-    """What systemd knows of the service."""
+    """A property of the service in systemd."""
     return run("systemctl", "show", "--value", "--property", name, "usbipd").strip()
 
 
@@ -309,17 +309,17 @@ def _processes() -> list[dict[str, int | str]]:
 
 
 def _worker() -> int | None:
-    """The pid of the process that has the device."""
+    """The pid of the process that holds the device."""
     devices = ask("status")["status"]["devices"]
     return next((each["worker_pid"] for each in devices if each["busid"] == WORLD.stick.busid), None)
 
 
 def _check_data() -> None:
-    """The client reads what the stick has."""
+    """The client must read the stick's data."""
     wait_for_state(WORLD.stick.busid, "shared")
     there = client.attach(WORLD.stick.busid, STICK)
     node = wait_for("a block device of the stick", there.block_device)
-    check(node.read_bytes() == IMAGE.read_bytes(), f"{node} is not what the stick has")
+    check(node.read_bytes() == IMAGE.read_bytes(), f"{node} differs from the stick's image")
     client.detach(there)
 
 

@@ -1,7 +1,7 @@
-"""A device that gives back what it gets, in the hands of a program of the client.  Runs in the guest.
+"""A device that returns what it receives, used by a program of the client.  Runs in the guest.
 
-It may be real (function_fs.py) or simulated (`--simulate loopback`): what a program sees is the same, but for
-the addresses of the endpoints, and that the real one has no isochronous ones.
+It may be real (function_fs.py) or simulated (`--simulate loopback`): both behave alike, except for the
+endpoint addresses and that the real one has no isochronous endpoints.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from usbipd.usb.descriptors import Endpoint, parse_configuration
 
 VENDOR_OUT, VENDOR_IN = 0x40, 0xC0  # bmRequestType: vendor, device; USB 2.0, table 9-2
 _LONGEST: Final = (1 << 20) + 1024
-"""Room for a message of 1 MiB and more, so that its end must be seen."""
+"""Room for more than a message of 1 MiB, so that its end must be detected."""
 
 
 class LoopDevice:
@@ -45,27 +45,27 @@ class LoopDevice:
         self.file.open()
 
     def close(self) -> None:
-        """What is pending ends."""
+        """Close it; pending URBs end."""
         self.file.close()
 
     # ---- control -------------------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> Urb:
-        """A vendor request that keeps `data`."""
+        """A vendor request that stores `data`."""
         return self.file.control(VENDOR_OUT, WRITE, data=data)
 
     def read(self, length: int) -> Urb:
-        """A vendor request that gives it back, up to `length` bytes."""
+        """A vendor request that returns the stored data, up to `length` bytes."""
         return self.file.control(VENDOR_IN, READ, length=length)
 
     # ---- messages ------------------------------------------------------------------------------------------
 
     def bulk_write(self, data: bytes, flags: int = ZERO_PACKET) -> Urb:
-        """An OUT, which by its flags is a message of its own."""
+        """An OUT that is one message, by its flags."""
         return Urb(BULK, self.bulk_out.bEndpointAddress, data, flags=flags)
 
     def bulk_read(self, length: int = _LONGEST, flags: int = 0) -> Urb:
-        """An IN with room for a message and more."""
+        """An IN with room for more than a message."""
         return Urb(BULK, self.bulk_in.bEndpointAddress, length=length, flags=flags)
 
     def interrupt_write(self, data: bytes) -> Urb:
@@ -89,7 +89,7 @@ class LoopDevice:
         )
 
     def loop_interrupts(self, messages: Sequence[bytes], depth: int) -> None:
-        """The same by interrupts, each message one packet."""
+        """The same with interrupt transfers, each message one packet."""
         self._exchange(
             [self.interrupt_write(message) for message in messages],
             [self.interrupt_read() for _ in messages],
@@ -104,32 +104,34 @@ class LoopDevice:
             self.file.submit(*itertools.islice(urbs, depth))
         for _ in range(len(writes) + len(reads)):
             urb = self.file.reap()
-            check(urb.status == 0, f"URB of endpoint {urb.endpoint:#04x} ended with {urb.status}")
+            check(urb.status == 0, f"a URB of endpoint {urb.endpoint:#04x} ended with {urb.status}")
             which = 1 if urb.endpoint & IN else 0
             order[which].append(urb)
             if (following := next(waiting[which], None)) is not None:
                 self.file.submit(following)
-        check(order[0] == writes, "OUT URBs have ended in another order than they were submitted")
-        check(order[1] == reads, "IN URBs have ended in another order than they were submitted")
+        check(order[0] == writes, "OUT URBs ended out of order")
+        check(order[1] == reads, "IN URBs ended out of order")
         for sent, write, read in zip(messages, writes, reads, strict=True):
-            check(write.actual_length == len(sent), f"{write.actual_length} of {len(sent)} bytes were taken")
+            check(
+                write.actual_length == len(sent), f"{write.actual_length} of {len(sent)} bytes were accepted"
+            )
             check_same(read.data, sent)
 
     def check_works(self) -> None:
         """One message of each kind goes through."""
-        check(self.write(b"still").status == 0, "the device takes no control transfer")
+        check(self.write(b"still").status == 0, "the device does not accept a control transfer")
         check_same(self.read(64).data, b"still")
         self.loop([b"there"], 1, room=4096)
         self.loop_interrupts([b"too"], 1)
 
 
 def some_bytes(length: int, seed: object = 0) -> bytes:
-    """Always the same ones."""
+    """Reproducible random bytes."""
     return random.Random(f"{length} {seed}").randbytes(length)
 
 
 def _pair(endpoints: Sequence[Endpoint], kind: int) -> tuple[Endpoint, Endpoint]:
-    """The last OUT and the last IN of a type: what comes before is a source and a sink."""
+    """The last OUT and the last IN of a type: earlier ones are a source and a sink."""
     found = [each for each in endpoints if each.bmAttributes & 3 == kind]
     ins = [each for each in found if each.bEndpointAddress & IN]
     outs = [each for each in found if not each.bEndpointAddress & IN]

@@ -1,7 +1,7 @@
-"""A root in memory for what must run while the host's files cannot be reached.  Runs in the guest.
+"""A root in memory for programs that must run while the host's files are unreachable.  Runs in the guest.
 
-After suspend 9p is dead: its driver has no way back (net/9p/trans_virtio.c), and whoever opens a file of the
-host waits for ever.  So all that is opened after that is copied first.
+After suspend 9p is dead: its driver cannot recover (net/9p/trans_virtio.c), and opening a host file hangs
+forever.  So all files opened later are copied first.
 """
 
 import os
@@ -19,13 +19,13 @@ from tests.e2e.guest.system import run
 ROOT: Final = Path("/mnt/root")
 SOURCES: Final = Path(__file__).parents[3]
 PACKAGES: Final = ("usb1", "msgspec", "psutil", "__editable__*.pth")
-"""What usbipd needs of the virtual environment's."""
+"""The packages of the virtual environment that usbipd needs."""
 NOT_NEEDED: Final = shutil.ignore_patterns(
     *("site-packages", "dist-packages", "test", "tests", "config-*", "*.opt-?.*", "*_test*", "turtle*"),
     *("distutils", "ensurepip", "idlelib", "lib2to3", "pydoc*", "tkinter", "unittest", "wsgiref", "xml*"),
     *("cp[0-9]*", "iso*", "mac_*"),  # of encodings
 )
-"""Of Python's library."""
+"""Of Python's standard library."""
 SHOW_LIBRARIES: Final = """
 import usb1, usbipd.extension.process, usbipd.worker.process
 usb1.loadLibrary()
@@ -34,10 +34,10 @@ print(open("/proc/self/maps").read())
 
 
 def enter() -> None:
-    """Copy Python, usbipd, these tests and the stock client into memory, and start this program again there.
+    """Copy Python, usbipd, these tests and the stock client into memory, and restart this program there.
 
-    /proc, /sys, /dev and /run are the same ones in it, but for /run/e2e: that is an empty directory.  Returns
-    in the program that runs there.
+    /proc, /sys, /dev and /run are shared with it, except /run/e2e, which is an empty directory.  Returns in
+    the restarted program.
     """
     if os.environ.get("E2E_ROOT") == str(ROOT):
         return
@@ -51,11 +51,11 @@ def enter() -> None:
     _copy([usbip, *map(Path, ("/etc/passwd", "/etc/group", "/etc/nsswitch.conf"))])
     maps = subprocess.run([sys.executable, "-c", SHOW_LIBRARIES], capture_output=True, text=True, check=True)
     libraries = [Path(path) for path in set(re.findall(r"/\S+\.so[.\d]*$", maps.stdout, re.MULTILINE))]
-    # the loader looks for them by shorter names, which are symlinks
+    # the loader uses shorter names, which are symlinks
     _copy(path for each in libraries for path in each.parent.glob(f"{each.name.partition('.so')[0]}.so*"))
     _copy(Path(path) for path in re.findall(r"(/\S+) \(0x", run("ldd", usbip, sys.executable)))
     for directory in ("proc", "sys", "dev", "run", "tmp", "var/lib"):
-        (ROOT / directory).mkdir(parents=True, exist_ok=True)  # /tmp may be where the clone is
+        (ROOT / directory).mkdir(parents=True, exist_ok=True)  # the clone may be in /tmp
     (ROOT / "var" / "run").symlink_to("/run")
     for directory in ("proc", "sys", "dev"):
         run("mount", "--rbind", f"/{directory}", ROOT / directory)
@@ -67,7 +67,7 @@ def enter() -> None:
 
 
 def _copy(paths: Iterable[Path]) -> None:
-    """Each to the same place, with what symlinks on the way to it lead to."""
+    """Copy each to the same path, with the targets of symlinks on the way."""
     for path in paths:
         real = path.resolve()
         target = ROOT / real.relative_to("/")

@@ -1,6 +1,7 @@
-"""QEMU's monitor: this machine's hardware, changed from inside.  Runs in the guest.
+"""QEMU's monitor: changes this machine's hardware from inside.  Runs in the guest.
 
-A virtio port leads to it.  The protocol is QMP, lines of JSON (QEMU, "QEMU Machine Protocol Specification").
+It is reached through a virtio port.  The protocol is QMP, lines of JSON (QEMU, "QEMU Machine Protocol
+Specification").
 """
 
 import json
@@ -15,7 +16,7 @@ NAME: Final = "e2e.monitor"  # vm/machine.py
 
 
 class Monitor:
-    """The monitor of the machine that this runs in."""
+    """The monitor of this machine."""
 
     def __init__(self) -> None:
         node = next(path.name for path in PORTS.iterdir() if (path / "name").read_text().strip() == NAME)
@@ -24,13 +25,13 @@ class Monitor:
         self.execute("qmp_capabilities")
 
     def execute(self, command: str, **arguments: object) -> Any:
-        """What `command` returns; `_` in the names of `arguments` stands for `-`.  Raises `StepError`."""
+        """The result of `command`; `_` in the names of `arguments` stands for `-`.  Raises `StepError`."""
         named = {name.replace("_", "-"): value for name, value in arguments.items()}
         self._port.write(json.dumps({"execute": command, "arguments": named}).encode() + b"\n")
         while True:
             answer = json.loads(self._port.readline())
             if "error" in answer:
                 raise StepError(f"QEMU refuses {command} {named}: {answer['error']['desc']}")
-            if "return" in answer:  # all else are events
+            if "return" in answer:  # the rest are events
                 print(f"monitor: {command} {named}", flush=True)
                 return answer["return"]

@@ -1,17 +1,17 @@
-"""Another machine, as far as TCP can tell: a network namespace behind a cable.  Runs in the guest."""
+"""A second machine, for TCP: a network namespace behind a cable.  Runs in the guest."""
 
 from typing import Final
 
 from tests.e2e.guest.system import run
 
 ELSEWHERE: Final = ("ip", "netns", "exec", "elsewhere")
-"""The beginning of a command that runs there."""
+"""Prefix of a command that runs there."""
 NEAR, FAR = "10.99.0.1", "10.99.0.2"
-"""Addresses of this machine and of the other one."""
+"""Addresses of this machine and of the second one."""
 
 
 def connect() -> None:
-    """Make it, and the cable."""
+    """Create the namespace and the cable."""
     run("ip", "netns", "add", "elsewhere")
     run("ip", "link", "add", "near", "type", "veth", "peer", "name", "far", "netns", "elsewhere")
     run("ip", "addr", "add", f"{NEAR}/24", "dev", "near")
@@ -21,5 +21,5 @@ def connect() -> None:
 
 
 def disconnect() -> None:
-    """Pull the cable at the other machine: nobody is told anything."""
+    """Pull the cable at the second machine: no process is notified."""
     run(*ELSEWHERE, "ip", "link", "set", "far", "down")

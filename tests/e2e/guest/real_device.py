@@ -1,8 +1,8 @@
-"""A real device: bound, used by a stock client, given back.  Runs in the guest.
+"""A real device: bound, used by a stock client, released.  Runs in the guest.
 
-The device is a mass-storage gadget on dummy_hcd, the client this same kernel by 127.0.0.1.  With
-`--kernel-server` the kernel's own server takes the place of our daemon; the steps that ask our daemon
-something pass unasked.
+The device is a mass-storage gadget on dummy_hcd, the client is this same kernel over 127.0.0.1.  With
+`--kernel-server` the kernel's own server replaces our daemon, and steps that query our daemon pass without
+doing anything.
 """
 
 import hashlib
@@ -24,19 +24,19 @@ DATA_SIZE: Final = 32 * MIB
 MOUNT_POINT: Final = Path("/run/mnt")
 DATA: Final = MOUNT_POINT / "data"
 FIRST_WORKER: Final = DEFAULT_UIDS.partition("-")[0]
-"""The user id of the first worker; a user id without a name is shown as it is."""
+"""The user id of the first worker; ids without a name are shown as numbers."""
 
 SCENARIO: Final = Scenario()
 step = SCENARIO.step()
 
 
 class World:
-    """What one step leaves for the next."""
+    """State passed between steps."""
 
     server: Server
     stick: gadget.Gadget
-    device: UsbDevice  # as the host has it
-    attached: UsbDevice  # as the client has it
+    device: UsbDevice  # on the host
+    attached: UsbDevice  # on the client
     sha256: str
 
 
@@ -71,8 +71,8 @@ def bind_takes_device_from_its_driver() -> None:
     WORLD.server.bind(WORLD.device.busid)
     wait_for("no block device of the gadget", lambda: WORLD.device.block_device() is None)
     driver = WORLD.device.driver()
-    print(f"{WORLD.device.busid} is with {driver}")
-    check(driver != "usb-storage", "after bind the device is still with usb-storage")
+    print(f"{WORLD.device.busid} has the driver {driver}")
+    check(driver != "usb-storage", "after bind the device still has the driver usb-storage")
 
 
 @step
@@ -114,7 +114,7 @@ def stock_client_lists_device() -> None:
 def stock_client_attaches_device() -> None:
     WORLD.attached = client.attach(WORLD.device.busid, gadget.MASS_STORAGE)
     disk = _attached_disk()
-    check(WORLD.attached.driver() == "usb-storage", "the client's usb-storage did not take the device")
+    check(WORLD.attached.driver() == "usb-storage", "the client's usb-storage did not claim the device")
     size = int(Path(f"/sys/block/{disk.name}/size").read_text()) * 512
     check(size == DISK_SIZE, f"the client sees a disk of {size} bytes, not {DISK_SIZE}")
 
@@ -126,7 +126,7 @@ def status_shows_device_attached() -> None:
         _check_fields(device, state="attached")
         check(str(device["client"]).startswith("127.0.0.1"), f"client is {device['client']}, not 127.0.0.1")
         offered = [device["busid"] for device in WORLD.server.devices()]
-        check(WORLD.attached.busid not in offered, "what this host has imported is offered again")
+        check(WORLD.attached.busid not in offered, "the imported device is offered again")
 
 
 @step
@@ -164,7 +164,7 @@ def stock_client_detaches_device_again() -> None:
 
 
 @step
-def unbind_gives_device_back_to_its_driver() -> None:
+def unbind_returns_device_to_its_driver() -> None:
     WORLD.server.unbind(WORLD.device.busid)
     wait_for("a block device of the gadget", WORLD.device.block_device)
     _check_driver("usb-storage")
@@ -183,7 +183,7 @@ def list_shows_device_not_shared() -> None:
 
 
 @step
-def unbind_cuts_an_attached_client_off() -> None:
+def unbind_disconnects_an_attached_client() -> None:
     WORLD.server.bind(WORLD.device.busid)
     attached = client.attach(WORLD.device.busid, gadget.MASS_STORAGE)
     WORLD.server.unbind(WORLD.device.busid)
@@ -214,7 +214,7 @@ def _attached_disk() -> Path:
 
 def _check_driver(expected: str) -> None:
     driver = WORLD.device.driver()
-    check(driver == expected, f"the device is with the driver {driver}, not {expected}")
+    check(driver == expected, f"the device has the driver {driver}, not {expected}")
 
 
 def _check_fields(device: dict[str, object], **expected: object) -> None:

@@ -1,4 +1,4 @@
-"""The steps of a scenario, and how the guest reports them.  Runs in the guest; pytest asks for the names.
+"""The steps of a scenario, and their reports.  Runs in the guest; pytest reads the names.
 
 Each step prints one line, `ok NAME` or `not ok NAME: why`; other lines are diagnostics.
 """
@@ -12,12 +12,12 @@ Action = Callable[[], None]
 
 
 class StepError(Exception):
-    """What a step found is not what it must be; the message says both."""
+    """A step found something unexpected; the message says what, and what was expected."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A test of its own.  If a step fails, the rest of its `chain` is left out; after "" all the rest is."""
+    """A separate test.  If it fails, the rest of its `chain` is skipped; after "", all the rest."""
 
     name: str
     chain: str
@@ -32,11 +32,11 @@ class Scenario:
 
     @property
     def names(self) -> list[str]:
-        """What pytest shows, one test each."""
+        """The names of the tests, one per step."""
         return [step.name for step in self._steps]
 
     def step(self, chain: str = "") -> Callable[[Action], Action]:
-        """Makes a function a step: it is done when it returns, failed when it raises."""
+        """Makes a function a step: it passes if it returns, and fails if it raises."""
 
         def register(action: Action) -> Action:
             self.add(action.__name__, chain, action)
@@ -45,11 +45,11 @@ class Scenario:
         return register
 
     def add(self, name: str, chain: str, action: Action) -> None:
-        """The same, under a name of its own: one action may be many steps."""
+        """The same with an explicit name: one action may be many steps."""
         self._steps.append(Step(name.replace("_", "-"), chain, action))
 
     def run(self) -> int:
-        """Do the steps; the exit status is 1 if one failed.  After a failure its chain is left out."""
+        """Run the steps; the exit status is 1 if one failed.  After a failure its chain is skipped."""
         failed: dict[str, str] = {}
         for step in self._steps:
             cause = failed.get(step.chain) or failed.get("")

@@ -1,6 +1,6 @@
-"""The servers whose devices the stock client attaches: our daemon, and the kernel's own.  Runs in the guest.
+"""The servers for the stock client: our daemon, and the kernel's own.  Runs in the guest.
 
-The kernel's is there to check the machine and the scenario: what fails with it too is no fault of ours.
+The kernel's checks the machine and the scenario: a step that also fails with it is not our fault.
 """
 
 import json
@@ -17,19 +17,21 @@ from typing import Any, ClassVar, Final, cast
 
 from tests.e2e.guest.scenario import StepError, check
 from tests.e2e.guest.system import JOB, run, wait_for
+from tests.e2e.guest.usb import DEVICES
 
 PORT: Final = 3240
+DRIVER: Final = Path("/sys/bus/usb/drivers/usbip-host")
 TCP_LISTEN: Final = "0A"  # include/net/tcp_states.h
 LOG: Final = JOB / "daemon.log"
 STOP_TIME: Final = 10.0
-"""Seconds in which a server must end: 2 on real hardware; the guest is emulated, several times slower."""
+"""Seconds in which a server must stop: 2 on real hardware; the emulated guest is several times slower."""
 
 
 class Server(ABC):
     """A USB/IP server on 127.0.0.1."""
 
     ready: ClassVar[re.Pattern[str]]
-    """What it says once it can be asked for something."""
+    """Its message once it is ready."""
 
     def __init__(self, command: Sequence[str | Path], tcp_port: int = PORT) -> None:
         self._command = command
@@ -37,9 +39,9 @@ class Server(ABC):
         self.process: subprocess.Popen[bytes]
 
     def start(self) -> None:
-        """Start it, and wait until it is ready.  Its log is daemon.log in the job directory."""
+        """Start it and wait until it is ready.  Its log is daemon.log in the job directory."""
         self.launch()
-        wait_for("the server to say that it is ready", self._is_ready)
+        wait_for("the server to report that it is ready", self._is_ready)
 
     def launch(self) -> None:
         """Start it."""
@@ -49,17 +51,17 @@ class Server(ABC):
 
     def _is_ready(self) -> bool:
         if (status := self.process.poll()) is not None:
-            raise StepError(f"the server ended with {status} as soon as it was started; see its log")
+            raise StepError(f"the server exited with {status} at its start; see its log")
         return self.ready.search(self.log()) is not None
 
     def log(self) -> str:
-        """What it has logged since it was started."""
+        """Its log since its start."""
         with LOG.open("rb") as log:
             log.seek(self._said_before)
             return log.read().decode(errors="replace")
 
     def stop(self) -> None:
-        """End it by SIGTERM, which must succeed, soon."""
+        """Stop it by SIGTERM, which must succeed within `STOP_TIME`."""
         family = family_of(self.process.pid)
         start = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
@@ -67,8 +69,8 @@ class Server(ABC):
             status = self.process.wait(STOP_TIME)
         except subprocess.TimeoutExpired:
             raise StepError(f"the server still runs {STOP_TIME:.0f} s after SIGTERM") from None
-        print(f"the server ended {time.monotonic() - start:.1f} s after SIGTERM")
-        check(status == 0, f"the server ended with {status} after SIGTERM")
+        print(f"the server exited {time.monotonic() - start:.1f} s after SIGTERM")
+        check(status == 0, f"the server exited with {status} after SIGTERM")
         left = [f"{pid} {name}" for pid, name in family.items() if command_of(pid) == name]
         check(not left, f"processes of the server still run: {', '.join(left)}")
         check(not is_listening(self._tcp_port), f"port {self._tcp_port} still accepts connections")
@@ -79,11 +81,11 @@ class Server(ABC):
 
     @abstractmethod
     def unbind(self, busid: str) -> None:
-        """Give it back to its own driver."""
+        """Return it to its own driver."""
 
 
 class Usbipd(Server):
-    """Ours, by its two commands in the directory `programs`: by default those beside this Python."""
+    """Our daemon; its two commands are in the directory `programs`, by default beside this Python."""
 
     ready = re.compile(r"^usbipd \S+ listens on ", re.MULTILINE)
 
@@ -146,8 +148,18 @@ class KernelServer(Server):
         run("usbip", "unbind", "-b", busid)
 
 
+class BareKernelServer(KernelServer):
+    """The same, also for imported devices, which the tool `usbip bind` refuses."""
+
+    def bind(self, busid: str) -> None:
+        """As the tool does it (tools/usb/usbip/src/usbip_bind.c)."""
+        (DRIVER / "match_busid").write_text(f"add {busid}")
+        (DEVICES / busid / "driver/unbind").write_text(busid)
+        (DRIVER / "bind").write_text(busid)
+
+
 def credentials(pid: int) -> dict[str, str]:
-    """/proc/PID/status by its keys: what the kernel says of a process, not what it says itself."""
+    """/proc/PID/status by key: the kernel's view of a process, not the process's own."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
@@ -160,16 +172,16 @@ def _named(devices: list[dict[str, Any]], busid: str) -> dict[str, Any]:
 
 
 def is_listening(tcp_port: int = PORT) -> bool:
-    """Whether there is a server, without connecting: that would be a client that says nothing."""
+    """Whether a server listens, without connecting: that would be a silent client."""
     port = f":{tcp_port:04X} "
     lines = [line for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()]
     return any(port in line and line.split()[3] == TCP_LISTEN for line in lines)
 
 
 def family_of(pid: int) -> dict[int, str]:
-    """The processes that `pid` and its children started, and itself, with their command lines."""
+    """`pid` and its descendants, with their command lines."""
     family = {pid: command_of(pid)}
-    with suppress(OSError):  # it has ended
+    with suppress(OSError):  # it has exited
         for children in Path(f"/proc/{pid}/task").glob("*/children"):
             for child in children.read_text().split():
                 family |= family_of(int(child))
@@ -177,7 +189,7 @@ def family_of(pid: int) -> dict[int, str]:
 
 
 def command_of(pid: int) -> str:
-    """The command line of a process, "" if it is gone."""
+    """The command line of a process, "" if it has exited."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""The daemon as a service: it is stopped, killed, finds its store damaged, and is told how to log.
+"""The daemon as a service: stops, kills, damaged stores, and changes of its log.
 
 Runs in the guest.
 """
@@ -35,7 +35,7 @@ step = SCENARIO.step
 
 
 class World:
-    """What one step leaves for the next."""
+    """State passed between steps."""
 
     daemon: Usbipd
     device: UsbDevice
@@ -47,7 +47,7 @@ WORLD: Final = World()
 
 @step()
 def two_devices_are_bound() -> None:
-    """One that is there and one that is not."""
+    """One present and one absent device."""
     stick = Gadget(disk(Path("/run/stick.img"), DISK_SIZE), serial=SERIAL)
     stick.plug()
     WORLD.device = stick.wait_until_plugged()
@@ -65,32 +65,32 @@ def two_devices_are_bound() -> None:
 
 LINE: Final = re.compile(r"\b(DEBUG|INFO|WARNING|ERROR) (extension|server|worker)\[\d+\]")
 LAST_WORDS: Final = "the extension closed the channel"
-"""What a worker says when its extension was killed."""
+"""A worker's message when its extension was killed."""
 
 
 @step("logs")
-def signals_change_what_all_processes_log() -> None:
-    check(_who_logs() == set(), "with --log-level error something is logged")
+def signals_change_the_log_level_of_all_processes() -> None:
+    check(_who_logs() == set(), "with --log-level error there are log lines")
     os.kill(WORLD.daemon.process.pid, signal.SIGUSR1)
-    wait_for("the extension to say more", lambda: not _is_silent())
+    wait_for("the extension to log more", lambda: not _is_silent())
     who = _who_logs()
     expected = {("DEBUG", EXTENSION), ("INFO", SERVER), ("DEBUG", "worker")}
-    check(expected <= who, f"after SIGUSR1 there is {who}")
+    check(expected <= who, f"after SIGUSR1 the log has {who}")
     os.kill(WORLD.daemon.process.pid, signal.SIGUSR2)
-    wait_for("the extension to say less", _is_silent)
+    wait_for("the extension to log less", _is_silent)
     who = _who_logs()
-    check(who == set(), f"after SIGUSR2 there is still {who}")
+    check(who == set(), f"after SIGUSR2 the log still has {who}")
 
 
 def _is_silent() -> bool:
-    """Whether the extension says nothing of being asked; other processes hear of a new level as it does."""
+    """Whether the extension logs no requests; other processes change level at the same time."""
     before = len(WORLD.daemon.log())
     ask("list")
     return len(WORLD.daemon.log()) == before
 
 
 def _who_logs() -> set[tuple[str, str]]:
-    """Attach the device and detach it; level and role of every line that this brings."""
+    """Level and role of every log line of an attach and a detach."""
     before = len(WORLD.daemon.log())
     _use_device()
     return set(LINE.findall(WORLD.daemon.log()[before:]))
@@ -114,7 +114,7 @@ def bindings_survive_a_stop() -> None:
 @step("starts")
 def bindings_survive_kill_9() -> None:
     _kill_all()
-    wait_for("nobody to hold the device", lambda: WORLD.device.driver() is None)
+    wait_for("the device to be released", lambda: WORLD.device.driver() is None)
     _start_again()
 
 
@@ -151,7 +151,7 @@ def newer_store_is_replaced_by_its_last_good_copy() -> None:
 
 @contextmanager
 def _damage(what: str) -> Iterator[None]:
-    """Do it; then the daemon must start as if nothing were, keep the store aside, and say so."""
+    """Damage the store in the block; the daemon must start normally, keep the store aside, and report it."""
     kept = set(STORE.parent.iterdir())
     yield
     _start_again()
@@ -174,7 +174,7 @@ def _kill_all() -> None:
 
 
 def _start_again() -> None:
-    """Without a command, everything is as before."""
+    """Everything must be as before, without a command."""
     WORLD.daemon.start()
     _check_as_before()
     _use_device()
@@ -209,12 +209,12 @@ def all_processes_log_to_syslog() -> None:
         wait_for_state(WORLD.device.busid, "shared")
     log = WORLD.daemon.log()
     check(not LINE.search(log), f"with --log-to syslog there is on stderr: {log}")
-    check(not any(SERIAL in message for message in messages), "a serial number is in the log at level info")
+    check(not any(SERIAL in message for message in messages), "the log at level info has a serial number")
 
 
 @contextmanager
 def _syslog() -> Iterator[list[str]]:
-    """A syslog daemon: what it is sent, which syslog.log in the job directory keeps."""
+    """A syslog daemon: the messages it receives, also in syslog.log in the job directory."""
     messages: list[str] = []
     path = Path("/dev/log")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inbox:

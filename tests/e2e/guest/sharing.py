@@ -1,4 +1,4 @@
-"""A device of this host on its way to the stock client and back.  Runs in the guest."""
+"""Shares a device of this host with the stock client, and takes it back.  Runs in the guest."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,9 +12,10 @@ from tests.e2e.guest.usb import UsbDevice, wait_for_drivers
 
 @contextmanager
 def attached(device: UsbDevice, drivers: Sequence[str], server: str = client.SERVER) -> Iterator[UsbDevice]:
-    """The device as the client of `server` has it, once its `drivers` have taken its interfaces there.
+    """The device on the client of `server`, once its `drivers` have claimed its interfaces there.
 
-    They must have it here before; after the block it is bound no more, and theirs again.  Raises `StepError`.
+    They must hold it on this host before; after the block it is unbound, and theirs again.  Raises
+    `StepError`.
     """
     wait_for_drivers(device, drivers)
     ask("bind", "--busid", device.busid)
@@ -33,7 +34,7 @@ def attached(device: UsbDevice, drivers: Sequence[str], server: str = client.SER
 def attached_gadget(
     gadget: Gadget, drivers: Sequence[str], server: str = client.SERVER
 ) -> Iterator[UsbDevice]:
-    """As `attached`; the gadget is plugged in before and removed afterwards."""
+    """Like `attached`; the gadget is plugged in before and removed afterwards."""
     gadget.plug()
     device = gadget.wait_until_plugged()
     wait_for(f"{device.busid} in the list", lambda: listed(device.busid))
@@ -45,9 +46,9 @@ def attached_gadget(
 
 
 class Lent:
-    """A gadget that the client has over several steps, at high speed."""
+    """A gadget that the client uses over several steps, at high speed."""
 
-    there: UsbDevice  # as the client has it
+    there: UsbDevice  # on the client
     gadget: Gadget
 
     def __init__(self, *functions: Function, drivers: Sequence[str]) -> None:
@@ -56,7 +57,7 @@ class Lent:
         self._end = ExitStack()
 
     def lend(self) -> None:
-        """Plug it in, and have it attached."""
+        """Plug it in and attach it."""
         self.gadget = Gadget(*self._functions)
         self.there = self._end.enter_context(attached_gadget(self.gadget, self._drivers))
 

@@ -1,6 +1,6 @@
-"""Simulated devices, each used as people use such a device.  Runs in the guest.
+"""Simulated devices, each in its typical use.  Runs in the guest.
 
-Our daemon offers them, the kernel attaches them by 127.0.0.1, its class drivers and its tools use them.
+Our daemon offers them, the kernel attaches them over 127.0.0.1, its class drivers and tools use them.
 """
 
 import hashlib
@@ -31,10 +31,10 @@ PRODUCTS: Final = {
     "audio": "Simulated microphone",
     "camera": "Simulated camera",
 }
-"""Names for --simulate, and what the devices call themselves."""
+"""Names for --simulate, and the products."""
 
 SERVER: Final = Usbipd("--simulate", ",".join(PRODUCTS))
-BUSIDS: Final[dict[str, str]] = {}  # at the server, by name
+BUSIDS: Final[dict[str, str]] = {}  # on the server, by name
 HARDWARE_IDS: Final[dict[str, str]] = {}
 ATTACHED: Final[dict[str, UsbDevice]] = {}
 
@@ -82,17 +82,17 @@ def disk_takes_a_file_system() -> None:
 
 
 @step("mass-storage")
-def disk_returns_what_was_written_after_remount() -> None:
+def disk_keeps_its_data_over_a_remount() -> None:
     data = os.urandom(16 * MIB)
     MOUNT_POINT.mkdir()
     run("mount", "-t", "ext4", _disk(), MOUNT_POINT)
     (MOUNT_POINT / "data").write_bytes(data)
     run("umount", MOUNT_POINT)
-    Path("/proc/sys/vm/drop_caches").write_text("3\n")  # the disk, not this kernel's memory, shall answer
+    Path("/proc/sys/vm/drop_caches").write_text("3\n")  # read from the disk, not from the page cache
     run("mount", "-t", "ext4", "-o", "ro", _disk(), MOUNT_POINT)
     found = hashlib.sha256((MOUNT_POINT / "data").read_bytes()).hexdigest()
     run("umount", MOUNT_POINT)
-    check(found == hashlib.sha256(data).hexdigest(), "sha256 is not that of what was written")
+    check(found == hashlib.sha256(data).hexdigest(), "sha256 differs from that of the data written")
 
 
 def _disk() -> Path:
@@ -178,8 +178,8 @@ def camera_attaches() -> None:
 
 
 @step("camera")
-def camera_shows_its_picture() -> None:
-    """Each frame is whole and none is left out, also when the stream is started a second time."""
+def camera_sends_its_picture() -> None:
+    """Each frame is complete and none is missing, also when the stream is started a second time."""
     node = wait_for("a video device of the camera", ATTACHED["camera"].video_device)
     for _ in range(2):
         form, frames = v4l2.capture(node, FRAMES)

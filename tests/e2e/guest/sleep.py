@@ -1,7 +1,7 @@
-"""The host goes to sleep and wakes up: what was shared still is.  Runs in the guest.
+"""Devices stay shared when the host sleeps and wakes up.  Runs in the guest.
 
-The kernel's own test of suspend takes every device through it and wakes up after five seconds
-(Documentation/power/basic-pm-debugging.rst, pm_test).  The host's files are lost to this guest by that.
+The kernel's own test of suspend suspends every device and wakes up after five seconds
+(Documentation/power/basic-pm-debugging.rst, pm_test).  This guest then loses access to the host's files.
 """
 
 import random
@@ -26,12 +26,12 @@ step = SCENARIO.step
 
 DAEMON: Final = Usbipd()
 BACKINGS: Final[dict[str, Path]] = {}
-"""The files with the blocks of each stick, by its busid."""
+"""The backing file of each stick, by busid."""
 
 
 @step()
 def two_sticks_are_shared() -> None:
-    """The second one loses its power while the host sleeps, and is reset when that wakes up."""
+    """The second one loses power while the host sleeps, and is reset on wake-up."""
     quirk = f"{HARDWARE_IDS[1]}:{LOSES_POWER}"
     Path("/sys/module/usbcore/parameters/quirks").write_text(quirk)
     DAEMON.start()
@@ -70,7 +70,7 @@ def both_can_be_attached() -> None:
 
 
 @step("end")
-def unbind_gives_both_back_to_their_driver() -> None:
+def unbind_returns_both_to_their_driver() -> None:
     ask("unbind", "--all")
     for busid in BACKINGS:
         wait_for_driver(UsbDevice(busid), "usb-storage")
@@ -84,7 +84,7 @@ def daemon_stops_and_leaves_nothing() -> None:
 def _check_data(busid: str) -> None:
     attached = client.attach(busid)
     node = wait_for(f"a block device of {attached.busid}", attached.block_device)
-    check(node.read_bytes() == BACKINGS[busid].read_bytes(), f"{busid} has other data than before")
+    check(node.read_bytes() == BACKINGS[busid].read_bytes(), f"the data on {busid} have changed")
     client.detach(attached)
     wait_for_state(busid, "shared")
 
@@ -92,6 +92,6 @@ def _check_data(busid: str) -> None:
 if __name__ == "__main__":
     memory_root.enter()
     STATUS = SCENARIO.run()
-    if STATUS:  # nobody can reach the file later
+    if STATUS:  # the file cannot be reached later
         print(LOG.read_text(), flush=True)
     sys.exit(STATUS)

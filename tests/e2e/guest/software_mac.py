@@ -1,7 +1,7 @@
-"""Devices that are claimed through libusb's macOS backend, used by the stock client.  Runs in the guest.
+"""Devices claimed through libusb's macOS backend, used by the stock client.  Runs in the guest.
 
-Our daemon runs as on a Mac, over the software Mac (tests/mac).  A second daemon simulates the devices of that
-Mac, whose kernel is its USB/IP client.
+Our daemon runs as on a Mac, on the software Mac (tests/mac).  A second daemon simulates the devices of that
+Mac, whose kernel is a USB/IP client.
 """
 
 import sys
@@ -27,30 +27,30 @@ SIMULATOR_PORT: Final = 3241
 
 @dataclass
 class Lent:
-    """A device on its way from the Mac to the client."""
+    """A device of the Mac that the client attaches."""
 
     product: str
-    """What it calls itself."""
+    """Its product string."""
     drivers: dict[int, str]
-    """Those of the Mac, by bInterfaceNumber (tests/mac/kernel/drivers.py)."""
+    """Its drivers on the Mac, by bInterfaceNumber (tests/mac/kernel/drivers.py)."""
     driver: str | None
-    """That of the client."""
+    """Its driver on the client."""
     busid: str = ""
     on_mac: Device | None = None
     there: UsbDevice | None = None
 
     def attach(self) -> UsbDevice:
-        """Has it attached and driven by the client."""
+        """Attach it; the client's driver must claim it."""
         ask("bind", "--busid", self.busid)
         wait_for_state(self.busid, "shared")
-        check(self.on_mac is not None and self.on_mac.drivers == [], "a driver of the Mac still has it")
+        check(self.on_mac is not None and self.on_mac.drivers == [], "a driver of the Mac still holds it")
         self.there = client.attach(self.busid)
         if self.driver is not None:
             wait_for_driver(self.there, self.driver)
         return self.there
 
     def detach(self) -> None:
-        """Releases it to the Mac's drivers."""
+        """Detach it and release it to the Mac's drivers."""
         if self.there is not None:
             client.detach(self.there)
         wait_for_state(self.busid, "shared")
@@ -79,7 +79,7 @@ step = SCENARIO.step
 
 
 class Mac:
-    """The Mac of this scenario, from the step that starts it."""
+    """The Mac of this scenario, set by the step that starts it."""
 
     kernel: OwnMac
     daemon: Usbipd
@@ -91,7 +91,7 @@ def mac_has_the_simulated_devices() -> None:
     libusb = max(BUILT.glob("*/libusb-1.0.so.0"), key=lambda found: found.parent.name == "ours")
     Mac.kernel = OwnMac()
     machine = Machine(Mac.kernel, libusb.parent)
-    print(f"libusb {'.'.join(map(str, machine.libusb_version))}, {libusb.parent.name}")
+    print(f"libusb: {libusb.parent.name}")
     simulated = {device["product"]: device["busid"] for device in _of_simulator()}
     for port, lent in enumerate(ALL, start=1):
         lent.busid = f"{BUS}-{port}"
@@ -120,7 +120,7 @@ def daemon_lists_the_devices_of_the_mac() -> None:
 
 
 @step("disk")
-def disk_returns_a_file_whole() -> None:
+def disk_returns_a_file_unchanged() -> None:
     check_file_system(DISK.attach(), Path("/run/mnt"), 4 * MIB)
     DISK.detach()
 
@@ -133,13 +133,13 @@ def keyboard_types_its_text() -> None:
 
 @step("audio")
 def audio_source_is_an_unbroken_tone() -> None:
-    # a transfer for each millisecond, on the long way through the software Mac
+    # a transfer for each millisecond, through the slow software Mac
     check_tone(MICROPHONE.attach(), JOB / "tone.wav", seconds=0.25)
     MICROPHONE.detach()
 
 
 @step("loopback")
-def loopback_returns_what_it_gets() -> None:
+def loopback_returns_its_input() -> None:
     loopback = Loopback(LOOPBACK.attach())
     loopback.check_echo(MIB)
     loopback.check_source(MIB // 4)
@@ -149,7 +149,7 @@ def loopback_returns_what_it_gets() -> None:
 
 
 @step("end")
-def all_are_used_again_at_the_same_time() -> None:
+def all_are_used_concurrently() -> None:
     for lent in ALL:
         lent.attach()
     for lent in ALL:

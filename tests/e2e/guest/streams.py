@@ -1,4 +1,4 @@
-"""What goes through a device and must come out unchanged.  Runs in the guest."""
+"""Data that must pass through a device unchanged.  Runs in the guest."""
 
 import os
 import select
@@ -13,31 +13,31 @@ from tests.e2e.guest.usb import UsbDevice
 
 
 def check_same(received: bytes, sent: bytes) -> None:
-    """Raises `StepError` unless both are the same; it says up to where they are."""
+    """Raises `StepError` unless both are equal; it reports the length of the common prefix."""
     if received != sent:
         pairs = enumerate(zip(received, sent, strict=False))
         same = next((index for index, (a, b) in pairs if a != b), min(len(received), len(sent)))
-        raise StepError(f"{len(received)} bytes came, not {len(sent)}; the first {same} are as expected")
+        raise StepError(f"{len(received)} bytes arrived, not {len(sent)}; the first {same} are as expected")
 
 
 def write_all(port: int, data: bytes) -> None:
-    """Write `data` to the descriptor `port`, waiting as often as need be."""
+    """Write all of `data` to the descriptor `port`."""
     view = memoryview(data)
     while view:
         view = view[os.write(port, view) :]
 
 
 def read_all(port: int, length: int) -> bytes:
-    """Read `length` bytes from the descriptor `port`.  Raises `StepError` if they do not come."""
+    """Read `length` bytes from the descriptor `port`.  Raises `StepError` if they do not arrive."""
     received = bytearray()
     while len(received) < length:
-        check(bool(select.select([port], [], [], PATIENCE)[0]), f"{len(received)} of {length} bytes came")
+        check(bool(select.select([port], [], [], PATIENCE)[0]), f"{len(received)} of {length} bytes arrived")
         received += os.read(port, length - len(received))
     return bytes(received)
 
 
 def check_tty_echoes(device: UsbDevice) -> None:
-    """Raises `StepError` unless a serial port gives back what is written to it."""
+    """Raises `StepError` unless a serial port echoes its input."""
     sent = os.urandom(1 << 16)
     port = os.open(wait_for("a tty of the serial port", device.tty), os.O_RDWR | os.O_NOCTTY)
     try:
@@ -50,7 +50,7 @@ def check_tty_echoes(device: UsbDevice) -> None:
 
 
 class Background:
-    """Does something in a thread during a `with` block; what it raised is raised at the end of the block."""
+    """Runs an action in a thread during a `with` block; its exception is raised at the end of the block."""
 
     def __init__(self, action: Callable[[], None]) -> None:
         self._action = action

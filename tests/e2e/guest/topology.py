@@ -1,6 +1,6 @@
-"""Where devices are plugged in, and from where they are used.  Runs in the guest.
+"""Devices at different ports, used from different addresses.  Runs in the guest.
 
-QEMU's own devices at an emulated xHCI controller: a loudspeaker, which takes isochronous transfers, and a
+QEMU's own devices on an emulated xHCI controller: a loudspeaker, which uses isochronous transfers, and a
 chain of hubs.  Several devices and clients at the same time, over IPv4 and IPv6.
 """
 
@@ -29,18 +29,18 @@ MIB: Final = 1024 * KIB
 
 CONTROLLER: Final = "0000:00:10.0"
 HUBS: Final = ("2", "2.1", "2.1.1", "2.1.1.1")
-"""Ports of the hubs: each is plugged into port 1 of the one before."""
+"""Ports of the hubs: each is plugged into port 1 of the previous one."""
 SPEAKER_BUFFER: Final = 384_000
-"""Bytes, 2 s: what comes faster than it is played must not be lost."""
+"""Bytes, 2 s: data that arrive faster than they are played must not be lost."""
 
 HARDWARE: Final = (
     *("-device", "qemu-xhci,id=usb,addr=0x10"),
-    # Without QEMU's mixer, the file has the samples as they came.
+    # Without QEMU's mixer, the file has the samples as received.
     *("-audiodev", "wav,id=speaker,path=played.wav,out.mixing-engine=off"),
     *("-device", f"usb-audio,bus=usb.0,port=1,audiodev=speaker,buffer={SPEAKER_BUFFER}"),
     *(word for port in HUBS for word in ("-device", f"usb-hub,bus=usb.0,port={port},id=hub{port}")),
 )
-"""What is added to the machine, see `Machine`."""
+"""Added hardware, see `Machine`."""
 
 SCENARIO: Final = Scenario()
 step = SCENARIO.step
@@ -68,13 +68,13 @@ PATIENT_BUFFER: Final = 10 * SECONDS * RATE
 
 
 def noise() -> bytes:
-    """What is played: no part of it is like another one."""
+    """The sound to play: no two parts are alike."""
     return random.Random(RATE).randbytes(SECONDS * RATE * FRAME)
 
 
 @step("audio")
 def loudspeaker_plays() -> None:
-    """What came out of it, the host looks at: test_topology.py."""
+    """The host checks the output: test_topology.py."""
     speaker = wait_until_plugged(CONTROLLER, SPEAKER)
     with attached(speaker, ["snd-usb-audio"] * 2) as there:
         node = wait_for("a sound card of the loudspeaker", there.playback_device)
@@ -82,7 +82,7 @@ def loudspeaker_plays() -> None:
         sound = Path("/run/noise")
         sound.write_bytes(noise())
         form = ["-t", "raw", "-f", "S16_LE", "-r", str(RATE), "-c", "2"]
-        # The kernel gives up when playing takes 1.1 times as long as its buffer lasts; here, it may.
+        # The kernel gives up when playing takes 1.1 times the length of its buffer, which happens here.
         buffer = [f"--buffer-size={PATIENT_BUFFER}", f"--period-size={PATIENT_BUFFER // 64}"]
         start = time.monotonic()
         run("aplay", "-D", f"hw:{card},0", *form, *buffer, sound)
@@ -107,7 +107,7 @@ def stick_behind_four_hubs_is_listed() -> None:
     stick = _plug_stick()
     _bus, _, ports = stick.busid.partition("-")
     check(ports == BEHIND_HUBS, f"the busid is {stick.busid}, not BUS-{BEHIND_HUBS}")
-    check(f"{stick.busid}: " not in client.listed(), "what is not bound is shown to clients")
+    check(f"{stick.busid}: " not in client.listed(), "an unbound device is shown to clients")
 
 
 @step("hubs")
@@ -119,7 +119,7 @@ def stick_behind_four_hubs_keeps_a_file_system() -> None:
 
 
 @step("hubs")
-def stick_that_is_pulled_out_at_the_last_hub_comes_back() -> None:
+def stick_replugged_at_the_last_hub_is_shared_again() -> None:
     stick = wait_until_plugged(CONTROLLER, STICK)
     ask("bind", "--busid", stick.busid)
     for _ in range(2):
@@ -127,15 +127,15 @@ def stick_that_is_pulled_out_at_the_last_hub_comes_back() -> None:
         wait_for_state(stick.busid, "shared")
         there = client.attach(stick.busid, STICK)
         node = wait_for("a block device of the stick", there.block_device)
-        check(node.read_bytes() == IMAGE.read_bytes(), f"{node} is not what the stick has")
+        check(node.read_bytes() == IMAGE.read_bytes(), f"{node} differs from the stick's image")
         _unplug("stick", STICK)
         client.wait_until_gone(there)
         check(listed(stick.busid) is None, f"{stick.busid} is still listed")
-        check(_plug_stick().busid == stick.busid, "the busid is another one")
+        check(_plug_stick().busid == stick.busid, "the busid has changed")
 
 
 @step("hubs")
-def hubs_are_not_for_sharing() -> None:
+def hubs_cannot_be_shared() -> None:
     hub = next(path for path in Path("/sys/bus/usb/devices").glob(f"*-{HUBS[-1]}"))
     check(listed(hub.name) is None, "a hub is listed")
     outcome = call("bind", "--json", "--busid", hub.name)
@@ -166,7 +166,7 @@ MOUNTS: Final = Path("/run/mnt")
 
 
 @step("families")
-def four_clients_work_at_the_same_time_over_ipv4_and_ipv6() -> None:
+def four_clients_work_concurrently_over_ipv4_and_ipv6() -> None:
     """Two real disks at two speeds, a simulated disk and a simulated serial port."""
     simulated = {each["product"]: each["busid"] for each in ask("list")["devices"] if each["simulated"]}
     busids = [simulated["Simulated disk"], simulated["Simulated serial port"]]
@@ -206,7 +206,7 @@ def _check_clients() -> None:
 
 
 def _check_busy() -> None:  # rule("import-busy")
-    """Nobody else gets what is attached, over either family."""
+    """No other client gets an attached device, over either family."""
     for device in _attached():
         for family in FAMILIES:
             try:

@@ -1,4 +1,4 @@
-"""Programs that move data through a loopback device and look at every byte.  Runs in the guest."""
+"""Programs that move data through a loopback device and check every byte.  Runs in the guest."""
 
 import errno
 import os
@@ -19,12 +19,12 @@ from tests.e2e.guest.usbfs import BULK, IN, Urb, UsbFile
 from usbipd.simulated.loopback import SOURCE_IN
 
 MESSAGE: Final = 4096
-"""Bytes of one message: as much as the kernel's Loopback gadget keeps together (f_loopback, bulk_buflen)."""
+"""Bytes of one message: the buffer of the kernel's Loopback gadget (f_loopback, bulk_buflen)."""
 
 
 @dataclass(frozen=True)
 class Loop:
-    """Where a loopback device takes messages and gives them back."""
+    """The endpoints of a loopback device."""
 
     interface: int
     read: int
@@ -32,7 +32,7 @@ class Loop:
 
     @classmethod
     def of_gadget(cls, device: UsbDevice) -> "Loop":
-        """That of the kernel's gadget, which has one IN and one OUT endpoint."""
+        """The endpoints of the kernel's gadget, which has one IN and one OUT."""
         read, write = sorted(
             (int(path.name.removeprefix("ep_"), 16) for path in device.path.glob("*:1.0/ep_*")), reverse=True
         )
@@ -40,16 +40,16 @@ class Loop:
 
 
 class Echo:
-    """Writes messages and reads them back: `depth` are on their way, and as many URBs wait for more."""
+    """Writes messages and reads them back: `depth` are in flight, and as many read URBs are pending."""
 
     def __init__(self, device: UsbDevice, loop: Loop, *, depth: int, pause: float = 0.0) -> None:
         """`pause` is in seconds, after each message."""
         self.read = 0
-        """Messages that came back as they were written."""
+        """Messages that were echoed correctly."""
         self._ends: Counter[str] = Counter()
-        """How URBs ended that did not succeed, and what submitting one raised: `IN ESHUTDOWN`."""
+        """Errors of failed URBs and of failed submits: `IN ESHUTDOWN`."""
         self._wrong: str | None = None
-        """What was wrong with data that came back."""
+        """The error in echoed data."""
         self._loop = loop
         self._depth = depth
         self._pause = pause
@@ -65,30 +65,33 @@ class Echo:
         self._thread.start()
 
     def wait_for(self, messages: int) -> None:
-        """Until that many more have come back.  Raises `StepError` when something fails first."""
+        """Wait until that many more are echoed.  Raises `StepError` if something fails first."""
         goal = self.read + messages
         wait_for(f"{messages} messages", lambda: self.read >= goal or not self._thread.is_alive())
         check(self.read >= goal, f"the program ended: {self.result}")
 
     def stop(self) -> None:
-        """End, when all that was written has come back; all must have gone well."""
+        """Stop once everything written is echoed; all must have succeeded."""
         self._stopping.set()
         self._thread.join()
         check(self.read == self._written and not self._ends, f"the program ended: {self.result}")
 
     @property
     def result(self) -> str:
-        """How it has ended."""
+        """The outcome."""
         return self._wrong or f"{self.read} messages, then {dict(self._ends)}"
 
     def check_lost(self, *also: str) -> None:
-        """Wait until the device is lost to it: all that was in flight ended as of a device that is gone.
+        """Wait until it has lost the device: everything in flight must have ended with ESHUTDOWN.
 
-        That is ESHUTDOWN; `also` are other errors with which some may have ended.
+        `also` are other permitted errors.
         """
         wait_for("the program to lose its device", lambda: not self._thread.is_alive())
         print(f"the program ended: {self.result}", flush=True)
-        check(self._wrong is None and self._in_flight == 0, f"{self._in_flight} URBs are left: {self.result}")
+        check(
+            self._wrong is None and self._in_flight == 0,
+            f"{self._in_flight} URBs are still in flight: {self.result}",
+        )
         expected = {f"{what} {name}" for what in ("IN", "OUT") for name in ("ESHUTDOWN", *also)}
         urbs = {end for end in self._ends if not end.startswith("submit ")}
         check(bool(urbs) and urbs <= expected, f"URBs ended with {urbs}, expected are {expected}")
@@ -96,7 +99,7 @@ class Echo:
         check(refusals <= {"submit ENODEV"}, f"a new URB was refused with {refusals}")
 
     def run(self) -> None:
-        """Echo until stopped, or until something fails, and close the device."""
+        """Echo until stopped or until something fails, then close the device."""
         try:
             for _ in range(2 * self._depth):
                 self._read_on()
@@ -116,7 +119,7 @@ class Echo:
             except OSError as error:
                 if error.errno != errno.ENODEV:
                     raise
-                time.sleep(0.01)  # it is gone, and what was in flight ends in a moment
+                time.sleep(0.01)  # the device is gone, and URBs in flight end in a moment
             else:
                 self._in_flight -= 1
                 return urb
@@ -126,7 +129,7 @@ class Echo:
             self._count("IN" if urb.endpoint & IN else "OUT", urb.status)
         elif urb.endpoint & IN:
             if urb.data != _message(self.read):
-                self._wrong = f"message {self.read} has other bytes than were written, or not as many"
+                self._wrong = f"message {self.read} differs from the one written"
                 return
             self.read += 1
             time.sleep(self._pause)
@@ -142,7 +145,7 @@ class Echo:
             self._written += 1
 
     def _submit(self, urb: Urb) -> None:
-        if not self._ends:  # or else what is in flight is waited for
+        if not self._ends:  # else wait for those in flight
             try:
                 self._file.submit(urb)
             except OSError as error:
@@ -155,12 +158,12 @@ class Echo:
 
 
 def _message(number: int) -> bytes:
-    """Another one for each number, so that one which is lost, doubled or out of order is noticed."""
+    """A different one for each number, so that lost, duplicate or reordered ones are noticed."""
     return number.to_bytes(8, "big") * (MESSAGE // 8)
 
 
 def echo_in_child(device: UsbDevice, loop: Loop, depth: int, messages: int) -> int:
-    """A process of its own that echoes without end; its pid, once that many messages have come back."""
+    """Starts a process that echoes endlessly; returns its pid once that many messages are echoed."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -169,14 +172,14 @@ def echo_in_child(device: UsbDevice, loop: Loop, depth: int, messages: int) -> i
             echo = Echo(device, loop, depth=depth)
             threading.Thread(target=_tell, args=(echo, messages, writer), daemon=True).start()
             echo.run()
-            print(f"the program ended by itself: {echo.result}", flush=True)
+            print(f"the program ended: {echo.result}", flush=True)
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(1)
     os.close(writer)
     with os.fdopen(reader, "rb") as news:
-        check(news.read(1) == b".", "the program did not get its messages back")
+        check(news.read(1) == b".", "the program's messages were not echoed")
     return pid
 
 
@@ -187,7 +190,7 @@ def _tell(echo: Echo, messages: int, writer: int) -> None:
 
 
 def read_within(file: UsbFile, endpoint: int, length: int, seconds: float) -> Urb:
-    """One IN that is taken back when the device does not answer it in that time; its status tells."""
+    """One IN that is unlinked if the device does not answer in that time; its status shows that."""
     urb = Urb(BULK, endpoint, length=length)
     file.submit(urb)
     try:
@@ -198,11 +201,11 @@ def read_within(file: UsbFile, endpoint: int, length: int, seconds: float) -> Ur
 
 
 class DeafClient:
-    """A client that asks a source for much, and reads nothing of it until it is told to."""
+    """A client that requests much data from a source, and reads none until told to."""
 
     urbs = 48
     asked = 12 << 20
-    """Bytes: more than the sockets take; usbfs of the host takes 16 MiB at a time."""
+    """Bytes: more than the sockets buffer; usbfs on the host takes 16 MiB at a time."""
 
     def __init__(self, busid: str) -> None:
         self._session = Client(SERVER, PORT, timeout=PATIENCE).import_device(busid)
@@ -210,14 +213,14 @@ class DeafClient:
         self._seqnums = [self._session.submit(SOURCE_IN, length=length) for _ in range(self.urbs)]
 
     def read_on(self) -> None:
-        """Read all of it, which must be there and right, and leave."""
+        """Read everything, which must be complete and correct, and detach."""
         for seqnum in self._seqnums:
             reply = self._session.wait_submit(seqnum)
             check(reply.status == 0, f"URB {seqnum} ended with {reply.status}")
-            check(reply.data == source_pattern(self.asked // self.urbs), f"URB {seqnum} brought wrong data")
+            check(reply.data == source_pattern(self.asked // self.urbs), f"URB {seqnum} returned wrong data")
         self._session.close()
 
 
 def source_pattern(length: int) -> bytes:
-    """What sources give: the kernel's SourceSink gadget, and the simulated loopback device."""
+    """The pattern of sources: the kernel's SourceSink gadget and the simulated loopback device."""
     return bytes(index % 63 for index in range(512)) * (length // 512)

@@ -1,8 +1,8 @@
-"""Every transfer type, at each speed, with real and with simulated devices.  Runs in the guest.
+"""Every transfer type, at each speed, with real and simulated devices.  Runs in the guest.
 
-The devices give back what they get: the real ones are gadgets (function_fs.py) on dummy_hcd, which usbipd
-holds through libusb.  The stock client attaches them, and a program there uses usbfs, which shows every
-status, length and packet.  Each device is a chain of its own.
+The devices return what they receive: the real ones are gadgets (function_fs.py) on dummy_hcd, which usbipd
+claims through libusb.  The stock client attaches them, and a program there uses usbfs, which shows every
+status, length and packet.  Each device is a separate chain.
 """
 
 import errno
@@ -28,7 +28,7 @@ MIB: Final = 1024 * KIB
 
 SPEEDS: Final = {"full": Speed.FULL, "high": Speed.HIGH, "super": Speed.SUPER}
 PORTS: Final = {"full": 0, "high": 1, "super": 0}
-"""Of dummy_hcd, for the real devices: one after the other, where they share one."""
+"""Ports of dummy_hcd for the real devices: those on the same port are tested in sequence."""
 HARDWARE_ID: Final = "1d6b:0a0b"
 
 GET_DESCRIPTOR, GET_CONFIGURATION, SET_FEATURE = 6, 8, 3  # USB 2.0, table 9-4
@@ -39,10 +39,10 @@ SCENARIO: Final = Scenario()
 
 DAEMON: Final = Usbipd("--real-devices", "--simulate", ",".join(f"loopback:speed={each}" for each in SPEEDS))
 BUSIDS: Final[dict[str, str]] = {}
-"""Of the simulated devices, by speed."""
+"""Busids of the simulated devices, by speed."""
 GADGETS: Final[dict[str, tuple[Gadget, LoopFunction]]] = {}
 OPEN: Final[dict[str, LoopDevice]] = {}
-"""By chain."""
+"""Attached devices by chain."""
 
 
 @SCENARIO.step()
@@ -65,7 +65,7 @@ def control_transfers_of_every_length(device: LoopDevice) -> None:
 
 
 def control_transfers_up_to_64_kib(device: LoopDevice) -> None:
-    """libusb takes 4 KiB at most on Linux, so a longer one to a real device must fail, and nothing else."""
+    """libusb accepts at most 4 KiB on Linux: longer ones to a real device must fail, and only those."""
     for length in (4097, 65535):
         if device.is_real:
             urb = device.write(some_bytes(length))
@@ -93,11 +93,11 @@ def control_read_may_be_short(device: LoopDevice) -> None:
 def refused_request_stalls_and_the_next_one_works(device: LoopDevice) -> None:
     for _ in range(3):
         refused = device.file.control(VENDOR_IN, 0xEE, length=64)
-        check(refused.status == -errno.EPIPE, f"a request that there is not ended with {refused.status}")
+        check(refused.status == -errno.EPIPE, f"an unsupported request ended with {refused.status}")
         _write_and_read(device, 64)
 
 
-def descriptors_are_those_of_the_device(device: LoopDevice) -> None:
+def descriptors_match_the_device(device: LoopDevice) -> None:
     read = device.file.control(0x80, GET_DESCRIPTOR, DEVICE << 8, length=18)
     check_same(read.data, device.device.descriptors[:18])
     languages = device.file.control(0x80, GET_DESCRIPTOR, STRING << 8, length=255)
@@ -107,13 +107,13 @@ def descriptors_are_those_of_the_device(device: LoopDevice) -> None:
             0x80, GET_DESCRIPTOR, STRING << 8 | device.device.descriptors[index], ENGLISH, length=255
         )
         text = device.device.string(name)
-        check(text != "", f"the client knows no {name}")
+        check(text != "", f"the client has no {name}")
         check_same(read.data, bytes((2 + 2 * len(text), STRING)) + text.encode("utf-16-le"))
     refused = device.file.control(0x80, GET_DESCRIPTOR, STRING << 8 | 0xEE, ENGLISH, length=255)
-    check(refused.status == -errno.EPIPE, f"a string that there is not ended with {refused.status}")
+    check(refused.status == -errno.EPIPE, f"a request for a missing string ended with {refused.status}")
     bos = device.file.control(0x80, GET_DESCRIPTOR, BOS << 8, length=255)
     if device.bcd_usb < 0x0201:  # USB 3.2, 9.2.6.6: no BOS before
-        check(bos.status == -errno.EPIPE, f"a BOS that there is not ended with {bos.status}")
+        check(bos.status == -errno.EPIPE, f"a request for a missing BOS ended with {bos.status}")
     else:
         check((bos.status, bos.data[:2]) == (0, bytes((5, BOS))), f"BOS: {bos.status}, {bos.data.hex()}")
         check_same(bos.data[2:4], len(bos.data).to_bytes(2, "little"))
@@ -130,7 +130,7 @@ def bulk_messages_of_every_size(device: LoopDevice) -> None:
     device.loop([some_bytes(size) for size in sizes], 1)
 
 
-def bulk_both_ways_at_once_at_every_depth(device: LoopDevice) -> None:
+def bulk_in_both_directions_at_every_depth(device: LoopDevice) -> None:
     sizes = random.Random(1)
     for depth, longest in ((2, 64 * KIB), (4, 32 * KIB), (16, 8 * KIB), (64, 2 * KIB)):
         messages = [some_bytes(sizes.randint(1, longest), depth) for _ in range(max(8, 2 * depth))]
@@ -138,7 +138,7 @@ def bulk_both_ways_at_once_at_every_depth(device: LoopDevice) -> None:
 
 
 def empty_packet_ends_a_message_of_whole_packets(device: LoopDevice) -> None:
-    """Without it a real device waits for more: it then takes what follows for the same message."""
+    """Without it a real device waits for more, and treats later data as the same message."""
     whole = some_bytes(2 * device.max_packet)
     device.loop([whole], 1, room=8192)
     first, second = device.bulk_write(whole, flags=0), device.bulk_write(b"more", flags=0)
@@ -156,7 +156,7 @@ def empty_packet_ends_a_message_of_whole_packets(device: LoopDevice) -> None:
     check_same(received, whole + b"more")
 
 
-def short_read_under_short_not_ok_says_so(device: LoopDevice) -> None:
+def short_read_under_short_not_ok_is_an_error(device: LoopDevice) -> None:
     _reaped(device, device.bulk_write(b"short"))
     read = _reaped(device, device.bulk_read(4096, SHORT_NOT_OK), -errno.EREMOTEIO)
     check_same(read.data, b"short")
@@ -217,7 +217,7 @@ def isochronous_packets_each_with_status_and_content(device: LoopDevice) -> None
 
 
 def _isochronous_packets(device: LoopDevice, endpoint: int, size: int) -> Iterator[Packet]:
-    """IN packets without end, from four URBs in flight."""
+    """An endless stream of IN packets, from four URBs in flight."""
     pending = [Urb(ISOCHRONOUS, endpoint, packets=[size] * 16, flags=ISO_ASAP) for _ in range(4)]
     device.file.submit(*pending)
     try:
@@ -233,16 +233,18 @@ def _isochronous_packets(device: LoopDevice, endpoint: int, size: int) -> Iterat
         _discard_all(device, pending)
 
 
-def set_interface_takes_isochronous_endpoints_away_and_brings_them_back(device: LoopDevice) -> None:
+def set_interface_removes_and_restores_isochronous_endpoints(device: LoopDevice) -> None:
     endpoint = device.isochronous[0]
     for _ in range(3):
         device.file.set_interface(endpoint.bInterfaceNumber, 0)
         try:
             device.file.submit(Urb(ISOCHRONOUS, endpoint.bEndpointAddress, packets=[8]))
         except OSError as error:
-            check(error.errno == errno.ENOENT, f"without its setting the endpoint is: {error}")
+            check(
+                error.errno == errno.ENOENT, f"outside its alternate setting the endpoint fails with: {error}"
+            )
         else:
-            raise StepError("an endpoint of another alternate setting takes URBs")
+            raise StepError("an endpoint of another alternate setting accepts URBs")
         device.file.set_interface(endpoint.bInterfaceNumber, endpoint.bAlternateSetting)
         urb = _reaped(device, Urb(ISOCHRONOUS, endpoint.bEndpointAddress, packets=[8] * 4, flags=ISO_ASAP))
         check(all(each.status == 0 for each in urb.packets), f"packets: {urb.packets}")
@@ -263,7 +265,7 @@ def set_configuration_changes_the_endpoints(device: LoopDevice) -> None:
     device.check_works()
 
 
-def set_interface_starts_its_endpoints_afresh(device: LoopDevice) -> None:
+def set_interface_resets_its_endpoints(device: LoopDevice) -> None:
     device.file.set_interface(device.bulk_in.bInterfaceNumber, 0)
     device.check_works()
 
@@ -277,13 +279,13 @@ def halted_endpoint_stalls_until_it_is_cleared(device: LoopDevice) -> None:
         device.check_works()
 
 
-def urb_that_waits_stalls_when_its_endpoint_halts(device: LoopDevice) -> None:
+def pending_urb_stalls_when_its_endpoint_halts(device: LoopDevice) -> None:
     waiting = device.bulk_read(512)
     halt = _halt(waiting.endpoint)
     device.file.submit(waiting, halt)
     ended = {device.file.reap(), device.file.reap()}
     check(ended == {waiting, halt} and halt.status == 0, f"SET_FEATURE(ENDPOINT_HALT): {halt.status}")
-    check(waiting.status == -errno.EPIPE, f"the URB that waited ended with {waiting.status}")
+    check(waiting.status == -errno.EPIPE, f"the pending URB ended with {waiting.status}")
     device.file.clear_halt(waiting.endpoint)
     device.check_works()
 
@@ -292,7 +294,7 @@ def _halt(endpoint: int) -> Urb:
     return control_urb(0x02, SET_FEATURE, index=endpoint)  # ENDPOINT_HALT is 0: USB 2.0, table 9-6
 
 
-def reset_leaves_a_device_that_works(device: LoopDevice) -> None:
+def device_works_after_a_reset(device: LoopDevice) -> None:
     for _ in range(2):
         device.file.reset()
         device.check_works()
@@ -301,18 +303,18 @@ def reset_leaves_a_device_that_works(device: LoopDevice) -> None:
 # ---- UNLINK ------------------------------------------------------------------------------------------------
 
 
-def one_of_many_pending_urbs_is_unlinked_and_the_others_complete_in_order(device: LoopDevice) -> None:
+def unlinking_one_of_many_urbs_keeps_the_order_of_the_others(device: LoopDevice) -> None:
     reads = [device.bulk_read(4096) for _ in range(8)]
     device.file.submit(*reads)
     for victim in (reads.pop(3), reads.pop(5)):
-        check(device.file.discard(victim), "an URB that waits was said to be over")
+        check(device.file.discard(victim), "a pending URB was reported as complete")
         urb = device.file.reap()
-        check(urb is victim and urb.status == -errno.ENOENT, f"unlinking ended an URB with {urb.status}")
+        check(urb is victim and urb.status == -errno.ENOENT, f"an unlinked URB ended with {urb.status}")
     messages = [some_bytes(100 + each) for each in range(len(reads))]
     writes = [device.bulk_write(message) for message in messages]
     device.file.submit(*writes)
     ended = [device.file.reap() for _ in range(len(reads) + len(writes))]
-    check([urb for urb in ended if urb in reads] == reads, "the others ended in another order")
+    check([urb for urb in ended if urb in reads] == reads, "the others ended out of order")
     for read, message in zip(reads, messages, strict=True):
         check(read.status == 0, f"after an UNLINK another URB of the endpoint ended with {read.status}")
         check_same(read.data, message)
@@ -330,15 +332,15 @@ def _discard_all(device: LoopDevice, urbs: list[Urb]) -> None:
     for urb in reversed(urbs):
         device.file.discard(urb)
     ended = {device.file.reap() for _ in urbs}
-    check(ended == set(urbs), "other URBs have ended than were discarded")
+    check(ended == set(urbs), "URBs ended that were not discarded")
     problems = {urb.status for urb in urbs} - {-errno.ENOENT, 0}
     check(not problems, f"discarded URBs ended with {problems}")
 
 
-def unlink_of_one_that_completes_at_that_moment_loses_nothing(device: LoopDevice) -> None:
+def unlink_during_completion_loses_nothing(device: LoopDevice) -> None:
     """Either the URB has the message, or it is empty and the next one gets it.
 
-    Its status is that of unlinking as soon as somebody has tried: `__usb_hcd_giveback_urb`.
+    Its status is that of unlinking once an unlink was tried: `__usb_hcd_giveback_urb`.
     """
     choices = random.Random(3)
     faster = 0
@@ -346,7 +348,7 @@ def unlink_of_one_that_completes_at_that_moment_loses_nothing(device: LoopDevice
         message = some_bytes(50, number)
         read, write = device.bulk_read(512), device.bulk_write(message)
         device.file.submit(read, write)
-        for _ in range(choices.randint(0, 3000)):  # from before the OUT has left until the IN is over
+        for _ in range(choices.randint(0, 3000)):  # from before the OUT is sent until the IN is complete
             pass
         device.file.discard(read)
         ended = {device.file.reap(), device.file.reap()}
@@ -362,24 +364,24 @@ ACTIONS: Final[tuple[Callable[[LoopDevice], None], ...]] = (
     control_transfers_up_to_64_kib,
     control_read_may_be_short,
     refused_request_stalls_and_the_next_one_works,
-    descriptors_are_those_of_the_device,
+    descriptors_match_the_device,
     bulk_messages_of_every_size,
-    bulk_both_ways_at_once_at_every_depth,
+    bulk_in_both_directions_at_every_depth,
     empty_packet_ends_a_message_of_whole_packets,
-    short_read_under_short_not_ok_says_so,
+    short_read_under_short_not_ok_is_an_error,
     interrupts_of_every_size_and_depth,
     set_configuration_changes_the_endpoints,
-    set_interface_starts_its_endpoints_afresh,
+    set_interface_resets_its_endpoints,
     halted_endpoint_stalls_until_it_is_cleared,
-    urb_that_waits_stalls_when_its_endpoint_halts,
-    reset_leaves_a_device_that_works,
-    one_of_many_pending_urbs_is_unlinked_and_the_others_complete_in_order,
+    pending_urb_stalls_when_its_endpoint_halts,
+    device_works_after_a_reset,
+    unlinking_one_of_many_urbs_keeps_the_order_of_the_others,
     all_pending_urbs_are_unlinked,
-    unlink_of_one_that_completes_at_that_moment_loses_nothing,
+    unlink_during_completion_loses_nothing,
 )
 ISOCHRONOUS_ACTIONS: Final = (
     isochronous_packets_each_with_status_and_content,
-    set_interface_takes_isochronous_endpoints_away_and_brings_them_back,
+    set_interface_removes_and_restores_isochronous_endpoints,
 )
 
 

@@ -12,23 +12,23 @@ from tests.e2e.guest.system import wait_for
 DEVICES: Final = Path("/sys/bus/usb/devices")
 
 CLIENT: Final = "vhci_hcd.0"
-"""The host controller on which devices of the stock USB/IP client appear."""
+"""The host controller of the stock USB/IP client."""
 
 
 @dataclass(frozen=True)
 class UsbDevice:
-    """A device that is plugged in, by its busid."""
+    """A plugged-in device, by busid."""
 
     busid: str
 
     @property
     def path(self) -> Path:
-        """Its directory in sysfs, by the whole path, which names its controller."""
+        """Its directory in sysfs, as a full path, which names its controller."""
         return _resolved(DEVICES / self.busid)
 
     @property
     def number(self) -> str:
-        """Its address on the bus: another one each time it is plugged in."""
+        """Its address on the bus, which changes with each plug."""
         return _read(self.path / "devnum")
 
     @property
@@ -38,16 +38,16 @@ class UsbDevice:
 
     @property
     def descriptors(self) -> bytes:
-        """Its device descriptor, and its configurations with all that is in them."""
+        """Its device descriptor and complete configuration descriptors."""
         return (self.path / "descriptors").read_bytes()
 
     def string(self, name: str) -> str:
-        """Its `manufacturer`, `product` or `serial` as this kernel has read it."""
+        """Its `manufacturer`, `product` or `serial` as read by this kernel."""
         return _read(self.path / name)
 
     @property
     def hardware_id(self) -> str:
-        """`VID:PID` in hexadecimal; ":" if the device is gone."""
+        """`VID:PID` in hexadecimal; ":" if the device has been removed."""
         return f"{_read(self.path / 'idVendor')}:{_read(self.path / 'idProduct')}"
 
     @property
@@ -62,16 +62,16 @@ class UsbDevice:
 
     @property
     def is_configured(self) -> bool:
-        """Whether the interfaces of its configuration 1 are there."""
-        return (DEVICES / f"{self.busid}:1.0").exists()
+        """Whether the interfaces of its configuration 1 exist, whatever their numbers."""
+        return any(DEVICES.glob(f"{self.busid}:1.*"))
 
     def driver(self, interface: int = 0) -> str | None:
-        """The name of the driver that holds an interface of the configuration 1."""
+        """The driver of an interface of configuration 1."""
         link = self.path / f"{self.busid}:1.{interface}" / "driver"
         return link.resolve().name if link.is_symlink() else None
 
     def block_device(self) -> Path | None:
-        """The /dev/sdX of a disk, once its medium has been seen and it can be opened."""
+        """The /dev/sdX of a disk, once its medium is detected and it can be opened."""
         for path in self.path.glob(f"{self.busid}:*/host*/target*/*/block/sd*"):
             node = Path("/dev") / path.name
             if _read(path / "size") not in ("", "0"):
@@ -96,7 +96,7 @@ class UsbDevice:
         return self._node("sound/card*/pcmC*D0p", Path("/dev/snd"))
 
     def video_device(self) -> Path | None:
-        """The /dev/videoN of a camera's pictures; what uvcvideo tells about them has another one."""
+        """The /dev/videoN of a camera's pictures; uvcvideo has another for metadata."""
         return self._node("video4linux/video*", Path("/dev"), index="0")
 
     def _node(self, pattern: str, directory: Path, **attributes: str) -> Path | None:
@@ -108,7 +108,7 @@ class UsbDevice:
 
 
 def find(controller: str, hardware_id: str) -> UsbDevice | None:
-    """The device `VID:PID` on a bus of `controller`, once its interfaces are there."""
+    """The device `VID:PID` on a bus of `controller`, once its interfaces exist."""
     for path in DEVICES.iterdir():
         if ":" not in path.name and f"/{controller}/" in str(_resolved(path)):
             device = UsbDevice(path.name)
@@ -118,47 +118,48 @@ def find(controller: str, hardware_id: str) -> UsbDevice | None:
 
 
 def wait_until_plugged(controller: str, hardware_id: str) -> UsbDevice:
-    """As `find`, waiting.  Raises `StepError`."""
+    """Like `find`, but waits.  Raises `StepError`."""
     return wait_for(f"device {hardware_id} on {controller}", lambda: find(controller, hardware_id))
 
 
 def wait_until_unplugged(controller: str, hardware_id: str) -> None:
-    """Until `find` finds nothing.  Raises `StepError`."""
+    """Wait until `find` finds nothing.  Raises `StepError`."""
     wait_for(f"no device {hardware_id} on {controller}", lambda: find(controller, hardware_id) is None)
 
 
 def wait_for_driver(device: UsbDevice, name: str) -> None:
-    """Until the driver `name` has the device's first interface.  Raises `StepError`."""
+    """Wait until the driver `name` holds the device's first interface.  Raises `StepError`."""
     wait_for_drivers(device, [name])
 
 
 def wait_for_drivers(device: UsbDevice, names: Sequence[str]) -> None:
-    """Until the interfaces 0, 1 ... have the drivers `names`, and those are ready.  Raises `StepError`."""
+    """Wait until the interfaces 0, 1 ... have the drivers `names`, ready for use.  Raises `StepError`."""
 
     def found() -> list[str | None]:
         return [device.driver(interface) for interface in range(len(names))]
 
     def ready() -> bool:
-        # An interface names its driver when the probe begins, and a keyboard whose probe goes on loses keys.
-        # The kernel has the device locked meanwhile, and answers this after it (drivers/usb/core/sysfs.c).
+        # An interface shows its driver when the probe begins, and a keyboard loses keys during the probe.
+        # The kernel holds the device's lock meanwhile, and answers this read afterwards
+        # (drivers/usb/core/sysfs.c).
         _read(device.path / "bConfigurationValue")
         return found() == list(names)
 
     try:
         wait_for(f"{', '.join(names)} taking {device.busid}", lambda: found() == list(names) and ready())
     except StepError as error:
-        raise StepError(f"{error}; it is with {found()}") from None
+        raise StepError(f"{error}; it has {found()}") from None
 
 
 def _resolved(path: Path) -> Path:
     try:
         return path.resolve()
-    except OSError:  # the link went away meanwhile
+    except OSError:  # the link vanished meanwhile
         return path
 
 
 def _read(path: Path) -> str:
     try:
         return path.read_text().strip()
-    except OSError:  # the device went away meanwhile
+    except OSError:  # the device vanished meanwhile
         return ""

@@ -1,6 +1,7 @@
-"""URBs by usbfs, as a program of the client sees them: every status, length and packet.  Runs in the guest.
+"""URBs over usbfs, as a program on the client sees them: every status, length and packet.  Runs in the guest.
 
-Source: include/uapi/linux/usbdevice_fs.h, Documentation/driver-api/usb/usb.rst.  libusb would hide half.
+Source: include/uapi/linux/usbdevice_fs.h, Documentation/driver-api/usb/usb.rst.  libusb would hide half of
+it.
 """
 
 import ctypes
@@ -65,17 +66,17 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class Packet(NamedTuple):
-    """What became of an isochronous packet."""
+    """The result of an isochronous packet."""
 
     status: int
     """0 or a negative errno."""
     length: int
     data: bytes
-    """Of IN packets what came."""
+    """The data of an IN packet."""
 
 
 class Urb:
-    """One transfer; `data` is what an OUT carries, `length` the room of an IN."""
+    """One transfer; `data` is for OUT, `length` is the room for IN."""
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class Urb:
         flags: int = 0,
         packets: Sequence[int] = (),
     ) -> None:
-        """`packets` are the lengths of an isochronous URB's packets, one behind the other in its buffer."""
+        """`packets` are the lengths of an isochronous URB's packets, contiguous in its buffer."""
         size = max(length, len(data), sum(packets))
         self._buffer = ctypes.create_string_buffer(data, max(size, 1))
         self._memory = ctypes.create_string_buffer(
@@ -108,27 +109,27 @@ class Urb:
 
     @property
     def address(self) -> int:
-        """By which the kernel names it."""
+        """The address by which the kernel identifies it."""
         return ctypes.addressof(self._memory)
 
     @property
     def status(self) -> int:
-        """0 or a negative errno, once it is over."""
+        """0 or a negative errno, once it is complete."""
         return int(self._urb.status)
 
     def check(self, status: int) -> None:
-        """Raises `StepError` unless it has ended with this one."""
+        """Raises `StepError` unless it ended with `status`."""
         names = [errno.errorcode.get(-each, "OK") for each in (self.status, status)]
         check(self.status == status, f"URB of endpoint {self.endpoint:#04x}: {' instead of '.join(names)}")
 
     @property
     def actual_length(self) -> int:
-        """Bytes that were moved; for control without the setup packet."""
+        """Bytes transferred; for control without the setup packet."""
         return int(self._urb.actual_length)
 
     @property
     def data(self) -> bytes:
-        """What an IN has read."""
+        """The data of an IN."""
         start = 8 if self._urb.type == CONTROL else 0
         return self._buffer.raw[start : start + self.actual_length]
 
@@ -144,21 +145,21 @@ class Urb:
 
     @property
     def error_count(self) -> int:
-        """Isochronous packets that failed."""
+        """The number of failed isochronous packets."""
         return int(self._urb.error_count)
 
 
 def control_urb(
     kind: int, request: int, value: int = 0, index: int = 0, data: bytes = b"", length: int = 0
 ) -> Urb:
-    """A control transfer; `kind` is bmRequestType, `length` the room of an IN."""
+    """A control transfer; `kind` is bmRequestType, `length` the room for IN."""
     fields = (value, index, max(length, len(data)))
     setup = bytes((kind, request)) + b"".join(each.to_bytes(2, "little") for each in fields)
     return Urb(CONTROL, 0, setup + data, length=len(setup) + length)
 
 
 class UsbFile:
-    """An open device, and its interfaces, claimed."""
+    """An open device with its interfaces claimed."""
 
     def __init__(self, device: UsbDevice, interfaces: Sequence[int]) -> None:
         self._path = device.node
@@ -171,7 +172,7 @@ class UsbFile:
         self.claim()
 
     def close(self) -> None:
-        """What is pending ends."""
+        """Close it; pending URBs end."""
         os.close(self._file)
 
     def __enter__(self) -> Self:
@@ -182,12 +183,12 @@ class UsbFile:
         self.close()
 
     def claim(self) -> None:
-        """Take the interfaces, as at the beginning."""
+        """Claim the interfaces again."""
         for interface in self._interfaces:
             self._call(_CLAIMINTERFACE, interface)
 
     def release(self) -> None:
-        """Leave the interfaces, which a change of the configuration wants."""
+        """Release the interfaces, as a change of the configuration requires."""
         for interface in self._interfaces:
             self._call(_RELEASEINTERFACE, interface)
 
@@ -208,7 +209,7 @@ class UsbFile:
         fcntl.ioctl(self._file, _RESET)
 
     def submit(self, *urbs: Urb) -> None:
-        """Start them, in order.  Raises `OSError` for one that this kernel itself refuses."""
+        """Submit them, in order.  Raises `OSError` for one that this kernel refuses."""
         for urb in urbs:
             self._pending[urb.address] = urb
             try:
@@ -218,7 +219,7 @@ class UsbFile:
                 raise
 
     def discard(self, urb: Urb) -> bool:
-        """Have it end; False if it is over already."""
+        """Unlink it; False if it is already complete."""
         try:
             self._by_address(_DISCARDURB, urb)
         except OSError as error:
@@ -228,34 +229,36 @@ class UsbFile:
         return True
 
     def reap(self, seconds: float = PATIENCE) -> Urb:
-        """The next one that is over.  Raises `StepError` if none is, in that time."""
+        """The next completed URB.  Raises `StepError` if none completes in that time."""
         while True:
             address = ctypes.c_void_p()
             try:
                 fcntl.ioctl(self._file, _REAPURBNDELAY, address)
             except BlockingIOError:
                 if not select.select([], [self._file], [], seconds)[1]:
-                    raise StepError(f"no URB has ended in {seconds} s, {len(self._pending)} wait") from None
+                    raise StepError(
+                        f"no URB has completed in {seconds} s, {len(self._pending)} are pending"
+                    ) from None
                 continue
             assert address.value is not None
             return self._pending.pop(address.value)
 
     def run(self, urb: Urb) -> Urb:
-        """Submit it and wait for it, when nothing else is pending."""
+        """Submit it and wait for it; nothing else may be pending."""
         self.submit(urb)
         reaped = self.reap()
         if reaped is not urb:
-            raise StepError("another URB than the only one has ended")
+            raise StepError("an unknown URB has completed")
         return urb
 
     def control(
         self, kind: int, request: int, value: int = 0, index: int = 0, data: bytes = b"", length: int = 0
     ) -> Urb:
-        """One control transfer, as `control_urb` has it."""
+        """Run one control transfer; arguments as for `control_urb`."""
         return self.run(control_urb(kind, request, value, index, data, length))
 
     def _by_address(self, number: int, urb: Urb) -> None:
-        """An ioctl whose URB the kernel knows by its address: fcntl.ioctl might hand it a copy."""
+        """An ioctl that identifies the URB by address: fcntl.ioctl might pass a copy."""
         if _libc.ioctl(self._file, ctypes.c_ulong(number), ctypes.c_void_p(urb.address)) < 0:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))

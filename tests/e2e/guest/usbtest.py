@@ -1,4 +1,4 @@
-"""The kernel's own tests of a USB device: the driver usbtest, asked by usbfs.  Runs in the guest.
+"""The kernel's own tests of a USB device: the driver usbtest, through usbfs.  Runs in the guest.
 
 Source: drivers/usb/misc/usbtest.c.
 """
@@ -26,7 +26,7 @@ _WRAPPER: Final = struct.Struct("iiP")  # include/uapi/linux/usbdevice_fs.h, str
 _USBDEVFS_IOCTL: Final = 0xC0105512  # the same, _IOWR('U', 18, struct usbdevfs_ioctl)
 PASSED: Final = "passed"
 UNSUPPORTED: Final = os.strerror(errno.EOPNOTSUPP)
-"""The device has no endpoints for this test, or no requests."""
+"""The device lacks the endpoints or requests for this test."""
 
 _PATTERN: Final = Path("/sys/module/usbtest/parameters/pattern")
 _MOD63: Final = "1"  # byte i of each packet is i % 63
@@ -34,24 +34,24 @@ _MOD63: Final = "1"  # byte i of each packet is i % 63
 
 @dataclass(frozen=True)
 class Test:
-    """What one of its tests does, and how much of it."""
+    """The parameters of one of its tests."""
 
     iterations: int
     length: int = 0  # bytes
-    vary: int = 0  # bytes that the next transfer is longer, modulo `length`
-    sglen: int = 0  # transfers that are queued
+    vary: int = 0  # bytes by which the next transfer is longer, modulo `length`
+    sglen: int = 0  # queued transfers
 
 
 CONTROL_QUEUE: Final = 10
 LAST_WORDS: Final = 0.3
-"""Seconds.  When that test has ended, its last completion may still be about to unlock a lock on the stack of
-the ioctl (ctrl_complete): what the kernel does for this thread meanwhile may go wrong."""
+"""Seconds.  After the end of that test, its last completion may still be about to release a lock on the stack
+of the ioctl (ctrl_complete): system calls of this thread may fail meanwhile."""
 
 QUEUE: Final = 8
 STEP: Final = 1024
-"""A whole number of packets at any speed: a source that fills each packet babbles when less is asked for."""
+"""A whole number of packets at any speed: a source that fills each packet babbles when less is requested."""
 TESTS: Final[Mapping[int, Test]] = {
-    0: Test(1),  # nothing at all
+    0: Test(1),  # does nothing
     1: Test(50, 1024),  # bulk writes
     2: Test(50, 1024),  # bulk reads
     3: Test(50, 1024, vary=421),  # bulk writes of varying length
@@ -63,7 +63,7 @@ TESTS: Final[Mapping[int, Test]] = {
     9: Test(10),  # requests of USB 2.0, chapter 9
     11: Test(50, 1024),  # reads that are unlinked
     12: Test(50, 1024),  # writes that are unlinked
-    13: Test(20),  # endpoints that are halted, and not any more
+    13: Test(20),  # halting endpoints and clearing halts
     14: Test(50, 256, vary=1),  # control writes, read back
     15: Test(8, 1024, sglen=QUEUE),  # isochronous writes
     16: Test(8, 1024, sglen=QUEUE),  # isochronous reads
@@ -80,11 +80,11 @@ TESTS: Final[Mapping[int, Test]] = {
     29: Test(20, 1024),  # data toggles between bulk writes
     CONTROL_QUEUE: Test(10, sglen=32),  # queued control transfers, of which some stall
 }
-"""Without 27 and 28, which are 5 and 6 with a clock, and do not look at the data."""
+"""Without 27 and 28, which are 5 and 6 with timing, and do not check the data."""
 
 
 def load(hardware_id: str | None = None) -> None:
-    """Have the driver, for gadget zero or for the devices `hardware_id`, without vendor requests then."""
+    """Load the driver, for gadget zero or for the devices `hardware_id`, then without vendor requests."""
     options = []
     if hardware_id is not None:
         vendor, _, product = hardware_id.partition(":")
@@ -95,7 +95,7 @@ def load(hardware_id: str | None = None) -> None:
 
 
 def run(device: UsbDevice, tests: Mapping[int, Test]) -> dict[int, str]:
-    """The result of each test of `device`, which the driver has: PASSED or an error message."""
+    """The result of each test of `device`, which the driver holds: PASSED or an error message."""
     _PATTERN.write_text(_MOD63)
     usbfs = os.open(device.node, os.O_RDWR)
     try:
@@ -117,7 +117,7 @@ def _run(usbfs: int, number: int, test: Test) -> str:
         result = os.strerror(error.errno or 0)
     end = time.monotonic()
     if number == CONTROL_QUEUE:
-        while time.monotonic() < end + LAST_WORDS:  # without a system call: the clock is read in user space
+        while time.monotonic() < end + LAST_WORDS:  # without system calls: the clock is read in user space
             pass
     print(f"usbtest {number}: {result}, {end - start:.2f} s", flush=True)
     return result

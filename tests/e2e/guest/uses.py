@@ -1,4 +1,4 @@
-"""What the simulated devices do, as the drivers and programs of a stock client see it.  Runs in the guest."""
+"""The simulated devices' behaviour, seen by drivers and programs of a stock client.  Runs in the guest."""
 
 import array
 import math
@@ -25,19 +25,19 @@ SLOW: Final = ("--buffer-time=4000000", "--period-time=20000")
 """Microseconds: the kernel gives up on a period after 1.1 times the buffer, and time is slow here."""
 
 SOURCE_IN, SINK_OUT, LOOPBACK_IN, LOOPBACK_OUT = 0x81, 0x01, 0x82, 0x02
-URB_SIZE: Final = 16 * 1024  # what libusb asks of usbfs at once: linux_usbfs.h, MAX_BULK_BUFFER_LENGTH
+URB_SIZE: Final = 16 * 1024  # libusb's largest request to usbfs: linux_usbfs.h, MAX_BULK_BUFFER_LENGTH
 MAX_PACKET: Final = 512  # high speed
 USB_TIMEOUT: Final = int(PATIENCE * 1000)  # ms
 
 
 def check_typing(keyboard: UsbDevice) -> None:
-    """It types its word repeatedly, and each key goes down and up."""
+    """It must type its word repeatedly, with each key pressed and released."""
     node = wait_for("an event device of the keyboard", keyboard.event_device)
     typed = ""
     down = None
     with grabbed(node) as events:
         for code, value in key_events(events):
-            check(code in KEYS, f"key code {code} came after {typed!r}")
+            check(code in KEYS, f"key code {code} after {typed!r}")
             if value == 1:
                 check(down is None, f"key code {code} went down while {down} was down")
                 typed += KEYS[code]
@@ -53,7 +53,7 @@ def check_typing(keyboard: UsbDevice) -> None:
 
 
 def check_tone(source: UsbDevice, recording: Path, seconds: float = 2.0) -> None:
-    """Its tone, which goes into the file `recording`, is whole: no gap, no packet that came twice."""
+    """Its tone, recorded in the file `recording`, must have no gap and no duplicate packet."""
     node = wait_for("a sound card of the audio source", source.capture_device)
     card = node.name.removeprefix("pcmC").partition("D")[0]
     samples_each = int(seconds * RATE)
@@ -75,14 +75,14 @@ def check_tone(source: UsbDevice, recording: Path, seconds: float = 2.0) -> None
 
 
 class Loopback:
-    """The loopback device, opened by libusb."""
+    """The loopback device, opened with libusb."""
 
     def __init__(self, device: UsbDevice) -> None:
         self._device = usb.core.find(bus=int(device.bus), address=int(device.number))
         check(self._device is not None, f"libusb does not see {device.busid}")
 
     def check_echo(self, size: int) -> None:
-        """That many bytes come back as they went."""
+        """That many bytes must be returned unchanged."""
         sent = os.urandom(size)
         received = bytearray()
 
@@ -95,12 +95,12 @@ class Loopback:
         check_same(bytes(received), sent)
 
     def check_source(self, size: int) -> None:
-        """The pattern of its source, as Linux's g_zero has it."""
+        """Its source must send the pattern of Linux's g_zero."""
         pattern = bytes(index % MAX_PACKET % 63 for index in range(URB_SIZE))
         for _ in range(size // URB_SIZE):
             check_same(bytes(self._device.read(SOURCE_IN, URB_SIZE, USB_TIMEOUT)), pattern)
 
     def check_sink(self, size: int) -> None:
-        """Its sink takes that many bytes."""
+        """Its sink must accept that many bytes."""
         taken = self._device.write(SINK_OUT, bytes(size), USB_TIMEOUT)
-        check(taken == size, f"the sink took {taken} bytes of {size}")
+        check(taken == size, f"the sink accepted {taken} bytes of {size}")

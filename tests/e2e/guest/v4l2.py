@@ -1,4 +1,4 @@
-"""Frames from a camera, through the kernel's V4L2.  Runs in the guest.
+"""Captures frames from a camera through the kernel's V4L2.  Runs in the guest.
 
 Source: include/uapi/linux/videodev2.h, for 64-bit processors.
 """
@@ -38,15 +38,17 @@ _BUFFER: Final = struct.Struct("IIIII4x16x16xIIQIII4x")
 def capture(node: Path, count: int) -> tuple[tuple[int, int, bytes], list[bytes]]:
     """Width, height and pixel format of a camera, and its first `count` frames.
 
-    There is a buffer for each of them from the start, so that none can get lost.  Raises `StepError` if one
-    does not come, or is broken.
+    Each has a buffer from the start, so that none is lost.  Raises `StepError` if one does not arrive or is
+    broken.
     """
     camera = os.open(node, os.O_RDWR)
     try:
         answer = fcntl.ioctl(camera, VIDIOC_G_FMT, _FORMAT.pack(VIDEO_CAPTURE, 0, 0, b"", 0, 0, 0))
         _type, width, height, pixel_format, *_rest = _FORMAT.unpack(answer)
         request = fcntl.ioctl(camera, VIDIOC_REQBUFS, _REQUEST.pack(count, VIDEO_CAPTURE, MEMORY_MMAP, 0, 0))
-        check(_REQUEST.unpack(request)[0] == count, f"there are only {_REQUEST.unpack(request)[0]} buffers")
+        check(
+            _REQUEST.unpack(request)[0] == count, f"only {_REQUEST.unpack(request)[0]} buffers are available"
+        )
         for index in range(count):
             fcntl.ioctl(camera, VIDIOC_QBUF, _buffer(index))
         fcntl.ioctl(camera, VIDIOC_STREAMON, struct.pack("i", VIDEO_CAPTURE))
@@ -62,11 +64,11 @@ def _buffer(index: int) -> bytes:
 
 
 def _next_frame(camera: int, number: int) -> bytes:
-    check(bool(select.select([camera], [], [], PATIENCE)[0]), f"frame {number} did not come")
+    check(bool(select.select([camera], [], [], PATIENCE)[0]), f"frame {number} did not arrive")
     taken = _BUFFER.unpack(fcntl.ioctl(camera, VIDIOC_DQBUF, _buffer(0)))
     index, _type, used, flags, _field, sequence, *_rest = taken
     check(not flags & BUFFER_ERROR, f"frame {number} is broken")
-    check(sequence == number, f"frame {sequence} came, not {number}")
+    check(sequence == number, f"frame {sequence} arrived, not {number}")
     place = _BUFFER.unpack(fcntl.ioctl(camera, VIDIOC_QUERYBUF, _buffer(index)))
     offset, length = place[7], place[8]
     with mmap.mmap(camera, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=offset) as memory:

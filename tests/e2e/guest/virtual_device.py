@@ -1,9 +1,9 @@
-"""USB devices written in Python, plugged into this kernel by vhci-hcd.  Runs in the guest.
+"""USB devices written in Python, plugged into this kernel through vhci-hcd.  Runs in the guest.
 
-To the kernel such a device is like one on a wire: it is enumerated, gets drivers, and appears in sysfs and
-usbfs, with isochronous endpoints, too.  This end of vhci-hcd's connection is the device, so it sees every
-request.  The devices of the stock client are on another controller: on one and the same, both would wait for
-its lock of the bandwidth (hcd->bandwidth_mutex in drivers/usb/core/message.c).
+The kernel treats them like physical devices: they are enumerated, get drivers, and appear in sysfs and usbfs,
+also with isochronous endpoints.  This end of vhci-hcd's connection is the device, so it sees every request.
+The devices of the stock client are on another controller: on the same one, both would deadlock on its
+bandwidth lock (hcd->bandwidth_mutex in drivers/usb/core/message.c).
 """
 
 import re
@@ -75,8 +75,8 @@ class Request(NamedTuple):
 class VirtualDevice:
     """One device with the endpoints of its only configuration.
 
-    Bulk and interrupt IN endpoints return what the OUT endpoints have taken.  An isochronous IN endpoint
-    counts: each byte is one more than the one before, modulo 256.  An isochronous OUT endpoint keeps all.
+    Bulk and interrupt IN endpoints return the data of the OUT endpoints.  An isochronous IN endpoint counts:
+    each byte is one more than the previous one, modulo 256.  An isochronous OUT endpoint stores all data.
     """
 
     def __init__(
@@ -86,11 +86,14 @@ class VirtualDevice:
         *,
         speed: Speed = Speed.HIGH,
         serial: str = "V1",
+        others: Sequence[bytes] = (),
         unanswered: Collection[tuple[int, int]] = (),
     ) -> None:
-        """`unanswered` are bmRequestType and bRequest of the requests that the device never answers."""
+        """`others`: further configurations, which are never used; `unanswered`: bmRequestType and bRequest
+        of the requests that the device never answers.
+        """
         self._device = device
-        self._configuration = configuration
+        self._configurations = (configuration, *others)
         self._strings = string_descriptors(("Acme", "Virtual device", serial))
         self._speed = speed
         self._unanswered = unanswered
@@ -100,16 +103,16 @@ class VirtualDevice:
             if endpoint.bmAttributes & 3 == USB_ENDPOINT_XFER_ISOC
         }
         self.requests: list[Request] = []
-        """All that have come, in order."""
+        """All received requests, in order."""
         self.played = bytearray()
-        """What the isochronous OUT endpoint has got."""
+        """The data of the isochronous OUT endpoint."""
         self._count = 0
         self._looped = bytearray()
         self._waiting: dict[int, Submit] = {}
-        """By seqnum, in order: those without an answer yet."""
+        """Unanswered requests by seqnum, in order."""
 
     def plug(self) -> UsbDevice:
-        """The device as this kernel has it, configured."""
+        """Plug it in; returns it as this kernel sees it, configured."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             kernel = socket.create_connection(listener.getsockname())
             self._connection, _address = listener.accept()
@@ -123,7 +126,7 @@ class VirtualDevice:
         return wait_for(f"a device on port {port} of {CONTROLLER}", lambda: _device_on(port))
 
     def unplug(self) -> None:
-        """Pull it out."""
+        """Unplug it."""
         self._connection.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._connection.close()
@@ -179,7 +182,7 @@ class VirtualDevice:
     def _descriptor(self, kind: int, index: int) -> bytes | None:
         found: Sequence[bytes] = {
             USB_DT_DEVICE: (self._device,),
-            USB_DT_CONFIG: (self._configuration,),
+            USB_DT_CONFIG: self._configurations,
             USB_DT_STRING: self._strings,
         }.get(kind, ())
         return found[index] if index < len(found) else None

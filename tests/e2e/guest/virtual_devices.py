@@ -1,7 +1,7 @@
-"""Devices written in Python (virtual_device.py), shared like any other: each has one habit that devices of
-this kind have had.  Runs in the guest.
+"""Devices written in Python (virtual_device.py), shared like any other: each has one quirk of real devices.
+Runs in the guest.
 
-What a device is asked for is compared with what the kernel's own server asks the same device for.
+The requests to a device are compared with those of the kernel's own server.
 """
 
 import errno
@@ -16,7 +16,7 @@ from tests.e2e.guest import client
 from tests.e2e.guest.command import ask, call, listed, wait_for_state
 from tests.e2e.guest.daemon import wait_until_ended
 from tests.e2e.guest.scenario import Scenario, StepError, check
-from tests.e2e.guest.server import KernelServer, Server, Usbipd
+from tests.e2e.guest.server import BareKernelServer, Server, Usbipd
 from tests.e2e.guest.sharing import attached
 from tests.e2e.guest.streams import check_same
 from tests.e2e.guest.system import wait_for
@@ -47,7 +47,6 @@ ISO_OUT, ISO_IN = 0x02, 0x82
 BULK_SIZE: Final = 512
 PACKET: Final = 192
 KERNEL_PORT: Final = 3241
-DRIVER: Final = Path("/sys/bus/usb/drivers/usbip-host")
 AVAILABLE: Final = "1"  # drivers/usb/usbip/usbip_common.h, SDEV_ST_AVAILABLE
 
 SCENARIO: Final = Scenario()
@@ -57,7 +56,7 @@ DAEMON: Final = Usbipd("--config", str(CONFIGURATION))
 
 
 def plain_device(**habits: object) -> VirtualDevice:
-    """A pair of bulk endpoints that no driver wants."""
+    """A device with a pair of bulk endpoints that no driver claims."""
     configuration = configuration_descriptor(
         interface_descriptor(0, 2, VENDOR_SPECIFIC),
         endpoint_descriptor(BULK_OUT, USB_ENDPOINT_XFER_BULK, BULK_SIZE, 0),
@@ -66,12 +65,12 @@ def plain_device(**habits: object) -> VirtualDevice:
     return VirtualDevice(device_descriptor(0x0A0C, bcdUSB=0x0200), configuration, **habits)  # type: ignore[arg-type]
 
 
-# ---- what this host has imported ---------------------------------------------------------------------------
+# ---- imported devices --------------------------------------------------------------------------------------
 
 
 @step()
-def udevd_ends() -> None:
-    """Nothing of ours needs it: the kernel itself tells of devices."""
+def udevd_is_stopped() -> None:
+    """usbipd does not need it: the kernel itself reports devices."""
     pids = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/comm") if _is_udevd(path)]
     for pid in pids:
         os.kill(pid, signal.SIGTERM)
@@ -81,19 +80,22 @@ def udevd_ends() -> None:
 def _is_udevd(comm: Path) -> bool:
     try:
         return comm.read_text() == "systemd-udevd\n"
-    except OSError:  # it has just ended
+    except OSError:  # it has just exited
         return False
 
 
 @step()
-def imported_device_is_refused_and_the_key_is_named() -> None:
+def imported_device_is_refused_with_the_key_named() -> None:
     CONFIGURATION.write_text("")
     DAEMON.start()
     plugged = plain_device()
     device = plugged.plug()
-    check(listed(device.busid) is None, "an imported device is offered without a word in the configuration")
+    check(
+        listed(device.busid) is None,
+        "an imported device is offered although the configuration does not allow it",
+    )
     refused = call("bind", "--busid", device.busid)
-    check(refused.code == 1 and "offer_imported" in refused.stderr, f"bind says: {refused.stderr}")
+    check(refused.code == 1 and "offer_imported" in refused.stderr, f"bind prints: {refused.stderr}")
     plugged.unplug()
     DAEMON.stop()
 
@@ -106,11 +108,11 @@ def daemon_starts_with_imported_devices() -> None:
     check((states["hotplug"], states["devices"]) == ("ok", "ok"), f"doctor finds {states}")
 
 
-# ---- a driver that takes several interfaces ----------------------------------------------------------------
+# ---- a driver that claims several interfaces ---------------------------------------------------------------
 
 
 @step("sound")
-def sound_card_goes_back_to_its_driver_without_an_error() -> None:
+def sound_card_returns_to_its_driver_without_an_error() -> None:
     microphone = VirtualDevice(Audio.device_descriptor, Audio.configurations[0], speed=Audio.speed)
     device = microphone.plug()
     with attached(device, ["snd-usb-audio"] * 2) as there:
@@ -119,7 +121,7 @@ def sound_card_goes_back_to_its_driver_without_an_error() -> None:
     problems = [
         line for line in DAEMON.log().splitlines() if "reattached" in line or "give its device" in line
     ]
-    check(not problems, f"the daemon complains: {problems}")
+    check(not problems, f"the daemon logged: {problems}")
     microphone.unplug()
 
 
@@ -127,7 +129,7 @@ def sound_card_goes_back_to_its_driver_without_an_error() -> None:
 
 
 @step("isochronous")
-def isochronous_packets_of_a_real_device_arrive_whole_and_in_order() -> None:
+def isochronous_packets_of_a_real_device_arrive_complete_and_in_order() -> None:
     configuration = configuration_descriptor(
         interface_descriptor(0, 0, VENDOR_SPECIFIC),
         interface_descriptor(0, 2, VENDOR_SPECIFIC, bAlternateSetting=1),
@@ -168,11 +170,11 @@ def isochronous_packets_of_a_real_device_arrive_whole_and_in_order() -> None:
     stream.unplug()
 
 
-# ---- a device that is pulled out ---------------------------------------------------------------------------
+# ---- a device that is unplugged ----------------------------------------------------------------------------
 
 
 @step("unplug")
-def device_that_is_pulled_out_while_it_is_used_comes_back() -> None:
+def device_unplugged_in_use_is_shared_again() -> None:
     plugged = plain_device()
     device = plugged.plug()
     wait_for(f"{device.busid} in the list", lambda: listed(device.busid))
@@ -186,7 +188,7 @@ def device_that_is_pulled_out_while_it_is_used_comes_back() -> None:
             file.submit(reading)
             plugged.unplug()
             client.wait_until_gone(there)
-            check(reading.status != 0 or file.reap().status != 0, "what was read has not failed")
+            check(reading.status != 0 or file.reap().status != 0, "the pending read has not failed")
         wait_for(f"no {device.busid} in the list", lambda: listed(device.busid) is None)
         check(plugged.plug().busid == device.busid, "the device is at another port")
     wait_for_state(device.busid, "shared")
@@ -195,7 +197,7 @@ def device_that_is_pulled_out_while_it_is_used_comes_back() -> None:
 
 
 def _check_loop(device: UsbDevice, data: bytes) -> None:
-    """Bulk data comes back."""
+    """Bulk data must be echoed."""
     with UsbFile(device, [0]) as file:
         urb = file.run(Urb(BULK, BULK_OUT, data))
         urb.check(0)
@@ -204,12 +206,12 @@ def _check_loop(device: UsbDevice, data: bytes) -> None:
         check_same(urb.data, data)
 
 
-# ---- a device that keeps its driver waiting ----------------------------------------------------------------
+# ---- a device that blocks its driver -----------------------------------------------------------------------
 
 
 @step("stuck")
-def stuck_device_hides_no_other_one_and_does_not_stop_the_start() -> None:
-    """The kernel has the device locked for 20 s for each interface (hid_get_class_descriptor in
+def stuck_device_hides_no_other_and_does_not_block_the_start() -> None:
+    """The kernel locks the device for 20 s per interface (hid_get_class_descriptor in
     drivers/hid/usbhid/hid-core.c), while its driver waits for an answer."""
     keyboard = bytes((9, USB_DT_HID, 0x11, 0x01, 0, 1, USB_DT_HID_REPORT, 63, 0))  # HID 1.11, 6.2.1
     parts = [
@@ -233,12 +235,12 @@ def stuck_device_hides_no_other_one_and_does_not_stop_the_start() -> None:
     DAEMON.stop()
     DAEMON.start()
     wait_for(f"{other.busid} in the list", lambda: listed(other.busid))
-    check(listed(device.busid) is None, "the kernel has answered: the device was not stuck")
+    check(listed(device.busid) is None, "the device is listed: it was not stuck")
     findings = call("doctor", "--json").document["checks"]
     [finding] = [each for each in findings if each["name"] == "devices"]
     check(device.busid in finding["message"], f"doctor finds {finding}")
     refused = call("bind", "--busid", device.busid)
-    check("has not answered" in refused.stderr, f"bind says: {refused.stderr}")
+    check("has not answered" in refused.stderr, f"bind prints: {refused.stderr}")
     wait_for(f"{device.busid} in the list", lambda: listed(device.busid))
     stuck.unplug()
     bystander.unplug()
@@ -248,8 +250,8 @@ def stuck_device_hides_no_other_one_and_does_not_stop_the_start() -> None:
 
 
 @step("phone")
-def phone_that_never_answers_set_interface_works() -> None:
-    """Nor is it asked for anything that the kernel's own server would not ask for."""
+def phone_that_ignores_set_interface_works() -> None:
+    """It also gets no request that the kernel's own server does not send."""
     ours = _sessions(DAEMON, client.TCP_PORT)
     check(
         not any(request[:2] == (TO_INTERFACE, SET_INTERFACE) for request in ours),
@@ -264,7 +266,7 @@ def phone_that_never_answers_set_interface_works() -> None:
 
 
 @step("endpoints")
-def phone_keeps_its_endpoints_after_a_set_interface_that_it_does_not_answer() -> None:
+def phone_keeps_its_endpoints_after_an_unanswered_set_interface() -> None:
     """Linux disables them before it sends the request (usb_set_interface in drivers/usb/core/message.c)."""
     phone = plain_device(unanswered={(TO_INTERFACE, SET_INTERFACE)})
     device = phone.plug()
@@ -288,18 +290,8 @@ def phone_keeps_its_endpoints_after_a_set_interface_that_it_does_not_answer() ->
     phone.unplug()
 
 
-class BareKernelServer(KernelServer):
-    """The kernel's own server, also of imported devices, which the tool `usbip bind` refuses."""
-
-    def bind(self, busid: str) -> None:
-        """As the tool does it (tools/usb/usbip/src/usbip_bind.c)."""
-        (DRIVER / "match_busid").write_text(f"add {busid}")
-        (DEVICES / busid / "driver/unbind").write_text(busid)
-        (DRIVER / "bind").write_text(busid)
-
-
 def _sessions(server: Server, tcp_port: int) -> Sequence[Request]:
-    """What the phone is asked for while it is bound, attached twice, and unbound."""
+    """The requests to the phone while it is bound, attached twice, and unbound."""
     phone = plain_device(unanswered={(TO_INTERFACE, SET_INTERFACE)})
     device = phone.plug()
     if isinstance(server, Usbipd):

@@ -1,4 +1,4 @@
-"""One command in the virtual machine, or a shell there.  Runs on the host, as `python -m tests.e2e.vm`."""
+"""Runs one command in the virtual machine, or a shell.  Runs on the host, as `python -m tests.e2e.vm`."""
 
 import argparse
 import subprocess
@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("command", nargs="*", help="with its arguments, after --")
     arguments = parser.parse_args()
     if arguments.shell == bool(arguments.command):
-        parser.error("give either a command or --shell")
+        parser.error("specify either a command or --shell")
     return _shell() if arguments.shell else _run(arguments.command, arguments.timeout, arguments.console)
 
 

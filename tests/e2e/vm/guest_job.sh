@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs the job, says its status, switches off.  Part of process 1, see guest_init.sh, or a service of systemd, see
+# Runs the job, prints its status, powers off.  Part of process 1, see guest_init.sh, or a systemd service, see
 # guest_systemd.sh.
 JOB=/run/e2e
 
@@ -10,4 +10,4 @@ else
 fi
 echo "e2e: exit status $?" # not into a file: a job may have lost the host's files, see guest/sleep.py
 echo o >/proc/sysrq-trigger
-sleep 60 # until the power is off; process 1 must not end
+sleep 60 # until the power is off; process 1 must not exit

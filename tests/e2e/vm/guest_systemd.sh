@@ -1,9 +1,9 @@
 #!/bin/bash
-# Makes systemd process 1, for a job about a service; the job itself is one.  The end of guest_init.sh.
+# Makes systemd process 1, for a job about a service; the job itself is a service.  The end of guest_init.sh.
 #
-# It is Debian's systemd with the kernel's control groups, but nothing of Debian's system comes up: the targets that
-# every service waits for are empty, and there are no generators and no journal.  What services print is lost unless
-# they are told where to.
+# It is Debian's systemd with the kernel's control groups, but none of Debian's services starts: the targets that
+# every service waits for are empty, and there are no generators and no journal.  Output of services is lost unless
+# they redirect it.
 
 cp "${0%/*}/guest_job.sh" /run/guest_job.sh # a path that needs no quoting in a unit
 units=/run/systemd/system
@@ -15,8 +15,8 @@ for target in sysinit basic; do
     done
 done
 mount -t tmpfs tmpfs /usr/lib/systemd/system-generators
-echo 0123456789abcdef0123456789abcdef >/etc/machine-id # without one it would take this for a first boot
-# A port can be open once: nobody has it open when the service begins.
+echo 0123456789abcdef0123456789abcdef >/etc/machine-id # without one it would assume a first boot
+# A port can be opened only once: no process has it open when the service starts.
 cat >$units/e2e.service <<UNIT
 [Unit]
 DefaultDependencies=no

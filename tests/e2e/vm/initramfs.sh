@@ -1,10 +1,10 @@
 #!/bin/busybox sh
 # shellcheck shell=dash
-# /init of the initramfs: puts the guest's root together and goes there.  Runs in the guest, before its root is there.
+# /init of the initramfs: assembles the guest's root and switches to it.  Runs in the guest, before its root exists.
 #
 # The root is an overlay of three: a tmpfs that takes what the guest writes, the host's / (9p, read-only), and the
-# layer of packages that prepare.py unpacked (9p, read-only), which shows only where the host has no such file.
-# /run/e2e is the job directory (9p, writable): it tells what to do and takes logs.
+# layer of packages that prepare.py unpacked (9p, read-only), which is visible only where the host has no such file.
+# /run/e2e is the job directory (9p, writable): it contains the job and receives the logs.
 /bin/busybox --install -s /bin
 mkdir -p /proc /sys /dev /host /layer /overlay /root
 mount -t proc proc /proc
@@ -30,7 +30,7 @@ share layer cache=loose,ro /layer
 mount -t tmpfs -o size=50% tmpfs /overlay
 mkdir /overlay/upper /overlay/work
 mount -t overlay -o lowerdir=/host:/layer,upperdir=/overlay/upper,workdir=/overlay/work overlay /root ||
-    fail "cannot lay the roots over each other"
+    fail "cannot mount the overlay"
 mount -t tmpfs tmpfs /root/run
 mkdir -p /root/run/e2e /root/run/lock
 share job cache=none,rw /root/run/e2e

@@ -1,7 +1,7 @@
 """Boots the virtual machine and runs one command in it as root.  Runs on the host.
 
-The guest sees the host's files below what it writes itself, so the command is named as on the host; what it
-prints streams out, and its exit status comes back.
+The guest sees the host's files under an overlay, so commands have the same paths as on the host.  The output
+is streamed, and the exit status is returned.
 """
 
 import re
@@ -20,17 +20,17 @@ from typing import Final, Self
 
 from tests.e2e.vm.prepare import BUILD, VM, PrepareError, prepare
 
-TIMED_OUT: Final = 124  # as timeout(1) has it
-DIED: Final = 125  # the guest went away without a status: a panic, or QEMU's own error
+TIMED_OUT: Final = 124  # as in timeout(1)
+DIED: Final = 125  # the guest stopped without a status: a panic, or an error of QEMU
 
-_STATUS: Final = re.compile(r"e2e: exit status (\d+)$")  # what guest_init.sh says at the end
+_STATUS: Final = re.compile(r"e2e: exit status (\d+)$")  # printed by guest_job.sh at the end
 
 
 class Machine:
-    """One boot, from `with` to the end of its block; what the command printed is in `lines`.
+    """One boot, for a `with` block; the command's output is in `lines`.
 
-    The job directory keeps what is left of it: output.log, console.log (the kernel's), qemu.log, and whatever
-    the command wrote into /run/e2e.  The command may ask QEMU itself for something, see guest/monitor.py.
+    The job directory keeps output.log, console.log (the kernel's), qemu.log, and whatever the command wrote
+    into /run/e2e.  The command can control QEMU, see guest/monitor.py.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class Machine:
     ) -> None:
         """`directory` is the command's working directory, `timeout` in seconds; `show` gets each line.
 
-        `hardware` are options of QEMU that add to the machine; relative paths in them begin in the job
-        directory.  With `systemd`, that is process 1 of the guest.
+        `hardware` are QEMU options for added hardware; paths in them are relative to the job directory.  With
+        `systemd`, systemd is process 1 of the guest.
         """
         self.job = BUILD / "jobs" / name
         self.lines: list[str] = []
@@ -74,7 +74,7 @@ class Machine:
                     # a file, since a stdio channel counts as closed as soon as its stdin is at its end
                     *("-device", "virtio-serial-pci", "-chardev", "file,id=output,path=/dev/fd/1"),
                     *("-device", "virtserialport,chardev=output,name=e2e.output"),
-                    # QEMU's monitor at one end of a socket, and a port of the guest at the other
+                    # a socket from QEMU's monitor to a port of the guest
                     *("-chardev", f"socket,id=monitor,fd={monitor.fileno()}"),
                     *("-mon", "chardev=monitor,mode=control"),
                     *("-chardev", f"socket,id=port,fd={port.fileno()}"),
@@ -102,11 +102,11 @@ class Machine:
         self._reader.join()
 
     def kill(self) -> None:
-        """Switch it off, if it is not off."""
+        """Power it off, if it is on."""
         self._qemu.terminate()
 
     def _read(self) -> None:
-        """Collect the lines, in output.log with their time since the start, until the machine is off."""
+        """Collect the lines until the machine is off; output.log has their time since the start."""
         start = time.monotonic()
         assert self._qemu.stdout is not None
         with self._qemu.stdout as output, (self.job / "output.log").open("w", buffering=1) as log:
@@ -125,7 +125,7 @@ class Machine:
             self._news.notify_all()
 
     def wait_for(self, wanted: Callable[[str], bool]) -> str | None:
-        """The first line that is `wanted`, as soon as the guest has printed it; None if it ends without."""
+        """The first line that is `wanted`, once the guest prints it; None if the machine stops first."""
         seen = 0
         with self._news:
             while True:
@@ -146,7 +146,7 @@ class Machine:
 
 
 def write_job(job: Path, command: Sequence[str], directory: Path) -> None:
-    """A new job directory: what initramfs.sh and guest_init.sh read in the guest's /run/e2e."""
+    """Write a new job directory, which initramfs.sh and guest_init.sh read as /run/e2e."""
     shutil.rmtree(job, ignore_errors=True)
     job.mkdir(parents=True)
     (job / "init").write_text(str(VM / "guest_init.sh"))
@@ -157,26 +157,26 @@ def write_job(job: Path, command: Sequence[str], directory: Path) -> None:
 
 
 def qemu_command(job: Path) -> list[str]:
-    """QEMU's command line, but for its serial port and what the command prints.  Raises `PrepareError`."""
+    """QEMU's command line without its serial port and output channel.  Raises `PrepareError`."""
     qemu = shutil.which("qemu-system-x86_64")
     if qemu is None:
         raise PrepareError("no qemu-system-x86_64: `make e2e-deps` installs Debian's qemu-system-x86")
     image = prepare()
-    # thread=single: with a thread for each processor, one of them may meet what the other has just patched
-    # out of the kernel's code ("Oops: int3").  Without erms: with it the kernel copies and clears by
-    # `rep movsb`, a byte at a time for the emulator.
+    # thread=single: with a thread per processor, one may execute an instruction that the other is patching
+    # ("Oops: int3").  Without erms: with it the kernel copies and clears with `rep movsb`, a byte at a time
+    # in the emulator.
     command = [qemu, "-accel", "tcg,thread=single", "-machine", "q35", "-cpu", "max,-erms", "-smp", "2"]
     command += ["-m", "1024", "-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot"]
     command += ["-kernel", str(image.kernel), "-initrd", str(image.initramfs)]
-    # norandmaps: at the same addresses a new process finds what the emulator has translated for the last one
+    # norandmaps: new processes at the same addresses reuse the emulator's translations
     options = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr norandmaps"
-    # The HPET has the host's time.  How fast the TSC counts is found out during the boot, and was wrong by a
-    # factor of 2.6 on a busy host: all patience ended too early.  tsc=reliable: nobody has to watch it.
+    # The HPET has the host's time.  The TSC is calibrated during the boot, and was wrong by a factor of 2.6
+    # on a busy host: all timeouts were too short.  tsc=reliable: disables the watchdog.
     options += " clocksource=hpet tsc=reliable"
-    # The kernel counts ticks for a moment, and panics when a busy host lets the emulator deliver too few.
+    # The kernel checks the timer, and panics if the emulator on a busy host delivers too few ticks.
     options += " no_timer_check"
-    # What modprobe hands to modules: two ports for gadgets, each on a high-speed and on a super-speed bus; no
-    # second for a disk to spin up.
+    # Module parameters: two ports for gadgets, each on a high-speed and on a super-speed bus; no delay for a
+    # disk to spin up.
     options += " dummy_hcd.num=2 dummy_hcd.is_super_speed=1 usb-storage.delay_use=0"
     command += ["-append", options]
     shares = (("host", Path("/"), ",readonly=on"), ("layer", image.layer, ",readonly=on"), ("job", job, ""))
@@ -187,12 +187,12 @@ def qemu_command(job: Path) -> list[str]:
 
 
 def _quoted(path: Path) -> str:
-    """`path` as it stands in an option of QEMU, where a comma is written twice."""
+    """`path` in a QEMU option, where commas are doubled."""
     return str(path).replace(",", ",,")
 
 
 def tail(path: Path, lines: int, noise: re.Pattern[str] | None = None) -> str:
-    """The last `lines` of a log without those that are `noise`, or what became of it."""
+    """The last `lines` of a log without `noise`, or a note if it is missing or empty."""
     try:
         text = path.read_text(errors="replace").replace("\r", "")
     except FileNotFoundError:

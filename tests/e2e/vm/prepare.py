@@ -1,14 +1,14 @@
-"""Makes what the virtual machine boots: a Debian kernel, an initramfs, and tools that the host may lack.
+"""Builds the virtual machine's image: a Debian kernel, an initramfs, and tools that the host may lack.
 
-Runs on the host, as any user.  Everything comes from Debian packages, which `apt-get download` fetches (that
-needs apt's package lists, no root); everything is kept under build/e2e/:
+Runs on the host, as any user.  Everything comes from Debian packages, which `apt-get download` fetches (it
+needs apt's package lists, not root), and is kept under build/e2e/:
 
-    debs/       the packages as they came
+    debs/       the downloaded packages
     image/      kernel, initramfs, and layer/: a tree of tools and kernel modules that the guest sees
                 wherever the host's own / has no such file
 
-An image is made once.  It is made anew when this file or the initramfs's /init changes; `rm -r build/e2e`
-takes newer packages.
+An image is built once, and rebuilt when this file or the initramfs's /init changes; `rm -r build/e2e` makes
+the next build use newer packages.
 """
 
 import fcntl
@@ -27,14 +27,14 @@ from typing import Final
 VM: Final = Path(__file__).resolve().parent
 BUILD: Final = VM.parents[2] / "build" / "e2e"
 
-# The first that apt knows.  In Debian 12 linux-image-amd64 is 6.1, whose dummy_hcd moves data at each tick of
-# the kernel, every 4 ms; that of 6.12 has a timer of 125 us.  Debian 13 has 6.12 under that name.
+# The first that apt knows.  In Debian 12 linux-image-amd64 is 6.1, whose dummy_hcd moves data at each kernel
+# tick, every 4 ms; that of 6.12 has a 125 us timer.  Debian 13 has 6.12 under that name.
 KERNELS: Final = ("linux-image-6.12-amd64", "linux-image-amd64")
 
 TOOLS: Final = (
-    # the stock client, and the kernel's own server (usbipd, which wants libwrap) to check the machine against
+    # the stock client, and the kernel's own server (usbipd, which needs libwrap) to check the machine with
     ("usbip", "libwrap0"),
-    # ip: networks that fail; ss: connections that are cut
+    # ip: failing networks; ss: cut connections
     ("iproute2", "libbpf1", "libbsd0", "libelf1", "libmd0", "libmnl0", "libtirpc3", "libcap2"),
     # arecord
     ("alsa-utils", "libasound2", "libasound2-data"),
@@ -42,13 +42,13 @@ TOOLS: Final = (
     ("e2fsprogs", "libext2fs2", "libcom-err2", "libss2"),
     # modprobe, depmod; udevd
     ("kmod", "libkmod2", "udev"),
-    # process 1 of the scenario about the service, with the libraries that only it links
+    # process 1 of the installed scenario, with the libraries that only it links
     ("systemd", "libsystemd-shared", "libseccomp2", "libapparmor1", "libip4tc2"),
 )
 
-# What the initramfs needs to mount the host's / by 9p under an overlay; virtio itself is built in.
+# Needed by the initramfs to mount the host's / over 9p under an overlay; virtio itself is built in.
 BOOT_MODULES: Final = ("9pnet_virtio", "9p", "overlay")
-# What the guest loads later.  There are no udev rules that would load a driver when its device comes.
+# Loaded by the guest later.  There are no udev rules to load a driver when its device appears.
 GUEST_MODULES: Final = (
     *(
         "dummy_hcd",
@@ -58,12 +58,12 @@ GUEST_MODULES: Final = (
         "usb_f_fs",
     ),  # real devices: gadget side
     *("vhci-hcd", "usbip-host"),  # the stock client; the kernel's own server
-    *("veth", "tcp_diag"),  # a network that fails; what ss -K asks to cut a connection
+    *("veth", "tcp_diag"),  # a failing network; used by ss -K to cut a connection
     *("usb-storage", "sd_mod", "ext4", "crc32c_generic"),
     *("usbhid", "hid-generic", "evdev"),
     *("cdc-acm", "snd-usb-audio"),
 )
-# What only one scenario needs: it loads them by itself.  configfs loads the functions of gadgets.
+# Needed by only one scenario, which loads them itself.  configfs loads the functions of gadgets.
 MORE_MODULES: Final = (
     *("usb_f_acm", "usb_f_hid"),
     "usbtest",
@@ -74,7 +74,7 @@ MORE_MODULES: Final = (
 
 @dataclass(frozen=True)
 class Image:
-    """What a machine boots."""
+    """The files that a machine boots."""
 
     kernel: Path
     initramfs: Path
@@ -82,11 +82,11 @@ class Image:
 
 
 class PrepareError(Exception):
-    """The image cannot be made; the message says what to do."""
+    """The image cannot be built; the message says how to fix it."""
 
 
 def prepare() -> Image:
-    """The image, made if there is none.  Raises `PrepareError`."""
+    """The image, built if necessary.  Raises `PrepareError`."""
     image = BUILD / "image"
     BUILD.mkdir(parents=True, exist_ok=True)
     with (BUILD / "lock").open("w") as lock:
@@ -109,7 +109,7 @@ def _is_made(image: Path, stamp: str) -> bool:
 def _make(image: Path) -> None:
     for program in ("apt-get", "apt-cache", "dpkg-deb", "tar"):
         if shutil.which(program) is None:
-            raise PrepareError(f"no {program}: the virtual machine is made on Debian, of its packages")
+            raise PrepareError(f"no {program}: the virtual machine is built on Debian, from its packages")
     if (architecture := _output("dpkg", "--print-architecture").strip()) != "amd64":
         raise PrepareError(f"the virtual machine is amd64, but the programs of this host are {architecture}")
     print(f"e2e: preparing the virtual machine in {BUILD}", file=sys.stderr)
@@ -117,7 +117,7 @@ def _make(image: Path) -> None:
     _merge_usr(layer)
     kernel = _kernel_package()
     for package in (_name_here(package) for group in TOOLS for package in group):
-        # without udev rules: udevd is only there to tell libusb of devices, see guest_init.sh
+        # without udev rules: udevd only notifies libusb of devices, see guest_init.sh
         _unpack(_download(package), layer, "--exclude=./usr/share/doc", "--exclude=*/udev/rules.d")
     _merge_usr(image / "kernel")
     _unpack(_download(kernel), image / "kernel", "--exclude=./usr/share")
@@ -129,7 +129,7 @@ def _make(image: Path) -> None:
 
 
 def _kernel_package() -> str:
-    """The package of today's kernel that a metapackage of KERNELS stands for."""
+    """The current kernel package of the first known metapackage of KERNELS."""
     for metapackage in KERNELS:
         for line in _output("apt-cache", "depends", metapackage).splitlines():
             relation, _, name = line.strip().partition(": ")
@@ -142,7 +142,7 @@ def _kernel_package() -> str:
 
 
 def _name_here(package: str) -> str:
-    """What this Debian calls a library: from 13 on, many have t64 in their name (time_t of 64 bits)."""
+    """The name of a library package in this Debian: since 13, many have t64 in their name (64-bit time_t)."""
     renamed = f"{package}t64"
     return renamed if renamed in _output("apt-cache", "pkgnames", renamed).split() else package
 
@@ -152,7 +152,7 @@ def _download(package: str) -> Path:
     debs.mkdir(exist_ok=True)
     found = sorted(debs.glob(f"{package}_*.deb"))
     if not found:
-        # The sandbox user _apt, which apt takes when it is root, cannot write here and is not needed.
+        # The sandbox user _apt, which apt uses when run as root, cannot write here and is not needed.
         command = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", package]
         if subprocess.run(command, cwd=debs, stdout=sys.stderr, check=False).returncode != 0:
             raise PrepareError(f"cannot download {package}.  Run `apt-get update` as root, then try again.")
@@ -161,7 +161,7 @@ def _download(package: str) -> Path:
 
 
 def _merge_usr(directory: Path) -> None:
-    """Lay out an empty tree as on the host: packages of Debian 12 use /lib, those of 13 /usr/lib."""
+    """Create the host's /usr merge in an empty tree: packages of Debian 12 use /lib, those of 13 /usr/lib."""
     for name in ("bin", "sbin", "lib", "lib64"):
         (directory / "usr" / name).mkdir(parents=True)
         (directory / name).symlink_to(f"usr/{name}")
@@ -174,12 +174,12 @@ def _unpack(deb: Path, directory: Path, *tar_options: str) -> None:
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", deb], stdout=subprocess.PIPE) as files:
         tar = subprocess.run(command, stdin=files.stdout, check=False)
     if files.returncode != 0 or tar.returncode != 0:
-        deb.unlink()  # most likely a download that was interrupted
-        raise PrepareError(f"cannot unpack {deb.name}; it is deleted, try again")
+        deb.unlink()  # most likely an interrupted download
+        raise PrepareError(f"cannot unpack {deb.name}; it has been deleted, try again")
 
 
 def _install_modules(source: Path, layer: Path) -> None:
-    """Put the modules that are named above, with all that they need, unpacked into `layer`."""
+    """Install the modules named above and their dependencies, decompressed, in `layer`."""
     _depmod(layer, source.parents[2], source.name)
     dependencies = _dependencies(source)
     target = layer / "lib" / "modules" / source.name
@@ -196,7 +196,7 @@ def _install_modules(source: Path, layer: Path) -> None:
 
 
 def _depmod(layer: Path, base: Path, version: str) -> None:
-    """Index the modules below `base` with the depmod that is in `layer`; the host may have none."""
+    """Index the modules below `base` with `layer`'s depmod; the host may have none."""
     subprocess.run(
         ["depmod", "-b", base, version],
         executable=layer / "bin" / "kmod",  # sbin/depmod is an absolute symlink to /bin/kmod
@@ -206,19 +206,19 @@ def _depmod(layer: Path, base: Path, version: str) -> None:
 
 
 def _dependencies(modules: Path) -> dict[str, list[str]]:
-    """modules.dep: each module's path, and the paths of what it needs, the nearest first."""
+    """modules.dep: each module's path, and the paths of its dependencies, nearest first."""
     lines = (modules / "modules.dep").read_text().splitlines()
     return {path: needs.split() for path, _, needs in (line.partition(":") for line in lines)}
 
 
 def _load_order(dependencies: dict[str, list[str]], names: Iterable[str]) -> Iterator[str]:
-    """Paths of the modules `names` and of all that they need, each once, after all that it needs itself."""
+    """Paths of the modules `names` and their dependencies, each once, after its own dependencies."""
     by_name = {Path(path).name.partition(".")[0].replace("-", "_"): path for path in dependencies}
     order: dict[str, None] = {}
     for name in names:
         path = by_name.get(name.replace("-", "_"))
         if path is None:
-            raise PrepareError(f"the kernel has no module {name}; the lists in {__file__} need a change")
+            raise PrepareError(f"the kernel has no module {name}; update the lists in {__file__}")
         order.update(dict.fromkeys([*reversed(dependencies[path]), path]))
     return iter(order)
 
@@ -253,7 +253,7 @@ def _pack_initramfs(layer: Path, version: str, image: Path) -> None:
 
 
 def _output(*command: str) -> str:
-    """What a query to the package system answers; nothing if it knows nothing."""
+    """The answer to a query of the package system; empty if it knows nothing."""
     english = {**os.environ, "LC_ALL": "C"}
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, env=english, check=False).stdout
 

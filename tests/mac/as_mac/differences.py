@@ -1,6 +1,6 @@
-"""What cannot be as on a Mac where Linux is the kernel: names of usbipd's modules, and what they are here.
+"""Differences from a Mac, since the kernel is Linux: names in usbipd's modules, and their replacements.
 
-Runs in processes of a Mac.  Each entry is something that the software Mac does not test.
+Runs in processes of a Mac.  The software Mac does not test these entries.
 """
 
 import os
@@ -15,7 +15,7 @@ from tests.mac.as_mac.facts import LAUNCH_DAEMON
 
 @dataclass(frozen=True)
 class Difference:
-    """`change` makes the value that `name` has here of the one that it has on a Mac."""
+    """`change` turns the value of `name` on a Mac into its value here."""
 
     module: str
     name: str
@@ -24,7 +24,7 @@ class Difference:
 
 
 def _as_on_linux(function: FunctionType) -> FunctionType:
-    """The same function, which sees the platform that it runs on."""
+    """The same function, which sees the real platform."""
     return FunctionType(
         function.__code__,
         {**function.__globals__, "sys": sys, "os": os},
@@ -47,6 +47,6 @@ DIFFERENCES: Final = (
         "TCP_RXT_CONNDROPTIME is an option of XNU's TCP",
     ),
     Difference(
-        "usbipd.paths", "launch_daemon", lambda _: lambda: LAUNCH_DAEMON, "no test writes to /Library"
+        "usbipd.paths", "launch_daemon", lambda _: lambda: LAUNCH_DAEMON, "tests do not write to /Library"
     ),
 )

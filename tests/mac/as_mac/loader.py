@@ -1,4 +1,4 @@
-"""Makes usbipd run on Linux as on a Mac.  Runs in each process of the interpreter that `machine.py` makes.
+"""Makes usbipd run on Linux as on a Mac.  Runs in each process of the interpreter that `machine.py` creates.
 
 Each module of usbipd, compiled ones too, sees the modules of `stand_ins.py` instead of the real ones:
 `sys.platform == "darwin"`, the version of macOS, its programs.  The rest of the process, the standard library
@@ -6,7 +6,7 @@ included, sees Linux.  libusb and IOKit are those of the software Mac.  `differe
 as on a Mac.
 
 The product needs no change for this: it starts its children with `sys.executable`, which is that interpreter,
-whatever their environment.
+in any environment.
 """
 
 import builtins
@@ -24,7 +24,7 @@ from tests.mac.as_mac.facts import KERNEL, LIBRARY, MODULES
 from tests.mac.as_mac.stand_ins import stand_in
 
 OVER_LIBUSB = ("usb1", "usbipd._claim", "usbipd._pump", "usbipd._iokit")
-"""Only a process that imports one of these is connected to the software Mac."""
+"""A process connects to the software Mac when it imports one of these."""
 
 
 class Finder:
@@ -55,7 +55,7 @@ class Finder:
 def connect() -> None:
     """Loads the library of the software Mac, once.
 
-    Its soname is that of the system's libusb, so the dynamic linker uses it for all that need libusb.
+    Its soname is that of the system's libusb, so the dynamic linker uses it for everything that needs libusb.
     """
     os.environ["SOFTWARE_MAC"] = KERNEL
     ctypes.CDLL(str(LIBRARY), mode=ctypes.RTLD_GLOBAL)
@@ -77,7 +77,7 @@ def execute_compiled(execute: Any, module: ModuleType) -> None:
 
 
 def execute_on(platform: str, execute: Any, module: ModuleType) -> None:
-    """Executes a module, also one that is imported by a module for the other platform."""
+    """Executes a module, also if imported by a module for the other platform."""
     before, sys.platform = sys.platform, platform
     try:
         execute(module)

@@ -1,6 +1,6 @@
-"""Modules that usbipd sees instead of some of the standard library, and of psutil.
+"""Modules that usbipd sees instead of some standard modules and psutil.
 
-Runs in processes of a Mac.  A stand-in is the module itself except for a few names.
+Runs in processes of a Mac.  A stand-in equals the module except for a few names.
 """
 
 import functools
@@ -16,7 +16,7 @@ from tests.mac.as_mac.facts import LIBRARY, MACOS_VERSION, MOUNTS, PROGRAMS
 _PROGRAMS_OF_MACOS: Final = ("/usr/sbin/diskutil", "/usr/sbin/sysctl", "/bin/launchctl")
 _IOKIT: Final = "/System/Library/Frameworks/IOKit.framework/"
 _GROUPS_OF_EVERY_USER: Final = [12, 61, 701, 100]
-"""What the directory of macOS adds to the groups of a user: everyone, localaccounts and others."""
+"""Groups that macOS's directory adds to those of a user: everyone, localaccounts and others."""
 
 
 class StandIn(ModuleType):
@@ -33,14 +33,14 @@ class StandIn(ModuleType):
 
 @functools.cache
 def stand_in(name: str) -> StandIn | None:
-    """What stands in for the module `name`; None: the module itself is right."""
+    """The stand-in for the module `name`; None: the module itself is used."""
     if name not in _OTHER_NAMES:
         return None
     return StandIn(importlib.import_module(name), _OTHER_NAMES[name])
 
 
 def _getgroups() -> list[int]:
-    """getgroups$DARWIN_EXTSN, which Python uses there: the groups in the directory, not in the kernel."""
+    """getgroups$DARWIN_EXTSN, as in Python on macOS: the groups in the directory, not in the kernel."""
     import os
     import pwd
 
@@ -59,7 +59,7 @@ def _run(command: Any, *arguments: Any, **options: Any) -> Any:
 
 
 def _cdll(name: Any, *arguments: Any, **options: Any) -> Any:
-    """IOKit is in the library of the software Mac; another library of macOS does not exist."""
+    """IOKit is in the library of the software Mac; other libraries of macOS do not exist."""
     import ctypes
 
     return ctypes.CDLL(str(LIBRARY) if str(name).startswith(_IOKIT) else name, *arguments, **options)

@@ -1,4 +1,4 @@
-"""Macs on which daemons run."""
+"""Fixtures: Macs on which daemons run."""
 
 import os
 import signal
@@ -14,14 +14,14 @@ from tests.mac.mac import OwnMac
 from tests.mac.machine import Machine
 
 VARIANTS: Final = ("stock", "ours") if patches("ours") else ("stock",)
-"""Those that exist."""
+"""The existing variants."""
 
 StartDaemon = Callable[..., MacDaemon]
 
 
 @pytest.fixture
 def variant() -> str:
-    """The libusb of the Mac (build.py): with our patches if there are any.  Tests may choose another one."""
+    """The libusb of the Mac (build.py): with our patches if any.  Tests can choose another."""
     return VARIANTS[-1]
 
 
@@ -33,9 +33,9 @@ def mac(kernel: OwnMac, variant: str) -> Machine:
 
 @contextmanager
 def started(machine: Machine) -> Iterator[StartDaemon]:
-    """Starts daemons on this Mac, `start()` or `start(user=UID, config=TEXT)`, and ends them."""
+    """Starts daemons on this Mac, `start()` or `start(user=UID, config=TEXT)`, and stops them."""
     if os.geteuid() != 0:
-        pytest.skip("only root can capture devices, and become other users")
+        pytest.skip("only root can capture devices and become other users")
     daemons: list[MacDaemon] = []
 
     def start(*, user: int | None = None, config: str = CONFIG) -> MacDaemon:
@@ -49,17 +49,17 @@ def started(machine: Machine) -> Iterator[StartDaemon]:
         for each in daemons:
             each.kill()
     for each, code in zip(daemons, codes, strict=True):
-        assert code in (None, 0, -signal.SIGKILL), f"the extension ended with {code}:\n{each.log_text()}"
+        assert code in (None, 0, -signal.SIGKILL), f"the extension exited with {code}:\n{each.log_text()}"
 
 
 @pytest.fixture
 def start(mac: Machine) -> Iterator[StartDaemon]:
-    """`start()`: a daemon on this Mac."""
+    """`start()` starts a daemon on this Mac."""
     with started(mac) as start:
         yield start
 
 
 @pytest.fixture
 def daemon(start: StartDaemon) -> MacDaemon:
-    """A daemon that root has started."""
+    """A daemon started by root."""
     return start()

@@ -1,4 +1,4 @@
-"""A whole daemon of a Mac, started, asked and stopped as a user would.  Runs in pytest."""
+"""A whole daemon of a Mac, started, queried and stopped as by a user.  Runs in pytest."""
 
 import contextlib
 import functools
@@ -21,15 +21,15 @@ BULK_OUT, BULK_IN = 0x01, 0x81
 PACKET: Final = 512
 """Bytes of a bulk packet of a gadget."""
 RE_ENUMERATION: Final = 1.7
-"""Seconds; the longest that has been measured on a Mac."""
+"""Seconds; the longest time measured on a Mac."""
 CONFIG: Final = 'log_level = "debug"\n'
 
 
 class MacDaemon(Daemon):
-    """`usbipd-ext --run` on a Mac.  Its bindings lie in the directory of that Mac, and outlive it."""
+    """`usbipd-ext --run` on a Mac.  Its bindings are in the directory of that Mac, and outlive it."""
 
     def __init__(self, machine: Machine, *, user: int | None = None, config: str = CONFIG) -> None:
-        """`user` is the id of an ordinary user who runs it, and asks it; None: the user of the tests."""
+        """`user` is the id of an ordinary user that runs and queries it; None: the user of the tests."""
         self.machine = machine
         self._user = user
         self.command = machine.program("usbipd-ext", user)
@@ -41,16 +41,16 @@ class MacDaemon(Daemon):
         super().__init__(place, None, config, "--state", str(machine.state))
         self.client = Client(self.host, self.port)
 
-    # ---- what a user asks for ------------------------------------------------------------------------------
+    # ---- requests of a user --------------------------------------------------------------------------------
 
     def document(self, *arguments: str) -> dict[str, Any]:
-        """As in `Daemon`; for root without a new process, which would cost most of the time of most tests."""
+        """As in `Daemon`; for root without a new process, which would dominate the time of most tests."""
         if self._user is not None:
             return super().document(*arguments)
         return _ask(main.main, *arguments, "--json", "--socket", str(self.socket))
 
     def status(self) -> dict[str, Any]:
-        """As in `Daemon`, and as `document`."""
+        """As in `Daemon`, run like `document`."""
         if self._user is not None:
             return super().status()
         command = functools.partial(ext.main, load_daemon=load_daemon)
@@ -59,20 +59,20 @@ class MacDaemon(Daemon):
         )
 
     def listed(self, busid: str) -> dict[str, Any] | None:
-        """What `usbipd list` says of a device; None: it is not listed."""
+        """A device in `usbipd list`; None: it is not listed."""
         devices = self.document("list")["devices"]
         return next((each for each in devices if each["busid"] == busid), None)
 
     def wait_for(self, busid: str) -> None:
-        """Until the device is listed."""
+        """Wait until the device is listed."""
         until(lambda: self.listed(busid) is not None, f"{busid} is not listed")
 
     def wait_until_gone(self, busid: str) -> None:
-        """Until the device is not listed."""
-        until(lambda: self.listed(busid) is None, f"{busid} is listed, and does not exist")
+        """Wait until the device is not listed."""
+        until(lambda: self.listed(busid) is None, f"{busid} is listed but does not exist")
 
     def history(self, *events: str) -> list[dict[str, Any]]:
-        """These events, the oldest first."""
+        """These events, oldest first."""
         entries = self.document("history", "--limit", "1000")["entries"]
         return [entry for entry in reversed(entries) if entry["event"] in events]
 
@@ -82,7 +82,7 @@ class MacDaemon(Daemon):
         return super().wait_for_state(busid, state)
 
     def wait_for_successor(self, busid: str, worker: int) -> int:
-        """The worker that shares the device after `worker`, which lost it or ended."""
+        """Wait for the worker that shares the device after `worker`, which lost it or exited."""
 
         def succeeded() -> bool:
             devices = [each for each in self.status()["devices"] if each["busid"] == busid]
@@ -92,7 +92,7 @@ class MacDaemon(Daemon):
         return self.worker_pid(busid)
 
     def bind(self, busid: str) -> None:
-        """Shares a device that has been plugged in."""
+        """Shares a plugged-in device."""
         self.wait_for(busid)
         self.document("bind", "--busid", busid)
 
@@ -100,7 +100,7 @@ class MacDaemon(Daemon):
         self.document("unbind", *which)
 
     def attach(self, busid: str) -> Session:
-        """Attaches a shared device, once it is free: the session before it may just have ended."""
+        """Attaches a shared device once it is free: the previous session may just have ended."""
         deadline = time.monotonic() + PATIENCE
         while True:
             with contextlib.suppress(RefusedError, ClosedError, OSError):
@@ -108,7 +108,7 @@ class MacDaemon(Daemon):
             assert time.monotonic() < deadline, f"{busid} cannot be attached: {self.log_text()}"
 
     def checks(self) -> dict[str, list[dict[str, Any]]]:
-        """What doctor finds, by the name of the check."""
+        """The results of doctor, by name of the check."""
         found: dict[str, list[dict[str, Any]]] = {}
         for check in json.loads(self.usbipd("doctor", "--json").stdout)["checks"]:
             found.setdefault(check["name"], []).append(check)
@@ -117,15 +117,15 @@ class MacDaemon(Daemon):
     # ---- its processes -------------------------------------------------------------------------------------
 
     def kill_all(self) -> None:
-        """kill -9 of all its processes, and waits for their end."""
+        """Kills all its processes with kill -9, and waits for their end."""
         pids = [pid for each in self.pids().values() for pid in each]
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         self.process.wait(PATIENCE)
-        until(lambda: not running(pids), f"of the processes {pids} some are left")
+        until(lambda: not running(pids), f"some of the processes {pids} still exist")
 
     def pids(self) -> dict[str, list[int]]:
-        """Its processes by their roles."""
+        """Its processes by role."""
         found: dict[str, list[int]] = {}
         for process in self.status()["processes"]:
             found.setdefault(process["role"], []).append(process["pid"])
@@ -135,7 +135,7 @@ class MacDaemon(Daemon):
         return "\n".join(self.log.lines())
 
     def stop(self) -> None:
-        """SIGTERM: the daemon must end with exit code 0, leave no process behind and have logged no error."""
+        """SIGTERM: the daemon must exit with 0, leave no process behind and have logged no error."""
         pids = [pid for each in self.pids().values() for pid in each]
         self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(PATIENCE)
@@ -148,7 +148,7 @@ class MacDaemon(Daemon):
 
 
 def _ask(command: Callable[[list[str]], int], *arguments: str) -> dict[str, Any]:
-    """What a command that succeeds prints."""
+    """The output of a command that must succeed."""
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         code = command(list(arguments))
@@ -157,20 +157,20 @@ def _ask(command: Callable[[list[str]], int], *arguments: str) -> dict[str, Any]
 
 
 def until(condition: Callable[[], object], why: str) -> None:
-    """Asks until it holds."""
+    """Polls until `condition` holds."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, why
 
 
 def echo(session: Session) -> None:
-    """Bytes through the loopback of a gadget, and back."""
+    """Sends bytes through the loopback of a gadget and back."""
     assert session.bulk_out(BULK_OUT, b"echo") == 4
     assert session.bulk_in(BULK_IN, PACKET) == b"echo"
 
 
 def use(daemon: MacDaemon, busid: str) -> None:
-    """One session with a gadget."""
+    """Runs one session with a gadget."""
     with daemon.attach(busid) as session:
         assert session.control_in(0x80, USB_REQ_GET_DESCRIPTOR, 0x0100, length=18)[:2] == b"\x12\x01"
         echo(session)

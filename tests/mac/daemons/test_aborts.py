@@ -1,7 +1,7 @@
-"""UNLINK beside a transfer of which a part has moved: macOS aborts a whole endpoint to end one transfer.
+"""UNLINK beside a partly completed transfer: macOS aborts a whole endpoint to end one transfer.
 
-The bytes of the aborted transfer may be unknown: then it ends with an error.  No byte is lost without one;
-none comes twice.
+If the bytes of an aborted transfer are unknown, it ends with an error.  No byte is lost without an error, and
+none is duplicated.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.parametrize("variant", VARIANTS)
 
 @pytest.fixture(params=[True, False], ids=["reported", "not reported"])
 def knows(mac: Machine, variant: str, request: pytest.FixtureRequest) -> bool:
-    """Whether the bytes of an aborted transfer are known: the kernel reports them, and libusb counts them."""
+    """Whether the bytes of an aborted transfer are known: the kernel reports them and libusb counts them."""
     mac.kernel.switch(abort_reports_bytes=request.param)
     return bool(request.param) and variant == "ours"
 

@@ -1,4 +1,4 @@
-"""Disks of a Mac: one that is mounted is not taken, unless it can be unmounted."""
+"""Disks of a Mac: a mounted one is not claimed unless it can be unmounted."""
 
 import pytest
 
@@ -9,19 +9,19 @@ from tests.mac.machine import BUS, Machine
 SOURCE = "/dev/disk4s1"
 POINT = "/Volumes/STICK"
 BUSID, PORT_ON_INTEL_BOARDS, LOCATION = f"{BUS}-17", 17, 0x14A00000
-"""A port whose number is not the nibble of the locationID."""
+"""A port whose number differs from the nibble of the locationID."""
 
 
 @pytest.fixture
 def stick(mac: Machine) -> Device:
-    """A mounted disk.  Its busid comes from the number of its port."""
+    """A mounted disk.  Its busid is derived from its port number."""
     mac.kernel.plug("loopback", location=0x14100000, port=1)
     stick = mac.kernel.plug("loopback", location=LOCATION, port=PORT_ON_INTEL_BOARDS, drivers={0: "storage"})
     mac.mount({"/dev/disk1s1": "/", SOURCE: POINT, "msdos://disk4s2/EFI": "/Volumes/EFI"})
     return stick
 
 
-def test_a_mounted_disk_is_not_taken(mac: Machine, daemon: MacDaemon, stick: Device) -> None:
+def test_a_mounted_disk_is_not_claimed(mac: Machine, daemon: MacDaemon, stick: Device) -> None:
     daemon.wait_for(BUSID)
     refused = daemon.usbipd("bind", "--busid", BUSID)
     assert refused.returncode == 1
@@ -37,7 +37,7 @@ def test_force_unmounts_it(mac: Machine, daemon: MacDaemon, stick: Device) -> No
     assert mac.mounted() == ["/"]
     assert stick.captured
     daemon.unbind("--all")
-    until(lambda: stick.drivers == [0], "the driver is not back")
+    until(lambda: stick.drivers == [0], "the driver has not been reattached")
     daemon.stop()
 
 
@@ -50,10 +50,10 @@ def test_a_disk_that_diskutil_cannot_unmount(mac: Machine, daemon: MacDaemon, st
     assert stick.drivers == [0]
 
 
-def test_a_disk_that_is_not_in_the_registry_is_not_taken(
+def test_a_disk_missing_in_the_registry_is_not_claimed(
     mac: Machine, daemon: MacDaemon, stick: Device
 ) -> None:
-    """Then it is unknown whether it is mounted."""
+    """It is unknown whether it is mounted."""
     daemon.wait_for(BUSID)
     stick.unplug()
     refused = daemon.usbipd("bind", "--busid", BUSID)

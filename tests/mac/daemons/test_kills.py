@@ -1,4 +1,4 @@
-"""A daemon of a Mac: kill -9 of each process with a client attached, and its end with slow devices."""
+"""A daemon of a Mac: kill -9 of each process with a client attached, and a stop with slow devices."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from tests.mac.machine import Machine
 
 MANY = 8
 SURVIVES = pytest.mark.parametrize("survives", [False, True], ids=["capture ends", "capture survives"])
-"""Whether a capture outlives the process that has made it.  Both have been reported of macOS."""
+"""Whether a capture outlives its process.  Both have been reported of macOS."""
 
 
 @SURVIVES
@@ -35,14 +35,14 @@ def test_worker(mac: Machine, daemon: MacDaemon, survives: bool) -> None:
     echo(bystander)
     bystander.close()
     daemon.unbind("--all")
-    until(lambda: device.has_all_drivers and other.has_all_drivers, "the drivers are not back")
+    until(lambda: device.has_all_drivers and other.has_all_drivers, "the drivers have not been reattached")
 
 
 def test_server(mac: Machine, daemon: MacDaemon) -> None:
     device = mac.plug(2)
     daemon.bind(device.busid)
     with daemon.attach(device.busid) as session:
-        echo(session)  # the worker has the connection
+        echo(session)  # the worker holds the connection
         [server] = daemon.pids()["server"]
         os.kill(server, signal.SIGKILL)
         echo(session)
@@ -54,7 +54,7 @@ def test_server(mac: Machine, daemon: MacDaemon) -> None:
 @pytest.mark.parametrize("bound", [True, False], ids=["bound", "no longer bound"])
 @pytest.mark.parametrize("victims", ["extension", "all"])
 def test_extension(mac: Machine, start: StartDaemon, victims: str, bound: bool, survives: bool) -> None:
-    """The next daemon shares what is bound, and releases what is not, whatever the one before it has left."""
+    """The next daemon shares bound devices and releases the others, whatever the previous daemon left."""
     mac.kernel.switch(capture_survives_owner=survives)
     daemon = start()
     device, other = mac.plug(2), mac.plug(3, drivers=False)
@@ -78,22 +78,22 @@ def test_extension(mac: Machine, start: StartDaemon, victims: str, bound: bool, 
             daemon.wait_for_state(each.busid, "shared")
             use(daemon, each.busid)
         daemon.unbind("--all")
-    until(lambda: device.has_all_drivers, "the drivers are not back")
+    until(lambda: device.has_all_drivers, "the drivers have not been reattached")
     daemon.stop()
 
 
 @pytest.mark.parametrize("slow", [0.0, RE_ENUMERATION])
-def test_stop_gives_all_devices_back(mac: Machine, daemon: MacDaemon, slow: float) -> None:
+def test_stop_releases_all_devices(mac: Machine, daemon: MacDaemon, slow: float) -> None:
     mac.kernel.switch(reenumeration_seconds=slow)
     devices = [mac.plug(port) for port in range(1, MANY + 1)]
     for device in devices:
         daemon.bind(device.busid)
     daemon.stop()
-    until(lambda: all(device.has_all_drivers for device in devices), "the drivers are not back")
+    until(lambda: all(device.has_all_drivers for device in devices), "the drivers have not been reattached")
 
 
-def test_release_of_a_device_that_a_crash_has_left(mac: Machine, start: StartDaemon) -> None:
-    """The next daemon cannot release it at first: doctor says what to do."""
+def test_release_of_a_device_left_by_a_crash(mac: Machine, start: StartDaemon) -> None:
+    """The next daemon cannot release it at first: doctor prints the steps."""
     mac.kernel.switch(capture_survives_owner=True)
     daemon = start()
     device = mac.plug(2)

@@ -1,4 +1,4 @@
-"""Devices that are pulled out and plugged in, and a Mac that sleeps, under a daemon of a Mac."""
+"""Unplugged and replugged devices, and sleep, under a daemon of a Mac."""
 
 from tests.client import Session
 from tests.mac.daemons.daemon import BULK_IN, PACKET, MacDaemon, echo, use
@@ -8,7 +8,7 @@ MANY = 8
 HARDWARE_ID = "1d6b:01f9"
 
 
-def test_unplugged_in_use_and_plugged_in_again(mac: Machine, daemon: MacDaemon) -> None:
+def test_replugged_in_use(mac: Machine, daemon: MacDaemon) -> None:
     device = mac.plug(2)
     daemon.bind(device.busid)
     for _turn in range(3):
@@ -26,7 +26,7 @@ def test_unplugged_in_use_and_plugged_in_again(mac: Machine, daemon: MacDaemon) 
     daemon.stop()
 
 
-def test_unplugged_and_plugged_in_again_before_anybody_looks(mac: Machine, daemon: MacDaemon) -> None:
+def test_replugged_before_the_next_scan(mac: Machine, daemon: MacDaemon) -> None:
     device = mac.plug(2)
     daemon.bind(device.busid)
     for _turn in range(3):
@@ -64,7 +64,7 @@ def test_another_port(mac: Machine, daemon: MacDaemon) -> None:
     daemon.stop()
 
 
-def test_devices_that_stay_while_others_come_and_go(mac: Machine, daemon: MacDaemon) -> None:
+def test_devices_stay_while_others_come_and_go(mac: Machine, daemon: MacDaemon) -> None:
     devices = [mac.plug(port) for port in range(1, MANY + 1)]
     for device in devices:
         daemon.bind(device.busid)
@@ -95,8 +95,8 @@ def echo_all(sessions: list[Session]) -> None:
         echo(session)
 
 
-def test_many_devices_bound_and_unbound_again_and_again(mac: Machine, daemon: MacDaemon) -> None:
-    """Workers end while the devices of others come and go: none of them hangs."""
+def test_many_devices_bound_and_unbound_repeatedly(mac: Machine, daemon: MacDaemon) -> None:
+    """Workers exit while the devices of others come and go: none of them hangs."""
     devices = [mac.plug(port) for port in range(1, MANY + 1)]
     for device in devices:
         daemon.wait_for(device.busid)
@@ -110,14 +110,14 @@ def test_many_devices_bound_and_unbound_again_and_again(mac: Machine, daemon: Ma
 
 
 def test_sleep_and_wake(mac: Machine, daemon: MacDaemon) -> None:
-    """One device keeps its place, one comes back as after plugging in, one is pulled out meanwhile."""
+    """One device stays, one is enumerated again, one is unplugged meanwhile."""
     stays, returns, leaves = gadgets = [mac.plug(port) for port in (2, 3, 4)]
     for gadget in gadgets:
         daemon.bind(gadget.busid)
     workers = [daemon.worker_pid(gadget.busid) for gadget in gadgets]
     sessions = [daemon.attach(gadget.busid) for gadget in gadgets]
     assert mac.kernel.sleep()
-    daemon.log.wait_for("this Mac goes to sleep")
+    daemon.log.wait_for("this Mac is going to sleep")
     returns.device.replug()
     leaves.device.unplug()
     mac.kernel.wake()

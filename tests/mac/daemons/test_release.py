@@ -1,4 +1,4 @@
-"""`usbipd release`, on a Mac where a capture outlives the process that made it."""
+"""`usbipd release`, on a Mac where a capture outlives its process."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from tests.mac.machine import Gadget, Machine
 
 
 def left_captured(mac: Machine, start: StartDaemon) -> Gadget:
-    """A device that stays captured: all processes of its daemon were killed, and their store was removed."""
+    """A device left captured: all processes of its daemon were killed and their store was removed."""
     daemon = start()
     device = mac.plug(2)
     until(lambda: device.has_all_drivers, "its drivers have not started")
@@ -20,7 +20,7 @@ def left_captured(mac: Machine, start: StartDaemon) -> Gadget:
     return device
 
 
-def test_a_device_that_no_daemon_knows_of(mac: Machine, start: StartDaemon) -> None:
+def test_a_device_unknown_to_the_daemon(mac: Machine, start: StartDaemon) -> None:
     """Its drivers are reattached, however long that takes; then it can be shared again."""
     mac.kernel.switch(capture_survives_owner=True, reenumeration_seconds=RE_ENUMERATION, driver_seconds=0.5)
     device = left_captured(mac, start)
@@ -51,8 +51,8 @@ def test_a_device_with_its_drivers_is_left_alone(mac: Machine, start: StartDaemo
     daemon.stop()
 
 
-def test_a_worker_that_was_killed_at_its_release(mac: Machine, start: StartDaemon) -> None:
-    """No worker claims the device again: the extension enumerates it."""
+def test_a_worker_killed_during_its_release(mac: Machine, start: StartDaemon) -> None:
+    """No worker reclaims the device: the extension enumerates it again."""
     mac.kernel.switch(capture_survives_owner=True, reenumeration_seconds=RE_ENUMERATION)
     daemon = start()
     device = mac.plug(2)

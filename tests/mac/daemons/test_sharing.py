@@ -1,4 +1,4 @@
-"""A daemon of a Mac from start to end: what it shares, which user it runs as, and that drivers come back."""
+"""A daemon of a Mac from start to stop: shared devices, its user, and reattached drivers."""
 
 import json
 import time
@@ -12,9 +12,9 @@ from tests.mac.daemons.daemon import MacDaemon, echo, until, use
 from tests.mac.machine import PYTHONS, ROOT, Machine, for_all_users
 from usbipd.protocol.constants import ST_NODEV
 
-NOBODY = 65534
+NOBODY_UID = 65534
 LONG = 4.0
-"""Seconds of a session that is longer than any look at the list of devices takes."""
+"""Seconds of a session, longer than any scan for devices takes."""
 
 
 @pytest.mark.parametrize("drivers", [True, False], ids=["with drivers", "without drivers"])
@@ -25,9 +25,9 @@ def test_root_shares_a_device_and_releases_it(mac: Machine, daemon: MacDaemon, d
     assert device.device.drivers == []
     for _session in range(10):
         use(daemon, device.busid)
-    assert daemon.worker_pid(device.busid) == worker, "each session has the worker of the one before it"
+    assert daemon.worker_pid(device.busid) == worker, "all sessions have the same worker"
     daemon.unbind("--busid", device.busid)
-    until(lambda: device.has_all_drivers, "the drivers are not as they were before")
+    until(lambda: device.has_all_drivers, "the drivers have not been reattached")
     with pytest.raises(RefusedError) as refused:
         daemon.client.import_device(device.busid)
     assert refused.value.status == ST_NODEV
@@ -35,7 +35,7 @@ def test_root_shares_a_device_and_releases_it(mac: Machine, daemon: MacDaemon, d
 
 
 def test_a_device_without_drivers_keeps_its_worker(mac: Machine, daemon: MacDaemon) -> None:
-    """A session longer than the extension needs to replace the worker of a device that has changed."""
+    """The session is longer than the replacement of a changed device's worker takes."""
     device = mac.plug(2, drivers=False)
     daemon.bind(device.busid)
     worker = daemon.worker_pid(device.busid)
@@ -54,8 +54,8 @@ def test_a_device_without_drivers_keeps_its_worker(mac: Machine, daemon: MacDaem
     reason="only this user can read the tree and Python",
 )
 def test_an_ordinary_user_shares_a_device_without_drivers(mac: Machine, start: StartDaemon) -> None:
-    """Nothing is captured: that takes root."""
-    daemon = start(user=NOBODY)
+    """Nothing is captured: that requires root."""
+    daemon = start(user=NOBODY_UID)
     device, taken = mac.plug(2, drivers=False), mac.plug(3)
     daemon.bind(device.busid)
     worker = daemon.worker_pid(device.busid)
@@ -82,7 +82,7 @@ def test_doctor_of_a_healthy_mac(mac: Machine, daemon: MacDaemon) -> None:
     checks = daemon.checks()
     assert [each for found in checks.values() for each in found if each["state"] == "failed"] == []
     warned = {name for name, found in checks.items() for each in found if each["state"] == "warning"}
-    assert warned - {"libusb"} == {"rights", "confinement"}, "there is neither a user _usbipd nor Seatbelt"
+    assert warned - {"libusb"} == {"rights", "confinement"}, "user _usbipd and Seatbelt are missing"
     assert "org.usbipd.extension" in checks["launchd"][0]["message"]
     assert "15.4" in checks["macos"][0]["message"]
     mac.unload_launchd_job()

@@ -1,6 +1,6 @@
-"""One life of a device under a daemon of a Mac, whatever that Mac's kernel does where that is not known.
+"""The life cycle of a device under a daemon of a Mac, for all unknown behaviour of that Mac's kernel.
 
-Each value of each switch meets each value of each other one in one of the rows.
+Each pair of values of two switches is in one of the rows.
 """
 
 import itertools
@@ -36,7 +36,7 @@ VALUES: Final = {
     "drivers": (True, False),
     "variant": VARIANTS,
 }
-"""`drivers`: whether macOS has some for the device; `variant`: which libusb it is; the rest: switches."""
+"""`drivers`: whether macOS has drivers for the device; `variant`: the libusb; the rest: switches."""
 
 
 @pytest.mark.parametrize(
@@ -49,11 +49,11 @@ def test_life_of_a_device(
 ) -> None:
     print(switches)
     mac.kernel.switch(**switches)
-    # where opening takes root, a worker has to stay root: the refusal of a bind says so
+    # if opening requires root, a worker must stay root: the refusal of a bind says so
     config = f'{CONFIG}confine = "off"\n' if switches["open_needs_root"] else CONFIG
     daemon = start(config=config)
     device = mac.plug(2, drivers=drivers)
-    until(lambda: device.has_all_drivers, "its drivers have not come")
+    until(lambda: device.has_all_drivers, "its drivers have not started")
     daemon.bind(device.busid)
     assert device.device.drivers == []
     work(daemon, device)
@@ -76,32 +76,34 @@ def test_life_of_a_device(
 
     with daemon.attach(device.busid) as session:
         mac.kernel.sleep()
-        daemon.log.wait_for("this Mac goes to sleep")
+        daemon.log.wait_for("this Mac is going to sleep")
         mac.kernel.wake()
         daemon.log.wait_for("this Mac has woken up")
         echo(session)
     assert daemon.worker_pid(device.busid) == worker
 
     daemon.unbind("--busid", device.busid)
-    until(lambda: device.has_all_drivers, "its drivers are not back")
+    until(lambda: device.has_all_drivers, "its drivers have not been reattached")
     daemon.bind(device.busid)
     use(daemon, device.busid)
     daemon.kill_all()
     mac.forget_bindings()
     daemon = start(config=config)
-    until(lambda: device.has_all_drivers, "its drivers are not back after a kill of all processes")
+    until(
+        lambda: device.has_all_drivers, "its drivers have not been reattached after a kill of all processes"
+    )
     daemon.stop()
 
 
 def work(daemon: MacDaemon, device: Gadget) -> None:
-    """A client's session: each kind of transfer, some of them taken back, and a change of the settings."""
+    """A client's session: each kind of transfer, some unlinked, and a change of the settings."""
     with daemon.attach(device.busid) as session:
         assert session.control_in(0x80, USB_REQ_GET_DESCRIPTOR, 0x0100, length=18)[:2] == b"\x12\x01"
         echo(session)
         waiting = [session.submit(BULK_IN, length=PACKET) for _urb in range(6)]
         assert session.unlink(waiting.pop(1)) == -LINUX_ECONNRESET
         session.control_out(USB_RECIP_ENDPOINT, USB_REQ_CLEAR_FEATURE, USB_FEATURE_ENDPOINT_HALT, BULK_IN)
-        # Each of the two may leave the bytes of the first transfer unknown, which then ends.
+        # Either may leave the bytes of the first transfer unknown, which then ends.
         ended = [each for each in waiting if each in session.replies]
         assert ended == waiting[: len(ended)]
         assert len(ended) <= 2

@@ -36,7 +36,7 @@ DESCRIPTOR = (0x80, USB_REQ_GET_DESCRIPTOR, 0x0100)
 
 @dataclass(frozen=True)
 class Shared:
-    """A device that a daemon shares, for all tests here: each is another session."""
+    """A shared device for all tests here: each test is a new session."""
 
     daemon: MacDaemon
     device: Device
@@ -75,7 +75,7 @@ def test_control_transfers(session: Session) -> None:
         session.control_in(0x81, 0x09, length=4)
     assert stalled.value.status == -LINUX_EPIPE
     assert session.control_in(*DESCRIPTOR, length=18)[:2] == b"\x12\x01", (
-        "a stall of endpoint 0 ends by itself"
+        "a stall of endpoint 0 clears itself"
     )
 
 
@@ -115,14 +115,14 @@ def test_isochronous_transfers(device: Device, session: Session) -> None:
 
 
 class Reader:
-    """Keeps transfers waiting on an IN endpoint, takes some of them back, and notes what the others bring."""
+    """Keeps transfers pending on an IN endpoint, unlinks some, and records the data of the others."""
 
     def __init__(self, session: Session) -> None:
         self.got: list[bytes] = []
         self._session = session
         self._pending: list[int] = []
         self._unlinks: dict[int, int] = {}
-        """What was asked to be taken back, by the seqnum of CMD_UNLINK."""
+        """Unlinked seqnums, by the seqnum of CMD_UNLINK."""
 
     def submit(self) -> None:
         while len(self._pending) < 16:
@@ -135,7 +135,7 @@ class Reader:
             self.receive()
 
     def receive(self) -> None:
-        """Takes in what has come before the answer to a control request."""
+        """Processes everything that arrived before the answer to a control request."""
         self._session.control_in(*DESCRIPTOR, length=18)
         replies = list(self._session.replies.items())
         self._session.replies.clear()
@@ -152,7 +152,7 @@ class Reader:
 
 
 def test_unlink_storm_in(device: Device, session: Session) -> None:
-    """Each packet ends a transfer, so whatever is taken back, all packets come, once and in order."""
+    """Each packet ends a transfer, so all packets arrive once and in order, whatever is unlinked."""
     choice = random.Random(1)
     reader = Reader(session)
     given = 0
@@ -169,7 +169,7 @@ def test_unlink_storm_in(device: Device, session: Session) -> None:
 
 
 def test_unlink_storm_out(device: Device, session: Session) -> None:
-    """What succeeds arrives once; what was taken back, or has an unknown end, at most once; all in order."""
+    """Successful transfers arrive once, unlinked or unknown ones at most once; all in order."""
     choice = random.Random(2)
     sent, arrived = 0, []
     unknown: set[int] = set()
@@ -191,11 +191,11 @@ def test_unlink_storm_out(device: Device, session: Session) -> None:
         session.bulk_out(BULK_OUT, b"end")
         while (data := session.bulk_in(BULK_IN, PACKET)) != b"end":
             arrived.append(int(data[:4]))
-    assert arrived == sorted(set(arrived)), "a transfer came twice, or too late"
+    assert arrived == sorted(set(arrived)), "a transfer arrived twice or too late"
     assert set(range(sent)) - unknown <= set(arrived)
 
 
-# ---- requests that the host's stack carries out ------------------------------------------------------------
+# ---- requests that the host's stack executes ---------------------------------------------------------------
 
 
 def set_interface(session: Session, setting: int) -> None:
@@ -234,7 +234,7 @@ def test_configurations(shared: Shared) -> None:
         echo(session)
 
 
-def test_clear_halt_leaves_other_transfers_alone(device: Device, session: Session) -> None:
+def test_clear_halt_does_not_affect_other_transfers(device: Device, session: Session) -> None:
     """macOS ends all transfers of the endpoint, Linux none.  Only the first may have an unknown end."""
     waiting = [session.submit(BULK_IN, length=PACKET) for _urb in range(3)]
     session.control_out(USB_RECIP_ENDPOINT, USB_REQ_CLEAR_FEATURE, USB_FEATURE_ENDPOINT_HALT, BULK_IN)

@@ -1,4 +1,4 @@
-/* What libusb's configure would find on a Mac, for its darwin backend on Linux.  Included before all else. */
+/* Results of libusb's configure on a Mac, for its darwin backend on Linux.  Included before everything else. */
 #ifndef SOFTWARE_MAC_CONFIG_H
 #define SOFTWARE_MAC_CONFIG_H
 

@@ -1,2 +1,2 @@
-/* What the build of newer libusb says of its version. */
+/* The version description in builds of newer libusb. */
 #define LIBUSB_DESCRIBE "software Mac"

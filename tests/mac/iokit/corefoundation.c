@@ -1,9 +1,9 @@
 /*
  * Values of CoreFoundation: strings, numbers, data, dictionaries, identifiers.  Runs in each process of a software Mac.
  *
- * As documented (Memory Management Programming Guide for Core Foundation): what a function with Create or Copy in its
- * name returns has to be released once, what one with Get returns has not.  Releasing a value once too often ends the
- * process here with a message; on a Mac it may do anything.
+ * As documented (Memory Management Programming Guide for Core Foundation): the result of a function with Create or Copy
+ * in its name must be released once, that of one with Get must not.  An excess release aborts the process here with a
+ * message; on a Mac it is undefined.
  */
 #include "internal.h"
 
@@ -14,11 +14,11 @@
 #include <unistd.h>
 
 #define IMMORTAL (1 << 30)
-#define REMEMBERED 256 /* freed values whose memory is kept, so that one reference too many is noticed */
+#define REMEMBERED 256 /* freed values whose memory is kept, to detect excess releases */
 
 struct text {
     struct value value;
-    size_t length; /* bytes of UTF-8, and a 0 behind them */
+    size_t length; /* bytes of UTF-8, followed by a 0 */
     char bytes[];
 };
 
@@ -110,7 +110,7 @@ API CFTypeRef CFRetain(CFTypeRef reference)
     return reference;
 }
 
-/* Drops a reference; the last one frees the value.  NULL is an error on a Mac, too. */
+/* Drops a reference; the last one frees the value.  NULL is an error, as on a Mac. */
 API void CFRelease(CFTypeRef reference)
 {
     struct value *value = (struct value *)reference;
@@ -184,7 +184,7 @@ const char *text_of(CFStringRef string)
     return ((const struct text *)string)->bytes;
 }
 
-/* A constant of the program: made once, never freed. */
+/* A constant of the program: created once, never freed. */
 API CFStringRef software_mac_constant_string(const char *text)
 {
     static struct constant {
@@ -242,7 +242,7 @@ static size_t put_utf8(uint8_t *to, uint32_t code)
     return 4;
 }
 
-/* A new string of bytes in an encoding, of which only UTF-16 is needed. */
+/* A new string from bytes in an encoding; only UTF-16 is needed. */
 API CFStringRef CFStringCreateWithBytes(CFAllocatorRef allocator, const UInt8 *bytes, CFIndex length,
                                         CFStringEncoding encoding, Boolean is_external)
 {
@@ -281,7 +281,7 @@ API CFIndex CFStringGetLength(CFStringRef string)
 
 /*
  * Converts a range of UTF-16 code units to an encoding.  Returns how many of them fit into the buffer as whole
- * characters; `used` becomes the number of bytes.
+ * characters; sets `used` to the number of bytes.
  */
 API CFIndex CFStringGetBytes(CFStringRef string, CFRange range, CFStringEncoding encoding, UInt8 loss_byte,
                              Boolean is_external, UInt8 *buffer, CFIndex size, CFIndex *used)
@@ -338,7 +338,7 @@ API CFNumberRef CFNumberCreate(CFAllocatorRef allocator, CFNumberType type, cons
     return value_of_number(number);
 }
 
-/* Converts a number to a C type; false if that loses something. */
+/* Converts a number to a C type; false if the conversion is lossy. */
 API Boolean CFNumberGetValue(CFNumberRef reference, CFNumberType type, void *value)
 {
     int64_t number = ((const struct number *)reference)->number;

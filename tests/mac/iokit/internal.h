@@ -1,8 +1,8 @@
 /*
- * What the files of this library share.  Runs in each process of a software Mac.
+ * Shared declarations of this library.  Runs in each process of a software Mac.
  *
- * A value of CoreFoundation begins with a `struct value`.  What happens in the kernel becomes an event in the queue of a
- * run loop's source; the loop that the source was added to performs it.  Any thread may call any function here, with no
+ * A value of CoreFoundation begins with a `struct value`.  The kernel's messages become events in the queue of a run
+ * loop's source; the loop that the source was added to performs them.  Any thread may call any function here, with no
  * lock held.
  */
 #ifndef SOFTWARE_MAC_INTERNAL_H
@@ -36,7 +36,7 @@ CFTypeRef value_of_number(int64_t number);
 CFTypeRef value_of_text(const uint8_t *text, size_t length);
 CFTypeRef value_of_data(const uint8_t *bytes, size_t length);
 const char *text_of(CFStringRef string);
-/* The value of `key`, which stays the dictionary's; NULL if there is none. */
+/* The value of `key`, owned by the dictionary; NULL if missing. */
 CFTypeRef dictionary_value(CFDictionaryRef dictionary, const char *key);
 /* The n-th entry; false if there are no more. */
 bool dictionary_entry(CFDictionaryRef dictionary, size_t n, const char **key, CFTypeRef *value);
@@ -60,7 +60,7 @@ CFRunLoopRef dispatch_queue_loop(dispatch_queue_t queue);
 
 /* ---- registry.c ---- */
 
-/* The name of a kernel's object in this process, with one more reference; 0 for 0. */
+/* The name of a kernel object in this process, with one more reference; 0 for 0. */
 io_object_t object_named(uint64_t kernel_object);
 /* The kernel's object; 0 if no such name exists. */
 uint64_t object_of(io_object_t name);
@@ -75,11 +75,11 @@ void power_arrived(struct message *message);
 
 /* ---- transfers.c ---- */
 
-struct request; /* a transfer under way */
+struct request; /* a transfer in flight */
 
 /*
- * A new one, which completes on `source`.  `buffer` gets what an IN transfer brings; `frames` the result of each frame
- * and `devrequest` the bytes that were moved, both may be NULL.  Its number goes into the message that starts it.
+ * A new one, which completes on `source`.  `buffer` receives the data of an IN transfer, `frames` the result of each
+ * frame and `devrequest` the number of moved bytes; both may be NULL.  Its number goes into the message that starts it.
  */
 struct request *request_new(CFRunLoopSourceRef source, void *buffer, size_t room, IOUSBIsocFrame *frames,
                             UInt32 frame_count, IOUSBDevRequestTO *devrequest, IOAsyncCallback1 callback,

@@ -1,7 +1,7 @@
 /*
- * Notifications of services that come and go.  Runs in each process of a software Mac.
+ * Notifications of services that arrive and leave.  Runs in each process of a software Mac.
  *
- * As documented, the client arms a notification by emptying its iterator: it comes once, and again only after the
+ * As documented, the client arms a notification by emptying its iterator: it is sent once, and again only after the
  * iterator has returned 0.
  */
 #include "internal.h"
@@ -41,7 +41,7 @@ API long software_mac_pending_notifications(void)
     return __atomic_load_n(&pending, __ATOMIC_ACQUIRE);
 }
 
-/* A new port, which notifications are sent to. */
+/* A new port for notifications. */
 API IONotificationPortRef IONotificationPortCreate(mach_port_t main_port)
 {
     IONotificationPortRef port = allocate(sizeof *port);
@@ -57,7 +57,7 @@ static void leave_loop(IONotificationPortRef port)
     port->loop = NULL;
 }
 
-/* Frees a port; its notifications stop.  The iterators remain to be released by the caller. */
+/* Frees a port; its notifications stop.  The caller releases the iterators. */
 API void IONotificationPortDestroy(IONotificationPortRef port)
 {
     pthread_mutex_lock(&lock);
@@ -81,7 +81,7 @@ CFRunLoopSourceRef notification_port_source(IONotificationPortRef port)
     return port->source;
 }
 
-/* Lets a queue perform the notifications; NULL: no longer. */
+/* Makes a queue perform the notifications; NULL: stops that. */
 API void IONotificationPortSetDispatchQueue(IONotificationPortRef port, dispatch_queue_t queue)
 {
     leave_loop(port);
@@ -130,8 +130,8 @@ void notification_arrived(struct message *message)
 }
 
 /*
- * Subscribes to services that match: to those that arrive, or that are terminated.  Takes over the reference to the
- * dictionary.  The iterator starts with the services that match already.
+ * Subscribes to matching services that arrive or are terminated.  Takes over the reference to the dictionary.  The
+ * iterator starts with the services that already match.
  */
 API kern_return_t IOServiceAddMatchingNotification(IONotificationPortRef port, const io_name_t kind,
                                                    CFDictionaryRef matching, IOServiceMatchingCallback callback,

@@ -1,5 +1,5 @@
 /*
- * The plug-in of IOUSBLib: how a service becomes an interface of functions.  Runs in each process of a software Mac.
+ * The plug-in of IOUSBLib: turns a service into an interface of functions.  Runs in each process of a software Mac.
  *
  * An interface is a pointer to a pointer to a table of functions, as in COM; AddRef and Release count its references.
  */
@@ -32,7 +32,7 @@ static ULONG release(void *self)
     return (ULONG)left;
 }
 
-/* The interface of a device or an interface, with a user client of its own in the kernel. */
+/* The interface of a device or an interface, with a separate user client in the kernel. */
 static HRESULT query_interface(void *self, CFUUIDBytes id, LPVOID *interface)
 {
     struct plugin *plugin = self;
@@ -54,7 +54,7 @@ static HRESULT query_interface(void *self, CFUUIDBytes id, LPVOID *interface)
     return 0;
 }
 
-/* A new plug-in for a service; its QueryInterface returns the interface wanted. */
+/* A new plug-in for a service; its QueryInterface returns the requested interface. */
 API kern_return_t IOCreatePlugInInterfaceForService(io_service_t service, CFUUIDRef type, CFUUIDRef interface_type,
                                                     IOCFPlugInInterface ***interface, SInt32 *score)
 {

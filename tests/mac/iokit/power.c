@@ -1,7 +1,7 @@
 /*
  * Power management: sleep and wake of the system.  Runs in each process of a software Mac.
  *
- * As documented in IOPMLib.h: kIOMessageCanSystemSleep and kIOMessageSystemWillSleep are to be answered by
+ * As documented in IOPMLib.h: kIOMessageCanSystemSleep and kIOMessageSystemWillSleep must be answered with
  * IOAllowPowerChange or IOCancelPowerChange; the system waits 30 seconds for an answer.
  */
 #include "internal.h"
@@ -87,7 +87,7 @@ API io_connect_t IORegisterForSystemPower(void *refcon, IONotificationPortRef *p
     return listener->name;
 }
 
-/* Ends the registration.  Port and connection remain to be closed. */
+/* Ends the registration.  The caller closes port and connection. */
 API kern_return_t IODeregisterForSystemPower(io_object_t *notifier)
 {
     struct message message;

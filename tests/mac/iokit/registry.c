@@ -1,9 +1,8 @@
 /*
  * The IORegistry: services that match, iterators, entries and their properties.  Runs in each process of a software Mac.
  *
- * An io_object_t is the name of a Mach port in this process.  The same object has the same name as long as the process
- * holds a reference to it; a name that is released too often ends the process here with a message.  The kernel is
- * asked each time, as on a Mac.
+ * An io_object_t is the name of a Mach port in this process.  An object keeps its name as long as the process holds a
+ * reference to it; an excess release aborts the process here with a message.  Each call goes to the kernel, as on a Mac.
  */
 #include "internal.h"
 
@@ -110,7 +109,7 @@ API kern_return_t IOObjectRelease(io_object_t name)
 
 /* ---- matching ---- */
 
-/* A new dictionary that matches services of a class and of those derived from it. */
+/* A new dictionary that matches services of a class and its subclasses. */
 API CFMutableDictionaryRef IOServiceMatching(const char *class_name)
 {
     CFMutableDictionaryRef matching = CFDictionaryCreateMutable(NULL, 0, NULL, NULL);
@@ -152,7 +151,7 @@ void put_matching(struct message *message, CFDictionaryRef matching)
     }
 }
 
-/* A call whose result is one object, as a name of it. */
+/* A call whose result is one object, returned as its name. */
 static kern_return_t call_for_object(struct message *message, io_object_t *object)
 {
     kern_return_t result = message_call(message);
@@ -190,7 +189,7 @@ API io_service_t IOServiceGetMatchingService(mach_port_t main_port, CFDictionary
 
 /* ---- iterators ---- */
 
-/* The next object; 0 at the end, and when the iterator is no longer valid. */
+/* The next object; 0 at the end, or if the iterator is no longer valid. */
 API io_object_t IOIteratorNext(io_iterator_t iterator)
 {
     struct message message;
@@ -201,7 +200,7 @@ API io_object_t IOIteratorNext(io_iterator_t iterator)
     return object;
 }
 
-/* Whether what the iterator goes through is unchanged. */
+/* Whether the iterated entries are unchanged. */
 API Boolean IOIteratorIsValid(io_iterator_t iterator)
 {
     struct message message;
@@ -213,7 +212,7 @@ API Boolean IOIteratorIsValid(io_iterator_t iterator)
     return valid;
 }
 
-/* Starts the iteration again; it is valid then. */
+/* Restarts the iteration; it becomes valid again. */
 API void IOIteratorReset(io_iterator_t iterator)
 {
     struct message message;
@@ -248,7 +247,7 @@ API kern_return_t IOObjectGetClass(io_object_t object, io_name_t class_name)
     return describe(object, class_name, name, &id);
 }
 
-/* The name of an entry; that of its class if it was given none. */
+/* The name of an entry; its class if it has none. */
 API kern_return_t IORegistryEntryGetName(io_registry_entry_t entry, io_name_t name)
 {
     io_name_t class_name;
@@ -256,14 +255,14 @@ API kern_return_t IORegistryEntryGetName(io_registry_entry_t entry, io_name_t na
     return describe(entry, class_name, name, &id);
 }
 
-/* The id of an entry: the same in all processes, and not used again until the next start. */
+/* The id of an entry: the same in all processes, and not reused until the next boot. */
 API kern_return_t IORegistryEntryGetRegistryEntryID(io_registry_entry_t entry, UInt64 *id)
 {
     io_name_t class_name, name;
     return describe(entry, class_name, name, id);
 }
 
-/* Whether an object is of a class or of one derived from it. */
+/* Whether an object is of a class or a subclass of it. */
 API Boolean IOObjectConformsTo(io_object_t object, const io_name_t class_name)
 {
     struct message message;
@@ -311,8 +310,8 @@ API kern_return_t IORegistryEntryGetChildEntry(io_registry_entry_t entry, const 
 }
 
 /*
- * A copy of a property as it is now; NULL if the entry does not have it.  A
- * service that has been terminated keeps its properties as long as there is a reference to it.
+ * A copy of the current value of a property; NULL if missing.  A terminated service keeps its properties as long as a
+ * reference to it exists.
  */
 API CFTypeRef IORegistryEntryCreateCFProperty(io_registry_entry_t entry, CFStringRef key, CFAllocatorRef allocator,
                                               IOOptionBits options)
@@ -340,7 +339,7 @@ API CFTypeRef IORegistryEntryCreateCFProperty(io_registry_entry_t entry, CFStrin
 
 /* ---- the rest ---- */
 
-/* Waits until no service is being started or stopped; without a timeout as long as it takes. */
+/* Waits until no service is being started or stopped; without a timeout, indefinitely. */
 API kern_return_t IOKitWaitQuiet(mach_port_t main_port, mach_timespec_t *timeout)
 {
     struct message message;
@@ -350,7 +349,7 @@ API kern_return_t IOKitWaitQuiet(mach_port_t main_port, mach_timespec_t *timeout
     return message_result(&message);
 }
 
-/* Asks the user to allow the capture of a device, for programs with an entitlement: no program has one here. */
+/* Asks the user to allow the capture of a device, for programs with an entitlement: none has one here. */
 API kern_return_t IOServiceAuthorize(io_service_t service, UInt32 options)
 {
     (void)service;
@@ -358,7 +357,7 @@ API kern_return_t IOServiceAuthorize(io_service_t service, UInt32 options)
     return kIOReturnUnsupported;
 }
 
-/* kern.osproductversion: the version of macOS that the kernel says. */
+/* kern.osproductversion: the version of macOS, from the kernel. */
 API int sysctlbyname(const char *name, void *value, size_t *length, void *new_value, size_t new_length)
 {
     struct message message;

@@ -1,11 +1,10 @@
 /*
- * Run loops and their sources, and the queues of libdispatch, each of which is a thread with a run loop here.  Runs in
- * each process of a software Mac.
+ * Run loops and their sources, and libdispatch's queues, each of which is a thread with a run loop here.  Runs in each
+ * process of a software Mac.
  *
- * A source of version 0 is signalled by the program and performed once for that; a source of events stands for one of
- * version 1, whose Mach port the kernel's messages arrive at.  The common modes are a set, of which the default
- * mode is one: a source that is added to it stays an item of the set when it is removed from the default mode alone.
- * No other modes are used here.
+ * A version 0 source is signalled by the program and performed once per signal; a source of events represents a version
+ * 1 source, whose Mach port receives the kernel's messages.  The common modes are a set that includes the default mode:
+ * a source added to the set stays in it when it is removed from the default mode alone.  No other modes are used here.
  */
 #include "internal.h"
 
@@ -93,7 +92,7 @@ void source_post(CFRunLoopSourceRef source, struct event *event)
     pthread_mutex_unlock(&lock);
 }
 
-/* Marks a source as ready.  A loop that sleeps must be woken as well. */
+/* Marks a source as ready.  A sleeping loop must be woken separately. */
 API void CFRunLoopSourceSignal(CFRunLoopSourceRef source)
 {
     pthread_mutex_lock(&lock);
@@ -122,10 +121,10 @@ static void thread_ends(void *loop)
 static void make_key(void)
 {
     if (pthread_key_create(&loop_of_thread, thread_ends) != 0)
-        fail("no thread-specific key can be made");
+        fail("cannot create a thread-specific key");
 }
 
-/* The loop of this thread, which lives as long as the thread. */
+/* The loop of this thread, with the same lifetime. */
 API CFRunLoopRef CFRunLoopGetCurrent(void)
 {
     CFRunLoopRef loop;
@@ -139,7 +138,7 @@ API CFRunLoopRef CFRunLoopGetCurrent(void)
     return loop;
 }
 
-/* Adds a source to a mode, which retains it; no effect if the mode has it already. */
+/* Adds a source to a mode, which retains it; no effect if already added. */
 API void CFRunLoopAddSource(CFRunLoopRef loop, CFRunLoopSourceRef source, CFRunLoopMode mode)
 {
     struct item *item;
@@ -159,7 +158,7 @@ API void CFRunLoopAddSource(CFRunLoopRef loop, CFRunLoopSourceRef source, CFRunL
     pthread_mutex_unlock(&lock);
 }
 
-/* Removes a source from a mode; one that was added to the common modes remains an item of them. */
+/* Removes a source from a mode; one added to the common modes remains in them. */
 API void CFRunLoopRemoveSource(CFRunLoopRef loop, CFRunLoopSourceRef source, CFRunLoopMode mode)
 {
     struct item **at, *item;
@@ -185,7 +184,7 @@ API void CFRunLoopRemoveSource(CFRunLoopRef loop, CFRunLoopSourceRef source, CFR
     }
 }
 
-/* Wakes a loop that sleeps. */
+/* Wakes a sleeping loop. */
 API void CFRunLoopWakeUp(CFRunLoopRef loop)
 {
     pthread_mutex_lock(&lock);
@@ -193,7 +192,7 @@ API void CFRunLoopWakeUp(CFRunLoopRef loop)
     pthread_mutex_unlock(&lock);
 }
 
-/* Lets CFRunLoopRun of that loop return. */
+/* Makes CFRunLoopRun of that loop return. */
 API void CFRunLoopStop(CFRunLoopRef loop)
 {
     pthread_mutex_lock(&lock);
@@ -202,7 +201,7 @@ API void CFRunLoopStop(CFRunLoopRef loop)
     pthread_mutex_unlock(&lock);
 }
 
-/* Performs one source that is ready; the lock is held before and after, not meanwhile. */
+/* Performs one ready source; the lock is held before and after, but not meanwhile. */
 static bool perform_one(CFRunLoopRef loop)
 {
     for (struct item **at = &loop->items; *at != NULL; at = &(*at)->next) {
@@ -212,7 +211,7 @@ static bool perform_one(CFRunLoopRef loop)
         if (!item->in_default || (source->of_events ? event == NULL : !source->signalled))
             continue;
         CFRetain(source);
-        *at = item->next; /* to the end: each has its turn */
+        *at = item->next; /* move to the end: round robin */
         item->next = NULL;
         while (*at != NULL)
             at = &(*at)->next;
@@ -244,7 +243,7 @@ static bool has_sources(CFRunLoopRef loop)
     return false;
 }
 
-/* Runs the loop of this thread in the default mode until it is stopped or has no more sources. */
+/* Runs the loop of this thread in the default mode until it is stopped or has no sources. */
 API void CFRunLoopRun(void)
 {
     CFRunLoopRef loop = CFRunLoopGetCurrent();
@@ -302,7 +301,7 @@ API dispatch_queue_t dispatch_queue_create(const char *label, void *attributes)
     (void)attributes;
     queue->source = source_of_events();
     if (pthread_create(&queue->thread, NULL, run_queue, queue) != 0)
-        fail("no thread can be made");
+        fail("cannot create a thread");
     pthread_detach(queue->thread);
     pthread_mutex_lock(&lock);
     while (!queue->ready)
@@ -332,7 +331,7 @@ API void dispatch_async_f(dispatch_queue_t queue, void *context, dispatch_functi
     dispatch(queue, context, work, NULL);
 }
 
-/* Queues work behind what waits there, and returns when it is done. */
+/* Queues work, and returns once it is done. */
 API void dispatch_sync_f(dispatch_queue_t queue, void *context, dispatch_function_t work)
 {
     bool done = false;
@@ -350,7 +349,7 @@ static void stop_queue(void *loop)
     CFRunLoopStop(loop);
 }
 
-/* The last reference of a queue; what was submitted before is still performed. */
+/* Drops the last reference of a queue; work submitted before is still performed. */
 API void dispatch_release(void *object)
 {
     dispatch_queue_t queue = object;

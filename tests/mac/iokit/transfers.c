@@ -1,11 +1,10 @@
 /*
- * Transfers under way: from the call that starts one until its callback on a run loop.  Runs in each process of a
+ * Transfers in flight: from the call that starts one until its callback on a run loop.  Runs in each process of a
  * software Mac.
  *
- * The kernel has no access to this process's memory, so data travels with the messages: OUT with the one that starts
- * the transfer, IN with its completion, whatever came before an abort as well.  The thread that reads the socket copies
- * it into the caller's buffer; a call that ends transfers is answered after their completions, so nothing is written
- * into a buffer later.
+ * The kernel cannot access this process's memory, so messages carry the data: OUT with the one that starts the transfer,
+ * IN with its completion, including data received before an abort.  The thread that reads the socket copies them into
+ * the caller's buffer; a call that ends transfers is answered after their completions, so no buffer is written later.
  */
 #include "internal.h"
 
@@ -79,7 +78,7 @@ static struct request *take(uint64_t number)
 
 IOReturn request_start(struct request *request, struct message *message)
 {
-    uint64_t number = request->number; /* it may be gone when this returns */
+    uint64_t number = request->number; /* request may be freed when this returns */
     IOReturn result = message_result(message);
     if (result != kIOReturnSuccess && (request = take(number)) != NULL) {
         CFRelease(request->source);
@@ -96,7 +95,7 @@ void completion_arrived(struct message *message)
     size_t length;
     UInt32 frames;
     if (request == NULL)
-        fail("the kernel completed a transfer that is not under way");
+        fail("the kernel completed a transfer that is not in flight");
     request->result = (IOReturn)get_u32(message);
     request->moved = get_u32(message);
     frames = get_u32(message);

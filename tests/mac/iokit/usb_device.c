@@ -1,8 +1,8 @@
 /*
- * IOUSBDeviceInterface: a device as a program on a Mac sees it.  Runs in each process of a software Mac.
+ * IOUSBDeviceInterface: a program's view of a device on a Mac.  Runs in each process of a software Mac.
  *
- * The comments describe what Apple documents in IOUSBLib.h.  Each call goes to the kernel, which also knows
- * whether this user client has the device open.
+ * The comments describe Apple's documentation in IOUSBLib.h.  Each call goes to the kernel, which also tracks whether
+ * this user client has the device open.
  */
 #include "internal.h"
 
@@ -14,12 +14,12 @@
 struct device {
     IOUSBDeviceInterface197 *functions;
     IOUSBDeviceInterface197 table;
-    int references; /* one of each call that has not returned, too */
-    int calls;      /* that change something and have not returned */
+    int references; /* including one for each call in progress */
+    int calls;      /* in progress that change something */
     uint64_t client;
     CFRunLoopSourceRef source;
     pthread_mutex_t lock;
-    uint8_t *descriptors[MAX_CONFIGURATIONS]; /* that were handed out */
+    uint8_t *descriptors[MAX_CONFIGURATIONS]; /* returned to the caller */
 };
 
 struct state {
@@ -82,8 +82,8 @@ static ULONG add_reference(void *self)
     return (ULONG)__atomic_add_fetch(&device->references, 1, __ATOMIC_ACQ_REL);
 }
 
-/* A release during a call is a fault, which libusb without our patches has: it is one here if SOFTWARE_MAC_STRICT
- * says so, else the device stays until the call has returned. */
+/* A release during a call is a bug, which stock libusb has: it aborts the process here if SOFTWARE_MAC_STRICT is set,
+ * else the device stays until the call has returned. */
 static ULONG release(void *self)
 {
     struct device *device = self;
@@ -117,8 +117,8 @@ static IOReturn create_event_source(void *self, CFRunLoopSourceRef *source)
     return kIOReturnSuccess;
 }
 
-/* Opens the device exclusively.  USBDeviceOpenSeize also asks a program that has it open to close it, which need
- * not, and here never does. */
+/* Opens the device exclusively.  USBDeviceOpenSeize also asks a program that has it open to close it; the program
+ * may refuse, and here always does. */
 static IOReturn open_device(void *self)
 {
     return simple(self, DEVICE_OPEN);
@@ -130,7 +130,7 @@ static IOReturn close_device(void *self)
     return simple(self, DEVICE_CLOSE);
 }
 
-/* What needs no open device: what its driver has read when it was enumerated. */
+/* Needs no open device: data that its driver read at enumeration. */
 static IOReturn state_of(void *self, struct state *state)
 {
     struct message message;
@@ -218,8 +218,7 @@ static IOReturn get_configuration(void *self, UInt8 *value)
 }
 
 /*
- * A configuration descriptor with all that belongs to it, from the kernel's memory; the pointer stays valid
- * as long as the interface.
+ * A complete configuration descriptor, from the kernel's memory; the pointer stays valid as long as the interface.
  */
 static IOReturn get_descriptor(void *self, UInt8 index, IOUSBConfigurationDescriptorPtr *descriptor)
 {
@@ -260,9 +259,8 @@ static IOReturn reset(void *self)
 }
 
 /*
- * Enumerates the device again: it leaves and arrives.  With
- * kUSBReEnumerateCaptureDeviceMask its drivers are terminated, and it stays; with kUSBReEnumerateReleaseDeviceMask that
- * ends.
+ * Enumerates the device again: it leaves and arrives.  With kUSBReEnumerateCaptureDeviceMask its drivers are terminated
+ * and it stays; kUSBReEnumerateReleaseDeviceMask ends that.
  */
 static IOReturn re_enumerate(void *self, UInt32 options)
 {
@@ -280,7 +278,7 @@ static IOReturn abort_pipe_zero(void *self)
     return simple(self, ABORT_PIPE_ZERO);
 }
 
-/* An iterator over the interfaces that have what the request names. */
+/* An iterator over the interfaces that match the request. */
 static IOReturn create_interface_iterator(void *self, IOUSBFindInterfaceRequest *request, io_iterator_t *iterator)
 {
     struct message message;
@@ -307,7 +305,7 @@ static void put_request(struct message *message, const IOUSBDevRequestTO *reques
     put_bytes(message, request->pData, request->bmRequestType & 0x80 ? 0 : request->wLength);
 }
 
-/* A control transfer; waits for its end.  The device need not be open. */
+/* A synchronous control transfer.  The device need not be open. */
 static IOReturn device_request(void *self, IOUSBDevRequestTO *request)
 {
     struct message message;

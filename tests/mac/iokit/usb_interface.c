@@ -1,8 +1,8 @@
 /*
  * IOUSBInterfaceInterface: an interface of a device, with its pipes.  Runs in each process of a software Mac.
  *
- * The comments describe what Apple documents in IOUSBLib.h.  Pipes are numbered from 1 in the order of the
- * endpoint descriptors of the alternate setting; pipe 0 is the device's default control pipe.
+ * The comments describe Apple's documentation in IOUSBLib.h.  Pipes are numbered from 1 in the order of the endpoint
+ * descriptors of the alternate setting; pipe 0 is the device's default control pipe.
  */
 #include "internal.h"
 
@@ -89,7 +89,7 @@ static IOReturn open_interface(void *self)
     return simple(self, INTERFACE_OPEN);
 }
 
-/* Closes the interface; transfers that are under way are aborted. */
+/* Closes the interface; transfers in flight are aborted. */
 static IOReturn close_interface(void *self)
 {
     return simple(self, INTERFACE_CLOSE);
@@ -148,7 +148,7 @@ static IOReturn properties(struct message *message, IOUSBEndpointProperties *fou
     return result;
 }
 
-/* The properties of a pipe; its packet size is that of a whole interval, with burst and mult. */
+/* The properties of a pipe; its packet size is per interval, including burst and mult. */
 static IOReturn get_pipe_v3(void *self, UInt8 pipe, IOUSBEndpointProperties *found)
 {
     struct message message;
@@ -174,7 +174,7 @@ static IOReturn get_pipe(void *self, UInt8 pipe, UInt8 *direction, UInt8 *number
     return result;
 }
 
-/* The properties of an endpoint of any alternate setting, as its descriptor has them. */
+/* The properties of an endpoint of any alternate setting, from its descriptor. */
 static IOReturn get_endpoint_v3(void *self, IOUSBEndpointProperties *wanted)
 {
     struct message message;
@@ -198,7 +198,7 @@ static IOReturn get_endpoint(void *self, UInt8 alternate, UInt8 number, UInt8 di
     return result;
 }
 
-/* The number of the current frame of the bus, and the time when it began. */
+/* The number of the current bus frame, and its start time. */
 static IOReturn get_frame(void *self, UInt64 *frame, AbsoluteTime *at)
 {
     struct message message;
@@ -223,7 +223,7 @@ static IOReturn clear_stall(void *self, UInt8 pipe)
     return with_number(self, CLEAR_STALL, pipe);
 }
 
-/* Writes to an OUT pipe and waits for the end. */
+/* Writes to an OUT pipe synchronously. */
 static IOReturn write_pipe(void *self, UInt8 pipe, void *buffer, UInt32 length)
 {
     struct message message;
@@ -233,7 +233,7 @@ static IOReturn write_pipe(void *self, UInt8 pipe, void *buffer, UInt32 length)
     return message_result(&message);
 }
 
-/* Control requests on another endpoint than 0: no device here has one. */
+/* Control requests on endpoints other than 0: no device here has one. */
 static IOReturn control_request(void *self, UInt8 pipe, IOUSBDevRequestTO *request, IOAsyncCallback1 callback,
                                 void *refcon)
 {
@@ -245,7 +245,7 @@ static IOReturn control_request(void *self, UInt8 pipe, IOUSBDevRequestTO *reque
     return kIOReturnUnsupported;
 }
 
-/* Starts a read of an IN pipe, with a timeout in milliseconds; 0: none, as it has to be for an interrupt pipe. */
+/* Starts a read of an IN pipe, with a timeout in milliseconds; 0: none, as required for an interrupt pipe. */
 static IOReturn read_timed(void *self, UInt8 pipe, void *buffer, UInt32 length, UInt32 no_data_timeout,
                            UInt32 completion_timeout, IOAsyncCallback1 callback, void *refcon)
 {
@@ -314,8 +314,8 @@ static void put_frames(struct message *message, UInt8 pipe, const struct request
 }
 
 /*
- * Starts a read of an isochronous pipe at a frame of the bus, which has to lie ahead: kIOReturnIsoTooOld.  Each
- * frame's data begin where the requests of those before it end.
+ * Starts a read of an isochronous pipe at a future bus frame (else kIOReturnIsoTooOld).  Each frame's data begin where
+ * the requests of the previous frames end.
  */
 static IOReturn read_isoc(void *self, UInt8 pipe, void *buffer, UInt64 frame, UInt32 count, IOUSBIsocFrame *frames,
                           IOAsyncCallback1 callback, void *refcon)
@@ -332,7 +332,7 @@ static IOReturn read_isoc(void *self, UInt8 pipe, void *buffer, UInt64 frame, UI
     return request_start(request, &message);
 }
 
-/* Starts a write to an isochronous pipe at a frame of the bus. */
+/* Starts a write to an isochronous pipe at a future bus frame. */
 static IOReturn write_isoc(void *self, UInt8 pipe, void *buffer, UInt64 frame, UInt32 count, IOUSBIsocFrame *frames,
                            IOAsyncCallback1 callback, void *refcon)
 {

@@ -1,5 +1,5 @@
 /*
- * The connection to the kernel: a socket that the environment names, opened at the first call of this process, and a
+ * The connection to the kernel: a socket named in the environment, opened at the first call of this process, and a
  * thread that reads it.  Runs in each process of a software Mac.
  */
 #include "internal.h"
@@ -15,7 +15,7 @@
 
 #define HEADER 16
 
-/* A call that waits for its answer; on the stack of its thread. */
+/* A call waiting for its answer; on the stack of its thread. */
 struct waiting {
     struct waiting *next;
     uint32_t tag;
@@ -26,7 +26,7 @@ struct waiting {
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int kernel = -1;
 
-/* One frame at a time. */
+/* Serializes frames. */
 static pthread_mutex_t sending = PTHREAD_MUTEX_INITIALIZER;
 
 /* Guards the rest. */
@@ -73,7 +73,7 @@ void put_text(struct message *message, const char *text)
 void message_begin(struct message *message, enum call call)
 {
     memset(message, 0, sizeof *message);
-    put_u32(message, 0); /* the length, when it is known */
+    put_u32(message, 0); /* the length, set later */
     put_u32(message, call);
     put_u32(message, 0);
     put_u32(message, 0);
@@ -134,7 +134,7 @@ void get_text(struct message *message, char *text, size_t size)
     text[length] = 0;
 }
 
-/* All of it, or nothing more: false when the kernel has closed the socket. */
+/* Reads everything; false if the kernel has closed the socket. */
 static bool receive(void *bytes, size_t length)
 {
     uint8_t *to = bytes;
@@ -206,18 +206,18 @@ static void connect_to_kernel(void)
     pthread_t thread;
     sigset_t all, before;
     if (path == NULL)
-        fail("the environment variable SOFTWARE_MAC names no kernel's socket");
+        fail("the environment variable SOFTWARE_MAC must name a kernel's socket");
     if (strlen(path) >= sizeof address.sun_path)
         fail("SOFTWARE_MAC is too long: %s", path);
     strcpy(address.sun_path, path);
     kernel = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (kernel < 0 || connect(kernel, (struct sockaddr *)&address, sizeof address) != 0)
         fail("no kernel listens on SOFTWARE_MAC=%s: %s", path, strerror(errno));
-    /* on a Mac there is no such thread, so none that a signal could come to */
+    /* a Mac has no such thread that could receive a signal */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     if (pthread_create(&thread, NULL, read_kernel, NULL) != 0)
-        fail("no thread can be made");
+        fail("cannot create a thread");
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_detach(thread);
 }
@@ -265,7 +265,7 @@ int message_call(struct message *message)
             break;
         }
     pthread_mutex_unlock(&lock);
-    *message = waiting.answer; /* empty if there is none */
+    *message = waiting.answer; /* empty if none */
     return waiting.answered ? (int)get_u32(message) : MACH_SEND_INVALID_DEST;
 }
 

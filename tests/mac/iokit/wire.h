@@ -1,9 +1,9 @@
 /*
- * The protocol of a process and the kernel, on the kernel's socket; tests/mac/kernel/wire.py is the other side.
+ * The protocol between a process and the kernel, on the kernel's socket; tests/mac/kernel/wire.py is the other side.
  *
- * A frame is four 32-bit numbers, the length of what follows them, a `enum call`, the effective uid of the caller and a
- * tag; then the arguments.  A number is 32 or 64 bits, bytes stand behind their 32-bit length; all little-endian.  A
- * request with a tag other than 0 is answered by a REPLY with that tag, whose first number is an IOReturn.
+ * A frame is four 32-bit numbers, the length of the arguments, an `enum call`, the effective uid of the caller and a
+ * tag; then the arguments.  A number is 32 or 64 bits, bytes follow their 32-bit length; all little-endian.  A request
+ * with a tag other than 0 is answered by a REPLY with that tag, whose first number is an IOReturn.
  */
 #ifndef SOFTWARE_MAC_WIRE_H
 #define SOFTWARE_MAC_WIRE_H
@@ -72,8 +72,8 @@ enum call {
 struct message {
     uint8_t *bytes;
     size_t length, room;
-    size_t at;    /* where it is read */
-    bool missing; /* something was read that is not in it */
+    size_t at;    /* read position */
+    bool missing; /* a read went past the end */
 };
 
 /* An empty message of one call; `put_` adds to it. */
@@ -91,13 +91,13 @@ const uint8_t *get_bytes(struct message *message, size_t *length);
 void get_text(struct message *message, char *text, size_t size);
 
 /*
- * Sends a message and waits for the answer; the IOReturn at its beginning.  What was sent is freed, the rest of the
- * answer is in `message`, for message_free().  MACH_SEND_INVALID_DEST if the kernel does not exist any more.
+ * Sends a message and waits for the answer; returns its IOReturn.  Frees the sent message; the rest of the answer is in
+ * `message`, for message_free().  MACH_SEND_INVALID_DEST if the kernel has exited.
  */
 int message_call(struct message *message);
-/* The same for a call that has nothing but a result. */
+/* The same for a call that returns only a result. */
 int message_result(struct message *message);
-/* Sends and does not wait; frees it. */
+/* Sends without waiting, and frees the message. */
 void message_send(struct message *message);
 
 #endif

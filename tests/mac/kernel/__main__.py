@@ -1,8 +1,7 @@
-"""`python -m tests.mac.kernel SOCKET`: the kernel of a software Mac as a separate process, until it is
-ended.
+"""`python -m tests.mac.kernel SOCKET`: the kernel of a software Mac as a separate process.
 
-It prints `ready` when processes may connect.  With --parent it ends when its standard input does, and
-the directory of its socket goes as well.
+It prints `ready` once processes can connect.  With --parent it exits at end of file on stdin, and removes the
+directory of its socket.
 """
 
 import argparse
@@ -43,7 +42,7 @@ def main() -> None:
         asyncio.run(run(arguments.socket, ends_with_input=arguments.parent))
     arguments.socket.unlink(missing_ok=True)
     if arguments.parent:
-        with contextlib.suppress(OSError):  # its parent may have removed it, or put more into it
+        with contextlib.suppress(OSError):  # its parent may have removed it or added files
             arguments.socket.parent.rmdir()
 
 

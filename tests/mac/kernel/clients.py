@@ -1,4 +1,4 @@
-"""What processes ask of devices: user clients, as IOServiceOpen makes them.  Runs in the kernel."""
+"""Requests of processes to devices: user clients, as created by IOServiceOpen.  Runs in the kernel."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from tests.mac.kernel.connection import Connection
 
 ANY = 0xFFFF  # kIOUSBFindInterfaceDontCare
-PRESENT = 1 << 1  # kUSBInformationDeviceIsConnectedBit, which is of no interest beside its being other than 0
+PRESENT = 1 << 1  # kUSBInformationDeviceIsConnectedBit; only nonzero matters
 
 
 class UserClient:
-    """A process's connection to a service.  `entry` shows it in the registry."""
+    """A process's connection to a service.  `entry` represents it in the registry."""
 
     class_name = ""
 
@@ -47,7 +47,7 @@ class UserClient:
         self.kernel.registry.terminate(self.entry)
 
     def _start(self, transfer: Transfer, timeout: int) -> None:
-        """Submits it; with a timeout in milliseconds, it ends after that."""
+        """Submits it; `timeout` is in milliseconds, 0: none."""
         self.device.submit(transfer)
         if timeout and transfer.status is None:
             asyncio.get_running_loop().call_later(
@@ -329,7 +329,7 @@ class InterfaceClient(UserClient):
 
 
 def _properties(endpoint: Endpoint) -> bytes:
-    """The packet size of the descriptor, and with the transactions of a microframe (USB 2.0, 9.6.6)."""
+    """The packet size of the descriptor, alone and times the transactions per microframe (USB 2.0, 9.6.6)."""
     size = endpoint.wMaxPacketSize & 0x7FF
     return u32(
         endpoint.bAlternateSetting,

@@ -1,6 +1,6 @@
-"""One process of the Mac: its calls, and the events that the kernel sends.  Runs in the kernel.
+"""One process of the Mac: its calls, and the kernel's events for it.  Runs in the kernel.
 
-When the socket is closed, the process is dead: its user clients are closed at once, as Mach does it with its
+When the socket is closed, the process is dead: its user clients are closed immediately, as Mach closes its
 ports.
 """
 
@@ -36,16 +36,16 @@ class Connection(asyncio.Protocol):
         self.pid = 0
         self.euid = 0
         self.owner = ""
-        """As IOUserClientCreator and UsbExclusiveOwner have it."""
+        """The value of IOUserClientCreator and UsbExclusiveOwner."""
         self.uses_the_mac = False
-        """It has called something; a test only controls."""
+        """Whether it has called IOKit; a test only controls."""
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
         self._objects: dict[int, Iterator] = {}
         self._clients: dict[int, UserClient] = {}
         self._listeners: dict[int, PowerListener] = {}
         self._completions: list[bytes] | None = None
-        """Of transfers that end while they are started: they follow the answer."""
+        """Completions of transfers that end while they are started: they follow the answer."""
 
     # ---- the socket --------------------------------------------------------------------------------
 
@@ -225,7 +225,7 @@ class Connection(asyncio.Protocol):
         return u32(int(arguments.text() in entry.classes))
 
     async def wait_quiet(self, arguments: Arguments) -> None:
-        """All is quiet here; a moment passes, as on a Mac."""
+        """Always quiet; returns after a moment, as on a Mac."""
         await asyncio.sleep(min(arguments.u64() / 1e9, 0.001))
 
     def system_version(self, arguments: Arguments) -> bytes:
@@ -349,7 +349,7 @@ Handler = Callable[[Connection, Arguments], Result | Awaitable[Result]]
 
 
 def _of_device(method: Callable[..., object], numbers: int = 0) -> Handler:
-    """A call that is a method of a device's user client with so many numbers."""
+    """A call of a device's user client that takes so many numbers."""
 
     def handler(connection: Connection, arguments: Arguments) -> Result | Awaitable[Result]:
         client = connection._device(arguments)

@@ -1,4 +1,4 @@
-"""What a test does with a kernel: each public method can be called by name, over the socket.  Runs in the
+"""A test's control of a kernel: each public method can be called by name, over the socket.  Runs in the
 kernel.
 
 `Mac` in tests/mac/mac.py is the other side.  Devices are numbers here.
@@ -43,16 +43,16 @@ class Control:
         names = {each.name for each in dataclasses.fields(self._kernel.switches)}
         for name, value in values.items():
             if name not in names:
-                raise AttributeError(f"there is no switch {name}")
+                raise AttributeError(f"no switch {name}")
             setattr(self._kernel.switches, name, value)
 
     def journal(self) -> list[str]:
-        """What has happened to devices, since it was asked last."""
+        """Events of devices since the last call."""
         lines, self._kernel.journal = self._kernel.journal, []
         return lines
 
     def problems(self) -> list[str]:
-        """What went wrong in the kernel itself; a fixture asks at the end of each test."""
+        """Internal errors of the kernel; a fixture checks them at the end of each test."""
         return self._kernel.problems
 
     def processes(self) -> list[int]:
@@ -94,7 +94,7 @@ class Control:
     # ---- the registry ------------------------------------------------------------------------------
 
     def add_entry(self, parent: int | None, class_name: str, name: str = "", **properties: Value) -> int:
-        """An entry that stands for nothing; its registry id.  In a property's name `_` stands for a space."""
+        """Adds a bare entry; returns its registry id.  `_` in a property's name stands for a space."""
         above = self._kernel.registry.root if parent is None else self._kernel.registry.entries[parent]
         classes = (class_name, "IOUSBDevice") if class_name == "IOUSBHostDevice" else (class_name,)
         values = {key.replace("_", " "): value for key, value in properties.items()}
@@ -104,15 +104,15 @@ class Control:
         self._kernel.registry.terminate(self._kernel.registry.entries[registry_id])
 
     def at_iteration(self, number: int, name: str, *positional: object) -> None:
-        """Another method of this class is called before an iterator's step of that number, from now on."""
+        """Calls another method of this class before the step `number` of any iterator, counted from now."""
         self._kernel.at_iteration(number, lambda: self.call(name, positional, {}))
 
     def iterations(self) -> int:
-        """How often an iterator was asked for the next entry."""
+        """The number of iterator steps."""
         return self._kernel.iteration_count
 
     def restless(self, is_restless: bool = True) -> None:
-        """No iterator stays valid."""
+        """Makes all iterators invalid."""
         self._kernel.restless = is_restless
 
     # ---- devices -----------------------------------------------------------------------------------
@@ -127,9 +127,9 @@ class Control:
         hub: int | None = None,
         **options: object,
     ) -> int:
-        """Plugs a device of this kind (shelf.py) in; its number.
+        """Plugs in a device of this kind (shelf.py); returns its number.
 
-        `drivers`: by bInterfaceNumber the names in drivers.py.  `hub`: the number of the hub that it is
+        `drivers`: names in drivers.py by bInterfaceNumber.  `hub`: the number of the hub that it is
         connected to.
         """
         number = len(self._kernel.devices) + 1
@@ -148,7 +148,7 @@ class Control:
         return number
 
     async def unplug(self, number: int, *, for_ever: bool = False) -> None:
-        """Pulls it out; `replug` puts the same one back."""
+        """Unplugs it; `replug` plugs the same one in again."""
         device = self._kernel.devices[number]
         await device.leave(self._kernel.switches.unplug_code)
         if for_ever:
@@ -161,11 +161,11 @@ class Control:
         await device.arrive()
 
     async def until_journal(self, line: str, seconds: float = TIMEOUT) -> None:
-        """Waits until this is in the journal; it stays there."""
+        """Waits until the journal has this line, and keeps it."""
         await self._kernel.until(lambda: line in self._kernel.journal, seconds, lambda: self._kernel.journal)
 
     async def until_waiting(self, number: int, address: int, count: int, seconds: float = TIMEOUT) -> None:
-        """Waits until so many transfers wait at an endpoint; 0: control requests."""
+        """Waits until so many transfers are pending at an endpoint; address 0: control requests."""
         device = self._kernel.devices[number]
         await self._kernel.until(
             lambda: len(device.waiting.get(address, ())) == count, seconds, lambda: self.state(number)
@@ -178,11 +178,11 @@ class Control:
         )
 
     def configurations(self, number: int) -> list[bytes]:
-        """Its configuration descriptors, whole."""
+        """Its complete configuration descriptors."""
         return self._kernel.devices[number].hardware.configurations
 
     def state(self, number: int) -> dict[str, object]:
-        """What the kernel knows of a device."""
+        """The kernel's state of a device."""
         device = self._kernel.devices[number]
         return {
             "present": device.present,
@@ -207,21 +207,21 @@ class Control:
 
     def _packets(self, number: int) -> PacketDevice:
         hardware = self._kernel.devices[number].hardware
-        assert isinstance(hardware, PacketDevice), "this device does what it likes"
+        assert isinstance(hardware, PacketDevice), "this device cannot be controlled by packets"
         return hardware
 
     def give(self, number: int, address: int, data: bytes) -> None:
         self._packets(number).give(address, data)
 
     def give_packets(self, number: int, address: int, packets: list[bytes]) -> None:
-        """Packets as they are, which may be short: for isochronous endpoints, one for each frame."""
+        """Queues these packets, which may be short: for isochronous endpoints, one for each frame."""
         self._packets(number).give_packets(address, packets)
 
     def forget(self, number: int) -> None:
         self._packets(number).forget()
 
     def left(self, number: int, address: int) -> bytes:
-        """What the host has not taken yet."""
+        """Data that the host has not read yet."""
         return b"".join(self._packets(number).endpoints[address].to_send)
 
     def taken(self, number: int, address: int) -> bytes:
@@ -235,20 +235,20 @@ class Control:
         return self._packets(number).endpoints[address].taken_packets
 
     def credit(self, number: int, address: int, packets: int | None) -> None:
-        """How many packets more it takes; None: all."""
+        """Accepts so many more packets; None: all."""
         self._packets(number).set_credit(address, packets)
 
     def stall(self, number: int, address: int) -> None:
         self._packets(number).stall(address)
 
     def requests(self, number: int) -> list[tuple[bytes, bytes]]:
-        """Setup and data of each control request, since it was asked last."""
+        """Setup and data of each control request since the last call."""
         hardware = self._packets(number)
         found, hardware.requests = hardware.requests, []
         return found
 
     def answer(self, number: int, request: int, data: bytes | None) -> None:
-        """What it answers a vendor's or class's IN request with; None: STALL."""
+        """Sets the answer to a vendor or class IN request; None: STALL."""
         self._packets(number).answers[request] = data
 
     def hold_control(self, number: int, holds: bool = True) -> None:
@@ -266,5 +266,5 @@ class Control:
             hardware.release_isochronous()
 
     def refuse_configuration(self, number: int, code: int) -> None:
-        """The next SET_CONFIGURATION or SET_INTERFACE by the kernel fails."""
+        """Makes the kernel's next SET_CONFIGURATION or SET_INTERFACE fail."""
         self._packets(number).refuses_configuration = code

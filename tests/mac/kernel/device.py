@@ -1,4 +1,4 @@
-"""A device as the kernel of a Mac keeps it: enumerated, configured, open, captured.  Runs in the kernel."""
+"""A device in the kernel of a Mac: enumerated, configured, open, captured.  Runs in the kernel."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SPEEDS: Final = {Speed.LOW: 0, Speed.FULL: 1, Speed.HIGH: 2, Speed.SUPER: 3}
 
 
 def signed(location: int) -> int:
-    """A locationID as the registry has it: a number of 32 bits with a sign."""
+    """A locationID as in the registry: a signed 32-bit number."""
     return location - (1 << 32) if location & 1 << 31 else location
 
 
 class UsbDevice:
-    """One place on a bus with what is plugged in there."""
+    """One location on a bus with the device plugged in there."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class UsbDevice:
         self.location = location
         self.port = port
         self.drivers = drivers
-        """By bInterfaceNumber, the names in `DRIVERS`."""
+        """Names in `DRIVERS`, by bInterfaceNumber."""
         self.hub = hub
         self.entry: Entry | None = None
         """None: the device is not present."""
@@ -63,21 +63,21 @@ class UsbDevice:
         self.interface_openers: dict[int, InterfaceClient] = {}
         self.captured = False
         self.captor: UserClient | None = None
-        """None while captured: it is gone, and the capture has outlived it."""
+        """None while captured: the captor has exited, and the capture outlived it."""
         self.first_use: set[int] = set()
         """Interfaces of a captured device that were opened before."""
         self.waiting: dict[int, list[Transfer]] = {}
-        """By endpoint address, in the order of their submission; 0: control."""
+        """Pending transfers by endpoint address, in order of submission; 0: control."""
         self.stalled: set[int] = set()
-        """Pipes that met a STALL and were not cleared since."""
+        """Stalled pipes that were not cleared."""
         self.halted: set[int] = set()
-        """Endpoints that answer with STALL whatever the device would do: `Switches.halted_at_first_use`."""
+        """Endpoints that always answer with STALL: `Switches.halted_at_first_use`."""
         self.counters: Counter[str] = Counter()
         self._timers: list[asyncio.TimerHandle] = []
         self.parsed: list[Configuration] = [parse_configuration(raw) for raw in hardware.configurations]
         self.descriptor = parse_device(hardware.device_descriptor)
 
-    # ---- coming and going --------------------------------------------------------------------------
+    # ---- hotplug -----------------------------------------------------------------------------------
 
     @property
     def present(self) -> bool:
@@ -127,7 +127,7 @@ class UsbDevice:
         self._publish_interfaces()
 
     def _port_entry(self) -> Entry:
-        """What is above it in the registry: a port of a hub or of a controller."""
+        """Its parent in the registry: a port of a hub or of a controller."""
         registry = self.kernel.registry
         bus = self.location >> 24
         above = self.hub.entry if self.hub else next(iter(registry.find("AppleUSBXHCI", {"bus": bus})), None)
@@ -142,7 +142,7 @@ class UsbDevice:
         return registry.add(above, ("AppleUSBHostPort",), name, {key: bytes([self.port, 0, 0, 0])})
 
     async def leave(self, code: int) -> None:
-        """It leaves the bus, with all that is connected to it; transfers end with `code`."""
+        """It leaves the bus, with all devices connected to it; transfers end with `code`."""
         entry, self.entry = self.entry, None
         if entry is None:
             return
@@ -167,7 +167,7 @@ class UsbDevice:
         if self.kernel.switches.reenumeration_seconds:
             await asyncio.sleep(self.kernel.switches.reenumeration_seconds)
             if self.entry is not None or self.number not in self.kernel.devices:
-                return  # it was plugged in or removed meanwhile
+                return  # plugged in or removed meanwhile
         await self.arrive(address=address, captured=captured)
 
     def _cancel_timers(self) -> None:
@@ -193,7 +193,7 @@ class UsbDevice:
         )
 
     def endpoints(self, interface: int, alternate: int | None = None) -> list[Endpoint]:
-        """Those of an alternate setting, the current one unless it is named: in the order of its pipes."""
+        """The endpoints of an alternate setting, by default the current one, in the order of its pipes."""
         current = self.current()
         wanted = self.alternates.get(interface, 0) if alternate is None else alternate
         return [
@@ -254,7 +254,7 @@ class UsbDevice:
         ]
 
     def _remove_drivers(self, stay: Set[int] = frozenset()) -> None:
-        """All but those of the interfaces `stay`; user clients of the interfaces as well."""
+        """Removes all except those of the interfaces `stay`, and the user clients of the interfaces."""
         self._cancel_timers()
         for number, entry in self.interfaces.items():
             if number in stay:
@@ -271,7 +271,7 @@ class UsbDevice:
         self.interfaces.clear()
         self.interface_openers.clear()
 
-    # ---- what its clients ask ----------------------------------------------------------------------
+    # ---- requests of its clients -------------------------------------------------------------------
 
     async def set_configuration(self, value: int) -> None:
         if value and all(each.bConfigurationValue != value for each in self.parsed):
@@ -303,7 +303,7 @@ class UsbDevice:
         self.interfaces[interface].properties["bAlternateSetting"] = alternate
 
     async def capture(self, captor: UserClient) -> None:
-        """Terminates its drivers and closes it for all that have it open; it stays on the bus."""
+        """Terminates its drivers and closes it for all clients; it stays on the bus."""
         self.counters["captures"] += 1
         await self.cancel_all(self.kernel.switches.abort_code)
         self.opener = None
@@ -321,7 +321,7 @@ class UsbDevice:
         self.kernel.note(f"captured {self.location:08x}")
 
     async def client_closed(self, client: UserClient) -> None:
-        """A user client was closed: what it had open is closed, and its capture ends unless it survives."""
+        """A user client was closed: closes what it had open, and ends its capture unless that survives."""
         if self.opener is client:
             self.opener = None
             if self.entry is not None:

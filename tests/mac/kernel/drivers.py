@@ -8,7 +8,7 @@ from tests.mac.kernel.registry import Entry, Properties, Registry
 
 @dataclass(frozen=True)
 class Driver:
-    """What is below an interface: classes from the outermost in, each with its properties."""
+    """The entries below an interface: classes from the outermost in, each with its properties."""
 
     chain: tuple[tuple[str, Properties], ...]
     exclusive: bool = True
@@ -40,6 +40,4 @@ DRIVERS: Final = {
         exclusive=False,
     ),
 }
-"""By the name that a test plugs a device in with.  That of the serial port does not keep programs out:
-DriverKit's have been seen to let them.
-"""
+"""By the name in `plug`.  The serial port's does not exclude programs, as observed with DriverKit's."""

@@ -1,4 +1,4 @@
-"""The IOReturns that the kernel gives (IOReturn.h, USB.h).  Runs in the kernel of a software Mac."""
+"""The IOReturns of the kernel (IOReturn.h, USB.h).  Runs in the kernel of a software Mac."""
 
 SUCCESS = 0
 NO_RESOURCES = 0xE00002BE

@@ -1,6 +1,4 @@
-"""What is plugged in: devices behind an interface that knows transfers and nothing of a Mac.  Runs in the
-kernel.
-"""
+"""Devices, behind an interface of transfers that is independent of macOS.  Runs in the kernel."""
 
 import enum
 from abc import ABC, abstractmethod
@@ -34,9 +32,9 @@ class Frame:
 class Transfer:
     """One transfer, from its submission until `end`, which calls `on_end` once.
 
-    IN: `data` grows by what comes, up to `length` bytes.  OUT: `data` is what is to be sent and `moved` how
-    much of it was taken.  A control transfer has the address 0 or 0x80, by its setup.  An isochronous one has
-    its data at the offsets of its frames.
+    IN: `data` grows with the received bytes, up to `length`.  OUT: `data` is to be sent, `moved` is the
+    number of accepted bytes.  A control transfer has the address 0 or 0x80, by its setup.  An isochronous one
+    has its data at the offsets of its frames.
     """
 
     kind: Kind
@@ -51,7 +49,7 @@ class Transfer:
     moved: int = 0
     status: int | None = None
     cancelled: bool = False
-    """The host has ended it."""
+    """Cancelled by the host."""
 
     @property
     def is_in(self) -> bool:
@@ -70,17 +68,16 @@ class Transfer:
 
 
 class Hardware(ABC):
-    """A device.  All is called on the kernel's thread.
+    """A device.  All methods are called on the kernel's thread.
 
-    A coroutine returns when the device has answered; an IOReturn other than 0 is what the host's stack says
-    then.
+    A coroutine returns once the device has answered, with the IOReturn of the host's stack.
     """
 
     speed: Speed
     device_descriptor: bytes
     configurations: list[bytes]
     strings: tuple[str, str, str]
-    """Manufacturer, product, serial number; empty: it has none."""
+    """Manufacturer, product, serial number; empty: none."""
 
     @abstractmethod
     def submit(self, transfer: Transfer) -> None:
@@ -88,7 +85,7 @@ class Hardware(ABC):
 
     @abstractmethod
     async def cancel(self, transfers: list[Transfer], code: int) -> None:
-        """Ends these that wait, in this order, with `code`; all have ended when it returns."""
+        """Ends these pending transfers, in this order, with `code`; all have ended when it returns."""
 
     @abstractmethod
     async def set_configuration(self, value: int) -> int: ...
@@ -101,7 +98,7 @@ class Hardware(ABC):
 
     @abstractmethod
     def reset(self) -> None:
-        """The bus is reset, as at each enumeration: unconfigured, nothing waits, nothing is halted."""
+        """Bus reset, as at each enumeration: unconfigured, with no pending transfers or halts."""
 
-    def unplug(self) -> None:  # noqa: B027 - most have nothing to do
-        """It does not come back."""
+    def unplug(self) -> None:  # noqa: B027 - optional
+        """It is removed for good."""

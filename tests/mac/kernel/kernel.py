@@ -29,9 +29,9 @@ class Kernel:
         self.connections: set[Connection] = set()
         self.journal: list[str] = []
         self.restless = False
-        """Whether no iterator stays valid."""
+        """Whether all iterators become invalid."""
         self.problems: list[str] = []
-        """What went wrong in the kernel itself: a test fails for it."""
+        """Internal errors of the kernel: they fail the test."""
         self._sessions = itertools.count(0x1000, 0x10)
         self._numbers = itertools.count(0x10)
         self._addresses: dict[int, int] = {}
@@ -44,11 +44,11 @@ class Kernel:
         return next(self._sessions)
 
     def next_number(self) -> int:
-        """Of an object that is not in the registry."""
+        """A number for an object outside the registry."""
         return next(self._numbers)
 
     def next_address(self, bus: int) -> int:
-        """From 1 to 127, each bus for itself; those of devices that are there are passed over."""
+        """An address from 1 to 127, per bus, skipping those in use."""
         used = {each.address for each in self.devices.values() if each.present and each.location >> 24 == bus}
         address = self._addresses.get(bus, 0)
         while True:
@@ -62,13 +62,13 @@ class Kernel:
         self.changed()
 
     def changed(self) -> None:
-        """Wakes those that wait for something (`until`)."""
+        """Wakes waiters (`until`)."""
         self._changed.set()
 
     async def until(
         self, condition: Callable[[], bool], seconds: float, describe: Callable[[], object]
     ) -> None:
-        """Raises `TimeoutError` with a description of what there is instead."""
+        """Raises `TimeoutError` with a description of the actual state."""
 
         async def wait() -> None:
             while not condition():
@@ -90,7 +90,7 @@ class Kernel:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.problems.append(f"{type(error).__name__}: {error}")
 
-    # ---- what tests interfere with -----------------------------------------------------------------
+    # ---- interference of tests ---------------------------------------------------------------------
 
     def fail(self, call: Call, code: int, times: int) -> None:
         self._failures[call] = [code] * times
@@ -100,7 +100,7 @@ class Kernel:
         return codes.pop() if codes else None
 
     def at_iteration(self, number: int, work: Callable[[], Coroutine[Any, Any, object]]) -> None:
-        """`work` is done right before the step of that number of any iterator, counted from now."""
+        """Does `work` right before the step `number` of any iterator, counted from now."""
         self._iterations[self.iteration_count + number] = work
 
     def iteration(self) -> None:
@@ -112,12 +112,12 @@ class Kernel:
                 coroutine.send(None)
             except StopIteration:
                 return
-            raise RuntimeError("what is done at an iteration must not wait")
+            raise RuntimeError("work at an iteration must not wait")
 
-    # ---- its life ----------------------------------------------------------------------------------
+    # ---- life cycle --------------------------------------------------------------------------------
 
     async def serve(self, path: Path, on_ready: Callable[[], None]) -> None:
-        """Listens on `path`, which any user may connect to, until it is cancelled."""
+        """Listens on `path`, open to any user, until cancelled."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: self.problems.append(str(context)))
         server = await loop.create_unix_server(lambda: Connection(self), str(path))

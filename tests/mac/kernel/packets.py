@@ -1,8 +1,8 @@
-"""A device of software that a test controls packet by packet.  Runs in the kernel.
+"""A simulated device that a test controls packet by packet.  Runs in the kernel.
 
-IN: a transfer takes the packets that the test has given, one by one, until one is short or the buffer is
-full; an abort in between keeps what came.  OUT: the device takes a packet for each credit; without a limit,
-all at once.
+IN: a transfer receives the test's packets one by one, until one is short or the buffer is full; an abort in
+between keeps the received data.  OUT: the device accepts a packet for each credit; without a limit, all
+immediately.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ GET_CONFIGURATION, SET_CONFIGURATION, GET_INTERFACE, SET_INTERFACE = 8, 9, 10, 1
 
 @dataclass(eq=False)
 class EndpointState:
-    """What an endpoint has.  `credit`: packets that it takes from the host; None: all that come."""
+    """The state of an endpoint.  `credit`: packets that it accepts from the host; None: all."""
 
     max_packet: int
     kind: Kind
@@ -48,7 +48,7 @@ def bus_frame() -> int:
 
 
 class PacketDevice(Hardware):
-    """All endpoints of all settings; the ones of the current setting are the kernel's business."""
+    """All endpoints of all settings; the kernel handles which setting is current."""
 
     def __init__(self, speed: Speed = Speed.HIGH, strings: tuple[str, str, str] | None = None) -> None:
         self.speed = speed
@@ -59,7 +59,7 @@ class PacketDevice(Hardware):
         self.requests: list[tuple[bytes, bytes]] = []
         """Setup and data of each control request that reached the device."""
         self.answers: dict[int, bytes | None] = {}
-        """By bRequest of a vendor's IN request: what it answers; None: STALL."""
+        """Answers to vendor IN requests, by bRequest; None: STALL."""
         self.holds_control = False
         """Whether it answers control requests with NAK."""
         self._held: deque[Transfer] = deque()
@@ -68,7 +68,7 @@ class PacketDevice(Hardware):
         self._late: list[Transfer] = []
         self._timers: set[asyncio.TimerHandle] = set()
         self.refuses_configuration: int | None = None
-        """An IOReturn that the next SET_CONFIGURATION and SET_INTERFACE fail with."""
+        """The IOReturn with which the next SET_CONFIGURATION or SET_INTERFACE fails."""
 
     def _learn_endpoints(self) -> None:
         for raw in self.configurations:
@@ -77,7 +77,7 @@ class PacketDevice(Hardware):
                     each.wMaxPacketSize & 0x7FF, Kind(each.bmAttributes & 3)
                 )
 
-    # ---- what a test does --------------------------------------------------------------------------
+    # ---- control by a test -------------------------------------------------------------------------
 
     def give(self, address: int, data: bytes) -> None:
         """Data for the host, in packets of the endpoint's size; empty: one packet of no bytes."""
@@ -85,7 +85,7 @@ class PacketDevice(Hardware):
         self.give_packets(address, [data[at : at + size] for at in range(0, max(len(data), 1), size)])
 
     def give_packets(self, address: int, packets: list[bytes]) -> None:
-        """Packets as they are, which may be short; of an isochronous endpoint, one for each frame."""
+        """Queues these packets, which may be short; for an isochronous endpoint, one for each frame."""
         endpoint = self.endpoints[address]
         endpoint.to_send += packets
         self._run(endpoint)
@@ -165,7 +165,7 @@ class PacketDevice(Hardware):
             endpoint.queue.popleft()
             transfer.end(status)
             if status == errors.PIPE_STALLED:
-                return  # the host's pipe is halted as well: what is queued waits there
+                return  # the host's pipe is halted as well: queued transfers wait there
 
     def _move_in(self, endpoint: EndpointState, transfer: Transfer) -> int | None:
         if transfer.length == 0:
@@ -309,7 +309,7 @@ class PacketDevice(Hardware):
             endpoint.credit = None
 
     def forget(self) -> None:
-        """What the last test has left: data, credit, halts, requests."""
+        """Clears the state of the last test: data, credit, halts, requests."""
         self.requests.clear()
         for endpoint in self.endpoints.values():
             endpoint.to_send.clear()
@@ -325,7 +325,7 @@ class Loopback(PacketDevice):
     """Two configurations; the first has two interfaces, its interface 0 two settings.
 
     Interface 0: bulk 0x01, 0x81, interrupt 0x02, 0x82; in setting 1 isochronous 0x03, 0x83, too.  Interface
-    1: bulk 0x04, 0x84.  Configuration 2 has interface 0 with the bulk endpoints alone.
+    1: bulk 0x04, 0x84.  Configuration 2 has interface 0 with only the bulk endpoints.
     """
 
     def __init__(
@@ -370,7 +370,7 @@ class Loopback(PacketDevice):
 
 
 class Hub(PacketDevice):
-    """A hub as its host sees it; the devices below it are the kernel's business."""
+    """A hub; the kernel handles the devices below it."""
 
     def __init__(self, speed: Speed = Speed.HIGH, strings: tuple[str, str, str] | None = None) -> None:
         super().__init__(speed, strings or ("Software", "Hub", ""))

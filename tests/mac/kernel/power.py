@@ -1,4 +1,4 @@
-"""Power management: asks all that have registered, then sleeps.  Runs in the kernel."""
+"""Power management: asks all listeners, then sleeps.  Runs in the kernel."""
 
 import asyncio
 import itertools
@@ -45,7 +45,7 @@ class Power:
             answer.set_result(allowed)
 
     async def ask(self, message: int) -> bool:
-        """Whether all have allowed it; no answer in `PATIENCE` seconds counts as one."""
+        """Whether all have allowed it; no answer within `PATIENCE` seconds counts as yes."""
         answers = []
         for listener in list(self._listeners):
             change = next(self._changes)

@@ -10,7 +10,7 @@ Properties = dict[str, Value]
 
 @dataclass(eq=False)
 class Entry:
-    """A node in the plane IOService.  `classes`: its class, then those that it is derived from."""
+    """A node in the plane IOService.  `classes`: its class, then its base classes."""
 
     registry_id: int
     classes: tuple[str, ...]
@@ -21,10 +21,10 @@ class Entry:
     """In the plane IOUSB: the hub of a device."""
     children: list["Entry"] = field(default_factory=list)
     generation: int = 0
-    """Of its children: an iterator over them is invalid when it changes."""
+    """Version of its children: a change invalidates iterators over them."""
     terminated: bool = False
     subject: object = None
-    """The device or interface that it stands for, in the kernel."""
+    """The kernel's device or interface that it represents."""
 
     def matches(self, class_name: str, properties: Properties) -> bool:
         return class_name in self.classes and all(
@@ -38,7 +38,7 @@ class Entry:
 
 
 class Iterator:
-    """Of a process.  Over the children of an entry it ends, invalid, when they change."""
+    """An iterator of a process.  Over children, it ends, invalid, when they change."""
 
     def __init__(self, found: Iterable[Entry], above: Entry | None = None) -> None:
         self._entries = list(found)
@@ -64,7 +64,7 @@ class Iterator:
 
 
 class Subscription(Iterator):
-    """The iterator of a notification: sent when something comes after the iterator was used up."""
+    """The iterator of a notification, sent when something arrives after the iterator was exhausted."""
 
     def __init__(
         self, kind: str, class_name: str, properties: Properties, notify: Callable[[], None]
@@ -101,7 +101,7 @@ class Registry:
         self._on_change = on_change
         self._ids = itertools.count(0x100000300)
         self.entries: dict[int, Entry] = {}
-        """Terminated ones, too: a process with a reference can read their properties."""
+        """Includes terminated ones: a process with a reference can read their properties."""
         self.subscriptions: list[Subscription] = []
         self.root = self.add(None, ("IORegistryEntry",), "Root")
 
@@ -136,7 +136,7 @@ class Registry:
         return entry
 
     def terminate(self, entry: Entry) -> None:
-        """Removes an entry and all below it; subscribers are notified."""
+        """Removes an entry and everything below it; subscribers are notified."""
         if entry.terminated:
             return
         for each in reversed(list(entry.walk())):

@@ -8,9 +8,9 @@ from tests.mac.kernel.usbip import UsbipDevice
 
 
 async def make_hardware(kind: str, options: dict[str, Any]) -> Hardware:
-    """`scripted`: does what the test says, packet by packet.  `loopback`: the same, and what is written to an
-    OUT endpoint can be read at the IN endpoint of its number.  `hub`: others can be connected to it.
-    `usbip`: a device that a USB/IP server shares, by the options host, port_number and busid.
+    """`scripted`: controlled by the test, packet by packet.  `loopback`: the same, and data written to an OUT
+    endpoint can be read from the IN endpoint with the same number.  `hub`: others can be connected to it.
+    `usbip`: a device shared by a USB/IP server, with the options host, port_number and busid.
     """
     if kind in ("loopback", "scripted"):
         return Loopback(**options, echo=kind == "loopback")
@@ -18,4 +18,4 @@ async def make_hardware(kind: str, options: dict[str, Any]) -> Hardware:
         return Hub(**options)
     if kind == "usbip":
         return await UsbipDevice.connect(**options)
-    raise ValueError(f"there is no device {kind}")
+    raise ValueError(f"no device {kind}")

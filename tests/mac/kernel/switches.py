@@ -1,7 +1,7 @@
-"""What a Mac's kernel does and this project does not know.  Runs in the kernel of a software Mac.
+"""Unknown behaviour of a Mac's kernel.  Runs in the kernel of a software Mac.
 
-Each switch is one question.  Its default is what is reported, or what is likeliest; the product has to be
-right with every value.
+Each switch is one question.  Its default is the reported or likeliest behaviour; the product must work with
+every value.
 """
 
 from dataclasses import dataclass
@@ -11,75 +11,71 @@ from tests.mac.kernel import errors
 
 @dataclass
 class Switches:
-    """One set for a kernel; `Control.switch` changes it while it runs, from the next event on."""
+    """The switches of a kernel; `Control.switch` changes them at run time, from the next event on."""
 
     abort_reports_bytes: bool = True
-    """Whether the callback of an aborted transfer gets in arg0 how many bytes were moved, or 0."""
+    """Whether the callback of an aborted transfer gets the number of moved bytes in arg0, or 0."""
 
     abort_reversed: bool = False
-    """Whether aborted transfers of a pipe complete last first, rather than in the order of their submission.
-    """
+    """Whether aborted transfers of a pipe complete in reverse order, or in order of submission."""
 
     abort_code: int = errors.ABORTED
-    """With which code AbortPipe ends the transfers of a pipe.  IOUSBLib.h documents kIOReturnAborted."""
+    """The code with which AbortPipe ends the transfers of a pipe.  IOUSBLib.h documents kIOReturnAborted."""
 
     clear_stall_code: int | None = errors.TRANSACTION_RETURNED
-    """With which code ClearPipeStallBothEnds ends the transfers that wait on the pipe; None: they stay."""
+    """The code with which ClearPipeStallBothEnds ends pending transfers of the pipe; None: they stay."""
 
     stall_ends_queue: bool = False
-    """Whether a STALL ends the transfers queued behind the one that met it, or they wait until it is cleared.
-    """
+    """Whether a STALL ends the transfers queued behind the stalled one, or they wait until it is cleared."""
 
     stalled_pipe_refuses: bool = True
-    """Whether a transfer for a pipe that met a STALL is refused when it is submitted (kIOUSBPipeStalled), or
-    accepted and ended with that code."""
+    """Whether a transfer for a stalled pipe is refused at its submission (kIOUSBPipeStalled), or accepted and
+    ended with that code."""
 
     capture_survives_owner: bool = False
-    """Whether a captured device stays captured when the user client that has captured it is closed, or its
-    process dies; else it is enumerated again and gets its drivers back.  Both have been reported."""
+    """Whether a captured device stays captured when its captor's user client is closed or its process dies;
+    else it is enumerated again and its drivers are reattached.  Both have been reported."""
 
     plain_reenumeration_ends_capture: bool = True
-    """Whether USBDeviceReEnumerate without a mask ends a capture whose owner is gone; with the mask
-    kUSBReEnumerateReleaseDeviceMask it ends in any case."""
+    """Whether USBDeviceReEnumerate without a mask ends a capture whose owner has exited; with the mask
+    kUSBReEnumerateReleaseDeviceMask it always ends."""
 
     capture_unconfigures: bool = True
     """Whether a capture leaves the device unconfigured, without interfaces."""
 
     storage_driver_stays: bool = False
-    """Whether the driver of mass storage stays at a capture and keeps its interface.  IOUSBLib.h documents
-    that, and people have captured disks nevertheless.
+    """Whether the mass-storage driver keeps its interface at a capture.  IOUSBLib.h documents that, but users
+    have captured disks nevertheless.
     """
 
     reenumeration_changes_address: bool = True
     """Whether a device that is enumerated again gets another USB address."""
 
     reenumeration_seconds: float = 0.0
-    """How long a device is away when it is enumerated again; up to 1.7 s have been measured."""
+    """How long a device is absent when it is enumerated again; up to 1.7 s have been measured."""
 
     reenumeration_waits: bool = False
-    """Whether USBDeviceReEnumerate returns when the device is there again, or at once.  libusb without
-    our patches may release the interface meanwhile; with SOFTWARE_MAC_STRICT set, that ends the process."""
+    """Whether USBDeviceReEnumerate returns once the device is present again, or immediately.  Stock libusb
+    may release the interface meanwhile; with SOFTWARE_MAC_STRICT set, that aborts the process."""
 
     driver_seconds: float = 0.0
-    """How long after a device its drivers arrive."""
+    """The delay between the arrival of a device and that of its drivers."""
 
     halted_at_first_use: bool = False
-    """Whether bulk and interrupt endpoints are halted when a captured device's interface is opened first."""
+    """Whether bulk and interrupt endpoints are halted when a captured device's interface is first opened."""
 
     open_needs_root: bool = False
-    """Whether a program without root is refused when it opens a device or an interface
-    (kIOReturnNotPermitted).
-    """
+    """Whether only root can open a device or an interface (else kIOReturnNotPermitted)."""
 
     unplug_code: int = errors.NOT_RESPONDING
-    """With which code transfers end whose device is unplugged: kIOReturnNotResponding, kIOReturnAborted or
+    """The code with which transfers of an unplugged device end: kIOReturnNotResponding, kIOReturnAborted or
     kIOReturnNoDevice."""
 
     sleep_ends_transfers: bool = True
-    """Whether transfers end when the system sleeps (with kIOReturnNotResponding) or wait for its waking."""
+    """Whether transfers end when the system sleeps (with kIOReturnNotResponding) or wait until it wakes."""
 
     wake_enumerates_again: bool = False
-    """Whether devices are enumerated again when the system wakes, which ends captures, too."""
+    """Whether devices are enumerated again when the system wakes, which also ends captures."""
 
     has_port_number: bool = True
     """Whether a device has the property PortNum; else its port is the data `port` (from macOS 26 on

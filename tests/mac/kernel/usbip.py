@@ -1,8 +1,7 @@
-"""A device of a USB/IP server: what `usbipd-ext --simulate` has, for class drivers to use.  Runs in the
-kernel.
+"""A device of a USB/IP server, such as `usbipd-ext --simulate`, for class drivers.  Runs in the kernel.
 
-A transfer becomes a CMD_SUBMIT; one that is cancelled a CMD_UNLINK, and ends as the server's answer says:
-with the data of a RET_SUBMIT that was faster, or with nothing moved.
+A transfer becomes a CMD_SUBMIT; a cancelled one a CMD_UNLINK, and ends according to the server's answer: with
+the data of an earlier RET_SUBMIT, or with nothing moved.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _CODES: Final = {
 
 
 class UsbipDevice(Hardware):
-    """An imported device; `connect` makes one."""
+    """An imported device; `connect` creates one."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, device: UsbDevice) -> None:
         self.speed = Speed(device.speed)
@@ -47,7 +46,7 @@ class UsbipDevice(Hardware):
         self._seqnum = 0
         self._pending: dict[int, Transfer] = {}
         self._unlinks: dict[int, tuple[Transfer, int]] = {}
-        """By the seqnum of the CMD_UNLINK: what it is for, and how that ends."""
+        """The transfer of each CMD_UNLINK, and its code, by seqnum."""
         self._ended = asyncio.Event()
         self._receiving = asyncio.get_running_loop().create_task(self._receive())
 
@@ -64,7 +63,7 @@ class UsbipDevice(Hardware):
             reply = answer.feed(data)
         if reply.device is None:
             writer.close()
-            raise OSError(f"{host}:{port_number} refuses {busid} with status {reply.status}")
+            raise OSError(f"{host}:{port_number} refused {busid} with status {reply.status}")
         device = cls(reader, writer, reply.device)
         await device._learn()
         return device
@@ -185,7 +184,7 @@ class UsbipDevice(Hardware):
             transfer.moved = reply.actual_length
         transfer.end(_CODES.get(reply.status, errors.NOT_RESPONDING))
 
-    # ---- what the host's stack asks ----------------------------------------------------------------
+    # ---- requests of the host's stack --------------------------------------------------------------
 
     async def set_configuration(self, value: int) -> int:
         code, _ = await self._control(0x00, 9, value, 0)
@@ -200,7 +199,7 @@ class UsbipDevice(Hardware):
         return code
 
     def reset(self) -> None:
-        """USB/IP has no reset; the configuration that follows does most of it."""
+        """USB/IP has no reset; the following configuration does most of it."""
 
     def unplug(self) -> None:
         self._writer.close()

@@ -1,4 +1,4 @@
-"""The protocol of the kernel and a process, as in tests/mac/iokit/wire.h.  Runs in the kernel."""
+"""The protocol between the kernel and a process, as in tests/mac/iokit/wire.h.  Runs in the kernel."""
 
 import enum
 import struct
@@ -61,7 +61,7 @@ class Call(enum.IntEnum):
 
 
 class ValueType(enum.IntEnum):
-    """Of a property and of a matching value: enum value_type in internal.h."""
+    """Type of a property or a matching value: enum value_type in internal.h."""
 
     NONE = 0
     STRING = 1
@@ -70,7 +70,7 @@ class ValueType(enum.IntEnum):
 
 
 class Arguments:
-    """What stands in a message, read in its order.  Raises `struct.error` behind its end."""
+    """The contents of a message, read in order.  Raises `struct.error` past its end."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data

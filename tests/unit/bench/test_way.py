@@ -131,7 +131,7 @@ def test_what_does_not_fit_into_the_queue_is_dropped(new_way: NewWay) -> None:
     way = new_way(mbit_s=100, queue=3 * FULL)
     assert [way.put(0, bytes(FULL)) for _ in range(5)] == [True, True, True, False, False]
     assert not way.put(AT_100_MBIT - 1, bytes(FULL))
-    assert way.put(AT_100_MBIT, bytes(FULL))  # one has left it, though nobody has taken it out
+    assert way.put(AT_100_MBIT, bytes(FULL))  # one has left it, though it has not been taken out
     assert not way.put(AT_100_MBIT, bytes(FULL))
     assert len(way.drain()) == 4
 

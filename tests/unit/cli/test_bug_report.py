@@ -169,10 +169,10 @@ def test_a_device_that_is_taken_and_comes_back(extension: Start, socket_path: Pa
     assert trial.during.device.claim_method == "libusb, captured"
     assert (trial.bind_error, trial.unbind_error, trial.seconds_until_back) == (None, None, 1.5)
     assert evidence(document, "capture") == [
-        f"{DISK}: taken (libusb, captured); drivers while it is held: none"
+        f"{DISK}: claimed (libusb, captured); drivers while it is held: none"
     ]
     assert evidence(document, "back") == [f"{DISK}: back after 1.5 s with its drivers: usb-storage"]
-    assert evidence(document, "storage") == [f"{DISK}: in use before: /Volumes/4C530001; taken"]
+    assert evidence(document, "storage") == [f"{DISK}: in use before: /Volumes/4C530001; claimed"]
     assert evidence(document, "unlink") == [f"{DISK}: 1 UNLINKs, 3 URBs ended with an error, of 7000"]
     assert fake.asked.index(Command.BIND) < fake.asked.index(Command.UNBIND)
 
@@ -188,7 +188,7 @@ def test_a_disk_that_nothing_uses(
 ) -> None:
     monkeypatch.setattr(FakeOwnership, "in_use", lambda _self, _busid: [])
     document = collect(FakeExtension(), socket_path, extension, BUSID)
-    assert evidence(document, "storage") == [f"{DISK}: in use before: nothing; taken"]
+    assert evidence(document, "storage") == [f"{DISK}: in use before: nothing; claimed"]
 
 
 def test_something_else_that_is_used(
@@ -198,7 +198,7 @@ def test_something_else_that_is_used(
     monkeypatch.setattr(bug_report, "interface_classes", lambda _busid: [0xFF])
     document = collect(FakeExtension(), socket_path, extension, BUSID)
     [answer] = evidence(document, "storage")
-    assert answer.endswith("[vendor; high]: in use before: /Volumes/4C530001; taken")
+    assert answer.endswith("[vendor; high]: in use before: /Volumes/4C530001; claimed")
 
 
 def test_a_trial_waits_as_long_as_a_claim_may_take(
@@ -253,7 +253,7 @@ def test_what_is_bound_and_about_to_be_taken_cannot_be_tried(extension: Start, s
     """It is not shared yet; a trial would end with its binding removed."""
     fake = FakeExtension()
     fake.bindings = [make_binding(busid=BUSID, devices=[BUSID])]
-    with pytest.raises(UsbipdError, match=f"{BUSID} is bound already") as caught:
+    with pytest.raises(UsbipdError, match=f"{BUSID} is already bound") as caught:
         collect(fake, socket_path, extension, BUSID)
     assert caught.value.code == "shared"
     assert Command.BIND not in fake.asked
@@ -316,7 +316,7 @@ def test_the_file(
     said = capsys.readouterr()
     assert said.out == ""
     assert "serial numbers of devices: left out" in said.err
-    assert f"Written to {path}: read it before you send it." in said.err
+    assert f"Written to {path}. Review it before you send it." in said.err
     assert stat.S_ISREG(path.stat().st_mode)
     assert "4C530001" not in path.read_text()
     document = json.loads(path.read_text())
@@ -340,7 +340,7 @@ def test_a_file_that_is_there_stays(extension: Start, socket_path: Path, tmp_pat
     path = tmp_path / "report.json"
     path.write_text("mine")
     document = collect(FakeExtension(), socket_path, extension)
-    with pytest.raises(UsbipdError, match="is there already"):
+    with pytest.raises(UsbipdError, match="already exists"):
         write(document, path)
     with pytest.raises(UsbipdError, match="No such file"):
         write(document, tmp_path / "nowhere" / "report.json")
@@ -350,7 +350,7 @@ def test_a_file_that_is_there_stays(extension: Start, socket_path: Path, tmp_pat
 @pytest.mark.parametrize("option", [["--try-claim", "1-1"], ["--with-serials"]])
 def test_options_of_the_report_alone(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["doctor", *option]) == 2
-    assert f"{option[0]} goes with --report" in capsys.readouterr().err
+    assert f"{option[0]} requires --report" in capsys.readouterr().err
 
 
 # ---- the devices -------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def test_without_a_file_the_defaults_apply(
     monkeypatch.setattr("usbipd.paths.config_file", lambda: none)
     assert ext.main(["--check-config"], load_daemon) == 0
     verdict, *shown = capsys.readouterr().out.splitlines()
-    assert verdict == f"{none} is not there: the defaults apply"
+    assert verdict == f"{none} does not exist: the defaults apply"
     assert parse("\n".join(shown), "shown") == ServerConfig(listen=("127.0.0.1:3240",))
     assert ext.main(["--check-config", "--json"], load_daemon) == 0
     assert json.loads(capsys.readouterr().out)["file"] is None
@@ -127,14 +127,14 @@ def test_who_has_checked_is_told_unless_it_is_root(
 def test_an_empty_value_is_refused(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--run", "--simulate", "loopback", "--socket", f"{tmp_path}/no/run/control.sock", option, ""]
     assert ext.main(arguments, load_daemon) == 2
-    why = {"--log-to": "log destination '' is unknown", "--log-level": "log level '' is unknown"}
+    why = {"--log-to": "unknown log destination ''", "--log-level": "unknown log level ''"}
     assert why.get(option, f"{option}: the path is empty") in capsys.readouterr().err
 
 
 def test_a_byte_order_mark_is_named(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_bytes(b"\xef\xbb\xbflisten = []\n")
     assert ext.main(["--check-config", "--config", str(file)], load_daemon) == 2
-    assert f"{file}: begins with a byte order mark (BOM): save it" in capsys.readouterr().err
+    assert f"{file}: starts with a byte order mark (BOM): save it" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
@@ -153,7 +153,7 @@ def test_a_user_that_does_not_exist(file: Path, capsys: pytest.CaptureFixture[st
             "listen: cannot listen on 127.0.0.1:3240: 0.0.0.0:3240 is",
         ),
         ('listen = ["192.0.2.1"]', "cannot listen on 192.0.2.1:3240: this host has no such address"),
-        ('listen = ["::1:3240"]', "an IPv6 address with a port is written in brackets: [::1]:3240"),
+        ('listen = ["::1:3240"]', "write an IPv6 address with a port in brackets: [::1]:3240"),
         ('listen = ["fe80::1"]', "line 1: listen[0]: 'fe80::1' is not an address to listen on: link-local"),
         ('listen = ["fe80::1%no-such-one"]', "this host has no such address"),
         ('user = "no-such-user"', "user: no user 'no-such-user' on this host"),

@@ -94,7 +94,7 @@ def test_a_path_that_is_no_socket(tmp_path: Path) -> None:
     file.touch(0o400)
     for path in (file, tmp_path):
         error = connect_error(path)
-        assert (error.message, error.code) == (f"{path} is no socket", "unreachable")
+        assert (error.message, error.code) == (f"{path} is not a socket", "unreachable")
         assert "--socket" in (error.advice or "")
 
 

@@ -59,7 +59,7 @@ def test_a_name_finds_the_device(text: str, busid: str) -> None:
 
 @pytest.mark.parametrize("text", ["keyboard", "9-9", "0000:5581", "0781:5581:aa00bb11", "4c530001 ultra"])
 def test_a_name_that_fits_nothing(text: str) -> None:
-    with pytest.raises(UsbipdError, match=f"^no device fits '{text}'$") as caught:
+    with pytest.raises(UsbipdError, match=f"^no device matches '{text}'$") as caught:
         pick_device("bind", parse_device(text), DEVICES, None, as_json=False)
     assert (caught.value.exit_code, caught.value.code) == (1, "no-device")
 
@@ -70,7 +70,7 @@ def test_two_that_fit_are_an_error_for_a_program(text: str) -> None:
         pick_device("bind", parse_device(text), DEVICES, None, as_json=False)
     assert (caught.value.exit_code, caught.value.code) == (2, "ambiguous")
     assert caught.value.message == (
-        f"{text!r} fits 2 devices: 1-1 0781:5581 SanDisk Ultra (4C530001); 1-2 0781:5581 "
+        f"{text!r} matches 2 devices: 1-1 0781:5581 SanDisk Ultra (4C530001); 1-2 0781:5581 "
         "SanDisk Ultra (AA00BB11)"
     )
     assert caught.value.advice == "name one of them: `usbipd bind 1-1`"
@@ -78,7 +78,7 @@ def test_two_that_fit_are_an_error_for_a_program(text: str) -> None:
 
 def test_of_many_that_fit_some_are_named() -> None:
     devices = [make_device(f"1-{number}") for number in range(1, 101)]
-    with pytest.raises(UsageError, match=r"fits 100 devices: 1-1 .*; 1-8 [^;]*; and 92 more$"):
+    with pytest.raises(UsageError, match=r"matches 100 devices: 1-1 .*; 1-8 [^;]*; and 92 more$"):
         pick_device("bind", parse_device("ultra"), devices, None, as_json=False)
 
 
@@ -103,13 +103,13 @@ def test_a_person_is_not_asked_where_one_fits(type_in: Type) -> None:
 )
 def test_an_answer_that_is_no_number_chooses_nothing(answer: str, type_in: Type) -> None:
     type_in(answer)
-    with pytest.raises(UsageError, match=r"nothing was chosen|is none of the numbers"):
+    with pytest.raises(UsageError, match=r"nothing was chosen|is not one of the choices"):
         pick_device("bind", parse_device("ultra"), DEVICES, None, as_json=False)
 
 
 def test_a_program_that_reads_json_is_not_asked(type_in: Type) -> None:
     screen = type_in("1\n")
-    with pytest.raises(UsageError, match="fits 2 devices"):
+    with pytest.raises(UsageError, match="matches 2 devices"):
         pick_device("bind", parse_device("ultra"), DEVICES, None, as_json=True)
     assert screen.getvalue() == ""
 
@@ -152,7 +152,7 @@ def test_a_status_of_named_devices() -> None:
     assert busids("mouse", "1-1") == ["1-1", "3-2.4"]
     assert busids("keyboard") == []
     require_named(status, [parse_device("mouse")])
-    with pytest.raises(UsbipdError, match=r"^no device fits 'keyboard'$"):
+    with pytest.raises(UsbipdError, match=r"^no device matches 'keyboard'$"):
         require_named(status, [parse_device("mouse"), parse_device("keyboard")])
 
 
@@ -187,7 +187,7 @@ def test_the_rule_that_is_named_exactly_is_meant_before_others() -> None:
 def test_two_bindings_that_fit() -> None:
     with pytest.raises(UsageError) as caught:
         unbind("ultra", PORT, KIND)
-    assert caught.value.message == ("'ultra' fits 2 bindings: 0781:5581 at 1-1 (Ultra); 0781:5581")
+    assert caught.value.message == ("'ultra' matches 2 bindings: 0781:5581 at 1-1 (Ultra); 0781:5581")
     assert caught.value.advice == "name one of them: `usbipd unbind 1-1`"
 
 
@@ -206,5 +206,5 @@ def test_a_name_removes_no_other_binding_of_its_port() -> None:
 
 
 def test_no_binding_fits() -> None:
-    with pytest.raises(UsbipdError, match=r"^no binding fits 'keyboard'$"):
+    with pytest.raises(UsbipdError, match=r"^no binding matches 'keyboard'$"):
         unbind("keyboard", PORT)

@@ -38,8 +38,8 @@ def test_the_state_has_its_colour_and_wraps_as_without() -> None:
 @pytest.mark.parametrize(
     ("states", "text"),
     [
-        ([], "All is well."),
-        ([CheckState.OK], "All is well."),
+        ([], "No problems found."),
+        ([CheckState.OK], "No problems found."),
         ([CheckState.OK, CheckState.WARNING], "1 warning"),
         ([CheckState.FAILED, CheckState.WARNING, CheckState.WARNING], "1 failure, 2 warnings"),
         ([CheckState.FAILED, CheckState.FAILED], "2 failures"),

@@ -30,7 +30,14 @@ from usbipd.cli.documents import (
 from usbipd.cli.list import list_remote
 from usbipd.config import parse
 from usbipd.errors import UsbipdError
-from usbipd.ipc.control_messages import CheckResult, CheckState, DeviceInfo, DeviceState, HistoryEvent
+from usbipd.ipc.control_messages import (
+    CheckResult,
+    CheckState,
+    DeviceInfo,
+    DeviceState,
+    HistoryEvent,
+    LeftOutInfo,
+)
 
 PLAIN_TYPES: dict[Any, str] = {int: "integer", float: "number", str: "string", bool: "boolean"}
 MANUAL = (Path(__file__).parents[3] / "docs/json.md").read_text()
@@ -95,7 +102,9 @@ def test_the_manual_says_how_schemas_are_made() -> None:
     "document",
     [
         ListDocument(
-            devices=[make_device(), make_device("1-1", manufacturer=None)], bindings=[make_binding()]
+            devices=[make_device(), make_device("1-1", manufacturer=None)],
+            bindings=[make_binding()],
+            left_out=[LeftOutInfo(busid="1-2", reason="why", code="no-answer", advice=None)],
         ),
         BindDocument(
             binding=make_binding(allow=["::1"]),
@@ -125,7 +134,7 @@ def test_documents_come_back_as_they_were(document: Document) -> None:
 
 
 def test_the_form_of_a_device() -> None:
-    device = json.loads(render(ListDocument(devices=[make_device()], bindings=[])))["devices"][0]
+    device = json.loads(render(ListDocument(devices=[make_device()], bindings=[], left_out=[])))["devices"][0]
     assert device["vendor_id"] == 0x0781
     assert device["state"] == "shared"
     assert device["client"] is None

@@ -80,7 +80,7 @@ def test_only_the_selected_entries() -> None:
 
 
 ANOTHER = (
-    "the history is a new one: the daemon was restarted without a state directory, or with another one\n"
+    "the history was replaced: the daemon was restarted without a state directory, or with another one\n"
 )
 
 

@@ -10,7 +10,7 @@ from tests.unit.cli.reports import make_binding, make_device
 from usbipd.cli import list as list_command
 from usbipd.cli.documents import RemoteDevice, RemoteInterface
 from usbipd.cli.list import format_list, format_remote
-from usbipd.ipc.control_messages import DeviceState, ListResult
+from usbipd.ipc.control_messages import DeviceState, LeftOutInfo, ListResult
 
 
 def test_devices_with_state_and_user() -> None:
@@ -50,7 +50,7 @@ def test_bindings_whose_device_is_not_there() -> None:
     text = format_list(ListResult(devices=[make_device()], bindings=bindings), 80)
     assert text.partition("\n\n")[2] == (
         "Bound, not plugged in:\n"
-        "VID:PID    PORT  SERIAL NUMBER  CALLED               ALLOWED\n"
+        "VID:PID    PORT  SERIAL NUMBER  NAME                 ALLOWED\n"
         "0781:5581  any   any            Ultra                all\n"
         "0781:5581  3-4   4C53           Maus                 all\n"
         "1d6b:0104  any   any                                 ::1, 192.0.2.7\n"
@@ -113,6 +113,22 @@ def test_another_device_at_the_port_of_a_binding() -> None:
         "3-2: bound: 0781:5567; plugged in: 0781:5581",
         "  hint: to share it instead, `usbipd unbind 3-2`, then `usbipd bind 3-2`",
     ]
+
+
+def test_devices_that_cannot_be_shared_are_named() -> None:
+    left_out = [
+        LeftOutInfo(
+            busid="1-2", reason="usbfs cannot claim it", code="unusable-descriptors", advice="try another"
+        ),
+        LeftOutInfo(busid="3-1", reason="it is imported", code="imported", advice=None),
+    ]
+    text = format_list(ListResult(devices=[make_device()], bindings=[make_binding()], left_out=left_out), 80)
+    assert text.split("\n\n")[2] == (
+        "Plugged in, cannot be shared:\n"
+        "1-2: usbfs cannot claim it\n"
+        "  hint: try another\n"
+        "3-1: it is imported\n"
+    )
 
 
 def test_bindings_without_any_device() -> None:

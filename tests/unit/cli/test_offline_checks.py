@@ -74,7 +74,7 @@ def test_an_extension_that_cannot_say_how_it_is(extension: Extension, socket_pat
 
 
 def test_an_extension_that_refuses(extension: Extension, socket_path: Path) -> None:
-    with extension(lambda _request: UsbipdError("you may not", code="not-permitted")):
+    with extension(lambda _request: UsbipdError("permission denied", code="not-permitted")):
         assert states(examine(socket_path)) == {"extension": "failed"}
 
 
@@ -137,7 +137,7 @@ def test_permission(
     assert check.state is state
     assert bool(check.steps) == (state is CheckState.WARNING)
     if check.steps:
-        assert ("make the group" in check.steps[1]) == (group is None)
+        assert ("create the group" in check.steps[1]) == (group is None)
 
 
 def test_a_runtime_directory_that_an_extension_makes(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_the_store(tmp_path: Path) -> None:
     directory.mkdir()
     assert "does not exist" in offline_checks.check_state().message
     (directory / "usbipd.sqlite").write_bytes(b"SQLite format 3\0")
-    assert offline_checks.check_state().message.endswith("is there")
+    assert offline_checks.check_state().message.endswith("is readable")
 
 
 def test_a_store_that_cannot_be_read(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_today_is_the_day_of_this_time_zone(monkeypatch: pytest.MonkeyPatch, utc
     ["", "10", "m", "-1h", "1.5h", "10 m", "1y", "yesterday", "2023-13-01", "9999-99-99", "0000-01-01"],
 )
 def test_what_is_no_time(now: float, text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="is no time: write 10m, 2h, 3d, today"):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a time: write 10m, 2h, 3d, today"):
         moment(text)
 
 

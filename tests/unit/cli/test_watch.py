@@ -363,7 +363,7 @@ def test_what_is_no_terminal_gets_one_block_after_the_other(extension: Extension
 def test_a_device_that_is_not_there_is_watched_and_named(extension: Extension, socket_path: Path) -> None:
     with extension(talk=shown_then_interrupted):
         out, _err = spawn([*STATUS, "9-9"], socket_path).communicate(timeout=30)
-    assert out.endswith("\n\nNo device fits '9-9'.\n\n")
+    assert out.endswith("\n\nNo device matches '9-9'.\n\n")
 
 
 @pytest.mark.parametrize("command", [STATUS, EXT_STATUS], ids=["usbipd", "usbipd-ext"])

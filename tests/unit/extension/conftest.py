@@ -1,4 +1,4 @@
-"""What the tests of the extension share."""
+"""Fixtures for the tests of the extension."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from usbipd.extension import supervisor
 
 @pytest.fixture(autouse=True)
 def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child that died is started again at once."""
+    """A child that died is restarted at once."""
     monkeypatch.setattr(supervisor, "FIRST_DELAY", 0.001)
 
 
@@ -27,5 +27,5 @@ def sysfs(tmp_path: Path) -> FakeSysfs:
 
 @pytest.fixture
 def host(spawner: FakeSpawner, sysfs: FakeSysfs) -> Host:
-    """Whose manager has not been started yet."""
+    """A host whose manager has not been started yet."""
     return Host(spawner, sysfs)

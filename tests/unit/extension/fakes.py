@@ -1,4 +1,4 @@
-"""Children that live in the test's own process, behind real channels."""
+"""Fake children inside the test's process, behind real channels."""
 
 import asyncio
 import itertools
@@ -49,7 +49,7 @@ PATIENCE = 10.0
 
 
 def run(test: Awaitable[None]) -> None:
-    """Run an asyncio test, but not for ever."""
+    """Run an asyncio test, with a time limit."""
 
     async def bounded() -> None:
         async with asyncio.timeout(3 * PATIENCE):
@@ -61,12 +61,12 @@ def run(test: Awaitable[None]) -> None:
 async def until(condition: Callable[[], object]) -> None:
     """Let the loop run until `condition` holds."""
     async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+        while not condition():  # noqa: ASYNC110 - no event exists for this
             await asyncio.sleep(0.001)
 
 
 def record(busid: str = "1-2", *, simulated: bool = False) -> DeviceRecord:
-    """A device as discovery finds it."""
+    """A device as discovery lists it."""
     bus, _, port = busid.partition("-")
     return DeviceRecord(
         busid=busid,
@@ -92,21 +92,18 @@ class FakeSource:
         self.left_out: dict[str, UsbipdError] = {}
         self.problem: str | None = None
         self.lists = 0
-        """How often they were listed."""
+        """How often the devices were listed."""
 
     async def list_devices(self) -> list[DeviceRecord]:
         self.lists += 1
         return list(self.records.values())
-
-    def why_not(self, busid: str) -> UsbipdError | None:
-        return self.left_out.get(busid)
 
     async def find(self, busid: str) -> DeviceRecord | None:
         return self.records.get(busid)
 
 
 class FakeStore:
-    """What `Store` remembers, without a file; `error` is what writing bindings raises."""
+    """A `Store` without a file; `error` is raised when bindings are written."""
 
     def __init__(self) -> None:
         self.kept: dict[DeviceRule, Binding] = {}
@@ -167,7 +164,7 @@ def make_claimer(
     stack: UsbStack = LINUX,
     ownership: Ownership | None = None,
 ) -> DeviceClaimer:
-    """A claimer on the host that `sysfs` shows, with these user ids for its workers."""
+    """A claimer on the host that `sysfs` describes, with `uids` for its workers."""
     store = store or FakeStore()
     ownership = ownership or sysfs.ownership()
     return DeviceClaimer(
@@ -196,7 +193,7 @@ def make_manager(
     stack: UsbStack = LINUX,
     ownership: Ownership | None = None,
 ) -> SystemExtensionManager:
-    """A manager of the devices that `sources` have."""
+    """A manager of the devices of `sources`."""
     store = store or FakeStore()
     return SystemExtensionManager(
         sources,
@@ -230,7 +227,7 @@ ORDERS = ServeParameters(
 
 
 class FakeChild:
-    """The child's end: answers as a good server or worker does, unless the test says otherwise."""
+    """The child's end: answers like a well-behaved server or worker, unless the test overrides it."""
 
     def __init__(
         self, spawner: "FakeSpawner", role: Role, busid: str | None, connection: socket.socket
@@ -241,7 +238,7 @@ class FakeChild:
         self.exit: str | None = None
         self.asked: list[Request] = []
         self.descriptor: int | None = None
-        """That of CLAIM or ATTACH, whichever came last."""
+        """The descriptor of the last CLAIM or ATTACH."""
         self._spawner = spawner
         self.channel = Channel(
             connection, name="extension", role=Role.EXTENSION, table=CHILDREN, on_request=self._answer
@@ -252,11 +249,11 @@ class FakeChild:
         return [request.command for request in self.asked]
 
     def parameters(self, command: Command) -> Message:
-        """Of the last request of that kind."""
+        """The parameters of the last such request."""
         return next(request.parameters for request in reversed(self.asked) if request.command is command)
 
     def detach(self) -> None:
-        """The client has gone."""
+        """The client has left."""
         self.channel.push(EventName.DETACHED, DetachedParameters(reason="the client has gone"))
 
     def restored(self) -> None:
@@ -266,12 +263,12 @@ class FakeChild:
         self.channel.push(EventName.DEVICE_GONE, GoneParameters(reason="unplugged"))
 
     def end(self) -> None:
-        """It has given its device back."""
+        """The child exits on its own."""
         self.exit = self.exit or "exit code 0"
         self.die()
 
     def die(self) -> None:
-        """Killed, unless it has ended before."""
+        """Kill the child, unless it has ended before."""
         self.exit = self.exit or "signal SIGKILL"
         self.channel.close()
         if self.descriptor is not None:
@@ -300,7 +297,7 @@ class FakeChild:
 
 
 def answer_of(request: Request) -> Message:
-    """What a good child answers."""
+    """The answers of a well-behaved child."""
     parameters = request.parameters
     if isinstance(parameters, ClaimParameters):
         device = UsbDevice(
@@ -329,14 +326,14 @@ def answer_of(request: Request) -> Message:
 
 
 class FakeSpawner:
-    """Starts `FakeChild`s.  `answers` says what they answer instead of the good; "silence" is nothing."""
+    """Starts `FakeChild`s.  `answers` overrides their answers; "silence" means none."""
 
     def __init__(self) -> None:
         self.children: list[FakeChild] = []
         self.answers: dict[Command, Message | UsbipdError | str] = {}
         self.error: OSError | None = None
         self.lingering = False
-        """Whether children live on after they answered RELEASE."""
+        """Whether children keep running after they answered RELEASE."""
         self._pids = itertools.count(1000)
         self._ends: dict[int, FakeChild] = {}
 
@@ -353,7 +350,7 @@ class FakeSpawner:
         fake = FakeChild(self, role, busid, theirs)
 
         def closed(_reason: IPCError | None) -> None:
-            # One that does not even answer CLAIM does not notice either that its channel is closed.
+            # A child that does not answer CLAIM does not notice either that its channel is closed.
             if self.answers.get(Command.CLAIM) != "silence" or fake.killed:
                 fake.end()
                 child.exit = fake.exit

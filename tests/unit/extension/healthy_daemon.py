@@ -1,4 +1,4 @@
-"""A daemon in good health, made of facts: a test spoils one of them and sees that it is found."""
+"""A healthy daemon made of fakes: a test breaks one part and checks the finding."""
 
 import asyncio
 import os
@@ -63,12 +63,12 @@ class FakeChannel:
 def child(
     role: Role = Role.WORKER, busid: str | None = None, *, pid: int | None = None, user: str = "usbipd"
 ) -> Child:
-    """A child that lives and answers: its pid is the test's own unless another is given."""
+    """A child that runs and answers; by default with the pid of the test process."""
     return Child(role, busid, pid or os.getpid(), channel=FakeChannel(), user=user)  # type: ignore[arg-type]
 
 
 def device(busid: str = "1-2", **changes: Any) -> DeviceInfo:
-    """A real device, shared and off its drivers, or what `changes` make of it."""
+    """A real device, shared and without drivers, with `changes` applied."""
     fields: dict[str, Any] = {
         "busid": busid,
         "vendor_id": 0x1234,
@@ -86,7 +86,7 @@ def device(busid: str = "1-2", **changes: Any) -> DeviceInfo:
 
 
 def binding(busid: str | None = "1-2", **changes: Any) -> BindingInfo:
-    """Of that device, at its port."""
+    """The binding of that device at its port."""
     fields: dict[str, Any] = {
         "vendor_id": 0x1234,
         "product_id": 0x5678,
@@ -103,7 +103,7 @@ def binding(busid: str | None = "1-2", **changes: Any) -> BindingInfo:
 
 @dataclass
 class FakeSharedDevice:
-    """Of a device that its worker holds."""
+    """The device as held by its worker."""
 
     record: DeviceRecord
     state: ClaimState = ClaimState.READY
@@ -135,15 +135,15 @@ def shared_device(busid: str = "1-2", *, simulated: bool = False, **changes: Any
 
 @dataclass
 class FakeManager:
-    """Has one device, 1-2, which is bound and claimed."""
+    """A manager of one device, 1-2, which is bound and claimed."""
 
     shared_devices: dict[str, FakeSharedDevice] = field(default_factory=lambda: {"1-2": shared_device()})
     devices: list[DeviceInfo] = field(default_factory=lambda: [device()])
     bindings: list[BindingInfo] = field(default_factory=lambda: [binding()])
     left: list[str] = field(default_factory=list)
-    """Without drivers, by a worker that was killed."""
+    """Devices left without drivers by a killed worker."""
     error: UsbipdError | None = None
-    """What libusb says instead of listing devices."""
+    """Raised instead of listing devices."""
     is_running: bool = True
 
     async def list_devices(self) -> list[DeviceInfo]:
@@ -190,24 +190,30 @@ class FakeHotplug:
     problem: str | None = None
 
 
+@dataclass
+class FakeDiscovery:
+    problem: str | None = None
+    left_out: dict[str, UsbipdError] = field(default_factory=dict)
+
+
 def linux(**changes: Any) -> Host:
-    """A Linux host on which we are root, or what `changes` make of it."""
+    """A Linux host on which we are root, with `changes` applied."""
     facts: dict[str, Any] = {"uid": 0, "mac_version": "", "machine": "x86_64", "launch_daemon": None}
     return Host(**(facts | changes))
 
 
 def mac(**changes: Any) -> Host:
-    """A Mac with Apple silicon, likewise."""
+    """A Mac with Apple silicon, with `changes` applied."""
     return linux(**({"mac_version": "26.4", "machine": "arm64"} | changes))
 
 
 def make_context(**changes: Any) -> CheckContext:
-    """The daemon in good health, or what `changes` make of it."""
+    """A healthy daemon, with `changes` applied."""
     parts: dict[str, Any] = {
         "manager": FakeManager(),
         "server": FakeServer(),
         "store": FakeStore(),
-        "discovery": FakeHotplug(),
+        "discovery": FakeDiscovery(),
         "hotplug": FakeHotplug(),
         "power": None,
         "control_socket": Path("/nowhere/control.sock"),
@@ -219,7 +225,7 @@ def make_context(**changes: Any) -> CheckContext:
 
 
 def findings(check: Check, context: CheckContext) -> list[Finding]:
-    """What `check` finds."""
+    """The findings of `check`."""
 
     async def look() -> list[Finding]:
         async with asyncio.timeout(PATIENCE):
@@ -229,7 +235,7 @@ def findings(check: Check, context: CheckContext) -> list[Finding]:
 
 
 def finding(check: Check, context: CheckContext) -> Finding:
-    """The one thing that it finds; if it is not in order, there are steps that mend it."""
+    """The only finding of `check`; unless it is ok, it has steps."""
     (found,) = findings(check, context)
     assert bool(found.steps) == (found.state is not CheckState.OK)
     return found

@@ -1,4 +1,4 @@
-"""A host with devices, and the manager that shares them, for the tests of it."""
+"""A host with devices and the manager that shares them."""
 
 from tests.unit.extension.fakes import (
     FakeSource,
@@ -24,9 +24,9 @@ from usbipd.ipc.control_messages import (
 from usbipd.usb.discovery import DeviceRecord
 from usbipd.usb.ownership import Ownership
 
-BUSY = ClaimError("1-2: somebody has it", code="LIBUSB_ERROR_BUSY")
+BUSY = ClaimError("1-2: another program holds it", code="LIBUSB_ERROR_BUSY")
 THING = HardwareId(vendor_id=0x1234, product_id=0x5678)
-"""What every device of these tests is."""
+"""The hardware id of every device in these tests."""
 
 
 class Host:
@@ -48,7 +48,7 @@ class Host:
         self.manager = self.new_manager()
 
     def new_manager(self, access: tuple[AccessRule, ...] = ()) -> SystemExtensionManager:
-        """As after a restart: the same store, the same devices."""
+        """The host after a restart: the same store, the same devices."""
         self.manager = make_manager(
             self.spawner,
             self.sysfs,
@@ -80,9 +80,9 @@ class Host:
         )
 
     def recorded_events(self, busid: str) -> list[str]:
-        """What the history has of the claims and sessions of a device, in order.
+        """The history's events of the claims and sessions of a device, in order.
 
-        Fails unless each claim and each session has one end, which says how long it had lasted.
+        Fails unless each claim and each session has exactly one end, with its duration.
         """
         events = []
         begun: list[HistoryEvent] = []
@@ -107,7 +107,7 @@ class Host:
         self.manager.devices_changed()
 
     def unplug(self, busid: str) -> None:
-        """The worker hears it from libusb, and ends."""
+        """libusb notifies the worker, which exits."""
         del self.source.records[busid]
         for child in self.spawner.children:
             if child.channel.is_open and child.busid == busid:

@@ -1,4 +1,4 @@
-"""What the tests of the store share: bindings, and state directories as a killed extension leaves them."""
+"""Bindings, and state directories as left by a killed extension, for tests of the store."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ BINDINGS = [binding("S1"), binding("S2", "1-2"), binding(None, "3-2.4")]
 
 
 class Files(dict[str, bytes]):
-    """The files of a state directory; not shown whole by a test that fails."""
+    """The files of a state directory; their contents are not printed by a failing test."""
 
     def __repr__(self) -> str:
         return f"Files({list(self)})"
@@ -38,7 +38,7 @@ class Files(dict[str, bytes]):
         return cls({path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()})
 
     def write(self, directory: Path) -> None:
-        """Make `directory`, with these files."""
+        """Create `directory` with these files."""
         directory.mkdir(mode=0o700)
         for name, data in self.items():
             (directory / name).write_bytes(data)
@@ -46,14 +46,14 @@ class Files(dict[str, bytes]):
 
 @contextmanager
 def fast_directory() -> Iterator[Path]:
-    """A place for a state directory, in memory if possible: nobody waits for a disk there."""
+    """A path for a state directory, in memory if possible, which is faster than a disk."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
         yield Path(name, "state")
 
 
 def after_a_kill() -> Files:
-    """What an extension with `BINDINGS` and `CLAIM` leaves when it is killed: all is still in the log."""
+    """The files of a killed extension with `BINDINGS` and `CLAIM`: everything is still in the log."""
 
     async def fill(directory: Path) -> Files:
         store = await Store.open(directory)
@@ -71,7 +71,7 @@ def after_a_kill() -> Files:
 
 
 def after_an_end() -> Files:
-    """The same after an orderly end: nothing is in a log."""
+    """The same after an orderly shutdown: no log is left."""
     with fast_directory() as directory:
         after_a_kill().write(directory)
         asyncio.run(reopen(directory))
@@ -79,7 +79,7 @@ def after_an_end() -> Files:
 
 
 async def reopen(directory: Path) -> tuple[list[Binding], list[str]]:
-    """Open and close a store: its bindings, and what recovery said."""
+    """Open and close a store; returns its bindings and the problems that recovery found."""
     store = await Store.open(directory)
     try:
         return await store.bindings(), store.problems
@@ -88,7 +88,7 @@ async def reopen(directory: Path) -> tuple[list[Binding], list[str]]:
 
 
 def child(work: Callable[[], None]) -> int:
-    """Do `work` in a process of its own, and return that."""
+    """Run `work` in a separate process, and return the process."""
     pid = os.fork()
     if pid == 0:
         code = 1

@@ -1,4 +1,4 @@
-"""What a daemon prints when it is up: the exact commands for a client."""
+"""What a daemon prints at start: the exact commands for a client."""
 
 import socket
 from ipaddress import ip_interface

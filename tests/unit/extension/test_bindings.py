@@ -1,4 +1,4 @@
-"""Bindings: which devices they mean, who may use them, and that they are kept."""
+"""Bindings: which devices they match, which clients they allow, and that they persist."""
 
 import itertools
 from dataclasses import replace
@@ -75,7 +75,7 @@ async def test_binding_by_hardware_id(host: Host) -> None:
     assert unbound.busids == ["1-2", "1-3", "240-1"]
 
 
-async def test_binding_by_hardware_id_what_is_not_plugged_in(host: Host) -> None:
+async def test_binding_a_hardware_id_without_a_device(host: Host) -> None:
     await host.manager.start()
     hardware = HardwareId(vendor_id=0x1234, product_id=0x5678, serial="S")
     result = await host.manager.bind(BindParameters(hardware=hardware), "test")
@@ -86,13 +86,17 @@ async def test_binding_by_hardware_id_what_is_not_plugged_in(host: Host) -> None
     await host.manager.stop()
 
 
-async def test_a_daemon_without_real_devices_promises_nothing(spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
+async def test_a_daemon_with_simulated_devices_only_refuses_other_hardware_ids(
+    spawner: FakeSpawner, sysfs: FakeSysfs
+) -> None:
     device = record("240-1")
     source = FakeSource(device)
     manager = make_manager(spawner, sysfs, source, with_real=False)
     await manager.start()
     absent = HardwareId(vendor_id=0x0BAD, product_id=0xCAFE)
-    with pytest.raises(UsbipdError, match="simulated devices only, and 0bad:cafe is none") as caught:
+    with pytest.raises(
+        UsbipdError, match="simulated devices only, and 0bad:cafe is not one of them"
+    ) as caught:
         await manager.bind(BindParameters(hardware=absent), "test")
     assert caught.value.code == "no-device"
     assert "--real-devices" in (caught.value.advice or "")
@@ -102,7 +106,7 @@ async def test_a_daemon_without_real_devices_promises_nothing(spawner: FakeSpawn
     await manager.stop()
 
 
-async def test_what_two_bindings_share_is_shared_until_both_are_gone(host: Host) -> None:
+async def test_a_device_with_two_bindings_is_shared_until_both_are_removed(host: Host) -> None:
     await host.bind("1-2")
     await host.manager.bind(BindParameters(hardware=THING), "test")
     assert await host.unbind("1-2") == []
@@ -118,13 +122,13 @@ async def test_what_two_bindings_share_is_shared_until_both_are_gone(host: Host)
 @pytest.mark.parametrize(
     "parameters", [BindParameters(), BindParameters(busid="1-2", hardware=THING)], ids=["neither", "both"]
 )
-async def test_a_bind_means_one_thing(host: Host, parameters: BindParameters) -> None:
+async def test_a_bind_takes_either_a_busid_or_a_hardware_id(host: Host, parameters: BindParameters) -> None:
     with pytest.raises(UsbipdError, match="either a busid or a hardware id"):
         await host.manager.bind(parameters, "test")
 
 
 @pytest.mark.slow
-async def test_bindings_never_become_too_many_to_be_listed(host: Host) -> None:
+async def test_the_size_of_all_bindings_is_limited(host: Host) -> None:
     allow = [f"2001:db8:{number:x}::/48" for number in range(64)]
     rule = DeviceRule(2, 0)
     size = len(encode(binding_info(Binding(rule, None, tuple(allow), 1.0, "root"), [])))
@@ -149,15 +153,15 @@ async def test_bindings_never_become_too_many_to_be_listed(host: Host) -> None:
     listed = await host.manager.survey()
     assert len(listed.bindings) == len(host.store.kept) + 1 > 500
     answer_frame(Request(1, Command.LIST, Nothing(), None, "test", 0.0), listed, is_long=True)
-    await bind(0xFFFF, [])  # a small one still fits
-    await host.bind("1-2")  # and what is bound already may be bound again
+    await bind(0xFFFF, [])  # a small binding still fits
+    await host.bind("1-2")  # and a bound device can be bound again
     await host.manager.stop()
 
 
-async def test_a_device_is_compared_with_the_bindings_of_its_place_only(
+async def test_a_device_is_compared_only_with_bindings_of_its_port_and_ids(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else 1,000 devices with a binding each would take a million comparisons for each client that asks."""
+    """Else 1,000 devices with a binding each would take a million comparisons per client request."""
     compared: list[DeviceRule] = []
 
     def fits(rule: DeviceRule, record: DeviceRecord) -> bool:
@@ -174,7 +178,7 @@ async def test_a_device_is_compared_with_the_bindings_of_its_place_only(
     await until(lambda: all(device.claimed is not None for device in host.manager.shared_devices.values()))
     monkeypatch.setattr(DeviceRule, "fits", fits)
     assert len(host.manager.offers(["192.0.2.7"]).devices) == 41
-    assert len(compared) == 2 * 41, "each with that of its port and that of its hardware id"
+    assert len(compared) == 2 * 41, "each device with the binding of its port and that of its hardware id"
     compared.clear()
     listed = await host.manager.survey()
     assert [binding.devices for binding in listed.bindings if binding.busid == "1-7"] == [["1-7"]]
@@ -183,7 +187,7 @@ async def test_a_device_is_compared_with_the_bindings_of_its_place_only(
     await host.manager.stop()
 
 
-async def test_a_bind_that_cannot_be_kept_binds_nothing(host: Host) -> None:
+async def test_a_bind_that_cannot_be_stored_binds_nothing(host: Host) -> None:
     host.store.error = UsbipdError("the disk is full", code="store")
     with pytest.raises(UsbipdError, match="disk is full"):
         await host.bind("1-2")
@@ -191,7 +195,7 @@ async def test_a_bind_that_cannot_be_kept_binds_nothing(host: Host) -> None:
     assert not host.manager.shared_devices
 
 
-async def test_an_unbind_that_cannot_be_kept_unbinds_nothing(host: Host) -> None:
+async def test_an_unbind_that_cannot_be_stored_unbinds_nothing(host: Host) -> None:
     await host.bind("1-2")
     host.store.error = UsbipdError("the disk is full", code="store")
     with pytest.raises(UsbipdError, match="disk is full"):
@@ -216,14 +220,14 @@ async def test_a_failed_bind_does_not_end_the_claim_of_another_binding(
     await host.manager.stop()
 
 
-async def test_an_allow_list_that_is_wrong_binds_nothing(host: Host, spawner: FakeSpawner) -> None:
+async def test_a_bind_with_an_invalid_allow_list_binds_nothing(host: Host, spawner: FakeSpawner) -> None:
     with pytest.raises(UsbipdError, match="junk"):
         await host.bind("1-2", "junk")
     assert not spawner.children
     assert not host.store.kept
 
 
-async def test_a_kept_allow_list_that_is_wrong_lets_nobody_in(host: Host) -> None:
+async def test_an_invalid_stored_allow_list_denies_all_clients(host: Host) -> None:
     rule = DeviceRule.of_port(record("1-2"))
     host.store.kept[rule] = Binding(rule, "Thing", ("junk",), 1.0, "root")
     await host.manager.start()

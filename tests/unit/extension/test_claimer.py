@@ -1,4 +1,4 @@
-"""Claims: taken, kept when their worker dies, given back."""
+"""Claims: made, restored when their worker dies, released."""
 
 import asyncio
 import dataclasses
@@ -33,7 +33,7 @@ from usbipd.privileges import RunAs
 from usbipd.protocol.constants import Speed
 from usbipd.protocol.op import UsbDevice
 
-REFUSED = ClaimError("1-2: somebody has it", code="LIBUSB_ERROR_BUSY", advice="ask them")
+REFUSED = ClaimError("1-2: another program holds it", code="LIBUSB_ERROR_BUSY", advice="close it")
 
 
 class Host:
@@ -58,7 +58,7 @@ def host(spawner: FakeSpawner, sysfs: FakeSysfs) -> Host:
 
 @pytest.mark.rule("bug-identical-devices", "bug-devid-collision")
 async def test_a_claim_and_its_end(host: Host, spawner: FakeSpawner) -> None:
-    """The worker is told bus and device number: vendor and product do not tell two devices apart."""
+    """The worker gets bus and device number: vendor and product do not distinguish two devices."""
     device = await host.claimer.claim_device(record("1-2"))
     assert (device.bus_id, device.vendor_id, device.product_id) == ("1-2", 0x1234, 0x5678)
     assert device.device_id == 1 << 16 | 12
@@ -77,7 +77,7 @@ async def test_a_claim_and_its_end(host: Host, spawner: FakeSpawner) -> None:
     assert not host.claimer.shared_devices
 
 
-async def test_a_release_is_over_when_the_worker_is(host: Host, spawner: FakeSpawner) -> None:
+async def test_a_release_ends_with_the_worker(host: Host, spawner: FakeSpawner) -> None:
     await host.claimer.claim_device(record("1-2"))
     spawner.lingering = True
     release = asyncio.create_task(host.release())
@@ -89,7 +89,7 @@ async def test_a_release_is_over_when_the_worker_is(host: Host, spawner: FakeSpa
     assert not spawner.last.killed
 
 
-async def test_a_fault_of_ours_is_logged_and_not_taken_for_a_device_that_is_gone(
+async def test_an_internal_error_is_logged_and_not_mistaken_for_an_unplugged_device(
     host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fault() -> tuple[mmap.mmap, int]:
@@ -98,11 +98,11 @@ async def test_a_fault_of_ours_is_logged_and_not_taken_for_a_device_that_is_gone
     monkeypatch.setattr("usbipd.extension.claimer.counter_page", fault)
     with pytest.raises(ClaimError, match="internal error: see the log"):
         await host.claimer.claim_device(record("1-2"))
-    assert "the claim of 1-2 failed" in caplog.text
+    assert "claiming 1-2 failed" in caplog.text
     await host.release()
 
 
-async def test_claiming_twice_is_claiming_once(host: Host, spawner: FakeSpawner) -> None:
+async def test_a_second_claim_has_no_effect(host: Host, spawner: FakeSpawner) -> None:
     first = await host.claimer.claim_device(record("1-2"))
     assert await host.claimer.claim_device(record("1-2")) == first
     assert len(spawner.children) == 1
@@ -127,16 +127,16 @@ async def test_the_page_of_counters_is_shared_and_cannot_shrink(host: Host, spaw
 async def test_a_claim_that_fails_leaves_nothing(host: Host, spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
     sysfs.add_interface("1-2", 0, None)
     spawner.answers[Command.CLAIM] = REFUSED
-    with pytest.raises(ClaimError, match="somebody has it") as caught:
+    with pytest.raises(ClaimError, match="another program holds it") as caught:
         await host.claimer.claim_device(record("1-2"))
     assert caught.value.code == "LIBUSB_ERROR_BUSY"
     assert "try again" in str(caught.value.advice)
     assert not host.claimer.shared_devices
     assert not spawner.last.channel.is_open
-    assert sysfs.probed == "1-2:1.0", "its driver is looked for"
+    assert sysfs.probed == "1-2:1.0", "the host scans for its driver"
 
 
-async def test_no_process_to_be_had(host: Host, spawner: FakeSpawner) -> None:
+async def test_no_worker_can_be_started(host: Host, spawner: FakeSpawner) -> None:
     spawner.error = OSError(11, "no more processes")
     with pytest.raises(ClaimError, match="no more processes"):
         await host.claimer.claim_device(record("1-2"))
@@ -156,13 +156,15 @@ async def test_a_worker_that_dies_is_replaced(host: Host, spawner: FakeSpawner) 
 
 async def test_a_worker_that_breaks_the_rules_is_replaced(host: Host, spawner: FakeSpawner) -> None:
     await host.claimer.claim_device(record("1-2"))
-    spawner.last.detach()  # nobody is attached
+    spawner.last.detach()  # no client is attached
     await until(lambda: len(spawner.children) == 2 and host.state() is ClaimState.READY)
     assert not spawner.children[0].channel.is_open
     await host.release()
 
 
-async def test_what_cannot_be_claimed_again_has_failed_until_it_can(host: Host, spawner: FakeSpawner) -> None:
+async def test_a_device_that_cannot_be_claimed_again_is_failed_until_it_can(
+    host: Host, spawner: FakeSpawner
+) -> None:
     await host.claimer.claim_device(record("1-2"))
     spawner.answers[Command.CLAIM] = REFUSED
     spawner.last.die()
@@ -170,7 +172,7 @@ async def test_what_cannot_be_claimed_again_has_failed_until_it_can(host: Host, 
     device = host.claimer.shared_devices["1-2"]
     assert device.shown is DeviceState.FAILED
     assert device.failure is not None
-    assert "somebody has it" in device.failure.error.message
+    assert "another program holds it" in device.failure.error.message
     assert not host.claimer.is_device_claimed("1-2")
     del spawner.answers[Command.CLAIM]
     await until(lambda: host.state() is ClaimState.READY)
@@ -178,18 +180,18 @@ async def test_what_cannot_be_claimed_again_has_failed_until_it_can(host: Host, 
     await host.release()
 
 
-async def test_a_failed_claim_can_be_asked_for_again(host: Host, spawner: FakeSpawner) -> None:
+async def test_a_failed_claim_can_be_requested_again(host: Host, spawner: FakeSpawner) -> None:
     await host.claimer.claim_device(record("1-2"))
     spawner.answers[Command.CLAIM] = REFUSED
     spawner.last.die()
     await until(lambda: host.state() is ClaimState.FAILED)
-    with pytest.raises(ClaimError, match="somebody has it"):
+    with pytest.raises(ClaimError, match="another program holds it"):
         await host.claimer.claim_device(record("1-2"))
     assert not host.claimer.shared_devices
 
 
-async def test_the_history_has_the_end_of_a_worker(host: Host, spawner: FakeSpawner) -> None:
-    """Whether a client used it or not; a worker that ends because its device has gone is no failure."""
+async def test_the_history_records_the_end_of_a_worker(host: Host, spawner: FakeSpawner) -> None:
+    """With or without a client; a worker that exits because its device was unplugged is no failure."""
     await host.claimer.claim_device(record("1-2"))
     spawner.last.die()
     await until(lambda: len(host.store.recorded(HistoryEvent.CLAIMED)) == 2)
@@ -205,7 +207,7 @@ async def test_the_history_has_the_end_of_a_worker(host: Host, spawner: FakeSpaw
 
 
 @pytest.mark.parametrize("announced", [True, False], ids=["the worker says so", "the worker just dies"])
-async def test_a_device_that_is_gone_is_forgotten(host: Host, spawner: FakeSpawner, announced: bool) -> None:
+async def test_an_unplugged_device_is_dropped(host: Host, spawner: FakeSpawner, announced: bool) -> None:
     await host.claimer.claim_device(record("1-2"))
     host.source.records.clear()
     if announced:
@@ -215,7 +217,7 @@ async def test_a_device_that_is_gone_is_forgotten(host: Host, spawner: FakeSpawn
     assert len(spawner.children) == 1
 
 
-async def test_another_device_at_the_port_is_not_taken_for_the_old_one(
+async def test_another_device_at_the_port_is_not_mistaken_for_the_old_one(
     host: Host, spawner: FakeSpawner
 ) -> None:
     await host.claimer.claim_device(record("1-2"))
@@ -224,20 +226,20 @@ async def test_another_device_at_the_port_is_not_taken_for_the_old_one(
     await until(lambda: not host.claimer.shared_devices)
 
 
-async def test_a_device_that_left_before_it_is_asked_for_again(host: Host, spawner: FakeSpawner) -> None:
-    """The try before had its time to end: what was listed before that may have been removed."""
+async def test_a_device_that_was_unplugged_before_a_repeated_claim(host: Host, spawner: FakeSpawner) -> None:
+    """The earlier try took time to end: a device listed before that may have been unplugged."""
     await host.claimer.claim_device(record("1-2"))
     spawner.answers[Command.CLAIM] = REFUSED
     spawner.last.die()
     await until(lambda: host.state() is ClaimState.FAILED)
     host.source.records.clear()
-    with pytest.raises(ClaimError, match="is gone"):
+    with pytest.raises(ClaimError, match="was released or unplugged"):
         await host.claimer.claim_device(record("1-2"))
     assert not host.claimer.shared_devices
 
 
 @pytest.mark.parametrize("answer", ["silence", UsbipdError("stuck", code="release-failed")], ids=str)
-async def test_a_device_that_its_worker_does_not_give_back(
+async def test_a_device_that_its_worker_does_not_release(
     host: Host, spawner: FakeSpawner, sysfs: FakeSysfs, answer: UsbipdError | str
 ) -> None:
     sysfs.add_interface("1-2", 0, None)
@@ -263,17 +265,17 @@ async def test_a_release_while_the_worker_is_claiming(
     assert not host.claimer.shared_devices
 
 
-async def test_a_try_that_takes_the_place_of_another_is_the_only_one(
+async def test_a_claim_replaces_the_one_in_progress(
     host: Host, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A device comes that is bound already, and is bound again while its claim is under way."""
+    """A bound device is plugged in, and is bound again while it is being claimed."""
     monkeypatch.setattr(host.claimer, "_stack", dataclasses.replace(LINUX, end_time=0.2))
     spawner.answers[Command.CLAIM] = "silence"
     await host.claimer.restore_claimed_devices([record("1-2")])
     await until(lambda: spawner.children and spawner.last.asked)
     asking = asyncio.create_task(host.claimer.claim_device(record("1-2")))
     await until(lambda: not host.claimer.shared_devices)
-    await host.claimer.restore_claimed_devices([record("1-2")])  # the news of its arrival
+    await host.claimer.restore_claimed_devices([record("1-2")])  # as after a hotplug event
     del spawner.answers[Command.CLAIM]
     await asking
     assert host.claimer.is_device_claimed("1-2")
@@ -281,8 +283,8 @@ async def test_a_try_that_takes_the_place_of_another_is_the_only_one(
     assert [child.killed for child in spawner.children] == [True, False]
 
 
-async def test_a_release_is_told_when_it_is_over(host: Host, spawner: FakeSpawner) -> None:
-    """What came meanwhile was not claimed: somebody has to look again."""
+async def test_on_end_is_called_after_a_release(host: Host, spawner: FakeSpawner) -> None:
+    """Devices plugged in meanwhile were not claimed: the manager lists them again."""
     ends: list[bool] = []
     host.claimer._on_end = lambda: ends.append(host.claimer.is_device_claimed("1-2"))
     await host.claimer.claim_device(record("1-2"))
@@ -293,7 +295,7 @@ async def test_a_release_is_told_when_it_is_over(host: Host, spawner: FakeSpawne
     assert (ends, len(spawner.children)) == ([False], 1)
 
 
-def test_releasing_what_is_not_claimed_is_nothing(host: Host) -> None:
+def test_releasing_an_unclaimed_device_has_no_effect(host: Host) -> None:
     run(host.release())
 
 
@@ -309,7 +311,7 @@ async def test_a_mounted_device_is_refused(host: Host, spawner: FakeSpawner, sys
     assert not spawner.children
 
 
-async def test_all_are_claimed_again(spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
+async def test_all_devices_are_claimed_again(spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
     records = [record(f"240-{port}", simulated=True) for port in range(1, 5)]
     host = Host(spawner, sysfs)
     host.source = FakeSource(*records)
@@ -320,8 +322,8 @@ async def test_all_are_claimed_again(spawner: FakeSpawner, sysfs: FakeSysfs) -> 
     assert all(not child.channel.is_open for child in spawner.children)
 
 
-async def test_what_a_worker_says_before_it_hears_of_its_release(host: Host) -> None:
-    """The client leaves at the moment of an unbind: the worker has said so, and is no less trusted for it."""
+async def test_a_worker_sends_detached_before_it_reads_release(host: Host) -> None:
+    """The client leaves during an unbind: the worker's DETACHED is no violation."""
     await host.claimer.claim_device(record("1-2"))
     device = host.claimer.shared_devices["1-2"]
     device.attached("192.0.2.1:1")
@@ -331,8 +333,8 @@ async def test_what_a_worker_says_before_it_hears_of_its_release(host: Host) -> 
     assert device.state is ClaimState.ENDED
 
 
-async def test_a_first_claim_of_which_nobody_waits_to_hear(host: Host, spawner: FakeSpawner) -> None:
-    """As when Ctrl-C comes during the start: no complaint of asyncio's reaches the log."""
+async def test_a_first_claim_whose_caller_was_cancelled(host: Host, spawner: FakeSpawner) -> None:
+    """As after Ctrl-C during the start: asyncio logs no exception that was never retrieved."""
     complaints: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
     spawner.answers[Command.CLAIM] = "silence"
@@ -345,7 +347,7 @@ async def test_a_first_claim_of_which_nobody_waits_to_hear(host: Host, spawner: 
     assert complaints == []
 
 
-async def test_a_worker_that_used_up_its_time_is_killed_at_once(
+async def test_a_worker_that_did_not_release_in_time_is_killed(
     host: Host, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host.claimer, "_stack", dataclasses.replace(LINUX, end_time=3600.0))
@@ -382,10 +384,10 @@ DEVICE = UsbDevice(
         (replace(DEVICE, idVendor=-1), "cannot be described to clients"),
     ],
 )
-async def test_a_worker_that_lies_about_its_device(
+async def test_a_worker_that_reports_another_device(
     host: Host, spawner: FakeSpawner, device: UsbDevice, complaint: str
 ) -> None:
-    """What does not fit the wire would keep the server from listing any device to anybody."""
+    """A device that cannot be encoded would break the list of all devices."""
     spawner.answers[Command.CLAIM] = ClaimResult(device=device, claim_method="fake", user="nobody")
     with pytest.raises(ClaimError, match=complaint):
         await host.claimer.claim_device(record("1-2"))
@@ -393,7 +395,7 @@ async def test_a_worker_that_lies_about_its_device(
     assert not spawner.last.channel.is_open
 
 
-async def test_a_device_that_goes_while_its_mounts_are_looked_for(
+async def test_a_device_unplugged_while_its_mounts_are_checked(
     host: Host, spawner: FakeSpawner, sysfs: FakeSysfs
 ) -> None:
     sysfs.add_interface("1-2", 0, "usb-storage")
@@ -404,10 +406,10 @@ async def test_a_device_that_goes_while_its_mounts_are_looked_for(
     assert not spawner.children
 
 
-async def test_the_driver_comes_back_also_after_a_worker_was_killed(
+async def test_the_driver_is_reattached_after_a_worker_was_killed(
     host: Host, spawner: FakeSpawner, sysfs: FakeSysfs
 ) -> None:
-    """The second worker finds no driver, and so has none to call back."""
+    """The second worker finds no driver, so it has none to reattach."""
     await host.claimer.claim_device(record("1-2"))
     sysfs.add_interface("1-2", 0, None)  # as the first worker left it
     spawner.last.die()

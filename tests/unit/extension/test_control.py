@@ -1,4 +1,4 @@
-"""The control socket: who is behind it, what they get, and that nobody takes anybody else down."""
+"""The control socket: identification, answers, and limits per user."""
 
 import asyncio
 import os
@@ -63,12 +63,12 @@ from usbipd.limiter import BURST
 from usbipd.log import ErrorCounter
 from usbipd.paths import RuntimeFiles
 
-SOMEBODY = 54321
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+OTHER_USER = 54321
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 
 
 class Daemon:
-    """An extension with one device, on a socket in a directory that everybody can enter."""
+    """An extension with one device, on a socket in a directory that all users can enter."""
 
     def __init__(self, spawner: FakeSpawner, sysfs: FakeSysfs, path: Path) -> None:
         self.path = path
@@ -135,7 +135,7 @@ class Daemon:
 
 @contextmanager
 def identity(uid: int | None, groups: Sequence[int] = ()) -> Iterator[None]:
-    """Be another user for a moment; the kernel notes who connects."""
+    """Act as another user for a moment; the kernel records who connects."""
     if uid is None:
         yield
         return
@@ -164,7 +164,7 @@ def nested(depth: int) -> bytes:
     return encode(IPCRequest(request_id=1, client_id="", command=Command.LIST, parameters=deep, timestamp=0))
 
 
-async def test_everything_that_can_be_asked(daemon: Daemon) -> None:
+async def test_every_request_is_answered(daemon: Daemon) -> None:
     async with daemon.listening():
         listed = await daemon.ask(Command.LIST, Nothing(), ListResult)
         assert [(device.busid, device.state) for device in listed.devices] == [
@@ -226,7 +226,7 @@ async def test_the_log_names_some_of_many_bindings(daemon: Daemon, caplog: pytes
 
 
 async def test_a_thousand_devices(daemon: Daemon) -> None:
-    """Each answer about all of them is longer than a message.  100 of them are bound, a worker for each."""
+    """Each answer about all of them is longer than a message.  100 are bound and have a worker each."""
     busids = [f"{bus}-{port}" for bus in range(1, 11) for port in range(1, 101)]
     bound = HardwareId(vendor_id=0x1234, product_id=0xB0D)
     for number, busid in enumerate(busids):
@@ -250,7 +250,7 @@ async def test_a_thousand_devices(daemon: Daemon) -> None:
         assert len(unbound.busids) == 100
 
 
-async def test_however_many_ask_one_answer_is_made_at_a_time(daemon: Daemon) -> None:
+async def test_only_one_long_answer_is_built_at_a_time(daemon: Daemon) -> None:
     made: list[int] = []
 
     async def survey() -> ListResult:
@@ -269,7 +269,7 @@ async def test_however_many_ask_one_answer_is_made_at_a_time(daemon: Daemon) -> 
 
 
 class Surveys:
-    """Stands in for the work of a LIST, or of a HISTORY; each one waits until it may go on."""
+    """Replaces the work of LIST or HISTORY; each waits until the test lets it continue."""
 
     def __init__(self, daemon: Daemon) -> None:
         self.begun = 0
@@ -301,7 +301,7 @@ def flood(
     uid: int | None = None,
     asked: tuple[Command, Message, type[Message]] = A_LIST,
 ) -> list[socket.socket]:
-    """As many requests as fit into these connections at once."""
+    """As many requests as these connections allow at the same time."""
     command, parameters, _result = asked
     requests = b"".join(request_frame(number, "x", command, parameters) for number in range(1, 65))
     with identity(uid):
@@ -317,10 +317,10 @@ def in_progress(daemon: Daemon) -> list[int]:
 
 
 @as_root
-async def test_a_user_that_floods_delays_another_by_few_answers(daemon: Daemon) -> None:
+async def test_a_flood_of_one_user_hardly_delays_another(daemon: Daemon) -> None:
     async with daemon.listening():
         surveys = Surveys(daemon)
-        flooding = flood(daemon, module.MAX_CONNECTIONS_PER_USER, uid=SOMEBODY)
+        flooding = flood(daemon, module.MAX_CONNECTIONS_PER_USER, uid=OTHER_USER)
         await until(lambda: in_progress(daemon) == [8] * module.MAX_CONNECTIONS_PER_USER)
         for _turn in range(100):
             await asyncio.sleep(0)
@@ -330,7 +330,7 @@ async def test_a_user_that_floods_delays_another_by_few_answers(daemon: Daemon) 
         assert surveys.begun == 1
         surveys.go.set()
         await asking
-        assert surveys.begun < 10, "of 2048 that were asked for before"
+        assert surveys.begun < 10, "of the 2048 requested before"
         for connection in flooding:
             connection.close()
 
@@ -338,7 +338,7 @@ async def test_a_user_that_floods_delays_another_by_few_answers(daemon: Daemon) 
 @pytest.mark.parametrize(
     ("asked", "at_once"), [(A_LIST, 1), (A_HISTORY, module.READING_PER_USER)], ids=["list", "history"]
 )
-async def test_what_was_asked_for_ends_with_the_connection(
+async def test_requests_that_only_read_end_with_the_connection(
     daemon: Daemon, asked: tuple[Command, Message, type[Message]], at_once: int
 ) -> None:
     async with daemon.listening():
@@ -349,11 +349,11 @@ async def test_what_was_asked_for_ends_with_the_connection(
             connection.close()
         surveys.go.set()
         await daemon.ask(*asked)
-        assert surveys.begun == at_once + 1, "what was in progress, and ours"
+        assert surveys.begun == at_once + 1, "those in progress, and ours"
 
 
-async def test_a_user_has_few_answers_at_once(daemon: Daemon) -> None:
-    """Of those that only read; what changes something is not held up by them."""
+async def test_concurrent_answers_per_user_are_limited(daemon: Daemon) -> None:
+    """Only requests that read are limited; those that change something do not wait for them."""
     async with daemon.listening():
         histories = Surveys(daemon)
         frame = request_frame(1, "x", Command.HISTORY, HistoryParameters(limit=1))
@@ -372,16 +372,16 @@ async def test_a_user_has_few_answers_at_once(daemon: Daemon) -> None:
             connection.close()
 
 
-async def test_an_error_is_told_with_its_advice(daemon: Daemon) -> None:
+async def test_an_error_carries_its_advice(daemon: Daemon) -> None:
     async with daemon.listening():
-        with pytest.raises(UsbipdError, match="no device '9-9'") as caught:
+        with pytest.raises(UsbipdError, match="device '9-9' does not exist") as caught:
             await daemon.ask(Command.BIND, BindParameters(busid="9-9"), BindResult)
         assert caught.value.code == "no-device"
         assert caught.value.advice
 
 
 ADMINS = 54322
-"""The group of those who manage the host, in these tests."""
+"""The group of the administrators in these tests."""
 
 LOOK = (
     (Command.LIST, Nothing(), ListResult),
@@ -400,13 +400,13 @@ CHANGE = (
 @as_root
 @pytest.mark.parametrize(
     ("uid", "groups", "may_change"),
-    [(None, (), True), (SOMEBODY, (ADMINS,), True), (SOMEBODY, (ADMINS + 1,), False)],
-    ids=["root", "a member of the group", "somebody"],
+    [(None, (), True), (OTHER_USER, (ADMINS,), True), (OTHER_USER, (ADMINS + 1,), False)],
+    ids=["root", "a member of the group", "another user"],
 )
-async def test_each_row_of_the_policy(
+async def test_each_row_of_the_table(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch, uid: int | None, groups: Sequence[int], may_change: bool
 ) -> None:
-    """Who it is says the kernel, of a real connection of a real user."""
+    """The kernel identifies the peer of a real connection."""
     monkeypatch.setattr(privileges, "admin_group", lambda: ADMINS)
     async with daemon.listening():
         for command, parameters, result in LOOK:
@@ -415,7 +415,9 @@ async def test_each_row_of_the_policy(
             if may_change:
                 await daemon.ask(command, parameters, result, uid=uid, groups=groups)
                 continue
-            with pytest.raises(UsbipdError, match=f"you may not {command.partition('-')[0]}:") as caught:
+            with pytest.raises(
+                UsbipdError, match=f"permission denied: {command.partition('-')[0]} "
+            ) as caught:
                 await daemon.ask(command, parameters, result, uid=uid, groups=groups)
             assert caught.value.code == "not-permitted"
         with pytest.raises(UsbipdError) as caught:
@@ -426,11 +428,11 @@ async def test_each_row_of_the_policy(
         for command in set(Command) - {row[0] for row in LOOK + CHANGE} - {Command.DETACH}:
             with pytest.raises(UsbipdError) as caught:
                 await daemon.ask(command, Nothing(), Nothing, uid=uid, groups=groups)
-            assert caught.value.code in ("not-permitted", "gone"), "what only our processes may send"
+            assert caught.value.code in ("not-permitted", "gone"), "only our processes may send these"
 
 
 async def test_watching(daemon: Daemon) -> None:
-    """One CHANGED, however much changes, until the one who watches asks again."""
+    """One CHANGED, however much changes, until the watcher sends another request."""
     async with daemon.listening():
         channel = await asyncio.to_thread(BlockingChannel, daemon.connect(), "test", PEOPLE)
         await asyncio.to_thread(channel.request, Command.WATCH, Nothing(), Nothing, timeout=PATIENCE)
@@ -447,7 +449,7 @@ async def test_watching(daemon: Daemon) -> None:
 
 
 async def test_a_connection_that_is_closed_before_its_watch_runs_is_not_kept(daemon: Daemon) -> None:
-    """The frame behind WATCH closes the connection before WATCH has had its turn."""
+    """The frame after WATCH closes the connection before WATCH is handled."""
     async with daemon.listening():
         connection = daemon.connect()
         watch = request_frame(1, "x", Command.WATCH, Nothing())
@@ -456,7 +458,7 @@ async def test_a_connection_that_is_closed_before_its_watch_runs_is_not_kept(dae
             while await asyncio.to_thread(connection.recv, 1000):
                 pass
         connection.close()
-        await daemon.ask(Command.LIST, Nothing(), ListResult)  # WATCH has had its turn by then
+        await daemon.ask(Command.LIST, Nothing(), ListResult)  # WATCH has been handled by then
         assert not daemon.handler._watching
 
 
@@ -488,7 +490,7 @@ def test_the_role_comes_from_the_kernel(daemon: Daemon) -> None:
     ],
     ids=["4 GiB", "HTTP", "no MessagePack", "deep"],
 )
-async def test_rubbish_ends_one_connection_and_no_other(
+async def test_garbage_ends_only_its_own_connection(
     daemon: Daemon, rubbish: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with daemon.listening():
@@ -503,7 +505,7 @@ async def test_rubbish_ends_one_connection_and_no_other(
     assert "Traceback" not in caplog.text
 
 
-def test_a_flood_of_rubbish_is_few_lines_whose_numbers_add_up(daemon: Daemon) -> None:
+def test_a_flood_of_garbage_logs_few_lines_with_correct_counts(daemon: Daemon) -> None:
     number = BURST + 30
 
     async def test() -> None:
@@ -524,7 +526,7 @@ def test_a_flood_of_rubbish_is_few_lines_whose_numbers_add_up(daemon: Daemon) ->
         assert log_of_it.count(" dropped: ") == number
 
 
-async def test_one_user_cannot_take_all_connections(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connections_per_user_are_limited(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_CONNECTIONS_PER_USER", 3)
     async with daemon.listening():
         idle = [daemon.connect() for _number in range(3)]
@@ -534,7 +536,7 @@ async def test_one_user_cannot_take_all_connections(daemon: Daemon, monkeypatch:
             assert await asyncio.to_thread(refused.recv, 1) == b""
         refused.close()
         if os.geteuid() == 0:
-            await daemon.ask(Command.LIST, Nothing(), ListResult, uid=SOMEBODY)
+            await daemon.ask(Command.LIST, Nothing(), ListResult, uid=OTHER_USER)
         idle.pop().close()
         await until(lambda: len(daemon.handler._channels) == 2)
         await daemon.ask(Command.LIST, Nothing(), ListResult)
@@ -542,16 +544,16 @@ async def test_one_user_cannot_take_all_connections(daemon: Daemon, monkeypatch:
             connection.close()
 
 
-async def test_who_may_connect(daemon: Daemon) -> None:
+async def test_the_mode_of_the_socket(daemon: Daemon) -> None:
     async with daemon.listening():
         mode = stat.S_IMODE(daemon.path.stat().st_mode)
         assert mode == (0o666 if os.geteuid() == 0 else 0o600)
 
 
-async def test_no_descriptor_left_for_a_connection(
+async def test_accept_without_a_free_descriptor(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It waits until there is one, and neither spins nor floods the log meanwhile."""
+    """It waits for a free one, and meanwhile neither spins nor floods the log."""
     monkeypatch.setattr("usbipd.extension.control.ACCEPT_PAUSE", 1.0)  # longer than the turns below may take
     async with daemon.listening():
         connection = socket.socket(socket.AF_UNIX)
@@ -569,7 +571,7 @@ async def test_no_descriptor_left_for_a_connection(
         connection.close()
 
 
-# ---- its files, where others are: of an extension that runs or was killed; none of ours ------------
+# ---- files of others at its paths: of a running or killed extension, or of another program -----------------
 
 
 async def test_a_second_extension_is_refused(daemon: Daemon) -> None:
@@ -595,8 +597,8 @@ async def test_a_pid_file_stays_as_long_as_its_extension_runs(daemon: Daemon) ->
     files.remove_stale_pid()
 
 
-async def test_two_that_start_at_one_moment(daemon: Daemon) -> None:
-    """The second one does not take the first one's socket for a stale one, whatever it finds there."""
+async def test_two_extensions_start_at_the_same_time(daemon: Daemon) -> None:
+    """The second one never mistakes the first one's socket for a stale one."""
     async with daemon.listening():
         daemon.path.unlink()
         with pytest.raises(UsbipdError, match="running already"):
@@ -641,8 +643,8 @@ def test_the_socket_of_another_program_with_a_full_queue_stays(daemon: Daemon) -
     assert daemon.path.is_socket()
 
 
-async def test_a_file_that_is_no_socket_stays(daemon: Daemon) -> None:
+async def test_a_file_that_is_not_a_socket_stays(daemon: Daemon) -> None:
     daemon.path.write_text("precious")
-    with pytest.raises(UsbipdError, match="is there already and is no socket"):
+    with pytest.raises(UsbipdError, match="exists and is not a socket"):
         daemon.handler.start_listener()
     assert daemon.path.read_text() == "precious"

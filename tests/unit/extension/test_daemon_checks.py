@@ -1,4 +1,4 @@
-"""What health finds of the daemon's own parts: store, sockets, children, bindings."""
+"""Checks of the daemon's parts: store, sockets, children, bindings."""
 
 import errno
 import os
@@ -55,7 +55,7 @@ def test_store() -> None:
 
 
 def test_store_with_problems() -> None:
-    """What is wrong now fails; what was mended, and what was kept aside then, is but a warning."""
+    """A present problem fails; a past repair and a file set aside are warnings."""
     wrong = [
         UsbipdError("it cannot be written", code="store", advice="free some space"),
         UsbipdError("it was kept", code=KEPT_ASIDE, advice="Look at it.\nRemove it."),
@@ -71,7 +71,7 @@ def test_store_with_problems() -> None:
 
 @pytest.fixture
 def control(tmp_path: Path) -> Iterator[Path]:
-    """The path of a control socket as a daemon of this user has it."""
+    """The path of a control socket of this user's daemon."""
     directory = tmp_path / "run"
     directory.mkdir(0o700)
     path = directory / "control.sock"
@@ -101,15 +101,15 @@ def test_control_socket_replaced_by_a_file(control: Path) -> None:
     control.touch()
     found = look_at(control)
     assert found.state is CheckState.FAILED
-    assert "not our socket" in found.message
-    assert not any("emove" in step for step in found.steps), "it is not our file"
+    assert "not the daemon's socket" in found.message
+    assert not any("emove" in step for step in found.steps), "the file is not ours"
 
 
 def test_control_socket_of_another_user(control: Path) -> None:
     host = linux(uid=os.geteuid() + 1)
     found = finding(check_control_socket, make_context(control_socket=control, host=host))
     assert found.state is CheckState.FAILED
-    assert "not our socket" in found.message
+    assert "not the daemon's socket" in found.message
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
@@ -119,7 +119,7 @@ def test_control_socket_in_a_directory_of_another_user(control: Path) -> None:
     assert found.state is CheckState.FAILED
     assert "uid 54321" in found.message
     advice = " ".join(found.steps)
-    assert "chmod" not in advice, "it is not our directory"
+    assert "chmod" not in advice, "the directory is not ours"
     assert "emove" not in advice
 
 
@@ -140,14 +140,14 @@ def test_control_socket_in_a_directory_that_others_write(control: Path, mode: in
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """A port on which somebody listens, on every IPv4 address; each connection waits in the backlog."""
+    """A port with a listener on every IPv4 address; each connection waits in the backlog."""
     with socket.create_server(("", 0)) as listener:
         yield listener.getsockname()[1]
 
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port that is ours and on which nobody listens."""
+    """A reserved port without a listener."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         yield unused.getsockname()[1]
@@ -174,7 +174,7 @@ def test_network_ipv6(host: str) -> None:
 
 
 def test_network_on_every_address_is_tried_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connecting to 0.0.0.0 or :: means this host on some systems only."""
+    """Connecting to 0.0.0.0 or :: reaches this host on some systems only."""
     tried = []
 
     def resolve(host: str, port: int, **_how: object) -> list[Any]:
@@ -199,11 +199,11 @@ def test_network_with_an_address_that_does_not_answer(port: int, closed_port: in
     listening = [f"127.0.0.1:{closed_port}", f"127.0.0.1:{port}"]
     found = finding(check_server, make_context(server=FakeServer(listening=listening)))
     assert found.state is CheckState.FAILED
-    assert found.message == f"127.0.0.1:{closed_port} takes no connections: Connection refused"
+    assert found.message == f"127.0.0.1:{closed_port} accepts no connections: Connection refused"
 
 
 def test_network_with_a_listener_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its backlog is full: the system neither takes nor refuses more."""
+    """Its backlog is full: the system neither accepts nor refuses connections."""
     monkeypatch.setattr(daemon_checks, "CONNECT_TIMEOUT", 0.1)
     with socket.create_server(("127.0.0.1", 0), backlog=1) as listener:
         address = listener.getsockname()
@@ -219,7 +219,7 @@ def test_network_with_a_listener_that_hangs(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_network_without_a_server(port: int) -> None:
-    """Somebody listens there, but it is not ours."""
+    """Another program listens there."""
     listening = [f"127.0.0.1:{port}"]
     found = finding(check_server, make_context(server=FakeServer(None, listening)))
     assert found.state is CheckState.FAILED
@@ -229,7 +229,7 @@ def test_network_without_a_server(port: int) -> None:
 
 
 def exposed(allow: tuple[str, ...] = (), **changes: Any) -> CheckContext:
-    """Listening for everybody; clients of `allow` are let in."""
+    """A server that listens on all addresses and accepts the clients in `allow`."""
     return make_context(
         server=FakeServer(listening=["127.0.0.1:3240", "0.0.0.0:3241"], allow=[*allow]), **changes
     )
@@ -240,17 +240,17 @@ def test_exposure_of_loopback_only() -> None:
     assert finding(check_exposure, make_context(server=server)).state is CheckState.OK
 
 
-def test_exposure_to_everybody() -> None:
+def test_exposure_to_all_hosts() -> None:
     found = finding(check_exposure, exposed())
     assert found.state is CheckState.WARNING
     assert "0.0.0.0:3241" in found.message
     assert "127.0.0.1:3240" not in found.message
     assert "1234:5678 at 1-2" in found.message
-    assert "neither login nor encryption" in found.message
+    assert "no login and no encryption" in found.message
     assert any('allow = ["192.168.1.0/24"]' in step for step in found.steps)
 
 
-def test_exposure_of_what_will_be_bound() -> None:
+def test_exposure_without_bindings() -> None:
     assert finding(check_exposure, exposed(manager=FakeManager(bindings=[]))).state is CheckState.WARNING
 
 
@@ -260,7 +260,7 @@ def test_exposure_with_an_allow_list() -> None:
     assert "192.0.2.0/24" in found.message
 
 
-def test_exposure_of_devices_with_lists_of_their_own() -> None:
+def test_exposure_of_devices_with_access_lists() -> None:
     listed = binding("1-3", allow=["192.0.2.7"])
     assert finding(check_exposure, exposed(manager=FakeManager(bindings=[listed]))).state is CheckState.OK
     found = finding(check_exposure, exposed(manager=FakeManager(bindings=[listed, binding()])))
@@ -288,7 +288,7 @@ def test_workers() -> None:
     assert (found.state, found.message) == (CheckState.OK, "workers that answer: 1")
 
 
-def test_workers_that_are_gone() -> None:
+def test_workers_that_have_ended() -> None:
     over, closed = child(busid="1-3"), child(busid="1-4")
     over.ended.set()
     closed.channel.close()
@@ -303,7 +303,7 @@ def test_workers_that_are_gone() -> None:
 
 
 def silent(role: Role = Role.WORKER, *, pid: int | None = None) -> Child:
-    """A child that lives and does not answer."""
+    """A child that runs but does not answer."""
     return replace(child(role, "1-2", pid=pid), channel=FakeChannel(silent=True))  # type: ignore[arg-type]
 
 
@@ -370,14 +370,14 @@ def test_a_worker_that_runs_and_does_not_answer() -> None:
     ],
 )
 def test_a_worker_that_waits_for_its_device(seconds: float, state: CheckState, text: str) -> None:
-    """It is not called dead before a device can be."""
+    """It is not reported as dead as long as its device may still answer."""
     shared = {"1-2": shared_device(worker=silent(), waits_for_device=seconds)}
     found = finding(check_workers, make_context(manager=FakeManager(shared_devices=shared)))
     assert found.state is state
     assert text in found.message
 
 
-def test_a_worker_that_answers_is_well_whatever_it_waits_for() -> None:
+def test_a_worker_that_answers_is_ok_although_it_waits() -> None:
     shared = {"1-2": shared_device(waits_for_device=4.2)}
     assert (
         finding(check_workers, make_context(manager=FakeManager(shared_devices=shared))).state
@@ -386,7 +386,7 @@ def test_a_worker_that_answers_is_well_whatever_it_waits_for() -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_server_that_does_not_answer_though_the_kernel_takes_connections(port: int) -> None:
+def test_a_server_that_does_not_answer_although_the_kernel_accepts(port: int) -> None:
     server = FakeServer(silent(Role.SERVER), listening=[f"127.0.0.1:{port}"])
     found = finding(check_server, make_context(server=server))
     assert found.state is CheckState.FAILED
@@ -396,10 +396,10 @@ def test_a_server_that_does_not_answer_though_the_kernel_takes_connections(port:
 
 def test_captured() -> None:
     found = finding(check_captured, make_context())
-    assert (found.state, found.message) == (CheckState.OK, "taken from their drivers: 1-2")
+    assert (found.state, found.message) == (CheckState.OK, "detached from their drivers: 1-2")
 
 
-def test_captured_but_a_driver_is_back() -> None:
+def test_captured_but_a_driver_holds_a_part() -> None:
     found = finding(check_captured, make_context(manager=FakeManager(devices=[device(drivers=["usbhid"])])))
     assert found.state is CheckState.WARNING
     assert "usbhid" in found.message
@@ -414,7 +414,7 @@ def test_devices_that_were_left_without_drivers() -> None:
     assert found.steps[0] == "Run `usbipd release 1-4`."
 
 
-def test_captured_counts_real_devices_that_are_held() -> None:
+def test_captured_considers_only_claimed_real_devices() -> None:
     shared = {
         "1-2": shared_device("1-2", state=ClaimState.FAILED, worker=None),
         "240-1": shared_device("240-1", simulated=True),
@@ -425,7 +425,7 @@ def test_captured_counts_real_devices_that_are_held() -> None:
         device("240-1", simulated=True),
     ]
     found = finding(check_captured, make_context(manager=FakeManager(shared_devices=shared, devices=devices)))
-    assert (found.state, found.message) == (CheckState.OK, "no real device is taken from its drivers")
+    assert (found.state, found.message) == (CheckState.OK, "no real device is claimed")
 
 
 def test_no_bindings() -> None:
@@ -440,7 +440,7 @@ def test_a_binding_that_works(state: ClaimState) -> None:
     assert (found.state, found.message) == (CheckState.OK, f"1234:5678 at 1-2: {state.value}")
 
 
-def test_a_binding_of_several_devices_tells_each() -> None:
+def test_a_binding_of_several_devices_reports_each() -> None:
     manager = FakeManager(
         bindings=[binding(None, devices=["1-2", "1-3"])],
         shared_devices={"1-2": shared_device(), "1-3": shared_device("1-3")},
@@ -450,7 +450,7 @@ def test_a_binding_of_several_devices_tells_each() -> None:
 
 
 @pytest.mark.parametrize("state", [ClaimState.FAILED, ClaimState.CLAIMING], ids=["waiting", "trying again"])
-def test_a_binding_whose_device_cannot_be_taken(state: ClaimState) -> None:
+def test_a_binding_whose_device_cannot_be_claimed(state: ClaimState) -> None:
     error = ClaimError("1-2 is in use: it is mounted on /mnt", advice="unmount it first: umount /mnt")
     manager = FakeManager(
         shared_devices={"1-2": shared_device(state=state, worker=None, failure=Failure(error, 1.7e9))}
@@ -470,28 +470,28 @@ def test_a_binding_whose_device_is_not_claimed_yet() -> None:
 
 
 @pytest.mark.parametrize("busid", ["1-2", None])
-def test_a_binding_whose_device_is_not_there(busid: str | None) -> None:
+def test_a_binding_whose_device_is_unplugged(busid: str | None) -> None:
     manager = FakeManager(bindings=[binding(busid, devices=[])], devices=[device("1-3")])
     found = finding(check_bindings, make_context(manager=manager))
     assert found.state is CheckState.OK
     assert found.message.endswith("not plugged in")
 
 
-def test_a_binding_at_whose_port_another_device_is() -> None:
+def test_a_binding_with_another_device_at_its_port() -> None:
     manager = FakeManager(bindings=[binding(devices=[])], devices=[device(product_id=0x9999, product=None)])
     found = finding(check_bindings, make_context(manager=manager))
     assert found.state is CheckState.WARNING
-    assert found.message == "1234:5678 at 1-2: another device is there, 1234:9999 (unnamed device)"
+    assert found.message == "1234:5678 at 1-2: another device is plugged in there, 1234:9999 (unnamed device)"
 
 
-def test_bindings_that_take_turns_at_a_port() -> None:
+def test_bindings_that_alternate_at_a_port() -> None:
     bindings = [binding(serial="S1", devices=[]), binding(serial="S2", devices=["1-2"])]
     manager = FakeManager(bindings=bindings, devices=[device(serial="S2")])
     states = [found.state for found in findings(check_bindings, make_context(manager=manager))]
     assert states == [CheckState.OK, CheckState.OK]
 
 
-def test_a_binding_at_whose_port_a_twin_is_does_not_tell_serial_numbers() -> None:
+def test_a_binding_with_a_twin_at_its_port_hides_serial_numbers() -> None:
     manager = FakeManager(bindings=[binding(serial="S1", devices=[])], devices=[device(serial="S2")])
     found = finding(check_bindings, make_context(manager=manager))
     assert found.state is CheckState.WARNING

@@ -1,4 +1,4 @@
-"""How health is examined: all checks at once, bounded, and none hides another."""
+"""How checks run: concurrently, with a time limit, and none hides another."""
 
 import asyncio
 import re
@@ -34,7 +34,7 @@ def result(
 
 
 def finds(*found: Finding) -> Check:
-    """A check that finds these."""
+    """A check with these findings."""
 
     async def check(_context: CheckContext) -> Sequence[Finding]:
         return found
@@ -72,14 +72,14 @@ def test_every_finding_gets_the_name_of_its_check() -> None:
         ("Debian: apt\n    macOS: brew", ["Debian: apt", "macOS: brew"]),
     ],
 )
-def test_an_error_for_people_keeps_its_advice(advice: str | None, steps: list[str]) -> None:
+def test_an_error_keeps_its_advice(advice: str | None, steps: list[str]) -> None:
     (checked,) = result(("libusb", breaks(UsbipdError("it does not work", advice=advice)))).checks
     assert (checked.state, checked.message) == (CheckState.FAILED, "it does not work")
     assert checked.steps == steps
 
 
 @pytest.mark.parametrize("error", [ValueError("what?"), asyncio.CancelledError()])
-def test_a_check_that_breaks_hides_no_other(error: Exception) -> None:
+def test_a_check_that_raises_hides_no_other(error: Exception) -> None:
     done = result(("store", breaks(error)), ("rights", finds(ok("root"))))
     assert [(each.name, each.state) for each in done.checks] == [
         ("store", CheckState.FAILED),
@@ -88,12 +88,12 @@ def test_a_check_that_breaks_hides_no_other(error: Exception) -> None:
     assert done.checks[0].steps
 
 
-def test_what_broke_is_named() -> None:
+def test_the_failed_check_is_named() -> None:
     (checked,) = result(("store", breaks(ValueError("what?")))).checks
     assert "ValueError: what?" in checked.message
 
 
-def test_a_check_that_hangs_is_given_up() -> None:
+def test_a_check_that_hangs_times_out() -> None:
     ended = []
 
     async def hang(_context: CheckContext) -> Sequence[Finding]:
@@ -106,10 +106,10 @@ def test_a_check_that_hangs_is_given_up() -> None:
     done = result(("hang", hang), ("rights", finds(ok("root"))), seconds=0.05)
     assert [each.state for each in done.checks] == [CheckState.FAILED, CheckState.OK]
     assert "0.05 s" in done.checks[0].message
-    assert ended, "and goes on no longer"
+    assert ended, "and was cancelled"
 
 
-def test_a_check_that_hangs_in_a_thread_is_given_up() -> None:
+def test_a_check_that_hangs_in_a_thread_times_out() -> None:
     go_on = threading.Event()
 
     async def hang(_context: CheckContext) -> Sequence[Finding]:
@@ -126,7 +126,7 @@ def test_a_check_that_hangs_in_a_thread_is_given_up() -> None:
 
 
 def test_checks_run_at_the_same_time() -> None:
-    """Each waits for the other: one after the other they would never end."""
+    """Each waits for the other: run in sequence, they would never end."""
     meeting = [asyncio.Event(), asyncio.Event()]
 
     def meet(mine: int) -> Check:
@@ -140,7 +140,7 @@ def test_checks_run_at_the_same_time() -> None:
     assert {each.state for each in result(("one", meet(0)), ("other", meet(1))).checks} == {CheckState.OK}
 
 
-async def test_who_gives_up_leaves_nothing_running() -> None:
+async def test_a_cancelled_run_leaves_no_check_running() -> None:
     ended = asyncio.Event()
 
     async def hang(_context: CheckContext) -> Sequence[Finding]:
@@ -158,7 +158,7 @@ async def test_who_gives_up_leaves_nothing_running() -> None:
         await ended.wait()
 
 
-def test_the_worst_comes_first_and_no_more_than_can_be_told() -> None:
+def test_the_worst_findings_come_first_and_their_number_is_limited() -> None:
     many = [
         *(ok(f"{number}") for number in range(40)),
         failed("broken", "Mend it."),
@@ -166,7 +166,7 @@ def test_the_worst_comes_first_and_no_more_than_can_be_told() -> None:
     ]
     checks = result(("binding", finds(*many))).checks
     assert [each.message for each in checks[:3]] == ["broken", "old", "0"]
-    assert (len(checks), checks[-1].message) == (MOST_FINDINGS + 1, "and 18 more like these, or better")
+    assert (len(checks), checks[-1].message) == (MOST_FINDINGS + 1, "and 18 more, none worse")
     assert checks[-1].state is CheckState.OK
 
 
@@ -181,7 +181,7 @@ def test_the_names_are_words() -> None:
     assert all(re.fullmatch("[a-z]+(-[a-z]+)*", name) for name in names)
 
 
-def test_every_check_has_something_to_say_of_a_mac(tmp_path: Path) -> None:
+def test_every_check_applies_to_a_mac(tmp_path: Path) -> None:
     context = make_context(
         host=mac(launch_daemon=tmp_path / "job.plist"),
         power=FakeHotplug(),
@@ -191,8 +191,8 @@ def test_every_check_has_something_to_say_of_a_mac(tmp_path: Path) -> None:
     assert list(dict.fromkeys(each.name for each in done.checks)) == [name for name, _check in CHECKS]
 
 
-def test_everything_at_once_fits_one_message(tmp_path: Path) -> None:
-    """Hundreds of bindings of which each fails at length, and everything else that can be wrong."""
+def test_all_problems_at_once_fit_one_message(tmp_path: Path) -> None:
+    """Hundreds of bindings that each fail with a long text, and every other problem."""
     error = ClaimError("a driver holds it " * 30, advice="do this\nand that")
     busids = [f"1-{port}" for port in range(1, 300)]
     manager = FakeManager(

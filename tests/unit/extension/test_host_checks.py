@@ -1,4 +1,4 @@
-"""What health finds of the host: rights, libusb, hotplug, launchd, macOS."""
+"""Checks of the host: rights, libusb, hotplug, launchd, macOS."""
 
 import os
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 import usb1
 
 from tests.unit.extension.healthy_daemon import (
+    FakeDiscovery,
     FakeHotplug,
     FakeManager,
     FakeServer,
@@ -36,10 +37,11 @@ from usbipd.extension.host_checks import (
 from usbipd.ipc.control_messages import CheckState
 from usbipd.ipc.row import Role
 from usbipd.privileges import RunAs
+from usbipd.usb.discovery import HUB
 from usbipd.usb.libusb_version import log_loaded
 
 USBIPD = RunAs(user="usbipd", uid=990, gid=990)
-NOBODY = RunAs(user="nobody", uid=65534, gid=65534)
+AS_NOBODY = RunAs(user="nobody", uid=65534, gid=65534)
 
 
 @pytest.fixture
@@ -60,9 +62,11 @@ def test_rights_of_an_ordinary_user() -> None:
     assert any("as root, with sudo" in step for step in found.steps)
 
 
-def test_rights_without_a_user_of_our_own(no_such_user: None) -> None:
+def test_rights_without_the_usual_user(no_such_user: None) -> None:
     context = make_context(
-        run_as=NOBODY, server=FakeServer(child=child(Role.SERVER, user="nobody")), manager=FakeManager({})
+        run_as=AS_NOBODY,
+        server=FakeServer(child=child(Role.SERVER, user="nobody")),
+        manager=FakeManager({}),
     )
     found = finding(check_rights, context)
     assert found.state is CheckState.WARNING
@@ -70,9 +74,9 @@ def test_rights_without_a_user_of_our_own(no_such_user: None) -> None:
     assert "no-such-user" in found.steps[0]
 
 
-def test_rights_without_a_user_of_our_own_on_a_mac(no_such_user: None) -> None:
+def test_rights_without_the_usual_user_on_a_mac(no_such_user: None) -> None:
     context = make_context(
-        host=mac(), run_as=NOBODY, server=FakeServer(child=None), manager=FakeManager(shared_devices={})
+        host=mac(), run_as=AS_NOBODY, server=FakeServer(child=None), manager=FakeManager(shared_devices={})
     )
     steps = finding(check_rights, context).steps
     assert any("sysadminctl -addUser no-such-user" in step for step in steps)
@@ -80,10 +84,10 @@ def test_rights_without_a_user_of_our_own_on_a_mac(no_such_user: None) -> None:
 
 
 def test_rights_nobody_by_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where our user exists, `user = "nobody"` in the configuration is what somebody wants."""
+    """If our usual user exists, `user = "nobody"` in the configuration is deliberate."""
     monkeypatch.setattr(privileges, "DEFAULT_USER", "root")
     context = make_context(
-        run_as=NOBODY, server=FakeServer(child=None), manager=FakeManager(shared_devices={})
+        run_as=AS_NOBODY, server=FakeServer(child=None), manager=FakeManager(shared_devices={})
     )
     assert finding(check_rights, context).state is CheckState.OK
 
@@ -99,10 +103,10 @@ def test_rights_of_a_child_that_is_still_root() -> None:
     found = findings(check_rights, context)
     assert [each.state for each in found] == [CheckState.FAILED, CheckState.FAILED]
     assert found[0].message.startswith("server[")
-    assert found[1].message.endswith("1-2 runs as root and should as 65537")
+    assert found[1].message.endswith("1-2 runs as root instead of 65537")
 
 
-def test_rights_of_workers_that_are_to_stay_root() -> None:
+def test_rights_of_workers_configured_to_run_as_root() -> None:
     context = make_context(
         host=mac(),
         run_as=USBIPD,
@@ -111,7 +115,7 @@ def test_rights_of_workers_that_are_to_stay_root() -> None:
     )
     found = finding(check_rights, context)
     assert found.state is CheckState.WARNING
-    assert found.message.startswith('workers stay root (confine = "off")')
+    assert found.message.startswith('workers run as root (confine = "off")')
     assert findings(check_confinement, context) == []
 
 
@@ -119,7 +123,7 @@ def test_confinement_that_lacks_nothing() -> None:
     assert finding(check_confinement, make_context()).state is CheckState.OK
 
 
-def test_confinement_that_lacks_something_is_told_once_for_all_that_lack_it() -> None:
+def test_confinement_reports_each_lack_once() -> None:
     workers = {busid: child(busid=busid) for busid in ("1-1", "1-2", "1-3")}
     workers["1-1"].lacks = workers["1-2"].lacks = "this Mac refuses the profile"
     server = child(Role.SERVER)
@@ -153,7 +157,7 @@ def test_libusb_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     found = finding(check_libusb, make_context())
     assert found.state is CheckState.FAILED
     assert "1.0.25" in found.message
-    assert found.steps[-1] == "Start the daemon again."
+    assert found.steps[-1] == "Restart the daemon."
 
 
 @pytest.mark.parametrize(
@@ -203,8 +207,22 @@ def test_devices() -> None:
 
 def test_devices_of_a_system_that_does_not_answer() -> None:
     problem = "the kernel does not answer about 1-3"
-    found = finding(check_devices, make_context(discovery=FakeHotplug(problem)))
+    found = finding(check_devices, make_context(discovery=FakeDiscovery(problem)))
     assert (found.state, found.message) == (CheckState.WARNING, problem)
+
+
+def test_a_device_that_cannot_be_shared_is_named() -> None:
+    left_out = {
+        "1-1": UsbipdError(
+            "usbfs cannot claim interface 70", code="unusable-descriptors", advice="try usbip-host"
+        ),
+        "1-2": HUB,
+        "1-3": UsbipdError("it is imported", code="imported"),
+    }
+    found = finding(check_devices, make_context(discovery=FakeDiscovery(left_out=left_out)))
+    assert found.state is CheckState.WARNING
+    assert found.message == "1-1 cannot be shared: usbfs cannot claim interface 70"
+    assert found.steps == ("Try usbip-host",)
 
 
 def test_devices_that_cannot_be_listed() -> None:
@@ -239,7 +257,7 @@ JOB = "org.usbipd.extension.plist"
 
 
 def launchctl(directory: Path, script: str) -> Path:
-    """A launchctl that does what `script` says."""
+    """A launchctl that runs `script`."""
     program = directory / "launchctl"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
@@ -259,7 +277,7 @@ def test_no_launchd_here() -> None:
 def test_launchd_has_the_job(tmp_path: Path) -> None:
     script = '[ "$*" = "print system/org.usbipd.extension" ] || exit 64; echo state = disabled; exit 0'
     host = mac(launch_daemon=job(tmp_path), launchctl=launchctl(tmp_path, script))
-    assert finding(check_launchd, make_context(host=host)).state is CheckState.OK, "its text does not count"
+    assert finding(check_launchd, make_context(host=host)).state is CheckState.OK, "its output is ignored"
 
 
 def test_launchd_does_not_have_the_job(tmp_path: Path) -> None:
@@ -278,22 +296,22 @@ def test_launchd_job_not_installed(tmp_path: Path) -> None:
     assert str(tmp_path / JOB) in found.message
 
 
-def test_launchctl_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launchctl_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launchd, "TIMEOUT", 0.1)
     pid = tmp_path / "pid"
     host = mac(launch_daemon=job(tmp_path), launchctl=launchctl(tmp_path, f"echo $$ >{pid}; exec sleep 1000"))
     found = finding(check_launchd, make_context(host=host))
     assert found.state is CheckState.FAILED
-    if pid.exists():  # else it was killed before it could even say who it is
+    if pid.exists():  # else it was killed before it wrote its pid
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid.read_text()), 0)
 
 
-def test_macos_is_no_matter_elsewhere() -> None:
+def test_macos_check_does_not_apply_elsewhere() -> None:
     assert findings(check_macos, make_context()) == []
 
 
-def test_macos_in_order() -> None:
+def test_macos_without_known_problems() -> None:
     assert finding(check_macos, make_context(host=mac())).state is CheckState.OK
 
 
@@ -313,7 +331,7 @@ def test_macos_that_may_crash() -> None:
 @pytest.mark.parametrize(
     ("version", "manager"), [("26.3.1", FakeManager()), ("26.4", FULL_SPEED)], ids=["no such device", "newer"]
 )
-def test_macos_that_does_not(version: str, manager: FakeManager) -> None:
+def test_macos_that_does_not_crash(version: str, manager: FakeManager) -> None:
     assert (
         finding(check_macos, make_context(host=mac(mac_version=version), manager=manager)).state
         is CheckState.OK
@@ -321,7 +339,7 @@ def test_macos_that_does_not(version: str, manager: FakeManager) -> None:
 
 
 def test_an_accessory_that_may_not_be_allowed() -> None:
-    """Apple silicon leaves a device out until somebody allows it; it looks as if it were not plugged in."""
+    """Apple silicon hides a device until a user allows it; it looks unplugged."""
     manager = FakeManager(bindings=[binding(), binding("1-4", devices=[])])
     found = finding(check_macos, make_context(host=mac(), manager=manager))
     assert found.state is CheckState.WARNING

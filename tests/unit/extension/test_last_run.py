@@ -1,4 +1,4 @@
-"""The history after an extension was killed: the next one writes the ends that are missing."""
+"""The history after an extension was killed: the next one adds the missing ends."""
 
 import time
 
@@ -9,11 +9,11 @@ from usbipd.ipc.control_messages import HistoryEntry, HistoryEvent
 
 
 def fields_of(entries: list[HistoryEntry]) -> list[tuple[str, str | None, str | None, str | None]]:
-    """The oldest first."""
+    """Oldest first."""
     return [(entry.event.value, entry.busid, entry.client, entry.reason) for entry in entries[::-1]]
 
 
-async def test_what_was_left_open_is_ended() -> None:
+async def test_open_entries_are_ended() -> None:
     store = await Store.open(None)
     began = time.time() - 100
     store.record(HistoryEvent.STARTED, reason="version 1", time=began)
@@ -50,10 +50,10 @@ async def test_what_was_left_open_is_ended() -> None:
     await store.close()
 
 
-async def test_what_has_ended_is_not_ended_again() -> None:
+async def test_ended_entries_are_not_ended_again() -> None:
     store = await Store.open(None)
     await store.end_last_run()
-    assert await store.history(100) == [], "nothing at the first start"
+    assert await store.history(100) == [], "empty at the first start"
     store.record(HistoryEvent.STARTED)
     store.record(HistoryEvent.CLAIMED, busid="1-1")
     store.record(HistoryEvent.UNPLUGGED, busid="1-1")
@@ -64,23 +64,23 @@ async def test_what_has_ended_is_not_ended_again() -> None:
 
 
 async def test_as_many_ends_as_there_were_devices() -> None:
-    """More than may wait to be written."""
+    """More than fit into the queue."""
     store = await Store.open(None)
     for number in range(2 * MAX_QUEUED):
         store.record(HistoryEvent.CLAIMED, busid=f"1-{number}")
         if number % 500 == 0:
-            await store.history(1)  # when that is there, they are written
+            await store.history(1)  # once this returns, they are written
     await store.end_last_run()
     events = [entry.event for entry in await store.history(9 * MAX_QUEUED)]
     assert events.count(HistoryEvent.FAILED) == 2 * MAX_QUEUED
     await store.close()
 
 
-async def test_a_store_that_does_not_work_is_no_reason_not_to_start(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_broken_store_does_not_prevent_the_start(caplog: pytest.LogCaptureFixture) -> None:
     store = await Store.open(None)
     connection = store._connection
     assert connection is not None
     await store._run(lambda: connection.execute("DROP TABLE history"))
     await store.end_last_run()
     await store.close()
-    assert "the end of the last run is not in the history" in caplog.text
+    assert "cannot record the end of the previous run in the history" in caplog.text

@@ -1,4 +1,4 @@
-"""What is shared, as people ask for it and see it."""
+"""The manager as users see it: bind, unbind, detach, and reports."""
 
 import asyncio
 import dataclasses
@@ -29,9 +29,10 @@ from usbipd.ipc.control_messages import (
     BindParameters,
     DeviceState,
     HistoryEvent,
+    LeftOutInfo,
 )
 from usbipd.ipc.messages import Command
-from usbipd.usb.discovery import DeviceRecord
+from usbipd.usb.discovery import HUB, DeviceRecord
 from usbipd.usb.identity import DeviceRule
 
 
@@ -94,30 +95,40 @@ async def test_unbind_all(host: Host) -> None:
     assert await host.unbind(None) == ["1-3", "240-1"]
     assert set((await host.states()).values()) == {DeviceState.NOT_SHARED}
     assert await host.unbind(None) == []
-    assert (await host.bind("240-1")).state is DeviceState.SHARED, "a simulated device comes back too"
+    assert (await host.bind("240-1")).state is DeviceState.SHARED, (
+        "a simulated device can be bound again, too"
+    )
     await host.manager.stop()
 
 
-async def test_unbinding_what_is_not_shared(host: Host) -> None:
+async def test_unbinding_a_device_that_is_not_shared(host: Host) -> None:
     with pytest.raises(UsbipdError, match="1-2 is not shared"):
         await host.unbind("1-2")
 
 
-async def test_binding_what_is_not_there(host: Host) -> None:
-    with pytest.raises(UsbipdError, match="there is no device '7-7'"):
+async def test_binding_a_device_that_does_not_exist(host: Host) -> None:
+    with pytest.raises(UsbipdError, match="device '7-7' does not exist"):
         await host.bind("7-7")
 
 
-async def test_binding_what_is_there_and_not_offered(host: Host) -> None:
+async def test_binding_a_device_that_is_not_offered(host: Host) -> None:
     host.source.left_out["2-1"] = UsbipdError("it is imported", code="imported", advice="offer_imported")
     with pytest.raises(UsbipdError, match="2-1 cannot be shared: it is imported") as caught:
         await host.bind("2-1")
     assert (caught.value.code, caught.value.advice) == ("imported", "offer_imported")
 
 
+async def test_what_is_not_offered_is_listed_with_its_reason_except_hubs(host: Host) -> None:
+    host.source.left_out = {"2-2": HUB, "2-1": UsbipdError("it is imported", code="imported")}
+    listed = await host.manager.survey()
+    assert listed.left_out == [
+        LeftOutInfo(busid="2-1", reason="it is imported", code="imported", advice=None)
+    ]
+
+
 async def test_a_bind_that_fails_binds_nothing(host: Host, spawner: FakeSpawner) -> None:
     spawner.answers[Command.CLAIM] = BUSY
-    with pytest.raises(ClaimError, match="somebody has it"):
+    with pytest.raises(ClaimError, match="another program holds it"):
         await host.bind("1-2")
     assert (await host.states())["1-2"] is DeviceState.NOT_SHARED
     with pytest.raises(UsbipdError, match="not shared"):
@@ -131,14 +142,14 @@ async def test_a_device_that_fails_later_is_shown_as_failed(host: Host, spawner:
     await until(lambda: host.manager.shared_devices["1-2"].state is ClaimState.FAILED)
     info = await host.device("1-2")
     assert info.state is DeviceState.FAILED
-    assert "somebody has it" in str(info.error)
+    assert "another program holds it" in str(info.error)
     assert info.advice is not None
     assert info.next_try is not None
     assert info.worker_pid is None
     assert await host.unbind("1-2") == ["1-2"]
 
 
-async def test_drivers_are_named_but_not_our_own(host: Host, sysfs: FakeSysfs) -> None:
+async def test_drivers_are_reported_except_our_own(host: Host, sysfs: FakeSysfs) -> None:
     drivers = {device.busid: device.drivers for device in await host.manager.list_devices()}
     assert drivers == {"240-1": [], "1-2": ["usb-storage"], "1-3": ["usbhid", "snd-usb-audio"]}
     await host.bind("1-2")
@@ -149,14 +160,14 @@ async def test_drivers_are_named_but_not_our_own(host: Host, sysfs: FakeSysfs) -
     assert drivers["1-2"] == []
     sysfs.add_interface("1-2", 1, "usbhid")
     drivers = {device.busid: device.drivers for device in await host.manager.list_devices()}
-    assert drivers["1-2"] == ["usbhid"], "it is ours only in part"
+    assert drivers["1-2"] == ["usbhid"], "only a part of it is ours"
     (sysfs.root / "bus/usb/devices/1-2:1.1/driver").unlink()
     await host.manager.stop()
     drivers = {device.busid: device.drivers for device in await host.manager.list_devices()}
     assert drivers["1-2"] == ["usbfs"], "another program's"
 
 
-async def test_nothing_is_claimed_once_the_daemon_ends(host: Host, spawner: FakeSpawner) -> None:
+async def test_nothing_is_claimed_during_shutdown(host: Host, spawner: FakeSpawner) -> None:
     await host.manager.start()
     await host.manager.stop()
     assert not host.manager.shared_devices
@@ -165,7 +176,7 @@ async def test_nothing_is_claimed_once_the_daemon_ends(host: Host, spawner: Fake
     assert all(not child.channel.is_open for child in spawner.children)
 
 
-async def test_a_bind_under_way_is_ended_with_the_daemon(host: Host, spawner: FakeSpawner) -> None:
+async def test_a_bind_in_progress_ends_at_shutdown(host: Host, spawner: FakeSpawner) -> None:
     spawner.answers[Command.CLAIM] = "silence"
     binding = asyncio.create_task(host.bind("1-2"))
     await until(lambda: spawner.children and spawner.last.asked)
@@ -175,7 +186,7 @@ async def test_a_bind_under_way_is_ended_with_the_daemon(host: Host, spawner: Fa
     assert spawner.last.killed
 
 
-async def test_the_end_waits_for_an_unbind_under_way(host: Host, spawner: FakeSpawner) -> None:
+async def test_shutdown_waits_for_an_unbind_in_progress(host: Host, spawner: FakeSpawner) -> None:
     await host.bind("1-2")
     spawner.lingering = True
     unbind = asyncio.create_task(host.unbind("1-2"))
@@ -188,12 +199,10 @@ async def test_the_end_waits_for_an_unbind_under_way(host: Host, spawner: FakeSp
     assert await unbind == ["1-2"]
 
 
-def test_a_bind_that_still_looks_for_its_device_at_the_end_claims_nothing(
-    host: Host, spawner: FakeSpawner
-) -> None:
+def test_a_bind_that_lists_devices_during_shutdown_claims_nothing(host: Host, spawner: FakeSpawner) -> None:
     async def test() -> None:
         bind = asyncio.create_task(host.bind("1-2"))
-        await asyncio.sleep(0)  # it has the lock, and looks
+        await asyncio.sleep(0)  # it has the lock, and lists the devices
         await host.manager.stop()
         with pytest.raises(UsbipdError, match="the daemon is shutting down"):
             await bind
@@ -213,7 +222,7 @@ def test_a_bind_that_still_looks_for_its_device_at_the_end_claims_nothing(
 # ---- clients -----------------------------------------------------------------------------------------------
 
 
-async def test_who_may_know_of_a_device(host: Host) -> None:
+async def test_which_clients_can_see_a_device(host: Host) -> None:
     host.new_manager((AccessRule(busid="1-3", allow=("192.0.2.0/24",)),))
     await host.manager.start()
     await host.bind("1-2", "192.0.2.7", "2001:db8::/32")
@@ -230,12 +239,12 @@ async def test_who_may_know_of_a_device(host: Host) -> None:
     busids = [[together.devices[index].busid for index in indices] for indices in together.lists]
     assert [sorted(each) for each in busids] == [["1-2", "1-3", "240-1"], ["1-3", "240-1"]]
     assert together.list_of == [0, 1, 1, 0]
-    await host.bind("1-2")  # the same rule again, for everybody
+    await host.bind("1-2")  # the same rule again, for all clients
     assert offered("198.51.100.1") == ["1-2", "240-1"]
     await host.manager.stop()
 
 
-async def test_of_several_bindings_one_that_lets_the_client_in_is_enough(host: Host) -> None:
+async def test_one_of_several_bindings_allows_the_client(host: Host) -> None:
     await host.bind("1-2", "192.0.2.7")
     await host.manager.bind(BindParameters(hardware=THING, allow=["198.51.100.0/24"]), "test")
     device = host.manager.shared_devices["1-2"]
@@ -271,7 +280,7 @@ async def test_detach_ends_the_session_and_leaves_the_device_shared(host: Host) 
     host.spawner.last.detach()
     await host.until_state("1-2", DeviceState.SHARED)
     ended = host.store.recorded(HistoryEvent.DETACHED)[-1]
-    assert ended["reason"] != "by anna", "that client left by itself"
+    assert ended["reason"] != "by anna", "that client left on its own"
     with pytest.raises(UsbipdError, match="no client uses 1-2"):
         await host.manager.detach("1-2", "anna")
     await host.manager.stop()
@@ -285,7 +294,7 @@ async def test_bindings_are_reported_with_what_they_share(host: Host) -> None:
     assert info.devices == []
 
 
-async def test_what_the_store_has_is_a_binding_too(host: Host) -> None:
+async def test_stored_bindings_are_used(host: Host) -> None:
     rule = DeviceRule(0x1234, 0x5678)
     host.store.kept[rule] = Binding(rule, "Thing", (), 1.0, "root")
     await host.manager.start()
@@ -293,8 +302,8 @@ async def test_what_the_store_has_is_a_binding_too(host: Host) -> None:
     await host.manager.stop()
 
 
-async def test_of_a_long_error_the_beginning_is_reported(host: Host, spawner: FakeSpawner) -> None:
-    """Whatever a worker says, the devices fit into one answer."""
+async def test_a_long_error_is_truncated(host: Host, spawner: FakeSpawner) -> None:
+    """However long a worker's text, the devices fit into one answer."""
     spawner.answers[Command.CLAIM] = ClaimError("e" * 9999, code="odd", advice="a" * 9999)
     host.source.records = {"1-2": record("1-2")}
     host.simulated.records.clear()

@@ -1,4 +1,4 @@
-"""Claims where devices are captured, and come back under another address: macOS."""
+"""Claims on macOS, where devices are captured and reappear with another address."""
 
 import asyncio
 import threading
@@ -34,10 +34,10 @@ KEYBOARD = Holder("driver", "AppleUserUSBHostHIDDevice", None, 0)
 
 
 class Mac(LinuxHost):
-    """A Mac with two devices, 1-2 and 1-3, and what its IORegistry says of them.
+    """A Mac with two devices, 1-2 and 1-3, and their IORegistry.
 
-    A worker that claims one captures it; its drivers have it again once it has been enumerated again, by the
-    worker that releases it or by `give_back`, which leaves a device alone that is in use.
+    A worker that claims a device captures it; its drivers are reattached when it is enumerated again, by the
+    worker that releases it or by `give_back`, which does not touch a device in use.
     """
 
     def __init__(self, spawner: FakeSpawner, sysfs: FakeSysfs) -> None:
@@ -69,13 +69,13 @@ class Mac(LinuxHost):
         self.enumerate(busid)
 
     def enumerate(self, busid: str) -> None:
-        """The device leaves and arrives."""
+        """The device disappears and reappears."""
         self.holders[busid] = [KEYBOARD]
         before = self.source.records[busid]
         self.source.records[busid] = replace(before, devnum=before.devnum + 20)
 
     def capture(self, busid: str) -> None:
-        """A worker has taken it from its drivers."""
+        """A worker has captured it."""
         self.holders[busid] = []
 
 
@@ -97,19 +97,19 @@ def mac(spawner: FakeSpawner, sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch)
 
 
 def departing(mac: Mac) -> bool:
-    """Whether a worker has its time to notice that its device is gone."""
+    """Whether a worker is given time to notice that its device was unplugged."""
     tasks = [device.departing for device in mac.manager.shared_devices.values()]
     return any(task is not None and not task.done() for task in tasks)
 
 
 async def settle(mac: Mac) -> None:
-    """What was plugged in or out is dealt with, and workers had their time to notice."""
+    """Wait until changes are handled and workers have had time to notice."""
     mac.manager.devices_changed()
     await until(lambda: not mac.manager._changed.is_set() and not departing(mac))
 
 
 async def test_a_worker_keeps_a_device_that_was_reset(mac: Mac, spawner: FakeSpawner) -> None:
-    """A reset enumerates it again: the worker holds it all the time, the address is another one."""
+    """A reset enumerates it again: the worker keeps it, the address changes."""
     await mac.manager.start()
     await mac.bind("1-2")
     worker = spawner.last
@@ -121,7 +121,7 @@ async def test_a_worker_keeps_a_device_that_was_reset(mac: Mac, spawner: FakeSpa
     assert worker.commands == [Command.CLAIM, Command.RELEASE]
 
 
-async def test_a_device_that_is_away_while_it_is_reset(mac: Mac, spawner: FakeSpawner) -> None:
+async def test_a_device_that_disappears_during_a_reset(mac: Mac, spawner: FakeSpawner) -> None:
     mac.stack = replace(MACOS, gone_time=0.2)
     await mac.new_manager().start()
     await mac.bind("1-2")
@@ -149,7 +149,7 @@ async def test_a_worker_that_does_not_notice(mac: Mac, spawner: FakeSpawner, rep
     await mac.manager.stop()
 
 
-async def test_a_device_that_was_plugged_in_again_is_tried_at_once(mac: Mac, spawner: FakeSpawner) -> None:
+async def test_a_replugged_device_is_retried_at_once(mac: Mac, spawner: FakeSpawner) -> None:
     await mac.manager.start()
     await mac.bind("1-2")
     device = mac.manager.shared_devices["1-2"]
@@ -195,11 +195,11 @@ async def test_a_worker_that_was_killed_is_replaced_as_it_is(mac: Mac, spawner: 
     spawner.last.die()
     await until(lambda: len(spawner.children) == 3 and mac.manager.shared_devices["1-2"].claimed is not None)
     await mac.unbind("1-2")
-    assert mac.enumerated == [], "its successor has released it"
+    assert mac.enumerated == [], "the next worker has released it"
     await mac.manager.stop()
 
 
-async def test_workers_that_crash_while_they_claim_do_not_enumerate_without_end(
+async def test_workers_that_crash_while_claiming_do_not_enumerate_endlessly(
     mac: Mac, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = FakeChild._answer
@@ -224,7 +224,7 @@ async def test_workers_that_crash_while_they_claim_do_not_enumerate_without_end(
 async def test_a_first_worker_that_crashes(
     mac: Mac, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing will claim the device again."""
+    """No other worker will claim the device."""
 
     async def crash(child: FakeChild, _request: Request) -> Message:
         mac.capture("1-2")
@@ -242,7 +242,7 @@ async def test_a_first_worker_that_crashes(
 
 
 def a_worker_of_no_use(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next worker captures its device, is of no use once confined, and has released the device."""
+    """The next worker captures its device, cannot use it once confined, and releases it."""
     answer = FakeChild._answer
 
     async def refuse(child: FakeChild, request: Request) -> Message:
@@ -257,7 +257,7 @@ def a_worker_of_no_use(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_second_try_waits_for_the_device(
     mac: Mac, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker that is confined less claims it under its new address."""
+    """A worker with less confinement claims it at its new address."""
     mac.stack = replace(MACOS, gone_time=PATIENCE)
     await mac.new_manager().start()
     a_worker_of_no_use(mac, monkeypatch)
@@ -272,12 +272,12 @@ async def test_a_second_try_waits_for_the_device(
     await mac.manager.stop()
 
 
-async def test_a_second_try_does_not_wait_for_ever(
+async def test_a_second_try_times_out(
     mac: Mac, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await mac.manager.start()
     a_worker_of_no_use(mac, monkeypatch)
-    with pytest.raises(ClaimError, match=r"1-2 was released, and has not come back within 0\.01 s"):
+    with pytest.raises(ClaimError, match=r"1-2 was released and did not reappear within 0\.01 s"):
         await mac.bind("1-2")
     assert [child.busid for child in spawner.children].count("1-2") == 1
     assert "1-2" not in mac.manager.shared_devices
@@ -286,7 +286,7 @@ async def test_a_second_try_does_not_wait_for_ever(
 
 
 async def test_a_claim_that_is_refused_leaves_the_device_alone(mac: Mac, spawner: FakeSpawner) -> None:
-    """Another program has it: to enumerate it again would take it from that program."""
+    """Another program holds it: enumerating it would interrupt that program."""
     await mac.manager.start()
     mac.holders["1-2"] = []
     spawner.answers[Command.CLAIM] = BUSY
@@ -312,10 +312,10 @@ def held(*busids: str) -> dict[str, StoredClaim]:
     return {busid: StoredClaim(busid, 0x1234, 0x5678, 1.0) for busid in busids}
 
 
-async def test_what_a_killed_daemon_held_goes_back_at_the_start(
+async def test_devices_of_a_killed_daemon_are_released_at_the_start(
     mac: Mac, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Side by side; what has its drivers or another holder is left alone, what is bound is claimed."""
+    """Concurrently; devices with drivers or another holder are left alone, bound ones are claimed."""
     give_back, both = mac.give_back, threading.Barrier(2, timeout=PATIENCE)
 
     def wait_for_both(busid: str) -> None:
@@ -337,8 +337,8 @@ async def test_what_a_killed_daemon_held_goes_back_at_the_start(
     await mac.manager.stop()
 
 
-def test_a_device_that_does_not_go_back_stays_known(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To this daemon and to the next one."""
+def test_a_device_that_cannot_be_released_stays_recorded(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this daemon and the next one."""
 
     async def test() -> None:
         mac.holders["1-2"] = []
@@ -362,7 +362,7 @@ def test_a_device_that_does_not_go_back_stays_known(mac: Mac, monkeypatch: pytes
 async def test_the_daemon_stops_when_each_worker_has_released_its_device(
     mac: Mac, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All at the same time, and each for longer than Linux has."""
+    """All concurrently, and each for longer than on Linux."""
     answer, released = FakeChild._answer, asyncio.Event()
 
     async def take_long(child: FakeChild, request: Request) -> Message:
@@ -385,7 +385,7 @@ async def test_the_daemon_stops_when_each_worker_has_released_its_device(
     assert mac.enumerated == []
 
 
-async def test_an_ioregistry_that_hangs_does_not_keep_the_daemon_from_stopping(
+async def test_an_ioregistry_that_hangs_does_not_block_shutdown(
     mac: Mac, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, hang = threading.Event(), threading.Event()

@@ -1,4 +1,4 @@
-"""Devices come and go: what is bound is claimed whenever it is there."""
+"""Devices are plugged in and unplugged: bound ones are claimed whenever they are present."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ from usbipd.ipc.messages import Command
 from usbipd.usb.discovery import DeviceRecord
 
 
-async def test_plugging_in_again_brings_the_claim_back(host: Host) -> None:
+async def test_a_replugged_device_is_claimed_again(host: Host) -> None:
     await host.manager.start()
     await host.bind("1-2")
     for devnum in range(20, 25):
@@ -45,7 +45,7 @@ async def test_plugging_in_again_brings_the_claim_back(host: Host) -> None:
     await host.manager.stop()
 
 
-async def test_a_list_that_fails_is_made_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_listing_is_retried(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = [UsbipdError("libusb cannot list devices", code="libusb")]
     list_devices = host.source.list_devices
 
@@ -56,7 +56,7 @@ async def test_a_list_that_fails_is_made_again(host: Host, monkeypatch: pytest.M
 
     await host.manager.start()
     await host.manager.bind(BindParameters(hardware=THING), "test")
-    monkeypatch.setattr(manager, "LIST_AGAIN", 0.0)
+    monkeypatch.setattr(manager, "LIST_RETRY", 0.0)
     monkeypatch.setattr(host.source, "list_devices", fail_once)
     host.plug(record("1-4"))
     await host.until_state("1-4", DeviceState.SHARED)
@@ -65,7 +65,7 @@ async def test_a_list_that_fails_is_made_again(host: Host, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("devnum", [12, 99], ids=["reset", "replugged"])
-async def test_a_claim_has_an_end_in_the_history_however_quickly_the_device_is_back(
+async def test_the_history_has_the_end_of_a_claim_however_fast_the_device_is_replugged(
     host: Host, spawner: FakeSpawner, devnum: int
 ) -> None:
     await host.manager.start()
@@ -82,7 +82,7 @@ async def test_a_claim_has_an_end_in_the_history_however_quickly_the_device_is_b
     await host.manager.stop()
 
 
-async def test_a_claim_has_an_end_in_the_history_if_its_worker_does_not_notice(
+async def test_the_history_has_the_end_of_a_claim_if_its_worker_does_not_notice(
     host: Host, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host.manager._claimer, "_stack", replace(LINUX, gone_time=0.001))
@@ -98,10 +98,10 @@ async def test_a_claim_has_an_end_in_the_history_if_its_worker_does_not_notice(
 
 
 async def hold_and_lose(host: Host, spawner: FakeSpawner) -> None:
-    """1-2 is held until its worker dies, and cannot be taken again."""
+    """1-2 is held until its worker dies, and cannot be claimed again."""
     await host.manager.start()
     await host.bind("1-2")
-    spawner.answers[Command.CLAIM] = ClaimError("somebody has it", code="LIBUSB_ERROR_BUSY")
+    spawner.answers[Command.CLAIM] = ClaimError("another program holds it", code="LIBUSB_ERROR_BUSY")
     spawner.last.die()
     await until(lambda: host.manager.shared_devices["1-2"].state is ClaimState.FAILED)
 
@@ -114,7 +114,7 @@ async def test_the_history_of_a_device_that_fails_and_is_unplugged(host: Host, s
     await host.manager.stop()
 
 
-async def test_the_history_has_nothing_of_the_release_of_what_nobody_held(
+async def test_the_history_omits_the_release_of_a_device_that_was_not_held(
     host: Host, spawner: FakeSpawner
 ) -> None:
     await hold_and_lose(host, spawner)
@@ -123,12 +123,12 @@ async def test_the_history_has_nothing_of_the_release_of_what_nobody_held(
     await host.manager.stop()
 
 
-async def test_what_is_shown_as_shared_can_be_had(host: Host, spawner: FakeSpawner) -> None:
-    """Not while a worker takes the device, be it the first one or the next."""
+async def test_a_device_shown_as_shared_can_be_attached(host: Host, spawner: FakeSpawner) -> None:
+    """Not while a worker claims the device, the first one or a later one."""
 
     def silence_the_next(child: FakeChild) -> None:
         spawner.answers[Command.CLAIM] = "silence"
-        child.killed = True  # this one ends as ever
+        child.killed = True  # this one exits as usual
 
     await host.manager.start()
     await host.bind("1-2")
@@ -187,7 +187,7 @@ async def test_a_worker_that_does_not_notice_that_its_device_is_gone(
     monkeypatch.setattr(host.manager._claimer, "_stack", replace(LINUX, gone_time=0.001, end_time=0.01))
     await host.manager.start()
     await host.bind("1-2")
-    if hangs:  # it does not notice either that its channel is closed
+    if hangs:  # nor does it notice that its channel is closed
         spawner.answers[Command.CLAIM] = "silence"
     del host.source.records["1-2"]
     host.manager.devices_changed()
@@ -197,7 +197,7 @@ async def test_a_worker_that_does_not_notice_that_its_device_is_gone(
     await host.manager.stop()
 
 
-async def test_what_cannot_be_claimed_at_the_start_has_failed_and_disturbs_nobody(
+async def test_a_device_that_cannot_be_claimed_at_the_start_affects_no_other(
     host: Host, spawner: FakeSpawner
 ) -> None:
     await host.bind("1-2")
@@ -215,7 +215,7 @@ async def test_what_cannot_be_claimed_at_the_start_has_failed_and_disturbs_nobod
     await host.manager.stop()
 
 
-async def test_a_kernel_that_hangs_over_drivers_stops_neither_start_nor_end(
+async def test_a_kernel_that_hangs_over_drivers_blocks_neither_start_nor_shutdown(
     host: Host, sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(manager, "DRIVERS_TIME", 0.01)
@@ -230,8 +230,8 @@ async def test_a_kernel_that_hangs_over_drivers_stops_neither_start_nor_end(
         assert answered.read() == "1-4:1.0"
 
 
-async def test_what_nobody_gave_back_goes_back_when_the_system_lists_it(host: Host, sysfs: FakeSysfs) -> None:
-    """At the start, the system does not answer about it."""
+async def test_an_orphaned_device_is_released_when_the_system_lists_it(host: Host, sysfs: FakeSysfs) -> None:
+    """At the start, the system does not list it."""
     sysfs.add_interface("1-4", 0, None)
     host.store.held = {busid: StoredClaim(busid, 0x1234, 0x5678, 1.0) for busid in ("1-4", "9-9")}
     host.source.problem = "no answer about 1-4"
@@ -245,7 +245,9 @@ async def test_what_nobody_gave_back_goes_back_when_the_system_lists_it(host: Ho
     await host.manager.stop()
 
 
-async def test_a_stray_that_is_bound_before_it_is_listed_is_kept(host: Host, sysfs: FakeSysfs) -> None:
+async def test_an_orphaned_device_that_is_bound_before_it_is_listed_is_kept(
+    host: Host, sysfs: FakeSysfs
+) -> None:
     sysfs.add_interface("1-4", 0, None)
     host.store.held = {"1-4": StoredClaim("1-4", 0x1234, 0x5678, 1.0)}
     host.source.problem = "no answer about 1-4"
@@ -260,8 +262,10 @@ async def test_a_stray_that_is_bound_before_it_is_listed_is_kept(host: Host, sys
     await host.manager.stop()
 
 
-async def test_a_stray_that_is_bound_while_it_goes_back_is_noted(host: Host, sysfs: FakeSysfs) -> None:
-    """Its new claim has to be known to the next extension, if this one is killed."""
+async def test_an_orphaned_device_that_is_bound_during_its_release_is_recorded(
+    host: Host, sysfs: FakeSysfs
+) -> None:
+    """If this extension is killed, the next one must know of the new claim."""
     sysfs.add_interface("1-4", 0, None)
     host.store.held = {"1-4": StoredClaim("1-4", 0x1234, 0x5678, 1.0)}
     host.source.problem = "no answer about 1-4"
@@ -276,14 +280,14 @@ async def test_a_stray_that_is_bound_while_it_goes_back_is_noted(host: Host, sys
     answers = os.open(probe, os.O_RDWR)
     await binding
     host.manager.devices_changed()
-    await until(lambda: not host.manager._changed.is_set())  # what was under way is over
+    await until(lambda: not host.manager._changed.is_set())  # the change has been handled
     assert set(host.store.held) == {"1-4"}
     await host.manager.stop()
     os.close(answers)
 
 
-async def test_what_nobody_gave_back_goes_back_at_the_start(host: Host, sysfs: FakeSysfs) -> None:
-    """All processes were killed at one moment, between claim and bind."""
+async def test_an_orphaned_device_is_released_at_the_start(host: Host, sysfs: FakeSysfs) -> None:
+    """All processes were killed at the same time, between claim and bind."""
     sysfs.add_interface("1-4", 0, None)
     host.source.records["1-4"] = record("1-4")
     host.store.held = {busid: StoredClaim(busid, 0x1234, 0x5678, 1.0) for busid in ("1-4", "9-9")}
@@ -294,10 +298,10 @@ async def test_what_nobody_gave_back_goes_back_at_the_start(host: Host, sysfs: F
 
 
 @pytest.mark.parametrize("refused", [False, True])
-async def test_a_device_that_goes_as_soon_as_it_is_claimed(
+async def test_a_device_unplugged_as_soon_as_it_is_claimed(
     host: Host, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch, refused: bool
 ) -> None:
-    """The worker says so directly behind its answer.  `refused`: after a claim before that, which failed."""
+    """DEVICE_GONE directly follows the answer.  `refused`: an earlier claim had failed."""
     answer = FakeChild._answer
 
     async def answer_and_go(child: FakeChild, request: Request) -> Message:
@@ -314,17 +318,17 @@ async def test_a_device_that_goes_as_soon_as_it_is_claimed(
     device = host.manager.shared_devices["1-2"]
     await until(lambda: device.is_gone and device.worker is not None)
     assert device.worker is not None
-    assert device.worker.channel.is_open, "it has broken no rule"
+    assert device.worker.channel.is_open, "this is no violation"
     host.unplug("1-2")
     await until(lambda: "1-2" not in host.manager.shared_devices)
     await host.manager.stop()
     assert host.recorded_events("1-2") == [*(["failed"] if refused else []), "claimed", "unplugged"]
 
 
-async def test_a_device_that_goes_while_its_claim_fails(
+async def test_a_device_unplugged_while_its_claim_fails(
     host: Host, spawner: FakeSpawner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """That is no error of the daemon's."""
+    """This is not an error of the daemon."""
     await host.manager.start()
     spawner.answers[Command.CLAIM] = "silence"
     await host.manager._claimer.restore_claimed_devices([record("1-2")])
@@ -336,10 +340,10 @@ async def test_a_device_that_goes_while_its_claim_fails(
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-async def test_a_device_that_goes_while_it_is_being_claimed(
+async def test_a_device_unplugged_while_it_is_being_claimed(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker has it, as far as it knows; it is not there any more."""
+    """The worker reports a claim of a device that has been unplugged."""
     monkeypatch.setattr(host.manager._claimer, "_stack", replace(LINUX, gone_time=0.001))
     await host.bind("1-2")
     await host.manager.stop()
@@ -348,6 +352,6 @@ async def test_a_device_that_goes_while_it_is_being_claimed(
     await until(lambda: "1-2" not in host.manager.shared_devices)
     host.plug(record("1-2"))
     await until(lambda: "1-2" in host.manager.shared_devices)
-    host.unplug("1-2")  # before there is a worker that could hear of it
+    host.unplug("1-2")  # before a worker could notice
     await until(lambda: "1-2" not in host.manager.shared_devices)
     await host.manager.stop()

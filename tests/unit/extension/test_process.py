@@ -1,4 +1,4 @@
-"""The beginning and the end of the extension, as a process."""
+"""Start and shutdown of the extension process."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ sys.exit(process.run(config, [], False, Path(sys.argv[1]), None))
 
 @contextmanager
 def starting(tmp_path: Path, log_level: str) -> Iterator[subprocess.Popen[bytes]]:
-    """An extension that has begun its start, which does not end."""
+    """An extension whose start never finishes."""
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "control.sock"), log_level, "hang"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
@@ -39,15 +39,15 @@ def starting(tmp_path: Path, log_level: str) -> Iterator[subprocess.Popen[bytes]
             process.kill()
 
 
-def test_a_start_that_is_under_way_is_ended_by_a_signal(tmp_path: Path) -> None:
-    """Such as one that waits for an address: the extension does not wait for the start to end."""
+def test_a_signal_ends_a_start_in_progress(tmp_path: Path) -> None:
+    """For instance while it waits for an address."""
     with starting(tmp_path, "info") as process:
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
     assert not (tmp_path / "control.sock").exists()
 
 
-def test_sigusr1_is_for_level_debug_and_sigusr2_for_the_configured_one(tmp_path: Path) -> None:
+def test_sigusr1_sets_level_debug_and_sigusr2_the_configured_one(tmp_path: Path) -> None:
     with starting(tmp_path, "error") as process:
         assert process.stderr is not None
         process.send_signal(signal.SIGUSR1)
@@ -61,7 +61,7 @@ def test_sigusr1_is_for_level_debug_and_sigusr2_for_the_configured_one(tmp_path:
 
 
 def test_output_without_a_reader(tmp_path: Path) -> None:
-    """It is no failure: neither when it is printed nor at the end."""
+    """This is no failure, neither when printing nor at exit."""
     read_end, write_end = os.pipe()
     os.close(read_end)
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "control.sock"), "error"]

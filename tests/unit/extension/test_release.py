@@ -1,4 +1,4 @@
-"""`usbipd release`: drivers come back to a device that no worker holds, whatever state it is in."""
+"""`usbipd release` reattaches drivers to a device that no worker holds, in any state."""
 
 import os
 from dataclasses import replace
@@ -18,7 +18,7 @@ from usbipd.ipc.messages import Command
 
 @pytest.fixture(autouse=True)
 def uid(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The daemon is root's, even if the tests are not."""
+    """The daemon seems to run as root, even if the tests do not."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
 
 
@@ -39,7 +39,7 @@ async def test_a_device_that_has_its_drivers(host: Host, sysfs: FakeSysfs) -> No
     assert sysfs.probed == ""
 
 
-async def test_what_was_held_by_a_killed_daemon_is_forgotten_then(host: Host) -> None:
+async def test_a_released_device_is_no_longer_orphaned(host: Host) -> None:
     add_orphan(host)
     host.store.held = {"1-4": StoredClaim("1-4", 0x1234, 0x5678, 1.0)}
     await host.manager._reattacher.load()
@@ -74,7 +74,7 @@ async def test_a_bound_device_that_cannot_be_claimed(host: Host, spawner: FakeSp
 
 
 async def test_another_device_at_the_port_of_a_shared_one(host: Host) -> None:
-    """The worker has not noticed yet that its device has been unplugged."""
+    """The worker has not noticed yet that its device was unplugged."""
     await host.bind("1-2")
     host.source.records["1-2"] = other_device(record("1-2"))
     with pytest.raises(UsbipdError, match="1-2 is shared") as caught:
@@ -83,7 +83,7 @@ async def test_another_device_at_the_port_of_a_shared_one(host: Host) -> None:
     await host.manager.stop()
 
 
-async def test_a_device_over_which_a_killed_worker_hangs(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_device_whose_killed_worker_hangs(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("KILL_TIMEOUT", 0.01), ("CLAIM_TIMEOUT", 0.01)):
         monkeypatch.setattr(claimer, name, value)
     monkeypatch.setattr(host.manager._claimer, "_stack", replace(LINUX, end_time=0.01))
@@ -92,7 +92,7 @@ async def test_a_device_over_which_a_killed_worker_hangs(host: Host, monkeypatch
     monkeypatch.setattr(host.spawner, "kill", survivors.append)
     with pytest.raises(ClaimError):
         await host.bind("1-2")
-    with pytest.raises(ClaimError, match="hangs in the kernel, which waits for 1-2"):
+    with pytest.raises(ClaimError, match="hangs in the kernel waiting for 1-2"):
         await host.manager.release("1-2")
     kill(survivors[0])
     assert await host.manager.release("1-2") == ["usb-storage"]
@@ -101,7 +101,7 @@ async def test_a_device_over_which_a_killed_worker_hangs(host: Host, monkeypatch
 @pytest.mark.parametrize(
     ("busid", "code"), [("7-7", "no-device"), ("240-1", "simulated"), ("2-1", "hub")], ids=str
 )
-async def test_what_cannot_be_released(host: Host, busid: str, code: str) -> None:
+async def test_devices_that_cannot_be_released(host: Host, busid: str, code: str) -> None:
     host.source.left_out["2-1"] = UsbipdError("it is a hub", code="hub")
     with pytest.raises(UsbipdError) as caught:
         await host.manager.release(busid)

@@ -1,4 +1,4 @@
-"""A client's way from OP_REQ_IMPORT to a worker, with all that can come between."""
+"""Reservations from OP_REQ_IMPORT to a worker, and all that can happen in between."""
 
 import asyncio
 import errno
@@ -48,7 +48,7 @@ class Desk:
     async def reserve(
         self, client: str = "192.0.2.1:1", busid: str = "1-2", *, number: int | None = None, wait: bool = True
     ) -> ReserveResult:
-        """`number` is that of the reservation; None: `last`, a new one."""
+        """`number` is that of the reservation; None: a new one, `last`."""
         if number is None:
             number = self.last = self.last + 1
         return await self.reservations.reserve(
@@ -98,7 +98,7 @@ async def test_no_such_device(desk: Desk) -> None:
         assert await desk.reserve(busid="9-9") == ReserveResult(status=ST_NODEV)
 
 
-async def test_a_device_that_the_client_may_not_know_of_is_not_there(desk: Desk) -> None:
+async def test_a_device_hidden_from_the_client_does_not_exist(desk: Desk) -> None:
     async with desk.claimed():
         desk.hidden_from.add("192.0.2.1")
         assert await desk.reserve() == ReserveResult(status=ST_NODEV)
@@ -129,7 +129,7 @@ async def test_a_device_that_does_not_become_free_is_busy(desk: Desk, state: Cla
         assert await desk.reserve() == ReserveResult(status=ST_DEV_BUSY)
 
 
-async def test_who_comes_while_the_last_client_leaves_waits(
+async def test_a_client_waits_while_the_previous_one_leaves(
     desk: Desk, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "RESTORE_PATIENCE", LONG)
@@ -146,7 +146,7 @@ async def test_who_comes_while_the_last_client_leaves_waits(
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_of_two_that_wait_one_gets_it(desk: Desk, spawner: FakeSpawner) -> None:
+async def test_one_of_two_waiting_clients_gets_the_device(desk: Desk, spawner: FakeSpawner) -> None:
     async with desk.claimed():
         results = await asyncio.gather(desk.reserve("192.0.2.1:1"), desk.reserve("192.0.2.2:2"))
         assert sorted(result.status for result in results) == [ST_OK, ST_DEV_BUSY]
@@ -158,7 +158,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_device_in_use_is_busy_at_once_for_one_that_does_not_wait(desk: Desk) -> None:
+async def test_a_device_in_use_is_busy_at_once_without_wait(desk: Desk) -> None:
     async with desk.claimed():
         assert (await desk.reserve(wait=False)).status == ST_OK
         async with asyncio.timeout(0.5):
@@ -198,14 +198,14 @@ async def test_a_client_that_leaves_while_it_waits_gets_nothing(
             await asyncio.wait({waiting})
         assert waiting.cancelled() or waiting.result().status == ST_DEV_BUSY
         await settle()
-        assert asyncio.all_tasks() - tasks == set(), "nothing waits on"
+        assert asyncio.all_tasks() - tasks == set(), "no task is left"
         spawner.last.detach()
         spawner.last.restored()
         await until(lambda: desk.device.is_free)
-        assert (await desk.reserve(number=7)).status == ST_OK, "the number is not in use any more"
+        assert (await desk.reserve(number=7)).status == ST_OK, "the number is no longer in use"
 
 
-async def test_a_client_that_leaves_at_the_moment_the_device_becomes_free_does_not_keep_it(
+async def test_a_client_that_leaves_as_the_device_becomes_free_does_not_keep_it(
     desk: Desk,
 ) -> None:
     async with desk.claimed():
@@ -213,7 +213,7 @@ async def test_a_client_that_leaves_at_the_moment_the_device_becomes_free_does_n
         waiting = asyncio.create_task(desk.reserve(number=2))
         await asyncio.sleep(0)
         desk.reservations.abandon(1)
-        for turns in itertools.count():  # at each turn of the loop until it has the device
+        for turns in itertools.count():  # at each iteration of the loop until it has the device
             assert desk.device.is_free
             if desk.reservations._waiting[2].done():
                 break
@@ -246,9 +246,9 @@ async def test_a_reservation_ends(spawner: FakeSpawner, sysfs: FakeSysfs, how: s
         elif how == "its server died":
             desk.reservations.drop_all()
         await until(lambda: desk.device.is_free)
-        with pytest.raises(UsbipdError, match="no longer good"):
+        with pytest.raises(UsbipdError, match="no longer valid"):
             await desk.reservations.hand_over(desk.last, 0)
-        desk.reservations.abandon(desk.last)  # again: nothing happens
+        desk.reservations.abandon(desk.last)  # again: no effect
 
 
 async def test_a_reservation_does_not_outlive_its_worker(desk: Desk, spawner: FakeSpawner) -> None:
@@ -256,12 +256,12 @@ async def test_a_reservation_does_not_outlive_its_worker(desk: Desk, spawner: Fa
         assert (await desk.reserve()).status == ST_OK
         spawner.last.die()
         await until(lambda: len(spawner.children) == 2 and desk.device.is_free)
-        with pytest.raises(UsbipdError, match="no longer good"):
+        with pytest.raises(UsbipdError, match="no longer valid"):
             await desk.reservations.hand_over(desk.last, 0)
         assert desk.device.is_free
 
 
-async def test_a_device_that_is_unbound_meanwhile(desk: Desk) -> None:
+async def test_a_device_unbound_before_the_hand_over(desk: Desk) -> None:
     async with desk.claimed():
         await desk.attach()
         waiting = asyncio.create_task(desk.reserve("192.0.2.2:2"))
@@ -270,7 +270,7 @@ async def test_a_device_that_is_unbound_meanwhile(desk: Desk) -> None:
         assert await waiting == ReserveResult(status=ST_NODEV)
 
 
-async def test_a_worker_that_does_not_take_its_client_is_replaced(desk: Desk, spawner: FakeSpawner) -> None:
+async def test_a_worker_that_does_not_accept_its_client_is_replaced(desk: Desk, spawner: FakeSpawner) -> None:
     async with desk.claimed():
         spawner.answers[Command.ATTACH] = UsbipdError("no", code="no")
         with pytest.raises(UsbipdError, match="no"):
@@ -292,10 +292,10 @@ async def test_a_worker_that_dies_while_it_attaches(desk: Desk, spawner: FakeSpa
         await until(lambda: len(spawner.children) == 2 and desk.device.is_free)
 
 
-async def test_a_device_that_goes_as_its_client_comes(
+async def test_a_device_unplugged_as_its_client_attaches(
     desk: Desk, spawner: FakeSpawner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """That is no error of the daemon's."""
+    """This is not an error of the daemon."""
     async with desk.claimed():
         spawner.answers[Command.ATTACH] = "silence"
         attaching = asyncio.create_task(desk.attach())
@@ -307,10 +307,10 @@ async def test_a_device_that_goes_as_its_client_comes(
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-async def test_no_descriptor_left_for_a_hand_over(
+async def test_a_hand_over_without_a_free_descriptor(
     desk: Desk, spawner: FakeSpawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The device does not stay attached to nobody: another worker claims it."""
+    """The device does not stay attached without a client: another worker claims it."""
     async with desk.claimed():
         assert (await desk.reserve()).status == ST_OK
         with monkeypatch.context() as patch:
@@ -325,12 +325,12 @@ def no_descriptor_left(_descriptor: int) -> int:
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
-async def test_a_device_whose_release_has_begun_goes_to_no_client(desk: Desk, spawner: FakeSpawner) -> None:
+async def test_a_device_being_released_cannot_be_attached(desk: Desk, spawner: FakeSpawner) -> None:
     await desk.claimer.claim_device(record("1-2"))
     await desk.reserve()
     releasing = asyncio.create_task(desk.claimer.release_device("1-2", timeout=5))
     device = desk.device
-    await asyncio.sleep(0)  # it waits for the task that keeps the device
+    await asyncio.sleep(0)  # it waits for the task of the device
     assert not device.is_kept
     with pytest.raises(UsbipdError) as caught:
         await desk.reservations.hand_over(desk.last, 0)

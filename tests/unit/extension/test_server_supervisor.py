@@ -1,4 +1,4 @@
-"""The extension's side of the server: kept running, and answered."""
+"""The server is kept running, and its requests are answered."""
 
 import asyncio
 import os
@@ -86,7 +86,7 @@ def daemon(spawner: FakeSpawner, sysfs: FakeSysfs) -> Daemon:
     return Daemon(spawner, sysfs)
 
 
-async def test_what_a_server_asks(daemon: Daemon) -> None:
+async def test_requests_of_a_server(daemon: Daemon) -> None:
     await daemon.start()
     server = daemon.servers[0].channel
     listed = await server.request(
@@ -143,10 +143,10 @@ def no_socket() -> int:
 
 
 @pytest.mark.parametrize("make", [no_socket, unix_socket, datagram_socket])
-async def test_a_server_that_hands_over_what_is_no_client_is_replaced(
+async def test_a_server_that_hands_over_a_wrong_descriptor_is_replaced(
     daemon: Daemon, make: Callable[[], int]
 ) -> None:
-    """It was taken over: the worker, who would die of this, never sees it."""
+    """It was compromised: the worker, which would crash, never gets the descriptor."""
     await daemon.start()
     worker = daemon.spawner.last
     assert (await daemon.reserve(1)).status == ST_OK
@@ -166,8 +166,8 @@ async def test_a_server_that_hands_over_what_is_no_client_is_replaced(
     await daemon.stop()
 
 
-async def test_a_server_that_makes_up_endless_clients_is_replaced(daemon: Daemon) -> None:
-    """Their names go into logs and into the status, which has to fit one message."""
+async def test_a_server_that_reports_a_too_long_client_name_is_replaced(daemon: Daemon) -> None:
+    """Names of clients go into logs and the status."""
     await daemon.start()
     with pytest.raises(UsbipdError):
         await daemon.servers[0].channel.request(
@@ -191,11 +191,11 @@ async def test_a_server_that_dies_is_replaced_on_the_same_ports(daemon: Daemon) 
     await until(lambda: len(daemon.servers) == 2 and daemon.server.child is not None)
     [failure] = daemon.store.recorded(HistoryEvent.FAILED)
     assert failure["reason"].startswith("the server ended with ")
-    assert device.is_free, "its client is gone with it"
+    assert device.is_free, "its client is gone, too"
     assert daemon.servers[1].parameters(Command.SERVE).listen == ["127.0.0.1:4321", "[::1]:3240"]
     await daemon.stop()
     assert not daemon.servers[1].channel.is_open
-    assert len(daemon.store.events) == 1, "its end is no failure when the daemon ends"
+    assert len(daemon.store.events) == 1, "its end is no failure when the daemon shuts down"
 
 
 def delays_of_servers(caplog: pytest.LogCaptureFixture) -> list[float]:
@@ -204,13 +204,13 @@ def delays_of_servers(caplog: pytest.LogCaptureFixture) -> list[float]:
     return [float(record.args[0]) for record in records if isinstance(record.args, tuple)]
 
 
-async def test_a_server_that_finds_its_port_in_use_tells_the_history_once(
+async def test_a_port_in_use_is_recorded_once_in_the_history(
     daemon: Daemon,
     spawner: FakeSpawner,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """And tries it less and less often."""
+    """And retries are less and less frequent."""
     monkeypatch.setattr("usbipd.extension.supervisor.FIRST_DELAY", 0.001)
     await daemon.start()
     spawner.answers[Command.SERVE] = UsbipdError("port 3240 is in use", code="address-in-use")
@@ -239,7 +239,7 @@ async def test_a_port_in_use_is_an_error_at_the_start(daemon: Daemon, spawner: F
 
 
 async def test_the_port_of_a_killed_extension_is_waited_for(daemon: Daemon, spawner: FakeSpawner) -> None:
-    """Its server sees that it is alone, and ends; but not before we are there."""
+    """Its server exits on its own, but only after we have started."""
     spawner.answers[Command.SERVE] = UsbipdError("in use", code="address-in-use")
     starting = asyncio.create_task(daemon.server.start(after_a_kill=True))
     await until(lambda: len(daemon.servers) > 1)
@@ -249,10 +249,10 @@ async def test_the_port_of_a_killed_extension_is_waited_for(daemon: Daemon, spaw
     await daemon.server.stop()
 
 
-async def test_a_server_that_dies_again_and_again_is_not_waited_for_longer_each_time(
+async def test_the_delay_after_a_server_that_listened_stays_short(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It did listen: who ends servers from the network must not keep the next client out."""
+    """A client that can crash servers must not lock out others."""
     monkeypatch.setattr("usbipd.extension.supervisor.FIRST_DELAY", 0.001)
     monkeypatch.setattr("usbipd.extension.server_supervisor.LONGEST_GAP", 0.004)
     await daemon.start()
@@ -265,7 +265,7 @@ async def test_a_server_that_dies_again_and_again_is_not_waited_for_longer_each_
     assert max(delays) <= 0.004
 
 
-async def test_what_a_server_waits_for_ends_with_it(daemon: Daemon) -> None:
+async def test_pending_requests_of_a_server_end_with_it(daemon: Daemon) -> None:
     await daemon.start()
     device = daemon.claimer.shared_devices["1-2"]
     assert (await daemon.reserve(1)).status == ST_OK
@@ -284,7 +284,7 @@ async def test_what_a_server_waits_for_ends_with_it(daemon: Daemon) -> None:
     await daemon.stop()
 
 
-async def test_an_address_that_there_is_not_is_not_waited_for(daemon: Daemon, spawner: FakeSpawner) -> None:
+async def test_a_missing_address_is_not_waited_for(daemon: Daemon, spawner: FakeSpawner) -> None:
     spawner.answers[Command.SERVE] = UsbipdError("no such address", code="no-such-address")
     with pytest.raises(UsbipdError, match="no such address"):
         await daemon.server.start(after_a_kill=True)

@@ -1,4 +1,4 @@
-"""What a service manager hears, over a socket such as systemd's."""
+"""Notifications of a service manager, over a socket like systemd's."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from usbipd.extension import service_manager
 
 linux_only = pytest.mark.skipif(os.uname().sysname != "Linux", reason="SCM_CREDENTIALS is of Linux")
 CAP_SYS_ADMIN = 21  # include/uapi/linux/capability.h
-NOBODY = 65534
+UNPRIVILEGED = 65534
 
 
 @pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
@@ -26,36 +26,36 @@ def test_assignments_one_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         manager.bind(f"\0{name}" if abstract else name)
         manager.settimeout(10)
         monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}" if abstract else name)
-        service_manager.tell(service_manager.READY, STATUS="listens on 127.0.0.1:3240")
+        service_manager.notify(service_manager.READY, STATUS="listens on 127.0.0.1:3240")
         assert manager.recv(4096) == b"READY=1\nSTATUS=listens on 127.0.0.1:3240"
-        service_manager.tell(service_manager.STOPPING)
+        service_manager.notify(service_manager.STOPPING)
         assert manager.recv(4096) == b"STOPPING=1"
 
 
 @pytest.mark.parametrize("address", [None, "", "vsock:2:1234"])
-def test_where_there_is_no_such_socket(
+def test_without_a_notify_socket(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, address: str | None
 ) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     if address is not None:
         monkeypatch.setenv("NOTIFY_SOCKET", address)
-    service_manager.tell(service_manager.READY)
+    service_manager.notify(service_manager.READY)
     assert not caplog.records
 
 
-def test_a_manager_that_is_gone(
+def test_a_service_manager_that_does_not_exist(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
-    service_manager.tell(service_manager.READY)
+    service_manager.notify(service_manager.READY)
     [record] = caplog.records
     assert record.levelno == logging.WARNING
-    assert record.getMessage().endswith("gone READY=1: No such file or directory")
+    assert record.getMessage().endswith("/gone: No such file or directory")
 
 
 @pytest.fixture
 def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """Asks the kernel who speaks, as systemd does; anybody may reach it."""
+    """A socket that all users can reach and that asks the kernel for the sender, as systemd does."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(f"\0usbipd-test-{os.getpid()}")
         manager.settimeout(10)
@@ -65,7 +65,7 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
 
 
 def received(manager: socket.socket) -> tuple[bytes, int]:
-    """A message, and the pid of who sent it."""
+    """A message, and the pid of its sender."""
     message, [(_level, kind, credentials)], _flags, _address = manager.recvmsg(4096, 128)
     assert kind == socket.SCM_CREDENTIALS
     return message, struct.unpack("=iII", credentials)[0]
@@ -84,30 +84,30 @@ def may_speak_for_others() -> bool:
 
 
 @linux_only
-def test_without_a_launcher_it_speaks_for_itself(manager: socket.socket) -> None:
-    service_manager.tell(service_manager.READY)
+def test_without_a_launcher_it_sends_as_itself(manager: socket.socket) -> None:
+    service_manager.notify(service_manager.READY)
     assert received(manager) == (b"READY=1", os.getpid())
 
 
 @pytest.mark.skipif(not may_speak_for_others(), reason="needs CAP_SYS_ADMIN, which a root on Linux may have")
-def test_it_speaks_in_the_name_of_its_launcher(
+def test_it_sends_in_the_name_of_its_launcher(
     manager: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     freeze(monkeypatch, os.getppid())
-    service_manager.tell(service_manager.READY, STATUS="listens")
+    service_manager.notify(service_manager.READY, STATUS="listens")
     assert received(manager) == (b"READY=1\nSTATUS=listens", os.getppid())
 
 
 @linux_only
-def test_who_may_not_speak_for_its_launcher_is_heard_all_the_same(
+def test_without_the_capability_it_sends_as_itself(
     manager: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     freeze(monkeypatch, os.getppid())
     is_root = os.geteuid() == 0
     if is_root:
-        os.seteuid(NOBODY)  # takes the effective capabilities away, too: capabilities(7)
+        os.seteuid(UNPRIVILEGED)  # takes the effective capabilities away, too: capabilities(7)
     try:
-        service_manager.tell(service_manager.READY)
+        service_manager.notify(service_manager.READY)
     finally:
         if is_root:
             os.seteuid(0)
@@ -119,7 +119,7 @@ def test_who_may_not_speak_for_its_launcher_is_heard_all_the_same(
 def test_a_launcher_that_was_killed(
     manager: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    freeze(monkeypatch, 2**22 + 1)  # beyond PID_MAX_LIMIT, include/linux/threads.h: nobody's
-    service_manager.tell(service_manager.STOPPING)
+    freeze(monkeypatch, 2**22 + 1)  # beyond PID_MAX_LIMIT, include/linux/threads.h: unused
+    service_manager.notify(service_manager.STOPPING)
     assert received(manager) == (b"STOPPING=1", os.getpid())
     assert not caplog.records

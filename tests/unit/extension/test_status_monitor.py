@@ -1,4 +1,4 @@
-"""Status, history and health, as the control socket asks for them."""
+"""Status, history and health, as requested over the control socket."""
 
 import asyncio
 import logging
@@ -50,7 +50,7 @@ from usbipd.privileges import user_name
 
 
 def make_monitor(**changes: Any) -> StatusMonitor:
-    """Of a daemon in good health, or what `changes` make of it."""
+    """The monitor of a healthy daemon, with `changes` applied."""
     parts: dict[str, Any] = {
         "manager": FakeManager(),
         "server": FakeServer(listening=["127.0.0.1:3240"]),
@@ -101,7 +101,7 @@ def test_full_status_of_a_daemon_that_is_shutting_down() -> None:
 
 
 def test_full_status_of_the_processes() -> None:
-    """In one order: extension, server, workers by busid; claims without a worker have none."""
+    """Ordered: extension, server, workers by busid; claims without a worker have none."""
     workers = {busid: child(busid=busid) for busid in ("1-3", "1-10")}
     shared = {busid: shared_device(busid, worker=worker) for busid, worker in workers.items()}
     shared["1-1"] = shared_device("1-1", worker=None)
@@ -144,7 +144,7 @@ def test_a_process_that_has_just_ended_has_no_memory() -> None:
 
 
 def test_a_process_that_may_not_be_looked_at_has_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On macOS only root may look at the processes of other users."""
+    """On macOS only root can inspect processes of other users."""
 
     def refuse(_process: psutil.Process) -> None:
         raise psutil.AccessDenied
@@ -206,7 +206,7 @@ BROKEN = {"error": "e" * LONGEST_TEXT, "advice": "a" * LONGEST_TEXT, "next_try":
 
 @pytest.mark.parametrize("state", [USED, BROKEN], ids=["used", "broken"])
 def test_a_thousand_devices_fit_into_one_answer(state: dict[str, Any]) -> None:
-    """With all that they say as long as it may be, and with a binding and a worker each."""
+    """With texts of maximum length, and with a binding and a worker each."""
     text = {"serial": LONGEST_STRING, "manufacturer": LONGEST_STRING, "product": LONGEST_STRING}
     busids = [f"{number // 100}-1.2.3.{number % 100}" for number in range(1000)]
     manager = FakeManager(
@@ -231,7 +231,7 @@ def test_health() -> None:
 
 
 class SlowStore(FakeStore):
-    """Counts who checks it, and lets him wait."""
+    """Counts its checks, and blocks them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -248,7 +248,7 @@ async def test_who_asks_for_health_at_the_same_time_shares_one_examination() -> 
     store = SlowStore()
     monitor = make_monitor(store=store)
     impatient, *others = [asyncio.create_task(monitor.perform_health_check()) for _each in range(5)]
-    while not store.checked:  # noqa: ASYNC110 - what is waited for has no event
+    while not store.checked:  # noqa: ASYNC110 - no event exists for this
         await asyncio.sleep(0)
     impatient.cancel()
     store.go_on.set()
@@ -256,5 +256,5 @@ async def test_who_asks_for_health_at_the_same_time_shares_one_examination() -> 
     assert all(each is first for each in rest)
     assert store.checked == 1
     assert impatient.cancelled()
-    assert await monitor.perform_health_check() is not first, "who comes later gets a new one"
+    assert await monitor.perform_health_check() is not first, "a later caller gets a new run"
     assert store.checked == 2

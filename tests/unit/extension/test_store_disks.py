@@ -1,4 +1,4 @@
-"""The store on disks that do not take what they should: it says so, and no good file is thrown away."""
+"""The store on failing disks: errors are reported, and no good file is lost."""
 
 import asyncio
 import os
@@ -47,7 +47,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill_up(path: Path) -> None:
-    """Until not a byte is left."""
+    """Until no byte is left."""
     with path.open("wb", buffering=0) as file:
         try:
             while True:
@@ -73,7 +73,7 @@ async def test_a_full_disk(small_disk: Path, caplog: pytest.LogCaptureFixture) -
     [problem, lost] = await store.check()
     assert problem.message.endswith(FULL)
     assert problem.advice == "free some space on that disk"
-    assert lost.message == "3 entries of the history could not be written and are lost"
+    assert lost.message == "3 entries of the history could not be written"
     assert await store.bindings() == [BINDINGS[0]]
     filler.unlink()
     await store.add_binding(huge)
@@ -83,7 +83,7 @@ async def test_a_full_disk(small_disk: Path, caplog: pytest.LogCaptureFixture) -
     await store.close()
     assert await reopen(directory) == ([BINDINGS[0], huge], [])
     [record] = caplog.records
-    assert record.message.startswith("the history cannot be written: ")
+    assert record.message.startswith("cannot write the history: ")
 
 
 def test_a_full_disk_at_the_start_is_no_damage(small_disk: Path, image: Files) -> None:
@@ -95,26 +95,26 @@ def test_a_full_disk_at_the_start_is_no_damage(small_disk: Path, image: Files) -
     with pytest.raises(UsbipdError) as caught:
         asyncio.run(reopen(directory))
     assert caught.value.code == "store"
-    assert (caught.value.advice or "").startswith("see whether the disk is full")
+    assert (caught.value.advice or "").startswith("check whether the disk is full")
     assert {name: data for name, data in Files.of(directory).items() if name in before} == before
     filler.unlink()
     assert asyncio.run(reopen(directory)) == (BINDINGS, [])
 
 
-def test_a_disk_that_may_not_be_written(small_disk: Path, image: Files) -> None:
+def test_a_read_only_disk(small_disk: Path, image: Files) -> None:
     directory = small_disk / "state"
     image.write(directory)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(UsbipdError, match="Read-only file system") as caught:
         asyncio.run(reopen(directory))
     assert caught.value.code == "store"
-    assert "choose another place with --state DIR" in (caught.value.advice or "")
+    assert "choose another directory with --state DIR" in (caught.value.advice or "")
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     assert asyncio.run(reopen(directory)) == (BINDINGS, [])
 
 
-def test_files_that_may_not_grow(tmp_path: Path, image: Files) -> None:
-    """A disk error that every system can make."""
+def test_files_that_cannot_grow(tmp_path: Path, image: Files) -> None:
+    """A disk error that every system can produce."""
     directory = tmp_path / "state"
     image.write(directory)
 
@@ -132,7 +132,7 @@ def test_files_that_may_not_grow(tmp_path: Path, image: Files) -> None:
     assert asyncio.run(reopen(directory)) == (BINDINGS, [])
 
 
-def test_a_copy_that_cannot_be_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_copy_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     directory = tmp_path / "state"
 
     async def test() -> None:
@@ -142,7 +142,7 @@ def test_a_copy_that_cannot_be_made(tmp_path: Path, caplog: pytest.LogCaptureFix
         await store.add_binding(BINDINGS[0])
         [problem] = await store.check()
         assert problem.message.startswith(
-            f"the last good copy cannot be made: the store {directory / COPY} does not"
+            f"cannot back up the store: cannot use the store {directory / COPY}"
         )
         obstacle.rmdir()
         await store.add_binding(BINDINGS[1])

@@ -1,4 +1,4 @@
-"""The store's files: damage of every kind loses no binding and is told to people."""
+"""The store's files: damage of every kind loses no binding and is reported."""
 
 import asyncio
 import os
@@ -53,12 +53,12 @@ def directory() -> Iterator[Path]:
 
 
 def kept(directory: Path) -> list[str]:
-    """The names of what was kept aside, without their logs."""
+    """The names of the files that were set aside, without their logs."""
     return sorted({path.name.removesuffix("-shm").removesuffix("-wal") for path in directory.glob("*Z*")})
 
 
 def edit(directory: Path, statement: str) -> None:
-    """Change the store behind our back."""
+    """Change the store from outside."""
     with closing(sqlite3.connect(directory / DATABASE, isolation_level=None)) as connection:
         connection.execute(statement)
 
@@ -78,7 +78,7 @@ async def check(directory: Path) -> list[str]:
         await store.close()
 
 
-async def test_a_killed_extension_has_damaged_nothing(directory: Path, image: Files) -> None:
+async def test_a_killed_extension_damages_nothing(directory: Path, image: Files) -> None:
     image.write(directory)
     store = await Store.open(directory)
     assert store.problems == []
@@ -89,7 +89,7 @@ async def test_a_killed_extension_has_damaged_nothing(directory: Path, image: Fi
     await store.close()
 
 
-def test_a_first_start_has_nothing_to_say(directory: Path) -> None:
+def test_a_first_start_reports_nothing(directory: Path) -> None:
     assert asyncio.run(reopen(directory)) == ([], [])
 
 
@@ -98,7 +98,7 @@ def contents(data: bytes) -> Callable[[Path], object]:
 
 
 def index_without_a_row(directory: Path) -> None:
-    """Only the table tells what is bound: an index that misses a row would let a rule be bound twice."""
+    """An index that lacks a row would let a rule be bound twice."""
     data = (directory / DATABASE).read_bytes()
     with closing(sqlite3.connect(directory / DATABASE)) as connection:
         query = "SELECT rootpage FROM sqlite_master WHERE name = 'bindings_by_rule'"
@@ -145,24 +145,24 @@ DAMAGE = [
     (a_directory, "it is not a regular file"),
     (a_link, "it is not a regular file"),
     (statement("PRAGMA application_id = 5"), "it is not a store of usbipd"),
-    (statement("PRAGMA user_version = 0"), "there never was a schema version 0"),
-    (statement("PRAGMA user_version = -7"), "there never was a schema version -7"),
+    (statement("PRAGMA user_version = 0"), "schema version 0 does not exist"),
+    (statement("PRAGMA user_version = -7"), "schema version -7 does not exist"),
     (index_without_a_row, "row 1 missing from index bindings_by_rule"),
     (statement("DROP TABLE claims"), f"its tables are not those of schema version {VERSION}"),
     (statement("CREATE TABLE more (x)"), f"its tables are not those of schema version {VERSION}"),
-    (statement("UPDATE bindings SET allow = '[]' WHERE id = 2"), "do not agree with their checksum"),
-    (statement("DELETE FROM bindings"), "do not agree with their checksum"),
-    (statement("DELETE FROM seal"), "do not agree with their checksum"),
-    (statement("UPDATE seal SET generation = generation + 1"), "do not agree with their checksum"),
+    (statement("UPDATE bindings SET allow = '[]' WHERE id = 2"), "bindings checksum mismatch"),
+    (statement("DELETE FROM bindings"), "bindings checksum mismatch"),
+    (statement("DELETE FROM seal"), "bindings checksum mismatch"),
+    (statement("UPDATE seal SET generation = generation + 1"), "bindings checksum mismatch"),
     (statement("UPDATE seal SET generation = 'x'"), "is not a number"),
     (statement("UPDATE bindings SET product = CAST(x'ff' AS TEXT)"), "Could not decode to UTF-8"),
-    (statement("UPDATE claims SET since = 'yesterday'"), "a claim is impossible"),
-    (statement("UPDATE claims SET vendor_id = 65536"), "a claim is impossible"),
+    (statement("UPDATE claims SET since = 'yesterday'"), "invalid claim"),
+    (statement("UPDATE claims SET vendor_id = 65536"), "invalid claim"),
 ]
 
 
 @pytest.mark.parametrize(("damage", "finding"), DAMAGE, ids=[finding for _damage, finding in DAMAGE])
-def test_damage_is_kept_aside_and_the_copy_restored(
+def test_a_damaged_store_is_set_aside_and_the_copy_restored(
     directory: Path, whole: Files, damage: Callable[[Path], object], finding: str
 ) -> None:
     whole.write(directory)
@@ -176,20 +176,20 @@ def test_damage_is_kept_aside_and_the_copy_restored(
         assert name.startswith(f"{DATABASE}.damaged-20")
         assert sentence.startswith(f"{directory / DATABASE} was damaged (")
         assert finding in sentence
-        assert f"); what was there is kept as {name}; its last good copy of 20" in sentence
-        assert sentence.endswith(" was restored, with 3 bindings")
+        assert f"); it was saved as {name}; restored the last good copy, of 20" in sentence
+        assert sentence.endswith(", with 3 bindings")
         assert await store.bindings() == BINDINGS
         assert await store.claims() == [CLAIM]
         [aside] = await store.check()
         assert aside.code == KEPT_ASIDE
-        assert aside.message.startswith(f"{directory / name} was kept on 20")
-        assert aside.message.endswith(" UTC, because it was damaged")
+        assert aside.message.startswith(f"{directory / name} was set aside on 20")
+        assert aside.message.endswith(" UTC because it was damaged")
         assert f"`sudo rm {shlex.quote(str(directory / name))}*`" in str(aside.advice)
         await store.close()
-        assert await reopen(directory) == (BINDINGS, []), "it has been mended"
+        assert await reopen(directory) == (BINDINGS, []), "it has been repaired"
         assert await check(directory) == [aside.message]
         if DATABASE in found and damage is not a_link:
-            assert Files.of(directory)[name] == found[DATABASE], "as it was found"
+            assert Files.of(directory)[name] == found[DATABASE], "unchanged"
 
     run(test())
     for path in directory.glob("*Z*"):
@@ -198,16 +198,16 @@ def test_damage_is_kept_aside_and_the_copy_restored(
 
 
 def expect_everything_there(directory: Path) -> None:
-    """Damage to one file loses no binding, and is told if and only if something was done about it."""
+    """Damage to one file loses no binding, and is reported if and only if it was repaired."""
     copy = (directory / COPY).read_bytes()
     bindings, problems = asyncio.run(reopen(directory))
     assert bindings == BINDINGS
     if kept(directory):
         [problem] = problems
-        assert problem.endswith("was restored, with 3 bindings")
+        assert problem.endswith(", with 3 bindings")
     else:
         for problem in problems:
-            assert problem.endswith("it was made again, nothing is lost")
+            assert problem.endswith("it was replaced, nothing is lost")
             assert (directory / COPY).read_bytes() != copy
     assert asyncio.run(reopen(directory)) == (BINDINGS, [])
 
@@ -236,7 +236,7 @@ def test_a_changed_byte(image: Files, place: tuple[int, int], part: str) -> None
 @pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(st.lists(places, min_size=1, max_size=3))
-@example([(3622, 128)])  # the message of SQLite quotes it, and is no UTF-8
+@example([(3622, 128)])  # SQLite's message quotes it, and is not UTF-8
 def test_changed_bytes_without_a_log(whole: Files, changes: list[tuple[int, int]]) -> None:
     data = whole[DATABASE]
     for place in changes:
@@ -261,15 +261,15 @@ def test_any_bytes(whole: Files, data: bytes, header: bool) -> None:
         expect_everything_there(directory)
 
 
-def test_a_log_that_is_lost_is_noticed(directory: Path, image: Files) -> None:
-    """Without it the file is whole, but has no binding."""
+def test_a_lost_log_is_noticed(directory: Path, image: Files) -> None:
+    """Without it the file is valid, but has no binding."""
     Files({name: data for name, data in image.items() if name != LOG}).write(directory)
     bindings, [sentence] = asyncio.run(reopen(directory))
     assert bindings == BINDINGS
-    assert "its last good copy has 3 later changes of the bindings" in sentence
+    assert "it lacks 3 changes of the bindings" in sentence
 
 
-def test_an_older_store_in_the_place_of_the_present_one(directory: Path, image: Files) -> None:
+def test_an_older_store_in_place_of_the_current_one(directory: Path, image: Files) -> None:
     image.write(directory)
 
     async def unbind() -> None:
@@ -282,7 +282,7 @@ def test_an_older_store_in_the_place_of_the_present_one(directory: Path, image: 
         (directory / name).write_bytes(image[name])
     bindings, [sentence] = asyncio.run(reopen(directory))
     assert bindings == BINDINGS[1:]
-    assert "its last good copy has 1 later change of the bindings" in sentence
+    assert "it lacks 1 change of the bindings" in sentence
 
 
 def test_a_newer_store_is_kept_with_its_log(directory: Path, image: Files) -> None:
@@ -293,23 +293,23 @@ def test_a_newer_store_is_kept_with_its_log(directory: Path, image: Files) -> No
     assert bindings == BINDINGS
     [name] = kept(directory)
     assert name.startswith(f"{DATABASE}.newer-v77-20")
-    versions = f"schema version 77, we know {VERSION}"
-    assert f"is of a newer release ({versions}); what was there is kept as {name}; its last" in sentence
+    versions = f"schema version 77, this release supports {VERSION}"
+    assert f"is of a newer release ({versions}); it was saved as {name}; restored the last" in sentence
     assert Files.of(directory)[name] == found[DATABASE]
     assert Files.of(directory)[f"{name}-wal"] == found[LOG]
     with closing(sqlite3.connect(directory / name)) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (77,)
         assert connection.execute("SELECT count(*) FROM bindings").fetchone() == (3,)
     [sentence] = asyncio.run(check(directory))
-    assert sentence.endswith(" UTC, because it was of a newer release")
+    assert sentence.endswith(" UTC because it was of a newer release")
 
 
-async def test_without_any_good_copy_everything_is_kept_for_people(directory: Path, whole: Files) -> None:
+async def test_without_a_good_copy_all_files_are_set_aside(directory: Path, whole: Files) -> None:
     Files({DATABASE: b"x", COPY: whole[COPY][:5000]}).write(directory)
     store = await Store.open(directory)
     [of_copy, of_store] = store.problems
     assert of_copy.startswith(f"{directory / COPY} was damaged too (")
-    assert "there was no good copy, so nothing is bound now: bind again" in of_store
+    assert "no good copy exists, so all bindings are lost: bind again" in of_store
     assert await store.bindings() == []
     assert len(await store.check()) == 2
     await store.add_binding(BINDINGS[0])
@@ -323,20 +323,20 @@ def test_a_missing_store_is_restored(directory: Path, image: Files) -> None:
     Files({COPY: image[COPY]}).write(directory)
     bindings, [sentence] = asyncio.run(reopen(directory))
     assert bindings == BINDINGS
-    assert sentence.startswith(f"{directory / DATABASE} was missing; its last good copy of ")
+    assert sentence.startswith(f"{directory / DATABASE} was missing; restored the last good copy, of ")
 
 
-def test_the_log_of_a_missing_store_is_not_taken_for_that_of_another(directory: Path, image: Files) -> None:
+def test_the_log_of_a_missing_store_is_not_applied_to_another(directory: Path, image: Files) -> None:
     Files({LOG: image[LOG]}).write(directory)
     bindings, [sentence] = asyncio.run(reopen(directory))
     assert bindings == []
     [name] = kept(directory)
     assert Files.of(directory)[f"{name}-wal"] == image[LOG]
-    assert f" was missing; what was there is kept as {name}; there was no good copy" in sentence
+    assert f" was missing; it was saved as {name}; no good copy exists" in sentence
     assert len(asyncio.run(check(directory))) == 1
 
 
-def test_what_is_kept_in_the_same_second_has_names_of_its_own(directory: Path, whole: Files) -> None:
+def test_files_set_aside_in_the_same_second_get_different_names(directory: Path, whole: Files) -> None:
     whole.write(directory)
     for text in (b"1", b"2", b"3"):
         (directory / DATABASE).write_bytes(text)
@@ -345,8 +345,8 @@ def test_what_is_kept_in_the_same_second_has_names_of_its_own(directory: Path, w
     assert sorted(files[name] for name in kept(directory)) == [b"1", b"2", b"3"]
 
 
-def test_a_store_of_version_1_goes_on(directory: Path) -> None:
-    """Its bindings and its history, each entry of which stood for one event."""
+def test_a_store_of_version_1_is_migrated(directory: Path) -> None:
+    """With its bindings and its history, each entry of which was one event."""
 
     def write_old() -> None:
         directory.mkdir(mode=0o700)
@@ -371,8 +371,8 @@ def test_a_store_of_version_1_goes_on(directory: Path) -> None:
     assert asyncio.run(reopen(directory)) == (BINDINGS, [])
 
 
-def test_releases_come_and_go(directory: Path, whole: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next version is installed, ours again, and the next again; each goes on with what it knows."""
+def test_upgrades_and_downgrades(directory: Path, whole: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next version is installed, then ours, then the next; each continues with its own data."""
     ours = store_tables.MIGRATIONS
     next_release = (*ours, ("ALTER TABLE bindings ADD COLUMN note TEXT NOT NULL DEFAULT ''",))
     newer_copy = f"usbipd.copy-v{VERSION + 1}.sqlite"
@@ -393,29 +393,29 @@ def test_releases_come_and_go(directory: Path, whole: Files, monkeypatch: pytest
     assert start(next_release) == (["S1", "S2", None, "S4"], [])
     for _number in range(5):
         start(next_release)
-    assert Files.of(directory)[COPY] == whole[COPY], "our version finds it as it was"
+    assert Files.of(directory)[COPY] == whole[COPY], "unchanged for our version"
     assert newer_copy in Files.of(directory)
 
     serials, [sentence] = start(ours)
     assert serials == ["S1", "S2", None]
-    versions = f"schema version {VERSION + 1}, we know {VERSION}"
-    assert f"is of a newer release ({versions}); what was there is kept as" in sentence
+    versions = f"schema version {VERSION + 1}, this release supports {VERSION}"
+    assert f"is of a newer release ({versions}); it was saved as" in sentence
     assert start(ours) == (["S1", "S2", None, "S4"], [])
 
-    (directory / f"{newer_copy}.new").mkdir()  # so that none is made, as if it were killed before
+    (directory / f"{newer_copy}.new").mkdir()  # so that no copy is made, as if it were killed before
     assert start(next_release) == (["S1", "S2", None, "S4", "S5"], [])
     (directory / f"{newer_copy}.new").rmdir()
-    assert start(next_release) == (["S1", "S2", None, "S4", "S5", "S6"], []), "its old copy does not count"
+    assert start(next_release) == (["S1", "S2", None, "S4", "S5", "S6"], []), "its old copy is ignored"
     (directory / DATABASE).write_bytes(b"")
     (directory / newer_copy).unlink()
     serials, [sentence] = start(next_release)
     assert serials == ["S1", "S2", None, "S4", "S5"], "the copy of an older release is better than none"
 
 
-async def test_what_takes_the_place_of_a_file_is_on_the_disk_before_and_its_name_after(
+async def test_a_replaced_file_is_synced_before_and_its_name_after(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk may keep a name before it keeps what is in the file: after a power failure it would be empty."""
+    """A disk may write a name before the contents: after a power failure the file would be empty."""
     done: list[tuple[str, object]] = []
     sync, rename = os.fsync, os.rename
 

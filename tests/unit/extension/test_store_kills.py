@@ -1,4 +1,4 @@
-"""The store of an extension that is killed: nothing that it has acknowledged is lost."""
+"""The store of a killed extension: nothing that was acknowledged is lost."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ from usbipd.usb.identity import DeviceRule
 
 NEW = binding("new")
 AT_ONCE = 5
-"""Bindings that the writer keeps, and those that it was killed before it could remove."""
+"""Bindings that the writer keeps, and those that it may not have removed before it was killed."""
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def directory() -> Iterator[Path]:
 
 
 async def write_without_end(directory: Path, said: IO[str]) -> None:
-    """Bind, claim, record and unbind, and say after each step that it is done."""
+    """Bind, claim, record and unbind, and acknowledge each step."""
     store = await Store.open(directory)
     assert store.problems == []
     number = 1 + max([number_of(one) for one in await store.bindings()], default=0)
@@ -77,7 +77,7 @@ class Ledger:
             self.claimed = number
 
     def compare(self, directory: Path, *, restored: bool) -> None:
-        """Every acknowledged step was taken; the next one may have been."""
+        """Every acknowledged step was done; the next one may have been."""
         bound, claimed, problems = asyncio.run(read_back(directory))
         newest = max(self.bound, default=0)
         one_more = [*self.bound, newest + 1]
@@ -97,7 +97,7 @@ async def read_back(directory: Path) -> tuple[list[int], float, list[str]]:
 
 
 def write_until_killed(directory: Path, steps: int) -> list[str]:
-    """What a writer said that was killed soon after its first `steps`."""
+    """The output of a writer that was killed soon after its first `steps`."""
     read_end, write_end = os.pipe()
     with os.fdopen(read_end) as output:
         with os.fdopen(write_end, "w", buffering=1) as said:
@@ -110,13 +110,13 @@ def write_until_killed(directory: Path, steps: int) -> list[str]:
 
 @pytest.mark.slow
 def test_kill_9_at_any_moment(tmp_path: Path) -> None:
-    """On a disk: the moments at which it waits for one are most of its time."""
+    """On a disk, because the writer spends most of its time waiting for it."""
     directory = tmp_path / "state"
     ledger, chance = Ledger(), random.Random(7)
     for turn in range(20):
         for line in write_until_killed(directory, steps=1 + chance.randrange(15)):
             ledger.hear(line)
-        restored = turn % 3 == 2  # then the copy alone has to be as good
+        restored = turn % 3 == 2  # then the copy alone must suffice
         if restored:
             for name in (DATABASE, LOG, f"{DATABASE}-shm"):
                 (directory / name).unlink(missing_ok=True)
@@ -124,7 +124,7 @@ def test_kill_9_at_any_moment(tmp_path: Path) -> None:
 
 
 def be_killed_at(step: int, directory: Path) -> None:
-    """End this process when it touches files in `directory` for the `step`th time."""
+    """Kill this process at the `step`th access to files in `directory`."""
     steps = iter(range(step - 1))
     place = str(directory)
 
@@ -152,7 +152,7 @@ def image() -> Files:
 
 
 def no_damage(directory: Path) -> None:
-    """As the last kill has left it."""
+    """The directory as left by the last kill."""
 
 
 def first_start(directory: Path) -> None:
@@ -175,7 +175,7 @@ def bad_copy(directory: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("before", [no_damage, first_start, damaged, missing, bad_copy])
 def test_kill_9_at_every_step(image: Files, before: Callable[[Path], None]) -> None:
-    """Of opening, mending and changing the store: whatever file is opened, moved or removed next."""
+    """At each file access while the store is opened, repaired and changed."""
     code, step = -signal.SIGKILL, 0
     while code == -signal.SIGKILL:
         step += 1

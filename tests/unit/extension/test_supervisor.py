@@ -1,4 +1,4 @@
-"""Starting, reaping and ending children: real processes, which are a script that tells what it was given."""
+"""Starting, reaping and killing children: real processes, whose script reports what it was given."""
 
 import asyncio
 import json
@@ -57,7 +57,7 @@ if os.fork():
     signal.pause()
 channel.push(EventName.DETACHED, DetachedParameters(reason=json.dumps(os.getpid())))
 """
-"""A launcher and the one that does the work.  What follows is for the second."""
+"""A launcher and the process that does the work.  The rest is for the second."""
 SAY_THAT_IT_ENDED = """\
 while channel.receive() is not None:
     pass
@@ -86,7 +86,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
 
 
 async def start(supervisor: Supervisor) -> tuple[Child, dict[str, object]]:
-    """A child, and what it found."""
+    """A child, and what its script reported."""
     reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def listen(event: Event) -> None:
@@ -136,7 +136,7 @@ async def test_a_child_gets_its_channel_and_nothing_else(
     os.close(inherited)
 
 
-async def test_a_child_that_dies_is_reaped_and_heard_of(
+async def test_a_child_that_dies_is_reaped_and_reported(
     script: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     script("sys.exit(3)")
@@ -147,7 +147,7 @@ async def test_a_child_that_dies_is_reaped_and_heard_of(
     assert not child.channel.is_open
     assert not is_running(child.pid)
     assert child.exit == "exit code 3"
-    supervisor.kill(child)  # the number may be another's by now: nothing happens
+    supervisor.kill(child)  # the pid may be reused by now: no effect
     assert "240-1 ended with exit code 3" in caplog.text
 
 
@@ -160,7 +160,7 @@ async def test_a_child_that_dies_is_reaped_and_heard_of(
         ("os.kill(os.getpid(), signal.SIGRTMIN + 5)", f"signal {signal.SIGRTMIN + 5}"),
     ],
 )
-async def test_what_a_child_ended_with(script: Callable[[str], None], then: str, exit_: str) -> None:
+async def test_the_exit_status_of_a_child(script: Callable[[str], None], then: str, exit_: str) -> None:
     script(then)
     supervisor = Supervisor()
     supervisor.start()
@@ -179,11 +179,11 @@ async def test_a_child_is_killed(script: Callable[[str], None], caplog: pytest.L
     supervisor.kill(child)
     assert await wait_ended(child, PATIENCE)
     assert child.exit == "signal SIGKILL"
-    assert "SIGKILL" not in caplog.text, "it was us"
+    assert "SIGKILL" not in caplog.text, "we killed it"
 
 
 async def test_a_child_that_has_left_its_group_is_killed(script: Callable[[str], None]) -> None:
-    """For the extension's, as one that was taken over may do."""
+    """It joined the extension's, as a compromised child may do."""
     script(LEAVE_THE_GROUP)
     supervisor = Supervisor()
     supervisor.start()
@@ -204,7 +204,7 @@ async def test_a_child_that_does_not_end_with_its_channel_is_killed(
     script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script(IGNORE_END)
-    monkeypatch.setattr(module, "LETTING_GO", 0.01)
+    monkeypatch.setattr(module, "END_TIME", 0.01)
     supervisor = Supervisor()
     supervisor.start()
     child, _found = await start(supervisor)
@@ -222,23 +222,23 @@ async def test_a_child_that_breaks_the_rules_is_killed(
     assert await wait_ended(child, PATIENCE)
 
     assert child.exit is not None
-    assert child.exit.startswith("signal SIGKILL: a frame of 0 bytes")
-    assert "a frame of 0 bytes" in caplog.text
+    assert child.exit.startswith("signal SIGKILL: frame of 0 bytes")
+    assert "frame of 0 bytes" in caplog.text
 
 
 async def test_a_child_that_breaks_the_rules_and_dies_has_ended(script: Callable[[str], None]) -> None:
-    """It is reaped before its last words are read."""
+    """It is reaped before its last message is read."""
     script("os.write(3, bytes(100))")
     supervisor = Supervisor()
     child = supervisor.spawn(Role.WORKER, "240-1", refuse, lambda _event: None)
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - nothing else shall run
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - nothing else may run
     supervisor._reap()
     assert await wait_ended(child, PATIENCE)
     assert child.exit == "exit code 0"
 
 
 async def start_family(supervisor: Supervisor) -> tuple[Child, int, asyncio.Queue[object]]:
-    """A child that has left a process behind: it, the pid of that one, and what else that one will tell."""
+    """A child that left a process behind: the child, the pid of that process, and its output."""
     reasons: asyncio.Queue[object] = asyncio.Queue()
 
     def listen(event: Event) -> None:
@@ -253,10 +253,10 @@ async def start_family(supervisor: Supervisor) -> tuple[Child, int, asyncio.Queu
     return child, pid, reasons
 
 
-async def test_who_is_left_behind_by_a_killed_child_reads_the_end_and_ends(
+async def test_a_process_left_behind_by_a_killed_child_reads_end_of_file(
     script: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The child has ended when that one has, not before: it holds the device until then."""
+    """The child counts as ended only when that process has ended: it holds the device until then."""
     script(LEAVE_A_PROCESS + SAY_THAT_IT_ENDED)
     supervisor = Supervisor()
     supervisor.start()
@@ -270,11 +270,11 @@ async def test_who_is_left_behind_by_a_killed_child_reads_the_end_and_ends(
     assert "left a process" not in caplog.text
 
 
-async def test_a_child_has_as_long_to_end_as_releasing_its_device_takes(
+async def test_a_child_gets_the_time_that_releasing_its_device_takes(
     script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script(IGNORE_END)
-    monkeypatch.setattr(module, "LETTING_GO", 0.01)
+    monkeypatch.setattr(module, "END_TIME", 0.01)
     supervisor = Supervisor(end_time=PATIENCE)
     supervisor.start()
     child, _found = await start(supervisor)
@@ -284,11 +284,11 @@ async def test_a_child_has_as_long_to_end_as_releasing_its_device_takes(
     assert await wait_ended(child, PATIENCE)
 
 
-async def test_who_is_left_behind_and_does_not_end_is_given_up(
+async def test_a_process_left_behind_that_does_not_exit_is_given_up(
     script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     script(LEAVE_A_PROCESS + IGNORE_END)
-    monkeypatch.setattr(module, "LETTING_GO", 0.01)
+    monkeypatch.setattr(module, "END_TIME", 0.01)
     supervisor = Supervisor()
     supervisor.start()
     child, pid, _told = await start_family(supervisor)
@@ -296,22 +296,22 @@ async def test_who_is_left_behind_and_does_not_end_is_given_up(
     assert await wait_ended(child, PATIENCE)
     assert not child.channel.is_open
     os.kill(pid, signal.SIGKILL)
-    assert "240-1 is dead and left a process behind that does not end" in caplog.text
+    assert "240-1 has ended, but left a process behind that does not exit" in caplog.text
 
 
-async def test_a_child_is_killed_with_all_that_belongs_to_it(
+async def test_the_process_group_of_a_child_is_killed(
     script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script(LEAVE_A_PROCESS + IGNORE_END)
-    monkeypatch.setattr(module, "LETTING_GO", 10 * PATIENCE)
+    monkeypatch.setattr(module, "END_TIME", 10 * PATIENCE)
     supervisor = Supervisor()
     supervisor.start()
     child, _pid, _told = await start_family(supervisor)
     supervisor.kill(child)
-    assert await wait_ended(child, PATIENCE), "the channel ends when nobody holds it any more"
+    assert await wait_ended(child, PATIENCE), "the channel closes when no process holds it"
 
 
-async def test_what_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_child_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/no/such/file")
     supervisor = Supervisor()
     supervisor.start()
@@ -332,7 +332,7 @@ def test_sealing_leaves_the_standard_descriptors() -> None:
     other.close()
 
 
-async def test_the_next_try_waits_longer_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_delay_doubles_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_DELAY", 0.1)
     backoff = Backoff()
     delays = [backoff.failed() for _number in range(20)]
@@ -340,8 +340,8 @@ async def test_the_next_try_waits_longer_up_to_a_bound(monkeypatch: pytest.Monke
         longest = min(0.1 * 2**number, module.LONGEST_DELAY)
         assert 0.75 * longest <= delay <= longest
     backoff.succeeded()
-    assert backoff.failed() > 20, "it has not lived for long"
-    monkeypatch.setattr(module, "WELL_AFTER", 0.0)
+    assert backoff.failed() > 20, "the success did not last"
+    monkeypatch.setattr(module, "RESET_AFTER", 0.0)
     backoff.succeeded()
     assert backoff.failed() <= 0.1
     assert backoff.failed() > 0.1, "no try has worked since"

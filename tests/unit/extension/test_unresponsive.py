@@ -1,4 +1,4 @@
-"""Children that do not answer, or say more than they were asked: found, and ended where users ask for it."""
+"""Children that do not answer, or send too much: detected, and killed on request."""
 
 import asyncio
 import errno
@@ -39,7 +39,7 @@ def test_a_child_that_answers_is_not_silent() -> None:
     assert asyncio.run(silence_of(child())) is None
 
 
-async def test_a_silent_child_is_waited_for_once_and_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_child_gets_one_ping(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(liveness, "PING_TIMEOUT", 0.01)
     channel = FakeChannel(silent=True)
     silent = child()
@@ -98,7 +98,7 @@ def host(spawner: FakeSpawner, sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch
 async def test_detach_ends_a_worker_that_does_not_end_the_session(
     host: Host, answer: Message | UsbipdError | str
 ) -> None:
-    """It is killed, and the session ends with it; the device is claimed again by the next worker."""
+    """It is killed, which ends the session; the next worker claims the device."""
     await host.attach()
     host.spawner.answers[Command.DISCONNECT] = answer
     assert await host.claimer.disconnect("1-2", "anna") == CLIENT
@@ -109,8 +109,8 @@ async def test_detach_ends_a_worker_that_does_not_end_the_session(
     await host.release()
 
 
-async def test_detach_of_a_client_that_leaves_by_itself(host: Host) -> None:
-    """The worker has said DETACHED before it answers that it has no client: it lives on."""
+async def test_detach_of_a_client_that_leaves_at_the_same_time(host: Host) -> None:
+    """The worker sends DETACHED before it answers that it has no client: it is not killed."""
     await host.attach()
     host.spawner.answers[Command.DISCONNECT] = UsbipdError("no client is attached", code="not-attached")
     host.spawner.last.detach()
@@ -121,14 +121,14 @@ async def test_detach_of_a_client_that_leaves_by_itself(host: Host) -> None:
 
 
 async def test_a_worker_that_the_kernel_does_not_end(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It waits for its device where signals do not reach it."""
+    """It waits for its device, unreachable by signals."""
     monkeypatch.setattr(claimer_module, "KILL_TIMEOUT", 0.01)
     kill = host.spawner.kill
     await host.attach()
     host.spawner.answers[Command.DISCONNECT] = "silence"
     survivors: list[Child] = []
     monkeypatch.setattr(host.spawner, "kill", survivors.append)
-    with pytest.raises(UsbipdError, match="hangs in the kernel, which waits for 1-2") as caught:
+    with pytest.raises(UsbipdError, match="hangs in the kernel waiting for 1-2") as caught:
         await host.claimer.disconnect("1-2", "anna")
     assert caught.value.advice == "unplug the device"
     assert len(host.spawner.children) == 1
@@ -138,10 +138,10 @@ async def test_a_worker_that_the_kernel_does_not_end(host: Host, monkeypatch: py
     await host.release()
 
 
-async def test_drivers_come_back_once_a_killed_worker_has_ended(
+async def test_drivers_are_reattached_after_a_killed_worker_has_ended(
     host: Host, sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The device is unbound while its worker is being killed: it has the interfaces until it has ended."""
+    """The device is unbound while its worker is being killed, which holds the interfaces until it ends."""
     kill = host.spawner.kill
     await host.attach()
     sysfs.add_interface("1-2", 0, None)
@@ -161,7 +161,7 @@ async def test_drivers_come_back_once_a_killed_worker_has_ended(
 
 
 async def test_a_device_that_hangs_costs_one_worker(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel keeps its lock, and its worker, which no signal ends: no other one is started beside it."""
+    """The kernel holds the lock, and no signal ends the worker: no second one is started."""
     for name in ("CLAIM_TIMEOUT", "KILL_TIMEOUT"):
         monkeypatch.setattr(claimer_module, name, 0.01)
     monkeypatch.setattr(host.claimer, "_stack", replace(LINUX, end_time=0.01))
@@ -172,8 +172,8 @@ async def test_a_device_that_hangs_costs_one_worker(host: Host, monkeypatch: pyt
     await host.claimer.restore_claimed_devices([record("1-2")])
     device = host.claimer.shared_devices["1-2"]
     await until(lambda: device.failure is not None and device.failure.error.code == "hangs")
-    with pytest.raises(ClaimError, match="hangs in the kernel, which waits for 1-2") as caught:
-        await host.claimer.claim_device(record("1-2"))  # also for another claim of it
+    with pytest.raises(ClaimError, match="hangs in the kernel waiting for 1-2") as caught:
+        await host.claimer.claim_device(record("1-2"))  # nor for another claim
     assert (caught.value.code, caught.value.advice) == ("hangs", "unplug the device")
     assert len(host.spawner.children) == 1
     kill(survivors[0])
@@ -197,7 +197,7 @@ async def test_a_host_that_hangs_over_drivers_costs_one_thread(host: Host, sysfs
     answers = os.open(probe, os.O_RDWR)
     await again
     await until(lambda: not calls())
-    # the one that hung, and one that sees what has changed meanwhile
+    # the one that hung, and one for changes since
     assert os.read(answers, 100) == b"1-2:1.0" * 2
     os.close(answers)
 
@@ -233,7 +233,7 @@ def calls() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "usbipd-call"]
 
 
-async def test_drivers_that_cannot_be_looked_for(
+async def test_a_scan_for_drivers_that_fails(
     host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(_self: SysfsOwnership, _busid: str) -> None:
@@ -247,8 +247,8 @@ async def test_drivers_that_cannot_be_looked_for(
 
 
 @pytest.mark.parametrize("what", ["detach", "restored", "device_gone"])
-async def test_a_worker_says_nothing_twice(host: Host, what: str) -> None:
-    """So what it can make us do is bounded by what we ask of it; one that says more is replaced."""
+async def test_an_event_sent_twice_ends_the_worker(host: Host, what: str) -> None:
+    """So the work that a worker can cause is bounded by our requests; one that sends more is replaced."""
     await host.attach()
     worker = host.spawner.last
     if what == "restored":
@@ -267,7 +267,7 @@ async def test_a_restored_event_without_a_client_before_it(host: Host) -> None:
     await host.release()
 
 
-async def test_the_store_knows_what_may_be_without_its_drivers_and_no_more(host: Host) -> None:
+async def test_the_store_lists_exactly_the_devices_without_drivers(host: Host) -> None:
     host.spawner.answers[Command.CLAIM] = ClaimError("it is in use", code="LIBUSB_ERROR_BUSY")
     with pytest.raises(ClaimError):
         await host.claimer.claim_device(record("1-2"))

@@ -1,4 +1,4 @@
-"""Each worker gets a user id of its own, which is free again when that worker has ended."""
+"""Each worker gets a separate uid, which is free again when that worker has ended."""
 
 import asyncio
 import os
@@ -29,12 +29,12 @@ def order(uid: int, root: str = str(ROOT)) -> Confinement:
     return Confinement(run_as=RunAs(user=str(uid), uid=uid, gid=uid), root=root)
 
 
-async def test_the_lowest_free_one_until_none_is_left() -> None:
+async def test_the_lowest_free_uid_is_chosen() -> None:
     confinement, workers = WorkerConfinement(UIDS, ROOT), [child(), child()]
     for worker, uid in zip(workers, UIDS, strict=True):
         chosen = await confinement.choose("1-1")
         assert chosen == order(uid)
-        confinement.given(chosen, worker)
+        confinement.assign(chosen, worker)
         assert worker.run_as == chosen.run_as
     with pytest.raises(UsbipdError, match="all 2 user ids for workers are in use") as caught:
         await confinement.choose("1-1")
@@ -44,13 +44,13 @@ async def test_the_lowest_free_one_until_none_is_left() -> None:
     assert await confinement.choose("1-1") == order(UIDS[0])
 
 
-async def test_one_that_was_not_given_is_chosen_again() -> None:
+async def test_a_uid_that_was_not_used_is_chosen_again() -> None:
     confinement = WorkerConfinement(UIDS, ROOT)
     assert await confinement.choose("1-1") == await confinement.choose("1-2")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root starts a process of another user")
-def test_one_that_a_process_has_is_not_chosen() -> None:
+def test_a_uid_that_a_process_has_is_not_chosen() -> None:
     with subprocess.Popen(["sleep", "600"], user=UIDS[0]) as process:
         try:
             assert asyncio.run(WorkerConfinement(UIDS, ROOT).choose("1-1")) == order(UIDS[1])
@@ -62,12 +62,12 @@ def test_the_user_ids_of_this_process_are_found() -> None:
     assert set(os.getresuid()) <= worker_confinement._uids_of_processes()
 
 
-def test_a_daemon_that_is_not_root_gives_none() -> None:
+def test_a_daemon_that_is_not_root_chooses_no_uid() -> None:
     assert asyncio.run(WorkerConfinement(None, ROOT).choose("1-1")) == Confinement(run_as=None, root=None)
 
 
 @pytest.mark.parametrize("uids", [UIDS, None])
-def test_a_worker_gives_up_nothing_if_configured_so(uids: range | None) -> None:
+def test_confinement_can_be_switched_off(uids: range | None) -> None:
     assert asyncio.run(WorkerConfinement(uids, ROOT, "off").choose("1-1")) is None
 
 
@@ -82,26 +82,26 @@ def test_the_configuration_says_whether_the_sandbox_is_required(uids: range | No
 USELESS = UsbipdError("interface 0 cannot be claimed", code=USELESS_WHEN_CONFINED)
 
 
-def test_a_device_that_a_confined_worker_cannot_use_has_one_that_is_less_so(
+def test_a_device_that_fails_with_a_confined_worker_gets_a_relaxed_one(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Never root, and no other device."""
+    """It never stays root, and other devices are not affected."""
     confinement = WorkerConfinement(UIDS, ROOT)
     assert confinement.relax("1-1", USELESS)
     bare = Confinement(run_as=order(UIDS[0]).run_as, root=None, sandbox="off")
     assert asyncio.run(confinement.choose("1-1")) == bare
     assert asyncio.run(confinement.choose("1-2")) == order(UIDS[0])
-    assert not confinement.relax("1-1", USELESS), "it has nothing more to keep"
+    assert not confinement.relax("1-1", USELESS), "it cannot be relaxed further"
     worker, other = child(busid="1-1"), child(busid="1-2")
     confinement.is_confined(worker, None)
     confinement.is_confined(other, None)
-    assert "neither chroot nor sandbox" in str(worker.lacks)
+    assert "no chroot and no sandbox" in str(worker.lacks)
     assert other.lacks is None
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
 
 
 @pytest.mark.parametrize("confine", ["require", "off"])
-def test_nothing_is_relaxed_that_is_configured(confine: Sandbox) -> None:
+def test_a_configured_sandbox_is_not_relaxed(confine: Sandbox) -> None:
     assert not WorkerConfinement(UIDS, ROOT, confine).relax("1-1", USELESS)
 
 
@@ -109,7 +109,7 @@ def test_another_error_relaxes_nothing() -> None:
     assert not WorkerConfinement(UIDS, ROOT).relax("1-1", UsbipdError("busy", code="LIBUSB_ERROR_BUSY"))
 
 
-def test_what_all_workers_lack_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lack_of_all_workers_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     confinement, workers = WorkerConfinement(UIDS, ROOT), [child(busid="1-1"), child(busid="1-2")]
     for worker in workers:
         confinement.is_confined(worker, "there is no filter")
@@ -125,7 +125,7 @@ def test_what_all_workers_lack_is_logged_once(caplog: pytest.LogCaptureFixture) 
 
 
 class Host:
-    """Three devices, and user ids for two workers."""
+    """Three devices, and uids for two workers."""
 
     def __init__(self, sysfs: FakeSysfs, spawner: FakeSpawner) -> None:
         self.spawner = spawner
@@ -136,7 +136,7 @@ class Host:
         return record(busid)
 
     def uid(self) -> int:
-        """The one that the last worker was given."""
+        """The confinement of the last worker."""
         parameters = self.spawner.last.parameters(Command.CLAIM)
         assert isinstance(parameters, ClaimParameters)
         assert parameters.confinement is not None
@@ -149,7 +149,7 @@ class Host:
 
 
 class Fussy(FakeSpawner):
-    """Its first worker is of no use once it is confined."""
+    """Its first worker cannot use the device once confined."""
 
     def spawn(
         self, role: Role, busid: str | None, on_request: RequestHandler, on_event: EventHandler | None
@@ -159,7 +159,7 @@ class Fussy(FakeSpawner):
         return super().spawn(role, busid, on_request, on_event)
 
 
-async def test_a_claim_is_tried_again_with_a_worker_that_is_confined_less(sysfs: FakeSysfs) -> None:
+async def test_a_claim_is_retried_with_a_relaxed_worker(sysfs: FakeSysfs) -> None:
     host = Host(sysfs, Fussy())
     host.spawner.answers[Command.CLAIM] = USELESS
     await host.claimer.claim_device(record("1-1"))
@@ -171,11 +171,11 @@ async def test_a_claim_is_tried_again_with_a_worker_that_is_confined_less(sysfs:
     assert set(host.store.held) == {"1-1"}
     worker = host.claimer.shared_devices["1-1"].worker
     assert worker is not None
-    assert "neither chroot nor sandbox" in str(worker.lacks)
+    assert "no chroot and no sandbox" in str(worker.lacks)
     await host.claimer.release_device("1-1", timeout=1.0)
 
 
-async def test_a_claim_that_is_of_no_use_either_way_fails(host: Host) -> None:
+async def test_a_claim_that_fails_with_a_relaxed_worker_too(host: Host) -> None:
     host.spawner.answers[Command.CLAIM] = USELESS
     with pytest.raises(ClaimError, match="interface 0 cannot be claimed"):
         await host.claimer.claim_device(record("1-1"))
@@ -188,12 +188,12 @@ def host(sysfs: FakeSysfs) -> Host:
     return Host(sysfs, FakeSpawner())
 
 
-async def test_workers_differ_and_a_released_one_makes_room(host: Host) -> None:
+async def test_workers_have_different_uids_and_release_them(host: Host) -> None:
     assert [await host.claim("1-1"), await host.claim("1-2")] == list(UIDS)
     with pytest.raises(ClaimError, match="all 2 user ids") as caught:
         await host.claim("1-3")
     assert caught.value.code == "no-uid"
-    assert set(host.store.held) == {"1-1", "1-2"}, "what was not claimed is not noted"
+    assert set(host.store.held) == {"1-1", "1-2"}, "devices that were not claimed are not recorded"
     assert len(host.spawner.children) == 2
     await host.claimer.release_device("1-1", timeout=1.0)
     assert await host.claim("1-3") == UIDS[0]

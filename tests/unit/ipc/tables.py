@@ -1,4 +1,4 @@
-"""Both tables of commands and events as one, for tests of what channels have in common."""
+"""Both tables of commands and events merged, for tests of all channels."""
 
 from typing import Final
 
@@ -19,5 +19,5 @@ BOTH: Final = Table(
 
 
 def table_of(role: Role) -> Table:
-    """That of a channel to a peer in `role`."""
+    """The table of a channel to a peer in `role`."""
     return CHILDREN if role in PROCESSES else PEOPLE

@@ -45,7 +45,7 @@ async def refuse(request: Request) -> Message:
 
 
 class End:
-    """A channel whose end can be waited for."""
+    """A channel that can be awaited until it closes."""
 
     def __init__(
         self,
@@ -71,12 +71,12 @@ class End:
 
 
 async def is_last(read_end: int) -> bool:
-    """Whether the pipe has no writing end any more, or has none within `PATIENCE`."""
+    """Whether the pipe has no writing end, now or within `PATIENCE`."""
     ready, _, _ = await asyncio.to_thread(select.select, [read_end], [], [], PATIENCE)
     return bool(ready) and os.read(read_end, 1) == b""
 
 
-async def test_the_log_at_level_debug_tells_who_asked_what(caplog: pytest.LogCaptureFixture) -> None:
+async def test_requests_are_logged_at_level_debug(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", "usbipd.ipc.async_channel")
     one, other = socket.socketpair()
     asking, answering = End(one, Role.EXTENSION), End(other, Role.ROOT)
@@ -87,11 +87,11 @@ async def test_the_log_at_level_debug_tells_who_asked_what(caplog: pytest.LogCap
     asking.channel.close()
     await answering.reason()
     [line] = caplog.messages
-    pattern = rf"the root was answered: detach, request 1 of server {os.getpid()}, after [-0-9.e]+ s"
+    pattern = rf"answered the root: detach, request 1 of server {os.getpid()}, after [-0-9.e]+ s"
     assert re.fullmatch(pattern, line)
 
 
-async def test_requests_meet_their_answers_in_any_order() -> None:
+async def test_answers_match_their_requests_in_any_order() -> None:
     first_may_go = asyncio.Event()
 
     async def answer(request: Request) -> Message:
@@ -147,7 +147,7 @@ async def test_an_answer_that_is_too_large_is_an_error() -> None:
 
     one, other = socket.socketpair()
     asking, answering = End(one, Role.EXTENSION), End(other, Role.ROOT, overdo)
-    with pytest.raises(UsbipdError, match="65536 are allowed"):
+    with pytest.raises(UsbipdError, match="the limit is 65536"):
         await asking.channel.request(
             Command.DETACH, DetachParameters(busid="1-1"), DetachResult, timeout=PATIENCE
         )
@@ -155,7 +155,7 @@ async def test_an_answer_that_is_too_large_is_an_error() -> None:
     answering.channel.close()
 
 
-async def test_no_answer_in_time_and_one_that_comes_late() -> None:
+async def test_a_request_times_out_and_its_late_answer_is_ignored() -> None:
     late = asyncio.Event()
 
     async def answer(request: Request) -> Message:
@@ -164,7 +164,7 @@ async def test_no_answer_in_time_and_one_that_comes_late() -> None:
 
     one, other = socket.socketpair()
     asking, answering = End(one, Role.EXTENSION), End(other, Role.ROOT, answer)
-    with pytest.raises(IPCError, match="does not answer list") as caught:
+    with pytest.raises(IPCError, match="did not answer list") as caught:
         await asking.channel.request(Command.LIST, Nothing(), ListResult, timeout=0.01)
     assert caught.value.code == "timeout"
     late.set()
@@ -173,14 +173,14 @@ async def test_no_answer_in_time_and_one_that_comes_late() -> None:
     answering.channel.close()
 
 
-async def test_an_answer_between_the_end_of_a_request_and_its_turn_is_the_only_one() -> None:
+async def test_an_answer_for_a_cancelled_task_that_has_not_run_yet() -> None:
     one, other = socket.socketpair()
     asking = End(one, Role.WORKER)
     waiting = asyncio.create_task(
         asking.channel.request(Command.LIST, Nothing(), ListResult, timeout=PATIENCE)
     )
     await asyncio.sleep(0)
-    # in the turn of the loop that reads the answer, before that; the task has its own turn after both
+    # in the iteration of the loop that reads the answer, before that; the task runs after both
     asyncio.get_running_loop().call_soon(waiting.cancel)
     other.sendall(HELLO + response_frame(1, ListResult(devices=[], bindings=[])))
     await asyncio.wait({waiting})
@@ -193,7 +193,7 @@ async def test_an_answer_between_the_end_of_a_request_and_its_turn_is_the_only_o
 
 
 @pytest.mark.parametrize("way", ["request", "tell"])
-async def test_what_was_never_sent_has_no_answer(way: str) -> None:
+async def test_a_request_that_was_not_sent_expects_no_answer(way: str) -> None:
     one, other = socket.socketpair()
     asking = End(one, Role.WORKER)
     too_long = DetachParameters(busid="1" * MAX_MESSAGE)
@@ -204,7 +204,7 @@ async def test_what_was_never_sent_has_no_answer(way: str) -> None:
         else:
             await asking.channel.request(Command.DETACH, too_long, DetachResult, timeout=PATIENCE)
 
-    with pytest.raises(IPCError, match="65536 are allowed"):
+    with pytest.raises(IPCError, match="the limit is 65536"):
         await ask()
     other.sendall(HELLO + response_frame(1, DetachResult(client="x")))
     reason = await asking.reason()
@@ -213,7 +213,7 @@ async def test_what_was_never_sent_has_no_answer(way: str) -> None:
     other.close()
 
 
-async def test_who_waits_for_a_peer_that_dies_is_told() -> None:
+async def test_pending_requests_fail_when_the_peer_dies() -> None:
     one, other = socket.socketpair()
     asking = End(one, Role.WORKER)
     waiting = asyncio.create_task(
@@ -228,7 +228,7 @@ async def test_who_waits_for_a_peer_that_dies_is_told() -> None:
         await asking.channel.request(Command.LIST, Nothing(), ListResult, timeout=PATIENCE)
 
 
-async def test_a_descriptor_travels_and_stays_the_senders() -> None:
+async def test_a_descriptor_is_duplicated_for_the_peer() -> None:
     inheritable: list[bool] = []
 
     async def use(request: Request) -> Message:
@@ -256,7 +256,7 @@ async def test_a_descriptor_travels_and_stays_the_senders() -> None:
     answering.channel.close()
 
 
-async def test_events_arrive_in_order_before_the_end() -> None:
+async def test_events_arrive_in_order_before_end_of_file() -> None:
     received: list[Message] = []
     one, other = socket.socketpair()
     worker = End(one, Role.EXTENSION)
@@ -276,12 +276,12 @@ HELLO = Conversation(BOTH).hello()
     ("sent", "reason"),
     [
         (b"\xff\xff\xff\xff\x00", "4294967295 bytes"),
-        (encode_frame(b"\xc1 rubbish", descriptor=False), "cannot be read"),
+        (encode_frame(b"\xc1 rubbish", descriptor=False), "malformed"),
         (response_frame(1, Nothing()), "before hello"),
         (HELLO + HELLO, "second hello"),
         (HELLO + response_frame(1, Nothing()), "unexpected or duplicate answer"),
         (HELLO + response_frame(0, Nothing()), "unexpected or duplicate answer"),
-        (HELLO + request_frame(1, "x", Command.CLAIM, Nothing(), descriptor=True), "none came"),
+        (HELLO + request_frame(1, "x", Command.CLAIM, Nothing(), descriptor=True), "without the descriptor"),
         (HELLO + request_frame(1, "x", Command.STATUS, Nothing()), "server may not send status"),
         (HELLO + event_frame(EventName.RESTORED, Nothing()), "server may not send restored"),
         (HELLO[:-1], "in the middle of a message"),
@@ -304,13 +304,13 @@ async def test_a_process_that_breaks_the_rules_is_dropped(sent: bytes, reason: s
 
 @pytest.mark.parametrize("is_wanted", [False, True], ids=["unwanted", "late"])
 async def test_an_answer_comes_once(is_wanted: bool) -> None:
-    """Even if no task waits for it: repeated ones would keep this process busy."""
+    """Even if no task waits for it: repeated answers would keep this process busy."""
     one, other = socket.socketpair()
     extension = End(one, Role.WORKER)
     if not is_wanted:
         extension.channel.tell(Command.LOG, LogParameters(level="info"))
     else:
-        with pytest.raises(IPCError, match="does not answer"):
+        with pytest.raises(IPCError, match="did not answer"):
             await extension.channel.request(Command.PING, Nothing(), Nothing, timeout=0.0)
     other.sendall(HELLO + response_frame(1, Nothing()))
     asking = asyncio.create_task(
@@ -341,7 +341,7 @@ async def test_the_second_answer_in_one_piece_with_the_first() -> None:
     other.close()
 
 
-async def test_an_event_handler_may_find_a_rule_broken() -> None:
+async def test_an_event_handler_can_close_the_channel() -> None:
     def object_(event: Event) -> None:
         raise IPCError("not now", code="bad-message")
 
@@ -354,10 +354,10 @@ async def test_an_event_handler_may_find_a_rule_broken() -> None:
     other.close()
 
 
-async def test_a_person_who_may_not_gets_an_answer() -> None:
+async def test_a_user_without_permission_gets_an_error() -> None:
     one, other = socket.socketpair()
     asking, extension = End(one, Role.EXTENSION), End(other, Role.USER)
-    with pytest.raises(UsbipdError, match="you may not bind") as caught:
+    with pytest.raises(UsbipdError, match="permission denied: bind") as caught:
         await asking.channel.request(Command.BIND, BindParameters(busid="1-1"), Nothing, timeout=PATIENCE)
     assert caught.value.code == "not-permitted"
     assert extension.channel.is_open
@@ -390,7 +390,7 @@ async def test_a_copy_of_a_descriptor_stays_open_until_the_peer_has_answered(kin
     assert isinstance(asked, Request)
     assert asked.descriptor is not None
     os.close(asked.descriptor)
-    with pytest.raises(BlockingIOError):  # there is still a writing end
+    with pytest.raises(BlockingIOError):  # a writing end is still open
         os.read(read_end, 1)
     peer.respond(asked, Nothing())
     assert await is_last(read_end)
@@ -402,7 +402,7 @@ async def test_a_copy_of_a_descriptor_stays_open_until_the_peer_has_answered(kin
     peer.close()
 
 
-async def test_a_descriptor_that_may_not_come_is_closed() -> None:
+async def test_an_unexpected_descriptor_is_closed() -> None:
     one, other = socket.socketpair()
     extension = End(one, Role.USER)
     read_end, write_end = os.pipe()
@@ -419,11 +419,11 @@ async def test_a_descriptor_that_may_not_come_is_closed() -> None:
     other.close()
 
 
-async def test_a_descriptor_that_was_not_sent_any_more_is_closed() -> None:
+async def test_an_unsent_descriptor_is_closed() -> None:
     one, other = socket.socketpair()
     extension = End(one, Role.SERVER)
     read_end, write_end = os.pipe()
-    for _number in range(MAX_QUEUED // 2 // 60_000):  # more than the socket takes
+    for _number in range(MAX_QUEUED // 2 // 60_000):  # more than fits into the socket
         extension.channel.push(EventName.CHANGED, DetachedParameters(reason="x" * 60_000))
     extension.channel.tell(Command.HANDOVER, ReservationParameters(reservation=1), write_end)
     os.close(write_end)
@@ -433,7 +433,7 @@ async def test_a_descriptor_that_was_not_sent_any_more_is_closed() -> None:
     other.close()
 
 
-async def test_a_slow_reader_is_dropped_and_blocks_nobody() -> None:
+async def test_a_slow_reader_is_dropped_and_blocks_no_other() -> None:
     one, other = socket.socketpair()
     extension = End(one, Role.USER)
     parameters = DetachedParameters(reason="x" * 60_000)
@@ -445,7 +445,7 @@ async def test_a_slow_reader_is_dropped_and_blocks_nobody() -> None:
     other.close()
 
 
-async def test_what_does_not_fit_at_once_is_sent_when_it_does() -> None:
+async def test_a_queued_message_is_sent_later() -> None:
     received: list[Message] = []
     one, other = socket.socketpair()
     one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -456,7 +456,7 @@ async def test_what_does_not_fit_at_once_is_sent_when_it_does() -> None:
     extension = End(other, Role.WORKER, on_event=lambda event: received.append(event.parameters))
     read_end, write_end = os.pipe()
     with pytest.raises(UsbipdError, match=r"may not|gone"):
-        # behind all that, a descriptor; a worker may not, so that this ends the channel
+        # after all that, a descriptor; a worker may not send one, so this ends the channel
         await worker.channel.request(
             Command.HANDOVER,
             ReservationParameters(reservation=1),
@@ -471,7 +471,7 @@ async def test_what_does_not_fit_at_once_is_sent_when_it_does() -> None:
     os.close(read_end)
 
 
-async def test_more_requests_than_may_run_wait_their_turn() -> None:
+async def test_requests_beyond_the_limit_wait() -> None:
     running = 0
     most = 0
     full, go = asyncio.Event(), asyncio.Event()
@@ -501,8 +501,8 @@ async def test_more_requests_than_may_run_wait_their_turn() -> None:
     answering.channel.close()
 
 
-async def test_a_process_that_reads_late_is_slowed_down_and_not_dropped() -> None:
-    """It asks for more than it reads: nothing more of it is read until it does, and nothing is lost."""
+async def test_a_process_that_reads_slowly_is_throttled_but_not_dropped() -> None:
+    """Nothing more is read from it until it reads its answers, and nothing is lost."""
     handled = 0
 
     async def answer(request: Request) -> Message:
@@ -517,7 +517,7 @@ async def test_a_process_that_reads_late_is_slowed_down_and_not_dropped() -> Non
         for number in range(1, 1001)
     ]
     sending = asyncio.create_task(asyncio.to_thread(other.sendall, HELLO + b"".join(requests)))
-    while extension.channel._queued <= MAX_QUEUED:  # noqa: ASYNC110 - what is waited for has no event
+    while extension.channel._queued <= MAX_QUEUED:  # noqa: ASYNC110 - no event exists for this
         await asyncio.sleep(0.001)
     for _turn in range(1000):
         await asyncio.sleep(0)
@@ -540,7 +540,7 @@ async def test_a_process_that_reads_late_is_slowed_down_and_not_dropped() -> Non
     assert await extension.reason() is None
 
 
-async def test_a_process_that_never_reads_what_we_ask_is_dropped_in_the_end() -> None:
+async def test_a_process_that_never_reads_our_requests_is_dropped() -> None:
     one, other = socket.socketpair()
     extension = End(one, Role.SERVER)
     parameters = DetachedParameters(reason="x" * 60_000)
@@ -555,7 +555,7 @@ async def test_a_process_that_never_reads_what_we_ask_is_dropped_in_the_end() ->
     other.close()
 
 
-async def test_a_peer_that_sends_much_at_once_does_not_delay_another_by_all_of_it() -> None:
+async def test_a_flood_from_one_peer_hardly_delays_another() -> None:
     served = asyncio.Event()
 
     async def answer(request: Request) -> Message:
@@ -583,7 +583,7 @@ async def test_a_peer_that_sends_much_at_once_does_not_delay_another_by_all_of_i
 
 
 @pytest.mark.parametrize("ends", [True, False], ids=["a list", "an unbind"])
-async def test_what_only_reads_ends_with_its_peer(ends: bool) -> None:
+async def test_requests_that_only_read_end_with_their_peer(ends: bool) -> None:
     begun, go = asyncio.Event(), asyncio.Event()
     future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -615,7 +615,7 @@ async def test_what_only_reads_ends_with_its_peer(ends: bool) -> None:
         assert await future == ("cancelled" if ends else "done")
 
 
-async def test_a_peer_that_left_is_found_though_nothing_is_read_from_it() -> None:
+async def test_a_departed_peer_is_noticed_while_nothing_is_read() -> None:
     go = asyncio.Event()
 
     async def answer(request: Request) -> Message:
@@ -634,19 +634,19 @@ async def test_a_peer_that_left_is_found_though_nothing_is_read_from_it() -> Non
         max_running=2,
     )
     other.sendall(HELLO + request_frame(1, "x", Command.LIST, Nothing()) * 3)
-    while len(channel._running) < 2:  # noqa: ASYNC110 - what is waited for has no event
+    while len(channel._running) < 2:  # noqa: ASYNC110 - no event exists for this
         await asyncio.sleep(0)
     channel.close_if_left()
     assert channel.is_open
     other.close()
     for _turn in range(20):
         await asyncio.sleep(0)
-    assert channel.is_open, "two are in progress: the end of the stream is not read"
+    assert channel.is_open, "two are in progress: end of file is not read"
     channel.close_if_left()
     assert await closed is None
 
 
-async def test_a_bind_is_not_cut_in_half_by_its_client_leaving() -> None:
+async def test_a_bind_completes_although_its_client_has_left() -> None:
     begun, go, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def answer(request: Request) -> Message:

@@ -69,7 +69,7 @@ def test_an_error_is_raised_as_it_was(pair: tuple[BlockingChannel, BlockingChann
 
 
 def test_the_descriptor_tells_whether_there_is_more(pair: tuple[BlockingChannel, BlockingChannel]) -> None:
-    """A worker polls it: nothing may be left in a buffer of ours."""
+    """A worker polls it: no message may stay in its buffer."""
     one, other = pair
     for number in range(3):
         one.push(EventName.DETACHED, DetachedParameters(reason=str(number)))
@@ -96,7 +96,7 @@ def test_a_descriptor_arrives_closed_on_exec(pair: tuple[BlockingChannel, Blocki
     os.close(read_end)
 
 
-def test_the_end_of_the_stream(pair: tuple[BlockingChannel, BlockingChannel]) -> None:
+def test_end_of_file(pair: tuple[BlockingChannel, BlockingChannel]) -> None:
     one, other = pair
     one.close()
     assert other.receive() is None
@@ -104,7 +104,7 @@ def test_the_end_of_the_stream(pair: tuple[BlockingChannel, BlockingChannel]) ->
         other.push(EventName.RESTORED, Nothing())
 
 
-def test_the_end_of_the_stream_within_a_message() -> None:
+def test_end_of_file_within_a_message() -> None:
     channel, peer = raw_pair()
     peer.sendall(response_frame(1, Nothing())[:-1])
     peer.close()
@@ -113,10 +113,10 @@ def test_the_end_of_the_stream_within_a_message() -> None:
     channel.close()
 
 
-def test_an_answer_to_something_else() -> None:
+def test_an_answer_to_another_request() -> None:
     channel, peer = raw_pair()
     peer.sendall(response_frame(99, Nothing()))
-    with pytest.raises(IPCError, match="something else"):
+    with pytest.raises(IPCError, match="expected the answer to list"):
         channel.request(Command.LIST, Nothing(), Nothing, timeout=5)
     channel.close()
     peer.close()
@@ -137,7 +137,7 @@ def test_events_before_an_answer_are_kept_in_their_order() -> None:
     peer.close()
 
 
-def test_events_are_kept_even_if_no_answer_comes() -> None:
+def test_events_are_kept_if_the_request_times_out() -> None:
     channel, peer = raw_pair()
     peer.sendall(event_frame(*make_event(1)))
     with pytest.raises(IPCError) as caught:
@@ -152,7 +152,7 @@ def test_events_are_kept_even_if_no_answer_comes() -> None:
 def test_a_request_instead_of_an_answer() -> None:
     channel, peer = raw_pair()
     peer.sendall(request_frame(1, "peer", Command.LIST, Nothing()))
-    with pytest.raises(IPCError, match="something else"):
+    with pytest.raises(IPCError, match="expected the answer to list"):
         channel.request(Command.LIST, Nothing(), Nothing, timeout=5)
     channel.close()
     peer.close()
@@ -162,7 +162,7 @@ def open_descriptors() -> set[str]:
     return {path.name for path in Path("/dev/fd").iterdir()}
 
 
-def test_more_descriptors_than_one_are_all_closed() -> None:
+def test_surplus_descriptors_are_closed() -> None:
     channel, peer = raw_pair()
     sent = [os.open(os.devnull, os.O_RDONLY) for _number in range(5)]
     before = open_descriptors()
@@ -171,7 +171,7 @@ def test_more_descriptors_than_one_are_all_closed() -> None:
     with pytest.raises(IPCError, match="descriptor"):
         channel.receive()
     channel.close()
-    assert open_descriptors() < before, "the channel's own is gone and no other came"
+    assert open_descriptors() < before, "the channel's is closed and no other is open"
     peer.close()
     for descriptor in sent:
         os.close(descriptor)

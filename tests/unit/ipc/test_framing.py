@@ -1,4 +1,4 @@
-"""The framing and the rules of a conversation, without I/O.
+"""Framing and the rules of a conversation, without I/O.
 
 Invariant: any bytes give frames or IPCError, and every descriptor that was fed is handed out or closed.
 """
@@ -62,7 +62,7 @@ def framed(message: msgspec.Struct) -> bytes:
 
 @pytest.fixture
 def descriptor() -> int:
-    """A descriptor to give away; whether it is open tells who has it."""
+    """A descriptor to hand over; whether it is open shows its owner."""
     return os.open(os.devnull, os.O_RDONLY)
 
 
@@ -129,14 +129,14 @@ def test_a_descriptor_goes_to_the_frame_that_announces_it(descriptor: int) -> No
     decoder.feed(stream, [descriptor])
     assert frames(decoder) == [Frame(b"plain", None), Frame(b"with", descriptor)]
     decoder.close()
-    assert is_open(descriptor), "it is not the decoder's any more"
+    assert is_open(descriptor), "the decoder no longer owns it"
     os.close(descriptor)
 
 
-def test_an_announced_descriptor_that_does_not_come() -> None:
+def test_an_announced_descriptor_is_missing() -> None:
     decoder = FrameDecoder()
     decoder.feed(encode_frame(b"x", descriptor=True))
-    with pytest.raises(IPCError, match="none came"):
+    with pytest.raises(IPCError, match="without the descriptor"):
         decoder.next_frame()
 
 
@@ -166,8 +166,8 @@ def test_two_descriptors_for_one_frame(descriptor: int) -> None:
 
 
 @pytest.mark.parametrize("number", [2, 3, 10])
-def test_more_descriptors_than_a_message_may_carry(number: int) -> None:
-    """Announced as one and cut to one by the kernel, they would look right but for its word."""
+def test_several_descriptors_in_a_message_are_refused(number: int) -> None:
+    """Announced as one and cut to one by the kernel, only MSG_CTRUNC reveals them."""
     decoder = FrameDecoder()
     ours, theirs = socket.socketpair()
     read_end, write_end = os.pipe()
@@ -175,9 +175,9 @@ def test_more_descriptors_than_a_message_may_carry(number: int) -> None:
     with ours, theirs:
         theirs.sendmsg([encode_frame(b"x", descriptor=True)], ancillary)
         os.close(write_end)
-        with pytest.raises(IPCError, match="more descriptors than a message may carry"):
+        with pytest.raises(IPCError, match="more than one descriptor in a message"):
             receive_into(decoder, ours, MAX_MESSAGE)
-        assert os.read(read_end, 1) == b"", "those that came are closed"
+        assert os.read(read_end, 1) == b"", "the received ones are closed"
     os.close(read_end)
 
 
@@ -267,33 +267,33 @@ def request(command: str = "bind", parameters: object = None, **more: object) ->
     ],
     ids=str,
 )
-def test_what_is_not_exactly_a_message_is_refused(message: object) -> None:
+def test_malformed_messages_are_refused(message: object) -> None:
     conversation = greeted()
     conversation.decoder.feed(encode_frame(encode(message), descriptor=False))
     with pytest.raises(IPCError):
         conversation.next_item()
 
 
-def test_bytes_behind_a_message_are_refused() -> None:
+def test_trailing_bytes_are_refused() -> None:
     conversation = greeted()
     payload = request_frame(1, "test", Command.LIST, Nothing())[5:]
     conversation.decoder.feed(encode_frame(payload + b"\x00", descriptor=False))
-    with pytest.raises(IPCError, match="cannot be read"):
+    with pytest.raises(IPCError, match="malformed"):
         conversation.next_item()
 
 
 @pytest.mark.parametrize("place", [b"list", b"cli"], ids=["a name", "a text"])
-def test_text_that_is_none_is_refused(place: bytes) -> None:
+def test_invalid_utf8_is_refused(place: bytes) -> None:
     conversation = greeted()
     frame = request_frame(1, "cli", Command.LIST, Nothing())
     conversation.decoder.feed(frame.replace(place, b"\x80" + place[1:]))
-    with pytest.raises(IPCError, match="cannot be read"):
+    with pytest.raises(IPCError, match="malformed"):
         conversation.next_item()
 
 
-def test_a_result_with_text_that_is_none_is_refused() -> None:
+def test_a_result_with_invalid_utf8_is_refused() -> None:
     result = encode(UnbindResult(bindings=[], busids=["1-1"])).replace(b"1-1", b"\x80-1")
-    with pytest.raises(IPCError, match="a result that cannot be read"):
+    with pytest.raises(IPCError, match="malformed result"):
         read_result(Response(1, msgspec.Raw(result)), UnbindResult)
 
 
@@ -314,7 +314,7 @@ def test_hello_comes_once() -> None:
 def test_another_version_is_refused_by_name() -> None:
     conversation = Conversation(BOTH)
     conversation.decoder.feed(framed(Hello(ipc_version=IPC_VERSION + 1, software="usbipd 99")))
-    with pytest.raises(IPCError, match=f"usbipd 99 speaks IPC version {IPC_VERSION + 1}") as caught:
+    with pytest.raises(IPCError, match=f"usbipd 99 uses IPC version {IPC_VERSION + 1}") as caught:
         conversation.next_item()
     assert caught.value.code == "version"
 

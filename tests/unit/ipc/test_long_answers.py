@@ -1,4 +1,4 @@
-"""Answers that are longer than a message: in parts, of one moment, and never more than one kept."""
+"""Answers that are longer than a message: sent in parts of the same moment, at most one kept."""
 
 import asyncio
 import functools
@@ -33,13 +33,13 @@ ALL = UnbindParameters()
 
 
 def answer_of(size: int) -> UnbindResult:
-    """One that takes so many bytes, and is long."""
+    """An answer of `size` bytes to a command that is long."""
     longer = UnbindResult(bindings=[], busids=["x" * size])
     return UnbindResult(bindings=[], busids=["x" * (2 * size - len(encode(longer)))])
 
 
 class Ends:
-    """Who asks, in the role of a server, and an extension that answers what `answer` says."""
+    """A peer that asks, in the role of a server, and an extension that returns `answer()`."""
 
     def __init__(self, answer: Callable[[], Message]) -> None:
         async def handle(request: Request) -> Message:
@@ -65,12 +65,12 @@ class Ends:
 @pytest.mark.parametrize(
     "size", [LARGEST_PART, LARGEST_PART + 1, 2 * LARGEST_PART, 2 * LARGEST_PART + 1, LARGEST_ANSWER]
 )
-async def test_it_comes_whole(size: int) -> None:
+async def test_a_long_answer_is_reassembled(size: int) -> None:
     expected = answer_of(size)
     ends = Ends(lambda: expected)
     assert len(encode(expected)) == size
     assert await ends.ask() == expected
-    assert ends.handled == [Command.UNBIND], "made once, however many parts it has"
+    assert ends.handled == [Command.UNBIND], "built once, however many parts it has"
     assert ends.answering._rest is None
     ends.close()
 
@@ -89,28 +89,28 @@ def test_each_part_fits_into_a_message() -> None:
     assert frame
 
 
-async def test_what_changes_between_the_parts_is_not_in_it() -> None:
+async def test_changes_between_the_parts_are_not_in_the_answer() -> None:
     devices = [f"1-{number}" for number in range(50_000)]
     ends = Ends(lambda: UnbindResult(bindings=[], busids=list(devices)))
     expected = list(devices)
     asking = asyncio.create_task(ends.ask())
-    while ends.answering._rest is None:  # noqa: ASYNC110 - what is waited for has no event
+    while ends.answering._rest is None:  # noqa: ASYNC110 - no event exists for this
         await asyncio.sleep(0)
     devices.clear()
     assert (await asking).busids == expected
     ends.close()
 
 
-async def test_one_that_is_too_long_is_an_error() -> None:
+async def test_an_answer_that_is_too_long_is_an_error() -> None:
     ends = Ends(lambda: answer_of(LARGEST_ANSWER + 1))
-    with pytest.raises(UsbipdError, match=f"{LARGEST_ANSWER} are allowed") as caught:
+    with pytest.raises(UsbipdError, match=f"the limit is {LARGEST_ANSWER}") as caught:
         await ends.ask()
     assert caught.value.code == "too-large"
     assert ends.answering._rest is None
     ends.close()
 
 
-async def test_who_asks_for_several_at_once_gets_all_of_them() -> None:
+async def test_concurrent_long_answers() -> None:
     numbers = iter(range(8))
     ends = Ends(lambda: UnbindResult(bindings=[], busids=[str(next(numbers))] * 100_000))
     answers = await asyncio.gather(*(ends.ask() for _ in range(8)))
@@ -119,11 +119,11 @@ async def test_who_asks_for_several_at_once_gets_all_of_them() -> None:
     ends.close()
 
 
-async def test_one_that_is_not_fetched_makes_room_for_the_next() -> None:
+async def test_an_unfetched_answer_is_replaced_by_the_next() -> None:
     ends = Ends(lambda: answer_of(3 * LARGEST_PART))
     ends.asking.tell(Command.UNBIND, ALL)  # its answer is request 1's
     await ends.ask()
-    with pytest.raises(UsbipdError, match="not kept any more") as caught:
+    with pytest.raises(UsbipdError, match="no longer available") as caught:
         await ends.asking.request(Command.MORE, MoreParameters(request_id=1), Part, timeout=PATIENCE)
     assert caught.value.code == "expired"
     ends.close()
@@ -132,13 +132,13 @@ async def test_one_that_is_not_fetched_makes_room_for_the_next() -> None:
 async def test_a_closed_channel_keeps_nothing() -> None:
     ends = Ends(lambda: answer_of(LARGEST_ANSWER))
     ends.asking.tell(Command.UNBIND, ALL)
-    while ends.answering._rest is None:  # noqa: ASYNC110 - what is waited for has no event
+    while ends.answering._rest is None:  # noqa: ASYNC110 - no event exists for this
         await asyncio.sleep(0)
     ends.close()
     assert ends.answering._rest is None
 
 
-async def test_who_asks_for_more_and_reads_nothing_is_dropped() -> None:
+async def test_a_peer_that_sends_more_and_reads_nothing_is_dropped() -> None:
     made = asyncio.Event()
     silent, theirs = socket.socketpair()
     closed: asyncio.Future[IPCError | None] = asyncio.get_running_loop().create_future()
@@ -164,11 +164,11 @@ async def test_who_asks_for_more_and_reads_nothing_is_dropped() -> None:
     silent.close()
 
 
-def test_only_answers_that_grow_with_the_devices_are_cut() -> None:
-    """All others have a bound of their own, and the extension takes no long answer from a child."""
+def test_only_long_answers_are_cut() -> None:
+    """All others are bounded anyway, and the extension accepts no long answer from a child."""
     is_long = PEOPLE.commands[Command.DETACH].is_long
     assert not is_long
-    with pytest.raises(IPCError, match=f"{MAX_MESSAGE} are allowed"):
+    with pytest.raises(IPCError, match=f"the limit is {MAX_MESSAGE}"):
         answer_frame(
             Request(1, Command.DETACH, DetachParameters(busid="1-1"), None, "test", 0.0),
             DetachResult(client="x" * MAX_MESSAGE),
@@ -176,12 +176,12 @@ def test_only_answers_that_grow_with_the_devices_are_cut() -> None:
         )
 
 
-# ---- a command, and an extension that says what the test wants ---------------------------------------------
+# ---- a command, and a scripted extension -------------------------------------------------------------------
 
 
 @contextmanager
 def scripted(*answers: Callable[[Request], bytes]) -> Iterator[BlockingChannel]:
-    """A channel whose peer answers one request after the other so."""
+    """A channel whose peer answers the requests with `answers`, in order."""
     ours, theirs = socket.socketpair()
     peer = BlockingChannel(theirs, "peer", PEOPLE)
 
@@ -224,12 +224,12 @@ def ask(channel: BlockingChannel) -> UnbindResult:
     return channel.request(Command.UNBIND, ALL, UnbindResult, timeout=PATIENCE)
 
 
-def test_a_command_puts_the_parts_together() -> None:
+def test_a_command_assembles_the_parts() -> None:
     with scripted(first, more(DATA[4:9], len(DATA) - 9), more(DATA[9:], 0)) as channel:
         assert ask(channel).busids == ["1-1", "1-2"]
 
 
-def test_what_is_told_between_the_parts_is_kept() -> None:
+def test_events_between_the_parts_are_kept() -> None:
     def reply(request: Request) -> bytes:
         return event_frame(EventName.CHANGED, Nothing()) + more(DATA[4:], 0)(request)
 
@@ -250,10 +250,10 @@ def test_what_is_told_between_the_parts_is_kept() -> None:
     ],
     ids=["empty", "too long", "too much left", "too little left"],
 )
-def test_parts_that_do_not_fit_together(second: Callable[[Request], bytes]) -> None:
+def test_parts_that_do_not_match(second: Callable[[Request], bytes]) -> None:
     with (
         scripted(first, second) as channel,
-        pytest.raises(IPCError, match="does not fit") as caught,
+        pytest.raises(IPCError, match="does not match") as caught,
     ):
         ask(channel)
     assert caught.value.code == "bad-message"
@@ -267,23 +267,23 @@ def test_an_error_in_place_of_a_part() -> None:
         ask(channel)
 
 
-def test_more_is_announced_than_there_may_be() -> None:
+def test_an_announced_length_beyond_the_limit() -> None:
     def huge(request: Request) -> bytes:
         return part(b"x", LARGEST_ANSWER, first=True, request=request)
 
-    what = f"{LARGEST_ANSWER + 1} bytes in answer to unbind"
+    what = f"answer to unbind too long: {LARGEST_ANSWER + 1} bytes"
     with scripted(huge) as channel, pytest.raises(IPCError, match=what):
         ask(channel)
 
 
-def test_parts_of_what_comes_in_one_message() -> None:
+def test_parts_of_an_answer_that_may_not_be_long() -> None:
     def cut(request: Request) -> bytes:
         return part(b"x", 1, first=True, request=request)
 
-    with scripted(cut) as channel, pytest.raises(IPCError, match=r"2 bytes in answer to detach"):
+    with scripted(cut) as channel, pytest.raises(IPCError, match=r"answer to detach too long: 2 bytes"):
         channel.request(Command.DETACH, DetachParameters(busid="1-1"), DetachResult, timeout=PATIENCE)
 
 
-def test_all_parts_together_have_the_time_of_one_answer() -> None:
+def test_the_timeout_covers_all_parts() -> None:
     with scripted(first) as channel, pytest.raises(IPCError, match="no answer in time"):
         channel.request(Command.UNBIND, ALL, UnbindResult, timeout=0.05)

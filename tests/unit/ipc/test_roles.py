@@ -1,4 +1,4 @@
-"""Who may ask what, row by row, and how a role is found."""
+"""The table of permissions, row by row, and the roles of peers."""
 
 import pytest
 
@@ -51,17 +51,17 @@ def test_row(what: Command | EventName) -> None:
     assert senders == EXPECTED[what]
 
 
-def test_our_children_answer_briefly() -> None:
-    """A long answer of a child would bring back that both sides wait for the other (async_channel.py)."""
+def test_children_have_no_long_answers() -> None:
+    """With a long answer of a child, both sides could wait for each other (async_channel.py)."""
     asked_of_children = [row for row in CHILDREN.commands.values() if Role.EXTENSION in row.senders]
     assert asked_of_children
     assert not any(row.is_long for row in asked_of_children)
 
 
-def test_a_refusal_says_who_may() -> None:
-    assert "you may not unbind" in not_permitted_error(Command.UNBIND).message
+def test_the_error_names_who_has_permission() -> None:
+    assert "permission denied: unbind " in not_permitted_error(Command.UNBIND).message
     assert not_permitted_error(Command.UNBIND).advice
-    assert "you may not release:" in not_permitted_error(Command.RELEASE_DEVICE).message
+    assert "permission denied: release " in not_permitted_error(Command.RELEASE_DEVICE).message
 
 
 OWNER, ADMINS, CHILD, WORKERS = 1000, 60, 61, range(65537, 65540)
@@ -83,15 +83,15 @@ OWNER, ADMINS, CHILD, WORKERS = 1000, 60, 61, range(65537, 65540)
     ],
     ids=[
         "root",
-        "root asks a user's",
+        "root, a user's daemon",
         "owner",
         "admin",
         "user",
-        "user asks root's",
+        "user, root's daemon",
         "our server's user",
         "the first worker's",
         "the last worker's",
-        "the one behind it",
+        "the uid after the last worker's",
     ],
 )
 def test_role(peer: Peer, owner: int, role: Role) -> None:

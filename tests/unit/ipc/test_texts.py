@@ -1,4 +1,4 @@
-"""Texts of a peer are clean before anybody sees them: in every message, whatever the peer writes there."""
+"""Texts of a peer are cleaned in every message."""
 
 import types
 import typing
@@ -46,7 +46,7 @@ MESSAGES = sorted(
 
 
 def hostile(kind: typing.Any) -> typing.Any:
-    """A value of this type that has `HOSTILE` wherever a text may stand."""
+    """A value of this type with `HOSTILE` in the place of each text."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
         return hostile(arguments[0])
@@ -67,7 +67,7 @@ def hostile(kind: typing.Any) -> typing.Any:
 
 
 def texts(value: object) -> Iterator[str]:
-    """Every text of a message that is not one of an enumeration."""
+    """Every text of a message, without those of enumerations."""
     if type(value) is str:
         yield value
     elif isinstance(value, msgspec.Struct):
@@ -88,11 +88,11 @@ def test_every_text_of_every_message_is_clean(kind: type[Message]) -> None:
 
 
 def test_the_messages_have_texts_to_clean() -> None:
-    """The test above would pass if it found none."""
+    """Without texts, the test above would always pass."""
     assert list(texts(hostile(StatusResult))).count(HOSTILE) > 20
 
 
-def test_what_is_clean_is_left_as_it_is() -> None:
+def test_clean_messages_are_unchanged() -> None:
     entry = HistoryEntry(id=1, time=1.0, event=HistoryEvent.BOUND, product="Müller's stick")
     assert clean_texts(entry) is entry
     assert clean_texts(entry).event is HistoryEvent.BOUND
@@ -110,7 +110,7 @@ def greeted(*, trusted: bool = False) -> Conversation:
     return conversation
 
 
-def test_all_that_comes_in_is_clean() -> None:
+def test_received_messages_are_cleaned() -> None:
     conversation = greeted()
     feed = conversation.decoder.feed
     feed(event_frame(EventName.DETACHED, DetachedParameters(reason=HOSTILE)))
@@ -134,8 +134,8 @@ def test_all_that_comes_in_is_clean() -> None:
     assert set(texts(conversation.result(claimed, ClaimResult))) == {CLEAN}
 
 
-def test_orders_of_who_is_trusted_stay_as_they_are() -> None:
-    """A path may have any character but NUL."""
+def test_messages_of_a_trusted_peer_are_unchanged() -> None:
+    """A path may contain any character but NUL."""
     conversation = greeted(trusted=True)
     order = msgspec.structs.replace(
         hostile(ServeParameters), confinement=Confinement(run_as=None, root="/tmp/a\nb")
@@ -147,8 +147,8 @@ def test_orders_of_who_is_trusted_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("trusted", [True, False])
-def test_what_cannot_be_read_is_not_quoted_raw(trusted: bool) -> None:
-    """msgspec names an unknown field as the peer wrote it."""
+def test_errors_do_not_quote_malformed_text_raw(trusted: bool) -> None:
+    """msgspec quotes an unknown field unchanged."""
     conversation = greeted(trusted=trusted)
     odd = msgspec.Raw(encode({"reason": "x", HOSTILE: 1}))
     conversation.decoder.feed(
@@ -162,10 +162,10 @@ def test_what_cannot_be_read_is_not_quoted_raw(trusted: bool) -> None:
     assert caught.value.message.isprintable()
 
 
-def test_another_versions_name_is_clean() -> None:
+def test_the_name_of_another_version_is_cleaned() -> None:
     conversation = Conversation(CHILDREN)
     hello = Hello(ipc_version=IPC_VERSION + 1, software=HOSTILE)
     conversation.decoder.feed(encode_frame(encode(hello), descriptor=False))
-    with pytest.raises(IPCError, match="speaks IPC version") as caught:
+    with pytest.raises(IPCError, match="uses IPC version") as caught:
         conversation.next_item()
     assert caught.value.message.isprintable()

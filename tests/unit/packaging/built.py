@@ -1,4 +1,4 @@
-"""What make builds for the packages of both systems, by name.  Tests have files of their own in its place."""
+"""Names of the files that make builds for the packages of both systems.  Tests use other files instead."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""A stage tree and its package for all tests, and a Mac of each test's own."""
+"""A stage tree and its package for all tests, and a Mac for each test."""
 
 import os
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tests.unit.packaging.mac import SHELLS, Mac
 
 @pytest.fixture(scope="session", autouse=True)
 def without_apples_tools() -> Iterator[None]:
-    """The package is made by flatpkg/, also on a Mac: Apple's tools would refuse an executable of a test."""
+    """flatpkg/ builds the package, also on a Mac: Apple's tools would refuse the test's executable."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(make_pkg, "BY_APPLE", False)
         yield
@@ -24,15 +24,12 @@ def without_apples_tools() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def stage_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `packaging/stage.py` lays out, with files of the test in the place of what make builds.
-
-    Its builder's umask is 077.
-    """
+    """The output of `packaging/stage.py` with test files in place of make's, built with umask 077."""
     directory = tmp_path_factory.mktemp("stage")
     for name in BUILT:
         (directory / name).write_text(f"this is {name}\n" * 3)
     with pytest.MonkeyPatch.context() as patch:
-        # those that every development environment has; the rest comes with `make binary`
+        # every development environment has these; the rest comes with `make binary`
         patch.setattr(licenses, "DISTRIBUTIONS", ("libusb1", "msgspec", "psutil"))
         before = os.umask(0o077)
         try:
@@ -44,7 +41,7 @@ def stage_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def package_file(stage_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package of it."""
+    """The package of the stage tree."""
     output = tmp_path_factory.mktemp("package") / "usbipd.pkg"
     make_pkg.make(stage_tree, "1.2.3", output)
     return output
@@ -52,11 +49,11 @@ def package_file(stage_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def package(package_file: Path) -> Package:
-    """What is in it."""
+    """The package's contents."""
     return read_package(package_file.read_bytes())
 
 
 @pytest.fixture(params=list(SHELLS))
 def mac(tmp_path: Path, package: Package, request: pytest.FixtureRequest) -> Mac:
-    """A Mac on which the package can be installed; its scripts run in each shell that is /bin/sh there."""
+    """A Mac on which the package can be installed; its scripts run in each shell that may be /bin/sh."""
     return Mac(tmp_path, request.param, package)

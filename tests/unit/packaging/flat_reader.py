@@ -1,7 +1,7 @@
-"""Reads an installer package, strictly, and shares nothing with what writes it.
+"""Reads an installer package strictly, and shares no code with the writer.
 
-Any bytes give a `Package` or `DamagedError`.  It insists on all that it knows of the formats, on the order of
-keys in a tree, and on nothing being left over.
+Any bytes give a `Package` or `DamagedError`.  It checks everything known about the formats, the order of keys
+in a tree, and that no bytes are left over.
 """
 
 import gzip
@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 
 class DamagedError(Exception):
-    """What is wrong with it."""
+    """The message says what is wrong with the package."""
 
 
 def need(condition: object, what: str) -> None:
@@ -33,9 +33,9 @@ class Item:
     mtime: int
     size: int
     checksum: int
-    """cksum(1) of the content, of a link's target; 0 of a directory."""
+    """cksum(1) of the content or of a link's target; 0 for a directory."""
     target: str
-    """Where a link points."""
+    """The target of a link."""
     content: bytes = b""
     """Of a file in a cpio archive."""
 
@@ -43,7 +43,7 @@ class Item:
 @dataclass(frozen=True)
 class Package:
     files: dict[str, bytes]
-    """The members of the product archive by their paths."""
+    """The members of the product archive by path."""
     distribution: ElementTree.Element
     info: ElementTree.Element
     payload: list[Item]
@@ -70,32 +70,32 @@ def parse_xml(text: bytes) -> ElementTree.Element:
     try:
         return ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise DamagedError(f"no XML: {error}") from error
+        raise DamagedError(f"not XML: {error}") from error
 
 
 def unzip(data: bytes) -> bytes:
     try:
         return gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise DamagedError(f"no gzip: {error}") from error
+        raise DamagedError(f"not gzip: {error}") from error
 
 
 # ---- xar ---------------------------------------------------------------------------------------------------
 
 
 def read_xar(data: bytes) -> dict[str, bytes]:
-    """The regular files by their paths."""
+    """The regular files by path."""
     need(len(data) >= 28, "no room for a header")
     magic, size, version, packed, unpacked, algorithm = struct.unpack_from(">4sHHQQL", data)
-    need((magic, size, version, algorithm) == (b"xar!", 28, 1, 1), "not a header of xar")
+    need((magic, size, version, algorithm) == (b"xar!", 28, 1, 1), "not a xar header")
     table, heap = data[28 : 28 + packed], data[28 + packed :]
-    need(len(table) == packed, "the table is cut short")
+    need(len(table) == packed, "the table is truncated")
     need(hashlib.sha1(table).digest() == heap[:20], "the table's checksum is wrong")
     try:
         text = zlib.decompress(table)
     except zlib.error as error:
         raise DamagedError(f"the table: {error}") from error
-    need(len(text) == unpacked, "the table has another size")
+    need(len(text) == unpacked, "the table has the wrong size")
     toc = parse_xml(text).find("toc")
     assert toc is not None
     need(
@@ -104,7 +104,7 @@ def read_xar(data: bytes) -> dict[str, bytes]:
     need(toc.find("checksum").get("style") == "sha1", "the table's checksum")  # type: ignore[union-attr]
     files: dict[str, bytes] = {}
     end = _read_members(toc, "", heap, 20, files)
-    need(end == len(heap), "the heap is longer or shorter than what lies in it")
+    need(end == len(heap), "the heap does not end with its last file")
     return files
 
 
@@ -124,9 +124,9 @@ def _read_members(
         length, start, size = (
             int(node.findtext(f"data/{key}") or -1) for key in ("length", "offset", "size")
         )
-        need(start == offset and size == length >= 0, f"{path} does not lie behind the one before")
+        need(start == offset and size == length >= 0, f"{path} does not follow the previous file")
         content = heap[start : start + length]
-        need(len(content) == length, f"{path} is cut short")
+        need(len(content) == length, f"{path} is truncated")
         for which in ("extracted", "archived"):
             need(
                 hashlib.sha1(content).hexdigest() == node.findtext(f"data/{which}-checksum"),
@@ -147,7 +147,7 @@ def read_cpio(data: bytes) -> Iterator[Item]:
     while True:
         header = data[offset : offset + 76]
         need(len(header) == 76 and header[:6] == b"070707", f"no header at {offset}")
-        need(set(header) <= set(b"01234567"), f"no octal number at {offset}")
+        need(set(header) <= set(b"01234567"), f"not an octal number at {offset}")
         widths, fields = (6, 6, 6, 6, 6, 6, 6, 11, 6, 11), []
         place = 6
         for width in widths:
@@ -158,10 +158,10 @@ def read_cpio(data: bytes) -> Iterator[Item]:
         offset += 76 + name_size
         content = data[offset : offset + size]
         offset += size
-        need(len(content) == size and name[-1:] == b"\0" and b"\0" not in name[:-1], "an entry is cut short")
+        need(len(content) == size and name[-1:] == b"\0" and b"\0" not in name[:-1], "an entry is truncated")
         path = name[:-1].decode()
         if path == "TRAILER!!!":
-            need(offset == len(data), "something is behind the end")
+            need(offset == len(data), "data after the end")
             return
         need(number not in numbers, f"{path} has the inode of another entry")
         numbers.add(number)
@@ -210,56 +210,56 @@ class _Blocks:
         magic, version, used, index_at, index_size, names_at, names_size = struct.unpack_from(
             ">8sIIIIII", data
         )
-        need((magic, version) == (b"BOMStore", 1), "not a header of a Bom")
+        need((magic, version) == (b"BOMStore", 1), "not a Bom header")
         need(not any(data[32:512]), "the header is not padded with zeros")
         index = _part(data, index_at, index_size, "the index")
         names = _part(data, names_at, names_size, "the names")
-        need(index_at + index_size == len(data), "the index is not the end")
+        need(index_at + index_size == len(data), "the index is not at the end")
         [count] = struct.unpack_from(">I", index)
-        need(index_size == 4 + 8 * count + 4 + 16 and count == used + 1, "the index has another size")
+        need(index_size == 4 + 8 * count + 4 + 16 and count == used + 1, "the index has the wrong size")
         places = list(struct.iter_unpack(">II", index[4 : 4 + 8 * count]))
         need(places[0] == (0, 0), "block 0 is not empty")
         self._blocks = [_part(data, at, size, f"block {number}") for number, (at, size) in enumerate(places)]
         covered = 512
         for at, size in places[1:]:
-            need(at == covered, "blocks overlap, or leave room")
+            need(at == covered, "blocks overlap or leave gaps")
             covered += size
-        need(names_at == covered and index_at == covered + names_size, "something lies between the parts")
+        need(names_at == covered and index_at == covered + names_size, "data between the parts")
         self.names: dict[str, bytes] = {}
         offset = 4
         for _name in range(struct.unpack_from(">I", names)[0]):
             number, length = struct.unpack_from(">IB", names, offset)
             self.names[names[offset + 5 : offset + 5 + length].decode()] = self[number]
             offset += 5 + length
-        need(offset == names_size, "the names have another size")
+        need(offset == names_size, "the names have the wrong size")
 
     def __getitem__(self, number: int) -> bytes:
-        need(0 < number < len(self._blocks), f"there is no block {number}")
+        need(0 < number < len(self._blocks), f"no block {number}")
         return self._blocks[number]
 
     def tree(self, block: bytes, page: int) -> list[tuple[bytes, bytes]]:
         """Keys and values of a tree."""
         magic, version, top, size, count, zero = struct.unpack(">4sIIIIB", block)
-        need((magic, version, size, zero) == (b"tree", 1, page, 0), "not a tree of that page size")
+        need((magic, version, size, zero) == (b"tree", 1, page, 0), "not a tree with that page size")
         is_leaf, inside, after, before = struct.unpack_from(">HHII", self[top])
         leaves = [top]
         if not is_leaf:
-            need((after, before) == (0, 0) and inside > 1, "a branch with neighbours, or with one leaf")
+            need((after, before) == (0, 0) and inside > 1, "a branch with siblings, or with one leaf")
             branch = [struct.unpack_from(">II", self[top], 12 + 8 * each) for each in range(inside)]
             leaves = [leaf for leaf, _last in branch]
         pairs: list[tuple[bytes, bytes]] = []
         for index, leaf in enumerate(leaves):
             node = self[leaf]
-            need(len(node) == page, "a node is no page")
+            need(len(node) == page, "a node is not a page")
             is_leaf, inside, after, before = struct.unpack_from(">HHII", node)
             need(is_leaf == 1, "not a leaf")
-            need(after == (leaves[index + 1] if index + 1 < len(leaves) else 0), "not the next leaf")
-            need(before == (leaves[index - 1] if index else 0), "not the leaf before")
+            need(after == (leaves[index + 1] if index + 1 < len(leaves) else 0), "wrong next leaf")
+            need(before == (leaves[index - 1] if index else 0), "wrong previous leaf")
             numbers = [struct.unpack_from(">II", node, 12 + 8 * each) for each in range(inside)]
             if len(leaves) > 1:
-                need(branch[index] == (leaf, numbers[-1][1]), "a branch does not name the last of a leaf")
+                need(branch[index] == (leaf, numbers[-1][1]), "a branch does not name the last key of a leaf")
             pairs += [(self[key], self[value]) for key, value in numbers]
-        need(len(pairs) == count, "a tree of another size")
+        need(len(pairs) == count, "a tree with the wrong size")
         return pairs
 
 
@@ -273,7 +273,7 @@ def read_bom(data: bytes) -> list[Item]:
     try:
         return _read_bom(data)
     except (struct.error, UnicodeDecodeError, KeyError) as error:
-        raise DamagedError(f"a part of the Bom is cut short: {error!r}") from error
+        raise DamagedError(f"a part of the Bom is truncated: {error!r}") from error
 
 
 def _read_bom(data: bytes) -> list[Item]:
@@ -292,12 +292,12 @@ def _read_bom(data: bytes) -> list[Item]:
     for key, value in blocks.tree(blocks.names["Paths"], 4096):
         number, attributes = struct.unpack(">II", key)
         [parent] = struct.unpack_from(">I", value)
-        need(value[-1:] == b"\0" and b"\0" not in value[4:-1], "a name without end")
+        need(value[-1:] == b"\0" and b"\0" not in value[4:-1], "an unterminated name")
         name = value[4:-1]
-        need((parent, name) > before, f"{name!r} stands in another order")
+        need((parent, name) > before, f"{name!r} is out of order")
         before = (parent, name)
         path = name.decode() if parent == 0 else f"{places[parent]}/{name.decode()}"
-        need(number not in places, f"number {number} comes twice")
+        need(number not in places, f"duplicate number {number}")
         places[number] = path
         entries.append(_read_attributes(path, blocks[attributes]))
     version, count, infos, *info = struct.unpack(">III4I", blocks.names["BomInfo"])
@@ -318,7 +318,7 @@ def _read_attributes(path: str, block: bytes) -> Item:
         rest = rest[4:]
     if kind == 3:
         [length] = struct.unpack_from(">I", rest)
-        need(rest[4 : 4 + length][-1:] == b"\0", f"{path}: a target without end")
+        need(rest[4 : 4 + length][-1:] == b"\0", f"{path}: an unterminated target")
         target, rest = rest[4 : 3 + length].decode(), rest[4 + length :]
     need(rest == bytes(8), f"{path}: attributes are not padded with zeros")
     return Item(path, mode, uid, gid, mtime, size, checksum, target)

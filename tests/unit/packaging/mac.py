@@ -1,4 +1,4 @@
-"""A Mac in a directory: its root, users and launchd, as far as the scripts of the package see them."""
+"""A Mac in a directory: its root, users and launchd, as far as the scripts of the package use them."""
 
 import os
 import shlex
@@ -14,15 +14,15 @@ LABEL: Final = "org.usbipd.extension"
 SUPPORT: Final = "Library/Application Support/usbipd"
 
 SHELLS: Final = {"dash": ["dash"], "bash": ["bash", "--posix"]}
-"""macOS's /bin/sh is bash 3.2 in its POSIX mode, unless the administrator has chosen dash."""
+"""macOS's /bin/sh is bash 3.2 in POSIX mode, unless the administrator has chosen dash."""
 
 OWN_PATH: Final = "\nPATH=/usr/bin:/bin:/usr/sbin:/sbin "
 OWN_ROOT: Final = "\nroot="
-"""How the lines begin that let a script take only the system's programs, and no root but the real one."""
+"""The beginning of the lines that restrict a script to the system's programs and the real root."""
 
 
 class Mac:
-    """Files below `root`; what the fakes keep and write down below `fake`."""
+    """Files below `root`; the fakes' state and records below `fake`."""
 
     def __init__(self, directory: Path, shell: str, package: Package) -> None:
         self._package = package
@@ -51,23 +51,23 @@ class Mac:
         (self.fake / "receipt").write_text("org.usbipd.pkg\n")
 
     def _let_in(self, script: Path, *lines: str) -> None:
-        """Let a script see this Mac: as it is installed, it sees nothing but the real one."""
+        """Make a script use this Mac: unchanged, it uses only the real one."""
         text = script.read_text()
         seen = {
             OWN_PATH: f"\nPATH={shlex.quote(f'{FAKES}:' + os.environ['PATH'])} ",
             OWN_ROOT: f"\nroot={shlex.quote(str(self.root))}",
         }
         for line in lines:
-            assert text.count(line) == 1, f"{script.name} has not one line that begins with {line!r}"
+            assert text.count(line) == 1, f"{script.name} must have one line that begins with {line!r}"
             text = text.replace(line, seen[line])
         script.write_text(text)
 
     def run(self, name: str, volume: str = "/") -> "subprocess.CompletedProcess[str]":
-        """A script of the package, as the Installer calls it."""
+        """Runs a script of the package, as the Installer does."""
         return self._run(self.scripts / name, "usbipd.pkg", volume, volume, "/")
 
     def uninstall(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        """The uninstaller, as it is installed."""
+        """Runs the installed uninstaller."""
         return self._run(self.root / "Library/usbipd/usbipd-uninstall", *arguments)
 
     def _run(self, script: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -93,36 +93,36 @@ class Mac:
         return path.read_text().splitlines() if path.exists() else []
 
     def calls_of(self, program: str) -> list[str]:
-        """The first word after the program's name, of each of its calls."""
+        """The first argument of each call of a program."""
         return [call.split()[1] for call in self.calls if call.split()[0] == program]
 
     @property
     def has_job(self) -> bool:
-        """Whether launchd has it."""
+        """Whether launchd has the job."""
         return (self.fake / "loaded").exists()
 
     def load_job(self, lingers: int = 0) -> None:
-        """The job of an earlier installation, which takes so many looks to end."""
+        """Load the job of an earlier installation, which stays for `lingers` more checks after bootout."""
         (self.fake / "loaded").touch()
         (self.fake / "lingers").write_text("\n" * lingers)
 
     def let_answer(self, code: int) -> None:
-        """Make `usbipd-ext` that is installed end with `code`: 0 when a daemon answers, 3 when none does."""
+        """Make the installed `usbipd-ext` exit with `code`: 0 if a daemon answers, 3 if none does."""
         (self.root / "Library/usbipd/usbipd").write_text(
             f'#!/bin/sh\n[ "${{0##*/}} $*" = "usbipd-ext --status" ] || exit 2\necho answered\nexit {code}\n'
         )
 
     def let_fail(self, code: int, words: str, message: str = "") -> None:
-        """Make calls that have these words end with `code`, saying `message`."""
+        """Make calls that contain `words` exit with `code`, printing `message`."""
         (self.fake / "fail").write_text(f"{code} {words}\n")
         (self.fake / "message").write_text(message)
 
     def user(self, name: str = "_usbipd") -> dict[str, str]:
-        """The record of a user; empty if there is none."""
+        """The record of a user; empty if none exists."""
         return self._record("Users", name)
 
     def group(self, name: str = "_usbipd") -> dict[str, str]:
-        """The record of a group; empty if there is none."""
+        """The record of a group; empty if none exists."""
         return self._record("Groups", name)
 
     def _record(self, kind: str, name: str) -> dict[str, str]:
@@ -139,7 +139,7 @@ class Mac:
 
 
 def lay_out(items: list[Item], root: Path) -> None:
-    """What a cpio archive holds, in a directory; what is there is replaced."""
+    """Extract a cpio archive to a directory, replacing existing files."""
     for item in items:
         path = root / item.path
         if item.target:

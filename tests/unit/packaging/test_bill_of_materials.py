@@ -1,4 +1,4 @@
-"""What the bill of materials says of the one executable, made of contents that the test chooses."""
+"""The bill of materials of the executable, from contents that the tests choose."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ def bill(
     libusb: dict[str, Any] | None = None,
     usb_ids: Path | None = None,
 ) -> dict[str, Any]:
-    """The document for these modules and files; `libusb` is that of Linux if it is not said."""
+    """The document for these modules and files; `libusb` defaults to Linux's."""
     files = []
     for name in names:
         file = directory / name.replace("/", "_")

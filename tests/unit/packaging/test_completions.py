@@ -1,4 +1,4 @@
-"""What the completions say to a shell, as far as that can be read without one."""
+"""The completions, as far as they can be checked without a shell."""
 
 import re
 
@@ -10,7 +10,7 @@ SPECIFICATION = re.compile(
 
 
 def test_each_option_of_zsh_has_one_argument_or_none() -> None:
-    """Colons separate (zshcompsys(1), _arguments): one in a message would begin the action."""
+    """Colons are separators (zshcompsys(1), _arguments): one in a message would begin the action."""
     found = {}
     for match in SPECIFICATION.finditer(completions.zsh()):
         parts = re.split(r"(?<!\\):", match["rest"])

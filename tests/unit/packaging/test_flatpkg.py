@@ -1,4 +1,4 @@
-"""The package that packaging/macos/flatpkg writes, for readers that share nothing with it."""
+"""The package that packaging/macos/flatpkg writes, read by code that shares nothing with it."""
 
 import dataclasses
 import hashlib
@@ -25,7 +25,7 @@ TIME = make_pkg.FIXED_TIME
 
 
 class Tree(NamedTuple):
-    """A stage tree that a test may change."""
+    """A stage tree that the test can change."""
 
     root: Path
     scripts: Path
@@ -44,7 +44,7 @@ def tree(tmp_path: Path, stage_tree: Path) -> Tree:
 
 
 def listed(items: list[Item]) -> list[Item]:
-    """As a Bom has them: without content, in a certain order."""
+    """As in a Bom: without content, in its order."""
     return sorted((dataclasses.replace(item, content=b"") for item in items), key=lambda item: item.path)
 
 
@@ -54,7 +54,7 @@ def test_the_bom_lists_the_payload(package: Package) -> None:
     assert listed(package.bom) == listed(package.payload)
 
 
-def test_everything_is_roots_and_of_one_time(package: Package) -> None:
+def test_everything_has_owner_root_and_one_time(package: Package) -> None:
     for item in (*package.payload, *package.scripts, *package.bom):
         assert (item.uid, item.gid, item.mtime) == (0, 0, TIME), item.path
         assert stat.S_IMODE(item.mode) in (0o644, 0o755), item.path
@@ -75,7 +75,7 @@ def test_the_payload_is_the_stage_tree(package: Package, stage_tree: Path) -> No
                 assert path.is_dir() or path.read_bytes() == item.content
 
 
-def test_a_directory_stands_before_what_is_in_it(package: Package) -> None:
+def test_a_directory_precedes_its_contents(package: Package) -> None:
     seen = set()
     for item in package.payload:
         seen.add(item.path)
@@ -84,7 +84,7 @@ def test_a_directory_stands_before_what_is_in_it(package: Package) -> None:
             assert above in seen, item.path
 
 
-def test_what_the_installer_is_told(package: Package) -> None:
+def test_instructions_for_the_installer(package: Package) -> None:
     size = sum(item.size for item in package.payload)
     assert package.info.attrib == {
         "format-version": "2",
@@ -123,7 +123,7 @@ def test_two_builds_are_equal(tree: Tree, tmp_path: Path, monkeypatch: pytest.Mo
     before = os.umask(0o077)
     try:
         for source, target in zip(tree, other, strict=True):
-            for path in sorted(source.rglob("*"), reverse=True):  # made in another order, at another time
+            for path in sorted(source.rglob("*"), reverse=True):  # created in another order, at another time
                 copy = target / path.relative_to(source)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 if path.is_symlink():
@@ -152,7 +152,7 @@ def test_the_time_has_32_bits(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("epoch", ["", "-1", "now", "1.5", "4294967296", "99999999999"])
-def test_a_time_that_is_none(tree: Tree, monkeypatch: pytest.MonkeyPatch, epoch: str) -> None:
+def test_an_invalid_time(tree: Tree, monkeypatch: pytest.MonkeyPatch, epoch: str) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
     with pytest.raises(UnfitError, match="not a number of seconds"):
         tree.make()
@@ -164,7 +164,7 @@ needs_7zz = pytest.mark.skipif(shutil.which("7zz") is None, reason="7zz is not i
 
 
 def properties(archive: Path) -> dict[str, dict[str, str]]:
-    """What 7zz says of each entry, by its path."""
+    """7zz's properties of each entry, by path."""
     text = subprocess.run(
         ["7zz", "l", "-slt", "-ba", archive], check=True, capture_output=True, text=True, timeout=60
     ).stdout
@@ -176,10 +176,10 @@ def properties(archive: Path) -> dict[str, dict[str, str]]:
 
 
 @needs_7zz
-def test_7zz_reads_the_archive_and_all_in_it(package_file: Path, package: Package, tmp_path: Path) -> None:
+def test_7zz_reads_the_archive_and_its_contents(package_file: Path, package: Package, tmp_path: Path) -> None:
     subprocess.run(["7zz", "t", package_file], check=True, capture_output=True, timeout=60)
     found = properties(package_file)
-    found.pop("[TOC].xml", None)  # that is 7zz's name for the table of contents itself
+    found.pop("[TOC].xml", None)  # 7zz's name for the table of contents
     assert set(found) == {"usbipd.pkg", *package.files}
     for path, fields in found.items():
         assert (fields["User"], fields["Group"]) == ("root", "wheel"), path
@@ -191,7 +191,7 @@ def test_7zz_reads_the_archive_and_all_in_it(package_file: Path, package: Packag
 
 @needs_7zz
 @pytest.mark.parametrize("part", ["Payload", "Scripts"])
-def test_7zz_lists_what_is_installed(package: Package, tmp_path: Path, part: str) -> None:
+def test_7zz_lists_the_installed_files(package: Package, tmp_path: Path, part: str) -> None:
     (tmp_path / "part.gz").write_bytes(package.files[f"usbipd.pkg/{part}"])
     subprocess.run(
         ["7zz", "e", f"-o{tmp_path}", tmp_path / "part.gz"], check=True, capture_output=True, timeout=60
@@ -221,7 +221,7 @@ def test_cpio_reads_the_payload(package: Package) -> None:
 
 
 def test_any_changed_byte_is_found(package_file: Path) -> None:
-    """So the reader is one that a wrong package does not get past."""
+    """Shows that the reader rejects wrong packages."""
     data = package_file.read_bytes()
 
     @settings(max_examples=300, deadline=None)
@@ -237,7 +237,7 @@ def test_any_changed_byte_is_found(package_file: Path) -> None:
 
 @given(st.data())
 @settings(max_examples=200, deadline=None)
-def test_a_package_that_was_cut_short_is_found(package_file: Path, data: st.DataObject) -> None:
+def test_a_truncated_package_is_found(package_file: Path, data: st.DataObject) -> None:
     whole = package_file.read_bytes()
     with pytest.raises(DamagedError):
         read_package(whole[: data.draw(st.integers(0, len(whole) - 1))])
@@ -246,8 +246,8 @@ def test_a_package_that_was_cut_short_is_found(package_file: Path, data: st.Data
 
 
 @pytest.mark.parametrize("part", ["Bom", "Payload", "Scripts", "PackageInfo"])
-def test_a_damaged_part_gives_no_other_error(package: Package, part: str) -> None:
-    """Each reader for itself, without the checksums of the archive round it."""
+def test_a_damaged_part_raises_no_other_error(package: Package, part: str) -> None:
+    """Each reader separately, without the checksums of the enclosing archive."""
     data = package.files[f"usbipd.pkg/{part}"]
     read = {
         "Bom": flat_reader.read_bom,
@@ -274,7 +274,7 @@ def test_cksum(content: bytes) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 65_536, 100_001])
-def test_cksum_is_the_one_of_cksum(size: int) -> None:
+def test_cksum_agrees_with_cksum(size: int) -> None:
     content = random.Random(size).randbytes(size)
     done = subprocess.run(["cksum"], input=content, capture_output=True, check=True)
     assert done.stdout.split() == [str(bom.cksum(content)).encode(), str(size).encode()]
@@ -293,7 +293,7 @@ def test_a_bom_of_many_pages(count: int) -> None:
 
 
 @pytest.mark.slow
-def test_more_than_a_bom_takes() -> None:
+def test_more_entries_than_a_bom_holds() -> None:
     root = Entry(".", stat.S_IFDIR | 0o755, b"")
     files = [Entry(f"./{number}", stat.S_IFREG | 0o644, b"") for number in range(65_536)]
     with pytest.raises(UnfitError, match="65537 entries; the Bom takes 65536 at most"):
@@ -301,7 +301,7 @@ def test_more_than_a_bom_takes() -> None:
 
 
 @pytest.mark.slow
-def test_more_than_cpio_takes() -> None:
+def test_more_than_cpio_holds() -> None:
     with pytest.raises(UnfitError, match=r"a name of 262144 bytes; a cpio archive has 262143 at most"):
         cpio.archive([Entry("x" * 262_143, stat.S_IFREG | 0o644, b"")], TIME)
     root = Entry(".", stat.S_IFDIR | 0o755, b"")
@@ -313,20 +313,20 @@ def test_more_than_cpio_takes() -> None:
 
 
 class Sized(bytes):
-    """As long as it says."""
+    """Bytes that report a chosen length."""
 
     def __len__(self) -> int:
         return 1 << 33
 
 
-def test_a_file_larger_than_cpio_takes() -> None:
+def test_a_file_larger_than_cpio_holds() -> None:
     with pytest.raises(
         UnfitError, match=r"\./large: 8589934592 bytes; a cpio archive has 8589934591 at most"
     ):
         cpio.archive([Entry("./large", stat.S_IFREG | 0o644, Sized())], TIME)
 
 
-# ---- what is no tree to be packed --------------------------------------------------------------------------
+# ---- trees that cannot be packed ---------------------------------------------------------------------------
 
 
 Spoil = Callable[[Path], object]
@@ -357,23 +357,26 @@ def deep(root: Path) -> None:
     [
         (
             link("link", "/Library/usbipd/usbipd"),
-            r"\./link: points to /Library/usbipd/usbipd, which on another volume",
+            r"\./link: points to /Library/usbipd/usbipd, which differs on another volume",
         ),
-        (link("link", "../outside"), r"\./link: points to \.\./outside, outside of the package"),
-        (link("usr/link", "../.."), r"\./usr/link: points to \.\./\.\., outside of the package"),
+        (link("link", "../outside"), r"\./link: points to \.\./outside, outside the package"),
+        (link("usr/link", "../.."), r"\./usr/link: points to \.\./\.\., outside the package"),
         (link("link", "usr/nothing"), r"\./link: points to usr/nothing, which is not in the package"),
         (lambda root: os.mkfifo(root / "fifo"), r"\./fifo: neither a regular file nor a directory"),
-        (mode("Library/usbipd/usbipd", 0o4755), r"\./Library/usbipd/usbipd: mode 4755: what root installs"),
+        (
+            mode("Library/usbipd/usbipd", 0o4755),
+            r"\./Library/usbipd/usbipd: mode 4755: files that root installs",
+        ),
         (mode("Library/usbipd/launchd.sh", 0o664), r"\./Library/usbipd/launchd.sh: mode 0664"),
         (mode("usr/local", 0o1777), r"\./usr/local: mode 1777"),
         (large, r"\./large: 4294967296 bytes, more than the 4294967295 that a package can list"),
         (deep, r"the path has 1[0-9]+ bytes, more than the 1023 of macOS"),
-        (lambda root: (root / "a\nb").touch(), r"'\./a\\nb': the name has characters that cannot be printed"),
+        (lambda root: (root / "a\nb").touch(), r"'\./a\\nb': the name has unprintable characters"),
         (lambda root: (root / os.fsdecode(b"\xff")).touch(), r"the name is not UTF-8"),
-        (lambda root: (root / "library").touch(), r"\./library: on a Mac the same as \./Library"),
+        (lambda root: (root / "library").touch(), r"\./library: the same file as \./Library on a Mac"),
     ],
 )
-def test_what_cannot_be_packed(tree: Tree, spoil: Spoil, why: str) -> None:
+def test_a_tree_that_cannot_be_packed(tree: Tree, spoil: Spoil, why: str) -> None:
     before = tree.make()
     spoil(tree.root)
     with pytest.raises(UnfitError, match=why):
@@ -387,18 +390,18 @@ def test_no_tree(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["preinstall", "postinstall"])
-def test_a_script_that_is_not_there_or_cannot_be_run(tree: Tree, name: str) -> None:
+def test_a_missing_or_unexecutable_script(tree: Tree, name: str) -> None:
     (tree.scripts / name).chmod(0o644)
-    with pytest.raises(UnfitError, match=f"no script {name} that can be executed"):
+    with pytest.raises(UnfitError, match=f"no executable script {name}"):
         tree.make()
     (tree.scripts / name).unlink()
-    with pytest.raises(UnfitError, match=f"no script {name} that can be executed"):
+    with pytest.raises(UnfitError, match=f"no executable script {name}"):
         tree.make()
 
 
 @pytest.mark.parametrize("version", ["", "1.0rc1", "v1", "1..2", "1.0\n"])
 def test_a_version_that_the_installer_cannot_compare(tree: Tree, version: str) -> None:
-    with pytest.raises(UnfitError, match="the Installer compares numbers"):
+    with pytest.raises(UnfitError, match="must be numbers separated by dots"):
         tree.make(version)
 
 

@@ -1,5 +1,5 @@
-"""packaging/foreground.py under make: Ctrl-C ends the command, and make with status 0.  The command also ends
-with its terminal, and with make."""
+"""packaging/foreground.py under make: Ctrl-C ends the command, and make exits with 0.  The command also ends
+with its terminal and with make."""
 
 import os
 import pty
@@ -18,7 +18,7 @@ FOREGROUND = Path(__file__).parents[3] / "packaging" / "foreground.py"
 
 @pytest.fixture(autouse=True)
 def no_outer_make(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under `make test` the make of a test would be an inner one, and say where it is."""
+    """Under `make test` the make of a test would be a recursive one, and print its directory."""
     for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
         monkeypatch.delenv(name, raising=False)
 
@@ -39,12 +39,12 @@ def script(directory: Path, name: str, code: int) -> list[str]:
 
 
 def read_until(descriptor: int, end: bytes | None) -> bytes:
-    """What is written to a terminal, until it has said `end`, or until nobody has it open any more."""
+    """The output on a terminal up to `end`, or until no process has the terminal open."""
     text = b""
     while end is None or end not in text:
         try:
             data = os.read(descriptor, 4096)
-        except OSError:  # Linux says EIO where others say end of file
+        except OSError:  # Linux reports EIO instead of end of file
             data = b""
         if not data:
             assert end is None, text
@@ -73,8 +73,8 @@ def test_ctrl_c_on_a_terminal(tmp_path: Path, keys: bytes, code: int, status: in
     assert (b"***" in said) == (status != 0)
 
 
-def test_make_has_the_terminal_again(tmp_path: Path) -> None:
-    """A line of the recipe behind it may read from there."""
+def test_make_regains_the_terminal(tmp_path: Path) -> None:
+    """A later line of the recipe may read from it."""
     command = f"{sys.executable} {FOREGROUND} true"
     look = "import os; print('ours' if os.tcgetpgrp(0) == os.getpgrp() else 'lost')"
     (tmp_path / "Makefile").write_text(f'run:\n\t@{command}\n\t@{sys.executable} -c "{look}"\n')
@@ -90,7 +90,7 @@ def test_make_has_the_terminal_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_signals_go_on_to_the_command(tmp_path: Path, name: str) -> None:
+def test_signals_are_forwarded_to_the_command(tmp_path: Path, name: str) -> None:
     with subprocess.Popen(
         script(tmp_path, name, 7), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
     ) as process:
@@ -100,7 +100,7 @@ def test_signals_go_on_to_the_command(tmp_path: Path, name: str) -> None:
         assert process.wait(10) == 7
 
 
-def test_a_command_that_a_signal_kills(tmp_path: Path) -> None:
+def test_a_command_killed_by_a_signal(tmp_path: Path) -> None:
     command = [sys.executable, str(FOREGROUND), "/bin/sh", "-c", "kill -TERM $$"]
     assert subprocess.run(command, check=False).returncode == 128 + signal.SIGTERM
 
@@ -116,7 +116,7 @@ with open("said", "w") as said:
 
 
 def ends(said: TextIO, command: int) -> bool:
-    """Whether the command ends; it is killed if not."""
+    """Whether the command exits; if not, it is killed."""
     if not select.select([said], [], [], PATIENCE)[0]:
         os.kill(command, signal.SIGKILL)
         return False
@@ -135,7 +135,7 @@ def makefile(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("stdin", ["", "</dev/null"], ids=["terminal", "null"])
 def test_the_command_ends_with_its_terminal(makefile: Path, stdin: str) -> None:
-    """make leads the session, as in a terminal that was opened for it."""
+    """make is the session leader, as in a terminal opened for it."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(makefile.parent)

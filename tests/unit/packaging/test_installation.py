@@ -1,4 +1,4 @@
-"""What `make install` and `make uninstall` do to a Linux system: a scratch one of each test's own."""
+"""`make install` and `make uninstall`, on a scratch Linux system for each test."""
 
 import os
 import re
@@ -25,7 +25,7 @@ MANIFEST = "usr/local/share/usbipd/manifest"
 
 @pytest.fixture
 def built(tmp_path: Path) -> Path:
-    """Files in the place of what make builds."""
+    """Test files in place of make's output."""
     directory = tmp_path / "built"
     directory.mkdir()
     for name in (*BUILT, "usbipd.cdx.json"):
@@ -42,7 +42,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def make(built: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """`make("install")`, `make("uninstall")`; the exit code."""
-    # those that every development environment has; the rest comes with `make binary`
+    # every development environment has these; the rest comes with `make binary`
     monkeypatch.setattr(licenses, "DISTRIBUTIONS", ("libusb1", "msgspec", "psutil"))
 
     def run(action: str, *options: str) -> int:
@@ -53,7 +53,7 @@ def make(built: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 
 
 def tree(root: Path) -> dict[str, str]:
-    """Every path below it: what links lead to, what files hold, "/" for directories."""
+    """Every path below `root`: targets of links, contents of files, "/" for directories."""
     found = {}
     for path in root.rglob("*"):
         link = f"-> {path.readlink()}" if path.is_symlink() else None
@@ -61,7 +61,7 @@ def tree(root: Path) -> dict[str, str]:
     return found
 
 
-def test_where_everything_lies(make: Make, root: Path) -> None:
+def test_installed_paths(make: Make, root: Path) -> None:
     assert make("install") == 0
     files = {place for place, content in tree(root).items() if content != "/"}
     assert {place for place in files if "licenses" not in place} == {
@@ -90,7 +90,7 @@ def test_where_everything_lies(make: Make, root: Path) -> None:
 def test_both_commands_are_one_executable(make: Make, root: Path) -> None:
     make("install")
     command = root / "usr/local/sbin/usbipd-ext"
-    assert str(command.readlink()) == "../bin/usbipd", "it works wherever the tree lies"
+    assert str(command.readlink()) == "../bin/usbipd", "the tree can be moved"
     assert command.read_text() == "this is usbipd\n"
 
 
@@ -159,13 +159,13 @@ def test_an_upgrade_replaces_and_removes(make: Make, root: Path, built: Path) ->
     make("install")
     old = root / "usr/local/share/doc/old/page"
     old.parent.mkdir()
-    old.write_text("what an older version had\n")
+    old.write_text("from an older version\n")
     with (root / MANIFEST).open("a") as manifest:
         manifest.write("/usr/local/share/doc/old/\n/usr/local/share/doc/old/page\n")
     (built / "usbipd").write_text("a newer one\n")
     with (root / PROGRAM).open() as running:
         assert make("install") == 0
-        assert running.read() == "this is usbipd\n", "the file of a process that runs stays whole"
+        assert running.read() == "this is usbipd\n", "the file of a running process is intact"
     assert (root / PROGRAM).read_text() == "a newer one\n"
     assert not old.parent.exists()
     assert make("uninstall") == 0
@@ -176,15 +176,15 @@ def test_an_edited_configuration_is_kept(make: Make, root: Path, capsys: pytest.
     make("install")
     (root / CONFIG).write_text('listen = ["0.0.0.0"]\n')
     assert make("install") == 0
-    assert f"{root / CONFIG} stays as it is" in capsys.readouterr().out
+    assert f"{root / CONFIG} is kept" in capsys.readouterr().out
     assert make("uninstall") == 0
-    assert capsys.readouterr().out.endswith(f"{root / CONFIG} stays.\n")
+    assert capsys.readouterr().out.endswith(f"{root / CONFIG} is kept.\n")
     assert tree(root) == {"etc": "/", "etc/usbipd": "/", CONFIG: 'listen = ["0.0.0.0"]\n'}
     assert make("install") == 0
     assert (root / CONFIG).read_text() == 'listen = ["0.0.0.0"]\n'
 
 
-def test_a_configuration_that_nobody_edited_becomes_the_new_default(make: Make, root: Path) -> None:
+def test_an_unedited_configuration_becomes_the_new_default(make: Make, root: Path) -> None:
     make("install")
     old = "# the default of an older version\n"
     (root / CONFIG).write_text(old)
@@ -202,11 +202,11 @@ def test_a_foreign_file_is_not_replaced(make: Make, root: Path, capsys: pytest.C
     unit.write_text("[Unit]\n")
     before = tree(root)
     assert make("install") == 1
-    assert f"{unit} exists, and was not installed by `make install`" in capsys.readouterr().err
+    assert f"{unit} exists and was not installed by `make install`" in capsys.readouterr().err
     assert tree(root) == before
 
 
-def test_what_was_not_built_is_named(
+def test_an_unbuilt_file_is_named(
     make: Make, root: Path, built: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (built / "usbipd").unlink()
@@ -220,7 +220,7 @@ def test_what_was_not_built_is_named(
 
 @pytest.fixture
 def cut_off(make: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """`cut_off(last)`: an install that fails where it would put the file whose place ends like that."""
+    """`cut_off(last)`: an install that fails at the file whose place ends with `last`."""
     put = installation.System.put
 
     def install(last: str) -> None:
@@ -239,7 +239,7 @@ def cut_off(make: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None
 
 
 @pytest.mark.parametrize("last", [DEFAULT, CONFIG, "usbipd.cdx.json", "usbipd.service", "_usbipd"])
-def test_an_install_that_was_cut_off_can_be_removed(
+def test_an_interrupted_install_can_be_removed(
     make: Make, root: Path, cut_off: Callable[[str], None], last: str
 ) -> None:
     cut_off(last)
@@ -249,7 +249,7 @@ def test_an_install_that_was_cut_off_can_be_removed(
 
 @pytest.mark.parametrize("last", [DEFAULT, CONFIG, "usbipd.cdx.json"])
 @pytest.mark.parametrize("next_action", ["install", "uninstall"])
-def test_an_upgrade_that_was_cut_off_takes_no_configuration_for_an_edited_one(
+def test_an_interrupted_upgrade_mistakes_no_configuration_for_an_edited_one(
     make: Make, root: Path, cut_off: Callable[[str], None], last: str, next_action: str
 ) -> None:
     make("install")
@@ -264,7 +264,7 @@ def test_an_upgrade_that_was_cut_off_takes_no_configuration_for_an_edited_one(
 
 
 @pytest.mark.parametrize("last", [DEFAULT, "usbipd.cdx.json"])
-def test_an_upgrade_that_was_cut_off_keeps_an_edited_configuration(
+def test_an_interrupted_upgrade_keeps_an_edited_configuration(
     make: Make, root: Path, cut_off: Callable[[str], None], last: str
 ) -> None:
     make("install")
@@ -276,9 +276,7 @@ def test_an_upgrade_that_was_cut_off_keeps_an_edited_configuration(
 
 
 @pytest.mark.parametrize("prefix", ["usr", "/usr/", "/opt/our programs", "/opt/../usr", "/opt/50%", ""])
-def test_a_prefix_that_cannot_be(
-    make: Make, root: Path, capsys: pytest.CaptureFixture[str], prefix: str
-) -> None:
+def test_an_invalid_prefix(make: Make, root: Path, capsys: pytest.CaptureFixture[str], prefix: str) -> None:
     assert make("install", "--prefix", prefix) == 1
     assert f"PREFIX={prefix}: an absolute path" in capsys.readouterr().err
     assert not root.exists()
@@ -297,11 +295,11 @@ def test_uninstall_where_nothing_is_installed(
     make: Make, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert make("uninstall") == 1
-    assert "no usbipd is installed below /usr/local" in capsys.readouterr().err
+    assert "usbipd is not installed below /usr/local" in capsys.readouterr().err
 
 
 def test_directories_that_every_system_has_stay(make: Make, root: Path) -> None:
-    """As where the tree of a release lies over a system whose /usr/local is empty."""
+    """As when the tree of a release is unpacked over a system whose /usr/local is empty."""
     make("install")
     installation.uninstall(installation.System(root, PREFIX), installation.STANDARD)
     assert set(tree(root)) == {
@@ -310,12 +308,10 @@ def test_directories_that_every_system_has_stay(make: Make, root: Path) -> None:
     }
 
 
-def test_a_mac_is_not_installed_into(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_macos_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.platform", "darwin")
     assert installation.main(["install"]) == 1
-    assert capsys.readouterr().err == "install: a Mac is installed from a package: make pkg\n"
+    assert capsys.readouterr().err == "install: macOS is installed from a package: make pkg\n"
 
 
 def test_a_manifest_that_is_not_text(make: Make, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -336,7 +332,7 @@ def test_a_damaged_manifest_removes_nothing(
     before = tree(root)
     for action in ("install", "uninstall"):
         assert make(action) == 1
-        assert f"manifest, line 2: {line!r} is no absolute path" in capsys.readouterr().err
+        assert f"manifest, line 2: {line!r} is not an absolute path" in capsys.readouterr().err
     assert tree(root) == before
 
 
@@ -351,7 +347,7 @@ def test_a_damaged_manifest_removes_nothing(
         ("/", "a directory that holds none of the files of this list"),
     ],
 )
-def test_a_manifest_that_names_what_is_not_ours_removes_nothing(
+def test_a_manifest_with_foreign_files_removes_nothing(
     make: Make, root: Path, capsys: pytest.CaptureFixture[str], line: str, wrong: str
 ) -> None:
     make("install")
@@ -369,7 +365,7 @@ def test_a_manifest_that_names_what_is_not_ours_removes_nothing(
     assert tree(root) == before
 
 
-def test_nothing_is_written_through_a_link_that_somebody_plants(
+def test_nothing_is_written_through_a_planted_link(
     make: Make, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make("install")
@@ -391,16 +387,16 @@ def test_nothing_is_written_through_a_link_that_somebody_plants(
     assert (root / PROGRAM).read_text() == "this is usbipd\n"
 
 
-def test_bindings_stay(make: Make, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bindings_are_kept(make: Make, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make("install")
     (root / "var/lib/usbipd").mkdir(parents=True)
     assert make("uninstall") == 0
-    assert f"{root}/var/lib/usbipd stays: bindings and history are in it.\n" in capsys.readouterr().out
+    assert f"{root}/var/lib/usbipd is kept: it contains bindings and history.\n" in capsys.readouterr().out
     assert (root / "var/lib/usbipd").is_dir()
 
 
 @pytest.mark.parametrize("place", [installation.RUNNING, installation.ENABLED])
-def test_a_service_that_runs_is_stopped_first(root: Path, place: str) -> None:
+def test_an_active_service_must_be_stopped_first(root: Path, place: str) -> None:
     system = installation.System(root, PREFIX)
     installation.check_stopped(system)
     system.at(place).parent.mkdir(parents=True)
@@ -417,7 +413,7 @@ def test_a_service_that_runs_is_stopped_first(root: Path, place: str) -> None:
         ("/usr/local", True, "systemctl try-restart usbipd"),
     ],
 )
-def test_what_the_administrator_is_told(prefix: str, is_upgrade: bool, last: str) -> None:
+def test_advice_to_the_administrator(prefix: str, is_upgrade: bool, last: str) -> None:
     _head, *commands = installation.how_to_start(installation.System(Path("/"), prefix), is_upgrade)
     assert [command.strip() for command in commands] == [
         f"systemd-sysusers {prefix}/lib/sysusers.d/usbipd.conf",

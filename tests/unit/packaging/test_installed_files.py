@@ -1,6 +1,6 @@
-"""The files that are installed as they are: launchd job, log rotation, default configuration.
+"""The files that are installed unchanged: launchd job, log rotation, default configuration.
 
-launchd.plist(5) and newsyslog.conf(5) say what may stand there; the real ones have to be asked on a Mac.
+The format is from launchd.plist(5) and newsyslog.conf(5); only a Mac has the programs that read them.
 """
 
 import os
@@ -32,7 +32,7 @@ def job() -> dict[str, object]:
     return value
 
 
-def test_the_job_says_what_it_should_and_no_more(job: dict[str, object]) -> None:
+def test_keys_of_the_job(job: dict[str, object]) -> None:
     assert job == {
         "Label": "org.usbipd.extension",
         "ProgramArguments": ["/Library/usbipd/usbipd-ext", "--run", "--log-to", LOG],
@@ -45,7 +45,7 @@ def test_the_job_says_what_it_should_and_no_more(job: dict[str, object]) -> None
     }
 
 
-def test_the_job_is_the_one_that_the_program_looks_for(
+def test_the_job_matches_the_label_in_the_program(
     job: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.platform", "darwin")
@@ -53,13 +53,13 @@ def test_the_job_is_the_one_that_the_program_looks_for(
     assert PLIST.stem == job["Label"]
 
 
-def test_launchd_waits_longer_than_letting_go_of_devices_takes(job: dict[str, object]) -> None:
+def test_launchd_waits_longer_than_a_release_takes(job: dict[str, object]) -> None:
     timeout = job["ExitTimeOut"]
     assert isinstance(timeout, int)
     assert timeout > MACOS.stop_time + EXIT_TIMEOUT + KILL_TIMEOUT + DRIVERS_TIME
 
 
-def test_the_program_takes_these_arguments(job: dict[str, object], stage_tree: Path) -> None:
+def test_the_program_accepts_these_arguments(job: dict[str, object], stage_tree: Path) -> None:
     arguments = job["ProgramArguments"]
     assert isinstance(arguments, list)
     program, *options = arguments
@@ -68,11 +68,11 @@ def test_the_program_takes_these_arguments(job: dict[str, object], stage_tree: P
 
 
 @pytest.mark.skipif(shutil.which("plutil") is None, reason="plutil is a program of macOS")
-def test_plutil_takes_the_job() -> None:
+def test_plutil_accepts_the_job() -> None:
     subprocess.run(["plutil", "-lint", PLIST], check=True)
 
 
-def test_newsyslog_rotates_the_log_and_tells_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_newsyslog_rotates_the_log_and_signals_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = (PACKAGING / "macos" / "newsyslog.conf").read_text().splitlines()
     [entry] = [line.split() for line in lines if not line.startswith("#")]
     log, owner, mode, count, size, when, flags, pid_file, signal_number = entry
@@ -92,14 +92,14 @@ def test_the_default_configuration_changes_nothing() -> None:
 
 
 def uncommented(text: str) -> str:
-    """With every example in force: a comment in front of a key or a table is taken away."""
+    """`text` with every example active: keys and tables are uncommented."""
     return re.sub(r"(?m)^# (\[\[?[a-z]+\]?\]|[a-z_]+ = )", r"\1", text)
 
 
-def test_the_examples_of_the_default_configuration_are_right() -> None:
+def test_the_examples_of_the_default_configuration_are_valid() -> None:
     text = uncommented(DEFAULT).replace('user = "usbipd"\n', "")
     parsed = config.parse(text, "usbipd.toml")
-    assert parsed.limits == config.Limits(), "what stands there are the defaults"
+    assert parsed.limits == config.Limits(), "the file shows the defaults"
     assert (parsed.listen, parsed.log_level, parsed.log_to) == (("127.0.0.1",), "info", "stderr")
     assert len(parsed.access) == 2
 

@@ -1,4 +1,4 @@
-"""How the source of our libusb is found, checked and patched; tests/mac has what the patches do."""
+"""Finding, verifying and patching the source of our libusb; tests/mac tests the patches."""
 
 import hashlib
 import io
@@ -33,7 +33,7 @@ def without_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Something like libusb's source."""
+    """A minimal imitation of libusb's source."""
     tree = tmp_path / "libusb-9.9.9"
     (tree / "libusb/os").mkdir(parents=True)
     (tree / "libusb/os/darwin_usb.c").write_text("/* darwin */\n")
@@ -46,7 +46,7 @@ needs_patch = pytest.mark.skipif(shutil.which("patch") is None, reason="patch(1)
 
 @pytest.fixture
 def patched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory of patches instead of ours."""
+    """A directory of test patches, used instead of packaging/libusb."""
     directory = tmp_path / "patches"
     directory.mkdir()
     (directory / "0001-second.patch").write_text(PATCH)
@@ -77,9 +77,11 @@ def test_an_archive_is_unpacked_and_patched(
     assert (target / "libusb/version.h").read_text() == "a line before\nfirst\nsecond\nthird\n"
 
 
-def test_an_archive_that_is_not_known_is_not_unpacked(tree: Path, tmp_path: Path) -> None:
+def test_an_unknown_archive_is_not_unpacked(tree: Path, tmp_path: Path) -> None:
     archive = archive_of(tree)
-    with pytest.raises(SourceError, match=rf"no known release of libusb: its SHA-256 is {'[0-9a-f]' * 64}$"):
+    with pytest.raises(
+        SourceError, match=rf"not a known release of libusb: its SHA-256 is {'[0-9a-f]' * 64}$"
+    ):
         unpack(tmp_path / "target", patched=False, source=archive)
     assert not (tmp_path / "target").exists()
 
@@ -99,13 +101,13 @@ def test_an_archive_cannot_write_elsewhere(
 
 
 @needs_patch
-def test_a_patch_whose_lines_are_not_found(tree: Path, patched: Path, tmp_path: Path) -> None:
+def test_a_patch_that_does_not_apply(tree: Path, patched: Path, tmp_path: Path) -> None:
     (tree / "libusb/version.h").write_text("first\nanother second\nthird\n")
     with pytest.raises(SourceError, match=r"0001-second\.patch does not apply"):
         unpack(tmp_path / "target", patched=True, source=tree)
 
 
-def test_what_is_not_libusb(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_libusb(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with pytest.raises(SourceError, match=r"is not libusb's source"):
         unpack(tmp_path / "target", patched=False, source=tmp_path / "other")
@@ -124,10 +126,10 @@ def test_the_environment_names_the_source(
 
 
 @pytest.mark.parametrize("system", ["Debian", "another one with apt", "one without apt"])
-def test_tests_take_the_archive_of_the_system(
+def test_tests_use_the_archive_of_the_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str
 ) -> None:
-    """apt-get is a script that answers as Debian's does, and writes the archive where it is run."""
+    """apt-get is a script that answers as Debian's does, and writes the archive to its working directory."""
     apt = tmp_path / "apt-get"
     mirror = "echo http://deb.example/debian" if system == "Debian" else "true"
     archive = libusb_source.DEBIAN_ARCHIVE
@@ -150,7 +152,7 @@ def test_upstreams_archive_is_fetched_once_and_checked(
 ) -> None:
     archive = archive_of(tree)
     monkeypatch.setattr(libusb_source, "URL", archive.as_uri())
-    with pytest.raises(SourceError, match="no known release"):
+    with pytest.raises(SourceError, match="not a known release"):
         libusb_source.upstream()
     monkeypatch.setitem(libusb_source.KNOWN, hashlib.sha256(archive.read_bytes()).hexdigest(), "9.9.9")
     kept = libusb_source.upstream()
@@ -161,13 +163,13 @@ def test_upstreams_archive_is_fetched_once_and_checked(
         libusb_source.upstream()
 
 
-def test_the_version_is_that_of_the_release_and_the_last_patch() -> None:
+def test_the_version_matches_the_release_and_the_last_patch() -> None:
     assert libusb_source.VERSION in libusb_source.KNOWN.values()
     assert f'+#define LIBUSB_RC "{libusb_source.MARKER}"' in libusb_source.patches()[-1].read_text()
 
 
 @pytest.mark.parametrize("patch", libusb_source.patches(), ids=lambda patch: patch.stem)
-def test_each_patch_says_why_it_is_there_and_what_shows_it(patch: Path) -> None:
+def test_each_patch_states_its_reason_and_test(patch: Path) -> None:
     head, _, body = patch.read_text().partition("\n--- a/")
     assert re.fullmatch(
         r"\S.*\n\nReason    \S(.*\n)(          \S.*\n)*"

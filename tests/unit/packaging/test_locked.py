@@ -8,11 +8,11 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[3]
-AGAIN = "`make lock` writes it anew"
+AGAIN = "run `make lock`"
 
 
 def entries() -> list[str]:
-    """One package each, with its hashes and why it is there."""
+    """One package each, with its hashes and its reason."""
     text = (ROOT / "packaging/locked.txt").read_text()
     return re.findall(r"^[a-z0-9].*\n(?: .*\n)*", text, re.MULTILINE)
 
@@ -23,7 +23,7 @@ def test_every_package_has_one_version_and_hashes() -> None:
         assert re.match(r"[a-z0-9-]+==\S+ (; .* )?\\\n +--hash=sha256:[0-9a-f]{64}", entry), entry
 
 
-def test_it_has_what_the_build_and_its_tests_ask_for() -> None:
+def test_it_satisfies_the_build_and_its_tests() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     locked = {}
     for entry in entries():
@@ -35,4 +35,4 @@ def test_it_has_what_the_build_and_its_tests_ask_for() -> None:
         if each.name != "usbipd-ext":
             has = locked.get(each.name)
             assert has is not None, f"{each} is missing: {AGAIN}"
-            assert each.specifier.contains(has), f"{each}, locked is {has}: {AGAIN}"
+            assert each.specifier.contains(has), f"{each}, but {has} is locked: {AGAIN}"

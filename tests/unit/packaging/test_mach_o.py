@@ -1,6 +1,6 @@
-"""What is read of a library for macOS, and what a build of libusb for macOS must be.
+"""Reading a library for macOS, and the checks of a build of libusb for macOS.
 
-The files are made here, of the structures in <mach-o/loader.h> and <mach-o/nlist.h>.
+The files are built here from the structures in <mach-o/loader.h> and <mach-o/nlist.h>.
 """
 
 import struct
@@ -22,7 +22,7 @@ EXPORTED: Final = ("libusb_init", "libusb_get_version", "libusb_set_option")
 
 
 def text_command(kind: int, header: int, text: str) -> bytes:
-    """A load command whose string comes after `header` bytes of it."""
+    """A load command with its string at offset `header`."""
     body = text.encode() + b"\0"
     body += bytes(-(header + len(body)) % 8)
     return struct.pack("<III", kind, header + len(body), header) + bytes(header - 12) + body
@@ -71,14 +71,14 @@ def test_a_library(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\x7fELF" + bytes(60), struct.pack("<II", 0xFEEDFACF, 7) + bytes(60)])
-def test_what_is_no_library_for_a_mac(tmp_path: Path, data: bytes) -> None:
+def test_a_file_that_is_not_a_library_for_macos(tmp_path: Path, data: bytes) -> None:
     file = tmp_path / "x.so"
     file.write_bytes(data)
     with pytest.raises(ValueError, match=r"x\.so is (not Mach-O|for another processor)"):
         mach_o.read(file)
 
 
-def test_a_right_build(tmp_path: Path) -> None:
+def test_a_correct_build(tmp_path: Path) -> None:
     libusb_build.check(library(tmp_path / "x.dylib"), "aarch64", [IOKIT])
 
 

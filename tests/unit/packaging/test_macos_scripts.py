@@ -1,6 +1,6 @@
-"""What preinstall, postinstall and usbipd-uninstall do to a Mac, and what they do not.
+"""The effects of preinstall, postinstall and usbipd-uninstall on a Mac.
 
-The programs of macOS are fakes here (fake_macos/); whether the real ones answer like them, a Mac has to show.
+The programs of macOS are fakes here (fake_macos/); only a Mac shows whether the real ones answer alike.
 """
 
 import os
@@ -20,7 +20,7 @@ START = ["launchctl print", "launchctl enable", "launchctl bootstrap", "launchct
 
 
 def install(mac: Mac, default: str | None = None) -> str:
-    """All that the Installer does; what postinstall says."""
+    """Does everything that the Installer does; returns postinstall's output."""
     done = mac.run("preinstall")
     assert done.returncode == 0, done.stderr
     mac.unpack(default)
@@ -76,7 +76,7 @@ def test_installing_again_changes_nothing(mac: Mac) -> None:
 
 
 @pytest.mark.parametrize("lingers", [0, 3])
-def test_an_upgrade_ends_the_old_daemon_before_its_files_are_replaced(mac: Mac, lingers: int) -> None:
+def test_an_upgrade_stops_the_old_daemon_before_replacing_its_files(mac: Mac, lingers: int) -> None:
     install(mac)
     mac.load_job(lingers)
     assert mac.run("preinstall").returncode == 0
@@ -86,28 +86,28 @@ def test_an_upgrade_ends_the_old_daemon_before_its_files_are_replaced(mac: Mac, 
     assert len([call for call in mac.calls if call == "sleep 1"]) == lingers
 
 
-def test_a_job_that_never_ends_stops_the_upgrade(mac: Mac) -> None:
+def test_a_job_that_never_stops_fails_the_upgrade(mac: Mac) -> None:
     mac.load_job(1000)
     done = mac.run("preinstall")
     assert done.returncode == 1
-    assert f"the launchd job {LABEL} does not end" in done.stderr
+    assert f"the launchd job {LABEL} does not stop" in done.stderr
     assert len(mac.calls_of("sleep")) == 45
 
 
-def test_a_daemon_that_was_started_by_hand_stops_the_upgrade(mac: Mac) -> None:
+def test_a_manually_started_daemon_fails_the_upgrade(mac: Mac) -> None:
     install(mac)
     mac.let_answer(0)
     done = mac.run("preinstall")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "a daemon runs that launchd has not started" in done.stderr
-    assert not mac.has_job, "it is asked after the job's own daemon has ended"
+    assert "a daemon is running that launchd did not start" in done.stderr
+    assert not mac.has_job, "checked after the job's own daemon has stopped"
     mac.let_answer(3)
     done = mac.run("preinstall")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_job_that_is_there_at_the_end_is_started_anew(mac: Mac) -> None:
-    """The preinstall of whatever version there was may not have ended it."""
+def test_a_job_that_still_exists_is_restarted(mac: Mac) -> None:
+    """The preinstall of an earlier version may not have stopped it."""
     mac.unpack()
     mac.load_job(2)
     assert mac.run("postinstall").returncode == 0
@@ -138,7 +138,7 @@ def test_another_volume_gets_a_configuration_and_nothing_else(mac: Mac) -> None:
 def test_no_program_is_taken_from_the_callers_path(
     tmp_path: Path, stage_tree: Path, name: str, shell: str
 ) -> None:
-    """sudo may keep a PATH with directories of the user.  The script is as it is installed, unchanged."""
+    """sudo may keep a PATH with the user's directories.  The script is unchanged, as installed."""
     traps, volume, sprung = tmp_path / "bin", tmp_path / "volume", tmp_path / "sprung"
     traps.mkdir()
     for program in ("cat", "chmod", "cp", "dirname", "id", "launchctl", "mkdir", "mv", "rm"):
@@ -146,7 +146,7 @@ def test_no_program_is_taken_from_the_callers_path(
         (traps / program).chmod(0o755)
     if name == "usbipd-uninstall":
         command = [str(stage_tree / "root/Library/usbipd" / name), "--help"]
-    else:  # of another volume than the one that runs: this machine stays as it is
+    else:  # for another volume than the running one: this machine is not changed
         shutil.copytree(stage_tree / "root", volume)
         command = [str(stage_tree / "scripts" / name), "usbipd.pkg", str(volume), str(volume), "/"]
     done = subprocess.run(
@@ -170,31 +170,31 @@ def configuration(mac: Mac) -> str:
     return (mac.root / SUPPORT / "usbipd.toml").read_text()
 
 
-def test_a_default_that_nobody_edited_follows_the_package(mac: Mac) -> None:
+def test_an_unedited_default_follows_the_package(mac: Mac) -> None:
     install(mac, "# one\n")
     assert install(mac, "# two\n") == ""
     assert configuration(mac) == "# two\n"
 
 
-def test_an_edited_configuration_stays(mac: Mac) -> None:
+def test_an_edited_configuration_is_kept(mac: Mac) -> None:
     install(mac, "# one\n")
     (mac.root / SUPPORT / "usbipd.toml").write_text("# mine\n")
     assert install(mac, "# one\n") == "", "the default is the same"
     said = install(mac, "# two\n")
-    assert "was edited and stays as it is" in said
+    assert "was edited and is kept" in said
     assert "see /Library/usbipd/usbipd.toml.default" in said
     assert configuration(mac) == "# mine\n"
-    assert install(mac, "# two\n") == "", "said once"
+    assert install(mac, "# two\n") == "", "reported once"
 
 
-def test_a_configuration_that_was_there_before_the_package_stays(mac: Mac) -> None:
+def test_an_existing_configuration_is_kept(mac: Mac) -> None:
     (mac.root / SUPPORT).mkdir(parents=True)
     (mac.root / SUPPORT / "usbipd.toml").write_text("# mine\n")
     install(mac)
     assert configuration(mac) == "# mine\n"
 
 
-def test_a_configuration_that_is_a_link_stays(mac: Mac) -> None:
+def test_a_configuration_that_is_a_link_is_kept(mac: Mac) -> None:
     (mac.root / SUPPORT).mkdir(parents=True)
     (mac.root / SUPPORT / "usbipd.toml").symlink_to("/nowhere/usbipd.toml")
     install(mac)
@@ -210,7 +210,7 @@ def take(mac: Mac, kind: str, name: str, key: str, number: int) -> None:
     (record / key).write_text(f"{number}\n")
 
 
-def test_an_id_that_a_user_or_a_group_has_is_not_free(mac: Mac) -> None:
+def test_an_id_of_a_user_or_group_is_not_free(mac: Mac) -> None:
     take(mac, "Users", "_one", "UniqueID", 400)
     take(mac, "Groups", "_two", "PrimaryGroupID", 399)
     take(mac, "Users", "someone", "UniqueID", 1398)
@@ -235,7 +235,7 @@ def test_no_id_is_free(mac: Mac) -> None:
     assert mac.calls_of("launchctl") == []
 
 
-def test_a_user_that_is_there_keeps_its_id(mac: Mac) -> None:
+def test_an_existing_user_keeps_its_id(mac: Mac) -> None:
     take(mac, "Users", "_usbipd", "UniqueID", 271)
     install(mac)
     assert mac.user()["UniqueID"] == "271"
@@ -252,7 +252,7 @@ def test_a_user_that_is_root_is_refused(mac: Mac) -> None:
 
 
 @pytest.mark.parametrize("words", ["-list /Users", "-list /Groups"])
-def test_ids_that_cannot_be_listed_are_not_taken_for_free(mac: Mac, words: str) -> None:
+def test_ids_that_cannot_be_listed_do_not_count_as_free(mac: Mac, words: str) -> None:
     mac.unpack()
     mac.let_fail(70, words)
     assert mac.run("postinstall").returncode != 0
@@ -260,7 +260,7 @@ def test_ids_that_cannot_be_listed_are_not_taken_for_free(mac: Mac, words: str) 
 
 
 @pytest.mark.slow
-def test_an_installation_that_was_cut_off_anywhere_can_be_done_again(mac: Mac) -> None:
+def test_an_installation_interrupted_anywhere_can_be_repeated(mac: Mac) -> None:
     install(mac)
     files, user, group, calls = mac.files(), mac.user(), mac.group(), len(mac.calls)
     assert calls > 15
@@ -274,24 +274,24 @@ def test_an_installation_that_was_cut_off_anywhere_can_be_done_again(mac: Mac) -
         done = mac.run("postinstall")
         assert (done.returncode, done.stderr) == (0, ""), number
         assert (mac.files(), mac.has_job) == (files, True), number
-        # a group that was made before the end has taken its number, and the user may have got another one
+        # a group created before the interruption keeps its id, and the user may have got a different one
         uid, gid = mac.user()["UniqueID"], mac.group()["PrimaryGroupID"]
         assert {uid, gid} <= {"399", "400"}, number
         assert mac.user() == user | {"UniqueID": uid, "PrimaryGroupID": gid}, number
         assert mac.group() == group | {"PrimaryGroupID": gid}, number
 
 
-# ---- launchd says no ---------------------------------------------------------------------------------------
+# ---- launchd refuses ---------------------------------------------------------------------------------------
 
 
-def test_a_bootstrap_that_fails_is_tried_again_up_to_a_bound(mac: Mac) -> None:
+def test_a_failed_bootstrap_is_retried_up_to_a_bound(mac: Mac) -> None:
     mac.unpack()
     mac.let_fail(5, "launchctl bootstrap", "Bootstrap failed: 5: Input/output error")
     done = mac.run("postinstall")
-    assert done.returncode == 0, "all files are there"
+    assert done.returncode == 0, "all files are installed"
     assert mac.calls_of("launchctl").count("bootstrap") == 5
     assert "kickstart" not in mac.calls_of("launchctl")
-    assert "everything is installed, but launchd does not take the job" in done.stdout
+    assert "everything is installed, but launchd does not load the job" in done.stdout
     assert "5: Input/output error" in done.stdout
     assert "System Settings > General > Login Items & Extensions" in done.stdout
 
@@ -304,12 +304,12 @@ def test_a_bootstrap_that_fails_is_tried_again_up_to_a_bound(mac: Mac) -> None:
         "Bootstrap failed: 155: authorization denied",
     ],
 )
-def test_a_job_that_the_user_has_switched_off(mac: Mac, message: str) -> None:
+def test_a_job_switched_off_by_the_user(mac: Mac, message: str) -> None:
     mac.unpack()
     mac.let_fail(119, "launchctl bootstrap", message)
     done = mac.run("postinstall")
     assert done.returncode == 0
-    assert mac.calls_of("launchctl").count("bootstrap") == 1, "asking again is no use"
+    assert mac.calls_of("launchctl").count("bootstrap") == 1, "no retry"
     assert message in done.stdout
     for step in (
         "1. Open System Settings > General > Login Items & Extensions.",
@@ -320,7 +320,7 @@ def test_a_job_that_the_user_has_switched_off(mac: Mac, message: str) -> None:
         assert step in done.stdout
 
 
-def test_the_steps_are_those_of_the_doctor(mac: Mac) -> None:
+def test_the_steps_match_the_doctors(mac: Mac) -> None:
     mac.unpack()
     mac.let_fail(5, "launchctl bootstrap")
     said = " ".join(mac.run("postinstall").stdout.replace("usbipd: ", "").split())
@@ -344,7 +344,7 @@ def test_a_job_that_cannot_be_started(mac: Mac) -> None:
 
 @pytest.fixture
 def installed(mac: Mac) -> Mac:
-    """A Mac on which usbipd has run for a while."""
+    """A Mac on which usbipd has run."""
     install(mac)
     (mac.root / SUPPORT / "usbipd.db").write_text("bindings\n")
     (mac.root / "var/log/usbipd.log.0.bz2").touch()
@@ -354,10 +354,10 @@ def installed(mac: Mac) -> Mac:
     return mac
 
 
-def test_uninstall_keeps_what_is_the_users(installed: Mac) -> None:
+def test_uninstall_keeps_the_users_files(installed: Mac) -> None:
     done = installed.uninstall()
     assert (done.returncode, done.stderr) == (0, "")
-    assert "stay in /Library/Application Support/usbipd" in done.stdout
+    assert "are kept in /Library/Application Support/usbipd" in done.stdout
     assert set(installed.files()) == {
         f"{SUPPORT}/usbipd.db",
         f"{SUPPORT}/usbipd.toml",
@@ -369,7 +369,7 @@ def test_uninstall_keeps_what_is_the_users(installed: Mac) -> None:
     assert not installed.has_job
     assert (installed.user(), installed.group()) == ({}, {})
     assert installed.calls[-1] == "pkgutil --forget org.usbipd.pkg"
-    assert installed.calls_of("launchctl")[:2] == ["print", "bootout"], "which gives the devices back"
+    assert installed.calls_of("launchctl")[:2] == ["print", "bootout"], "which releases the devices"
 
 
 def test_purge_removes_all(installed: Mac) -> None:
@@ -383,27 +383,27 @@ LINKED = sorted(place for place in LINKS if place.startswith("usr/local/"))
 
 
 @pytest.mark.parametrize("place", [*LINKED, "usr/local/share/man/man1/usbipd.1"])
-def test_a_link_that_is_somebody_elses_by_now_stays(installed: Mac, place: str) -> None:
+def test_a_foreign_link_is_kept(installed: Mac, place: str) -> None:
     target = "../Cellar/usbipd/2.0/Library/usbipd/usbipd"
     (installed.root / place).unlink()
     (installed.root / place).symlink_to(target)
     done = installed.uninstall("--purge")
     assert (done.returncode, done.stderr) == (0, "")
     assert installed.files() == {place: target, "usr/local/bin/other": b""}
-    assert f"/{place} stays: it is a link to {target}, which this package has not made." in done.stdout
+    assert f"/{place} is kept: it is a link to {target}, which this package did not create." in done.stdout
 
 
 @pytest.mark.parametrize("place", LINKED)
-def test_a_file_in_the_place_of_a_link_stays(installed: Mac, place: str) -> None:
+def test_a_file_in_place_of_a_link_is_kept(installed: Mac, place: str) -> None:
     (installed.root / place).unlink()
     (installed.root / place).write_text("another usbipd\n")
     done = installed.uninstall("--purge")
     assert (done.returncode, done.stderr) == (0, "")
     assert installed.files() == {place: b"another usbipd\n", "usr/local/bin/other": b""}
-    assert f"/{place} stays: it is not the link" in done.stdout
+    assert f"/{place} is kept: it is not the link" in done.stdout
 
 
-def test_what_was_kept_is_found_again(installed: Mac) -> None:
+def test_a_new_installation_uses_the_kept_files(installed: Mac) -> None:
     (installed.root / SUPPORT / "usbipd.toml").write_text("# mine\n")
     installed.uninstall()
     install(installed)
@@ -411,22 +411,22 @@ def test_what_was_kept_is_found_again(installed: Mac) -> None:
     assert (installed.root / SUPPORT / "usbipd.db").exists()
 
 
-def test_a_daemon_that_does_not_end_is_not_robbed_of_its_files(installed: Mac) -> None:
+def test_a_daemon_that_does_not_stop_keeps_its_files(installed: Mac) -> None:
     installed.load_job(1000)
     before = installed.files()
     done = installed.uninstall("--purge")
     assert done.returncode != 0
-    assert "does not end" in done.stderr
+    assert "does not stop" in done.stderr
     assert installed.files() == before
     assert installed.user()
 
 
-def test_a_daemon_that_was_started_by_hand_keeps_its_files(installed: Mac) -> None:
+def test_a_manually_started_daemon_keeps_its_files(installed: Mac) -> None:
     installed.let_answer(0)
     before = installed.files()
     done = installed.uninstall("--purge")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "a daemon runs that launchd has not started" in done.stderr
+    assert "a daemon is running that launchd did not start" in done.stderr
     assert "`usbipd-ext --status` shows its pid" in done.stderr
     assert installed.files() == before
     assert installed.user()
@@ -435,8 +435,8 @@ def test_a_daemon_that_was_started_by_hand_keeps_its_files(installed: Mac) -> No
     assert not (installed.root / "Library/usbipd").exists()
 
 
-def test_uninstall_of_what_never_ran(mac: Mac) -> None:
-    """No job, no user, no receipt: as after a postinstall that failed."""
+def test_uninstall_without_a_job(mac: Mac) -> None:
+    """No job, no user, no receipt: as after a failed postinstall."""
     mac.unpack()
     (mac.fake / "receipt").unlink()
     assert mac.uninstall().returncode == 0
@@ -445,7 +445,7 @@ def test_uninstall_of_what_never_ran(mac: Mac) -> None:
     assert "--forget" not in " ".join(mac.calls)
 
 
-def test_uninstall_can_be_run_again_where_it_was_cut_off(installed: Mac) -> None:
+def test_an_interrupted_uninstall_can_be_repeated(installed: Mac) -> None:
     installed.let_fail(70, "dscl . -delete /Groups")
     assert installed.uninstall().returncode != 0
     (installed.fake / "fail").unlink()
@@ -464,7 +464,7 @@ def test_uninstall_with_wrong_arguments(installed: Mac, arguments: list[str]) ->
     assert installed.calls == []
 
 
-def test_uninstall_says_what_it_does(installed: Mac) -> None:
+def test_uninstall_prints_its_usage(installed: Mac) -> None:
     done = installed.uninstall("--help")
     assert done.returncode == 0
     assert "--purge" in done.stdout
@@ -476,6 +476,6 @@ def test_only_root_may_uninstall(installed: Mac) -> None:
     before = installed.files()
     done = installed.uninstall()
     assert done.returncode == 1
-    assert "only root may do that" in done.stderr
+    assert "must be run as root" in done.stderr
     assert installed.files() == before
     assert installed.calls == ["id -u"]

@@ -1,4 +1,4 @@
-"""What a wheel for macOS must be, and how it is named."""
+"""Checks and names of wheels for macOS."""
 
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,7 @@ Tag: cp311-cp311-linux_x86_64
 
 
 def module(directory: Path, **parts: object) -> Path:
-    """A module for Intel, which need not be signed."""
+    """A module for Intel, which may be unsigned."""
     right = {
         "cpu": X86_64,
         "name": "_pump.abi3.so",
@@ -30,7 +30,7 @@ def module(directory: Path, **parts: object) -> Path:
     return library(directory / "_pump.abi3.so", **{**right, **parts})  # type: ignore[arg-type]
 
 
-def test_a_module_that_macos_can_load(tmp_path: Path) -> None:
+def test_a_loadable_module(tmp_path: Path) -> None:
     macos_wheels.check(module(tmp_path), "x86_64", "pump")
     frameworks = [apple_stubs.path(name) for name in apple_stubs.FRAMEWORKS]
     iokit = module(tmp_path, libraries=[*frameworks, SYSTEM], paths=[], exported=["PyInit__iokit"])
@@ -49,18 +49,18 @@ def test_a_module_that_macos_can_load(tmp_path: Path) -> None:
         {"cpu": 0x0100000C},
     ],
 )
-def test_a_module_that_macos_cannot_load(tmp_path: Path, wrong: dict[str, object]) -> None:
-    with pytest.raises(SystemExit, match="is not what macOS can load"):
+def test_an_unloadable_module(tmp_path: Path, wrong: dict[str, object]) -> None:
+    with pytest.raises(SystemExit, match="macOS cannot load "):
         macos_wheels.check(module(tmp_path, **wrong), "x86_64", "pump")
 
 
-def test_apple_silicon_loads_only_what_is_signed(tmp_path: Path) -> None:
+def test_apple_silicon_loads_only_signed_modules(tmp_path: Path) -> None:
     unsigned = module(tmp_path, cpu=0x0100000C)
     with pytest.raises(SystemExit, match="is_signed=False"):
         macos_wheels.check(unsigned, "aarch64", "pump")
 
 
-def test_the_tag_says_for_what_a_wheel_is(tmp_path: Path) -> None:
+def test_the_tag_of_a_wheel(tmp_path: Path) -> None:
     file = tmp_path / "usbipd_ext-0.1.0.dist-info/WHEEL"
     file.parent.mkdir()
     file.write_text(WHEEL)

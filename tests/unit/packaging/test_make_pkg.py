@@ -1,4 +1,4 @@
-"""How the package is made: for which processors, by whose tools, and what is said when it cannot be."""
+"""Building the package: its processors, the tools, and the errors."""
 
 import shutil
 import struct
@@ -36,24 +36,24 @@ def universal(*processors: int) -> bytes:
         (struct.pack(">II", 0xCAFEBABE, 0x0000_0041), []),  # a class file of Java 21
     ],
 )
-def test_which_processors(content: bytes, names: list[str]) -> None:
+def test_processors(content: bytes, names: list[str]) -> None:
     assert architectures(content) == names
 
 
 @pytest.mark.parametrize("content", [thin(ARM64)[:6], universal(ARM64)[:6], universal(ARM64, X86_64)[:30]])
 def test_a_truncated_executable(content: bytes) -> None:
-    with pytest.raises(UnfitError, match=f"cut short after {len(content)} bytes"):
+    with pytest.raises(UnfitError, match=f"truncated after {len(content)} bytes"):
         architectures(content)
 
 
-def test_a_processor_that_we_do_not_know() -> None:
+def test_an_unknown_processor() -> None:
     with pytest.raises(UnfitError, match="processor type 0x12; known are arm64 and x86_64"):
         architectures(thin(0x12))
 
 
 @pytest.fixture
 def tree(stage_tree: Path, tmp_path: Path) -> Path:
-    """The stage tree, with an executable that the test may replace."""
+    """The stage tree, with an executable that the test can replace."""
     shutil.copytree(stage_tree, tmp_path / "stage", symlinks=True)
     return tmp_path / "stage"
 
@@ -68,7 +68,7 @@ def host_architectures(package: bytes) -> str | None:
     return options.get("hostArchitectures")
 
 
-def test_the_installer_knows_for_which_macs_it_is(
+def test_the_installer_is_told_the_processors(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     executable(tree).write_bytes(thin(ARM64))
@@ -77,11 +77,11 @@ def test_the_installer_knows_for_which_macs_it_is(
     assert capsys.readouterr().err == ""
 
 
-def test_an_executable_of_another_system_is_told_of(
+def test_an_executable_for_another_system_is_reported(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_pkg.make(tree, "1.0", tmp_path / "usbipd.pkg")
-    assert "the executable is not one of macOS" in capsys.readouterr().err
+    assert "the executable is not for macOS" in capsys.readouterr().err
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -89,12 +89,12 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return make_pkg.main()
 
 
-def test_a_truncated_executable_ends_it(
+def test_a_truncated_executable_fails_the_build(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     executable(tree).write_bytes(thin(ARM64)[:5])
     assert run(monkeypatch, tree, "1.0", tmp_path / "usbipd.pkg") == 1
-    error = "make_pkg: ./Library/usbipd/usbipd: a Mach-O file that is cut short after 5 bytes\n"
+    error = "make_pkg: ./Library/usbipd/usbipd: a Mach-O file truncated after 5 bytes\n"
     assert capsys.readouterr().err == error
     assert not (tmp_path / "usbipd.pkg").exists()
 
@@ -126,7 +126,7 @@ echo "made by ${0##*/}" >"$last"
 
 @pytest.fixture
 def calls(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A Mac whose tools write down what they are told; an executable for it lies in the tree."""
+    """A Mac whose tools record their arguments; the tree contains an executable for it."""
     for name in ("pkgbuild", "productbuild", "productsign"):
         (tmp_path / name).write_text(TOOL)
         (tmp_path / name).chmod(0o755)
@@ -157,18 +157,18 @@ def test_a_mac_uses_apples_tools(tree: Path, tmp_path: Path, calls: Path) -> Non
     assert product.startswith("productbuild --distribution ")
     assert 'overwrite-permissions="false"' in Path(f"{calls}.info").read_text()
     distribution = Path(f"{calls}.distribution").read_text()
-    assert ">usbipd.pkg</pkg-ref>" in distribution, "productbuild marks it as inside"
+    assert ">usbipd.pkg</pkg-ref>" in distribution, "productbuild marks it as included"
     assert 'hostArchitectures="arm64,x86_64"' in distribution
 
 
-def test_it_is_signed_when_there_is_an_identity(
+def test_it_is_signed_if_an_identity_is_set(
     tree: Path, tmp_path: Path, calls: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PKG_SIGN_IDENTITY", "Developer ID Installer: Somebody (0123456789)")
+    monkeypatch.setenv("PKG_SIGN_IDENTITY", "Developer ID Installer: Example (0123456789)")
     make_pkg.make(tree, "1.0", tmp_path / "usbipd.pkg")
     assert (tmp_path / "usbipd.pkg").read_text() == "made by productsign\n"
     sign = calls.read_text().splitlines()[-1]
-    assert sign.startswith("productsign --timestamp --sign Developer ID Installer: Somebody (0123456789) ")
+    assert sign.startswith("productsign --timestamp --sign Developer ID Installer: Example (0123456789) ")
 
 
 @pytest.mark.parametrize("tool", ["pkgbuild", "productbuild", "productsign"])
@@ -188,7 +188,7 @@ def test_a_tool_that_fails(
 
 
 @pytest.mark.usefixtures("calls")
-def test_a_mac_does_not_pack_what_no_mac_can_run(tree: Path, tmp_path: Path) -> None:
+def test_a_mac_packs_only_executables_for_macos(tree: Path, tmp_path: Path) -> None:
     executable(tree).write_bytes(b"\x7fELF")
-    with pytest.raises(UnfitError, match="is no Mach-O executable"):
+    with pytest.raises(UnfitError, match="is not a Mach-O executable"):
         make_pkg.make(tree, "1.0", tmp_path / "usbipd.pkg")

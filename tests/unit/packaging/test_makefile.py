@@ -1,6 +1,6 @@
-"""The Makefile, run by make: what it does with the values of its variables, and with a broken .venv.
+"""The Makefile, run by make: values of its variables, and a broken .venv.
 
-Each test has a tree of its own, whose parts are links to the ones of this tree.
+Each test has a separate tree of links to the parts of this one.
 """
 
 import os
@@ -41,7 +41,7 @@ def make(tree: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def make_alone(tree: Path, target: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """The recipe of `target`, without those of what it needs."""
+    """Runs the recipe of `target`, without its prerequisites."""
     text = (ROOT / "Makefile").read_text()
     (tree / "Makefile").unlink()
     (tree / "Makefile").write_text(re.sub(rf"(?m)^({target}:) [a-z ]+ ##", r"\1 ##", text))
@@ -51,14 +51,14 @@ def make_alone(tree: Path, target: str, *arguments: str) -> "subprocess.Complete
 # ---- a .venv -----------------------------------------------------------------------------------------------
 
 
-def half_made(tree: Path) -> None:
+def incomplete(tree: Path) -> None:
     """python -m venv was interrupted before it had pip."""
     venv.create(tree / ".venv", symlinks=True)
     (tree / ".venv/bin/activate").unlink()
 
 
 def without_its_python(tree: Path) -> None:
-    """An upgrade of the system has removed the one that it was made with."""
+    """A system upgrade has removed the Python that it was created with."""
     venv.create(tree / ".venv", symlinks=True)
     for path in (tree / ".venv/bin").glob("python*"):
         path.unlink()
@@ -66,22 +66,22 @@ def without_its_python(tree: Path) -> None:
 
 
 def of_another_version(tree: Path) -> None:
-    """The system's python3 has become a newer one, which does not look where the packages are."""
+    """The system's python3 is now a newer version, which does not find the packages."""
     venv.create(tree / ".venv", symlinks=True)
     [packages] = (tree / ".venv/lib").iterdir()
     packages.rename(tree / ".venv/lib/python3.0")
 
 
 def moved(tree: Path) -> None:
-    """Its scripts, and the package that was installed editable, name the old place."""
+    """Its scripts and the editable install name the old place."""
     elsewhere = tree.with_name("elsewhere")
     venv.create(elsewhere, symlinks=True)
     elsewhere.rename(tree / ".venv")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("broken", [half_made, without_its_python, of_another_version, moved])
-def test_a_broken_environment_is_made_again(tree: Path, broken: object) -> None:
+@pytest.mark.parametrize("broken", [incomplete, without_its_python, of_another_version, moved])
+def test_a_broken_environment_is_recreated(tree: Path, broken: object) -> None:
     assert callable(broken)
     broken(tree)
     (tree / ".venv/.installed").touch()
@@ -89,7 +89,7 @@ def test_a_broken_environment_is_made_again(tree: Path, broken: object) -> None:
     assert "pip install" in make(tree, "-n", "build").stdout
     made = make(tree, "venv", f"PYTHON={PYTHON}")
     assert made.returncode == 0, made.stderr
-    assert "making it again" in made.stdout
+    assert "recreating it" in made.stdout
     assert not (tree / ".venv/left").exists()
     subprocess.run([tree / ".venv/bin/pip", "--version"], check=True, capture_output=True)
     (tree / ".venv/.installed").touch()
@@ -115,7 +115,7 @@ def built(tree: Path) -> Path:
     "value",
     ["root", "./sub/../root", "it's", "two words", "'; touch injected; '", "`touch injected`", '"', "a\nb"],
 )
-def test_destdir_is_a_path_whatever_is_in_it(built: Path, value: str) -> None:
+def test_destdir_may_contain_any_characters(built: Path, value: str) -> None:
     installed = make(built, "install", f"DESTDIR={value}")
     assert (installed.returncode, installed.stderr) == (0, "")
     assert (built / value / "usr/local/bin/usbipd").read_text() == "this is usbipd\n"
@@ -127,7 +127,7 @@ def test_destdir_is_a_path_whatever_is_in_it(built: Path, value: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["it's", "usr", "/two words", "/usr; touch injected"])
-def test_a_prefix_that_is_refused(built: Path, value: str) -> None:
+def test_an_invalid_prefix(built: Path, value: str) -> None:
     done = make(built, "install", "DESTDIR=root", f"PREFIX={value}")
     assert done.returncode == 2
     assert done.stderr.startswith(f"install: PREFIX={value}: an absolute path of letters")
@@ -135,7 +135,7 @@ def test_a_prefix_that_is_refused(built: Path, value: str) -> None:
     assert not (built / "injected").exists()
 
 
-def test_install_without_what_it_installs(tree: Path) -> None:
+def test_install_before_a_build(tree: Path) -> None:
     done = make(tree, "install", "DESTDIR=root")
     assert done.returncode == 2
     assert done.stderr.startswith("first run: make binary man completions\n")
@@ -144,14 +144,14 @@ def test_install_without_what_it_installs(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        ("perl", "it is no Python"),
-        ("true", "it is no Python"),
-        ("/no/such", "there is no such program"),
-        ("it's", "there is no such program"),
+        ("perl", "it is not Python"),
+        ("true", "it is not Python"),
+        ("/no/such", "no such program"),
+        ("it's", "no such program"),
     ],
 )
 @pytest.mark.skipif(shutil.which("perl") is None, reason="perl is not installed")
-def test_a_python_that_is_none(tree: Path, value: str, why: str) -> None:
+def test_a_program_that_is_not_python(tree: Path, value: str, why: str) -> None:
     done = make(tree, "build", f"PYTHON={value}")
     assert done.returncode == 2
     assert done.stderr.startswith(f"PYTHON={value}: {why}.  usbipd needs Python 3.11 or newer.")
@@ -167,7 +167,7 @@ def test_a_python_that_is_too_old(tree: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_mac_with_apples_python_alone(tree: Path, tmp_path: Path) -> None:
-    """It is 3.9.  Homebrew installs another one, which is taken at once."""
+    """It is 3.9.  Homebrew installs a newer one, which is used immediately."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for directory in ("/bin", "/usr/bin"):
@@ -199,11 +199,11 @@ def test_a_mac_with_apples_python_alone(tree: Path, tmp_path: Path) -> None:
 def test_locked_names_a_file(tree: Path) -> None:
     done = make(tree, "build", "LOCKED=packaging/lock.txt")
     assert done.returncode == 2
-    assert "LOCKED=packaging/lock.txt is no file; packaging/locked.txt is one" in done.stderr
+    assert "LOCKED=packaging/lock.txt does not exist; try packaging/locked.txt" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["FUZZ_SECONDS", "FUZZ_EXAMPLES"])
-def test_how_long_to_fuzz_is_a_number(built: Path, name: str) -> None:
+def test_fuzz_settings_are_numbers(built: Path, name: str) -> None:
     done = make_alone(built, "fuzz", f"{name}=5m")
     assert done.returncode == 2
     assert f"{name}=5m" in done.stderr
@@ -211,7 +211,7 @@ def test_how_long_to_fuzz_is_a_number(built: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["LISTEN", "SIMULATE"])
 @pytest.mark.parametrize("value", ["it's", "'; touch injected; '", "two words"])
-def test_run_gives_its_variables_to_the_daemon(built: Path, name: str, value: str) -> None:
+def test_run_passes_its_variables_to_the_daemon(built: Path, name: str, value: str) -> None:
     (built / "packaging").unlink()
     (built / "packaging").mkdir()
     (built / "packaging/foreground.py").write_text("import sys; print(sys.argv)\n")

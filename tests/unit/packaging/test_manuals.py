@@ -1,4 +1,4 @@
-"""The manual pages: well-formed, the same wherever they are made, and what they say is what the code does."""
+"""The manual pages: well-formed, reproducible, and in agreement with the code."""
 
 import argparse
 import os
@@ -22,7 +22,7 @@ NAMES = ["usbipd-ext.8", "usbipd.1", "usbipd.toml.5"]
 
 
 def make(directory: Path, **variables: str) -> dict[str, str]:
-    """The pages by their names, made as `make man` does."""
+    """The pages by name, built as by `make man`."""
     subprocess.run(
         [sys.executable, str(MANUALS), str(directory)],
         check=True,
@@ -48,7 +48,7 @@ def section(page: str, title: str) -> str:
 
 
 def plain(source: str) -> str:
-    """What stands there without fonts and escapes."""
+    """The text without fonts and escapes."""
     return (
         re.sub(r"\\f[BIRP]|\\,|\\/", "", source).replace(r"\-", "-").replace(r"\(dq", '"').replace(r"\ ", " ")
     )
@@ -61,13 +61,13 @@ def test_there_are_three_of_this_version(pages: dict[str, str]) -> None:
         assert "@" not in page
 
 
-def test_they_are_the_same_wherever_they_are_made(pages: dict[str, str], tmp_path: Path) -> None:
+def test_they_are_reproducible(pages: dict[str, str], tmp_path: Path) -> None:
     elsewhere = {"SOURCE_DATE_EPOCH": "0", "COLUMNS": "40", "TZ": "Asia/Tokyo", "FORCE_COLOR": "1"}
     assert make(tmp_path, **elsewhere) == pages
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_mandoc_has_nothing_to_complain_of(name: str, pages: dict[str, str], directory: Path) -> None:
+def test_mandoc_reports_nothing(name: str, pages: dict[str, str], directory: Path) -> None:
     if shutil.which("mandoc") is None:
         pytest.skip("mandoc is not installed (make test-deps)")
     done = subprocess.run(
@@ -82,12 +82,12 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 
 
 def shown_options(source: str) -> set[str]:
-    """The options that have an entry there."""
+    """The options with an entry in `source`."""
     entries = re.findall(r"^\.TP\n(-.*)", plain(source), re.M)
     return {option for entry in entries for option in re.findall(r"(?:^|, )(--?[a-zA-Z-]+)", entry)}
 
 
-def test_every_verb_with_all_its_options_has_its_place(pages: dict[str, str]) -> None:
+def test_every_command_and_option_is_described(pages: dict[str, str]) -> None:
     page = pages["usbipd.1"]
     commands = {
         each.split("\n", 1)[0].split()[-1]: each.split("\n", 1)[1]
@@ -102,7 +102,7 @@ def test_every_verb_with_all_its_options_has_its_place(pages: dict[str, str]) ->
     assert shown_options(section(page, "OPTIONS")) == {"-V", "--version", "--socket"}
 
 
-def test_every_option_of_the_daemon_has_its_place(pages: dict[str, str]) -> None:
+def test_every_option_of_the_daemon_is_described(pages: dict[str, str]) -> None:
     options = section(pages["usbipd-ext.8"], "OPTIONS")
     assert shown_options(options) == options_of(ext.build_parser())
     assert re.findall(r"^\.SS (.*)", plain(options), re.M) == ["With --status", "With --run"]
@@ -112,10 +112,10 @@ def test_every_option_of_the_daemon_has_its_place(pages: dict[str, str]) -> None
     ("title", "table"),
     [("KEYS OF THE FILE", ServerConfig), ("TABLE [limits]", Limits), ("TABLES [[access]]", AccessRule)],
 )
-def test_the_page_of_the_configuration_is_right(
+def test_the_page_of_the_configuration_is_correct(
     title: str, table: type[msgspec.Struct], pages: dict[str, str]
 ) -> None:
-    """Every key is there, in the order of the code, with its default and its bounds."""
+    """Every key is described, in the order of the code, with its default and bounds."""
     source = section(pages["usbipd.toml.5"], title) + "\n"
     entries = dict(re.findall(r"^\.TP\n\.B (\w+)\n(.*?)(?=^\.TP|\Z)", source, re.M | re.S))
     fields = {
@@ -145,7 +145,7 @@ def bounds(kind: msgspec.inspect.Type) -> list[int]:
     return [int(bound) for bound in found if bound is not None]
 
 
-def test_the_words_that_a_key_takes_are_there(pages: dict[str, str]) -> None:
+def test_the_values_of_a_key_are_listed(pages: dict[str, str]) -> None:
     text = plain(section(pages["usbipd.toml.5"], "KEYS OF THE FILE"))
     for field in msgspec.inspect.type_info(ServerConfig).fields:
         if isinstance(field.type, msgspec.inspect.LiteralType):
@@ -153,14 +153,14 @@ def test_the_words_that_a_key_takes_are_there(pages: dict[str, str]) -> None:
     assert all(f'"{word}"' in text for word in DESTINATIONS)
 
 
-def test_the_example_of_the_configuration_is_right(pages: dict[str, str]) -> None:
+def test_the_example_of_the_configuration_is_valid(pages: dict[str, str]) -> None:
     [example] = re.findall(r"^\.EX\n(.*?)^\.EE", pages["usbipd.toml.5"], re.M | re.S)
     config = parse(plain(example), "the example")
     assert len(config.access) == 2
 
 
 @pytest.mark.parametrize("platform", ["linux", "darwin"])
-def test_files_lie_where_the_pages_say(
+def test_the_pages_list_the_real_paths(
     platform: str, pages: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "platform", platform)
@@ -176,7 +176,7 @@ def test_files_lie_where_the_pages_say(
         assert re.search(rf'^\.IR? "?{path}[" \n]', section(pages[name], "FILES") + "\n", re.M), path
 
 
-def test_a_directory_has_to_be_named() -> None:
+def test_a_directory_is_required() -> None:
     done = subprocess.run(
         [sys.executable, str(MANUALS)], capture_output=True, text=True, timeout=60, check=False
     )

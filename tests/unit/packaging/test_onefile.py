@@ -1,4 +1,4 @@
-"""What PyInstaller leaves out of the one executable, tried with the Python of these tests."""
+"""The modules that PyInstaller leaves out of the executable, tested with the Python of these tests."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ print("bücher.invalid".encode("idna").decode())
 """
 
 
-def test_what_the_name_of_a_host_needs_is_packed() -> None:
+def test_the_codecs_of_host_names_are_packed() -> None:
     excluded = " ".join(onefile.ANALYSIS["excludes"])
     done = subprocess.run(
         [sys.executable, "-X", "utf8", "-c", WITHOUT, excluded], capture_output=True, text=True, check=False

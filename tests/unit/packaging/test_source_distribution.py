@@ -1,7 +1,7 @@
-"""The source distribution is complete: a wheel builds from the archive alone, and what it installs runs.
+"""The source distribution is complete: a wheel builds from the archive alone, and its programs run.
 
-Each environment here is new, and holds the packages that pyproject.toml names for its purpose and no others.
-They are the ones of this environment, so no test needs the network.
+Each environment here is new, with only the packages that pyproject.toml names for its purpose.  They are
+linked from this environment, so no test needs the network.
 """
 
 import json
@@ -28,7 +28,7 @@ import usbipd
 ROOT: Final = Path(__file__).parents[3]
 PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())
 GENERATED: Final = ("PKG-INFO", "setup.cfg", "usbipd_ext.egg-info")
-"""What setuptools adds to a source distribution."""
+"""Files that setuptools adds to a source distribution."""
 PATIENCE: Final = 20.0
 
 pytestmark = [
@@ -50,7 +50,7 @@ class Environment:
                 (packages / top).symlink_to(metadata.distribution("pip").locate_file(top))
 
     def run(self, program: str, *arguments: str | Path, cwd: Path) -> str:
-        """The output of one of its programs; a failure fails the test."""
+        """The output of one of its programs; a nonzero exit fails the test."""
         ended = subprocess.run(
             [self._bin / program, *arguments],
             cwd=cwd,
@@ -63,7 +63,7 @@ class Environment:
         return ended.stdout
 
     def pip(self, verb: str, *arguments: str | Path, cwd: Path) -> None:
-        """pip of this environment at work on that one, without an index."""
+        """Runs this environment's pip on that one, without an index."""
         command = [sys.executable, "-m", "pip", "--python", self._bin / "python", verb, *arguments]
         ended = subprocess.run(
             command, cwd=cwd, env=self.variables(cwd), capture_output=True, text=True, check=False
@@ -71,7 +71,7 @@ class Environment:
         assert ended.returncode == 0, ended.stdout + ended.stderr
 
     def start(self, program: str, *arguments: str | Path, cwd: Path) -> "subprocess.Popen[str]":
-        """One of its programs, whose output can be read."""
+        """Starts one of its programs with readable output."""
         return subprocess.Popen(
             [self._bin / program, *arguments],
             cwd=cwd,
@@ -83,12 +83,12 @@ class Environment:
 
     @staticmethod
     def variables(home: Path) -> dict[str, str]:
-        """None that this process has from its caller, but where programs are found."""
+        """Environment variables: only PATH is inherited."""
         return {"PATH": os.environ["PATH"], "HOME": str(home), "PIP_CONFIG_FILE": os.devnull}
 
 
 def tracked() -> list[str]:
-    """The files of the tree that are under version control, or will be."""
+    """The files of the tree that are tracked, or will be."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -101,7 +101,7 @@ def tracked() -> list[str]:
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The source distribution that is made of a copy of the tree."""
+    """The source distribution of a copy of the tree."""
     directory = tmp_path_factory.mktemp("source")
     for name in tracked():
         copy = directory / "tree" / name
@@ -115,7 +115,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build_wheel(source: Path, directory: Path) -> Path:
-    """The wheel that is made of an archive or a tree alone."""
+    """Builds a wheel from an archive or a tree alone."""
     environment = Environment(directory / "environment", PROJECT["build-system"]["requires"])
     options = ["--no-index", "--no-deps", "--no-build-isolation", "--check-build-dependencies"]
     environment.pip("wheel", *options, source, cwd=directory)
@@ -125,7 +125,7 @@ def build_wheel(source: Path, directory: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel that is made of the archive alone."""
+    """The wheel built from the archive alone."""
     return build_wheel(archive, tmp_path_factory.mktemp("wheel"))
 
 
@@ -133,7 +133,7 @@ def is_executable(mode: int) -> bool:
     return bool(mode & stat.S_IXUSR)
 
 
-def test_the_archive_holds_what_git_tracks(archive: Path) -> None:
+def test_the_archive_contains_the_tracked_files(archive: Path) -> None:
     with tarfile.open(archive) as tar:
         files = {
             member.name.partition("/")[2]: is_executable(member.mode)
@@ -144,7 +144,7 @@ def test_the_archive_holds_what_git_tracks(archive: Path) -> None:
     assert ours == {name: is_executable((ROOT / name).stat().st_mode) for name in tracked()}
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_contains_only_the_package(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         text = archive.read(f"usbipd_ext-{usbipd.__version__}.dist-info/METADATA").decode()
@@ -159,7 +159,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert (fields["License-Expression"], fields["License-File"]) == ("MIT", "LICENSE")
 
 
-def test_a_wheel_packs_the_usb_ids_that_was_fetched(archive: Path, tmp_path: Path) -> None:
+def test_a_wheel_contains_a_fetched_usb_ids(archive: Path, tmp_path: Path) -> None:
     with tarfile.open(archive) as tar:
         for member in tar:  # Python before 3.11.4 has no filter for this
             tar.extract(member, tmp_path)
@@ -175,7 +175,7 @@ def test_a_wheel_packs_the_usb_ids_that_was_fetched(archive: Path, tmp_path: Pat
     assert environment.run("python", "-c", program, cwd=tmp_path) == "('Vendor', 'Product')\n"
 
 
-def test_what_the_wheel_installs_runs(wheel: Path, tmp_path: Path) -> None:
+def test_the_installed_programs_run(wheel: Path, tmp_path: Path) -> None:
     environment = Environment(tmp_path / "environment", PROJECT["project"]["dependencies"])
     environment.pip("install", "--no-index", "--no-deps", wheel, cwd=tmp_path)
     environment.pip("check", cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""What packaging/stage.py lays out, and what it says when something is missing."""
+"""The output of packaging/stage.py, and its errors for missing files."""
 
 import stat
 import sys
@@ -12,7 +12,7 @@ import stage
 from tests.unit.packaging.built import BUILT
 
 
-def test_where_everything_lies(stage_tree: Path) -> None:
+def test_staged_paths(stage_tree: Path) -> None:
     root = stage_tree / "root"
     files = {str(path.relative_to(root)): path for path in root.rglob("*") if not path.is_dir()}
     assert {path for path in files if "licenses" not in path} == {
@@ -40,7 +40,7 @@ def test_where_everything_lies(stage_tree: Path) -> None:
         "postinstall",
         "launchd.sh",
     }
-    assert not (root / "Library/usbipd/usbipd.toml").exists(), "the configuration is the user's"
+    assert not (root / "Library/usbipd/usbipd.toml").exists(), "the configuration belongs to the user"
 
 
 @pytest.mark.parametrize(
@@ -52,11 +52,11 @@ def test_where_everything_lies(stage_tree: Path) -> None:
         ("usr/local/sbin/usbipd-uninstall", "usbipd-uninstall"),
     ],
 )
-def test_commands_are_links_to_what_is_in_our_own_directory(stage_tree: Path, link: str, file: str) -> None:
+def test_commands_are_links_into_our_directory(stage_tree: Path, link: str, file: str) -> None:
     root = stage_tree / "root"
     assert (root / link).is_symlink()
     assert (root / link).resolve() == (root / "Library/usbipd" / file).resolve()
-    assert Path(link).name in ("usbipd", "usbipd-ext", "usbipd-uninstall"), "the name decides what it is"
+    assert Path(link).name in ("usbipd", "usbipd-ext", "usbipd-uninstall"), "its name selects the program"
 
 
 def test_modes_do_not_depend_on_the_builder(stage_tree: Path) -> None:
@@ -74,7 +74,7 @@ def test_modes_do_not_depend_on_the_builder(stage_tree: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == expected, place
 
 
-def test_licences_of_all_that_is_bundled(stage_tree: Path) -> None:
+def test_licences_of_everything_bundled(stage_tree: Path) -> None:
     home = stage_tree / "root/Library/usbipd/licenses"
     words = {
         "usbipd": "MIT License",
@@ -96,7 +96,7 @@ def test_a_package_that_is_not_installed() -> None:
 
 
 def distribution(place: Path, *files: str) -> None:
-    """A package without code in the directory `place`."""
+    """Create a package without code in the directory `place`."""
     metadata = place / "bare-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: bare\nVersion: 1.0\n")
@@ -106,9 +106,7 @@ def distribution(place: Path, *files: str) -> None:
     (metadata / "RECORD").write_text("".join(f"bare-1.0.dist-info/{name},,\n" for name in names))
 
 
-def test_a_package_without_a_licence_is_not_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_package_without_a_licence_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     distribution(tmp_path, "AUTHORS")
     with pytest.raises(licenses.MissingError, match="bare has no licence text"):
@@ -132,7 +130,7 @@ def test_every_licence_file_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ]
 
 
-def test_code_of_that_name_is_no_licence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_of_that_name_is_not_a_licence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     distribution(tmp_path, "LICENSE")
     (tmp_path / "bare").mkdir()
@@ -144,7 +142,7 @@ def test_code_of_that_name_is_no_licence(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Path]]:
-    """Runs stage.py on files that are all there; the exit code and the stage tree."""
+    """Runs stage.py on complete files; returns the exit code and the stage tree."""
     monkeypatch.setattr(licenses, "DISTRIBUTIONS", ("libusb1",))
     for name in BUILT:
         (tmp_path / name).touch()
@@ -167,16 +165,16 @@ def test_an_older_stage_tree_is_replaced(made: Callable[..., tuple[int, Path]]) 
     assert not (output / "root" / "old").exists()
 
 
-def test_what_is_no_stage_tree_is_not_replaced(
+def test_only_a_stage_tree_is_replaced(
     made: Callable[..., tuple[int, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert made(tmp_path)[0] == 1
-    assert capsys.readouterr().err == f"stage: {tmp_path}: is there and is no stage tree\n"
+    assert capsys.readouterr().err == f"stage: {tmp_path}: exists and is not a stage tree\n"
     assert (tmp_path / "usbipd").exists()
 
 
 @pytest.mark.parametrize("name", ["usbipd", "usbipd-ext.8", "_usbipd"])
-def test_what_is_missing_is_named(
+def test_a_missing_file_is_named(
     made: Callable[..., tuple[int, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     (tmp_path / name).unlink()
@@ -184,7 +182,7 @@ def test_what_is_missing_is_named(
     assert capsys.readouterr().err == f"stage: {tmp_path / name}: No such file or directory\n"
 
 
-def test_a_missing_licence_ends_it(
+def test_a_missing_licence_fails_the_build(
     made: Callable[..., tuple[int, Path]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(licenses, "DISTRIBUTIONS", ("libusb1", "no-such-package"))

@@ -1,4 +1,4 @@
-"""The systemd unit and the user of the daemon; systemd's own tools judge them where they are installed."""
+"""The systemd unit and the user of the daemon, checked by systemd's own tools if installed."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from usbipd.privileges import DEFAULT_USER
 LINUX = Path(__file__).parents[3] / "packaging" / "linux"
 UNIT = (LINUX / "usbipd.service").read_text()
 EXPOSURE = 51
-"""Tenths of the measure that `systemd-analyze security` has, systemd 252; 100 is the worst."""
+"""Tenths of the exposure of `systemd-analyze security`, systemd 252; 100 is the worst."""
 
 MAKE_A_NAMESPACE = (
     *("ProtectSystem", "ProtectHome", "ProtectProc", "ProcSubset", "ProtectControlGroups"),
@@ -43,7 +43,9 @@ def value(name: str) -> str:
 
 
 def needs(program: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(shutil.which(program) is None, reason=f"no {program}: systemd is not installed")
+    return pytest.mark.skipif(
+        shutil.which(program) is None, reason=f"{program} is missing: systemd is not installed"
+    )
 
 
 def run(*command: str | Path) -> "subprocess.CompletedProcess[str]":
@@ -51,22 +53,22 @@ def run(*command: str | Path) -> "subprocess.CompletedProcess[str]":
 
 
 def test_the_daemon_sees_and_changes_the_mounts_of_the_host() -> None:
-    """Else a disk could be taken away below a file system that the host has mounted."""
+    """Else a disk could be claimed below a file system that the host has mounted."""
     assert not [name for name in MAKE_A_NAMESPACE if settings(name)]
 
 
-def test_the_program_takes_these_arguments() -> None:
+def test_the_program_accepts_these_arguments() -> None:
     program, *options = value("ExecStart").split()
     assert program == "@PREFIX@/sbin/usbipd-ext"
     assert ext.build_parser().parse_args(options).run
 
 
-def test_systemd_waits_longer_than_claiming_and_letting_go_take() -> None:
+def test_systemd_waits_longer_than_claims_and_releases_take() -> None:
     assert int(value("TimeoutStartSec")) > SERVE_TIMEOUT + CLAIM_TIMEOUT
     assert int(value("TimeoutStopSec")) > 2 * (usb_stack.LINUX.release_time + usb_stack.LINUX.stop_time)
 
 
-def test_directories_are_those_of_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directories_match_the_daemons(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr("sys.platform", "linux")
     assert f"/run/{value('RuntimeDirectory')}" == control_socket.runtime_directory()
@@ -74,7 +76,7 @@ def test_directories_are_those_of_the_daemon(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def analyze(tmp_path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """systemd-analyze of the unit, as it is installed."""
+    """systemd-analyze of the installed unit."""
     unit = tmp_path / "usbipd.service"
     unit.write_text(UNIT.replace("@PREFIX@/sbin/usbipd-ext", "/bin/true"))
     return run("systemd-analyze", "--man=no", *arguments, unit)
@@ -93,7 +95,7 @@ def test_exposure_does_not_grow(tmp_path: Path) -> None:
 
 
 def sysusers(root: Path) -> Sequence[str]:
-    """The lines about our user in passwd and group, once systemd-sysusers has been there."""
+    """The lines about our user in passwd and group, after systemd-sysusers."""
     (root / "etc").mkdir(exist_ok=True)
     done = run("systemd-sysusers", f"--root={root}", LINUX / "sysusers.conf")
     assert done.returncode == 0, done.stderr
@@ -102,10 +104,10 @@ def sysusers(root: Path) -> Sequence[str]:
 
 
 @needs("systemd-sysusers")
-def test_the_user_is_made_once_and_cannot_log_in(tmp_path: Path) -> None:
+def test_the_user_is_created_once_and_cannot_log_in(tmp_path: Path) -> None:
     user, group = lines = sysusers(tmp_path)
     _name, _password, uid, gid, _comment, home, shell = user.split(":")
     assert group.split(":")[2] == gid
-    assert 0 < int(uid) < 1000, "a user of the system"
+    assert 0 < int(uid) < 1000, "a system user"
     assert (home, Path(shell).name) == ("/", "nologin")
     assert sysusers(tmp_path) == lines

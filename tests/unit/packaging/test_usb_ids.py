@@ -1,4 +1,4 @@
-"""Which usb.ids is packed: the one of a release, fetched by its hash, or that of the system."""
+"""Which usb.ids is packed: that of a release, fetched and checked by hash, or the system's."""
 
 import hashlib
 from pathlib import Path
@@ -12,7 +12,7 @@ LIST = b"#\n# Version: 2026.06.10\r\n0001  Vendor\n"
 
 @pytest.fixture(autouse=True)
 def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a fetched one goes; the system has none."""
+    """The path of a fetched file; the system has none."""
     path = tmp_path / "build/usb.ids"
     monkeypatch.setattr(usb_ids, "FETCHED", path)
     monkeypatch.setattr(usb_ids, "SYSTEM", ())
@@ -21,7 +21,7 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def upstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the URL names, which has the hash of a release."""
+    """The file at the URL, with the hash of a release."""
     path = tmp_path / "upstream"
     path.write_bytes(LIST)
     monkeypatch.setattr(usb_ids, "URL", path.as_uri())
@@ -45,21 +45,21 @@ def test_it_is_fetched_once(upstream: Path, fetched: Path) -> None:
     assert fetched.read_bytes() == LIST
 
 
-def test_another_file_is_not_kept(upstream: Path, fetched: Path) -> None:
+def test_a_file_with_another_hash_is_not_kept(upstream: Path, fetched: Path) -> None:
     upstream.write_bytes(LIST + b"0002  Another\n")
     with pytest.raises(FetchError, match=rf"has the SHA-256 [0-9a-f]{{64}}, not {usb_ids.SHA256}$"):
         usb_ids.fetch()
     assert not fetched.exists()
 
 
-def test_what_cannot_be_fetched_is_said(upstream: Path, fetched: Path) -> None:
+def test_a_failed_download_is_reported(upstream: Path, fetched: Path) -> None:
     upstream.unlink()
     with pytest.raises(FetchError, match=rf"^{upstream.as_uri()} cannot be fetched: .*No such file"):
         usb_ids.fetch()
     assert not fetched.exists()
 
 
-def test_the_fetched_file_is_packed_before_that_of_the_system(
+def test_the_fetched_file_is_preferred_to_the_systems(
     fetched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system = tmp_path / "system"

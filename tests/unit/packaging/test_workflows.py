@@ -1,4 +1,4 @@
-"""What must hold in every workflow of .github/workflows; `make lint` holds them against their schema."""
+"""Rules for every workflow of .github/workflows; `make lint` checks them against their schema."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def test_actions_are_named_by_commit_with_their_version(text: str) -> None:
         assert re.fullmatch(r"(- )?uses: [\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line), line
 
 
-def test_every_job_ends_and_may_write_only_to_publish(text: str) -> None:
+def test_every_job_has_a_timeout_and_only_publish_may_write(text: str) -> None:
     jobs = dict(JOB.findall(text.partition("\njobs:\n")[2]))
     assert jobs
     assert re.search(r"(?m)^permissions:( \{\}|\n  contents: read)$", text)
@@ -40,12 +40,12 @@ def test_every_job_ends_and_may_write_only_to_publish(text: str) -> None:
 
 
 def test_no_expression_is_pasted_into_a_shell(text: str) -> None:
-    """A branch may be called $(anything): what comes from outside goes through the environment."""
+    """A branch may be named $(anything): external values go through the environment."""
     for script in re.findall(r"run: (\|\n(?: {10}.*\n)+|.*\n)", text):
         assert "${{" not in script, script
 
 
-def test_what_it_runs_exists(text: str) -> None:
+def test_the_scripts_it_runs_exist(text: str) -> None:
     for script in re.findall(r"(?m)(?:^|[ ;|])((?:\.ci|packaging|tests)/[\w./-]+)(?=[ ;\n])", text):
         path = ROOT / script
         assert path.exists(), script
@@ -53,12 +53,12 @@ def test_what_it_runs_exists(text: str) -> None:
 
 
 def steps(job: str) -> list[str]:
-    """The steps of a job of the release."""
+    """The steps of a job of the release workflow."""
     jobs = dict(JOB.findall(RELEASE.read_text().partition("\njobs:\n")[2]))
     return re.findall(r"(?m)^ {6}- .*\n(?:(?: {8}.*)?\n)*", jobs[job])
 
 
-def test_nothing_but_signing_runs_while_the_identities_are_there() -> None:
+def test_only_signing_runs_while_the_identities_exist() -> None:
     macos = steps("macos")
     [begin] = [number for number, step in enumerate(macos) if "release/import-identities" in step]
     [end] = [number for number, step in enumerate(macos) if "security delete-keychain" in step]
@@ -79,7 +79,7 @@ def test_modules_and_executable_for_macos_are_built_with_our_libusb() -> None:
 
 
 @pytest.mark.parametrize("job", ["macos", "linux"])
-def test_a_release_fetches_the_usb_ids_that_it_packs(job: str) -> None:
+def test_a_release_fetches_its_usb_ids(job: str) -> None:
     found = steps(job)
     [fetch] = [number for number, step in enumerate(found) if "run: make usb-ids" in step]
     [binary] = [number for number, step in enumerate(found) if "run: make binary" in step]
@@ -87,7 +87,7 @@ def test_a_release_fetches_the_usb_ids_that_it_packs(job: str) -> None:
 
 
 @pytest.mark.parametrize("moved", [False, True])
-def test_a_tag_that_has_moved_is_not_published(tmp_path: Path, moved: bool) -> None:
+def test_a_moved_tag_is_not_published(tmp_path: Path, moved: bool) -> None:
     [step] = [step for step in steps("publish") if "gh release create" in step]
     script = textwrap.dedent(step.partition("run: |\n")[2])
     built, calls, gh = "1" * 40, tmp_path / "calls", tmp_path / "gh"
@@ -134,7 +134,7 @@ def test_a_tag_names_the_version(
 
 
 CRASH = '{"app_name":"%s","timestamp":"2026-12-01 09:40:25.00 +0000"}\n{\n  "procName" : "%s"\n}\n'
-"""How a report of macOS begins."""
+"""The beginning of a crash report of macOS."""
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ CRASH = '{"app_name":"%s","timestamp":"2026-12-01 09:40:25.00 +0000"}\n{\n  "pro
         ("panic-full-1.panic", "", 1),
     ],
 )
-def test_crashes_of_ours_fail_the_workflow(tmp_path: Path, file: str, process: str, code: int) -> None:
+def test_our_crashes_fail_the_workflow(tmp_path: Path, file: str, process: str, code: int) -> None:
     reports, output = tmp_path / "DiagnosticReports", tmp_path / "output"
     (reports / "Retired").mkdir(parents=True)
     (reports / "Retired" / file).write_text(CRASH % (process, process))
@@ -167,7 +167,7 @@ def test_crashes_of_ours_fail_the_workflow(tmp_path: Path, file: str, process: s
 
 @pytest.mark.parametrize(("sign", "answer"), [("true", "runs"), ("echo 'kill -9 $$' >", "is refused")])
 def test_whether_a_mac_runs_a_program_with_the_entitlement(tmp_path: Path, sign: str, answer: str) -> None:
-    """Its programs are fakes: one codesign that is content, and one whose program is killed."""
+    """Its programs are fakes: one codesign succeeds, and one makes a program that is killed."""
     for name, script in {
         "csrutil": "echo System Integrity Protection status: disabled.",
         "codesign": f'for last; do :; done; {sign} "$last"',

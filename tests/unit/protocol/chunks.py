@@ -1,4 +1,4 @@
-"""Feeding a reader whole, byte by byte, and with what follows."""
+"""Feeds a reader whole, byte by byte, and with trailing bytes."""
 
 from tests.urb import StreamReader
 from usbipd.protocol.reader import MessageT, OneMessageReader
@@ -7,14 +7,14 @@ TRAILING = b"\xf1\xf2\xf3"
 
 
 def read_whole(reader: OneMessageReader[MessageT], data: bytes) -> MessageT | None:
-    """The message of `data` at once; the reader must want no more."""
+    """The message of `data` in one piece; the reader must then want no more."""
     message = reader.feed(data)
     assert reader.wanted == 0
     return message
 
 
 def read_bytewise(reader: OneMessageReader[MessageT], data: bytes) -> MessageT | None:
-    """The message of `data` byte by byte, which must end with the last byte and not before."""
+    """The message of `data` byte by byte; it must end exactly with the last byte."""
     for index in range(len(data) - 1):
         assert 0 < reader.wanted <= len(data) - index
         assert reader.feed(data[index : index + 1]) is None
@@ -23,7 +23,7 @@ def read_bytewise(reader: OneMessageReader[MessageT], data: bytes) -> MessageT |
 
 
 def read_wanted(reader: OneMessageReader[MessageT], data: bytes) -> MessageT | None:
-    """The message of `data` as a caller reads it that never takes what is not the reader's."""
+    """The message of `data` for a caller that reads only what the reader wants."""
     begin = 0
     message = None
     while wanted := reader.wanted:
@@ -34,7 +34,7 @@ def read_wanted(reader: OneMessageReader[MessageT], data: bytes) -> MessageT | N
 
 
 def read_with_trailing(reader: OneMessageReader[MessageT], data: bytes) -> MessageT | None:
-    """The message of `data` with more behind it, which the reader must leave alone."""
+    """The message of `data` with trailing bytes, which the reader must not touch."""
     message = reader.feed(data + TRAILING[:1])
     assert reader.feed(TRAILING[1:]) is None
     assert reader.trailing == TRAILING
@@ -46,7 +46,7 @@ ONE_MESSAGE = [read_whole, read_bytewise, read_wanted, read_with_trailing]
 
 
 def stream_whole(reader: StreamReader[MessageT], data: bytes) -> list[MessageT]:
-    """The messages of `data` at once."""
+    """The messages of `data` in one piece."""
     return reader.feed(data)
 
 
@@ -56,7 +56,7 @@ def stream_bytewise(reader: StreamReader[MessageT], data: bytes) -> list[Message
 
 
 def stream_with_trailing(reader: StreamReader[MessageT], data: bytes) -> list[MessageT]:
-    """The messages of `data` when the first bytes of another one, here zeros, come with them."""
+    """The messages of `data` followed by the first bytes of another one, here zeros."""
     messages = reader.feed(data + bytes(4))
     assert reader.feed(bytes(3)) == []
     return messages

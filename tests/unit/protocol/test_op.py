@@ -60,7 +60,7 @@ DEVICES = st.builds(
 
 
 def device_with(**changes: Any) -> UsbDevice:
-    """The vectors' device, changed."""
+    """The device of the vectors, changed."""
     fields = {name: getattr(DEVICE, name) for name in UsbDevice.__slots__}
     return UsbDevice(**(fields | changes))
 
@@ -93,7 +93,7 @@ def test_devlist_reply_encodes_as_the_vector() -> None:
 
 @pytest.mark.rule("import-body")
 @pytest.mark.rule("bug-import-body")
-def test_import_reply_has_a_body_only_when_all_is_well() -> None:
+def test_import_reply_has_a_body_only_with_status_ok() -> None:
     encoded = encode_import_reply(0, IMPORTED)
     assert encoded == golden.load("op_rep_import")
     assert len(encoded) == 8 + 312
@@ -128,7 +128,7 @@ def test_the_length_of_a_path(length: int, sent: int) -> None:
 
 @pytest.mark.parametrize(("length", "fits"), [(0, False), (1, True), (31, True), (32, False)])
 def test_the_length_of_a_busid(length: int, fits: bool) -> None:
-    """In all that is sent and all that is read."""
+    """Both when sending and when reading."""
     busid = "b" * length
     field = busid.encode().ljust(32, b"\0")
     request = RequestReader().feed(bytes.fromhex("0111 8003 00000000") + field)
@@ -147,13 +147,13 @@ def test_the_length_of_a_busid(length: int, fits: bool) -> None:
             encode_import_request(busid)
         with pytest.raises(ValueError, match="1 to 31 printable"):
             encode_import_reply(0, device_with(busid=busid))
-        with pytest.raises(ProtocolError, match="describes a device with busid"):
+        with pytest.raises(ProtocolError, match="sent a device with busid"):
             ImportReplyReader().feed(bytes(reply))
 
 
 @pytest.mark.parametrize(("byte", "fits"), [(0x20, False), (0x21, True), (0x7E, True), (0x7F, False)])
 def test_the_bytes_of_a_busid(byte: int, fits: bool) -> None:
-    """Printable ASCII without the space, to its first and its last."""
+    """Printable ASCII without the space: both ends of the range."""
     busid = f"1-{byte:c}"
     request = RequestReader().feed(bytes.fromhex("0111 8003 00000000") + busid.encode().ljust(32, b"\0"))
     assert isinstance(request, ImportRequest if fits else MalformedImport)
@@ -198,18 +198,18 @@ def test_import_round_trips(device: UsbDevice) -> None:
 
 @pytest.mark.rule("bug-devid-collision")
 @given(ports=st.lists(st.tuples(U16, U16), min_size=2, unique=True))
-def test_devices_with_numbers_of_their_own_have_devids_of_their_own(ports: list[tuple[int, int]]) -> None:
+def test_devices_with_different_numbers_have_different_devids(ports: list[tuple[int, int]]) -> None:
     devids = {device_with(busnum=busnum, devnum=devnum).devid for busnum, devnum in ports}
     assert len(devids) == len(ports)
 
 
 @pytest.mark.rule("speed-numbers")
-def test_speeds_have_the_wires_numbers() -> None:
+def test_speeds_have_the_numbers_of_the_wire() -> None:
     assert {speed.label: int(speed) for speed in Speed} == {"low": 1, "full": 2, "high": 3, "super": 5}
 
 
 @pytest.mark.rule("speed-super-plus")
-def test_no_speed_exceeds_what_old_kernels_take() -> None:
+def test_no_speed_exceeds_the_limit_of_old_kernels() -> None:
     assert max(Speed) == 5
 
 
@@ -247,19 +247,19 @@ def test_a_reader_that_has_failed_keeps_failing() -> None:
         (b"1 1".ljust(32, b"\0"), "printable ASCII"),
     ],
 )
-def test_a_busid_that_no_device_can_have_is_an_event_of_its_own(field: bytes, reason: str) -> None:
+def test_an_impossible_busid_is_a_separate_event(field: bytes, reason: str) -> None:
     event = RequestReader().feed(bytes.fromhex("0111 8003 00000000") + field)
     assert isinstance(event, MalformedImport)
     assert reason in event.reason
 
 
-def test_what_follows_the_nul_of_a_busid_is_ignored() -> None:
+def test_bytes_after_the_nul_of_a_busid_are_ignored() -> None:
     request = bytes.fromhex("0111 8003 00000000") + b"1-1\0" + b"\xff" * 28
     assert RequestReader().feed(request) == ImportRequest("1-1")
 
 
 @pytest.mark.parametrize("busid", ["", "1" * 32, "1-1\n", "ä"])
-def test_a_busid_that_no_device_can_have_is_not_sent(busid: str) -> None:
+def test_an_impossible_busid_is_not_sent(busid: str) -> None:
     with pytest.raises(ValueError, match="printable ASCII"):
         encode_import_request(busid)
 
@@ -273,7 +273,7 @@ def test_the_number_of_devices_is_bounded() -> None:
     assert DevlistReplyReader().feed(header + MAX_DEVICES.to_bytes(4, "big")) is None
 
 
-def test_a_servers_path_cannot_control_the_terminal() -> None:
+def test_a_path_from_a_server_cannot_control_the_terminal() -> None:
     reply = bytearray(golden.load("op_rep_import"))
     reply[8:12] = b"\x1b[2J"
     parsed = ImportReplyReader().feed(bytes(reply))

@@ -125,7 +125,7 @@ def test_all_command_vectors_in_one_stream() -> None:
 
 @pytest.mark.rule("any-chunking")
 @given(commands=st.lists(submits() | UNLINKS, max_size=5), cuts=st.lists(st.integers(0, 2000)))
-def test_commands_round_trip_however_they_are_cut(commands: list[Command], cuts: list[int]) -> None:
+def test_commands_round_trip_in_any_chunks(commands: list[Command], cuts: list[int]) -> None:
     stream = b"".join(map(encode, commands))
     edges = [0, *sorted(cuts), len(stream)]
     reader = CommandReader(is_isochronous)
@@ -147,12 +147,12 @@ def test_answers_round_trip(submit: Submit, data: st.DataObject) -> None:
     assert reader.feed(encode(reply)) == [reply]
 
 
-# ---- what an answer holds ----
+# ---- contents of a reply ----
 
 
 @pytest.mark.rule("ret-data-in-only")
 @pytest.mark.rule("ret-out-taken")
-def test_out_reports_what_was_taken_and_carries_nothing() -> None:
+def test_out_reports_its_length_and_carries_no_data() -> None:
     assert encode(answer(BULK_OUT, 0, 6)) == golden.load("ret_submit_bulk_out")
     assert answer(BULK_OUT, 0, 4, b"abcdef") == RetSubmit(BULK_OUT.seqnum, 0, 4, number_of_packets=0)
 
@@ -192,20 +192,20 @@ def test_isochronous_out_reports_the_sum_too() -> None:
     assert reply.actual_length == 7
 
 
-# ---- how the type of a transfer is known ----
+# ---- the type of a transfer ----
 
 
 @pytest.mark.rule("packets-by-endpoint")
 @pytest.mark.rule("bug-type-from-interval")
 @given(number_of_packets=U32, interval=U32)
-def test_neither_number_of_packets_nor_interval_make_a_transfer_isochronous(
+def test_number_of_packets_and_interval_do_not_make_a_transfer_isochronous(
     number_of_packets: int, interval: int
 ) -> None:
     submit = Submit(1, 2, 0, 13, 0, 2, number_of_packets=number_of_packets, interval=interval, data=b"ab")
     assert CommandReader(is_isochronous).feed(encode(submit)) == [submit]
 
 
-def test_an_endpoint_that_does_not_exist_is_framed_if_it_can_be() -> None:
+def test_a_transfer_to_a_missing_endpoint_is_framed_if_possible() -> None:
     for number_of_packets in (0, NO_ISO_PACKETS):
         submit = Submit(1, 2, 0, 9, 0, 2, number_of_packets=number_of_packets, data=b"ab")
         assert CommandReader(is_isochronous).feed(encode(submit)) == [submit]
@@ -231,7 +231,7 @@ def test_a_transfer_above_the_limit_is_refused(direction: int, length: int) -> N
         CommandReader(is_isochronous).feed(encode(Submit(1, 2, direction, 14 - (not direction), 0, length)))
 
 
-def test_a_transfer_of_the_limit_is_read() -> None:
+def test_a_transfer_at_the_limit_is_read() -> None:
     submit = Submit(1, 2, 1, 14, 0, MAX_TRANSFER_LENGTH)
     assert CommandReader(is_isochronous).feed(encode(submit)) == [submit]
 
@@ -267,12 +267,12 @@ def test_any_bytes_give_replies_or_a_protocol_error(data: bytes, reply: str, at:
     assert len(messages) <= 2
 
 
-# ---- what a client refuses ----
+# ---- refusals of a client ----
 
 
 @pytest.mark.rule("actual-length-bounded")
 @pytest.mark.rule("bug-timeout-length")
-def test_more_than_was_asked_for_is_refused() -> None:
+def test_more_data_than_requested_is_refused() -> None:
     reader = ReplyReader()
     reader.expect(BULK_IN)
     with pytest.raises(ProtocolError, match="above transfer_buffer_length 517"):
@@ -299,7 +299,7 @@ def test_actual_lengths_that_do_not_add_up_are_refused() -> None:
 
 
 @pytest.mark.rule("iso-descriptors-kept")
-def test_descriptors_that_are_not_the_clients_are_refused() -> None:
+def test_descriptors_that_differ_from_the_request_are_refused() -> None:
     reader = ReplyReader()
     reader.expect(ISO_OUT)
     iso = (IsoPacket(0, 3, 3), IsoPacket(4, 4, 4))
@@ -318,7 +318,7 @@ def test_a_reply_that_names_an_endpoint_is_refused() -> None:
 
 
 @pytest.mark.rule("unlink-pending")
-def test_a_cancelled_urb_is_not_answered_any_more() -> None:
+def test_a_cancelled_urb_gets_no_reply() -> None:
     reader = ReplyReader()
     reader.expect(BULK_IN)
     reader.expect(UNLINK)
@@ -328,7 +328,7 @@ def test_a_cancelled_urb_is_not_answered_any_more() -> None:
 
 
 @pytest.mark.rule("unlink-answered")
-def test_an_unlink_that_lost_follows_the_answer() -> None:
+def test_an_unlink_that_came_too_late_follows_the_reply() -> None:
     reader = ReplyReader()
     reader.expect(BULK_IN)
     reader.expect(UNLINK)

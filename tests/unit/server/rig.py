@@ -60,16 +60,16 @@ class FakeExtension:
         self.status = ST_OK
         self.silent: set[Command] = set()
         self.held: dict[Command, asyncio.Event] = {}
-        """Commands that are answered once the event is set."""
+        """Commands whose answers wait for the event."""
         self.is_patient = False
-        """Whether a RESERVE that may wait does so, until ABANDON."""
+        """Whether a RESERVE that may wait blocks until ABANDON."""
         self.waiting: dict[int, asyncio.Event] = {}
-        """Those that wait, by the number of their reservation."""
+        """The waiting ones, by reservation number."""
         self.most_running = 0
         self.most_waiting = 0
         self.refused: set[Command] = set()
         self.client: socket.socket | None = None
-        """What HANDOVER brought."""
+        """The connections that arrived with HANDOVER."""
         self.channel = Channel(
             connection, name="server", role=Role.SERVER, table=CHILDREN, on_request=self._answer
         )
@@ -86,7 +86,7 @@ class FakeExtension:
         if request.command in self.held:
             await self.held[request.command].wait()
         if request.command in self.refused:
-            raise UsbipdError("the reservation is no longer good", code="no-reservation")
+            raise UsbipdError("the reservation is no longer valid", code="no-reservation")
         if request.command is Command.DEVLIST:
             assert isinstance(request.parameters, DevlistParameters)
             everything = list(range(len(self.devices)))
@@ -125,7 +125,7 @@ class Server:
     def __init__(
         self, coordinator: ServerCoordinator, extension: FakeExtension, address: str, failed: asyncio.Event
     ) -> None:
-        """`failed` is set when a listener cannot accept clients any more."""
+        """`failed` is set when a listener fails for good."""
         self.coordinator = coordinator
         self.failed = failed
         self.extension = extension
@@ -135,7 +135,7 @@ class Server:
         return await asyncio.open_connection(*self.address, local_addr=(source, 0))
 
     async def ask(self, request: bytes, *, source: str = "127.0.0.1") -> bytes:
-        """All that the server answers until it closes."""
+        """All bytes from the server until it closes."""
         reader, writer = await self.connect(source=source)
         writer.write(request)
         return await rest(reader, writer)

@@ -1,4 +1,4 @@
-"""Listeners and limits: who may connect, who has to leave, and where nobody can listen."""
+"""Listeners and limits: which clients are admitted, which are displaced, and bad addresses."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ from usbipd.server.session import Stage
 
 
 @pytest.mark.parametrize(("total", "per_address"), [(100, 5), (5, 100)], ids=["of an address", "in total"])
-async def test_idle_connections_never_keep_out_one_that_speaks(
+async def test_idle_connections_do_not_lock_out_an_active_client(
     total: int, per_address: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(total=total, per_address=per_address) as server:
@@ -49,7 +49,7 @@ async def test_idle_connections_never_keep_out_one_that_speaks(
 
 
 @from_other_addresses
-async def test_who_floods_displaces_himself() -> None:
+async def test_a_flooding_source_displaces_its_own_connections() -> None:
     async with serving(total=5) as server:
         quiet = await server.connect(source="127.0.0.2")
         flood = [await server.connect(source="127.0.0.3") for _number in range(20)]
@@ -61,7 +61,7 @@ async def test_who_floods_displaces_himself() -> None:
             writer.close()
 
 
-async def test_a_client_that_has_spoken_is_not_displaced_by_idle_ones() -> None:
+async def test_idle_clients_do_not_displace_one_with_a_request() -> None:
     async with serving(per_address=3) as server:
         server.extension.silent = {Command.RESERVE}
         waiting = await server.connect()
@@ -78,7 +78,7 @@ async def test_a_client_that_has_spoken_is_not_displaced_by_idle_ones() -> None:
 
 
 async def ask_for_a_device_in_use(server: Server, *, source: str = "127.0.0.1") -> Streams:
-    """A client that waits for it."""
+    """A client that waits for the device."""
     waiting = len(server.extension.waiting)
     server.extension.status, server.extension.is_patient = ST_DEV_BUSY, True
     reader, writer = await server.connect(source=source)
@@ -88,7 +88,7 @@ async def ask_for_a_device_in_use(server: Server, *, source: str = "127.0.0.1") 
 
 
 async def has_left(client: Streams) -> bool:
-    """Whether the server has closed the connection; waits until it has had the time."""
+    """Whether the server has closed the connection; gives it time to do so."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(0.05):
             return await client[0].read() == b""
@@ -96,7 +96,7 @@ async def has_left(client: Streams) -> bool:
 
 
 @from_other_addresses
-async def test_of_those_that_have_all_spoken_the_oldest_of_the_busiest_source_leaves() -> None:
+async def test_among_waiting_clients_the_oldest_of_the_busiest_source_is_displaced() -> None:
     async with serving(total=4) as server:
         sources = ["127.0.0.2", "127.0.0.3", "127.0.0.3", "127.0.0.4"]
         waiting = [await ask_for_a_device_in_use(server, source=source) for source in sources]
@@ -109,8 +109,8 @@ async def test_of_those_that_have_all_spoken_the_oldest_of_the_busiest_source_le
 
 
 @from_other_addresses
-async def test_a_client_that_has_just_come_is_not_displaced_by_those_that_wait() -> None:
-    """It would be the only one that has not spoken."""
+async def test_a_new_client_is_not_displaced_by_waiting_ones() -> None:
+    """It would be the only one without a request."""
     async with serving(total=8) as server:
         waiting = [
             await ask_for_a_device_in_use(server, source=f"127.0.0.{number}") for number in range(10, 17)
@@ -125,8 +125,8 @@ async def test_a_client_that_has_just_come_is_not_displaced_by_those_that_wait()
 
 
 @from_other_addresses
-async def test_one_that_waits_for_its_turn_leaves_before_one_that_waits_for_a_device() -> None:
-    """However much older the other one is: to end it costs more."""
+async def test_a_queued_client_is_displaced_before_one_that_waits_for_a_device() -> None:
+    """However old the other one is: displacing it costs more."""
     async with serving(total=MOST_WAITING_PER_SOURCE + 6) as server:
         waiting = [await ask_for_a_device_in_use(server) for _number in range(MOST_WAITING_PER_SOURCE)]
         queueing = []
@@ -142,7 +142,7 @@ async def test_one_that_waits_for_its_turn_leaves_before_one_that_waits_for_a_de
 
 
 @from_other_addresses
-async def test_one_that_does_not_read_its_reply_may_have_to_leave() -> None:
+async def test_a_client_that_does_not_read_its_reply_can_be_displaced() -> None:
     async with serving(total=2, send_buffer=4096) as server:
         server.extension.devices = [DEVICE] * 10_000
         idle = socket.create_connection(server.address, source_address=("127.0.0.2", 0))
@@ -158,7 +158,7 @@ async def test_one_that_does_not_read_its_reply_may_have_to_leave() -> None:
 
 
 @from_other_addresses
-async def test_those_that_our_processes_work_for_are_not_displaced(caplog: pytest.LogCaptureFixture) -> None:
+async def test_clients_being_served_are_not_displaced(caplog: pytest.LogCaptureFixture) -> None:
     """The next client is accepted when one of them has its answer."""
     async with serving(total=4) as server:
         answer = server.extension.held[Command.DEVLIST] = asyncio.Event()
@@ -175,7 +175,7 @@ async def test_those_that_our_processes_work_for_are_not_displaced(caplog: pytes
     assert "closed:" not in caplog.text
 
 
-async def test_the_next_client_of_a_source_is_closed_while_we_work_for_its_others() -> None:
+async def test_the_next_client_of_a_source_is_closed_while_its_others_are_served() -> None:
     async with serving(per_address=3) as server:
         answer = server.extension.held[Command.DEVLIST] = asyncio.Event()
         clients = [await server.connect() for _number in range(3)]
@@ -188,7 +188,7 @@ async def test_the_next_client_of_a_source_is_closed_while_we_work_for_its_other
 
 
 async def test_a_flood_from_one_ipv6_network_displaces_itself() -> None:
-    """Its host has 2**64 addresses; connections of loopback stand for them here."""
+    """Such a network has 2**64 addresses; loopback connections stand for them here."""
     async with serving(total=100, per_address=3) as server:
         connections = server.coordinator._connections
         ours, theirs = [], []
@@ -242,17 +242,17 @@ async def test_the_request_of_an_import_ends_with_its_client(
     assert caplog.text.count("closed: the client left before its request was answered") == 1
 
 
-async def test_an_import_of_a_client_that_has_left_already_is_not_sent(
+async def test_no_request_is_sent_for_a_client_that_has_left(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with serving() as server:
-        with socket.create_connection(server.address) as client:  # it blocks: the server has no turn
+        with socket.create_connection(server.address) as client:  # blocks the loop: the server cannot run
             client.sendall(encode_import_request("240-1"))
         await until_log(caplog, "closed: the client left before its request was answered")
         assert not server.extension.asked
 
 
-async def test_a_client_that_waits_is_not_taken_for_one_that_has_left() -> None:
+async def test_a_waiting_client_does_not_count_as_gone() -> None:
     async with serving() as server:
         waiting = await ask_for_a_device_in_use(server)
         waiting[1].write(b"what is for the worker")
@@ -263,8 +263,8 @@ async def test_a_client_that_waits_is_not_taken_for_one_that_has_left() -> None:
         waiting[1].close()
 
 
-async def test_a_client_that_closes_its_half_behind_the_request_gets_its_list() -> None:
-    """As `nc -N` does.  Another one, which resets its connection meanwhile, is noticed."""
+async def test_a_client_that_closes_its_half_after_the_request_gets_its_list() -> None:
+    """As `nc -N` does.  A reset by another client meanwhile is noticed."""
     async with serving() as server:
         answer = server.extension.held[Command.DEVLIST] = asyncio.Event()
         half, gone = await server.connect(), await server.connect()
@@ -279,10 +279,10 @@ async def test_a_client_that_closes_its_half_behind_the_request_gets_its_list() 
 
 
 @from_other_addresses
-async def test_who_is_not_allowed_is_closed_before_a_byte_is_read() -> None:
+async def test_a_refused_client_is_closed_before_a_byte_is_read() -> None:
     async with serving(allow=["127.0.0.2", "127.0.1.0/24"]) as server:
         for source in ("127.0.0.1", "127.0.0.3", "127.0.2.1"):
-            with contextlib.suppress(ConnectionResetError):  # bytes of it were left unread
+            with contextlib.suppress(ConnectionResetError):  # the server left bytes unread
                 assert await server.ask(encode_devlist_request(), source=source) == b""
         assert not server.extension.asked
         for source in ("127.0.0.2", "127.0.1.77"):
@@ -291,7 +291,7 @@ async def test_who_is_not_allowed_is_closed_before_a_byte_is_read() -> None:
 
 
 @from_other_addresses
-async def test_who_is_not_allowed_costs_no_slot() -> None:
+async def test_a_refused_client_takes_no_slot() -> None:
     async with serving(total=1, allow=["127.0.0.2"]) as server:
         quiet = await server.connect(source="127.0.0.2")
         for _number in range(50):
@@ -306,7 +306,7 @@ async def test_who_is_not_allowed_costs_no_slot() -> None:
     [
         (b"", "127.0.0.1", " refused: its address is not allowed"),
         (b"GET / HTTP/1.1", "127.0.0.2", " closed: "),
-        (encode_import_request("9-9"), "127.0.0.2", " closed: it may not import '9-9'"),
+        (encode_import_request("9-9"), "127.0.0.2", " closed: import of '9-9' refused"),
         (encode_devlist_request(), "127.0.0.2", " listed 1 devices"),
         (encode_import_request("240-1"), "127.0.0.2", " imported 240-1"),
     ],
@@ -320,7 +320,7 @@ def test_a_flood_is_few_lines_whose_numbers_add_up(request_bytes: bytes, source:
             for _each in range(number):
                 reader, writer = await server.connect(source=source)
                 writer.write(request_bytes)
-                with contextlib.suppress(ConnectionResetError):  # bytes of it were left unread
+                with contextlib.suppress(ConnectionResetError):  # the server left bytes unread
                     await reader.read(1)
                 writer.close()
             async with asyncio.timeout(PATIENCE):
@@ -337,8 +337,8 @@ def test_a_flood_is_few_lines_whose_numbers_add_up(request_bytes: bytes, source:
 
 
 @from_other_addresses
-async def test_who_waits_to_be_refused_does_not_keep_others_waiting() -> None:
-    """All of them have connected before the server gets to accept; the first one that it accepts is served
+async def test_queued_refused_clients_do_not_delay_others() -> None:
+    """All connect before the server can accept; the first accepted one is served
     while the rest still queue."""
     async with serving(allow=["127.0.0.2"]) as server:
         address, reply = server.address, encode_devlist_reply([DEVICE])
@@ -351,7 +351,7 @@ async def test_who_waits_to_be_refused_does_not_keep_others_waiting() -> None:
             async with asyncio.timeout(PATIENCE):
                 assert await asyncio.get_running_loop().sock_recv(allowed, len(reply)) == reply
             with pytest.raises(BlockingIOError):
-                crowd[-1].recv(1)  # it has not been its turn
+                crowd[-1].recv(1)  # not accepted yet
 
 
 async def test_ipv6_beside_ipv4() -> None:
@@ -366,7 +366,7 @@ async def test_ipv6_beside_ipv4() -> None:
 
 
 def refused_to_bind(*addresses: str) -> UsbipdError:
-    """The error of a coordinator that is to listen there."""
+    """The error of a coordinator that listens there."""
 
     async def test() -> UsbipdError:
         one, other = socket.socketpair()
@@ -389,14 +389,14 @@ def refused_to_bind(*addresses: str) -> UsbipdError:
     return asyncio.run(test())
 
 
-def test_a_port_in_use_is_named_and_nothing_is_taken() -> None:
+def test_a_port_in_use_is_named_and_no_address_stays_bound() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with socket.create_server(("127.0.0.1", 0)) as finder:
             free = finder.getsockname()[1]
         port = taken.getsockname()[1]
         error = refused_to_bind(f"127.0.0.1:{free}", f"127.0.0.1:{port}")
         socket.create_server(("127.0.0.1", free)).close()
-    assert error.message == f"cannot listen on 127.0.0.1:{port}: another program does"
+    assert error.message == f"cannot listen on 127.0.0.1:{port}: another program uses it"
     assert error.code == "address-in-use"
     assert error.advice is not None
 
@@ -409,22 +409,22 @@ def test_an_address_of_another_host() -> None:
 @pytest.mark.parametrize(
     ("addresses", "complaint"),
     [
-        (["127.0.0.1:4000", "127.0.0.1:4000"], "127.0.0.1:4000: it is given twice"),
-        (["127.0.0.1:4000", "0.0.0.0:4000"], "127.0.0.1:4000: 0.0.0.0:4000 is given too, and includes it"),
-        (["[::]:4000", "[::1]:4000"], "[::1]:4000: [::]:4000 is given too, and includes it"),
+        (["127.0.0.1:4000", "127.0.0.1:4000"], "127.0.0.1:4000: it is listed twice"),
+        (["127.0.0.1:4000", "0.0.0.0:4000"], "127.0.0.1:4000: 0.0.0.0:4000 is also listed, and includes it"),
+        (["[::]:4000", "[::1]:4000"], "[::1]:4000: [::]:4000 is also listed, and includes it"),
     ],
 )
-def test_addresses_that_exclude_each_other(addresses: list[str], complaint: str) -> None:
-    """The kernel would say that the port is in use, and its user would look for another program."""
+def test_overlapping_addresses(addresses: list[str], complaint: str) -> None:
+    """The kernel would only report the port as in use, which suggests another program."""
     assert refused_to_bind(*addresses).message == f"cannot listen on {complaint}"
 
 
-async def test_free_ports_may_be_asked_for_twice() -> None:
+async def test_port_0_may_be_repeated() -> None:
     async with serving() as server:
         assert len(set(server.coordinator.bind(["127.0.0.1:0", "127.0.0.1:0"]))) == 3
 
 
-def test_an_interface_that_is_not_there() -> None:
+def test_an_interface_that_does_not_exist() -> None:
     error = refused_to_bind("fe80::1%no-such-one")
     assert error.message.endswith("this host has no such address")
 
@@ -433,7 +433,7 @@ Accepted = tuple[socket.socket, object]
 
 
 def next_accept(monkeypatch: pytest.MonkeyPatch, change: Callable[[Accepted], Accepted]) -> None:
-    """The next accept returns what `change` makes of its result, or raises its error."""
+    """The next accept returns its result changed by `change`, or raises the error of `change`."""
     loop = asyncio.get_running_loop()
     real = loop.sock_accept
 
@@ -445,7 +445,7 @@ def next_accept(monkeypatch: pytest.MonkeyPatch, change: Callable[[Accepted], Ac
 
 
 async def test_a_client_without_an_address_does_not_end_the_listener(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that resets its connection before it is accepted: on macOS, accept gives no address."""
+    """It resets its connection before accept, which then returns no address on macOS."""
     async with serving() as server:
         next_accept(monkeypatch, lambda accepted: (accepted[0], None))
         assert await rest(*await server.connect()) == b""
@@ -453,7 +453,7 @@ async def test_a_client_without_an_address_does_not_end_the_listener(monkeypatch
         assert not server.failed.is_set()
 
 
-async def test_a_listener_that_fails_is_told(
+async def test_a_listener_that_fails_is_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(accepted: Accepted) -> Accepted:

@@ -1,4 +1,4 @@
-"""How much the server asks of the extension at once, and in whose turn: a real channel, a fake extension."""
+"""The server's concurrent requests and their order: a real channel, a fake extension."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ def peer(address: str, port: int = 4000) -> Peer:
 
 
 class Desk:
-    """The requests of a server, and the extension that gets them."""
+    """The requests of a server, and the extension that receives them."""
 
     def __init__(self, channel: Channel, extension: FakeExtension) -> None:
         self.requests = ExtensionRequests(channel)
@@ -46,17 +46,17 @@ class Desk:
         self.tasks: list[asyncio.Task[Reservation]] = []
 
     def reserved(self, wait: bool | None = None) -> list[ReserveParameters]:
-        """Each RESERVE that the extension has got; `wait`: only those of this kind."""
+        """Each RESERVE that the extension has received; `wait` selects those of this kind."""
         parameters = [request.parameters for request in self.extension.asked]
         reserves = [each for each in parameters if isinstance(each, ReserveParameters)]
         return [each for each in reserves if wait in (None, each.wait)]
 
     def reserve(self, addresses: Sequence[str]) -> None:
-        """An import of a free device from each of these addresses."""
+        """Import a free device from each of these addresses."""
         self._start(self.requests.reserve(peer(address), DEVICE.busid) for address in addresses)
 
     def wait_for(self, addresses: Sequence[str]) -> None:
-        """An import of a device in use from each of these addresses."""
+        """Import a device in use from each of these addresses."""
         self._start(
             self.requests.wait_for(peer(address), DEVICE.busid, on_turn=lambda: None) for address in addresses
         )
@@ -82,18 +82,18 @@ async def desk() -> AsyncIterator[Desk]:
     extension.channel.close()
 
 
-def test_what_is_under_way_stays_far_below_what_stops_the_channel() -> None:
-    """One DEVLIST, and for each RESERVE an ABANDON at most."""
+def test_requests_in_flight_stay_far_below_the_limit_of_the_channel() -> None:
+    """At most one DEVLIST, and one ABANDON for each RESERVE."""
     assert 1 + 2 * (MOST_AT_ONCE + MOST_WAITING) < MAX_RUNNING * 0.8
 
 
-async def test_all_that_ask_for_the_devices_at_one_moment_share_a_request() -> None:
+async def test_concurrent_device_lists_share_a_request() -> None:
     async with desk() as made:
         answer = made.extension.held[Command.DEVLIST] = asyncio.Event()
         ask = made.requests.device_list
         first = asyncio.create_task(ask(peer("192.0.2.1")))
         await until(lambda: made.extension.asked)
-        # they have asked after the first one was sent: its answer may be too old for them
+        # they asked after the first was sent, so its answer may be too old for them
         others = [
             asyncio.create_task(ask(peer(f"192.0.2.{number % 100}", port)))
             for port, number in enumerate(range(300), 5000)
@@ -108,7 +108,7 @@ async def test_all_that_ask_for_the_devices_at_one_moment_share_a_request() -> N
         assert sizes == [1, 64, 36], "300 clients of 100 addresses"
 
 
-async def test_one_that_leaves_takes_the_list_from_nobody() -> None:
+async def test_a_client_that_leaves_does_not_cancel_the_list_of_others() -> None:
     async with desk() as made:
         answer = made.extension.held[Command.DEVLIST] = asyncio.Event()
         leaving, staying = (
@@ -121,17 +121,17 @@ async def test_one_that_leaves_takes_the_list_from_nobody() -> None:
         assert (await staying).devices == 1
 
 
-async def test_an_error_instead_of_the_list_reaches_all_that_wait() -> None:
+async def test_an_error_instead_of_the_list_reaches_all_waiting_clients() -> None:
     async with desk() as made:
         made.extension.refused = {Command.DEVLIST}
         asking = [made.requests.device_list(peer("192.0.2.1", port)) for port in range(3)]
         errors = await asyncio.gather(*asking, return_exceptions=True)
-        assert [str(error) for error in errors] == ["the reservation is no longer good"] * 3
+        assert [str(error) for error in errors] == ["the reservation is no longer valid"] * 3
         made.extension.refused = set()
         assert (await made.requests.device_list(peer("192.0.2.1"))).devices == 1
 
 
-async def test_a_source_has_few_requests_at_once_and_all_together_not_many() -> None:
+async def test_concurrent_requests_are_limited_per_source_and_in_total() -> None:
     async with desk() as made:
         answer = made.extension.held[Command.RESERVE] = asyncio.Event()
         made.reserve(["192.0.2.1"] * 30)
@@ -148,7 +148,7 @@ async def test_a_source_has_few_requests_at_once_and_all_together_not_many() -> 
         assert len({each.number for each in results}) == 360
 
 
-async def test_hand_overs_count_as_well() -> None:
+async def test_handovers_count_too() -> None:
     async with desk() as made:
         answer = made.extension.held[Command.HANDOVER] = asyncio.Event()
         with socket.socket() as client:
@@ -167,7 +167,7 @@ async def test_hand_overs_count_as_well() -> None:
         made.extension.client.close()
 
 
-async def test_an_import_of_a_free_device_passes_those_of_a_device_in_use() -> None:
+async def test_an_import_of_a_free_device_overtakes_those_of_a_device_in_use() -> None:
     async with desk() as made:
         made.extension.status, made.extension.is_patient = ST_DEV_BUSY, True
         made.wait_for([f"192.0.2.{number % 100}" for number in range(300)])
@@ -177,8 +177,8 @@ async def test_an_import_of_a_free_device_passes_those_of_a_device_in_use() -> N
         assert len(made.reserved(wait=True)) == MOST_WAITING
 
 
-async def test_those_that_wait_for_a_device_wait_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A source that floods cannot take all places, and what finds none in time is answered busy."""
+async def test_clients_wait_for_a_device_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flooding source cannot take all slots; a request without a slot in time gets the answer busy."""
     async with desk() as made:
         made.extension.status, made.extension.is_patient = ST_DEV_BUSY, True
         made.wait_for(["192.0.2.1"] * 100)
@@ -195,7 +195,7 @@ async def test_those_that_wait_for_a_device_wait_in_turn(monkeypatch: pytest.Mon
         assert len(made.reserved()) == MOST_WAITING_PER_SOURCE + 1
 
 
-async def test_a_request_whose_client_has_left_ends_and_makes_room() -> None:
+async def test_a_request_of_a_client_that_left_ends_and_frees_its_slot() -> None:
     async with desk() as made:
         made.extension.status, made.extension.is_patient = ST_DEV_BUSY, True
         made.wait_for(["192.0.2.1"] * MOST_WAITING_PER_SOURCE)
@@ -209,8 +209,8 @@ async def test_a_request_whose_client_has_left_ends_and_makes_room() -> None:
         assert [each.parameters for each in abandons] == [ReservationParameters(reservation=abandoned)]
 
 
-async def test_a_slot_stays_used_until_the_extension_has_answered() -> None:
-    """Else those that leave at once could fill the channel to an extension that does not read."""
+async def test_a_slot_stays_in_use_until_the_extension_answers() -> None:
+    """Otherwise clients that leave early could fill the channel to an extension that does not read."""
     async with desk() as made:
         answer = made.extension.held[Command.RESERVE] = asyncio.Event()
         made.reserve(["192.0.2.1"] * MOST_AT_ONCE_PER_SOURCE)

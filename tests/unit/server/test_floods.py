@@ -1,4 +1,4 @@
-"""How much of a flood reaches the extension: real sockets of another process, a fake extension."""
+"""The part of a flood that reaches the extension: real sockets of another process, a fake extension."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ from usbipd.server.extension import MOST_AT_ONCE, MOST_WAITING
 @from_other_addresses
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["devlist", "import", "leave"])
-async def test_what_is_under_way_at_the_extension_stays_limited(mode: str) -> None:
+async def test_requests_at_the_extension_stay_limited(mode: str) -> None:
     async with serving(total=128, per_address=32) as server, asyncio.timeout(3 * PATIENCE):
         extension = server.extension
         extension.status, extension.is_patient = ST_DEV_BUSY, True

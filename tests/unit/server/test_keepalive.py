@@ -1,4 +1,4 @@
-"""Lost clients: what the kernel is told, and that it is told in time."""
+"""Lost clients: the socket options, and when they are set."""
 
 import asyncio
 import socket
@@ -19,7 +19,7 @@ on_linux = pytest.mark.skipif(
 
 
 def options(connection: socket.socket) -> tuple[int, int, int, int]:
-    """Seconds before the first probe and between probes, their number, and the limit for data."""
+    """Seconds before the first probe and between probes, their count, and the limit for data."""
     return (
         connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
         connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
@@ -50,7 +50,7 @@ def test_probes_and_data_end_at_the_same_time(connection: socket.socket, timeout
 @pytest.mark.rule("tcp-options")
 @on_linux
 @pytest.mark.parametrize(("timeout", "expected"), [(120, (60, 12, 5, 120_000)), (10, (5, 1, 5, 10_000))])
-async def test_the_socket_that_is_handed_over_has_the_options(
+async def test_the_handed_over_socket_has_the_options(
     timeout: int, expected: tuple[int, int, int, int]
 ) -> None:
     async with serving(lost_client_timeout=timeout) as server:
@@ -58,7 +58,7 @@ async def test_the_socket_that_is_handed_over_has_the_options(
         writer.write(encode_import_request("240-1"))
         async with asyncio.timeout(PATIENCE):
             await reader.readexactly(len(encode_import_reply(ST_OK, DEVICE)))
-            while server.extension.client is None:  # noqa: ASYNC110 - it comes by itself
+            while server.extension.client is None:  # noqa: ASYNC110 - nothing signals it
                 await asyncio.sleep(0.001)
         handed_over = server.extension.client
         assert handed_over.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
@@ -68,27 +68,25 @@ async def test_the_socket_that_is_handed_over_has_the_options(
 
 @on_linux
 @pytest.mark.parametrize("size", [0, 8192])
-async def test_the_socket_that_is_handed_over_has_the_send_buffer(size: int) -> None:
+async def test_the_handed_over_socket_has_the_send_buffer(size: int) -> None:
     async with serving(send_buffer=size) as server:
         _reader, writer = await server.connect()
         writer.write(encode_import_request("240-1"))
         async with asyncio.timeout(PATIENCE):
-            while server.extension.client is None:  # noqa: ASYNC110 - it comes by itself
+            while server.extension.client is None:  # noqa: ASYNC110 - nothing signals it
                 await asyncio.sleep(0.001)
         actual = server.extension.client.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         assert (actual == 2 * size) == bool(size), "Linux doubles it (socket(7)); 0 leaves it alone"
         writer.close()
 
 
-def test_a_client_may_be_deaf_for_half_a_minute_unless_the_configuration_says_otherwise() -> None:
-    """TCP_USER_TIMEOUT counts while the client's window is closed, too."""
+def test_by_default_a_client_may_stop_reading_for_half_a_minute() -> None:
+    """TCP_USER_TIMEOUT also counts while the client's window is closed."""
     assert Limits().lost_client_timeout >= 60
 
 
 @on_linux
-def test_what_the_system_does_not_have_is_left_out(
-    connection: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_options_are_left_out(connection: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     """macOS has no TCP_USER_TIMEOUT."""
     monkeypatch.setattr(keepalive, "_USER_TIMEOUT", None)
     give_up_when_lost(connection, 60)

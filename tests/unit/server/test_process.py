@@ -1,4 +1,4 @@
-"""The server's main: its orders from the extension, and what it makes of the limits of its process."""
+"""The server's main: the extension's orders and the limits of its process."""
 
 import contextlib
 import os
@@ -73,30 +73,30 @@ class Server:
         self._channel.request(Command.PING, Nothing(), Nothing, timeout=PATIENCE)
 
     def meet(self, source: str) -> None:
-        """Be a client that is no USB/IP client, until the server closes the connection."""
+        """Send bytes that are not USB/IP until the server closes the connection."""
         connection = socket.create_connection(self._address, PATIENCE, (source, 0))
         with connection as client, contextlib.suppress(ConnectionError):
             client.sendall(b"GET / HTTP/1.1")
             assert client.recv(1) == b""
 
     def end(self) -> list[str]:
-        """What the log says of clients."""
+        """The log lines about clients."""
         self._channel.close()
         _output, log = self._process.communicate(timeout=PATIENCE)
         assert self._process.returncode == 0, log
         return [line for line in log.splitlines() if "127.0.0." in line]
 
     def close(self) -> None:
-        """Be an extension that ends."""
+        """Close the channel, as an exiting extension does."""
         self._channel.close()
 
     def wait(self) -> tuple[int, str]:
-        """Its exit code and its log, when it has ended by itself."""
+        """Its exit code and log after it has exited."""
         _output, log = self._process.communicate(timeout=PATIENCE)
         return self._process.returncode, log
 
     def connect(self) -> None:
-        """Be a client that leaves at once."""
+        """Connect and leave at once."""
         socket.create_connection(self._address, PATIENCE).close()
 
     def kill(self) -> None:
@@ -127,14 +127,14 @@ def test_the_level_of_the_log_follows_the_extension(server: Server) -> None:
     assert "127.0.0.4:" in lines[1]
 
 
-def test_it_says_that_it_lives(server: Server) -> None:
+def test_it_answers_a_ping(server: Server) -> None:
     server.serve(allow=[], log_level="error")
     server.ping()
     assert server.end() == []
 
 
 @from_other_addresses
-def test_who_may_come_is_the_extensions_to_say(server: Server) -> None:
+def test_the_extension_sets_the_allowed_addresses(server: Server) -> None:
     server.serve(allow=["127.0.0.2"], log_level="info")
     server.meet("127.0.0.1")
     server.meet("127.0.0.2")
@@ -143,8 +143,8 @@ def test_who_may_come_is_the_extensions_to_say(server: Server) -> None:
     assert "127.0.0.2:" in closed
 
 
-def test_it_ends_when_a_listener_fails() -> None:
-    """The extension then starts another one."""
+def test_it_exits_when_a_listener_fails() -> None:
+    """The extension then starts another server."""
     broken = Server("from usbipd.server.coordinator import ServerCoordinator as C; C._admit = None")
     try:
         broken.serve(allow=[], log_level="info")
@@ -156,21 +156,21 @@ def test_it_ends_when_a_listener_fails() -> None:
         broken.kill()
 
 
-def test_orders_that_do_not_fit_now(server: Server) -> None:
-    with pytest.raises(UsbipdError, match="log is not what a server does now"):
+def test_unexpected_orders(server: Server) -> None:
+    with pytest.raises(UsbipdError, match="the server does not accept log now"):
         server.log("debug")
     with pytest.raises(UsbipdError, match=r"write 10\.0\.0\.0/8"):
         server.serve(allow=["10.0.0.1/8"], log_level="info")
     server.serve(allow=[], log_level="info")
-    with pytest.raises(UsbipdError, match="log level 'loud' is unknown"):
+    with pytest.raises(UsbipdError, match="unknown log level 'loud'"):
         server.log("loud")
-    with pytest.raises(UsbipdError, match="serve is not what a server does now"):
+    with pytest.raises(UsbipdError, match="the server does not accept serve now"):
         server.serve(allow=[], log_level="info")
     assert server.end() == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs root's rights and /proc")
-def test_nothing_outside_of_the_chroot_is_within_reach(server: Server, tmp_path: Path) -> None:
+def test_nothing_outside_the_chroot_is_accessible(server: Server, tmp_path: Path) -> None:
     server.serve(allow=[], log_level="info", chroot=tmp_path)
     assert (server.place_of("root"), server.place_of("cwd")) == (tmp_path, tmp_path)
     assert server.end() == []
@@ -185,7 +185,7 @@ syslog.openlog = tell
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs root's rights and /proc")
-def test_no_socket_of_the_log_stays_in_the_network_of_the_host(tmp_path: Path) -> None:
+def test_the_log_socket_is_opened_outside_the_network_of_the_host(tmp_path: Path) -> None:
     server = Server(OPENS_A_LOG)
     try:
         server.serve(allow=[], log_level="error", chroot=tmp_path, log_to="syslog")
@@ -199,9 +199,9 @@ def test_no_socket_of_the_log_stays_in_the_network_of_the_host(tmp_path: Path) -
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root's rights")
-def test_a_chroot_has_to_be_an_empty_directory(server: Server, tmp_path: Path) -> None:
+def test_a_chroot_must_be_an_empty_directory(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UsbipdError, match="holds file"):
+    with pytest.raises(UsbipdError, match="is not empty: file"):
         server.serve(allow=[], log_level="info", chroot=tmp_path)
     assert server.end() == []
 
@@ -227,10 +227,13 @@ print(_allow_connections({wanted}), resource.getrlimit(resource.RLIMIT_NOFILE))
     [
         (16, ["16 (64, 200)"]),
         (128, ["128 (176, 200)"]),
-        (4096, ["4096 connections are allowed, but only 200 open files (ulimit -Hn)", "152 (200, 200)"]),
+        (
+            4096,
+            ["max_connections is 4096, but the limit of open files (ulimit -Hn) is 200", "152 (200, 200)"],
+        ),
     ],
 )
-def test_the_limit_of_open_files_follows_that_of_connections(wanted: int, said: list[str]) -> None:
+def test_the_limit_of_open_files_follows_max_connections(wanted: int, said: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LIMITED.format(wanted=wanted)], capture_output=True, text=True, check=True
     )

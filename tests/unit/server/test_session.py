@@ -45,7 +45,7 @@ async def test_devlist() -> None:
 
 
 async def test_devlist_of_a_thousand_devices_to_several_clients() -> None:
-    """Longer than a message between our processes, and than what one of them keeps for another."""
+    """Longer than a message between our processes, and than the queue of one."""
     interface = UsbInterface(3, 1, 2)
     devices = [
         replace(DEVICE, busid=f"240-{number}", path=f"/sys/devices/{number}", interfaces=(interface,) * 4)
@@ -77,7 +77,7 @@ async def test_an_import_is_answered_and_handed_over() -> None:
         reply = encode_import_reply(ST_OK, DEVICE)
         async with asyncio.timeout(PATIENCE):
             assert await reader.readexactly(len(reply)) == reply
-            while server.extension.client is None:  # noqa: ASYNC110 - it comes by itself
+            while server.extension.client is None:  # noqa: ASYNC110 - nothing signals it
                 await asyncio.sleep(0.001)
         client = server.extension.client
         assert client.recv(100) == b"the first URB"
@@ -103,12 +103,12 @@ async def test_a_refused_import_has_no_body(status: int, caplog: pytest.LogCaptu
     async with serving() as server:
         server.extension.status = status
         assert await server.ask(encode_import_request("240-1")) == encode_import_reply(status, None)
-    assert f"may not import '240-1': status {status}" in caplog.text
+    assert f"import of '240-1' refused: status {status}" in caplog.text
 
 
 @pytest.mark.rule("op-status")
 @pytest.mark.parametrize("busid", [b"x" * 32, b"\xff-1".ljust(32, b"\0")], ids=["no NUL", "not ASCII"])
-async def test_a_busid_that_cannot_be(busid: bytes, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_impossible_busid(busid: bytes, caplog: pytest.LogCaptureFixture) -> None:
     async with serving() as server:
         request = op_header(USBIP_VERSION, OP_REQ_IMPORT) + busid
         assert await server.ask(request) == encode_import_reply(ST_NODEV, None)
@@ -126,47 +126,49 @@ async def test_a_busid_that_cannot_be(busid: bytes, caplog: pytest.LogCaptureFix
     ],
     ids=["another version", "an unknown code", "HTTP"],
 )
-async def test_what_is_not_usbip_is_closed(
+async def test_a_peer_that_does_not_speak_usbip_is_closed(
     request_bytes: bytes, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving() as server:
         reader, writer = await server.connect()
         writer.write(request_bytes)
-        with contextlib.suppress(ConnectionResetError):  # bytes of it were left unread
+        with contextlib.suppress(ConnectionResetError):  # the server left bytes unread
             assert await rest(reader, writer) == b""
         await until_log(caplog, " closed: ")
     assert reason in caplog.text
 
 
-async def test_a_client_that_leaves_in_the_middle(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_that_leaves_within_its_request(caplog: pytest.LogCaptureFixture) -> None:
     async with serving() as server:
         _reader, writer = await server.connect()
         writer.write(encode_import_request("240-1")[:20])
         await writer.drain()
         writer.close()
-        await until_log(caplog, "left before it had sent a whole request")
+        await until_log(caplog, "left before it had sent a complete request")
         assert not server.extension.asked
 
 
-def test_a_client_that_only_looks_whether_the_port_is_open(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_that_only_checks_that_the_port_is_open(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         async with serving() as server:
             _reader, writer = await server.connect()
             writer.close()
-            await until_log(caplog, "left without a word")
+            await until_log(caplog, "closed its connection without a request")
 
     caplog.set_level("DEBUG")
     asyncio.run(test())
-    assert {record.levelname for record in caplog.records if "left" in record.message} == {"DEBUG"}
+    assert {record.levelname for record in caplog.records if "without a request" in record.message} == {
+        "DEBUG"
+    }
 
 
 async def test_half_a_request_times_out(caplog: pytest.LogCaptureFixture) -> None:
     async with serving(handshake_timeout=0.05) as server:
         assert await server.ask(encode_import_request("240-1")[:-1]) == b""
-    assert "no whole request within 0.05 s" in caplog.text
+    assert "no complete request within 0.05 s" in caplog.text
 
 
-async def test_a_reservation_that_cannot_be_used_is_abandoned(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unusable_reservation_is_abandoned(caplog: pytest.LogCaptureFixture) -> None:
     async with serving() as server:
         server.extension.refused = {Command.HANDOVER}
         reply = await server.ask(encode_import_request("240-1"))
@@ -174,11 +176,11 @@ async def test_a_reservation_that_cannot_be_used_is_abandoned(caplog: pytest.Log
         async with asyncio.timeout(PATIENCE):
             while Command.ABANDON not in server.extension.commands:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
-    assert "no longer good" in caplog.text
+    assert "no longer valid" in caplog.text
 
 
-async def test_the_extension_hears_the_address_of_a_client_without_its_interface() -> None:
-    """A link-local client, which loopback cannot show."""
+async def test_the_extension_receives_the_address_without_the_interface() -> None:
+    """For a link-local client, which loopback does not have."""
     ours, theirs = socket.socketpair()
     extension = FakeExtension(ours)
     channel = Channel(

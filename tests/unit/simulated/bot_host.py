@@ -1,4 +1,4 @@
-"""A host for bulk-only mass storage: what usb-storage does, in a few lines, against a model without a pump.
+"""A host for bulk-only mass storage, like a small usb-storage, against a model without a pump.
 
 Source: USB Mass Storage Class, Bulk-Only Transport 1.0.
 """
@@ -14,7 +14,7 @@ Data = bytes | bytearray | memoryview
 
 @dataclass
 class Result:
-    """How a command ended; `stalled` is the pipe of the data phase if it stalled, else 0."""
+    """The result of a command; `stalled` is the data pipe if it stalled, else 0."""
 
     status: int
     residue: int
@@ -23,7 +23,7 @@ class Result:
 
 
 class BotHost:
-    """Halts endpoints as the pump does, and clears them as BOT 6.7 asks of a host."""
+    """Halts endpoints as the pump does, and clears them as BOT 6.7 requires of a host."""
 
     def __init__(self, disk: MassStorage, urb_size: int = 16384) -> None:
         self.disk = disk
@@ -57,7 +57,7 @@ class BotHost:
         return struct.pack("<4sIIBBB16s", b"USBC", self.tag, length, flags, 0, len(cdb), cdb)
 
     def csw(self) -> tuple[int, int]:
-        """Status and residue; one STALL on the way is cleared (BOT figure 2)."""
+        """Status and residue; clears one STALL before them (BOT figure 2)."""
         answer = self.read(13)
         if answer is Handshake.STALL:
             self.clear_halt(BULK_IN)
@@ -82,7 +82,7 @@ class BotHost:
             data += answer
             if len(answer) < wanted:
                 break
-        # A short packet ends the data phase; whether the pipe is halted behind it, the next read tells.
+        # A short packet ends the data phase; the next read shows whether the pipe is halted after it.
         if len(data) < length and BULK_IN not in self.halted:
             assert self.read(13) is Handshake.STALL
         stalled = BULK_IN if BULK_IN in self.halted else 0

@@ -1,4 +1,4 @@
-"""The microphone: what it streams, and that its descriptors say so."""
+"""The microphone: its stream and the descriptors that announce it."""
 
 import math
 import struct
@@ -35,13 +35,13 @@ def test_440_hertz_without_a_click(audio: Audio) -> None:
     assert max(wave) == 0x4000
 
 
-def test_reset_begins_anew(audio: Audio) -> None:
+def test_reset_restarts_the_tone(audio: Audio) -> None:
     first = stream(audio, 3)
     audio.reset()
     assert stream(audio, 3) == first
 
 
-def test_bandwidth_is_taken_by_the_second_setting_only(audio: Audio) -> None:
+def test_only_the_second_setting_uses_bandwidth(audio: Audio) -> None:
     (endpoint,) = parse_configuration(audio.configurations[0]).endpoints
     assert (endpoint.bInterfaceNumber, endpoint.bAlternateSetting) == (1, 1)
     assert endpoint.wMaxPacketSize == PACKET_SIZE

@@ -5,7 +5,7 @@ from usbipd.simulated.bus import SimulatedBus
 from usbipd.simulated.catalog import parse_simulate
 
 
-async def test_each_device_has_a_port_and_a_number_behind_that_of_the_root_hub() -> None:
+async def test_each_device_has_a_port_and_a_number_after_the_root_hub() -> None:
     bus = SimulatedBus(parse_simulate("keyboard,loopback:speed=super"))
     keyboard, loopback = await bus.list_devices()
     assert (keyboard.busid, keyboard.busnum, keyboard.devnum) == ("240-1", 240, 2)

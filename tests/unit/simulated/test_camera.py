@@ -1,4 +1,4 @@
-"""The camera: what it streams, how it is negotiated, and that its descriptors say so."""
+"""The camera: its stream, the negotiation, and the descriptors that announce them."""
 
 import struct
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def camera() -> Camera:
 
 
 def frames(camera: Camera, packets: int) -> Iterator[bytes]:
-    """The frames that are whole after as many packets, put together as a host does."""
+    """The complete frames in that many packets, assembled as a host does."""
     picture, frame_id = b"", None
     for _ in range(packets):
         packet = camera.iso_read(ISOCHRONOUS_IN, PACKET_SIZE)
@@ -37,7 +37,7 @@ def frames(camera: Camera, packets: int) -> Iterator[bytes]:
         assert packet[0] == 2
         assert packet[1] & 0x80  # the header ends
         assert not packet[1] & 0x7C  # neither time stamps nor an error
-        assert frame_id in (None, packet[1] & 1)  # it changes between frames only
+        assert frame_id in (None, packet[1] & 1)  # it changes only between frames
         frame_id = packet[1] & 1
         picture += packet[2:]
         if packet[1] & 2:
@@ -63,23 +63,23 @@ def test_a_frame_is_a_moving_picture_with_its_number() -> None:
     assert len({frame(number)[4:] for number in range(128)}) == 128
     assert [struct.unpack("<I", frame(number)[:4])[0] for number in (0, 300, 1 << 32)] == [0, 300, 0]
     rows = {frame(7)[begin : begin + 2 * WIDTH] for begin in range(2 * WIDTH, FRAME_SIZE, 2 * WIDTH)}
-    assert len(rows) == 1  # stripes
+    assert len(rows) == 1  # vertical stripes
 
 
 def test_packets_fit_their_endpoint(camera: Camera) -> None:
     sizes = [len(camera.iso_read(ISOCHRONOUS_IN, PACKET_SIZE)) for _ in range(FRAME_PACKETS)]
     assert max(sizes) == PACKET_SIZE
-    assert sizes[-1] == 0  # it waits for the time of the next frame
+    assert sizes[-1] == 0  # until the next frame begins
 
 
-def test_each_stream_begins_anew(camera: Camera) -> None:
+def test_each_stream_starts_at_frame_0(camera: Camera) -> None:
     first = list(frames(camera, 150))
     assert camera.control_out(SET_COMMIT, memoryview(bytes(34))) is None
     assert list(frames(camera, 150)) == first
 
 
 @pytest.mark.parametrize("request_", [0x81, 0x82, 0x83, 0x87])
-def test_there_is_only_one_thing_to_agree_on(camera: Camera, request_: int) -> None:
+def test_only_one_format_can_be_negotiated(camera: Camera, request_: int) -> None:
     wish = memoryview(bytes.fromhex("0100 0202 ffffffff") + bytes(26))
     assert camera.control_out(SET_PROBE, wish) is None
     agreed = camera.control_in(GET_PROBE[:1] + bytes((request_,)) + GET_PROBE[2:], 34)
@@ -88,7 +88,7 @@ def test_there_is_only_one_thing_to_agree_on(camera: Camera, request_: int) -> N
     assert agreed[2:4] == bytes((1, 1))  # bFormatIndex, bFrameIndex
     assert struct.unpack_from("<I", agreed, 4) == (1_000_000,)  # 100 ns each: a tenth of a second
     assert struct.unpack_from("<II", agreed, 18) == (FRAME_SIZE, PACKET_SIZE)
-    assert camera.control_in(GET_COMMIT, 26) == agreed[:26]  # as much as a host of UVC 1.0 asks for
+    assert camera.control_in(GET_COMMIT, 26) == agreed[:26]  # the length that a host of UVC 1.0 requests
 
 
 def test_length_and_abilities_of_the_control(camera: Camera) -> None:
@@ -106,18 +106,18 @@ def test_length_and_abilities_of_the_control(camera: Camera) -> None:
         ("41 01 0001 0100 2200", 34),
     ],
 )
-def test_what_it_does_not_know_stalls(camera: Camera, setup: str, length: int) -> None:
+def test_unknown_requests_stall(camera: Camera, setup: str, length: int) -> None:
     assert camera.control_out(bytes.fromhex(setup), memoryview(bytes(length))) is Handshake.STALL
 
 
 @pytest.mark.parametrize(
     "setup", ["a1 81 0001 0000 2200", "a1 81 0003 0100 2200", "a1 84 0001 0100 2200", "c1 81 0001 0100 2200"]
 )
-def test_what_it_cannot_tell_stalls(camera: Camera, setup: str) -> None:
+def test_requests_without_an_answer_stall(camera: Camera, setup: str) -> None:
     assert camera.control_in(bytes.fromhex(setup), 34) is Handshake.STALL
 
 
-def test_bandwidth_is_taken_by_the_second_setting_only(camera: Camera) -> None:
+def test_only_the_second_setting_uses_bandwidth(camera: Camera) -> None:
     (endpoint,) = parse_configuration(camera.configurations[0]).endpoints
     assert (endpoint.bInterfaceNumber, endpoint.bAlternateSetting) == (1, 1)
     assert endpoint.wMaxPacketSize == PACKET_SIZE

@@ -1,4 +1,4 @@
-"""The descriptors of every simulated device, read with the parser that real devices are read with."""
+"""The descriptors of every simulated device, read with the parser for real devices."""
 
 import struct
 
@@ -16,7 +16,7 @@ def device(request: pytest.FixtureRequest) -> SimulatedDevice:
     return create(request.param, {})
 
 
-def test_the_device_descriptor_is_whole(device: SimulatedDevice) -> None:
+def test_the_device_descriptor_is_complete(device: SimulatedDevice) -> None:
     raw = device.device_descriptor
     assert len(raw) == raw[0] == 18
     assert raw[1] == 1
@@ -46,7 +46,7 @@ def test_the_configuration_counts_right(device: SimulatedDevice) -> None:
             assert len(found) == count
 
 
-def test_bulk_packets_are_as_large_as_the_speed_demands(device: SimulatedDevice) -> None:
+def test_bulk_packets_have_the_size_that_the_speed_requires(device: SimulatedDevice) -> None:
     for raw in device.configurations:
         for endpoint in parse_configuration(raw).endpoints:
             if endpoint.bmAttributes & 3 == 2:

@@ -1,4 +1,4 @@
-"""The keyboard, typed on by a clock that only moves when told to."""
+"""The keyboard, with a clock that moves only on command."""
 
 import struct
 
@@ -38,7 +38,7 @@ def poll(keyboard: Keyboard) -> bytes | Handshake:
 
 
 def next_report(keyboard: Keyboard, clock: Clock) -> bytes:
-    """Waits as the pump does: asks, and asks again at wake_at."""
+    """Waits as the pump does: polls, and polls again at wake_at."""
     report = poll(keyboard)
     while report is Handshake.NAK:
         wake = keyboard.wake_at()
@@ -50,7 +50,7 @@ def next_report(keyboard: Keyboard, clock: Clock) -> bytes:
     return report
 
 
-def test_types_its_text_over_and_over(keyboard: Keyboard, clock: Clock) -> None:
+def test_types_its_text_repeatedly(keyboard: Keyboard, clock: Clock) -> None:
     typed = ""
     for _ in range(2 * len(TEXT)):
         down, up = next_report(keyboard, clock), next_report(keyboard, clock)
@@ -81,7 +81,7 @@ def test_a_host_that_polls_late_gets_no_burst(keyboard: Keyboard, clock: Clock) 
     assert poll(keyboard) is Handshake.NAK
 
 
-def test_reset_begins_anew(keyboard: Keyboard, clock: Clock) -> None:
+def test_reset_restarts_the_text(keyboard: Keyboard, clock: Clock) -> None:
     first = next_report(keyboard, clock)
     next_report(keyboard, clock)
     keyboard.reset()
@@ -100,7 +100,7 @@ def test_idle_rate_repeats_the_report(keyboard: Keyboard, clock: Clock) -> None:
     assert clock.now - before == pytest.approx(0.020)
 
 
-def test_an_idle_rate_is_for_the_key_that_is_down_already(keyboard: Keyboard, clock: Clock) -> None:
+def test_an_idle_rate_applies_to_a_key_that_is_already_down(keyboard: Keyboard, clock: Clock) -> None:
     down = next_report(keyboard, clock)
     assert keyboard.control_out(setup(0x21, 0x0A, 5 << 8), NOTHING) is None  # SET_IDLE 20 ms
     before = clock.now
@@ -115,7 +115,7 @@ def test_without_idle_rate_only_changes_are_reported(keyboard: Keyboard, clock: 
     assert next_report(keyboard, clock) != down
 
 
-def test_get_report_tells_the_keys_that_are_down(keyboard: Keyboard, clock: Clock) -> None:
+def test_get_report_returns_the_keys_that_are_down(keyboard: Keyboard, clock: Clock) -> None:
     down = next_report(keyboard, clock)
     assert keyboard.control_in(setup(0xA1, 0x01, 0x0100, length=8), 8) == down
 
@@ -160,7 +160,7 @@ def test_leds_and_protocol_are_kept(keyboard: Keyboard) -> None:
     [
         setup(0x21, 0x09, 0x0200, length=0),  # SET_REPORT without a report
         setup(0x21, 0x09, 0x0300, length=1),  # a feature report
-        setup(0x21, 0x0B, 2),  # a protocol that there is not
+        setup(0x21, 0x0B, 2),  # an unknown protocol
         setup(0x21, 0x0A, 0x0501),  # SET_IDLE of report 1
         setup(0x21, 0x0A, 0x0500, index=1),  # of another interface
         setup(0x40, 0x0A, 0),

@@ -53,12 +53,12 @@ def test_only_super_speed_has_companions_and_a_bos() -> None:
         assert bool(device.bos_descriptor) == is_super
 
 
-def test_a_speed_that_there_is_not() -> None:
-    with pytest.raises(UsageError, match="speed 'low' is none of full, high, super"):
+def test_an_unknown_speed() -> None:
+    with pytest.raises(UsageError, match="speed 'low' is not one of full, high, super"):
         parse_simulate("loopback:speed=low")
 
 
-def test_of_packets_that_are_not_read_the_oldest_are_lost() -> None:
+def test_the_oldest_unread_packets_are_lost() -> None:
     device = loopback("full")
     for number in range(4096 + 2):
         device.iso_write(ISOCHRONOUS_OUT, memoryview(number.to_bytes(2, "big")))

@@ -67,7 +67,7 @@ def test_case_5_hi_more_than_di(host: BotHost) -> None:
     assert (result.status, result.residue, len(result.data), result.stalled) == (PASSED, 219, 36, BULK_IN)
 
 
-def test_case_5_where_the_data_fills_whole_urbs(host: BotHost) -> None:
+def test_case_5_with_data_that_fills_whole_urbs(host: BotHost) -> None:
     host.urb_size = 512
     result = host.command_in(read_10(0, 2), 2048)
     assert (result.status, result.residue, len(result.data), result.stalled) == (PASSED, 1024, 1024, BULK_IN)
@@ -143,12 +143,12 @@ def test_the_whole_disk_in_urbs_of_any_size(host: BotHost, urb_size: int) -> Non
     assert result.data == data
 
 
-def test_a_transfer_of_no_blocks_is_no_error(host: BotHost) -> None:
+def test_a_transfer_of_no_blocks_is_not_an_error(host: BotHost) -> None:
     assert host.command(read_10(0, 0)).status == PASSED
     assert host.command(write_10(0, 0)).status == PASSED
 
 
-def test_the_status_waits_until_the_data_has_gone(host: BotHost) -> None:
+def test_the_status_waits_until_the_data_is_sent(host: BotHost) -> None:
     host.write(host.cbw(read_10(0, 1), 512, is_in=True))
     assert host.write(bytes(31)) is Handshake.NAK
     data = host.read(512)
@@ -158,7 +158,7 @@ def test_the_status_waits_until_the_data_has_gone(host: BotHost) -> None:
     assert host.csw() == (PASSED, 0)
 
 
-def test_an_idle_disk_says_nak(host: BotHost) -> None:
+def test_an_idle_disk_returns_nak(host: BotHost) -> None:
     assert host.read(13) is Handshake.NAK
 
 
@@ -201,7 +201,7 @@ def test_a_bad_cbw_needs_reset_recovery(host: BotHost, bad: bytes) -> None:
     assert host.command_in(INQUIRY_36, 36).status == PASSED
 
 
-def test_bulk_only_reset_ends_a_command_half_way(host: BotHost) -> None:
+def test_bulk_only_reset_aborts_a_command(host: BotHost) -> None:
     host.write(host.cbw(read_10(0, 2), 1024, is_in=True))
     host.read(512)
     assert host.disk.control_out(bytes.fromhex("21 ff 0000 0000 0000"), NOTHING) is None
@@ -240,7 +240,7 @@ def test_bulk_only_reset_is_exact(disk: MassStorage, packet: str) -> None:
     assert disk.control_out(bytes.fromhex(packet), NOTHING) is Handshake.STALL
 
 
-def test_only_the_pipe_that_stalled_has_to_be_cleared(host: BotHost) -> None:
+def test_only_the_stalled_pipe_must_be_cleared(host: BotHost) -> None:
     assert host.write(host.cbw(INQUIRY_36, 255, is_in=True)) == 31
     data = host.read(255)
     assert not isinstance(data, Handshake)

@@ -1,4 +1,4 @@
-"""Where a disk keeps its blocks: what a file may be, and what is told when it may not."""
+"""The medium of a disk: which files are accepted, and the errors for others."""
 
 import contextlib
 import os
@@ -41,7 +41,7 @@ def test_memory_is_zero_and_keeps_what_is_written() -> None:
     medium.close()
 
 
-def test_memory_that_there_is_not() -> None:
+def test_more_memory_than_available() -> None:
     with pytest.raises(UsageError, match="no memory for a disk of"):
         MemoryMedium(1 << 62)
 
@@ -55,7 +55,7 @@ def test_a_missing_file_is_created_with_its_size(tmp_path: Path) -> None:
     assert (tmp_path / "default.img").stat().st_size == DEFAULT_SIZE
 
 
-def test_a_file_as_it_is(tmp_path: Path) -> None:
+def test_an_existing_file_keeps_its_size(tmp_path: Path) -> None:
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(range(256)) * 8)
     medium = FileMedium(path, None)
@@ -66,9 +66,7 @@ def test_a_file_as_it_is(tmp_path: Path) -> None:
     assert path.read_bytes()[1023:1028] == b"\xffnew\x03"
 
 
-def test_all_is_written_however_little_the_system_takes_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "disk.img"
     medium = FileMedium(path, 4096)
     pwrite = os.pwrite
@@ -82,22 +80,22 @@ def test_all_is_written_however_little_the_system_takes_at_once(
 def test_a_file_of_another_size(tmp_path: Path) -> None:
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(1024))
-    with pytest.raises(UsageError, match=r"disk.img has 1024 bytes, not the 2048 that size= says"):
+    with pytest.raises(UsageError, match=r"disk.img has 1024 bytes, not the 2048 of size="):
         FileMedium(path, 2048)
     assert path.read_bytes() == bytes(1024)
 
 
-def test_a_file_that_is_no_number_of_blocks(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_multiple_of_blocks(tmp_path: Path) -> None:
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(1000))
-    with pytest.raises(UsageError, match="1000 bytes, which is not a multiple of 512"):
+    with pytest.raises(UsageError, match="1000 bytes, not a multiple of 512"):
         FileMedium(path, None)
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_file(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    with pytest.raises(UsageError, match="fifo is not a regular file"):
+    with pytest.raises(UsageError, match="fifo cannot be a disk: it is not a regular file"):
         FileMedium(fifo, None)
     with pytest.raises(UsageError, match="cannot open"):
         FileMedium(tmp_path, None)
@@ -105,7 +103,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         FileMedium(tmp_path / "nowhere" / "disk.img", None)
 
 
-def test_one_disk_a_file(tmp_path: Path) -> None:
+def test_a_file_belongs_to_one_disk(tmp_path: Path) -> None:
     path = tmp_path / "disk.img"
     first = FileMedium(path, 4096)
     with pytest.raises(UsageError, match="in use by another simulated disk"):
@@ -145,7 +143,7 @@ def test_a_disk_is_written_before_it_is_closed(
     assert len(list(Path("/dev/fd").iterdir())) == before - 1
 
 
-def test_a_file_that_was_cut_is_an_error(tmp_path: Path) -> None:
+def test_a_truncated_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "disk.img"
     medium = FileMedium(path, 4096)
     os.truncate(path, 1024)
@@ -154,7 +152,7 @@ def test_a_file_that_was_cut_is_an_error(tmp_path: Path) -> None:
     medium.close()
 
 
-def test_the_disk_in_a_file_is_there_again(tmp_path: Path) -> None:
+def test_the_disk_in_a_file_persists(tmp_path: Path) -> None:
     options = {"file": str(tmp_path / "disk.img"), "size": "64K"}
     write, read = bytes.fromhex("2a 00 00000002 00 0002 00"), bytes.fromhex("28 00 00000002 00 0002 00")
     data = bytes(range(256)) * 4

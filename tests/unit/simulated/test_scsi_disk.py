@@ -1,4 +1,4 @@
-"""SCSI commands, asked for through the bulk-only transport as a host does."""
+"""SCSI commands, sent through the bulk-only transport as a host does."""
 
 import struct
 from pathlib import Path
@@ -39,13 +39,13 @@ def ask(host: BotHost, text: str, length: int) -> bytes:
 
 
 def refuse(host: BotHost, text: str, length: int = 0) -> tuple[int, int, int]:
-    """A command that must fail; returns why."""
+    """A command that must fail; returns its sense."""
     result = host.command_in(cdb(text), length)
     assert (result.status, result.residue) == (FAILED, length)
     return host.sense()
 
 
-# ---- who it is ---------------------------------------------------------------------------------------------
+# ---- identity --------------------------------------------------------------------------------------------
 
 
 def test_inquiry(host: BotHost) -> None:
@@ -70,7 +70,7 @@ def test_vital_product_data(host: BotHost) -> None:
 
 
 @pytest.mark.parametrize("command", ["12 01 b0 00 ff 00", "12 00 80 00 ff 00"])
-def test_vital_product_data_that_there_is_not(host: BotHost, command: str) -> None:
+def test_unknown_vital_product_data(host: BotHost, command: str) -> None:
     assert refuse(host, command, 255) == INVALID_FIELD
 
 
@@ -112,11 +112,11 @@ def test_mode_sense(host: BotHost) -> None:
     assert ask(host, "1a 00 3f 00 04 00", 4) == cdb("17 00 10 00")
 
 
-def test_mode_sense_of_what_can_be_changed_shows_nothing(host: BotHost) -> None:
+def test_mode_sense_of_changeable_values_is_empty(host: BotHost) -> None:
     assert ask(host, "1a 00 48 00 ff 00", 255)[4:] == cdb("08 12 00") + bytes(17)
 
 
-def test_mode_sense_of_what_there_is_not(host: BotHost) -> None:
+def test_mode_sense_of_an_unknown_page(host: BotHost) -> None:
     assert refuse(host, "1a 00 1c 00 ff 00", 255) == INVALID_FIELD
     assert refuse(host, "1a 00 c8 00 ff 00", 255) == (5, 0x39, 0)
 
@@ -124,7 +124,7 @@ def test_mode_sense_of_what_there_is_not(host: BotHost) -> None:
 # ---- sense data --------------------------------------------------------------------------------------------
 
 
-def test_sense_is_told_once(host: BotHost) -> None:
+def test_sense_is_reported_once(host: BotHost) -> None:
     host.command(cdb("ff 00 00 00 00 00"))
     assert host.sense() == INVALID_COMMAND
     assert host.sense() == (0, 0, 0)
@@ -169,7 +169,7 @@ def test_read_and_write(host: BotHost, form: int) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_last_block_and_not_one_more(host: BotHost, form: int) -> None:
+def test_the_last_block_and_the_one_after_it(host: BotHost, form: int) -> None:
     assert host.command_out(FORMS[form](WRITE[form], BLOCKS - 1, 1), bytes(512)).status == PASSED
     for address, count in ((BLOCKS - 1, 2), (BLOCKS, 1), (0xFFFFFFFF, 1), (0, BLOCKS + 1)):
         assert host.command_in(FORMS[form](READ[form], address, count), 512 * count).status == FAILED
@@ -190,7 +190,7 @@ def test_synchronize_cache(host: BotHost) -> None:
     assert refuse(host, "35 00 00000800 00 0001 00") == OUT_OF_RANGE
 
 
-# ---- the medium goes and comes -----------------------------------------------------------------------------
+# ---- ejecting and loading --------------------------------------------------------------------------------
 
 EJECT, LOAD, STOP, START = (
     cdb("1b 00 00 00 02 00"),
@@ -285,7 +285,7 @@ def test_a_flush_that_fails_is_a_write_error(broken: BotHost) -> None:
     assert broken.sense() == (3, 0x0C, 0)
 
 
-def test_a_forced_write_is_not_done_before_it_is_flushed(broken: BotHost) -> None:
+def test_a_forced_write_completes_only_after_the_flush(broken: BotHost) -> None:
     assert broken.command_out(FORMS[10](0x2A, 0, 1), bytes(512)).status == PASSED
     forced = cdb("2a 08 00000000 00 0001 00")
     result = broken.command_out(forced, bytes(512))

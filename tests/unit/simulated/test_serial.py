@@ -28,14 +28,14 @@ def test_echo(serial: Serial) -> None:
     assert serial.read(BULK_IN, 64) is Handshake.NAK
 
 
-def test_what_is_echoed_outlives_the_buffer_it_came_in(serial: Serial) -> None:
+def test_echoed_data_outlives_its_buffer(serial: Serial) -> None:
     buffer = bytearray(b"first")
     serial.write(BULK_OUT, memoryview(buffer))
     buffer[:] = b"later"
     assert serial.read(BULK_IN, 64) == b"first"
 
 
-def test_a_full_buffer_pushes_back_and_loses_nothing(serial: Serial) -> None:
+def test_a_full_buffer_returns_nak_and_loses_nothing(serial: Serial) -> None:
     data = bytes(i % 251 for i in range(ECHO_SIZE + 100))
     assert serial.write(BULK_OUT, memoryview(data)) == ECHO_SIZE
     assert serial.write(BULK_OUT, memoryview(data[ECHO_SIZE:])) is Handshake.NAK
@@ -47,7 +47,7 @@ def test_a_full_buffer_pushes_back_and_loses_nothing(serial: Serial) -> None:
     assert got == data[: ECHO_SIZE + 60]
 
 
-def test_an_empty_write_is_taken_even_when_full(serial: Serial) -> None:
+def test_an_empty_write_is_accepted_even_when_full(serial: Serial) -> None:
     serial.write(BULK_OUT, memoryview(bytes(ECHO_SIZE)))
     assert serial.write(BULK_OUT, NOTHING) == 0
 
@@ -62,7 +62,7 @@ def test_line_coding_is_kept(serial: Serial) -> None:
     assert serial.control_in(get, 7) != coding
 
 
-def test_dtr_comes_back_as_dcd_and_dsr(serial: Serial) -> None:
+def test_dtr_returns_as_dcd_and_dsr(serial: Serial) -> None:
     assert serial.read(NOTIFICATION_IN, 16) is Handshake.NAK
     assert serial.control_out(setup(0x21, 0x22, 0x0003), NOTHING) is None
     up = bytes.fromhex("a1 20 00 00 00 00 02 00 03 00")
@@ -72,7 +72,7 @@ def test_dtr_comes_back_as_dcd_and_dsr(serial: Serial) -> None:
     assert serial.read(NOTIFICATION_IN, 16) == up[:8] + b"\0\0"
 
 
-def test_a_line_that_changed_back_in_between_is_no_news(serial: Serial) -> None:
+def test_a_line_that_changed_back_is_not_reported(serial: Serial) -> None:
     serial.control_out(setup(0x21, 0x22, 1), NOTHING)
     serial.control_out(setup(0x21, 0x22, 0), NOTHING)
     assert serial.read(NOTIFICATION_IN, 16) is Handshake.NAK

@@ -1,4 +1,4 @@
-"""The simulated devices as a client meets them: behind the pump, URB by URB, halts and NAKs included."""
+"""The simulated devices as a client sees them: through the pump, URB by URB, with halts and NAKs."""
 
 import struct
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ def attach() -> Iterator[Attach]:
 
 
 def finished(replies: list[RetSubmit | RetUnlink]) -> list[RetSubmit]:
-    """The same replies, now known to be of URBs that nobody unlinked."""
+    """The same replies, checked to be of URBs that were not unlinked."""
     assert all(isinstance(reply, RetSubmit) for reply in replies)
     return [reply for reply in replies if isinstance(reply, RetSubmit)]
 
@@ -50,7 +50,7 @@ def control(rig: Rig, setup: str, data: bytes = b"") -> RetSubmit:
 
 
 class UrbHost(BotHost):
-    """A bulk-only host whose packets take the way of a client: what waits without an answer is unlinked."""
+    """A bulk-only host that sends URBs like a client and unlinks those that stay unanswered."""
 
     def __init__(self, disk: MassStorage, rig: Rig, urb_size: int = 16384) -> None:
         super().__init__(disk, urb_size)
@@ -117,7 +117,7 @@ def write_10(address: int, count: int) -> bytes:
 
 
 @pytest.mark.parametrize("urb_size", [1000, 122880])
-def test_the_disk_gives_back_what_it_took(host: UrbHost, urb_size: int) -> None:
+def test_the_disk_returns_what_was_written(host: UrbHost, urb_size: int) -> None:
     host.urb_size = urb_size
     data = bytes(i * 13 % 256 for i in range(240 * 1024))
     assert host.command_out(write_10(16, 480), data).status == 0
@@ -126,7 +126,7 @@ def test_the_disk_gives_back_what_it_took(host: UrbHost, urb_size: int) -> None:
     assert result.data == data
 
 
-def test_stalled_pipes_are_cleared_and_go_on(host: UrbHost) -> None:
+def test_stalled_pipes_work_once_cleared(host: UrbHost) -> None:
     for _ in range(2):
         short = host.command_in(bytes((0x12, 0, 0, 0, 36, 0)), 255)
         assert (short.status, short.residue, len(short.data), short.stalled) == (0, 219, 36, BULK_IN)
@@ -159,14 +159,14 @@ def test_a_status_that_does_not_fit_is_babble(host: UrbHost) -> None:
     assert reply.status == -LINUX_EOVERFLOW
 
 
-def test_set_configuration_ends_a_command_half_way(host: UrbHost) -> None:
+def test_set_configuration_aborts_a_command(host: UrbHost) -> None:
     host.write(host.cbw(read_10(0, 2), 1024, is_in=True))
     host.read(512)
     assert control(host.rig, "00 09 0100 0000 0000").status == 0
     assert host.command(bytes(6)).status == 0
 
 
-def test_the_next_client_finds_the_data_and_no_command_of_the_last(host: UrbHost) -> None:
+def test_the_next_client_finds_the_data_but_no_old_command(host: UrbHost) -> None:
     host.command_out(write_10(0, 1), b"\x5a" * 512)
     host.write(host.cbw(read_10(0, 2), 1024, is_in=True))
     assert host.rig.finish()
@@ -178,7 +178,7 @@ def test_the_next_client_finds_the_data_and_no_command_of_the_last(host: UrbHost
 # ---- the others --------------------------------------------------------------------------------------------
 
 
-def test_the_keyboard_types_into_waiting_urbs(attach: Attach) -> None:
+def test_the_keyboard_completes_waiting_urbs(attach: Attach) -> None:
     rig = attach(create("keyboard", {}))
     urbs = [rig.submit(keyboard.INTERRUPT_IN, 8) for _ in range(2)]
     rig.send(b"".join(map(encode, urbs)))
@@ -188,14 +188,14 @@ def test_the_keyboard_types_into_waiting_urbs(attach: Attach) -> None:
     assert reports == [bytes((0, 0, 0x18, 0, 0, 0, 0, 0)), bytes(8)]  # u: HID Usage Tables, page 07h
 
 
-def test_the_keyboard_tells_its_report_descriptor(attach: Attach) -> None:
+def test_the_keyboard_returns_its_report_descriptor(attach: Attach) -> None:
     rig = attach(create("keyboard", {}))
     assert control(rig, "81 06 0022 0000 ff00").data == keyboard.REPORT_DESCRIPTOR
     assert control(rig, "21 0a 0000 0000 0000").status == 0
     assert control(rig, "21 09 0002 0000 0100", b"\x01").status == 0
 
 
-def test_without_a_data_stage_the_header_s_direction_means_nothing(attach: Attach) -> None:
+def test_without_a_data_stage_the_direction_of_the_header_is_ignored(attach: Attach) -> None:
     rig = attach(create("keyboard", {}))
     set_idle = bytes.fromhex("21 0a 0005 0000 0000")
     assert [reply.status for reply in exchange(rig, rig.submit(0x80, setup=set_idle))] == [0]
@@ -239,7 +239,7 @@ def test_the_loopback_keeps_messages_apart(attach: Attach) -> None:
     assert (sunk.status, sunk.actual_length) == (0, 100_000)
 
 
-def test_a_message_whose_urb_is_unlinked_ends_where_it_was(attach: Attach) -> None:
+def test_an_unlinked_urb_ends_its_message(attach: Attach) -> None:
     rig = attach(create("loopback", {}))
     too_large = rig.submit(loopback.LOOPBACK_OUT, data=b"A" * LOOP_SIZE + b"B" * 100)
     assert exchange(rig, too_large) == []
@@ -293,7 +293,7 @@ def test_the_camera_streams_short_and_empty_packets(attach: Attach) -> None:
     lengths = [packet.actual_length for packet in reply.iso]
     assert (lengths[0], lengths[-1]) == (size, 0)
     parts, at = [], 0
-    for length in lengths:  # one behind the other: the gaps are left out
+    for length in lengths:  # packets are contiguous: gaps are left out
         parts.append(reply.data[at : at + length][2:])
         at += length
     assert at == len(reply.data)

@@ -1,4 +1,4 @@
-"""A Linux host made of files: its sysfs, its /proc, its mount table."""
+"""A Linux host made of files: sysfs, /proc and mount table."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from usbipd.usb.ownership import SysfsOwnership
 
 
 class FakeSysfs:
-    """A directory that looks like the USB part of sysfs, with the rest of the host that belongs to it."""
+    """A directory like the USB part of sysfs, with the related parts of the host."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -26,22 +26,22 @@ class FakeSysfs:
         self._probe.touch()
 
     def ownership(self) -> SysfsOwnership:
-        """What is known of this host."""
+        """The view of this host."""
         return SysfsOwnership(self.root, self.mount_table, self.proc, self.dev, self._umount)
 
     @property
     def probed(self) -> str:
-        """The interface for which a driver was last looked."""
+        """The interface whose drivers were last probed."""
         return self._probe.read_text()
 
     def hang_over_drivers(self) -> Path:
-        """From now on the kernel never ends looking for a driver, until what is returned is read."""
+        """From now on a driver probe blocks until the returned descriptor is read."""
         self._probe.unlink()
         os.mkfifo(self._probe)
         return self._probe
 
     def add_device(self, busid: str, devnum: int = 12, driver: str = "usb", *, below: str = "") -> Path:
-        """A device without interfaces, on the bus `below`; its directory.  Nothing happens if it is there."""
+        """A device without interfaces, on the bus `below`; its directory.  Keeps an existing one."""
         device = self.root / "devices" / below / busid
         if not device.exists():
             device.mkdir(parents=True)
@@ -109,7 +109,7 @@ class FakeSysfs:
         (directory / "driver").symlink_to(target)
 
     def _umount(self, point: bytes) -> str | None:
-        """As umount does it: what was mounted there last goes."""
+        """Like umount: removes the latest mount there."""
         text = point.decode()
         if text in self.busy:
             return f"umount: {text}: target is busy."

@@ -1,4 +1,4 @@
-"""Why a claim failed, in words: who has the device, the code, and what to try."""
+"""The explanation of a failed claim: the holder, the code, and what to try."""
 
 import re
 from pathlib import Path
@@ -52,37 +52,37 @@ TIMEOUT = UsbipdError("worker[7] did not answer CLAIM within 60 s", code="timeou
             TIMEOUT,
             [HID, VIRTUALBOX],
             "linux",
-            "is held by the driver usbhid, which does not let go",
+            "is held by the driver usbhid, which does not release it",
             "plug the device in again, then try again",
         ),
         (
             BUSY,
             [STORAGE, STORAGE, HID],
             "linux",
-            "is held by the driver usb-storage and the driver usbhid, which does not let go",
-            "close what uses it on this host, such as a virtual machine, or unload the driver: "
+            "is held by the driver usb-storage and the driver usbhid, which does not release it",
+            "close the program that uses it on this host, such as a virtual machine, or unload the driver: "
             "modprobe --remove usb-storage usbhid, then try again",
         ),
         (
             BUSY,
             [STORAGE],
             "darwin",
-            "is held by the driver usb-storage, which does not let go",
-            "close what uses it on this host, such as a virtual machine, then try again",
+            "is held by the driver usb-storage, which does not release it",
+            "close the program that uses it on this host, such as a virtual machine, then try again",
         ),
         (
             BUSY,
             [UNSEEN, HID],
             "linux",
             "is held by another program",
-            "close what uses it on this host, such as a virtual machine, then try again",
+            "close the program that uses it on this host, such as a virtual machine, then try again",
         ),
         (
             BUSY,
             [],
             "linux",
             "is held by another program or driver",
-            "close what uses it on this host, such as a virtual machine, then try again",
+            "close the program that uses it on this host, such as a virtual machine, then try again",
         ),
         (
             ACCESS,
@@ -103,22 +103,22 @@ TIMEOUT = UsbipdError("worker[7] did not answer CLAIM within 60 s", code="timeou
             ClaimError(f"the worker says: {NOT_PERMITTED.message}", code="useless", advice="ours"),
             [],
             "darwin",
-            "cannot be taken",
+            "cannot be claimed",
             "ours",
         ),
         (
             NOT_PERMITTED,
             [],
             "darwin",
-            "may not be used by a service of this Mac",
-            "stop the service, and run usbipd in a terminal of a user who is logged in: "
+            "may not be used by a service on this Mac",
+            "stop the service, and run usbipd in a terminal of a logged-in user: "
             "sudo usbipd-ext --run, then try again",
         ),
         (
             ACCESS,
             [STORAGE],
             "darwin",
-            "is held by the driver usb-storage, which does not let go",
+            "is held by the driver usb-storage, which does not release it",
             "unmount all its volumes (diskutil unmountDisk DISK), and run the extension as root, "
             "with sudo or as a service, then try again",
         ),
@@ -126,10 +126,10 @@ TIMEOUT = UsbipdError("worker[7] did not answer CLAIM within 60 s", code="timeou
             TIMEOUT,
             [STORAGE],
             "linux",
-            "is held by the driver usb-storage, which does not let go",
+            "is held by the driver usb-storage, which does not release it",
             "plug the device in again, then try again",
         ),
-        (TIMEOUT, [], "linux", "cannot be taken in time", "plug the device in again, then try again"),
+        (TIMEOUT, [], "linux", "could not be claimed in time", "plug the device in again, then try again"),
         (
             ClaimError("x (LIBUSB_ERROR_NO_DEVICE, -4)", code="LIBUSB_ERROR_NO_DEVICE"),
             [STORAGE],
@@ -139,7 +139,7 @@ TIMEOUT = UsbipdError("worker[7] did not answer CLAIM within 60 s", code="timeou
         ),
     ],
 )
-def test_who_has_it_and_what_to_try(
+def test_the_holder_and_the_advice(
     error: UsbipdError, holders: list[Holder], platform: str, text: str, advice: str
 ) -> None:
     explained = explain_claim_error("1-2", error, holders, platform=platform)
@@ -153,28 +153,28 @@ def test_who_has_it_and_what_to_try(
     ("message", "text"),
     [
         ("1-2 cannot be described to clients: x", "1-2 cannot be described to clients: x"),
-        ("libusb 1.0.9 is too old", "1-2 cannot be taken: libusb 1.0.9 is too old"),
+        ("libusb 1.0.9 is too old", "1-2 cannot be claimed: libusb 1.0.9 is too old"),
     ],
 )
-def test_what_the_table_does_not_know_stays_as_it_is(message: str, text: str) -> None:
+def test_errors_outside_the_table_stay_unchanged(message: str, text: str) -> None:
     explained = explain_claim_error("1-2", UsbipdError(message, code="odd", advice="update it"), [VIRTUALBOX])
     assert (explained.message, explained.code, explained.advice) == (text, "odd", "update it")
 
 
-def test_every_code_of_libusb_is_one_that_libusb_has() -> None:
+def test_every_code_of_libusb_exists() -> None:
     own = {"timeout", "spawn"}
     names = set(claim_errors._EXPLANATIONS) | set(claim_errors._ON_MACOS)
     assert names - own <= {f"LIBUSB_{name}" for name in dir(usb1) if re.fullmatch(r"ERROR_\w+", name)}
 
 
-def test_texts_are_written_alike() -> None:
+def test_texts_have_the_same_style() -> None:
     for each in [*claim_errors._EXPLANATIONS.values(), *claim_errors._ON_MACOS.values()]:
         assert each.text[0].islower()
         assert each.advice[0].islower()
         assert not each.advice.endswith(".")
 
 
-def test_a_claim_says_name_and_number_of_the_code() -> None:
+def test_a_claim_error_has_the_name_and_number_of_its_code() -> None:
     """cython/claim.pyx, whose texts the table does not repeat."""
     source = (Path(__file__).parents[3] / "cython/claim.pyx").read_text()
     assert source.count("({name}, {code})") == 3

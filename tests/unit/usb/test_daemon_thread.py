@@ -1,4 +1,4 @@
-"""What may hang in the system does not keep the process from ending."""
+"""Calls that hang in the system do not keep the process from exiting."""
 
 import asyncio
 import sys
@@ -14,7 +14,7 @@ from usbipd.usb.daemon_thread import close_in_time
 
 @pytest.fixture
 def hang() -> threading.Event:
-    """What hangs waits for this."""
+    """A hanging call waits for this."""
     return threading.Event()
 
 

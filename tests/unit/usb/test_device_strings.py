@@ -1,4 +1,4 @@
-"""What devices say of themselves: anything, or nothing."""
+"""The strings of devices: anything, or nothing."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from usbipd.usb.device_strings import DeviceStrings, strings_in_sysfs
         ("Gerät\n".encode(), "Gerät"),
     ],
 )
-def test_what_sysfs_says(tmp_path: Path, raw: bytes, serial: str | None) -> None:
+def test_strings_from_sysfs(tmp_path: Path, raw: bytes, serial: str | None) -> None:
     (tmp_path / "serial").write_bytes(raw)
     (tmp_path / "product").write_bytes(b"Stick\n")
     assert strings_in_sysfs(tmp_path) == DeviceStrings(None, "Stick", serial)

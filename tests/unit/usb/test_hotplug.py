@@ -1,4 +1,4 @@
-"""When devices come and go, from a listener that the test speaks for."""
+"""Arrivals and departures of devices, from a fake listener."""
 
 import asyncio
 import threading
@@ -14,7 +14,7 @@ from usbipd.usb.hotplug import Hotplug
 
 
 class Announcer:
-    """An `EventListener` that reports what the test makes it report, from a separate thread."""
+    """An `EventListener` that the test controls, on a separate thread."""
 
     def __init__(self) -> None:
         self.problem: str | None = None
@@ -36,7 +36,7 @@ class Announcer:
         self.is_stopped = True
 
     def announce(self) -> None:
-        """A device has come or gone."""
+        """A device has arrived or left."""
         _in_a_thread(self._on_event)
 
     def fail(self, reason: str) -> None:
@@ -78,13 +78,13 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     return host
 
 
-async def test_what_came_before_it_listened_is_a_change(host: Host) -> None:
+async def test_earlier_changes_count_as_a_change(host: Host) -> None:
     host.hotplug.start()
     await until(lambda: host.changes)
     await host.hotplug.stop()
 
 
-async def test_an_event_is_a_change_and_another_one_when_drivers_are_bound(host: Host) -> None:
+async def test_an_event_is_a_change_and_another_after_drivers_are_bound(host: Host) -> None:
     await host.start()
     host.listener.announce()
     await until(lambda: host.changes == 4)
@@ -98,7 +98,7 @@ async def test_a_burst_is_one_change(host: Host, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(hotplug, "BURST", 0.02)
     monkeypatch.setattr(hotplug, "LATE", 0.04)
     for _ in range(100):
-        host.hotplug._heard()
+        host.hotplug._schedule_change()
     await until(lambda: host.changes == 4)
     await host.hotplug.stop()
     assert host.changes == 4
@@ -110,17 +110,17 @@ async def test_stop_ends_the_listener(host: Host) -> None:
     await until(lambda: host.changes > 2)
     await host.hotplug.stop()
     assert host.listener.is_stopped
-    host.hotplug._heard()  # one that was under way
+    host.hotplug._schedule_change()  # one in flight
     assert host.hotplug._soon is None
     await host.hotplug.stop()
 
 
-async def test_nothing_is_told_after_stop(host: Host) -> None:
+async def test_no_change_is_reported_after_stop(host: Host) -> None:
     await host.start()
-    host.hotplug._heard()
+    host.hotplug._schedule_change()
     await host.hotplug.stop()
     later = asyncio.Event()
-    asyncio.get_running_loop().call_later(2 * hotplug.LATE, later.set)  # behind what was to be told
+    asyncio.get_running_loop().call_later(2 * hotplug.LATE, later.set)  # after the pending changes
     await later.wait()
     assert host.changes == 2
 
@@ -148,7 +148,7 @@ def test_an_event_after_the_loop_has_ended(host: Host) -> None:
 
 
 def polls(host: Host, monkeypatch: pytest.MonkeyPatch, problem: str) -> None:
-    """Hotplug does not work, says why, and hears of changes all the same."""
+    """Hotplug does not work, reports why, and still notices changes."""
     present = {"1-1"}
     monkeypatch.setattr(hotplug, "_signature", lambda: frozenset(present))
 
@@ -165,13 +165,13 @@ def polls(host: Host, monkeypatch: pytest.MonkeyPatch, problem: str) -> None:
     run(test())
 
 
-def test_a_host_that_does_not_tell(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_without_events(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     host.listener.problem = "this host does not tell"
     polls(host, monkeypatch, "this host does not tell")
 
 
 async def test_a_listener_that_hangs_when_it_starts(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Changes are noticed all the same; if it starts in the end, it is listened to."""
+    """Changes are still noticed; if it starts late, it is used."""
     present: set[object] = set()
     monkeypatch.setattr(hotplug, "_signature", lambda: frozenset(present))
     monkeypatch.setattr(hotplug, "START_TIME", 0.01)
@@ -217,7 +217,7 @@ async def test_a_list_that_fails_once(host: Host, monkeypatch: pytest.MonkeyPatc
     await host.hotplug.stop()
 
 
-# What is asked of the host
+# Queries to the host
 
 
 def test_the_signature_of_sysfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Which libusb usbipd needs: Python has the number once, what runs before it is installed has its own."""
+"""The libusb that usbipd needs: Python has the number; files that run before installation repeat it."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 """The tables of mounts and swap areas, and umount itself.
 
-What really unmounts needs root: it runs in a mount namespace of its own, of which the host sees nothing.
+Real unmounts need root: they run in a private mount namespace, invisible to the host.
 """
 
 import os
@@ -79,7 +79,7 @@ def program(directory: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_table_is_that_of_the_host(tmp_path: Path) -> None:
-    """A namespace of our own may not have what the host mounts."""
+    """Our mount namespace may differ from the host's."""
     assert mount_table_of_host(tmp_path) == tmp_path / "self/mountinfo"
     (tmp_path / "1").mkdir()
     (tmp_path / "1/mountinfo").touch()
@@ -97,14 +97,14 @@ def test_umount_gets_the_path_and_a_clean_environment(
     assert "LD_PRELOAD" not in (tmp_path / "environment").read_text()
 
 
-def test_umount_is_out_of_reach_of_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_umount_is_protected_from_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ask = f"import os; open('{tmp_path}/session', 'w').write(str(os.getsid(0)))"
     program(tmp_path, f'exec {sys.executable} -c "{ask}"', monkeypatch)
     assert umount(b"/a") is None
     assert int((tmp_path / "session").read_text()) != os.getsid(0)
 
 
-def test_what_umount_complains_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_message_of_umount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path, "echo 'umount: /a: target' >&2; printf 'is\\033 busy.\\n' >&2; exit 32", monkeypatch)
     assert umount(b"/a") == "umount: /a: target is\\x1b busy."
     program(tmp_path, "exit 32", monkeypatch)
@@ -113,13 +113,13 @@ def test_what_umount_complains_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_host_without_umount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mounts, "_PROGRAMS", str(tmp_path))
-    with pytest.raises(ClaimError, match="there is no umount") as caught:
+    with pytest.raises(ClaimError, match="umount was not found") as caught:
         umount(b"/a")
     assert caught.value.code == "no-umount"
 
 
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
-def test_one_that_writes_for_too_long_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_umount_that_takes_too_long_keeps_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "go")
     os.mkfifo(tmp_path / "done")
     program(tmp_path, f"read line <{tmp_path}/go; echo written >{tmp_path}/done", monkeypatch)
@@ -134,7 +134,7 @@ def test_one_that_writes_for_too_long_is_left_to_it(tmp_path: Path, monkeypatch:
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare of util-linux")
 def test_real_file_systems(tmp_path: Path) -> None:
-    """See `unmount_for_real`, which is process 1 of a host of its own, as far as mounts go."""
+    """See `unmount_for_real`, which is process 1 of a separate host, as far as mounts go."""
     apart = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--mount-proc"]
     can = subprocess.run([*apart, "mount", "-t", "tmpfs", "x", tmp_path], check=False)
     if can.returncode != 0:

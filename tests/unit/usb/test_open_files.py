@@ -1,4 +1,4 @@
-"""Which programs have a file open, in a /proc made of files."""
+"""Programs that have a file open, in a fake /proc."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,7 @@ def is_file(path: bytes) -> bool:
     return path == b"/file"
 
 
-def test_every_way_to_have_a_file(tmp_path: Path) -> None:
+def test_every_way_to_hold_a_file(tmp_path: Path) -> None:
     add(tmp_path, 20, b"reader\n", fd3="socket:[12]", fd4="/file")
     add(tmp_path, 3, b"walker\n", cwd="/file")
     add(tmp_path, 4, b"jailed\n", root="/file")
@@ -48,7 +48,7 @@ def test_a_name_is_made_readable(tmp_path: Path) -> None:
     ]
 
 
-def test_a_program_that_ends_meanwhile(tmp_path: Path) -> None:
+def test_a_program_that_exits_meanwhile(tmp_path: Path) -> None:
     (tmp_path / "7").mkdir()
     assert programs_using(tmp_path, is_file) == []
 

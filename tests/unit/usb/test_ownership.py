@@ -1,4 +1,4 @@
-"""Who holds a device, what it is used for, and how it gets back to its drivers, on a host made of files."""
+"""Holders and uses of a device, and reattaching its drivers, on a host made of files."""
 
 import os
 import threading
@@ -75,7 +75,7 @@ def test_programs_come_first(sysfs: FakeSysfs, ownership: SysfsOwnership) -> Non
     ]
 
 
-def test_a_program_that_only_looks_is_not_in_the_way(sysfs: FakeSysfs, ownership: SysfsOwnership) -> None:
+def test_a_program_without_a_claim_does_not_block(sysfs: FakeSysfs, ownership: SysfsOwnership) -> None:
     sysfs.add_interface("1-2", 0, "usbhid")
     sysfs.add_program(9, "upowerd", "/dev/bus/usb/001/012")
     assert ownership.holders_of("1-2") == [
@@ -84,7 +84,7 @@ def test_a_program_that_only_looks_is_not_in_the_way(sysfs: FakeSysfs, ownership
     ]
 
 
-def test_a_program_that_cannot_be_seen(sysfs: FakeSysfs, ownership: SysfsOwnership) -> None:
+def test_a_program_that_is_not_visible(sysfs: FakeSysfs, ownership: SysfsOwnership) -> None:
     sysfs.add_interface("1-2", 1, "usbfs")
     assert ownership.holders_of("1-2") == [Holder("program", "", None, 1)]
 
@@ -101,7 +101,7 @@ def test_holders_in_words(holder: Holder, text: str) -> None:
     assert str(holder) == text
 
 
-def test_a_device_that_is_not_there_has_nothing(ownership: SysfsOwnership) -> None:
+def test_a_missing_device_has_no_holders(ownership: SysfsOwnership) -> None:
     assert ownership.drivers_of("9-9") == []
     assert ownership.holders_of("9-9") == []
     assert ownership.in_use("9-9") == []
@@ -109,7 +109,7 @@ def test_a_device_that_is_not_there_has_nothing(ownership: SysfsOwnership) -> No
     ownership.give_back("9-9")
 
 
-def test_a_host_without_sysfs_says_nothing(tmp_path: Path) -> None:
+def test_a_host_without_sysfs_has_no_answers(tmp_path: Path) -> None:
     none = tmp_path / "none"
     ownership = SysfsOwnership(none, none, none, none)
     assert ownership.drivers_of("1-2") == []
@@ -123,14 +123,14 @@ def test_this_host_has_one() -> None:
     assert host_ownership().drivers_of("no such device") == []
 
 
-def test_a_driver_is_looked_for_where_there_is_none(sysfs: FakeSysfs, ownership: SysfsOwnership) -> None:
+def test_drivers_are_probed_for_interfaces_without_one(sysfs: FakeSysfs, ownership: SysfsOwnership) -> None:
     sysfs.add_interface("1-2", 0, "usbhid")
     sysfs.add_interface("1-2", 1, None)
     ownership.give_back("1-2")
     assert sysfs.probed == "1-2:1.1"
 
 
-def test_no_driver_to_be_found_is_only_logged(
+def test_a_failed_probe_is_only_logged(
     sysfs: FakeSysfs, ownership: SysfsOwnership, caplog: pytest.LogCaptureFixture
 ) -> None:
     sysfs.add_interface("1-2", 0, None)
@@ -156,14 +156,14 @@ def test_partitions_and_disks_of_this_device_only(
     assert ownership.in_use("1-2") == ["/media/my stick\\ä", "/whole"]
 
 
-def test_a_mount_point_cannot_write_to_a_terminal(
+def test_a_mount_point_cannot_control_a_terminal(
     sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path
 ) -> None:
     sysfs.mount_table.write_bytes(b"36 25 8:1 / /a\\012b\x1b[2J\xff\xe2\x80\xa8\x0b rw - ext4 /dev/sda1 rw\n")
     assert ownership.in_use("1-2") == ["/a\\nb\\x1b[2J\\xff\\u2028\\x0b"]
 
 
-def test_a_file_system_with_a_number_of_its_own_is_known_by_its_source(
+def test_a_file_system_with_an_anonymous_number_is_found_by_its_source(
     sysfs: FakeSysfs, ownership: SysfsOwnership
 ) -> None:
     node = os.stat("/dev/null").st_rdev  # noqa: PTH116 - any device node of this host
@@ -172,7 +172,7 @@ def test_a_file_system_with_a_number_of_its_own_is_known_by_its_source(
     assert ownership.in_use("1-2") == ["/data"]
 
 
-def test_a_source_that_is_no_device_is_not_touched(
+def test_a_source_that_is_not_a_device_is_not_touched(
     sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path, tmp_path: Path
 ) -> None:
     node = tmp_path / "server"
@@ -203,7 +203,7 @@ def test_swap_areas(sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path
     ]
 
 
-def test_what_is_built_on_a_partition(sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path) -> None:
+def test_volumes_built_on_a_partition(sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path) -> None:
     crypt = sysfs.add_built_device("dm-0", "254:0", partition, name="secret", uuid="CRYPT-LUKS2-12ab-secret")
     sysfs.add_built_device("dm-1", "254:1", crypt, name="vg-data", uuid="LVM-abcdef")
     sysfs.mount("254:1", "/data", "/dev/mapper/vg-data")
@@ -221,7 +221,7 @@ def test_what_is_built_on_a_partition(sysfs: FakeSysfs, ownership: SysfsOwnershi
         ({}, "block device /dev/bcache0"),
     ],
 )
-def test_other_things_that_are_built(
+def test_other_volumes(
     sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path, attributes: dict[str, str], text: str
 ) -> None:
     sysfs.add_built_device("bcache0", "252:0", partition, **attributes)
@@ -251,7 +251,7 @@ def test_nested_and_later_mounts_go_first(
     assert "/proc" in sysfs.mount_table.read_text()
 
 
-def test_a_device_that_is_not_in_use_stays_as_it_is(
+def test_an_unused_device_stays_unchanged(
     sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path
 ) -> None:
     ownership.unmount("1-2")
@@ -259,10 +259,10 @@ def test_a_device_that_is_not_in_use_stays_as_it_is(
 
 
 @pytest.mark.parametrize("ours", ["mnt:[4026531841]", "mnt:[4026532000]"])
-def test_nothing_is_unmounted_where_the_host_would_not_see_it(
+def test_nothing_is_unmounted_in_a_private_mount_namespace(
     sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path, ours: str
 ) -> None:
-    """A device that is not mounted may be had all the same."""
+    """A device without mounts can still be claimed."""
     for process, namespace in (("1", "mnt:[4026531841]"), ("self", ours)):
         (sysfs.proc / process / "ns").mkdir(parents=True)
         (sysfs.proc / process / "ns/mnt").symlink_to(namespace)
@@ -275,12 +275,14 @@ def test_nothing_is_unmounted_where_the_host_would_not_see_it(
     error = refused(ownership)
     assert (error.code, sysfs.unmounted) == ("mounted", [])
     assert error.message == (
-        "1-2 is in use: /media/stick, and this daemon has a mount namespace of its own: "
+        "1-2 is in use: /media/stick, and this daemon has a private mount namespace: "
         "what it unmounts stays mounted on the host"
     )
 
 
-def test_who_has_files_open_is_named(sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path) -> None:
+def test_programs_with_open_files_are_named(
+    sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path
+) -> None:
     sysfs.mount("8:1", "/media/stick", "/dev/sda1")
     sysfs.busy.add("/media/stick")
     sysfs.add_program(10, "bash", cwd="/media/stick")
@@ -295,7 +297,7 @@ def test_who_has_files_open_is_named(sysfs: FakeSysfs, ownership: SysfsOwnership
     assert error.advice == "close them, then try again"
 
 
-def test_not_all_of_many_programs_are_named(
+def test_only_the_first_programs_are_named(
     sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path
 ) -> None:
     sysfs.mount("8:1", "/media/stick", "/dev/sda1")
@@ -315,7 +317,7 @@ def test_the_disk_of_this_system_is_not_touched(
     assert sysfs.unmounted == []
 
 
-def test_what_umount_says_if_nobody_is_seen(
+def test_the_message_of_umount_if_no_program_is_visible(
     sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path
 ) -> None:
     sysfs.mount("8:1", "/media/a;b", "/dev/sda1")
@@ -327,7 +329,7 @@ def test_what_umount_says_if_nobody_is_seen(
     assert "fuser -vm '/media/a;b'" in error.advice
 
 
-def test_one_that_somebody_else_unmounts_meanwhile(sysfs: FakeSysfs, partition: Path) -> None:
+def test_a_file_system_that_another_process_unmounts(sysfs: FakeSysfs, partition: Path) -> None:
     sysfs.mount("8:1", "/media/stick", "/dev/sda1")
 
     def too_late(_point: bytes) -> str:
@@ -337,7 +339,7 @@ def test_one_that_somebody_else_unmounts_meanwhile(sysfs: FakeSysfs, partition: 
     SysfsOwnership(sysfs.root, sysfs.mount_table, sysfs.proc, sysfs.dev, too_late).unmount("1-2")
 
 
-def test_one_that_something_mounts_again(sysfs: FakeSysfs, partition: Path) -> None:
+def test_a_file_system_that_is_mounted_again(sysfs: FakeSysfs, partition: Path) -> None:
     sysfs.mount("8:1", "/media/stick", "/dev/sda1")
 
     def umount(_point: bytes) -> None:
@@ -360,7 +362,7 @@ def test_nothing_of_another_device_is_unmounted(
     assert sysfs.unmounted == []
 
 
-def test_what_lies_over_ours_is_not_unmounted_instead(
+def test_a_mount_over_ours_is_not_unmounted_instead(
     sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path
 ) -> None:
     sysfs.mount("8:1", "/media/stick", "/dev/sda1")
@@ -380,7 +382,7 @@ def test_swap_is_refused_before_anything_is_unmounted(
     assert sysfs.unmounted == []
 
 
-def test_what_is_built_on_it_is_refused_with_all_steps_in_order(
+def test_volumes_are_refused_with_all_steps_in_order(
     sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path
 ) -> None:
     second = sysfs.add_block_device(partition.parent, "sda2", "8:2")
@@ -400,7 +402,7 @@ def test_what_is_built_on_it_is_refused_with_all_steps_in_order(
     assert sysfs.unmounted == []
 
 
-def test_an_array_is_stopped_before_any_volume_that_it_is_built_on(
+def test_an_array_is_stopped_before_its_volumes(
     sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path
 ) -> None:
     second = sysfs.add_block_device(partition.parent, "sda2", "8:2")
@@ -412,9 +414,7 @@ def test_an_array_is_stopped_before_any_volume_that_it_is_built_on(
     )
 
 
-def test_a_device_that_goes_while_it_is_looked_at(
-    sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path
-) -> None:
+def test_a_device_that_leaves_meanwhile(sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path) -> None:
     (partition / "dev").unlink()
     with pytest.raises(FileNotFoundError):
         ownership.in_use("1-2")
@@ -447,13 +447,13 @@ def assert_closed(descriptors: list[int]) -> None:
 def test_a_drive_that_is_not_ready_is_not_waited_for(
     sysfs: FakeSysfs, ownership: SysfsOwnership, partition: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As some drives, a FIFO can be opened at once only by a program that says that it does not wait."""
+    """Like some drives, a FIFO opens at once only with O_NONBLOCK."""
     drive = sysfs.dev / "sda1"
     os.mkfifo(drive)
     waited: list[bool] = []
 
     def rescue() -> None:
-        os.close(os.open(drive, os.O_WRONLY | os.O_NONBLOCK))  # only while another process waits for that
+        os.close(os.open(drive, os.O_WRONLY | os.O_NONBLOCK))  # only while another process waits for it
         waited.append(True)
 
     end = threading.Timer(5, rescue)
@@ -477,5 +477,5 @@ def test_data_that_cannot_be_written(
     monkeypatch.setattr(os, "fsync", fail)
     error = refused(ownership)
     assert error.code == "not-written"
-    assert error.message == "1-2: not everything could be written to /dev/sda1: Input/output error"
+    assert error.message == "1-2: cannot flush /dev/sda1, data may be lost: Input/output error"
     assert_closed(descriptors)

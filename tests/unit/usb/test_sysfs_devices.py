@@ -14,8 +14,10 @@ import pytest
 from tests.unit.usb.fake_sysfs import FakeSysfs
 from usbipd.errors import UsbipdError
 from usbipd.protocol.constants import Speed
+from usbipd.simulated.descriptors import configuration_descriptor, interface_descriptor
 from usbipd.usb import sysfs_devices
 from usbipd.usb.discovery import DeviceRecord
+from usbipd.usb.sysfs_descriptors import CLAIMABLE, UNUSABLE
 from usbipd.usb.sysfs_devices import SysfsDevices
 
 PATIENCE: Final = 30.0
@@ -72,6 +74,43 @@ def test_hubs_are_left_out(sysfs: FakeSysfs, devices: SysfsDevices) -> None:
     assert devices.list_all().left_out["1-1"].code == "hub"
 
 
+def describe(directory: Path, number: int, *, total: int | None = None) -> None:
+    """The device has one configuration with one interface."""
+    device = bytes.fromhex("12 01 00 02 00 00 00 40 81 07 67 55 00 01 00 00 00 01")
+    configuration = configuration_descriptor(interface_descriptor(number, 0, 0xFF))
+    if total is not None:
+        configuration = configuration[:2] + total.to_bytes(2, "little") + configuration[4:]
+    (directory / "descriptors").write_bytes(device + configuration)
+
+
+def test_what_usbfs_cannot_claim_is_left_out_and_remembered(sysfs: FakeSysfs, devices: SysfsDevices) -> None:
+    describe(plug(sysfs, "1-1"), CLAIMABLE - 1)
+    sysfs.add_interface("1-1", CLAIMABLE - 1, None)
+    directory = plug(sysfs, "1-2")
+    describe(directory, CLAIMABLE)
+    sysfs.add_interface("1-2", CLAIMABLE, None)
+    assert busids(devices) == ["1-1"]
+    error = devices.list_all().left_out["1-2"]
+    assert f"cannot claim interface {CLAIMABLE}, only numbers up to {CLAIMABLE - 1}" in error.message
+    assert "usbip-host" in str(error.advice)
+    (directory / "descriptors").unlink()
+    assert devices.list_all().left_out["1-2"] is error
+
+
+def test_what_libusb_refuses_is_left_out(sysfs: FakeSysfs, devices: SysfsDevices) -> None:
+    describe(plug(sysfs, "1-1"), 0, total=0xFFFF)
+    describe(plug(sysfs, "1-2"), 0, total=8)
+    assert busids(devices) == ["1-1"]
+    assert "claims to be 8 bytes long" in devices.list_all().left_out["1-2"].message
+
+
+def test_what_has_no_descriptors_is_left_out(sysfs: FakeSysfs, devices: SysfsDevices) -> None:
+    (plug(sysfs, "1-1") / "descriptors").write_bytes(b"\x12\x01")
+    assert busids(devices) == []
+    error = devices.list_all().left_out["1-1"]
+    assert (error.code, error.message.partition(":")[0]) == (UNUSABLE, "its descriptors cannot be read")
+
+
 def test_what_this_host_imported_is_offered_only_on_request(sysfs: FakeSysfs, devices: SysfsDevices) -> None:
     plug(sysfs, "2-1", below="platform/vhci_hcd.0/usb2")
     plug(sysfs, "1-1", below="pci0000:00/usb1")
@@ -125,7 +164,7 @@ def test_a_host_without_sysfs(tmp_path: Path) -> None:
 @pytest.fixture
 def late(devices: SysfsDevices, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Set when a device that was left out can be listed."""
-    monkeypatch.setattr(sysfs_devices, "STRINGS_TIME", 0.05)
+    monkeypatch.setattr(sysfs_devices, "ANSWER_TIME", 0.05)
     event = threading.Event()
     devices.notify(event.set)
     return event
@@ -138,7 +177,7 @@ def answer(directory: Path, text: str) -> None:
 
 
 def readers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "usb-strings"]
+    return [thread for thread in threading.enumerate() if thread.name == "usb-answer"]
 
 
 def test_a_stuck_device_is_left_out_until_it_answers(

@@ -1,4 +1,4 @@
-"""Events of the kernel: some as it sends them, through a pair of sockets, and this host's own socket."""
+"""Events of the kernel: samples through a socket pair, and the real socket of this host."""
 
 import asyncio
 import errno
@@ -13,11 +13,11 @@ import pytest
 
 from tests.unit.extension.fakes import until
 
-if sys.platform != "linux":  # the module that is tested refuses to be imported elsewhere
+if sys.platform != "linux":  # the module cannot be imported elsewhere
     pytest.skip("the events of Linux", allow_module_level=True)
 
 from usbipd.usb import uevents
-from usbipd.usb.uevents import UeventListener, hears_the_kernel, tells_of_device
+from usbipd.usb.uevents import UeventListener, is_device_event, receives_kernel_events
 
 
 def event(action: str, path: str, **fields: str) -> bytes:
@@ -46,12 +46,12 @@ ADD: Final = event("add", PORT, **DEVICE)
         (b"libudev\0\xfe\xed\xca\xfe", False),
     ],
 )
-def test_what_an_event_tells(message: bytes, tells: bool) -> None:
-    assert tells_of_device(message) is tells
+def test_which_events_concern_devices(message: bytes, tells: bool) -> None:
+    assert is_device_event(message) is tells
 
 
 class Kernel:
-    """The other end of a listener's socket, and what the listener has told."""
+    """The other end of a listener's socket, and the calls of the listener."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         ours, self._kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -60,7 +60,7 @@ class Kernel:
         self.ends: list[str] = []
         self.listener = UeventListener(self._count, self.ends.append)
         monkeypatch.setattr(uevents, "open_events", lambda: ours)
-        monkeypatch.setattr(uevents, "hears_the_kernel", lambda: True)
+        monkeypatch.setattr(uevents, "receives_kernel_events", lambda: True)
 
     def _count(self) -> None:
         self.events += 1
@@ -80,7 +80,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     kernel.close()
 
 
-async def test_devices_that_come_and_go(kernel: Kernel) -> None:
+async def test_devices_that_arrive_and_leave(kernel: Kernel) -> None:
     kernel.listener.start()
     assert kernel.events == 1, "for what came before"
     kernel.send(ADD, event("bind", PORT, **DEVICE), event("remove", PORT, **DEVICE))
@@ -89,7 +89,7 @@ async def test_devices_that_come_and_go(kernel: Kernel) -> None:
     assert not kernel.ends
 
 
-async def test_many_events_at_once_let_others_have_their_turn(
+async def test_many_events_at_once_do_not_block_the_loop(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uevents, "READ_AT_ONCE", 2)
@@ -103,7 +103,7 @@ async def test_many_events_at_once_let_others_have_their_turn(
     assert {3, 5, 7} <= set(seen)
 
 
-def test_events_that_were_lost_could_have_been_any(kernel: Kernel) -> None:
+def test_lost_events_count_as_a_change(kernel: Kernel) -> None:
     class Losing:
         answers: Final = [OSError(errno.ENOBUFS, "lost"), BlockingIOError()]
 
@@ -120,7 +120,7 @@ def test_a_socket_that_fails_ends_it(kernel: Kernel) -> None:
             raise OSError(errno.EIO, "it broke")
 
     kernel.listener._read(Failing())  # type: ignore[arg-type]
-    assert (kernel.events, kernel.ends) == (0, ["the kernel has stopped telling of devices: it broke"])
+    assert (kernel.events, kernel.ends) == (0, ["the kernel has stopped sending hotplug events: it broke"])
 
 
 def test_a_host_without_such_events(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,20 +130,20 @@ def test_a_host_without_such_events(kernel: Kernel, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(uevents, "open_events", fail)
     kernel.listener.start()
     assert (kernel.events, len(kernel.ends)) == (0, 1)
-    assert kernel.ends[0].endswith("come and go: Protocol not supported")
+    assert kernel.ends == ["the kernel sends no hotplug events: Protocol not supported"]
 
 
 def test_a_container_with_a_user_namespace(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uevents, "hears_the_kernel", lambda: False)
+    monkeypatch.setattr(uevents, "receives_kernel_events", lambda: False)
     kernel.listener.start()
     assert kernel.events == 0
     assert "user namespace" in kernel.ends[0]
 
 
 async def test_this_host() -> None:
-    """The namespace of the tests may be one or the other, but the question is answered."""
+    """The namespace of the tests may be either, but the call must answer."""
     ours = os.stat("/proc/self/ns/user").st_ino  # noqa: PTH116 - of the namespace, not of the link
-    assert hears_the_kernel() or ours != uevents.PROC_USER_INIT_INO
+    assert receives_kernel_events() or ours != uevents.PROC_USER_INIT_INO
     ends: list[str] = []
     listener = UeventListener(lambda: None, ends.append)
     listener.start()
@@ -153,4 +153,4 @@ async def test_this_host() -> None:
 
 def test_a_host_without_proc(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        hears_the_kernel(tmp_path / "net")
+        receives_kernel_events(tmp_path / "net")

@@ -1,4 +1,4 @@
-"""The rig of those tests that know nothing of the device's kind."""
+"""The rig of tests that do not depend on the kind of device."""
 
 from collections.abc import Iterator
 

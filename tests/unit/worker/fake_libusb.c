@@ -48,7 +48,7 @@ static int late;        /* the same: a driver binds to it right before the next 
 static int appearing;   /* libusb watches another descriptor while it makes a list of them */
 static int lists;       /* of descriptors that were made */
 static int siblings;    /* the driver of interface 0 takes interface 1 by itself */
-static int missing;     /* which arrays of the descriptors are NULL: enum missing */
+static size_t sent;     /* bytes of configuration 1 that the device sends, at most */
 static int hold_cancels;
 static int overstated;  /* bytes more than there are, which each isochronous packet is said to have */
 static int sysfs;    /* whether libusb can read it, which a confined worker cannot */
@@ -102,7 +102,7 @@ void fake_late_drivers(int interfaces) { late = interfaces; }
 void fake_appear(void) { appearing = 1; }
 int fake_lists(void) { return lists; }
 void fake_overstate(int bytes) { overstated = bytes; }
-void fake_missing(int what) { missing = what; }
+void fake_send(int bytes) { sent = bytes; }
 void fake_limit_device_memory(long most) { most_device_memory = most; }
 
 /* As it was in the beginning: plugged in, with a driver at each interface. */
@@ -112,7 +112,8 @@ void fake_begin(void)
     watched = 1;
     sysfs = 1;
     occupied = late = appearing = lists = 0;
-    hold_cancels = hidden = failure_errno = siblings = missing = overstated = 0;
+    hold_cancels = hidden = failure_errno = siblings = overstated = 0;
+    sent = SIZE_MAX;
     most_device_memory = 16 << 20; /* as usbfs has it */
     failing[0] = 0;
     journal[0] = 0;
@@ -285,65 +286,51 @@ int libusb_get_device_speed(libusb_device *device) { return LIBUSB_SPEED_HIGH; }
 int libusb_open(libusb_device *device, libusb_device_handle **handle) { *handle = &the_handle; return 0; }
 libusb_device *libusb_get_device(libusb_device_handle *handle) { return &the_device; }
 
-int libusb_get_device_descriptor(libusb_device *device, struct libusb_device_descriptor *descriptor)
+int libusb_wrap_sys_device(libusb_context *context, intptr_t file, libusb_device_handle **handle)
 {
-    memset(descriptor, 0, sizeof *descriptor);
-    descriptor->idVendor = 0x1d6b;
-    descriptor->bNumConfigurations = 2;
-    return 0;
+    return LIBUSB_ERROR_IO;
 }
 
-#define BULK LIBUSB_TRANSFER_TYPE_BULK
-#define INTERRUPT LIBUSB_TRANSFER_TYPE_INTERRUPT
-#define ISOCHRONOUS LIBUSB_TRANSFER_TYPE_ISOCHRONOUS
-#define ENDPOINT(address, type, size) \
-    {.bEndpointAddress = address, .bmAttributes = type, .wMaxPacketSize = size, .bInterval = 1}
+static const unsigned char device_descriptor[] = {
+    18, 1, 0x00, 0x02, 0, 0, 0, 64, 0x6b, 0x1d, 0x00, 0x00, 0x00, 0x01, 0, 0, 0, 2};
+static const unsigned char configuration_1[] = {
+    9, 2, 71, 0, 2, 1, 0, 0x80, 50,
+    9, 4, 0, 0, 3, 0xff, 0, 0, 0,
+    7, 5, 0x01, 2, 0x00, 0x02, 1,
+    7, 5, 0x81, 2, 0x00, 0x02, 1,
+    7, 5, 0x82, 3, 64, 0, 1,
+    9, 4, 1, 0, 0, 0xff, 0, 0, 0,
+    9, 4, 1, 1, 2, 0xff, 0, 0, 0,
+    7, 5, 0x05, 1, 192, 0, 1,
+    7, 5, 0x85, 1, 192, 0, 1};
+static const unsigned char configuration_2[] = {
+    9, 2, 18, 0, 1, 2, 0, 0x80, 50,
+    9, 4, 0, 0, 0, 0xff, 0, 0, 0};
+static const struct { const unsigned char *bytes; size_t length; } configurations[] = {
+    {configuration_1, sizeof configuration_1}, {configuration_2, sizeof configuration_2}};
 
-static const struct libusb_endpoint_descriptor plain[] = {
-    ENDPOINT(0x01, BULK, 512), ENDPOINT(0x81, BULK, 512), ENDPOINT(0x82, INTERRUPT, 64)};
-static const struct libusb_endpoint_descriptor streams[] = {
-    ENDPOINT(0x05, ISOCHRONOUS, 192), ENDPOINT(0x85, ISOCHRONOUS, 192)};
-static const struct libusb_interface_descriptor settings_0[] = {{.bNumEndpoints = LENGTH(plain), .endpoint = plain}};
-static const struct libusb_interface_descriptor settings_1[] = {
-    {.bInterfaceNumber = 1},
-    {.bInterfaceNumber = 1, .bAlternateSetting = 1, .bNumEndpoints = LENGTH(streams), .endpoint = streams}};
-static const struct libusb_interface_descriptor settings_empty[] = {{.bInterfaceNumber = 0}};
-static const struct libusb_interface interfaces_1[] = {{settings_0, 1}, {settings_1, 2}};
-static const struct libusb_interface interfaces_2[] = {{settings_empty, 1}};
-static struct libusb_config_descriptor configurations[] = {
-    {.bNumInterfaces = 2, .bConfigurationValue = 1, .interface = interfaces_1},
-    {.bNumInterfaces = 1, .bConfigurationValue = 2, .interface = interfaces_2}};
-
-/* Configuration 1 of a device whose descriptors end too early: the counts are there, an array is not. */
-enum missing { NOTHING, ENDPOINTS, SETTINGS, INTERFACES, LENGTH_OF_MISSING };
-static const struct libusb_interface_descriptor settings_cut[] = {{.bNumEndpoints = LENGTH(plain), .endpoint = NULL}};
-static const struct libusb_interface interfaces_cut[][2] = {
-    [ENDPOINTS] = {{settings_cut, 1}, {settings_1, 2}}, [SETTINGS] = {{NULL, 1}, {settings_1, 2}}};
-static struct libusb_config_descriptor configurations_cut[LENGTH_OF_MISSING] = {
-    [ENDPOINTS] = {.bNumInterfaces = 2, .bConfigurationValue = 1, .interface = interfaces_cut[ENDPOINTS]},
-    [SETTINGS] = {.bNumInterfaces = 2, .bConfigurationValue = 1, .interface = interfaces_cut[SETTINGS]},
-    [INTERFACES] = {.bNumInterfaces = 2, .bConfigurationValue = 1, .interface = NULL}};
-
-static struct libusb_config_descriptor *configuration_at(int index)
+/* GET_DESCRIPTOR only. */
+int libusb_control_transfer(libusb_device_handle *handle, uint8_t type, uint8_t request, uint16_t value, uint16_t index,
+                            unsigned char *data, uint16_t length, unsigned int timeout)
 {
-    return index == 0 && missing != NOTHING ? &configurations_cut[missing] : &configurations[index];
+    const unsigned char *from = device_descriptor;
+    size_t has = sizeof device_descriptor;
+    if (strcmp("control", failing) == 0) {
+        failing[0] = 0;
+        return failure;
+    }
+    if (value >> 8 == LIBUSB_DT_CONFIG) {
+        if ((value & 0xff) >= LENGTH(configurations))
+            return LIBUSB_ERROR_PIPE;
+        from = configurations[value & 0xff].bytes;
+        has = configurations[value & 0xff].length;
+        if (from == configuration_1 && has > sent)
+            has = sent;
+    }
+    has = has < length ? has : length;
+    memcpy(data, from, has);
+    return has;
 }
-
-int libusb_get_config_descriptor(libusb_device *device, uint8_t index, struct libusb_config_descriptor **config)
-{
-    *config = configuration_at(index);
-    return call_with("get_config_descriptor", index);
-}
-
-int libusb_get_config_descriptor_by_value(libusb_device *device, uint8_t value, struct libusb_config_descriptor **config)
-{
-    if (value == 0 || value > LENGTH(configurations))
-        return LIBUSB_ERROR_NOT_FOUND;
-    *config = configuration_at(value - 1);
-    return 0;
-}
-
-void libusb_free_config_descriptor(struct libusb_config_descriptor *config) {}
 
 int libusb_get_configuration(libusb_device_handle *handle, int *value)
 {

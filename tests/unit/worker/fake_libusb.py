@@ -1,4 +1,4 @@
-"""Builds fake_libusb.c, and puts it in the place of libusb for processes that are started; failing_memory.c
+"""Builds fake_libusb.c, and replaces libusb with it in child processes; failing_memory.c
 likewise for the allocator.  Runs in tests and fuzzers.
 """
 
@@ -22,7 +22,7 @@ def environment_with_fake(directory: Path) -> dict[str, str]:
 
 
 def environment_without_memory(directory: Path) -> dict[str, str]:
-    """The same with an allocator in front that fails when it is told to, built in `directory` too."""
+    """The same, with an allocator that fails on demand, also built in `directory`."""
     library = directory / "failing_memory.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, HERE / "failing_memory.c", "-ldl"], check=True)
     return {**environment_with_fake(directory), "LD_PRELOAD": str(library)}

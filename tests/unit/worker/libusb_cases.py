@@ -1,7 +1,8 @@
-"""The claim and the libusb transfers on fake_libusb.c.  test_libusb.py runs it, in a process of its own."""
+"""The claim and the libusb transfers on fake_libusb.c.  test_libusb.py runs it, in a separate process."""
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,7 @@ from usbipd.protocol.constants import (
     LINUX_EXDEV,
     URB_ZERO_PACKET,
 )
+from usbipd.simulated.descriptors import configuration_descriptor, device_descriptor, interface_descriptor
 from usbipd.worker.held_device import HeldUsbDevice
 
 ERROR_IO, ERROR_NOT_FOUND, ERROR_BUSY, ERROR_NO_MEM, ERROR_OTHER = -1, -5, -6, -11, -99  # enum libusb_error
@@ -510,24 +512,28 @@ def test_an_interface_that_had_no_driver_gets_none() -> None:
     assert fake.fake_drivers() == 0b01
 
 
-@pytest.mark.parametrize(("missing", "interfaces", "endpoints"), [(1, [0, 1], 2), (2, [1], 2), (3, [], 0)])
-def test_descriptors_that_end_before_what_they_count(
-    missing: int, interfaces: list[int], endpoints: int
-) -> None:
-    """libusb has counts of endpoints, settings or interfaces, and no array of them."""
-    fake.fake_missing(missing)
+@pytest.mark.parametrize(("sent", "interfaces", "endpoints"), [(68, [0, 1], 4), (22, [0], 0), (12, [], 0)])
+def test_a_device_that_sends_less_than_it_promises(sent: int, interfaces: list[int], endpoints: int) -> None:
+    """The last descriptor is cut; what comes before it counts."""
+    fake.fake_send(sent)
     claim = Claim(1, 2)
     claim.take()
     assert claim.held == interfaces
-    assert len(claim.endpoints()) == endpoints
+    assert len(claim.descriptors.configurations[0].endpoints) == endpoints
     assert claim.give_back() == []
 
 
-def test_no_driver_stays_away_from_a_device_that_cannot_be_read() -> None:
-    fake.fake_fail(b"get_config_descriptor", ERROR_IO)
-    parameters = ClaimParameters(
+def test_a_device_that_does_not_tell_what_it_is() -> None:
+    fake.fake_fail(b"control", ERROR_IO)
+    with pytest.raises(ClaimError, match="device descriptor cannot be read"):
+        Claim(1, 2)
+
+
+def parameters(directory: Path) -> ClaimParameters:
+    """Device 2 of bus 1 as sysfs shows it in `directory`."""
+    return ClaimParameters(
         busid="1-1",
-        path="/sys",
+        path=str(directory),
         busnum=1,
         devnum=2,
         simulated=None,
@@ -537,8 +543,47 @@ def test_no_driver_stays_away_from_a_device_that_cannot_be_read() -> None:
         transfer_budget=_pump.SMALLEST_BUDGET,
         device_memory="auto",
     )
-    with pytest.raises(ClaimError, match="configuration 0 cannot be read"):
-        HeldUsbDevice(parameters)
+
+
+def plug(directory: Path, *interfaces: int, sysfs: tuple[int, ...], devnum: int = 2) -> Path:
+    """A device with these interfaces in its descriptors and in sysfs; its directory."""
+    device = directory / "1-1"
+    for number in sysfs:
+        (device / f"1-1:1.{number}").mkdir(parents=True)
+    parts = [interface_descriptor(number, 0, 0xFF) for number in interfaces]
+    raw = device_descriptor(0x01F0, bcdUSB=0x0200) + configuration_descriptor(*parts)
+    (device / "descriptors").write_bytes(raw)
+    (device / "devnum").write_text(f"{devnum}\n")
+    (device / "bConfigurationValue").write_text("1\n")
+    return device
+
+
+def test_all_interfaces_of_sysfs_are_held(tmp_path: Path) -> None:
+    held = HeldUsbDevice(parameters(plug(tmp_path, 0, 1, sysfs=(0, 1))))
+    assert held.device().bConfigurationValue == 1
+    assert len(held.device().interfaces) == 2
+    assert held_drivers() == ["detach 0", "detach 1"]
+
+
+def test_a_device_of_which_a_driver_would_keep_a_part_is_given_back(tmp_path: Path) -> None:
+    with pytest.raises(ClaimError, match="interfaces that the descriptors do not show: 1"):
+        HeldUsbDevice(parameters(plug(tmp_path, 0, sysfs=(0, 1))))
+    assert held_drivers() == ["detach 0", "attach 0"]
+
+
+def test_no_driver_stays_away_from_a_device_that_cannot_be_read(tmp_path: Path) -> None:
+    device = plug(tmp_path, 0, sysfs=(0,))
+    (device / "descriptors").write_bytes(b"\x12\x01")
+    with pytest.raises(ClaimError, match="descriptors cannot be read"):
+        HeldUsbDevice(parameters(device))
+    assert held_drivers() == []
+
+
+def test_another_device_at_the_same_port_is_not_claimed(tmp_path: Path) -> None:
+    for device in (plug(tmp_path, 0, sysfs=(0,), devnum=3), tmp_path / "1-2"):
+        with pytest.raises(ClaimError, match="device 2 of bus 1 is gone") as raised:
+            HeldUsbDevice(parameters(device))
+        assert raised.value.code == "LIBUSB_ERROR_NO_DEVICE"
     assert held_drivers() == []
 
 

@@ -1,5 +1,5 @@
 """The claim while it is in use, on fake_libusb.c: other programs and drivers take interfaces that are
-released for a moment, devices refuse configurations.  test_libusb.py runs it, in a process of its own.
+released for a moment, devices refuse configurations.  test_libusb.py runs it, in a separate process.
 """
 
 import errno
@@ -19,7 +19,8 @@ from usbipd.ipc.children import CHILDREN
 from usbipd.ipc.conversation import Event
 from usbipd.ipc.messages import EventName
 from usbipd.protocol.constants import LINUX_ENODEV, LINUX_ENOMEM, LINUX_EPIPE, LINUX_ETIMEDOUT
-from usbipd.usb.descriptors import Interface
+from usbipd.simulated.descriptors import configuration_descriptor, device_descriptor, interface_descriptor
+from usbipd.usb.descriptors import Interface, parse_descriptors
 from usbipd.worker.held_device import HeldUsbDevice
 from usbipd.worker.process import Worker
 
@@ -46,7 +47,7 @@ def rig() -> Iterator[LibusbRig]:
 
 
 class Starved(Claim):
-    """A claim that lacks memory when it looks for the interfaces again."""
+    """A claim that runs out of memory when it lists the interfaces again."""
 
     starved = False
 
@@ -57,7 +58,7 @@ class Starved(Claim):
 
 
 def request(rig: LibusbRig, setup: str) -> tuple[int, int]:
-    """A request and an URB right behind it in one write; why the pump came back, and the request's status."""
+    """A request and an URB in one write; returns why the pump returned, and the request's status."""
     first = rig.submit(0, setup=bytes.fromhex(setup))
     behind = rig.submit(BULK_IN, 64)
     wake = rig.send(b"".join(map(encode, (first, behind))))
@@ -74,7 +75,7 @@ def attached() -> list[str]:
 
 
 @pytest.mark.parametrize("setup", [SET_CONFIGURATION, SET_CONFIGURATION_2])
-def test_another_program_is_faster_after_set_configuration(setup: str) -> None:
+def test_another_program_takes_an_interface_after_set_configuration(setup: str) -> None:
     rig = LibusbRig()
     journal()
     fake.fake_occupy(INTERFACE_0)
@@ -97,14 +98,14 @@ def test_no_request_that_waited_follows_a_lost_claim(rig: LibusbRig) -> None:
 
 
 @pytest.mark.parametrize("setup", [PLAIN_AGAIN, STREAMS_ON])
-def test_another_program_is_faster_after_a_failed_set_interface(rig: LibusbRig, setup: str) -> None:
+def test_another_program_takes_an_interface_after_a_failed_set_interface(rig: LibusbRig, setup: str) -> None:
     fake.fake_occupy(BOTH)
     fake.fake_fail_errno(b"set_interface", ERROR_OTHER, errno.ETIMEDOUT)
     assert request(rig, setup) == (_pump.CLAIM_LOST, -LINUX_ETIMEDOUT)
     assert rig.pump.unclaimed
 
 
-def test_a_lack_of_memory_while_it_is_claimed_again() -> None:
+def test_out_of_memory_during_a_repeated_claim() -> None:
     rig = LibusbRig(claim=Starved)
     assert isinstance(rig.claim, Starved)
     rig.claim.starved = True
@@ -123,12 +124,24 @@ def test_a_device_that_is_removed_meanwhile_is_gone(rig: LibusbRig, setup: str) 
     assert not rig.pump.unclaimed
 
 
-def test_a_driver_that_returns_right_before_the_claim_is_detached_once_more(rig: LibusbRig) -> None:
+def test_a_driver_that_attaches_right_before_the_claim_is_detached_again(rig: LibusbRig) -> None:
     fake.fake_late_drivers(INTERFACE_1)
     assert rig.control(SET_CONFIGURATION).status == 0
     assert rig.claim.complete
     assert journal()[-4:] == ["claim 0", "claim 1", "detach 1", "claim 1"]
     assert rig.claim.give_back() == []
+    assert fake.fake_drivers() == BOTH
+
+
+def test_an_interface_without_setting_0_is_made_anew_for_its_driver() -> None:
+    raw = configuration_descriptor(interface_descriptor(0, 0, 0xFF, bAlternateSetting=2))
+    descriptors = parse_descriptors(device_descriptor(0x01F0, bcdUSB=0x0200), [raw])
+    claim = Claim(1, 2, descriptors=descriptors, configuration=1)
+    claim.take()
+    assert (claim.held, claim.detached) == ([0], [0])
+    bus(), journal()
+    assert claim.give_back() == []
+    assert bus() == ["SET_CONFIGURATION 0", "SET_CONFIGURATION 1"]
     assert fake.fake_drivers() == BOTH
 
 
@@ -145,7 +158,7 @@ def test_a_first_claim_that_fails_is_undone_once() -> None:
 
 
 class Bench:
-    """A worker of the fake device, with a client, and what it tells the extension."""
+    """A worker of the fake device, with a client, and its messages to the extension."""
 
     def __init__(self, rig: LibusbRig) -> None:
         self.rig = rig
@@ -163,7 +176,7 @@ class Bench:
         self._channel.close()
 
     def events(self) -> list[EventName]:
-        """All that was told, once the worker has ended."""
+        """All messages, once the worker has ended."""
         self._channel.close()
         found = []
         while isinstance(item := self.extension.receive(timeout=5.0), Event):
@@ -172,14 +185,14 @@ class Bench:
 
 
 class Holder(HeldUsbDevice):
-    """The device that the rig has claimed already."""
+    """The device that the rig has already claimed."""
 
     def __init__(self, rig: LibusbRig) -> None:
         self._claim = rig.claim
         self.transfers = rig.transfers
 
 
-def test_a_worker_ends_with_its_claim_and_does_not_say_that_the_device_is_ready(rig: LibusbRig) -> None:
+def test_a_worker_ends_with_its_claim_and_does_not_report_the_device_ready(rig: LibusbRig) -> None:
     with Bench(rig) as bench:
         fake.fake_occupy(INTERFACE_0)
         rig.client.send(encode(rig.submit(0, setup=bytes.fromhex(SET_CONFIGURATION))))
@@ -190,8 +203,8 @@ def test_a_worker_ends_with_its_claim_and_does_not_say_that_the_device_is_ready(
     assert fake.fake_drivers() == BOTH
 
 
-def test_a_worker_ends_if_the_device_cannot_be_made_ready(rig: LibusbRig) -> None:
-    """The next client must not find a device that is not claimed."""
+def test_a_worker_ends_if_the_device_cannot_be_restored(rig: LibusbRig) -> None:
+    """The next client must not get an unclaimed device."""
     assert rig.control(SET_CONFIGURATION_2).status == 0
     with Bench(rig) as bench:
         fake.fake_occupy(INTERFACE_1)
@@ -218,7 +231,7 @@ def test_a_worker_without_memory_reattaches_the_drivers() -> None:
 
 
 @pytest.mark.rule("set-configuration")
-def test_a_refused_configuration_leaves_none_until_the_client_is_gone(rig: LibusbRig) -> None:
+def test_a_refused_configuration_leaves_none_until_the_client_leaves(rig: LibusbRig) -> None:
     fake.fake_fail_errno(b"set_configuration", ERROR_OTHER, errno.EPIPE)
     assert rig.control(SET_CONFIGURATION_2).status == -LINUX_EPIPE
     assert (rig.claim.configuration, rig.claim.held, rig.claim.complete) == (0, [], True)
@@ -235,7 +248,7 @@ def test_a_refused_configuration_leaves_none_until_the_client_is_gone(rig: Libus
     assert rig.finish()
 
 
-def test_a_refused_configuration_is_asked_for_again_between_clients(rig: LibusbRig) -> None:
+def test_a_refused_configuration_is_set_again_between_clients(rig: LibusbRig) -> None:
     for setup in (SET_CONFIGURATION_2, None):
         fake.fake_fail_errno(b"set_configuration", ERROR_OTHER, errno.EPIPE)
         result = rig.pump.restore() if setup is None else rig.control(setup).status
@@ -244,14 +257,14 @@ def test_a_refused_configuration_is_asked_for_again_between_clients(rig: LibusbR
     assert (rig.claim.configuration, rig.claim.held) == (1, [0, 1])
 
 
-def test_a_device_without_configuration_gets_its_drivers_when_it_has_one_again(rig: LibusbRig) -> None:
+def test_a_device_without_configuration_gets_its_drivers_with_the_next_one(rig: LibusbRig) -> None:
     fake.fake_fail_errno(b"set_configuration", ERROR_OTHER, errno.EPIPE)
     rig.control(SET_CONFIGURATION_2)
     assert rig.claim.give_back() == []
 
 
 def test_linux_keeps_the_configuration_if_it_lacks_memory_for_another(rig: LibusbRig) -> None:
-    """usb_set_configuration allocates the new interfaces before it leaves the old ones."""
+    """usb_set_configuration allocates the new interfaces before it drops the old ones."""
     assert rig.control(STREAMS_ON).status == 0
     fake.fake_fail_errno(b"set_configuration", ERROR_OTHER, errno.ENOMEM)
     assert rig.control(SET_CONFIGURATION_2).status == -LINUX_ENOMEM

@@ -50,14 +50,14 @@ LENGTHS = [0, 1, 64, 320, 321, 1024, 5000]
 MOST_PENDING = 40
 """The fake has room for 64 transfers."""
 
-ENDS = {  # enum libusb_transfer_status, and what it is on the wire
+ENDS = {  # enum libusb_transfer_status, and its value on the wire
     COMPLETED: 0,
     1: -LINUX_EPROTO,  # ERROR
     2: -LINUX_ETIMEDOUT,
     STALL: -LINUX_EPIPE,
     6: -LINUX_EOVERFLOW,
 }
-SUBMIT_ERRORS = {  # enum libusb_error, and what it is on the wire
+SUBMIT_ERRORS = {  # enum libusb_error, and its value on the wire
     -2: -LINUX_EINVAL,  # INVALID_PARAM
     -5: -LINUX_EPIPE,  # NOT_FOUND
     -11: -LINUX_ENOMEM,
@@ -68,7 +68,7 @@ SUBMIT_ERRORS = {  # enum libusb_error, and what it is on the wire
 
 @dataclass
 class Completion:
-    """What the device did with an URB, as its reply has to tell it."""
+    """What the device did with an URB, as the reply must report it."""
 
     status: int
     actual_length: int
@@ -77,7 +77,7 @@ class Completion:
 
 
 class Races(RuleBasedStateMachine):
-    """One client after the other, at one device."""
+    """One client after another, on one device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,13 +93,13 @@ class Races(RuleBasedStateMachine):
         self.batch: list[Command] = []
         """Sent with the next turn."""
         self.known: list[Submit] = []
-        """All URBs of this session, for UNLINKs to name."""
+        """All URBs of this session, as targets of UNLINKs."""
         self.pending: dict[int, list[Submit]] = defaultdict(list)
-        """By endpoint: what the device has, in the order in which it got it."""
+        """By endpoint: the URBs at the device, in order of arrival."""
         self.ended: dict[int, Completion] = {}
-        """By seqnum: what the device has ended; the reply comes with the next turn."""
+        """By seqnum: the URBs that the device has completed; the reply comes with the next turn."""
         self.order: dict[int, list[int]] = defaultdict(list)
-        """By endpoint: the seqnums of `ended`, in the order in which they were ended."""
+        """By endpoint: the seqnums of `ended`, in order of completion."""
         self.named: dict[int, list[Unlink]] = defaultdict(list)
         """UNLINKs that wait for an URB, by its seqnum, oldest first."""
         self.now_unlinked: dict[int, Unlink] = {}
@@ -118,7 +118,7 @@ class Races(RuleBasedStateMachine):
     # ---- the client ------------------------------------------------------------------------------
 
     def next_seqnum(self) -> int:
-        """Counts over, but for 0, which the pump takes for none."""
+        """Wraps around, but skips 0, which means none to the pump."""
         self.seqnum = (self.seqnum + 1) & 0xFFFFFFFF or 1
         return self.seqnum
 
@@ -147,7 +147,7 @@ class Races(RuleBasedStateMachine):
         )
 
     def there(self, endpoint: int) -> bool:
-        """Whether the active settings have this endpoint."""
+        """Whether the active settings include this endpoint."""
         if endpoint == CONTROL:
             return True
         return self.configuration == 1 and (INTERFACE[endpoint] == 0 or self.alternate == 1)
@@ -190,7 +190,7 @@ class Races(RuleBasedStateMachine):
             self.refused(self.make(endpoint, length, control_in, 0), SUBMIT_ERRORS[error], error)
 
     def refused(self, submit: Submit, status: int, error: int = 0) -> None:
-        """An URB that never gets to the device; with `error` it is libusb that refuses it."""
+        """An URB that never reaches the device; with `error`, libusb refuses it."""
         self.turn()
         if error:
             fake.fake_fail(b"submit", error)
@@ -203,7 +203,7 @@ class Races(RuleBasedStateMachine):
     @precondition(lambda self: self.known)
     @rule(back=st.integers(0, 6), times=st.integers(1, 3))
     def unlink(self, back: int, times: int) -> None:
-        """Of a URB in flight, of one that has just ended, of one that is answered; once or more often."""
+        """Of an URB in flight, just completed, or already answered; once or more."""
         for _ in range(times):
             self.add_unlink(self.known[-1 - back % len(self.known)].seqnum)
 
@@ -218,7 +218,7 @@ class Races(RuleBasedStateMachine):
 
     @rule(endpoint=st.sampled_from(ENDPOINTS), apart=st.booleans())
     def unlink_first(self, endpoint: int, apart: bool) -> None:
-        """An UNLINK overtakes its SUBMIT, which the device never sees then."""
+        """An UNLINK overtakes its SUBMIT, which then never reaches the device."""
         if not self.there(endpoint):
             return
         self.refused(
@@ -236,7 +236,7 @@ class Races(RuleBasedStateMachine):
 
     @rule()
     def turn(self) -> None:
-        """The pump gets what was sent, and has one round."""
+        """The pump receives the sent bytes and runs one round."""
         batch, self.batch = self.batch, []
         self.check(self.exchange(*batch))
 
@@ -255,7 +255,7 @@ class Races(RuleBasedStateMachine):
         filler=st.integers(0, 255),
     )
     def complete(self, endpoint: int, status: int, share: int, filler: int) -> None:
-        """The oldest URB that the device has of an endpoint ends, with some quarters of its data."""
+        """The oldest URB of an endpoint completes, with some quarters of its data."""
         on_the_way = {each.seqnum for each in self.batch}
         there = [each for each in self.pending[endpoint] if each.seqnum not in on_the_way]
         if not there:
@@ -271,14 +271,14 @@ class Races(RuleBasedStateMachine):
 
     @rule(hold=st.booleans())
     def hold_cancels(self, hold: bool) -> None:
-        """The device takes its time with what it is asked to cancel, or not any more."""
+        """The device starts or stops delaying cancellations."""
         self.turn()
         self.held = hold
         fake.fake_hold_cancels(int(hold))
 
     @rule(endpoint=st.sampled_from(ENDPOINTS))
     def end_cancelled(self, endpoint: int) -> None:
-        """The oldest URB of an endpoint ends as cancelled: because the client wanted it, or by itself."""
+        """The oldest URB of an endpoint ends as cancelled: by the client, or on the device's side."""
         self.turn()
         if not self.pending[endpoint]:
             return
@@ -287,10 +287,10 @@ class Races(RuleBasedStateMachine):
         self.now_cancelled([submit])
 
     def now_cancelled(self, submits: list[Submit]) -> None:
-        """What the next turn has to answer for URBs that the device or the host's stack has cancelled."""
+        """The expected replies of the next turn for URBs that the device or the host has cancelled."""
         self.check(self.exchange(), submits)
 
-    # ---- requests that the host's stack has to know of -------------------------------------------
+    # ---- requests that go through the host's stack -----------------------------------------------
 
     def request(
         self, setup: str, ends: list[int], function: bytes, failure: int, *, known: bool = True
@@ -327,7 +327,7 @@ class Races(RuleBasedStateMachine):
         failure=st.sampled_from([0, 0, -99]),
     )
     def disturb(self, kind: str, value: int, failure: int) -> None:
-        """One of the things that end URBs; one rule, so that most steps are about the URBs themselves."""
+        """A request that ends URBs; a single rule, so that most steps concern the URBs."""
         match kind:
             case "interface":
                 self.set_interface(value, failure)
@@ -366,7 +366,7 @@ class Races(RuleBasedStateMachine):
     # ---- the end of a session --------------------------------------------------------------------
 
     def leave(self) -> None:
-        """The client goes, in the middle of whatever it does; the next one comes."""
+        """The client leaves at any point; the next one comes."""
         self.held = False
         fake.fake_hold_cancels(0)
         self.rig.send(b"".join(encode(command) for command in self.batch)[:-1])
@@ -378,7 +378,7 @@ class Races(RuleBasedStateMachine):
         self.begin_session()
 
     def unplug(self) -> None:
-        """All that the device has ends without it; another device comes."""
+        """The device leaves and all its URBs end; another device comes."""
         self.turn()
         fake.fake_unplug()
         assert self.rig.turn() == _pump.DEVICE_GONE
@@ -398,13 +398,13 @@ class Races(RuleBasedStateMachine):
         self.configuration, self.alternate, self.off, self.held = 1, 0, False, False
         self.begin_session()
 
-    # ---- what has to come ------------------------------------------------------------------------
+    # ---- expected replies ------------------------------------------------------------------------
 
     def in_flight(self) -> int:
         return sum(len(urbs) for urbs in self.pending.values())
 
     def check(self, replies: list[Reply], cancelled: "list[Submit] | tuple[Submit, ...]" = ()) -> None:
-        """Holds what has come against what the device did; `cancelled`: what ended without the device's
+        """Compares the replies with what the device did; `cancelled`: URBs that ended without the device's
         doing.
 
         That a reply has a seqnum that waits for it, and not more data than it may have, `ReplyReader` has
@@ -474,7 +474,7 @@ class Races(RuleBasedStateMachine):
 
 
 def completion(submit: Submit, status: int, data: bytes) -> Completion:
-    """The reply's content for an URB that the device ended so."""
+    """The content of the reply for an URB that the device completed so."""
     incoming = submit.direction == 1
     if submit.iso:
         packets, rest = [], len(data)

@@ -1,8 +1,8 @@
 """What the device is sent for the requests that the host's stack has to know of, and what the client is told,
-on fake_libusb.c.  test_libusb.py runs it, in a process of its own.
+on fake_libusb.c.  test_libusb.py runs it, in a separate process.
 
-A device is sent what a native host would send it, and no more: there are phones that never answer
-SET_INTERFACE, or not even anything after it.
+A device receives what a native host would send, and no more: some phones never answer
+SET_INTERFACE, or nothing after it.
 """
 
 import errno
@@ -57,7 +57,7 @@ def works(rig: LibusbRig, endpoint: int = BULK_IN) -> bool:
     return (reply.seqnum, reply.status, reply.data) == (submit.seqnum, 0, b"data")
 
 
-# ---- what the device is sent ---------------------------------------------------------------------
+# ---- requests to the device ----------------------------------------------------------------------
 
 
 def test_an_attach_sends_what_a_native_host_sends(rig: LibusbRig) -> None:
@@ -67,14 +67,14 @@ def test_an_attach_sends_what_a_native_host_sends(rig: LibusbRig) -> None:
     assert works(rig)
 
 
-def test_the_drivers_return_after_the_active_configuration_was_chosen_again(rig: LibusbRig) -> None:
+def test_the_drivers_are_reattached_after_the_active_configuration_is_set_again(rig: LibusbRig) -> None:
     rig.control(SET_CONFIGURATION)
     journal()
     assert rig.claim.give_back() == []
     assert journal() == ["release 1", "release 0", "attach 0", "attach 1"]
 
 
-def test_between_two_clients_the_device_is_reset_and_no_more(rig: LibusbRig) -> None:
+def test_between_two_clients_the_device_is_only_reset(rig: LibusbRig) -> None:
     for _ in range(2):
         assert rig.control(SET_CONFIGURATION).status == 0
         assert rig.finish()
@@ -84,7 +84,7 @@ def test_between_two_clients_the_device_is_reset_and_no_more(rig: LibusbRig) -> 
         rig.attach()
 
 
-def test_between_two_clients_one_request_puts_a_setting_back(rig: LibusbRig) -> None:
+def test_between_two_clients_one_request_restores_a_setting(rig: LibusbRig) -> None:
     assert rig.control(STREAMS_ON).status == 0
     assert rig.finish()
     bus()
@@ -97,7 +97,7 @@ def test_between_two_clients_one_request_puts_a_setting_back(rig: LibusbRig) -> 
     assert works(rig, ISO_IN)
 
 
-def test_between_two_clients_one_request_puts_the_configuration_back(rig: LibusbRig) -> None:
+def test_between_two_clients_one_request_restores_the_configuration(rig: LibusbRig) -> None:
     assert rig.control(SET_CONFIGURATION_2).status == 0
     assert rig.finish()
     bus()
@@ -138,7 +138,7 @@ def test_a_configuration_that_cannot_be_set_leaves_no_setting(rig: LibusbRig) ->
     assert rig.exchange(rig.submit(ISO_IN, 4, number_of_packets=0))[0].status == -LINUX_EPIPE
 
 
-# ---- what the client is told ---------------------------------------------------------------------
+# ---- replies to the client -----------------------------------------------------------------------
 
 
 @pytest.mark.rule("set-interface")
@@ -198,11 +198,11 @@ def test_a_device_that_does_not_answer_set_interface_keeps_its_endpoints(rig: Li
         "01 0b 0000 0001 0000",  # interface 256
         "01 0b 0700 0100 0000",  # alternate setting 7
         "02 01 0000 8f00 0000",  # the halt of endpoint 0x8f
-        "02 01 0000 8500 0000",  # of one that the setting in force does not have
+        "02 01 0000 8500 0000",  # of one that the current setting does not have
         "00 09 0700 0000 0000",  # configuration 7
     ],
 )
-def test_what_does_not_exist_is_refused_as_a_device_would(rig: LibusbRig, setup: str) -> None:
+def test_missing_targets_are_refused_as_by_a_device(rig: LibusbRig, setup: str) -> None:
     assert rig.control(setup).status == -LINUX_EPIPE
     assert bus() == []
     assert works(rig)
@@ -211,7 +211,7 @@ def test_what_does_not_exist_is_refused_as_a_device_would(rig: LibusbRig, setup:
 @pytest.mark.parametrize(
     "setup", ["00 09 0700 0000 0000", "01 0b 0700 0100 0000"], ids=["configuration", "setting"]
 )
-def test_what_does_not_exist_ends_no_urb_and_changes_no_setting(rig: LibusbRig, setup: str) -> None:
+def test_missing_targets_end_no_urb_and_change_no_setting(rig: LibusbRig, setup: str) -> None:
     assert rig.control(STREAMS_ON).status == 0
     stream, bulk = rig.submit(ISO_IN, 4, packets=[(0, 4)]), rig.submit(BULK_IN, 4)
     rig.waiting(stream, bulk)
@@ -241,8 +241,8 @@ def test_an_urb_that_the_host_refuses(rig: LibusbRig) -> None:
 @pytest.mark.parametrize(
     "setup", ["01 0b 0000 0001 0000", "01 0b 0001 0000 0000"], ids=["interface", "setting"]
 )
-def test_numbers_that_are_no_bytes_name_no_interface(rig: LibusbRig, setup: str) -> None:
-    """A device would stall: neither is the upper byte of 0x0100 left out, nor the host's stack asked."""
+def test_numbers_above_a_byte_name_no_interface(rig: LibusbRig, setup: str) -> None:
+    """A device would stall: the upper byte of 0x0100 is not dropped, and the host's stack is not asked."""
     bus(), journal()
     assert rig.control(setup).status == -LINUX_EPIPE
     assert (bus(), journal()) == ([], [])

@@ -49,7 +49,7 @@ class LibusbRig(Rig):
         self.claim = claim(1, 2)
         self.claim.take()
         transfers = _pump.LibusbTransfers(self.claim, device_memory=device_memory)
-        self._start(transfers, self.claim.endpoints(), self.claim.configuration)
+        self._start(transfers, self.claim.descriptors.configurations, self.claim.configuration)
 
     def ended(self, endpoint: int, status: int = COMPLETED, data: bytes = b"") -> list[Reply]:
         """The replies once the device has ended the oldest transfer of `endpoint`."""

@@ -1,8 +1,8 @@
-"""The pump where memory ends: each allocation in turn fails, alone, with the next, with all behind it.
+"""The pump without memory: each allocation in turn fails, alone, with the next, with all after it.
 test_libusb.py runs it, in a process whose allocator is failing_memory.c.
 
 Invariant: each SUBMIT and each UNLINK is answered once, the stream stays in step, the session lives, and when
-memory is back all works again.
+memory is available again, everything works.
 """
 
 import ctypes
@@ -64,7 +64,7 @@ def make(request: pytest.FixtureRequest) -> Callable[[], Rig]:
 
 
 def acted(rig: Rig) -> None:
-    """The device gives and takes all that it can, and the pump has its turn."""
+    """The device completes all that it can, and the pump has its turn."""
     if isinstance(rig, LibusbRig):
         for endpoint in (0, BULK_OUT, BULK_IN, INTERRUPT_IN, ISO_OUT, ISO_IN):
             while fake.fake_complete(endpoint, 0, bytes(LARGE), 0):
@@ -76,7 +76,7 @@ def acted(rig: Rig) -> None:
 
 
 def exchanged(rig: Rig, *commands: Command) -> list[Reply]:
-    """The answers to commands that are sent now; fails when one is missing after ten seconds."""
+    """Sends commands; returns the replies, and fails if one is missing after ten seconds."""
     return answers_to(rig, *commands, rest=b"".join(encode(command) for command in commands))
 
 
@@ -98,7 +98,7 @@ def answers_to(rig: Rig, *commands: Command, rest: bytes = b"") -> list[Reply]:
 
 
 def taken(rig: Rig, data: bytes) -> int:
-    """Bytes of `data` that the client's socket takes now."""
+    """Number of bytes of `data` that the client's socket takes now."""
     try:
         return rig.client.send(data) if data else 0
     except BlockingIOError:
@@ -110,7 +110,7 @@ def summaries(replies: list[Reply]) -> list[tuple[int, int]]:
 
 
 def messages(rig: Rig) -> list[Command]:
-    """One of each kind: of the URB itself, of its data, of its descriptors, in each direction."""
+    """One allocation of each kind: the URB, its data, its descriptors, in each direction."""
     few, many = ([(10 * number, 10) for number in range(count)] for count in (3, 200))
     commands: list[Command] = [
         rig.submit(0x80, 0x40, setup=VENDOR_IN),
@@ -128,8 +128,8 @@ def messages(rig: Rig) -> list[Command]:
     return [*commands, unlinked, rig.unlink(unlinked), rig.submit(BULK_IN, 64)]
 
 
-def test_the_rest_of_a_session_does_not_see_that_an_allocation_failed(make: Callable[[], Rig]) -> None:
-    for many in (1, 2, FOR_GOOD):  # one is tried a second time, when what is kept has been freed
+def test_a_failed_allocation_does_not_affect_the_rest_of_the_session(make: Callable[[], Rig]) -> None:
+    for many in (1, 2, FOR_GOOD):  # one is retried after cached memory is freed
         number = failed = 0
         calls = 1
         while number < calls or number == 0:
@@ -170,8 +170,8 @@ def test_an_urb_without_memory_is_answered_at_once_and_its_data_is_dropped(make:
     rig.close()
 
 
-def test_what_could_not_be_had_is_not_counted(make: Callable[[], Rig]) -> None:
-    """The budget has room for two of the largest, however many could not be had."""
+def test_failed_allocations_do_not_count(make: Callable[[], Rig]) -> None:
+    """The budget has room for two of the largest, however many allocations failed."""
     rig = make()
     memory.memory_fails(*ALL)
     lost = [rig.submit(BULK_IN, MAX_TRANSFER_LENGTH) for _ in range(50)]
@@ -189,7 +189,7 @@ def test_what_could_not_be_had_is_not_counted(make: Callable[[], Rig]) -> None:
     rig.close()
 
 
-def test_what_is_kept_is_freed_before_an_urb_goes_without_memory() -> None:
+def test_cached_memory_is_freed_before_an_urb_fails() -> None:
     rig = Rig()
     exchanged(rig, *(rig.submit(BULK_IN, 1 << 20) for _ in range(3)))
     memory.memory_fails_until_freed()
@@ -266,7 +266,7 @@ def test_a_client_that_leaves_within_a_message_that_has_no_memory() -> None:
     rig.close()
 
 
-def test_a_pump_that_cannot_be_made() -> None:
+def test_a_pump_that_cannot_be_created() -> None:
     number = 0
     while True:
         number += 1
@@ -282,7 +282,7 @@ def test_a_pump_that_cannot_be_made() -> None:
     assert number > 5
 
 
-def test_descriptors_that_libusb_has_no_memory_for_are_asked_for_again() -> None:
+def test_descriptors_are_requested_again_if_libusb_lacked_memory() -> None:
     fake.fake_hide_descriptors(3)
     rig = LibusbRig()
     submit = rig.submit(BULK_IN, 64)
@@ -291,7 +291,7 @@ def test_descriptors_that_libusb_has_no_memory_for_are_asked_for_again() -> None
     rig.close()
 
 
-def test_these_cases_are_in_front_of_the_allocator() -> None:
+def test_the_failing_allocator_is_loaded() -> None:
     memory.memory_fails(*NONE)
     rig = Rig()
     assert memory.memory_calls() > 0

@@ -21,7 +21,7 @@ from usbipd.simulated.descriptors import (
     interface_descriptor,
 )
 from usbipd.simulated.device import Behaviour, Handshake, SimulatedDevice
-from usbipd.usb.descriptors import Endpoint, parse_configuration
+from usbipd.usb.descriptors import Configuration, parse_configuration
 
 DEVID = 0x00F00002
 OUT, IN = 0, 1
@@ -133,7 +133,7 @@ class Rig:
         configurations = [parse_configuration(raw) for raw in self.device.configurations]
         self._start(
             _pump.SimulatedTransfers(self.device, as_on_macos=as_on_macos),
-            [endpoint for each in configurations for endpoint in each.endpoints],
+            configurations,
             configurations[0].bConfigurationValue,
             devid=devid,
             budget=budget,
@@ -142,7 +142,7 @@ class Rig:
     def _start(
         self,
         transfers: _pump.Transfers,
-        endpoints: list[Endpoint],
+        configurations: Sequence[Configuration],
         configuration: int,
         *,
         devid: int = DEVID,
@@ -153,7 +153,7 @@ class Rig:
         self.transfers = transfers
         self.pump = _pump.Pump(
             transfers,
-            endpoints=endpoints,
+            configurations=configurations,
             configuration=configuration,
             devid=devid,
             channel=self._pumps_channel.fileno(),

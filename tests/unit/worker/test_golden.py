@@ -1,4 +1,4 @@
-"""The Cython codec against the golden vectors: what enters reaches the device, and the answer is right."""
+"""The Cython codec against the golden vectors: the input reaches the device, and the reply is right."""
 
 import pytest
 
@@ -14,7 +14,7 @@ START_FRAME = slice(28, 32)
 
 
 class GoldenDevice(ScriptedDevice):
-    """Has the endpoints that the vectors name."""
+    """A device with the endpoints of the vectors."""
 
     configurations = (
         configuration_descriptor(
@@ -30,7 +30,7 @@ class GoldenDevice(ScriptedDevice):
 
 
 def prepare(device: GoldenDevice, reply: str) -> None:
-    """Makes the device act as the reply tells."""
+    """Makes the device act as the reply requires."""
     match reply:
         case "ret_submit_control_in":
             device.control_data = b"abcde"
@@ -57,7 +57,7 @@ def pieces(request: pytest.FixtureRequest) -> str:
 def test_reply_is_golden(name: str, pieces: str) -> None:
     command = golden.load(REPLIES[name][0])
     if name == "ret_submit_control_in":
-        # No table has the descriptor that it asks for; a class request of the same form goes to the model.
+        # No table has this descriptor; a class request of the same form goes to the model.
         command = command[:40] + b"\xa1" + command[41:]
     device = GoldenDevice()
     prepare(device, name)
@@ -76,13 +76,13 @@ def test_reply_is_golden(name: str, pieces: str) -> None:
         except BlockingIOError:
             continue
     assert len(received) >= URB_HEADER_SIZE
-    if "iso" in name:  # when, is the device's to say
+    if "iso" in name:  # the device chooses the time
         received = received[: START_FRAME.start] + expected[START_FRAME] + received[START_FRAME.stop :]
     assert received == expected
     rig.close()
 
 
-def test_out_data_reaches_the_device_as_it_was() -> None:
+def test_out_data_reaches_the_device_unchanged() -> None:
     rig = Rig(GoldenDevice(), devid=GOLDEN_DEVID)
     rig.send(golden.load("cmd_submit_bulk_out"))
     assert rig.device.written == [(13, b"abcdef")]
@@ -91,7 +91,7 @@ def test_out_data_reaches_the_device_as_it_was() -> None:
     rig.close()
 
 
-def test_isochronous_out_data_reaches_the_device_as_it_was() -> None:
+def test_isochronous_out_data_reaches_the_device_unchanged() -> None:
     rig = Rig(GoldenDevice(), devid=GOLDEN_DEVID)
     rig.send(golden.load("cmd_submit_iso_out"))
     while not rig.device.iso_written:

@@ -1,4 +1,4 @@
-"""Real devices without one: cases in a process whose libusb is fake_libusb.c."""
+"""Real devices without hardware: cases in a process whose libusb is fake_libusb.c."""
 
 import platform
 import subprocess

@@ -1,4 +1,4 @@
-"""The worker's main against an extension in the test's hands: whatever ends it, the device goes back."""
+"""The worker's main against a fake extension: however it ends, it releases the device."""
 
 import contextlib
 import logging
@@ -42,12 +42,12 @@ from usbipd.worker.process import Worker
 
 
 class Watched(HeldSimulatedDevice):
-    """Counts how often it is released, and claimed again."""
+    """Counts its releases and repeated claims."""
 
     given_back = 0
     claimed_again = 0
     problem: UsbipdError | None = None
-    """Of claiming it again."""
+    """The error of a repeated claim."""
 
     def claim_again(self) -> None:
         self.claimed_again += 1
@@ -62,7 +62,7 @@ class Watched(HeldSimulatedDevice):
 def parameters(
     budget: int = _pump.SMALLEST_BUDGET, confined: Confinement | None = None, **changes: str
 ) -> ClaimParameters:
-    """Of CLAIM."""
+    """The parameters of CLAIM."""
     return ClaimParameters(
         busid="sim-1",
         path="/simulated",
@@ -77,7 +77,7 @@ def parameters(
 
 
 class Extension:
-    """The other end of the worker's channel; it sends ahead, the worker reads when it runs."""
+    """The other end of the worker's channel; it sends in advance, the worker reads when it runs."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._socket, theirs = socket.socketpair()
@@ -86,7 +86,7 @@ class Extension:
         self._asked = 0
         self._clients: list[socket.socket] = []
         self._sent = contextlib.ExitStack()
-        """Descriptors that are sent stay open: macOS may break one that is only under way."""
+        """Sent descriptors stay open: macOS may break one that is only in flight."""
         self.held: list[Watched] = []
         self.problem: BaseException | None = None
         monkeypatch.setattr(process, "hold_device", self._hold)
@@ -133,7 +133,7 @@ class Extension:
         return client
 
     def leave(self) -> None:
-        """The extension dies, but what the worker says can still be read."""
+        """The extension dies, but the worker's messages can still be read."""
         self._socket.shutdown(socket.SHUT_WR)
 
     def received(self) -> Request | Response | Event | None:
@@ -145,7 +145,7 @@ class Extension:
         return read_result(response, kind)
 
     def events(self) -> list[EventName]:
-        """All that the worker has told since, when it is over."""
+        """All messages of the worker since then, once it has ended."""
         found = []
         self.channel.close()
         while (item := self.received()) is not None:
@@ -170,7 +170,7 @@ def extension(monkeypatch: pytest.MonkeyPatch) -> Iterator[Extension]:
 
 @pytest.fixture(autouse=True)
 def level() -> Iterator[None]:
-    """A worker sets the level of all that is logged in its process."""
+    """A worker sets the log level of its process."""
     before = logging.getLogger().level
     yield
     logging.getLogger().setLevel(before)
@@ -182,7 +182,7 @@ def serve(worker: Worker) -> None:
         worker.run()
 
 
-def test_a_claim_that_leads_to_nothing_is_undone(extension: Extension) -> None:
+def test_a_failed_claim_is_undone(extension: Extension) -> None:
     extension.claim(budget=1000)
     with pytest.raises(ValueError, match="budget 1000 is below"):
         process._start(extension.channel)
@@ -192,7 +192,7 @@ def test_a_claim_that_leads_to_nothing_is_undone(extension: Extension) -> None:
 
 
 def test_the_memory_of_the_counters_is_only_mapped(extension: Extension) -> None:
-    """On macOS its descriptor has no other use."""
+    """On macOS its descriptor allows nothing else."""
     extension.claim(page=memory_of_one_size(COUNTER_PAGE_SIZE))
     process._start(extension.channel)
     assert isinstance(extension.result(ClaimResult), ClaimResult)
@@ -204,10 +204,10 @@ def test_the_memory_of_the_counters_is_only_mapped(extension: Extension) -> None
         (UsbipdError("somebody has it", code="LIBUSB_ERROR_BUSY"), "somebody has it", "LIBUSB_ERROR_BUSY"),
         (MemoryError(), r"the worker failed: MemoryError\(\)", "worker-failed"),
         (OSError(24, "Too many open files"), "the worker failed: OSError.*Too many open", "worker-failed"),
-        (SystemExit(1), "the worker cannot give up its rights", "worker-failed"),
+        (SystemExit(1), "the worker cannot drop its rights", "worker-failed"),
     ],
 )
-def test_the_extension_is_told_why_a_claim_failed(
+def test_a_failed_claim_is_reported_to_the_extension(
     extension: Extension, problem: BaseException, message: str, code: str
 ) -> None:
     extension.problem = problem
@@ -219,7 +219,7 @@ def test_the_extension_is_told_why_a_claim_failed(
     assert caught.value.code == code
 
 
-def test_the_end_of_the_extension_is_no_warning(
+def test_the_end_of_the_extension_is_not_a_warning(
     extension: Extension, caplog: pytest.LogCaptureFixture
 ) -> None:
     worker = extension.start()
@@ -232,7 +232,7 @@ def test_the_end_of_the_extension_is_no_warning(
     assert [held.given_back for held in extension.held] == [1]
 
 
-def test_an_error_of_the_system_gives_the_device_back(extension: Extension) -> None:
+def test_an_error_of_the_system_releases_the_device(extension: Extension) -> None:
     worker = extension.start()
     with open(os.devnull, "rb") as no_socket:  # noqa: PTH123 - its descriptor is all we want
         extension.say(Command.ATTACH, AttachParameters(client="nobody"), no_socket.fileno())
@@ -241,7 +241,9 @@ def test_an_error_of_the_system_gives_the_device_back(extension: Extension) -> N
     assert [held.given_back for held in extension.held] == [1]
 
 
-def test_logs_go_where_the_claim_says(extension: Extension, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logs_go_to_the_destination_in_the_claim(
+    extension: Extension, monkeypatch: pytest.MonkeyPatch
+) -> None:
     destinations: list[str] = []
     monkeypatch.setattr(log, "send_to", destinations.append)
     extension.claim(log_level="warning", log_to="syslog")
@@ -250,10 +252,10 @@ def test_logs_go_where_the_claim_says(extension: Extension, monkeypatch: pytest.
     assert logging.getLogger().level == logging.WARNING
 
 
-def test_no_socket_of_the_log_stays_in_the_network_of_the_host(
+def test_the_log_socket_is_opened_outside_the_network_of_the_host(
     extension: Extension, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it does before it takes the device."""
+    """Its steps before the claim."""
     steps: list[str] = []
     monkeypatch.setattr(log, "send_to", steps.append)
     monkeypatch.setattr(process.confinement, "leave_network", lambda: steps.append("leave the network"))
@@ -277,7 +279,7 @@ def test_on_macos_it_claims_drops_and_enters_the_sandbox_before_it_answers(
         return take
 
     confinement = process.confinement
-    monkeypatch.setattr(confinement, "sys", Mac())  # it enters no network namespace either
+    monkeypatch.setattr(confinement, "sys", Mac())  # also without a network namespace
     monkeypatch.setattr(confinement, "_enter", step("root directory"))
     monkeypatch.setattr(confinement, "_limit", step("limits"))
     monkeypatch.setattr(confinement.privileges, "drop", step("user", "70000"))
@@ -306,10 +308,10 @@ def test_on_macos_it_claims_drops_and_enters_the_sandbox_before_it_answers(
     ("code", "expected"),
     [
         ("LIBUSB_ERROR_ACCESS", USELESS_WHEN_CONFINED),
-        ("LIBUSB_ERROR_NO_DEVICE", "LIBUSB_ERROR_NO_DEVICE"),  # unplugged: that says nothing of confinement
+        ("LIBUSB_ERROR_NO_DEVICE", "LIBUSB_ERROR_NO_DEVICE"),  # unplugged: unrelated to confinement
     ],
 )
-def test_a_device_that_is_of_no_use_to_a_confined_worker(
+def test_a_device_that_a_confined_worker_cannot_claim_again(
     extension: Extension, monkeypatch: pytest.MonkeyPatch, code: str, expected: str
 ) -> None:
     confined = process.confinement.Confined("70000")
@@ -325,12 +327,12 @@ def test_a_device_that_is_of_no_use_to_a_confined_worker(
     assert [held.given_back for held in extension.held] == [1]
 
 
-def test_a_worker_that_gives_up_nothing_claims_once(extension: Extension) -> None:
+def test_an_unconfined_worker_claims_once(extension: Extension) -> None:
     extension.start()
     assert [held.claimed_again for held in extension.held] == [0]
 
 
-def test_the_extension_is_told_what_the_confinement_lacks(
+def test_missing_layers_of_confinement_are_reported(
     extension: Extension, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     confined = process.confinement.Confined("70000", "there is no filter")
@@ -342,19 +344,19 @@ def test_the_extension_is_told_what_the_confinement_lacks(
     assert (result.user, result.lacks) == confined
 
 
-def test_the_log_level_may_change(extension: Extension) -> None:
+def test_the_log_level_can_change(extension: Extension) -> None:
     worker = extension.start()
     extension.say(Command.LOG, LogParameters(level="debug"))
     extension.say(Command.LOG, LogParameters(level="loud"))
     extension.leave()
     serve(worker)
     assert extension.result(Nothing) == Nothing()
-    with pytest.raises(UsbipdError, match="log level 'loud' is unknown"):
+    with pytest.raises(UsbipdError, match="unknown log level 'loud'"):
         extension.result(Nothing)
     assert logging.getLogger().level == logging.DEBUG
 
 
-def test_another_log_file_is_taken_over(extension: Extension, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_log_file_is_used(extension: Extension, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[tuple[int, bool]] = []
     worker = extension.start()
     with tempfile.TemporaryFile() as file:
@@ -391,10 +393,10 @@ def test_a_client_is_disconnected_and_the_next_one_served(extension: Extension) 
     assert [held.given_back for held in extension.held] == [1]
 
 
-def test_who_is_told_that_a_client_is_disconnected_finds_it_so(
+def test_a_client_is_disconnected_before_the_answer(
     extension: Extension, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The client's connection is closed by then, and the device not ready yet."""
+    """By then the client's connection is closed and the device is not ready yet."""
     worker = extension.start()
     client = extension.attach()
     seen: list[bytes | EventName] = []
@@ -417,16 +419,16 @@ def test_who_is_told_that_a_client_is_disconnected_finds_it_so(
     assert seen == [b"", EventName.RESTORED]
 
 
-def test_a_client_is_told_of_the_end_before_its_urbs_are_taken_back(
+def test_the_connection_is_closed_before_its_urbs_are_cancelled(
     extension: Extension, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A device may take long to give them up."""
+    """A device may take long to complete them."""
     worker = extension.start()
     client = extension.attach()
     seen: list[bytes] = []
 
     class Pump:
-        """The worker's own, with an eye on the client."""
+        """The worker's pump, which also checks the client."""
 
         def __init__(self, pump: _pump.Pump) -> None:
             self._pump = pump
@@ -460,7 +462,7 @@ def test_a_reset_that_fails_is_logged(
     assert f"resetting the device failed: Linux errno {LINUX_EPROTO}" in caplog.text
 
 
-def test_it_says_that_it_lives(extension: Extension) -> None:
+def test_it_answers_a_ping(extension: Extension) -> None:
     worker = extension.start()
     extension.say(Command.PING, Nothing())
     extension.attach()
@@ -470,7 +472,7 @@ def test_it_says_that_it_lives(extension: Extension) -> None:
     assert [extension.result(Nothing) for _answer in range(3)] == [Nothing()] * 3
 
 
-def test_nobody_to_disconnect(extension: Extension) -> None:
+def test_disconnect_without_a_client(extension: Extension) -> None:
     worker = extension.start()
     extension.say(Command.DISCONNECT, Nothing())
     extension.leave()
@@ -510,7 +512,7 @@ sys.exit(main(["1-1"]))
     ("said", "code", "lines"),
     [
         (b"", 0, []),
-        (b"GET / HTTP/1.1", 1, ["a frame of 1195725856 bytes: 1 to 65536 are allowed"]),
+        (b"GET / HTTP/1.1", 1, ["frame of 1195725856 bytes: must be 1 to 65536"]),
         (
             Conversation(CHILDREN).hello() + request_frame(1, "extension", Command.RELEASE, Nothing()),
             1,
@@ -519,7 +521,7 @@ sys.exit(main(["1-1"]))
     ],
     ids=["the extension is gone", "rubbish", "an order that does not come first"],
 )
-def test_the_exit_code_says_whether_all_was_well(said: bytes, code: int, lines: list[str]) -> None:
+def test_the_exit_code_reports_success(said: bytes, code: int, lines: list[str]) -> None:
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:

@@ -66,7 +66,7 @@ def test_remote_wakeup_is_masked() -> None:
 
 
 @pytest.mark.rule("uas-falls-back")
-def test_streams_are_shown_as_the_device_has_them() -> None:
+def test_descriptors_of_streams_are_shown_unchanged() -> None:
     # Linux's stub changes no descriptor; the client takes bulk-only because its vhci_hcd has no streams.
     companion = bytes.fromhex("06 30 0f 04 00 00")  # USB 3.2 table 9-28: bMaxBurst 15, 16 streams
     raw = configuration_descriptor(
@@ -103,7 +103,7 @@ def test_wlength_above_the_buffer_is_refused(rig: Rig) -> None:
 
 
 @pytest.mark.rule("set-interface")
-def test_set_interface_changes_what_an_endpoint_is(rig: Rig) -> None:
+def test_set_interface_changes_the_type_of_an_endpoint(rig: Rig) -> None:
     gone = rig.submit(ISO_OUT, 3, b"abc", number_of_packets=0)
     assert rig.exchange(gone)[0].status == -LINUX_EPIPE
     assert rig.control("01 0b 0100 0100 0000").status == 0
@@ -135,7 +135,7 @@ def test_a_configuration_or_setting_that_does_not_exist_ends_no_urb(rig: Rig, se
     assert rig.counters.in_flight == 1
 
 
-def test_set_configuration_that_the_device_fails_leaves_its_endpoints(rig: Rig) -> None:
+def test_a_failed_set_configuration_keeps_the_endpoints(rig: Rig) -> None:
     rig.control("01 0b 0100 0100 0000")
     rig.device.reset_error = RuntimeError("stuck")
     assert rig.control("00 09 0100 0000 0000").status == -LINUX_EPROTO
@@ -145,10 +145,10 @@ def test_set_configuration_that_the_device_fails_leaves_its_endpoints(rig: Rig) 
     rig.device.reset_error = None
 
 
-def test_the_counter_page_shows_while_a_call_to_the_device_blocks(
+def test_the_counter_page_shows_a_blocking_call_to_the_device(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker does not answer then: in requests that it carries out, and in the reset after a client."""
+    """The worker does not answer meanwhile: in intercepted requests, and in the reset after a client."""
     shown: list[float | None] = []
     monkeypatch.setattr(rig.device, "reset", lambda: shown.append(read_blocked(rig.page)))
     for step in (
@@ -197,7 +197,7 @@ def test_set_interface_clears_the_halts_of_that_interface(rig: Rig) -> None:
 
 
 def test_isochronous_urbs_follow_each_other(rig: Rig) -> None:
-    """Each packet has a microframe: the second URB begins where the first one ends."""
+    """Each packet has a microframe: the second URB begins at the end of the first."""
     rig.control("01 0b 0100 0100 0000")
     packets = [(number, 1) for number in range(16)]
     urbs = [rig.submit(ISO_IN, 16, packets=packets) for _ in range(3)]
@@ -244,7 +244,7 @@ def test_babble_is_cut_and_reported(rig: Rig) -> None:
 
 @pytest.mark.rule("ret-data-in-only")
 @pytest.mark.rule("ret-out-taken")
-def test_out_reports_what_was_taken_and_carries_nothing(rig: Rig) -> None:
+def test_out_reports_its_length_and_carries_no_data(rig: Rig) -> None:
     rig.send(encode(rig.submit(SINK, 1000, bytes(1000))))
     assert len(rig.client.recv(4096)) == 48
 
@@ -257,7 +257,7 @@ def test_zero_length_bulk(rig: Rig) -> None:
     assert rig.device.written == [(MODEL_OUT, b"")]
 
 
-def test_out_that_the_device_takes_in_parts(rig: Rig) -> None:
+def test_out_data_that_the_device_takes_in_parts(rig: Rig) -> None:
     rig.device.accepts = [2, Handshake.NAK]
     assert rig.exchange(rig.submit(MODEL_OUT, 5, b"abcde")) == []
     rig.device.accepts = []
@@ -302,7 +302,7 @@ def test_model_that_lacks_memory_answers(rig: Rig, error: Exception, status: int
 
 
 @pytest.mark.parametrize("length", [1, 320, 321, 1024, 65536, 1000000, MAX_TRANSFER_LENGTH])
-def test_source_fills_what_was_asked_for(rig: Rig, length: int) -> None:
+def test_source_fills_the_requested_length(rig: Rig, length: int) -> None:
     rig.send(encode(rig.submit(SOURCE, length)))
     data = b"".join(reply.data for reply in rig.awaited())
     packet = bytes(i % 63 for i in range(512))
@@ -310,7 +310,7 @@ def test_source_fills_what_was_asked_for(rig: Rig, length: int) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 511, 512, 513, 320, 321, 65536, (1 << 20) - 1, 1 << 20, (3 << 20) + 5])
-def test_loopback_gives_back_what_it_took(rig: Rig, length: int) -> None:
+def test_loopback_returns_what_was_written(rig: Rig, length: int) -> None:
     content = bytes(i * 7 % 251 for i in range(length))
     out, back = rig.submit(LOOP_OUT, length, content), rig.submit(LOOP_IN, length)
     rig.send(encode(out) + encode(back))
@@ -340,7 +340,7 @@ def test_order_per_endpoint(rig: Rig) -> None:
 
 @pytest.mark.rule("endpoints-independent")
 @pytest.mark.rule("idle-in")
-def test_waiting_in_holds_nothing_up(rig: Rig) -> None:
+def test_a_waiting_in_blocks_nothing_else(rig: Rig) -> None:
     waiting = [rig.submit(endpoint, 64) for endpoint in (INTERRUPT_IN, LOOP_IN, MODEL_IN)]
     assert rig.exchange(*waiting) == []
     assert rig.control(GET_DEVICE_DESCRIPTOR).status == 0
@@ -396,7 +396,7 @@ def test_packets_outside_the_buffer_are_refused(rig: Rig, packets: list[tuple[in
 
 @pytest.mark.parametrize(("length", "status"), [(0xFFFF, 0), (0x10000, -LINUX_EMSGSIZE)])
 def test_a_packet_that_no_endpoint_can_send_is_refused(rig: Rig, length: int, status: int) -> None:
-    """Of one above 16 bits, libusb for macOS would abort the worker."""
+    """A length above 16 bits would make libusb for macOS abort the worker."""
     rig.control("01 0b 0100 0100 0000")
     rig.client.send(encode(rig.submit(ISO_IN, length, packets=[(0, length)])))
     [reply] = rig.awaited()
@@ -404,7 +404,7 @@ def test_a_packet_that_no_endpoint_can_send_is_refused(rig: Rig, length: int, st
 
 
 @pytest.mark.rule("iso-limit")
-def test_isochronous_of_as_many_packets_as_can_be(rig: Rig) -> None:
+def test_isochronous_with_the_greatest_number_of_packets(rig: Rig) -> None:
     rig.control("01 0b 0100 0100 0000")
     rig.client.send(encode(rig.submit(ISO_IN, 1024, packets=[(i, 1) for i in range(1024)])))
     [reply] = rig.awaited()
@@ -471,6 +471,31 @@ def test_endpoint_that_does_not_exist_is_answered(rig: Rig) -> None:
     assert statuses(rig.exchange(missing, after)) == [(missing.seqnum, -LINUX_EPIPE), (after.seqnum, 0)]
 
 
+def test_an_interface_without_setting_0_begins_with_its_first_one() -> None:
+    """Before, between and after clients; and no client's session ends with a SET_INTERFACE of setting 0."""
+    device = ScriptedDevice()
+    device.configurations = (
+        configuration_descriptor(
+            interface_descriptor(0, 1, 0xFF, bAlternateSetting=2),
+            endpoint_descriptor(MODEL_IN, BULK, 512, 0),
+            interface_descriptor(0, 1, 0xFF, bAlternateSetting=3),
+            endpoint_descriptor(0x86, BULK, 512, 0),
+        ),
+    )
+    device.behaviours = {}
+    rig = Rig(device)
+    assert rig.control("01 0b 0000 0000 0000").status == -LINUX_EPIPE
+    for select in (None, "01 0b 0300 0000 0000", "00 09 0100 0000 0000"):
+        device.to_read = {MODEL_IN: [b"first"], 0x86: [b"other"]}
+        assert rig.exchange(rig.submit(MODEL_IN, 512))[0].data == b"first"
+        if select is not None:
+            assert rig.control(select).status == 0
+        assert rig.finish()
+        assert rig.pump.restore() == 0
+        rig.attach()
+    rig.close()
+
+
 def test_control_endpoint_besides_0_is_refused() -> None:
     device = ScriptedDevice()
     device.configurations = (
@@ -500,7 +525,7 @@ def test_unlink_of_one_among_many(rig: Rig) -> None:
 
 
 @pytest.mark.rule("unlink-answered")
-def test_unlink_that_comes_with_the_completion(rig: Rig) -> None:
+def test_unlink_at_the_same_time_as_the_completion(rig: Rig) -> None:
     submit = rig.submit(SOURCE, 4)
     unlink = rig.unlink(submit)
     answer, late = rig.exchange(submit, unlink)
@@ -509,7 +534,7 @@ def test_unlink_that_comes_with_the_completion(rig: Rig) -> None:
 
 
 @pytest.mark.rule("unlink-first")
-def test_unlink_that_comes_before_its_submit(rig: Rig) -> None:
+def test_an_unlink_that_overtakes_its_submit(rig: Rig) -> None:
     assert rig.control(GET_DEVICE_DESCRIPTOR).status == 0
     setup = bytes.fromhex(GET_DEVICE_DESCRIPTOR)
     submits = [rig.submit(SINK, data=b"never"), rig.submit(LOOP_IN, 64), rig.submit(0x80, 18, setup=setup)]
@@ -522,12 +547,12 @@ def test_unlink_that_comes_before_its_submit(rig: Rig) -> None:
     assert statuses(replies) == expected
     assert rig.counters.in_flight == 0
     assert rig.control(GET_DEVICE_DESCRIPTOR).status == 0
-    assert rig.exchange(rig.submit(LOOP_OUT, 1, b"x"))[0].status == 0  # nobody waits for it
+    assert rig.exchange(rig.submit(LOOP_OUT, 1, b"x"))[0].status == 0  # no UNLINK waits for it
     assert rig.exchange(rig.submit(LOOP_IN, 64))[0].data == b"x"
 
 
 @pytest.mark.rule("unlink-unknown")
-def test_unlink_of_a_submit_that_another_one_shows_to_be_none(rig: Rig) -> None:
+def test_unlink_of_a_submit_that_a_later_one_rules_out(rig: Rig) -> None:
     assert rig.control(GET_DEVICE_DESCRIPTOR).status == 0
     unlink = _unlink_of_nothing(rig)
     assert rig.exchange(unlink) == []
@@ -544,7 +569,7 @@ def test_unlink_of_a_submit_that_never_comes(rig: Rig) -> None:
 
 
 def _unlink_of_nothing(rig: Rig) -> Unlink:
-    """It names a SUBMIT that might have been sent just before, and was not."""
+    """It names a SUBMIT that could have been sent just before, but was not."""
     rig.seqnum += 2
     unlink = Unlink(seqnum=rig.seqnum, devid=DEVID, direction=0, ep=0, unlink_seqnum=rig.seqnum - 1)
     rig.replies.expect(unlink)
@@ -552,7 +577,7 @@ def _unlink_of_nothing(rig: Rig) -> Unlink:
 
 
 @pytest.mark.rule("lost-client")
-def test_unlink_that_comes_before_its_submit_goes_with_its_client(rig: Rig) -> None:
+def test_an_early_unlink_is_dropped_with_its_client(rig: Rig) -> None:
     assert rig.control(GET_DEVICE_DESCRIPTOR).status == 0
     submit = rig.submit(SOURCE, 4)
     assert rig.exchange(rig.unlink(submit)) == []
@@ -563,7 +588,7 @@ def test_unlink_that_comes_before_its_submit_goes_with_its_client(rig: Rig) -> N
 
 
 @pytest.mark.rule("unlink-answered")
-def test_unlink_of_an_urb_that_has_no_endpoint_is_answered_at_once(rig: Rig) -> None:
+def test_unlink_of_an_urb_without_an_endpoint_is_answered_at_once(rig: Rig) -> None:
     assert rig.control(GET_DEVICE_DESCRIPTOR).status == 0
     submit = rig.submit(0x8F, 64)
     assert statuses(rig.exchange(submit)) == [(submit.seqnum, -LINUX_EPIPE)]

@@ -1,4 +1,4 @@
-"""A host whose cancel ends all URBs of an endpoint, and which sends no zero packets: as macOS does it."""
+"""A host whose cancel ends all URBs of an endpoint and which sends no zero packets, like macOS."""
 
 from collections.abc import Iterator
 
@@ -66,7 +66,7 @@ def test_only_the_unlinked_urb_ends(rig: Rig, endpoint: int, which: int) -> None
 
 
 @pytest.mark.rule("unlink-others-live-mac")
-def test_many_unlinks_at_once_and_urbs_behind_them(rig: Rig) -> None:
+def test_many_unlinks_at_once_followed_by_urbs(rig: Rig) -> None:
     show_that_the_host_counts(rig)
     urbs = [rig.submit(MODEL_IN, 64) for _ in range(10)]
     rig.exchange(*urbs)
@@ -83,7 +83,7 @@ def test_many_unlinks_at_once_and_urbs_behind_them(rig: Rig) -> None:
 @pytest.mark.rule("unlink-others-live-mac")
 @pytest.mark.parametrize("endpoint", [MODEL_IN, INTERRUPT_IN])
 @pytest.mark.parametrize("which", [1, 2])
-def test_the_oldest_ends_when_what_it_has_moved_is_not_known(rig: Rig, endpoint: int, which: int) -> None:
+def test_the_oldest_ends_if_its_moved_bytes_are_unknown(rig: Rig, endpoint: int, which: int) -> None:
     """A host that counts no bytes of what it aborts cannot distinguish an idle URB from one that has read."""
     urbs = [rig.submit(endpoint, 64) for _ in range(3)]
     assert rig.exchange(*urbs) == []
@@ -101,7 +101,7 @@ def test_the_oldest_ends_when_what_it_has_moved_is_not_known(rig: Rig, endpoint:
 
 
 @pytest.mark.rule("unlink-others-live-mac")
-def test_nothing_is_in_question_when_the_oldest_is_unlinked(rig: Rig) -> None:
+def test_unlinking_the_oldest_affects_no_other(rig: Rig) -> None:
     urbs = [rig.submit(MODEL_IN, 64) for _ in range(3)]
     assert rig.exchange(*urbs) == []
     unlink = rig.unlink(urbs[0])
@@ -113,7 +113,7 @@ def test_nothing_is_in_question_when_the_oldest_is_unlinked(rig: Rig) -> None:
 
 
 @pytest.mark.rule("unlink-others-live-mac")
-def test_a_cleared_halt_leaves_the_urbs_of_its_endpoint(rig: Rig) -> None:
+def test_a_cleared_halt_keeps_the_urbs_of_its_endpoint(rig: Rig) -> None:
     show_that_the_host_counts(rig)
     urbs = [rig.submit(MODEL_IN, 64) for _ in range(3)]
     assert rig.exchange(*urbs) == []
@@ -128,7 +128,7 @@ def test_a_cleared_halt_leaves_the_urbs_of_its_endpoint(rig: Rig) -> None:
 
 
 @pytest.mark.rule("unlink-others-live-mac")
-def test_what_an_aborted_out_had_sent_is_not_sent_again(rig: Rig) -> None:
+def test_bytes_sent_before_an_abort_are_not_sent_again(rig: Rig) -> None:
     """The first fills the loopback and waits with its rest, the abort is for the second."""
     data = bytes(number % 251 for number in range(LOOP_SIZE + 5000))
     first, second = rig.submit(LOOP_OUT, data=data), rig.submit(LOOP_OUT, data=b"never")
@@ -151,7 +151,7 @@ def test_what_an_aborted_out_had_sent_is_not_sent_again(rig: Rig) -> None:
 
 @pytest.mark.rule("unlink-others-live-mac")
 @pytest.mark.rule("unlink-partial")
-def test_the_unlinked_out_says_what_it_had_sent(rig: Rig) -> None:
+def test_an_unlinked_out_reports_its_sent_bytes(rig: Rig) -> None:
     rig.device.accepts = [512, Handshake.NAK, 512, Handshake.NAK, Handshake.NAK]
     first, second = rig.submit(MODEL_OUT, data=bytes(2048)), rig.submit(MODEL_OUT, data=b"2")
     assert rig.exchange(first, second) == []
@@ -181,7 +181,7 @@ def test_isochronous_urbs_start_again(rig: Rig) -> None:
     ]
 
 
-def test_a_client_that_leaves_and_a_new_setting_end_all_of_them(rig: Rig) -> None:
+def test_a_departing_client_and_a_new_setting_end_all_urbs(rig: Rig) -> None:
     urbs = [rig.submit(endpoint, 64) for endpoint in (MODEL_IN, INTERRUPT_IN, MODEL_IN)]
     unlink = rig.unlink(urbs[0])
     rig.exchange(*urbs, unlink)
@@ -207,7 +207,7 @@ def test_a_client_that_leaves_and_a_new_setting_end_all_of_them(rig: Rig) -> Non
         (1000, URB_ZERO_PACKET, False),
     ],
 )
-def test_an_empty_packet_follows_whole_ones(rig: Rig, length: int, flags: int, empty: bool) -> None:
+def test_an_empty_packet_follows_full_ones(rig: Rig, length: int, flags: int, empty: bool) -> None:
     first = rig.submit(MODEL_OUT, data=bytes(length), flags=flags)
     second = rig.submit(MODEL_OUT, data=b"second")
     replies = rig.exchange(first, second)
@@ -222,7 +222,7 @@ def test_an_empty_packet_follows_whole_ones(rig: Rig, length: int, flags: int, e
 
 @pytest.mark.rule("zero-packet-mac")
 def test_the_urb_ends_with_its_empty_packet(rig: Rig) -> None:
-    """The packets behind it wait for that, and an UNLINK of it says that all bytes were sent."""
+    """Later packets wait for it, and an UNLINK of it reports all bytes as sent."""
     rig.device.accepts = [512, Handshake.NAK, Handshake.NAK]
     first = rig.submit(MODEL_OUT, data=bytes(512), flags=URB_ZERO_PACKET)
     second = rig.submit(MODEL_OUT, data=b"second")
@@ -238,7 +238,7 @@ def test_the_urb_ends_with_its_empty_packet(rig: Rig) -> None:
 
 
 @pytest.mark.rule("zero-packet-mac")
-def test_whether_an_aborted_empty_packet_was_sent_is_not_known(rig: Rig) -> None:
+def test_an_aborted_empty_packet_may_have_been_sent(rig: Rig) -> None:
     """It reports no bytes in either case."""
     show_that_the_host_counts(rig)
     rig.device.accepts = [512, Handshake.NAK]

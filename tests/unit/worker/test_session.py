@@ -1,4 +1,4 @@
-"""Sessions of the pump: one client after the other, bounds, counters, and the end."""
+"""Sessions of the pump: one client after another, bounds, counters, and the end."""
 
 import ctypes
 import os
@@ -37,7 +37,7 @@ def idle_read(seqnum: int) -> Submit:
 
 @pytest.mark.rule("lost-client")
 @pytest.mark.rule("seqnum-per-connection")
-def test_next_client_starts_afresh(rig: Rig) -> None:
+def test_the_next_client_starts_clean(rig: Rig) -> None:
     rig.control("01 0b 0100 0100 0000")
     waiting = rig.submit(LOOP_IN, 64)
     half = encode(rig.submit(SINK, 5000, bytes(5000)))[:3000]
@@ -141,8 +141,8 @@ def test_a_session_begins_as_the_first(leave: Callable[[Rig], None]) -> None:
     rig.close()
 
 
-def test_an_unlink_is_not_held_against_the_submits_of_the_last_client(rig: Rig) -> None:
-    """An UNLINK of the next URB waits for it, but only behind a SUBMIT of the same client."""
+def test_an_unlink_ignores_the_submits_of_the_last_client(rig: Rig) -> None:
+    """An UNLINK of the next URB waits for it, but only after a SUBMIT of the same client."""
     rig.seqnum = 1000
     rig.exchange(rig.submit(SINK, 1, b"a"))
     assert rig.finish()
@@ -154,15 +154,15 @@ def test_an_unlink_is_not_held_against_the_submits_of_the_last_client(rig: Rig) 
     assert statuses(rig.exchange(unlink)) == [(unlink.seqnum, 0)]
 
 
-def test_buffers_that_are_kept_make_room_for_others(rig: Rig) -> None:
-    """More than the budget in all, of ever other size classes."""
+def test_cached_buffers_make_room_for_others(rig: Rig) -> None:
+    """More than the budget in total, in changing size classes."""
     for size in (16 << 20, 8 << 20, 4 << 20, 2 << 20) * 3:
         rig.device.to_read[MODEL_IN] = [b"", b""]
         both = [rig.submit(MODEL_IN, size), rig.submit(MODEL_IN, size)]
         assert statuses(rig.exchange(*both)) == [(submit.seqnum, 0) for submit in both]
 
 
-def test_client_that_reads_nothing_is_not_read_any_more() -> None:
+def test_a_client_that_reads_nothing_is_no_longer_read() -> None:
     rig = Rig()
     taken = 0
     request = encode(rig.submit(SOURCE, 1 << 20))
@@ -182,7 +182,7 @@ def test_client_that_reads_nothing_is_not_read_any_more() -> None:
 
 
 def test_a_clients_socket_does_not_block(rig: Rig) -> None:
-    """The pump's own descriptor flag, as macOS takes no notice of MSG_DONTWAIT in what is sent."""
+    """By the descriptor flag, since macOS ignores MSG_DONTWAIT when sending."""
     assert rig.finish()
     ours, theirs = socketpair()
     with ours, theirs:
@@ -192,7 +192,7 @@ def test_a_clients_socket_does_not_block(rig: Rig) -> None:
 
 
 @pytest.mark.rule("lost-client")
-def test_a_client_that_is_not_read_any_more_may_leave() -> None:
+def test_a_client_that_is_no_longer_read_can_leave() -> None:
     rig = Rig()
     rig.send(b"".join(encode(idle_read(i)) for i in range(4097)))
     assert rig.counters.in_flight == 4096
@@ -263,7 +263,7 @@ def snapshots(rig: Rig) -> tuple[Snapshot, Snapshot]:
 
 
 def age_newest(rig: Rig, microseconds: int) -> None:
-    """As if the newest snapshot had been taken so much earlier."""
+    """Makes the newest snapshot that much older."""
     struct.pack_into("=q", rig.page, NEWEST, snapshots(rig)[1].taken - microseconds)
 
 
@@ -301,8 +301,8 @@ def test_budget_must_hold_the_largest_urb() -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to give memory back")
-def test_memory_of_a_client_goes_back_to_the_system_with_it(rig: Rig) -> None:
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier tests have freed
+def test_memory_of_a_client_is_returned_to_the_system(rig: Rig) -> None:
+    ctypes.CDLL(None).malloc_trim(0)  # memory freed by earlier tests
     before = private_memory()
     rig.send(b"".join(encode(rig.submit(SOURCE, size << 10)) for size in (1, 16, 64, 120, 600) * 32))
     assert private_memory() > before + 10240, "the client did not make the pool grow"

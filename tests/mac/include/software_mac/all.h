@@ -1,7 +1,7 @@
 /*
  * CoreFoundation, IOKit, IOUSBLib and Security as far as libusb's darwin backend and cython/iokit.pyx use them, for
  * Linux.  Written from Apple's public documentation; the names and numbers are the interface, nothing else is Apple's.
- * The layout of the interfaces of IOUSBLib is our own: all that uses it is compiled with this header.
+ * The layout of IOUSBLib's interfaces is our own: all code that uses it is compiled with this header.
  */
 #ifndef SOFTWARE_MAC_ALL_H
 #define SOFTWARE_MAC_ALL_H

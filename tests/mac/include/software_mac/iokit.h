@@ -109,7 +109,7 @@ typedef void *LPVOID;
 typedef UInt32 ULONG;
 typedef SInt32 HRESULT;
 
-/* The beginning of every interface of a plug-in, as COM has it. */
+/* The beginning of every interface of a plug-in, as in COM. */
 #define SOFTWARE_MAC_UNKNOWN \
     HRESULT (*QueryInterface)(void *self, CFUUIDBytes id, LPVOID *interface); \
     ULONG (*AddRef)(void *self); \

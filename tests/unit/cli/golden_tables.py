@@ -1,14 +1,15 @@
-"""What commands print, kept in tests/golden/text: one file for each command, width and use of colour.
+"""Golden texts of tables: one for each command, width and use of colour.
 
-As a program it writes the files.  In them the escape character is written `\\e`, as printf(1) takes it.
+The escape character is written `\\e`, as in printf(1).
 """
 
 import io
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Final
 from unittest import mock
@@ -34,8 +35,6 @@ from usbipd.ipc.conversation import Request
 from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command
 
-DIRECTORY: Final = Path(__file__).parents[2] / "golden/text"
-COMMAND: Final = ".venv/bin/python -m tests.unit.cli.texts"
 NOW: Final = START + 3600.0
 
 CASES: Final = [
@@ -44,7 +43,7 @@ CASES: Final = [
     for width in (80, 120)
     for colour in ("never", "always")
 ]
-"""The words of the command, the width of the terminal, and what --color gets."""
+"""The words of the command, the width of the terminal, and the value of --color."""
 
 
 def file_name(*case: object) -> str:
@@ -163,7 +162,7 @@ def answer(request: Request) -> Message:
 
 @contextmanager
 def fixed_time() -> Iterator[None]:
-    """It is one hour after the start, in UTC, whatever the clock of this machine says."""
+    """Set the clock to one hour after the start, in UTC."""
     with mock.patch.dict(os.environ, {"TZ": "UTC0"}):
         time.tzset()
         now = time.localtime(NOW)
@@ -174,7 +173,7 @@ def fixed_time() -> Iterator[None]:
 
 
 def printed(*case: object) -> str:
-    """What the command of the case prints on stdout."""
+    """The stdout of the command of this case."""
     *words, width, colour = (str(each) for each in case)
     output = io.StringIO()
     with (
@@ -195,8 +194,5 @@ def printed(*case: object) -> str:
     return output.getvalue().replace("\x1b", "\\e")
 
 
-if __name__ == "__main__":
-    for old in DIRECTORY.glob("*.txt"):
-        old.unlink()
-    for case in CASES:
-        (DIRECTORY / file_name(*case)).write_text(printed(*case), encoding="utf-8")
+TEXTS: Final[Mapping[str, Callable[[], str]]] = {file_name(*case): partial(printed, *case) for case in CASES}
+"""Each file and the function that returns its text."""
