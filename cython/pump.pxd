@@ -210,7 +210,7 @@ cdef enum TransferType:      # bmAttributes & 3, USB 2.0 table 9-13
     INTERRUPT = 3
 
 cdef enum UrbState:
-    URB_FREE                 # in the pool; nobody holds a pointer to it
+    URB_FREE                 # in the pool; nothing else points to it
     URB_RECEIVING            # the receiver owns the buffer and fills it from the socket
     URB_HELD                 # the pump keeps it back from the backend; the URB stands in the in-flight table
     URB_PENDING              # the backend owns the buffer; the URB stands in the in-flight table
@@ -218,7 +218,7 @@ cdef enum UrbState:
 
 cdef enum:
     HEADROOM = 64            # bytes in front of urb.data: the reply's header, or the setup packet of a control URB
-    INLINE_DATA = 320        # data up to here needs no buffer of its own
+    INLINE_DATA = 320        # data up to here needs no separate buffer
 
 cdef struct IsoPacket:       # struct usbip_iso_packet_descriptor, include/uapi/linux/usbip.h, in host byte order
     uint32_t offset
@@ -417,7 +417,7 @@ cdef struct Queue:
 # memory, which `pool_empty` frees.
 
 cdef struct Session:
-    int client               # the client's socket; -1: nobody is attached
+    int client               # the client's socket; -1: no client is attached
     Wake wake                # why the present round is to be the last
     bint closing             # URBs that end are not answered any more
     int64_t heard            # of the last round that has read something from the client
@@ -427,7 +427,7 @@ cdef struct Session:
     Urb *incoming            # the URB whose payload is on its way
     size_t expected          # bytes of that payload
     size_t received
-    size_t discard           # bytes of a payload that nobody wants
+    size_t discard           # bytes of a payload still to be dropped
     bint stalled             # the client holds its whole budget: its socket is not read
 
     int pending

@@ -42,7 +42,7 @@
 # CLEARED HALTS
 #
 # Linux leaves queued URBs alone when it clears a halt (usb_clear_halt in drivers/usb/core/message.c).  IOKit ends them
-# all with an error of its own, kIOUSBTransactionReturned, which does not tell what they have moved.  So the pipe is
+# all with kIOUSBTransactionReturned, which does not tell how many bytes they moved.  So the pipe is
 # aborted before: its URBs come back as described above, and are submitted again when the halt is cleared.
 #
 # FAILED ISOCHRONOUS URBS

@@ -18,7 +18,7 @@
 #             says so; -1 when there is none.
 #   forget    Frees what the backend hung on urb.transfer.  The URB is in nobody's hands.
 #   allocate  Memory of `size` bytes that the device reaches without a copy, or NULL: there is none, or no more of it.
-#             A backend that has no such memory leaves it NULL.  `release` gives the memory back.
+#             A backend that has no such memory leaves it NULL.  `release` frees the memory.
 #   has_setting  Whether the device has this configuration and, unless `interface` is -1, this alternate setting of that
 #             interface in it.  Nothing is sent.
 #   The device requests (set_configuration, set_interface, clear_halt, reset) do what the kernel's stub driver
@@ -31,7 +31,7 @@
 # At completion the backend has set urb.status (0 or a negative Linux errno), urb.actual_length (bytes moved, for
 # control without the setup packet; not for isochronous URBs) and, per isochronous packet, actual_length and
 # status.  The data of an IN URB lie in urb.data, or, unless it is isochronous, where urb.lent points: memory of the
-# backend that nobody changes until the URB is given back.  Isochronous packets lie one behind the other in urb.data,
+# backend that stays unchanged until the URB is given back.  Isochronous packets lie one behind the other in urb.data,
 # in both directions: packet i begins where the lengths before it end.  iso[i].offset is the client's and means
 # nothing here.
 
