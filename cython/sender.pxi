@@ -40,6 +40,11 @@
 # that costs system calls, so it begins with the first interrupt or isochronous URB: sessions of disks have none.
 
 
+cdef inline bint sender_is_bulk_data(Urb *urb) noexcept nogil:
+    """A RET_UNLINK of an URB that is not in flight is not, wherever it waits."""
+    return urb.type == BULK and urb.wire_in
+
+
 cdef void sender_be_prompt(Core *core) noexcept nogil:
     """From now on the kernel holds little.  A socket that is not TCP's has no such option, and is served as well."""
     cdef int most = PROMPT
@@ -64,7 +69,8 @@ cdef Urb *sender_take_bulk(Session *session) noexcept nogil:
     if queue.first == NULL:
         session.bulk_waits &= ~(<uint32_t>1 << session.turn)
     session.turn_taken += urb.reply_length
-    session.bulk_placed += urb.reply_length
+    if sender_is_bulk_data(urb):
+        session.bulk_placed += urb.reply_length
     urb_append(&session.outbox, &session.outbox_last, urb)
     return urb
 
@@ -96,7 +102,7 @@ cdef void sender_add_urgent(Session *session, Urb *urb) noexcept nogil:
 cdef void sender_add(Core *core, Urb *urb) noexcept nogil:
     cdef Session *session = &core.session
     cdef int number
-    if urb.type != BULK or not urb.wire_in:
+    if not sender_is_bulk_data(urb):
         sender_add_urgent(session, urb)
     elif session.bulk_waits == 0 and session.bulk_placed < session.most:
         session.bulk_placed += urb.reply_length
@@ -177,7 +183,7 @@ cdef void sender_leave(Core *core, size_t left) noexcept nogil:
         left -= urb.reply_length
         if urb == session.urgent_last:
             session.urgent_last = NULL
-        if urb.type == BULK and urb.wire_in:
+        if sender_is_bulk_data(urb):
             bulk += urb.reply_length
         following = urb.next
         pool_give(&core.pool, urb)
