@@ -188,7 +188,9 @@ def test_names_can_be_anything(start: StartShell, tmp_path: Path) -> None:
         make_binding(busid=f"2-{port}", product=name, devices=["9-9"]) for port, name in enumerate(names, 1)
     ]
     document = tmp_path / "list.json"
-    document.write_text(render(ListDocument(devices=devices, bindings=[*bindings, make_binding(busid=None)])))
+    document.write_text(
+        render(ListDocument(devices=devices, bindings=[*bindings, make_binding(busid=None)], left_out=[]))
+    )
     shell = start(f"[ $# = 4 ] && cat {document}")  # list --json --timeout 2
     ports = range(1, len(ODD) + 1)
     assert sorted(shell.complete("usbipd bind --busid ")) == sorted(f"1-{port}" for port in ports)
@@ -202,5 +204,7 @@ def test_only_busids_are_offered(start: StartShell, tmp_path: Path) -> None:
     """Whatever the command prints, only busids get into the line."""
     document = tmp_path / "list.json"
     busids = ["$(ls)", "1-1 2-2", "a", "-1", "1-1;ls", "", "3-3"]
-    document.write_text(render(ListDocument(devices=[make_device(busid) for busid in busids], bindings=[])))
+    document.write_text(
+        render(ListDocument(devices=[make_device(busid) for busid in busids], bindings=[], left_out=[]))
+    )
     assert start(f"cat {document}").complete("usbipd bind --busid ") == ["3-3"]

@@ -44,7 +44,7 @@ def test_by_name_by_id_and_several_at_once(start_daemon: StartDaemon) -> None:
     keyboard, serial, loopback = (daemon.busid(name) for name in ("keyboard", "serial", "loopback"))
     done = daemon.usbipd("unbind", "KEYB", serial, "keyboard", "no such device")
     assert done.returncode == 1
-    assert "no binding fits 'no such device'" in done.stderr
+    assert "no binding matches 'no such device'" in done.stderr
     assert bindings(daemon) == {loopback: "Simulated loopback"}
 
     done = daemon.usbipd("bind", "simulated keyboard", "serial")
@@ -66,7 +66,7 @@ def test_detach_by_the_name_of_a_device(start_daemon: StartDaemon) -> None:
     second = daemon.busid("loopback", 1)
     ambiguous = daemon.usbipd("unbind", "loopback")
     assert ambiguous.returncode == 2
-    assert "'loopback' fits 2 bindings" in ambiguous.stderr
+    assert "'loopback' matches 2 bindings" in ambiguous.stderr
     with Client(daemon.host, daemon.port).import_device(second):
         assert daemon.document("detach", "loopback")["busid"] == second
 

@@ -84,7 +84,7 @@ def test_a_flooding_worker_is_replaced_at_its_first_surplus_event(start: Start) 
     busid = daemon.busid("loopback")
     before = daemon.worker_pid(busid)
     with Client(daemon.host, daemon.port).import_device(busid):
-        assert daemon.log.wait_for("restored while free for a client: ended")
+        assert daemon.log.wait_for("channel closed: unexpected restored (free for a client)")
     until(lambda: daemon.worker_pid(busid) != before)
     entries = daemon.document("history")["entries"]
     assert [entry["busid"] for entry in entries if entry["event"] == "detached"] == [busid]
