@@ -1,7 +1,8 @@
 """Several uses of one device beside each other, over a network.  Runs in the bench, as root.
 
-The connection of a device carries all that it does, in one order.  So an answer waits behind what the server
-sent before it, at worst behind all URBs that the client has in flight.
+One connection carries all transfers of a device.  So an answer waits behind what is on its way: at least what
+the network holds; at worst, if the server answers in the order in which URBs end, all that the client has in
+flight.
 """
 
 from collections import defaultdict
