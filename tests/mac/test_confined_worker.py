@@ -182,7 +182,7 @@ def test_a_mac_where_only_root_can_open_a_device(start: Start, device: Device, m
     """It is detected before a client attaches, and a worker that stays root works."""
     device.mac.switch(open_needs_root=True)
     extension = start()
-    with pytest.raises(UsbipdError, match="the worker cannot claim its device again") as caught:
+    with pytest.raises(UsbipdError, match="the confined worker cannot claim its device again") as caught:
         extension.claim(device, sandbox=mode)
     assert caught.value.code == USELESS_WHEN_CONFINED
     assert 'confine = "off"' in str(caught.value.advice)

@@ -105,8 +105,10 @@ class TerminalJob:
         orders_end, self._orders = os.pipe()
         environment = {"PATH": os.environ["PATH"], "TERM": "xterm", "TZ": "UTC0"} | variables
         setup = (
-            "import fcntl, os, sys, termios\n"
+            "import fcntl, os, signal, sys, termios\n"
             "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+            # A job of a script without job control, as `make test &` is, ignores both.
+            "for number in (signal.SIGINT, signal.SIGQUIT): signal.signal(number, signal.SIG_DFL)\n"
             f"os.dup2({report_end}, 103); os.dup2({orders_end}, 104); os.dup2(103, 3); os.dup2(104, 4)\n"
         )
         self._shell = subprocess.Popen(
@@ -172,7 +174,9 @@ class TerminalJob:
         os.write(self._orders, f"{word}\n".encode())
 
     def _told(self, what: str) -> str:
+        until = time.monotonic() + PATIENCE
         while not select.select([self._report], [], [], 0.05)[0]:
+            assert time.monotonic() < until, (what, self.screen.lines)
             self._read(0.0)
         word, _, value = self._report.readline().strip().partition(" ")
         assert word == what, (word, value, self.screen.lines)
