@@ -95,10 +95,10 @@ class DeviceDescriptors(msgspec.Struct, frozen=True):
     fields: dict[str, int]
     """As `parse_device` returns them."""
     configurations: tuple[Configuration, ...]
-    """Those that could be read, in their order; at least one."""
+    """Those that could be read, in their order, each bConfigurationValue once; at least one."""
 
     def configuration(self, value: int) -> Configuration | None:
-        """The first one with this bConfigurationValue."""
+        """The one with this bConfigurationValue."""
         return next((each for each in self.configurations if each.bConfigurationValue == value), None)
 
 
@@ -106,17 +106,21 @@ def parse_descriptors(device: bytes, configurations: Sequence[bytes]) -> DeviceD
     """A device descriptor, and each configuration descriptor with all that belongs to it.
 
     One that cannot be read hides no other, and no more than `MAX_CONFIGURATIONS` are read
-    (usb_get_configuration).  Raises `DescriptorError` for no device descriptor, and if no configuration can
-    be read.
+    (usb_get_configuration).  Of those with the same bConfigurationValue only the first can be set
+    (usb_set_configuration in drivers/usb/core/message.c): the others are left out.  Raises
+    `DescriptorError` for no device descriptor, and if no configuration can be read.
     """
     fields = parse_device(device)
     found: list[Configuration] = []
     problem: str | None = None
     for index, raw in enumerate(configurations[:MAX_CONFIGURATIONS]):
         try:
-            found.append(parse_configuration(raw))
+            parsed = parse_configuration(raw)
         except DescriptorError as error:
             problem = problem or f"configuration {index}: {error.message}"
+            continue
+        if all(each.bConfigurationValue != parsed.bConfigurationValue for each in found):
+            found.append(parsed)
     if not found:
         raise DescriptorError(problem or "there is no configuration descriptor")
     return DeviceDescriptors(fields, tuple(found))

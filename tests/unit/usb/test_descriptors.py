@@ -328,8 +328,9 @@ def test_a_broken_configuration_hides_no_other(broken: bytes) -> None:
 
 
 def test_of_two_configurations_with_one_number_the_first_counts() -> None:
-    found = parse_descriptors(DEVICE, [numbered(1, *TWO), numbered(1)])
+    found = parse_descriptors(DEVICE, [numbered(1, *TWO), numbered(1, interface(7)), numbered(2)])
     assert found.configuration(1) == parse_configuration(numbered(1, *TWO))
+    assert values(found.configurations) == [1, 2], "no request reaches the second one"
 
 
 @pytest.mark.parametrize(
