@@ -22,7 +22,7 @@ include "linux_errno.pxi"
 include "interface.pxi"
 
 from usbipd.errors import ClaimError
-from usbipd.usb.descriptors import DescriptorError, Interface, parse_descriptors
+from usbipd.usb.descriptors import MAX_CONFIGURATIONS, DescriptorError, Interface, parse_descriptors
 from usbipd.usb.libusb_version import MINIMUM, dotted
 
 
@@ -168,10 +168,11 @@ cdef class Claim:
         return code
 
     cdef object _ask(self):
-        """As Linux does (usb_get_configuration in config.c): first how long a configuration is, then all of it."""
+        """As Linux does (usb_get_configuration in config.c): first how long a configuration is, then all of it; and no
+        more than `MAX_CONFIGURATIONS`."""
         device = self._descriptor(DEVICE_DESCRIPTOR, 0, DEVICE_SIZE)
         configurations = []
-        for index in range(device[-1] if len(device) == DEVICE_SIZE else 0):
+        for index in range(min(device[-1], MAX_CONFIGURATIONS) if len(device) == DEVICE_SIZE else 0):
             try:
                 begin = self._descriptor(CONFIGURATION_DESCRIPTOR, index, CONFIGURATION_SIZE)
                 total = max(int.from_bytes(begin[2:4], "little"), <int>CONFIGURATION_SIZE)

@@ -36,6 +36,7 @@ from usbipd.protocol.constants import (
     URB_ZERO_PACKET,
 )
 from usbipd.simulated.descriptors import configuration_descriptor, device_descriptor, interface_descriptor
+from usbipd.usb.descriptors import MAX_CONFIGURATIONS
 from usbipd.worker.held_device import HeldUsbDevice
 
 ERROR_IO, ERROR_NOT_FOUND, ERROR_BUSY, ERROR_NO_MEM, ERROR_OTHER = -1, -5, -6, -11, -99  # enum libusb_error
@@ -549,6 +550,14 @@ def test_a_device_that_sends_less_than_it_promises(sent: int, interfaces: list[i
     assert claim.held == interfaces
     assert len(claim.descriptors.configurations[0].endpoints) == endpoints
     assert claim.give_back() == []
+
+
+def test_a_device_is_asked_for_as_many_configurations_as_linux_reads() -> None:
+    """Each request may take `DESCRIPTOR_TIME`, and up to 64 KiB."""
+    fake.fake_promise(255)
+    claim = Claim(1, 2)
+    assert [each.bConfigurationValue for each in claim.descriptors.configurations] == [1, 2]
+    assert fake.fake_asked() == 1 + 2 * MAX_CONFIGURATIONS
 
 
 def test_a_device_that_does_not_tell_what_it_is() -> None:
