@@ -159,6 +159,8 @@ cdef class Claim:
             return LIBUSB_ERROR_NO_DEVICE
         try:
             file = os.open(f"/dev/bus/usb/{busnum:03}/{devnum:03}", os.O_RDWR | os.O_CLOEXEC)
+        except PermissionError:
+            return LIBUSB_ERROR_ACCESS
         except OSError:
             return LIBUSB_ERROR_NO_DEVICE
         libusb_set_option(self._device.context, LIBUSB_OPTION_LOG_LEVEL, <int>LIBUSB_LOG_LEVEL_WARNING)

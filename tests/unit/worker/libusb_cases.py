@@ -1,5 +1,7 @@
 """The claim and the libusb transfers on fake_libusb.c.  test_libusb.py runs it, in a separate process."""
 
+import errno
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -558,6 +560,25 @@ def test_a_device_is_asked_for_as_many_configurations_as_linux_reads() -> None:
     claim = Claim(1, 2)
     assert [each.bConfigurationValue for each in claim.descriptors.configurations] == [1, 2]
     assert fake.fake_asked() == 1 + 2 * MAX_CONFIGURATIONS
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (PermissionError(errno.EACCES, ""), "LIBUSB_ERROR_ACCESS"),
+        (FileNotFoundError(), "LIBUSB_ERROR_NO_DEVICE"),
+    ],
+)
+def test_a_device_that_libusb_does_not_list_and_that_cannot_be_opened(
+    error: OSError, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(os, "open", fails)
+    with pytest.raises(ClaimError, match="device 3 of bus 1 cannot be opened") as raised:
+        Claim(1, 3)
+    assert raised.value.code == code
 
 
 def test_a_device_that_does_not_tell_what_it_is() -> None:
