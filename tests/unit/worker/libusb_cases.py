@@ -581,6 +581,15 @@ def test_a_device_that_libusb_does_not_list_and_that_cannot_be_opened(
     assert raised.value.code == code
 
 
+def test_what_usbfs_keeps_of_a_removed_device_is_no_problem() -> None:
+    """Interfaces that libusb does not know go through its file, which it then watches no more."""
+    claim = Claim(1, 2)
+    claim.held.append(40)
+    claim.detached.append(40)
+    fake.fake_unplug()
+    assert claim.give_back() == []
+
+
 def test_a_device_that_does_not_tell_what_it_is() -> None:
     fake.fake_fail(b"control", ERROR_IO)
     with pytest.raises(ClaimError, match="device descriptor cannot be read"):
