@@ -232,6 +232,11 @@ cdef class Claim:
             if captures and self.captured:
                 self._clear_halts()
             self.complete = True
+        except ClaimError as reason:
+            problems = self.give_back()
+            if problems:
+                raise ClaimError("; ".join([reason.message, *problems]), code=reason.code) from reason
+            raise
         except BaseException:
             self.give_back()
             raise

@@ -590,6 +590,16 @@ def test_what_usbfs_keeps_of_a_removed_device_is_no_problem() -> None:
     assert claim.give_back() == []
 
 
+def test_a_driver_that_does_not_come_back_from_a_failed_claim_is_named() -> None:
+    fake.fake_occupy(0b10)
+    fake.fake_fail(b"attach", ERROR_IO)
+    with pytest.raises(
+        ClaimError, match=r"interface 1 cannot be claimed.*reattached to interface 0"
+    ) as raised:
+        Claim(1, 2).take()
+    assert raised.value.code == "LIBUSB_ERROR_BUSY"
+
+
 def test_a_device_that_does_not_tell_what_it_is() -> None:
     fake.fake_fail(b"control", ERROR_IO)
     with pytest.raises(ClaimError, match="device descriptor cannot be read"):
