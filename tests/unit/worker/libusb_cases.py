@@ -39,6 +39,7 @@ from usbipd.protocol.constants import (
 )
 from usbipd.simulated.descriptors import configuration_descriptor, device_descriptor, interface_descriptor
 from usbipd.usb.descriptors import MAX_CONFIGURATIONS
+from usbipd.worker import held_device
 from usbipd.worker.held_device import HeldUsbDevice
 
 ERROR_IO, ERROR_NOT_FOUND, ERROR_BUSY, ERROR_NO_MEM, ERROR_OTHER = -1, -5, -6, -11, -99  # enum libusb_error
@@ -645,6 +646,30 @@ def test_all_interfaces_of_sysfs_are_held(tmp_path: Path) -> None:
 def test_a_device_of_which_a_driver_would_keep_a_part_is_given_back(tmp_path: Path) -> None:
     with pytest.raises(ClaimError, match="interfaces that the descriptors do not show: 1"):
         HeldUsbDevice(parameters(plug(tmp_path, 0, sysfs=(0, 1))))
+    assert held_drivers() == ["detach 0", "attach 0"]
+
+
+def test_a_driver_that_does_not_come_back_to_the_rest_of_a_device_is_named(tmp_path: Path) -> None:
+    fake.fake_fail(b"attach", ERROR_IO)
+    with pytest.raises(ClaimError, match=r"do not show: 1; .*reattached to interface 0"):
+        HeldUsbDevice(parameters(plug(tmp_path, 0, sysfs=(0, 1))))
+
+
+def test_a_device_that_is_configured_by_another_program_meanwhile_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As usbmuxd and usb_modeswitch do to devices that have just been plugged in."""
+    device = plug(tmp_path, 0, sysfs=(0,))
+
+    class Overtaken(Claim):
+        def take(self) -> None:
+            (device / "bConfigurationValue").write_text("2\n")
+            super().take()
+
+    monkeypatch.setattr(held_device, "Claim", Overtaken)
+    with pytest.raises(ClaimError, match="configuration 1 was expected, and 2 is active") as raised:
+        HeldUsbDevice(parameters(device))
+    assert raised.value.code == "LIBUSB_ERROR_NOT_FOUND"
     assert held_drivers() == ["detach 0", "attach 0"]
 
 
