@@ -136,15 +136,14 @@ def split_descriptors(raw: bytes) -> tuple[bytes, list[bytes]]:
     """
     device, at = raw[:USB_DT_DEVICE_SIZE], USB_DT_DEVICE_SIZE
     count = min(device[-1], MAX_CONFIGURATIONS) if len(device) == USB_DT_DEVICE_SIZE else 0
+    begins = [begin for begin, kind, _length in _chain(raw, at, len(raw)) if kind == USB_DT_CONFIG]
     configurations: list[bytes] = []
     while len(configurations) < count and at < len(raw):
         end = len(raw)
         if len(configurations) < count - 1:
-            begins = [
-                begin for begin, kind, _length in _chain(raw, at, end) if kind == USB_DT_CONFIG and begin > at
-            ]
             promised = at + int.from_bytes(raw[at + 2 : at + 4], "little")
-            end = promised if promised in begins else next(iter(begins), end)
+            later = [begin for begin in begins if begin > at]
+            end = promised if promised in later else next(iter(later), end)
         configurations.append(raw[at:end])
         at = end
     return device, configurations
