@@ -22,7 +22,7 @@ include "linux_errno.pxi"
 include "interface.pxi"
 
 from usbipd.errors import ClaimError
-from usbipd.usb.descriptors import DescriptorError, Interface, parse_descriptors
+from usbipd.usb.descriptors import MAX_CONFIGURATIONS, DescriptorError, Interface, parse_descriptors
 from usbipd.usb.libusb_version import MINIMUM, dotted
 
 
@@ -159,6 +159,8 @@ cdef class Claim:
             return LIBUSB_ERROR_NO_DEVICE
         try:
             file = os.open(f"/dev/bus/usb/{busnum:03}/{devnum:03}", os.O_RDWR | os.O_CLOEXEC)
+        except PermissionError:
+            return LIBUSB_ERROR_ACCESS
         except OSError:
             return LIBUSB_ERROR_NO_DEVICE
         libusb_set_option(self._device.context, LIBUSB_OPTION_LOG_LEVEL, <int>LIBUSB_LOG_LEVEL_WARNING)
@@ -168,10 +170,11 @@ cdef class Claim:
         return code
 
     cdef object _ask(self):
-        """As Linux does (usb_get_configuration in config.c): first how long a configuration is, then all of it."""
+        """As Linux does (usb_get_configuration in config.c): first how long a configuration is, then all of it; and no
+        more than `MAX_CONFIGURATIONS`."""
         device = self._descriptor(DEVICE_DESCRIPTOR, 0, DEVICE_SIZE)
         configurations = []
-        for index in range(device[-1] if len(device) == DEVICE_SIZE else 0):
+        for index in range(min(device[-1], MAX_CONFIGURATIONS) if len(device) == DEVICE_SIZE else 0):
             try:
                 begin = self._descriptor(CONFIGURATION_DESCRIPTOR, index, CONFIGURATION_SIZE)
                 total = max(int.from_bytes(begin[2:4], "little"), <int>CONFIGURATION_SIZE)
@@ -229,6 +232,11 @@ cdef class Claim:
             if captures and self.captured:
                 self._clear_halts()
             self.complete = True
+        except ClaimError as reason:
+            problems = self.give_back()
+            if problems:
+                raise ClaimError("; ".join([reason.message, *problems]), code=reason.code) from reason
+            raise
         except BaseException:
             self.give_back()
             raise

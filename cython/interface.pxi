@@ -24,7 +24,7 @@ cdef extern from *:
         switch (errno) {
         case ENOENT: case ENODATA: return LIBUSB_ERROR_NOT_FOUND;
         case EBUSY: return LIBUSB_ERROR_BUSY;
-        case ENODEV: return LIBUSB_ERROR_NO_DEVICE;
+        case ENODEV: case EBADF: return LIBUSB_ERROR_NO_DEVICE; /* EBADF: interface_usbfs() found none */
         case EINVAL: return LIBUSB_ERROR_INVALID_PARAM;
         default: return LIBUSB_ERROR_OTHER;
         }
@@ -96,7 +96,8 @@ cdef struct OpenDevice:
 
 
 cdef int interface_usbfs(const OpenDevice *device) noexcept nogil:
-    """The only descriptor on which libusb waits for POLLOUT (initialize_handle in linux_usbfs.c); -1: it is closed."""
+    """The only descriptor on which libusb waits for POLLOUT (initialize_handle in linux_usbfs.c); -1: none, because the
+    device has been removed (op_handle_events)."""
     cdef const libusb_pollfd **list = libusb_get_pollfds(device.context)
     cdef int i = 0, file = -1
     if list != NULL:

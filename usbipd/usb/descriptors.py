@@ -95,10 +95,10 @@ class DeviceDescriptors(msgspec.Struct, frozen=True):
     fields: dict[str, int]
     """As `parse_device` returns them."""
     configurations: tuple[Configuration, ...]
-    """Those that could be read, in their order; at least one."""
+    """Those that could be read, in their order, each bConfigurationValue once; at least one."""
 
     def configuration(self, value: int) -> Configuration | None:
-        """The first one with this bConfigurationValue."""
+        """The one with this bConfigurationValue."""
         return next((each for each in self.configurations if each.bConfigurationValue == value), None)
 
 
@@ -106,17 +106,21 @@ def parse_descriptors(device: bytes, configurations: Sequence[bytes]) -> DeviceD
     """A device descriptor, and each configuration descriptor with all that belongs to it.
 
     One that cannot be read hides no other, and no more than `MAX_CONFIGURATIONS` are read
-    (usb_get_configuration).  Raises `DescriptorError` for no device descriptor, and if no configuration can
-    be read.
+    (usb_get_configuration).  Of those with the same bConfigurationValue only the first can be set
+    (usb_set_configuration in drivers/usb/core/message.c): the others are left out.  Raises
+    `DescriptorError` for no device descriptor, and if no configuration can be read.
     """
     fields = parse_device(device)
     found: list[Configuration] = []
     problem: str | None = None
     for index, raw in enumerate(configurations[:MAX_CONFIGURATIONS]):
         try:
-            found.append(parse_configuration(raw))
+            parsed = parse_configuration(raw)
         except DescriptorError as error:
             problem = problem or f"configuration {index}: {error.message}"
+            continue
+        if all(each.bConfigurationValue != parsed.bConfigurationValue for each in found):
+            found.append(parsed)
     if not found:
         raise DescriptorError(problem or "there is no configuration descriptor")
     return DeviceDescriptors(fields, tuple(found))
@@ -132,15 +136,14 @@ def split_descriptors(raw: bytes) -> tuple[bytes, list[bytes]]:
     """
     device, at = raw[:USB_DT_DEVICE_SIZE], USB_DT_DEVICE_SIZE
     count = min(device[-1], MAX_CONFIGURATIONS) if len(device) == USB_DT_DEVICE_SIZE else 0
+    begins = [begin for begin, kind, _length in _chain(raw, at, len(raw)) if kind == USB_DT_CONFIG]
     configurations: list[bytes] = []
     while len(configurations) < count and at < len(raw):
         end = len(raw)
         if len(configurations) < count - 1:
-            begins = [
-                begin for begin, kind, _length in _chain(raw, at, end) if kind == USB_DT_CONFIG and begin > at
-            ]
             promised = at + int.from_bytes(raw[at + 2 : at + 4], "little")
-            end = promised if promised in begins else next(iter(begins), end)
+            later = [begin for begin in begins if begin > at]
+            end = promised if promised in later else next(iter(later), end)
         configurations.append(raw[at:end])
         at = end
     return device, configurations

@@ -83,22 +83,31 @@ class HeldUsbDevice(HeldDevice):
         super().__init__(parameters, transfers, self._claim.descriptors.configurations)
         self._claim.take()  # last: it undoes itself when it fails, but not when something after it does
         if sys.platform != "darwin":
-            self._require_all_interfaces(parameters.path)
+            self._require_whole_device(parameters.path)
         self.claim_method = "libusb, captured" if self._claim.captured else "libusb"
 
-    def _require_all_interfaces(self, directory: str) -> None:
-        """A driver of this host must not keep a part of the device.  Raises `ClaimError`."""
+    def _require_whole_device(self, directory: str) -> None:
+        """A driver of this host must not keep a part of the device.  Its configuration must be the one whose
+        interfaces are claimed: usbmuxd and usb_modeswitch set another one when a device is plugged in.
+
+        Raises `ClaimError`; the device is then released.
+        """
+        expected = self._claim.configuration
         try:
+            active = configuration_in_sysfs(directory)
             left = interfaces_in_sysfs(directory) - set(self._claim.held)
         except OSError:  # it is being removed, which the pump will notice
             return
-        if left:
-            self._claim.give_back()
+        if active != expected:
+            reason = f"configuration {expected} was expected, and {active} is active"
+            code = "LIBUSB_ERROR_NOT_FOUND"
+        elif left:
             numbers = ", ".join(map(str, sorted(left)))
-            raise ClaimError(
-                f"the kernel has interfaces that the descriptors do not show: {numbers}",
-                code="interfaces-left",
-            )
+            reason = f"the kernel has interfaces that the descriptors do not show: {numbers}"
+            code = "interfaces-left"
+        else:
+            return
+        raise ClaimError("; ".join([reason, *self._claim.give_back()]), code=code)
 
     def device(self) -> UsbDevice:
         claim = self._claim

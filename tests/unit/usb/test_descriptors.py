@@ -3,6 +3,7 @@
 Invariant: any bytes give descriptors or a `DescriptorError`, and never more than Linux has room for.
 """
 
+import sys
 from typing import Final, NamedTuple
 
 import pytest
@@ -328,8 +329,9 @@ def test_a_broken_configuration_hides_no_other(broken: bytes) -> None:
 
 
 def test_of_two_configurations_with_one_number_the_first_counts() -> None:
-    found = parse_descriptors(DEVICE, [numbered(1, *TWO), numbered(1)])
+    found = parse_descriptors(DEVICE, [numbered(1, *TWO), numbered(1, interface(7)), numbered(2)])
     assert found.configuration(1) == parse_configuration(numbered(1, *TWO))
+    assert values(found.configurations) == [1, 2], "no request reaches the second one"
 
 
 @pytest.mark.parametrize(
@@ -375,6 +377,24 @@ def test_what_is_missing_in_sysfs_is_missing() -> None:
     assert split_descriptors(DEVICE[:10]) == (DEVICE[:10], [])
     assert split_descriptors(DEVICE) == (DEVICE, [])
     assert split_descriptors(DEVICE + FIRST + b"\0") == (DEVICE, [FIRST + b"\0"])
+
+
+def test_configurations_are_told_apart_in_one_pass() -> None:
+    """A device may consist of configuration descriptors of two bytes, which the kernel skips."""
+    raw = told(FIRST, 0) + b"\x02\x02" * 10_000
+    calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"  # also of a generator that goes on
+
+    sys.setprofile(count)
+    try:
+        _device, found = split_descriptors(DEVICE[:17] + bytes((MAX_CONFIGURATIONS,)) + raw)
+    finally:
+        sys.setprofile(None)
+    assert len(found) == MAX_CONFIGURATIONS
+    assert calls < 2 * 10_000
 
 
 # ---- any bytes ---------------------------------------------------------------------------------------------

@@ -49,6 +49,8 @@ static int appearing;   /* libusb watches another descriptor while it makes a li
 static int lists;       /* of descriptors that were made */
 static int siblings;    /* the driver of interface 0 takes interface 1 by itself */
 static size_t sent;     /* bytes of configuration 1 that the device sends, at most */
+static int promised;    /* bNumConfigurations; those beyond configuration 2 are like it */
+static int asked;       /* GET_DESCRIPTOR requests */
 static int hold_cancels;
 static int overstated;  /* bytes more than there are, which each isochronous packet is said to have */
 static int sysfs;    /* whether libusb can read it, which a confined worker cannot */
@@ -103,6 +105,8 @@ void fake_appear(void) { appearing = 1; }
 int fake_lists(void) { return lists; }
 void fake_overstate(int bytes) { overstated = bytes; }
 void fake_send(int bytes) { sent = bytes; }
+void fake_promise(int configurations) { promised = configurations; }
+int fake_asked(void) { return asked; }
 void fake_limit_device_memory(long most) { most_device_memory = most; }
 
 /* As it was in the beginning: plugged in, with a driver at each interface. */
@@ -114,6 +118,8 @@ void fake_begin(void)
     occupied = late = appearing = lists = 0;
     hold_cancels = hidden = failure_errno = siblings = overstated = 0;
     sent = SIZE_MAX;
+    promised = 2;
+    asked = 0;
     most_device_memory = 16 << 20; /* as usbfs has it */
     failing[0] = 0;
     journal[0] = 0;
@@ -315,20 +321,25 @@ int libusb_control_transfer(libusb_device_handle *handle, uint8_t type, uint8_t 
 {
     const unsigned char *from = device_descriptor;
     size_t has = sizeof device_descriptor;
+    asked++;
     if (strcmp("control", failing) == 0) {
         failing[0] = 0;
         return failure;
     }
     if (value >> 8 == LIBUSB_DT_CONFIG) {
-        if ((value & 0xff) >= LENGTH(configurations))
+        size_t at = value & 0xff;
+        if ((int)at >= promised)
             return LIBUSB_ERROR_PIPE;
-        from = configurations[value & 0xff].bytes;
-        has = configurations[value & 0xff].length;
+        at = at < LENGTH(configurations) ? at : LENGTH(configurations) - 1;
+        from = configurations[at].bytes;
+        has = configurations[at].length;
         if (from == configuration_1 && has > sent)
             has = sent;
     }
     has = has < length ? has : length;
     memcpy(data, from, has);
+    if (from == device_descriptor && has == sizeof device_descriptor)
+        data[17] = promised;
     return has;
 }
 

@@ -1,5 +1,7 @@
 """The claim and the libusb transfers on fake_libusb.c.  test_libusb.py runs it, in a separate process."""
 
+import errno
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +38,8 @@ from usbipd.protocol.constants import (
     URB_ZERO_PACKET,
 )
 from usbipd.simulated.descriptors import configuration_descriptor, device_descriptor, interface_descriptor
+from usbipd.usb.descriptors import MAX_CONFIGURATIONS
+from usbipd.worker import held_device
 from usbipd.worker.held_device import HeldUsbDevice
 
 ERROR_IO, ERROR_NOT_FOUND, ERROR_BUSY, ERROR_NO_MEM, ERROR_OTHER = -1, -5, -6, -11, -99  # enum libusb_error
@@ -551,6 +555,52 @@ def test_a_device_that_sends_less_than_it_promises(sent: int, interfaces: list[i
     assert claim.give_back() == []
 
 
+def test_a_device_is_asked_for_as_many_configurations_as_linux_reads() -> None:
+    """Each request may take `DESCRIPTOR_TIME`, and up to 64 KiB."""
+    fake.fake_promise(255)
+    claim = Claim(1, 2)
+    assert [each.bConfigurationValue for each in claim.descriptors.configurations] == [1, 2]
+    assert fake.fake_asked() == 1 + 2 * MAX_CONFIGURATIONS
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (PermissionError(errno.EACCES, ""), "LIBUSB_ERROR_ACCESS"),
+        (FileNotFoundError(), "LIBUSB_ERROR_NO_DEVICE"),
+    ],
+)
+def test_a_device_that_libusb_does_not_list_and_that_cannot_be_opened(
+    error: OSError, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(os, "open", fails)
+    with pytest.raises(ClaimError, match="device 3 of bus 1 cannot be opened") as raised:
+        Claim(1, 3)
+    assert raised.value.code == code
+
+
+def test_what_usbfs_keeps_of_a_removed_device_is_no_problem() -> None:
+    """Interfaces that libusb does not know go through its file, which it then watches no more."""
+    claim = Claim(1, 2)
+    claim.held.append(40)
+    claim.detached.append(40)
+    fake.fake_unplug()
+    assert claim.give_back() == []
+
+
+def test_a_driver_that_does_not_come_back_from_a_failed_claim_is_named() -> None:
+    fake.fake_occupy(0b10)
+    fake.fake_fail(b"attach", ERROR_IO)
+    with pytest.raises(
+        ClaimError, match=r"interface 1 cannot be claimed.*reattached to interface 0"
+    ) as raised:
+        Claim(1, 2).take()
+    assert raised.value.code == "LIBUSB_ERROR_BUSY"
+
+
 def test_a_device_that_does_not_tell_what_it_is() -> None:
     fake.fake_fail(b"control", ERROR_IO)
     with pytest.raises(ClaimError, match="device descriptor cannot be read"):
@@ -596,6 +646,30 @@ def test_all_interfaces_of_sysfs_are_held(tmp_path: Path) -> None:
 def test_a_device_of_which_a_driver_would_keep_a_part_is_given_back(tmp_path: Path) -> None:
     with pytest.raises(ClaimError, match="interfaces that the descriptors do not show: 1"):
         HeldUsbDevice(parameters(plug(tmp_path, 0, sysfs=(0, 1))))
+    assert held_drivers() == ["detach 0", "attach 0"]
+
+
+def test_a_driver_that_does_not_come_back_to_the_rest_of_a_device_is_named(tmp_path: Path) -> None:
+    fake.fake_fail(b"attach", ERROR_IO)
+    with pytest.raises(ClaimError, match=r"do not show: 1; .*reattached to interface 0"):
+        HeldUsbDevice(parameters(plug(tmp_path, 0, sysfs=(0, 1))))
+
+
+def test_a_device_that_is_configured_by_another_program_meanwhile_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As usbmuxd and usb_modeswitch do to devices that have just been plugged in."""
+    device = plug(tmp_path, 0, sysfs=(0,))
+
+    class Overtaken(Claim):
+        def take(self) -> None:
+            (device / "bConfigurationValue").write_text("2\n")
+            super().take()
+
+    monkeypatch.setattr(held_device, "Claim", Overtaken)
+    with pytest.raises(ClaimError, match="configuration 1 was expected, and 2 is active") as raised:
+        HeldUsbDevice(parameters(device))
+    assert raised.value.code == "LIBUSB_ERROR_NOT_FOUND"
     assert held_drivers() == ["detach 0", "attach 0"]
 
 
