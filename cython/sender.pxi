@@ -20,7 +20,8 @@
 # What never changes places:
 #
 #   Replies of one endpoint.  All of them go through the same queue.  SET_CONFIGURATION, SET_INTERFACE and a reset
-#   decide what an endpoint is; before one of them is answered, all that waits gets its place in the outbox.
+#   decide what an endpoint is.  A stall from before CLEAR_FEATURE(ENDPOINT_HALT) that arrives after it looks like a
+#   new one.  So before one of these four requests is answered, all that waits gets its place in the outbox.
 #   RET_UNLINK and the replies before it about the same URB.  It counts as a reply of the URB's endpoint.  Of an URB
 #   that is not in flight the endpoint is not known, so these are searched for in all that waits: MAX_URBS at most.
 #

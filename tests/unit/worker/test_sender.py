@@ -22,7 +22,7 @@ from tests.unit.worker.rig import (
     statuses,
 )
 from tests.urb import Command, Reply, RetSubmit, Submit, encode
-from usbipd.protocol.constants import LINUX_ECONNRESET, LINUX_ESHUTDOWN
+from usbipd.protocol.constants import LINUX_ECONNRESET, LINUX_EPIPE, LINUX_ESHUTDOWN
 
 KIB = 1024
 OFFERED = 512 * KIB
@@ -153,6 +153,18 @@ def test_what_an_endpoint_is_changes_behind_its_replies(rig: Rig) -> None:
         (waiting.seqnum, -LINUX_ESHUTDOWN),
     ]
     assert replies[-2:] == [(configure.seqnum, 0), (control.seqnum, 0)]
+
+
+@pytest.mark.rule("clear-halt")
+def test_a_halt_is_cleared_behind_the_stalls_of_its_endpoint(rig: Rig) -> None:
+    bulk = flood(rig, 5)
+    submit_all(rig, *bulk)
+    halt, clear = (
+        rig.submit(0, setup=bytes.fromhex(f"02 {request} 0000 8300 0000")) for request in ("03", "01")
+    )
+    stalled = rig.submit(SOURCE, 64)
+    submit_all(rig, halt, stalled, clear)
+    assert statuses(rig.rest())[-2:] == [(stalled.seqnum, -LINUX_EPIPE), (clear.seqnum, 0)]
 
 
 # ---- bulk endpoints take turns -------------------------------------------------------------------
