@@ -37,8 +37,9 @@
 # None of this helps where the kernel has taken the bulk data already: it holds megabytes.  With TCP_NOTSENT_LOWAT poll
 # finds the socket writable only while it holds less than PROMPT bytes that could not be sent yet.  Linux then takes no
 # more than that (tcp_stream_memory_free in net/ipv4/tcp.c).  On macOS it limits poll alone (sowriteable in
-# bsd/kern/uipc_socket2.c), so each time that poll finds the socket writable it is offered PROMPT bytes at most.  All
-# that costs system calls, so it begins with the first interrupt or isochronous URB: sessions of disks have none.
+# bsd/kern/uipc_socket2.c), so when the socket has taken PROMPT bytes, poll has to find it writable before the next.
+# At most PROMPT bytes are offered at once, so it takes less than twice as many between.  All that costs system calls,
+# so it begins with the first interrupt or isochronous URB: sessions of disks have none.
 
 
 cdef inline bint sender_is_bulk_data(Urb *urb) noexcept nogil:
@@ -239,5 +240,6 @@ cdef void sender_send(Core *core) noexcept nogil:
             session.blocked = True
             return
         if most == PROMPT:
-            session.blocked = session.outbox != NULL or session.bulk_waits != 0
+            session.unasked += <size_t>sent
+            session.blocked = session.unasked >= PROMPT or session.outbox != NULL or session.bulk_waits != 0
             return
