@@ -449,6 +449,7 @@ cdef struct Session:
     int turn                 # the one whose turn it is
     size_t turn_taken        # bytes that it has had of it
     bint blocked             # the socket takes no more for now
+    size_t unasked           # bytes that a prompt one has taken since poll found it writable
     size_t most              # bytes offered to it at once; PROMPT: the client has interrupt or isochronous URBs
 
     char problem[PROBLEM_SIZE]

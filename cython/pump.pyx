@@ -102,6 +102,7 @@ cdef Wake pump_run(Core *core, int channel) noexcept nogil:
         counters_take_snapshot(core.counters, core.now)
         if fds[1].revents & POLLOUT:
             session.blocked = False
+            session.unasked = 0
         if fds[1].revents & POLLIN:
             receiver_receive(core)
         elif fds[1].revents & (POLLHUP | POLLERR | POLLRDHUP):

@@ -116,8 +116,7 @@ cdef void requests_start(Core *core, Urb *urb, Request request) noexcept nogil:
         inflight_submit(core, urb)
         return
     result = requests_carry_out(core, urb, request)
-    if request != CLEARS_HALT:
-        sender_settle(core)
+    sender_settle(core)
     inflight_answer(core, urb, result)
 
 

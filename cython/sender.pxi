@@ -20,7 +20,8 @@
 # What never changes places:
 #
 #   Replies of one endpoint.  All of them go through the same queue.  SET_CONFIGURATION, SET_INTERFACE and a reset
-#   decide what an endpoint is; before one of them is answered, all that waits gets its place in the outbox.
+#   decide what an endpoint is.  A stall from before CLEAR_FEATURE(ENDPOINT_HALT) that arrives after it looks like a
+#   new one.  So before one of these four requests is answered, all that waits gets its place in the outbox.
 #   RET_UNLINK and the replies before it about the same URB.  It counts as a reply of the URB's endpoint.  Of an URB
 #   that is not in flight the endpoint is not known, so these are searched for in all that waits: MAX_URBS at most.
 #
@@ -36,8 +37,9 @@
 # None of this helps where the kernel has taken the bulk data already: it holds megabytes.  With TCP_NOTSENT_LOWAT poll
 # finds the socket writable only while it holds less than PROMPT bytes that could not be sent yet.  Linux then takes no
 # more than that (tcp_stream_memory_free in net/ipv4/tcp.c).  On macOS it limits poll alone (sowriteable in
-# bsd/kern/uipc_socket2.c), so each time that poll finds the socket writable it is offered PROMPT bytes at most.  All
-# that costs system calls, so it begins with the first interrupt or isochronous URB: sessions of disks have none.
+# bsd/kern/uipc_socket2.c), so when the socket has taken PROMPT bytes, poll has to find it writable before the next.
+# At most PROMPT bytes are offered at once, so it takes less than twice as many between.  All that costs system calls,
+# so it begins with the first interrupt or isochronous URB: sessions of disks have none.
 
 
 cdef inline bint sender_is_bulk_data(Urb *urb) noexcept nogil:
@@ -238,5 +240,6 @@ cdef void sender_send(Core *core) noexcept nogil:
             session.blocked = True
             return
         if most == PROMPT:
-            session.blocked = session.outbox != NULL or session.bulk_waits != 0
+            session.unasked += <size_t>sent
+            session.blocked = session.unasked >= PROMPT or session.outbox != NULL or session.bulk_waits != 0
             return
