@@ -40,8 +40,8 @@ FUZZ_SECONDS ?= 60
 export FUZZ_EXAMPLES ?= 300
 
 .PHONY: help deps venv broken-venv build debug lock usb-ids man completions binary run demo picture golden pkg install \
-    uninstall check test-deps test test-unit test-short test-mac test-as-user test-python314 test-binary e2e-deps e2e soak bench \
-    lint darwin-check wheels-macos sanitized asan fuzz clean
+    uninstall check test-deps test test-unit test-packaging test-short test-mac test-as-user test-python314 test-binary \
+    e2e-deps e2e soak bench lint darwin-check wheels-macos sanitized asan fuzz clean
 
 # Passed to the shell through the environment, so that it does not expand them.
 deps $(BIN)/python uninstall test-deps test-mac test-python314 sanitized e2e-deps e2e bench: export PYTHON := $(PYTHON)
@@ -147,10 +147,13 @@ test-deps:  ## install what some tests need, or are skipped (mandoc, zsh, fish, 
 	@packaging/install-deps "$$PYTHON" tests
 
 check: build  ## run lint and most unit tests, in less than a minute: before each commit
-	@$(MAKE) --no-print-directory --jobs=2 lint test-unit
+	@$(MAKE) --no-print-directory --jobs=2 lint test-unit test-packaging
 
 test-unit: build
-	$(BIN)/python -m pytest -q -m "not slow" tests/unit
+	$(BIN)/python -m pytest -q -m "not slow" tests/unit --ignore tests/unit/packaging
+
+test-packaging: build
+	$(BIN)/python -m pytest -q -m "not slow" tests/unit/packaging
 
 test: build  ## run unit and integration tests
 	$(BIN)/python -m pytest tests/unit tests/integration tests/fuzz
