@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.unit.extension.fakes import record
 from usbipd.errors import IPCError, UsbipdError
 from usbipd.extension.check_context import CheckContext, Host
 from usbipd.extension.device import ClaimedDevice, ClaimState, Failure
@@ -24,7 +25,6 @@ from usbipd.ipc.message import Message
 from usbipd.ipc.messages import Command, Nothing
 from usbipd.ipc.row import Role
 from usbipd.protocol.constants import Speed
-from usbipd.simulated.spec import SimulatedSpec
 from usbipd.usb.discovery import DeviceRecord
 
 PATIENCE = 20.0
@@ -116,21 +116,7 @@ class FakeSharedDevice:
 
 
 def shared_device(busid: str = "1-2", *, simulated: bool = False, **changes: Any) -> FakeSharedDevice:
-    record = DeviceRecord(
-        busid=busid,
-        busnum=1,
-        devnum=12,
-        path=f"/sys/devices/{busid}",
-        vendor_id=0x1234,
-        product_id=0x5678,
-        serial=None,
-        device_class=0,
-        speed=Speed.HIGH,
-        manufacturer="Maker",
-        product="Thing",
-        simulated=SimulatedSpec(name="loopback", options={}) if simulated else None,
-    )
-    return FakeSharedDevice(record, **changes)
+    return FakeSharedDevice(record(busid, simulated=simulated), **changes)
 
 
 @dataclass

@@ -53,12 +53,12 @@ def breaks(error: Exception) -> Check:
 
 def test_every_finding_gets_the_name_of_its_check() -> None:
     done = result(
-        ("store", finds(failed("broken", "Mend it."), warning("old", "Renew it."))),
+        ("store", finds(failed("broken", "Fix it."), warning("old", "Renew it."))),
         ("launchd", finds()),
         ("rights", finds(ok("root"))),
     )
     assert done.checks == [
-        CheckResult(name="store", state=CheckState.FAILED, message="broken", steps=["Mend it."]),
+        CheckResult(name="store", state=CheckState.FAILED, message="broken", steps=["Fix it."]),
         CheckResult(name="store", state=CheckState.WARNING, message="old", steps=["Renew it."]),
         CheckResult(name="rights", state=CheckState.OK, message="root"),
     ]
@@ -161,7 +161,7 @@ async def test_a_cancelled_run_leaves_no_check_running() -> None:
 def test_the_worst_findings_come_first_and_their_number_is_limited() -> None:
     many = [
         *(ok(f"{number}") for number in range(40)),
-        failed("broken", "Mend it."),
+        failed("broken", "Fix it."),
         warning("old", "Renew it."),
     ]
     checks = result(("binding", finds(*many))).checks
